@@ -1,0 +1,1 @@
+"""msgservice: hand it a message and it is never lost."""

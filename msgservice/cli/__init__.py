@@ -1,0 +1,1 @@
+"""The command line: an edge, which only calls the public API."""

@@ -1,0 +1,377 @@
+"""The error tree: every error that msgservice raises on purpose, and its code on the wire.
+
+`ProtocolError` and what is below it is the fault of the other side of a connection; it ends that
+connection with an ERROR frame that carries `wire_code`. `Refused` and what is below it is about
+one message that was never accepted. Errors carry facts as attributes; the sentence is for people.
+`docs/errors.md` lists them all, and a test compares it with this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class MsgServiceError(Exception):
+    """Anything that msgservice raises on purpose."""
+
+
+# --- The other side of a connection broke the protocol (PROTOCOL: ERROR frames) ---------------
+
+
+class ProtocolError(MsgServiceError):
+    """The peer sent what it may not send; this connection ends, no other is touched."""
+
+    wire_code: ClassVar[int] = 1
+
+
+class MalformedFrame(ProtocolError):
+    """A frame that does not decode: not msgpack, wrong shape, wrong type, integer out of range."""
+
+    wire_code = 2
+
+
+class FrameTooLarge(ProtocolError):
+    """A frame longer than the limit, on its way in or out."""
+
+    wire_code = 3
+
+    def __init__(self, size: int, size_max: int) -> None:
+        super().__init__(f"frame of {size} bytes, at most {size_max} allowed")
+        self.size, self.size_max = size, size_max
+
+
+class WrongVersion(ProtocolError):
+    """The peer speaks another version of the protocol."""
+
+    wire_code = 4
+
+    def __init__(self, version: int, supported: int) -> None:
+        super().__init__(f"protocol version {version}, this side speaks version {supported}")
+        self.version, self.supported = version, supported
+
+
+class UnknownKind(ProtocolError):
+    """A frame of a kind that this version does not know."""
+
+    wire_code = 5
+
+    def __init__(self, kind: object) -> None:
+        super().__init__(f"unknown frame kind {kind!r}")
+        self.kind = kind
+
+
+class UnexpectedFrame(ProtocolError):
+    """A known frame at a moment when it may not come, a TRANSFER before HELLO say."""
+
+    wire_code = 6
+
+    def __init__(self, kind: str, state: str) -> None:
+        super().__init__(f"{kind} frame while {state}")
+        self.kind, self.state = kind, state
+
+
+class DeadlinePassed(ProtocolError):
+    """The peer took longer than allowed: for its HELLO, for half a frame, for reading."""
+
+    wire_code = 7
+
+    def __init__(self, what: str, seconds: float) -> None:
+        super().__init__(f"{what} not within {seconds:g} s")
+        self.what, self.seconds = what, seconds
+
+
+class BadName(ProtocolError):
+    """A name that is empty, too long, or holds characters that names may not have."""
+
+    wire_code = 8
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"bad name {name[:64]!r}: {reason}")
+        self.name, self.reason = name, reason
+
+
+class BadSubject(ProtocolError):
+    """A subject or pattern that breaks the rules of subjects."""
+
+    wire_code = 9
+
+    def __init__(self, subject: str, reason: str) -> None:
+        super().__init__(f"bad subject {subject[:64]!r}: {reason}")
+        self.subject, self.reason = subject, reason
+
+
+class NeverSent(ProtocolError):
+    """The peer answered sequences that were not sent on this connection."""
+
+    wire_code = 10
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__(f"answer for sequences {first} to {last}, never sent on this connection")
+        self.first, self.last = first, last
+
+
+class ContentChanged(ProtocolError):
+    """The same sequence came again with other content (SEMANTICS 4)."""
+
+    wire_code = 11
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__(f"sequences {first} to {last} were sent before with other content")
+        self.first, self.last = first, last
+
+
+class NameMismatch(ProtocolError):
+    """The peer is not who it must be (SEMANTICS 27), or the name is held (SEMANTICS 5)."""
+
+    wire_code = 12
+
+
+class NotAuthenticated(ProtocolError):
+    """The listener asks for a login, or the login failed."""
+
+    wire_code = 13
+
+
+class HalfOpen(ProtocolError):
+    """Nothing was heard from the peer for 2.5 heartbeats."""
+
+    wire_code = 14
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"nothing heard for {seconds:g} s")
+        self.seconds = seconds
+
+
+class NotSupported(ProtocolError):
+    """Something of the protocol that this build does not offer; refused, never ignored."""
+
+    wire_code = 15
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is not supported")
+        self.what = what
+
+
+# --- One message was not accepted ---------------------------------------------------------------
+
+
+class Refused(MsgServiceError):
+    """The node did not accept the message; nothing was stored and nothing will be delivered."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class MessageTooLarge(Refused):
+    """The message is larger than a batch may be."""
+
+    def __init__(self, size: int, size_max: int) -> None:
+        super().__init__(f"message of {size} bytes, at most {size_max} allowed")
+        self.size, self.size_max = size, size_max
+
+
+class UnknownReceiver(Refused):
+    """`to` names a receiver that the node does not know."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"unknown receiver {name!r}")
+        self.name = name
+
+
+class NoReceiver(Refused):
+    """Nobody's patterns match the subject."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"no receiver for subject {subject!r}")
+        self.subject = subject
+
+
+class OutboxFull(Refused):
+    """The producer's disk outbox is at its limit."""
+
+    def __init__(self, size: int, size_max: int) -> None:
+        super().__init__(f"outbox holds {size} bytes, at most {size_max} allowed")
+        self.size, self.size_max = size, size_max
+
+
+class NotYetBuilt(Refused):
+    """An option that this version does not offer; refused, never ignored."""
+
+    def __init__(self, option: str) -> None:
+        super().__init__(f"{option} is not supported by this version")
+        self.option = option
+
+
+# --- What became of an accepted message ---------------------------------------------------------
+
+
+class NotDelivered(MsgServiceError):
+    """The message reached another final state at this receiver than *acknowledged*."""
+
+    def __init__(self, receiver: str, state: str, reason: str | None) -> None:
+        super().__init__(
+            f"not delivered to {receiver!r}: {state}" + (f" ({reason})" if reason else "")
+        )
+        self.receiver, self.state, self.reason = receiver, state, reason
+
+
+class Ambiguous(MsgServiceError):
+    """The call ended before its outcome was known; it may have happened.
+
+    A retry of the same call may do it twice, unless an outbox or a key makes it once.
+    """
+
+
+class ClientClosed(Ambiguous):
+    """The client was closed while this was under way."""
+
+
+class NoResponder(MsgServiceError):
+    """Nobody answers requests on this subject."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"nobody answers requests on {subject!r}")
+        self.subject = subject
+
+
+class RequestFailed(MsgServiceError):
+    """The other side answered the request with an error."""
+
+
+class RequestTimeout(MsgServiceError):
+    """No answer within the time given."""
+
+    def __init__(self, subject: str, seconds: float) -> None:
+        super().__init__(f"no answer on {subject!r} within {seconds:g} s")
+        self.subject, self.seconds = subject, seconds
+
+
+# --- What a handler says ------------------------------------------------------------------------
+
+
+class HandlerOutcome(MsgServiceError):
+    """Raised by a handler to say what shall happen with the message."""
+
+
+class Retry(HandlerOutcome):
+    """Try this message again, after `delay` seconds (None: the sender's own backoff)."""
+
+    def __init__(self, delay: float | None = None, reason: str = "retry asked for") -> None:
+        super().__init__(reason)
+        self.delay, self.reason = delay, reason
+
+
+class Reject(HandlerOutcome):
+    """Never send this message again: to the dead letters with it."""
+
+    def __init__(self, reason: str = "rejected") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+# --- The log ------------------------------------------------------------------------------------
+
+
+class LogError(MsgServiceError):
+    """Something about the durable store."""
+
+
+class LogFull(LogError):
+    """No room; nothing was written. Accepted again when there is room (SEMANTICS 18, 19)."""
+
+    def __init__(self, reason: str, *, delay: float = 1.0) -> None:
+        super().__init__(f"log full: {reason}")
+        self.reason, self.delay = reason, delay
+
+
+class LogUnavailable(LogError):
+    """The log cannot be written now; nothing was acknowledged."""
+
+
+class LogFailed(LogError):
+    """A sync failed and the log could not be made whole again: the process must end (SEMANTICS 19)."""
+
+
+class LogLocked(LogError):
+    """Another process holds the data folder (SEMANTICS 33)."""
+
+    def __init__(self, path: str, holder: str) -> None:
+        super().__init__(f"data folder {path} is held by {holder}")
+        self.path, self.holder = path, holder
+
+
+class LogTooNew(LogError):
+    """The log was written by a newer program."""
+
+    def __init__(self, version: int, supported: int) -> None:
+        super().__init__(
+            f"log has schema version {version}, this program knows up to {supported}: use the newer program"
+        )
+        self.version, self.supported = version, supported
+
+
+class LogDamaged(LogError):
+    """The log holds less than, or other than, what it acknowledged (SEMANTICS 21, 22)."""
+
+    def __init__(self, reason: str, first: int, last: int) -> None:
+        super().__init__(f"log damaged: {reason} (batches {first} to {last})")
+        self.reason, self.first, self.last = reason, first, last
+
+
+class DataFolderUnusable(LogError):
+    """The data folder is not writable, or lies on a filesystem that cannot hold a log."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"data folder {path} cannot be used: {reason}")
+        self.path, self.reason = path, reason
+
+
+class LogWentBack(LogError):
+    """This side's own log is older than what the other side has seen of it (SEMANTICS 6)."""
+
+    def __init__(self, peer: str, own: int, seen: int) -> None:
+        super().__init__(f"{peer!r} has seen sequence {seen}, this log's highest is {own}")
+        self.peer, self.own, self.seen = peer, own, seen
+
+
+class PeerForgot(LogError):
+    """The other side no longer has what it acknowledged (SEMANTICS 6)."""
+
+    def __init__(self, peer: str, first: int, last: int) -> None:
+        super().__init__(
+            f"{peer!r} has forgotten sequences {first} to {last}, which it had acknowledged"
+        )
+        self.peer, self.first, self.last = peer, first, last
+
+
+# --- Configuration and start --------------------------------------------------------------------
+
+
+class ConfigError(MsgServiceError):
+    """The configuration is wrong; `problems` has every one of them, with its line."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class CannotListen(MsgServiceError):
+    """A listener could not be opened: port in use, or not allowed."""
+
+    def __init__(self, listener: str, reason: str) -> None:
+        super().__init__(f"cannot listen on {listener}: {reason}")
+        self.listener, self.reason = listener, reason
+
+
+class InsecureListener(CannotListen):
+    """A listener beyond loopback without authentication (SEMANTICS 32)."""
+
+
+class LimitReached(MsgServiceError):
+    """A configured limit was reached; names it."""
+
+    def __init__(self, limit: str, value: int) -> None:
+        super().__init__(f"limit {limit} = {value} reached")
+        self.limit, self.value = limit, value

@@ -1,0 +1,1 @@
+"""Other protocols' own terms, spoken over the same core."""

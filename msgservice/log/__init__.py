@@ -1,0 +1,1 @@
+"""The durable store of batches (`ILog`). Never imports a transport."""

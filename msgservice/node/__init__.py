@@ -1,0 +1,1 @@
+"""The node: ingress, dispatch, directory, tracker, and the page that assembles them."""
