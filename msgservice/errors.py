@@ -291,7 +291,7 @@ class LogUnavailable(LogError):
 
 
 class LogFailed(LogError):
-    """A sync failed and the log could not be made whole again: the process must end (SEMANTICS 19)."""
+    """A sync failed and the log could not be made whole: the process must end (SEMANTICS 19)."""
 
 
 class LogLocked(LogError):
@@ -307,7 +307,8 @@ class LogTooNew(LogError):
 
     def __init__(self, version: int, supported: int) -> None:
         super().__init__(
-            f"log has schema version {version}, this program knows up to {supported}: use the newer program"
+            f"log has schema version {version}, this program knows up to {supported}:"
+            " use the newer program"
         )
         self.version, self.supported = version, supported
 

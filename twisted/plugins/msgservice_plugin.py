@@ -1,4 +1,4 @@
-"""Names the service to twistd. Strings only: importing this must not import the service or a reactor."""
+"""Names the service to twistd. Strings only: no service and no reactor is imported here."""
 
 from twisted.application.service import ServiceMaker
 
