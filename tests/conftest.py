@@ -1,0 +1,30 @@
+"""For every test: a Failure that is only logged, or a Deferred that is dropped, fails the test.
+
+A dropped failed Deferred is reported when it is collected, so the fixture collects (Twisted
+reports it as a log event, which a plain pytest run would not notice).
+"""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+from twisted.logger import LogEvent, globalLogPublisher
+
+
+@pytest.fixture(autouse=True)
+def logged_failures(request: pytest.FixtureRequest) -> Iterator[list[LogEvent]]:
+    """Return the list of failures logged so far; a test that expects some clears it."""
+    failures: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        if "log_failure" in event:
+            failures.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield failures
+        gc.collect()
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    if failures:
+        pytest.fail("logged: " + "\n".join(str(e["log_failure"]) for e in failures))
