@@ -8,7 +8,8 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import implementer
 
 
 @pytest.fixture(autouse=True)
@@ -16,10 +17,13 @@ def logged_failures(request: pytest.FixtureRequest) -> Iterator[list[LogEvent]]:
     """Return the list of failures logged so far; a test that expects some clears it."""
     failures: list[LogEvent] = []
 
-    def observe(event: LogEvent) -> None:
-        if "log_failure" in event:
-            failures.append(event)
+    @implementer(ILogObserver)
+    class Observer:
+        def __call__(self, event: LogEvent) -> None:
+            if "log_failure" in event:
+                failures.append(event)
 
+    observe = Observer()
     globalLogPublisher.addObserver(observe)
     try:
         yield failures
