@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "msgservice"
 # Lowest first; a module may import its own layer and those before it.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "limits"),
-    ("message", "codecs", "interfaces"),
+    ("message", "codecs", "interfaces", "records"),
     ("core",),
     ("log", "transport"),
     ("client", "receiver", "node", "faces"),

@@ -1,0 +1,147 @@
+"""A set of integers kept as sorted, disjoint, inclusive ranges.
+
+Used wherever something is "taken", "settled" or "open": dense sets cost one entry. Adding at the
+end, the usual case, costs O(1); anywhere else O(log n) to find and O(n) to move list entries.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+
+Range = tuple[int, int]
+
+
+class RangeSet:
+    """A mutable set of integers; iterating gives its ranges as `(first, last)`, rising."""
+
+    __slots__ = ("_firsts", "_lasts")
+
+    def __init__(self, ranges: Iterable[Range] = ()) -> None:
+        self._firsts: list[int] = []
+        self._lasts: list[int] = []
+        for first, last in ranges:
+            self.add(first, last)
+
+    def __iter__(self) -> Iterator[Range]:
+        return iter(list(zip(self._firsts, self._lasts, strict=True)))
+
+    def __len__(self) -> int:
+        """How many ranges, not how many integers."""
+        return len(self._firsts)
+
+    def __bool__(self) -> bool:
+        return bool(self._firsts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RangeSet):
+            return NotImplemented
+        return self._firsts == other._firsts and self._lasts == other._lasts
+
+    __hash__ = None  # type: ignore[assignment]  # mutable, so it has no hash
+
+    def __repr__(self) -> str:
+        return f"RangeSet({list(self)})"
+
+    def __contains__(self, number: int) -> bool:
+        at = bisect_right(self._firsts, number) - 1
+        return at >= 0 and number <= self._lasts[at]
+
+    @property
+    def count(self) -> int:
+        """How many integers."""
+        return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
+
+    @property
+    def first(self) -> int | None:
+        """The lowest integer, or None."""
+        return self._firsts[0] if self._firsts else None
+
+    @property
+    def last(self) -> int | None:
+        """The highest integer, or None."""
+        return self._lasts[-1] if self._lasts else None
+
+    def copy(self) -> RangeSet:
+        """Return an independent copy."""
+        new = RangeSet()
+        new._firsts = self._firsts.copy()
+        new._lasts = self._lasts.copy()
+        return new
+
+    def add(self, first: int, last: int) -> None:
+        """Add all from `first` to `last`; nothing if `last` is below `first`."""
+        if last < first:
+            return
+        firsts, lasts = self._firsts, self._lasts
+        if not firsts or first > lasts[-1] + 1:
+            firsts.append(first)
+            lasts.append(last)
+            return
+        if first >= firsts[-1]:
+            if last > lasts[-1]:
+                lasts[-1] = last
+            return
+        low = bisect_left(lasts, first - 1)  # the first range that touches or follows
+        high = bisect_right(firsts, last + 1)  # one past the last range that touches
+        if low < high:
+            first = min(first, firsts[low])
+            last = max(last, lasts[high - 1])
+        firsts[low:high] = [first]
+        lasts[low:high] = [last]
+
+    def remove(self, first: int, last: int) -> None:
+        """Remove all from `first` to `last` that are there."""
+        if last < first:
+            return
+        firsts, lasts = self._firsts, self._lasts
+        low = bisect_left(lasts, first)
+        high = bisect_right(firsts, last)
+        if low >= high:
+            return
+        new_firsts: list[int] = []
+        new_lasts: list[int] = []
+        if firsts[low] < first:
+            new_firsts.append(firsts[low])
+            new_lasts.append(first - 1)
+        if lasts[high - 1] > last:
+            new_firsts.append(last + 1)
+            new_lasts.append(lasts[high - 1])
+        firsts[low:high] = new_firsts
+        lasts[low:high] = new_lasts
+
+    def remove_below(self, number: int) -> None:
+        """Remove all that are lower than `number`."""
+        if self._firsts and self._firsts[0] < number:
+            self.remove(self._firsts[0], number - 1)
+
+    def covers(self, first: int, last: int) -> bool:
+        """Whether all from `first` to `last` are there."""
+        at = bisect_right(self._firsts, first) - 1
+        return at >= 0 and last <= self._lasts[at]
+
+    def overlaps(self, first: int, last: int) -> bool:
+        """Whether any from `first` to `last` is there."""
+        at = bisect_left(self._lasts, first)
+        return at < len(self._firsts) and self._firsts[at] <= last
+
+    def within(self, first: int, last: int) -> list[Range]:
+        """Return the parts of `first` to `last` that are there, rising."""
+        parts = []
+        firsts, lasts = self._firsts, self._lasts
+        at = bisect_left(lasts, first)
+        while at < len(firsts) and firsts[at] <= last:
+            parts.append((max(first, firsts[at]), min(last, lasts[at])))
+            at += 1
+        return parts
+
+    def missing(self, first: int, last: int) -> list[Range]:
+        """Return the parts of `first` to `last` that are not there, rising."""
+        parts = []
+        for low, high in self.within(first, last):
+            if first < low:
+                parts.append((first, low - 1))
+            first = high + 1
+        if first <= last:
+            parts.append((first, last))
+        return parts

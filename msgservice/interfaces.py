@@ -1,0 +1,192 @@
+"""What others implement: `ILog`, `ITransport`, `IChannel`, `ICodec`, `IAuthorizer`.
+
+Each has one contract suite under `tests/contract` that every implementation passes, ours or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort
+from zope.interface import Attribute, Interface
+
+from msgservice.errors import ProtocolError
+from msgservice.limits import Limits
+from msgservice.records import (
+    Account,
+    Audience,
+    Batch,
+    DeadLetter,
+    Found,
+    Group,
+    History,
+    Outcome,
+    Resume,
+    Room,
+    Snapshot,
+)
+
+
+class ILog(Interface):
+    """The one durable, ordered store of batches of a node.
+
+    Methods return Deferreds unless they say *now*. All are called on the reactor's thread; those
+    that say *now* answer from the committed state held in memory. One `append` runs at a time:
+    the caller gathers the next group meanwhile (group commit).
+    """
+
+    log_id = Attribute("str: names this log; another after restore, migrate or copy")
+    durable = Attribute("bool: whether `append` survives power loss")
+
+    def open() -> Deferred[Snapshot]:
+        """Lock, check and open; fire with a `records.Snapshot`.
+
+        Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
+        """
+
+    def append(group: Group) -> Deferred[list[Outcome]]:
+        """Store a `records.Group` in one transaction; fire after its sync with the outcomes.
+
+        Fires with a list of `records.Outcome`, one for each batch, in order. Each batch that was
+        stored whole has its `number` and `stored_at` now. Dedupe by (sender, incarnation,
+        sequence) happens inside the transaction. A batch that is refused does not fail the group,
+        nor does a full disk: then every batch is `RefusedBatch(LogFull)` and the rest is stored.
+        Fails with `LogUnavailable` (nothing of the group is stored, try again later) or
+        `LogFailed` (the process must end).
+        """
+
+    def audience(members: Collection[int]) -> Audience:
+        """Return *now* the `records.Audience` of these receiver numbers, made if new.
+
+        Raises `LimitReached` beyond `limits.audiences`.
+        """
+
+    def resume(sender: str, incarnation: str) -> Resume:
+        """Return *now* the `records.Resume` of this incarnation (committed state)."""
+
+    def read(
+        audiences: Collection[int], after: int, bytes_max: int, messages_max: int
+    ) -> Deferred[list[Batch]]:
+        """Fire with the next batches (a list, rising) whose audience is one of `audiences`.
+
+        `audiences`: collection of audience numbers. `after`: position; a batch is given when its
+        last position is above it. At least one batch if there is any, else up to the limits.
+        """
+
+    def history(sender: str, incarnation: str, first: int, pieces_max: int) -> Deferred[History]:
+        """Fire with the `records.History` page of this sender's sequences from `first` on."""
+
+    def find(identity: str) -> Deferred[Found | None]:
+        """Fire with the `records.Found` of a message, or None.
+
+        `identity`: `log:POSITION`, `SENDER/HASH/SEQUENCE`, or an `id` that its sender gave.
+        """
+
+    def dead_letters(receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
+        """Fire with up to `count_max` `records.DeadLetter` of a receiver number, by position."""
+
+    def retain(now: int) -> Deferred[bool]:
+        """Remove what may go, a small range at a time; fire with True if there is more to do."""
+
+    def room() -> Room:
+        """Return *now* a `records.Room`."""
+
+    def accounts() -> Deferred[list[Account]]:
+        """Fire with a `records.Account` for each receiver that was not removed."""
+
+    def audit() -> Deferred[list[str]]:
+        """Recount from the batches; fire with a list of discrepancies as sentences."""
+
+    def close() -> Deferred[None]:
+        """Checkpoint, sync and unlock; fire when done. Safe to call twice."""
+
+
+class IChannel(Interface):
+    """One live connection to a peer, whatever carries it: frames out, bytes bounded."""
+
+    peer = Attribute("str: where the other side is, for people")
+    local_only = Attribute("bool: loopback or Unix socket, so names need no proof (SEMANTICS 32)")
+
+    def send(frame: bytes) -> None:
+        """Queue one encoded frame (bytes); all of one reactor turn leave together.
+
+        Raises `FrameTooLarge` for a frame beyond the limit; nothing is queued then.
+        """
+
+    def pause() -> None:
+        """Stop reading from the peer."""
+
+    def resume() -> None:
+        """Read again."""
+
+    def close() -> None:
+        """Send what is queued, then close; aborted when that takes too long."""
+
+    def abort() -> None:
+        """Close at once. `channel_lost` still follows."""
+
+
+class IChannelUser(Interface):
+    """What stands behind a channel. Never called from inside `IChannel.send`."""
+
+    def channel_opened(channel: IChannel) -> None:
+        """The connection stands."""
+
+    def frames_received(frames: list[bytes]) -> None:
+        """Some frames arrived (a list of bytes). May not raise."""
+
+    def channel_failed(error: ProtocolError) -> None:
+        """The peer broke a rule that the channel watches (a `ProtocolError`); it will be closed."""
+
+    def channel_writable(writable: bool) -> None:
+        """The transport's buffer is full (False), or has room again (True). Starts writable."""
+
+    def channel_lost(reason: str) -> None:
+        """The connection has gone (a str for people). Exactly once, and last."""
+
+
+class ITransport(Interface):
+    """A kind of address: makes channels both ways. Registered by URL scheme."""
+
+    schemes = Attribute("tuple of str: the beginnings of addresses that it serves, `tcp`")
+
+    def connector(
+        reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+    ) -> IService:
+        """Return a `twisted.application.internet.ClientService`-like IService.
+
+        It keeps one connection to `address` and calls `make_user() -> IChannelUser` for each.
+        """
+
+    def listen(
+        reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+    ) -> Deferred[IListeningPort]:
+        """Fire with an `IListeningPort`; each connection gets its own `make_user()`.
+
+        Fails with `CannotListen`.
+        """
+
+
+class ICodec(Interface):
+    """Turns content into a body and back."""
+
+    content_type = Attribute("str: what `headers['content-type']` says")
+
+    def encode(content: Any) -> bytes:
+        """Return the bytes of `content`; `TypeError` where it cannot."""
+
+    def decode(body: bytes) -> Any:
+        """Return the content of `body` (bytes); `ValueError` where it cannot."""
+
+
+class IAuthorizer(Interface):
+    """Says who may do what."""
+
+    def allows(user: str | None, verb: str, name: str) -> bool:
+        """Return whether `user` may `verb` (`send`, `receive`, `administer`) on this name.
+
+        `user`: str, or None for an unauthenticated peer. `name`: subject or receiver.
+        """

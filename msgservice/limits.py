@@ -1,0 +1,99 @@
+"""Every limit of msgservice with its default, its unit and its reason.
+
+One frozen value, `Limits`, is made from the configuration and handed down; nothing reads a
+module constant that an operator may want to change. `docs/configuration.md` lists them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+INTEGER_MAX = 2**53 - 1  # exact in JSON and in every language's double
+NAME_BYTES_MAX = 255  # names and subjects, UTF-8
+BATCH_INDEX_BITS = 16  # position = batch number << 16 | index in batch
+FRAME_OVERHEAD = 8 * 1024  # what a frame may be longer than its messages
+MESSAGE_OVERHEAD = 1024  # what the body limit is below `max_batch`
+MAX_BATCH_MAX = 64 * 1024 * 1024
+RUNS_REMEMBERED = 1024  # runs of an incarnation whose content is compared (SEMANTICS 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits that an operator may set, in `[limits]` of the configuration; all in plain units."""
+
+    # --- frames and batches
+    max_batch: int = 1024 * 1024  # bytes of one batch's messages, at most 64 MiB
+    batch_messages: int = 4096  # messages of one batch, at most 4096
+    # --- what a side takes unanswered (HELLO `window`)
+    window_messages: int = 65_536
+    window_bytes: int = 16 * 1024 * 1024
+    # --- sessions, seconds
+    hello_timeout: float = 10.0
+    frame_timeout: float = 30.0  # half a frame
+    heartbeat: float = 20.0  # PING when nothing was sent for so long
+    silence: float = 2.5  # heartbeats without a byte before a connection counts as half-open
+    write_timeout: float = 30.0  # a peer that does not read
+    bye_timeout: float = 30.0  # what is in flight may still be answered after BYE
+    replaced_timeout: float = 1.0  # a replaced connection is aborted within
+    # --- connections
+    connections: int = 10_000  # open at once on a node
+    unauthenticated_bytes: int = 64 * 1024  # buffered for a peer before its HELLO
+    # --- dialling, seconds
+    link_delay_min: float = 0.5
+    link_delay_max: float = 30.0
+    link_healthy: float = 60.0  # a connection that lived so long resets the backoff
+    # --- retries of a message (SEMANTICS 14)
+    retry_delay_min: float = 1.0
+    retry_delay_max: float = 300.0
+    max_attempts: int = 20
+    # --- memory
+    tail_bytes: int = 64 * 1024 * 1024  # recent batches kept in RAM
+    uncommitted_bytes: int = 32 * 1024 * 1024  # taken in, not committed; then producers are paused
+    # --- tables
+    exceptions: int = 10_000  # ranges per receiver (SEMANTICS 20)
+    audiences: int = 10_000
+    receivers: int = 10_000
+    subjects: int = 10_000  # subjects whose audience is remembered in RAM
+    patterns: int = 1_000  # patterns of one receiver
+    requests: int = 1_000  # pending at once on one connection
+    # --- replacements (SEMANTICS 27)
+    replacements: int = 3
+    replacement_window: float = 10.0
+    replacement_hold: float = 30.0
+    # --- the log
+    max_bytes: int = 16 * 1024 * 1024 * 1024  # batches not yet removed
+    backlog_bytes: int = 0  # per receiver; 0: half of max_bytes
+    reserve_bytes: int = 64 * 1024 * 1024
+    keep_seconds: float = 3600.0  # retention: what all have settled is kept so long …
+    keep_bytes: int = 256 * 1024 * 1024  # … and at most so much of it
+    sender_days: float = 7.0  # an incarnation away so long, with all settled, is forgotten
+    # --- stopping
+    stop_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the field."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            zero_allowed = field.name in ("backlog_bytes", "keep_seconds", "keep_bytes")
+            if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
+                raise ValueError(f"{field.name} must be above 0, not {value}")
+        if not 4 * MESSAGE_OVERHEAD <= self.max_batch <= MAX_BATCH_MAX:
+            raise ValueError(f"max_batch must be from 4096 to {MAX_BATCH_MAX}")
+        if self.batch_messages > 4096:
+            raise ValueError("batch_messages must be from 1 to 4096")
+
+    @property
+    def frame_bytes(self) -> int:
+        """The longest frame, in bytes."""
+        return self.max_batch + FRAME_OVERHEAD
+
+    @property
+    def body_bytes(self) -> int:
+        """The largest message body, in bytes."""
+        return self.max_batch - MESSAGE_OVERHEAD
+
+    @property
+    def backlog_bytes_max(self) -> int:
+        """What may wait for one receiver, in bytes (SEMANTICS 18)."""
+        return self.backlog_bytes or self.max_bytes // 2

@@ -1,0 +1,93 @@
+"""The values that travel: message, status, receipt-independent facts; and their msgpack form.
+
+`messages` everywhere in msgservice means the bytes of one msgpack array of messages, each
+`[body, headers, id, key]` with absent tails left out (PROTOCOL: frames). A run is decoded to be
+checked, once at ingress, and then stored and sent on as the same bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import msgspec
+
+from msgservice.errors import MalformedFrame
+from msgservice.limits import INTEGER_MAX, NAME_BYTES_MAX
+
+Integer = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
+Name = Annotated[str, msgspec.Meta(max_length=NAME_BYTES_MAX)]
+Headers = dict[str, str]
+
+FLAG_RETAIN = 1
+FLAG_REPLAY = 2
+FLAG_REQUIRE = 4
+
+
+class Status(enum.IntEnum):
+    """What became of one message at one receiver (SEMANTICS 10); the numbers are the wire's."""
+
+    QUEUED = 1
+    SENT = 2
+    ACKNOWLEDGED = 3
+    EXPIRED = 4
+    DEAD = 5
+    CANCELLED = 6
+    REMOVED = 7
+
+    @property
+    def final(self) -> bool:
+        """Whether it never changes again."""
+        return self >= Status.ACKNOWLEDGED
+
+
+class Action(enum.IntEnum):
+    """What a NACK asks of the sender (PROTOCOL: NACK)."""
+
+    RETRY = 1  # again, and it counts as an attempt
+    DEAD = 2  # the receiver will never take it
+    REFUSED = 3  # never accepted
+    LATER = 4  # again, not counted: no room, not now
+
+
+class WireMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One message as it travels. `id`: the sender's own name for it; `key`: idempotency key."""
+
+    body: bytes
+    headers: Headers | None = None
+    id: Name | None = None
+    key: Name | None = None
+
+
+class BareMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A message with nothing but a body: `[body]`."""
+
+    body: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_messages = msgspec.msgpack.Decoder(list[WireMessage]).decode
+_decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+
+
+def encode_messages(messages: list[WireMessage] | list[BareMessage] | list[msgspec.Raw]) -> bytes:
+    """Return the msgpack array of a run."""
+    return _encode(messages)
+
+
+def decode_messages(messages: bytes | memoryview | msgspec.Raw) -> list[WireMessage]:
+    """Return the messages of a run; `MalformedFrame` where the bytes are no run."""
+    try:
+        return _decode_messages(messages)
+    except msgspec.MsgspecError as error:
+        raise MalformedFrame(f"messages: {error}") from None
+
+
+def cut_messages(messages: bytes | memoryview | msgspec.Raw, start: int, stop: int) -> bytes:
+    """Return the run of messages `start` to `stop` (exclusive) of a run. Copies; slow path only."""
+    return _encode(_decode_parts(messages)[start:stop])
+
+
+def message_sizes(messages: bytes | memoryview | msgspec.Raw) -> list[int]:
+    """Return the encoded size of each message of a run, in bytes. Slow path only."""
+    return [len(memoryview(part)) for part in _decode_parts(messages)]

@@ -1,0 +1,289 @@
+"""What goes into a log and what comes out of it: plain values, shared by `ILog` and the node.
+
+A position is `number << 16 | index`. A *group* is what one transaction holds: everything that
+arrived while the last one ran. Nothing here knows how it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from msgservice.errors import MsgServiceError
+from msgservice.limits import BATCH_INDEX_BITS
+from msgservice.message import Status
+
+
+def position_of(number: int, index: int = 0) -> int:
+    """Return the position of message `index` of batch `number`."""
+    return number << BATCH_INDEX_BITS | index
+
+
+def number_of(position: int) -> int:
+    """Return the batch number of a position."""
+    return position >> BATCH_INDEX_BITS
+
+
+@dataclass(slots=True, eq=False)
+class Audience:
+    """An interned set of receiver numbers; equal sets are the same object within one log."""
+
+    number: int
+    members: tuple[int, ...]  # receiver numbers, rising
+    stored: bool = False  # its row is committed; written with the first batch that has it
+
+
+class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where a message entered the first node: PROTOCOL `origin`."""
+
+    sender: str
+    sequence: int
+    incarnation: str  # hashed
+    path: tuple[str, ...] = ()
+
+
+class Batch(msgspec.Struct, gc=False, eq=False):
+    """A run as the log keeps it. Only `number` and `stored_at` are set later: by the log, once.
+
+    The sender's sequences `sequence … sequence + count - 1` have the positions
+    `number << 16 … number << 16 | count - 1`.
+    """
+
+    sender: str
+    incarnation: str
+    sequence: int
+    count: int
+    subject: str
+    audience: Audience
+    messages: bytes | memoryview | msgspec.Raw  # one msgpack array, as it arrived
+    size: int  # bytes of `messages`
+    crc: int  # zlib.crc32 of `messages`
+    after: int  # nothing of the sender's between `after` and `sequence` is open for this node
+    flags: int = 0
+    ids: tuple[tuple[int, str], ...] = ()  # (index, id) of the messages that have an id
+    origin: Origin | None = None
+    number: int = 0  # 0 until stored
+    stored_at: int = 0  # wall clock, ms
+
+    @property
+    def first(self) -> int:
+        """The position of its first message."""
+        return self.number << BATCH_INDEX_BITS
+
+    @property
+    def last(self) -> int:
+        """The position of its last message."""
+        return (self.number << BATCH_INDEX_BITS) + self.count - 1
+
+
+class Piece(msgspec.Struct, frozen=True, gc=False):
+    """Some of a sender's sequences, and where the log has them (what ROUTED says)."""
+
+    first: int
+    last: int
+    audience: Audience
+    position: int
+
+
+class Known(msgspec.Struct, frozen=True):
+    """Outcome of a run that was taken before, wholly or in part (SEMANTICS 4).
+
+    `pieces` cover the whole run, old and new; `fresh` are the batches stored just now.
+    """
+
+    pieces: tuple[Piece, ...]
+    fresh: tuple[Batch, ...] = ()
+
+
+class RefusedBatch(msgspec.Struct, frozen=True):
+    """Outcome of a run that was not stored; nothing of it was."""
+
+    error: MsgServiceError  # LogFull, ContentChanged
+
+
+Outcome = Batch | Known | RefusedBatch
+"""Of one batch of a group: itself (stored whole, now with its number), or one of the others."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ReceiverRow:
+    """A receiver as the log keeps it. A name that is added again is a new number."""
+
+    number: int
+    name: str
+    address: str | None = None  # endpoint to dial; None: it attaches
+    patterns: tuple[str, ...] = ()
+    order: str = "strict"  # or "none"
+    paused: bool = False
+    configured: bool = False  # by the operator: an attach may only repeat it (SEMANTICS 27)
+    window_messages: int | None = None
+    window_bytes: int | None = None
+    created_at: int = 0  # wall clock, ms
+    removed: bool = False  # kept for its number and name while batches refer to it
+    cursor: int = 0  # every position of its audiences up to here is final
+    inbox: str | None = None  # id of the stored inbox that it named last (SEMANTICS 6)
+    routed_base: int = 0  # messages of its audiences before it was made: always 0 but for backfills
+    settled: dict[int, int] = field(
+        default_factory=dict
+    )  # Status -> messages, counted when settled
+    settled_bytes: int = 0
+
+
+class ExceptionRow(msgspec.Struct, frozen=True, gc=False):
+    """Positions of one receiver that are not what its cursor says (SEMANTICS 11, 20).
+
+    Above the cursor: acknowledged already, or waiting for a retry (QUEUED). Below and above it:
+    final with another state than acknowledged.
+    """
+
+    receiver: int
+    first: int
+    last: int
+    status: Status
+    attempts: int = 0
+    next_at: int = 0  # wall clock, ms; of a waiting one
+    reason: str = ""
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message that will not be delivered to one receiver, with its own copy (SEMANTICS 12)."""
+
+    receiver: int
+    position: int
+    sender: str
+    incarnation: str
+    sequence: int
+    subject: str
+    message: bytes  # one encoded message
+    reason: str
+    attempts: int
+    at: int  # wall clock, ms
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What one receiver has settled since the last group.
+
+    Each row of `exceptions` replaces all rows of the receiver that begin inside it. Rows at or
+    below the new cursor that say ACKNOWLEDGED or QUEUED go. `settled` counts messages.
+    """
+
+    receiver: int
+    cursor: int
+    exceptions: list[ExceptionRow] = field(default_factory=list)
+    settled: dict[int, int] = field(default_factory=dict)  # Status -> messages
+    settled_bytes: int = 0
+    dead: list[DeadLetter] = field(default_factory=list)
+    inbox: str | None = None  # set when the receiver named its stored inbox
+
+
+@dataclass(slots=True, kw_only=True)
+class SenderFloor:
+    """A sender wants no states below `status_from` any more (SEMANTICS 11)."""
+
+    sender: str
+    incarnation: str
+    status_from: int
+
+
+@dataclass(slots=True)
+class Group:
+    """What one transaction holds. Applied in the order of the fields."""
+
+    now: int = 0  # wall clock, ms
+    receivers: list[ReceiverRow] = field(default_factory=list)  # made or changed, cursor not
+    # touched in a row that exists; a new row starts at its `cursor`, or, where that is -1, just
+    # before the first batch of this group
+    removed: list[int] = field(default_factory=list)  # receiver numbers
+    batches: list[Batch] = field(default_factory=list)
+    progress: list[Progress] = field(default_factory=list)
+    floors: list[SenderFloor] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.batches or self.progress or self.receivers or self.removed or self.floors)
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """What a log has taken of one incarnation: PROTOCOL `RESUME`.
+
+    All below `floor` and all in `ranges` is taken. `last`: `(first, last, crc)` of the newest run.
+    """
+
+    floor: int = 1
+    ranges: tuple[tuple[int, int], ...] = ()
+    last: tuple[int, int, int] | None = None
+
+
+class StateRange(msgspec.Struct, frozen=True, gc=False):
+    """Of one sender's sequences `first` to `last`: the final state at one receiver."""
+
+    receiver: int
+    status: Status
+    first: int
+    last: int
+    reason: str = ""
+
+
+class History(msgspec.Struct, frozen=True):
+    """One page of what a log knows of a sender's sequences, rising.
+
+    `pieces`: what is still in the log. `states`: final states only. `next`: where the next page
+    begins, or None.
+    """
+
+    pieces: tuple[Piece, ...]
+    states: tuple[StateRange, ...]
+    next: int | None
+
+
+class Found(msgspec.Struct, frozen=True):
+    """One message that a command asked for, and its state at each receiver of its audience."""
+
+    position: int
+    sender: str
+    incarnation: str
+    sequence: int
+    subject: str
+    size: int  # of its batch, bytes
+    stored_at: int
+    states: dict[int, tuple[Status, int, str]]  # receiver number -> (status, attempts, reason)
+
+
+@dataclass(slots=True, kw_only=True)
+class Snapshot:
+    """What a log hands over when it is opened."""
+
+    log_id: str
+    next_number: int
+    receivers: list[ReceiverRow]
+    audiences: list[Audience]
+    exceptions: dict[int, list[ExceptionRow]]  # receiver number -> rows, rising, that touch
+    # or follow the cursor
+    notices: Sequence[str] = ()  # what recovery had to say
+
+
+@dataclass(slots=True, kw_only=True)
+class Room:
+    """How full a log is."""
+
+    used: int  # bytes of batches not yet removed
+    maximum: int
+    free: int  # bytes free on the filesystem
+    full: str | None  # why nothing is accepted now, or None
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """The audit's line for one receiver (SEMANTICS 23)."""
+
+    receiver: int
+    routed: int
+    queued: int
+    settled: dict[int, int]
+
+    @property
+    def unaccounted(self) -> int:
+        """Messages of which nobody can say where they are: must be 0."""
+        return self.routed - self.queued - sum(self.settled.values())
