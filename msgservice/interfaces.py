@@ -116,6 +116,9 @@ class IChannel(Interface):
         Raises `FrameTooLarge` for a frame beyond the limit; nothing is queued then.
         """
 
+    def established() -> None:
+        """The peer is known now: limits for unknown ones no longer hold."""
+
     def pause() -> None:
         """Stop reading from the peer."""
 

@@ -13,7 +13,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("errors", "limits"),
     ("message", "codecs", "interfaces", "records"),
     ("core",),
-    ("log", "transport"),
+    ("log", "transport", "clock", "connection"),
     ("client", "receiver", "node", "faces"),
     ("config", "tap", "cli", "web", "testing", ""),
 ]

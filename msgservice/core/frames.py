@@ -1,0 +1,229 @@
+"""The frames of PROTOCOL version 1: typed structs, one encoder, one decoder.
+
+A frame is one msgpack array whose first element is its kind. A frame that does not decode is an
+error here and never reaches the code behind: `decode_frame` says what was wrong with it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from msgservice.errors import MalformedFrame, UnknownKind
+from msgservice.limits import INTEGER_MAX
+from msgservice.message import Integer, Name
+from msgservice.records import Origin
+
+VERSION = 1
+
+Pair = tuple[Integer, Integer]
+Reason = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class ReceiveOptions(msgspec.Struct, omit_defaults=True):
+    """HELLO option `receive`: I am the receiver of that name; or the node's answer to it."""
+
+    subjects: list[Name] | None = None
+    start: str | Integer | None = None  # "new", "first", a position; times are "@" + ISO 8601
+    order: str | None = None  # "strict" or "none"
+    shared: bool = False
+
+
+class HelloOptions(msgspec.Struct, omit_defaults=True):
+    """What a side says about itself; everything may be left out."""
+
+    max_batch: Integer | None = None  # bytes
+    heartbeat: Integer | None = None  # ms
+    window: Pair | None = None  # messages, bytes that I take unanswered
+    auth: list[str] | None = None
+    node: Name | None = None
+    lease: Integer | None = None
+    status_from: Integer | None = None
+    inbox: Name | None = None
+    receive: ReceiveOptions | None = None
+
+
+class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
+    """1: who I am."""
+
+    version: Integer
+    name: Name
+    incarnation: Name
+    options: HelloOptions = msgspec.field(default_factory=HelloOptions)
+
+
+class Transfer(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
+    """2: a run; message *i* has sequence `sequence + i`."""
+
+    sequence: Integer
+    subject: Name
+    messages: msgspec.Raw
+    after: Integer | None = None
+    floor: Integer = 0
+    nacks: Integer = 0
+    to: list[Name] | None = None
+    ttl: Integer | None = None  # ms
+    delay: Integer | None = None  # ms
+    flags: Integer = 0
+    origin: Origin | None = None
+
+
+class Ack(msgspec.Struct, array_like=True, tag=3, frozen=True):
+    """3: responsibility taken for these sequences."""
+
+    ranges: list[Pair]
+
+
+class Nack(msgspec.Struct, array_like=True, tag=4, frozen=True):
+    """4: not taken; `action` (message.Action) says what the sender shall do."""
+
+    first: Integer
+    last: Integer
+    action: Annotated[int, msgspec.Meta(ge=1, le=4)]
+    delay: Integer = 0  # ms
+    reason: Reason = ""
+
+
+class StatusFrame(msgspec.Struct, array_like=True, tag=5, frozen=True):
+    """5: what became of the sender's own sequences at that receiver."""
+
+    incarnation: Name
+    receiver: Name
+    state: Annotated[int, msgspec.Meta(ge=1, le=7)]
+    ranges: list[Pair]
+    reason: Reason = ""
+
+
+class Routed(msgspec.Struct, array_like=True, tag=6, frozen=True):
+    """6: the audience of these messages, and the position of the first."""
+
+    first: Integer
+    last: Integer
+    audience: Integer
+    position: Integer
+
+
+class Request(msgspec.Struct, array_like=True, tag=7, frozen=True):
+    """7: calls; call *i* has id `id + i`."""
+
+    id: Integer
+    subject: Name
+    messages: msgspec.Raw
+    timeout: Integer = 30_000  # ms
+
+
+class Reply(msgspec.Struct, array_like=True, tag=8, frozen=True):
+    """8: answers, `[id, ok, message]` each."""
+
+    replies: list[tuple[Integer, bool, msgspec.Raw]]
+
+
+class Ping(msgspec.Struct, array_like=True, tag=9, frozen=True):
+    """9: are you there?"""
+
+    token: Integer = 0
+
+
+class Pong(msgspec.Struct, array_like=True, tag=10, frozen=True):
+    """10: I am."""
+
+    token: Integer = 0
+
+
+class Auth(msgspec.Struct, array_like=True, tag=11, frozen=True):
+    """11: a further step of a SASL exchange."""
+
+    data: bytes
+
+
+class Bye(msgspec.Struct, array_like=True, tag=12, frozen=True):
+    """12: I send no more transfers."""
+
+    code: Integer = 0
+    reason: Reason = ""
+
+
+class ErrorFrame(msgspec.Struct, array_like=True, tag=13, frozen=True):
+    """13: what was wrong; the connection is closed after it."""
+
+    code: Integer
+    reason: Reason = ""
+
+
+class AudienceFrame(msgspec.Struct, array_like=True, tag=14, frozen=True):
+    """14: the names behind an audience number, once per connection."""
+
+    audience: Integer
+    receivers: list[Name]
+
+
+class Note(msgspec.Struct, array_like=True, tag=15, frozen=True):
+    """15: for people: tries that a receiver makes by itself."""
+
+    sequence: Integer
+    attempts: Integer
+    reason: Reason = ""
+
+
+class ResumeFrame(msgspec.Struct, array_like=True, tag=16, frozen=True):
+    """16: what I have taken of your incarnation; `last`: first, last, crc of the newest run."""
+
+    floor: Integer
+    ranges: list[Pair]
+    last: tuple[Integer, Integer, Integer] | None = None
+    more: bool = False
+
+
+Frame = (
+    Hello
+    | Transfer
+    | Ack
+    | Nack
+    | StatusFrame
+    | Routed
+    | Request
+    | Reply
+    | Ping
+    | Pong
+    | Auth
+    | Bye
+    | ErrorFrame
+    | AudienceFrame
+    | Note
+    | ResumeFrame
+)
+
+KINDS: tuple[type[Frame], ...] = Frame.__args__
+RESUME_RANGES_MAX = 1000  # ranges of one RESUME frame; the rest follows with `more`
+
+BYE_CLOSING = 0  # the service stops
+BYE_REPLACED = 1  # a newer connection has this name
+BYE_REMOVED = 2  # the receiver was removed or paused
+
+encode_frame = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Frame).decode
+
+
+def decode_frame(data: bytes | memoryview) -> Frame:
+    """Return the frame; `UnknownKind` or `MalformedFrame` where it is none."""
+    try:
+        frame: Frame = _decode(data)
+    except msgspec.MsgspecError as error:
+        raise _diagnosis(data, error) from None
+    return frame
+
+
+def _diagnosis(data: bytes | memoryview, error: Exception) -> MalformedFrame | UnknownKind:
+    try:
+        loose: Any = msgspec.msgpack.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as broken:
+        return MalformedFrame(f"no msgpack: {broken}")
+    if not isinstance(loose, list) or not loose:
+        return MalformedFrame("a frame is a non-empty array")
+    kind = loose[0]
+    if not isinstance(kind, int) or isinstance(kind, bool) or not 1 <= kind <= len(KINDS):
+        return UnknownKind(kind if isinstance(kind, int | str | float | None) else "…")
+    if any(isinstance(n, int) and n > INTEGER_MAX for n in loose):
+        return MalformedFrame(f"{KINDS[kind - 1].__name__}: integer beyond 2^53 - 1")
+    return MalformedFrame(f"{KINDS[kind - 1].__name__}: {error}")

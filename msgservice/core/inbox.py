@@ -1,0 +1,268 @@
+"""The accepting state: what was taken of a sender, and the answers owed on one connection. Sans-IO.
+
+`Marks` live as long as the sender's incarnation: which of its sequences were taken (SEMANTICS 1).
+`Answers` live as long as one connection: ACKs and NACKs to send, and the lanes that are discarded
+until the sender has heard of a NACK (SEMANTICS 3). A node uses `Answers` and keeps its marks
+inside its log; a receiver uses `Inbox`, which is both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from msgservice.core.frames import Ack, Nack, Transfer
+from msgservice.core.ranges import Range, RangeSet
+from msgservice.errors import ContentChanged, MalformedFrame
+from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED
+from msgservice.message import Action
+from msgservice.records import Resume
+
+ACK_RANGES_MAX = 10_000  # of one frame
+REJECTED_MAX = 10_000  # rejections remembered; one that is forgotten is handled again
+
+
+class Marks:
+    """Which sequences of one (sender, incarnation) were taken: all below `floor`, and `taken`."""
+
+    __slots__ = ("_crcs", "floor", "last", "taken")
+
+    def __init__(
+        self,
+        floor: int = 1,
+        taken: RangeSet | None = None,
+        last: tuple[int, int, int] | None = None,
+    ) -> None:
+        self.floor = floor
+        self.taken = RangeSet() if taken is None else taken
+        self.last = last  # (first, last, crc) of the newest run
+        self._crcs: dict[tuple[int, int], int] = {}
+
+    def missing(self, first: int, last: int) -> list[Range]:
+        """Return the parts of `first` to `last` that were not taken, rising."""
+        first = max(first, self.floor)
+        if first > last:
+            return []
+        return self.taken.missing(first, last)
+
+    def check(self, first: int, last: int, crc: int) -> None:
+        """Raise `ContentChanged` if these sequences were taken with other content."""
+        known = self._crcs.get((first, last))
+        if known is not None and known != crc:
+            raise ContentChanged(first, last)
+
+    def take(self, after: int, last: int) -> None:
+        """All from behind `after` to `last` is taken; nothing else is open in it."""
+        self.taken.add(max(after + 1, 1), last)
+
+    def remember(self, first: int, last: int, crc: int) -> None:
+        """This run was taken to its end, with this content (SEMANTICS 4)."""
+        crcs = self._crcs
+        crcs[(first, last)] = crc
+        if len(crcs) > RUNS_REMEMBERED:
+            del crcs[next(iter(crcs))]
+        if self.last is None or last >= self.last[1]:
+            self.last = (first, last, crc)
+
+    def settle_below(self, floor: int) -> None:
+        """The sender says that all below `floor` is settled and will not come again."""
+        if floor > self.floor:
+            self.floor = floor
+            self.taken.remove_below(floor)
+
+    def resume(self) -> Resume:
+        """What a RESUME frame says."""
+        return Resume(self.floor, tuple(self.taken), self.last)
+
+
+class Answers:
+    """What is owed to the sender on one connection, and what of it is discarded.
+
+    `receive` is called for each TRANSFER; everything it lets through is answered exactly once, by
+    `take_over` or `refuse`, in any order.
+    """
+
+    __slots__ = ("_acked", "_discarding", "_nacks", "_refusals", "received")
+
+    def __init__(self) -> None:
+        self.received = RangeSet()  # what the sender sent here: all that may be answered
+        self._acked = RangeSet()
+        self._refusals: list[Nack] = []
+        self._nacks = 0
+        self._discarding: dict[Hashable, int] = {}
+
+    def receive(self, transfer: Transfer, last: int, lane: Hashable) -> bool:
+        """Whether the run is to be looked at; False: its lane is being discarded.
+
+        `lane` None: no order is kept.
+        """
+        first = transfer.sequence
+        if last > INTEGER_MAX:
+            raise MalformedFrame(f"sequence {first} and {last - first + 1} messages pass 2^53")
+        if transfer.nacks > self._nacks:
+            raise MalformedFrame(f"nacks {transfer.nacks}, only {self._nacks} were sent")
+        if self._discarding and lane is not None:
+            until = self._discarding.get(lane)
+            if until is not None:
+                if transfer.nacks < until:
+                    return False
+                del self._discarding[lane]
+        after = transfer.after
+        if after is not None and after >= first:
+            raise MalformedFrame(f"after {after} is not below sequence {first}")
+        self.received.add(first if after is None else after + 1, last)
+        return True
+
+    def take_over(self, first: int, last: int) -> None:
+        """Responsibility for these was taken; what was not received here is not answered here."""
+        if self.received.covers(first, last):
+            self._acked.add(first, last)
+        else:
+            for low, high in self.received.within(first, last):
+                self._acked.add(low, high)
+
+    def refuse(
+        self, first: int, last: int, action: Action, lane: Hashable, delay_ms: int, reason: str
+    ) -> None:
+        """These are not taken. With RETRY and LATER the lane is discarded from here on."""
+        self._refusals.append(Nack(first, last, int(action), delay_ms, reason[:1000]))
+        if action in (Action.RETRY, Action.LATER):
+            self._nacks += 1
+            if lane is not None:
+                self._discarding[lane] = self._nacks
+
+    def discards(self, lane: Hashable) -> bool:
+        """Whether what was let through earlier of this lane is void now."""
+        return lane in self._discarding
+
+    def take_frames(self) -> list[Ack | Nack]:
+        """The answers since the last call, one ACK for all that was taken."""
+        frames: list[Ack | Nack] = []
+        if self._acked:
+            ranges = list(self._acked)
+            self._acked = RangeSet()
+            starts = range(0, len(ranges), ACK_RANGES_MAX)
+            frames.extend(Ack(ranges[at : at + ACK_RANGES_MAX]) for at in starts)
+        if self._refusals:
+            frames += self._refusals
+            self._refusals = []
+        return frames
+
+    @property
+    def owes(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._acked or self._refusals)
+
+
+@dataclass(slots=True)
+class Arrival:
+    """The new parts of a TRANSFER, to be handled: sequences `first` to `last` each."""
+
+    transfer: Transfer
+    count: int
+    lane: Hashable
+    parts: list[Range]
+    crc: int
+
+
+class Inbox:
+    """A receiver's whole state for one sender: marks, what is being handled, answers."""
+
+    def __init__(self, marks: Marks | None = None, *, ordered: bool = True) -> None:
+        self.marks = Marks() if marks is None else marks
+        self.ordered = ordered
+        self.answers = Answers()
+        self._taking = RangeSet()  # given to the handler, not taken yet
+        self._rejected: dict[int, str] = {}  # sequence -> reason: no mark, the answer is repeated
+
+    def reconnect(self) -> None:
+        """A new connection of the same sender: nothing is owed on it yet."""
+        self.answers = Answers()
+
+    def lane_of(self, transfer: Transfer) -> Hashable:
+        """The lane of a run: the first sender's name and the subject, or None."""
+        if not self.ordered:
+            return None
+        origin = transfer.origin
+        return (origin.sender if origin is not None else None, transfer.subject)
+
+    def receive_transfer(self, transfer: Transfer, count: int, crc: int) -> Arrival | None:
+        """Return what of the run is new, or None: repeated, being handled, or discarded.
+
+        A repeat of what is being handled is answered when that ends (SEMANTICS 2). Raises
+        `ContentChanged`.
+        """
+        first = transfer.sequence
+        last = first + count - 1
+        lane = self.lane_of(transfer)
+        answers = self.answers
+        if not answers.receive(transfer, last, lane):
+            return None
+        marks = self.marks
+        marks.settle_below(transfer.floor)
+        marks.check(first, last, crc)
+        parts = marks.missing(first, last)
+        if parts != [(first, last)]:
+            for low, high in _gaps(first, last, parts):
+                answers.take_over(low, high)
+        if self._rejected:
+            parts = self._repeat_rejections(parts, lane)
+        if self._taking and self._taking.overlaps(first, last):
+            parts = [new for low, high in parts for new in self._taking.missing(low, high)]
+        if not parts:
+            return None
+        for low, high in parts:
+            self._taking.add(low, high)
+        return Arrival(transfer, count, lane, parts, crc)
+
+    def _repeat_rejections(self, parts: list[Range], lane: Hashable) -> list[Range]:
+        floor = self.marks.floor
+        self._rejected = {n: why for n, why in self._rejected.items() if n >= floor}
+        left = RangeSet(parts)
+        for sequence, reason in self._rejected.items():
+            if sequence in left:
+                left.remove(sequence, sequence)
+                self.answers.refuse(sequence, sequence, Action.DEAD, lane, 0, reason)
+        return list(left)
+
+    def taken(self, arrival: Arrival, first: int, last: int) -> None:
+        """The handler is done with these, durably if that was promised."""
+        transfer = arrival.transfer
+        start, end = transfer.sequence, transfer.sequence + arrival.count - 1
+        after = first - 1
+        if first == start and transfer.after is not None:
+            after = transfer.after
+        self._taking.remove(first, last)
+        self.marks.take(after, last)
+        if last == end:
+            self.marks.remember(start, end, arrival.crc)
+        self.answers.take_over(after + 1, last)
+
+    def refused(
+        self, arrival: Arrival, first: int, last: int, action: Action, delay_ms: int, reason: str
+    ) -> None:
+        """These were not taken. RETRY, LATER: all of the arrival from `first` on is given up."""
+        if action in (Action.RETRY, Action.LATER):
+            rest = last if arrival.lane is None else arrival.parts[-1][1]
+            self._taking.remove(first, rest)
+        else:
+            self._taking.remove(first, last)
+            for sequence in range(first, last + 1):
+                self._rejected[sequence] = reason
+                if len(self._rejected) > REJECTED_MAX:
+                    del self._rejected[next(iter(self._rejected))]
+        if self.answers.received.covers(first, last):
+            self.answers.refuse(first, last, action, arrival.lane, delay_ms, reason)
+
+    def abandoned(self, arrival: Arrival) -> None:
+        """The rest of the arrival will not be handled: its lane is discarded."""
+        for low, high in arrival.parts:
+            self._taking.remove(low, high)
+
+    def is_taking(self, first: int) -> bool:
+        """Whether this sequence is with the handler."""
+        return first in self._taking
+
+
+def _gaps(first: int, last: int, parts: list[Range]) -> list[Range]:
+    return RangeSet(parts).missing(first, last)

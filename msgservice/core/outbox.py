@@ -1,0 +1,548 @@
+"""The sending state towards one receiver: what is open, in flight, stuck, settled. Sans-IO.
+
+The one outbox of the house: a node has one for each receiver, a client one for its node. The
+owner feeds it runs in rising order (`offer`), sends what `take_transfers` gives, and hands it the
+answers (`receive_ack`, `receive_nack`, `receive_resume`); `take_settled` says what became final.
+
+What is loaded and not final is *open*. An open run is ready (to be sent), in flight (on this
+connection, unanswered), or behind: its lane is stuck at a message that was NACKed, the lane's
+head, and nothing behind the head is sent before the head is settled (SEMANTICS 3). The cursor is
+what lies below everything open. Runs, not messages, are the unit: a run answered whole, the
+usual case, costs a few list operations.
+
+What does not live here: where runs come from (a log, a file, memory), how frames travel, when
+progress is durable.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+
+import msgspec
+
+from msgservice.core.frames import Transfer
+from msgservice.core.ranges import RangeSet
+from msgservice.core.runs import (
+    BEHIND,
+    FINAL,
+    FLIGHT,
+    READY,
+    WAITING,
+    OpenRuns,
+    Run,
+    Settled,
+    cut_run,
+    first_of,
+)
+from msgservice.errors import NeverSent
+from msgservice.message import Action, Status, cut_messages, message_sizes
+
+ARRAY_HEADER = 5  # bytes of a msgpack array header, at most
+
+
+class _StuckLane:
+    """A lane whose head waits for another try or has it; the rest of the lane is behind."""
+
+    __slots__ = ("behind", "head")
+
+    def __init__(self, head: Run) -> None:
+        self.head = head
+        self.behind: list[Run] = []  # rising
+
+
+class Outbox:
+    """See the module. Times are seconds of the owner's monotonic clock.
+
+    `retry_delay(attempts)` gives the pause before a message is tried again. `max_attempts` 0
+    means no end of patience (a producer towards its node).
+    """
+
+    def __init__(
+        self,
+        *,
+        ordered: bool,
+        cursor: int,
+        window: tuple[int, int],
+        retry_delay: Callable[[int], float],
+        max_attempts: int = 0,
+        behind_max: int = 10_000,
+        behind_bytes_max: int = 16 * 1024 * 1024,
+    ) -> None:
+        self.ordered = ordered
+        self.window_messages, self.window_bytes = self._own_window = window
+        self.max_attempts = max_attempts
+        self.paused = False
+        self.loaded_to = cursor  # everything up to here was offered
+        self.committed = cursor  # the owner's durable cursor: what `floor` says
+        self.in_flight_messages = 0
+        self.in_flight_bytes = 0
+        self.behind_max, self.behind_bytes_max = behind_max, behind_bytes_max
+        self._retry_delay = retry_delay
+        self._open = OpenRuns()
+        self._ready: deque[Run] = deque()
+        self._ready_messages = 0
+        self._ready_bytes = 0
+        self._behind = 0  # runs
+        self._behind_bytes = 0
+        self._lanes: dict[Hashable, _StuckLane] = {}
+        self._retries: list[tuple[float, int, Run]] = []  # due, first, run
+        self._above = RangeSet()  # final, above the cursor
+        self._tried: dict[int, tuple[int, float]] = {}  # of messages not loaded yet
+        self._settled: list[Settled] = []
+        # of the connection
+        self.connected = False
+        self._sent = RangeSet()
+        self._nacks = 0
+        self._batch_max = 0
+        self._heard = False  # something was settled on this connection
+        self.probing = False
+
+    # --- getters
+
+    @property
+    def cursor(self) -> int:
+        """Everything up to here is final."""
+        lowest = self._open.lowest()
+        return self.loaded_to if lowest is None else lowest.first - 1
+
+    @property
+    def open_runs(self) -> int:
+        """Runs loaded and not final."""
+        return len(self._open)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is loaded that is not final."""
+        return not self._open
+
+    @property
+    def above(self) -> RangeSet:
+        """What is final above the cursor; not to be changed."""
+        return self._above
+
+    @property
+    def wants(self) -> bool:
+        """Whether more runs should be offered: the next window is not full yet."""
+        return (
+            self._ready_messages < self.window_messages
+            and self._ready_bytes < self.window_bytes
+            and self._behind < self.behind_max
+            and self._behind_bytes < self.behind_bytes_max
+            and len(self._above) < self.behind_max
+        )
+
+    @property
+    def waiting(self) -> list[Run]:
+        """Runs that wait for another try; `due` says when."""
+        return [run for _, _, run in self._retries if run.state == WAITING]
+
+    def next_deadline(self) -> float | None:
+        """When a retry is due, or None."""
+        retries = self._retries
+        while retries and retries[0][2].state != WAITING:
+            heapq.heappop(retries)
+        return retries[0][0] if retries and self.connected and not self.paused else None
+
+    # --- verbs
+
+    def restore(
+        self, settled: Sequence[tuple[int, int]], tried: dict[int, tuple[int, float]]
+    ) -> None:
+        """Take over, after a restart, what is final above the cursor, and what was tried.
+
+        `tried`: sequence -> (attempts, when the next is due).
+        """
+        for first, last in settled:
+            self._above.add(first, last)
+        self._tried.update(tried)
+        self._trim_above()
+
+    def offer(self, run: Run) -> None:
+        """Load the next run; what of it is final already is left out. Runs rise."""
+        first, last = run.first, run.last
+        assert first > self.loaded_to, (first, self.loaded_to)
+        self.loaded_to = last
+        if self._above and self._above.overlaps(first, last):
+            missing = self._above.missing(first, last)
+            for low, high in missing:
+                self._load(cut_run(run, low, high))
+            self._trim_above()
+        else:
+            self._load(run)
+
+    def skip_to(self, position: int) -> None:
+        """Nothing up to `position` is for this receiver, beyond what was offered."""
+        if position > self.loaded_to:
+            self.loaded_to = position
+            if self._above:
+                self._trim_above()
+
+    def unload(self) -> None:
+        """Forget what is open, for the owner to offer it again from the cursor on."""
+        assert not self.connected
+        for run in self._open:
+            if run.attempts:
+                self._tried[run.first] = (run.attempts, run.due)
+        self.loaded_to = self.cursor
+        self._open = OpenRuns()
+        self._ready.clear()
+        self._lanes.clear()
+        self._retries.clear()
+        self._ready_messages = self._ready_bytes = self._behind = self._behind_bytes = 0
+
+    def _load(self, run: Run) -> None:
+        self._open.add(run)
+        if self._tried:
+            for number in sorted(n for n in self._tried if run.first <= n <= run.last):
+                before, run = self._isolate(run, number)
+                if before is not None:
+                    self._place(before)
+                rest = self._split(run, number + 1) if run.count > 1 else None
+                run.attempts, run.due = self._tried.pop(number)
+                self._place(run)
+                if rest is None:
+                    return
+                run = rest
+        self._place(run)
+
+    def _isolate(self, run: Run, number: int) -> tuple[Run | None, Run]:
+        """Cut the run so that one begins at `number`."""
+        if number == run.first:
+            return None, run
+        return run, self._split(run, number)
+
+    def _place(self, run: Run) -> None:
+        """Give a loaded run its state."""
+        stuck = self._lanes.get(run.lane) if self._lanes else None
+        if stuck is not None:
+            self._put_behind(stuck, run)
+        elif run.attempts and not (self.ordered and self._has_older(run)):
+            self._wait(run, run.due)
+        else:
+            self._make_ready(run)
+
+    def _has_older(self, run: Run) -> bool:
+        return any(r.lane == run.lane and r.first < run.first for r in self._open)
+
+    def _make_ready(self, run: Run) -> None:
+        run.state = READY
+        self._ready.append(run)
+        self._ready_messages += run.count
+        self._ready_bytes += run.size
+
+    def _put_behind(self, stuck: _StuckLane, run: Run) -> None:
+        run.state = BEHIND
+        behind = stuck.behind
+        if not behind or run.first > behind[-1].first:
+            behind.append(run)
+        else:
+            behind.insert(bisect_left(behind, run.first, key=first_of), run)
+        self._behind += 1
+        self._behind_bytes += run.size
+
+    def _refill_ready(self) -> None:
+        """Build the queue of ready runs anew from what is open."""
+        self._ready.clear()
+        self._ready_messages = self._ready_bytes = 0
+        for run in self._open:
+            if run.state == READY:
+                self._make_ready(run)
+
+    # --- the connection
+
+    def connect(self, window: tuple[int, int] | None, batch_max: int) -> None:
+        """A connection stands and the other side's RESUME was taken: everything may be sent."""
+        assert not self.connected
+        own_messages, own_bytes = self._own_window
+        self.window_messages = min(own_messages, window[0]) if window else own_messages
+        self.window_bytes = min(own_bytes, window[1]) if window else own_bytes
+        self._batch_max = batch_max
+        self._nacks = 0
+        self._sent = RangeSet()
+        self._heard = False
+        self.connected = True
+
+    def disconnect(self, now: float) -> None:
+        """The connection has gone: what was in flight is ready again, in rising order."""
+        if not self.connected:
+            return
+        self.connected = False
+        lost = [run for run in self._open if run.state == FLIGHT]
+        if not lost:
+            return
+        heads = {id(lane.head) for lane in self._lanes.values()}
+        was_alone = self.probing and len(lost) == 1 and lost[0].count == 1
+        for run in lost:
+            self._land(run)
+            if id(run) in heads:
+                self._wait(run, now)
+        self._refill_ready()
+        for run in lost:
+            stuck = self._lanes.get(run.lane) if self._lanes else None
+            if stuck is not None and run.first < stuck.head.first:
+                self._wait(run, now)  # older than the head: the lane waits for it first
+        if self._heard:
+            return
+        if was_alone:
+            # The other side was given this one message alone and went away (SEMANTICS 14).
+            self._failed(lost[0], now, None, "connection lost while it was handled")
+        self.probing = True
+
+    def receive_resume(self, floor: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """The other side has taken all below `floor` and these: none of it is sent again.
+
+        To be called before `connect`.
+        """
+        if floor > 1:
+            self._settle_between(0, floor - 1, Status.ACKNOWLEDGED)
+        for first, last in ranges:
+            self._settle_between(first, last, Status.ACKNOWLEDGED)
+        self._refill_ready()
+
+    def receive_ack(self, first: int, last: int) -> None:
+        """The other side took these over. `NeverSent` if they were not sent on this connection."""
+        if not self._sent.covers(first, last):
+            raise NeverSent(first, last)
+        self._heard = True
+        self.probing = False
+        self._settle_between(first, last, Status.ACKNOWLEDGED)
+
+    def receive_nack(
+        self, first: int, last: int, action: Action, delay: float, reason: str, now: float
+    ) -> None:
+        """The other side did not take these over; `delay` in seconds, 0: this side's backoff."""
+        if not self._sent.covers(first, last):
+            raise NeverSent(first, last)
+        self._heard = True
+        self.probing = False
+        if action in (Action.DEAD, Action.REFUSED):
+            self._settle_between(first, last, Status.DEAD, reason, action)
+            return
+        self._nacks += 1
+        for run in self._open.between(first, last):
+            if run.state != FLIGHT:
+                continue
+            head = run
+            if head.first < first:
+                head = self._split(head, first)  # what came before still waits for its ACK
+            if head.last > last:
+                self._split(head, last + 1)
+            self._land(head)
+            if action == Action.RETRY:
+                self._failed(head, now, delay or None, reason)
+            else:
+                self._wait(head, now + (delay or self._retry_delay(1)))
+
+    def _failed(self, run: Run, now: float, delay: float | None, reason: str) -> None:
+        run.attempts += 1
+        if self.max_attempts and run.attempts >= self.max_attempts:
+            self._wait(run, now)  # takes its lane back: it was discarded from here on
+            self._settle(run, Status.DEAD, reason, Action.RETRY)
+        else:
+            self._wait(run, now + (self._retry_delay(run.attempts) if delay is None else delay))
+
+    def _wait(self, run: Run, due: float) -> None:
+        """Let the run wait for another try; where order is kept, its lane waits behind it."""
+        run.state, run.due = WAITING, due
+        heapq.heappush(self._retries, (due, run.first, run))
+        if not self.ordered:
+            return
+        stuck = self._lanes.get(run.lane)
+        if stuck is not None and stuck.head is run:
+            return
+        behind = [
+            r for r in self._open if r.lane == run.lane and r.first > run.first and r is not run
+        ]
+        ready = any(r.state == READY for r in behind)
+        self._release(stuck)
+        stuck = self._lanes[run.lane] = _StuckLane(run)
+        for other in behind:
+            if other.state == FLIGHT:
+                self._land(other)
+            self._put_behind(stuck, other)
+        if ready:
+            self._refill_ready()
+
+    def _release(self, stuck: _StuckLane | None) -> None:
+        """The lane is no longer stuck; the caller says what becomes of what was behind."""
+        if stuck is not None:
+            del self._lanes[stuck.head.lane]
+            self._behind -= len(stuck.behind)
+            self._behind_bytes -= sum(run.size for run in stuck.behind)
+
+    def _split(self, run: Run, at: int) -> Run:
+        """Cut an open run before sequence `at`; return the new run that begins there."""
+        size, count = run.size, run.count
+        rest = cut_run(run, at, run.last)
+        head_messages = cut_messages(run.messages, 0, at - run.first)
+        run.messages, run.size, run.count = head_messages, len(head_messages), at - run.first
+        grown = run.size + rest.size - size
+        self._open.add(rest)
+        rest.state = run.state
+        if run.state == FLIGHT:
+            self.in_flight_bytes += grown
+        elif run.state == READY and run in self._ready:
+            self._ready.insert(self._ready.index(run) + 1, rest)
+            self._ready_bytes += grown
+        elif run.state == BEHIND:
+            self._behind_bytes += run.size - size
+            self._put_behind(self._lanes[run.lane], rest)
+        elif run.state == WAITING and self.ordered:
+            self._put_behind(self._lanes[run.lane], rest)
+        elif run.state == WAITING:
+            rest.attempts = run.attempts
+            self._wait(rest, run.due)
+        assert run.count + rest.count == count
+        return rest
+
+    def _land(self, run: Run) -> None:
+        run.state = READY
+        self.in_flight_messages -= run.count
+        self.in_flight_bytes -= run.size
+
+    def _settle_between(
+        self, first: int, last: int, status: Status, reason: str = "", action: int = 0
+    ) -> None:
+        for found in self._open.between(first, last):
+            run = found
+            if run.first < first:
+                run = self._split(run, first)
+            if run.last > last:
+                self._split(run, last + 1)
+            self._settle(run, status, reason, action)
+
+    def _settle(self, run: Run, status: Status, reason: str = "", action: int = 0) -> None:
+        if run.state == FLIGHT:
+            self.in_flight_messages -= run.count
+            self.in_flight_bytes -= run.size
+        elif run.state == BEHIND:
+            self._lanes[run.lane].behind.remove(run)
+            self._behind -= 1
+            self._behind_bytes -= run.size
+        run.state = FINAL
+        lowest = self._open.lowest()
+        self._open.discard(run)
+        self._settled.append(Settled(run, run.first, run.last, status, reason, action))
+        if lowest is not run:
+            # From `after` on: what lies between is nobody's, so that ranges meet.
+            self._above.add(run.after + 1, run.last)
+        elif self._above:
+            self._trim_above()
+        if self._lanes:
+            stuck = self._lanes.get(run.lane)
+            if stuck is not None and stuck.head is run:
+                self._release(stuck)
+                for behind in reversed(stuck.behind):  # older than what is ready: before it
+                    behind.state = READY
+                    self._ready.appendleft(behind)
+                    self._ready_messages += behind.count
+                    self._ready_bytes += behind.size
+
+    def _trim_above(self) -> None:
+        self._above.remove_below(self.cursor + 1)
+
+    # --- to the world
+
+    def take_settled(self) -> list[Settled]:
+        """What became final since the last call, in the order it did."""
+        settled, self._settled = self._settled, []
+        return settled
+
+    def take_transfers(self, now: float) -> list[Transfer]:
+        """The frames to send now, in order; they are in flight from here on."""
+        if not self.connected or self.paused:
+            return []
+        transfers: list[Transfer] = []
+        retries = self._retries
+        while retries and retries[0][0] <= now:
+            run = retries[0][2]
+            if run.state != WAITING or run.due != retries[0][0]:
+                heapq.heappop(retries)
+                continue
+            if not self._room(run):
+                return transfers
+            heapq.heappop(retries)
+            if run.size > self._batch_max and run.count == 1:
+                self._too_large(run)
+            else:
+                if run.size > self._batch_max:
+                    self._split(run, run.first + 1)
+                self._send(run, transfers)
+        ready = self._ready
+        while ready:
+            run = ready[0]
+            if run.state != READY:
+                self._pop_ready()
+                continue
+            if self.probing and run.count > 1:
+                self._split(run, run.first + 1)
+            elif run.size > self._batch_max and not self._fit(run):
+                continue
+            if not self._room(run):
+                break
+            self._pop_ready()
+            self._send(run, transfers)
+        return transfers
+
+    def _pop_ready(self) -> None:
+        run = self._ready.popleft()
+        self._ready_messages -= run.count
+        self._ready_bytes -= run.size
+
+    def _room(self, run: Run) -> bool:
+        flying = self.in_flight_messages
+        if not flying:
+            return True
+        return (
+            not self.probing
+            and flying + run.count <= self.window_messages
+            and self.in_flight_bytes + run.size <= self.window_bytes
+        )
+
+    def _send(self, run: Run, transfers: list[Transfer]) -> None:
+        run.state = FLIGHT
+        self.in_flight_messages += run.count
+        self.in_flight_bytes += run.size
+        first = run.first
+        after = run.after
+        self._sent.add(after + 1, first + run.count - 1)
+        messages = run.messages
+        transfers.append(
+            Transfer(
+                first,
+                run.subject,
+                messages if type(messages) is msgspec.Raw else msgspec.Raw(messages),
+                None if after == first - 1 else after,
+                self.committed + 1,
+                self._nacks,
+                run.to,
+                None,
+                None,
+                run.flags,
+                run.origin,
+            )
+        )
+
+    def _fit(self, run: Run) -> bool:
+        """Cut the first ready run to what the other side takes; False if nothing is left of it."""
+        fitting, size = 0, ARRAY_HEADER
+        for message_size in message_sizes(run.messages):
+            size += message_size
+            if size > self._batch_max:
+                break
+            fitting += 1
+        if fitting == 0:
+            if run.count > 1:
+                self._split(run, run.first + 1)
+            self._too_large(run)
+            return False
+        if fitting < run.count:
+            self._split(run, run.first + fitting)
+        return True
+
+    def _too_large(self, run: Run) -> None:
+        reason = f"message of {run.size} bytes, the receiver takes {self._batch_max}"
+        self._settle(run, Status.DEAD, reason, Action.DEAD)

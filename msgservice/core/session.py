@@ -1,0 +1,321 @@
+"""One connection's life, from HELLO to BYE: who the other side is, and whether it lives. Sans-IO.
+
+    state          what it means                              goes on with
+    GREETING       the other side's HELLO has not come        HELLO -> RESUMING
+    RESUMING       its last RESUME has not come               RESUME without `more` -> OPEN
+    OPEN           everything may travel                      BYE, close() -> CLOSING
+    CLOSING        no new transfers; answers still travel     all answered, or deadline -> CLOSED
+    CLOSED         nothing is taken any more
+
+`receive` decides every pair of state and frame (`TABLE`): a frame is taken here, passed to the
+owner, ignored, or an `UnexpectedFrame`. What TRANSFER, ACK and the others mean is the business of
+the outbox and the inbox behind; how frames travel is the channel's.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from msgservice.core.frames import (
+    BYE_CLOSING,
+    KINDS,
+    RESUME_RANGES_MAX,
+    VERSION,
+    Ack,
+    AudienceFrame,
+    Auth,
+    Bye,
+    ErrorFrame,
+    Frame,
+    Hello,
+    Nack,
+    Note,
+    Ping,
+    Pong,
+    Reply,
+    Request,
+    ResumeFrame,
+    Routed,
+    StatusFrame,
+    Transfer,
+)
+from msgservice.core.ranges import Range
+from msgservice.errors import (
+    DeadlinePassed,
+    HalfOpen,
+    MalformedFrame,
+    NotSupported,
+    ProtocolError,
+    UnexpectedFrame,
+    WrongVersion,
+)
+from msgservice.limits import Limits
+from msgservice.records import Resume
+
+RESUME_RANGES_TOTAL_MAX = 100_000  # of one RESUME, over all its frames
+
+
+class State(enum.Enum):
+    """See the module."""
+
+    GREETING = enum.auto()
+    RESUMING = enum.auto()
+    OPEN = enum.auto()
+    CLOSING = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Act(enum.Enum):
+    """What is done with a frame in a state."""
+
+    TAKE = enum.auto()  # here
+    PASS = enum.auto()  # to the owner
+    IGNORE = enum.auto()
+    REFUSE = enum.auto()  # UnexpectedFrame
+
+
+_HOP: Final = (Ack, Nack, StatusFrame, Routed, Request, Reply, AudienceFrame, Note)
+_ALWAYS: Final[dict[type, Act]] = {Ping: Act.TAKE, Pong: Act.TAKE, ErrorFrame: Act.TAKE}
+
+
+def _row(hop: Act, **special: Act) -> dict[type, Act]:
+    row: dict[type, Act] = {}
+    row.update((kind, hop) for kind in _HOP)
+    row.update(_ALWAYS)
+    for kind in (Hello, Transfer, Auth, Bye, ResumeFrame):
+        row[kind] = special.get(kind.__name__, Act.REFUSE)
+    return row
+
+
+_CLOSED: dict[type, Act] = {}
+_CLOSED.update((kind, Act.IGNORE) for kind in KINDS)
+
+TABLE: Final[dict[State, dict[type, Act]]] = {
+    State.GREETING: _row(Act.REFUSE, Hello=Act.TAKE, Bye=Act.TAKE),
+    State.RESUMING: _row(Act.REFUSE, ResumeFrame=Act.TAKE, Auth=Act.TAKE, Bye=Act.TAKE),
+    State.OPEN: _row(Act.PASS, Transfer=Act.PASS, Bye=Act.TAKE),
+    # A transfer that crossed our BYE is not answered: the sender keeps it and sends it again.
+    State.CLOSING: _row(Act.PASS, Transfer=Act.IGNORE, Bye=Act.TAKE, ResumeFrame=Act.IGNORE),
+    State.CLOSED: dict.fromkeys(KINDS, Act.IGNORE),
+}
+
+
+class Greeted:
+    """Event: the other side's HELLO came. The owner answers with `Session.greet`, or `fail`."""
+
+    __slots__ = ("hello",)
+
+    def __init__(self, hello: Hello) -> None:
+        self.hello = hello
+
+
+class Opened:
+    """Event: the session is open. `resume`: what the other side has taken of ours."""
+
+    __slots__ = ("resume",)
+
+    def __init__(self, resume: Resume) -> None:
+        self.resume = resume
+
+
+class PeerBye:
+    """Event: the other side sends no more transfers; it closes when all is answered."""
+
+    __slots__ = ("code", "reason")
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code, self.reason = code, reason
+
+
+class PeerError:
+    """Event: the other side says what we did wrong, and closes."""
+
+    __slots__ = ("code", "reason")
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code, self.reason = code, reason
+
+
+Event = Greeted | Opened | PeerBye | PeerError
+
+
+class Session:
+    """See the module. Times are seconds of the owner's monotonic clock.
+
+    `take_frames` gives what to send, `failed` is set (to a `ProtocolError`) when the connection
+    must end: the owner sends what is left, and closes.
+    """
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.state = State.GREETING
+        self.peer: Hello | None = None
+        self.failed: ProtocolError | None = None
+        self.bye_sent = False
+        self.bye_received = False
+        self._limits = limits
+        self._out: list[Frame] = []
+        self._heard_at = now
+        self._sent_at = now
+        self._greeting_until: float | None = now + limits.hello_timeout
+        self._closing_until: float | None = None
+        self._heartbeat = limits.heartbeat
+        self._silence = limits.heartbeat * limits.silence
+        self._floor = 1
+        self._ranges: list[Range] = []
+
+    # --- getters
+
+    @property
+    def is_open(self) -> bool:
+        """Whether transfers may be sent."""
+        return self.state is State.OPEN
+
+    def next_deadline(self) -> float | None:
+        """When `receive_time` is to be called next."""
+        if self.state is State.CLOSED:
+            return None
+        due = [self._heard_at + self._silence, self._sent_at + self._heartbeat]
+        if self._greeting_until is not None:
+            due.append(self._greeting_until)
+        if self._closing_until is not None:
+            due.append(self._closing_until)
+        return min(due)
+
+    # --- from the world
+
+    def heard(self, now: float) -> None:
+        """Some bytes came, whatever they are."""
+        self._heard_at = now
+
+    def receive(self, frame: Frame, now: float) -> Frame | Event | None:
+        """Take a frame. Returns it where it is the owner's business, or what happened, or None.
+
+        Raises nothing: what the other side did wrong ends in `failed`.
+        """
+        act = TABLE[self.state][type(frame)]
+        if act is Act.PASS:
+            return frame
+        if act is Act.IGNORE:
+            return None
+        try:
+            if act is Act.REFUSE:
+                raise UnexpectedFrame(type(frame).__name__, self.state.name.lower())
+            return self._take(frame, now)
+        except ProtocolError as error:
+            self.fail(error)
+            return None
+
+    def _take(self, frame: Frame, now: float) -> Event | None:
+        match frame:
+            case Hello():
+                return self._take_hello(frame)
+            case ResumeFrame():
+                return self._take_resume(frame)
+            case Ping():
+                self._out.append(Pong(frame.token))
+            case Pong():
+                pass  # it was heard: that is all it is for
+            case Auth():
+                raise NotSupported("AUTH")
+            case Bye():
+                self.bye_received = True
+                self._begin_closing(now)
+                return PeerBye(frame.code, frame.reason)
+            case ErrorFrame():
+                self.state = State.CLOSED
+                return PeerError(frame.code, frame.reason)
+            case _:
+                raise AssertionError(frame)  # the table sends nothing else here
+        return None
+
+    def _take_hello(self, hello: Hello) -> Event:
+        if hello.version != VERSION:
+            raise WrongVersion(hello.version, VERSION)
+        if hello.options.auth:
+            raise NotSupported(f"authentication by {', '.join(hello.options.auth)}")
+        if hello.options.heartbeat:
+            interval = min(max(hello.options.heartbeat / 1000, 0.1), 3600.0)
+            self._silence = interval * self._limits.silence
+        self.peer = hello
+        self.state = State.RESUMING
+        return Greeted(hello)
+
+    def _take_resume(self, frame: ResumeFrame) -> Event | None:
+        self._floor = max(self._floor, frame.floor)
+        self._ranges += frame.ranges
+        if len(self._ranges) > RESUME_RANGES_TOTAL_MAX:
+            raise MalformedFrame(f"RESUME of more than {RESUME_RANGES_TOTAL_MAX} ranges")
+        if frame.more:
+            return None
+        self.state = State.OPEN
+        self._greeting_until = None
+        return Opened(Resume(self._floor, tuple(self._ranges), frame.last))
+
+    def receive_time(self, now: float) -> None:
+        """A deadline may have passed: send a PING, or fail."""
+        if self.state is State.CLOSED:
+            return
+        if self._greeting_until is not None and now >= self._greeting_until:
+            what = "HELLO" if self.state is State.GREETING else "RESUME"
+            self.fail(DeadlinePassed(what, self._limits.hello_timeout))
+        elif now >= self._heard_at + self._silence:
+            self.fail(HalfOpen(self._silence))
+        elif self._closing_until is not None and now >= self._closing_until:
+            self.state = State.CLOSED
+        elif now >= self._sent_at + self._heartbeat:
+            self._out.append(Ping(0))
+
+    # --- verbs
+
+    def hello(self, hello: Hello) -> None:
+        """Say who this side is. A client does so at once, a node when it was greeted."""
+        self._out.append(hello)
+
+    def resume(self, resume: Resume) -> None:
+        """Say what this side has taken of the other's incarnation: after both HELLOs."""
+        ranges = list(resume.ranges)
+        starts = list(range(0, len(ranges), RESUME_RANGES_MAX)) or [0]
+        for at in starts:
+            part = ranges[at : at + RESUME_RANGES_MAX]
+            more = at != starts[-1]
+            self._out.append(ResumeFrame(resume.floor, part, resume.last, more))
+
+    def bye(self, now: float, code: int = BYE_CLOSING, reason: str = "") -> None:
+        """Send no more transfers; the connection ends when what is in flight is answered."""
+        if self.bye_sent or self.state is State.CLOSED:
+            return
+        self.bye_sent = True
+        self._out.append(Bye(code, reason))
+        self._begin_closing(now)
+
+    def _begin_closing(self, now: float) -> None:
+        self.state = State.CLOSING
+        self._greeting_until = None
+        if self._closing_until is None:
+            self._closing_until = now + self._limits.bye_timeout
+
+    def fail(self, error: ProtocolError) -> None:
+        """The connection must end, and the other side is told why."""
+        if self.state is State.CLOSED:
+            return
+        self.state = State.CLOSED
+        self.failed = error
+        self._out.append(ErrorFrame(error.wire_code, str(error)[:1000]))
+
+    def lost(self) -> None:
+        """The connection has gone."""
+        self.state = State.CLOSED
+
+    # --- to the world
+
+    def take_frames(self) -> list[Frame]:
+        """What is to be sent now."""
+        if not self._out:
+            return self._out
+        frames, self._out = self._out, []
+        return frames
+
+    def sent(self, now: float) -> None:
+        """Some frames were sent."""
+        self._sent_at = now
