@@ -1,0 +1,138 @@
+"""Length-prefixed frames: bytes in, whole frames out, in time linear in the bytes.
+
+The wire is that of Twisted's `Int32StringReceiver`: four bytes of length, big-endian, then so
+many bytes. Stands between a byte stream (`transport.tcp`) and `core.frames`; knows nothing of
+either, nor of deadlines: `partial` and `completed` are what the transport needs to keep those.
+
+Invariant: what is held is the beginning of at most one frame, and never more than its prefix
+plus its announced length, which is at most `limit`.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import NoReturn
+
+from msgservice.errors import FrameTooLarge
+
+PREFIX_BYTES = 4
+LENGTH_MAX = 2**32 - 1
+
+_prefix = Struct("!I")
+_pack = _prefix.pack
+_unpack_from = _prefix.unpack_from
+
+
+def encode_prefix(length: int) -> bytes:
+    """Return the four bytes that go before a frame of `length` bytes.
+
+    Raises `FrameTooLarge` for a length that four bytes cannot say.
+    """
+    if length > LENGTH_MAX:
+        raise FrameTooLarge(length, LENGTH_MAX)
+    return _pack(length)
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frames of at most `size_max` bytes each.
+
+    `limit` may be changed at any time: it is compared with each prefix when that is read, so a
+    frame whose prefix was let in goes on to its end. `completed` counts the frames given.
+
+    Once a prefix is above the limit there is no way back into step: `feed` raises
+    `FrameTooLarge`, then and ever after, and holds nothing more. The frames that were whole
+    before the offending prefix, in the same `feed`, are given once by `take_complete()`.
+    """
+
+    __slots__ = ("_before_error", "_error", "_held", "_needed", "completed", "limit")
+
+    def __init__(self, size_max: int) -> None:
+        self.limit = size_max
+        self.completed = 0
+        # bytearray, not a list of chunks: a peer that sends single bytes would make us hold one
+        # object for each; nor bytes, whose growth is quadratic (bench/framing.py).
+        self._held = bytearray()
+        self._needed = PREFIX_BYTES  # bytes that must be held before anything can be cut
+        self._error: FrameTooLarge | None = None
+        self._before_error: list[bytes] = []
+
+    @property
+    def partial(self) -> int:
+        """Bytes held of a frame that is not whole yet, its prefix included."""
+        return len(self._held)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the frames that `data` completes, in order.
+
+        Raises `FrameTooLarge` as soon as a prefix says so; see `take_complete`.
+        """
+        if self._error is not None:
+            raise FrameTooLarge(self._error.size, self._error.size_max)
+        frames: list[bytes] = []
+        at = 0
+        held = self._held
+        if held:
+            at = self._complete_held(data, frames)
+            if at < 0:
+                return frames
+        # What is left begins at a prefix, and most of the time nothing was held at all: cut it
+        # from `data` itself, so that a small frame is copied once.
+        end = len(data)
+        limit = self.limit
+        append = frames.append
+        unpack_from = _unpack_from
+        while (start := at + PREFIX_BYTES) <= end:
+            (length,) = unpack_from(data, at)
+            if length > limit:
+                self._fail(FrameTooLarge(length, limit), frames)
+            if (stop := start + length) > end:
+                self._needed = PREFIX_BYTES + length
+                break
+            append(data[start:stop])
+            at = stop
+        else:
+            self._needed = PREFIX_BYTES
+        if at < end:
+            held += memoryview(data)[at:]
+        self.completed += len(frames)
+        return frames
+
+    def take_complete(self) -> list[bytes]:
+        """Return, once, the frames that were whole before the prefix that made `feed` raise."""
+        frames, self._before_error = self._before_error, []
+        return frames
+
+    def _complete_held(self, data: bytes, frames: list[bytes]) -> int:
+        """Finish the frame that is held; return where in `data` the next begins, or -1 if short.
+
+        At most one frame is added to `frames`.
+        """
+        held = self._held
+        at = 0
+        if len(held) < PREFIX_BYTES:
+            at = min(PREFIX_BYTES - len(held), len(data))
+            held += data[:at]
+            if len(held) < PREFIX_BYTES:
+                return -1
+            (length,) = _unpack_from(held)
+            if length > self.limit:
+                self._fail(FrameTooLarge(length, self.limit), frames)
+            self._needed = PREFIX_BYTES + length
+        stop = at + self._needed - len(held)
+        if stop > len(data):
+            held += memoryview(data)[at:] if at else data
+            return -1
+        held += memoryview(data)[at:stop]
+        with memoryview(held) as view:
+            frames.append(bytes(view[PREFIX_BYTES:]))
+        held.clear()
+        self._needed = PREFIX_BYTES
+        return stop
+
+    def _fail(self, error: FrameTooLarge, frames: list[bytes]) -> NoReturn:
+        self._held.clear()
+        self._needed = PREFIX_BYTES
+        self.completed += len(frames)
+        self._before_error = frames
+        self._error = error
+        raise error

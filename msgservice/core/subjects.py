@@ -1,0 +1,203 @@
+"""Subjects, patterns and names: what is well-formed, and who matches.
+
+A subject is tokens separated by dots. In a pattern, `*` stands for exactly one token and a last
+`>` for one or more (the NATS convention). Called wherever a name enters: session, ingress,
+directory, client; calls nothing. Who may use a name is not decided here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+from msgservice.errors import BadName, BadSubject, ProtocolError
+from msgservice.limits import NAME_BYTES_MAX
+
+V = TypeVar("V", bound=Hashable)
+
+ONE = "*"  # any one token
+REST = ">"  # one or more tokens, at the end
+
+# Whitespace, control characters, and lone surrogates (which have no UTF-8).
+_UNFIT = r"\s\x00-\x1f\x7f-\x9f\ud800-\udfff"
+_is_subject = re.compile(rf"[^{_UNFIT}.*>]+(?:\.[^{_UNFIT}.*>]+)*").fullmatch
+_is_pattern = re.compile(
+    rf"(?:(?:\*|[^{_UNFIT}.*>]+)\.)*(?:\*|>|[^{_UNFIT}.*>]+)",
+).fullmatch
+_is_name = re.compile(rf"[^{_UNFIT}/]+").fullmatch
+_find_unfit = re.compile(rf"[{_UNFIT}]").search
+
+
+def check_subject(subject: str) -> None:
+    """Raise `BadSubject` unless messages may be sent to `subject`."""
+    if _is_subject(subject) is None or _too_long(subject):
+        raise _bad_subject(subject, is_pattern=False)
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise `BadSubject` unless `pattern` is a subject or a pattern of subjects."""
+    if _is_pattern(pattern) is None or _too_long(pattern):
+        raise _bad_subject(pattern, is_pattern=True)
+
+
+def check_name(name: str) -> None:
+    """Raise `BadName` unless `name` may name a sender, a receiver or a node."""
+    if _is_name(name) is None or _too_long(name):
+        reason = _what_is_unfit(name)
+        if reason is None:
+            assert "/" in name, name
+            reason = "'/' is not allowed"
+        raise BadName(name, reason)
+
+
+def is_reserved(subject: str) -> bool:
+    """Return whether `subject` is one of the node's own (`$node.status` and the like)."""
+    return subject.startswith("$")
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Return whether `subject` matches `pattern`; for one question. Many: `SubjectMatcher`."""
+    expected = pattern.split(".")
+    tokens = subject.split(".")
+    if expected[-1] == REST:
+        expected.pop()
+        if len(tokens) <= len(expected):
+            return False
+    elif len(tokens) != len(expected):
+        return False
+    return all(e in (ONE, t) for e, t in zip(expected, tokens, strict=False))
+
+
+def _too_long(text: str) -> bool:
+    # UTF-8 has at most four bytes a character, so most texts need not be encoded to be measured.
+    return len(text) * 4 > NAME_BYTES_MAX and len(text.encode()) > NAME_BYTES_MAX
+
+
+def _what_is_unfit(text: str) -> str | None:
+    if not text:
+        return "it is empty"
+    if (found := _find_unfit(text)) is not None:
+        return f"character {found.group()!a} at {found.start()} is not allowed"
+    if _too_long(text):
+        return f"{len(text.encode())} bytes, at most {NAME_BYTES_MAX} allowed"
+    return None
+
+
+def _bad_subject(subject: str, *, is_pattern: bool) -> ProtocolError:
+    reason = _what_is_unfit(subject)
+    if reason is None:
+        tokens = subject.split(".")
+        if "" in tokens:
+            reason = "empty token"
+        elif not is_pattern:
+            reason = "'*' and '>' belong in patterns only"
+        elif REST in tokens[:-1]:
+            reason = "'>' may only be the last token"
+        else:
+            reason = "'*' and '>' must be tokens of their own"
+    return BadSubject(subject, reason)
+
+
+class _Node(Generic[V]):
+    """One token of the tree: what ends here, what goes on, and what takes all the rest."""
+
+    __slots__ = ("children", "here", "rest", "star")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[V]] = {}
+        self.star: _Node[V] | None = None
+        self.here: set[V] = set()
+        self.rest: set[V] = set()
+
+    @property
+    def empty(self) -> bool:
+        return not (self.children or self.here or self.rest or self.star)
+
+
+class SubjectMatcher(Generic[V]):
+    """Finds the values whose patterns match a subject.
+
+    A tree with one level for each token. `match` visits only nodes that the subject's own tokens
+    lead to, so its cost grows with the tokens, with the patterns that differ by `*` only, and
+    with what matches; not with the values that do not. A value may have several patterns.
+    """
+
+    def __init__(self) -> None:
+        self._root: _Node[V] = _Node()
+        self._count = 0
+
+    def __len__(self) -> int:
+        """How many pairs of pattern and value."""
+        return self._count
+
+    def add(self, pattern: str, value: V) -> None:
+        """Let `value` match `pattern`; nothing if it does already. Raises `BadSubject`."""
+        check_pattern(pattern)
+        node = self._root
+        tokens = pattern.split(".")
+        to_rest = tokens[-1] == REST
+        if to_rest:
+            tokens.pop()
+        for token in tokens:
+            if token == ONE:
+                if node.star is None:
+                    node.star = _Node()
+                node = node.star
+            else:
+                child = node.children.get(token)
+                if child is None:
+                    child = node.children[token] = _Node()
+                node = child
+        values = node.rest if to_rest else node.here
+        if value not in values:
+            values.add(value)
+            self._count += 1
+
+    def remove(self, pattern: str, value: V) -> bool:
+        """Undo `add`; return whether there was anything to undo."""
+        node = self._root
+        path: list[tuple[_Node[V], str]] = []
+        tokens = pattern.split(".")
+        to_rest = tokens[-1] == REST
+        if to_rest:
+            tokens.pop()
+        for token in tokens:
+            path.append((node, token))
+            child = node.star if token == ONE else node.children.get(token)
+            if child is None:
+                return False
+            node = child
+        values = node.rest if to_rest else node.here
+        if value not in values:
+            return False
+        values.discard(value)
+        self._count -= 1
+        while path and node.empty:
+            node, token = path.pop()
+            if token == ONE:
+                node.star = None
+            else:
+                del node.children[token]
+        return True
+
+    def match(self, subject: str) -> set[V]:
+        """Return a new set of the values that have a pattern which matches `subject`."""
+        found: set[V] = set()
+        level = [self._root]
+        for token in subject.split("."):
+            below: list[_Node[V]] = []
+            for node in level:
+                if node.rest:
+                    found |= node.rest
+                child = node.children.get(token)
+                if child is not None:
+                    below.append(child)
+                if node.star is not None:
+                    below.append(node.star)
+            if not below:
+                return found
+            level = below
+        for node in level:
+            found |= node.here
+        return found
