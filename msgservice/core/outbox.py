@@ -90,6 +90,7 @@ class Outbox:
         self._lanes: dict[Hashable, _StuckLane] = {}
         self._retries: list[tuple[float, int, Run]] = []  # due, first, run
         self._above = RangeSet()  # final, above the cursor
+        self._resumed = RangeSet()  # taken by the other side, not loaded yet
         self._tried: dict[int, tuple[int, float]] = {}  # of messages not loaded yet
         self._settled: list[Settled] = []
         # of the connection
@@ -194,25 +195,29 @@ class Outbox:
         self._ready_messages = self._ready_bytes = self._behind = self._behind_bytes = 0
 
     def _load(self, run: Run) -> None:
+        first, last = run.first, run.last
         self._open.add(run)
-        if self._tried:
-            for number in sorted(n for n in self._tried if run.first <= n <= run.last):
-                before, run = self._isolate(run, number)
-                if before is not None:
-                    self._place(before)
-                rest = self._split(run, number + 1) if run.count > 1 else None
-                run.attempts, run.due = self._tried.pop(number)
-                self._place(run)
-                if rest is None:
-                    return
-                run = rest
-        self._place(run)
+        rest = self._place_tried(run) if self._tried else run
+        if rest is not None:
+            self._place(rest)
+        if self._resumed:
+            for low, high in self._resumed.within(first, last):
+                self._settle_between(low, high, Status.ACKNOWLEDGED)
+            self._resumed.remove_below(self.loaded_to + 1)
 
-    def _isolate(self, run: Run, number: int) -> tuple[Run | None, Run]:
-        """Cut the run so that one begins at `number`."""
-        if number == run.first:
-            return None, run
-        return run, self._split(run, number)
+    def _place_tried(self, run: Run) -> Run | None:
+        """Cut out the messages that were tried before, and place them; return what is left."""
+        rest: Run | None = run
+        for number in sorted(n for n in self._tried if run.first <= n <= run.last):
+            assert rest is not None
+            tried = rest
+            if number > rest.first:
+                tried = self._split(rest, number)
+                self._place(rest)
+            rest = self._split(tried, number + 1) if tried.count > 1 else None
+            tried.attempts, tried.due = self._tried.pop(number)
+            self._place(tried)
+        return rest
 
     def _place(self, run: Run) -> None:
         """Give a loaded run its state."""
@@ -294,8 +299,11 @@ class Outbox:
     def receive_resume(self, floor: int, ranges: Sequence[tuple[int, int]]) -> None:
         """The other side has taken all below `floor` and these: none of it is sent again.
 
-        To be called before `connect`.
+        To be called before `connect`. What is not loaded yet is settled when it is offered.
         """
+        self._resumed = RangeSet(ranges)
+        self._resumed.add(1, floor - 1)
+        self._resumed.remove_below(self.loaded_to + 1)
         if floor > 1:
             self._settle_between(0, floor - 1, Status.ACKNOWLEDGED)
         for first, last in ranges:

@@ -118,6 +118,10 @@ def first_of(run: Run) -> int:
 def cut_run(run: Run, first: int, last: int) -> Run:
     """Return sequences `first` to `last` of a run as a run of their own."""
     messages = cut_messages(run.messages, first - run.first, last - run.first + 1)
+    origin = run.origin
+    if origin is not None and first != run.first:
+        sequence = origin.sequence + first - run.first
+        origin = Origin(origin.sender, sequence, origin.incarnation, origin.path)
     return Run(
         first,
         last - first + 1,
@@ -129,6 +133,6 @@ def cut_run(run: Run, first: int, last: int) -> Run:
         run.source,
         run.to,
         run.flags,
-        run.origin,
+        origin,
         run.attempts,
     )
