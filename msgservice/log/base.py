@@ -1,0 +1,221 @@
+"""What every log over a `Store` does on the reactor's thread: interning, checks, and handing over.
+
+`SqliteLog` runs jobs on its two threads, `MemoryLog` in a later turn of the reactor; both inherit
+everything else from here, so the memory log cannot drift away from the real one.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import apsw
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from msgservice.errors import LimitReached, LogUnavailable
+from msgservice.interfaces import ILog
+from msgservice.limits import Limits
+from msgservice.log import audit, queries, retention
+from msgservice.log.store import Store
+from msgservice.records import (
+    Account,
+    Audience,
+    Batch,
+    DeadLetter,
+    Found,
+    Group,
+    History,
+    Outcome,
+    Resume,
+    Room,
+    Snapshot,
+)
+
+T = TypeVar("T")
+
+# Receivers whose account is taken in one read transaction.
+ACCOUNTS_PAGE = 32
+
+
+@contextmanager
+def read_transaction(db: apsw.Connection) -> Iterator[apsw.Connection]:
+    """See one state of the log for as long as this lasts: one page."""
+    db.execute("begin")
+    try:
+        yield db
+    finally:
+        db.execute("commit")
+
+
+@implementer(ILog)
+class StoreLog:
+    """An `ILog` over a `Store`; see the module."""
+
+    durable = False
+
+    def __init__(self, *, limits: Limits) -> None:
+        self._limits = limits
+        self._audiences: dict[tuple[int, ...], Audience] = {}
+        self._next_audience = 1
+        self._store: Store
+        self._opened = False
+        self._appending = False
+
+    # --- what the two kinds of log do differently ----------------------------------------------
+
+    @abstractmethod
+    def open(self) -> Deferred[Snapshot]:
+        """See `ILog.open`."""
+
+    @abstractmethod
+    def close(self) -> Deferred[None]:
+        """See `ILog.close`."""
+
+    @abstractmethod
+    def _write(self, job: Callable[[], T]) -> Deferred[T]:
+        """Run a job that may write."""
+
+    @abstractmethod
+    def _read(self, job: Callable[[apsw.Connection], T]) -> Deferred[T]:
+        """Run a job that only reads, on the reading connection."""
+
+    # --- ILog ----------------------------------------------------------------------------------
+
+    @property
+    def log_id(self) -> str:
+        """Name of this log; empty until it is open."""
+        return self._store.state.log_id
+
+    def _remember(self, snapshot: Snapshot) -> Snapshot:
+        self._opened = True
+        numbers = [audience.number for audience in self._audiences.values()]
+        self._next_audience = max(numbers, default=0) + 1
+        return snapshot
+
+    def append(self, group: Group) -> Deferred[list[Outcome]]:
+        """See `ILog.append`. Cancelling stops the wait, not the write."""
+        self._check_open()
+        assert not self._appending, "one append runs at a time"
+        self._appending = True
+        store = self._store
+
+        def done(result: T) -> T:
+            self._appending = False
+            if store.wants_checkpoint and self._opened:
+                # Behind this group's answer, before the next group.
+                self._write(store.maintain).addErrback(lambda failure: None)
+            return result
+
+        return self._write(lambda: store.apply(group)).addBoth(done)
+
+    def audience(self, members: Collection[int]) -> Audience:
+        """See `ILog.audience`."""
+        key = tuple(sorted(set(members)))
+        found = self._audiences.get(key)
+        if found is None:
+            if len(self._audiences) >= self._limits.audiences:
+                self._forget_unused()
+            found = self._audiences[key] = Audience(self._next_audience, key)
+            self._next_audience += 1
+        return found
+
+    def _forget_unused(self) -> None:
+        """Make room among the audiences: those that no batch has ever had, or has any more."""
+        for key in [key for key, found in self._audiences.items() if not found.stored]:
+            del self._audiences[key]
+        if len(self._audiences) >= self._limits.audiences:
+            raise LimitReached("audiences", self._limits.audiences)
+
+    def resume(self, sender: str, incarnation: str) -> Resume:
+        """See `ILog.resume`."""
+        known = self._store.state.senders.get((sender, incarnation))
+        if known is None:
+            return Resume()
+        return Resume(
+            floor=known.floor,
+            ranges=tuple(known.ranges) if known.ranges is not None else (),
+            last=known.last,
+        )
+
+    def read(
+        self, audiences: Collection[int], after: int, bytes_max: int, messages_max: int
+    ) -> Deferred[list[Batch]]:
+        """See `ILog.read`."""
+        wanted = tuple(audiences)
+        return self._read(
+            lambda db: queries.read(db, self._store.state, wanted, after, bytes_max, messages_max)
+        )
+
+    def history(
+        self, sender: str, incarnation: str, first: int, pieces_max: int
+    ) -> Deferred[History]:
+        """See `ILog.history`."""
+
+        def job(db: apsw.Connection) -> History:
+            with read_transaction(db):
+                return queries.history(
+                    db, self._store.state, sender, incarnation, first, pieces_max
+                )
+
+        return self._read(job)
+
+    def find(self, identity: str) -> Deferred[Found | None]:
+        """See `ILog.find`."""
+
+        def job(db: apsw.Connection) -> Found | None:
+            with read_transaction(db):
+                return queries.find(db, self._store.state, identity)
+
+        return self._read(job)
+
+    def dead_letters(self, receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
+        """See `ILog.dead_letters`."""
+        return self._read(lambda db: queries.dead_letters(db, receiver, after, count_max))
+
+    async def _accounts(self) -> list[Account]:
+        numbers = sorted(self._store.state.receivers)
+        found: list[Account] = []
+        for at in range(0, len(numbers), ACCOUNTS_PAGE):
+            page = numbers[at : at + ACCOUNTS_PAGE]
+
+            def job(db: apsw.Connection, page: list[int] = page) -> list[Account | None]:
+                with read_transaction(db):
+                    members = queries.audiences_by_receiver(db)
+                    return [queries.account(db, number, members) for number in page]
+
+            found += [account for account in await self._read(job) if account is not None]
+        return found
+
+    def accounts(self) -> Deferred[list[Account]]:
+        """See `ILog.accounts`."""
+        return Deferred.fromCoroutine(self._accounts())
+
+    async def _audit(self) -> list[str]:
+        await self._write(self._store.save)
+        running = audit.Audit(self._store.state)
+        while await self._read(running.step):
+            pass
+        for account in await self._accounts():
+            running.check_account(account)
+        return running.discrepancies
+
+    def audit(self) -> Deferred[list[str]]:
+        """See `ILog.audit`. Runs in pages, beside everything else."""
+        return Deferred.fromCoroutine(self._audit())
+
+    def retain(self, now: int) -> Deferred[bool]:
+        """See `ILog.retain`."""
+        self._check_open()
+        store = self._store
+        return self._write(lambda: retention.retain(store, now))
+
+    def room(self) -> Room:
+        """See `ILog.room`."""
+        return self._store.room()
+
+    def _check_open(self) -> None:
+        if not self._opened:
+            raise LogUnavailable("the log is not open")

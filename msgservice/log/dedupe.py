@@ -1,0 +1,303 @@
+"""Which batches of a group are new: the sender's dedupe, inside the log (SEMANTICS 1, 2, 4).
+
+`take_batches` gives each new batch its number, its place in its audience's count and its link of
+the chain, and appends its row to a flat list of SQL parameters. The usual batch, the next of its
+sender, costs a dozen simple operations (bench/log.py); everything else is in `_take_known`.
+Nothing here touches SQLite: what older runs held is asked through `Lookup`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from zlib import crc32
+
+import msgspec
+
+from msgservice.errors import ContentChanged, LogFull
+from msgservice.log.state import NOBODY, Key, SenderState, Staged
+from msgservice.message import cut_messages
+from msgservice.records import Audience, Batch, Known, Outcome, Piece, RefusedBatch
+
+COLUMNS = 16  # of a row of the table batch
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A run that was taken before, as far as it is still known."""
+
+    number: int
+    sequence: int
+    count: int
+    crc: int
+    audience: Audience
+    frame: bytes | memoryview | msgspec.Raw | None
+
+
+Lookup = Callable[[int, int, int], Sequence[Run]]
+"""(sender id, first, last) -> committed runs that overlap these sequences, rising."""
+
+_link = struct.Struct("<QQQQQQQIIII").pack
+
+
+def chain_of(
+    previous: int,
+    number: int,
+    audience: int,
+    sender: int,
+    sequence: int,
+    size: int,
+    stored_at: int,
+    after: int,
+    count: int,
+    flags: int,
+    crc: int,
+    words: int,
+) -> int:
+    """Return the chain value of a batch: it covers this row and, through `previous`, all before.
+
+    `words`: crc32 of the subject's UTF-8, run on over the encoded origin if there is one.
+    """
+    return crc32(
+        _link(number, audience, sender, sequence, size, stored_at, after, count, flags, crc, words),
+        previous,
+    )
+
+
+_encode_origin = msgspec.msgpack.Encoder().encode
+
+
+def take_batches(
+    staged: Staged,
+    batches: list[Batch],
+    now: int,
+    *,
+    used_max: int,
+    full: LogFull | None,
+    lookup: Lookup,
+) -> tuple[list[Outcome], list[object]]:
+    """Return the outcomes, and the new rows as one flat list of parameters.
+
+    `full`: why nothing new may be stored, or None. A refused batch refuses every later one of the
+    group that would have to be stored, so that no lane gets out of order.
+    """
+    outcomes: list[Outcome] = []
+    rows: list[object] = []
+    key: Key | None = None
+    audience: Audience | None = None
+    subject: str | None = None
+    number, chain, used = staged.number, staged.chain, staged.used
+    link, fresh = _link, staged.fresh
+    for batch in batches:
+        if key is None or batch.sender != key[0] or batch.incarnation != key[1]:
+            key = (batch.sender, batch.incarnation)
+            sender = staged.sender(key, now)
+        sequence, count, size = batch.sequence, batch.count, batch.size
+        new: Sequence[Batch]
+        if sender.ranges is None and batch.after < sender.floor <= sequence:
+            if full is None and used + size > used_max:
+                full = LogFull(f"{used} bytes are used, at most {used_max} allowed")
+            if full is not None:
+                outcomes.append(RefusedBatch(full))
+                continue
+            last = sequence + count - 1
+            sender.floor = last + 1
+            sender.last = (sequence, last, batch.crc)
+            outcomes.append(batch)
+            new = (batch,)
+        else:
+            outcome = _take_known(staged, sender, batch, used, used_max, full, lookup)
+            outcomes.append(outcome)
+            if outcome is batch:
+                new = (batch,)
+            elif isinstance(outcome, Known):
+                new = outcome.fresh
+            else:
+                if isinstance(outcome.error, LogFull):
+                    full = outcome.error
+                continue
+        for item in new:
+            if item.audience is not audience:
+                audience = item.audience
+                total = staged.total(audience)
+            size, count = item.size, item.count
+            if item.subject != subject:
+                subject = item.subject
+                subject_crc = crc32(subject.encode())
+            words, origin = subject_crc, None
+            if item.origin is not None:
+                origin = _encode_origin(item.origin)
+                words = crc32(origin, words)
+            after, flags, crc = item.after, item.flags, item.crc
+            chain = crc32(
+                link(
+                    number,
+                    audience.number,
+                    sender.id,
+                    item.sequence,
+                    size,
+                    now,
+                    after,
+                    count,
+                    flags,
+                    crc,
+                    words,
+                ),
+                chain,
+            )
+            rows += (
+                number,
+                audience.number,
+                sender.id,
+                item.sequence,
+                count,
+                size,
+                subject,
+                total.messages,
+                total.bytes,
+                now,
+                after,
+                flags,
+                crc,
+                chain,
+                origin,
+                item.messages,
+            )
+            total.messages += count
+            total.bytes += size
+            total.last = number
+            used += size
+            item.number = number
+            item.stored_at = now
+            fresh.append(item)
+            number += 1
+    staged.number, staged.chain, staged.used = number, chain, used
+    for position, outcome in enumerate(outcomes):
+        if type(outcome) is Known:
+            batch = batches[position]
+            outcomes[position] = _with_positions(outcome, batch)
+    return outcomes, rows
+
+
+def forget_numbers(staged: Staged) -> None:
+    """Undo what `take_batches` wrote into the batches of a group that was not committed."""
+    for batch in staged.fresh:
+        batch.number = batch.stored_at = 0
+
+
+def _take_known(
+    staged: Staged,
+    sender: SenderState,
+    batch: Batch,
+    used: int,
+    used_max: int,
+    full: LogFull | None,
+    lookup: Lookup,
+) -> Outcome:
+    """Decide about a batch that is not simply the next of its sender."""
+    first, last = batch.sequence, batch.sequence + batch.count - 1
+    missing = sender.missing(first, last)
+    if missing == [(first, last)]:
+        outcome: Outcome = batch
+        size = batch.size
+        pieces: tuple[Batch, ...] = (batch,)
+    else:
+        runs = [
+            *lookup(sender.id, first, last),
+            *(
+                Run(b.number, b.sequence, b.count, b.crc, b.audience, b.messages)
+                for b in staged.fresh
+                if b.sender == batch.sender
+                and b.incarnation == batch.incarnation
+                and b.sequence <= last
+                and b.sequence + b.count > first
+            ),
+        ]
+        for run in runs:
+            if not _same_content(batch, run):
+                return RefusedBatch(ContentChanged(first, last))
+        pieces = tuple(_cut(batch, low, high) for low, high in missing)
+        size = sum(piece.size for piece in pieces)
+        outcome = Known(pieces=_pieces(first, last, runs), fresh=pieces)
+    if missing:
+        if full is None and used + size > used_max:
+            full = LogFull(f"{used} bytes are used, at most {used_max} allowed")
+        if full is not None:
+            return RefusedBatch(full)
+        for piece in pieces:
+            end = piece.sequence + piece.count - 1
+            if sender.last is None or end > sender.last[1]:
+                sender.last = (piece.sequence, end, piece.crc)
+    sender.take(min(batch.after + 1, first), last)
+    return outcome
+
+
+def _same_content(batch: Batch, run: Run) -> bool:
+    """Whether `batch` agrees with `run` where they overlap, as far as that is still known."""
+    if run.sequence == batch.sequence and run.count == batch.count:
+        return run.crc == batch.crc
+    if run.frame is None:
+        return True
+    first = max(batch.sequence, run.sequence)
+    end = min(batch.sequence + batch.count, run.sequence + run.count)
+    return cut_messages(
+        batch.messages, first - batch.sequence, end - batch.sequence
+    ) == cut_messages(run.frame, first - run.sequence, end - run.sequence)
+
+
+def _cut(batch: Batch, first: int, last: int) -> Batch:
+    """Return sequences `first` to `last` of a batch as a batch of its own."""
+    start, stop = first - batch.sequence, last - batch.sequence + 1
+    messages = cut_messages(batch.messages, start, stop)
+    return Batch(
+        sender=batch.sender,
+        incarnation=batch.incarnation,
+        sequence=first,
+        count=stop - start,
+        subject=batch.subject,
+        audience=batch.audience,
+        messages=messages,
+        size=len(messages),
+        crc=crc32(messages),
+        after=batch.after if start == 0 else first - 1,
+        flags=batch.flags,
+        ids=tuple((index - start, name) for index, name in batch.ids if start <= index < stop),
+        origin=batch.origin
+        if batch.origin is None or start == 0
+        else msgspec.structs.replace(batch.origin, sequence=batch.origin.sequence + start),
+    )
+
+
+def _pieces(first: int, last: int, runs: Sequence[Run]) -> tuple[Piece, ...]:
+    """Return what `runs` say of `first` to `last`; position 0 where nothing is known any more."""
+    pieces = []
+    for run in runs:
+        low = max(first, run.sequence)
+        high = min(last, run.sequence + run.count - 1)
+        if low <= high:
+            position = (run.number << 16) + low - run.sequence
+            pieces.append(Piece(low, high, run.audience, position))
+    return tuple(pieces)
+
+
+def _with_positions(known: Known, batch: Batch) -> Known:
+    """Return `known` with its fresh batches among the pieces, and the holes named."""
+    pieces = list(known.pieces)
+    for fresh in known.fresh:
+        end = fresh.sequence + fresh.count - 1
+        pieces.append(Piece(fresh.sequence, end, fresh.audience, fresh.first))
+    pieces.sort(key=lambda piece: piece.first)
+    whole = fill_holes(pieces, batch.sequence, batch.sequence + batch.count - 1)
+    return Known(pieces=whole, fresh=known.fresh)
+
+
+def fill_holes(pieces: Sequence[Piece], first: int, last: int) -> tuple[Piece, ...]:
+    """Return `pieces` with what they leave out of `first` to `last`, as unknown ones."""
+    whole: list[Piece] = []
+    for piece in pieces:
+        if first < piece.first:
+            whole.append(Piece(first, piece.first - 1, NOBODY, 0))
+        whole.append(piece)
+        first = piece.last + 1
+    if first <= last:
+        whole.append(Piece(first, last, NOBODY, 0))
+    return tuple(whole)

@@ -1,0 +1,163 @@
+"""The data folder: held by one process, on a filesystem that can hold a log, with a reserve.
+
+Knows nothing of what is in the log. The lock is `flock`, so it goes with the process however that
+ends; the holder's pid is written into the file for people. The reserve is a file of really
+allocated blocks that is given up when the disk is full, so that states can still be recorded
+(SEMANTICS 19, 33).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from msgservice.errors import DataFolderUnusable, LogLocked
+from msgservice.log.schema import sync_folder
+
+LOCK_NAME = "lock"
+RESERVE_NAME = "reserve"
+# What must stay free beside the reserve for a new group to be accepted: the WAL of a checkpoint
+# interval and the pages it is folded into. A quarter of the reserve, 16 MiB by default.
+WATERMARK_DIVISOR = 4
+
+# Locks and shared memory do not do there what SQLite needs.
+NETWORK_FILESYSTEMS = frozenset(
+    {
+        "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.ceph", "fuse.glusterfs",
+        "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4",
+        "ocfs2", "orangefs", "smb2", "smb3", "smbfs",
+    }
+)  # fmt: skip
+
+
+def filesystem_of(folder: Path, mounts: str) -> str:
+    """Return the type of the filesystem that holds `folder`.
+
+    `mounts`: the text of /proc/self/mounts (proc(5)); the longest mount point that is a beginning
+    of the path counts, and of equal ones the last.
+    """
+    path = str(folder.resolve())
+    best, kind = "", "unknown"
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        # Spaces and the like are written as octal escapes.
+        point = (
+            fields[1].encode().decode("unicode_escape").encode("latin-1").decode(errors="replace")
+        )
+        inside = point == "/" or path == point or path.startswith(point + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, fields[2]
+    return kind
+
+
+def check_filesystem(folder: Path, mounts: str | None = None) -> None:
+    """Refuse a folder on a network filesystem: raises `DataFolderUnusable`."""
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mounts").read_text(errors="surrogateescape")
+        except OSError:
+            return  # no such table on this system: docs/platforms.md
+    kind = filesystem_of(folder, mounts)
+    if kind in NETWORK_FILESYSTEMS:
+        raise DataFolderUnusable(str(folder), f"{kind} is a network filesystem")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder if needed and see that it can be written: `DataFolderUnusable` if not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise DataFolderUnusable(str(folder), error.strerror or str(error)) from None
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise DataFolderUnusable(str(folder), "it is not writable")
+
+
+class FolderLock:
+    """Holds a file for this process until `release`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock; raises `LogLocked` with the holder's pid."""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataFolderUnusable(str(self._path.parent), reason) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                reason = f"cannot be locked: {error.strerror}"
+                raise DataFolderUnusable(str(self._path.parent), reason) from None
+            raise LogLocked(
+                str(self._path.parent), f"process {holder}" if holder else "another process"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let go; the file stays, so that nobody can hold a lock on an unlinked one."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class Reserve:
+    """Blocks kept for the hour when the disk is full."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder = folder
+        self._path = folder / RESERVE_NAME
+        self._size = size
+        self.whole = False
+
+    @property
+    def watermark(self) -> int:
+        """Bytes that must be free beside the reserve."""
+        return self._size // WATERMARK_DIVISOR
+
+    def free(self) -> int:
+        """Return the bytes free on the filesystem for this process."""
+        found = os.statvfs(self._folder)
+        return found.f_bavail * found.f_frsize
+
+    def make(self) -> bool:
+        """Allocate the reserve if it is not whole and there is room; return whether it is whole."""
+        if self.whole:
+            return True
+        try:
+            present = self._path.stat().st_blocks * 512 if self._path.exists() else 0
+            if self.free() + present < self._size + 2 * self.watermark:
+                return False
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, self._size)
+                os.ftruncate(descriptor, self._size)  # a larger one of an older configuration
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            sync_folder(self._folder)
+        except OSError:
+            self.give_up()
+            return False
+        self.whole = True
+        return True
+
+    def give_up(self) -> bool:
+        """Give the blocks back to the filesystem; return whether there were any."""
+        self.whole = False
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,90 @@
+"""`MemoryLog`: the same log without a file, for tests and small embedded uses.
+
+It runs the code of the real one over SQLite in memory, without threads: a job runs in a later turn
+of the reactor, so a `Clock` drives it. Nothing survives the process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import apsw
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from msgservice.limits import Limits
+from msgservice.log.base import StoreLog
+from msgservice.log.schema import migrate
+from msgservice.log.store import Store
+from msgservice.records import Snapshot
+
+T = TypeVar("T")
+
+
+class MemoryLog(StoreLog):
+    """A log in memory. `delay`: seconds from the call to its effect, as a disk would take.
+
+    After `close` it can be opened again, with all that was in it.
+    """
+
+    def __init__(
+        self,
+        *,
+        reactor: IReactorTime,
+        limits: Limits,
+        delay: float = 0.0,
+        entropy: Callable[[int], bytes] = os.urandom,
+        faults: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(limits=limits)
+        self._reactor = reactor
+        self._delay = delay
+        self._entropy = entropy
+        self._made = False
+        self._store = Store(":memory:", limits=limits, audiences=self._audiences, faults=faults)
+
+    def _later(self, job: Callable[[], T]) -> Deferred[T]:
+        waiter: Deferred[T] = Deferred()
+
+        def run() -> None:
+            try:
+                result = job()
+            except BaseException:  # noqa: BLE001 - whatever it is belongs to who waits for it
+                waiter.errback(Failure())
+            else:
+                waiter.callback(result)
+
+        self._reactor.callLater(self._delay, run)
+        return waiter
+
+    def _write(self, job: Callable[[], T]) -> Deferred[T]:
+        self._check_open()
+        return self._later(job)
+
+    def _read(self, job: Callable[[apsw.Connection], T]) -> Deferred[T]:
+        self._check_open()
+        return self._later(lambda: job(self._store.db))
+
+    def open(self) -> Deferred[Snapshot]:
+        """See `ILog.open`."""
+        return self._later(self._open).addCallback(self._remember)
+
+    def _open(self) -> Snapshot:
+        store = self._store
+        if not self._made:
+            store.connect()
+            migrate(store.db, None)
+            store.create(self._entropy(16).hex(), 0)
+            self._made = True
+        store.load()
+        return store.snapshot(())
+
+    def close(self) -> Deferred[None]:
+        """See `ILog.close`."""
+        if not self._opened:
+            return succeed(None)
+        self._opened = False
+        return self._later(self._store.save)

@@ -1,0 +1,470 @@
+"""What can be asked of a log: pages of batches, what became of messages, and the accounts.
+
+Functions over one connection, used on the reader's thread (and by the writer for what it must know
+inside a transaction). Each reads for one page, at most about 50 ms, so the WAL stays small.
+
+A page is fetched with one step of SQLite: rows are folded into one JSON text and one blob. apsw
+releases the GIL at every step and must win it back, which costs up to the interpreter's switch
+interval while the reactor is busy (bench/log.py: 1,200 rows/s step by step, 300,000 folded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import apsw
+import msgspec
+
+from msgservice.log.dedupe import Run
+from msgservice.log.state import NOBODY, SETTLED, State
+from msgservice.message import Status
+from msgservice.records import (
+    Account,
+    Audience,
+    Batch,
+    DeadLetter,
+    ExceptionRow,
+    Found,
+    History,
+    Origin,
+    Piece,
+    StateRange,
+    number_of,
+    position_of,
+)
+
+PAGE_BYTES = 4 * 1024 * 1024  # one read transaction (SEMANTICS 19)
+PAGE_ROWS = 4096
+FINISHED_MAX = 100_000  # ranges of one history page
+
+_decode_json = msgspec.json.Decoder(list[list[int]]).decode
+_decode_rows = msgspec.json.Decoder(
+    list[tuple[int, int, int, int, int, int, str, int, int, int, int, str | None]]
+).decode
+_decode_origin = msgspec.msgpack.Decoder(Origin).decode
+
+_HEADS = """
+select json_group_array(json_array(number, audience, count, size)) from (
+    select b.number, b.audience, b.count, b.size from json_each(?1) as a cross join batch as b
+    where b.number in (
+        select c.number from batch as c
+        where c.audience = a.value and c.number >= ?2 order by c.number limit ?3)
+)
+"""
+
+_PAGE = """
+select json_group_array(json_array(number, audience, sender, sequence, count, size, subject,
+        stored_at, after, flags, crc, origin)),
+    cast(group_concat(frame, '') as blob)
+from (
+    select number, audience, sender, sequence, count, size, subject, stored_at, after, flags, crc,
+        hex(origin) as origin, frame
+    from json_each(?1) as a cross join batch as b
+    where b.number = a.value and b.frame is not null)
+"""
+
+
+def read(
+    db: apsw.Connection,
+    state: State,
+    audiences: Collection[int],
+    after: int,
+    bytes_max: int,
+    messages_max: int,
+) -> list[Batch]:
+    """Return the next batches of these audiences whose last position is above `after`.
+
+    Each audience is followed by the index (audience, number); what belongs to others is never
+    looked at (SEMANTICS 24).
+    """
+    if not audiences:
+        return []
+    numbers = _numbers(
+        db, state, audiences, after, min(bytes_max, PAGE_BYTES), min(messages_max, PAGE_ROWS)
+    )
+    return batches_of(db, state, numbers)
+
+
+def _numbers(
+    db: apsw.Connection,
+    state: State,
+    audiences: Collection[int],
+    after: int,
+    bytes_max: int,
+    messages_max: int,
+) -> list[int]:
+    """Return the numbers of the next page, rising: at least one if there is any."""
+    totals = state.totals
+    # What has no frame any more is not looked at again.
+    dropped = min((totals[a].dropped for a in audiences if a in totals), default=0)
+    low = max(number_of(after), dropped + 1)
+    each = max(2, -(-messages_max // len(audiences)))
+    heads = _decode_json(
+        db.execute(_HEADS, (msgspec.json.encode(list(audiences)).decode(), low, each)).get
+    )
+    # An audience whose share was cut may have more batches below those of the others.
+    shown: dict[int, list[int]] = {}
+    for number, audience, _count, _size in heads:
+        entry = shown.setdefault(audience, [0, 0])
+        entry[0] += 1
+        entry[1] = number
+    horizon = min((last for rows, last in shown.values() if rows == each), default=None)
+    numbers: list[int] = []
+    size_sum = messages = 0
+    for number, _audience, count, size in sorted(heads):
+        if position_of(number, count - 1) <= after:
+            continue
+        if horizon is not None and number > horizon:
+            break
+        size_sum += size
+        messages += count
+        if numbers and (size_sum > bytes_max or messages > messages_max):
+            break
+        numbers.append(number)
+    return numbers
+
+
+def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> list[Batch]:
+    """Return these batches, in this order; those without a frame are left out."""
+    if not numbers:
+        return []
+    text, frames = db.execute(_PAGE, (msgspec.json.encode(numbers).decode(),)).get
+    batches = []
+    at = 0
+    view = memoryview(frames or b"")
+    for number, audience, sender, sequence, count, size, *rest in _decode_rows(text):
+        subject, stored_at, after, flags, crc, origin = rest
+        name, incarnation = state.senders_by_id[sender].key
+        batches.append(
+            Batch(
+                sender=name,
+                incarnation=incarnation,
+                sequence=sequence,
+                count=count,
+                subject=subject,
+                audience=_audience(state, audience),
+                messages=bytes(view[at : at + size]),
+                size=size,
+                crc=crc,
+                after=after,
+                flags=flags,
+                origin=_decode_origin(bytes.fromhex(origin)) if origin else None,
+                number=number,
+                stored_at=stored_at,
+            )
+        )
+        at += size
+    return batches
+
+
+def _audience(state: State, number: int) -> Audience:
+    total = state.totals.get(number)
+    return NOBODY if total is None else total.audience
+
+
+def runs_of(db: apsw.Connection, state: State, sender: int, first: int, last: int) -> list[Run]:
+    """Return what is still known of a sender's runs that overlap these sequences, rising."""
+    found = []
+    for table, frame in (("batch", "frame"), ("run", "null")):
+        rows = db.execute(
+            f"select number, sequence, count, crc, audience, {frame} from {table}"  # noqa: S608
+            " where sender = ?1 and sequence <= ?3 and sequence + count > ?2"
+            " and sequence >= coalesce((select max(sequence) from "
+            f"{table} where sender = ?1 and sequence <= ?2), 0)",  # fixed names, no input
+            (sender, first, last),
+        )
+        found += [
+            Run(number, sequence, count, crc, _audience(state, audience), blob)
+            for number, sequence, count, crc, audience, blob in rows
+        ]
+    found.sort(key=lambda run: run.sequence)
+    return found
+
+
+# --- counting (SEMANTICS 23) ---------------------------------------------------------------------
+
+_TOTAL = """coalesce(
+    (select before_messages + count from batch where audience = a.value
+     order by number desc limit 1),
+    (select messages from audience where number = a.value), 0)"""
+
+_UP_TO = f"""
+select total(coalesce(
+    (select before_messages + case when number = ?2 then min(?3, count) else 0 end
+     from batch where audience = a.value and number >= ?2 order by number limit 1),
+    {_TOTAL}))
+from json_each(?1) as a
+"""  # noqa: S608 - no input in it
+
+_ALL = f"select total({_TOTAL}) from json_each(?1) as a"  # noqa: S608 - no input in it
+
+
+def count_up_to(db: apsw.Connection, audiences: Iterable[int], position: int) -> int:
+    """Return how many messages of these audiences have a position of at most `position`."""
+    return int(
+        db.execute(
+            _UP_TO,
+            (
+                msgspec.json.encode(list(audiences)).decode(),
+                number_of(position),
+                (position & 0xFFFF) + 1,
+            ),
+        ).get
+    )
+
+
+def count_all(db: apsw.Connection, audiences: Iterable[int]) -> int:
+    """Return how many messages these audiences have had."""
+    return int(db.execute(_ALL, (msgspec.json.encode(list(audiences)).decode(),)).get)
+
+
+def queued(
+    db: apsw.Connection, receiver: int, cursor: int, audiences: Sequence[int], routed: int
+) -> int:
+    """Return what is not final at a receiver, from the log alone.
+
+    All of its audiences less what lies before its cursor, less the final exceptions above it.
+    """
+    waiting = routed - count_up_to(db, audiences, cursor)
+    rows = db.execute(
+        "select first, last from exception where receiver = ? and last > ? and status >= ?",
+        (receiver, cursor, int(Status.ACKNOWLEDGED)),
+    ).fetchall()
+    for first, last in rows:
+        first = max(first, cursor + 1)
+        if number_of(first) == number_of(last):
+            waiting -= last - first + 1
+        else:
+            waiting -= count_up_to(db, audiences, last) - count_up_to(db, audiences, first - 1)
+    return waiting
+
+
+def account(db: apsw.Connection, receiver: int, members: dict[int, list[int]]) -> Account | None:
+    """Return the account of one receiver, or None if it was removed.
+
+    `members`: receiver number -> its audiences.
+    """
+    row = db.execute(
+        "select cursor, removed, collected, acknowledged_count, expired_count, dead_count,"
+        " cancelled_count, removed_count, routed_base from progress"
+        " join receiver on number = receiver where receiver = ?",
+        (receiver,),
+    ).fetchone()
+    if row is None or row[1]:
+        return None
+    cursor, _removed, collected, *settled, base = row
+    audiences = members.get(receiver, [])
+    routed = count_all(db, audiences)
+    return Account(
+        receiver=receiver,
+        routed=routed + collected + base,
+        queued=queued(db, receiver, cursor, audiences, routed),
+        settled={
+            int(status): count for status, count in zip(SETTLED, settled, strict=True) if count
+        },
+    )
+
+
+def audiences_by_receiver(db: apsw.Connection) -> dict[int, list[int]]:
+    """Return receiver number -> numbers of the audiences that it is in."""
+    members: dict[int, list[int]] = {}
+    for number, text in db.execute("select number, members from audience"):
+        for receiver in msgspec.json.decode(text, type=list[int]):
+            members.setdefault(receiver, []).append(number)
+    return members
+
+
+# --- what became of messages ---------------------------------------------------------------------
+
+Segment = tuple[int, int, Status, int, str]  # first, last, status, attempts, reason
+
+
+def segments(
+    first: int, last: int, cursor: int, exceptions: Sequence[ExceptionRow]
+) -> list[Segment]:
+    """Return the states of positions `first` to `last` at one receiver, rising.
+
+    `exceptions`: rising; where two overlap, the one that begins later says more.
+    """
+    parts: list[Segment] = []
+    if first <= cursor:
+        parts.append((first, min(last, cursor), Status.ACKNOWLEDGED, 0, ""))
+    if last > cursor:
+        parts.append((max(first, cursor + 1), last, Status.QUEUED, 0, ""))
+    for row in exceptions:
+        low, high = max(first, row.first), min(last, row.last)
+        if low > high:
+            continue
+        new: list[Segment] = []
+        for part in parts:
+            if part[1] < low or part[0] > high:
+                new.append(part)
+                continue
+            if part[0] < low:
+                new.append((part[0], low - 1, *part[2:]))
+            if part[1] > high:
+                new.append((high + 1, part[1], *part[2:]))
+        new.append((low, high, row.status, row.attempts, row.reason))
+        parts = sorted(new)
+    return parts
+
+
+def exceptions_of(db: apsw.Connection, receiver: int, first: int, last: int) -> list[ExceptionRow]:
+    """Return a receiver's exceptions that overlap these positions, rising."""
+    rows = db.execute(
+        "select receiver, first, last, status, attempts, next_at, reason from exception"
+        " where receiver = ? and first <= ? and last >= ? order by first",
+        (receiver, last, first),
+    )
+    return [
+        ExceptionRow(number, low, high, Status(status), attempts, next_at, reason)
+        for number, low, high, status, attempts, next_at, reason in rows
+    ]
+
+
+def cursors(db: apsw.Connection) -> dict[int, int]:
+    """Return receiver number -> cursor."""
+    text = db.execute("select json_group_array(json_array(receiver, cursor)) from progress").get
+    return {receiver: cursor for receiver, cursor in _decode_json(text)}
+
+
+def history(
+    db: apsw.Connection, state: State, sender: str, incarnation: str, first: int, pieces_max: int
+) -> History:
+    """Return one page of what is known of a sender's sequences from `first` on."""
+    known = state.senders.get((sender, incarnation))
+    if known is None:
+        return History(pieces=(), states=(), next=None)
+    rows = db.execute(
+        "select sequence, count, number, audience from batch where sender = ?1 and sequence >="
+        " coalesce((select max(sequence) from batch where sender = ?1 and sequence <= ?2), 0)"
+        " and sequence + count > ?2 order by sequence limit ?3",
+        (known.id, first, pieces_max + 1),
+    ).fetchall()
+    more = len(rows) > pieces_max
+    del rows[pieces_max:]
+    end = rows[-1][0] + rows[-1][1] - 1 if more else None
+    pieces = []
+    for sequence, count, number, audience in rows:
+        low = max(first, sequence)
+        position = position_of(number, low - sequence)
+        pieces.append(Piece(low, sequence + count - 1, _audience(state, audience), position))
+    states = _states_of_pieces(db, pieces)
+    query = (
+        "select receiver, status, first, last, reason from finished where sender = ? and last >= ?"
+    )
+    parameters: tuple[int, ...] = (known.id, first)
+    if end is not None:
+        query += " and first <= ?"
+        parameters += (end,)
+    for receiver, status, low, high, reason in db.execute(
+        f"{query} limit {FINISHED_MAX}", parameters
+    ):
+        high = high if end is None else min(high, end)
+        states.append(StateRange(receiver, Status(status), max(low, first), high, reason))
+    states.sort(key=lambda row: (row.first, row.receiver))
+    return History(
+        pieces=tuple(pieces), states=tuple(states), next=None if end is None else end + 1
+    )
+
+
+def _states_of_pieces(db: apsw.Connection, pieces: Sequence[Piece]) -> list[StateRange]:
+    """Return the final states of batches that are still in the log, adjacent ones joined."""
+    if not pieces:
+        return []
+    low = min(piece.position for piece in pieces)
+    high = max(piece.position + piece.last - piece.first for piece in pieces)
+    at = cursors(db)
+    exceptions: dict[int, list[ExceptionRow]] = {}
+    open_ranges: dict[int, StateRange] = {}  # receiver -> the one that may still grow
+    done: list[StateRange] = []
+    for piece in pieces:
+        last = piece.position + piece.last - piece.first
+        for receiver in piece.audience.members:
+            if receiver not in exceptions:
+                exceptions[receiver] = exceptions_of(db, receiver, low, high)
+            for start, stop, status, _attempts, reason in segments(
+                piece.position, last, at.get(receiver, -1), exceptions[receiver]
+            ):
+                if not status.final:
+                    continue
+                first = piece.first + start - piece.position
+                new = StateRange(receiver, status, first, first + stop - start, reason)
+                before = open_ranges.get(receiver)
+                if (
+                    before is not None
+                    and before.last + 1 == new.first
+                    and (before.status, before.reason) == (new.status, new.reason)
+                ):
+                    new = StateRange(receiver, status, before.first, new.last, reason)
+                elif before is not None:
+                    done.append(before)
+                open_ranges[receiver] = new
+    return done + list(open_ranges.values())
+
+
+def find(db: apsw.Connection, state: State, identity: str) -> Found | None:
+    """Return one message by `log:POSITION`, `SENDER/HASH/SEQUENCE`, or its sender's id."""
+    position = _position_of_identity(db, state, identity)
+    if position is None:
+        return None
+    row = db.execute(
+        "select sender, sequence, subject, size, stored_at, audience, count from batch"
+        " where number = ?",
+        (number_of(position),),
+    ).fetchone()
+    index = position & 0xFFFF
+    if row is None or index >= row[6]:
+        return None
+    sender, sequence, subject, size, stored_at, audience, _count = row
+    name, incarnation = state.senders_by_id[sender].key
+    at = cursors(db)
+    states = {}
+    for receiver in _audience(state, audience).members:
+        rows = exceptions_of(db, receiver, position, position)
+        ((_, _, status, attempts, reason),) = segments(
+            position, position, at.get(receiver, -1), rows
+        )
+        states[receiver] = (status, attempts, reason)
+    return Found(
+        position=position,
+        sender=name,
+        incarnation=incarnation,
+        sequence=sequence + index,
+        subject=subject,
+        size=size,
+        stored_at=stored_at,
+        states=states,
+    )
+
+
+def _position_of_identity(db: apsw.Connection, state: State, identity: str) -> int | None:
+    kind, _, rest = identity.partition(":")
+    if kind == "log" and rest.isascii() and rest.isdigit():
+        return int(rest) if int(rest) < 2**63 else None
+    parts = identity.rsplit("/", 2)
+    if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 17:
+        sequence = int(parts[2])
+        senders = db.execute(
+            "select id from sender where name = ? and hash = ?", (parts[0], parts[1])
+        ).fetchall()
+        for (sender,) in senders:
+            runs = runs_of(db, state, sender, sequence, sequence)
+            if runs:
+                return position_of(runs[0].number, sequence - runs[0].sequence)
+    row = db.execute(
+        "select position from message_id where id = ? order by position desc limit 1", (identity,)
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def dead_letters(
+    db: apsw.Connection, receiver: int, after: int, count_max: int
+) -> list[DeadLetter]:
+    """Return a receiver's dead letters above a position, rising."""
+    rows = db.execute(
+        "select receiver, position, sender, incarnation, sequence, subject, message, reason,"
+        " attempts, at from dead where receiver = ? and position > ? order by position limit ?",
+        (receiver, after, count_max),
+    )
+    return [DeadLetter(*row) for row in rows]

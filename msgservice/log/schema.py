@@ -1,0 +1,269 @@
+"""The tables of a log, and how a file of an older version becomes one of this version.
+
+`SCHEMA_VERSION` is kept in SQLite's `user_version`; `APPLICATION_ID` says that a file is ours.
+Migrations are numbered by the version that they lead to, and run in one transaction after a copy
+of the file was made beside it. What the columns mean is in docs/log.md. Nothing here reads or
+writes messages.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
+
+APPLICATION_ID = 0x6D736773  # "msgs"
+SCHEMA_VERSION = 1
+
+# SQLite 3.7.0 to 3.51.2 can corrupt a WAL database when two connections write or checkpoint at
+# once (sqlite.org/wal.html#walresetbug).
+SQLITE_VERSION_MIN = (3, 51, 3)
+
+_VERSION_1 = """
+create table meta(key text primary key, value) without rowid;
+
+create table head(
+    id integer primary key check (id = 1),
+    commits integer not null,       -- groups that held more than batches
+    saved integer not null,         -- batches up to here are in sender, audience and used
+    chain integer not null,         -- chain of batch `saved`
+    used integer not null,          -- bytes of frames not yet dropped, up to `saved`
+    oldest integer not null,        -- number of the oldest row kept
+    oldest_chain integer not null   -- chain of the batch before it
+);
+
+-- Rows are only ever appended, until retention drops the frame and later the row.
+create table batch(
+    number integer primary key,
+    audience integer not null,
+    sender integer not null,
+    sequence integer not null,
+    count integer not null,
+    size integer not null,
+    subject text not null,
+    before_messages integer not null,
+    before_bytes integer not null,
+    stored_at integer not null,
+    after integer not null,
+    flags integer not null,
+    crc integer not null,
+    chain integer not null,
+    origin blob,
+    frame blob
+);
+create index batch_audience on batch(audience);
+create index batch_sender on batch(sender, sequence);
+
+create table audience(
+    number integer primary key,
+    members text not null,
+    messages integer not null,      -- totals, up to `head.saved`
+    bytes integer not null,
+    last integer not null,          -- its last batch, up to `head.saved`
+    dropped integer not null        -- none of its batches up to here has a frame
+);
+
+create table receiver(
+    number integer primary key,
+    name text not null,
+    address text,
+    patterns text not null,
+    ordering text not null,
+    paused integer not null,
+    configured integer not null,
+    window_messages integer,
+    window_bytes integer,
+    created_at integer not null,
+    routed_base integer not null
+);
+
+create table progress(
+    receiver integer primary key,
+    cursor integer not null,
+    removed integer not null,
+    acknowledged_count integer not null,
+    expired_count integer not null,
+    dead_count integer not null,
+    cancelled_count integer not null,
+    removed_count integer not null,
+    settled_bytes integer not null,
+    collected integer not null,     -- messages of audiences that were collected
+    inbox text
+);
+
+create table exception(
+    receiver integer not null,
+    first integer not null,
+    last integer not null,
+    status integer not null,
+    attempts integer not null,
+    next_at integer not null,
+    reason text not null,
+    primary key (receiver, first)
+) without rowid;
+
+create table sender(
+    id integer primary key,
+    name text not null,
+    incarnation text not null,
+    hash text not null,
+    floor integer not null,
+    ranges blob not null,
+    last blob,                      -- (first, last, crc) of the newest run
+    status_from integer not null,
+    seen_at integer not null,
+    unique (name, incarnation)
+);
+create index sender_hash on sender(name, hash);
+
+create table finished(
+    sender integer not null,
+    receiver integer not null,
+    first integer not null,
+    last integer not null,
+    status integer not null,
+    reason text not null,
+    at integer not null,
+    primary key (sender, receiver, first)
+) without rowid;
+
+create table run(
+    sender integer not null,
+    sequence integer not null,
+    count integer not null,
+    crc integer not null,
+    audience integer not null,
+    number integer not null,
+    primary key (sender, sequence)
+) without rowid;
+
+create table dead(
+    receiver integer not null,
+    position integer not null,
+    sender text not null,
+    incarnation text not null,
+    sequence integer not null,
+    subject text not null,
+    message blob not null,
+    reason text not null,
+    attempts integer not null,
+    at integer not null,
+    primary key (receiver, position)
+) without rowid;
+
+create table message_id(
+    id text not null,
+    position integer not null,
+    primary key (id, position)
+) without rowid;
+create index message_id_position on message_id(position);
+"""
+
+MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
+    1: lambda db: _execute_all(db, _VERSION_1),
+}
+"""What leads to each version from the one before it."""
+
+
+def _execute_all(db: apsw.Connection, script: str) -> None:
+    db.execute(script)
+
+
+def check_sqlite() -> None:
+    """Refuse a SQLite that can corrupt a log."""
+    version = tuple(int(part) for part in apsw.sqlite_lib_version().split(".")[:3])
+    if version < SQLITE_VERSION_MIN:
+        raise DataFolderUnusable(
+            "(any)",
+            f"SQLite {apsw.sqlite_lib_version()} can corrupt a log in WAL mode:"
+            f" at least {'.'.join(map(str, SQLITE_VERSION_MIN))} is needed",
+        )
+
+
+def connect(path: str, *, vfs: str | None = None, readonly: bool = False) -> apsw.Connection:
+    """Return a connection with every pragma that durability depends on set explicitly."""
+    flags = apsw.SQLITE_OPEN_READWRITE | (0 if readonly else apsw.SQLITE_OPEN_CREATE)
+    db = apsw.Connection(path, flags=flags, vfs=vfs, statementcachesize=256)
+    db.set_busy_timeout(5000)
+    # A close must not fold a damaged WAL into the file before it has been looked at.
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    db.execute("pragma mmap_size = 0")
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = full")
+    db.execute("pragma wal_autocheckpoint = 0")
+    db.execute("pragma temp_store = memory")
+    db.execute("pragma cache_size = -16384")
+    if readonly:
+        db.execute("pragma query_only = 1")
+    return db
+
+
+def version_of(db: apsw.Connection) -> int:
+    """Return the schema version; `LogDamaged` where the file is not a log at all."""
+    application = db.pragma("application_id")
+    version = db.pragma("user_version")
+    if version and application != APPLICATION_ID:
+        raise LogDamaged("the file is not a log of msgservice", 0, 0)
+    assert isinstance(version, int)
+    return version
+
+
+def migrate(db: apsw.Connection, path: Path | None) -> list[str]:
+    """Bring the file to this version; return what was done, as sentences.
+
+    A file that holds something is copied to `NAME.before-VERSION` first, and the copy synced.
+    Raises `LogTooNew`.
+    """
+    version = version_of(db)
+    if version > SCHEMA_VERSION:
+        raise LogTooNew(version, SCHEMA_VERSION)
+    notices = []
+    for target in range(version + 1, SCHEMA_VERSION + 1):
+        if version and path is not None:
+            copy = path.with_name(f"{path.name}.before-{target}")
+            backup(db, copy)
+            notices.append(f"migrated from version {target - 1} to {target}; copy in {copy.name}")
+        db.execute("begin immediate")
+        try:
+            MIGRATIONS[target](db)
+            db.pragma("user_version", target)
+            db.pragma("application_id", APPLICATION_ID)
+            db.execute("commit")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+    return notices
+
+
+def backup(db: apsw.Connection, target: Path) -> None:
+    """Write a whole, synced copy of the database to `target`, replacing what is there."""
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    copy = apsw.Connection(str(partial))
+    try:
+        with copy.backup("main", db, "main") as running:
+            while not running.done:
+                running.step(1000)
+    finally:
+        copy.close()
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    partial.replace(target)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new files in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,200 @@
+"""`SqliteLog`: the embedded log, one SQLite file in a data folder.
+
+The writer's thread owns the connection that writes and checkpoints, the reader's thread another
+that only reads. What a group does is in `store.py`; what the folder holds, in docs/log.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import apsw
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+
+from msgservice.errors import DataFolderUnusable, LogDamaged
+from msgservice.limits import Limits
+from msgservice.log.base import StoreLog
+from msgservice.log.folder import LOCK_NAME, FolderLock, Reserve, check_filesystem, make_folder
+from msgservice.log.schema import check_sqlite, connect, migrate
+from msgservice.log.store import Store
+from msgservice.log.wholeness import (
+    MARK_NAME,
+    Mark,
+    MarkFile,
+    MarkWriter,
+    check_mark,
+    read_mark,
+)
+from msgservice.log.writer import Worker
+from msgservice.records import Snapshot
+
+T = TypeVar("T")
+
+LOG_NAME = "log.db"
+
+
+class SqliteLog(StoreLog):
+    """The log in the folder `path` (made if needed).
+
+    `mark`: `strict` makes every append wait for its high-water mark (SEMANTICS 22). `entropy`
+    gives the random bytes of a new log's id. `vfs` and `faults` are for tests: a SQLite VFS by
+    name, and a function that is called (on the writer's thread) at each named point.
+    """
+
+    durable = True
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        reactor: IReactorFromThreads,
+        limits: Limits,
+        mark: Literal["behind", "strict"] = "behind",
+        entropy: Callable[[int], bytes] = os.urandom,
+        vfs: str | None = None,
+        faults: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(limits=limits)
+        self.folder = Path(path)
+        self._reactor = reactor
+        self._entropy = entropy
+        self._vfs = vfs
+        self._lock = FolderLock(self.folder / LOCK_NAME)
+        self._reserve = Reserve(self.folder, limits.reserve_bytes)
+        self._writer: Worker | None = None
+        self._reader: Worker | None = None
+        self._reading: apsw.Connection | None = None
+        self._closed: Deferred[None] | None = None
+        self._store = Store(
+            str(self.folder / LOG_NAME),
+            limits=limits,
+            audiences=self._audiences,
+            reserve=self._reserve,
+            mark=mark,
+            vfs=vfs,
+            faults=faults,
+        )
+
+    def _write(self, job: Callable[[], T]) -> Deferred[T]:
+        self._check_open()
+        assert self._writer is not None
+        return self._writer.submit(job)
+
+    def _read(self, job: Callable[[apsw.Connection], T]) -> Deferred[T]:
+        self._check_open()
+        assert self._reader is not None
+
+        def run() -> T:
+            assert self._reading is not None
+            return job(self._reading)
+
+        return self._reader.submit(run)
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def open(self) -> Deferred[Snapshot]:
+        """See `ILog.open`."""
+        assert self._writer is None, "opened once"
+        self._writer = Worker(self._reactor, "msgservice log writer")
+        self._reader = Worker(self._reactor, "msgservice log reader")
+        return Deferred.fromCoroutine(self._open())
+
+    async def _open(self) -> Snapshot:
+        assert self._writer is not None
+        assert self._reader is not None
+        try:
+            snapshot = await self._writer.submit(self._open_files)
+            await self._reader.submit(self._open_reader)
+        except BaseException:
+            self._writer.stop()
+            self._reader.stop()
+            raise
+        return self._remember(snapshot)
+
+    def _open_files(self) -> Snapshot:
+        check_sqlite()
+        make_folder(self.folder)
+        check_filesystem(self.folder)
+        self._lock.acquire()
+        try:
+            return self._open_locked()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open_locked(self) -> Snapshot:
+        path, mark_path = self.folder / LOG_NAME, self.folder / MARK_NAME
+        store = self._store
+        mark = read_mark(mark_path)
+        if mark is not None and not path.exists():
+            raise LogDamaged(f"{LOG_NAME} is missing", 1, mark.number)
+        try:
+            store.connect()
+            try:
+                notices = migrate(store.db, path)
+                # random, as uuid4 is
+                store.create(self._entropy(16).hex(), 0)
+                store.load()
+                check_mark(mark, store.state, store.db)
+                store.save()
+                store.checkpoint(truncate=True, raising=True)
+            except BaseException:
+                store.db.close(True)
+                raise
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            last = mark.number if mark is not None else 0
+            raise LogDamaged(str(error), 0, last) from error
+        except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError) as error:
+            raise DataFolderUnusable(str(self.folder), str(error)) from error
+        self._reserve.make()
+        state = store.state
+        file = MarkFile(mark_path)
+        file.write(Mark(state.log_id, state.next_number - 1, state.commits, state.chain))
+        store.marks = MarkWriter(file)
+        return store.snapshot(notices)
+
+    def _open_reader(self) -> None:
+        self._reading = connect(str(self.folder / LOG_NAME), vfs=self._vfs, readonly=True)
+
+    # --- closing -------------------------------------------------------------------------------
+
+    def close(self) -> Deferred[None]:
+        """See `ILog.close`."""
+        waiter: Deferred[None] = Deferred()
+        if self._closed is not None:
+            self._closed.addCallback(lambda _: waiter.callback(None))
+            return waiter
+        if not self._opened:
+            waiter.callback(None)
+            return waiter
+        self._closed = Deferred.fromCoroutine(self._close())
+        self._closed.chainDeferred(waiter)
+        return waiter
+
+    async def _close(self) -> None:
+        assert self._writer is not None
+        assert self._reader is not None
+        writer, reader = self._writer, self._reader
+        self._opened = False
+        try:
+            await reader.submit(self._close_reader)
+            await writer.submit(self._close_files)
+        finally:
+            reader.stop()
+            writer.stop()
+
+    def _close_reader(self) -> None:
+        assert self._reading is not None
+        self._reading.close()
+
+    def _close_files(self) -> None:
+        try:
+            self._store.close(clean=True)
+        finally:
+            if self._store.marks is not None:
+                self._store.marks.stop()
+            self._lock.release()

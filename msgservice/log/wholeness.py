@@ -1,0 +1,265 @@
+"""The log's proof that it still holds all that it acknowledged (SEMANTICS 21, 22).
+
+SQLite drops a damaged tail of its WAL without a word. So a file of its own, the high-water mark,
+names the newest batch that is known to be committed, with its chain value; it is synced by its own
+thread while the next group commits. `check_mark` compares it with what SQLite found. The chain
+itself (every batch's CRC goes into the next one's) is followed in `replay` and `check_chain`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+import apsw
+
+from msgservice.errors import LogDamaged
+from msgservice.log.dedupe import chain_of
+from msgservice.log.schema import sync_folder
+from msgservice.log.state import State
+
+MARK_NAME = "log.mark"
+_MAGIC = b"msgsmark"
+_record = struct.Struct("<8s32sQQI")
+# Two places, written in turn, each in its own sector and page: a torn write spoils one of them.
+_PLACES = (0, 4096)
+_FILE_SIZE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What is known to be committed."""
+
+    log_id: str
+    number: int  # newest batch
+    commits: int  # groups that held more than batches
+    chain: int  # of the newest batch
+
+    def encode(self) -> bytes:
+        """Return the record, with its CRC at the end."""
+        body = _record.pack(_MAGIC, self.log_id.encode(), self.number, self.commits, self.chain)
+        return body + struct.pack("<I", crc32(body))
+
+
+def read_mark(path: Path) -> Mark | None:
+    """Return the newest valid mark of the file, or None where there is none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    best: Mark | None = None
+    for place in _PLACES:
+        body = data[place : place + _record.size]
+        tail = data[place + _record.size : place + _record.size + 4]
+        if len(tail) < 4 or struct.unpack("<I", tail)[0] != crc32(body):
+            continue
+        magic, log_id, number, commits, chain = _record.unpack(body)
+        if magic != _MAGIC:
+            continue
+        mark = Mark(log_id.decode(), number, commits, chain)
+        if best is None or (number, commits) > (best.number, best.commits):
+            best = mark
+    return best
+
+
+class MarkFile:
+    """The open mark file; `write` returns when the mark is synced."""
+
+    def __init__(self, path: Path) -> None:
+        new = not path.exists()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._turn = 0
+        if new or os.fstat(self._descriptor).st_size < _FILE_SIZE:
+            os.posix_fallocate(self._descriptor, 0, _FILE_SIZE)
+            os.fsync(self._descriptor)
+            sync_folder(path.parent)
+
+    def write(self, mark: Mark) -> None:
+        """Write and sync."""
+        os.pwrite(self._descriptor, mark.encode(), _PLACES[self._turn])
+        os.fdatasync(self._descriptor)
+        self._turn = 1 - self._turn
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+class MarkWriter:
+    """Syncs marks on a thread of its own; only the newest one matters."""
+
+    def __init__(self, file: MarkFile) -> None:
+        self._file = file
+        self._changed = threading.Condition()
+        self._next: Mark | None = None
+        self._written: Mark | None = None
+        self._stopping = False
+        self.error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="msgservice log mark", daemon=True)
+        self._thread.start()
+
+    def submit(self, mark: Mark) -> None:
+        """Have this mark written, unless a newer one comes first."""
+        with self._changed:
+            self._next = mark
+            self._changed.notify_all()
+
+    def wait(self, mark: Mark) -> None:
+        """Return when `mark` or a newer one is synced; raises the `OSError` that prevents it."""
+        with self._changed:
+            while self.error is None and not (
+                self._written is not None
+                and (self._written.number, self._written.commits) >= (mark.number, mark.commits)
+            ):
+                self._changed.wait()
+            if self.error is not None:
+                raise self.error
+
+    def stop(self) -> None:
+        """Write what is waiting, end the thread and close the file."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._file.close()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while self._next is None and not self._stopping:
+                    self._changed.wait()
+                mark, self._next = self._next, None
+                if mark is None:
+                    return
+            try:
+                self._file.write(mark)
+            except OSError as error:
+                with self._changed:
+                    self.error = error
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._written = mark
+                self._changed.notify_all()
+
+
+def check_mark(mark: Mark | None, state: State, db: apsw.Connection) -> None:
+    """Raise `LogDamaged` where the log holds less than, or other than, the mark says."""
+    last = state.next_number - 1
+    if mark is None:
+        if last or state.commits:
+            raise LogDamaged("the high-water mark is missing or unreadable", state.oldest, last)
+        return
+    if mark.log_id != state.log_id:
+        raise LogDamaged("the high-water mark belongs to another log", state.oldest, last)
+    if mark.number > last:
+        raise LogDamaged("its newest batches are missing", last + 1, mark.number)
+    if mark.commits > state.commits:
+        lost = mark.commits - state.commits
+        raise LogDamaged(f"the last {lost} changes of receivers are missing", last + 1, last + 1)
+    if mark.number >= state.oldest:
+        row = db.execute("select chain from batch where number = ?", (mark.number,)).fetchone()
+        if row is None or row[0] != mark.chain:
+            raise LogDamaged("a batch is not the one that was stored", mark.number, mark.number)
+
+
+_CHAINED = (
+    "select number, audience, sender, sequence, size, count, crc, chain, frame, after,"
+    " before_messages, before_bytes, subject, stored_at, flags, origin"
+    " from batch where number between ? and ? order by number"
+)
+
+
+class ChainedRow(NamedTuple):
+    """A row of the table batch, checked."""
+
+    number: int
+    audience: int
+    sender: int
+    sequence: int
+    size: int
+    count: int
+    crc: int
+    chain: int
+    frame: bytes | None
+    after: int
+    before_messages: int
+    before_bytes: int
+    subject: str
+    stored_at: int
+    flags: int
+    origin: bytes | None
+
+
+def chained_rows(db: apsw.Connection, first: int, last: int, chain: int) -> Iterator[ChainedRow]:
+    """Yield the rows `first` to `last`, following the chain through them.
+
+    `chain`: of the batch before `first`. Raises `LogDamaged` for a gap, a row that was changed, or
+    a frame that was.
+    """
+    expected = first
+    for values in db.execute(_CHAINED, (first, last)):
+        row = ChainedRow(*values)
+        number = row.number
+        if number != expected:
+            raise LogDamaged("batches are missing", expected, number - 1)
+        try:
+            words = crc32(row.subject.encode())
+            if row.origin is not None:
+                words = crc32(row.origin, words)
+            chain = chain_of(
+                chain,
+                number,
+                row.audience,
+                row.sender,
+                row.sequence,
+                row.size,
+                row.stored_at,
+                row.after,
+                row.count,
+                row.flags,
+                row.crc,
+                words,
+            )
+        except (struct.error, TypeError, AttributeError):  # not even of the right types
+            raise LogDamaged("a batch's row was changed", number, number) from None
+        if chain != row.chain:
+            raise LogDamaged("a batch's row was changed", number, number)
+        frame = row.frame
+        if frame is not None and (len(frame) != row.size or crc32(frame) != row.crc):
+            raise LogDamaged("a batch's messages were changed", number, number)
+        expected += 1
+        yield row
+    if expected <= last:
+        raise LogDamaged("batches are missing", expected, last)
+
+
+def replay(db: apsw.Connection, state: State, last: int) -> None:
+    """Bring `state` from batch `state.saved` to batch `last`, checking all between."""
+    for row in chained_rows(db, state.saved + 1, last, state.chain):
+        known, total = state.senders_by_id.get(row.sender), state.totals.get(row.audience)
+        if known is None or total is None or row.frame is None:
+            raise LogDamaged(
+                "a batch's sender, audience or messages are missing", row.number, row.number
+            )
+        if (row.before_messages, row.before_bytes) != (total.messages, total.bytes):
+            raise LogDamaged("a batch's place in its audience is wrong", row.number, row.number)
+        stop = row.sequence + row.count - 1
+        known.take(min(row.after + 1, row.sequence), stop)
+        if known.last is None or stop > known.last[1]:
+            known.last = (row.sequence, stop, row.crc)
+        known.seen_at = max(known.seen_at, row.stored_at)
+        total.messages += row.count
+        total.bytes += row.size
+        total.last = row.number
+        state.used += row.size
+        state.dirty_senders.add(known.key)
+        state.dirty_totals.add(row.audience)
+        state.chain = row.chain
+    state.next_number = last + 1

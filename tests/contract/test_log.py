@@ -1,0 +1,601 @@
+"""The contract of `ILog`, one suite for every implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from zope.interface.verify import verifyObject
+
+from msgservice.errors import ContentChanged, LimitReached, LogFull
+from msgservice.interfaces import ILog
+from msgservice.limits import Limits
+from msgservice.message import Status, decode_messages
+from msgservice.records import (
+    Batch,
+    DeadLetter,
+    Group,
+    Known,
+    Origin,
+    Piece,
+    ReceiverRow,
+    RefusedBatch,
+    Resume,
+    SenderFloor,
+    StateRange,
+    position_of,
+)
+from tests.logs import NOW, SMALL, Driver, exception, make_batch, numbers
+
+KINDS = ("memory", "sqlite")
+
+
+@pytest.fixture(params=KINDS)
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
+    driver = Driver(request.param, tmp_path / "data").open()
+    yield driver
+    driver.close()
+
+
+def test_provides_the_interface(log: Driver) -> None:
+    assert verifyObject(ILog, log.log)
+
+
+# --- append and read -----------------------------------------------------------------------------
+
+
+def test_a_new_batch_is_its_own_outcome_and_gets_number_and_time(log: Driver) -> None:
+    batch = make_batch(log.log.audience([1]), bodies=[b"x", b"y"])
+    outcome = log.append(batch)
+    assert [batch] == outcome
+    assert outcome[0] is batch
+    assert (1, NOW, position_of(1), position_of(1, 1)) == (
+        batch.number,
+        batch.stored_at,
+        batch.first,
+        batch.last,
+    )
+
+
+def test_numbers_have_no_gaps_across_groups(log: Driver) -> None:
+    audience = log.log.audience([1])
+    for group in range(5):
+        log.append(*(make_batch(audience, group * 7 + i + 1) for i in range(7)))
+    assert list(range(1, 36)) == numbers(log.read([audience]))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 63, 64, 383, 384, 385, 900])
+def test_a_group_of_any_size_comes_back_as_it_went_in(log: Driver, count: int) -> None:
+    audience = log.log.audience([1])
+    bodies = [[b"%d" % i, b"\x00\xff%d" % i] for i in range(count)]
+    log.append(*(make_batch(audience, 2 * i + 1, bodies[i]) for i in range(count)))
+    read: list[Batch] = []
+    while page := log.read([audience], read[-1].last if read else -1):
+        read += page
+    assert bodies == [[m.body for m in decode_messages(b.messages)] for b in read]
+    assert list(range(1, count + 1)) == numbers(read)
+
+
+def test_what_is_read_is_what_was_stored(log: Driver) -> None:
+    audience = log.log.audience([2, 1])
+    origin = Origin("far", 9, "abcd", ("n1", "n2"))
+    batch = make_batch(
+        audience, 5, [b"q"], after=0, flags=2, origin=origin, sender="shöp", subject="ä,b[1]"
+    )
+    log.append(batch)
+    (read,) = log.read([audience])
+    for field in Batch.__struct_fields__:
+        if field != "ids":
+            assert getattr(batch, field) == getattr(read, field), field
+
+
+@pytest.mark.parametrize("wrap", [bytes, memoryview, "raw"])
+def test_messages_of_any_buffer_type_are_stored_as_they_are(log: Driver, wrap: object) -> None:
+    import msgspec
+
+    audience = log.log.audience([1])
+    batch = make_batch(audience)
+    plain = bytes(batch.messages)
+    batch.messages = msgspec.Raw(plain) if wrap == "raw" else wrap(plain)  # type: ignore[operator]
+    log.append(batch)
+    assert [plain] == [bytes(b.messages) for b in log.read([audience])]
+
+
+def test_read_gives_a_batch_whose_last_position_is_above_after(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1, [b"1", b"2", b"3"]), make_batch(audience, 4, [b"4"]))
+    assert [1, 2] == numbers(log.read([audience], position_of(1, 1)))
+    assert [2] == numbers(log.read([audience], position_of(1, 2)))
+    assert [] == numbers(log.read([audience], position_of(2, 0)))
+
+
+def test_read_gives_at_least_one_batch_however_large(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(*(make_batch(audience, i, [b"x" * 1000]) for i in (1, 2, 3)))
+    assert [1] == numbers(log.read([audience], -1, bytes_max=10, messages_max=1))
+    assert [1, 2] == numbers(log.read([audience], -1, bytes_max=2100, messages_max=100))
+    assert [1, 2] == numbers(log.read([audience], -1, bytes_max=1 << 20, messages_max=2))
+
+
+def test_read_merges_audiences_in_the_order_of_the_log(log: Driver) -> None:
+    """SEMANTICS 24."""
+    audiences = [log.log.audience([i]) for i in range(1, 6)]
+    plan = [(i * i) % 5 for i in range(200)] + [4] * 100 + [0, 1, 2, 3] * 10
+    log.append(*(make_batch(audiences[a], i + 1) for i, a in enumerate(plan)))
+    wanted = {1, 4}
+    expected = [i + 1 for i, a in enumerate(plan) if a in wanted]
+    found: list[int] = []
+    while page := log.read(
+        [audiences[1], audiences[4]], position_of(found[-1]) if found else -1, messages_max=7
+    ):
+        found += numbers(page)
+    assert expected == found
+
+
+def test_read_of_no_audience_is_empty(log: Driver) -> None:
+    log.append(make_batch(log.log.audience([1])))
+    assert [] == log.read([])
+
+
+def test_equal_sets_of_receivers_are_one_audience(log: Driver) -> None:
+    assert log.log.audience([3, 1, 2]) is log.log.audience((1, 2, 3, 3))
+    assert (1, 2, 3) == log.log.audience([3, 1, 2]).members
+    assert log.log.audience([]) is log.log.audience(())
+
+
+def test_audiences_are_limited(tmp_path: Path) -> None:
+    """SEMANTICS 20."""
+    log = Driver("memory", tmp_path, Limits(audiences=3, reserve_bytes=1)).open()
+    for i in (1, 2, 3):
+        log.append(make_batch(log.log.audience([i]), i))
+    with pytest.raises(LimitReached, match="audiences = 3"):
+        log.log.audience([4])
+
+
+def test_an_interned_audience_without_batches_gives_way(tmp_path: Path) -> None:
+    log = Driver("memory", tmp_path, Limits(audiences=3, reserve_bytes=1)).open()
+    for i in range(1, 10):
+        log.log.audience([i])
+    assert (10,) == log.log.audience([10]).members
+
+
+# --- dedupe --------------------------------------------------------------------------------------
+
+
+def test_1_a_repeat_is_known_at_its_old_position(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1, [b"a", b"b"]))
+    (outcome,) = log.append(make_batch(audience, 1, [b"a", b"b"]))
+    assert Known(pieces=(Piece(1, 2, audience, position_of(1)),)) == outcome
+    assert [1] == numbers(log.read([audience]))
+
+
+def test_2_a_repeat_within_one_group_is_known(log: Driver) -> None:
+    audience = log.log.audience([1])
+    first, again = log.append(make_batch(audience), make_batch(audience))
+    assert isinstance(first, Batch)
+    assert Known(pieces=(Piece(1, 1, audience, first.first),)) == again
+
+
+def test_1_a_lower_sequence_in_a_hole_is_new(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 10, [b"j"]))
+    (outcome,) = log.append(make_batch(audience, 3, [b"c"]))
+    assert isinstance(outcome, Batch)
+    assert Resume(ranges=((3, 3), (10, 10)), last=(10, 10, log.read([audience])[0].crc)) == (
+        log.log.resume("shop", "i1")
+    )
+
+
+def test_1_a_gap_named_by_after_is_taken_with_the_run(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 10, [b"j"], after=4))
+    assert ((5, 10),) == log.log.resume("shop", "i1").ranges
+    log.append(make_batch(audience, 1, [b"a", b"b", b"c", b"d"], after=0))
+    assert (11, ()) == (
+        log.log.resume("shop", "i1").floor,
+        log.log.resume("shop", "i1").ranges,
+    )
+
+
+def test_4_a_run_cut_differently_is_trimmed(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 3, [b"3", b"4"]))
+    (outcome,) = log.append(make_batch(audience, 1, [b"%d" % i for i in range(1, 8)], after=0))
+    assert isinstance(outcome, Known)
+    assert [(1, 2), (5, 7)] == [(b.sequence, b.sequence + b.count - 1) for b in outcome.fresh]
+    assert [
+        Piece(1, 2, audience, position_of(2)),
+        Piece(3, 4, audience, position_of(1)),
+        Piece(5, 7, audience, position_of(3)),
+    ] == list(outcome.pieces)
+    bodies = {
+        batch.sequence + i: m.body
+        for batch in log.read([audience])
+        for i, m in enumerate(decode_messages(batch.messages))
+    }
+    assert {i: b"%d" % i for i in range(1, 8)} == bodies
+    assert Resume(floor=8, last=(5, 7, outcome.fresh[1].crc)) == log.log.resume("shop", "i1")
+
+
+def test_4_other_content_under_a_taken_sequence_is_refused_alone(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1, [b"a", b"b"]))
+    changed, cut, fine = log.append(
+        make_batch(audience, 1, [b"a", b"X"]),
+        make_batch(audience, 2, [b"X"]),
+        make_batch(audience, 3, [b"c"]),
+    )
+    for outcome in (changed, cut):
+        assert isinstance(outcome, RefusedBatch)
+        assert isinstance(outcome.error, ContentChanged)
+    assert isinstance(fine, Batch)
+    assert 4 == log.log.resume("shop", "i1").floor
+
+
+def test_4_the_same_content_cut_differently_is_known(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1, [b"a", b"b", b"c"]))
+    (outcome,) = log.append(make_batch(audience, 2, [b"b"]))
+    assert Known(pieces=(Piece(2, 2, audience, position_of(1, 1)),)) == outcome
+
+
+def test_4_content_is_compared_after_a_restart(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1, [b"a"]))
+    log.reopen()
+    audience = log.log.audience([1])
+    same, other = log.append(make_batch(audience, 1, [b"a"]), make_batch(audience, 1, [b"X"]))
+    assert isinstance(same, Known)
+    assert isinstance(other, RefusedBatch)
+
+
+def test_5_incarnations_of_a_name_are_senders_of_their_own(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience), make_batch(audience, incarnation="i2"))
+    assert [1, 2] == numbers(log.read([audience]))
+    assert Resume() == log.log.resume("shop", "i3")
+
+
+def test_resume_survives_a_restart(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(*(make_batch(audience, i, [b"%d" % i]) for i in (1, 2, 5, 6, 9)))
+    before = log.log.resume("shop", "i1")
+    log.reopen()
+    assert before == log.log.resume("shop", "i1")
+    assert (3, ((5, 6), (9, 9))) == (before.floor, before.ranges)
+
+
+# --- room ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_18_a_log_at_its_limit_refuses_but_takes_the_rest_of_the_group(
+    kind: str, tmp_path: Path
+) -> None:
+    log = Driver(kind, tmp_path, Limits(max_bytes=5000, reserve_bytes=64 * 1024)).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    first, second, third = log.append(
+        make_batch(audience, 1, [b"x" * 3000]),
+        make_batch(audience, 2, [b"x" * 3000]),
+        make_batch(audience, 3, [b"x"]),
+    )
+    assert isinstance(first, Batch)
+    for outcome in (second, third):  # the third would fit, and would overtake the second
+        assert isinstance(outcome, RefusedBatch)
+        assert isinstance(outcome.error, LogFull)
+        assert outcome.error.delay > 0
+    assert 2 == log.log.resume("shop", "i1").floor
+    (again,) = log.append(make_batch(audience, 1, [b"x" * 3000]))
+    assert isinstance(again, Known)  # a repeat needs no room
+    assert 3000 < log.log.room().used <= 5000
+    log.close()
+
+
+# --- receivers, progress and accounts ------------------------------------------------------------
+
+
+def test_a_new_receiver_starts_just_before_the_first_batch_of_its_group(log: Driver) -> None:
+    """SEMANTICS 9."""
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1), make_batch(audience, 2))
+    row = ReceiverRow(number=2, name="b", cursor=-1)
+    log.append(make_batch(log.log.audience([1, 2]), 3), receivers=[row])
+    assert position_of(3) - 1 == row.cursor
+    log.reopen()
+    assert [position_of(3) - 1] == [r.cursor for r in log.snapshot.receivers]
+
+
+def test_a_receiver_comes_back_as_it_was(log: Driver) -> None:
+    row = ReceiverRow(
+        number=7,
+        name="billing",
+        address="tcp:127.0.0.1:1",
+        patterns=("orders.>", "x.*"),
+        order="none",
+        paused=True,
+        configured=True,
+        window_messages=5,
+        window_bytes=6,
+        created_at=NOW,
+        cursor=42,
+        inbox="box",
+    )
+    log.append(receivers=[row])
+    log.reopen()
+    assert [row] == log.snapshot.receivers
+
+
+def test_a_changed_row_leaves_cursor_and_counts_alone(log: Driver) -> None:
+    log.receivers(1)
+    audience = log.log.audience([1])
+    batch = make_batch(audience)
+    log.append(batch)
+    log.progress(1, batch.last, settled={Status.ACKNOWLEDGED: 1}, settled_bytes=9, inbox="box")
+    log.append(receivers=[ReceiverRow(number=1, name="r1", paused=True, cursor=5)])
+    log.reopen()
+    (row,) = log.snapshot.receivers
+    assert (True, batch.last, {Status.ACKNOWLEDGED: 1}, 9, "box") == (
+        row.paused,
+        row.cursor,
+        row.settled,
+        row.settled_bytes,
+        row.inbox,
+    )
+
+
+def test_23_accounts_add_up_at_every_step(log: Driver) -> None:
+    log.receivers(1, 2)
+    both, one = log.log.audience([1, 2]), log.log.audience([1])
+    batches = [make_batch(both if i % 3 else one, i * 2 + 1, [b"x", b"y"]) for i in range(30)]
+    log.append(*batches)
+    accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
+    assert (60, 60, {}) == (accounts[1].routed, accounts[1].queued, accounts[1].settled)
+    assert (40, 40) == (accounts[2].routed, accounts[2].queued)
+    # half a batch
+    log.progress(1, batches[10].first, settled={Status.ACKNOWLEDGED: 21})
+    accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
+    assert (60, 39) == (accounts[1].routed, accounts[1].queued)
+    # acknowledged out of order, and one dead, above the cursor
+    log.progress(
+        1,
+        batches[10].first,
+        exceptions=[
+            exception(1, batches[12].first, batches[14].last, Status.ACKNOWLEDGED),
+            exception(1, batches[20].first, batches[20].first, Status.DEAD),
+            exception(1, batches[21].first, batches[21].first, Status.QUEUED),
+        ],
+        settled={Status.ACKNOWLEDGED: 6, Status.DEAD: 1},
+    )
+    accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
+    assert 32 == accounts[1].queued
+    assert [0, 0] == log.unaccounted()
+    assert [] == log.wait(log.log.audit())
+    log.reopen()
+    assert [0, 0] == log.unaccounted()
+
+
+def test_23_the_audit_finds_a_settled_message_that_was_not_counted(log: Driver) -> None:
+    log.receivers(1)
+    batch = make_batch(log.log.audience([1]))
+    log.append(batch)
+    log.progress(1, batch.last)
+    assert [1] == log.unaccounted()
+    (sentence,) = log.wait(log.log.audit())
+    assert "receiver 1: 1 routed, 0 queued, 0 settled" in sentence
+
+
+def test_a_row_of_exceptions_replaces_those_that_begin_inside_it(log: Driver) -> None:
+    log.receivers(1)
+    at = position_of(1)
+    waiting = [exception(1, at + i, at + i, Status.QUEUED) for i in (10, 12, 14)]
+    log.progress(1, 0, exceptions=waiting)
+    log.progress(1, 0, exceptions=[exception(1, at + 10, at + 12, Status.ACKNOWLEDGED)])
+    log.reopen()
+    assert [
+        exception(1, at + 10, at + 12, Status.ACKNOWLEDGED),
+        exception(1, at + 14, at + 14, Status.QUEUED),
+    ] == log.snapshot.exceptions[1]
+
+
+def test_rows_that_the_cursor_has_passed_go_unless_they_say_more(log: Driver) -> None:
+    log.receivers(1)
+    at = position_of(1)
+    log.progress(
+        1,
+        0,
+        exceptions=[
+            exception(1, at + 10, at + 10, Status.ACKNOWLEDGED),
+            exception(1, at + 11, at + 11, Status.DEAD, reason="no"),
+            exception(1, at + 12, at + 12, Status.QUEUED, attempts=2, next_at=5),
+            exception(1, at + 13, at + 20, Status.ACKNOWLEDGED),
+        ],
+    )
+    log.progress(1, at + 12)
+    log.reopen()
+    assert [exception(1, at + 13, at + 20, Status.ACKNOWLEDGED)] == log.snapshot.exceptions[1]
+    assert at + 12 == log.snapshot.receivers[0].cursor
+
+
+def test_a_cursor_never_goes_back(log: Driver) -> None:
+    log.receivers(1)
+    log.progress(1, position_of(500))
+    log.progress(1, position_of(400))
+    log.reopen()
+    assert position_of(500) == log.snapshot.receivers[0].cursor
+
+
+def test_10_what_waits_for_a_removed_receiver_is_removed(log: Driver) -> None:
+    log.receivers(1, 2)
+    audience = log.log.audience([1, 2])
+    batches = [make_batch(audience, i) for i in (1, 2, 3, 4)]
+    log.append(*batches)
+    log.progress(
+        1,
+        batches[0].last,
+        exceptions=[exception(1, batches[2].first, batches[2].last, Status.ACKNOWLEDGED)],
+        settled={Status.ACKNOWLEDGED: 2},
+    )
+    log.append(removed=[1])
+    log.reopen()
+    removed = next(r for r in log.snapshot.receivers if r.number == 1)
+    assert removed.removed
+    assert {Status.ACKNOWLEDGED: 2, Status.REMOVED: 2} == removed.settled
+    assert [2] == [a.receiver for a in log.wait(log.log.accounts())]
+    history = log.wait(log.log.history("shop", "i1", 1, 100))
+    assert [
+        StateRange(1, Status.ACKNOWLEDGED, 1, 1),
+        StateRange(1, Status.REMOVED, 2, 2),
+        StateRange(1, Status.ACKNOWLEDGED, 3, 3),
+        StateRange(1, Status.REMOVED, 4, 4),
+    ] == list(history.states)
+
+
+# --- history, find, dead letters -----------------------------------------------------------------
+
+
+def test_11_history_gives_pieces_and_final_states(log: Driver) -> None:
+    log.receivers(1, 2)
+    audience = log.log.audience([1, 2])
+    batches = [make_batch(audience, i, [b"x", b"y"]) for i in (1, 3, 5)]
+    log.append(*batches, make_batch(audience, 1, sender="other"))
+    log.progress(1, batches[1].last, settled={Status.ACKNOWLEDGED: 4})
+    log.progress(
+        2,
+        batches[0].first,
+        exceptions=[exception(2, batches[1].first, batches[1].first, reason="bad")],
+        settled={Status.ACKNOWLEDGED: 1, Status.DEAD: 1},
+    )
+    history = log.wait(log.log.history("shop", "i1", 2, 100))
+    assert [
+        Piece(2, 2, audience, position_of(1, 1)),
+        Piece(3, 4, audience, position_of(2)),
+        Piece(5, 6, audience, position_of(3)),
+    ] == list(history.pieces)
+    assert [
+        StateRange(1, Status.ACKNOWLEDGED, 2, 4),
+        StateRange(2, Status.DEAD, 3, 3, "bad"),
+    ] == list(history.states)
+    assert history.next is None
+
+
+def test_history_comes_in_pages(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.receivers(1)
+    log.append(*(make_batch(audience, i) for i in range(1, 11)))
+    log.progress(1, position_of(10), settled={Status.ACKNOWLEDGED: 10})
+    first: int | None = 1
+    pieces: list[Piece] = []
+    states: list[StateRange] = []
+    pages = 0
+    while first is not None:
+        page = log.wait(log.log.history("shop", "i1", first, 3))
+        pieces += page.pieces
+        states += page.states
+        first = page.next
+        pages += 1
+    assert 4 == pages
+    assert list(range(1, 11)) == [piece.first for piece in pieces]
+    assert [(1, 3), (4, 6), (7, 9), (10, 10)] == [(s.first, s.last) for s in states]
+
+
+def test_history_of_an_unknown_sender_is_empty(log: Driver) -> None:
+    history = log.wait(log.log.history("nobody", "i", 1, 10))
+    assert ((), (), None) == (history.pieces, history.states, history.next)
+
+
+def test_7_a_message_is_found_by_each_of_its_names(log: Driver) -> None:
+    from hashlib import sha256
+
+    log.receivers(1, 2)
+    audience = log.log.audience([1, 2])
+    batch = make_batch(audience, 5, [b"x", b"y"], ids=((1, "o-17"),))
+    log.append(batch)
+    log.progress(
+        1, 0, exceptions=[exception(1, batch.last, batch.last, Status.QUEUED, attempts=3)]
+    )
+    log.progress(2, batch.last, settled={Status.ACKNOWLEDGED: 2})
+    name = f"shop/{sha256(b'i1').hexdigest()[:16]}/6"
+    found = [
+        log.wait(log.log.find(identity)) for identity in ("o-17", name, f"log:{batch.last}")
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0] is not None
+    assert (batch.last, "shop", "i1", 6, "orders.new", NOW) == (
+        found[0].position,
+        found[0].sender,
+        found[0].incarnation,
+        found[0].sequence,
+        found[0].subject,
+        found[0].stored_at,
+    )
+    assert {1: (Status.QUEUED, 3, ""), 2: (Status.ACKNOWLEDGED, 0, "")} == found[0].states
+
+
+@pytest.mark.parametrize(
+    "identity",
+    ["", "x", "log:", "log:99999999999999999999999", "log:-1", "log:65537", "a/b/c", "shop/00/1"],
+)
+def test_what_is_not_there_is_not_found(log: Driver, identity: str) -> None:
+    log.append(make_batch(log.log.audience([1])))
+    assert log.wait(log.log.find(identity)) is None
+
+
+def test_12_dead_letters_keep_their_own_copy(log: Driver) -> None:
+    log.receivers(1)
+    letters = [
+        DeadLetter(1, p, "shop", "i1", p, "orders.new", b"\x91\xc4\x01x", "no", 20, NOW)
+        for p in (10, 20, 30)
+    ]
+    log.progress(1, 40, dead=letters)
+    log.reopen()
+    assert letters[:2] == log.wait(log.log.dead_letters(1, -1, 2))
+    assert letters[2:] == log.wait(log.log.dead_letters(1, 20, 2))
+    assert [] == log.wait(log.log.dead_letters(2, -1, 2))
+
+
+def test_11_a_floor_for_an_unknown_sender_does_nothing(log: Driver) -> None:
+    log.append(floors=[SenderFloor(sender="nobody", incarnation="i", status_from=5)])
+    assert Resume() == log.log.resume("nobody", "i")
+
+
+# --- life ----------------------------------------------------------------------------------------
+
+
+def test_an_empty_group_does_nothing(log: Driver) -> None:
+    assert [] == log.wait(log.log.append(Group()))
+
+
+def test_the_log_id_stays_over_a_restart(log: Driver) -> None:
+    before = log.log.log_id
+    assert 32 == len(before)
+    log.reopen()
+    assert before == log.log.log_id == log.snapshot.log_id
+
+
+def test_the_snapshot_names_audiences_and_the_next_number(log: Driver) -> None:
+    log.append(make_batch(log.log.audience([1, 2])), make_batch(log.log.audience([]), 2))
+    log.reopen()
+    assert 3 == log.snapshot.next_number
+    assert [(1, 2), ()] == [a.members for a in log.snapshot.audiences]
+    assert log.log.audience([2, 1]) is log.snapshot.audiences[0]
+    assert 3 == log.log.audience([9]).number
+
+
+def test_closing_twice_is_safe(log: Driver) -> None:
+    log.close()
+    log.close()
+
+
+def test_numbers_go_on_after_a_restart(log: Driver) -> None:
+    log.append(make_batch(log.log.audience([1])))
+    log.reopen()
+    log.append(make_batch(log.log.audience([1]), 2))
+    assert [1, 2] == numbers(log.read([log.log.audience([1])]))
+    assert [] == log.wait(log.log.audit())
+
+
+def test_small_defaults_are_used(log: Driver) -> None:
+    assert SMALL == log.limits
