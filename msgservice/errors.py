@@ -358,6 +358,14 @@ class ConfigError(MsgServiceError):
         self.problems = tuple(problems)
 
 
+class BadAddress(MsgServiceError):
+    """An address that cannot be used: unknown scheme, missing or unknown part, unreadable file."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"bad address {address!r}: {reason}")
+        self.address, self.reason = address, reason
+
+
 class CannotListen(MsgServiceError):
     """A listener could not be opened: port in use, or not allowed."""
 

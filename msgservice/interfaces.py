@@ -151,6 +151,23 @@ class IChannelUser(Interface):
         """The connection has gone (a str for people). Exactly once, and last."""
 
 
+class IConnector(IService):
+    """Keeps one connection to one address, dialling again with backoff; what `why` tells of it.
+
+    Stopping it sends what is queued, closes, and fires within `limits.stop_timeout`.
+    """
+
+    address = Attribute("str: whom it dials")
+    channel = Attribute("IChannel or None: the live connection, established or not")
+    attempts = Attribute("int: how often it dialled since it was made")
+    failures = Attribute("int: failures in a row; only a healthy connection clears them")
+    last_error = Attribute("str or None: why there is no connection, for people")
+    next_attempt_in = Attribute("float or None: seconds until it dials again, while it waits")
+
+    def poke() -> None:
+        """Dial now, if waiting: there is a sign of life from the other side."""
+
+
 class ITransport(Interface):
     """A kind of address: makes channels both ways. Registered by URL scheme."""
 
@@ -158,10 +175,11 @@ class ITransport(Interface):
 
     def connector(
         reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
-    ) -> IService:
-        """Return a `twisted.application.internet.ClientService`-like IService.
+    ) -> IConnector:
+        """Return an `IConnector`, not started.
 
         It keeps one connection to `address` and calls `make_user() -> IChannelUser` for each.
+        Raises `BadAddress`.
         """
 
     def listen(
@@ -169,7 +187,7 @@ class ITransport(Interface):
     ) -> Deferred[IListeningPort]:
         """Fire with an `IListeningPort`; each connection gets its own `make_user()`.
 
-        Fails with `CannotListen`.
+        Fails with `CannotListen`, or `BadAddress`.
         """
 
 

@@ -34,6 +34,7 @@ class Limits:
     heartbeat: float = 20.0  # PING when nothing was sent for so long
     silence: float = 2.5  # heartbeats without a byte before a connection counts as half-open
     write_timeout: float = 30.0  # a peer that does not read
+    close_timeout: float = 5.0  # from closing a connection until it is aborted
     bye_timeout: float = 30.0  # what is in flight may still be answered after BYE
     replaced_timeout: float = 1.0  # a replaced connection is aborted within
     # --- connections

@@ -5,7 +5,7 @@ many bytes. Stands between a byte stream (`transport.tcp`) and `core.frames`; kn
 either, nor of deadlines: `partial` and `completed` are what the transport needs to keep those.
 
 Invariant: what is held is the beginning of at most one frame, and never more than its prefix
-plus its announced length, which is at most `limit`.
+plus its announced length, which is at most `limit`; after a refusal, one delivery.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class FrameSplitter:
     `limit` may be changed at any time: it is compared with each prefix when that is read, so a
     frame whose prefix was let in goes on to its end. `completed` counts the frames given.
 
-    Once a prefix is above the limit there is no way back into step: `feed` raises
-    `FrameTooLarge`, then and ever after, and holds nothing more. The frames that were whole
-    before the offending prefix, in the same `feed`, are given once by `take_complete()`.
+    A prefix above the limit ends it: `feed` raises `FrameTooLarge`, then and ever after, and takes
+    nothing more. The frames that were whole before that prefix, in the same `feed`, are given
+    once by `take_complete()`. Should one of them be a reason to raise the limit, `go_on()` looks
+    at the refused prefix, and at what came with it, once more.
     """
 
-    __slots__ = ("_before_error", "_error", "_held", "_needed", "completed", "limit")
+    __slots__ = ("_before_error", "_error", "_held", "_needed", "_refused", "completed", "limit")
 
     def __init__(self, size_max: int) -> None:
         self.limit = size_max
@@ -55,6 +56,7 @@ class FrameSplitter:
         self._needed = PREFIX_BYTES  # bytes that must be held before anything can be cut
         self._error: FrameTooLarge | None = None
         self._before_error: list[bytes] = []
+        self._refused = b""  # what came from the refused prefix on, in the feed that raised
 
     @property
     def partial(self) -> int:
@@ -67,6 +69,7 @@ class FrameSplitter:
         Raises `FrameTooLarge` as soon as a prefix says so; see `take_complete`.
         """
         if self._error is not None:
+            self._refused = b""
             raise FrameTooLarge(self._error.size, self._error.size_max)
         frames: list[bytes] = []
         at = 0
@@ -84,7 +87,7 @@ class FrameSplitter:
         while (start := at + PREFIX_BYTES) <= end:
             (length,) = unpack_from(data, at)
             if length > limit:
-                self._fail(FrameTooLarge(length, limit), frames)
+                self._fail(FrameTooLarge(length, limit), frames, data[at:])
             if (stop := start + length) > end:
                 self._needed = PREFIX_BYTES + length
                 break
@@ -102,6 +105,20 @@ class FrameSplitter:
         frames, self._before_error = self._before_error, []
         return frames
 
+    def go_on(self) -> list[bytes]:
+        """Return what `feed` would have returned after `take_complete`, had `limit` been as now.
+
+        Raises `FrameTooLarge` again if that is still too low. Only directly after the raise: any
+        `feed` in between makes the refusal final.
+        """
+        if self._error is None:
+            return []
+        data, self._refused, error = self._refused, b"", self._error
+        if not data:
+            raise FrameTooLarge(error.size, error.size_max)
+        self._error = None
+        return self.feed(data)
+
     def _complete_held(self, data: bytes, frames: list[bytes]) -> int:
         """Finish the frame that is held; return where in `data` the next begins, or -1 if short.
 
@@ -116,7 +133,7 @@ class FrameSplitter:
                 return -1
             (length,) = _unpack_from(held)
             if length > self.limit:
-                self._fail(FrameTooLarge(length, self.limit), frames)
+                self._fail(FrameTooLarge(length, self.limit), frames, bytes(held) + data[at:])
             self._needed = PREFIX_BYTES + length
         stop = at + self._needed - len(held)
         if stop > len(data):
@@ -129,7 +146,8 @@ class FrameSplitter:
         self._needed = PREFIX_BYTES
         return stop
 
-    def _fail(self, error: FrameTooLarge, frames: list[bytes]) -> NoReturn:
+    def _fail(self, error: FrameTooLarge, frames: list[bytes], refused: bytes) -> NoReturn:
+        self._refused = refused
         self._held.clear()
         self._needed = PREFIX_BYTES
         self.completed += len(frames)

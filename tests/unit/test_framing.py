@@ -139,3 +139,40 @@ def test_an_announced_length_is_not_allocated() -> None:
     finally:
         tracemalloc.stop()
     assert held < 4096
+
+
+@given(FRAMES, st.integers(41, 60), CUTS, FRAMES)
+def test_a_limit_raised_by_what_came_before_lets_the_refused_frame_in(
+    before: list[bytes], size: int, cuts: list[int], after: list[bytes]
+) -> None:
+    splitter = FrameSplitter(40)
+    frames = [*before, bytes(size), *after]
+    got: list[bytes] = []
+    for chunk in chunks(joined(frames), cuts):
+        try:
+            got += splitter.feed(chunk)
+        except FrameTooLarge:
+            got += splitter.take_complete()
+            assert before == got
+            splitter.limit = size
+            got += splitter.go_on()
+    assert frames == got
+    assert len(frames) == splitter.completed
+    assert splitter.go_on() == []
+
+
+def test_going_on_under_the_same_limit_refuses_again() -> None:
+    splitter = FrameSplitter(5)
+    for attempt in (lambda: splitter.feed(encode_prefix(6)), splitter.go_on, splitter.go_on):
+        with pytest.raises(FrameTooLarge):
+            attempt()
+
+
+def test_a_refusal_is_final_once_more_was_fed() -> None:
+    splitter = FrameSplitter(5)
+    for attempt in (lambda: splitter.feed(encode_prefix(6)), lambda: splitter.feed(b"abc")):
+        with pytest.raises(FrameTooLarge):
+            attempt()
+    splitter.limit = 6
+    with pytest.raises(FrameTooLarge):
+        splitter.go_on()

@@ -1,0 +1,188 @@
+"""Addresses as text: taking them apart, and saying which are local.
+
+An address is an endpoint string as Twisted has them, `scheme:part:part:name=value`, where a
+backslash takes the meaning from a colon and brackets do the same for an IPv6 address,
+`tcp:[::1]:7410`. Making endpoints of them is the business of `transport.endpoints`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address as IPv4
+from ipaddress import IPv6Address as IPv6
+from ipaddress import ip_address
+
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IAddress
+
+from msgservice.errors import BadAddress, InsecureListener
+
+LOOPBACK = "127.0.0.1"
+PORT_MAX = 65_535
+SCHEME_CHARACTERS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*").fullmatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """An address taken apart. `text` is what the user wrote."""
+
+    text: str
+    scheme: str
+    parts: Sequence[str]
+    options: Mapping[str, str]
+
+    def one_part(self, what: str) -> str:
+        """Return the only part (`what` it is, for the error)."""
+        if len(self.parts) != 1 or not self.parts[0]:
+            raise BadAddress(self.text, f"expected {self.scheme}:{what}")
+        return self.parts[0]
+
+    def host_and_port(self) -> tuple[str, int]:
+        """Return the two parts of `tcp:HOST:PORT`."""
+        if len(self.parts) != 2 or not self.parts[0]:
+            raise BadAddress(self.text, f"expected {self.scheme}:HOST:PORT")
+        return self.parts[0], self.port(self.parts[1], port_min=1)
+
+    def port(self, text: str, *, port_min: int) -> int:
+        """Return the number of a port."""
+        # isdecimal alone also takes digits of other scripts, which int() would accept.
+        if not (text.isascii() and text.isdecimal()) or not port_min <= int(text) <= PORT_MAX:
+            raise BadAddress(self.text, f"port must be from {port_min} to {PORT_MAX}, not {text!r}")
+        return int(text)
+
+    def number(self, option: str, default: float) -> float:
+        """Return an option that is a number above 0."""
+        text = self.options.get(option)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise BadAddress(self.text, f"{option} must be a number above 0, not {text!r}")
+        return value
+
+    def only(self, *known: str) -> None:
+        """Raise `BadAddress` for options other than these."""
+        unknown = sorted(set(self.options) - set(known))
+        if unknown:
+            allowed = ", ".join(known) if known else "none"
+            raise BadAddress(self.text, f"unknown option {unknown[0]!r} (known: {allowed})")
+
+
+def parse_address(text: str) -> Address:
+    """Return the address taken apart; `BadAddress` where that cannot be done."""
+    fields = _split(text)
+    scheme = fields[0][0]
+    if fields[0][1] is not None or SCHEME_CHARACTERS(scheme) is None or len(fields) < 2:
+        raise BadAddress(text, "expected SCHEME:..., as in tcp:127.0.0.1:7410")
+    parts: list[str] = []
+    options: dict[str, str] = {}
+    for name, value in fields[1:]:
+        if value is None:
+            parts.append(name)
+        elif name in options:
+            raise BadAddress(text, f"option {name!r} twice")
+        else:
+            options[name] = value
+    return Address(text=text, scheme=scheme.lower(), parts=tuple(parts), options=options)
+
+
+def _split(text: str) -> list[tuple[str, str | None]]:
+    """Return `(part, None)` or `(name, value)` for each stretch between colons."""
+    fields: list[tuple[str, str | None]] = []
+    name: str | None = None
+    current = ""
+    characters = iter(text)
+    for character in characters:
+        if character == "\\":
+            current += next(characters, "")
+        elif character == "[" and not current:
+            current = _bracketed(text, characters)
+        elif character == ":":
+            fields.append((current, None) if name is None else (name, current))
+            name, current = None, ""
+        elif character == "=" and name is None:
+            name, current = current, ""
+        else:
+            current += character
+    fields.append((current, None) if name is None else (name, current))
+    return fields
+
+
+def _bracketed(text: str, characters: Iterator[str]) -> str:
+    inside = ""
+    for character in characters:
+        if character == "]":
+            return inside
+        inside += character
+    raise BadAddress(text, "'[' without ']'")
+
+
+def quote(value: str) -> str:
+    """Return `value` so that it stands in an address as it is."""
+    return re.sub(r"([\\:=\[])", r"\\\1", value)
+
+
+def ip_of(host: str) -> IPv4 | IPv6 | None:
+    """Return the IP address that `host` is, or None for a name."""
+    try:
+        return ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def is_local_host(host: str) -> bool:
+    """Return whether `host`, a name or an IP address, is loopback."""
+    ip = ip_of(host)
+    if ip is None:
+        # RFC 6761, 6.3: localhost and what is below it are loopback always.
+        return host.lower().rstrip(".").rpartition(".")[2] == "localhost"
+    if isinstance(ip, IPv6) and ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped.is_loopback
+    return ip.is_loopback
+
+
+def is_local(address: IAddress) -> bool:
+    """Return whether this end of a connection is on this machine: loopback or a Unix socket."""
+    if isinstance(address, UNIXAddress):
+        return True
+    if isinstance(address, IPv4Address | IPv6Address):
+        return is_local_host(address.host)
+    return False
+
+
+def describe(address: IAddress, scheme: str = "tcp") -> str:
+    """Return an address of a live connection or port as text for people."""
+    if isinstance(address, UNIXAddress):
+        name = address.name
+        text = name.decode(errors="replace") if isinstance(name, bytes) else name
+        return f"unix:{text}" if text else "unix"
+    if isinstance(address, IPv6Address):
+        return f"{scheme}:[{address.host}]:{address.port}"
+    if isinstance(address, IPv4Address):
+        return f"{scheme}:{address.host}:{address.port}"
+    return f"{scheme}:{address}"
+
+
+def check_listener(text: str, insecure: bool) -> None:
+    """Raise `InsecureListener` for a listener beyond loopback and Unix sockets (SEMANTICS 32).
+
+    `insecure`: the operator has allowed it. Raises `BadAddress` for what is no address.
+    """
+    address = parse_address(text)
+    if insecure or address.scheme == "unix":
+        return
+    if address.scheme in ("tcp", "tls", "ssl"):
+        interface = address.options.get("interface", LOOPBACK)
+        if is_local_host(interface):
+            return
+        where = f"interface {interface or 'any'} is beyond loopback"
+    else:
+        where = f"whether {address.scheme}: is beyond loopback cannot be told"
+    raise InsecureListener(
+        text, f"{where}, and peers would be believed their names: set insecure = true to allow it"
+    )

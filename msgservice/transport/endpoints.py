@@ -1,0 +1,193 @@
+"""Endpoints for addresses: who is dialled, where is listened, and with which certificates.
+
+    dial     tcp:HOST:PORT              [timeout, bindAddress]
+             tls:HOST:PORT (ssl: the same) [timeout, bindAddress, hostname, trustRoots,
+                                         certificate, privateKey]
+             unix:PATH                  [timeout]
+    listen   tcp:PORT                   [interface, backlog]
+             tls:PORT (ssl: the same)   [interface, backlog, privateKey, certificate (certKey),
+                                         trustRoots]
+             unix:PATH                  [mode, backlog]
+
+Option names are those of Twisted's own endpoint strings. Listeners are on loopback unless
+`interface` says otherwise. `trustRoots` is a file or a folder of PEM certificates: for a client,
+who may have signed the server's certificate (default: the system's list); for a server, who must
+have signed its clients' (default: clients need none). Any other scheme is handed to Twisted, so
+that endpoint plugins work. `ssl:` is not: Twisted's client of that name checks no host name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cryptography.x509 import Certificate as X509Certificate
+from cryptography.x509 import load_pem_x509_certificates
+from OpenSSL import SSL
+from OpenSSL.crypto import X509
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    UNIXClientEndpoint,
+    UNIXServerEndpoint,
+    clientFromString,
+    serverFromString,
+    wrapClientTLS,
+    wrapServerTLS,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    KeyPair,
+    PrivateCertificate,
+    TLSVersion,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
+
+from msgservice.errors import BadAddress
+from msgservice.transport.addresses import LOOPBACK, Address, ip_of, parse_address
+
+CONNECT_TIMEOUT = 30.0  # seconds for one attempt to connect, Twisted's own default
+# A node that comes back is dialled by all its peers at once; the kernel caps it at `somaxconn`.
+BACKLOG = 1024
+# Whoever may open the socket file may claim any name, so by default only the node's own user.
+UNIX_MODE = "600"
+
+
+def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
+    """Return the endpoint that dials this address; `BadAddress` where there is none."""
+    address = parse_address(text)
+    if address.scheme == "tcp":
+        address.only("timeout", "bindAddress")
+        return _dial(reactor, address)
+    if address.scheme in ("tls", "ssl"):
+        address.only(
+            "timeout", "bindAddress", "hostname", "trustRoots", "certificate", "privateKey"
+        )
+        host, _ = address.host_and_port()
+        options = optionsForClientTLS(
+            address.options.get("hostname", host),
+            trustRoot=_trust_root(address),
+            clientCertificate=_own_certificate(address, "certificate", required=False),
+        )
+        return wrapClientTLS(options, _dial(reactor, address))
+    if address.scheme == "unix":
+        address.only("timeout")
+        path = address.one_part("PATH")
+        return UNIXClientEndpoint(reactor, path, address.number("timeout", CONNECT_TIMEOUT))
+    try:
+        dialled: IStreamClientEndpoint = clientFromString(reactor, text)
+        return dialled
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise BadAddress(text, str(error)) from error
+
+
+def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
+    """Return the endpoint that listens on this address; `BadAddress` where there is none."""
+    address = parse_address(text)
+    if address.scheme == "tcp":
+        address.only("interface", "backlog")
+        return _listen(reactor, address)
+    if address.scheme in ("tls", "ssl"):
+        address.only("interface", "backlog", "privateKey", "certificate", "certKey", "trustRoots")
+        return wrapServerTLS(_server_options(address), _listen(reactor, address))
+    if address.scheme == "unix":
+        address.only("mode", "backlog")
+        path = address.one_part("PATH")
+        mode = address.options.get("mode", UNIX_MODE)
+        if not mode.isascii() or any(digit not in "01234567" for digit in mode) or len(mode) != 3:
+            raise BadAddress(text, f"mode must be three octal digits, not {mode!r}")
+        # wantPID: the lock beside the socket tells a stale one, left by a killed process.
+        return UNIXServerEndpoint(reactor, path, _backlog(address), int(mode, 8), wantPID=True)
+    try:
+        listening: IStreamServerEndpoint = serverFromString(reactor, text)
+        return listening
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise BadAddress(text, str(error)) from error
+
+
+def _dial(reactor: Any, address: Address) -> IStreamClientEndpoint:
+    host, port = address.host_and_port()
+    timeout = address.number("timeout", CONNECT_TIMEOUT)
+    bind = address.options.get("bindAddress")
+    if ip_of(host) is not None:
+        return TCP4ClientEndpoint(reactor, host, port, timeout, (bind, 0) if bind else None)
+    # A name may have several addresses, of both families; this tries them in turn (RFC 8305).
+    return HostnameEndpoint(reactor, host, port, timeout, (bind, 0) if bind else None)
+
+
+def _listen(reactor: Any, address: Address) -> IStreamServerEndpoint:
+    port = address.port(address.one_part("PORT"), port_min=0)
+    interface = address.options.get("interface", LOOPBACK)
+    return TCP4ServerEndpoint(reactor, port, _backlog(address), interface)
+
+
+def _backlog(address: Address) -> int:
+    return int(address.number("backlog", BACKLOG))
+
+
+def _server_options(address: Address) -> CertificateOptions:
+    option = "certKey" if "certKey" in address.options else "certificate"
+    own = _own_certificate(address, option, required=True)
+    assert own is not None
+    chain = _certificates(address, address.options.get(option, address.options["privateKey"]))
+    return CertificateOptions(
+        privateKey=own.privateKey.original,
+        certificate=own.original,
+        extraCertChain=[X509.from_cryptography(link) for link in chain[1:]],
+        trustRoot=_trust_root(address),  # a server asks its clients for nothing unless told whom
+        raiseMinimumTo=TLSVersion.TLSv1_2,
+    )
+
+
+def _own_certificate(address: Address, option: str, *, required: bool) -> PrivateCertificate | None:
+    """Return the certificate of this end with its key; they may share one file."""
+    certificate_path = address.options.get(option)
+    key_path = address.options.get("privateKey", certificate_path)
+    certificate_path = certificate_path or key_path
+    if certificate_path is None or key_path is None:
+        if required:
+            raise BadAddress(address.text, "privateKey=FILE is needed (and certificate=FILE)")
+        return None
+    leaf = _certificates(address, certificate_path)[0]
+    try:
+        key = KeyPair.load(_read(address, key_path), 1)
+        own: PrivateCertificate = PrivateCertificate.fromCertificateAndKeyPair(
+            Certificate(X509.from_cryptography(leaf)), key
+        )
+        return own
+    except (SSL.Error, ValueError, TypeError, AssertionError) as error:
+        raise BadAddress(address.text, f"{key_path} holds no key of that certificate") from error
+
+
+def _trust_root(address: Address) -> Any:
+    text = address.options.get("trustRoots")
+    if text is None:
+        return None
+    path = Path(text)
+    files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
+    certificates = [
+        Certificate(X509.from_cryptography(certificate))
+        for file in files
+        for certificate in _certificates(address, str(file))
+    ]
+    if not certificates:
+        raise BadAddress(address.text, f"no *.pem in folder {text}")
+    return trustRootFromCertificates(certificates)
+
+
+def _certificates(address: Address, path: str) -> list[X509Certificate]:
+    try:
+        return load_pem_x509_certificates(_read(address, path))
+    except ValueError as error:
+        raise BadAddress(address.text, f"{path} holds no certificate in PEM form") from error
+
+
+def _read(address: Address, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadAddress(address.text, f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,51 @@
+"""Time on a connection: one write for each reactor turn, and who makes no progress."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+
+
+class Flushes(Protocol):
+    """What has something to write at the end of a turn."""
+
+    def flush(self) -> None:
+        """Write it. May not raise."""
+
+
+class Turn:
+    """One `callLater(0)` for all channels that have something to write in a reactor turn."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._waiting: list[Flushes] = []
+
+    def add(self, channel: Flushes) -> None:
+        """Let `channel` flush at the end of this turn."""
+        if not self._waiting:
+            self._clock.callLater(0, self._end)
+        self._waiting.append(channel)
+
+    def _end(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for channel in waiting:
+            channel.flush()
+
+
+class Watch:
+    """Whether something makes progress: its mark changes within `timeout` seconds."""
+
+    __slots__ = ("_mark", "_since", "timeout")
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._mark: object = None
+        self._since = 0.0
+
+    def stalled(self, mark: object, now: float) -> bool:
+        """Note the mark (None: nothing to watch); return whether it is too old."""
+        if mark is None or mark != self._mark:
+            self._mark, self._since = mark, now
+            return False
+        return now - self._since >= self.timeout

@@ -1,0 +1,42 @@
+"""What a socket can be told, and what it says when it fails."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from OpenSSL import SSL
+from service_identity import VerificationError
+from twisted.internet.tcp import Connection as TCPConnection
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+
+from msgservice.limits import Limits
+
+
+def tune(transport: Any, limits: Limits) -> None:
+    """Set what a socket under this transport can be told; nothing for other transports."""
+    if isinstance(transport, TLSMemoryBIOProtocol):
+        transport = transport.transport
+    if not isinstance(transport, TCPConnection):
+        return
+    handle = transport.getHandle()
+    if handle.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    transport.setTcpNoDelay(True)
+    transport.setTcpKeepAlive(True)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Behind our own deadline, for bytes that only the kernel still holds (RFC 5482).
+        milliseconds = int(2 * limits.write_timeout * 1000)
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+def reason_of(failure: Failure) -> str:
+    """Return in a few words why a connection failed or ended."""
+    error = failure.value
+    if isinstance(error, VerificationError):
+        return "TLS: the certificate is for another name"
+    if isinstance(error, SSL.Error):
+        reasons = [entry[-1] for entry in error.args[0]] if error.args else []
+        return f"TLS: {', '.join(reasons) or 'handshake failed'}"
+    return failure.getErrorMessage().rstrip(".")

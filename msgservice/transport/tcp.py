@@ -1,0 +1,58 @@
+"""The transport of frames over TCP, TLS and Unix sockets: `ITransport`, assembled."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IListeningPort
+from zope.interface import implementer
+
+from msgservice.errors import BadAddress
+from msgservice.interfaces import IChannelUser, IConnector, ITransport
+from msgservice.limits import Limits
+from msgservice.transport.dialling import Connector
+from msgservice.transport.endpoints import client_endpoint, server_endpoint
+from msgservice.transport.listening import ChannelFactory, ConnectionCount, listen_on
+
+
+@implementer(ITransport)
+class TcpTransport:
+    """Byte streams. `limits.connections` counts what one of these accepted, on all its ports.
+
+    `rng` (floats from 0 to 1) spreads the attempts of many that dial the same node.
+    """
+
+    schemes = ("tcp", "tls", "ssl", "unix")
+
+    def __init__(self, *, rng: Callable[[], float] = random.random) -> None:
+        self._rng = rng
+        self.accepted = ConnectionCount()
+
+    def connector(
+        self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+    ) -> IConnector:
+        """See `ITransport`."""
+        return Connector(
+            reactor=reactor,
+            address=address,
+            endpoint=client_endpoint(reactor, address),
+            make_user=make_user,
+            limits=limits,
+            rng=self._rng,
+        )
+
+    def listen(
+        self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+    ) -> Deferred[IListeningPort]:
+        """See `ITransport`."""
+        try:
+            endpoint = server_endpoint(reactor, address)
+        except BadAddress as error:
+            return fail(error)
+        factory = ChannelFactory(
+            reactor=reactor, make_user=make_user, limits=limits, count=self.accepted
+        )
+        return listen_on(endpoint, address, factory)
