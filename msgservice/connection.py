@@ -9,7 +9,7 @@ What lives elsewhere: the rules of the session (`core.session`), bytes and socke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
@@ -108,7 +108,7 @@ class Connection:
         self.channel.send(encode_frame(frame))
         self.session.sent(self.now())
 
-    def send_all(self, frames: list[Frame]) -> None:
+    def send_all(self, frames: Sequence[Frame]) -> None:
         """Queue some frames."""
         if frames and self.channel is not None:
             send = self.channel.send

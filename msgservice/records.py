@@ -282,6 +282,7 @@ class Account:
     routed: int
     queued: int
     settled: dict[int, int]
+    queued_bytes: int = 0
 
     @property
     def unaccounted(self) -> int:

@@ -140,6 +140,10 @@ class Outbox:
         """Runs that wait for another try; `due` says when."""
         return [run for _, _, run in self._retries if run.state == WAITING]
 
+    def in_flight_at(self, sequence: int) -> bool:
+        """Whether this sequence was sent and is not answered."""
+        return any(run.state == FLIGHT for run in self._open.between(sequence, sequence))
+
     def next_deadline(self) -> float | None:
         """When a retry is due, or None."""
         retries = self._retries
@@ -173,6 +177,10 @@ class Outbox:
             self._trim_above()
         else:
             self._load(run)
+
+    def offer_rest(self, run: Run) -> None:
+        """Load what of a run lies above `loaded_to`, which stands inside it."""
+        self.offer(cut_run(run, self.loaded_to + 1, run.last))
 
     def skip_to(self, position: int) -> None:
         """Nothing up to `position` is for this receiver, beyond what was offered."""

@@ -120,6 +120,13 @@ class RangeSet:
         at = bisect_right(self._firsts, first) - 1
         return at >= 0 and last <= self._lasts[at]
 
+    def range_of(self, number: int) -> Range | None:
+        """Return the whole range that holds `number`, or None."""
+        at = bisect_right(self._firsts, number) - 1
+        if at >= 0 and number <= self._lasts[at]:
+            return self._firsts[at], self._lasts[at]
+        return None
+
     def overlaps(self, first: int, last: int) -> bool:
         """Whether any from `first` to `last` is there."""
         at = bisect_left(self._lasts, first)

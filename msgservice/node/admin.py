@@ -1,0 +1,241 @@
+"""Administration by REQUEST to `$node.*`, JSON bodies (PROTOCOL: Administration).
+
+Open to local connections. An error is answered as `ok = false` with a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from msgservice.core.frames import Reply, Request
+from msgservice.core.subjects import is_reserved
+from msgservice.errors import MsgServiceError, NoResponder
+from msgservice.message import Status, WireMessage, decode_messages
+from msgservice.node.ingress import hash_of
+from msgservice.records import Found
+
+if TYPE_CHECKING:
+    from msgservice.node.node import Node
+
+DEAD_LIST_MAX = 1000
+JSON_TYPE = "application/json"
+
+_encode = msgspec.msgpack.Encoder().encode
+_to_json = msgspec.json.Encoder().encode
+
+
+class _Name(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class _Add(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    subjects: list[str]
+    address: str | None = None
+    order: str = "strict"
+    paused: bool = False
+
+
+class _Change(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    subjects: list[str] | None = None
+    address: str | None = None
+    order: str | None = None
+
+
+class _Remove(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    confirm: int | None = None
+
+
+class _Id(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+
+
+class _DeadList(msgspec.Struct, forbid_unknown_fields=True):
+    receiver: str
+    after: int = 0
+    limit: int = 100
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+Handler = Callable[[Any], Awaitable[dict[str, Any]]]
+
+
+class Admin:
+    """See the module."""
+
+    _logger = Logger()
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._handlers: dict[str, tuple[type[msgspec.Struct], Handler]] = {
+            "$node.info": (_Nothing, self._info),
+            "$node.receivers.list": (_Nothing, self._list),
+            "$node.receivers.add": (_Add, self._add),
+            "$node.receivers.change": (_Change, self._change),
+            "$node.receivers.pause": (_Name, self._pause),
+            "$node.receivers.resume": (_Name, self._resume),
+            "$node.receivers.remove": (_Remove, self._remove),
+            "$node.status": (_Id, self._status),
+            "$node.dead.list": (_DeadList, self._dead),
+            "$node.audit": (_Nothing, self._audit),
+        }
+
+    def answer(self, request: Request, local: bool) -> Deferred[Reply]:
+        """Answer each call of a request; never fails."""
+        return Deferred.fromCoroutine(self._answer(request, local))
+
+    async def _answer(self, request: Request, local: bool) -> Reply:
+        calls = decode_messages(request.messages)
+        replies = []
+        for index, call in enumerate(calls):
+            ok, body = await self._call(request.subject, call, local)
+            message = WireMessage(body, {"content-type": JSON_TYPE})
+            replies.append((request.id + index, ok, msgspec.Raw(_encode(message))))
+        return Reply(replies)
+
+    async def _call(self, subject: str, call: WireMessage, local: bool) -> tuple[bool, bytes]:
+        try:
+            known = self._handlers.get(subject)
+            if known is None:
+                raise NoResponder(subject)
+            if not local and is_reserved(subject):
+                raise MsgServiceError("administration is open to local connections only")
+            kind, handler = known
+            arguments = msgspec.json.decode(call.body or b"{}", type=kind)
+            return True, _to_json(await handler(arguments))
+        except (MsgServiceError, ValueError, msgspec.MsgspecError) as error:
+            return False, _to_json({"error": type(error).__name__, "reason": str(error)})
+        except Exception:
+            self._logger.failure("request {subject} failed", subject=subject)
+            return False, _to_json({"error": "InternalError", "reason": "internal error"})
+
+    async def _info(self, _: _Nothing) -> dict[str, Any]:
+        node = self._node
+        room = node.log.room()
+        try:
+            installed = version("msgservice")
+        except PackageNotFoundError:
+            installed = "unknown"
+        return {
+            "name": node.node_name,
+            "log_id": node.log_id,
+            "version": installed,
+            "listeners": [str(port.getHost()) for port in node.ports],
+            "connections": len(node.peers),
+            "room": {
+                "used": room.used,
+                "maximum": room.maximum,
+                "free": room.free,
+                "full": room.full,
+            },
+        }
+
+    async def _list(self, _: _Nothing) -> dict[str, Any]:
+        node = self._node
+        accounts = {one.receiver: one for one in await node.log.accounts()}
+        rows = []
+        for outlet in node.dispatch:
+            account = accounts.get(outlet.row.number)
+            counts = {} if account is None else account.settled
+            rows.append(
+                node.state_of(outlet)
+                | {
+                    "queued": 0 if account is None else account.queued,
+                    "queued_bytes": 0 if account is None else account.queued_bytes,
+                    "routed": 0 if account is None else account.routed,
+                    "unaccounted": 0 if account is None else account.unaccounted,
+                    "settled": {Status(s).name.lower(): n for s, n in counts.items()},
+                }
+            )
+        return {"receivers": sorted(rows, key=lambda row: str(row["name"]))}
+
+    async def _add(self, asked: _Add) -> dict[str, Any]:
+        await self._node.add_receiver(
+            asked.name,
+            asked.subjects,
+            address=asked.address,
+            order=asked.order,
+            paused=asked.paused,
+        )
+        return {"name": asked.name}
+
+    async def _change(self, asked: _Change) -> dict[str, Any]:
+        await self._node.change_receiver(
+            asked.name, patterns=asked.subjects, address=asked.address, order=asked.order
+        )
+        return {"name": asked.name}
+
+    async def _pause(self, asked: _Name) -> dict[str, Any]:
+        await self._node.pause_receiver(asked.name, True)
+        return {"name": asked.name, "paused": True}
+
+    async def _resume(self, asked: _Name) -> dict[str, Any]:
+        await self._node.pause_receiver(asked.name, False)
+        return {"name": asked.name, "paused": False}
+
+    async def _remove(self, asked: _Remove) -> dict[str, Any]:
+        row = self._node.directory.named(asked.name)
+        queued = await self._node.queued(row.number)
+        if asked.confirm is None:
+            return {"queued": queued}
+        if asked.confirm < queued:
+            raise ValueError(
+                f"{queued} messages wait for {asked.name!r} by now, {asked.confirm} confirmed"
+            )
+        return {"removed": await self._node.remove_receiver(asked.name)}
+
+    async def _status(self, asked: _Id) -> dict[str, Any]:
+        found: Found | None = await self._node.log.find(asked.id)
+        if found is None:
+            raise ValueError(f"no message {asked.id!r} in the log")
+        receivers = {}
+        for number, (stored, attempts, reason) in found.states.items():
+            row = self._node.directory.numbered(number)
+            if row is not None:
+                status = self._node.status_of(number, found.position, stored)
+                receivers[row.name] = {
+                    "status": status.name.lower(),
+                    "attempts": attempts,
+                    "reason": reason,
+                }
+        return {
+            "position": found.position,
+            "sender": f"{found.sender}/{hash_of(found.incarnation)}/{found.sequence}",
+            "sequence": found.sequence,
+            "subject": found.subject,
+            "stored_at": found.stored_at,
+            "receivers": receivers,
+        }
+
+    async def _dead(self, asked: _DeadList) -> dict[str, Any]:
+        row = self._node.directory.named(asked.receiver)
+        limit = min(max(1, asked.limit), DEAD_LIST_MAX)
+        letters = await self._node.log.dead_letters(row.number, asked.after, limit)
+        return {
+            "dead": [
+                {
+                    "position": one.position,
+                    "sender": f"{one.sender}/{hash_of(one.incarnation)}/{one.sequence}",
+                    "subject": one.subject,
+                    "size": len(one.message),
+                    "reason": one.reason,
+                    "attempts": one.attempts,
+                    "at": one.at,
+                }
+                for one in letters
+            ]
+        }
+
+    async def _audit(self, _: _Nothing) -> dict[str, Any]:
+        return {"discrepancies": await self._node.log.audit()}

@@ -1,0 +1,262 @@
+"""Group commit: what arrives while one transaction runs goes into the next.
+
+The only caller of `ILog.append`. Batches, progress of receivers, changes of the directory are
+gathered here; one group is under way at a time. What it brought is told to those who asked, in
+order: the directory's changes, the batches, the progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.errors import LogFailed, LogUnavailable
+from msgservice.interfaces import ILog
+from msgservice.records import (
+    Batch,
+    Group,
+    Known,
+    Outcome,
+    Progress,
+    ReceiverRow,
+    RefusedBatch,
+    SenderFloor,
+)
+
+RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
+
+
+class Source(Protocol):
+    """Who handed in a batch and wants its outcome."""
+
+    def stored(self, batch: Batch, outcome: Outcome) -> None:
+        """The group that held the batch is on disk."""
+
+    def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
+        """The group was not stored: none of these was."""
+
+
+class Progressing(Protocol):
+    """Who has progress to store."""
+
+    def take_progress(self) -> Progress | None:
+        """What was settled since the last call; it goes into the group that starts now."""
+
+    def progress_stored(self) -> None:
+        """What was taken last is on disk."""
+
+    def progress_failed(self) -> None:
+        """It is not; it must be part of what is taken next."""
+
+
+class Commits:
+    """See the module.
+
+    `after_group(sources, batches)` is called once per group with what was stored: dispatch.
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        log: ILog,
+        *,
+        clock: Any,
+        wall: Callable[[], int],
+        after_group: Callable[[list[Batch]], None],
+        fatal: Callable[[LogFailed], None],
+    ) -> None:
+        self.uncommitted_bytes = 0
+        self.groups = 0  # how many were stored
+        self._log = log
+        self._clock = clock
+        self._wall = wall
+        self._after_group = after_group
+        self._fatal = fatal
+        self._next = Group()
+        self._sources: list[Source] = []
+        self._waiters: list[Deferred[None]] = []
+        self._progressing: dict[Progressing, None] = {}
+        self._running = False
+        self._stopped = False
+        self._due: IDelayedCall | None = None
+        self._idle_waiters: list[Deferred[None]] = []
+
+    # --- what goes in
+
+    def batch(self, batch: Batch, source: Source) -> None:
+        """Store a batch with the next group; `kick` when the turn is over."""
+        self._next.batches.append(batch)
+        self._sources.append(source)
+        self.uncommitted_bytes += batch.size
+
+    def withdraw(self, source: Source, unwanted: Callable[[Batch], bool]) -> None:
+        """Take batches of this source that still wait out of the next group, unanswered."""
+        kept = [
+            (batch, owner)
+            for batch, owner in zip(self._next.batches, self._sources, strict=True)
+            if owner is not source or not unwanted(batch)
+        ]
+        gone = sum(batch.size for batch in self._next.batches) - sum(b.size for b, _ in kept)
+        self.uncommitted_bytes -= gone
+        self._next.batches = [batch for batch, _ in kept]
+        self._sources = [owner for _, owner in kept]
+
+    def progress(self, outlet: Progressing) -> None:
+        """This one has progress: it is asked for it when the next group starts."""
+        self._progressing[outlet] = None
+
+    def receiver(self, row: ReceiverRow) -> Deferred[None]:
+        """Store a receiver that was made or changed."""
+        self._next.receivers.append(row)
+        return self._waiter()
+
+    def removal(self, number: int) -> Deferred[None]:
+        """Store that a receiver was removed."""
+        self._next.removed.append(number)
+        return self._waiter()
+
+    def floor(self, floor: SenderFloor) -> None:
+        """Store from where on a sender wants states."""
+        self._next.floors.append(floor)
+
+    def _waiter(self) -> Deferred[None]:
+        waiter: Deferred[None] = Deferred()
+        self._waiters.append(waiter)
+        self.kick()
+        return waiter
+
+    # --- the loop
+
+    def kick(self) -> None:
+        """Start a group now, unless one runs: then the next starts when that ends."""
+        if not self._running:
+            self._start()
+
+    def kick_soon(self, delay: float = 0.0) -> None:
+        """Start a group when this turn is over, so that more can join it."""
+        if not self._running and self._due is None:
+            self._due = self._clock.callLater(delay, self._kick_due)
+
+    def _kick_due(self) -> None:
+        self._due = None
+        self.kick()
+
+    def _start(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        progressing = list(self._progressing)
+        self._progressing.clear()
+        group = self._next
+        group.progress = [p for p in (o.take_progress() for o in progressing) if p is not None]
+        if not group or self._stopped:
+            self._next.progress = []
+            self._go_idle()
+            return
+        sources, self._sources = self._sources, []
+        waiters, self._waiters = self._waiters, []
+        self._next = Group()
+        self._running = True
+        group.now = self._wall()
+        self._log.append(group).addCallbacks(
+            self._stored,
+            self._failed,
+            callbackArgs=(group, sources, waiters, progressing),
+            errbackArgs=(group, sources, waiters, progressing),
+        ).addErrback(self._broken)
+
+    def _stored(
+        self,
+        outcomes: list[Outcome],
+        group: Group,
+        sources: list[Source],
+        waiters: list[Deferred[None]],
+        progressing: list[Progressing],
+    ) -> None:
+        self._running = False
+        self.groups += 1
+        # The next group starts before this one is told about: the disk does not wait for us.
+        # But where a batch was refused, what waits behind it in its lane must be withdrawn first.
+        refused = any([type(outcome) is RefusedBatch for outcome in outcomes])  # noqa: C419 - speed
+        if not refused and (self._next or self._progressing):
+            self._start()
+        for waiter in waiters:
+            waiter.callback(None)
+        batches = group.batches
+        fresh: list[Batch] = []
+        size = 0
+        for batch, source, outcome in zip(batches, sources, outcomes, strict=True):
+            size += batch.size
+            if outcome is batch:
+                fresh.append(batch)
+            elif isinstance(outcome, Known):
+                fresh += outcome.fresh
+            source.stored(batch, outcome)
+        self.uncommitted_bytes -= size
+        for outlet in progressing:
+            outlet.progress_stored()
+        self._after_group(fresh)
+        if not self._running:
+            self._start()
+
+    def _failed(
+        self,
+        failure: Failure,
+        group: Group,
+        sources: list[Source],
+        waiters: list[Deferred[None]],
+        progressing: list[Progressing],
+    ) -> None:
+        self._running = False
+        failure.trap(LogUnavailable, LogFailed)
+        error = failure.value
+        for outlet in progressing:
+            outlet.progress_failed()
+            self._progressing[outlet] = None
+        if not isinstance(error, LogUnavailable):
+            assert isinstance(error, LogFailed)
+            self._stopped = True
+            self._fatal(error)
+            return
+        self._logger.error("a group was not stored: {error}", error=str(error))
+        by_source: dict[int, tuple[Source, list[Batch]]] = {}
+        for batch, source in zip(group.batches, sources, strict=True):
+            by_source.setdefault(id(source), (source, []))[1].append(batch)
+            self.uncommitted_bytes -= batch.size
+        for source, batches in by_source.values():
+            source.failed(batches, error)
+        # Changes of the directory are still wanted: they go into the next group.
+        self._next.receivers = group.receivers + self._next.receivers
+        self._next.removed = group.removed + self._next.removed
+        self._next.floors = group.floors + self._next.floors
+        self._waiters = waiters + self._waiters
+        self._after_group([])
+        if self._due is None:
+            self._due = self._clock.callLater(RETRY_DELAY, self._kick_due)
+
+    def _broken(self, failure: Failure) -> None:
+        # A fault of ours, not of the disk: going on could acknowledge what is not stored.
+        self._logger.failure("the commit loop failed", failure)
+        self._stopped = True
+        self._fatal(LogFailed(failure.getErrorMessage()))
+
+    # --- stopping
+
+    def idle(self) -> Deferred[None]:
+        """Fire when nothing is under way and nothing waits."""
+        waiter: Deferred[None] = Deferred()
+        self._idle_waiters.append(waiter)
+        if not self._running:
+            self._start()
+        return waiter
+
+    def _go_idle(self) -> None:
+        waiters, self._idle_waiters = self._idle_waiters, []
+        for waiter in waiters:
+            waiter.callback(None)

@@ -1,0 +1,227 @@
+"""What one connected sender hands in: checked, stored, acknowledged. The only place that ACKs.
+
+A TRANSFER is decoded once, to check it, and then stored as the bytes that came. Everything that
+can fail is checked before it is queued; the answer leaves after the commit that holds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from msgservice.connection import Connection
+from msgservice.core.frames import Frame, Transfer
+from msgservice.core.inbox import Answers
+from msgservice.core.subjects import check_subject, is_reserved
+from msgservice.errors import (
+    BadName,
+    BadSubject,
+    LogFull,
+    LogUnavailable,
+    MalformedFrame,
+    MessageTooLarge,
+    NoReceiver,
+    NotYetBuilt,
+    ProtocolError,
+    Refused,
+)
+from msgservice.limits import BATCH_INDEX_BITS
+from msgservice.message import (
+    FLAG_REQUIRE,
+    FLAG_RETAIN,
+    Action,
+    WireMessage,
+    decode_messages,
+)
+from msgservice.node.shared import IngressShared
+from msgservice.node.tracker import Watch
+from msgservice.records import Audience, Batch, Known, Origin, Outcome, RefusedBatch
+
+FULL_DELAY_MS = 1000  # how soon a refused sender asks again
+
+
+def hash_of(incarnation: str) -> str:
+    """Return what may be shown of an incarnation, which is a secret (SEMANTICS 5)."""
+    return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
+
+
+class Ingress:
+    """See the module. One for each connection."""
+
+    _logger = Logger()
+
+    def __init__(
+        self, node: IngressShared, connection: Connection, name: str, incarnation: str, clock: Any
+    ) -> None:
+        self.answers = Answers()
+        self.watch: Watch | None = None
+        self.accepted = 0  # messages, on this connection
+        self._node = node
+        self._connection = connection
+        self._name = name
+        self._incarnation = incarnation
+        self._hash = hash_of(incarnation)
+        self._clock = clock
+        self._checked: dict[str, None] = {}
+        self._out: list[Frame] = []
+        self._flush: IDelayedCall | None = None
+
+    # --- from the sender
+
+    def received(self, transfer: Transfer) -> None:
+        """Take a run in, or owe a NACK for it. Raises `MalformedFrame`."""
+        messages = decode_messages(transfer.messages)
+        count = len(messages)
+        limits = self._node.limits
+        raw = memoryview(transfer.messages)
+        if not 0 < count <= limits.batch_messages:
+            raise MalformedFrame(f"{count} messages in a run, 1 to {limits.batch_messages} allowed")
+        first, subject = transfer.sequence, transfer.subject
+        last = first + count - 1
+        if first == 0:
+            raise MalformedFrame("sequences begin at 1")
+        if not self.answers.receive(transfer, last, subject):
+            return  # its lane is being discarded
+        try:
+            audience = self._audience(transfer, messages, raw.nbytes)
+        except (Refused, BadSubject, BadName) as refused:
+            self._refuse(first, last, subject, Action.REFUSED, 0, str(refused))
+            return
+        full = self._node.log_full() or self._backlog(audience)
+        if full is not None:
+            self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, full)
+            return
+        tagged = [m for m in messages if m.id is not None]
+        batch = Batch(
+            self._name,
+            self._incarnation,
+            first,
+            count,
+            subject,
+            audience,
+            transfer.messages,
+            raw.nbytes,
+            zlib.crc32(raw),
+            first - 1 if transfer.after is None else transfer.after,
+            transfer.flags,
+            _ids(messages) if tagged else (),
+            transfer.origin or Origin(self._name, first, self._hash, (self._node.log_id,)),
+        )
+        commits = self._node.commits
+        commits.batch(batch, self)
+        if commits.uncommitted_bytes > limits.uncommitted_bytes:
+            self._node.pause_senders()
+
+    def _audience(self, transfer: Transfer, messages: list[WireMessage], size: int) -> Audience:
+        subject = transfer.subject
+        if subject not in self._checked:
+            check_subject(subject)
+            if is_reserved(subject):
+                raise Refused(f"subject {subject!r} is the node's own")
+            if len(self._checked) >= self._node.limits.subjects:
+                self._checked.clear()
+            self._checked[subject] = None
+        if size > self._node.limits.max_batch:
+            raise MessageTooLarge(size, self._node.limits.max_batch)
+        if transfer.ttl is not None:
+            raise NotYetBuilt("ttl")
+        if transfer.delay is not None:
+            raise NotYetBuilt("delay")
+        if transfer.flags & FLAG_RETAIN:
+            raise NotYetBuilt("retain")
+        if any([m.key is not None for m in messages]):  # noqa: C419 - a list is faster here
+            raise NotYetBuilt("idempotency_key")
+        directory = self._node.directory
+        if transfer.to is not None:
+            return directory.audience_of(transfer.to)
+        audience = directory.audience(subject)
+        if transfer.flags & FLAG_REQUIRE and not audience.members:
+            raise NoReceiver(subject)
+        return audience
+
+    def _backlog(self, audience: Audience) -> str | None:
+        name = self._node.dispatch.full(audience)
+        return None if name is None else f"log full: the backlog of receiver {name!r}"
+
+    def _refuse(
+        self, first: int, last: int, lane: str, action: Action, delay_ms: int, reason: str
+    ) -> None:
+        self.answers.refuse(first, last, action, lane, delay_ms, reason)
+        self.flush_soon()
+
+    # --- from the log (`commits.Source`)
+
+    def stored(self, batch: Batch, outcome: Outcome) -> None:
+        """See `commits.Source`. What is owed leaves with `flush`."""
+        first, last = batch.sequence, batch.sequence + batch.count - 1
+        if outcome is batch:
+            if self.watch is not None:
+                self._out += self._node.tracker.routed(self.watch, batch)
+            self.answers.take_over(min(batch.after + 1, first), last)
+            self.accepted += batch.count
+        elif isinstance(outcome, Known):
+            if self.watch is not None:
+                for piece in outcome.pieces:
+                    self._out += self._node.tracker.routed(self.watch, piece)
+            self.answers.take_over(first, last)
+        else:
+            assert isinstance(outcome, RefusedBatch)
+            self._refused(batch, outcome.error)
+        self.flush_soon()
+
+    def _refused(self, batch: Batch, error: Exception) -> None:
+        if self.answers.discards(batch.subject):
+            return  # an earlier one of its lane was refused: the sender takes back from there
+        first, last = batch.sequence, batch.sequence + batch.count - 1
+        if isinstance(error, ProtocolError):
+            self._node.commits.withdraw(self, lambda waiting: True)
+            self._connection.fail(error)
+        elif isinstance(error, LogFull):
+            delay = int(error.delay * 1000)
+            self.answers.refuse(first, last, Action.LATER, batch.subject, delay, str(error))
+            self._withdraw(batch)
+        else:
+            self.answers.refuse(first, last, Action.REFUSED, batch.subject, 0, str(error))
+
+    def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
+        """See `commits.Source`: nothing was stored, the sender keeps it and sends it again."""
+        for batch in batches:
+            self._refused(batch, LogFull(str(error)))
+        self.flush_soon()
+
+    def _withdraw(self, failed: Batch) -> None:
+        self._node.commits.withdraw(self, lambda waiting: waiting.subject == failed.subject)
+
+    # --- to the sender
+
+    def flush_soon(self) -> None:
+        """Send what is owed when this turn is over: one ACK for all of it."""
+        if self._flush is None:
+            self._flush = self._clock.callLater(0, self.flush)
+
+    def flush(self) -> None:
+        """Send what is owed now: ROUTED before the ACK that covers it."""
+        if self._flush is not None:
+            if self._flush.active():
+                self._flush.cancel()
+            self._flush = None
+        frames, self._out = self._out, []
+        frames += self.answers.take_frames()
+        if frames and not self._connection.gone:
+            self._connection.send_all(frames)
+
+    def stop(self) -> None:
+        """The connection has gone: nothing is owed any more."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+
+
+def _ids(messages: list[WireMessage]) -> tuple[tuple[int, str], ...]:
+    limit = 1 << BATCH_INDEX_BITS
+    assert len(messages) <= limit
+    return tuple((i, m.id) for i, m in enumerate(messages) if m.id is not None)

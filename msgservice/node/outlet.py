@@ -1,0 +1,480 @@
+"""One receiver's delivery: its outbox, the connection it has, and where its batches come from.
+
+An outlet is *following* while it is fed by what was just stored; one that lags pages from the
+tail, or from the log, until it has caught up. It never holds more than its windows. Progress is
+gathered until the next group takes it; what is stored is then told to the tracker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from msgservice.connection import Connection
+from msgservice.core.frames import Ack, Frame, Nack
+from msgservice.core.outbox import Outbox
+from msgservice.core.ranges import RangeSet
+from msgservice.core.runs import Run, Settled
+from msgservice.limits import INTEGER_MAX
+from msgservice.message import Action, Status, cut_messages
+from msgservice.node.shared import DeliveryShared
+from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow, Resume
+
+NOTES_MAX = 100
+UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let go
+
+
+class Outlet:
+    """See the module. One for each receiver that the directory knows."""
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        node: DeliveryShared,
+        row: ReceiverRow,
+        exceptions: list[ExceptionRow],
+        retry_delay: Callable[[int], float],
+    ) -> None:
+        self.row = row
+        self.connection: Connection | None = None
+        self.following = False
+        self.audiences: set[int] = set()  # numbers of those it is in
+        self.queued_bytes = 0  # an estimate for the backlog limit, from the counters
+        self.connected_at = 0.0
+        self.last_error = ""
+        self.notes: dict[int, tuple[int, str]] = {}  # NOTE: sequence -> attempts, reason
+        self._node = node
+        self._retry_delay = retry_delay
+        self._fed: deque[Batch] = deque()
+        self._fed_bytes = 0
+        self._reading = False
+        self._timer: IDelayedCall | None = None
+        self._timer_due = 0.0
+        self._unload: IDelayedCall | None = None
+        self._new: list[Settled] = []  # settled, in no group yet
+        self._storing: deque[list[Settled]] = deque()  # in groups under way, oldest first
+        self._rows: dict[int, ExceptionRow] = {}  # by first position: to be stored
+        self._taken: tuple[dict[int, ExceptionRow], bool] = ({}, False)
+        self._inbox_changed = False
+        self._acked_to = 0  # the highest position acknowledged since the start
+        self._noted: dict[int, int] = {}  # first -> attempts, of waiting ones that are stored
+        self._acked = RangeSet()  # acknowledged above the cursor
+        self.outbox = self._make_outbox(exceptions)
+
+    def _make_outbox(self, exceptions: list[ExceptionRow]) -> Outbox:
+        row, limits = self.row, self._node.limits
+        outbox = Outbox(
+            ordered=row.order == "strict",
+            cursor=row.cursor,
+            window=(
+                row.window_messages or limits.window_messages,
+                row.window_bytes or limits.window_bytes,
+            ),
+            retry_delay=self._retry_delay,
+            max_attempts=limits.max_attempts,
+            behind_max=limits.exceptions,
+            behind_bytes_max=limits.window_bytes,
+        )
+        settled, tried = [], {}
+        now, wall = self._node.now(), self._node.wall()
+        for one in exceptions:
+            if one.status.final:
+                settled.append((one.first, one.last))
+                if one.status is Status.ACKNOWLEDGED:
+                    self._acked.add(one.first, one.last)
+            else:
+                pause = min(max(0, one.next_at - wall) / 1000, limits.retry_delay_max)
+                tried[one.first] = (one.attempts, now + pause)
+        outbox.restore(settled, tried)
+        return outbox
+
+    # --- getters
+
+    @property
+    def name(self) -> str:
+        """The receiver's name."""
+        return self.row.name
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is in flight."""
+        return self.outbox.in_flight_messages == 0
+
+    def in_flight(self, position: int) -> bool:
+        """Whether this message was sent and is not answered."""
+        return self.outbox.in_flight_at(position)
+
+    def set_order(self, order: str) -> None:
+        """Another order from now on; what is loaded is loaded again. Not while connected."""
+        assert self.connection is None
+        self.outbox.unload()
+        self.outbox.ordered = order == "strict"
+
+    # --- the connection
+
+    def attach(self, connection: Connection, resume: Resume, inbox: str | None) -> None:
+        """A session with this receiver is open; `resume`: what it has taken."""
+        assert self.connection is None
+        if self._unload is not None:
+            self._unload.cancel()
+            self._unload = None
+        self._check_memory(resume, inbox)
+        self.connection = connection
+        self.connected_at = self._node.now()
+        peer = connection.session.peer
+        assert peer is not None
+        options = peer.options
+        outbox = self.outbox
+        outbox.receive_resume(resume.floor, resume.ranges)
+        batch_max = min(options.max_batch or INTEGER_MAX, self._node.limits.max_batch)
+        outbox.connect(options.window, batch_max)
+        self.following = False
+        self._drain()
+        self.pump()
+
+    def _check_memory(self, resume: Resume, inbox: str | None) -> None:
+        """SEMANTICS 6: a stored inbox that has forgotten what it had taken is reported."""
+        highest = max([resume.floor - 1, *(last for _, last in resume.ranges)])
+        if inbox is not None and inbox == self.row.inbox and highest < self._acked_to:
+            self._logger.error(
+                "receiver {name} has forgotten positions {first} to {last}, which it had"
+                " acknowledged: its inbox went back in time; they are not sent again",
+                name=self.name,
+                first=highest + 1,
+                last=self._acked_to,
+            )
+        if inbox != self.row.inbox:
+            self.row.inbox = inbox
+            self._inbox_changed = True
+            self._node.commits.progress(self)
+            self._node.commits.kick_soon()
+
+    def detach(self, reason: str) -> None:
+        """The connection has gone."""
+        self.connection = None
+        self.following = False
+        self._fed.clear()
+        self._fed_bytes = 0
+        self.last_error = reason
+        self.outbox.disconnect(self._node.now())
+        self._drain()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._unload is None:
+            self._unload = self._node.clock.callLater(UNLOAD_AFTER, self._unload_now)
+
+    def _unload_now(self) -> None:
+        self._unload = None
+        if self.connection is None:
+            self.outbox.unload()
+
+    def stop(self) -> None:
+        """No timer is left behind."""
+        for timer in (self._timer, self._unload):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._timer = self._unload = None
+
+    # --- what the receiver answers
+
+    def received(self, frame: Frame) -> None:
+        """An ACK or a NACK; `turn_ended` follows. Raises `NeverSent`."""
+        if isinstance(frame, Ack):
+            for first, last in frame.ranges:
+                self.outbox.receive_ack(first, last)
+                self._acked_to = max(self._acked_to, last)
+        else:
+            assert isinstance(frame, Nack)
+            self.last_error = frame.reason
+            self.outbox.receive_nack(
+                frame.first,
+                frame.last,
+                Action(frame.action),
+                frame.delay / 1000,
+                frame.reason,
+                self._node.now(),
+            )
+
+    def note(self, sequence: int, attempts: int, reason: str) -> None:
+        """The receiver tries by itself (PROTOCOL: NOTE); for people."""
+        if len(self.notes) >= NOTES_MAX:
+            self.notes.pop(next(iter(self.notes)))
+        self.notes[sequence] = (attempts, reason)
+
+    def turn_ended(self) -> None:
+        """All answers of one read were taken."""
+        self._drain()
+        self.pump()
+
+    def _drain(self) -> None:
+        settled = self.outbox.take_settled()
+        self._note_waiting()
+        if not settled:
+            if self._rows:
+                self._node.commits.progress(self)
+                self._node.commits.kick_soon()
+            return
+        cursor = self.outbox.cursor
+        self._new += settled
+        acked = self._acked
+        for one in settled:
+            if one.status is not Status.ACKNOWLEDGED:
+                self._rows[one.first] = ExceptionRow(
+                    self.row.number,
+                    one.first,
+                    one.last,
+                    one.status,
+                    one.run.attempts,
+                    0,
+                    one.reason[:1000],
+                )
+            elif one.last > cursor:
+                acked.add(one.run.after + 1 if one.first == one.run.first else one.first, one.last)
+                self._note_acked(one.last)
+        if acked:
+            acked.remove_below(cursor + 1)
+        self._node.commits.progress(self)
+        self._node.commits.kick_soon()
+
+    def _note_acked(self, position: int) -> None:
+        """Store the whole range that this is part of now: it replaces what it has grown over."""
+        found = self._acked.range_of(position)
+        assert found is not None
+        low, high = found
+        rows = self._rows
+        for old in [n for n in rows if low <= n <= high]:
+            if rows[old].status in (Status.ACKNOWLEDGED, Status.QUEUED):
+                del rows[old]
+        rows[low] = ExceptionRow(self.row.number, low, high, Status.ACKNOWLEDGED)
+
+    def _note_waiting(self) -> None:
+        """Attempts and times of messages that wait for another try survive a restart."""
+        waiting = self.outbox.waiting
+        if not waiting:
+            if self._noted:
+                self._noted = {}
+            return
+        now, wall = self._node.now(), self._node.wall()
+        noted = {}
+        for run in waiting:
+            if not run.attempts:
+                continue
+            noted[run.first] = run.attempts
+            if self._noted.get(run.first) != run.attempts:
+                next_at = wall + int(max(0.0, run.due - now) * 1000)
+                self._rows[run.first] = ExceptionRow(
+                    self.row.number,
+                    run.first,
+                    run.last,
+                    Status.QUEUED,
+                    run.attempts,
+                    next_at,
+                    self.last_error[:1000],
+                )
+        self._noted = noted
+
+    # --- what goes out
+
+    def feed(self, batch: Batch) -> None:
+        """A batch for this receiver was just stored. Only while following; `pump` later."""
+        self._fed.append(batch)
+        self._fed_bytes += batch.size
+        if self._fed_bytes > 2 * self.outbox.window_bytes:
+            # It lags: the tail has these, and the log after that.
+            self.following = False
+            self._fed.clear()
+            self._fed_bytes = 0
+
+    def pump(self) -> None:
+        """Send what may be sent."""
+        connection = self.connection
+        if connection is None or not connection.is_open:
+            return
+        outbox = self.outbox
+        while True:
+            if outbox.wants:
+                self._fill()
+            transfers = outbox.take_transfers(self._node.now())
+            if not transfers:
+                break
+            connection.send_all(transfers)
+            if not connection.is_open:
+                return
+        self._rearm()
+
+    def _fill(self) -> None:
+        outbox, fed = self.outbox, self._fed
+        while fed and outbox.wants:
+            batch = fed.popleft()
+            self._fed_bytes -= batch.size
+            self._offer(batch)
+        if self.following or fed:
+            return
+        tail = self._node.tail
+        while outbox.wants:
+            page = tail.after(
+                outbox.loaded_to, self.audiences, outbox.window_bytes, outbox.window_messages
+            )
+            if page is None:
+                self._read()
+                return
+            batches, looked = page
+            for batch in batches:
+                self._offer(batch)
+            outbox.skip_to(looked)
+            if looked >= (tail.next_number << 16) - 1:
+                self.following = True
+                return
+
+    def _offer(self, batch: Batch) -> None:
+        outbox = self.outbox
+        first, last = batch.first, batch.last
+        if last <= outbox.loaded_to:
+            return
+        run = Run(
+            first,
+            batch.count,
+            batch.subject,
+            (batch.sender, batch.subject) if outbox.ordered else None,
+            batch.messages,
+            batch.size,
+            outbox.loaded_to,
+            batch,
+            None,
+            batch.flags,
+            batch.origin,
+        )
+        if first <= outbox.loaded_to:  # the cursor stands inside this batch
+            outbox.offer_rest(run)
+        else:
+            outbox.offer(run)
+
+    def _read(self) -> None:
+        """Page from the log what the tail no longer has."""
+        if self._reading:
+            return
+        self._reading = True
+        outbox = self.outbox
+        reading = self._node.log.read(
+            tuple(self.audiences), outbox.loaded_to, outbox.window_bytes, outbox.window_messages
+        )
+        # Whatever has a lower number than this is stored, so that the reader sees it.
+        end = (self._node.tail.next_number << 16) - 1
+        asked = (self.connection, outbox.loaded_to, end)
+        reading.addCallback(self._have_read, asked).addErrback(self._read_failed)
+
+    def _have_read(self, batches: list[Batch], asked: tuple[Connection | None, int, int]) -> None:
+        self._reading = False
+        connection, loaded_to, end = asked
+        if self.connection is not connection or self.outbox.loaded_to != loaded_to:
+            self.pump()
+            return
+        for batch in batches:
+            self._offer(batch)
+        if not batches:
+            self.outbox.skip_to(end)
+        self.pump()
+
+    def _read_failed(self, failure: Any) -> None:
+        self._reading = False
+        self.last_error = failure.getErrorMessage()
+        self._logger.failure("reading the log for {name}", failure, name=self.name)
+        self._rearm_at(self._node.now() + 1.0)
+
+    def _rearm(self) -> None:
+        due = self.outbox.next_deadline()
+        if due is not None:
+            self._rearm_at(due)
+
+    def _rearm_at(self, due: float) -> None:
+        if self._timer is not None:
+            if self._timer_due <= due:
+                return
+            self._timer.cancel()
+        self._timer_due = due
+        self._timer = self._node.clock.callLater(max(0.001, due - self._node.now()), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self.pump()
+
+    # --- progress (`commits.Progressing`)
+
+    def take_progress(self) -> Progress | None:
+        """See `Progressing`."""
+        settled, self._new = self._new, []
+        self._storing.append(settled)
+        rows, self._rows = self._rows, {}
+        counts: dict[int, int] = {}
+        size = 0
+        dead: list[DeadLetter] = []
+        for one in settled:
+            count = one.last - one.first + 1
+            counts[one.status] = counts.get(one.status, 0) + count
+            size += one.run.size
+            if one.status is Status.DEAD:
+                dead += self._dead_letters(one)
+        self._taken = (rows, self._inbox_changed)
+        inbox = self.row.inbox if self._inbox_changed else None
+        self._inbox_changed = False
+        self.queued_bytes -= size
+        self.row.cursor = cursor = self.outbox.cursor
+        return Progress(
+            receiver=self.row.number,
+            cursor=cursor,
+            exceptions=sorted(rows.values(), key=_acknowledged_first),
+            settled=counts,
+            settled_bytes=size,
+            dead=dead,
+            inbox=inbox,
+        )
+
+    def _dead_letters(self, one: Settled) -> list[DeadLetter]:
+        batch: Batch = one.run.source
+        letters = []
+        for position in range(one.first, one.last + 1):
+            index = position - batch.first
+            letters.append(
+                DeadLetter(
+                    self.row.number,
+                    position,
+                    batch.sender,
+                    batch.incarnation,
+                    batch.sequence + index,
+                    batch.subject,
+                    cut_messages(batch.messages, index, index + 1),
+                    one.reason,
+                    one.run.attempts,
+                    self._node.wall(),
+                )
+            )
+        return letters
+
+    def progress_stored(self) -> None:
+        """See `Progressing`."""
+        settled = self._storing.popleft()
+        if not self._storing:
+            self.outbox.committed = max(self.outbox.committed, self.row.cursor)
+        if settled:
+            self._node.tracker.settled(self.name, settled)
+
+    def progress_failed(self) -> None:
+        """See `Progressing`."""
+        settled = self._storing.popleft()
+        self._new = settled + self._new
+        rows, inbox_changed = self._taken
+        self._rows = rows | self._rows
+        self._inbox_changed = self._inbox_changed or inbox_changed
+        self.queued_bytes += sum(one.run.size for one in settled)
+
+
+def _acknowledged_first(row: ExceptionRow) -> bool:
+    # A grown range of acknowledged ones replaces all that begins inside it; what is final
+    # otherwise is written after it.
+    return row.status is not Status.ACKNOWLEDGED

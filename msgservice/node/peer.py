@@ -1,0 +1,273 @@
+"""One connection of a node, dialled or accepted: who it is, and what it is for.
+
+A peer may hand messages in (an `Ingress`), may be a receiver (an `Outlet` is attached), and may
+ask requests. The node speaks after it was greeted, since what it says depends on who is there.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.connection import Connection
+from msgservice.core.frames import (
+    BYE_CLOSING,
+    BYE_REPLACED,
+    VERSION,
+    Ack,
+    Frame,
+    Hello,
+    HelloOptions,
+    Nack,
+    Note,
+    ReceiveOptions,
+    Reply,
+    Request,
+    Transfer,
+)
+from msgservice.core.subjects import check_name
+from msgservice.errors import (
+    LimitReached,
+    NameMismatch,
+    NotAuthenticated,
+    ProtocolError,
+    UnexpectedFrame,
+)
+from msgservice.node.ingress import Ingress
+from msgservice.node.outlet import Outlet
+from msgservice.node.shared import Shared
+from msgservice.records import Resume, SenderFloor
+
+
+class Peer:
+    """See the module (`connection.Owner`). `expected`: the outlet that was dialled, or None."""
+
+    _logger = Logger()
+
+    def __init__(self, node: Shared, expected: Outlet | None = None) -> None:
+        self.name = ""
+        self.connection: Connection | None = None
+        self.ingress: Ingress | None = None
+        self.outlet: Outlet | None = None
+        self.leaving = False
+        self.attached = False  # the outlet is ours now
+        self._node = node
+        self._expected = expected
+        self._resume: Resume | None = None
+        self._inbox: str | None = None
+        self._abort: IDelayedCall | None = None
+        self._requests = 0
+        self._sent_any = False
+
+    # --- `connection.Owner`
+
+    def channel_up(self, connection: Connection) -> None:
+        """The node waits to be greeted."""
+        self.connection = connection
+        self._node.peer_up(self)
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        """Check who it is; answer once a receiver that is new is stored."""
+        check_name(hello.name)
+        check_name(hello.incarnation)
+        assert connection.channel is not None
+        if not (connection.channel.local_only or self._node.insecure or self._expected):
+            raise NotAuthenticated("this listener takes local connections only")
+        self.name = hello.name
+        receive = hello.options.receive
+        if self._expected is not None:
+            self._check_expected(self._expected, hello)
+            outlet: Outlet | None = self._expected
+        elif receive is not None:
+            outlet = self._node.attaching(hello.name, receive)
+        else:
+            outlet = None
+        if outlet is not None:
+            self._node.hold_check(outlet)
+        self.outlet = outlet
+        self._inbox = hello.options.inbox
+        stored = self._node.directory_stored()
+        stored.addCallback(lambda _: self._answer(hello))
+        stored.addErrback(self._not_answered)
+
+    def _check_expected(self, outlet: Outlet, hello: Hello) -> None:
+        if hello.options.receive is None or hello.name != outlet.name:
+            raise NameMismatch(
+                f"dialled receiver {outlet.name!r}, but {hello.name!r} answered"
+                + ("" if hello.options.receive is not None else ", which does not receive")
+            )
+
+    def _not_answered(self, failure: Failure) -> None:
+        self._logger.failure("greeting {name}", failure, name=self.name)
+        if self.connection is not None:
+            self.connection.abort()
+
+    def _answer(self, hello: Hello) -> None:
+        connection, node, outlet = self.connection, self._node, self.outlet
+        if connection is None or connection.gone:
+            return
+        limits = node.limits
+        incarnation = node.log_id
+        receive = None
+        if outlet is not None:
+            incarnation = f"{node.log_id}.{outlet.row.number}"
+            receive = ReceiveOptions(order=outlet.row.order)
+        self.ingress = Ingress(node, connection, hello.name, hello.incarnation, node.clock)
+        connection.hello(
+            Hello(
+                VERSION,
+                node.node_name,
+                incarnation,
+                HelloOptions(
+                    max_batch=limits.max_batch,
+                    heartbeat=int(limits.heartbeat * 1000),
+                    window=(limits.window_messages, limits.window_bytes),
+                    receive=receive,
+                ),
+            )
+        )
+        connection.resume(node.log.resume(hello.name, hello.incarnation))
+
+    def opened(self, connection: Connection, resume: Resume) -> None:
+        """Feed it, if it is a receiver; tell it its states, if it wants them."""
+        node = self._node
+        assert self.ingress is not None
+        assert connection.session.peer is not None
+        node.peer_opened(self)
+        status_from = connection.session.peer.options.status_from
+        if status_from is not None:
+            incarnation = connection.session.peer.incarnation
+            node.commits.floor(
+                SenderFloor(sender=self.name, incarnation=incarnation, status_from=status_from)
+            )
+            self.ingress.watch = node.tracker.watch(self, self.name, incarnation, status_from)
+        outlet = self.outlet
+        if outlet is not None:
+            node.replace(outlet, self)
+            self.attached = True
+            outlet.attach(connection, resume, self._inbox)
+            node.dispatch.connected(outlet)
+
+    def received(self, connection: Connection, frame: Frame) -> None:
+        """Pass a frame to whom it concerns."""
+        if type(frame) is Transfer:
+            assert self.ingress is not None
+            self._sent_any = True
+            self.ingress.received(frame)
+        elif type(frame) is Ack or type(frame) is Nack:
+            if self.attached and self.outlet is not None:
+                self.outlet.received(frame)
+            elif self.outlet is None:
+                raise UnexpectedFrame(type(frame).__name__, "not receiving")
+            # of one that was replaced: its answers no longer count
+        elif type(frame) is Request:
+            self._request(frame)
+        elif type(frame) is Note:
+            if self.attached and self.outlet is not None:
+                self.outlet.note(frame.sequence, frame.attempts, frame.reason)
+        elif type(frame) is Reply:
+            pass  # the node asks nobody; a late reply is dropped (SEMANTICS 30)
+        else:
+            raise UnexpectedFrame(type(frame).__name__, "talking to a node")
+
+    def turn_ended(self, connection: Connection) -> None:
+        """Store what came, send what may be sent."""
+        if self._sent_any:
+            self._sent_any = False
+            self._node.commits.kick()
+        if self.attached and self.outlet is not None:
+            self.outlet.turn_ended()
+            if self.leaving and self.outlet.idle:
+                connection.close()
+
+    def writable(self, connection: Connection) -> None:
+        """The transport has room again."""
+        if self.attached and self.outlet is not None:
+            self.outlet.pump()
+
+    def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
+        """It sends nothing more; what it was given may still be answered."""
+        self.leave(BYE_CLOSING, "goodbye")
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        """The connection has gone."""
+        if self._abort is not None:
+            self._abort.cancel()
+            self._abort = None
+        if self.ingress is not None:
+            self.ingress.stop()
+            if self.ingress.watch is not None:
+                self._node.tracker.unwatch(self.ingress.watch)
+        self.detach(reason)
+        if self._expected is not None and not self.attached:
+            self._expected.last_error = reason
+        self._node.peer_gone(self)
+
+    # --- what the node does with it
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection has ended."""
+        return self.connection is None or self.connection.gone
+
+    def tell(self, frames: list[Frame]) -> None:
+        """Send these (`tracker.Told`)."""
+        if self.connection is not None and not self.connection.gone:
+            self.connection.send_all(frames)
+
+    def detach(self, reason: str) -> None:
+        """The receiver behind it is no longer ours."""
+        outlet = self.outlet
+        if self.attached and outlet is not None:
+            self.attached = False
+            self._node.dispatch.disconnected(outlet)
+            outlet.detach(reason)
+
+    def leave(self, code: int, reason: str) -> None:
+        """Send nothing more; close when all is answered, or when its time is over."""
+        connection = self.connection
+        if connection is None or connection.gone or self.leaving:
+            return
+        self.leaving = True
+        connection.bye(code, reason)
+        if code == BYE_REPLACED:
+            self.detach(reason)
+            delay = self._node.limits.replaced_timeout
+            self._abort = self._node.clock.callLater(delay, self._abort_now)
+        elif not self.attached or self.outlet is None or self.outlet.idle:
+            if self.ingress is not None:
+                self.ingress.flush()
+            connection.close()
+
+    def _abort_now(self) -> None:
+        self._abort = None
+        if self.connection is not None:
+            self.connection.abort()
+
+    # --- requests
+
+    def _request(self, frame: Request) -> None:
+        if self._requests >= self._node.limits.requests:
+            raise LimitReachedOnConnection("requests", self._node.limits.requests)
+        self._requests += 1
+        local = self.connection is not None and getattr(
+            self.connection.channel, "local_only", False
+        )
+        answer: Deferred[Reply] = self._node.answer(frame, local)
+        answer.addBoth(self._answered)
+
+    def _answered(self, reply: Reply | Failure) -> None:
+        self._requests -= 1
+        if isinstance(reply, Failure):
+            self._logger.failure("a request of {name}", reply, name=self.name)
+        else:
+            self.tell([reply])
+
+
+class LimitReachedOnConnection(ProtocolError, LimitReached):
+    """A limit of one connection: that connection ends."""
+
+    def __init__(self, limit: str, value: int) -> None:
+        LimitReached.__init__(self, limit, value)

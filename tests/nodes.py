@@ -1,0 +1,198 @@
+"""A node on a memory log and a `Clock`, and peers that say exactly what a test tells them to.
+
+world = NodeWorld()
+shop = world.peer("shop", status_from=1)
+billing = world.peer("billing", receive={"subjects": ["orders.>"]})
+shop.transfer(1, "orders.new", [b"one"])
+world.settle()
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from twisted.internet.task import Clock
+
+from msgservice.connection import Connection
+from msgservice.core.frames import (
+    VERSION,
+    Ack,
+    Frame,
+    Hello,
+    HelloOptions,
+    Nack,
+    ReceiveOptions,
+    Reply,
+    Request,
+    StatusFrame,
+    Transfer,
+)
+from msgservice.interfaces import ILog
+from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
+from msgservice.message import WireMessage, decode_messages, encode_messages
+from msgservice.node.node import Node
+from msgservice.node.peer import Peer
+from msgservice.records import Resume
+from msgservice.transport.local import connect_locally
+
+T = TypeVar("T")
+
+
+class ScriptedPeer:
+    """A client of the node (`connection.Owner`) that answers nothing by itself."""
+
+    def __init__(self, world: NodeWorld, hello: Hello, resume: Resume) -> None:
+        self.world = world
+        self.hello = hello
+        self.resume = resume
+        self.frames: list[Frame] = []
+        self.node_hello: Hello | None = None
+        self.node_resume: Resume | None = None
+        self.bye: tuple[int, str] | None = None
+        self.lost_because: str | None = None
+        self.answering = False  # ACK every transfer at the end of the turn
+        self.connection = Connection(
+            self, clock=world.clock, now=world.clock.seconds, limits=world.limits
+        )
+
+    # --- connection.Owner
+
+    def channel_up(self, connection: Connection) -> None:
+        connection.hello(self.hello)
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        self.node_hello = hello
+        connection.resume(self.resume)
+
+    def opened(self, connection: Connection, resume: Resume) -> None:
+        self.node_resume = resume
+
+    def received(self, connection: Connection, frame: Frame) -> None:
+        self.frames.append(frame)
+
+    def turn_ended(self, connection: Connection) -> None:
+        if self.answering:
+            for transfer in self.take(Transfer):
+                self.ack(transfer)
+
+    def writable(self, connection: Connection) -> None:
+        pass
+
+    def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
+        self.bye = (code, reason)
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        self.lost_because = reason
+
+    # --- what a test says
+
+    def transfer(self, sequence: int, subject: str, bodies: list[bytes], **fields: Any) -> None:
+        messages = encode_messages([WireMessage(body) for body in bodies])
+        self.connection.send(Transfer(sequence, subject, msgspec.Raw(messages), **fields))
+
+    def ack(self, transfer: Transfer) -> None:
+        last = transfer.sequence + len(decode_messages(transfer.messages)) - 1
+        after = transfer.sequence - 1 if transfer.after is None else transfer.after
+        self.connection.send(Ack([(after + 1, last)]))
+
+    def nack(self, first: int, last: int, action: int, delay: int = 0, reason: str = "") -> None:
+        self.connection.send(Nack(first, last, action, delay, reason))
+
+    def request(self, subject: str, arguments: dict[str, Any]) -> tuple[bool, Any]:
+        message = WireMessage(msgspec.json.encode(arguments))
+        self.connection.send(Request(1, subject, msgspec.Raw(encode_messages([message]))))
+        self.world.settle()
+        (reply,) = self.take(Reply)
+        _, ok, raw = reply.replies[0]
+        return ok, msgspec.json.decode(msgspec.msgpack.decode(raw, type=WireMessage).body)
+
+    # --- what a test looks at
+
+    def take(self, kind: type[T]) -> list[T]:
+        """The frames of this kind that came, taken out."""
+        found: list[T] = [frame for frame in self.frames if isinstance(frame, kind)]
+        self.frames = [frame for frame in self.frames if not isinstance(frame, kind)]
+        return found
+
+    def bodies(self) -> list[bytes]:
+        """The bodies of all transfers that came, taken out."""
+        return [
+            message.body
+            for transfer in self.take(Transfer)
+            for message in decode_messages(transfer.messages)
+        ]
+
+    def statuses(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
+        """(receiver, state) -> ranges, of all that came, taken out."""
+        found: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for frame in self.take(StatusFrame):
+            found.setdefault((frame.receiver, frame.state), []).extend(frame.ranges)
+        return found
+
+
+class NodeWorld:
+    """See the module."""
+
+    def __init__(
+        self, limits: Limits | None = None, log: ILog | None = None, clock: Clock | None = None
+    ) -> None:
+        self.clock = Clock() if clock is None else clock
+        self.limits = Limits() if limits is None else limits
+        self.log = MemoryLog(reactor=self.clock, limits=self.limits) if log is None else log
+        self.failures: list[Exception] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start a node on the log that is there."""
+        self.node = Node(
+            self.clock,
+            log=self.log,
+            limits=self.limits,
+            rng=lambda: 1.0,
+            failed=self.failures.append,
+        )
+        self.node.startService()
+        self.settle()
+
+    def peer(
+        self,
+        name: str,
+        *,
+        incarnation: str = "i1",
+        status_from: int | None = None,
+        receive: dict[str, Any] | None = None,
+        resume: Resume | None = None,
+        answering: bool = False,
+        **options: Any,
+    ) -> ScriptedPeer:
+        """Connect a peer and let the session open."""
+        hello = Hello(
+            VERSION,
+            name,
+            incarnation,
+            HelloOptions(
+                status_from=status_from,
+                receive=None if receive is None else ReceiveOptions(**receive),
+                **options,
+            ),
+        )
+        peer = ScriptedPeer(self, hello, resume or Resume())
+        peer.answering = answering
+        far = Connection(
+            Peer(self.node), clock=self.clock, now=self.clock.seconds, limits=self.limits
+        )
+        connect_locally(peer.connection, far, clock=self.clock, limits=self.limits, name=name)
+        self.settle()
+        return peer
+
+    def settle(self, seconds: float = 0.0) -> None:
+        """Let everything happen that happens by itself, and some time pass."""
+        for _ in range(50):
+            self.clock.advance(0)
+        if seconds:
+            for _ in range(20):
+                self.clock.advance(seconds / 20)
+            for _ in range(50):
+                self.clock.advance(0)
