@@ -23,9 +23,9 @@ from msgservice.config_addresses import (
     check_address,
     check_listener,
 )
-from msgservice.config_names import check_name, check_pattern
 from msgservice.config_reader import Reader, Table, read_text, shown
 from msgservice.config_toml import Document, KeyPath, parse_document
+from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import ConfigError
 from msgservice.limits import Limits
 

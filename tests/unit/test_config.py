@@ -145,9 +145,9 @@ def test_flags_win_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_flags_are_named_where_they_are_wrong(file: Path) -> None:
     assert [
-        "--name: node.name: bad name '': empty",
-        '--limit: limits.heartbeat: must be a number, not "soon"',
+        "--name: node.name: bad name '': it is empty",
         "--limit: limits.hartbeat: unknown key, did you mean 'heartbeat'?",
+        '--limit: limits.heartbeat: must be a number, not "soon"',
         "--listen: listen.udp: is not built yet",
     ] == problems(
         file,
