@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 from twisted.application.service import Application, IService
 from twisted.logger import Logger, LogLevel
@@ -86,6 +87,9 @@ def make_application(*files: str | os.PathLike[str]) -> Componentized:
 
 
 def _build(config: Config) -> IService:
+    if sys.platform != "linux":
+        # Not tested, and an fsync that does not reach the disk would make every ACK a lie.
+        raise ConfigError([f"a node runs on Linux, not on {sys.platform} (docs/platforms.md)"])
     from twisted.internet import reactor
 
     from msgservice.node.assembly import build_service

@@ -1,7 +1,6 @@
 """What the checkout must, and must not, hold for the plugin to be found and nothing forgotten."""
 
 import ast
-import tomllib
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -29,16 +28,3 @@ def test_setup_lists_every_package() -> None:
     ]
     assert sorted([*found, "twisted.plugins"]) == sorted(said["packages"])
     assert {"": "."} == said["package_dir"]  # without it, an editable install hides the plugin
-
-
-def test_every_fragment_of_news_has_a_kind_that_towncrier_knows() -> None:
-    settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["towncrier"]
-    kinds = {kind["directory"] for kind in settings["type"]}
-    for fragment in (CHECKOUT / "changes").iterdir():
-        if fragment.name == "README.md":
-            continue
-        issue, kind, *rest = fragment.name.split(".")
-        assert kind in kinds, fragment.name
-        assert rest[-1] == "md", fragment.name
-        assert issue.isdecimal() or issue.startswith("+"), fragment.name
-        assert fragment.read_text().strip(), fragment.name

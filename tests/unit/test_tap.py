@@ -63,6 +63,15 @@ def test_an_application_file_with_a_wrong_configuration_fails(tmp_path: Path) ->
         make_application(tmp_path / "absent.toml")
 
 
+def test_a_node_is_refused_where_it_is_not_tested(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SystemExit, match="runs on Linux, not on darwin"):
+        makeService(parsed())
+
+
 def test_listing_the_options_installs_no_reactor_and_opens_no_database() -> None:
     heavy = "import sys, msgservice.tap; msgservice.tap.Options();"
     heavy += "print([m for m in ('twisted.internet.reactor', 'apsw', 'rich') if m in sys.modules])"
