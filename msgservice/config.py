@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from msgservice.config_addresses import (
-    LISTENERS,
     LISTENERS_LATER,
-    TCP_SCHEMES,
     absolute_address,
-    check_address,
-    check_listener,
+    check_listener_address,
+    check_receiver_address,
+    key_of,
+    listeners,
 )
 from msgservice.config_reader import Reader, Table, read_text, shown
 from msgservice.config_toml import Document, KeyPath, parse_document
@@ -131,9 +131,7 @@ def _put_flags_over(reader: Reader, flags: Flags) -> None:
     if flags.listen:
         listen: dict[str, list[str]] = {}
         for address in flags.listen:
-            scheme = address.partition(":")[0]
-            key = "tcp" if scheme in TCP_SCHEMES else scheme
-            listen.setdefault(key, []).append(absolute_address(address, here))
+            listen.setdefault(key_of(address), []).append(absolute_address(address, here))
         reader.put(("listen",), listen, "--listen")
 
 
@@ -186,21 +184,22 @@ def _limits(reader: Reader) -> Limits:
 
 
 def _listen(reader: Reader, folder: Path, insecure: bool) -> tuple[ListenConfig, ...]:
-    if not reader.table(("listen",), LISTENERS, hints=LISTENER_HINTS):
+    known = listeners()
+    if not reader.table(("listen",), known, hints=LISTENER_HINTS):
         return LISTEN_DEFAULT
-    listeners: list[ListenConfig] = []
-    for transport in LISTENERS:
+    found: list[ListenConfig] = []
+    for transport in known:
         path = ("listen", transport)
-        check = partial(check_listener, transport, insecure=insecure)
+        check = partial(check_listener_address, transport, insecure=insecure)
         value = reader.value(path, str | list[str], [])
         for text in [value] if isinstance(value, str) else value:
             listener = ListenConfig(transport=transport, address=absolute_address(text, folder))
             if not reader.check(path, check, listener.address):
                 continue
-            if listener in listeners:
+            if listener in found:
                 reader.problem(path, f"{text!r} is there twice")
-            listeners.append(listener)
-    return tuple(listeners)
+            found.append(listener)
+    return tuple(found)
 
 
 def _receivers(reader: Reader, folder: Path, limits: Limits) -> tuple[ReceiverConfig, ...]:
@@ -232,7 +231,7 @@ def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> Re
     address = reader.value((*path, "address"), str, None)
     if address is not None:
         address = absolute_address(address, folder)
-        reader.check((*path, "address"), check_address, address)
+        reader.check((*path, "address"), check_receiver_address, address)
     order = reader.value((*path, "order"), str, "strict")
     if order not in ORDERS:
         reader.problem((*path, "order"), f'must be "strict" or "none", not {shown(order)}')

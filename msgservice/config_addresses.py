@@ -1,92 +1,94 @@
-"""Addresses as the configuration has them: whether they can work, and where their paths lie."""
+"""Addresses as the configuration has them: whether they can work, and where their paths lie.
+
+What an address means is the transports' business; here it is asked before anything is started.
+"""
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 from pathlib import Path
+from typing import Any
 
-from msgservice.errors import InsecureListener, MsgServiceError, NotYetBuilt
+from twisted.internet.interfaces import IReactorPluggableNameResolver
+from zope.interface import implementer
 
-LISTENERS = ("tcp", "unix")
+from msgservice.errors import BadAddress, NotYetBuilt
+from msgservice.transport.addresses import check_listener, parse_address, quote
+from msgservice.transport.endpoints import client_endpoint, server_endpoint
+from msgservice.transport.registry import Transports
+from msgservice.transport.tcp import TcpTransport
+
+# Keys of [listen], and the schemes that an address under them may have.
+LISTEN_SCHEMES = {"tcp": ("tcp", "tls", "ssl"), "unix": ("unix",), "udp": ("udp",)}
 LISTENERS_LATER = ("udp", "pb", "web")
-TCP_SCHEMES = ("tcp", "ssl")
-_LISTEN_SCHEMES = {"tcp": TCP_SCHEMES, "unix": ("unix",)}
-_DIAL_SCHEMES = ("tcp", "tls", "unix")
-_DIAL_SCHEMES_LATER = ("pb", "udp", "http", "https", "node")
-
-_COLON = re.compile(r"(?<!\\):")
+RECEIVER_SCHEMES_LATER = ("pb", "udp", "http", "https", "node")
+PATH_OPTIONS = ("certificate", "certKey", "privateKey", "trustRoots")
 
 
-class BadAddress(MsgServiceError):
-    """An address that no transport could use."""
+@implementer(IReactorPluggableNameResolver)
+class _Unused:
+    """Stands where an endpoint wants a reactor: one that is only made does nothing with it."""
+
+    nameResolver: Any = None
 
 
-def check_address(address: str) -> None:
-    """Raise where the node could not dial `address`."""
-    scheme, *parts = _COLON.split(address)
-    if scheme in _DIAL_SCHEMES_LATER and parts:
-        raise NotYetBuilt(f"a receiver at {scheme}:")
-    if scheme not in _DIAL_SCHEMES or not parts:
-        begins = ", ".join(f"{s}:" for s in _DIAL_SCHEMES)
-        raise BadAddress(f"must begin with one of {begins}, not {address!r}")
-    if scheme == "unix":
-        _check_path(address, parts)
-    elif len(parts) < 2 or not parts[0]:
-        raise BadAddress(f"must be {scheme}:HOST:PORT, not {address!r}")
-    else:
-        _check_port(address, parts[1], lowest=1)
+def listeners() -> tuple[str, ...]:
+    """Return the keys of [listen] that this build, with what is installed beside it, can serve."""
+    known = Transports().schemes
+    return tuple(key for key, schemes in LISTEN_SCHEMES.items() if set(schemes) & set(known))
 
 
-def check_listener(transport: str, address: str, *, insecure: bool) -> None:
-    """Raise where a listener of `transport` cannot, or may not, be opened at `address`.
+def key_of(address: str) -> str:
+    """Return the key of [listen] that `address` belongs under."""
+    scheme = address.partition(":")[0]
+    keys = (key for key, schemes in LISTEN_SCHEMES.items() if scheme in schemes)
+    return next(keys, scheme)
+
+
+def check_listener_address(key: str, address: str, *, insecure: bool) -> None:
+    """Raise where a listener cannot, or may not, be opened at `address`.
 
     `InsecureListener` where others than this machine could reach it (SEMANTICS 32).
     """
-    scheme, *parts = _COLON.split(address)
-    schemes = _LISTEN_SCHEMES[transport]
-    if scheme not in schemes or not parts:
-        begins = " or ".join(f"{s}:" for s in schemes)
-        raise BadAddress(f"must begin with {begins}, not {address!r}")
-    if scheme == "unix":
-        _check_path(address, parts)
-        return
-    _check_port(address, parts[0], lowest=0)
-    interface = next((p.partition("=")[2] for p in parts if p.startswith("interface=")), "")
-    if not insecure and not _loopback(interface.replace("\\:", ":")):
-        raise InsecureListener(
-            address,
-            f"{interface or 'every interface'} is beyond this machine and nothing asks for a login:"
-            " use interface=127.0.0.1, a Unix socket, or insecure = true in [node]",
-        )
+    schemes = LISTEN_SCHEMES[key]
+    if parse_address(address).scheme not in schemes:
+        raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in schemes))
+    if isinstance(Transports().find(address), TcpTransport):
+        server_endpoint(_Unused(), address)
+    check_listener(address, insecure)
 
 
-def _check_port(address: str, text: str, *, lowest: int) -> None:
-    text = text.removeprefix("port=")
-    if not text.isascii() or not text.isdecimal() or not lowest <= int(text[:6]) <= 65535:
-        raise BadAddress(f"port {text!r} in {address!r} must be from {lowest} to 65535")
-
-
-def _check_path(address: str, parts: list[str]) -> None:
-    if not parts[0].removeprefix("path=").removeprefix("address="):
-        raise BadAddress(f"must be unix:PATH, not {address!r}")
-
-
-def _loopback(interface: str) -> bool:
+def check_receiver_address(address: str) -> None:
+    """Raise where the node could not dial `address`."""
+    scheme = parse_address(address).scheme
     try:
-        return ipaddress.ip_address(interface).is_loopback
-    except ValueError:
-        return interface == "localhost"
+        transport = Transports().find(address)
+    except BadAddress:
+        if scheme in RECEIVER_SCHEMES_LATER:
+            raise NotYetBuilt(f"a receiver at {scheme}:") from None
+        raise
+    if isinstance(transport, TcpTransport):
+        client_endpoint(_Unused(), address)
 
 
-def absolute_address(address: str, folder: Path) -> str:
-    """Return `address` with the path of a Unix socket made absolute, from `folder`."""
-    scheme, *parts = _COLON.split(address)
-    if scheme != "unix" or not parts:
-        return address
-    key, equals, path = parts[0].rpartition("=")
-    if not path:
-        return address
-    place = os.path.abspath(folder / path.replace("\\:", ":"))  # noqa: PTH100 - resolve() follows links
-    return ":".join(["unix", key + equals + place.replace(":", "\\:"), *parts[1:]])
+def absolute_address(text: str, folder: Path) -> str:
+    """Return `text` with the paths in it made absolute, from `folder`."""
+    try:
+        address = parse_address(text)
+    except BadAddress:
+        return text  # said where it is checked
+    parts = list(address.parts)
+    if address.scheme == "unix" and parts and parts[0]:
+        parts[0] = _absolute(parts[0], folder)
+    options = {
+        key: _absolute(value, folder) if key in PATH_OPTIONS and value else value
+        for key, value in address.options.items()
+    }
+    if parts == list(address.parts) and options == address.options:
+        return text
+    told = [f"{key}={quote(value)}" for key, value in options.items()]
+    return ":".join([address.scheme, *map(quote, parts), *told])
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.abspath(folder / path)  # noqa: PTH100 - Path.resolve() follows links

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from msgservice import config, errors
+from msgservice import config, config_addresses, errors
 from msgservice.limits import Limits
 from msgservice.tap import Options
 
@@ -42,7 +42,7 @@ def test_every_limit_is_documented_with_its_default() -> None:
     ("heading", "keys"),
     [
         ("## `[node]`", config.NODE_KEYS),
-        ("## `[listen]`", config.LISTENERS),
+        ("## `[listen]`", config_addresses.listeners()),
         ("## `[[receiver]]`", config.RECEIVER_KEYS),
     ],
 )

@@ -33,13 +33,13 @@ def test_every_option_is_taken(tmp_path: Path) -> None:
         "--config", str(file),
         "--name", "from-flag",
         "--data", str(tmp_path / "data"),
-        "--listen", "tcp:0",
+        "--listen", "tcp:0:interface=",
         "--listen", "unix:/run/m.sock",
         "--insecure",
         "--limit", "silence=4",
     ).config()  # fmt: skip
     assert ("from-flag", tmp_path / "data", True) == (config.name, config.data, config.insecure)
-    assert ["tcp:0", "unix:/run/m.sock"] == [one.address for one in config.listen]
+    assert ["tcp:0:interface=", "unix:/run/m.sock"] == [one.address for one in config.listen]
     assert (3.0, 4.0) == (config.limits.heartbeat, config.limits.silence)
     assert file == config.file
 
