@@ -1,9 +1,10 @@
-# Every target makes what it needs, and again only when that changed.
+# Every target makes what it needs by itself, and again only when that changed.
 PYTHON ?= python3
 BIN := .venv/bin
 FILE ?= examples/lines.txt
+CONFIG ?=
 
-.PHONY: run test lint demo bench docs clean
+.PHONY: run test lint demo bench docs news clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -13,30 +14,37 @@ FILE ?= examples/lines.txt
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-test: .venv
+# A node in the foreground; make run CONFIG=node.toml for other than the defaults.
+run: .venv/.made
+	$(BIN)/twist --log-format=text msgservice $(if $(CONFIG),--config $(CONFIG))
+
+test: .venv/.made
 	$(BIN)/python -bb -m pytest -q -n 2 --dist loadfile --ignore tests/integration tests
 	$(BIN)/python -bb -m pytest -q tests/integration
 
-lint: .venv
+lint: .venv/.made
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-run: .venv
-	$(BIN)/twist msgservice
-
-demo: .venv
+demo: .venv/.made
 	$(BIN)/python -m examples.demo $(FILE)
 
-bench: .venv
+bench: .venv/.made
 	$(BIN)/python -m bench
 
 .venv/.docs: .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
-docs: .venv/.docs
+docs: docs/_build/index.html
+docs/_build/index.html: .venv/.docs CHANGES.md CONTRIBUTING.md $(filter-out docs/_build/%,$(shell find docs -type f))
 	$(BIN)/sphinx-build -q -W -n docs docs/_build
+	touch $@
+
+# Does this branch tell users what changed? Compared with the main branch.
+news: .venv/.made
+	$(BIN)/towncrier check --compare-with main
 
 clean:
 	rm -rf .venv build dist docs/_build *.egg-info .mypy_cache .ruff_cache

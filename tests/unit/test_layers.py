@@ -14,8 +14,9 @@ LAYERS: list[tuple[str, ...]] = [
     ("message", "codecs", "interfaces", "records"),
     ("core",),
     ("log", "transport", "clock", "connection"),
+    ("config", "config_addresses", "config_reader", "config_toml"),
     ("client", "receiver", "node", "faces"),
-    ("config", "tap", "cli", "web", "testing", ""),
+    ("tap", "cli", "web", "testing", ""),
 ]
 IMPURE = ("twisted", "time", "random", "socket", "sqlite3", "apsw", "os", "secrets", "threading")
 # The log and the transports know nothing of each other.

@@ -1,0 +1,212 @@
+"""What every command that talks to a node shares: options, the reactor, errors, exit codes.
+
+A command is a function that parses and one coroutine that works; `Session.run` gives the coroutine
+a reactor and turns what it raises into one sentence and an exit code. The reactor is imported in
+there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from functools import wraps
+from typing import IO, Any, Concatenate, NoReturn, ParamSpec, TypeVar
+
+import click
+import msgspec
+from rich.console import Console, RenderableType
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
+
+from msgservice.client import Client, connect
+from msgservice.errors import (
+    Ambiguous,
+    BadAddress,
+    BadName,
+    BadSubject,
+    ConfigError,
+    MsgServiceError,
+    NoResponder,
+    RequestTimeout,
+)
+
+NODE = "tcp:127.0.0.1:7410"
+SENDER = "msgservice-cli"
+# Wide enough that a table in a pipe is never cut; on a terminal, the terminal says.
+WIDTH_IN_PIPE = 240
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ExitCode(enum.IntEnum):
+    """How a command ended, for programs."""
+
+    DONE = 0
+    REFUSED = 1  # the node said no, or the message was not delivered
+    USAGE = 2  # a wrong option, name, subject, address or configuration; nothing was done
+    NO_ANSWER = 3  # no node, or no answer in time: what was asked may have been done
+    INTERRUPTED = 130  # by a signal
+
+
+class NoAnswer(Ambiguous):
+    """The node did not answer in the time that the command gives it."""
+
+    def __init__(self, node: str, seconds: float) -> None:
+        super().__init__(
+            f"no answer from {node} within {seconds:g} s: is a node listening there?"
+            " (--node, --timeout)"
+        )
+
+
+def exit_code(error: MsgServiceError) -> ExitCode:
+    """Return how a command ends that fails so."""
+    if isinstance(error, Ambiguous | RequestTimeout | NoResponder):
+        return ExitCode.NO_ANSWER
+    if isinstance(error, ConfigError | BadName | BadSubject | BadAddress):
+        return ExitCode.USAGE
+    return ExitCode.REFUSED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One command that is being carried out."""
+
+    node: str = NODE
+    as_json: bool = False
+    timeout: float = 10.0  # seconds for each answer
+    verbose: bool = False
+
+    def run(self, work: Callable[[Any], Coroutine[Deferred[Any], Any, None]]) -> NoReturn:
+        """Run `work(reactor)` to its end, then end the process with its exit code."""
+        from twisted.internet.task import react
+
+        finished = False
+
+        async def main(reactor: Any) -> None:
+            nonlocal finished
+            try:
+                await work(reactor)
+            except MsgServiceError as error:
+                self.complain(error)
+                raise SystemExit(exit_code(error)) from None
+            finally:
+                finished = True
+
+        _log_to_standard_error(LogLevel.info if self.verbose else LogLevel.critical)
+        try:
+            react(main)
+        except SystemExit as ended:
+            # A signal stops the reactor and leaves the work unfinished, with exit code 0.
+            raise ended if finished else SystemExit(ExitCode.INTERRUPTED)
+        raise AssertionError("react always exits")
+
+    async def connect(self, reactor: Any, name: str = SENDER) -> Client:
+        """Return a client that is connected; it is closed when the reactor stops."""
+        client = await self.in_time(reactor, connect(reactor, self.node, name=name))
+        reactor.addSystemEventTrigger("before", "shutdown", client.close)
+        return client
+
+    async def ask(self, reactor: Any, subject: str, **question: object) -> Any:
+        """Return what the node answers to one request."""
+        client = await self.connect(reactor)
+        try:
+            return await self.request(reactor, client, subject, **question)
+        finally:
+            await client.close()
+
+    async def request(self, reactor: Any, client: Client, subject: str, **question: object) -> Any:
+        """Return what the node answers, its fields that are not None given."""
+        given = {key: value for key, value in question.items() if value is not None}
+        answer = await self.in_time(reactor, client.request(subject, given, timeout=self.timeout))
+        return answer.content
+
+    async def in_time(self, reactor: Any, wanted: Awaitable[T]) -> T:
+        """Return what `wanted` gives; `NoAnswer` when that takes too long."""
+        deferred: Deferred[T] = ensureDeferred(wanted)  # type: ignore[arg-type]  # takes Deferreds and coroutines
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            deferred.cancel()
+
+        timer = reactor.callLater(self.timeout, give_up)
+        try:
+            return await deferred
+        except (CancelledError, MsgServiceError):
+            if late:
+                raise NoAnswer(self.node, self.timeout) from None
+            raise
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    def show(self, data: object, people: RenderableType | Callable[[], RenderableType]) -> None:
+        """Print the outcome: `data` for programs, or `people` for people."""
+        if self.as_json:
+            click.echo(msgspec.json.encode(data))
+        else:
+            console(sys.stdout).print(people() if callable(people) else people)
+
+    def complain(self, error: MsgServiceError) -> None:
+        """Say on standard error why the command ends."""
+        if self.as_json:
+            told = {"error": type(error).__name__, "message": str(error)}
+            click.echo(msgspec.json.encode(told), err=True)
+        else:
+            click.echo(f"msgservice: {error}", err=True)
+
+
+def console(file: IO[str]) -> Console:
+    """Return a console that cuts nothing where nobody looks."""
+    return Console(
+        file=file, highlight=False, width=None if file.isatty() else WIDTH_IN_PIPE, soft_wrap=False
+    )
+
+
+def _log_to_standard_error(level: Any) -> None:
+    observer = FilteringLogObserver(
+        textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(defaultLogLevel=level)]
+    )
+    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
+
+
+def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
+    """Add the options of a command that talks to a node; it gets them as a `Session`, first."""
+
+    @click.option(
+        "--node",
+        envvar="MSGSERVICE_NODE",
+        default=NODE,
+        show_default=True,
+        show_envvar=True,
+        metavar="ADDRESS",
+        help="Where the node listens.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+    @click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for the node.",
+    )
+    @click.option("--verbose", is_flag=True, help="Say on standard error what happens.")
+    @wraps(command)
+    def with_session(
+        node: str, as_json: bool, timeout: float, verbose: bool, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        session = Session(node=node, as_json=as_json, timeout=timeout, verbose=verbose)
+        command(session, *args, **kwargs)
+
+    return with_session

@@ -1,0 +1,117 @@
+"""The service as `twistd`, `twist` and `.tac` files see it.
+
+An edge: options become one `Config`, and the node is built from it. Everything heavy, and the
+reactor, is imported inside the functions: this module is read to list plugins, before a reactor
+has been chosen (importing one here would choose it).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from twisted.application.service import Application, IService
+from twisted.logger import Logger, LogLevel
+from twisted.python.components import Componentized
+from twisted.python.usage import Options as UsageOptions
+from twisted.python.usage import UsageError
+
+from msgservice.config import Config, Flags, load_config
+from msgservice.errors import ConfigError
+
+
+class Options(UsageOptions):
+    """Options of `twistd msgservice`; what is given here wins over the file."""
+
+    longdesc = "A messaging node: nothing accepted is lost. Every option: docs/configuration.md."
+    optParameters = [
+        [
+            "config",
+            "c",
+            None,
+            "Configuration file (TOML). Default: none, all is default.",
+        ],
+        ["name", "n", None, "Name of the node. Default: the one that its log was made with."],
+        ["data", "d", None, "Folder of the log. Default: var/msgservice."],
+    ]
+    optFlags = [
+        ["insecure", None, "Listen beyond this machine without authentication, if told to."],
+    ]
+    compData = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listen: list[str] = []
+        self._limits: dict[str, str] = {}
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Listen here, and nowhere else. May be repeated. Default: tcp:7410:interface=127.0.0.1."""
+        self._listen.append(endpoint)
+
+    def opt_limit(self, setting: str) -> None:
+        """Set a limit, as NAME=VALUE. May be repeated."""
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--limit takes NAME=VALUE, not {setting!r}")
+        self._limits[name] = value
+
+    opt_l = opt_listen
+
+    def config(self) -> Config:
+        """Return what file and flags say together; raises `ConfigError`."""
+        flags = Flags(
+            name=self["name"],
+            data=self["data"],
+            listen=tuple(self._listen),
+            insecure=True if self["insecure"] else None,
+            limits=self._limits,
+        )
+        return load_config(self["config"], flags)
+
+
+def makeService(options: Options) -> IService:
+    """Return the node that `options` describe. Ends the process where they are wrong."""
+    try:
+        return _build(options.config())
+    except ConfigError as error:
+        raise SystemExit(f"msgservice: the configuration is wrong:\n{error}") from None
+
+
+def make_application(*files: str | os.PathLike[str]) -> Componentized:
+    """Return an application with one node for each configuration file, for a `.tac`."""
+    application: Componentized = Application("msgservice")
+    for file in files:
+        _build(load_config(file)).setServiceParent(application)
+    return application
+
+
+def _build(config: Config) -> IService:
+    if sys.platform != "linux":
+        # Not tested, and an fsync that does not reach the disk would make every ACK a lie.
+        raise ConfigError([f"a node runs on Linux, not on {sys.platform} (docs/platforms.md)"])
+    from twisted.internet import reactor
+
+    from msgservice.node.assembly import build_service
+
+    bridge_logging()
+    service: IService = build_service(config, reactor=reactor)
+    return service
+
+
+class _Bridge(logging.Handler):
+    """Hands what libraries say through `logging` to Twisted's logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        Logger(namespace=record.name).emit(
+            LogLevel.levelWithName("error" if record.levelno >= logging.ERROR else "warn"),
+            "{text}",
+            text=self.format(record),
+        )
+
+
+def bridge_logging() -> None:
+    """Let warnings and errors of libraries that use `logging` reach the node's own log, once."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Bridge) for handler in root.handlers):
+        root.addHandler(_Bridge(logging.WARNING))

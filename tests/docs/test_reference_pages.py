@@ -1,0 +1,139 @@
+"""The reference pages say what the code says: nothing missing, nothing invented, no old value."""
+
+import ast
+import inspect
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from msgservice import config, config_addresses, errors
+from msgservice.limits import Limits
+from msgservice.tap import Options
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DOCS = CHECKOUT / "docs"
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the tables below `heading`, up to the next of its rank."""
+    text = (DOCS / page).read_text()
+    rank = heading.split(" ")[0]
+    assert f"\n{heading}\n" in text, f"{page} has no heading {heading!r}"
+    part = text.partition(f"\n{heading}\n")[2]
+    part = re.split(rf"^{rank} ", part, maxsplit=1, flags=re.MULTILINE)[0]
+    lines = [line for line in part.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in cells if row[0].strip().startswith("`")]
+
+
+def code(cell: str) -> str:
+    return cell.strip().strip("`")
+
+
+def test_every_limit_is_documented_with_its_default() -> None:
+    documented = {code(row[0]): row[1] for row in rows("configuration.md", "## `[limits]`")}
+    assert {f.name: str(f.default) for f in fields(Limits)} == documented
+
+
+@pytest.mark.parametrize(
+    ("heading", "keys"),
+    [
+        ("## `[node]`", config.NODE_KEYS),
+        ("## `[listen]`", config_addresses.listeners()),
+        ("## `[[receiver]]`", config.RECEIVER_KEYS),
+    ],
+)
+def test_every_option_is_documented(heading: str, keys: tuple[str, ...]) -> None:
+    assert set(keys) == {code(row[0]) for row in rows("configuration.md", heading)}
+
+
+def test_every_flag_is_documented() -> None:
+    options = Options()
+    known = {name for name in options.longOpt if not name.startswith(("help", "version"))}
+    documented = {
+        code(row[0]).removeprefix("--").partition(" ")[0]
+        for row in rows("configuration.md", "## Flags")
+    }
+    assert {name.rstrip("=") for name in known} == documented
+
+
+def test_the_example_is_a_right_configuration(tmp_path: Path) -> None:
+    text = (DOCS / "configuration.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    file = tmp_path / "node.toml"
+    file.write_text(example)
+    assert ("billing", "archive") == tuple(r.name for r in config.load_config(file).receivers)
+
+
+def defined_errors() -> dict[str, type[errors.MsgServiceError]]:
+    return {
+        name: value
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, errors.MsgServiceError)
+    }
+
+
+def test_every_error_is_documented() -> None:
+    headings = re.findall(r"^## .*$", (DOCS / "errors.md").read_text(), flags=re.MULTILINE)
+    documented = {code(row[0]) for heading in headings for row in rows("errors.md", heading)}
+    assert set(defined_errors()) == documented
+
+
+def test_every_wire_code_is_documented_and_unique() -> None:
+    codes = {
+        name: str(error.wire_code)
+        for name, error in defined_errors().items()
+        if issubclass(error, errors.ProtocolError)
+    }
+    documented = {
+        code(row[0]): row[1] for row in rows("errors.md", "## Broken protocol (`ProtocolError`)")
+    }
+    assert codes == documented
+    assert len(set(codes.values())) == len(codes)
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[\[<>=~! ;]", r)[0].lower() for r in requirements}
+
+    def reasons(heading: str) -> set[str]:
+        found = rows("dependencies.md", heading)
+        assert all(len(row) == 2 and row[1] for row in found), found
+        return {name.lower() for row in found for name in re.findall(r"`([^`]+)`", row[0])}
+
+    assert names(project["dependencies"]) == reasons("## To run")
+    assert names(extras["dev"]) == reasons("## To develop")
+    assert names(extras["docs"]) == reasons("## To build the documentation")
+    assert {"dev", "docs"} == set(extras)
+
+
+def numbered_rules(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"^(\d+)\. ", text, flags=re.MULTILINE)]
+
+
+def test_every_rule_of_delivery_has_its_number() -> None:
+    assert list(range(1, 35)) == numbered_rules((DOCS / "semantics.md").read_text())
+
+
+def test_the_map_of_the_house_names_every_part() -> None:
+    layers = CHECKOUT / "tests" / "unit" / "test_layers.py"
+    (value,) = [
+        node.value
+        for node in ast.parse(layers.read_text()).body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and node.target.id == "LAYERS"
+        and node.value is not None
+    ]
+    parts = {name for layer in ast.literal_eval(value) for name in layer if name}
+    text = (DOCS / "architecture.md").read_text()
+    existing = {n for n in parts if (CHECKOUT / "msgservice" / n).exists()}
+    existing |= {n for n in parts if (CHECKOUT / "msgservice" / f"{n}.py").exists()}
+    missing = [n for n in sorted(existing) if not re.search(rf"\b{n}\b", text)]
+    assert [] == missing

@@ -1,0 +1,309 @@
+"""One `Config`, checked whole: every mistake at once, each with its line and what is allowed."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from msgservice.config import (
+    LISTEN_DEFAULT,
+    Config,
+    Flags,
+    ListenConfig,
+    ReceiverConfig,
+    load_config,
+)
+from msgservice.errors import ConfigError
+from msgservice.limits import Limits
+
+WHOLE = """\
+[node]
+name = "central"
+data = "var/data"
+insecure = true
+
+[listen]
+tcp = ["tcp:7410:interface=127.0.0.1", "tcp:7411:interface=0.0.0.0"]
+unix = "unix:run/node.sock:mode=660"
+
+[[receiver]]
+name = "billing"
+address = "tcp:billing.internal:7420"
+subjects = ["orders.>", "refunds.*"]
+order = "none"
+paused = true
+window = { messages = 100, bytes = 65536 }
+
+[[receiver]]
+name = "archive"
+address = "unix:archive.sock"
+subjects = []
+
+[limits]
+heartbeat = 5
+max_batch = 8192
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "node.toml"
+
+
+def load(file: Path, text: str, **flags: object) -> Config:
+    file.write_text(text)
+    return load_config(file, Flags(**flags))  # type: ignore[arg-type]  # each test says its own
+
+
+def problems(file: Path, text: str, **flags: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(file, text, **flags)
+    return [p.removeprefix(f"{file}:") for p in caught.value.problems]
+
+
+def test_everything_that_is_said_is_kept(file: Path) -> None:
+    folder = file.parent
+    assert load(file, WHOLE) == Config(
+        name="central",
+        data=folder / "var/data",
+        insecure=True,
+        listen=(
+            ListenConfig(transport="tcp", address="tcp:7410:interface=127.0.0.1"),
+            ListenConfig(transport="tcp", address="tcp:7411:interface=0.0.0.0"),
+            ListenConfig(transport="unix", address=f"unix:{folder}/run/node.sock:mode=660"),
+        ),
+        receivers=(
+            ReceiverConfig(
+                name="billing",
+                address="tcp:billing.internal:7420",
+                subjects=("orders.>", "refunds.*"),
+                order="none",
+                paused=True,
+                window_messages=100,
+                window_bytes=65536,
+            ),
+            ReceiverConfig(name="archive", address=f"unix:{folder}/archive.sock"),
+        ),
+        limits=Limits(heartbeat=5.0, max_batch=8192),
+        file=file,
+    )
+
+
+def test_nothing_said_means_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config()
+    assert Config(data=tmp_path / "var/msgservice", listen=LISTEN_DEFAULT) == config
+    assert "tcp:7410:interface=127.0.0.1" == config.listen[0].address
+
+
+def test_an_empty_file_is_the_defaults_beside_it(file: Path) -> None:
+    assert Config(data=file.parent / "var/msgservice", file=file) == load(file, "")
+
+
+def test_a_listen_section_replaces_the_default_listener(file: Path) -> None:
+    config = load(file, '[listen]\nunix = "unix:/run/m.sock"\n')
+    assert (ListenConfig(transport="unix", address="unix:/run/m.sock"),) == config.listen
+
+
+def test_every_limit_can_be_set(file: Path) -> None:
+    doubled = {
+        f.name: f.default * 2 if f.name != "batch_messages" else 17
+        for f in fields(Limits)
+        if isinstance(f.default, int | float)
+    }
+    assert len(fields(Limits)) == len(doubled)
+    text = "[limits]\n" + "".join(f"{name} = {value}\n" for name, value in doubled.items())
+    assert Limits(**doubled) == load(file, text).limits  # type: ignore[arg-type]  # ints and floats as declared
+
+
+def test_flags_win_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = file.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = load(
+        file,
+        WHOLE,
+        name="edge",
+        data="data",
+        listen=("tcp:0:interface=127.0.0.1", "unix:m.sock"),
+        insecure=False,
+        limits={"heartbeat": "7", "silence": "3.5"},
+    )
+    assert "edge" == config.name
+    assert elsewhere / "data" == config.data
+    assert not config.insecure
+    assert [
+        ("tcp", "tcp:0:interface=127.0.0.1"),
+        ("unix", f"unix:{elsewhere}/m.sock"),
+    ] == [(one.transport, one.address) for one in config.listen]
+    assert (7.0, 3.5, 8192) == (
+        config.limits.heartbeat,
+        config.limits.silence,
+        config.limits.max_batch,
+    )
+
+
+def test_flags_are_named_where_they_are_wrong(file: Path) -> None:
+    assert [
+        "--name: node.name: bad name '': it is empty",
+        "--limit: limits.hartbeat: unknown key, did you mean 'heartbeat'?",
+        '--limit: limits.heartbeat: must be a number, not "soon"',
+        "--listen: listen.udp: is not built yet",
+    ] == problems(
+        file,
+        WHOLE,
+        name="",
+        limits={"heartbeat": "soon", "hartbeat": "1"},
+        listen=("udp:7410:interface=127.0.0.1",),
+    )
+
+
+def test_all_mistakes_are_told_at_once_each_with_its_line(file: Path) -> None:
+    text = """\
+[node]
+nmae = "central"
+data = 5
+insecure = "yes"
+[listen]
+udp = "udp:7410"
+[[receiver]]
+name = "billing"
+address = "pb:billing:1"
+subjects = ["a..b"]
+order = "some"
+window = { messages = 0, byte = 1 }
+[[receiver]]
+name = "billing"
+subjects = "orders"
+[[receiver]]
+address = "mail:someone"
+subjects = ["a", "a"]
+[limits]
+max_batch = 1
+connections = "many"
+heartbeat = -1
+[web]
+"""
+    assert [
+        "2: node.nmae: unknown key, did you mean 'name'? (allowed: name, data, insecure)",
+        "3: node.data: must be a string, not 5",
+        '4: node.insecure: must be true or false, not "yes"',
+        "6: listen.udp: is not built yet",
+        "9: receiver.address: a receiver at pb: is not supported by this version",
+        "10: receiver.subjects: bad subject 'a..b': empty token",
+        '11: receiver.order: must be "strict" or "none", not "some"',
+        "12: receiver.window.byte: unknown key, did you mean 'bytes'? (allowed: messages, bytes)",
+        "12: receiver.window.messages: must be above 0, not 0",
+        f"14: receiver.name: 'billing' is another receiver's, at {file}:8",
+        '15: receiver.subjects: must be a list of strings, not "orders"',
+        "16: receiver.name: is missing; it must be a string",
+        "17: receiver.address: bad address 'mail:someone': unknown scheme 'mail' (known: "
+        "haproxy, ssl, stdio, systemd, tcp, tcp6, tls, unix)",
+        "18: receiver.subjects: 'a' is there twice",
+        "20: limits.max_batch: must be from 4096 to 67108864",
+        '21: limits.connections: must be an integer, not "many"',
+        "22: limits.heartbeat: must be above 0, not -1.0",
+        "23: web: unknown key (allowed: node, listen, receiver, limits)",
+    ] == problems(file, text)
+
+
+def test_grammar_and_meaning_are_told_together(file: Path) -> None:
+    text = '[node]\nname = "a\ndata = 5\n[[receiver]]\nname = tru\nsubjects = []\n'
+    told = problems(file, text)
+    assert [2, 3, 5] == [int(p.partition(":")[0]) for p in told]
+    assert "missing" not in "".join(told)  # the name of line 5 is unreadable, not absent
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tcp:7410:interface=",
+        "tcp:7410:interface=0.0.0.0",
+        r"tcp:7410:interface=\:\:",
+        "tcp:1:interface=10.1.1.1",
+    ],
+)
+def test_a_listener_beyond_this_machine_is_refused_unless_insecure_semantics_32(
+    file: Path, address: str
+) -> None:
+    text = f"[listen]\ntcp = '{address}'\n"
+    (told,) = problems(file, text)
+    assert told.startswith("2: listen.tcp: cannot listen on ")
+    assert "insecure = true" in told
+    assert address == load(file, "[node]\ninsecure = true\n" + text).listen[0].address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tcp:0", "tcp:0:interface=127.0.0.1", "tcp:1:interface=localhost", r"tcp:1:interface=\:\:1"],
+)
+def test_a_listener_on_this_machine_needs_no_leave(file: Path, address: str) -> None:
+    assert address == load(file, f"[listen]\ntcp = '{address}'\n").listen[0].address
+
+
+@pytest.mark.parametrize(
+    ("key", "address"),
+    [
+        ("tcp", "tcp:70000:interface=127.0.0.1"),
+        ("tcp", "tcp:http:interface=127.0.0.1"),
+        ("tcp", "tcp"),
+        ("tcp", "unix:/run/m.sock"),
+        ("unix", "unix:"),
+        ("unix", "tcp:7410"),
+    ],
+)
+def test_a_listener_that_cannot_work_is_refused(file: Path, key: str, address: str) -> None:
+    (told,) = problems(file, f'[listen]\n{key} = "{address}"\n')
+    assert told.startswith(f"2: listen.{key}: ")
+    assert repr(address) in told
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp:host", "tcp:host:0", "tls::7420", "unix:", "billing:7420"]
+)
+def test_an_address_that_cannot_work_is_refused(file: Path, address: str) -> None:
+    (told,) = problems(file, f'[[receiver]]\nname = "a"\naddress = "{address}"\nsubjects = []\n')
+    assert told.startswith("3: receiver.address: ")
+    assert repr(address) in told
+
+
+def test_a_listener_twice_is_refused(file: Path) -> None:
+    (told,) = problems(file, '[listen]\nunix = ["unix:/m.sock", "unix:/m.sock"]\n')
+    assert "2: listen.unix: 'unix:/m.sock' is there twice" == told
+
+
+def test_more_receivers_than_allowed_are_refused(file: Path) -> None:
+    text = "[limits]\nreceivers = 1\n" + '[[receiver]]\nname = "a"\nsubjects = []\n'
+    (told,) = problems(file, text + '[[receiver]]\nname = "b"\nsubjects = []\n')
+    assert "3: receiver: 2 receivers, at most 1 allowed" == told
+
+
+def test_more_patterns_than_allowed_are_refused(file: Path) -> None:
+    text = '[limits]\npatterns = 1\n[[receiver]]\nname = "a"\nsubjects = ["a", "b"]\n'
+    (told,) = problems(file, text)
+    assert "5: receiver.subjects: 2 patterns, at most 1 allowed" == told
+
+
+def test_retention_points_to_where_it_is_set(file: Path) -> None:
+    (told,) = problems(file, "[retention]\nage = 3\n")
+    assert "keep_seconds" in told
+
+
+def test_a_file_that_is_not_there_is_one_sentence(file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert (f"{file}: cannot be read: No such file or directory",) == caught.value.problems
+
+
+def test_a_file_that_is_no_text_names_the_line(file: Path) -> None:
+    file.write_bytes(b"[node]\nname = '\xff'\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert (f"{file}:2: not UTF-8",) == caught.value.problems
+
+
+def test_a_relative_data_folder_of_code_is_made_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tmp_path / "here" == Config(data=Path("here")).data

@@ -1,0 +1,102 @@
+"""What twistd is told becomes one Config, and nothing heavy happens before it is."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.python.usage import UsageError
+from zope.interface import implementer
+
+from msgservice.config import Config
+from msgservice.errors import ConfigError
+from msgservice.tap import Options, bridge_logging, make_application, makeService
+
+
+def parsed(*words: str) -> Options:
+    options = Options()
+    options.parseOptions(list(words))
+    return options
+
+
+def test_no_option_means_the_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Config(data=tmp_path / "var/msgservice") == parsed().config()
+
+
+def test_every_option_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nname = "from-file"\n[limits]\nheartbeat = 3\n')
+    config = parsed(
+        "--config", str(file),
+        "--name", "from-flag",
+        "--data", str(tmp_path / "data"),
+        "--listen", "tcp:0:interface=",
+        "--listen", "unix:/run/m.sock",
+        "--insecure",
+        "--limit", "silence=4",
+    ).config()  # fmt: skip
+    assert ("from-flag", tmp_path / "data", True) == (config.name, config.data, config.insecure)
+    assert ["tcp:0:interface=", "unix:/run/m.sock"] == [one.address for one in config.listen]
+    assert (3.0, 4.0) == (config.limits.heartbeat, config.limits.silence)
+    assert file == config.file
+
+
+def test_a_limit_without_a_value_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="NAME=VALUE"):
+        parsed("--limit", "heartbeat")
+
+
+def test_a_wrong_configuration_ends_the_start_with_all_that_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("[node]\nnmae = 1\n[limits]\nheartbeat = 0\n")
+    with pytest.raises(SystemExit) as ended:
+        makeService(parsed("--config", str(file)))
+    assert f"{file}:2: node.nmae: unknown key" in str(ended.value)
+    assert f"{file}:4: limits.heartbeat: must be above 0" in str(ended.value)
+
+
+def test_an_application_file_with_a_wrong_configuration_fails(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        make_application(tmp_path / "absent.toml")
+
+
+def test_a_node_is_refused_where_it_is_not_tested(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SystemExit, match="runs on Linux, not on darwin"):
+        makeService(parsed())
+
+
+def test_listing_the_options_installs_no_reactor_and_opens_no_database() -> None:
+    heavy = "import sys, msgservice.tap; msgservice.tap.Options();"
+    heavy += "print([m for m in ('twisted.internet.reactor', 'apsw', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert "[]\n" == done.stdout
+
+
+def test_libraries_that_use_logging_are_heard_once() -> None:
+    heard: list[LogEvent] = []
+
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        heard.append(event)
+
+    root = logging.getLogger()
+    before = list(root.handlers)
+    bridge_logging()
+    bridge_logging()
+    globalLogPublisher.addObserver(observe)
+    try:
+        logging.getLogger("some.library").warning("{no} format %d", 7)
+        logging.getLogger("some.library").info("not this")
+    finally:
+        globalLogPublisher.removeObserver(observe)
+        root.handlers[:] = before
+    assert [("some.library", "warn", "{no} format 7")] == [
+        (event["log_namespace"], event["log_level"].name, event["text"]) for event in heard
+    ]
