@@ -38,9 +38,9 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
     driver = Driver(request.param, tmp_path / "data", KEEP_NOTHING).open()
     driver.receivers(1, 2)
     yield driver
-    assert [] == driver.wait(driver.log.audit())
+    assert driver.wait(driver.log.audit()) == []
     driver.reopen()
-    assert [] == driver.wait(driver.log.audit())
+    assert driver.wait(driver.log.audit()) == []
     driver.close()
 
 
@@ -54,12 +54,12 @@ def test_21_nothing_goes_before_every_receiver_is_past_it(log: Driver) -> None:
     log.append(*batches)
     settle(log, 1, batches[2], 3)
     drop_all(log)
-    assert [1, 2, 3] == numbers(log.read([audience]))
+    assert numbers(log.read([audience])) == [1, 2, 3]
     settle(log, 2, batches[1], 2)
     drop_all(log)
-    assert [3] == numbers(log.read([audience]))
+    assert numbers(log.read([audience])) == [3]
     assert batches[2].size == log.log.room().used
-    assert [0, 0] == log.unaccounted()
+    assert log.unaccounted() == [0, 0]
 
 
 def test_21_a_batch_that_is_only_half_settled_stays(log: Driver) -> None:
@@ -68,7 +68,7 @@ def test_21_a_batch_that_is_only_half_settled_stays(log: Driver) -> None:
     log.append(batch)
     log.progress(1, batch.first, settled={Status.ACKNOWLEDGED: 1})
     drop_all(log)
-    assert [1] == numbers(log.read([audience]))
+    assert numbers(log.read([audience])) == [1]
 
 
 def test_21_a_receiver_that_stays_behind_pins_its_own_batches_only(log: Driver) -> None:
@@ -77,12 +77,12 @@ def test_21_a_receiver_that_stays_behind_pins_its_own_batches_only(log: Driver) 
     log.append(*batches)
     settle(log, 1, batches[-1], 90)
     drop_all(log)
-    assert [] == numbers(log.read([one]))
+    assert numbers(log.read([one])) == []
     assert list(range(5, 101, 10)) == numbers(log.read([two]))
     assert sum(b.size for b in batches if b.audience is two) == log.log.room().used
-    assert [0, 0] == log.unaccounted()
+    assert log.unaccounted() == [0, 0]
     log.reopen()
-    assert [0, 0] == log.unaccounted()
+    assert log.unaccounted() == [0, 0]
 
 
 def test_a_removed_receiver_pins_nothing(log: Driver) -> None:
@@ -92,7 +92,7 @@ def test_a_removed_receiver_pins_nothing(log: Driver) -> None:
     settle(log, 1, batch, 1)
     log.append(removed=[2])
     drop_all(log)
-    assert 0 == log.log.room().used
+    assert log.log.room().used == 0
     states = log.wait(log.log.history("shop", "i1", 1, 10)).states
     assert (
         StateRange(1, Status.ACKNOWLEDGED, 1, 1),
@@ -104,13 +104,13 @@ def test_a_receiver_that_was_not_made_yet_pins(log: Driver) -> None:
     audience = log.log.audience([3])
     log.append(make_batch(audience))
     drop_all(log)
-    assert [1] == numbers(log.read([audience]))
+    assert numbers(log.read([audience])) == [1]
 
 
 def test_what_nobody_is_meant_to_get_goes(log: Driver) -> None:
     log.append(make_batch(log.log.audience([])))
     drop_all(log)
-    assert 0 == log.log.room().used
+    assert log.log.room().used == 0
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
@@ -125,14 +125,14 @@ def test_settled_batches_are_kept_for_their_time_and_up_to_their_bytes(
     for i, batch in enumerate(batches):
         log.append(batch, now=NOW + i)
     drop_all(log, NOW + 5000)
-    assert 4 == len(log.read([audience]))  # not settled
+    assert len(log.read([audience])) == 4  # not settled
     settle(log, 1, batches[3], 4)
     drop_all(log, NOW + 5000)
-    assert [3, 4] == numbers(log.read([audience]))  # more than 2,500 bytes otherwise
+    assert numbers(log.read([audience])) == [3, 4]  # more than 2,500 bytes otherwise
     drop_all(log, NOW + 10_002)
-    assert [4] == numbers(log.read([audience]))  # the third is older than 10 s
+    assert numbers(log.read([audience])) == [4]  # the third is older than 10 s
     drop_all(log, NOW + 10_003)
-    assert [] == numbers(log.read([audience]))
+    assert numbers(log.read([audience])) == []
     log.close()
 
 
@@ -150,7 +150,7 @@ def test_11_final_states_outlive_their_batches(log: Driver) -> None:
     before = log.wait(log.log.history("shop", "i1", 1, 100)).states
     drop_all(log)
     after = log.wait(log.log.history("shop", "i1", 1, 100))
-    assert () == after.pieces
+    assert after.pieces == ()
     assert before == after.states
     assert [
         StateRange(1, Status.ACKNOWLEDGED, 1, 4),
@@ -159,7 +159,7 @@ def test_11_final_states_outlive_their_batches(log: Driver) -> None:
         StateRange(1, Status.ACKNOWLEDGED, 6, 10),
     ] == list(after.states)
     log.reopen()
-    assert {} == log.snapshot.exceptions
+    assert log.snapshot.exceptions == {}
     assert after == log.wait(log.log.history("shop", "i1", 1, 100))
 
 
@@ -181,7 +181,7 @@ def test_11_states_below_status_from_go(log: Driver) -> None:
     settle(log, 1, batches[4], 5)
     drop_all(log)
     log.append(floors=[SenderFloor(sender="shop", incarnation="i1", status_from=8)])
-    assert () == log.wait(log.log.history("shop", "i1", 1, 100)).states
+    assert log.wait(log.log.history("shop", "i1", 1, 100)).states == ()
     settle(log, 1, batches[9], 5)
     drop_all(log)
     states = log.wait(log.log.history("shop", "i1", 1, 100)).states
@@ -195,9 +195,9 @@ def test_11_states_go_after_seven_days(log: Driver) -> None:
     settle(log, 1, batch, 1)
     drop_all(log)
     drop_all(log, NOW + 7 * 24 * HOUR)
-    assert 1 == len(log.wait(log.log.history("shop", "i1", 1, 100)).states)
+    assert len(log.wait(log.log.history("shop", "i1", 1, 100)).states) == 1
     drop_all(log, NOW + 7 * 24 * HOUR + 2 * HOUR)
-    assert () == log.wait(log.log.history("shop", "i1", 1, 100)).states
+    assert log.wait(log.log.history("shop", "i1", 1, 100)).states == ()
 
 
 def test_4_content_is_compared_after_the_batch_has_gone(log: Driver) -> None:
@@ -219,9 +219,9 @@ def test_4_a_repeat_of_what_is_long_forgotten_is_still_known(log: Driver) -> Non
     drop_all(log)
     (outcome,) = log.append(make_batch(audience, 1, [b"a", b"b"]))
     assert isinstance(outcome, Known)
-    assert [(1, 2, 0, ())] == [
+    assert [
         (p.first, p.last, p.position, p.audience.members) for p in outcome.pieces
-    ]
+    ] == [(1, 2, 0, ())]
     (outcome,) = log.append(make_batch(audience, 100))
     assert isinstance(outcome, Known)
     assert position_of(100) == outcome.pieces[0].position
@@ -234,9 +234,9 @@ def test_5_an_incarnation_that_stayed_away_is_forgotten_when_all_is_settled(log:
     settle(log, 1, gone, 1)
     drop_all(log)
     drop_all(log, NOW + 8 * 24 * HOUR)
-    assert (1, 2) == (log.log.resume("shop", "i1").floor, log.log.resume("shop", "i2").floor)
+    assert (log.log.resume("shop", "i1").floor, log.log.resume("shop", "i2").floor) == (1, 2)
     log.reopen()
-    assert (1, 2) == (log.log.resume("shop", "i1").floor, log.log.resume("shop", "i2").floor)
+    assert (log.log.resume("shop", "i1").floor, log.log.resume("shop", "i2").floor) == (1, 2)
     (outcome,) = log.append(make_batch(audience, 2, after=1))
     assert isinstance(outcome, Batch)
 
@@ -249,15 +249,15 @@ def test_20_unused_audiences_are_collected_and_their_counts_kept(log: Driver) ->
         settle(log, 1, batch, 1)
         settle(log, other, batch, 1)
     drop_all(log)
-    assert [0] * 30 == log.unaccounted()
+    assert log.unaccounted() == [0] * 30
     accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
-    assert (28, 1) == (accounts[1].routed, accounts[30].routed)
+    assert (accounts[1].routed, accounts[30].routed) == (28, 1)
     log.append(make_batch(log.log.audience([1, 3]), 500))
     log.reopen()
-    assert [(1, 3)] == [audience.members for audience in log.snapshot.audiences]
+    assert [audience.members for audience in log.snapshot.audiences] == [(1, 3)]
     log.append(make_batch(log.log.audience([1, 3]), 501))
     accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
-    assert 30 == accounts[1].routed
+    assert accounts[1].routed == 30
     log.progress(1, position_of(1000), settled={Status.ACKNOWLEDGED: 2})
     log.progress(3, position_of(1000), settled={Status.ACKNOWLEDGED: 2})
     assert {0} == set(log.unaccounted())
