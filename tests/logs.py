@@ -75,9 +75,7 @@ class Driver:
 
     def _make(self) -> None:
         if self.kind == "sqlite":
-            self.log = SqliteLog(
-                self.folder, reactor=self.threads, limits=self.limits, **self.more
-            )
+            self.log = SqliteLog(self.folder, reactor=self.threads, limits=self.limits, **self.more)
         else:
             self.log = MemoryLog(reactor=self.clock, limits=self.limits, **self.more)
 

@@ -25,8 +25,11 @@ class ThreadCalls:
     def __init__(self) -> None:
         self._calls: Queue[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = Queue()
 
-    def callFromThread(  # noqa: D102
-        self, callable: Callable[..., Any], *args: object, **kwargs: object  # noqa: A002
+    def callFromThread(
+        self,
+        callable: Callable[..., Any],  # noqa: A002 - the name that the interface has
+        *args: object,
+        **kwargs: object,
     ) -> None:
         self._calls.put((callable, args, kwargs))
 
@@ -52,4 +55,4 @@ class ThreadCalls:
         (result,) = results
         if isinstance(result, Failure):
             result.raiseException()
-        return result  # type: ignore[return-value]  # a Failure was raised just above
+        return result

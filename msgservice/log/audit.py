@@ -9,6 +9,7 @@ from __future__ import annotations
 import apsw
 
 from msgservice.errors import LogDamaged
+from msgservice.log.schema import one
 from msgservice.log.state import State
 from msgservice.log.wholeness import chained_rows
 from msgservice.records import Account
@@ -38,18 +39,19 @@ class Audit:
             db.execute("commit")
 
     def _page(self, db: apsw.Connection) -> bool:
-        oldest, chain = db.execute("select oldest, oldest_chain from head").fetchone()
+        oldest, chain = one(db, "select oldest, oldest_chain from head")
         if self._next is None or self._next < oldest:
             self._next, self._chain = oldest, chain
             self._counted.clear()
         if self._next > self._last or len(self.discrepancies) >= DISCREPANCIES_MAX:
             return False
-        end = db.execute(
+        end = one(
+            db,
             "select max(number) from (select number, sum(coalesce(length(frame), 0)) over"
             " (order by number) as bytes from batch where number >= ? and number <= ?"
             " order by number limit ?) where bytes <= ? or number = ?",
             (self._next, self._last, PAGE_ROWS, PAGE_BYTES, self._next),
-        ).get
+        )
         end = min(self._last, self._next + PAGE_ROWS - 1) if end is None else end
         try:
             for row in chained_rows(db, self._next, end, self._chain):
@@ -58,14 +60,15 @@ class Audit:
                 counted = self._counted.get(row.audience, before)
                 if counted != before:
                     self._say(
-                        f"batch {row.number}: its audience {row.audience} had {counted[0]} messages"
-                        f" and {counted[1]} bytes before it, the row says {before[0]} and {before[1]}"
+                        f"batch {row.number}: its audience {row.audience} had {counted[0]}"
+                        f" messages and {counted[1]} bytes before it, the row says {before[0]}"
+                        f" and {before[1]}"
                     )
-                self._counted[row.audience] = (before[0] + row.count, before[1] + row.size)
-                self._check_sender(row.number, row.sender, row.sequence, row.count)
+                self._counted[row.audience] = (before[0] + row.messages, before[1] + row.size)
+                self._check_sender(row.number, row.sender, row.sequence, row.messages)
         except LogDamaged as damage:
             self._say(str(damage))
-            skipped = db.execute("select chain from batch where number = ?", (damage.last,)).get
+            skipped = one(db, "select chain from batch where number = ?", (damage.last,))
             if skipped is None:
                 return False
             # Go on behind it: there may be more to tell.

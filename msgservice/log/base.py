@@ -210,7 +210,13 @@ class StoreLog:
         """See `ILog.retain`."""
         self._check_open()
         store = self._store
-        return self._write(lambda: retention.retain(store, now))
+
+        def job() -> bool:
+            more = store.guard(lambda: retention.retain(store, now))
+            store.maintain()
+            return more
+
+        return self._write(job)
 
     def room(self) -> Room:
         """See `ILog.room`."""

@@ -112,7 +112,7 @@ def take_batches(
             elif isinstance(outcome, Known):
                 new = outcome.fresh
             else:
-                if isinstance(outcome.error, LogFull):
+                if isinstance(outcome, RefusedBatch) and isinstance(outcome.error, LogFull):
                     full = outcome.error
                 continue
         for item in new:

@@ -15,7 +15,9 @@ from collections.abc import Collection, Iterable, Sequence
 import apsw
 import msgspec
 
+from msgservice.limits import INTEGER_MAX
 from msgservice.log.dedupe import Run
+from msgservice.log.schema import one, rows
 from msgservice.log.state import NOBODY, SETTLED, State
 from msgservice.message import Status
 from msgservice.records import (
@@ -38,6 +40,7 @@ PAGE_ROWS = 4096
 FINISHED_MAX = 100_000  # ranges of one history page
 
 _decode_json = msgspec.json.Decoder(list[list[int]]).decode
+_decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_rows = msgspec.json.Decoder(
     list[tuple[int, int, int, int, int, int, str, int, int, int, int, str | None]]
 ).decode
@@ -100,7 +103,7 @@ def _numbers(
     low = max(number_of(after), dropped + 1)
     each = max(2, -(-messages_max // len(audiences)))
     heads = _decode_json(
-        db.execute(_HEADS, (msgspec.json.encode(list(audiences)).decode(), low, each)).get
+        one(db, _HEADS, (msgspec.json.encode(list(audiences)).decode(), low, each))
     )
     # An audience whose share was cut may have more batches below those of the others.
     shown: dict[int, list[int]] = {}
@@ -108,7 +111,7 @@ def _numbers(
         entry = shown.setdefault(audience, [0, 0])
         entry[0] += 1
         entry[1] = number
-    horizon = min((last for rows, last in shown.values() if rows == each), default=None)
+    horizon = min((last for share, last in shown.values() if share == each), default=None)
     numbers: list[int] = []
     size_sum = messages = 0
     for number, _audience, count, size in sorted(heads):
@@ -128,12 +131,13 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
     """Return these batches, in this order; those without a frame are left out."""
     if not numbers:
         return []
-    text, frames = db.execute(_PAGE, (msgspec.json.encode(numbers).decode(),)).get
+    text, frames = one(db, _PAGE, (msgspec.json.encode(numbers).decode(),))
     batches = []
     at = 0
     view = memoryview(frames or b"")
-    for number, audience, sender, sequence, count, size, *rest in _decode_rows(text):
-        subject, stored_at, after, flags, crc, origin = rest
+    for row in _decode_rows(text):
+        number, audience, sender, sequence, count, size = row[:6]
+        subject, stored_at, after, flags, crc, origin = row[6:]
         name, incarnation = state.senders_by_id[sender].key
         batches.append(
             Batch(
@@ -166,7 +170,8 @@ def runs_of(db: apsw.Connection, state: State, sender: int, first: int, last: in
     """Return what is still known of a sender's runs that overlap these sequences, rising."""
     found = []
     for table, frame in (("batch", "frame"), ("run", "null")):
-        rows = db.execute(
+        overlapping = rows(
+            db,
             f"select number, sequence, count, crc, audience, {frame} from {table}"  # noqa: S608
             " where sender = ?1 and sequence <= ?3 and sequence + count > ?2"
             " and sequence >= coalesce((select max(sequence) from "
@@ -175,7 +180,7 @@ def runs_of(db: apsw.Connection, state: State, sender: int, first: int, last: in
         )
         found += [
             Run(number, sequence, count, crc, _audience(state, audience), blob)
-            for number, sequence, count, crc, audience, blob in rows
+            for number, sequence, count, crc, audience, blob in overlapping
         ]
     found.sort(key=lambda run: run.sequence)
     return found
@@ -202,20 +207,21 @@ _ALL = f"select total({_TOTAL}) from json_each(?1) as a"  # noqa: S608 - no inpu
 def count_up_to(db: apsw.Connection, audiences: Iterable[int], position: int) -> int:
     """Return how many messages of these audiences have a position of at most `position`."""
     return int(
-        db.execute(
+        one(
+            db,
             _UP_TO,
             (
                 msgspec.json.encode(list(audiences)).decode(),
                 number_of(position),
                 (position & 0xFFFF) + 1,
             ),
-        ).get
+        )
     )
 
 
 def count_all(db: apsw.Connection, audiences: Iterable[int]) -> int:
     """Return how many messages these audiences have had."""
-    return int(db.execute(_ALL, (msgspec.json.encode(list(audiences)).decode(),)).get)
+    return int(one(db, _ALL, (msgspec.json.encode(list(audiences)).decode(),)))
 
 
 def queued(
@@ -226,11 +232,12 @@ def queued(
     All of its audiences less what lies before its cursor, less the final exceptions above it.
     """
     waiting = routed - count_up_to(db, audiences, cursor)
-    rows = db.execute(
+    final = rows(
+        db,
         "select first, last from exception where receiver = ? and last > ? and status >= ?",
         (receiver, cursor, int(Status.ACKNOWLEDGED)),
-    ).fetchall()
-    for first, last in rows:
+    )
+    for first, last in final:
         first = max(first, cursor + 1)
         if number_of(first) == number_of(last):
             waiting -= last - first + 1
@@ -244,12 +251,13 @@ def account(db: apsw.Connection, receiver: int, members: dict[int, list[int]]) -
 
     `members`: receiver number -> its audiences.
     """
-    row = db.execute(
+    row = one(
+        db,
         "select cursor, removed, collected, acknowledged_count, expired_count, dead_count,"
         " cancelled_count, removed_count, routed_base from progress"
         " join receiver on number = receiver where receiver = ?",
         (receiver,),
-    ).fetchone()
+    )
     if row is None or row[1]:
         return None
     cursor, _removed, collected, *settled, base = row
@@ -268,7 +276,7 @@ def account(db: apsw.Connection, receiver: int, members: dict[int, list[int]]) -
 def audiences_by_receiver(db: apsw.Connection) -> dict[int, list[int]]:
     """Return receiver number -> numbers of the audiences that it is in."""
     members: dict[int, list[int]] = {}
-    for number, text in db.execute("select number, members from audience"):
+    for number, text in rows(db, "select number, members from audience"):
         for receiver in msgspec.json.decode(text, type=list[int]):
             members.setdefault(receiver, []).append(number)
     return members
@@ -311,21 +319,22 @@ def segments(
 
 def exceptions_of(db: apsw.Connection, receiver: int, first: int, last: int) -> list[ExceptionRow]:
     """Return a receiver's exceptions that overlap these positions, rising."""
-    rows = db.execute(
+    found = rows(
+        db,
         "select receiver, first, last, status, attempts, next_at, reason from exception"
         " where receiver = ? and first <= ? and last >= ? order by first",
         (receiver, last, first),
     )
     return [
         ExceptionRow(number, low, high, Status(status), attempts, next_at, reason)
-        for number, low, high, status, attempts, next_at, reason in rows
+        for number, low, high, status, attempts, next_at, reason in found
     ]
 
 
 def cursors(db: apsw.Connection) -> dict[int, int]:
     """Return receiver number -> cursor."""
-    text = db.execute("select json_group_array(json_array(receiver, cursor)) from progress").get
-    return {receiver: cursor for receiver, cursor in _decode_json(text)}
+    text = one(db, "select json_group_array(json_array(receiver, cursor)) from progress")
+    return dict(_decode_pairs(text))
 
 
 def history(
@@ -335,17 +344,18 @@ def history(
     known = state.senders.get((sender, incarnation))
     if known is None:
         return History(pieces=(), states=(), next=None)
-    rows = db.execute(
+    found = rows(
+        db,
         "select sequence, count, number, audience from batch where sender = ?1 and sequence >="
         " coalesce((select max(sequence) from batch where sender = ?1 and sequence <= ?2), 0)"
         " and sequence + count > ?2 order by sequence limit ?3",
         (known.id, first, pieces_max + 1),
-    ).fetchall()
-    more = len(rows) > pieces_max
-    del rows[pieces_max:]
-    end = rows[-1][0] + rows[-1][1] - 1 if more else None
+    )
+    more = len(found) > pieces_max
+    del found[pieces_max:]
+    end: int | None = found[-1][0] + found[-1][1] - 1 if more else None
     pieces = []
-    for sequence, count, number, audience in rows:
+    for sequence, count, number, audience in found:
         low = max(first, sequence)
         position = position_of(number, low - sequence)
         pieces.append(Piece(low, sequence + count - 1, _audience(state, audience), position))
@@ -357,9 +367,13 @@ def history(
     if end is not None:
         query += " and first <= ?"
         parameters += (end,)
-    for receiver, status, low, high, reason in db.execute(
-        f"{query} limit {FINISHED_MAX}", parameters
-    ):
+    finished = rows(
+        db,
+        "select receiver, status, first, last, reason from finished"
+        " where sender = ? and last >= ? and first <= ? limit ?",
+        (known.id, first, INTEGER_MAX if end is None else end, FINISHED_MAX),
+    )
+    for receiver, status, low, high, reason in finished:
         high = high if end is None else min(high, end)
         states.append(StateRange(receiver, Status(status), max(low, first), high, reason))
     states.sort(key=lambda row: (row.first, row.receiver))
@@ -408,11 +422,12 @@ def find(db: apsw.Connection, state: State, identity: str) -> Found | None:
     position = _position_of_identity(db, state, identity)
     if position is None:
         return None
-    row = db.execute(
+    row = one(
+        db,
         "select sender, sequence, subject, size, stored_at, audience, count from batch"
         " where number = ?",
         (number_of(position),),
-    ).fetchone()
+    )
     index = position & 0xFFFF
     if row is None or index >= row[6]:
         return None
@@ -421,9 +436,9 @@ def find(db: apsw.Connection, state: State, identity: str) -> Found | None:
     at = cursors(db)
     states = {}
     for receiver in _audience(state, audience).members:
-        rows = exceptions_of(db, receiver, position, position)
+        exceptions = exceptions_of(db, receiver, position, position)
         ((_, _, status, attempts, reason),) = segments(
-            position, position, at.get(receiver, -1), rows
+            position, position, at.get(receiver, -1), exceptions
         )
         states[receiver] = (status, attempts, reason)
     return Found(
@@ -445,26 +460,29 @@ def _position_of_identity(db: apsw.Connection, state: State, identity: str) -> i
     parts = identity.rsplit("/", 2)
     if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 17:
         sequence = int(parts[2])
-        senders = db.execute(
-            "select id from sender where name = ? and hash = ?", (parts[0], parts[1])
-        ).fetchall()
+        senders = rows(
+            db, "select id from sender where name = ? and hash = ?", (parts[0], parts[1])
+        )
         for (sender,) in senders:
             runs = runs_of(db, state, sender, sequence, sequence)
             if runs:
                 return position_of(runs[0].number, sequence - runs[0].sequence)
-    row = db.execute(
-        "select position from message_id where id = ? order by position desc limit 1", (identity,)
-    ).fetchone()
-    return None if row is None else int(row[0])
+    position: int | None = one(
+        db,
+        "select position from message_id where id = ? order by position desc limit 1",
+        (identity,),
+    )
+    return position
 
 
 def dead_letters(
     db: apsw.Connection, receiver: int, after: int, count_max: int
 ) -> list[DeadLetter]:
     """Return a receiver's dead letters above a position, rising."""
-    rows = db.execute(
+    letters = rows(
+        db,
         "select receiver, position, sender, incarnation, sequence, subject, message, reason,"
         " attempts, at from dead where receiver = ? and position > ? order by position limit ?",
         (receiver, after, count_max),
     )
-    return [DeadLetter(*row) for row in rows]
+    return [DeadLetter(*letter) for letter in letters]

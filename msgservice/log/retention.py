@@ -1,10 +1,415 @@
-"""Which batches may go, and what must be written before they do (SEMANTICS 11, 21)."""
+"""Which batches may go, and what must be written before they do (SEMANTICS 11, 21).
+
+A batch may go when every receiver of its audience is past it and the rule (age, bytes) lets it.
+First its frame goes; its row stays until every older batch has gone, so that numbers and chain have
+no hole from the oldest row on. Before a row goes, what became of its messages is written into
+`finished`, and its CRC into `run` for the sender's dedupe. Everything of one call is one
+transaction of the writer, and a small one: commits of groups wait for it.
+"""
 
 from __future__ import annotations
 
-from msgservice.log.store import Store
+from collections.abc import Sequence
+
+import apsw
+import msgspec
+
+from msgservice.errors import LogUnavailable
+from msgservice.limits import RUNS_REMEMBERED
+from msgservice.log import queries
+from msgservice.log.schema import one, rows
+from msgservice.log.state import ReceiverState, Totals
+from msgservice.log.store import Operation, Store
+from msgservice.message import Status
+from msgservice.records import ExceptionRow, number_of, position_of
+
+BATCHES_MAX = 512  # of one call
+BYTES_MAX = 16 * 1024 * 1024  # of one call
+AUDIENCES_MAX = 256  # looked at in one call, those with the oldest batches first
+STATES_MAX = 4096  # (sender, receiver) pairs whose states one call writes
+DAY = 24 * 3600 * 1000
+FINISHED_DAYS = 7
+HOUR = 3600 * 1000
+FORGET_MAX = 1000  # senders and audiences of one call
+FREE_PAGES_KEPT = 16 * 1024  # 64 MiB stay in the file for the next backlog
+VACUUM_PAGES = 2048  # given back to the disk in one call
+
+_PINNED = 2**62  # beyond every position
+
+_CANDIDATES = """
+select json_group_array(json_array(number, audience, count, size, stored_at)) from (
+    select b.number, b.audience, b.count, b.size, b.stored_at
+    from json_each(?1) as a cross join batch as b
+    where b.number in (
+        select c.number from batch as c
+        where c.audience = json_extract(a.value, '$[0]')
+            and c.number > json_extract(a.value, '$[1]')
+            and c.number <= json_extract(a.value, '$[2]')
+        order by c.number limit ?2)
+)
+"""
+
+# Bytes of an audience between its first frame and the first batch that is still wanted.
+_SETTLED_BYTES = """
+select total(coalesce(
+        (select before_bytes from batch where audience = json_extract(a.value, '$[0]')
+            and number > json_extract(a.value, '$[2]') order by number limit 1),
+        json_extract(a.value, '$[3]'))
+    - coalesce(
+        (select before_bytes from batch where audience = json_extract(a.value, '$[0]')
+            and number > json_extract(a.value, '$[1]') order by number limit 1),
+        json_extract(a.value, '$[3]')))
+from json_each(?1) as a
+"""
+
+_HEAD = """
+select json_group_array(json_array(number, audience, sender, sequence, count, crc, chain)) from (
+    select number, audience, sender, sequence, count, crc, chain from batch
+    where number between ?1 and ?2 order by number)
+"""
+
+_FORGET_RUNS = (
+    "delete from run where sender = ?1 and sequence < (select sequence from run"
+    " where sender = ?1 order by sequence desc limit 1 offset ?2)"
+)
+
+_decode = msgspec.json.Decoder(list[list[int]]).decode
 
 
 def retain(store: Store, now: int) -> bool:
-    """Remove a small range of what may go; return whether there is more to do."""
-    return False
+    """Remove a small range of what may go; return whether there is more to do.
+
+    `now`: wall clock, ms. Raises `LogUnavailable` when the disk is too full even for this.
+    """
+    if store.failed is not None:
+        raise store.failed
+    for last_try in (False, True):
+        try:
+            more = _retain(store, now)
+        except apsw.FullError:
+            if last_try or store.reserve is None or not store.reserve.give_up():
+                raise LogUnavailable("the disk is too full to remove anything") from None
+        else:
+            break
+    _shrink(store)
+    store.fullness()
+    return more
+
+
+def _retain(store: Store, now: int) -> bool:
+    picked, more = _pick(store, now)
+    if picked and picked[-1][0] > store.state.saved:
+        store.save()
+        if picked[-1][0] > store.state.saved:
+            raise apsw.FullError("save")
+    if picked or _head_is_dropped(store):
+        more = _remove(store, picked, now) or more
+    if now - store.tidied_at >= HOUR:
+        more = _tidy(store, now) or more
+    return more
+
+
+# --- which ----------------------------------------------------------------------------------------
+
+
+def _settled_to(store: Store, total: Totals) -> int:
+    """Return the position up to which every receiver of an audience is past its batches."""
+    state = store.state
+    settled = _PINNED
+    for number in total.audience.members:
+        at = state.receivers.get(number)
+        if at is None:
+            return -1  # not made yet: it wants all
+        if not at.removed:
+            settled = min(settled, at.cursor)
+    return settled
+
+
+def _pick(store: Store, now: int) -> tuple[list[tuple[int, int, int]], bool]:
+    """Return the batches whose frames go now, as (number, audience, size), rising; and: more?"""
+    db, limits = store.db, store.limits
+    waiting = sorted(
+        (total for total in store.state.totals.values() if total.last > total.dropped),
+        key=lambda total: total.dropped,
+    )
+    bounds: list[tuple[int, int, int, int]] = []
+    settled: dict[int, int] = {}
+    for total in waiting:
+        position = _settled_to(store, total)
+        if position < 0:
+            continue
+        last = min(number_of(position), total.last)
+        if last == number_of(position):
+            count = one(db, "select count from batch where number = ?", (last,))
+            if count is not None and position_of(last, count - 1) > position:
+                last -= 1
+        if last > total.dropped:
+            number = total.audience.number
+            bounds.append((number, total.dropped, last, total.bytes))
+            settled[number] = position
+            if len(bounds) >= AUDIENCES_MAX:
+                break
+    if not bounds:
+        return [], False
+    text = msgspec.json.encode(bounds).decode()
+    each = max(2, BATCHES_MAX // len(bounds))
+    found = sorted(_decode(one(db, _CANDIDATES, (text, each))))
+    shown: dict[int, list[int]] = {}
+    for number, audience, *_ in found:
+        entry = shown.setdefault(audience, [0, 0])
+        entry[0] += 1
+        entry[1] = max(entry[1], number)
+    horizon = min((last for share, last in shown.values() if share == each), default=_PINNED)
+    kept = int(one(db, _SETTLED_BYTES, (text,)))
+    oldest_kept = now - int(limits.keep_seconds * 1000)
+    picked: list[tuple[int, int, int]] = []
+    size_sum = 0
+    for number, audience, count, size, stored_at in found:
+        if position_of(number, count - 1) > settled[audience]:
+            continue
+        if number > horizon or len(picked) >= BATCHES_MAX or size_sum >= BYTES_MAX:
+            return picked, bool(picked)
+        if stored_at > oldest_kept and kept <= limits.keep_bytes:
+            return picked, False
+        picked.append((number, audience, size))
+        size_sum += size
+        kept -= size
+    return picked, len(bounds) >= AUDIENCES_MAX or horizon < _PINNED
+
+
+def _head_is_dropped(store: Store) -> bool:
+    row = one(
+        store.db,
+        "select audience, frame is null from batch where number = ?",
+        (store.state.oldest,),
+    )
+    return bool(row and row[1])
+
+
+# --- removing -------------------------------------------------------------------------------------
+
+
+def _remove(store: Store, picked: Sequence[tuple[int, int, int]], now: int) -> bool:
+    """Remove the picked frames, and the oldest rows that have none; return whether more may go."""
+    state = store.state
+    numbers = {number for number, _, _ in picked}
+    totals: dict[int, Totals] = {}
+    for number, audience, _ in picked:
+        if audience not in totals:
+            totals[audience] = state.totals[audience].copy()
+        totals[audience].dropped = max(totals[audience].dropped, number)
+    used = state.used - sum(size for _, _, size in picked)
+    head, more = _head(store, totals)
+    operations: list[Operation] = []
+    oldest, chain = state.oldest, state.oldest_chain
+    if head:
+        oldest, chain = head[-1][0] + 1, head[-1][6]
+        operations += _finish(store, head, now)
+        operations += _remember_runs(head)
+        operations += [
+            ("delete from batch where number < ?", (oldest,), False),
+            ("delete from message_id where position < ?", (position_of(oldest),), False),
+        ]
+    rest = sorted(number for number in numbers if number >= oldest)
+    if rest:
+        operations.append(
+            (
+                "update batch set frame = null where number in (select value from json_each(?))",
+                (msgspec.json.encode(rest).decode(),),
+                False,
+            )
+        )
+    operations += [
+        (
+            "update audience set dropped = ? where number = ?",
+            [(total.dropped, audience) for audience, total in totals.items()],
+            True,
+        ),
+        (
+            "update head set used = used - ?, oldest = ?, oldest_chain = ?",
+            (state.used - used, oldest, chain),
+            False,
+        ),
+    ]
+    store.transact(operations)
+    state.totals.update(totals)
+    state.used, state.oldest, state.oldest_chain = used, oldest, chain
+    store.wrote(len(picked) * 64 + len(head) * 64 + 16 * 4096)
+    return more
+
+
+def _head(store: Store, totals: dict[int, Totals]) -> tuple[list[list[int]], bool]:
+    """Return the oldest rows, as far as none has a frame after this call; and: more?"""
+    state = store.state
+    found = _decode(
+        one(store.db, _HEAD, (state.oldest, min(state.saved, state.oldest + 2 * BATCHES_MAX)))
+    )
+    head: list[list[int]] = []
+    pairs: set[tuple[int, int]] = set()
+    states = 0
+    for row in found:
+        number, audience, sender = row[:3]
+        total = totals.get(audience) or state.totals[audience]
+        if number > total.dropped:
+            return head, False
+        if (sender, audience) not in pairs:
+            pairs.add((sender, audience))
+            states += len(total.audience.members)
+            if states > STATES_MAX and head:
+                return head, True
+        head.append(row)
+    return head, len(found) > 2 * BATCHES_MAX
+
+
+def _finish(store: Store, head: Sequence[list[int]], now: int) -> list[Operation]:
+    """Write what became of these rows' messages at each receiver, as ranges of sequences."""
+    db, state = store.db, store.state
+    low, high = position_of(head[0][0]), position_of(head[-1][0], 0xFFFF)
+    exceptions: dict[int, list[ExceptionRow]] = {}
+    ranges: dict[tuple[int, int], list[tuple[int, int, int, str]]] = {}
+    for number, audience, sender, sequence, count, _crc, _chain in head:
+        known = state.senders_by_id.get(sender)
+        wanted = known is None or sequence + count > known.status_from
+        first = position_of(number)
+        for receiver in state.totals[audience].audience.members:
+            if receiver not in exceptions:
+                exceptions[receiver] = queries.exceptions_of(db, receiver, low, high)
+            if not wanted:
+                continue
+            found = ranges.setdefault((sender, receiver), [])
+            mine = exceptions[receiver]
+            parts = (
+                queries.segments(first, first + count - 1, high, mine)
+                if mine
+                else [(first, first + count - 1, Status.ACKNOWLEDGED, 0, "")]
+            )
+            for start, stop, status, _attempts, reason in parts:
+                begin, end = sequence + start - first, sequence + stop - first
+                if found and (found[-1][1] + 1, *found[-1][2:]) == (begin, int(status), reason):
+                    found[-1] = (found[-1][0], end, int(status), reason)
+                else:
+                    found.append((begin, end, int(status), reason))
+    written: list[tuple[int, int, int, int, int, str, int]] = []
+    for (sender, receiver), found in ranges.items():
+        for begin, end, state_number, reason in found:
+            before = one(
+                db,
+                "select first, last, status, reason from finished where sender = ?"
+                " and receiver = ? and first <= ? order by first desc limit 1",
+                (sender, receiver, begin),
+            )
+            if before and (before[1] + 1, *before[2:]) == (begin, state_number, reason):
+                begin = before[0]
+            written.append((sender, receiver, begin, end, state_number, reason, now))
+    gone = [
+        (receiver, row.first)
+        for receiver, overlapping in exceptions.items()
+        for row in overlapping
+        if row.last <= high
+    ]
+    return [
+        ("insert or replace into finished values (?,?,?,?,?,?,?)", written, True),
+        ("delete from exception where receiver = ? and first = ?", gone, True),
+    ]
+
+
+def _remember_runs(head: Sequence[list[int]]) -> list[Operation]:
+    """Keep the CRCs of each sender's last runs, whose rows go (SEMANTICS 4)."""
+    newest: dict[int, list[tuple[int, int, int, int, int, int]]] = {}
+    for number, audience, sender, sequence, count, crc, _chain in head:
+        newest.setdefault(sender, []).append((sender, sequence, count, crc, audience, number))
+    operations: list[Operation] = []
+    for sender, found in newest.items():
+        found.sort(key=lambda run: run[1])
+        operations += [
+            ("insert or replace into run values (?,?,?,?,?,?)", found[-RUNS_REMEMBERED:], True),
+            (_FORGET_RUNS, (sender, RUNS_REMEMBERED - 1), False),
+        ]
+    return operations
+
+
+# --- once an hour ---------------------------------------------------------------------------------
+
+
+def _tidy(store: Store, now: int) -> bool:
+    """Forget senders that stayed away, states that nobody came for, and unused audiences."""
+    state, db = store.state, store.db
+    store.save()
+    away = now - int(store.limits.sender_days * DAY)
+    senders = [
+        sender
+        for sender in state.senders.values()
+        if sender.seen_at < away
+        and not one(db, "select exists(select 1 from batch where sender = ?)", (sender.id,))
+    ][:FORGET_MAX]
+    ids = [(sender.id,) for sender in senders]
+    unused = _unused_audiences(store)[:FORGET_MAX]
+    operations: list[Operation] = [
+        ("delete from finished where at < ?", (now - FINISHED_DAYS * DAY,), False),
+        ("delete from finished where sender = ?", ids, True),
+        ("delete from run where sender = ?", ids, True),
+        ("delete from sender where id = ?", ids, True),
+    ]
+    collected: dict[int, ReceiverState] = {}
+    for total in unused:
+        operations.append(
+            ("delete from audience where number = ?", (total.audience.number,), False)
+        )
+        for number in total.audience.members:
+            at = state.receivers.get(number)
+            if at is not None:
+                at = collected.setdefault(number, at.copy())
+                at.collected += total.messages
+    operations.append(
+        (
+            "update progress set collected = ? where receiver = ?",
+            [(at.collected, number) for number, at in collected.items()],
+            True,
+        )
+    )
+    store.transact(operations)
+    state.receivers.update(collected)
+    for sender in senders:
+        del state.senders[sender.key]
+        del state.senders_by_id[sender.id]
+        state.dirty_senders.discard(sender.key)
+    for total in unused:
+        total.audience.stored = False  # so that its next batch writes it again
+        del state.totals[total.audience.number]
+        state.dirty_totals.discard(total.audience.number)
+    more = FORGET_MAX in (len(senders), len(unused))
+    if not more:
+        store.tidied_at = now
+    return more
+
+
+def _unused_audiences(store: Store) -> list[Totals]:
+    """Return audiences without batches: those of removed receivers, and all when there are many."""
+    state = store.state
+    many = len(state.totals) > store.limits.audiences // 2
+    return [
+        total
+        for total in state.totals.values()
+        if total.last <= total.dropped
+        and total.last < state.oldest
+        and (many or any(_is_removed(store, number) for number in total.audience.members))
+    ]
+
+
+def _is_removed(store: Store, number: int) -> bool:
+    at = store.state.receivers.get(number)
+    return at is not None and at.removed
+
+
+def _shrink(store: Store) -> None:
+    """Give free pages back to the disk: when there are many, and all when the disk is low."""
+    free = one(store.db, "pragma freelist_count")
+    spare = free - (0 if store.room().full else FREE_PAGES_KEPT)
+    if spare <= 0:
+        return
+    try:
+        # Each row that this statement steps through is one page.
+        rows(store.db, f"pragma incremental_vacuum({min(spare, VACUUM_PAGES)})")
+    except apsw.FullError:
+        return  # tried again with the next call
+    store.wrote(min(spare, VACUUM_PAGES) * 64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -173,6 +174,16 @@ def _execute_all(db: apsw.Connection, script: str) -> None:
     db.execute(script)
 
 
+def rows(db: apsw.Connection, sql: str, parameters: Any = ()) -> list[Any]:
+    """Return all rows of a query, as tuples."""
+    return db.execute(sql, parameters).fetchall()
+
+
+def one(db: apsw.Connection, sql: str, parameters: Any = ()) -> Any:
+    """Return the first row (a tuple), its value where it has one column, or None."""
+    return db.execute(sql, parameters).get
+
+
 def check_sqlite() -> None:
     """Refuse a SQLite that can corrupt a log."""
     version = tuple(int(part) for part in apsw.sqlite_lib_version().split(".")[:3])
@@ -192,6 +203,8 @@ def connect(path: str, *, vfs: str | None = None, readonly: bool = False) -> aps
     # A close must not fold a damaged WAL into the file before it has been looked at.
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     db.execute("pragma mmap_size = 0")
+    # A drained backlog gives its pages back to the disk; takes effect in a new file only.
+    db.execute("pragma auto_vacuum = incremental")
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = full")
     db.execute("pragma wal_autocheckpoint = 0")

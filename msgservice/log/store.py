@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import apsw
 import msgspec
@@ -23,7 +23,7 @@ from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.log import queries
 from msgservice.log.dedupe import COLUMNS, forget_numbers, take_batches
 from msgservice.log.folder import Reserve
-from msgservice.log.schema import connect
+from msgservice.log.schema import connect, one, rows
 from msgservice.log.state import ReceiverState, SenderState, Staged, State, Totals, hash_of
 from msgservice.log.wholeness import Mark, MarkWriter, replay
 from msgservice.message import Status
@@ -40,6 +40,8 @@ from msgservice.records import (
     Snapshot,
 )
 
+T = TypeVar("T")
+
 # The WAL is folded into the file when about so much was written: large enough that hot pages are
 # folded once and not a hundred times, small enough that folding it does not hold up a group for
 # more than some 20 ms, and that replay at start stays below a second.
@@ -53,6 +55,15 @@ Operation = tuple[str, Any, bool]  # SQL, parameters, whether these are many
 
 _INSERTS: dict[int, str] = {}
 _OPEN = (int(Status.QUEUED), int(Status.ACKNOWLEDGED))  # rows that go when the cursor passed them
+
+
+_DELETE_PASSED = "delete from exception where receiver = ? and last <= ? and status in (1, 3)"
+_SAVE_SENDER = (
+    "update sender set floor = ?, ranges = ?, last = ?, status_from = ?, seen_at = ? where id = ?"
+)
+_SAVE_AUDIENCE = (
+    "update audience set messages = ?, bytes = ?, last = ?, dropped = ? where number = ?"
+)
 
 
 def _insert(rows: int) -> str:
@@ -93,10 +104,11 @@ class Store:
         self.db: apsw.Connection = None  # type: ignore[assignment]  # set by `open`
         self._path = path
         self._audiences = audiences
-        self._reserve = reserve
+        self.reserve = reserve
         self._strict = mark == "strict"
         self._vfs = vfs
         self._faults = faults or (lambda point: None)
+        self.tidied_at = 0  # wall clock, ms: when retention last forgot what nobody needs
         self._written = 0  # bytes since the last checkpoint, about
         self._free = 0
         self._full: str | None = None
@@ -109,9 +121,9 @@ class Store:
 
     def create(self, log_id: str, now: int) -> None:
         """Write what a new log begins with, if this file is a new one."""
-        if self.db.execute("select count(*) from head").get:
+        if one(self.db, "select count(*) from head"):
             return
-        self._transact(
+        self.transact(
             [
                 ("insert into meta values('log_id', ?)", (log_id,), False),
                 ("insert into meta values('created_at', ?)", (now,), False),
@@ -122,10 +134,8 @@ class Store:
     def load(self) -> None:
         """Read the committed state; raises `LogDamaged` where it does not hold together."""
         db, state = self.db, State()
-        head = db.execute(
-            "select commits, saved, chain, used, oldest, oldest_chain from head"
-        ).fetchone()
-        log_id = db.execute("select value from meta where key = 'log_id'").get
+        head = one(db, "select commits, saved, chain, used, oldest, oldest_chain from head")
+        log_id = one(db, "select value from meta where key = 'log_id'")
         if head is None or log_id is None:
             raise LogDamaged("its head is missing", 0, 0)
         state.log_id = log_id
@@ -133,7 +143,7 @@ class Store:
         self._load_audiences(state)
         self._load_senders(state)
         self._load_receivers(state)
-        last = db.execute("select max(number) from batch").get
+        last = one(db, "select max(number) from batch")
         last = state.saved if last is None else last
         if last < state.saved:
             raise LogDamaged("its newest batches are missing", last + 1, state.saved)
@@ -141,10 +151,10 @@ class Store:
         self.state = state
 
     def _load_audiences(self, state: State) -> None:
-        rows = self.db.execute(
-            "select number, members, messages, bytes, last, dropped from audience"
+        found = rows(
+            self.db, "select number, members, messages, bytes, last, dropped from audience"
         )
-        for number, text, messages, size, last, dropped in rows:
+        for number, text, messages, size, last, dropped in found:
             members = tuple(json.loads(text))
             audience = self._audiences.get(members)
             if audience is None or audience.number != number:
@@ -153,10 +163,11 @@ class Store:
             state.totals[number] = Totals(audience, messages, size, last, dropped)
 
     def _load_senders(self, state: State) -> None:
-        rows = self.db.execute(
-            "select id, name, incarnation, floor, ranges, last, status_from, seen_at from sender"
+        found = rows(
+            self.db,
+            "select id, name, incarnation, floor, ranges, last, status_from, seen_at from sender",
         )
-        for number, name, incarnation, floor, ranges, last, status_from, seen_at in rows:
+        for number, name, incarnation, floor, ranges, last, status_from, seen_at in found:
             sender = SenderState(number, (name, incarnation), seen_at)
             for first, end in msgspec.msgpack.decode(ranges):
                 sender.take(first, end)
@@ -167,14 +178,15 @@ class Store:
             state.next_sender = max(state.next_sender, number + 1)
 
     def _load_receivers(self, state: State) -> None:
-        rows = self.db.execute(
+        found = rows(
+            self.db,
             "select number, name, address, patterns, ordering, paused, configured,"
             " window_messages, window_bytes, created_at, routed_base, cursor, removed,"
             " acknowledged_count, expired_count, dead_count, cancelled_count, removed_count,"
             " settled_bytes, collected, inbox"
-            " from receiver join progress on receiver = number order by number"
+            " from receiver join progress on receiver = number order by number",
         )
-        for row in rows:
+        for row in found:
             number, name, address, patterns, order, paused, configured = row[:7]
             window_messages, window_bytes, created_at, base, cursor, removed = row[7:13]
             at = ReceiverState(number, cursor)
@@ -195,7 +207,8 @@ class Store:
                 created_at=created_at,
                 routed_base=base,
             )
-        open_rows = self.db.execute(
+        open_rows = rows(
+            self.db,
             "select receiver, max(last) from exception where status in (?, ?) group by receiver",
             _OPEN,
         )
@@ -212,9 +225,9 @@ class Store:
             at = state.receivers[number]
             receivers.append(_with_progress(row, at))
             if not at.removed:
-                rows = queries.exceptions_of(self.db, number, max(at.cursor, 0), INTEGER_MAX)
-                if rows:
-                    exceptions[number] = rows
+                found = queries.exceptions_of(self.db, number, max(at.cursor, 0), INTEGER_MAX)
+                if found:
+                    exceptions[number] = found
         return Snapshot(
             log_id=state.log_id,
             next_number=state.next_number,
@@ -239,7 +252,7 @@ class Store:
         """Store a group in one synced transaction; see `ILog.append`."""
         if self.failed is not None:
             raise self.failed
-        full = self._fullness() if group.batches else None
+        full = self.fullness() if group.batches else None
         try:
             return self._commit(group, group.batches, full)
         except apsw.FullError:
@@ -253,7 +266,7 @@ class Store:
             try:
                 self._commit(group, [], None)
             except apsw.FullError:
-                if last_try or self._reserve is None or not self._reserve.give_up():
+                if last_try or self.reserve is None or not self.reserve.give_up():
                     raise LogUnavailable(self._full) from None
             else:
                 break
@@ -263,7 +276,7 @@ class Store:
         staged = Staged(self.state)
         operations: list[Operation] = []
         placed = self._stage_receivers(staged, group, operations)
-        outcomes, rows = take_batches(
+        outcomes, flat = take_batches(
             staged,
             batches,
             group.now,
@@ -273,7 +286,7 @@ class Store:
                 self.db, self.state, sender, first, last
             ),
         )
-        self._stage_batches(staged, rows, operations)
+        self._stage_batches(staged, flat, operations)
         self._stage_progress(staged, group.progress, operations)
         self._stage_floors(staged, group, operations)
         if group.receivers or group.removed or group.progress or group.floors:
@@ -281,7 +294,7 @@ class Store:
             operations.append(("update head set commits = ?", (staged.commits,), False))
         try:
             self._faults("before commit")
-            self._transact(operations)
+            self.transact(operations)
         except apsw.FullError:
             forget_numbers(staged)
             raise
@@ -302,7 +315,7 @@ class Store:
         self._write_mark()
         return outcomes
 
-    def _transact(self, operations: list[Operation]) -> None:
+    def transact(self, operations: list[Operation]) -> None:
         """Run the operations in one transaction; a single one is its own."""
         db = self.db
         if not operations:
@@ -322,6 +335,19 @@ class Store:
             if db.in_transaction:
                 db.execute("rollback")
             raise
+
+    def guard(self, job: Callable[[], T]) -> T:
+        """Run a job that writes beside the groups; a failed write or sync is recovered from."""
+        try:
+            return job()
+        except (apsw.IOError, apsw.BusyError, apsw.CantOpenError) as error:
+            self._recover(Staged(self.state), error)
+            raise LogUnavailable(str(error)) from error
+        except apsw.FullError as error:
+            raise LogUnavailable(str(error)) from error
+        except apsw.Error as error:
+            self.failed = LogFailed(f"the log cannot be written: {error}")
+            raise self.failed from error
 
     def _recover(self, staged: Staged, error: Exception) -> bool:
         """Reopen after a failed write or sync; return whether the group is in the log after all.
@@ -430,7 +456,7 @@ class Store:
         ]
 
     def _stage_batches(
-        self, staged: Staged, rows: list[object], operations: list[Operation]
+        self, staged: Staged, flat: list[object], operations: list[Operation]
     ) -> None:
         if staged.new_senders:
             operations.append(
@@ -454,15 +480,15 @@ class Store:
                     True,
                 )
             )
-        count = len(rows) // COLUMNS
+        count = len(flat) // COLUMNS
         at = 0
         for size in INSERT_ROWS:
             while count - at >= size:
-                chunk = rows[at * COLUMNS : (at + size) * COLUMNS]
+                chunk = flat[at * COLUMNS : (at + size) * COLUMNS]
                 operations.append((_insert(size), chunk, False))
                 at += size
         if at < count:
-            operations.append((_insert(count - at), rows[at * COLUMNS :], False))
+            operations.append((_insert(count - at), flat[at * COLUMNS :], False))
         ids = [
             (name, batch.first + index)
             for batch in staged.fresh
@@ -529,15 +555,14 @@ class Store:
             ("delete from exception where receiver = ? and first between ? and ?", replaced),
             ("insert or replace into exception values (?,?,?,?,?,?,?)", added),
             (
-                "delete from exception where receiver = ? and last <= ?"
-                f" and status in ({_OPEN[0]}, {_OPEN[1]})",
+                _DELETE_PASSED,
                 passed,
             ),
             ("insert or replace into dead values (?,?,?,?,?,?,?,?,?,?)", dead),
         ]
         operations += [(sql, parameters, True) for sql, parameters in many if parameters]
-        rows = list(moved.values())
-        operations += [_progress_operation(rows[i : i + 256]) for i in range(0, len(rows), 256)]
+        states = list(moved.values())
+        operations += [_progress_operation(states[i : i + 256]) for i in range(0, len(states), 256)]
 
     def _stage_floors(self, staged: Staged, group: Group, operations: list[Operation]) -> None:
         for floor in group.floors:
@@ -568,10 +593,14 @@ class Store:
         """Whether `maintain` should run before long."""
         return self._written >= CHECKPOINT_BYTES
 
+    def wrote(self, size: int) -> None:
+        """Count what another part has written towards the next checkpoint."""
+        self._written += size
+
     def maintain(self) -> None:
         """Save and fold the WAL in, if it is time."""
         if self.failed is None and self.wants_checkpoint:
-            self.save()
+            self.guard(self.save)
             self.checkpoint()
 
     def save(self) -> None:
@@ -581,7 +610,7 @@ class Store:
         if last == state.saved and not state.dirty_senders and not state.dirty_totals:
             return
         try:
-            self._transact(self.save_operations())
+            self.transact(self.save_operations())
         except apsw.FullError:
             return  # replayed instead; accepting stops by the watermark
         self.saved()
@@ -593,8 +622,7 @@ class Store:
         totals = [state.totals[a] for a in state.dirty_totals if a in state.totals]
         return [
             (
-                "update sender set floor = ?, ranges = ?, last = ?, status_from = ?, seen_at = ?"
-                " where id = ?",
+                _SAVE_SENDER,
                 [
                     (
                         s.floor,
@@ -609,8 +637,7 @@ class Store:
                 True,
             ),
             (
-                "update audience set messages = ?, bytes = ?, last = ?, dropped = ?"
-                " where number = ?",
+                _SAVE_AUDIENCE,
                 [(t.messages, t.bytes, t.last, t.dropped, t.audience.number) for t in totals],
                 True,
             ),
@@ -645,9 +672,9 @@ class Store:
 
     # --- room ----------------------------------------------------------------------------------
 
-    def _fullness(self) -> LogFull | None:
-        """Return why no batch may be accepted now, or None (SEMANTICS 19)."""
-        reserve = self._reserve
+    def fullness(self) -> LogFull | None:
+        """Look at the disk; return why no batch may be accepted now, or None (SEMANTICS 19)."""
+        reserve = self.reserve
         if reserve is None:
             self._full = None
         else:
@@ -669,14 +696,14 @@ class Store:
         return Room(used=used, maximum=maximum, free=self._free, full=full)
 
 
-def _progress_operation(rows: list[ReceiverState]) -> Operation:
+def _progress_operation(states: list[ReceiverState]) -> Operation:
     row = "(?,?,?,?,?,?,?,?,?,?,?)"
     parameters: list[object] = []
-    for at in rows:
+    for at in states:
         parameters += (at.number, at.cursor, at.removed, *at.settled, at.bytes, at.collected)
         parameters.append(at.inbox)
     return (
-        "insert or replace into progress values " + ",".join([row] * len(rows)),
+        "insert or replace into progress values " + ",".join([row] * len(states)),  # noqa: S608 - no input in it
         parameters,
         False,
     )

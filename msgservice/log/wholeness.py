@@ -14,14 +14,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 from zlib import crc32
 
 import apsw
 
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import chain_of
-from msgservice.log.schema import sync_folder
+from msgservice.log.schema import one, sync_folder
 from msgservice.log.state import State
 
 MARK_NAME = "log.mark"
@@ -164,8 +164,8 @@ def check_mark(mark: Mark | None, state: State, db: apsw.Connection) -> None:
         lost = mark.commits - state.commits
         raise LogDamaged(f"the last {lost} changes of receivers are missing", last + 1, last + 1)
     if mark.number >= state.oldest:
-        row = db.execute("select chain from batch where number = ?", (mark.number,)).fetchone()
-        if row is None or row[0] != mark.chain:
+        chain = one(db, "select chain from batch where number = ?", (mark.number,))
+        if chain != mark.chain:
             raise LogDamaged("a batch is not the one that was stored", mark.number, mark.number)
 
 
@@ -184,7 +184,7 @@ class ChainedRow(NamedTuple):
     sender: int
     sequence: int
     size: int
-    count: int
+    messages: int
     crc: int
     chain: int
     frame: bytes | None
@@ -205,7 +205,7 @@ def chained_rows(db: apsw.Connection, first: int, last: int, chain: int) -> Iter
     """
     expected = first
     for values in db.execute(_CHAINED, (first, last)):
-        row = ChainedRow(*values)
+        row = ChainedRow(*cast("tuple[Any, ...]", values))
         number = row.number
         if number != expected:
             raise LogDamaged("batches are missing", expected, number - 1)
@@ -222,7 +222,7 @@ def chained_rows(db: apsw.Connection, first: int, last: int, chain: int) -> Iter
                 row.size,
                 row.stored_at,
                 row.after,
-                row.count,
+                row.messages,
                 row.flags,
                 row.crc,
                 words,
@@ -250,12 +250,12 @@ def replay(db: apsw.Connection, state: State, last: int) -> None:
             )
         if (row.before_messages, row.before_bytes) != (total.messages, total.bytes):
             raise LogDamaged("a batch's place in its audience is wrong", row.number, row.number)
-        stop = row.sequence + row.count - 1
+        stop = row.sequence + row.messages - 1
         known.take(min(row.after + 1, row.sequence), stop)
         if known.last is None or stop > known.last[1]:
             known.last = (row.sequence, stop, row.crc)
         known.seen_at = max(known.seen_at, row.stored_at)
-        total.messages += row.count
+        total.messages += row.messages
         total.bytes += row.size
         total.last = row.number
         state.used += row.size

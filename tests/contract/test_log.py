@@ -105,17 +105,17 @@ def test_messages_of_any_buffer_type_are_stored_as_they_are(log: Driver, wrap: o
 def test_read_gives_a_batch_whose_last_position_is_above_after(log: Driver) -> None:
     audience = log.log.audience([1])
     log.append(make_batch(audience, 1, [b"1", b"2", b"3"]), make_batch(audience, 4, [b"4"]))
-    assert [1, 2] == numbers(log.read([audience], position_of(1, 1)))
-    assert [2] == numbers(log.read([audience], position_of(1, 2)))
-    assert [] == numbers(log.read([audience], position_of(2, 0)))
+    assert numbers(log.read([audience], position_of(1, 1))) == [1, 2]
+    assert numbers(log.read([audience], position_of(1, 2))) == [2]
+    assert numbers(log.read([audience], position_of(2, 0))) == []
 
 
 def test_read_gives_at_least_one_batch_however_large(log: Driver) -> None:
     audience = log.log.audience([1])
     log.append(*(make_batch(audience, i, [b"x" * 1000]) for i in (1, 2, 3)))
-    assert [1] == numbers(log.read([audience], -1, bytes_max=10, messages_max=1))
-    assert [1, 2] == numbers(log.read([audience], -1, bytes_max=2100, messages_max=100))
-    assert [1, 2] == numbers(log.read([audience], -1, bytes_max=1 << 20, messages_max=2))
+    assert numbers(log.read([audience], -1, bytes_max=10, messages_max=1)) == [1]
+    assert numbers(log.read([audience], -1, bytes_max=2100, messages_max=100)) == [1, 2]
+    assert numbers(log.read([audience], -1, bytes_max=1 << 20, messages_max=2)) == [1, 2]
 
 
 def test_read_merges_audiences_in_the_order_of_the_log(log: Driver) -> None:
@@ -135,12 +135,12 @@ def test_read_merges_audiences_in_the_order_of_the_log(log: Driver) -> None:
 
 def test_read_of_no_audience_is_empty(log: Driver) -> None:
     log.append(make_batch(log.log.audience([1])))
-    assert [] == log.read([])
+    assert log.read([]) == []
 
 
 def test_equal_sets_of_receivers_are_one_audience(log: Driver) -> None:
     assert log.log.audience([3, 1, 2]) is log.log.audience((1, 2, 3, 3))
-    assert (1, 2, 3) == log.log.audience([3, 1, 2]).members
+    assert log.log.audience([3, 1, 2]).members == (1, 2, 3)
     assert log.log.audience([]) is log.log.audience(())
 
 
@@ -157,7 +157,7 @@ def test_an_interned_audience_without_batches_gives_way(tmp_path: Path) -> None:
     log = Driver("memory", tmp_path, Limits(audiences=3, reserve_bytes=1)).open()
     for i in range(1, 10):
         log.log.audience([i])
-    assert (10,) == log.log.audience([10]).members
+    assert log.log.audience([10]).members == (10,)
 
 
 # --- dedupe --------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_1_a_repeat_is_known_at_its_old_position(log: Driver) -> None:
     log.append(make_batch(audience, 1, [b"a", b"b"]))
     (outcome,) = log.append(make_batch(audience, 1, [b"a", b"b"]))
     assert Known(pieces=(Piece(1, 2, audience, position_of(1)),)) == outcome
-    assert [1] == numbers(log.read([audience]))
+    assert numbers(log.read([audience])) == [1]
 
 
 def test_2_a_repeat_within_one_group_is_known(log: Driver) -> None:
@@ -191,12 +191,12 @@ def test_1_a_lower_sequence_in_a_hole_is_new(log: Driver) -> None:
 def test_1_a_gap_named_by_after_is_taken_with_the_run(log: Driver) -> None:
     audience = log.log.audience([1])
     log.append(make_batch(audience, 10, [b"j"], after=4))
-    assert ((5, 10),) == log.log.resume("shop", "i1").ranges
+    assert log.log.resume("shop", "i1").ranges == ((5, 10),)
     log.append(make_batch(audience, 1, [b"a", b"b", b"c", b"d"], after=0))
-    assert (11, ()) == (
+    assert (
         log.log.resume("shop", "i1").floor,
         log.log.resume("shop", "i1").ranges,
-    )
+    ) == (11, ())
 
 
 def test_4_a_run_cut_differently_is_trimmed(log: Driver) -> None:
@@ -204,7 +204,7 @@ def test_4_a_run_cut_differently_is_trimmed(log: Driver) -> None:
     log.append(make_batch(audience, 3, [b"3", b"4"]))
     (outcome,) = log.append(make_batch(audience, 1, [b"%d" % i for i in range(1, 8)], after=0))
     assert isinstance(outcome, Known)
-    assert [(1, 2), (5, 7)] == [(b.sequence, b.sequence + b.count - 1) for b in outcome.fresh]
+    assert [(b.sequence, b.sequence + b.count - 1) for b in outcome.fresh] == [(1, 2), (5, 7)]
     assert [
         Piece(1, 2, audience, position_of(2)),
         Piece(3, 4, audience, position_of(1)),
@@ -231,7 +231,7 @@ def test_4_other_content_under_a_taken_sequence_is_refused_alone(log: Driver) ->
         assert isinstance(outcome, RefusedBatch)
         assert isinstance(outcome.error, ContentChanged)
     assert isinstance(fine, Batch)
-    assert 4 == log.log.resume("shop", "i1").floor
+    assert log.log.resume("shop", "i1").floor == 4
 
 
 def test_4_the_same_content_cut_differently_is_known(log: Driver) -> None:
@@ -254,7 +254,7 @@ def test_4_content_is_compared_after_a_restart(log: Driver) -> None:
 def test_5_incarnations_of_a_name_are_senders_of_their_own(log: Driver) -> None:
     audience = log.log.audience([1])
     log.append(make_batch(audience), make_batch(audience, incarnation="i2"))
-    assert [1, 2] == numbers(log.read([audience]))
+    assert numbers(log.read([audience])) == [1, 2]
     assert Resume() == log.log.resume("shop", "i3")
 
 
@@ -264,7 +264,7 @@ def test_resume_survives_a_restart(log: Driver) -> None:
     before = log.log.resume("shop", "i1")
     log.reopen()
     assert before == log.log.resume("shop", "i1")
-    assert (3, ((5, 6), (9, 9))) == (before.floor, before.ranges)
+    assert (before.floor, before.ranges) == (3, ((5, 6), (9, 9)))
 
 
 # --- room ----------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_18_a_log_at_its_limit_refuses_but_takes_the_rest_of_the_group(
         assert isinstance(outcome, RefusedBatch)
         assert isinstance(outcome.error, LogFull)
         assert outcome.error.delay > 0
-    assert 2 == log.log.resume("shop", "i1").floor
+    assert log.log.resume("shop", "i1").floor == 2
     (again,) = log.append(make_batch(audience, 1, [b"x" * 3000]))
     assert isinstance(again, Known)  # a repeat needs no room
     assert 3000 < log.log.room().used <= 5000
@@ -352,12 +352,12 @@ def test_23_accounts_add_up_at_every_step(log: Driver) -> None:
     batches = [make_batch(both if i % 3 else one, i * 2 + 1, [b"x", b"y"]) for i in range(30)]
     log.append(*batches)
     accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
-    assert (60, 60, {}) == (accounts[1].routed, accounts[1].queued, accounts[1].settled)
-    assert (40, 40) == (accounts[2].routed, accounts[2].queued)
+    assert (accounts[1].routed, accounts[1].queued, accounts[1].settled) == (60, 60, {})
+    assert (accounts[2].routed, accounts[2].queued) == (40, 40)
     # half a batch
     log.progress(1, batches[10].first, settled={Status.ACKNOWLEDGED: 21})
     accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
-    assert (60, 39) == (accounts[1].routed, accounts[1].queued)
+    assert (accounts[1].routed, accounts[1].queued) == (60, 39)
     # acknowledged out of order, and one dead, above the cursor
     log.progress(
         1,
@@ -370,11 +370,11 @@ def test_23_accounts_add_up_at_every_step(log: Driver) -> None:
         settled={Status.ACKNOWLEDGED: 6, Status.DEAD: 1},
     )
     accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
-    assert 32 == accounts[1].queued
-    assert [0, 0] == log.unaccounted()
-    assert [] == log.wait(log.log.audit())
+    assert accounts[1].queued == 32
+    assert log.unaccounted() == [0, 0]
+    assert log.wait(log.log.audit()) == []
     log.reopen()
-    assert [0, 0] == log.unaccounted()
+    assert log.unaccounted() == [0, 0]
 
 
 def test_23_the_audit_finds_a_settled_message_that_was_not_counted(log: Driver) -> None:
@@ -382,7 +382,7 @@ def test_23_the_audit_finds_a_settled_message_that_was_not_counted(log: Driver) 
     batch = make_batch(log.log.audience([1]))
     log.append(batch)
     log.progress(1, batch.last)
-    assert [1] == log.unaccounted()
+    assert log.unaccounted() == [1]
     (sentence,) = log.wait(log.log.audit())
     assert "receiver 1: 1 routed, 0 queued, 0 settled" in sentence
 
@@ -442,8 +442,8 @@ def test_10_what_waits_for_a_removed_receiver_is_removed(log: Driver) -> None:
     log.reopen()
     removed = next(r for r in log.snapshot.receivers if r.number == 1)
     assert removed.removed
-    assert {Status.ACKNOWLEDGED: 2, Status.REMOVED: 2} == removed.settled
-    assert [2] == [a.receiver for a in log.wait(log.log.accounts())]
+    assert removed.settled == {Status.ACKNOWLEDGED: 2, Status.REMOVED: 2}
+    assert [a.receiver for a in log.wait(log.log.accounts())] == [2]
     history = log.wait(log.log.history("shop", "i1", 1, 100))
     assert [
         StateRange(1, Status.ACKNOWLEDGED, 1, 1),
@@ -496,14 +496,14 @@ def test_history_comes_in_pages(log: Driver) -> None:
         states += page.states
         first = page.next
         pages += 1
-    assert 4 == pages
+    assert pages == 4
     assert list(range(1, 11)) == [piece.first for piece in pieces]
-    assert [(1, 3), (4, 6), (7, 9), (10, 10)] == [(s.first, s.last) for s in states]
+    assert [(s.first, s.last) for s in states] == [(1, 3), (4, 6), (7, 9), (10, 10)]
 
 
 def test_history_of_an_unknown_sender_is_empty(log: Driver) -> None:
     history = log.wait(log.log.history("nobody", "i", 1, 10))
-    assert ((), (), None) == (history.pieces, history.states, history.next)
+    assert (history.pieces, history.states, history.next) == ((), (), None)
 
 
 def test_7_a_message_is_found_by_each_of_its_names(log: Driver) -> None:
@@ -513,14 +513,10 @@ def test_7_a_message_is_found_by_each_of_its_names(log: Driver) -> None:
     audience = log.log.audience([1, 2])
     batch = make_batch(audience, 5, [b"x", b"y"], ids=((1, "o-17"),))
     log.append(batch)
-    log.progress(
-        1, 0, exceptions=[exception(1, batch.last, batch.last, Status.QUEUED, attempts=3)]
-    )
+    log.progress(1, 0, exceptions=[exception(1, batch.last, batch.last, Status.QUEUED, attempts=3)])
     log.progress(2, batch.last, settled={Status.ACKNOWLEDGED: 2})
     name = f"shop/{sha256(b'i1').hexdigest()[:16]}/6"
-    found = [
-        log.wait(log.log.find(identity)) for identity in ("o-17", name, f"log:{batch.last}")
-    ]
+    found = [log.wait(log.log.find(identity)) for identity in ("o-17", name, f"log:{batch.last}")]
     assert found[0] == found[1] == found[2]
     assert found[0] is not None
     assert (batch.last, "shop", "i1", 6, "orders.new", NOW) == (
@@ -531,7 +527,7 @@ def test_7_a_message_is_found_by_each_of_its_names(log: Driver) -> None:
         found[0].subject,
         found[0].stored_at,
     )
-    assert {1: (Status.QUEUED, 3, ""), 2: (Status.ACKNOWLEDGED, 0, "")} == found[0].states
+    assert found[0].states == {1: (Status.QUEUED, 3, ""), 2: (Status.ACKNOWLEDGED, 0, "")}
 
 
 @pytest.mark.parametrize(
@@ -553,7 +549,7 @@ def test_12_dead_letters_keep_their_own_copy(log: Driver) -> None:
     log.reopen()
     assert letters[:2] == log.wait(log.log.dead_letters(1, -1, 2))
     assert letters[2:] == log.wait(log.log.dead_letters(1, 20, 2))
-    assert [] == log.wait(log.log.dead_letters(2, -1, 2))
+    assert log.wait(log.log.dead_letters(2, -1, 2)) == []
 
 
 def test_11_a_floor_for_an_unknown_sender_does_nothing(log: Driver) -> None:
@@ -565,12 +561,12 @@ def test_11_a_floor_for_an_unknown_sender_does_nothing(log: Driver) -> None:
 
 
 def test_an_empty_group_does_nothing(log: Driver) -> None:
-    assert [] == log.wait(log.log.append(Group()))
+    assert log.wait(log.log.append(Group())) == []
 
 
 def test_the_log_id_stays_over_a_restart(log: Driver) -> None:
     before = log.log.log_id
-    assert 32 == len(before)
+    assert len(before) == 32
     log.reopen()
     assert before == log.log.log_id == log.snapshot.log_id
 
@@ -578,10 +574,10 @@ def test_the_log_id_stays_over_a_restart(log: Driver) -> None:
 def test_the_snapshot_names_audiences_and_the_next_number(log: Driver) -> None:
     log.append(make_batch(log.log.audience([1, 2])), make_batch(log.log.audience([]), 2))
     log.reopen()
-    assert 3 == log.snapshot.next_number
-    assert [(1, 2), ()] == [a.members for a in log.snapshot.audiences]
+    assert log.snapshot.next_number == 3
+    assert [a.members for a in log.snapshot.audiences] == [(1, 2), ()]
     assert log.log.audience([2, 1]) is log.snapshot.audiences[0]
-    assert 3 == log.log.audience([9]).number
+    assert log.log.audience([9]).number == 3
 
 
 def test_closing_twice_is_safe(log: Driver) -> None:
@@ -593,9 +589,9 @@ def test_numbers_go_on_after_a_restart(log: Driver) -> None:
     log.append(make_batch(log.log.audience([1])))
     log.reopen()
     log.append(make_batch(log.log.audience([1]), 2))
-    assert [1, 2] == numbers(log.read([log.log.audience([1])]))
-    assert [] == log.wait(log.log.audit())
+    assert numbers(log.read([log.log.audience([1])])) == [1, 2]
+    assert log.wait(log.log.audit()) == []
 
 
 def test_small_defaults_are_used(log: Driver) -> None:
-    assert SMALL == log.limits
+    assert log.limits == SMALL

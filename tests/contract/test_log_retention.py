@@ -1,0 +1,318 @@
+"""Retention, the same for every `ILog` (SEMANTICS 11, 20, 21)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from msgservice.limits import Limits
+from msgservice.message import Status
+from msgservice.records import (
+    Batch,
+    Known,
+    Piece,
+    RefusedBatch,
+    SenderFloor,
+    StateRange,
+    position_of,
+)
+from tests.logs import NOW, Driver, exception, make_batch, numbers
+
+HOUR = 3600 * 1000
+KEEP_NOTHING = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0, audiences=40)
+
+
+def drop_all(log: Driver, now: int = NOW + 1) -> int:
+    calls = 1
+    while log.wait(log.log.retain(now)):
+        calls += 1
+        assert calls < 1000
+    return calls
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
+    driver = Driver(request.param, tmp_path / "data", KEEP_NOTHING).open()
+    driver.receivers(1, 2)
+    yield driver
+    assert driver.wait(driver.log.audit()) == []
+    driver.reopen()
+    assert driver.wait(driver.log.audit()) == []
+    driver.close()
+
+
+def settle(log: Driver, receiver: int, batch: Batch, count: int) -> None:
+    log.progress(receiver, batch.last, settled={Status.ACKNOWLEDGED: count})
+
+
+def test_21_nothing_goes_before_every_receiver_is_past_it(log: Driver) -> None:
+    audience = log.log.audience([1, 2])
+    batches = [make_batch(audience, i) for i in (1, 2, 3)]
+    log.append(*batches)
+    settle(log, 1, batches[2], 3)
+    drop_all(log)
+    assert numbers(log.read([audience])) == [1, 2, 3]
+    settle(log, 2, batches[1], 2)
+    drop_all(log)
+    assert numbers(log.read([audience])) == [3]
+    assert batches[2].size == log.log.room().used
+    assert log.unaccounted() == [0, 0]
+
+
+def test_21_a_batch_that_is_only_half_settled_stays(log: Driver) -> None:
+    audience = log.log.audience([1])
+    batch = make_batch(audience, 1, [b"a", b"b"])
+    log.append(batch)
+    log.progress(1, batch.first, settled={Status.ACKNOWLEDGED: 1})
+    drop_all(log)
+    assert numbers(log.read([audience])) == [1]
+
+
+def test_21_a_receiver_that_stays_behind_pins_its_own_batches_only(log: Driver) -> None:
+    one, two = log.log.audience([1]), log.log.audience([2])
+    batches = [make_batch(two if i % 10 == 5 else one, i) for i in range(1, 101)]
+    log.append(*batches)
+    settle(log, 1, batches[-1], 90)
+    drop_all(log)
+    assert numbers(log.read([one])) == []
+    assert list(range(5, 101, 10)) == numbers(log.read([two]))
+    assert sum(b.size for b in batches if b.audience is two) == log.log.room().used
+    assert log.unaccounted() == [0, 0]
+    log.reopen()
+    assert log.unaccounted() == [0, 0]
+
+
+def test_a_removed_receiver_pins_nothing(log: Driver) -> None:
+    audience = log.log.audience([1, 2])
+    batch = make_batch(audience)
+    log.append(batch)
+    settle(log, 1, batch, 1)
+    log.append(removed=[2])
+    drop_all(log)
+    assert log.log.room().used == 0
+    states = log.wait(log.log.history("shop", "i1", 1, 10)).states
+    assert (
+        StateRange(1, Status.ACKNOWLEDGED, 1, 1),
+        StateRange(2, Status.REMOVED, 1, 1),
+    ) == states
+
+
+def test_a_receiver_that_was_not_made_yet_pins(log: Driver) -> None:
+    audience = log.log.audience([3])
+    log.append(make_batch(audience))
+    drop_all(log)
+    assert numbers(log.read([audience])) == [1]
+
+
+def test_what_nobody_is_meant_to_get_goes(log: Driver) -> None:
+    log.append(make_batch(log.log.audience([])))
+    drop_all(log)
+    assert log.log.room().used == 0
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_settled_batches_are_kept_for_their_time_and_up_to_their_bytes(
+    kind: str, tmp_path: Path
+) -> None:
+    limits = Limits(reserve_bytes=1024, keep_seconds=10, keep_bytes=2500)
+    log = Driver(kind, tmp_path, limits).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    batches = [make_batch(audience, i, [b"x" * 1000]) for i in (1, 2, 3, 4)]
+    for i, batch in enumerate(batches):
+        log.append(batch, now=NOW + i)
+    drop_all(log, NOW + 5000)
+    assert len(log.read([audience])) == 4  # not settled
+    settle(log, 1, batches[3], 4)
+    drop_all(log, NOW + 5000)
+    assert numbers(log.read([audience])) == [3, 4]  # more than 2,500 bytes otherwise
+    drop_all(log, NOW + 10_002)
+    assert numbers(log.read([audience])) == [4]  # the third is older than 10 s
+    drop_all(log, NOW + 10_003)
+    assert numbers(log.read([audience])) == []
+    log.close()
+
+
+def test_11_final_states_outlive_their_batches(log: Driver) -> None:
+    audience = log.log.audience([1, 2])
+    batches = [make_batch(audience, 2 * i - 1, [b"x", b"y"]) for i in range(1, 6)]
+    log.append(*batches)
+    log.progress(
+        1,
+        batches[4].last,
+        settled={Status.ACKNOWLEDGED: 9, Status.DEAD: 1},
+        exceptions=[exception(1, batches[2].first, batches[2].first, reason="bad")],
+    )
+    settle(log, 2, batches[4], 10)
+    before = log.wait(log.log.history("shop", "i1", 1, 100)).states
+    drop_all(log)
+    after = log.wait(log.log.history("shop", "i1", 1, 100))
+    assert after.pieces == ()
+    assert before == after.states
+    assert [
+        StateRange(1, Status.ACKNOWLEDGED, 1, 4),
+        StateRange(2, Status.ACKNOWLEDGED, 1, 10),
+        StateRange(1, Status.DEAD, 5, 5, "bad"),
+        StateRange(1, Status.ACKNOWLEDGED, 6, 10),
+    ] == list(after.states)
+    log.reopen()
+    assert log.snapshot.exceptions == {}
+    assert after == log.wait(log.log.history("shop", "i1", 1, 100))
+
+
+def test_11_finished_ranges_grow_together_over_calls(log: Driver) -> None:
+    audience = log.log.audience([1])
+    for i in range(1, 30):
+        batch = make_batch(audience, i)
+        log.append(batch)
+        settle(log, 1, batch, 1)
+        drop_all(log)
+    states = log.wait(log.log.history("shop", "i1", 1, 100)).states
+    assert (StateRange(1, Status.ACKNOWLEDGED, 1, 29),) == states
+
+
+def test_11_states_below_status_from_go(log: Driver) -> None:
+    audience = log.log.audience([1])
+    batches = [make_batch(audience, i) for i in range(1, 11)]
+    log.append(*batches)
+    settle(log, 1, batches[4], 5)
+    drop_all(log)
+    log.append(floors=[SenderFloor(sender="shop", incarnation="i1", status_from=8)])
+    assert log.wait(log.log.history("shop", "i1", 1, 100)).states == ()
+    settle(log, 1, batches[9], 5)
+    drop_all(log)
+    states = log.wait(log.log.history("shop", "i1", 1, 100)).states
+    assert (StateRange(1, Status.ACKNOWLEDGED, 8, 10),) == states
+
+
+def test_11_states_go_after_seven_days(log: Driver) -> None:
+    audience = log.log.audience([1])
+    batch = make_batch(audience)
+    log.append(batch)
+    settle(log, 1, batch, 1)
+    drop_all(log)
+    drop_all(log, NOW + 7 * 24 * HOUR)
+    assert len(log.wait(log.log.history("shop", "i1", 1, 100)).states) == 1
+    drop_all(log, NOW + 7 * 24 * HOUR + 2 * HOUR)
+    assert log.wait(log.log.history("shop", "i1", 1, 100)).states == ()
+
+
+def test_4_content_is_compared_after_the_batch_has_gone(log: Driver) -> None:
+    audience = log.log.audience([1])
+    batch = make_batch(audience, 1, [b"a"])
+    log.append(batch)
+    settle(log, 1, batch, 1)
+    drop_all(log)
+    same, other = log.append(make_batch(audience, 1, [b"a"]), make_batch(audience, 1, [b"X"]))
+    assert Known(pieces=(Piece(1, 1, audience, position_of(1)),)) == same
+    assert isinstance(other, RefusedBatch)
+
+
+def test_4_a_repeat_of_what_is_long_forgotten_is_still_known(log: Driver) -> None:
+    audience = log.log.audience([1])
+    batches = [make_batch(audience, i) for i in range(1, 1100)]
+    log.append(*batches)
+    settle(log, 1, batches[-1], 1099)
+    drop_all(log)
+    (outcome,) = log.append(make_batch(audience, 1, [b"a", b"b"]))
+    assert isinstance(outcome, Known)
+    assert [
+        (p.first, p.last, p.position, p.audience.members) for p in outcome.pieces
+    ] == [(1, 2, 0, ())]
+    (outcome,) = log.append(make_batch(audience, 100))
+    assert isinstance(outcome, Known)
+    assert position_of(100) == outcome.pieces[0].position
+
+
+def test_5_an_incarnation_that_stayed_away_is_forgotten_when_all_is_settled(log: Driver) -> None:
+    audience = log.log.audience([1])
+    gone, stuck = make_batch(audience), make_batch(audience, incarnation="i2")
+    log.append(gone, stuck)
+    settle(log, 1, gone, 1)
+    drop_all(log)
+    drop_all(log, NOW + 8 * 24 * HOUR)
+    assert (log.log.resume("shop", "i1").floor, log.log.resume("shop", "i2").floor) == (1, 2)
+    log.reopen()
+    assert (log.log.resume("shop", "i1").floor, log.log.resume("shop", "i2").floor) == (1, 2)
+    (outcome,) = log.append(make_batch(audience, 2, after=1))
+    assert isinstance(outcome, Batch)
+
+
+def test_20_unused_audiences_are_collected_and_their_counts_kept(log: Driver) -> None:
+    log.receivers(*range(3, 31))
+    for other in range(3, 31):
+        batch = make_batch(log.log.audience([1, other]), other, after=0)
+        log.append(batch)
+        settle(log, 1, batch, 1)
+        settle(log, other, batch, 1)
+    drop_all(log)
+    assert log.unaccounted() == [0] * 30
+    accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
+    assert (accounts[1].routed, accounts[30].routed) == (28, 1)
+    log.append(make_batch(log.log.audience([1, 3]), 500))
+    log.reopen()
+    assert [audience.members for audience in log.snapshot.audiences] == [(1, 3)]
+    log.append(make_batch(log.log.audience([1, 3]), 501))
+    accounts = {a.receiver: a for a in log.wait(log.log.accounts())}
+    assert accounts[1].routed == 30
+    log.progress(1, position_of(1000), settled={Status.ACKNOWLEDGED: 2})
+    log.progress(3, position_of(1000), settled={Status.ACKNOWLEDGED: 2})
+    assert {0} == set(log.unaccounted())
+
+
+def test_ids_go_with_their_batches(log: Driver) -> None:
+    audience = log.log.audience([1])
+    batch = make_batch(audience, ids=((0, "o-1"),))
+    log.append(batch)
+    settle(log, 1, batch, 1)
+    assert log.wait(log.log.find("o-1")) is not None
+    drop_all(log)
+    assert log.wait(log.log.find("o-1")) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_21_random_histories_stay_whole_and_accounted(log: Driver, seed: int) -> None:
+    """Receivers at their own pace, retention at any time; the fixture audits at the end."""
+    rng = random.Random(seed)
+    log.receivers(3, 4)
+    sets = [(1,), (2,), (1, 2), (3, 4), (1, 2, 3, 4), ()]
+    sequence = 1
+    stored: list[Batch] = []
+    cursor = dict.fromkeys((1, 2, 3, 4), 0)
+    for step in range(60):
+        group = []
+        for _ in range(rng.randrange(12)):
+            count = rng.randrange(1, 4)
+            audience = log.log.audience(rng.choice(sets))
+            group.append(make_batch(audience, sequence, [b"%d" % i for i in range(count)]))
+            sequence += count
+        log.append(*group)
+        stored += group
+        receiver = rng.choice((1, 2, 3, 4))
+        mine = [b for b in stored if receiver in b.audience.members and b.last > cursor[receiver]]
+        if mine:
+            end = mine[rng.randrange(len(mine))]
+            done = sum(b.count for b in mine if b.last <= end.last)
+            cursor[receiver] = end.last
+            settle(log, receiver, end, done)
+        if step % 5 == 4:
+            log.wait(log.log.retain(NOW + 1))
+        if step == 30:
+            log.reopen()
+            table = {a.members: a for a in log.snapshot.audiences}
+            assert all(b.audience.members in table for b in stored)
+    assert {0} == set(log.unaccounted())
+    drop_all(log)
+    kept = [
+        b.number
+        for b in stored
+        if any(cursor[receiver] < b.last for receiver in b.audience.members)
+    ]
+    audiences = [log.log.audience(members) for members in sets]
+    found: list[int] = []
+    while page := log.read(audiences, position_of(found[-1], 0xFFFF) if found else -1):
+        found += numbers(page)
+    assert kept == found
