@@ -1,0 +1,253 @@
+"""The processes that a measurement starts: `python -m bench.roles node|producer|receiver …`.
+
+Each says on standard output what happened, a JSON object a line, and goes on when a line comes
+on standard input. Only the public API is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.stdio import StandardIO
+from twisted.internet.task import react
+from twisted.logger import LogLevel, globalLogPublisher
+from twisted.protocols.basic import LineReceiver
+
+from msgservice import Receiver, connect
+from msgservice.limits import Limits
+from msgservice.node.assembly import make_node
+
+reactor: Any = installed_reactor
+SUBJECT = "orders.new"
+
+
+def say(**fields: Any) -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    fields["cpu_s"] = round(used.ru_utime + used.ru_stime, 3)
+    print(json.dumps(fields), flush=True)
+
+
+def rss_mib() -> float:
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmRSS"):
+                return round(int(line.split()[1]) / 1024, 1)
+    return 0.0
+
+
+class Commands(LineReceiver):
+    """Lines of standard input call `act`."""
+
+    delimiter = b"\n"
+
+    def __init__(self, act: Callable[[str], None]) -> None:
+        self.act = act
+
+    def lineReceived(self, line: bytes) -> None:
+        self.act(line.decode())
+
+
+def listen_to(act: Callable[[str], None]) -> None:
+    StandardIO(Commands(act))
+
+
+# --- node
+
+
+def node(args: argparse.Namespace) -> None:
+    sys.setswitchinterval(0.0005)
+    started = time.monotonic()
+    service = make_node(
+        reactor, args.data, listen=["tcp:0:interface=127.0.0.1"], limits=Limits()
+    )
+
+    def ready(_: None) -> None:
+        port = service.ports[0].getHost().port
+        seconds = round(time.monotonic() - started, 3)
+        say(address=f"tcp:127.0.0.1:{port}", start_s=seconds, rss_mib=rss_mib())
+
+    service.startService()
+    service.when_ready().addCallback(ready)
+    listen_to(lambda _: say(rss_mib=rss_mib()))
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.run()
+
+
+# --- receiver
+
+
+def receiver(args: argparse.Namespace) -> None:
+    """Takes everything; says when it is attached, and when it has `--count`."""
+    seen = 0
+    count = args.count
+
+    def handle(message: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == count:
+            say(end=time.monotonic(), count=seen)
+
+    made = Receiver(
+        reactor,
+        name=args.name,
+        handler=handle,
+        window=(args.window, 64 * 1024 * 1024) if args.window else None,
+    )
+    attachment = made.attach(args.address, subjects=args.subjects.split(","))
+
+    def act(line: str) -> None:
+        nonlocal count, seen
+        if line.startswith("count"):
+            seen, count = 0, int(line.split()[1])
+            say(counting=count)
+        else:
+            say(seen=seen)
+
+    def attached() -> None:
+        if attachment.connected:
+            say(attached=True)
+        else:
+            reactor.callLater(0.01, attached)
+
+    listen_to(act)
+    attached()
+    reactor.run()
+
+
+# --- producer
+
+
+class Producer:
+    """Keeps `window` messages in flight until `count` were accepted."""
+
+    def __init__(self, client: Any, args: argparse.Namespace, offset: int = 0) -> None:
+        self.client = client
+        self.count = args.count
+        self.window = args.window
+        self.body = b"x" * args.body
+        self.subjects = [SUBJECT]
+        if args.subjects_count > 1:
+            self.subjects = [f"orders.n{i}" for i in range(args.subjects_count)]
+        self.sent = 0
+        self.accepted = 0
+        self.done: Deferred[None] = Deferred()
+        self.pausing = False
+
+    def start(self) -> Deferred[None]:
+        self.go()
+        return self.done
+
+    def go(self) -> None:
+        send, body, subjects = self.client.send, self.body, self.subjects
+        many = len(subjects)
+        room = min(self.count - self.sent, self.window - (self.sent - self.accepted))
+        if many == 1:
+            subject = subjects[0]
+            for _ in range(room):
+                send(subject, body).addCallback(self.one_accepted)
+        else:
+            for i in range(self.sent, self.sent + room):
+                send(subjects[i % many], body).addCallback(self.one_accepted)
+        self.sent += room
+
+    def one_accepted(self, receipt: Any) -> None:
+        self.accepted += 1
+        if not self.pausing:
+            # What one acknowledgement freed is refilled in one go, when its turn is over.
+            self.pausing = True
+            reactor.callLater(0, self.refill)
+
+    def refill(self) -> None:
+        self.pausing = False
+        if self.accepted >= self.count:
+            self.done.callback(None)
+        else:
+            self.go()
+
+
+class ProducerOfRuns(Producer):
+    """The same with `send_many`, 200 messages a run."""
+
+    run = 200
+
+    def go(self) -> None:
+        bodies = [self.body] * self.run
+        while self.sent < self.count and self.sent - self.accepted < self.window:
+            self.client.send_many(SUBJECT, bodies).addCallback(self.run_accepted)
+            self.sent += self.run
+
+    def run_accepted(self, receipts: Any) -> None:
+        self.accepted += self.run
+        if self.accepted >= self.count:
+            self.done.callback(None)
+        else:
+            self.go()
+
+
+async def produce(args: argparse.Namespace) -> None:
+    kind = ProducerOfRuns if args.many else Producer
+    clients = [
+        await connect(reactor, args.address, name=f"producer{i}", outbox=args.outbox)
+        for i in range(args.producers)
+    ]
+    per_client = args.count // args.producers
+    started: Deferred[str] = Deferred()
+    listen_to(lambda line: started.callback(line) if not started.called else None)
+    say(connected=True)
+    await started
+    start = time.monotonic()
+    args.count = per_client
+    producers = [kind(client, args) for client in clients]
+    for done in [producer.start() for producer in producers]:
+        await done
+    say(start=start, end=time.monotonic(), rss_mib=rss_mib())
+    for client in clients:
+        await client.close()
+
+
+def producer(args: argparse.Namespace) -> None:
+    react(lambda _: Deferred.fromCoroutine(produce(args)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    roles = parser.add_subparsers(dest="role", required=True)
+    of_node = roles.add_parser("node")
+    of_node.add_argument("--data", required=True)
+    of_receiver = roles.add_parser("receiver")
+    of_receiver.add_argument("--address", required=True)
+    of_receiver.add_argument("--name", required=True)
+    of_receiver.add_argument("--count", type=int, default=0)
+    of_receiver.add_argument("--subjects", default="orders.>")
+    of_receiver.add_argument("--window", type=int, default=0)
+    of_producer = roles.add_parser("producer")
+    of_producer.add_argument("--address", required=True)
+    of_producer.add_argument("--count", type=int, required=True)
+    of_producer.add_argument("--window", type=int, default=20_000)
+    of_producer.add_argument("--body", type=int, default=256)
+    of_producer.add_argument("--many", action="store_true")
+    of_producer.add_argument("--subjects-count", type=int, default=1)
+    of_producer.add_argument("--producers", type=int, default=1)
+    of_producer.add_argument("--outbox")
+    args = parser.parse_args()
+
+    def complain(event: Any) -> None:
+        if event["log_level"] >= LogLevel.warn:
+            from twisted.logger import formatEvent
+
+            print(formatEvent(event), file=sys.stderr, flush=True)
+
+    globalLogPublisher.addObserver(complain)
+    {"node": node, "receiver": receiver, "producer": producer}[args.role](args)
+
+
+if __name__ == "__main__":
+    main()
