@@ -8,6 +8,7 @@ checked, once at ingress, and then stored and sent on as the same bytes.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -73,6 +74,16 @@ _decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 def encode_messages(messages: list[WireMessage] | list[BareMessage] | list[msgspec.Raw]) -> bytes:
     """Return the msgpack array of a run."""
     return _encode(messages)
+
+
+def encode_bodies(bodies: Iterable[bytes]) -> bytes:
+    """Return the msgpack array of a run of messages that are nothing but bodies."""
+    return _encode(list(zip(bodies, strict=False)))  # makes `[body]` of each, without a loop here
+
+
+def encode_mixed(items: Sequence[bytes | msgspec.Raw]) -> bytes:
+    """Return the msgpack array of a run of bodies and of encoded messages."""
+    return _encode([(item,) if type(item) is bytes else item for item in items])
 
 
 def decode_messages(messages: bytes | memoryview | msgspec.Raw) -> list[WireMessage]:
