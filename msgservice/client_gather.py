@@ -52,7 +52,18 @@ class Prepared(NamedTuple):
 class Gather:
     """A run that is growing: what `send` adds to."""
 
-    __slots__ = ("bare", "flags", "ids", "items", "limit", "plain", "size", "subject", "to", "waiters")
+    __slots__ = (
+        "bare",
+        "flags",
+        "ids",
+        "items",
+        "limit",
+        "plain",
+        "size",
+        "subject",
+        "to",
+        "waiters",
+    )
 
     def __init__(
         self, subject: str, to: tuple[str, ...] | None, flags: int, limit: int, *, plain: bool
@@ -65,6 +76,20 @@ class Gather:
         self.bare = True
         self.waiters: list[Deferred[Receipt]] = []
         self.ids: dict[int, str] | None = None
+
+    def add(
+        self, item: bytes | msgspec.Raw, size: int, own_id: str | None, waiter: Deferred[Receipt]
+    ) -> None:
+        """Add a message; the caller looks whether it fits."""
+        if type(item) is not bytes:
+            self.bare = False
+        if own_id is not None:
+            if self.ids is None:
+                self.ids = {}
+            self.ids[len(self.items)] = own_id
+        self.items.append(item)
+        self.waiters.append(waiter)
+        self.size += size
 
     def parcel(self) -> Parcel:
         """Return the run."""
@@ -97,6 +122,13 @@ class Gathering:
     def __bool__(self) -> bool:
         return bool(self._cut or self.open)
 
+    def limit_of(self, to: tuple[str, ...] | None) -> int:
+        """Bytes of a run's messages; a long `to` takes its room from them."""
+        if to is None:
+            return self._run_bytes
+        size = sum(len(name.encode()) + 2 for name in to)
+        return self._run_bytes - max(0, size - TO_BYTES_FREE)
+
     # --- verbs
 
     def fit(self, max_batch: int) -> None:
@@ -104,7 +136,7 @@ class Gathering:
         self._run_bytes = min(max_batch, self._limits.max_batch)
         self._body_bytes = self._run_bytes - MESSAGE_OVERHEAD
         for gather in self.open.values():
-            gather.limit = self._limit(gather.to)
+            gather.limit = self.limit_of(gather.to)
 
     def gather(self, subject: str, to: tuple[str, ...] | None, flags: int) -> Gather:
         """Return the growing run for these; what grew there with other options is cut."""
@@ -114,7 +146,7 @@ class Gathering:
                 return found
             self.cut(found)
         plain = to is None and flags == self.default_flags
-        new = self.open[subject] = Gather(subject, to, flags, self._limit(to), plain=plain)
+        new = self.open[subject] = Gather(subject, to, flags, self.limit_of(to), plain=plain)
         return new
 
     def cut(self, gather: Gather) -> None:
@@ -163,20 +195,24 @@ class Gathering:
         return tuple(to)
 
     def prepare(
-        self, content: Any, headers: Headers | None, id: str | None, limit: int  # noqa: A002 - as in the API
+        self,
+        content: Any,
+        headers: Headers | None,
+        own_id: str | None,
+        limit: int,
     ) -> Prepared:
         """Return the message; `MessageTooLarge`, or `TypeError` where content has no form."""
         body, headers = encode_content(content, headers)
         if len(body) > self._body_bytes:
             raise MessageTooLarge(len(body), self._body_bytes)
-        if not headers and id is None:
+        if not headers and own_id is None:
             size = len(body) + BARE_OVERHEAD
             item: bytes | msgspec.Raw = body
         else:
             _check_headers(headers)
-            if id is not None:
-                _check_id(id)
-            item = msgspec.Raw(_encode(WireMessage(body, headers or None, id)))
+            if own_id is not None:
+                _check_id(own_id)
+            item = msgspec.Raw(_encode(WireMessage(body, headers or None, own_id)))
             size = len(memoryview(item))
         if size > limit - ARRAY_HEADER:
             raise MessageTooLarge(size, limit - ARRAY_HEADER)
@@ -191,7 +227,7 @@ class Gathering:
         flags: int,
     ) -> list[Parcel]:
         """Return the runs of a `send_many`: one, unless that would be too large."""
-        limit = self._limit(to)
+        limit = self.limit_of(to)
         names = list(to) if to is not None else None
         count_max = self._limits.batch_messages
         if not headers and bodies and set(map(type, bodies)) == {bytes}:
@@ -216,13 +252,6 @@ class Gathering:
             parcels.append(Parcel(run, encode_mixed(items), names, flags))
         return parcels
 
-    def _limit(self, to: tuple[str, ...] | None) -> int:
-        """Bytes of a run's messages; a long `to` takes its room from them."""
-        if to is None:
-            return self._run_bytes
-        size = sum(len(name.encode()) + 2 for name in to)
-        return self._run_bytes - max(0, size - TO_BYTES_FREE)
-
 
 def _check_headers(headers: Headers | None) -> None:
     for name, value in (headers or {}).items():
@@ -235,10 +264,10 @@ def _check_headers(headers: Headers | None) -> None:
             raise Refused(f"header {name!r} is no UTF-8") from None
 
 
-def _check_id(id: str) -> None:  # noqa: A002 - as in the API
+def _check_id(own_id: str) -> None:
     try:
-        size = len(id.encode())
+        size = len(own_id.encode())
     except UnicodeEncodeError:
-        raise BadName(id, "it is no UTF-8") from None
+        raise BadName(own_id, "it is no UTF-8") from None
     if not 1 <= size <= NAME_BYTES_MAX:
-        raise BadName(id, f"an id has 1 to {NAME_BYTES_MAX} bytes, not {size}")
+        raise BadName(own_id, f"an id has 1 to {NAME_BYTES_MAX} bytes, not {size}")

@@ -179,7 +179,6 @@ class NodeHop:
         """Send these runs, as soon and as often as it takes. They rise."""
         for run in runs:
             self.outbox.offer(run)
-        self.pump()
 
     def pump(self) -> None:
         """Send what may be sent now."""
@@ -242,7 +241,9 @@ class NodeHop:
             self._begin_anew(wrong)
             connection.abort()
             return
-        self.batch_max = min(hello.options.max_batch or self._limits.max_batch, self._limits.max_batch)
+        self.batch_max = min(
+            hello.options.max_batch or self._limits.max_batch, self._limits.max_batch
+        )
         self._opened = True
         self.runs.connected()
         self.outbox.receive_resume(resume.floor, resume.ranges)

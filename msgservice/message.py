@@ -68,6 +68,7 @@ class BareMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_messages = msgspec.msgpack.Decoder(list[WireMessage]).decode
+_decode_message = msgspec.msgpack.Decoder(WireMessage).decode
 _decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
@@ -92,6 +93,14 @@ def decode_messages(messages: bytes | memoryview | msgspec.Raw) -> list[WireMess
         return _decode_messages(messages)
     except msgspec.MsgspecError as error:
         raise MalformedFrame(f"messages: {error}") from None
+
+
+def decode_message(message: bytes | memoryview | msgspec.Raw) -> WireMessage:
+    """Return one message, as replies carry it; `MalformedFrame` where the bytes are none."""
+    try:
+        return _decode_message(message)
+    except msgspec.MsgspecError as error:
+        raise MalformedFrame(f"message: {error}") from None
 
 
 def cut_messages(messages: bytes | memoryview | msgspec.Raw, start: int, stop: int) -> bytes:

@@ -149,6 +149,10 @@ class HandedRun:
                 return error
         return None
 
+    def first_error(self) -> MsgServiceError | None:
+        """Why some of it was not accepted, or None."""
+        return self._refused[0][2] if self._refused else None if self.is_answered else self._lost
+
     def piece_of(self, sequence: int) -> Piece | None:
         """What ROUTED said of this message, or None."""
         for piece in self._pieces:
@@ -504,7 +508,7 @@ class Receipt(msgspec.Struct, eq=False, gc=False):
         return waiting.addCallback(_nothing)
 
     def settled(self) -> Deferred[dict[str, Status]]:
-        """Fires with `statuses` when all are final, or cannot become known any more. Never fails."""
+        """Fires with `statuses` once all are final, or can no longer become known. Never fails."""
         waiting: Deferred[Any] = self.run.watch(Wait.SETTLED, self.sequence, self.sequence)
         return waiting.addCallback(lambda _: self.statuses)
 

@@ -14,6 +14,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("message", "codecs", "interfaces", "records"),
     ("core",),
     ("log", "transport", "clock", "connection"),
+    ("receipt", "client_runs", "client_gather", "client_hop", "client_requests"),
     ("client", "receiver", "node", "faces"),
     ("config", "tap", "cli", "web", "testing", ""),
 ]
