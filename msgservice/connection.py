@@ -74,6 +74,7 @@ class Connection:
         self.is_writable = True
         self.gone = False
         self.error = ""  # why it ended, for people
+        self.peer_error = 0  # code of the ERROR frame that ended it, or 0
         self._clock = clock
         self._limits = limits
         self._timer: IDelayedCall | None = None
@@ -181,6 +182,7 @@ class Connection:
         elif isinstance(event, PeerBye):
             self.owner.peer_leaves(self, event.code, event.reason)
         elif isinstance(event, PeerError):
+            self.peer_error = event.code
             self.error = f"the other side says: {event.reason} (code {event.code})"
             self._logger.warn("{peer}: {error}", peer=self.peer, error=self.error)
             self.close()

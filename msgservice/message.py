@@ -8,6 +8,7 @@ checked, once at ingress, and then stored and sent on as the same bytes.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -67,6 +68,7 @@ class BareMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_messages = msgspec.msgpack.Decoder(list[WireMessage]).decode
+_decode_message = msgspec.msgpack.Decoder(WireMessage).decode
 _decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
@@ -75,12 +77,30 @@ def encode_messages(messages: list[WireMessage] | list[BareMessage] | list[msgsp
     return _encode(messages)
 
 
+def encode_bodies(bodies: Iterable[bytes]) -> bytes:
+    """Return the msgpack array of a run of messages that are nothing but bodies."""
+    return _encode(list(zip(bodies, strict=False)))  # makes `[body]` of each, without a loop here
+
+
+def encode_mixed(items: Sequence[bytes | msgspec.Raw]) -> bytes:
+    """Return the msgpack array of a run of bodies and of encoded messages."""
+    return _encode([(item,) if type(item) is bytes else item for item in items])
+
+
 def decode_messages(messages: bytes | memoryview | msgspec.Raw) -> list[WireMessage]:
     """Return the messages of a run; `MalformedFrame` where the bytes are no run."""
     try:
         return _decode_messages(messages)
     except msgspec.MsgspecError as error:
         raise MalformedFrame(f"messages: {error}") from None
+
+
+def decode_message(message: bytes | memoryview | msgspec.Raw) -> WireMessage:
+    """Return one message, as replies carry it; `MalformedFrame` where the bytes are none."""
+    try:
+        return _decode_message(message)
+    except msgspec.MsgspecError as error:
+        raise MalformedFrame(f"message: {error}") from None
 
 
 def cut_messages(messages: bytes | memoryview | msgspec.Raw, start: int, stop: int) -> bytes:

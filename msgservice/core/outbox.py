@@ -114,6 +114,10 @@ class Outbox:
         """Runs loaded and not final."""
         return len(self._open)
 
+    def open_between(self, first: int, last: int) -> list[Run]:
+        """The open runs that overlap `first` to `last`, rising; not to be changed."""
+        return self._open.between(first, last)
+
     @property
     def idle(self) -> bool:
         """Nothing is loaded that is not final."""

@@ -15,6 +15,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("core",),
     ("log", "transport", "clock", "connection"),
     ("config", "config_addresses", "config_reader", "config_toml"),
+    ("receipt", "client_runs", "client_gather", "client_hop", "client_requests"),
     ("client", "receiver", "node", "faces"),
     ("tap", "cli", "web", "testing", ""),
 ]

@@ -1,0 +1,597 @@
+"""The producer's API: `connect`, `Client`.
+
+    send, send_many -> client_gather (runs of one turn) -> client_hop (sequences, outbox, session)
+    node's answers -> client_hop -> receipt.HandedRun -> Deferreds and `Receipt`s
+
+What cancelling means, everywhere here: the wait ends, with `CancelledError`; the message or the
+request itself is not called back and may still be delivered. Only cancelling the Deferred of
+`connect` stops what it began: the dialling.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from msgservice.client_gather import BARE_OVERHEAD, Gathering
+from msgservice.client_hop import NodeHop
+from msgservice.client_requests import Requests
+from msgservice.clock import monotonic_of
+from msgservice.connection import Connection
+from msgservice.core.frames import Reply
+from msgservice.core.subjects import check_name, check_subject
+from msgservice.errors import (
+    ClientClosed,
+    LimitReached,
+    MsgServiceError,
+    NotYetBuilt,
+)
+from msgservice.interfaces import IChannelUser, IConnector
+from msgservice.limits import Limits
+from msgservice.message import FLAG_REQUIRE, Headers, encode_mixed
+from msgservice.receipt import HandedRun, Receipt, Receipts
+from msgservice.transport.registry import Transports
+
+# What may be handed over and not accepted yet, the window included; `send` fails beyond it.
+HELD_MESSAGES = 1_000_000
+HELD_BYTES = 256 * 1024 * 1024
+# With so many messages in flight the node is busy for a while, and runs that are still short
+# wait for its next answer to grow (at most HOLD_SECONDS): with 1,000 subjects in turn that is
+# the difference between runs of 2 messages and runs of 10 or more.
+HOLD_MESSAGES = 8192
+HOLD_SECONDS = 0.01
+
+ConnectorFactory = Callable[[Callable[[], IChannelUser]], IConnector]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """How it stands with the connection to the node, for people."""
+
+    connected: bool
+    error: str | None  # the last one, or None
+    attempts: int  # failures in a row
+    next_try: float | None  # seconds until it dials again, while it waits
+    unanswered: int  # messages handed over that the node has not answered yet
+
+    def __str__(self) -> str:
+        state = "connected" if self.connected else f"not connected ({self.error or 'dialling'})"
+        again = "" if self.next_try is None else f", next try in {self.next_try:.1f} s"
+        return f"{state}, {self.attempts} failures in a row{again}, {self.unanswered} unanswered"
+
+
+class Client:
+    """Hands messages to one node. Make one with `connect`, or embed one (see `start`).
+
+    `connector_factory(make_user)` returns the `IConnector` that keeps the connection: a socket's,
+    or one inside the process. `window`: (messages, bytes) unanswered at once, and where `blocked`
+    begins; `held`: (messages, bytes) beyond which `send` fails. `require`: the default of `send`.
+    `new_incarnation` returns a fresh secret text (SEMANTICS 5).
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        *,
+        reactor: Any,
+        name: str,
+        connector_factory: ConnectorFactory,
+        limits: Limits,
+        new_incarnation: Callable[[], str],
+        window: tuple[int, int] | None = None,
+        held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
+        require: bool = False,
+    ) -> None:
+        check_name(name)
+        self.name = name
+        self._reactor = reactor
+        self._limits = limits
+        self._window = window or (limits.window_messages, limits.window_bytes)
+        self._held = held
+        self._room_messages, self._room_bytes = held
+        now = monotonic_of(reactor)
+        self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0)
+        self._growing = self._gathering.open
+        self._run_messages = self._gathering.run_messages
+        self._hop = NodeHop(
+            self,
+            name=name,
+            incarnation=new_incarnation(),
+            new_incarnation=new_incarnation,
+            sequence=0,
+            cursor=0,
+            window=self._window,
+            clock=reactor,
+            now=now,
+            limits=limits,
+        )
+        self._requests = Requests(clock=reactor, now=now, pending_max=limits.requests)
+        self._connector = connector_factory(self._hop.connect)
+        self._flush_due: IDelayedCall | None = None  # at the end of the turn
+        self._hold_due: IDelayedCall | None = None  # when short runs have waited long enough
+        self._connect_waiters: list[Deferred[Client]] = []
+        self._closed: ClientClosed | None = None  # nothing new is taken
+        self._close_waiters: list[Deferred[None]] = []
+        self._close_deadline: IDelayedCall | None = None
+        self._is_finishing = False
+        self._is_finished = False
+
+    # --- getters
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session with the node stands."""
+        return self._hop.is_open
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the window is full of unanswered messages: what is sent now waits.
+
+        A program that does not await its sends should stop until this is False again.
+        """
+        return self.unanswered >= self._window[0] or (
+            self._held[1] - self._room_bytes >= self._window[1]
+        )
+
+    @property
+    def unanswered(self) -> int:
+        """Messages handed over that the node has not answered."""
+        return self._held[0] - self._room_messages
+
+    @property
+    def sequence(self) -> int:
+        """The last sequence that was ever given; with `outbox=`, the last one on disk."""
+        return self._hop.sequence
+
+    def why(self) -> Why:
+        """How it stands with the connection: last error, attempts, next try."""
+        connector = self._connector
+        return Why(
+            connected=self.connected,
+            error=None if self.connected else self._hop.last_error or connector.last_error,
+            attempts=connector.failures,
+            next_try=connector.next_attempt_in,
+            unanswered=self.unanswered,
+        )
+
+    # --- sending
+
+    def send(
+        self,
+        subject: str,
+        content: Any,
+        *,
+        to: Sequence[str] | None = None,
+        headers: Headers | None = None,
+        id: str | None = None,  # noqa: A002 - the name that the field has everywhere
+        require: bool | None = None,
+        idempotency_key: str | None = None,
+        ttl: float | None = None,
+        delay: float | None = None,
+        retain: bool = False,
+        promise: Any = None,
+    ) -> Deferred[Receipt]:
+        """Hand over one message; fires with its `Receipt` when the node has it on disk.
+
+        `content`: bytes as they are; text, and what JSON can say, by their codec, named in
+        `headers["content-type"]`. `to`: names of receivers, instead of those whose patterns
+        match. `id`: the sender's own name for it. `require`: refuse it if it is for nobody.
+
+        Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
+        `TypeError` (content without a form), `LimitReached` (too much is held), `NotYetBuilt`
+        (the options after `require`), `ClientClosed`; after the node's answer with
+        `UnknownReceiver`, `NoReceiver` or `Refused`; with `ClientClosed` (an `Ambiguous`) when
+        the client is closed before the answer. Cancelling ends the wait only.
+        """
+        if (
+            type(content) is bytes
+            and to is None
+            and headers is None
+            and id is None
+            and require is None
+            and idempotency_key is None
+            and ttl is None
+            and delay is None
+            and promise is None
+            and not retain
+        ):
+            # The usual case, and the one that is measured: another body for a run that grows.
+            gather = self._growing.get(subject)
+            if gather is not None and gather.plain and gather.bare:
+                size = len(content) + BARE_OVERHEAD
+                filled = gather.size + size
+                if filled <= gather.limit and size <= self._room_bytes and self._room_messages > 0:
+                    gather.size = filled
+                    self._room_bytes -= size
+                    self._room_messages -= 1
+                    gather.items.append(content)
+                    waiter: Deferred[Receipt] = Deferred()
+                    waiters = gather.waiters
+                    waiters.append(waiter)
+                    if len(waiters) >= self._run_messages:
+                        self._gathering.cut(gather)
+                    return waiter
+        for option, value in (
+            ("idempotency_key", idempotency_key),
+            ("ttl", ttl),
+            ("delay", delay),
+            ("retain", retain or None),
+            ("promise", promise),
+        ):
+            if value is not None:
+                return fail(NotYetBuilt(option))
+        try:
+            return self._send(subject, content, to, headers, id, require)
+        except (MsgServiceError, TypeError) as error:
+            return fail(error)
+
+    def _send(
+        self,
+        subject: str,
+        content: Any,
+        to: Sequence[str] | None,
+        headers: Headers | None,
+        own_id: str | None,
+        require: bool | None,
+    ) -> Deferred[Receipt]:
+        gathering = self._gathering
+        self._check_open()
+        gathering.check_subject(subject)
+        names = gathering.check_to(to)
+        item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(names))
+        self._take_room(1, size)
+        gather = gathering.gather(subject, names, self._flags(require))
+        if gather.size + size > gather.limit:
+            gathering.cut(gather)
+            gather = gathering.gather(subject, names, self._flags(require))
+        waiter: Deferred[Receipt] = Deferred()
+        gather.add(item, size, own_id, waiter)
+        if len(gather.waiters) >= self._run_messages:
+            gathering.cut(gather)
+        self._schedule()
+        return waiter
+
+    def send_many(
+        self,
+        subject: str,
+        bodies: Sequence[Any],
+        *,
+        to: Sequence[str] | None = None,
+        headers: Headers | None = None,
+        require: bool | None = None,
+    ) -> Deferred[Receipts]:
+        """Hand over some messages of one subject; fires with `Receipts` when all are on disk.
+
+        The fast path: one Deferred for all. Each of `bodies` is content as for `send`, and each
+        message has the same `headers`. Errors as for `send`; those before sending are about the
+        whole call, a refusal by the node may be about a part of it: then some of the others may
+        have been accepted. Cancelling ends the wait only.
+        """
+        try:
+            self._check_open()
+            gathering = self._gathering
+            gathering.check_subject(subject)
+            names = gathering.check_to(to)
+            parcels = gathering.prepare_run(subject, bodies, names, headers, self._flags(require))
+            self._take_room(
+                sum(parcel.run.count for parcel in parcels),
+                sum(len(parcel.messages) for parcel in parcels),
+            )
+        except (MsgServiceError, TypeError) as error:
+            return fail(error)
+        waiter = _joined([parcel.run for parcel in parcels])
+        for parcel in parcels:
+            gathering.put(parcel)
+        self._schedule()
+        return waiter
+
+    def request(
+        self, subject: str, content: Any, timeout: float = 30, *, headers: Headers | None = None
+    ) -> Deferred[Any]:
+        """Ask one receiver that answers on `subject`; fires with the content of its answer.
+
+        Not stored, and sent at most once. `timeout` in seconds. Fails with `NoResponder`,
+        `RequestTimeout`, `RequestFailed` (the other side says why), `Ambiguous` (the connection
+        was lost after it was sent), `LimitReached` (`limits.requests` pending), or as `send`
+        does before sending. Cancelling ends the wait only.
+        """
+        try:
+            self._check_open()
+            check_subject(subject)
+            item, _ = self._gathering.prepare(
+                content, headers, None, self._gathering.limit_of(None)
+            )
+        except (MsgServiceError, TypeError) as error:
+            return fail(error)
+        if not 0 < timeout <= TIMEOUT_MAX:
+            return fail(ValueError(f"timeout must be above 0, at most {TIMEOUT_MAX} s"))
+        return self._requests.call(subject, encode_mixed([item]), timeout)
+
+    def _flags(self, require: bool | None) -> int:
+        if require is None:
+            return self._gathering.default_flags
+        return FLAG_REQUIRE if require else 0
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise ClientClosed(str(self._closed))
+
+    def _take_room(self, messages: int, size: int) -> None:
+        if messages > self._room_messages:
+            raise LimitReached("held messages", self._held[0])
+        if size > self._room_bytes:
+            raise LimitReached("held bytes", self._held[1])
+        self._room_messages -= messages
+        self._room_bytes -= size
+
+    # --- gathering
+
+    def _schedule(self) -> None:
+        if self._flush_due is None:
+            self._flush_due = self._reactor.callLater(0, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = None
+        self._hand_over(only_whole=self._is_busy())
+
+    def _hand_over(self, *, only_whole: bool = False) -> None:
+        gathering = self._gathering
+        if gathering:
+            parcels = gathering.take(only_cut=only_whole)
+            if parcels:
+                self._hop.offer(self._hop.number(parcels))
+                self._hop.pump()
+        if self._growing:
+            if self._hold_due is None and self._hop.is_open:
+                self._hold_due = self._reactor.callLater(HOLD_SECONDS, self._held_long)
+        elif self._hold_due is not None:
+            self._hold_due.cancel()
+            self._hold_due = None
+
+    def _held_long(self) -> None:
+        self._hold_due = None
+        self._hand_over(only_whole=not self._hop.is_open)
+
+    def _is_busy(self) -> bool:
+        hop = self._hop
+        return not hop.is_open or hop.in_flight >= min(
+            HOLD_MESSAGES, hop.outbox.window_messages // 2 or 1
+        )
+
+    # --- client_hop.HopUser
+
+    def opened(self, connection: Connection) -> None:
+        """See `HopUser`."""
+        self._gathering.fit(self._hop.batch_max)
+        self._requests.opened(connection)
+        waiters, self._connect_waiters = self._connect_waiters, []
+        for waiter in waiters:
+            waiter.callback(self)
+
+    def settled(self, messages: int, size: int) -> None:
+        """See `HopUser`."""
+        self._room_messages += messages
+        self._room_bytes += size
+
+    def answers_applied(self) -> None:
+        """See `HopUser`."""
+        if self._gathering:
+            self._hand_over(only_whole=self._is_busy())
+        if self._closed is not None:
+            self._look_whether_done()
+
+    def replied(self, reply: Reply) -> None:
+        """See `HopUser`."""
+        self._requests.replied(reply)
+
+    def closed(self, reason: str) -> None:
+        """See `HopUser`."""
+        self._requests.lost()
+        if self._closed is not None:
+            self._look_whether_done()
+
+    def replaced(self) -> None:
+        """See `HopUser`."""
+        self._begin_closing(ClientClosed("another connection has this name and incarnation"))
+        self._finish()
+
+    def incarnation_changed(self, incarnation: str) -> None:
+        """See `HopUser`."""
+
+    # --- its life
+
+    def start(self) -> None:
+        """Begin to dial; for clients that were not made by `connect`."""
+        self._connector.startService()
+
+    def when_connected(self) -> Deferred[Client]:
+        """Fires with the client when a session stands; at once if one does."""
+        if self._closed is not None:
+            return fail(ClientClosed(str(self._closed)))
+        if self.connected:
+            return succeed(self)
+        waiter: Deferred[Client] = Deferred(lambda d: self._connect_waiters.remove(d))
+        self._connect_waiters.append(waiter)
+        return waiter
+
+    def as_service(self) -> IService:
+        """Return an `IService` that starts and closes this client, for `setServiceParent`."""
+        service: IService = _ClientService(self)
+        return service
+
+    def close(self) -> Deferred[None]:
+        """Take nothing more, wait for the answers that are due, leave; fires when done.
+
+        Takes at most `limits.stop_timeout`. What the node has not answered by then, or when
+        there is no connection, fails with `ClientClosed`; it may still be stored. Safe to call
+        twice. Cancelling ends the wait only.
+        """
+        if self._is_finished:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._close_waiters.append(waiter)
+        self._begin_closing(ClientClosed("the client was closed"))
+        return waiter
+
+    def _begin_closing(self, why: ClientClosed) -> None:
+        if self._closed is not None:
+            return
+        self._closed = why
+        self._hand_over()
+        # Half of the time for the answers, half for the connection to end.
+        self._close_deadline = self._reactor.callLater(
+            self._limits.stop_timeout / 2, self._close_overdue
+        )
+        # Not now: whoever calls `close` may stand inside one of our own Deferreds.
+        self._reactor.callLater(0, self._look_whether_done)
+
+    def _close_overdue(self) -> None:
+        self._close_deadline = None
+        self._finish()
+
+    def _look_whether_done(self) -> None:
+        if not self._hop.is_open or not self.unanswered:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._is_finishing:
+            return
+        self._is_finishing = True
+        assert self._closed is not None
+        for call in (self._close_deadline, self._flush_due, self._hold_due):
+            if call is not None and call.active():
+                call.cancel()
+        self._flush_due = self._hold_due = None
+        connection = self._hop.connection
+        if connection is not None and self._hop.is_open:
+            connection.bye()
+        self._hop.stop()
+        self._hop.runs.lose_all(self._closed)
+        self._requests.close(self._closed)
+        waiters, self._connect_waiters = self._connect_waiters, []
+        for waiter in waiters:
+            waiter.errback(self._closed)
+        self._close_deadline = self._reactor.callLater(
+            self._limits.stop_timeout / 2, self._stop_overdue
+        )
+        stopping: Deferred[Any] = self._connector.stopService() or succeed(None)
+        stopping.addErrback(lambda f: self._logger.failure("stopping the connector", f))
+        stopping.addCallback(lambda _: self._finished())
+
+    def _stop_overdue(self) -> None:
+        self._close_deadline = None
+        if self._hop.connection is not None:
+            self._hop.connection.abort()
+        self._finished()
+
+    def _finished(self) -> None:
+        if self._is_finished:
+            return
+        self._is_finished = True
+        if self._close_deadline is not None:
+            self._close_deadline.cancel()
+            self._close_deadline = None
+        waiters, self._close_waiters = self._close_waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
+
+
+TIMEOUT_MAX = 24 * 3600.0  # seconds; a request that may take longer is a message
+
+
+class _ClientService(Service):
+    """See `Client.as_service`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def startService(self) -> None:
+        super().startService()
+        self._client.start()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return self._client.close()
+
+
+def _joined(runs: list[HandedRun]) -> Deferred[Receipts]:
+    """Fire when all of these were answered."""
+    waiter: Deferred[Receipts] = Deferred()
+    receipts = Receipts(runs)
+    left = len(runs)
+
+    def answered() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            error = next((e for run in runs if (e := run.first_error()) is not None), None)
+            if error is None:
+                waiter.callback(receipts)
+            else:
+                waiter.errback(error)
+
+    for run in runs:
+        run.on_answered = answered
+    if not runs:
+        waiter.callback(receipts)
+    return waiter
+
+
+def connect(
+    reactor: Any,
+    address: str,
+    *,
+    name: str,
+    limits: Limits | None = None,
+    outbox: str | None = None,
+    window: tuple[int, int] | None = None,
+    held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
+    require: bool = False,
+    transports: Transports | None = None,
+    new_incarnation: Callable[[], str] = lambda: secrets.token_hex(16),
+) -> Deferred[Client]:
+    """Dial a node; fires with a `Client` when the first session stands.
+
+    From then on the client reconnects by itself until `close`, and sends again what was not
+    acknowledged. `address`: `tcp:127.0.0.1:7410`, `tls:…`, `unix:…`. `name`: of this sender.
+    The others are as for `Client`. Fails with `BadAddress`, `BadName`. Cancelling stops dialling.
+    """
+    limits = Limits() if limits is None else limits
+    if outbox is not None:
+        return fail(NotYetBuilt("outbox"))
+
+    def connector_factory(make_user: Callable[[], IChannelUser]) -> IConnector:
+        transport = (transports or Transports()).find(address)
+        connector: IConnector = transport.connector(reactor, address, make_user, limits)
+        return connector
+
+    try:
+        client = Client(
+            reactor=reactor,
+            name=name,
+            connector_factory=connector_factory,
+            limits=limits,
+            new_incarnation=new_incarnation,
+            window=window,
+            held=held,
+            require=require,
+        )
+    except MsgServiceError as error:
+        return fail(error)
+    client.start()
+    opened: Deferred[Client] = Deferred(lambda _: _give_up(client))
+    client.when_connected().chainDeferred(opened)
+    return opened
+
+
+def _give_up(client: Client) -> None:
+    """Nobody waits for this connection any more; `close` cannot fail."""
+    client.close()

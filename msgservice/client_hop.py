@@ -1,0 +1,406 @@
+"""The client's side of the hop to its node: sequences, outbox, and the session on a connection.
+
+It takes runs (`number`, `offer`), sends them as the window allows, and applies what the node says
+to the runs that stand behind the receipts. Which connections there are is the connector's
+business; gathering, limits and the public API are the client's.
+
+Invariants: a sequence is given once per incarnation and never again; what was offered stays until
+the node has acknowledged or refused it; nothing is sent before the node's RESUME was applied.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from msgservice.client_gather import Parcel
+from msgservice.client_runs import HandedRuns
+from msgservice.connection import Connection
+from msgservice.core.backoff import delay_of
+from msgservice.core.frames import (
+    BYE_REPLACED,
+    VERSION,
+    Ack,
+    AudienceFrame,
+    Frame,
+    Hello,
+    HelloOptions,
+    Nack,
+    Reply,
+    Routed,
+    StatusFrame,
+)
+from msgservice.core.outbox import Outbox
+from msgservice.core.ranges import RangeSet
+from msgservice.core.runs import Run, Settled
+from msgservice.errors import (
+    ContentChanged,
+    LogWentBack,
+    MessageTooLarge,
+    MsgServiceError,
+    NoReceiver,
+    PeerForgot,
+    Refused,
+    UnexpectedFrame,
+    UnknownReceiver,
+)
+from msgservice.limits import Limits
+from msgservice.message import Action, Status
+from msgservice.receipt import HandedRun
+from msgservice.records import Resume
+
+# Refused sequences leave holes in what was acknowledged; beyond so many the oldest are closed.
+ACKED_RANGES_MAX = 1000
+# Audiences are interned by the node, but the numbers of a long connection are all told.
+AUDIENCES_FACTOR = 10
+
+
+class HopUser(Protocol):
+    """Who stands behind the hop: the client."""
+
+    def opened(self, connection: Connection) -> None:
+        """A session stands: requests may be sent."""
+
+    def settled(self, messages: int, size: int) -> None:
+        """So many messages and bytes are no longer held."""
+
+    def answers_applied(self) -> None:
+        """What one read brought is applied: there may be room for more."""
+
+    def replied(self, reply: Reply) -> None:
+        """Answers to requests."""
+
+    def closed(self, reason: str) -> None:
+        """The session has gone, or could not be opened."""
+
+    def replaced(self) -> None:
+        """Another connection has this name and incarnation: do not come back."""
+
+    def incarnation_changed(self, incarnation: str) -> None:
+        """What is sent from now on is sent as another incarnation."""
+
+
+class NodeHop:
+    """See the module; it is the `connection.Owner` of the client's connections.
+
+    `sequence`: the last one that was ever given to this incarnation. `new_incarnation` returns a
+    fresh secret (SEMANTICS 5).
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        user: HopUser,
+        *,
+        name: str,
+        incarnation: str,
+        new_incarnation: Callable[[], str],
+        sequence: int,
+        cursor: int,
+        window: tuple[int, int],
+        clock: Any,
+        now: Callable[[], float],
+        limits: Limits,
+    ) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.sequence = sequence
+        self.runs = HandedRuns()
+        self.connection: Connection | None = None
+        self.batch_max = limits.max_batch  # of the node, as last heard
+        self.peer_name = ""
+        self.last_error = ""
+        self.outbox = Outbox(
+            ordered=True,
+            cursor=cursor,
+            window=window,
+            retry_delay=lambda attempts: delay_of(
+                attempts, delay_min=limits.link_delay_min, delay_max=limits.link_delay_max
+            ),
+        )
+        self._user = user
+        self._new_incarnation = new_incarnation
+        self._clock, self._now, self._limits = clock, now, limits
+        self._window = window
+        self._opened = False  # the session of the connection is open
+        self._acked = RangeSet([(1, cursor)])
+        self._timer: IDelayedCall | None = None
+
+    # --- getters
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a session stands."""
+        return self._opened
+
+    @property
+    def in_flight(self) -> int:
+        """Messages sent on this connection and not answered."""
+        return self.outbox.in_flight_messages if self._opened else self._window[0]
+
+    # --- verbs
+
+    def connect(self) -> Connection:
+        """Return a connection of this hop, for a channel that is about to open."""
+        return Connection(self, clock=self._clock, now=self._now, limits=self._limits)
+
+    def number(self, parcels: Sequence[Parcel]) -> list[Run]:
+        """Give these runs their sequences."""
+        runs = []
+        sequence = self.sequence
+        for handed, messages, to, flags in parcels:
+            first = sequence + 1
+            self.runs.add(handed, first)
+            subject = handed.subject
+            runs.append(
+                Run(
+                    first,
+                    handed.count,
+                    subject,
+                    subject,
+                    messages,
+                    len(messages),
+                    sequence,
+                    handed,
+                    to,
+                    flags,
+                )
+            )
+            sequence += handed.count
+        self.sequence = sequence
+        return runs
+
+    def offer(self, runs: Sequence[Run]) -> None:
+        """Send these runs, as soon and as often as it takes. They rise."""
+        for run in runs:
+            self.outbox.offer(run)
+
+    def pump(self) -> None:
+        """Send what may be sent now."""
+        connection = self.connection
+        if connection is not None and self._opened and connection.is_open:
+            outbox = self.outbox
+            outbox.committed = outbox.cursor
+            connection.send_all(list(outbox.take_transfers(self._now())))
+        self._rearm()
+
+    def stop(self) -> None:
+        """Send nothing more; what is unsettled will not be heard of."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _rearm(self) -> None:
+        due = self.outbox.next_deadline()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            self._timer = self._clock.callLater(max(0.001, due - self._now()), self._retry)
+
+    def _retry(self) -> None:
+        self._timer = None
+        self.pump()
+        self._apply_settled()
+
+    # --- connection.Owner
+
+    def channel_up(self, connection: Connection) -> None:
+        """See `connection.Owner`."""
+        before, self.connection = self.connection, connection
+        if before is not None:
+            self._leave(before)
+            before.abort()
+        lowest = self.runs.lowest()
+        heartbeat_ms = int(self._limits.heartbeat * 1000)
+        options = HelloOptions(
+            max_batch=self._limits.max_batch,
+            heartbeat=heartbeat_ms,
+            status_from=self.sequence + 1 if lowest is None else lowest,
+        )
+        connection.hello(Hello(VERSION, self.name, self.incarnation, options))
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        """See `connection.Owner`. A client takes no transfers, so it has taken none."""
+        self.peer_name = hello.name
+        connection.resume(Resume())
+
+    def opened(self, connection: Connection, resume: Resume) -> None:
+        """See `connection.Owner`."""
+        if connection is not self.connection:
+            return
+        hello = connection.session.peer
+        assert hello is not None
+        wrong = self._compare(resume)
+        if wrong is not None:
+            self._begin_anew(wrong)
+            connection.abort()
+            return
+        self.batch_max = min(
+            hello.options.max_batch or self._limits.max_batch, self._limits.max_batch
+        )
+        self._opened = True
+        self.runs.connected()
+        self.outbox.receive_resume(resume.floor, resume.ranges)
+        self.outbox.connect(hello.options.window, self.batch_max)
+        self._user.opened(connection)
+        self._apply_settled()
+        self._user.answers_applied()
+        self.pump()
+
+    def received(self, connection: Connection, frame: Frame) -> None:
+        """See `connection.Owner`."""
+        if connection is not self.connection or not self._opened:
+            return
+        match frame:
+            case Ack():
+                for first, last in frame.ranges:
+                    self.outbox.receive_ack(first, last)
+            case Routed():
+                self.runs.receive_routed(frame.first, frame.last, frame.audience, frame.position)
+            case StatusFrame():
+                if frame.incarnation == self.incarnation:
+                    status = Status(frame.state)
+                    self.runs.receive_status(frame.receiver, status, frame.ranges, frame.reason)
+            case AudienceFrame():
+                audiences_max = AUDIENCES_FACTOR * self._limits.audiences
+                self.runs.receive_audience(frame.audience, frame.receivers, audiences_max)
+            case Nack():
+                self.outbox.receive_nack(
+                    frame.first,
+                    frame.last,
+                    Action(frame.action),
+                    frame.delay / 1000,
+                    frame.reason,
+                    self._now(),
+                )
+            case Reply():
+                self._user.replied(frame)
+            case _:
+                raise UnexpectedFrame(type(frame).__name__, "a client")
+
+    def turn_ended(self, connection: Connection) -> None:
+        """See `connection.Owner`."""
+        if connection is self.connection and self._opened:
+            self._apply_settled()
+            self._user.answers_applied()
+            self.pump()
+
+    def writable(self, connection: Connection) -> None:
+        """See `connection.Owner`."""
+        if connection is self.connection:
+            self.pump()
+
+    def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
+        """See `connection.Owner`: nothing more is sent there, the answers still count."""
+        if connection is self.connection and code == BYE_REPLACED:
+            self._logger.error(
+                "{name}: another connection has this incarnation: {reason}",
+                name=self.name,
+                reason=reason,
+            )
+            self._user.replaced()
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        """See `connection.Owner`."""
+        if connection is not self.connection:
+            return
+        self.connection = None
+        self._leave(connection)
+        self.last_error = reason
+        code = connection.peer_error
+        if code == ContentChanged.wire_code:
+            self._begin_anew(LogWentBack(self.peer_name, self.sequence, self.sequence))
+        self._user.closed(reason)
+
+    # --- inside
+
+    def _leave(self, connection: Connection) -> None:
+        self._opened = False
+        self.outbox.disconnect(self._now())
+        self._apply_settled()
+        self._rearm()
+
+    def _apply_settled(self) -> None:
+        """Tell what the outbox found final; fires Deferreds, so all else is done before."""
+        settled = self.outbox.take_settled()
+        if not settled:
+            return
+        messages = size = 0
+        for one in settled:
+            messages += one.run.count
+            size += one.run.size
+            if one.status is Status.ACKNOWLEDGED:
+                self._acked.add(one.first, one.last)
+        if len(self._acked) > ACKED_RANGES_MAX:
+            self._close_holes()
+        self._user.settled(messages, size)
+        for one in settled:
+            handed: HandedRun | None = one.run.source
+            if handed is None:
+                continue
+            if one.status is Status.ACKNOWLEDGED:
+                handed.accepted(one.first, one.last)
+            else:
+                handed.refused(one.first, one.last, self._error_of(one))
+
+    def _error_of(self, settled: Settled) -> MsgServiceError:
+        """The error that a refusal stands for; the node says it with a NACK's reason."""
+        reason = settled.reason
+        if settled.run.size > self.batch_max:
+            return MessageTooLarge(settled.run.size, self.batch_max)
+        if reason.startswith("unknown receiver"):
+            return UnknownReceiver(reason.removeprefix("unknown receiver").strip(" '\""))
+        if reason.startswith("no receiver"):
+            return NoReceiver(settled.run.subject)
+        return Refused(reason)
+
+    def _close_holes(self) -> None:
+        """Forget the older half of the holes: `floor` has told the node of them long ago."""
+        ranges = list(self._acked)
+        self._acked.add(ranges[0][0], ranges[len(ranges) // 2][1])
+
+    def _compare(self, resume: Resume) -> LogWentBack | None:
+        """Hold what the node has taken against what this side knows (SEMANTICS 6)."""
+        seen = max([resume.floor - 1, *(last for _, last in resume.ranges)])
+        if resume.last is not None:
+            seen = max(seen, resume.last[1])
+        if seen > self.sequence:
+            return LogWentBack(self.peer_name, self.sequence, seen)
+        if resume.last is not None and self._differs(*resume.last):
+            return LogWentBack(self.peer_name, self.sequence, seen)
+        taken = RangeSet(resume.ranges)
+        taken.add(1, resume.floor - 1)
+        for first, last in self._acked:
+            for low, high in taken.missing(first, last):
+                forgot = PeerForgot(self.peer_name, low, high)
+                self._logger.error("{name}: {error}", name=self.name, error=str(forgot))
+                self.last_error = str(forgot)
+                self._acked.remove(low, high)
+                self.runs.lose(low, high, forgot, answered=True)
+        return None
+
+    def _differs(self, first: int, last: int, crc: int) -> bool:
+        """Whether what this side holds at these sequences is something else."""
+        return any(
+            run.first == first and run.last == last and zlib.crc32(run.messages) != crc
+            for run in self.outbox.open_between(first, last)
+        )
+
+    def _begin_anew(self, error: LogWentBack) -> None:
+        """Take a new incarnation: what is open is sent under it, with the same numbers."""
+        self._logger.error(
+            "{name}: {error}; going on as a new incarnation, what is open is sent again",
+            name=self.name,
+            error=str(error),
+        )
+        self.last_error = str(error)
+        self.incarnation = self._new_incarnation()
+        self._acked = RangeSet()
+        self.runs.lose(1, self.sequence, error, answered=True)
+        self._user.incarnation_changed(self.incarnation)

@@ -1,0 +1,608 @@
+"""Receipts: what `Client.send` and `Client.send_many` give, and the run that stands behind them.
+
+Messages that were handed over together share one `HandedRun`; a `Receipt` is that run and an
+index, made when its Deferred fires. What the node says comes as ranges and is applied per run
+and receiver, never per message; one message is looked at only when somebody asks.
+
+What does not live here: which runs there are (`client_runs`), frames and connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum, auto
+from typing import Any, NamedTuple, Protocol, overload
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from msgservice.core.ranges import Range, RangeSet
+from msgservice.errors import MsgServiceError, NoReceiver, NotDelivered
+from msgservice.message import Status
+
+
+class Keeper(Protocol):
+    """Who knows the runs by their sequences (`client_runs.HandedRuns`)."""
+
+    def changed(self, run: HandedRun) -> None:
+        """The run is waited for now, or was settled: how it is kept may change."""
+
+
+class Receivers:
+    """The audience of some messages, by name."""
+
+    __slots__ = ("members", "names")
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self.members = frozenset(self.names)
+
+
+class Piece(NamedTuple):
+    """What ROUTED said of some sequences: who they are for, and where the log has the first."""
+
+    first: int
+    last: int
+    position: int  # 0: the log no longer has it
+    audience: Receivers
+
+
+class Wait(Enum):
+    """What somebody waits for."""
+
+    ACCEPTED = auto()
+    ACKNOWLEDGED = auto()
+    SETTLED = auto()
+
+
+class _Watcher(NamedTuple):
+    wait: Wait
+    first: int
+    last: int
+    name: str | None
+    deferred: Deferred[Any]
+
+
+class HandedRun:
+    """Messages of one subject that travel together, and what is known of them.
+
+    `waiters` are the Deferreds of `send`, one for each message, until they have fired;
+    `on_answered` is called once, when each of its messages was accepted or refused.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_accepted",
+        "_fired",
+        "_keeper",
+        "_lost",
+        "_open",
+        "_others",
+        "_pieces",
+        "_refused",
+        "_sent",
+        "_settled",
+        "_unanswered",
+        "_watchers",
+        "count",
+        "first",
+        "ids",
+        "on_answered",
+        "subject",
+        "waiters",
+    )
+
+    def __init__(
+        self,
+        subject: str,
+        count: int,
+        waiters: list[Deferred[Receipt]] | None,
+        ids: dict[int, str] | None = None,
+        on_answered: Callable[[], None] | None = None,
+    ) -> None:
+        self.subject = subject
+        self.first = 0  # no sequence yet
+        self.count = count
+        self.waiters = waiters
+        self.ids = ids  # index -> the sender's own id, of those that have one
+        self.on_answered = on_answered
+        self._keeper: Keeper | None = None
+        self._pieces: list[Piece] = []
+        self._unanswered = count
+        self._open = 0  # pairs of message and receiver that were routed and are not final
+        self._settled: dict[str, RangeSet] = {}  # receiver -> sequences whose state is final
+        # Filled only where something is unusual:
+        self._accepted: RangeSet | None = None  # acknowledged by the node in parts, or unrouted
+        self._fired: RangeSet | None = None
+        self._refused: list[tuple[int, int, MsgServiceError]] | None = None
+        self._others: dict[str, list[tuple[int, int, Status, str]]] | None = None
+        self._sent: dict[str, RangeSet] | None = None
+        self._watchers: list[_Watcher] | None = None
+        self._lost: MsgServiceError | None = None
+
+    # --- getters
+
+    @property
+    def last(self) -> int:
+        """The last sequence."""
+        return self.first + self.count - 1
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether each message was accepted or refused."""
+        return self._unanswered == 0
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody waits for news."""
+        return bool(self._watchers)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more can become of any of its messages."""
+        return (self._unanswered == 0 and self._open == 0) or self._lost is not None
+
+    def error_of(self, sequence: int) -> MsgServiceError | None:
+        """Why this message was not accepted, or None."""
+        for first, last, error in self._refused or ():
+            if first <= sequence <= last:
+                return error
+        return None
+
+    def first_error(self) -> MsgServiceError | None:
+        """Why some of it was not accepted, or None."""
+        return self._refused[0][2] if self._refused else None if self.is_answered else self._lost
+
+    def piece_of(self, sequence: int) -> Piece | None:
+        """What ROUTED said of this message, or None."""
+        for piece in self._pieces:
+            if piece.first <= sequence <= piece.last:
+                return piece
+        return None
+
+    def statuses_of(self, sequence: int) -> dict[str, Status]:
+        """The state of one message at each receiver of its audience, as far as it is known."""
+        piece = self.piece_of(sequence)
+        names = piece.audience.names if piece is not None else ()
+        return {name: self._status(sequence, name) for name in names}
+
+    def counts(self) -> dict[str, dict[Status, int]]:
+        """How many of its messages have which state, for each receiver."""
+        counts: dict[str, dict[Status, int]] = {}
+        for piece in self._pieces:
+            for name in piece.audience.names:
+                of_name = counts.setdefault(name, {})
+                for sequence in range(piece.first, piece.last + 1):
+                    status = self._status(sequence, name)
+                    of_name[status] = of_name.get(status, 0) + 1
+        return counts
+
+    def _status(self, sequence: int, name: str) -> Status:
+        final = self._settled.get(name)
+        if final is not None and sequence in final:
+            other = self._other(sequence, sequence, name)
+            return Status.ACKNOWLEDGED if other is None else other[0]
+        if self._sent is not None and name in self._sent and sequence in self._sent[name]:
+            return Status.SENT
+        return Status.QUEUED
+
+    def _other(self, first: int, last: int, name: str) -> tuple[Status, str] | None:
+        """The first final state other than acknowledged in this range."""
+        if self._others is not None:
+            for low, high, status, reason in self._others.get(name, ()):
+                if low <= last and first <= high:
+                    return status, reason
+        return None
+
+    # --- from the world; each may fire Deferreds, so callers finish their own work first
+
+    def numbered(self, first: int, keeper: Keeper) -> None:
+        """The run has its sequences now."""
+        self.first, self._keeper = first, keeper
+
+    def stored(self) -> None:
+        """The run is in the producer's own outbox on disk: `send` has done its work."""
+        waiters, self.waiters = self.waiters, None
+        if waiters is not None:
+            for index, waiter in enumerate(waiters):
+                waiter.callback(Receipt(self, index))
+        self._tell_answered()
+
+    def accepted(self, first: int, last: int) -> None:
+        """The node took these over. They count when ROUTED has come for them too."""
+        pieces = self._pieces
+        if (
+            last - first + 1 == self.count == self._unanswered
+            and self._accepted is None
+            and len(pieces) == 1
+            and pieces[0].last - pieces[0].first == last - first
+        ):
+            self._unanswered = 0
+            waiters, self.waiters = self.waiters, None
+            if waiters is not None:
+                for index, waiter in enumerate(waiters):
+                    waiter.callback(Receipt(self, index))
+            self._after_change()
+        else:
+            if self._accepted is None:
+                self._accepted = RangeSet()
+            self._accepted.add(first, last)
+            self._fire_parts()
+            self._after_change()
+
+    def refused(self, first: int, last: int, error: MsgServiceError) -> None:
+        """The node did not accept these, and never will."""
+        if self._fired is None:
+            self._fired = RangeSet()
+        if self._refused is None:
+            self._refused = []
+        self._refused.append((first, last, error))
+        for low, high in self._fired.missing(first, last):
+            self._fired.add(low, high)
+            self._unanswered -= high - low + 1
+            if self.waiters is not None:
+                for waiter in self.waiters[low - self.first : high - self.first + 1]:
+                    waiter.errback(error)
+        self._after_change()
+
+    def routed(self, piece: Piece) -> None:
+        """The node says who these are for. It may say so again after a reconnect."""
+        pieces = self._pieces
+        if not pieces and piece.first == self.first and piece.last == self.last:
+            pieces.append(piece)
+            self._open = self.count * len(piece.audience.names)
+            if self._settled or self._accepted is not None:
+                self._recount()
+        elif piece not in pieces:
+            rest = [p for old in pieces for p in _around(old, piece.first, piece.last)]
+            self._pieces = sorted([*rest, piece], key=lambda p: p.first)
+            self._recount()
+        if self._accepted is not None:
+            self._fire_parts()
+            self._after_change()
+
+    def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
+        """The node says that these have this state at this receiver; repeats change nothing."""
+        first, last = max(first, self.first), min(last, self.last)
+        if not status.final:
+            self._mark_passing(name, status, first, last)
+            return
+        final = self._settled.get(name)
+        if final is None:
+            final = self._settled[name] = RangeSet()
+        news = final.missing(first, last)
+        if not news:
+            return
+        for low, high in news:
+            final.add(low, high)
+            self._open -= self._routed_count(name, low, high)
+            if status is not Status.ACKNOWLEDGED:
+                if self._others is None:
+                    self._others = {}
+                self._others.setdefault(name, []).append((low, high, status, reason))
+        if self._watchers or self._open == 0:
+            self._after_change()
+
+    def lost(self, error: MsgServiceError) -> None:
+        """Nothing more will be heard of this run: what is unknown stays unknown."""
+        if self._lost is not None:
+            return
+        self._lost = error
+        waiters, self.waiters = self.waiters, None
+        if waiters is not None:
+            fired = self._fired
+            for index, waiter in enumerate(waiters):
+                if fired is None or self.first + index not in fired:
+                    waiter.errback(error)
+        self._after_change()
+        self._tell_answered()
+
+    # --- inside
+
+    def _mark_passing(self, name: str, status: Status, first: int, last: int) -> None:
+        if self._sent is None:
+            self._sent = {}
+        sent = self._sent.setdefault(name, RangeSet())
+        if status is Status.SENT:
+            sent.add(first, last)
+        else:
+            sent.remove(first, last)
+
+    def _routed_count(self, name: str, first: int, last: int) -> int:
+        return sum(
+            min(last, p.last) - max(first, p.first) + 1
+            for p in self._pieces
+            if p.first <= last and first <= p.last and name in p.audience.members
+        )
+
+    def _recount(self) -> None:
+        self._open = sum((p.last - p.first + 1) * len(p.audience.names) for p in self._pieces)
+        for name, final in self._settled.items():
+            self._open -= sum(self._routed_count(name, low, high) for low, high in final)
+
+    def _fire_parts(self) -> None:
+        """Fire for what is accepted and routed now and was not before."""
+        assert self._accepted is not None
+        if self._fired is None:
+            self._fired = RangeSet()
+        news: list[Range] = []
+        for piece in self._pieces:
+            for low, high in self._accepted.within(piece.first, piece.last):
+                news += self._fired.missing(low, high)
+        for low, high in news:
+            self._fired.add(low, high)
+            self._unanswered -= high - low + 1
+        waiters = self.waiters
+        if waiters is not None:
+            for low, high in news:
+                for index in range(low - self.first, high - self.first + 1):
+                    waiters[index].callback(Receipt(self, index))
+
+    def _tell_answered(self) -> None:
+        call, self.on_answered = self.on_answered, None
+        if call is not None:
+            call()
+
+    def _after_change(self) -> None:
+        if self._unanswered == 0 and self.on_answered is not None:
+            self._tell_answered()
+        if self._watchers:
+            watchers, self._watchers = self._watchers, []
+            done: list[tuple[Deferred[Any], object]] = []
+            for watcher in watchers:
+                outcome = self._outcome(watcher)
+                if outcome is None:
+                    self._watchers.append(watcher)
+                else:
+                    done.append((watcher.deferred, outcome))
+            for deferred, outcome in done:
+                _fire(deferred, outcome)
+        if self._keeper is not None:
+            self._keeper.changed(self)
+
+    # --- waiting
+
+    def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
+        """Return a Deferred of its own for this wait. Cancelling it ends the wait only."""
+        deferred: Deferred[Any] = Deferred(self._unwatch)
+        watcher = _Watcher(wait, first, last, name, deferred)
+        outcome = self._outcome(watcher)
+        if outcome is not None:
+            _fire(deferred, outcome)
+            return deferred
+        if self._watchers is None:
+            self._watchers = []
+        self._watchers.append(watcher)
+        assert self._keeper is not None
+        self._keeper.changed(self)
+        return deferred
+
+    def _unwatch(self, deferred: Deferred[Any]) -> None:
+        self._watchers = [w for w in self._watchers or () if w.deferred is not deferred]
+        if self._keeper is not None:
+            self._keeper.changed(self)
+
+    def _outcome(self, watcher: _Watcher) -> object:
+        """What the watcher's Deferred fires with: an exception fails it; None: not yet."""
+        wait, first, last, name, _ = watcher
+        for low, high, error in self._refused or ():
+            if low <= last and first <= high:
+                return self if wait is Wait.SETTLED else error
+        if self._unanswered and not self._is_known(first, last):
+            return self._end(wait)
+        if wait is Wait.ACCEPTED:
+            return self
+        done = True
+        for piece in self._pieces:
+            low, high = max(first, piece.first), min(last, piece.last)
+            if low > high:
+                continue
+            names = piece.audience.names
+            if wait is Wait.ACKNOWLEDGED:
+                if not names:
+                    return NoReceiver(self.subject)
+                if name is not None and name not in piece.audience.members:
+                    return NotDelivered(name, "not in the audience", None)
+            for receiver in names if name is None else (name,):
+                if wait is Wait.ACKNOWLEDGED:
+                    other = self._other(low, high, receiver)
+                    if other is not None:
+                        return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
+                final = self._settled.get(receiver)
+                done = done and final is not None and final.covers(low, high)
+        return self if done else self._end(wait)
+
+    def _end(self, wait: Wait) -> object:
+        if self._lost is not None and wait is Wait.SETTLED:
+            return self
+        return self._lost
+
+    def _is_known(self, first: int, last: int) -> bool:
+        return self._fired is not None and self._fired.covers(first, last)
+
+
+def _around(piece: Piece, first: int, last: int) -> list[Piece]:
+    """What of a piece lies outside `first` to `last`."""
+    if piece.last < first or last < piece.first:
+        return [piece]
+    rest = []
+    if piece.first < first:
+        rest.append(piece._replace(last=first - 1))
+    if piece.last > last:
+        position = piece.position and piece.position + last + 1 - piece.first
+        rest.append(piece._replace(first=last + 1, position=position))
+    return rest
+
+
+def _fire(deferred: Deferred[Any], outcome: object) -> None:
+    if isinstance(outcome, Exception):
+        deferred.errback(outcome)
+    else:
+        deferred.callback(outcome)
+
+
+# Not tracked by the collector: a program may hold millions, and they refer to nothing but runs.
+class Receipt(msgspec.Struct, eq=False, gc=False):
+    """One message that was handed over: where it is, and what becomes of it.
+
+    Every call that waits returns a Deferred of its own; cancelling it ends that wait and
+    nothing else. Keep the receipt for as long as you want to ask.
+    """
+
+    run: HandedRun
+    index: int
+
+    def __repr__(self) -> str:
+        return f"<Receipt {self.run.subject!r} sequence {self.sequence} position {self.position}>"
+
+    @property
+    def sequence(self) -> int:
+        """The number that the message has in its sender's own counting, from 1."""
+        return self.run.first + self.index
+
+    @property
+    def id(self) -> str | None:
+        """The id that the sender gave, or None."""
+        return self.run.ids.get(self.index) if self.run.ids is not None else None
+
+    @property
+    def position(self) -> int | None:
+        """Where the node's log has it.
+
+        None while that is unknown: not accepted yet (`outbox=`), or no longer in the log when
+        a lost answer was asked for again.
+        """
+        piece = self.run.piece_of(self.sequence)
+        if piece is None or piece.position == 0:
+            return None
+        return piece.position + self.sequence - piece.first
+
+    @property
+    def receivers(self) -> tuple[str, ...]:
+        """The names of those it is for: fixed when it was accepted, `()` before, or for nobody."""
+        piece = self.run.piece_of(self.sequence)
+        return piece.audience.names if piece is not None else ()
+
+    @property
+    def statuses(self) -> dict[str, Status]:
+        """Its `Status` at each receiver, as last heard from the node."""
+        return self.run.statuses_of(self.sequence)
+
+    @property
+    def accepted(self) -> Deferred[Receipt]:
+        """Fires with this receipt when the node has the message on disk.
+
+        Without `outbox=` that is already so. Fails with `Refused`, or `ClientClosed`.
+        """
+        waiting: Deferred[Any] = self.run.watch(Wait.ACCEPTED, self.sequence, self.sequence)
+        return waiting.addCallback(lambda _: self)
+
+    def acknowledged(self, name: str | None = None) -> Deferred[None]:
+        """Fires with None when the receiver `name`, or everyone it is for, has acknowledged.
+
+        Fails with `NotDelivered` as soon as one of them has another final state, `NoReceiver`
+        if it is for nobody, `Refused` if it was not accepted, `ClientClosed` when the client is
+        closed before, `LogWentBack` or `PeerForgot` when nothing more can be known.
+        """
+        waiting = self.run.watch(Wait.ACKNOWLEDGED, self.sequence, self.sequence, name)
+        return waiting.addCallback(_nothing)
+
+    def settled(self) -> Deferred[dict[str, Status]]:
+        """Fires with `statuses` once all are final, or can no longer become known. Never fails."""
+        waiting: Deferred[Any] = self.run.watch(Wait.SETTLED, self.sequence, self.sequence)
+        return waiting.addCallback(lambda _: self.statuses)
+
+
+class Receipts:
+    """The receipts of one `send_many`, in the order of its bodies."""
+
+    __slots__ = ("_runs",)
+
+    def __init__(self, runs: list[HandedRun]) -> None:
+        self._runs = runs
+
+    def __len__(self) -> int:
+        return sum(run.count for run in self._runs)
+
+    def __iter__(self) -> Iterator[Receipt]:
+        return (Receipt(run, index) for run in self._runs for index in range(run.count))
+
+    @overload
+    def __getitem__(self, at: int) -> Receipt: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Receipt]: ...
+    def __getitem__(self, at: int | slice) -> Receipt | list[Receipt]:
+        if isinstance(at, slice):
+            return list(self)[at]
+        left = at + len(self) if at < 0 else at
+        for run in self._runs if left >= 0 else ():
+            if left < run.count:
+                return Receipt(run, left)
+            left -= run.count
+        raise IndexError(at)
+
+    def __repr__(self) -> str:
+        return f"<Receipts of {len(self)} messages>"
+
+    @property
+    def sequence(self) -> int:
+        """The sequence of the last message; 0 where there is none."""
+        return self._runs[-1].last if self._runs else 0
+
+    @property
+    def accepted(self) -> Deferred[Receipts]:
+        """As `Receipt.accepted`, for all of them."""
+        return self._all(Wait.ACCEPTED).addCallback(lambda _: self)
+
+    def acknowledged(self, name: str | None = None) -> Deferred[None]:
+        """As `Receipt.acknowledged`, for all of them: fails as soon as one cannot be."""
+        return self._all(Wait.ACKNOWLEDGED, name).addCallback(_nothing)
+
+    def settled(self) -> Deferred[dict[str, dict[Status, int]]]:
+        """Fires when all states are final, with how many have which, by receiver. Never fails."""
+        return self._all(Wait.SETTLED).addCallback(lambda _: self.counts())
+
+    def counts(self) -> dict[str, dict[Status, int]]:
+        """How many messages have which `Status`, by receiver."""
+        total: dict[str, dict[Status, int]] = {}
+        for run in self._runs:
+            for name, counts in run.counts().items():
+                of_name = total.setdefault(name, {})
+                for status, count in counts.items():
+                    of_name[status] = of_name.get(status, 0) + count
+        return total
+
+    def _all(self, wait: Wait, name: str | None = None) -> Deferred[Any]:
+        waits = [run.watch(wait, run.first, run.last, name) for run in self._runs]
+        return all_of(waits)
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+def all_of(waits: list[Deferred[Any]]) -> Deferred[None]:
+    """Fire when all have fired; fail as the first that fails. Cancelling cancels all."""
+
+    def cancel(_: Deferred[None]) -> None:
+        for wait in waits:
+            wait.cancel()
+
+    together: Deferred[None] = Deferred(cancel)
+    left = len(waits)
+
+    def one(result: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and not together.called:
+            together.callback(None)
+
+    def failed(failure: Any) -> None:
+        if not together.called:
+            together.errback(failure)
+
+    if not waits:
+        together.callback(None)
+    for wait in waits:
+        wait.addCallbacks(one, failed)
+    return together

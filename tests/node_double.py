@@ -1,0 +1,333 @@
+"""A node for the client's tests: real sessions, real inboxes, a log that is a list.
+
+It speaks through `connection.Connection`, so what the client meets is the protocol and not a
+script; a test says what the node shall do (`answering`, `refusal`, `audience`), and tells states.
+Channels are pipes on a `Clock` (`MemoryConnector`), or real ones (`NodeDouble.make_user`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from zope.interface import implementer
+
+from msgservice.clock import monotonic_of
+from msgservice.connection import Connection
+from msgservice.core.frames import (
+    VERSION,
+    AudienceFrame,
+    Frame,
+    Hello,
+    HelloOptions,
+    Request,
+    Routed,
+    StatusFrame,
+    Transfer,
+)
+from msgservice.core.inbox import Inbox
+from msgservice.errors import FrameTooLarge
+from msgservice.interfaces import IChannel, IChannelUser, IConnector
+from msgservice.limits import Limits
+from msgservice.message import Action, Status, WireMessage, decode_messages
+from msgservice.records import Resume
+
+Refusal = tuple[Action, int, str]
+
+
+@implementer(IChannel)
+class Pipe:
+    """One end of a connection inside the process; what is sent arrives in the next turn."""
+
+    local_only = True
+
+    def __init__(self, clock: Any, peer: str, frame_bytes: int) -> None:
+        self.peer = peer
+        self.user: IChannelUser | None = None
+        self.other: Pipe | None = None
+        self.is_down = False
+        self.is_established = False
+        self._clock = clock
+        self._frame_bytes = frame_bytes
+        self._queue: list[bytes] = []
+        self._due: IDelayedCall | None = None
+
+    def send(self, frame: bytes) -> None:
+        if len(frame) > self._frame_bytes:
+            raise FrameTooLarge(len(frame), self._frame_bytes)
+        if not self.is_down:
+            self._queue.append(frame)
+            if self._due is None:
+                self._due = self._clock.callLater(0, self._deliver)
+
+    def _deliver(self) -> None:
+        self._due = None
+        frames, self._queue = self._queue, []
+        other = self.other
+        if other is not None and not other.is_down and other.user is not None and frames:
+            other.user.frames_received(frames)
+
+    def established(self) -> None:
+        self.is_established = True
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if not self.is_down:
+            self._clock.callLater(0, self.cut)
+
+    def abort(self) -> None:
+        self.cut()
+
+    def cut(self, reason: str = "connection lost") -> None:
+        """The connection has gone, with what was under way; both ends hear of it next turn."""
+        for end in (self, self.other):
+            if end is not None and not end.is_down:
+                end.is_down = True
+                if end._due is not None:
+                    end._due.cancel()
+                assert end.user is not None
+                self._clock.callLater(0, end.user.channel_lost, reason)
+
+
+@implementer(IConnector)
+class MemoryConnector(Service):
+    """Dials a `NodeDouble`, again half a second after each failure."""
+
+    address = "memory"
+
+    def __init__(self, node: NodeDouble, make_user: Callable[[], IChannelUser]) -> None:
+        self.channel: Pipe | None = None
+        self.attempts = self.failures = 0
+        self.last_error: str | None = None
+        self._node = node
+        self._make_user = make_user
+        self._wait: IDelayedCall | None = None
+
+    @property
+    def next_attempt_in(self) -> float | None:
+        if self._wait is None or not self._wait.active():
+            return None
+        left: float = self._wait.getTime() - self._node.clock.seconds()
+        return left
+
+    def startService(self) -> None:
+        super().startService()
+        self._wait = self._node.clock.callLater(0, self._dial)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        if self._wait is not None and self._wait.active():
+            self._wait.cancel()
+        if self.channel is not None and not self.channel.is_down:
+            self.channel.close()
+        return succeed(None)
+
+    def poke(self) -> None:
+        pass
+
+    def _dial(self) -> None:
+        self.attempts += 1
+        if not self._node.is_up:
+            self._failed("connection refused")
+            return
+        pipe = Pipe(self._node.clock, "node", self._node.limits.frame_bytes)
+        far = Pipe(self._node.clock, "client", self._node.limits.frame_bytes)
+        pipe.other, far.other = far, pipe
+        far.user = self._node.make_user()
+        self.channel = pipe
+        pipe.user = _Watched(self._make_user(), self)
+        far.user.channel_opened(far)
+        pipe.user.channel_opened(pipe)
+
+    def _failed(self, reason: str) -> None:
+        self.channel = None
+        self.failures += 1
+        self.last_error = reason
+        if self.running:
+            self._wait = self._node.clock.callLater(0.5, self._dial)
+
+
+@implementer(IChannelUser)
+class _Watched:
+    """Passes all on, and tells the connector of the end."""
+
+    def __init__(self, user: IChannelUser, connector: MemoryConnector) -> None:
+        self._connector = connector
+        self.channel_opened = user.channel_opened
+        self.frames_received = user.frames_received
+        self.channel_failed = user.channel_failed
+        self.channel_writable = user.channel_writable
+        self._lost = user.channel_lost
+
+    def channel_lost(self, reason: str) -> None:
+        self._lost(reason)
+        self._connector._failed(reason)
+
+
+class Stored:
+    """What the double took: one message."""
+
+    def __init__(
+        self, incarnation: str, sequence: int, transfer: Transfer, message: WireMessage
+    ) -> None:
+        self.incarnation, self.sequence = incarnation, sequence
+        self.subject, self.to, self.flags = transfer.subject, transfer.to, transfer.flags
+        self.message = message
+        self.body = message.body
+
+
+class NodeDouble:
+    """See the module. The `connection.Owner` of all its connections."""
+
+    def __init__(self, clock: Any, limits: Limits | None = None) -> None:
+        self.clock = clock
+        self.limits = limits or Limits()
+        self.max_batch: int | None = None
+        self.window: tuple[int, int] | None = None
+        self.is_up = True
+        self.answering = True  # else transfers are taken, and acknowledged later
+        self.refusal: Callable[[Transfer], Refusal | None] = lambda transfer: None
+        self.audience: Callable[[Transfer], tuple[str, ...]] = lambda transfer: ("r1", "r2")
+        self.on_request: Callable[[Connection, Request], None] = lambda connection, request: None
+        self.connections: list[Connection] = []
+        self.hellos: list[Hello] = []
+        self.transfers: list[Transfer] = []
+        self.stored: list[Stored] = []
+        self.requests: list[Request] = []
+        self.inboxes: dict[str, Inbox] = {}
+        self.routed: dict[str, list[Routed]] = {}  # by incarnation
+        self.states: dict[str, list[StatusFrame]] = {}
+        self._audiences: dict[tuple[str, ...], int] = {}
+        self._told: set[int] = set()
+        self._number = 0
+        self._now = monotonic_of(clock)
+
+    # --- what a test does
+
+    def make_user(self) -> Connection:
+        return Connection(self, clock=self.clock, now=self._now, limits=self.limits)
+
+    @property
+    def connection(self) -> Connection:
+        """The newest that still stands."""
+        return self.connections[-1]
+
+    def bodies(self, subject: str | None = None) -> list[bytes]:
+        return [s.body for s in self.stored if subject in (None, s.subject)]
+
+    def cut(self) -> None:
+        """Lose all connections."""
+        for connection in list(self.connections):
+            connection.abort()
+
+    def answer(self) -> None:
+        """Send the answers that are due."""
+        self.answering = True
+        for connection in self.connections:
+            self.turn_ended(connection)
+
+    def say(self, name: str, status: Status, *ranges: tuple[int, int], reason: str = "") -> None:
+        """Tell states of the newest incarnation, and remember them."""
+        incarnation = self.hellos[-1].incarnation
+        frame = StatusFrame(incarnation, name, int(status), list(ranges), reason)
+        self.states.setdefault(incarnation, []).append(frame)
+        for connection in self.connections:
+            connection.send(frame)
+
+    def forget(self) -> None:
+        """Come back from a backup that has nothing."""
+        self.inboxes.clear()
+        self.routed.clear()
+
+    # --- connection.Owner
+
+    def channel_up(self, connection: Connection) -> None:
+        self.connections.append(connection)
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        self.hellos.append(hello)
+        options = HelloOptions(max_batch=self.max_batch, window=self.window)
+        connection.hello(Hello(VERSION, "node", "log-1", options))
+        inbox = self.inboxes.setdefault(hello.incarnation, Inbox())
+        inbox.reconnect()
+        connection.resume(inbox.marks.resume())
+
+    def opened(self, connection: Connection, resume: Resume) -> None:
+        hello = self._hello(connection)
+        status_from = hello.options.status_from or 1
+        self._told.clear()
+        for frame in self.routed.get(hello.incarnation, ()):
+            if frame.last >= status_from:
+                self._tell_audience(connection, frame.audience)
+                connection.send(frame)
+        for state in self.states.get(hello.incarnation, ()):
+            connection.send(state)
+
+    def received(self, connection: Connection, frame: Frame) -> None:
+        if isinstance(frame, Request):
+            self.requests.append(frame)
+            self.on_request(connection, frame)
+            return
+        assert isinstance(frame, Transfer), frame
+        self.transfers.append(frame)
+        incarnation = self._hello(connection).incarnation
+        inbox = self.inboxes[incarnation]
+        messages = decode_messages(frame.messages)
+        arrival = inbox.receive_transfer(
+            frame, len(messages), zlib.crc32(bytes(memoryview(frame.messages)))
+        )
+        if arrival is None:
+            return
+        refusal = self.refusal(frame)
+        for first, last in arrival.parts:
+            if refusal is not None:
+                inbox.refused(arrival, first, last, *refusal)
+                continue
+            for sequence in range(first, last + 1):
+                message = messages[sequence - frame.sequence]
+                self.stored.append(Stored(incarnation, sequence, frame, message))
+            self._route(connection, frame, first, last)
+            inbox.taken(arrival, first, last)
+
+    def _route(self, connection: Connection, transfer: Transfer, first: int, last: int) -> None:
+        names = self.audience(transfer)
+        number = self._audiences.setdefault(names, len(self._audiences) + 1)
+        self._tell_audience(connection, number)
+        self._number += 1
+        routed = Routed(first, last, number, self._number << 16)
+        self.routed.setdefault(self._hello(connection).incarnation, []).append(routed)
+        connection.send(routed)
+
+    def _tell_audience(self, connection: Connection, number: int) -> None:
+        if number not in self._told:
+            self._told.add(number)
+            names = next(names for names, n in self._audiences.items() if n == number)
+            connection.send(AudienceFrame(number, list(names)))
+
+    def turn_ended(self, connection: Connection) -> None:
+        if self.answering and connection.session.peer is not None:
+            inbox = self.inboxes[self._hello(connection).incarnation]
+            connection.send_all(list(inbox.answers.take_frames()))
+
+    def writable(self, connection: Connection) -> None:
+        pass
+
+    def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
+        pass
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        if connection in self.connections:
+            self.connections.remove(connection)
+
+    def _hello(self, connection: Connection) -> Hello:
+        assert connection.session.peer is not None
+        return connection.session.peer
