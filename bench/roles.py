@@ -21,9 +21,8 @@ from twisted.internet.task import react
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.protocols.basic import LineReceiver
 
-from msgservice import Receiver, connect
+from msgservice import Node, Receiver, connect
 from msgservice.limits import Limits
-from msgservice.node.assembly import make_node
 
 reactor: Any = installed_reactor
 SUBJECT = "orders.new"
@@ -65,9 +64,7 @@ def listen_to(act: Callable[[str], None]) -> None:
 def node(args: argparse.Namespace) -> None:
     sys.setswitchinterval(0.0005)
     started = time.monotonic()
-    service = make_node(
-        reactor, args.data, listen=["tcp:0:interface=127.0.0.1"], limits=Limits()
-    )
+    service = Node(reactor, args.data, listen=["tcp:0:interface=127.0.0.1"], limits=Limits())
 
     def ready(_: None) -> None:
         port = service.ports[0].getHost().port

@@ -1,1 +1,51 @@
-"""msgservice: hand it a message and it is never lost."""
+"""msgservice: hand it a message and it is never lost.
+
+The public names; they are imported when they are first used, so that importing this package
+installs no reactor and costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from msgservice.client import Client, connect
+    from msgservice.errors import Reject, Retry
+    from msgservice.limits import Limits
+    from msgservice.message import Status
+    from msgservice.node.assembly import Node
+    from msgservice.receipt import Receipt
+    from msgservice.receiver import Receiver
+
+__all__ = [
+    "Client",
+    "Limits",
+    "Node",
+    "Receipt",
+    "Receiver",
+    "Reject",
+    "Retry",
+    "Status",
+    "connect",
+]
+
+_HOMES = {
+    "Client": "msgservice.client",
+    "Limits": "msgservice.limits",
+    "Node": "msgservice.node.assembly",
+    "Receipt": "msgservice.receipt",
+    "Receiver": "msgservice.receiver",
+    "Reject": "msgservice.errors",
+    "Retry": "msgservice.errors",
+    "Status": "msgservice.message",
+    "connect": "msgservice.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)

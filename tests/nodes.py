@@ -32,7 +32,7 @@ from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
-from msgservice.node.node import Node
+from msgservice.node.node import NodeService
 from msgservice.node.peer import Peer
 from msgservice.records import Resume
 from msgservice.transport.local import connect_locally
@@ -146,7 +146,7 @@ class NodeWorld:
 
     def start(self) -> None:
         """Start a node on the log that is there."""
-        self.node = Node(
+        self.node = NodeService(
             self.clock,
             log=self.log,
             limits=self.limits,

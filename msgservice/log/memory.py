@@ -52,7 +52,7 @@ class MemoryLog(StoreLog):
         def run() -> None:
             try:
                 result = job()
-            except BaseException:  # noqa: BLE001 - whatever it is belongs to who waits for it
+            except BaseException:
                 waiter.errback(Failure())
             else:
                 waiter.callback(result)

@@ -51,7 +51,7 @@ class Worker:
             job, waiter = entry
             try:
                 result = job()
-            except BaseException:  # noqa: BLE001 - whatever it is belongs to who waits for it
+            except BaseException:
                 call(waiter.errback, Failure())
             else:
                 call(waiter.callback, result)

@@ -21,7 +21,7 @@ from msgservice.node.ingress import hash_of
 from msgservice.records import Found
 
 if TYPE_CHECKING:
-    from msgservice.node.node import Node
+    from msgservice.node.node import NodeService
 
 DEAD_LIST_MAX = 1000
 JSON_TYPE = "application/json"
@@ -76,7 +76,7 @@ class Admin:
 
     _logger = Logger()
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: NodeService) -> None:
         self._node = node
         self._handlers: dict[str, tuple[type[msgspec.Struct], Handler]] = {
             "$node.info": (_Nothing, self._info),

@@ -5,8 +5,8 @@
     Commits ─ after each group ─► Tracker (STATUS) and Dispatch (Tail, Outlets)
     Directory: who receives what.  Admin: `$node.*`.
 
-`build_service` makes the service of `twistd msgservice` from a checked `Config`; `make_node` is
-for programs that embed a node.
+`build_service` makes the service of `twistd msgservice` from a checked `Config`; `Node` is for
+programs that embed one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from twisted.logger import Logger
 
 from msgservice.limits import Limits
 from msgservice.log.sqlite import SqliteLog
-from msgservice.node.node import Node
+from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
 
 SWITCH_INTERVAL = 0.0005  # seconds; the writer thread must win the interpreter back quickly
@@ -31,35 +31,38 @@ EXIT_FAILED = 1
 _logger = Logger(namespace="msgservice.node")
 
 
-def make_node(
-    reactor: Any,
-    data: str | os.PathLike[str],
-    *,
-    name: str = "",
-    listen: Sequence[str] = (),
-    receivers: Sequence[ReceiverRow] = (),
-    limits: Limits | None = None,
-    insecure: bool = False,
-    failed: Callable[[Exception], None] | None = None,
-) -> Node:
-    """Return a node on a data folder, not started: `setServiceParent` or `startService` it.
+class Node(NodeService):
+    """A node on a data folder, an `IService`: `setServiceParent` or `startService` it.
 
     `data`: its folder, made if missing. `listen`: endpoint strings, none by default (an embedded
     node needs none: `node.client`). `failed`: called when it cannot start or go on; by default
-    that is logged and the reactor is stopped.
+    that is logged and the process ends with status 1.
     """
-    limits = Limits() if limits is None else limits
-    return Node(
-        reactor,
-        log=SqliteLog(Path(data).absolute(), reactor=reactor, limits=limits),
-        name=name,
-        listen=listen,
-        receivers=receivers,
-        limits=limits,
-        insecure=insecure,
-        rng=random.SystemRandom().random,
-        failed=failed or (lambda error: end_process(reactor, error)),
-    )
+
+    def __init__(
+        self,
+        reactor: Any,
+        data: str | os.PathLike[str],
+        *,
+        name: str = "",
+        listen: Sequence[str] = (),
+        receivers: Sequence[ReceiverRow] = (),
+        limits: Limits | None = None,
+        insecure: bool = False,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> None:
+        limits = Limits() if limits is None else limits
+        super().__init__(
+            reactor,
+            log=SqliteLog(Path(data).absolute(), reactor=reactor, limits=limits),
+            name=name,
+            listen=listen,
+            receivers=receivers,
+            limits=limits,
+            insecure=insecure,
+            rng=random.SystemRandom().random,
+            failed=failed or (lambda error: end_process(reactor, error)),
+        )
 
 
 def build_service(config: Any, *, reactor: Any) -> Node:
@@ -67,7 +70,7 @@ def build_service(config: Any, *, reactor: Any) -> Node:
     # A commit must win the interpreter back from a busy reactor for each of its steps; with the
     # default of 5 ms a group takes up to five times longer (bench/fanout.py).
     sys.setswitchinterval(SWITCH_INTERVAL)
-    return make_node(
+    return Node(
         reactor,
         config.data,
         name=config.name or "",

@@ -8,6 +8,7 @@ time, starting, and stopping in the order that loses nothing.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.client import Client
 from msgservice.clock import monotonic_of, wall_of
 from msgservice.connection import Connection
 from msgservice.core.backoff import delay_of
@@ -42,13 +44,14 @@ from msgservice.node.peer import Peer
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.records import Batch, ReceiverRow, Snapshot
+from msgservice.transport.local import LocalConnector
 from msgservice.transport.registry import Transports
 
 RETAIN_EVERY = 1.0  # seconds between two passes of retention
 
 
 @implementer(IService)
-class Node(Service):
+class NodeService(Service):
     """See the module. Made by `node.assembly`; usable as a child of any `IServiceCollection`.
 
     `receivers`: rows from the configuration, brought into the log at start. `failed` is called
@@ -506,6 +509,32 @@ class Node(Service):
         if peer is not None:
             peer.detach(reason)
             peer.leave(BYE_REMOVED, reason)
+
+    # --- inside this process
+
+    def client(self, name: str, **options: Any) -> Client:
+        """Return a started client of this node, without a socket; close it before the node stops.
+
+        `options`: as for `Client` (`require`, `held`). Usable at once; `when_connected` fires when
+        the node has started.
+        """
+        client = Client(
+            reactor=self.clock,
+            name=name,
+            connector_factory=lambda make_user: self.connector(make_user, name),
+            limits=self.limits,
+            new_incarnation=lambda: secrets.token_hex(16),
+            **options,
+        )
+        client.start()
+        return client
+
+    def connector(self, make_user: Callable[[], IChannelUser], name: str) -> IConnector:
+        """Return an `IConnector` to this node, without a socket."""
+        connector: IConnector = LocalConnector(
+            make_user, self._make_user, self.when_ready, self.clock, self.limits, name
+        )
+        return connector
 
     # --- requests
 

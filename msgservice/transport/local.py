@@ -7,12 +7,17 @@ as on a socket.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.errors import FrameTooLarge
-from msgservice.interfaces import IChannel, IChannelUser
+from msgservice.interfaces import IChannel, IChannelUser, IConnector
 from msgservice.limits import Limits
 
 BUFFER_MAX = 4 * 1024 * 1024  # bytes on their way before the sender is told to wait
@@ -123,3 +128,109 @@ def connect_locally(
     clock.callLater(0, near.channel_opened, left)
     clock.callLater(0, far.channel_opened, right)
     return left
+
+
+@implementer(IConnector)
+class LocalConnector(Service):
+    """Keeps one local connection to `make_far`'s side, and makes it again when it ends."""
+
+    address = "this process"
+
+    def __init__(
+        self,
+        make_user: Callable[[], IChannelUser],
+        make_far: Callable[[], IChannelUser],
+        when_ready: Callable[[], Deferred[None]],
+        clock: Any,
+        limits: Limits,
+        name: str,
+    ) -> None:
+        self.channel: LocalChannel | None = None
+        self.attempts = 0
+        self.failures = 0
+        self.last_error: str | None = None
+        self._make_user = make_user
+        self._make_far = make_far
+        self._when_ready = when_ready
+        self._clock = clock
+        self._limits = limits
+        self._peer_name = name
+        self._stopped: list[Deferred[None]] = []
+        self._due: IDelayedCall | None = None
+
+    @property
+    def next_attempt_in(self) -> float | None:
+        """See `IConnector`."""
+        if self._due is None:
+            return None
+        return float(max(0.0, self._due.getTime() - self._clock.seconds()))
+
+    def poke(self) -> None:
+        """See `IConnector`."""
+
+    def startService(self) -> None:
+        """See `IService`."""
+        super().startService()
+        self._dial()
+
+    def _dial(self) -> None:
+        self._due = None
+        self.attempts += 1
+        # The node that does not start says so itself.
+        self._when_ready().addCallbacks(self._connect, self._not_ready)
+
+    def _not_ready(self, failure: Failure) -> None:
+        self.failures += 1
+        self.last_error = failure.getErrorMessage()
+
+    def _connect(self, _: None) -> None:
+        if self.running:
+            watched = _Watched(self._make_user(), self)
+            self.channel = connect_locally(
+                watched,
+                self._make_far(),
+                clock=self._clock,
+                limits=self._limits,
+                name=self._peer_name,
+            )
+
+    def lost(self, reason: str) -> None:
+        """The channel has gone."""
+        self.channel = None
+        self.last_error = reason
+        self.failures += 1
+        if self.running:
+            self._due = self._clock.callLater(self._limits.link_delay_min, self._dial)
+        waiters, self._stopped = self._stopped, []
+        for waiter in waiters:
+            waiter.callback(None)
+
+    def stopService(self) -> Deferred[None]:
+        """See `IService`."""
+        super().stopService()
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        if self.channel is None:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._stopped.append(waiter)
+        self.channel.close()
+        return waiter
+
+
+@implementer(IChannelUser)
+class _Watched:
+    """Passes everything on, and tells the connector about the end."""
+
+    def __init__(self, user: IChannelUser, connector: LocalConnector) -> None:
+        self._connector = connector
+        self._user = user
+        self.channel_opened = user.channel_opened
+        self.frames_received = user.frames_received
+        self.channel_failed = user.channel_failed
+        self.channel_writable = user.channel_writable
+
+    def channel_lost(self, reason: str) -> None:
+        self._user.channel_lost(reason)
+        self._connector.lost(reason)
