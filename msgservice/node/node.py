@@ -201,11 +201,11 @@ class NodeService(Service):
         )
 
     def _not_started(self, failure: Failure) -> None:
+        assert isinstance(failure.value, Exception)
+        self._failed(failure.value)
         waiters, self._ready = self._ready, []
         for waiter in waiters:
             waiter.errback(Failure(failure.value))
-        assert isinstance(failure.value, Exception)
-        self._failed(failure.value)
 
     def _fatal(self, error: LogFailed) -> None:
         self._logger.critical("{error}", error=str(error))
