@@ -1,0 +1,1 @@
+"""Programs that show what msgservice does; each is run by a test."""
