@@ -16,6 +16,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("log", "transport", "clock", "connection"),
     ("config", "config_addresses", "config_reader", "config_toml"),
     ("receipt", "client_runs", "client_gather", "client_hop", "client_requests"),
+    ("received", "handling", "attachment"),
     ("client", "receiver", "node", "faces"),
     ("tap", "cli", "web", "testing", ""),
 ]
