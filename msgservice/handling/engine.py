@@ -124,7 +124,12 @@ class Handling:
         """A new connection of the sender: bring its marks up to date before they are told."""
         self._tell_all(sender)
         sender.inbox.reconnect()
-        sender.is_paused = False
+        sender.is_paused = sender.is_leaving = False
+
+    def lost(self) -> None:
+        """A connection has gone, perhaps in the middle of its turn."""
+        if self._touched or self._ready:
+            self._schedule()
 
     # --- verbs
 

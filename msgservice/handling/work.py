@@ -26,6 +26,7 @@ class Sender:
         "held_messages",
         "inbox",
         "incarnation",
+        "is_leaving",
         "is_paused",
         "lanes",
         "name",
@@ -44,6 +45,7 @@ class Sender:
         self.held_messages = 0
         self.held_bytes = 0
         self.is_paused = False
+        self.is_leaving = False  # the node has said BYE: close when all is answered
 
     def hold(self, work: Work) -> None:
         """Count what was taken and is not handled; beyond the window, stop reading.
@@ -80,8 +82,12 @@ class Sender:
     def flush(self) -> None:
         """Send the answers that are owed, as soon as the transport has room for them."""
         connection = self.connection
-        if connection is not None and connection.is_writable and self.inbox.answers.owes:
+        if connection is None or not connection.is_writable:
+            return
+        if self.inbox.answers.owes:
             connection.send_all([*self.inbox.answers.take_frames()])
+        if self.is_leaving and not self.works:
+            connection.close()
 
 
 class Work:
