@@ -14,6 +14,7 @@ setup(
         "msgservice.cli",
         "msgservice.core",
         "msgservice.faces",
+        "msgservice.handling",
         "msgservice.log",
         "msgservice.node",
         "msgservice.transport",

@@ -18,7 +18,8 @@ from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED
 from msgservice.message import Action
 from msgservice.records import Resume
 
-ACK_RANGES_MAX = 10_000  # of one frame
+ACK_RANGES_MAX = 400  # of one frame: fits in 8 KiB, so in any frame that the other side takes
+REASON_BYTES_MAX = 4000  # of a NACK; UTF-8, for the same reason
 REJECTED_MAX = 10_000  # rejections remembered; one that is forgotten is handled again
 
 
@@ -125,7 +126,7 @@ class Answers:
         self, first: int, last: int, action: Action, lane: Hashable, delay_ms: int, reason: str
     ) -> None:
         """These are not taken. With RETRY and LATER the lane is discarded from here on."""
-        self._refusals.append(Nack(first, last, int(action), delay_ms, reason[:1000]))
+        self._refusals.append(Nack(first, last, int(action), delay_ms, sendable(reason)))
         if action in (Action.RETRY, Action.LATER):
             self._nacks += 1
             if lane is not None:
@@ -173,6 +174,7 @@ class Inbox:
         self.ordered = ordered
         self.answers = Answers()
         self._taking = RangeSet()  # given to the handler, not taken yet
+        self._taking_crcs: dict[Range, int] = {}  # of the runs they came in
         self._rejected: dict[int, str] = {}  # sequence -> reason: no mark, the answer is repeated
 
     def reconnect(self) -> None:
@@ -208,11 +210,14 @@ class Inbox:
         if self._rejected:
             parts = self._repeat_rejections(parts, lane)
         if self._taking and self._taking.overlaps(first, last):
+            if self._taking_crcs.get((first, last), crc) != crc:
+                raise ContentChanged(first, last)
             parts = [new for low, high in parts for new in self._taking.missing(low, high)]
         if not parts:
             return None
         for low, high in parts:
             self._taking.add(low, high)
+        self._taking_crcs[(first, last)] = crc
         return Arrival(transfer, count, lane, parts, crc)
 
     def _repeat_rejections(self, parts: list[Range], lane: Hashable) -> list[Range]:
@@ -234,34 +239,47 @@ class Inbox:
             after = transfer.after
         self._taking.remove(first, last)
         self.marks.take(after, last)
-        if last == end:
+        if last == arrival.parts[-1][1]:
+            self._taking_crcs.pop((start, end), None)
             self.marks.remember(start, end, arrival.crc)
         self.answers.take_over(after + 1, last)
 
     def refused(
         self, arrival: Arrival, first: int, last: int, action: Action, delay_ms: int, reason: str
     ) -> None:
-        """These were not taken. RETRY, LATER: all of the arrival from `first` on is given up."""
+        """These were not taken. RETRY, LATER: all of the arrival from `first` on is given up.
+
+        What of it has not come again on this connection is answered when it does: what was
+        given up by being handled, what was rejected by the same answer.
+        """
         if action in (Action.RETRY, Action.LATER):
-            rest = last if arrival.lane is None else arrival.parts[-1][1]
-            self._taking.remove(first, rest)
+            self._give_up(arrival, first, last if arrival.lane is None else arrival.parts[-1][1])
         else:
-            self._taking.remove(first, last)
+            self._give_up(arrival, first, last)
             for sequence in range(first, last + 1):
                 self._rejected[sequence] = reason
                 if len(self._rejected) > REJECTED_MAX:
                     del self._rejected[next(iter(self._rejected))]
-        if self.answers.received.covers(first, last):
-            self.answers.refuse(first, last, action, arrival.lane, delay_ms, reason)
+        for low, high in self.answers.received.within(first, last):
+            self.answers.refuse(low, high, action, arrival.lane, delay_ms, reason)
 
-    def abandoned(self, arrival: Arrival) -> None:
-        """The rest of the arrival will not be handled: its lane is discarded."""
-        for low, high in arrival.parts:
-            self._taking.remove(low, high)
+    def abandoned(self, arrival: Arrival, first: int, last: int) -> None:
+        """These will not be handled, nor answered: the sender has kept them and sends again."""
+        self._give_up(arrival, first, last)
+
+    def _give_up(self, arrival: Arrival, first: int, last: int) -> None:
+        start = arrival.transfer.sequence
+        self._taking.remove(first, last)
+        self._taking_crcs.pop((start, start + arrival.count - 1), None)
 
     def is_taking(self, first: int) -> bool:
         """Whether this sequence is with the handler."""
         return first in self._taking
+
+
+def sendable(reason: str) -> str:
+    """Return a text that fits into a frame: not too long, and of characters that UTF-8 has."""
+    return reason.encode(errors="replace")[:REASON_BYTES_MAX].decode(errors="ignore")
 
 
 def _gaps(first: int, last: int, parts: list[Range]) -> list[Range]:

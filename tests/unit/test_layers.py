@@ -16,7 +16,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("log", "transport", "clock", "connection"),
     ("config", "config_addresses", "config_reader", "config_toml"),
     ("receipt", "client_runs", "client_gather", "client_hop", "client_requests"),
-    ("client", "receiver", "node", "faces"),
+    ("received", "handling"),
+    ("client", "receiver", "attachment", "node", "faces"),
     ("tap", "cli", "web", "testing", ""),
 ]
 IMPURE = ("twisted", "time", "random", "socket", "sqlite3", "apsw", "os", "secrets", "threading")

@@ -1,0 +1,1 @@
+"""Running the handlers of a receiver: order, turns, threads, transactions, outcomes."""

@@ -1,0 +1,311 @@
+"""The receiving side's public face: `Receiver`.
+
+    node ─ TRANSFER ─► attachment ─► inbox ─► handling ─► your handler
+         ◄─ ACK, NACK ─┘                       │ its outcome
+                       └◄──────────────────────┘
+
+Here: what a user says about a receiver, its nodes, starting and stopping. Connections live in
+`attachment`, order, turns and outcomes in `handling`, what was taken in `core.inbox`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.logger import Logger
+
+from msgservice.attachment import Attachment, Dial, Listening, Way
+from msgservice.clock import monotonic_of
+from msgservice.codecs import decode_content
+from msgservice.core.frames import HelloOptions, ReceiveOptions
+from msgservice.core.inbox import Inbox
+from msgservice.core.subjects import check_name, check_pattern
+from msgservice.errors import LimitReached
+from msgservice.handling.engine import Handling
+from msgservice.handling.threads import ThreadedHandling
+from msgservice.handling.work import Sender
+from msgservice.interfaces import IChannelUser, IConnector, ITransport
+from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.received import Decode
+from msgservice.transport.addresses import check_listener
+from msgservice.transport.registry import Transports
+
+CONCURRENCY = 100  # asynchronous handlers that run at once; the window alone would allow 65,536
+# Incarnations of nodes whose marks are kept while they are away: one for each log that ever sent.
+SENDERS_MAX = 1000
+
+
+class FindsTransport(Protocol):
+    """What a `transport.registry.Transports` is asked."""
+
+    def find(self, address: str) -> ITransport:
+        """Return the transport that serves this address."""
+
+
+class Receiver(Service):
+    """A named receiver of messages, and the handler that gets them.
+
+    It works from its first `attach` or `listen` on; as a child of a service, from the service's
+    start on. `handler(message)` returns None, a Deferred, or is a coroutine function; see
+    docs/receiver.md for what its outcome means. With `batch` it gets a list of messages, which
+    are acknowledged or sent again as one; with `threads` it may block.
+
+    `order`: "strict" or "none"; what the node answers holds. `window`: how much is taken
+    unanswered, `(messages, bytes)` or messages. `concurrency`: asynchronous handlers at once.
+    `shared`: several connections share the name's messages (order "none"). `transports`: finds
+    the transport of an address. `decode(body, headers)` makes `message.content`.
+
+    Raises `BadName`, and `ValueError` or `TypeError` for arguments that cannot be.
+    """
+
+    logger = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        name: str,
+        handler: Callable[..., Any],
+        batch: bool = False,
+        threads: int = 0,
+        order: str = "strict",
+        window: int | tuple[int, int] | None = None,
+        shared: bool = False,
+        concurrency: int = CONCURRENCY,
+        limits: Limits | None = None,
+        transports: FindsTransport | None = None,
+        decode: Decode = decode_content,
+        incarnation: str | None = None,
+    ) -> None:
+        check_name(name)
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, not {handler!r}")
+        if order not in ("strict", "none"):
+            raise ValueError(f'order must be "strict" or "none", not {order!r}')
+        if shared and order != "none":
+            raise ValueError('shared needs order="none"')
+        if threads < 0 or concurrency < 1:
+            raise ValueError("threads must be 0 or more, concurrency 1 or more")
+        if threads and inspect.iscoroutinefunction(handler):
+            raise TypeError("a coroutine function cannot run on threads")
+        self.reactor = reactor
+        self.now = monotonic_of(reactor)
+        self.name: str = name
+        self.order = order
+        self.limits = limits if limits is not None else Limits()
+        self.window = _window(window, self.limits)
+        self.transports: FindsTransport = Transports() if transports is None else transports
+        self.decode = decode
+        self.incarnation = uuid.uuid4().hex if incarnation is None else incarnation
+        self.ways: list[Way] = []
+        self._shared = shared
+        self._stopping: list[Deferred[None]] | None = None
+        how: dict[str, Any] = {"name": name, "clock": reactor, "now": self.now, "batch": batch}
+        self.handling: Handling
+        if threads:
+            self.handling = ThreadedHandling(handler, threads=threads, **how)
+        else:
+            self.handling = Handling(handler, concurrency=concurrency, **how)
+
+    # --- getters
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can arrive from any node."""
+        return any(way.connected for way in self.ways)
+
+    # --- verbs
+
+    def attach(
+        self,
+        address: str,
+        *,
+        subjects: Sequence[str] | None = None,
+        start: str | int | datetime = "new",
+    ) -> Attachment:
+        """Dial a node, for ever, and receive what matches `subjects` from it.
+
+        `subjects`: patterns; None: those that the node's configuration has for this name.
+        `start`: "new", "first", a position or a time (aware datetime), from which on a receiver
+        that the node does not know yet gets messages. Raises `BadAddress`, `BadSubject`.
+        """
+        transport = self.transports.find(address)
+
+        def dial(make_user: Callable[[], IChannelUser]) -> IConnector:
+            return transport.connector(self.reactor, address, make_user, self.limits)
+
+        return self.attach_through(dial, address=address, subjects=subjects, start=start)
+
+    def attach_through(
+        self,
+        dial: Dial,
+        *,
+        address: str,
+        subjects: Sequence[str] | None = None,
+        start: str | int | datetime = "new",
+    ) -> Attachment:
+        """As `attach`, by any means: `dial(make_user)` returns the service that connects.
+
+        It calls `make_user() -> IChannelUser` for each channel. `address` is for people.
+        """
+        receive = ReceiveOptions(
+            subjects=_patterns(subjects, self.limits),
+            start=_start(start),
+            order=self.order,
+            shared=self._shared,
+        )
+        attachment = Attachment(self, address, receive, dial)
+        self.ways.append(attachment)
+        if self.running:
+            attachment.start()
+        elif self.parent is None:
+            self.startService()
+        return attachment
+
+    def listen(self, address: str, *, insecure: bool = False) -> Deferred[Listening]:
+        """Let nodes dial in; fire with the `Listening` (an `IListeningPort`) when it is open.
+
+        `address`: a server endpoint, `tcp:7420`; loopback unless it says another interface, which
+        needs `insecure=True`. Fails with `CannotListen`, `InsecureListener`, `BadAddress`. What
+        such a receiver gets is in the node's configuration.
+        """
+        receive = ReceiveOptions(order=self.order, shared=self._shared)
+        listening = Listening(self, address, receive)
+
+        async def open_port() -> Listening:
+            check_listener(address, insecure)
+            await listening.start()
+            self.ways.append(listening)
+            return listening
+
+        if not self.running and self.parent is None:
+            self.startService()
+        return Deferred.fromCoroutine(open_port())
+
+    def stop(self) -> Deferred[None]:
+        """Take no more, let handlers end, send their answers, close; fire when all is done.
+
+        Handlers have `limits.stop_timeout` seconds; then they are cancelled, and what they had
+        is sent again when the receiver is back, not counted as an attempt. Cancelling the
+        Deferred stops the wait only. Safe to call twice.
+        """
+        waiter: Deferred[None] = Deferred()
+        if self._stopping is not None:
+            self._stopping.append(waiter)
+            return waiter
+        if not self.running:
+            return succeed(None)
+        Service.stopService(self)
+        self._stopping = [waiter]
+        stopped = Deferred.fromCoroutine(self._stop())
+
+        def tell(result: Any) -> None:
+            waiters, self._stopping = self._stopping or [], None
+            for each in waiters:
+                if not each.called:
+                    each.callback(None)
+
+        stopped.addErrback(lambda failure: self.logger.failure("stopping", failure))
+        stopped.addBoth(tell)
+        return waiter
+
+    async def _stop(self) -> None:
+        for way in self.ways:
+            way.stop_taking()
+        await self.handling.stop(self.limits.stop_timeout)
+        if isinstance(self.handling, ThreadedHandling):
+            self.handling.stop_threads()
+        gone = []
+        for way in self.ways:
+            gone += [link.gone for link in way.connections]
+            way.say_bye()
+        await gatherResults([way.stop() for way in self.ways])  # type: ignore[attr-defined]
+        for each in gone:
+            await each
+
+    # --- IService
+
+    def startService(self) -> None:  # noqa: D102  # Twisted's
+        if self.running:
+            return
+        Service.startService(self)
+        self.handling.start()
+        for way in self.ways:
+            if isinstance(way, Attachment):
+                way.start()
+            elif isinstance(way, Listening):
+                way.start().addErrback(
+                    lambda failure: self.logger.failure("listening again", failure)
+                )
+
+    def stopService(self) -> Deferred[None]:  # noqa: D102  # Twisted's
+        return self.stop()
+
+    # --- for the connections
+
+    def hello_options(self, receive: ReceiveOptions) -> HelloOptions:
+        """What a HELLO says about this receiver."""
+        return HelloOptions(
+            max_batch=self.limits.max_batch,
+            heartbeat=round(self.limits.heartbeat * 1000),
+            window=self.window,
+            receive=receive,
+        )
+
+    def sender(self, name: str, incarnation: str) -> Sender:
+        """Return what is known of an incarnation of a node."""
+        senders = self.handling.senders
+        sender = senders.pop((name, incarnation), None)
+        if sender is None:
+            if len(senders) >= SENDERS_MAX:
+                idle = [k for k, s in senders.items() if s.connection is None and not s.works]
+                for key in idle[:1]:
+                    del senders[key]
+            sender = Sender(name, incarnation, Inbox(), self.window)
+        senders[name, incarnation] = (
+            sender  # the one that was here last is the last to be forgotten
+        )
+        return sender
+
+
+def _window(window: int | tuple[int, int] | None, limits: Limits) -> tuple[int, int]:
+    if window is None:
+        return limits.window_messages, limits.window_bytes
+    messages, size = (window, limits.window_bytes) if isinstance(window, int) else window
+    if not 0 < messages <= INTEGER_MAX or not 0 < size <= INTEGER_MAX:
+        raise ValueError(f"window must be above 0, not {window!r}")
+    return messages, size
+
+
+def _patterns(subjects: Sequence[str] | None, limits: Limits) -> list[str] | None:
+    if subjects is None:
+        return None
+    if isinstance(subjects, str):
+        raise TypeError(f"subjects is a list of patterns, not {subjects!r}")
+    if not subjects:
+        raise ValueError("subjects has no patterns; leave it out for those the node has")
+    if len(subjects) > limits.patterns:
+        raise LimitReached("patterns", limits.patterns)
+    for pattern in subjects:
+        check_pattern(pattern)
+    return list(subjects)
+
+
+def _start(start: str | int | datetime) -> str | int:
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise ValueError(f"start {start} has no time zone")
+        return f"@{start.isoformat()}"
+    if isinstance(start, int):
+        if not 0 <= start <= INTEGER_MAX:
+            raise ValueError(f"start must be from 0 to {INTEGER_MAX}, not {start}")
+        return start
+    if start not in ("new", "first") and not start.startswith("@"):
+        raise ValueError(f'start must be "new", "first", a position or a time, not {start!r}')
+    return start

@@ -1,0 +1,508 @@
+"""Connections come and go, the receiver stays: SEMANTICS 1, 2, 3, 5, 27; stopping; bounds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.application.service import IService, MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from zope.interface.verify import verifyObject
+
+from msgservice.core.frames import BYE_REPLACED, Ack, Hello, Request, Transfer
+from msgservice.errors import BadName, BadSubject, LimitReached, Retry
+from msgservice.limits import Limits
+from msgservice.message import Action, BareMessage, encode_messages
+from msgservice.received import ReceivedMessage
+from msgservice.receiver import Receiver
+from tests.receiver_world import Node, World, results_of
+from tests.unit.test_receiver import Waiting
+
+
+def hello_of(world: World) -> Hello:
+    return world.node.hellos[-1]
+
+
+# --- who it says it is
+
+
+def test_hello_says_who_it_is_and_how_much_it_takes() -> None:
+    world = World(window=(100, 5000), attach=False)
+    world.attach(world.node, subjects=["a.>", "b"], start="first")
+    world.run()
+    hello = hello_of(world)
+    options = hello.options
+    receive = options.receive
+    assert receive is not None
+    assert (hello.name, hello.incarnation) == ("r", world.receiver.incarnation)
+    assert options.window == (100, 5000)
+    assert options.max_batch == Limits().max_batch
+    assert options.heartbeat == 20_000
+    assert receive.subjects == ["a.>", "b"]
+    assert (receive.start, receive.order, options.inbox) == ("first", "strict", None)
+
+
+def test_a_start_in_time_is_said_as_iso_8601() -> None:
+    world = World(attach=False)
+    world.attach(world.node, start=datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
+    world.run()
+    receive = hello_of(world).options.receive
+    assert receive is not None
+    assert receive.start == "@2026-01-02T03:04:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"name": "no/slash"}, BadName),
+        ({"order": "loose"}, ValueError),
+        ({"shared": True}, ValueError),
+        ({"threads": -1}, ValueError),
+        ({"concurrency": 0}, ValueError),
+        ({"window": 0}, ValueError),
+        ({"window": (1, 0)}, ValueError),
+        ({"handler": None}, TypeError),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(arguments: dict[str, Any], error: type) -> None:
+    wanted: dict[str, Any] = {"name": "r", "handler": print} | arguments
+    with pytest.raises(error):
+        Receiver(Clock(), **wanted)
+
+
+def test_a_coroutine_function_cannot_run_on_threads() -> None:
+    async def handle(message: ReceivedMessage) -> None:
+        pass
+
+    with pytest.raises(TypeError, match="coroutine"):
+        Receiver(Clock(), name="r", handler=handle, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"subjects": ["a..b"]}, BadSubject),
+        ({"subjects": []}, ValueError),
+        ({"subjects": "a.>"}, TypeError),
+        ({"subjects": ["a"] * 1001}, LimitReached),
+        ({"start": "sometime"}, ValueError),
+        ({"start": -1}, ValueError),
+        ({"start": datetime(2026, 1, 1)}, ValueError),  # noqa: DTZ001  # that is what is refused
+    ],
+)
+def test_an_attachment_that_cannot_be_is_refused(arguments: dict[str, Any], error: type) -> None:
+    world = World(attach=False)
+    with pytest.raises(error):
+        world.attach(world.node, **arguments)
+    assert world.receiver.ways == []
+
+
+# --- connections
+
+
+def test_an_attachment_says_whether_it_is_connected_and_why_not() -> None:
+    world = World()
+    assert world.attachment.connected
+    assert (world.attachment.error, world.attachment.node) == ("", "node")
+    world.wire.cut()
+    world.run()
+    assert not world.attachment.connected
+    assert world.attachment.error == "aborted"
+    assert "aborted" in repr(world.attachment)
+    world.run(2)
+    assert world.attachment.connected
+    assert "connected" in repr(world.attachment)
+
+
+def test_1_what_was_taken_is_told_to_the_next_connection() -> None:
+    world = World()
+    world.node.offer([b"1", b"2"], sequence=5, after=2)
+    world.run()
+    world.reconnect()
+    resume = world.node.resumes[-1]
+    assert resume.ranges == ((3, 6),)
+    assert resume.last is not None
+    assert resume.last[:2] == (5, 6)
+
+
+def test_2_a_repeat_of_what_is_being_handled_is_answered_when_that_ends() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1", b"2"])
+    world.run()
+    world.reconnect()
+    assert waiting.given == [b"1"]  # not given again
+    assert world.node.answers == []
+    waiting.end(b"1")
+    world.run()
+    waiting.end(b"2")
+    world.run()
+    assert waiting.given == [b"1", b"2"]
+    assert world.node.outbox.cursor == 2
+
+
+def test_2_what_ended_while_there_was_no_connection_is_not_sent_again() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1"])
+    world.run()
+    world.wire.cut()
+    world.run()
+    waiting.end(b"1")
+    world.run(2)
+    assert (waiting.given, world.node.outbox.cursor) == ([b"1"], 1)
+    assert world.node.answers == []  # its RESUME said it
+
+
+def test_3_a_message_that_failed_while_there_was_no_connection_comes_again_in_order() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1", b"2"])
+    world.node.offer([b"3"])
+    world.run()
+    world.wire.cut()
+    world.run()
+    waiting.fail(b"1", Retry(1.0))
+    world.run(2)
+    for body in (b"1", b"2", b"3"):
+        waiting.end(body)
+        world.run()
+    assert waiting.given == [b"1", b"1", b"2", b"3"]
+    assert world.node.outbox.cursor == 3
+
+
+def test_a_rejection_that_was_not_heard_is_repeated_and_not_handled_again() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1"])
+    world.run()
+    world.wire.cut()
+    world.run()
+    from msgservice.errors import Reject
+
+    waiting.fail(b"1", Reject("no"))
+    world.run(2)
+    assert waiting.given == [b"1"]
+    assert [nack.action for nack in world.node.nacks] == [Action.DEAD]
+
+
+def test_5_another_incarnation_of_the_node_has_marks_of_its_own() -> None:
+    world = World()
+    world.node.offer([b"1"])
+    world.run()
+    other = Node(world.clock, incarnation="log.2")
+    world.attach(other)
+    world.run()
+    other.offer([b"again 1"])
+    world.run()
+    assert world.handled == [b"1", b"again 1"]
+    assert other.resumes[-1].ranges == ()
+
+
+def test_several_nodes_feed_one_receiver() -> None:
+    world = World()
+    other = Node(world.clock, name="other", incarnation="log.o")
+    world.attach(other)
+    world.run()
+    world.node.offer([b"1"])
+    other.offer([b"2"])
+    world.run()
+    assert sorted(world.handled) == [b"1", b"2"]
+    assert (world.node.outbox.cursor, other.outbox.cursor) == (1, 1)
+
+
+def test_27_one_that_was_replaced_says_so_and_does_not_come_back_by_itself() -> None:
+    world = World()
+    assert world.node.connection is not None
+    world.node.connection.bye(BYE_REPLACED, "replaced")
+    world.run(60)
+    assert world.diallers[0].dialled == 1
+    assert world.attachment.is_replaced
+    assert "newer connection" in world.attachment.error
+    world.attachment.start()
+    world.run()
+    assert world.attachment.connected
+
+
+def test_27_the_newest_connection_of_one_node_wins_and_the_marks_go_on() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1"])
+    world.run()
+    newer = world.attach(world.node)
+    world.run(5)
+    assert newer.connected
+    assert not world.attachment.connected
+    assert world.attachment.is_replaced
+    waiting.end(b"1")
+    world.run()
+    assert (waiting.given, world.node.outbox.cursor) == ([b"1"], 1)
+
+
+def test_a_node_that_closes_is_answered_first() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1"])
+    world.run()
+    assert world.node.connection is not None
+    world.node.connection.bye(0, "stopping")
+    world.run(1)
+    assert not world.wire.near.is_gone
+    waiting.end(b"1")
+    world.run()
+    assert world.node.outbox.cursor == 1
+    assert world.wire.near.is_gone
+    assert "stopping" in world.attachment.error
+    world.run(2)
+    assert world.attachment.connected
+
+
+def test_a_node_that_closes_when_nothing_is_owed_is_let_go_at_once() -> None:
+    world = World()
+    assert world.node.connection is not None
+    world.node.connection.bye()
+    world.run()
+    assert world.wire.near.is_gone
+
+
+# --- bad input
+
+
+def send_raw(world: World, frame: Any) -> None:
+    assert world.node.connection is not None
+    world.node.knows = False
+    world.node.connection.send(frame)
+    world.run()
+
+
+def transfer(sequence: int, *bodies: bytes, **more: Any) -> Transfer:
+    messages = encode_messages([BareMessage(body) for body in bodies])
+    return Transfer(sequence, "a", msgspec.Raw(messages), **more)
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (transfer(1), "TRANSFER of 0 messages"),
+        (Transfer(1, "a", msgspec.Raw(b"\x91\x01")), "messages: Expected"),
+        (transfer(2**53 - 1, b"1", b"2"), "pass 2^53"),
+        (transfer(5, b"1", nacks=1), "nacks 1, only 0 were sent"),
+        (transfer(5, b"1", after=5), "after 5 is not below"),
+        (Ack([(1, 1)]), "Ack frame while a receiver listens"),
+    ],
+)
+def test_a_frame_that_cannot_be_ends_the_connection_with_the_reason(
+    frame: Any, reason: str
+) -> None:
+    world = World()
+    send_raw(world, frame)
+    world.run()
+    assert any(reason in loss for loss in world.node.losses), world.node.losses
+    assert reason in world.attachment.error
+    world.run(2)
+    assert world.attachment.connected
+
+
+def test_4_other_content_under_a_sequence_that_was_taken_ends_the_connection() -> None:
+    world = World()
+    send_raw(world, transfer(1, b"1"))
+    send_raw(world, transfer(1, b"other"))
+    assert "were sent before with other content" in world.node.losses[0]
+    assert world.handled == [b"1"]
+
+
+def test_one_that_does_not_send_to_receivers_is_refused() -> None:
+    world = World(attach=False)
+    world.node.says_receive = False
+    attachment = world.attach(world.node)
+    world.run()
+    assert "does not send to receivers" in attachment.error
+
+
+def test_requests_are_refused_not_ignored() -> None:
+    world = World()
+    messages = msgspec.Raw(encode_messages([BareMessage(b"1"), BareMessage(b"2")]))
+    send_raw(world, Request(7, "a", messages))
+    [reply] = world.node.replies
+    assert [(id_, ok) for id_, ok, _ in reply.replies] == [(7, False), (8, False)]
+
+
+# --- bounds
+
+
+def test_beyond_its_window_it_stops_reading_until_handlers_have_ended() -> None:
+    waiting = Waiting()
+    world = World(waiting, window=(3, 1000))
+    for n in range(1, 6):
+        send_raw(world, transfer(n, b"%d" % n))
+    assert world.wire.near.is_paused
+    for n in range(1, 6):
+        waiting.end(b"%d" % n)
+        world.run()
+    assert not world.wire.near.is_paused
+    assert waiting.given == [b"1", b"2", b"3", b"4", b"5"]
+    sender = next(iter(world.receiver.handling.senders.values()))
+    assert (sender.works, sender.held_messages, sender.held_bytes) == (0, 0, 0)
+
+
+def test_one_run_larger_than_the_window_is_read_whatever_the_window() -> None:
+    waiting = Waiting()
+    world = World(waiting, window=(3, 1000))
+    send_raw(world, transfer(1, b"1", b"2", b"3", b"4"))
+    assert not world.wire.near.is_paused
+
+
+def test_answers_wait_for_a_transport_that_has_no_room_and_leave_as_one() -> None:
+    world = World()
+    near = world.wire.near.user
+    assert near is not None
+    near.channel_writable(False)
+    world.node.offer([b"1"])
+    world.run()
+    world.node.offer([b"2"])
+    world.run()
+    assert (world.handled, world.node.answers) == ([b"1", b"2"], [])
+    near.channel_writable(True)
+    world.run()
+    assert world.node.answers == [Ack([(1, 2)])]
+
+
+def test_marks_of_incarnations_that_are_away_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgservice.receiver.SENDERS_MAX", 2)
+    world = World()
+    for number in range(5):
+        world.receiver.sender("node", f"other.{number}")
+    assert list(world.receiver.handling.senders) == [("node", "log.1"), ("node", "other.4")]
+
+
+# --- starting and stopping
+
+
+def test_it_is_a_service_that_dials_when_its_parent_starts() -> None:
+    world = World(attach=False)
+    parent = MultiService()
+    world.receiver.setServiceParent(parent)
+    assert verifyObject(IService, world.receiver)
+    attachment = world.attach(world.node)
+    world.run()
+    assert not attachment.connected
+    parent.startService()
+    world.run()
+    assert attachment.connected
+    stopped = results_of(Deferred.fromCoroutine(_wait(parent.stopService())))
+    world.run()
+    assert stopped == [None]
+    assert not attachment.connected
+    parent.startService()
+    world.run()
+    assert attachment.connected
+
+
+async def _wait(deferred: Any) -> None:
+    await deferred
+
+
+def test_stopping_lets_handlers_end_sends_their_answers_says_bye_and_closes() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1", b"2"])
+    world.run()
+    stopped = results_of(world.receiver.stop())
+    world.run(3)
+    assert (stopped, waiting.cancelled) == ([], [])
+    waiting.end(b"1")
+    world.run()
+    assert stopped == [None]
+    assert waiting.given == [b"1"]
+    assert world.node.answers == [Ack([(1, 1)])]
+    assert world.node.byes == [(0, "")]
+    assert world.wire.near.is_gone
+    world.run(60)
+    assert world.diallers[0].dialled == 1
+
+
+def test_stopping_takes_nothing_that_still_arrives() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1"], "a")
+    world.run()
+    world.receiver.stop()
+    world.node.offer([b"2"], "b")
+    world.run()
+    assert waiting.given == [b"1"]
+    waiting.end(b"1")
+    world.run()
+
+
+def test_a_handler_that_does_not_end_in_time_is_cancelled_and_not_counted() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1"])
+    world.run()
+    stopped = results_of(world.receiver.stop())
+    world.run(9)
+    assert stopped == []
+    world.run(2)
+    assert (stopped, waiting.cancelled) == ([None], [b"1"])
+    [nack] = world.node.nacks
+    assert (nack.action, nack.first) == (Action.LATER, 1)
+    assert [run.attempts for run in world.node.outbox.waiting] == [0]
+
+
+def test_after_a_restart_of_the_service_what_was_given_up_comes_again() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1", b"2"])
+    world.run()
+    world.receiver.stop()
+    waiting.end(b"1")
+    world.run()
+    world.receiver.startService()
+    world.run(5)
+    waiting.end(b"2")
+    world.run()
+    assert waiting.given == [b"1", b"2"]
+    assert world.node.outbox.cursor == 2
+
+
+def test_stopping_twice_and_stopping_what_never_started_is_safe() -> None:
+    idle = Receiver(Clock(), name="r", handler=print)
+    assert results_of(idle.stop()) == [None]
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1"])
+    world.run()
+    first, second = results_of(world.receiver.stop()), results_of(world.receiver.stop())
+    waiting.end(b"1")
+    world.run()
+    assert (first, second) == ([None], [None])
+
+
+def test_a_cancelled_stop_goes_on() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1"])
+    world.run()
+    stopping = world.receiver.stop()
+    results_of(stopping)
+    stopping.cancel()
+    waiting.end(b"1")
+    world.run()
+    assert world.wire.near.is_gone
+
+
+def test_detaching_closes_one_connection_and_keeps_what_runs() -> None:
+    waiting = Waiting()
+    world = World(waiting)
+    world.node.offer([b"1"])
+    world.run()
+    world.attachment.stop()
+    world.run(10)
+    assert not world.attachment.connected
+    waiting.end(b"1")
+    world.attachment.start()
+    world.run(2)
+    assert (waiting.given, world.node.outbox.cursor) == ([b"1"], 1)
