@@ -7,16 +7,15 @@ there and nowhere else.
 
 from __future__ import annotations
 
-import enum
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import wraps
-from typing import IO, Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import click
 import msgspec
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import (
     FilteringLogObserver,
@@ -26,6 +25,7 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
+from msgservice.cli.output import ExitCode, console
 from msgservice.client import Client, connect
 from msgservice.errors import (
     Ambiguous,
@@ -40,21 +40,9 @@ from msgservice.errors import (
 
 NODE = "tcp:127.0.0.1:7410"
 SENDER = "msgservice-cli"
-# Wide enough that a table in a pipe is never cut; on a terminal, the terminal says.
-WIDTH_IN_PIPE = 240
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class ExitCode(enum.IntEnum):
-    """How a command ended, for programs."""
-
-    DONE = 0
-    REFUSED = 1  # the node said no, or the message was not delivered
-    USAGE = 2  # a wrong option, name, subject, address or configuration; nothing was done
-    NO_ANSWER = 3  # no node, or no answer in time: what was asked may have been done
-    INTERRUPTED = 130  # by a signal
 
 
 class NoAnswer(Ambiguous):
@@ -105,8 +93,10 @@ class Session:
         try:
             react(main)
         except SystemExit as ended:
+            if finished:
+                raise
             # A signal stops the reactor and leaves the work unfinished, with exit code 0.
-            raise ended if finished else SystemExit(ExitCode.INTERRUPTED)
+            raise SystemExit(ExitCode.INTERRUPTED) from ended
         raise AssertionError("react always exits")
 
     async def connect(self, reactor: Any, name: str = SENDER) -> Client:
@@ -164,13 +154,6 @@ class Session:
             click.echo(msgspec.json.encode(told), err=True)
         else:
             click.echo(f"msgservice: {error}", err=True)
-
-
-def console(file: IO[str]) -> Console:
-    """Return a console that cuts nothing where nobody looks."""
-    return Console(
-        file=file, highlight=False, width=None if file.isatty() else WIDTH_IN_PIPE, soft_wrap=False
-    )
 
 
 def _log_to_standard_error(level: Any) -> None:
