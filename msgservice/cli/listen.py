@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import sys
-from typing import Any, BinaryIO
-
 import click
-import msgspec
-from twisted.internet.defer import Deferred
 
 from msgservice.cli.session import Session, node_options
-from msgservice.message import Message
-from msgservice.receiver import Receiver
 
 
 @click.command()

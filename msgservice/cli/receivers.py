@@ -9,6 +9,8 @@ from rich.table import Table
 
 from msgservice.cli.session import Session, node_options
 from msgservice.cli.status import plain_table
+from msgservice.cli.threads import in_daemon_thread
+from msgservice.errors import Refused
 
 SUBJECTS = click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
 NAME = click.argument("name")
@@ -122,18 +124,21 @@ def remove(session: Session, name: str, yes: bool) -> None:
         subject = "$node.receivers.remove"
         waiting = (await session.request(reactor, client, subject, name=name))["queued"]
         if waiting and not yes:
-            # The question stops the reactor, and the node may give up the connection meanwhile:
-            # the client makes it anew.
-            click.confirm(
-                f"{waiting:,} messages wait for {name} and will not be delivered. Remove it?",
-                abort=True,
-                err=True,
-            )
+            question = f"{waiting:,} messages wait for {name} and will not be delivered. Remove it?"
+            if not await in_daemon_thread(reactor, lambda: _confirmed(question)):
+                raise Refused("not removed")
         removed = await session.request(reactor, client, subject, name=name, confirm=waiting)
         session.show(removed, f"removed {name}; {removed['removed']:,} messages not delivered")
         await client.close()
 
     session.run(work)
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:  # the end of the input
+        return False
 
 
 def _change_of(session: Session, subject: str, done: str, **question: object) -> None:
@@ -171,5 +176,3 @@ def _trouble(row: dict[str, Any]) -> str:
     tries = f", attempt {row['attempts']}" if row["attempts"] else ""
     again = f", again in {row['next_try_s']:.0f} s" if row["next_try_s"] else ""
     return f"{row['last_error']}{tries}{again}"
-
-

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Self
 import click
 from rich.console import Group
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from twisted.internet.defer import DeferredSemaphore, ensureDeferred
+from twisted.internet.defer import DeferredSemaphore
 from twisted.python.failure import Failure
 
 from msgservice.cli.lines import LineReader
@@ -75,7 +75,9 @@ def send(
             raise click.UsageError("--id and --wait are for one message: give BODY or --file")
         source = lines or sys.stdin.buffer
         session.run(lambda reactor: _send_lines(session, reactor, name, subject, source, options))
-    content = body if file is None else file.read(MAX_BATCH_MAX + 1)  # one more is refused, with its size
+    content = (
+        body if file is None else file.read(MAX_BATCH_MAX + 1)
+    )  # one more is refused, with its size
     if message_id is not None:
         options["id"] = message_id
     session.run(lambda reactor: _send_one(session, reactor, name, subject, content, options, wait))
@@ -151,7 +153,7 @@ async def _send_runs(
 
     while not failed and (run := await reader.next_lines()):
         await room.acquire()
-        sent = ensureDeferred(client.send_many(subject, run, **options))
+        sent = client.send_many(subject, run, **options)
         sent.addCallback(stored, run)
         sent.addErrback(failed.append)
         sent.addBoth(lambda _: room.release())

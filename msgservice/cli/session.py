@@ -8,7 +8,7 @@ there and nowhere else.
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
@@ -16,7 +16,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import click
 import msgspec
 from rich.console import RenderableType
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import (
     FilteringLogObserver,
     LogLevel,
@@ -40,6 +40,7 @@ from msgservice.errors import (
 
 NODE = "tcp:127.0.0.1:7410"
 SENDER = "msgservice-cli"
+TIMEOUT = 5.0  # seconds; a node that is just being started again is waited for
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,7 +71,7 @@ class Session:
 
     node: str = NODE
     as_json: bool = False
-    timeout: float = 10.0  # seconds for each answer
+    timeout: float = TIMEOUT  # seconds for each answer
     verbose: bool = False
 
     def run(self, work: Callable[[Any], Coroutine[Deferred[Any], Any, None]]) -> NoReturn:
@@ -116,12 +117,10 @@ class Session:
     async def request(self, reactor: Any, client: Client, subject: str, **question: object) -> Any:
         """Return what the node answers, its fields that are not None given."""
         given = {key: value for key, value in question.items() if value is not None}
-        answer = await self.in_time(reactor, client.request(subject, given, timeout=self.timeout))
-        return answer.content
+        return await self.in_time(reactor, client.request(subject, given, timeout=self.timeout))
 
-    async def in_time(self, reactor: Any, wanted: Awaitable[T]) -> T:
-        """Return what `wanted` gives; `NoAnswer` when that takes too long."""
-        deferred: Deferred[T] = ensureDeferred(wanted)  # type: ignore[arg-type]  # takes Deferreds and coroutines
+    async def in_time(self, reactor: Any, deferred: Deferred[T]) -> T:
+        """Return what fires; `NoAnswer` when that takes too long."""
         late = False
 
         def give_up() -> None:
@@ -179,7 +178,7 @@ def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[.
     @click.option(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
-        default=10.0,
+        default=TIMEOUT,
         show_default=True,
         metavar="SECONDS",
         help="How long to wait for the node.",

@@ -27,7 +27,7 @@ def in_daemon_thread(reactor: Any, function: Callable[[], T]) -> Deferred[T]:
     def work() -> None:
         try:
             result: T | Failure = function()
-        except BaseException:  # noqa: BLE001 - it belongs to the waiter, whatever it is
+        except BaseException:
             result = Failure()
         reactor.callFromThread(fire, result)
 
