@@ -6,6 +6,7 @@ What an address means is the transports' business; here it is asked before anyth
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ RECEIVER_SCHEMES_LATER = ("pb", "udp", "http", "https", "node")
 PATH_OPTIONS = ("certificate", "certKey", "privateKey", "trustRoots")
 
 
+@cache
+def _transports() -> Transports:
+    return Transports()
+
+
 @implementer(IReactorPluggableNameResolver)
 class _Unused:
     """Stands where an endpoint wants a reactor: one that is only made does nothing with it."""
@@ -34,7 +40,7 @@ class _Unused:
 
 def listeners() -> tuple[str, ...]:
     """Return the keys of [listen] that this build, with what is installed beside it, can serve."""
-    known = Transports().schemes
+    known = _transports().schemes
     return tuple(key for key, schemes in LISTEN_SCHEMES.items() if set(schemes) & set(known))
 
 
@@ -53,7 +59,7 @@ def check_listener_address(key: str, address: str, *, insecure: bool) -> None:
     schemes = LISTEN_SCHEMES[key]
     if parse_address(address).scheme not in schemes:
         raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in schemes))
-    if isinstance(Transports().find(address), TcpTransport):
+    if isinstance(_transports().find(address), TcpTransport):
         server_endpoint(_Unused(), address)
     check_listener(address, insecure)
 
@@ -62,7 +68,7 @@ def check_receiver_address(address: str) -> None:
     """Raise where the node could not dial `address`."""
     scheme = parse_address(address).scheme
     try:
-        transport = Transports().find(address)
+        transport = _transports().find(address)
     except BadAddress:
         if scheme in RECEIVER_SCHEMES_LATER:
             raise NotYetBuilt(f"a receiver at {scheme}:") from None

@@ -7,17 +7,16 @@ there and nowhere else.
 
 from __future__ import annotations
 
-import enum
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import wraps
-from typing import IO, Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import click
 import msgspec
-from rich.console import Console, RenderableType
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from rich.console import RenderableType
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import (
     FilteringLogObserver,
     LogLevel,
@@ -26,6 +25,7 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
+from msgservice.cli.output import ExitCode, console
 from msgservice.client import Client, connect
 from msgservice.errors import (
     Ambiguous,
@@ -40,21 +40,10 @@ from msgservice.errors import (
 
 NODE = "tcp:127.0.0.1:7410"
 SENDER = "msgservice-cli"
-# Wide enough that a table in a pipe is never cut; on a terminal, the terminal says.
-WIDTH_IN_PIPE = 240
+TIMEOUT = 5.0  # seconds; a node that is just being started again is waited for
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class ExitCode(enum.IntEnum):
-    """How a command ended, for programs."""
-
-    DONE = 0
-    REFUSED = 1  # the node said no, or the message was not delivered
-    USAGE = 2  # a wrong option, name, subject, address or configuration; nothing was done
-    NO_ANSWER = 3  # no node, or no answer in time: what was asked may have been done
-    INTERRUPTED = 130  # by a signal
 
 
 class NoAnswer(Ambiguous):
@@ -82,7 +71,7 @@ class Session:
 
     node: str = NODE
     as_json: bool = False
-    timeout: float = 10.0  # seconds for each answer
+    timeout: float = TIMEOUT  # seconds for each answer
     verbose: bool = False
 
     def run(self, work: Callable[[Any], Coroutine[Deferred[Any], Any, None]]) -> NoReturn:
@@ -105,8 +94,10 @@ class Session:
         try:
             react(main)
         except SystemExit as ended:
+            if finished:
+                raise
             # A signal stops the reactor and leaves the work unfinished, with exit code 0.
-            raise ended if finished else SystemExit(ExitCode.INTERRUPTED)
+            raise SystemExit(ExitCode.INTERRUPTED) from ended
         raise AssertionError("react always exits")
 
     async def connect(self, reactor: Any, name: str = SENDER) -> Client:
@@ -126,12 +117,10 @@ class Session:
     async def request(self, reactor: Any, client: Client, subject: str, **question: object) -> Any:
         """Return what the node answers, its fields that are not None given."""
         given = {key: value for key, value in question.items() if value is not None}
-        answer = await self.in_time(reactor, client.request(subject, given, timeout=self.timeout))
-        return answer.content
+        return await self.in_time(reactor, client.request(subject, given, timeout=self.timeout))
 
-    async def in_time(self, reactor: Any, wanted: Awaitable[T]) -> T:
-        """Return what `wanted` gives; `NoAnswer` when that takes too long."""
-        deferred: Deferred[T] = ensureDeferred(wanted)  # type: ignore[arg-type]  # takes Deferreds and coroutines
+    async def in_time(self, reactor: Any, deferred: Deferred[T]) -> T:
+        """Return what fires; `NoAnswer` when that takes too long."""
         late = False
 
         def give_up() -> None:
@@ -166,13 +155,6 @@ class Session:
             click.echo(f"msgservice: {error}", err=True)
 
 
-def console(file: IO[str]) -> Console:
-    """Return a console that cuts nothing where nobody looks."""
-    return Console(
-        file=file, highlight=False, width=None if file.isatty() else WIDTH_IN_PIPE, soft_wrap=False
-    )
-
-
 def _log_to_standard_error(level: Any) -> None:
     observer = FilteringLogObserver(
         textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(defaultLogLevel=level)]
@@ -196,7 +178,7 @@ def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[.
     @click.option(
         "--timeout",
         type=click.FloatRange(min=0, min_open=True),
-        default=10.0,
+        default=TIMEOUT,
         show_default=True,
         metavar="SECONDS",
         help="How long to wait for the node.",

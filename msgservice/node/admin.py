@@ -13,12 +13,14 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from msgservice.codecs import TextCodec
 from msgservice.core.frames import Reply, Request
 from msgservice.core.subjects import is_reserved
 from msgservice.errors import MsgServiceError, NoResponder
 from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.ingress import hash_of
 from msgservice.records import Found
+from msgservice.transport.addresses import describe
 
 if TYPE_CHECKING:
     from msgservice.node.node import NodeService
@@ -100,7 +102,9 @@ class Admin:
         replies = []
         for index, call in enumerate(calls):
             ok, body = await self._call(request.subject, call, local)
-            message = WireMessage(body, {"content-type": JSON_TYPE})
+            message = WireMessage(
+                body, {"content-type": JSON_TYPE if ok else TextCodec.content_type}
+            )
             replies.append((request.id + index, ok, msgspec.Raw(_encode(message))))
         return Reply(replies)
 
@@ -115,10 +119,10 @@ class Admin:
             arguments = msgspec.json.decode(call.body or b"{}", type=kind)
             return True, _to_json(await handler(arguments))
         except (MsgServiceError, ValueError, msgspec.MsgspecError) as error:
-            return False, _to_json({"error": type(error).__name__, "reason": str(error)})
+            return False, str(error).encode()  # a sentence: the other side's RequestFailed
         except Exception:
             self._logger.failure("request {subject} failed", subject=subject)
-            return False, _to_json({"error": "InternalError", "reason": "internal error"})
+            return False, b"internal error: see the node's log"
 
     async def _info(self, _: _Nothing) -> dict[str, Any]:
         node = self._node
@@ -131,7 +135,7 @@ class Admin:
             "name": node.node_name,
             "log_id": node.log_id,
             "version": installed,
-            "listeners": [str(port.getHost()) for port in node.ports],
+            "listeners": [describe(port.getHost()) for port in node.ports],
             "connections": len(node.peers),
             "room": {
                 "used": room.used,

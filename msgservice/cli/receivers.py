@@ -1,0 +1,178 @@
+"""`msgservice receivers`: who gets what, and how far each of them is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.table import Table
+
+from msgservice.cli.session import Session, node_options
+from msgservice.cli.status import plain_table
+from msgservice.cli.threads import in_daemon_thread
+from msgservice.errors import Refused
+
+SUBJECTS = click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
+NAME = click.argument("name")
+ADDRESS = click.option("--address", metavar="ADDRESS", help="The node dials it there.")
+ORDER = click.option("--order", type=click.Choice(["strict", "none"]), help="Default: strict.")
+
+
+@click.group()
+def receivers() -> None:
+    """List, add, change, pause, resume and remove receivers."""
+
+
+@receivers.command("list")
+@node_options
+def list_receivers(session: Session) -> None:
+    """List all receivers with what waits for them."""
+
+    async def work(reactor: Any) -> None:
+        found = await session.ask(reactor, "$node.receivers.list")
+        session.show(found, lambda: _table(found["receivers"]))
+
+    session.run(work)
+
+
+@receivers.command()
+@NAME
+@SUBJECTS
+@ADDRESS
+@ORDER
+@click.option("--paused", is_flag=True, help="Keep its messages, send none until resumed.")
+@node_options
+def add(
+    session: Session,
+    name: str,
+    subjects: tuple[str, ...],
+    address: str | None,
+    order: str | None,
+    paused: bool,
+) -> None:
+    """Add the receiver NAME for these SUBJECTs; it gets what is sent from now on.
+
+    A SUBJECT may be a pattern: * is one token, > the rest. Without any, it gets only messages
+    that name it. Without --address it attaches by itself.
+    """
+    _change_of(
+        session,
+        "$node.receivers.add",
+        f"added {name}",
+        name=name,
+        subjects=list(subjects),
+        address=address,
+        order=order,
+        paused=paused,
+    )
+
+
+@receivers.command()
+@NAME
+@SUBJECTS
+@ADDRESS
+@ORDER
+@node_options
+def change(
+    session: Session, name: str, subjects: tuple[str, ...], address: str | None, order: str | None
+) -> None:
+    """Change what is given of the receiver NAME, and nothing else.
+
+    Other SUBJECTs touch what is sent from now on; what waits for it already still does.
+    """
+    if not subjects and address is None and order is None:
+        raise click.UsageError("nothing to change: give SUBJECTs, --address or --order")
+    _change_of(
+        session,
+        "$node.receivers.change",
+        f"changed {name}",
+        name=name,
+        subjects=list(subjects) or None,
+        address=address,
+        order=order,
+    )
+
+
+@receivers.command()
+@NAME
+@node_options
+def pause(session: Session, name: str) -> None:
+    """Send nothing to NAME until it is resumed; its messages are kept."""
+    _change_of(session, "$node.receivers.pause", f"paused {name}", name=name)
+
+
+@receivers.command()
+@NAME
+@node_options
+def resume(session: Session, name: str) -> None:
+    """Send to NAME again."""
+    _change_of(session, "$node.receivers.resume", f"resumed {name}", name=name)
+
+
+@receivers.command()
+@NAME
+@click.option("--yes", is_flag=True, help="Do not ask, however many messages wait for it.")
+@node_options
+def remove(session: Session, name: str, yes: bool) -> None:
+    """Remove the receiver NAME; what waits for it will not be delivered.
+
+    Asks first if messages wait. Who sent them is told: removed.
+    """
+
+    async def work(reactor: Any) -> None:
+        client = await session.connect(reactor)
+        subject = "$node.receivers.remove"
+        waiting = (await session.request(reactor, client, subject, name=name))["queued"]
+        if waiting and not yes:
+            question = f"{waiting:,} messages wait for {name} and will not be delivered. Remove it?"
+            if not await in_daemon_thread(reactor, lambda: _confirmed(question)):
+                raise Refused("not removed")
+        removed = await session.request(reactor, client, subject, name=name, confirm=waiting)
+        session.show(removed, f"removed {name}; {removed['removed']:,} messages not delivered")
+        await client.close()
+
+    session.run(work)
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:  # the end of the input
+        return False
+
+
+def _change_of(session: Session, subject: str, done: str, **question: object) -> None:
+    async def work(reactor: Any) -> None:
+        session.show(await session.ask(reactor, subject, **question), done)
+
+    session.run(work)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table | str:
+    if not rows:
+        return "no receivers"
+    table = plain_table("name", "subjects", "state", "queued", "bytes", "address", "last error")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            " ".join(row["subjects"]) or "-",
+            _state(row),
+            f"{row['queued']:,}",
+            f"{row['queued_bytes']:,}",
+            row["address"] or "attaches",
+            _trouble(row),
+        )
+    return table
+
+
+def _state(row: dict[str, Any]) -> str:
+    state = "connected" if row["connected"] else "away"
+    return f"paused, {state}" if row["paused"] else state
+
+
+def _trouble(row: dict[str, Any]) -> str:
+    if not row["last_error"]:
+        return ""
+    tries = f", attempt {row['attempts']}" if row["attempts"] else ""
+    again = f", again in {row['next_try_s']:.0f} s" if row["next_try_s"] else ""
+    return f"{row['last_error']}{tries}{again}"

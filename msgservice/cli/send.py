@@ -1,0 +1,212 @@
+"""`msgservice send`: an argument, a file, or lines as they come."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from typing import Any, BinaryIO, Self
+
+import click
+from rich.console import Group
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from twisted.internet.defer import DeferredSemaphore
+from twisted.python.failure import Failure
+
+from msgservice.cli.lines import LineReader
+from msgservice.cli.output import console
+from msgservice.cli.session import SENDER, Session, node_options
+from msgservice.cli.status import plain_table
+from msgservice.client import Client
+from msgservice.errors import MsgServiceError, NotDelivered
+from msgservice.limits import MAX_BATCH_MAX
+from msgservice.message import Status
+
+# Runs of lines that may be on their way at once: enough to hide a sync behind the next read.
+RUNS_IN_FLIGHT = 8
+
+
+@click.command()
+@click.argument("subject")
+@click.argument("body", required=False)
+@click.option("--file", type=click.File("rb"), metavar="FILE", help="The body is this file.")
+@click.option(
+    "--lines",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="Each line of this file is a message; - is standard input.",
+)
+@click.option("--to", multiple=True, metavar="NAME", help="Only this receiver. Repeatable.")
+@click.option("--header", multiple=True, metavar="NAME=VALUE", help="A header. Repeatable.")
+@click.option("--id", "message_id", help="Your own name for it, for `status`.")
+@click.option("--require", is_flag=True, help="Refuse it if nobody would get it.")
+@click.option("--wait", is_flag=True, help="Wait until every receiver has acknowledged it.")
+@click.option("--name", default=SENDER, show_default=True, help="Name of the sender.")
+@node_options
+def send(
+    session: Session,
+    subject: str,
+    body: str | None,
+    file: BinaryIO | None,
+    lines: BinaryIO | None,
+    to: tuple[str, ...],
+    header: tuple[str, ...],
+    message_id: str | None,
+    require: bool,
+    wait: bool,
+    name: str,
+) -> None:
+    """Send a message to SUBJECT, and say where it is stored once it is on the node's disk.
+
+    The message is BODY, or a --file. Without either, each line of standard input is a message of
+    its own, sent as it comes.
+    """
+    if sum(source is not None for source in (body, file, lines)) > 1:
+        raise click.UsageError("give one of BODY, --file and --lines")
+    options: dict[str, Any] = {}
+    if to:
+        options["to"] = list(to)
+    if header:
+        options["headers"] = dict(_header(text) for text in header)
+    if require:
+        options["require"] = True
+    if body is None and file is None:
+        if message_id is not None or wait:
+            raise click.UsageError("--id and --wait are for one message: give BODY or --file")
+        source = lines or sys.stdin.buffer
+        session.run(lambda reactor: _send_lines(session, reactor, name, subject, source, options))
+    content = (
+        body if file is None else file.read(MAX_BATCH_MAX + 1)
+    )  # one more is refused, with its size
+    if message_id is not None:
+        options["id"] = message_id
+    session.run(lambda reactor: _send_one(session, reactor, name, subject, content, options, wait))
+
+
+async def _send_one(
+    session: Session,
+    reactor: Any,
+    name: str,
+    subject: str,
+    content: str | bytes | None,
+    options: dict[str, Any],
+    wait: bool,
+) -> None:
+    client = await session.connect(reactor, name)
+    receipt = await session.in_time(reactor, client.send(subject, content, **options))
+    statuses = await receipt.settled() if wait else receipt.statuses
+    told = {
+        "position": receipt.position,
+        "receivers": {receiver: status.name.lower() for receiver, status in statuses.items()},
+    }
+    session.show(told, lambda: _told(told))
+    await client.close()
+    for receiver, status in statuses.items():
+        if wait and status is not Status.ACKNOWLEDGED:
+            raise NotDelivered(receiver, status.name.lower(), None)
+
+
+def _told(told: dict[str, Any]) -> Group:
+    table = plain_table()
+    for receiver, status in sorted(told["receivers"].items()):
+        table.add_row(receiver, status)
+    stored = f"stored at log:{told['position']}"
+    return Group(stored, table if told["receivers"] else "nobody receives it")
+
+
+async def _send_lines(
+    session: Session,
+    reactor: Any,
+    name: str,
+    subject: str,
+    source: BinaryIO,
+    options: dict[str, Any],
+) -> None:
+    client = await session.connect(reactor, name)
+    started = reactor.seconds()
+    with _Progress(source, shown=sys.stderr.isatty() and not session.as_json) as progress:
+        try:
+            await _send_runs(reactor, client, subject, source, options, progress)
+        except MsgServiceError as error:
+            raise _Stopped(progress.sent, error) from None
+    seconds = reactor.seconds() - started
+    told = {"sent": progress.sent, "bytes": progress.size, "seconds": round(seconds, 3)}
+    session.show(told, f"{progress.sent:,} messages stored in {seconds:.1f} s")
+    await client.close()
+
+
+async def _send_runs(
+    reactor: Any,
+    client: Client,
+    subject: str,
+    source: BinaryIO,
+    options: dict[str, Any],
+    progress: _Progress,
+) -> None:
+    """Send each run of lines as it comes, a few at once; return when all are stored."""
+    reader = LineReader(reactor, source.fileno())
+    room = DeferredSemaphore(RUNS_IN_FLIGHT)
+    failed: list[Failure] = []
+
+    def stored(_: object, run: list[bytes]) -> None:
+        progress.advance(len(run), sum(map(len, run)) + len(run))
+
+    while not failed and (run := await reader.next_lines()):
+        await room.acquire()
+        sent = client.send_many(subject, run, **options)
+        sent.addCallback(stored, run)
+        sent.addErrback(failed.append)
+        sent.addBoth(lambda _: room.release())
+    for _ in range(RUNS_IN_FLIGHT):
+        await room.acquire()
+    if failed:
+        failed[0].raiseException()
+
+
+class _Stopped(MsgServiceError):
+    """Some lines were stored, then one was not."""
+
+    def __init__(self, sent: int, error: MsgServiceError) -> None:
+        super().__init__(f"{error}; {sent:,} messages were stored before")
+
+
+class _Progress:
+    """How many lines are stored; shown where somebody looks."""
+
+    def __init__(self, source: BinaryIO, *, shown: bool) -> None:
+        self.sent = 0
+        self.size = 0
+        status = os.fstat(source.fileno())
+        # A pipe has no size, and its end is not known before it comes.
+        total = status.st_size if stat.S_ISREG(status.st_mode) else None
+        self._bar = Progress(
+            TextColumn("{task.fields[sent]:,} messages stored"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeElapsedColumn(),
+            console=console(sys.stderr),
+            transient=True,
+            disable=not shown,
+            auto_refresh=False,  # its thread would print into ours
+        )
+        self._task = self._bar.add_task("", total=total, sent=0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, messages: int, size: int) -> None:
+        """Count some more."""
+        self.sent += messages
+        self.size += size
+        self._bar.update(self._task, completed=self.size, sent=self.sent, refresh=True)
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--header takes NAME=VALUE, not {text!r}")
+    return name, value

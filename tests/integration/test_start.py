@@ -1,0 +1,136 @@
+"""A node is one command: it says what it listens on, stops cleanly, or says why it cannot start."""
+
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.integration.daemon import PATIENCE, running
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LOOPBACK = "127.0.0.1"
+
+TWIST = ("twist", "--log-format=text", "msgservice")
+TWISTD = ("twistd", "--nodaemon", "--pidfile=", "msgservice")
+
+
+def accepts(port: int) -> bool:
+    socket.create_connection((LOOPBACK, port), timeout=PATIENCE).close()
+    return True
+
+
+@pytest.mark.parametrize("command", [TWIST, TWISTD], ids=["twist", "twistd"])
+def test_node_says_what_it_listens_on_and_stops_cleanly(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    listen = ("--listen", "tcp:0", "--listen", "unix:node.sock")
+    with running(*command, *listen, cwd=tmp_path) as node:
+        (port,) = node.ports()
+        node.wait_for(rf"listening on unix:{tmp_path}/node\.sock")
+        assert accepts(port)
+        assert node.stop() in (0, -signal.SIGTERM)
+        assert 2 == sum("listening on" in line for line in node.output)
+        assert "Traceback" not in node.said
+    assert not (tmp_path / "node.sock").exists()
+    assert (tmp_path / "var" / "msgservice").is_dir()
+
+
+def test_configuration_file_is_found_wherever_the_node_is_started(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "node.toml").write_text('[node]\ndata = "data"\n[listen]\ntcp = "tcp:0"\n')
+    with running(*TWISTD, "--config", "../node.toml", cwd=elsewhere) as node:
+        node.ports()
+        assert node.stop() in (0, -signal.SIGTERM)
+    assert (tmp_path / "data").is_dir()
+    assert [] == list(elsewhere.iterdir())
+
+
+def test_daemon_that_changes_directory_keeps_its_paths(tmp_path: Path) -> None:
+    rundir = tmp_path / "rundir"
+    rundir.mkdir()
+    (tmp_path / "node.toml").write_text('[node]\ndata = "data"\n[listen]\nunix = "unix:m.sock"\n')
+    command = (
+        "twistd", "--nodaemon", "--rundir", rundir, "--pidfile", tmp_path / "node.pid",
+        "msgservice", "--config", "node.toml",
+    )  # fmt: skip
+    with running(*command, cwd=tmp_path) as node:
+        node.wait_for(rf"listening on unix:{tmp_path}/m\.sock")
+        assert node.pid == int((tmp_path / "node.pid").read_text())
+        assert node.stop() in (0, -signal.SIGTERM)
+    assert (tmp_path / "data").is_dir()
+    assert [] == list(rundir.iterdir())
+
+
+@pytest.mark.parametrize(("tac", "nodes"), [("single", 1), ("pair", 2)])
+def test_application_files_run(tac: str, nodes: int, tmp_path: Path) -> None:
+    folder = tmp_path / "tac"
+    shutil.copytree(CHECKOUT / "tac", folder)
+    for settings in folder.glob("*.toml"):
+        text = settings.read_text()
+        assert "tcp:741" in text
+        settings.write_text(text.replace("tcp:7410:", "tcp:0:").replace("tcp:7411:", "tcp:0:"))
+    with running(
+        "twistd", "--nodaemon", "--pidfile=", "-y", folder / f"{tac}.tac", cwd=Path("/")
+    ) as node:
+        ports = node.ports(nodes)
+        assert nodes == len(set(ports))
+        assert all(accepts(port) for port in ports)
+        assert node.stop() in (0, -signal.SIGTERM)
+        assert "Traceback" not in node.said
+    assert nodes == len(list((tmp_path / "var").iterdir()))
+
+
+@pytest.mark.parametrize("command", [TWIST, TWISTD], ids=["twist", "twistd"])
+def test_wrong_configuration_is_told_whole_and_nothing_is_started(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "node.toml").write_text("[node]\nnmae = 'x'\n[limits]\nheartbeat = 'soon'\n")
+    with running(*command, "--config", "node.toml", cwd=tmp_path) as node:
+        assert 0 != node.ended()
+        assert "node.toml:2: node.nmae: unknown key, did you mean 'name'?" in node.said
+        assert "node.toml:4: limits.heartbeat: must be a number" in node.said
+        assert "Traceback" not in node.said
+    assert ["node.toml"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_listener_beyond_this_machine_is_refused_semantics_32(tmp_path: Path) -> None:
+    with running(*TWIST, "--listen", "tcp:0:interface=0.0.0.0", cwd=tmp_path) as node:
+        assert 0 != node.ended()
+        assert "insecure = true" in node.said
+        assert "Traceback" not in node.said
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_port_in_use_ends_the_start_with_a_sentence(tmp_path: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        with running(*TWIST, "--listen", f"tcp:{port}", cwd=tmp_path) as node:
+            assert node.ended() not in (0, -signal.SIGTERM)
+            assert f"cannot listen on tcp:{port}" in node.said
+            assert "Traceback" not in node.said
+
+
+@pytest.mark.parametrize("command", [TWIST, TWISTD], ids=["twist", "twistd"])
+def test_folder_of_another_process_is_refused_and_names_it_semantics_33(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    with running(*TWIST, "--listen", "tcp:0", cwd=tmp_path) as first:
+        (port,) = first.ports()
+        with running(*command, "--listen", "tcp:0", cwd=tmp_path) as second:
+            assert second.ended() not in (0, -signal.SIGTERM)
+            assert f"data folder {tmp_path}/var/msgservice is held by" in second.said
+            assert str(first.pid) in second.said
+            assert "Traceback" not in second.said
+        assert accepts(port)
+
+
+@pytest.mark.parametrize("folder", ["file/data", "/proc/msgservice"])
+def test_folder_that_cannot_be_made_is_refused(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with running(*TWIST, "--listen", "tcp:0", "--data", folder, cwd=tmp_path) as node:
+        assert node.ended() not in (0, -signal.SIGTERM)
+        assert f"data folder {tmp_path / folder} cannot be used" in node.said
+        assert "Traceback" not in node.said
