@@ -219,9 +219,9 @@ def test_4_a_repeat_of_what_is_long_forgotten_is_still_known(log: Driver) -> Non
     drop_all(log)
     (outcome,) = log.append(make_batch(audience, 1, [b"a", b"b"]))
     assert isinstance(outcome, Known)
-    assert [
-        (p.first, p.last, p.position, p.audience.members) for p in outcome.pieces
-    ] == [(1, 2, 0, ())]
+    assert [(p.first, p.last, p.position, p.audience.members) for p in outcome.pieces] == [
+        (1, 2, 0, ())
+    ]
     (outcome,) = log.append(make_batch(audience, 100))
     assert isinstance(outcome, Known)
     assert position_of(100) == outcome.pieces[0].position
