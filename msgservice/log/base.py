@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import apsw
+import msgspec
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from msgservice.errors import LimitReached, LogUnavailable
+from msgservice.errors import LimitReached, LogDamaged, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.log import audit, queries, retention
@@ -38,6 +39,29 @@ T = TypeVar("T")
 
 # Receivers whose account is taken in one read transaction.
 ACCOUNTS_PAGE = 32
+
+
+# What reading garbage can raise, from SQLite or from the decoders of what it gave.
+GARBAGE = (
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.SQLError,
+    apsw.MismatchError,
+    msgspec.MsgspecError,
+    ValueError,
+    TypeError,
+    LookupError,
+)
+
+
+@contextmanager
+def told_as_damage(last: int) -> Iterator[None]:
+    """Turn what a damaged file makes of our code into `LogDamaged`."""
+    try:
+        yield
+    except GARBAGE as error:
+        reason = f"unreadable: {type(error).__name__}: {error}"
+        raise LogDamaged(reason, 0, last) from error
 
 
 @contextmanager

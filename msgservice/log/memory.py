@@ -77,7 +77,7 @@ class MemoryLog(StoreLog):
         if not self._made:
             store.connect()
             migrate(store.db, None)
-            store.create(self._entropy(16).hex(), 0)
+            store.create(self._entropy(16).hex())
             self._made = True
         store.load()
         return store.snapshot(())

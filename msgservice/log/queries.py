@@ -11,10 +11,12 @@ interval while the reactor is busy (bench/log.py: 1,200 rows/s step by step, 300
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from zlib import crc32
 
 import apsw
 import msgspec
 
+from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
 from msgservice.log.dedupe import Run
 from msgservice.log.schema import one, rows
@@ -139,6 +141,10 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
         number, audience, sender, sequence, count, size = row[:6]
         subject, stored_at, after, flags, crc, origin = row[6:]
         name, incarnation = state.senders_by_id[sender].key
+        messages = bytes(view[at : at + size])
+        at += size
+        if crc32(messages) != crc:
+            raise LogDamaged("a batch's messages were changed", number, number)
         batches.append(
             Batch(
                 sender=name,
@@ -147,7 +153,7 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
                 count=count,
                 subject=subject,
                 audience=_audience(state, audience),
-                messages=bytes(view[at : at + size]),
+                messages=messages,
                 size=size,
                 crc=crc,
                 after=after,
@@ -157,7 +163,6 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
                 stored_at=stored_at,
             )
         )
-        at += size
     return batches
 
 

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 
 from msgservice.errors import DataFolderUnusable, LogDamaged
 from msgservice.limits import Limits
-from msgservice.log.base import StoreLog
+from msgservice.log.base import StoreLog, told_as_damage
 from msgservice.log.folder import LOCK_NAME, FolderLock, Reserve, check_filesystem, make_folder
 from msgservice.log.schema import check_sqlite, connect, migrate
 from msgservice.log.store import Store
@@ -90,7 +90,8 @@ class SqliteLog(StoreLog):
 
         def run() -> T:
             assert self._reading is not None
-            return job(self._reading)
+            with told_as_damage(self._store.state.next_number - 1):
+                return job(self._reading)
 
         return self._reader.submit(run)
 
@@ -133,21 +134,8 @@ class SqliteLog(StoreLog):
         if mark is not None and not path.exists():
             raise LogDamaged(f"{LOG_NAME} is missing", 1, mark.number)
         try:
-            store.connect()
-            try:
-                notices = migrate(store.db, path)
-                # random, as uuid4 is
-                store.create(self._entropy(16).hex(), 0)
-                store.load()
-                check_mark(mark, store.state, store.db)
-                store.save()
-                store.checkpoint(truncate=True, raising=True)
-            except BaseException:
-                store.db.close(True)
-                raise
-        except (apsw.CorruptError, apsw.NotADBError) as error:
-            last = mark.number if mark is not None else 0
-            raise LogDamaged(str(error), 0, last) from error
+            with told_as_damage(mark.number if mark is not None else 0):
+                notices = self._check_and_load(path, mark)
         except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError) as error:
             raise DataFolderUnusable(str(self.folder), str(error)) from error
         self._reserve.make()
@@ -156,6 +144,22 @@ class SqliteLog(StoreLog):
         file.write(Mark(state.log_id, state.next_number - 1, state.commits, state.chain))
         store.marks = MarkWriter(file)
         return store.snapshot(notices)
+
+    def _check_and_load(self, path: Path, mark: Mark | None) -> list[str]:
+        store = self._store
+        store.connect()
+        try:
+            notices = migrate(store.db, path)
+            store.create(self._entropy(16).hex())
+            store.load()
+            check_mark(mark, store.state, store.db)
+            store.save()
+            store.checkpoint(truncate=True, raising=True)
+        except BaseException:
+            # Without folding the WAL in: a damaged one stays as it is, for whoever repairs it.
+            store.db.close(True)
+            raise
+        return notices
 
     def _open_reader(self) -> None:
         self._reading = connect(str(self.folder / LOG_NAME), vfs=self._vfs, readonly=True)

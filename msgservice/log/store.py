@@ -119,14 +119,13 @@ class Store:
         """Open the connection; nothing is read yet."""
         self.db = connect(self._path, vfs=self._vfs)
 
-    def create(self, log_id: str, now: int) -> None:
+    def create(self, log_id: str) -> None:
         """Write what a new log begins with, if this file is a new one."""
         if one(self.db, "select count(*) from head"):
             return
         self.transact(
             [
                 ("insert into meta values('log_id', ?)", (log_id,), False),
-                ("insert into meta values('created_at', ?)", (now,), False),
                 ("insert into head values(1, 0, 0, 0, 0, 1, 0)", (), False),
             ]
         )
@@ -293,27 +292,32 @@ class Store:
             staged.commits += 1
             operations.append(("update head set commits = ?", (staged.commits,), False))
         try:
-            self._faults("before commit")
-            self.transact(operations)
-        except apsw.FullError:
+            self._write(staged, operations)
+        except BaseException:
             forget_numbers(staged)
             raise
-        except (apsw.IOError, apsw.BusyError, apsw.CantOpenError) as error:
-            if not self._recover(staged, error):
-                forget_numbers(staged)
-                raise LogUnavailable(str(error)) from error
-        except apsw.Error as error:
-            forget_numbers(staged)
-            self.failed = LogFailed(f"the log cannot be written: {error}")
-            raise self.failed from error
-        else:
-            self.state.adopt(staged)
         for row, cursor in placed:
             row.cursor = cursor
         self._faults("after commit")
         self._written += sum(batch.size + 320 for batch in staged.fresh) + 4096 * 6
         self._write_mark()
         return outcomes
+
+    def _write(self, staged: Staged, operations: list[Operation]) -> None:
+        """Commit what a group staged, or raise and leave all as it was."""
+        try:
+            self._faults("before commit")
+            self.transact(operations)
+        except (apsw.IOError, apsw.BusyError, apsw.CantOpenError) as error:
+            if not self._recover(staged, error):
+                raise LogUnavailable(str(error)) from error
+        except apsw.FullError:
+            raise
+        except apsw.Error as error:
+            self.failed = LogFailed(f"the log cannot be written: {error}")
+            raise self.failed from error
+        else:
+            self.state.adopt(staged)
 
     def transact(self, operations: list[Operation]) -> None:
         """Run the operations in one transaction; a single one is its own."""
