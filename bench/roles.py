@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
@@ -17,8 +18,10 @@ from typing import Any
 
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.stdio import StandardIO
-from twisted.internet.task import react
+from twisted.internet.task import deferLater, react
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.protocols.basic import LineReceiver
 
@@ -226,6 +229,158 @@ def producer(args: argparse.Namespace) -> None:
     react(lambda _: Deferred.fromCoroutine(produce(args)))
 
 
+# --- latency
+
+
+class Latency:
+    """From `send` to the acknowledgement of the whole audience, in milliseconds."""
+
+    def __init__(self, client: Any, subject: str) -> None:
+        self.client = client
+        self.subject = subject
+        self.body = b"x" * 256
+        self.taken: list[float] = []
+
+    async def one(self, begin: float) -> None:
+        receipt = await self.client.send(self.subject, self.body)
+        await receipt.acknowledged()
+        self.taken.append((time.monotonic() - begin) * 1000)
+
+    async def closed(self, count: int) -> None:
+        for _ in range(count):
+            await self.one(time.monotonic())
+
+    async def opened(self, rate: int, seconds: float) -> None:
+        """Send at a fixed rate, whatever comes back; late is measured from when it was due."""
+        begin, sent = time.monotonic(), 0
+        total = int(rate * seconds)
+        under_way: list[Deferred[None]] = []
+        while sent < total:
+            due = min(total, int((time.monotonic() - begin) * rate) + 1)
+            for n in range(sent, due):
+                under_way.append(Deferred.fromCoroutine(self.one(begin + n / rate)))
+            sent = due
+            await deferLater(reactor, 0.0005, lambda: None)
+        for each in under_way:
+            await each
+
+    def percentile(self, share: float) -> float:
+        taken = sorted(self.taken)
+        found = taken[min(len(taken) - 1, int(len(taken) * share))]
+        self.taken = []
+        return round(found, 3)
+
+
+class Echo(Protocol):
+    def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+class Pinger(Protocol):
+    """Round trips of a bare Twisted TCP echo."""
+
+    def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)
+        self.taken: list[float] = []
+        self.done: Deferred[float] = Deferred()
+        self.ping()
+
+    def ping(self) -> None:
+        self.begin = time.monotonic()
+        self.transport.write(b"x" * 256)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.taken.append((time.monotonic() - self.begin) * 1000)
+        if len(self.taken) < 1000:
+            self.ping()
+        else:
+            self.done.callback(sorted(self.taken)[500])
+
+
+def sync_ms(folder: str) -> float:
+    """The median of a 4 KiB append and its fdatasync, in milliseconds."""
+    taken = []
+    with Path(folder, "floor").open("ab", buffering=0) as file:
+        for _ in range(200):
+            begin = time.monotonic()
+            file.write(bytes(4096))
+            os.fdatasync(file.fileno())
+            taken.append((time.monotonic() - begin) * 1000)
+    return sorted(taken)[100]
+
+
+def echo(args: argparse.Namespace) -> None:
+    port = reactor.listenTCP(0, Factory.forProtocol(Echo), interface="127.0.0.1")
+    say(port=port.getHost().port)
+    reactor.run()
+
+
+async def measure_latency(args: argparse.Namespace) -> None:
+    """Lines: `floor FOLDER PORT`, `closed COUNT`, `open RATE SECONDS`, `end`."""
+    client = await connect(reactor, args.address, name="latency")
+    waiting: list[str] = []
+    wake: list[Deferred[None]] = []
+
+    def act(line: str) -> None:
+        waiting.append(line)
+        for waiter in wake[:]:
+            wake.remove(waiter)
+            waiter.callback(None)
+
+    listen_to(act)
+    say(connected=True)
+    latency = Latency(client, args.subject)
+    while True:
+        if not waiting:
+            wake.append(Deferred())
+            await wake[-1]
+        what, *values = waiting.pop(0).split()
+        if what == "floor":
+            endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", int(values[1]))
+            pinger: Any = await endpoint.connect(Factory.forProtocol(Pinger))
+            round_trip = await pinger.done
+            pinger.transport.loseConnection()
+            sync = sync_ms(values[0])
+            floor = round(2 * (round_trip + sync), 3)
+            say(floor_ms=floor, round_trip_ms=round(round_trip, 3), sync_ms=round(sync, 3))
+        elif what == "closed":
+            await latency.closed(int(values[0]))
+            say(p50_ms=latency.percentile(0.5))
+        elif what == "open":
+            await latency.opened(int(values[0]), float(values[1]))
+            say(p99_ms=latency.percentile(0.99))
+        else:
+            break
+    await client.close()
+
+
+def latency(args: argparse.Namespace) -> None:
+    react(lambda _: Deferred.fromCoroutine(measure_latency(args)))
+
+
+# --- administration
+
+
+async def administer(args: argparse.Namespace) -> None:
+    """Add `--receivers` receivers that are away, all with the same pattern."""
+    client = await connect(reactor, args.address, name="admin")
+    adding = [
+        client.request("$node.receivers.add", {"name": f"away{i}", "subjects": ["orders.>"]})
+        for i in range(args.receivers)
+    ]
+    for each in adding:
+        await each
+    say(added=len(adding))
+    await client.close()
+
+
+def admin(args: argparse.Namespace) -> None:
+    react(lambda _: Deferred.fromCoroutine(administer(args)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
@@ -246,6 +401,13 @@ def main() -> None:
     of_producer.add_argument("--subjects-count", type=int, default=1)
     of_producer.add_argument("--producers", type=int, default=1)
     of_producer.add_argument("--outbox")
+    of_latency = roles.add_parser("latency")
+    of_latency.add_argument("--address", required=True)
+    of_latency.add_argument("--subject", default=SUBJECT)
+    roles.add_parser("echo")
+    of_admin = roles.add_parser("admin")
+    of_admin.add_argument("--address", required=True)
+    of_admin.add_argument("--receivers", type=int, required=True)
     args = parser.parse_args()
 
     def complain(event: Any) -> None:
@@ -255,7 +417,17 @@ def main() -> None:
             print(formatEvent(event), file=sys.stderr, flush=True)
 
     globalLogPublisher.addObserver(complain)
-    {"node": node, "receiver": receiver, "producer": producer}[args.role](args)
+    ROLES[args.role](args)
+
+
+ROLES = {
+    "node": node,
+    "receiver": receiver,
+    "producer": producer,
+    "latency": latency,
+    "echo": echo,
+    "admin": admin,
+}
 
 
 if __name__ == "__main__":

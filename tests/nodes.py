@@ -191,6 +191,9 @@ class NodeWorld:
         """Let everything happen that happens by itself, and some time pass."""
         for _ in range(50):
             self.clock.advance(0)
+        self.clock.advance(0.002)  # progress waits for that of others (`commits.GATHER`)
+        for _ in range(50):
+            self.clock.advance(0)
         if seconds:
             for _ in range(20):
                 self.clock.advance(seconds / 20)

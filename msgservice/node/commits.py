@@ -28,6 +28,7 @@ from msgservice.records import (
     SenderFloor,
 )
 
+GATHER = 0.001  # seconds that progress waits for that of others
 RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
 
 
@@ -82,6 +83,7 @@ class Commits:
         self._sources: list[Source] = []
         self._waiters: list[Deferred[None]] = []
         self._progressing: dict[Progressing, None] = {}
+        self._expected: dict[Progressing, None] = {}
         self._running = False
         self._stopped = False
         self._due: IDelayedCall | None = None
@@ -108,8 +110,22 @@ class Commits:
         self._sources = [owner for _, owner in kept]
 
     def progress(self, outlet: Progressing) -> None:
-        """This one has progress: it is asked for it when the next group starts."""
+        """This one has progress: it is asked for it when the next group starts.
+
+        While other receivers still have something to answer, their answers may share that group:
+        it waits for them a little, since a group each would be a sync each.
+        """
         self._progressing[outlet] = None
+        self.kick_soon(GATHER if self._expected else 0.0)
+
+    def expect(self, outlet: Progressing, answers: bool) -> None:
+        """Whether something is in flight to this one, so that it may have progress soon."""
+        if answers:
+            self._expected[outlet] = None
+        elif outlet in self._expected:
+            del self._expected[outlet]
+            if not self._expected and self._due is not None:
+                self.kick_soon(0.0)
 
     def receiver(self, row: ReceiverRow) -> Deferred[None]:
         """Store a receiver that was made or changed."""
@@ -140,8 +156,12 @@ class Commits:
 
     def kick_soon(self, delay: float = 0.0) -> None:
         """Start a group when this turn is over, so that more can join it."""
-        if not self._running and self._due is None:
+        if self._running:
+            return
+        if self._due is None:
             self._due = self._clock.callLater(delay, self._kick_due)
+        elif not delay:
+            self._due.reset(0.0)
 
     def _kick_due(self) -> None:
         self._due = None
@@ -184,7 +204,7 @@ class Commits:
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first.
         refused = any([type(outcome) is RefusedBatch for outcome in outcomes])  # noqa: C419 - speed
-        if not refused and (self._next or self._progressing):
+        if not refused and self._next:
             self._start()
         for waiter in waiters:
             waiter.callback(None)
@@ -202,8 +222,10 @@ class Commits:
         for outlet in progressing:
             outlet.progress_stored()
         self._after_group(fresh)
-        if not self._running:
+        if not self._running and (self._next or not self._progressing or not self._expected):
             self._start()
+        elif not self._running:
+            self.kick_soon(GATHER)
 
     def _failed(
         self,

@@ -53,6 +53,7 @@ class Outlet:
         self._fed: deque[Batch] = deque()
         self._fed_bytes = 0
         self._reading = False
+        self._busy = False  # something is in flight
         self._timer: IDelayedCall | None = None
         self._timer_due = 0.0
         self._unload: IDelayedCall | None = None
@@ -152,7 +153,6 @@ class Outlet:
             self.row.inbox = inbox
             self._inbox_changed = True
             self._node.commits.progress(self)
-            self._node.commits.kick_soon()
 
     def detach(self, reason: str) -> None:
         """The connection has gone."""
@@ -163,6 +163,7 @@ class Outlet:
         self.last_error = reason
         self.outbox.disconnect(self._node.now())
         self._drain()
+        self._note_busy()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -211,6 +212,13 @@ class Outlet:
         """All answers of one read were taken."""
         self._drain()
         self.pump()
+        self._note_busy()
+
+    def _note_busy(self) -> None:
+        busy = self.outbox.in_flight_messages > 0
+        if busy is not self._busy:
+            self._busy = busy
+            self._node.commits.expect(self, busy)
 
     def _drain(self) -> None:
         settled = self.outbox.take_settled()
@@ -218,7 +226,6 @@ class Outlet:
         if not settled:
             if self._rows:
                 self._node.commits.progress(self)
-                self._node.commits.kick_soon()
             return
         cursor = self.outbox.cursor
         self._new += settled
@@ -240,7 +247,6 @@ class Outlet:
         if acked:
             acked.remove_below(cursor + 1)
         self._node.commits.progress(self)
-        self._node.commits.kick_soon()
 
     def _note_acked(self, position: int) -> None:
         """Store the whole range that this is part of now: it replaces what it has grown over."""
@@ -305,7 +311,8 @@ class Outlet:
                 break
             connection.send_all(transfers)
             if not connection.is_open:
-                return
+                break
+        self._note_busy()
         self._rearm()
 
     def _fill(self) -> None:

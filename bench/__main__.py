@@ -1,0 +1,75 @@
+"""All measurements: a table on the terminal, and `bench/RESULTS.md` with the machine's facts."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import apsw
+from rich.console import Console
+from rich.table import Table
+
+from bench import backlog, fanout, latency, receivers
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+    ("fanout 300000 --receivers 3", lambda: fanout.measure(300_000)),
+    ("fanout 600000 --receivers 3 --many", lambda: fanout.measure(600_000, many=True)),
+    ("fanout 300000 --subjects 1000", lambda: fanout.measure(300_000, subjects=1000)),
+    (
+        "fanout 2000 --producers 1 --window 1 --receivers 1",
+        lambda: fanout.measure(2000, window=1, receivers=1),
+    ),
+    (
+        "fanout 50000 --producers 50 --window 1 --receivers 1",
+        lambda: fanout.measure(50_000, producers=50, window=1, receivers=1),
+    ),
+    ("latency", latency.measure),
+    ("backlog", backlog.measure),
+    ("receivers", receivers.measure),
+]
+
+
+def machine() -> list[str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return [
+        f"{os.cpu_count()} processors ({platform.machine()}), {memory:.0f} GiB of memory,"
+        f" {platform.system()} {platform.release()}",
+        f"Python {platform.python_version()}, Twisted {version('Twisted')},"
+        f" SQLite {apsw.sqlite_lib_version()} through apsw, msgspec {version('msgspec')}",
+        f"{datetime.date.today().isoformat()}",  # noqa: DTZ011 - the day where it was measured
+    ]
+
+
+def main() -> None:
+    console = Console()
+    table = Table("measurement", "figure", "value")
+    lines = [
+        "# Results",
+        "",
+        "Written by `make bench`. Single runs: compare ratios, not machines.",
+        "",
+        *(f"* {fact}" for fact in machine()),
+        "",
+        "| measurement | figure | value |",
+        "|---|---|---|",
+    ]
+    for name, measure in MEASUREMENTS:
+        console.print(f"… {name}")
+        result = measure()
+        for figure, value in result.items():
+            table.add_row(name, figure, str(value))
+            lines.append(f"| `{name}` | {figure} | {value} |")
+    RESULTS.write_text("\n".join(lines) + "\n")
+    console.print(table)
+    console.print(f"written to {RESULTS.relative_to(Path.cwd())}")
+
+
+if __name__ == "__main__":
+    main()
