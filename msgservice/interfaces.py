@@ -126,7 +126,10 @@ class IChannel(Interface):
         """Read again."""
 
     def close() -> None:
-        """Send what is queued, then close; aborted when that takes too long."""
+        """Send what is queued, then close; aborted when that takes too long.
+
+        Nothing is received any more, and what is sent from now on is dropped.
+        """
 
     def abort() -> None:
         """Close at once. `channel_lost` still follows."""

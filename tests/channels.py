@@ -18,6 +18,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
+        self.frames: list[bytes] = []  # all, in order
         self.channel: IChannel | None = None
         self.on_opened: Callable[[IChannel], object] = lambda channel: None
         self.on_frames: Callable[[list[bytes]], object] = lambda frames: None
@@ -26,19 +27,22 @@ class Recorder:
         self._waiting: list[tuple[Callable[[], bool], Deferred[None]]] = []
 
     @property
-    def frames(self) -> list[bytes]:
-        """All frames, in order."""
-        return [frame for name, value in self.events if name == "frames" for frame in value]
-
-    @property
     def is_lost(self) -> bool:
-        return any(name == "lost" for name, _ in self.events)
+        return bool(self.events) and self.events[-1][0] == "lost"
 
     def names(self) -> list[str]:
         return [name for name, _ in self.events]
 
     def values(self, name: str) -> list[Any]:
         return [value for event, value in self.events if event == name]
+
+    def send(self, frame: bytes) -> None:
+        assert self.channel is not None, "no connection"
+        self.channel.send(frame)
+
+    def send_back(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            self.send(frame)
 
     def until(self, condition: Callable[[], bool]) -> Deferred[None]:
         """Fire as soon as `condition()` holds after some event (or at once)."""
@@ -72,6 +76,7 @@ class Recorder:
         self.on_opened(channel)
 
     def frames_received(self, frames: list[bytes]) -> None:
+        self.frames += frames
         self._note("frames", frames)
         self.on_frames(frames)
 

@@ -249,8 +249,9 @@ class Connector(ClientService):
             self._stop_deadline.cancel()
             self._stop_deadline = None
         waiters, self._stop_waiters = self._stop_waiters, []
-        for waiter in waiters:
-            waiter.callback(None)
+        # In a turn of its own: ClientService cannot be called from inside its own transitions,
+        # and whoever waits may well start or stop this again.
+        self._reactor.callLater(0, _fire, waiters)
 
     def _warn_once(self) -> None:
         if not self._warned:
@@ -260,3 +261,8 @@ class Connector(ClientService):
                 address=self.address,
                 reason=self.last_error,
             )
+
+
+def _fire(waiters: list[Deferred[None]]) -> None:
+    for waiter in waiters:
+        waiter.callback(None)

@@ -18,12 +18,14 @@ that endpoint plugins work. `ssl:` is not: Twisted's client of that name checks 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import Certificate as X509Certificate
 from cryptography.x509 import load_pem_x509_certificates
-from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from twisted.internet.endpoints import (
     HostnameEndpoint,
@@ -40,8 +42,6 @@ from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndp
 from twisted.internet.ssl import (
     Certificate,
     CertificateOptions,
-    KeyPair,
-    PrivateCertificate,
     TLSVersion,
     optionsForClientTLS,
     trustRootFromCertificates,
@@ -55,6 +55,7 @@ CONNECT_TIMEOUT = 30.0  # seconds for one attempt to connect, Twisted's own defa
 BACKLOG = 1024
 # Whoever may open the socket file may claim any name, so by default only the node's own user.
 UNIX_MODE = "600"
+UNIX_PATH_BYTES = 107  # sun_path of unix(7), less its final NUL
 
 
 def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
@@ -71,7 +72,7 @@ def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
         options = optionsForClientTLS(
             address.options.get("hostname", host),
             trustRoot=_trust_root(address),
-            clientCertificate=_own_certificate(address, "certificate", required=False),
+            extraCertificateOptions=_own_certificate(address),
         )
         return wrapClientTLS(options, _dial(reactor, address))
     if address.scheme == "unix":
@@ -97,6 +98,9 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
     if address.scheme == "unix":
         address.only("mode", "backlog")
         path = address.one_part("PATH")
+        if len(os.fsencode(path)) > UNIX_PATH_BYTES:
+            # Found out by bind(), it would leave Twisted's lock file and socket behind.
+            raise BadAddress(text, f"path longer than {UNIX_PATH_BYTES} bytes")
         mode = address.options.get("mode", UNIX_MODE)
         if not mode.isascii() or any(digit not in "01234567" for digit in mode) or len(mode) != 3:
             raise BadAddress(text, f"mode must be three octal digits, not {mode!r}")
@@ -130,37 +134,38 @@ def _backlog(address: Address) -> int:
 
 
 def _server_options(address: Address) -> CertificateOptions:
-    option = "certKey" if "certKey" in address.options else "certificate"
-    own = _own_certificate(address, option, required=True)
-    assert own is not None
-    chain = _certificates(address, address.options.get(option, address.options["privateKey"]))
+    own = _own_certificate(address)
+    if not own:
+        raise BadAddress(address.text, "privateKey=FILE is needed (and certificate=FILE)")
     return CertificateOptions(
-        privateKey=own.privateKey.original,
-        certificate=own.original,
-        extraCertChain=[X509.from_cryptography(link) for link in chain[1:]],
+        **own,
         trustRoot=_trust_root(address),  # a server asks its clients for nothing unless told whom
         raiseMinimumTo=TLSVersion.TLSv1_2,
     )
 
 
-def _own_certificate(address: Address, option: str, *, required: bool) -> PrivateCertificate | None:
-    """Return the certificate of this end with its key; they may share one file."""
-    certificate_path = address.options.get(option)
-    key_path = address.options.get("privateKey", certificate_path)
+def _own_certificate(address: Address) -> dict[str, Any]:
+    """Return options for the certificate of this end, its chain and its key; {} if it has none.
+
+    All may be in one file. Given to Twisted as objects of `cryptography`: pyOpenSSL deprecates
+    its own.
+    """
+    options = address.options
+    certificate_path = options.get("certificate") or options.get("certKey")
+    key_path = options.get("privateKey") or certificate_path
     certificate_path = certificate_path or key_path
     if certificate_path is None or key_path is None:
-        if required:
-            raise BadAddress(address.text, "privateKey=FILE is needed (and certificate=FILE)")
-        return None
-    leaf = _certificates(address, certificate_path)[0]
+        return {}
+    leaf, *chain = _certificates(address, certificate_path)
     try:
-        key = KeyPair.load(_read(address, key_path), 1)
-        own: PrivateCertificate = PrivateCertificate.fromCertificateAndKeyPair(
-            Certificate(X509.from_cryptography(leaf)), key
-        )
-        return own
-    except (SSL.Error, ValueError, TypeError, AssertionError) as error:
-        raise BadAddress(address.text, f"{key_path} holds no key of that certificate") from error
+        key = load_pem_private_key(_read(address, key_path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise BadAddress(
+            address.text, f"{key_path} holds no private key in PEM form without password"
+        ) from error
+    if key.public_key() != leaf.public_key():
+        raise BadAddress(address.text, f"the key in {key_path} is not that of {certificate_path}")
+    return {"privateKey": key, "certificate": leaf, "extraCertChain": chain}
 
 
 def _trust_root(address: Address) -> Any:

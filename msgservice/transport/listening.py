@@ -104,11 +104,13 @@ def listen_on(
     """Fire with the port; fail with `CannotListen` and the reason for people."""
 
     def failed(failure: Failure) -> IListeningPort:
-        error = failure.value
+        error: Any = failure.value
         if isinstance(error, CannotListenError):
-            error = error.socketError
+            error = error.socketError  # an OSError, or the sentence below
         if isinstance(error, OSError):
             raise CannotListen(address, error.strerror or str(error)) from error
+        if error == "Cannot acquire lock":
+            raise CannotListen(address, "another process listens there, and holds its lock file")
         failure.raiseException()
         raise AssertionError("raiseException raises")
 

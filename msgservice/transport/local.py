@@ -75,6 +75,7 @@ class LocalChannel:
 
     def close(self) -> None:
         """See `IChannel`."""
+        self.incoming.clear()
         self._end("closed")
 
     def abort(self) -> None:

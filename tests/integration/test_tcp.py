@@ -1,0 +1,521 @@
+"""Channels over real sockets: TCP, TLS, Unix; peers that misbehave; listeners that cannot be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+import trustme
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+from msgservice.errors import CannotListen, DeadlinePassed, FrameTooLarge
+from msgservice.interfaces import IConnector
+from msgservice.limits import Limits
+from msgservice.transport.tcp import TcpTransport
+from tests.channels import Recorder
+
+reactor: Any = installed_reactor
+pytestmark = pytest.mark.timeout(30)
+QUICK = Limits(
+    link_delay_min=0.01,
+    link_delay_max=0.05,
+    write_timeout=0.5,
+    frame_timeout=0.5,
+    hello_timeout=0.5,
+    close_timeout=1.0,
+)
+
+
+class Net:
+    """What a test listened on and dialled, ended with it."""
+
+    def __init__(self) -> None:
+        self.transport = TcpTransport()
+        self.accepted: list[Recorder] = []
+        self.on_accept: Callable[[Recorder], object] = lambda user: None
+        self.ports: list[IListeningPort] = []
+        self.connectors: list[IConnector] = []
+        self._waiting: list[tuple[int, Deferred[Recorder]]] = []
+
+    def make_user(self) -> Recorder:
+        user = Recorder()
+        user.on_opened = lambda channel: channel.established()
+        self.on_accept(user)
+        self.accepted.append(user)
+        reactor.callLater(0, self._look)
+        return user
+
+    def accept(self, number: int = 0) -> Deferred[Recorder]:
+        """Fire with the user of the accepted connection with this number."""
+        fired: Deferred[Recorder] = Deferred()
+        self._waiting.append((number, fired))
+        self._look()
+        return fired
+
+    def _look(self) -> None:
+        for number, fired in list(self._waiting):
+            if number < len(self.accepted):
+                self._waiting.remove((number, fired))
+                fired.callback(self.accepted[number])
+
+    async def listen(self, address: str = "tcp:0", limits: Limits = QUICK) -> int:
+        port = await self.transport.listen(reactor, address, self.make_user, limits)
+        self.ports.append(port)
+        return int(getattr(port.getHost(), "port", 0))
+
+    def dial(
+        self, address: str, limits: Limits = QUICK, user: Recorder | None = None
+    ) -> tuple[Recorder, IConnector]:
+        user = user or Recorder()
+        user.on_opened = lambda channel: channel.established()
+        connector = self.transport.connector(reactor, address, lambda: user, limits)
+        self.connectors.append(connector)
+        connector.startService()
+        return user, connector
+
+    async def close(self) -> None:
+        await gatherResults([connector.stopService() for connector in self.connectors])
+        for user in self.accepted:
+            if user.channel is not None and not user.is_lost:
+                user.channel.abort()
+                await user.until_lost()
+        for port in self.ports:
+            await stop(port)
+
+
+async def stop(port: IListeningPort) -> None:
+    stopping = port.stopListening()
+    if stopping is not None:
+        await stopping
+
+
+@pytest_twisted.async_yield_fixture
+async def net() -> AsyncIterator[Net]:
+    net = Net()
+    yield net
+    await net.close()
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[[int], socket.socket]]:
+    """Makes blocking sockets; use them in threads."""
+    made: list[socket.socket] = []
+
+    def connect(port: int) -> socket.socket:
+        made.append(socket.create_connection(("127.0.0.1", port), timeout=20))
+        return made[-1]
+
+    yield connect
+    for each in made:
+        each.close()
+
+
+def framed(*frames: bytes) -> bytes:
+    return b"".join(struct.pack("!I", len(frame)) + frame for frame in frames)
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Everything until the other side closes; raises ConnectionResetError if it resets."""
+    data = b""
+    while more := sock.recv(65_536):
+        data += more
+    return data
+
+
+# --- TCP
+
+
+@pytest_twisted.ensureDeferred
+async def test_frames_of_all_sizes_arrive_whole_and_in_order(net: Net) -> None:
+    port = await net.listen()
+    client, _ = net.dial(f"tcp:127.0.0.1:{port}")
+    await client.until_opened()
+    frames = [bytes([n % 256]) * (n * n) for n in range(0, 1000, 10)]
+    for frame in frames:
+        client.send(frame)
+    server = await net.accept()
+    server.on_frames = server.send_back
+    await client.until_frames(100)
+    assert frames == server.frames == client.frames
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_small_frames_travel_in_few_deliveries(net: Net) -> None:
+    port = await net.listen()
+    client, _ = net.dial(f"tcp:127.0.0.1:{port}")
+    await client.until_opened()
+    for number in range(5000):
+        client.send(b"%d" % number)
+    server = await net.accept()
+    await server.until_frames(5000)
+    assert len(server.values("frames")) < 50
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_socket_is_told_what_we_need(net: Net) -> None:
+    port = await net.listen()
+    client, _ = net.dial(f"tcp:127.0.0.1:{port}")
+    await client.until_opened()
+    server = await net.accept()
+    for user in (client, server):
+        channel: Any = user.channel
+        handle = channel.transport.getHandle()
+        assert handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert handle.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000
+        assert channel.local_only
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_that_goes_on_sending_still_reads_our_last_frame(
+    net: Net, raw: Callable[[int], socket.socket]
+) -> None:
+    """A close with unread bytes would reset the connection and eat it."""
+    net.on_accept = lambda user: setattr(
+        user, "on_failed", lambda error: user.send(b"error: too large")
+    )
+    port = await net.listen()
+    peer = raw(port)
+
+    def misbehave() -> bytes:
+        peer.sendall(b"\xff" * 4 + bytes(500_000))
+        return read_all(peer)
+
+    assert framed(b"error: too large") == await deferToThread(misbehave)
+    server = await net.accept()
+    peer.close()
+    await server.until_lost()
+    (error,) = server.values("failed")
+    assert isinstance(error, FrameTooLarge)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_that_does_not_read_is_dropped_and_others_are_not(
+    net: Net, raw: Callable[[int], socket.socket]
+) -> None:
+    port = await net.listen()
+    silent = raw(port)
+    stuck = await net.accept(0)
+    client, _ = net.dial(f"tcp:127.0.0.1:{port}")
+    other = await net.accept(1)
+    for _ in range(32):
+        stuck.send(bytes(1024 * 1024))
+    other.send(b"still here")
+    await stuck.until_lost()
+    await client.until_frames(1)
+    (error,) = stuck.values("failed")
+    assert isinstance(error, DeadlinePassed)
+    assert stuck.values("writable") == [False]
+    assert not client.is_lost
+    silent.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_half_a_frame_is_not_waited_for_without_end(
+    net: Net, raw: Callable[[int], socket.socket]
+) -> None:
+    net.on_accept = lambda user: setattr(user, "on_failed", lambda error: user.send(b"no"))
+    port = await net.listen()
+    peer = raw(port)
+    await deferToThread(peer.sendall, framed(b"whole") + framed(b"half")[:6])
+    assert framed(b"no") == await deferToThread(read_all, peer)
+    server = await net.accept()
+    assert server.frames == [b"whole"]
+    peer.close()
+    await server.until_lost()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_queued_before_close_arrives(net: Net) -> None:
+    port = await net.listen()
+    client, connector = net.dial(f"tcp:127.0.0.1:{port}")
+    await client.until_opened()
+    for _ in range(20):
+        client.send(bytes(500_000))
+    await connector.stopService()
+    server = await net.accept()
+    assert len(server.frames) == 20
+    assert client.is_lost
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_connector_comes_back_when_the_listener_does(net: Net) -> None:
+    port = await net.listen()
+    client, connector = net.dial(f"tcp:127.0.0.1:{port}")
+    await client.until_opened()
+    server = await net.accept()
+    await stop(net.ports.pop())
+    assert server.channel is not None
+    server.channel.abort()
+    await client.until_lost()
+    while connector.failures < 3:
+        await deferLater(reactor, 0.01)
+    assert "refused" in str(connector.last_error)
+    assert connector.channel is None
+    await net.listen(f"tcp:{port}")
+    connector.poke()
+    await net.accept(1)
+    assert client.names().count("opened") == 2
+    assert connector.last_error is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_connections_beyond_the_limit_are_closed_at_once(
+    net: Net, raw: Callable[[int], socket.socket]
+) -> None:
+    port = await net.listen(limits=Limits(connections=2))
+    kept = [raw(port), raw(port)]
+    await net.accept(1)
+    refused = raw(port)
+
+    def closed() -> bytes:
+        try:
+            return read_all(refused)
+        except ConnectionResetError:
+            return b""
+
+    assert await deferToThread(closed) == b""
+    assert len(net.accepted) == 2
+    assert net.transport.accepted.refused == 1
+    kept[0].close()
+    await net.accepted[0].until_lost()
+    raw(port)
+    await net.accept(2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_port_in_use_is_a_clear_error(net: Net) -> None:
+    port = await net.listen()
+    with pytest.raises(CannotListen, match="Address already in use") as caught:
+        await net.listen(f"tcp:{port}")
+    assert caught.value.listener == f"tcp:{port}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_interface_that_is_not_ours_is_a_clear_error(net: Net) -> None:
+    with pytest.raises(CannotListen, match="assign requested address"):
+        await net.listen("tcp:0:interface=192.0.2.1")
+
+
+# --- TLS
+
+
+class Authority:
+    """Certificates as files, in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = trustme.CA()
+        self.ca_file = folder / "ca.pem"
+        self.ca.cert_pem.write_to_path(str(self.ca_file))
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        issued = self.ca.issue_cert(name)
+        key, chain = self.folder / f"{name}.key", self.folder / f"{name}.crt"
+        issued.private_key_pem.write_to_path(str(key))
+        for number, pem in enumerate(issued.cert_chain_pems):
+            pem.write_to_path(str(chain), append=number > 0)
+        return key, chain
+
+    def listener(self, more: str = "") -> str:
+        key, chain = self.issue("localhost")
+        return f"tls:0:privateKey={key}:certificate={chain}{more}"
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+async def attempt_fails(connector: IConnector) -> str:
+    while connector.failures < 1:
+        await deferLater(reactor, 0.01)
+    return str(connector.last_error)
+
+
+@pytest_twisted.ensureDeferred
+async def test_tls_carries_frames_both_ways(net: Net, authority: Authority) -> None:
+    port = await net.listen(authority.listener())
+    client, connector = net.dial(f"tls:localhost:{port}:trustRoots={authority.ca_file}")
+    await client.until_opened()
+    assert client.channel is not None
+    assert client.channel.peer.startswith("tls:")
+    frames = [bytes([n]) * 100_000 for n in range(40)]
+    for frame in frames:
+        client.send(frame)
+    server = await net.accept()
+    server.on_frames = server.send_back
+    await client.until_frames(40)
+    assert frames == client.frames
+    await connector.stopService()
+    assert client.is_lost
+    await server.until_lost()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_folder_of_authorities_will_do(net: Net, authority: Authority) -> None:
+    port = await net.listen(authority.listener())
+    client, _ = net.dial(f"tls:localhost:{port}:trustRoots={authority.folder}")
+    await client.until_opened()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_certificate_for_another_name_is_refused(net: Net, authority: Authority) -> None:
+    port = await net.listen(authority.listener())
+    client, connector = net.dial(
+        f"tls:localhost:{port}:trustRoots={authority.ca_file}:hostname=other.example"
+    )
+    assert await attempt_fails(connector) == "TLS: the certificate is for another name"
+    assert client.events == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_authority_that_we_do_not_trust_is_refused(net: Net, authority: Authority) -> None:
+    port = await net.listen(authority.listener())
+    client, connector = net.dial(f"tls:localhost:{port}")
+    assert "certificate verify failed" in await attempt_fails(connector)
+    assert client.events == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_without_the_certificate_asked_for_is_refused(
+    net: Net, authority: Authority
+) -> None:
+    port = await net.listen(authority.listener(f":trustRoots={authority.ca_file}"))
+    key, chain = authority.issue("client.example")
+    trusting = f"tls:localhost:{port}:trustRoots={authority.ca_file}"
+    _, without = net.dial(trusting)
+    await attempt_fails(without)
+    await without.stopService()
+    assert net.accepted == []
+    client, _ = net.dial(f"{trusting}:certificate={chain}:privateKey={key}")
+    await net.accept()
+    await client.until_opened()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_is_not_waited_for_without_end(
+    net: Net, authority: Authority, raw: Callable[[int], socket.socket]
+) -> None:
+    port = await net.listen(authority.listener())
+
+    def closed() -> bytes:
+        try:
+            return read_all(raw(port))
+        except ConnectionResetError:
+            return b""
+
+    assert await deferToThread(closed) == b""
+    assert net.accepted == []
+    assert net.transport.accepted.open == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_old_versions_of_tls_are_refused(
+    net: Net, authority: Authority, raw: Callable[[int], socket.socket]
+) -> None:
+    port = await net.listen(authority.listener())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(authority.ca_file)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
+        context.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError):
+        await deferToThread(context.wrap_socket, raw(port), server_hostname="localhost")
+    assert net.accepted == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_peer_that_does_not_read_is_dropped_on_tls_too(
+    net: Net, authority: Authority, raw: Callable[[int], socket.socket]
+) -> None:
+    port = await net.listen(authority.listener())
+    context = ssl.create_default_context(cafile=str(authority.ca_file))
+    silent = await deferToThread(context.wrap_socket, raw(port), server_hostname="localhost")
+    stuck = await net.accept()
+    for _ in range(32):
+        stuck.send(bytes(1024 * 1024))
+    await stuck.until_lost()
+    (error,) = stuck.values("failed")
+    assert isinstance(error, DeadlinePassed)
+    silent.close()
+
+
+# --- Unix sockets
+
+
+@pytest_twisted.ensureDeferred
+async def test_unix_sockets_carry_frames_and_are_local(net: Net, tmp_path: Path) -> None:
+    path = tmp_path / "node.sock"
+    await net.listen(f"unix:{path}")
+    client, _ = net.dial(f"unix:{path}")
+    await client.until_opened()
+    assert client.channel is not None
+    client.send(b"abc")
+    server = await net.accept()
+    await server.until_frames(1)
+    assert server.frames == [b"abc"]
+    assert server.channel is not None
+    assert server.channel.local_only
+    assert client.channel.local_only
+    assert (server.channel.peer, client.channel.peer) == ("unix", f"unix:{path}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_the_user_of_the_node_may_connect_by_default(net: Net, tmp_path: Path) -> None:
+    await net.listen(f"unix:{tmp_path}/a.sock")
+    await net.listen(f"unix:{tmp_path}/b.sock:mode=660")
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.sock", "b.sock")]
+    assert modes == [0o600, 0o660]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_socket_in_use_is_a_clear_error(net: Net, tmp_path: Path) -> None:
+    await net.listen(f"unix:{tmp_path}/a.sock")
+    with pytest.raises(CannotListen, match="another process listens there"):
+        await net.listen(f"unix:{tmp_path}/a.sock")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_socket_left_by_a_killed_process_is_taken_over(net: Net, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from twisted.internet import reactor\n"
+        "from msgservice.limits import Limits\n"
+        "from msgservice.transport.tcp import TcpTransport\n"
+        f"d = TcpTransport().listen(reactor, 'unix:{tmp_path}/a.sock', None, Limits())\n"
+        "d.addCallback(lambda port: print('ready', flush=True))\n"
+        "reactor.run()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        assert await deferToThread(process.stdout.readline) == b"ready\n"
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert (tmp_path / "a.sock").exists()
+    await net.listen(f"unix:{tmp_path}/a.sock")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_folder_that_is_not_there_is_a_clear_error(net: Net, tmp_path: Path) -> None:
+    with pytest.raises(CannotListen, match="No such file or directory"):
+        await net.listen(f"unix:{tmp_path}/none/a.sock")

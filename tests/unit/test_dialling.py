@@ -1,0 +1,255 @@
+"""The connector: it keeps one connection, backs off from a peer that is no good, and stops."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet import error
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from msgservice.errors import BadAddress
+from msgservice.interfaces import IConnector
+from msgservice.limits import Limits
+from msgservice.transport.dialling import Connector
+from msgservice.transport.tcp import TcpTransport
+from tests.channels import Recorder
+
+
+class Peer:
+    """The other end of one connection; `lose` loses it, at once or on `abort` and `close` only."""
+
+    def __init__(self, protocol: IProtocol) -> None:
+        self.protocol = protocol
+        self.transport = StringTransport()
+        protocol.makeConnection(self.transport)
+
+    def lose(self) -> None:
+        self.protocol.connectionLost(Failure(error.ConnectionDone()))
+
+
+@implementer(IStreamClientEndpoint)
+class Endpoint:
+    def __init__(self) -> None:
+        self.dialled: list[tuple[IProtocolFactory, Deferred[IProtocol]]] = []
+        self.cancelled = 0
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        attempt: Deferred[IProtocol] = Deferred(self._cancel)
+        self.dialled.append((factory, attempt))
+        return attempt
+
+    def _cancel(self, attempt: Deferred[IProtocol]) -> None:
+        self.cancelled += 1
+
+    def accept(self) -> Peer:
+        factory, attempt = self.dialled[-1]
+        address: IAddress = StringTransport().getPeer()
+        protocol = factory.buildProtocol(address)
+        assert protocol is not None
+        peer = Peer(protocol)
+        attempt.callback(protocol)
+        return peer
+
+    def refuse(self) -> None:
+        self.dialled[-1][1].errback(error.ConnectionRefusedError())
+
+
+class World:
+    """A connector with delays of 0.5 s doubling to 30 s, without jitter, started."""
+
+    def __init__(self, *, start: bool = True) -> None:
+        self.clock = Clock()
+        self.endpoint = Endpoint()
+        self.users: list[Recorder] = []
+        self.connector = Connector(
+            reactor=self.clock,
+            address="tcp:node.example:7410",
+            endpoint=self.endpoint,
+            make_user=self.make_user,
+            limits=Limits(),
+            rng=lambda: 1.0,
+        )
+        if start:
+            self.connector.startService()
+
+    def make_user(self) -> Recorder:
+        self.users.append(Recorder())
+        return self.users[-1]
+
+    @property
+    def dialled(self) -> int:
+        return len(self.endpoint.dialled)
+
+    def stop(self) -> Deferred[None]:
+        stopping = self.connector.stopService()
+        self.clock.pump([0, 0])
+        return stopping
+
+
+def test_a_connector_is_an_iconnector() -> None:
+    assert verifyObject(IConnector, World(start=False).connector)
+
+
+def test_it_dials_when_started_and_hands_the_connection_to_a_user() -> None:
+    world = World(start=False)
+    assert world.dialled == 0
+    world.connector.startService()
+    assert (world.dialled, world.connector.attempts) == (1, 1)
+    assert world.connector.channel is None
+    world.endpoint.accept()
+    assert world.connector.channel is world.users[0].channel
+    assert world.connector.next_attempt_in is None
+
+
+def test_every_connection_has_its_own_user() -> None:
+    world = World()
+    for _ in range(2):
+        world.endpoint.accept().lose()
+        world.clock.advance(60)
+    assert [user.names() for user in world.users] == [["opened", "lost"]] * 2
+
+
+def test_refusals_back_off_and_are_told() -> None:
+    world = World()
+    delays = []
+    for _ in range(8):
+        world.endpoint.refuse()
+        delay = world.connector.next_attempt_in
+        assert delay is not None
+        delays.append(delay)
+        world.clock.advance(delay)
+    assert delays == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert (world.connector.attempts, world.connector.failures) == (9, 8)
+    assert world.connector.last_error == "Connection was refused by other side"
+
+
+def test_a_peer_that_accepts_and_drops_is_dialled_more_and_more_seldom() -> None:
+    world = World()
+    delays = []
+    for _ in range(5):
+        world.endpoint.accept().lose()
+        delay = world.connector.next_attempt_in
+        assert delay is not None
+        delays.append(delay)
+        world.clock.advance(delay)
+    assert delays == [0.5, 1, 2, 4, 8]
+    assert world.connector.last_error == "Connection was closed cleanly"
+
+
+def test_only_a_connection_that_stayed_healthy_clears_the_count() -> None:
+    world = World()
+    for _ in range(4):
+        world.endpoint.refuse()
+        world.clock.advance(30)
+    peer = world.endpoint.accept()
+    assert world.users[0].channel is not None
+    world.users[0].channel.established()
+    assert world.connector.last_error is None
+    world.clock.advance(60)
+    peer.lose()
+    assert world.connector.next_attempt_in == 0.5
+
+
+def test_a_poke_dials_at_once_and_forgets_the_failures() -> None:
+    world = World()
+    for _ in range(7):
+        world.endpoint.refuse()
+        world.clock.advance(world.connector.next_attempt_in or 0.0)
+    world.endpoint.refuse()
+    dialled = world.dialled
+    world.connector.poke()
+    world.clock.advance(0)
+    assert dialled + 1 == world.dialled
+    world.endpoint.refuse()
+    assert world.connector.next_attempt_in == 0.5
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "dialling"])
+def test_a_poke_disturbs_nothing_when_there_is_nothing_to_hurry(connected: bool) -> None:
+    world = World()
+    if connected:
+        world.endpoint.accept()
+    world.connector.poke()
+    world.clock.advance(100)
+    assert world.dialled == 1
+
+
+def test_stopping_sends_what_is_queued_and_closes() -> None:
+    world = World()
+    peer = world.endpoint.accept()
+    assert world.connector.channel is not None
+    world.connector.channel.send(b"bye")
+    stopping = world.stop()
+    assert peer.transport.value() == b"\0\0\0\3bye"
+    assert peer.transport.disconnecting
+    assert not stopping.called
+    peer.lose()
+    world.clock.advance(0)
+    assert stopping.called
+    world.clock.advance(100)
+    assert world.dialled == 1
+    assert world.connector.channel is None
+
+
+def test_stopping_does_not_wait_without_end_for_a_connection_that_is_never_lost() -> None:
+    world = World()
+    peer = world.endpoint.accept()
+    stopping = world.stop()
+    world.clock.advance(4.9)
+    assert not peer.transport.disconnected
+    world.clock.advance(0.2)
+    assert peer.transport.disconnected  # aborted after `close_timeout` …
+    assert not stopping.called
+    world.clock.advance(5)
+    world.clock.advance(0)
+    assert stopping.called  # … and given up after `stop_timeout`
+
+
+def test_stopping_while_dialling_cancels_the_attempt() -> None:
+    world = World()
+    assert world.stop().called
+    assert world.endpoint.cancelled == 1
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_stopping_while_waiting_dials_no_more() -> None:
+    world = World()
+    world.endpoint.refuse()
+    assert world.stop().called
+    world.clock.advance(100)
+    assert world.dialled == 1
+    assert world.connector.next_attempt_in is None
+
+
+def test_stopping_is_safe_twice_and_before_any_start() -> None:
+    world = World(start=False)
+    assert world.stop().called
+    world = World()
+    peer = world.endpoint.accept()
+    first, second = world.stop(), world.stop()
+    peer.lose()
+    world.clock.advance(0)
+    assert first.called
+    assert second.called
+    assert world.stop().called
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_it_can_be_started_again() -> None:
+    world = World()
+    peer = world.endpoint.accept()
+    stopping = world.stop()
+    stopping.addCallback(lambda _: world.connector.startService())
+    peer.lose()
+    world.clock.advance(0)
+    assert world.dialled == 2
+
+
+def test_a_bad_address_is_refused_before_anything_is_dialled() -> None:
+    with pytest.raises(BadAddress):
+        TcpTransport().connector(Clock(), "tcp:7410", Recorder, Limits())
