@@ -295,10 +295,10 @@ class LogFailed(LogError):
 
 
 class LogLocked(LogError):
-    """Another process holds the data folder (SEMANTICS 33)."""
+    """Another process holds the data folder, outbox or inbox (SEMANTICS 26, 33)."""
 
     def __init__(self, path: str, holder: str) -> None:
-        super().__init__(f"data folder {path} is held by {holder}")
+        super().__init__(f"{path} is held by {holder}")
         self.path, self.holder = path, holder
 
 

@@ -77,10 +77,14 @@ def make_folder(folder: Path) -> None:
 
 
 class FolderLock:
-    """Holds a file for this process until `release`."""
+    """Holds a file for this process until `release`.
 
-    def __init__(self, path: Path) -> None:
+    `held`: what errors name, instead of the folder.
+    """
+
+    def __init__(self, path: Path, held: Path | None = None) -> None:
         self._path = path
+        self._held = str(held or path.parent)
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
@@ -89,7 +93,7 @@ class FolderLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise DataFolderUnusable(str(self._path.parent), reason) from None
+            raise DataFolderUnusable(self._held, reason) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -97,9 +101,9 @@ class FolderLock:
             os.close(descriptor)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 reason = f"cannot be locked: {error.strerror}"
-                raise DataFolderUnusable(str(self._path.parent), reason) from None
+                raise DataFolderUnusable(self._held, reason) from None
             raise LogLocked(
-                str(self._path.parent), f"process {holder}" if holder else "another process"
+                self._held, f"process {holder}" if holder else "another process"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

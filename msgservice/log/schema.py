@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,9 @@ create table message_id(
 create index message_id_position on message_id(position);
 """
 
+# apsw keeps statements prepared whose text is at most 16 KiB; 384 rows of 16 columns are 13 KiB.
+INSERT_ROWS = (384, 256, 128, 64, 32, 16)
+
 MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
     1: lambda db: _execute_all(db, _VERSION_1),
 }
@@ -182,6 +186,29 @@ def rows(db: apsw.Connection, sql: str, parameters: Any = ()) -> list[Any]:
 def one(db: apsw.Connection, sql: str, parameters: Any = ()) -> Any:
     """Return the first row (a tuple), its value where it has one column, or None."""
     return db.execute(sql, parameters).get
+
+
+@lru_cache(maxsize=256)
+def insert_sql(table: str, columns: int, count: int) -> str:
+    """Return the statement that inserts `count` rows in one step."""
+    row = "(" + ",".join("?" * columns) + ")"
+    return f"insert into {table} values" + ",".join([row] * count)
+
+
+def insert_steps(table: str, columns: int, flat: list[object]) -> list[tuple[str, list[object]]]:
+    """Return the statements, each with its parameters, that insert many rows in few steps.
+
+    `flat`: the rows' values, one after the other.
+    """
+    count, at = len(flat) // columns, 0
+    steps = []
+    for size in (*INSERT_ROWS, 0):
+        while at < count and count - at >= size:
+            some = size or count - at
+            sql = insert_sql(table, columns, some)
+            steps.append((sql, flat[at * columns : (at + some) * columns]))
+            at += some
+    return steps
 
 
 def check_sqlite() -> None:
@@ -223,6 +250,24 @@ def version_of(db: apsw.Connection) -> int:
         raise LogDamaged("the file is not a log of msgservice", 0, 0)
     assert isinstance(version, int)
     return version
+
+
+def prepare(db: apsw.Connection, application: int, script: str) -> None:
+    """Make the tables of a small file of one version (outbox, inbox), if it is new.
+
+    Raises `LogTooNew`, or `LogDamaged` where the file is something else.
+    """
+    version = one(db, "pragma user_version")
+    if version == 0:
+        db.execute("begin immediate")
+        db.execute(script)
+        db.pragma("user_version", 1)
+        db.pragma("application_id", application)
+        db.execute("commit")
+    elif db.pragma("application_id") != application:
+        raise LogDamaged("the file is another one than it should be", 0, 0)
+    elif version > 1:
+        raise LogTooNew(version, 1)
 
 
 def migrate(db: apsw.Connection, path: Path | None) -> list[str]:

@@ -23,7 +23,7 @@ from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.log import queries
 from msgservice.log.dedupe import COLUMNS, forget_numbers, take_batches
 from msgservice.log.folder import Reserve
-from msgservice.log.schema import connect, one, rows
+from msgservice.log.schema import connect, insert_steps, one, rows
 from msgservice.log.state import ReceiverState, SenderState, Staged, State, Totals, hash_of
 from msgservice.log.wholeness import Mark, MarkWriter, replay
 from msgservice.message import Status
@@ -46,14 +46,11 @@ T = TypeVar("T")
 # folded once and not a hundred times, small enough that folding it does not hold up a group for
 # more than some 20 ms, and that replay at start stays below a second.
 CHECKPOINT_BYTES = 16 * 1024 * 1024
-# apsw keeps statements prepared whose text is at most 16 KiB; 384 rows are 13 KiB.
-INSERT_ROWS = (384, 256, 128, 64, 32, 16)
 # How long a sender is asked to wait when there is no room, seconds.
 FULL_DELAY = 1.0
 
 Operation = tuple[str, Any, bool]  # SQL, parameters, whether these are many
 
-_INSERTS: dict[int, str] = {}
 _OPEN = (int(Status.QUEUED), int(Status.ACKNOWLEDGED))  # rows that go when the cursor passed them
 
 
@@ -64,14 +61,6 @@ _SAVE_SENDER = (
 _SAVE_AUDIENCE = (
     "update audience set messages = ?, bytes = ?, last = ?, dropped = ? where number = ?"
 )
-
-
-def _insert(rows: int) -> str:
-    sql = _INSERTS.get(rows)
-    if sql is None:
-        row = "(" + ",".join("?" * COLUMNS) + ")"
-        sql = _INSERTS[rows] = "insert into batch values" + ",".join([row] * rows)
-    return sql
 
 
 def encode_ranges(sender: SenderState) -> bytes:
@@ -484,15 +473,9 @@ class Store:
                     True,
                 )
             )
-        count = len(flat) // COLUMNS
-        at = 0
-        for size in INSERT_ROWS:
-            while count - at >= size:
-                chunk = flat[at * COLUMNS : (at + size) * COLUMNS]
-                operations.append((_insert(size), chunk, False))
-                at += size
-        if at < count:
-            operations.append((_insert(count - at), flat[at * COLUMNS :], False))
+        operations += [
+            (sql, parameters, False) for sql, parameters in insert_steps("batch", COLUMNS, flat)
+        ]
         ids = [
             (name, batch.first + index)
             for batch in staged.fresh

@@ -1,0 +1,463 @@
+"""A receiver's stored inbox: what its handler writes commits together with the mark (SEMANTICS 25).
+
+Handlers run on the reactor's thread, inside one SQLite transaction for all runs that are waiting;
+only the commit, the part that waits for the disk, runs on a worker's thread. Runs that arrive
+meanwhile form the next transaction. So an effect that a handler writes through its transaction
+happens once, however often its message is sent.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import apsw
+import msgspec
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.failure import Failure
+
+from msgservice.errors import DataFolderUnusable, LogFailed, LogUnavailable
+from msgservice.log.base import told_as_damage
+from msgservice.log.folder import FolderLock, check_filesystem, make_folder
+from msgservice.log.schema import check_sqlite, connect, one, prepare, rows
+from msgservice.log.state import Key, SenderState
+from msgservice.log.store import encode_ranges
+from msgservice.log.writer import Worker
+from msgservice.records import Resume
+
+APPLICATION_ID = 0x6D736962  # "msib"
+# Messages of one transaction: it is committed before more are handled, so that the reactor gets
+# its turn and an ACK does not wait for what came long after it.
+MESSAGES_MAX = 4096
+CHECKPOINT_COMMITS = 256
+
+T = TypeVar("T")
+
+_TABLES = """
+create table msgservice_head(id integer primary key check (id = 1), inbox text not null);
+create table msgservice_mark(
+    sender text not null,
+    incarnation text not null,
+    floor integer not null,
+    ranges blob not null,
+    last blob,
+    primary key (sender, incarnation)
+) without rowid;
+"""
+# Our own statements carry a mark, so that the same words from a handler are another statement:
+# a prepared one is not checked again by the authorizer.
+_OWN = " /* msgservice */"
+_BEGIN, _COMMIT, _ROLLBACK = ("begin immediate" + _OWN, "commit" + _OWN, "rollback" + _OWN)
+_SAVE_MARK = "insert or replace into msgservice_mark values (?, ?, ?, ?, ?) /* msgservice */"
+_FORBIDDEN = {
+    apsw.SQLITE_TRANSACTION,
+    apsw.SQLITE_SAVEPOINT,
+    apsw.SQLITE_ATTACH,
+    apsw.SQLITE_DETACH,
+    apsw.SQLITE_PRAGMA,
+}
+_WRITES = {apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE, apsw.SQLITE_DROP_TABLE}
+
+
+class Transaction:
+    """What a handler writes through. Valid only while the handler runs.
+
+    The tables are the handler's own; those that begin with `msgservice_` are not. Beginning,
+    committing, attaching and pragmas are refused.
+    """
+
+    __slots__ = ("_db",)
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db: apsw.Connection | None = db
+
+    def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """Run a statement; return its rows."""
+        return self._connection().execute(sql, parameters).fetchall()
+
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> None:
+        """Run a statement for each of `parameters`."""
+        self._connection().executemany(sql, parameters)
+
+    def _connection(self) -> apsw.Connection:
+        if self._db is None:
+            raise RuntimeError("this transaction is over: write in the handler, before it returns")
+        return self._db
+
+    def _end(self) -> None:
+        self._db = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """What became of a run: the first `count` messages are committed with their marks.
+
+    `error`: what the handler raised for the next one, or None when all are committed.
+    """
+
+    count: int
+    error: Exception | None
+
+
+@dataclass(slots=True)
+class _Run(Generic[T]):
+    key: Key
+    after: int
+    items: Sequence[tuple[int, T]]
+    handle: Callable[[T, Transaction], object]
+    last: tuple[int, int, int] | None
+    waiter: Deferred[Handled]
+    handled: Handled | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    work: Callable[[Transaction], Any]
+    waiter: Deferred[Any]
+    result: Any = None
+    error: Exception | None = None
+
+
+class InboxFile:
+    """The stored inbox in the file `path`; its folder is made if needed.
+
+    `entropy` gives the random bytes of a new inbox's id. `vfs`: for tests.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        reactor: IReactorFromThreads,
+        entropy: Callable[[int], bytes] = os.urandom,
+        vfs: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.inbox = ""  # names this inbox: HELLO `inbox`
+        self._reactor = reactor
+        self._entropy = entropy
+        self._vfs = vfs
+        self._lock = FolderLock(self.path.with_name(self.path.name + ".lock"), held=self.path)
+        self._db: apsw.Connection | None = None
+        self._worker: Worker | None = None
+        self._marks: dict[Key, SenderState] = {}
+        self._waiting: list[_Run[Any] | _Call] = []
+        self._committing: Deferred[None] | None = None
+        self._opened = False
+        self._failed: LogFailed | None = None
+        self._guarded = False
+        self._commits = 0
+
+    # --- opening and closing -------------------------------------------------------------------
+
+    def open(self) -> Deferred[str]:
+        """Lock, check and load; fires with the inbox's id.
+
+        Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
+        """
+        assert self._worker is None, "opened once"
+        self._worker = Worker(self._reactor, "msgservice inbox")
+        return self._worker.submit(self._open_file).addCallbacks(self._remember, self._not_opened)
+
+    def _remember(self, inbox: str) -> str:
+        self.inbox = inbox
+        self._opened = True
+        return inbox
+
+    def _not_opened(self, failure: Failure) -> Failure:
+        assert self._worker is not None
+        self._worker.stop()
+        return failure
+
+    def _open_file(self) -> str:
+        check_sqlite()
+        make_folder(self.path.parent)
+        check_filesystem(self.path.parent)
+        self._lock.acquire()
+        try:
+            with told_as_damage(0):
+                return self._load()
+        except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError) as error:
+            self._lock.release()
+            raise DataFolderUnusable(str(self.path), str(error)) from error
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _load(self) -> str:
+        db = self._db = connect(str(self.path), vfs=self._vfs)
+        try:
+            prepare(db, APPLICATION_ID, _TABLES)
+            inbox = one(db, "select inbox from msgservice_head")
+            if inbox is None:
+                inbox = self._entropy(16).hex()
+                db.execute("insert into msgservice_head values (1, ?)", (inbox,))
+            for sender, incarnation, floor, ranges, last in rows(
+                db, "select sender, incarnation, floor, ranges, last from msgservice_mark"
+            ):
+                mark = SenderState(0, (sender, incarnation), 0)
+                for low, high in msgspec.msgpack.decode(ranges, type=list[tuple[int, int]]):
+                    mark.take(low, high)
+                mark.floor = max(mark.floor, floor)
+                mark.last = (
+                    None
+                    if last is None
+                    else msgspec.msgpack.decode(last, type=tuple[int, int, int])
+                )
+                self._marks[mark.key] = mark
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            db.authorizer = self._authorize
+        except BaseException:
+            db.close(True)
+            raise
+        assert isinstance(inbox, str)
+        return inbox
+
+    def _authorize(
+        self, action: int, one: str | None, two: str | None, database: str | None, by: str | None
+    ) -> int:
+        """Keep handlers out of the transaction itself and of our tables."""
+        if self._guarded and (
+            action in _FORBIDDEN or (action in _WRITES and (one or "").startswith("msgservice_"))
+        ):
+            return apsw.SQLITE_DENY
+        return apsw.SQLITE_OK
+
+    def close(self) -> Deferred[None]:
+        """Finish what was handed in, close and unlock. Safe to call twice."""
+        if not self._opened:
+            return succeed(None)
+        self._opened = False
+        return Deferred.fromCoroutine(self._close())
+
+    async def _close(self) -> None:
+        assert self._worker is not None
+        while self._committing is not None:
+            waiter: Deferred[None] = Deferred()
+            self._committing.chainDeferred(waiter)
+            await waiter
+        try:
+            await self._worker.submit(self._close_file)
+        finally:
+            self._worker.stop()
+
+    def _close_file(self) -> None:
+        assert self._db is not None
+        try:
+            if self._failed is None:
+                self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        finally:
+            self._db.close(True)
+            self._lock.release()
+
+    # --- marks ---------------------------------------------------------------------------------
+
+    def resume(self, sender: str, incarnation: str) -> Resume:
+        """Return *now* what was taken of this incarnation (committed state)."""
+        mark = self._marks.get((sender, incarnation))
+        if mark is None:
+            return Resume()
+        ranges = tuple(mark.ranges) if mark.ranges is not None else ()
+        return Resume(floor=mark.floor, ranges=ranges, last=mark.last)
+
+    def run(
+        self,
+        sender: str,
+        incarnation: str,
+        items: Sequence[tuple[int, T]],
+        handle: Callable[[T, Transaction], object],
+        *,
+        after: int,
+        last: tuple[int, int, int] | None = None,
+    ) -> Deferred[Handled]:
+        """Handle messages once each: `handle(message, transaction)`, their writes and the marks.
+
+        `items`: (sequence, message), rising; those taken before are skipped. `after`: nothing of
+        the sender's between it and the first of `items` is open; that gap is taken with it.
+        `last`: (first, last, crc) of the run, remembered when all of it is committed.
+
+        Fires with a `Handled` after the commit's sync. When `handle` raises for a message, what
+        it wrote for that one is undone, those before it are committed, those behind it are not
+        handled. `handle` must be done when it returns: an awaitable result is an error. Fails
+        with `LogUnavailable` (nothing of the run is committed) or `LogFailed`.
+        """
+        waiter: Deferred[Handled] = Deferred()
+        key = (sender, incarnation)
+        return self._enter(_Run(key, after, items, handle, last, waiter), waiter)
+
+    def transaction(self, work: Callable[[Transaction], T]) -> Deferred[T]:
+        """Run `work(transaction)`; fires with its result after the commit's sync.
+
+        When it raises, what it wrote is undone and this fails with that.
+        """
+        waiter: Deferred[T] = Deferred()
+        return self._enter(_Call(work, waiter), waiter)
+
+    def _enter(self, entry: _Run[Any] | _Call, waiter: Deferred[T]) -> Deferred[T]:
+        if self._failed is not None:
+            return fail(self._failed)
+        if not self._opened:
+            return fail(LogUnavailable("the inbox is not open"))
+        self._waiting.append(entry)
+        self._start()
+        return waiter
+
+    # --- transactions --------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Handle what is waiting and have it committed, unless a commit runs."""
+        if self._committing is not None or not self._waiting:
+            return
+        db = self._db
+        assert db is not None
+        assert self._worker is not None
+        # Handlers run now, and may hand in more: that has its turn behind them.
+        committing = self._committing = Deferred[None]()
+        staged: dict[Key, SenderState] = {}
+        entries: list[_Run[Any] | _Call] = []
+        messages = 0
+        try:
+            db.execute(_BEGIN)
+            while self._waiting and messages < MESSAGES_MAX:
+                entry = self._waiting.pop(0)
+                entries.append(entry)
+                if isinstance(entry, _Run):
+                    messages += len(entry.items)
+                    self._handle_run(db, entry, staged)
+                else:
+                    self._handle_call(db, entry)
+            for mark in staged.values():
+                db.execute(
+                    _SAVE_MARK,
+                    (
+                        *mark.key,
+                        mark.floor,
+                        encode_ranges(mark),
+                        None if mark.last is None else msgspec.msgpack.encode(mark.last),
+                    ),
+                )
+        except BaseException as error:
+            # The transaction itself is gone (no room, a failed write), with all in it.
+            self._committed(entries, staged, committing, Failure())
+            if not isinstance(error, apsw.Error):
+                raise  # the process is being ended from inside a handler, or it is our bug
+            return
+        self._worker.submit(self._commit).addBoth(
+            lambda result: self._committed(entries, staged, committing, result)
+        )
+
+    def _commit(self) -> None:
+        """On the worker's thread: nothing else touches the connection meanwhile."""
+        db = self._db
+        assert db is not None
+        db.execute(_COMMIT)
+        self._commits += 1
+        if self._commits % CHECKPOINT_COMMITS == 0:
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def _committed(
+        self,
+        entries: list[_Run[Any] | _Call],
+        staged: dict[Key, SenderState],
+        committing: Deferred[None],
+        result: object,
+    ) -> None:
+        """Tell everybody what became of their runs, and go on."""
+        failure: Exception | None = None
+        if isinstance(result, Failure):
+            failure = self._undo(result)
+        else:
+            self._marks.update(staged)
+        self._committing = None
+        for entry in entries:
+            if failure is not None:
+                entry.waiter.errback(failure)
+            elif isinstance(entry, _Run):
+                assert entry.handled is not None
+                entry.waiter.callback(entry.handled)
+            elif entry.error is not None:
+                entry.waiter.errback(entry.error)
+            else:
+                entry.waiter.callback(entry.result)
+        if self._failed is not None:
+            waiting, self._waiting = self._waiting, []
+            for entry in waiting:
+                entry.waiter.errback(self._failed)
+        self._start()
+        committing.callback(None)
+
+    def _undo(self, failure: Failure) -> Exception:
+        """Roll back what could not be committed; return what to tell."""
+        assert self._db is not None
+        full = failure.check(apsw.FullError, apsw.BusyError) is not None
+        try:
+            if self._db.in_transaction:
+                self._db.execute(_ROLLBACK)
+        except apsw.Error:
+            full = False
+        if full:
+            return LogUnavailable(failure.getErrorMessage())
+        # A failed sync: nothing was told, and nothing can be trusted any more (SEMANTICS 19).
+        self._failed = LogFailed(f"the inbox cannot be written: {failure.getErrorMessage()}")
+        return self._failed
+
+    def _handle_run(
+        self, db: apsw.Connection, run: _Run[Any], staged: dict[Key, SenderState]
+    ) -> None:
+        mark = staged.get(run.key)
+        if mark is None:
+            known = self._marks.get(run.key)
+            mark = staged[run.key] = (
+                known.copy() if known is not None else SenderState(0, run.key, 0)
+            )
+        after = run.after
+        for count, (sequence, message) in enumerate(run.items):
+            if mark.missing(sequence, sequence):
+                error = self._guarded_call(db, run.handle, message)[1]
+                if error is not None:
+                    run.handled = Handled(count, error)
+                    return
+            mark.take(min(after + 1, sequence), sequence)
+            after = sequence
+        if run.last is not None and (mark.last is None or run.last[1] > mark.last[1]):
+            mark.last = run.last
+        run.handled = Handled(len(run.items), None)
+
+    def _handle_call(self, db: apsw.Connection, call: _Call) -> None:
+        call.result, call.error = self._guarded_call(db, call.work)
+
+    def _guarded_call(
+        self, db: apsw.Connection, work: Callable[..., Any], *arguments: Any
+    ) -> tuple[Any, Exception | None]:
+        """Run `work(*arguments, transaction)` in a savepoint; return (result, what it raised)."""
+        db.execute("savepoint message" + _OWN)
+        transaction = Transaction(db)
+        self._guarded = True
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = work(*arguments, transaction)
+            if inspect.isawaitable(result) or isinstance(result, Deferred):
+                if inspect.iscoroutine(result):
+                    result.close()
+                error = TypeError(
+                    "a handler with a transaction must be done when it returns:"
+                    " compute first, then write"
+                )
+        except Exception as raised:  # noqa: BLE001 - the message's fate, not ours
+            error = raised
+        finally:
+            self._guarded = False
+            transaction._end()  # noqa: SLF001 - ours
+        if not db.in_transaction:
+            # SQLite rolled everything back under the handler (no room, a failed write).
+            raise error if isinstance(error, apsw.Error) else apsw.FullError(str(error))
+        if error is not None:
+            db.execute("rollback to message" + _OWN)
+        db.execute("release message" + _OWN)
+        return result, error

@@ -1,0 +1,251 @@
+"""The data folder: lock, filesystem, versions, migrations, reserve (SEMANTICS 19, 33)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import apsw
+import pytest
+
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogLocked, LogTooNew
+from msgservice.limits import Limits
+from msgservice.log import schema
+from msgservice.log.folder import Reserve, check_filesystem, filesystem_of
+from msgservice.records import Batch, Known
+from tests.logs import Driver, make_batch
+
+MOUNTS = """\
+/dev/sda1 / ext4 rw 0 0
+srv:/export /mnt/share nfs4 rw 0 0
+/dev/sdb1 /mnt/share/local xfs rw 0 0
+srv:/b /mnt/with\\040space cifs rw 0 0
+host /home/u/remote fuse.sshfs rw 0 0
+"""
+
+
+def test_33_a_folder_is_held_by_one_log(tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path / "data").open()
+    with pytest.raises(LogLocked, match=f"process {os.getpid()}") as told:
+        Driver("sqlite", tmp_path / "data").open()
+    assert told.value.holder == f"process {os.getpid()}"
+    log.close()
+    Driver("sqlite", tmp_path / "data").open().close()
+
+
+def test_33_the_lock_names_another_process_and_goes_with_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from msgservice.log.folder import FolderLock\n"
+        "FolderLock(Path(sys.argv[1]) / 'lock').acquire(); print('held', flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(LogLocked, match=f"process {holder.pid}"):
+            Driver("sqlite", tmp_path).open()
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    Driver("sqlite", tmp_path).open().close()
+
+
+def test_an_open_that_failed_lets_go_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "log.db").write_bytes(b"this is no database" * 1000)
+    for _ in range(2):
+        with pytest.raises(LogDamaged):
+            Driver("sqlite", tmp_path).open()
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/srv/x", "ext4"),
+        ("/mnt/share", "nfs4"),
+        ("/mnt/share/deep/er", "nfs4"),
+        ("/mnt/shared", "ext4"),
+        ("/mnt/share/local/x", "xfs"),
+        ("/mnt/with space/x", "cifs"),
+        ("/home/u/remote", "fuse.sshfs"),
+    ],
+)
+def test_33_the_filesystem_of_a_folder_is_found(folder: str, kind: str) -> None:
+    assert filesystem_of(Path(folder), MOUNTS) == kind
+
+
+def test_33_a_network_filesystem_is_refused() -> None:
+    with pytest.raises(DataFolderUnusable, match="nfs4 is a network filesystem"):
+        check_filesystem(Path("/mnt/share/data"), MOUNTS)
+    check_filesystem(Path("/mnt/share/local"), MOUNTS)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataFolderUnusable, match="Not a directory"):
+        Driver("sqlite", tmp_path / "file" / "data").open()
+
+
+def test_an_affected_sqlite_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
+    with pytest.raises(DataFolderUnusable, match=r"SQLite 3\.51\.2 can corrupt"):
+        Driver("sqlite", tmp_path).open()
+    monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.3")
+    Driver("sqlite", tmp_path).open().close()
+
+
+def test_a_newer_log_is_refused_and_left_alone(tmp_path: Path) -> None:
+    Driver("sqlite", tmp_path / "data").open().close()
+    path = tmp_path / "data" / "log.db"
+    db = apsw.Connection(str(path))
+    db.pragma("user_version", schema.SCHEMA_VERSION + 1)
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(LogTooNew, match=f"up to {schema.SCHEMA_VERSION}"):
+        Driver("sqlite", tmp_path / "data").open()
+    assert path.read_bytes() == before
+
+
+def test_a_migration_copies_the_file_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path).open()
+    log.append(make_batch(log.log.audience([1])))
+    log.close()
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+    monkeypatch.setitem(
+        schema.MIGRATIONS, 2, lambda db: db.execute("alter table head add column extra text")
+    )
+    log = Driver("sqlite", tmp_path).open()
+    (notice,) = log.snapshot.notices
+    assert notice == "migrated from version 1 to 2; copy in log.db.before-2"
+    (outcome,) = log.append(make_batch(log.log.audience([1])))
+    assert isinstance(outcome, Known)
+    log.close()
+    copy = apsw.Connection(str(tmp_path / "log.db.before-2"))
+    assert copy.pragma("user_version") == 1
+    assert copy.execute("select count(*) from batch").get == 1
+    assert copy.pragma("integrity_check") == "ok"
+    copy.close()
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Driver("sqlite", tmp_path).open().close()
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+
+    def broken(db: apsw.Connection) -> None:
+        db.execute("drop table dead")
+        db.execute("no such statement")
+
+    monkeypatch.setitem(schema.MIGRATIONS, 2, broken)
+    with pytest.raises(LogDamaged):
+        Driver("sqlite", tmp_path).open()
+    monkeypatch.undo()
+    Driver("sqlite", tmp_path).open().close()
+
+
+def test_durability_is_set_explicitly(tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path).open()
+    db = schema.connect(str(tmp_path / "log.db"))
+    found = {
+        name: db.pragma(name)
+        for name in ("journal_mode", "synchronous", "wal_autocheckpoint", "mmap_size")
+    }
+    db.close()
+    assert found == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "wal_autocheckpoint": 0,
+        "mmap_size": 0,
+    }
+    log.close()
+
+
+# --- the reserve ---------------------------------------------------------------------------------
+
+
+def test_19_the_reserve_is_really_allocated(tmp_path: Path) -> None:
+    reserve = Reserve(tmp_path, 1024 * 1024)
+    assert reserve.make()
+    assert (tmp_path / "reserve").stat().st_blocks * 512 >= 1024 * 1024
+    assert reserve.give_up()
+    assert not (tmp_path / "reserve").exists()
+    assert not reserve.give_up()
+
+
+def test_19_no_reserve_is_made_of_room_that_is_not_there(tmp_path: Path) -> None:
+    class Tight(Reserve):
+        def free(self) -> int:
+            return 1024 * 1024
+
+    reserve = Tight(tmp_path, 1024 * 1024)
+    assert not reserve.make()
+    assert not (tmp_path / "reserve").exists()
+
+
+def test_19_accepting_stops_at_the_low_watermark(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    size = 1024 * 1024
+    log = Driver("sqlite", tmp_path, Limits(reserve_bytes=size)).open()
+    audience = log.log.audience([1])
+    monkeypatch.setattr(Reserve, "free", lambda self: size // 4 - 1)
+    (refused,) = log.append(make_batch(audience, 1))
+    assert not isinstance(refused, Batch | Known)
+    assert "free on the disk" in str(log.log.room().full)
+    monkeypatch.setattr(Reserve, "free", lambda self: size // 2 - 1)  # below twice the watermark
+    (refused,) = log.append(make_batch(audience, 1))
+    assert not isinstance(refused, Batch | Known)
+    monkeypatch.setattr(Reserve, "free", lambda self: size // 2)
+    (stored,) = log.append(make_batch(audience, 1))
+    assert isinstance(stored, Batch)
+    log.close()
+
+
+def test_a_drained_backlog_gives_its_pages_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from msgservice.log import retention
+
+    monkeypatch.setattr(retention, "FREE_PAGES_KEPT", 64)
+    log = Driver(
+        "sqlite", tmp_path, Limits(reserve_bytes=1024, keep_seconds=0, keep_bytes=0)
+    ).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    batches = [make_batch(audience, i, [os.urandom(20_000)]) for i in range(1, 300)]
+    log.append(*batches)
+    log.reopen()
+    large = (tmp_path / "log.db").stat().st_size
+    log.progress(1, batches[-1].last, settled={3: 299})
+    for _ in range(20):
+        log.wait(log.log.retain(batches[0].stored_at + 1))
+    log.reopen()
+    small = (tmp_path / "log.db").stat().st_size
+    assert large > 5_000_000
+    assert small < 1_000_000
+    log.close()
+
+
+def test_a_crash_image_opens_with_all_that_was_told(tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path / "live").open()
+    audience = log.log.audience([1])
+    for i in range(1, 20):
+        log.append(make_batch(audience, i))
+        image = tmp_path / f"image{i}"
+        shutil.copytree(log.folder, image)
+        crashed = Driver("sqlite", image).open()
+        read = crashed.read([crashed.log.audience([1])])
+        assert [batch.sequence for batch in read] == list(range(1, i + 1))
+        crashed.close()
+    log.close()

@@ -1,0 +1,239 @@
+"""The producer's outbox on disk (SEMANTICS 26)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from twisted.internet.defer import gatherResults
+
+from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, OutboxFull
+from msgservice.log.outbox_file import OutboxFile, OutboxRun, OutboxSnapshot
+from tests.faulty_vfs import Faults, faulty_vfs
+from tests.threads import ThreadCalls
+
+
+def run(first: int, count: int = 1, **more: Any) -> OutboxRun:
+    return OutboxRun(first, count, "orders.new", b"\x91\x91\xc4\x01%d" % first, **more)
+
+
+class Box:
+    def __init__(self, path: Path, **more: Any) -> None:
+        self.threads = ThreadCalls()
+        self.file = OutboxFile(path, reactor=self.threads, **more)
+        self.snapshot: OutboxSnapshot = self.threads.wait(self.file.open())
+
+    def append(self, *runs: OutboxRun) -> None:
+        self.threads.wait(self.file.append(runs))
+
+    def close(self) -> None:
+        self.threads.wait(self.file.close())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "outbox.db"
+
+
+@pytest.fixture
+def box(path: Path) -> Iterator[Box]:
+    box = Box(path)
+    yield box
+    box.close()
+
+
+def test_a_new_outbox_is_empty_and_has_an_incarnation(box: Box) -> None:
+    assert (box.snapshot.sequence, box.snapshot.runs) == (0, ())
+    assert len(box.snapshot.incarnation) == 32
+
+
+def test_open_runs_come_back_in_order_as_they_were(path: Path) -> None:
+    box = Box(path)
+    runs = [run(1, 3), run(4, to=("a", "b"), flags=4), run(5, 200, to=())]
+    box.append(*runs[:2])
+    box.append(runs[2])
+    box.close()
+    again = Box(path)
+    assert list(again.snapshot.runs) == runs
+    assert (again.snapshot.sequence, again.snapshot.incarnation) == (204, box.file.incarnation)
+    assert again.file.size == sum(r.size for r in runs)
+    again.close()
+
+
+@pytest.mark.parametrize("count", [1, 16, 400, 1000])
+def test_many_runs_of_one_append_come_back(count: int, path: Path) -> None:
+    box = Box(path)
+    runs = [run(i) for i in range(1, count + 1)]
+    box.append(*runs)
+    box.close()
+    again = Box(path)
+    assert list(again.snapshot.runs) == runs
+    again.close()
+
+
+def test_what_was_told_survives_a_kill(path: Path, tmp_path: Path) -> None:
+    box = Box(path)
+    for i in range(1, 20):
+        box.append(run(i))
+        image = tmp_path / f"image{i}"
+        shutil.copytree(path.parent, image)
+        killed = Box(image / path.name)
+        assert [r.first for r in killed.snapshot.runs] == list(range(1, i + 1))
+        assert killed.snapshot.sequence == i
+        killed.close()
+    box.close()
+
+
+def test_settled_runs_go_and_the_sequence_stays(path: Path) -> None:
+    box = Box(path)
+    box.append(run(1, 10), run(11, 10), run(21, 10))
+    box.file.settle([(1, 10), (15, 30)])
+    assert box.file.size == run(11, 10).size
+    box.close()
+    again = Box(path)
+    assert [r.first for r in again.snapshot.runs] == [11]
+    assert again.snapshot.sequence == 30
+    again.file.settle([(11, 14), (15, 20)])
+    again.close()
+    last = Box(path)
+    assert (last.snapshot.runs, last.snapshot.sequence) == ((), 30)
+    last.close()
+
+
+def test_a_run_goes_when_all_of_it_is_settled_piece_by_piece(box: Box) -> None:
+    box.append(run(1, 4), run(5, 4))
+    box.file.settle([(2, 3)])
+    box.file.settle([(1, 1)])
+    assert box.file.size == 2 * run(1).size
+    box.file.settle([(4, 6)])
+    assert box.file.size == run(5).size
+    box.file.settle([(1, 8)])
+    box.file.settle([(1, 8)])
+    assert box.file.size == 0
+
+
+def test_appends_while_a_commit_runs_share_the_next_one(path: Path) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        faults.syncs.clear()
+        waiters = [box.file.append([run(i)]) for i in range(1, 101)]
+        box.threads.wait(gatherResults(waiters))
+        syncs = faults.syncs.count("outbox.db-wal")
+        box.close()
+    assert 1 <= syncs < 20
+
+
+def test_a_full_outbox_refuses_and_takes_again_when_there_is_room(path: Path) -> None:
+    box = Box(path, size_max=2 * run(1).size)
+    box.append(run(1), run(2))
+    with pytest.raises(OutboxFull, match=f"at most {2 * run(1).size}"):
+        box.append(run(3))
+    assert box.file.sequence == 2
+    box.file.settle([(1, 1)])
+    box.append(run(3))
+    box.close()
+    again = Box(path)
+    assert [r.first for r in again.snapshot.runs] == [2, 3]
+    again.close()
+
+
+def test_sequences_only_rise(box: Box) -> None:
+    box.append(run(5, 5))
+    with pytest.raises(ValueError, match="9 was handed in before"):
+        box.append(run(9))
+
+
+def test_the_file_is_locked(box: Box, path: Path) -> None:
+    with pytest.raises(LogLocked, match=r"outbox\.db is held by process"):
+        Box(path)
+
+
+def test_a_new_incarnation_stays(path: Path) -> None:
+    box = Box(path)
+    box.append(run(1))
+    old = box.file.incarnation
+    new = box.threads.wait(box.file.renew())
+    assert new != old
+    assert box.file.incarnation == new
+    box.close()
+    again = Box(path)
+    assert (again.snapshot.incarnation, len(again.snapshot.runs)) == (new, 1)
+    again.close()
+
+
+def test_after_close_nothing_is_taken(path: Path) -> None:
+    box = Box(path)
+    waiter = box.file.append([run(1)])
+    box.close()
+    box.close()
+    box.threads.wait(waiter)
+    with pytest.raises(LogUnavailable):
+        box.append(run(2))
+
+
+def test_no_room_on_the_disk_fails_the_append_alone(path: Path) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        box.append(run(1))
+        faults.full = lambda name: True
+        with pytest.raises(LogUnavailable):
+            box.append(run(2))
+        assert box.file.size == run(1).size
+        faults.full = lambda name: False
+        box.append(run(3))
+        box.close()
+        again = Box(path)
+        assert [r.first for r in again.snapshot.runs] == [1, 3]
+        again.close()
+
+
+def test_19_a_failed_sync_is_never_told_as_stored(path: Path) -> None:
+    faults: Faults
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        box.append(run(1))
+        faults.sync = lambda name: True
+        with pytest.raises(LogFailed):
+            box.append(run(2))
+        faults.sync = lambda name: False
+        with pytest.raises(LogFailed):
+            box.append(run(3))
+        box.close()
+        again = Box(path)
+        assert again.snapshot.runs[0].first == 1
+        again.close()
+
+
+@pytest.mark.parametrize("damage", ["wal", "mark", "file", "messages"])
+def test_damage_is_reported(damage: str, path: Path, tmp_path: Path) -> None:
+    box = Box(path)
+    for i in range(1, 20):
+        box.append(run(i))
+    box.threads.wait(box.file.renew())  # the mark of the last run is written by now, or is soon
+    assert box.file._marks is not None
+    from msgservice.log.wholeness import Mark
+
+    box.file._marks.wait(Mark("outbox", 19, 0, 0))
+    image = tmp_path / "image"
+    shutil.copytree(path.parent, image)
+    box.close()
+    if damage == "wal":
+        wal = image / "outbox.db-wal"
+        data = bytearray(wal.read_bytes())
+        data[len(data) // 2] ^= 1
+        wal.write_bytes(data)
+    elif damage == "mark":
+        (image / "outbox.db.mark").unlink()
+    elif damage == "file":
+        (image / "outbox.db").unlink()
+        (image / "outbox.db-wal").unlink()
+    else:
+        db = apsw.Connection(str(image / "outbox.db"))
+        db.execute("update run set messages = x'00' where first = 7")
+        db.close()
+    with pytest.raises(LogDamaged):
+        Box(image / "outbox.db")
