@@ -27,6 +27,7 @@ from msgservice.errors import (
 )
 from msgservice.message import WireMessage, decode_message
 
+REASON_MAX = 4096  # characters of what the other side says
 ID_MAX = 2**52  # then they begin anew; no request is that old
 
 
@@ -153,10 +154,17 @@ def _answer(call: _Call, message: WireMessage) -> None:
 
 
 def _error_of(call: _Call, message: WireMessage) -> MsgServiceError:
-    """What went wrong; the other side says it as text."""
-    reason = message.body.decode("utf-8", "replace")[:4096]
-    if reason.startswith("no responder"):
+    """What went wrong: the other side says it as `{"error": NAME, "reason": TEXT}`, or as text."""
+    try:
+        content = decode_content(message.body, message.headers)
+    except ValueError as error:
+        return RequestFailed(f"{call.subject!r}: error cannot be read: {error}")
+    if not isinstance(content, dict):
+        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+        return RequestFailed(text[:REASON_MAX])
+    name, reason = str(content.get("error", "error")), str(content.get("reason", ""))
+    if name == NoResponder.__name__:
         return NoResponder(call.subject)
-    if reason.startswith("no answer"):
+    if name == RequestTimeout.__name__:
         return RequestTimeout(call.subject, call.timeout)
-    return RequestFailed(reason)
+    return RequestFailed(f"{name[:REASON_MAX]}: {reason[:REASON_MAX]}")
