@@ -154,17 +154,10 @@ def _answer(call: _Call, message: WireMessage) -> None:
 
 
 def _error_of(call: _Call, message: WireMessage) -> MsgServiceError:
-    """What went wrong: the other side says it as `{"error": NAME, "reason": TEXT}`, or as text."""
-    try:
-        content = decode_content(message.body, message.headers)
-    except ValueError as error:
-        return RequestFailed(f"{call.subject!r}: error cannot be read: {error}")
-    if not isinstance(content, dict):
-        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
-        return RequestFailed(text[:REASON_MAX])
-    name, reason = str(content.get("error", "error")), str(content.get("reason", ""))
-    if name == NoResponder.__name__:
+    """What went wrong: the other side says it in a sentence, as our own errors have them."""
+    text = message.body.decode("utf-8", "replace")[:REASON_MAX]
+    if text == str(NoResponder(call.subject)):
         return NoResponder(call.subject)
-    if name == RequestTimeout.__name__:
+    if text.startswith(f"no answer on {call.subject!r}"):
         return RequestTimeout(call.subject, call.timeout)
-    return RequestFailed(f"{name[:REASON_MAX]}: {reason[:REASON_MAX]}")
+    return RequestFailed(text)

@@ -163,7 +163,7 @@ class HandedRun:
 
     def statuses_of(self, sequence: int) -> dict[str, Status]:
         """The state of one message at each receiver of its audience, as far as it is known."""
-        piece = self.piece_of(sequence)
+        piece = self.piece_of(sequence) if self.error_of(sequence) is None else None
         names = piece.audience.names if piece is not None else ()
         return {name: self._status(sequence, name) for name in names}
 
