@@ -44,9 +44,9 @@ HELD_MESSAGES = 1_000_000
 HELD_BYTES = 256 * 1024 * 1024
 # With so many messages in flight the node is busy for a while, and runs that are still short
 # wait for its next answer to grow (at most HOLD_SECONDS): with 1,000 subjects in turn that is
-# the difference between runs of 2 messages and runs of 10 or more.
+# the difference between runs of 2 messages and runs of 10. So many take about as long as that.
 HOLD_MESSAGES = 8192
-HOLD_SECONDS = 0.01
+HOLD_SECONDS = 0.05
 
 ConnectorFactory = Callable[[Callable[[], IChannelUser]], IConnector]
 
@@ -98,7 +98,7 @@ class Client:
         self._held = held
         self._room_messages, self._room_bytes = held
         now = monotonic_of(reactor)
-        self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0)
+        self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, self._window[0])
         self._growing = self._gathering.open
         self._run_messages = self._gathering.run_messages
         self._hop = NodeHop(
@@ -115,6 +115,7 @@ class Client:
         )
         self._requests = Requests(clock=reactor, now=now, pending_max=limits.requests)
         self._connector = connector_factory(self._hop.connect)
+        self._attempts_at_error = 0  # how often was dialled when the hop's last error came
         self._flush_due: IDelayedCall | None = None  # at the end of the turn
         self._hold_due: IDelayedCall | None = None  # when short runs have waited long enough
         self._connect_waiters: list[Deferred[Client]] = []
@@ -154,9 +155,12 @@ class Client:
     def why(self) -> Why:
         """How it stands with the connection: last error, attempts, next try."""
         connector = self._connector
+        error: str | None = self._hop.last_error
+        if not error or connector.attempts > self._attempts_at_error:
+            error = connector.last_error or error
         return Why(
             connected=self.connected,
-            error=None if self.connected else self._hop.last_error or connector.last_error,
+            error=None if self.connected else error or None,
             attempts=connector.failures,
             next_try=connector.next_attempt_in,
             unanswered=self.unanswered,
@@ -394,6 +398,7 @@ class Client:
 
     def closed(self, reason: str) -> None:
         """See `HopUser`."""
+        self._attempts_at_error = self._connector.attempts
         self._requests.lost()
         if self._closed is not None:
             self._look_whether_done()

@@ -102,14 +102,14 @@ class Gather:
 class Gathering:
     """All that was handed over and not taken yet, in the order in which it may travel."""
 
-    def __init__(self, limits: Limits, default_flags: int) -> None:
+    def __init__(self, limits: Limits, default_flags: int, window_messages: int) -> None:
         self.open: dict[str, Gather] = {}  # by subject
         self.default_flags = default_flags
         self._limits = limits
         self._cut: list[Parcel] = []
         self._subjects: set[str] = set()  # well-formed ones
         self._run_bytes = self._body_bytes = 0
-        self.run_messages = min(RUN_MESSAGES, limits.batch_messages)
+        self.run_messages = min(RUN_MESSAGES, limits.batch_messages, window_messages)
         self.fit(limits.max_batch)
 
     # --- getters

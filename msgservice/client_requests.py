@@ -27,6 +27,7 @@ from msgservice.errors import (
 )
 from msgservice.message import WireMessage, decode_message
 
+REASON_MAX = 4096  # characters of what the other side says
 ID_MAX = 2**52  # then they begin anew; no request is that old
 
 
@@ -153,10 +154,10 @@ def _answer(call: _Call, message: WireMessage) -> None:
 
 
 def _error_of(call: _Call, message: WireMessage) -> MsgServiceError:
-    """What went wrong; the other side says it as text."""
-    reason = message.body.decode("utf-8", "replace")[:4096]
-    if reason.startswith("no responder"):
+    """What went wrong: the other side says it in a sentence, as our own errors have them."""
+    text = message.body.decode("utf-8", "replace")[:REASON_MAX]
+    if text == str(NoResponder(call.subject)):
         return NoResponder(call.subject)
-    if reason.startswith("no answer"):
+    if text.startswith(f"no answer on {call.subject!r}"):
         return RequestTimeout(call.subject, call.timeout)
-    return RequestFailed(reason)
+    return RequestFailed(text)

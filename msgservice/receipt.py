@@ -110,7 +110,8 @@ class HandedRun:
         self._pieces: list[Piece] = []
         self._unanswered = count
         self._open = 0  # pairs of message and receiver that were routed and are not final
-        self._settled: dict[str, RangeSet] = {}  # receiver -> sequences whose state is final
+        # receiver -> sequences whose state is final; None: all of them, the usual case
+        self._settled: dict[str, RangeSet | None] = {}
         # Filled only where something is unusual:
         self._accepted: RangeSet | None = None  # acknowledged by the node in parts, or unrouted
         self._fired: RangeSet | None = None
@@ -162,7 +163,7 @@ class HandedRun:
 
     def statuses_of(self, sequence: int) -> dict[str, Status]:
         """The state of one message at each receiver of its audience, as far as it is known."""
-        piece = self.piece_of(sequence)
+        piece = self.piece_of(sequence) if self.error_of(sequence) is None else None
         names = piece.audience.names if piece is not None else ()
         return {name: self._status(sequence, name) for name in names}
 
@@ -178,8 +179,7 @@ class HandedRun:
         return counts
 
     def _status(self, sequence: int, name: str) -> Status:
-        final = self._settled.get(name)
-        if final is not None and sequence in final:
+        if self._is_final(name, sequence, sequence):
             other = self._other(sequence, sequence, name)
             return Status.ACKNOWLEDGED if other is None else other[0]
         if self._sent is not None and name in self._sent and sequence in self._sent[name]:
@@ -263,23 +263,29 @@ class HandedRun:
 
     def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
         """The node says that these have this state at this receiver; repeats change nothing."""
-        first, last = max(first, self.first), min(last, self.last)
-        if not status.final:
-            self._mark_passing(name, status, first, last)
-            return
-        final = self._settled.get(name)
-        if final is None:
-            final = self._settled[name] = RangeSet()
-        news = final.missing(first, last)
-        if not news:
-            return
-        for low, high in news:
-            final.add(low, high)
-            self._open -= self._routed_count(name, low, high)
-            if status is not Status.ACKNOWLEDGED:
-                if self._others is None:
-                    self._others = {}
-                self._others.setdefault(name, []).append((low, high, status, reason))
+        own_last = self.first + self.count - 1
+        if (
+            first <= self.first
+            and last >= own_last
+            and status is Status.ACKNOWLEDGED
+            and name not in self._settled
+        ):
+            self._settled[name] = None
+            self._open -= self._routed_count(name, self.first, own_last)
+        else:
+            first, last = max(first, self.first), min(last, own_last)
+            if status < Status.ACKNOWLEDGED:
+                self._mark_passing(name, status, first, last)
+                return
+            news = self._make_final(name, first, last)
+            if not news:
+                return
+            for low, high in news:
+                self._open -= self._routed_count(name, low, high)
+                if status is not Status.ACKNOWLEDGED:
+                    if self._others is None:
+                        self._others = {}
+                    self._others.setdefault(name, []).append((low, high, status, reason))
         if self._watchers or self._open == 0:
             self._after_change()
 
@@ -299,6 +305,22 @@ class HandedRun:
 
     # --- inside
 
+    def _is_final(self, name: str, first: int, last: int) -> bool:
+        if name not in self._settled:
+            return False
+        final = self._settled[name]
+        return final is None or final.covers(first, last)
+
+    def _make_final(self, name: str, first: int, last: int) -> list[Range]:
+        """Note that these are final; return those that were not."""
+        final = self._settled.setdefault(name, RangeSet())
+        if final is None:
+            return []
+        news = final.missing(first, last)
+        for low, high in news:
+            final.add(low, high)
+        return news
+
     def _mark_passing(self, name: str, status: Status, first: int, last: int) -> None:
         if self._sent is None:
             self._sent = {}
@@ -309,6 +331,9 @@ class HandedRun:
             sent.remove(first, last)
 
     def _routed_count(self, name: str, first: int, last: int) -> int:
+        pieces = self._pieces
+        if len(pieces) == 1 and pieces[0].first <= first and last <= pieces[0].last:
+            return last - first + 1 if name in pieces[0].audience.members else 0
         return sum(
             min(last, p.last) - max(first, p.first) + 1
             for p in self._pieces
@@ -318,7 +343,8 @@ class HandedRun:
     def _recount(self) -> None:
         self._open = sum((p.last - p.first + 1) * len(p.audience.names) for p in self._pieces)
         for name, final in self._settled.items():
-            self._open -= sum(self._routed_count(name, low, high) for low, high in final)
+            ranges = [(self.first, self.last)] if final is None else final
+            self._open -= sum(self._routed_count(name, low, high) for low, high in ranges)
 
     def _fire_parts(self) -> None:
         """Fire for what is accepted and routed now and was not before."""
@@ -408,8 +434,7 @@ class HandedRun:
                     other = self._other(low, high, receiver)
                     if other is not None:
                         return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
-                final = self._settled.get(receiver)
-                done = done and final is not None and final.covers(low, high)
+                done = done and self._is_final(receiver, low, high)
         return self if done else self._end(wait)
 
     def _end(self, wait: Wait) -> object:

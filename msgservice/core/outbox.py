@@ -498,6 +498,8 @@ class Outbox:
                 self._pop_ready()
                 continue
             if self.probing and run.count > 1:
+                if self.in_flight_messages:
+                    break
                 self._split(run, run.first + 1)
             elif run.size > self._batch_max and not self._fit(run):
                 continue

@@ -96,7 +96,10 @@ TABLE: Final[dict[State, dict[type, Act]]] = {
     State.RESUMING: _row(Act.REFUSE, ResumeFrame=Act.TAKE, Auth=Act.TAKE, Bye=Act.TAKE),
     State.OPEN: _row(Act.PASS, Transfer=Act.PASS, Bye=Act.TAKE),
     # A transfer that crossed our BYE is not answered: the sender keeps it and sends it again.
-    State.CLOSING: _row(Act.PASS, Transfer=Act.IGNORE, Bye=Act.TAKE, ResumeFrame=Act.IGNORE),
+    # Nor is a HELLO: a side that stops may say BYE to one that has only just connected.
+    State.CLOSING: _row(
+        Act.PASS, Hello=Act.IGNORE, Transfer=Act.IGNORE, Bye=Act.TAKE, ResumeFrame=Act.IGNORE
+    ),
     State.CLOSED: dict.fromkeys(KINDS, Act.IGNORE),
 }
 

@@ -1,0 +1,153 @@
+"""Requests: SEMANTICS 30, seen from the one who asks."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from twisted.internet.defer import CancelledError
+
+from msgservice.connection import Connection
+from msgservice.core.frames import Reply, Request
+from msgservice.errors import (
+    Ambiguous,
+    BadSubject,
+    ClientClosed,
+    LimitReached,
+    MessageTooLarge,
+    NoResponder,
+    RequestFailed,
+    RequestTimeout,
+)
+from msgservice.limits import Limits
+from msgservice.message import WireMessage, decode_messages
+from tests.clients import ClientWorld, error_of, now
+
+JSON = {"content-type": "application/json"}
+
+
+def reply(connection: Connection, number: int, ok: bool, message: WireMessage) -> None:
+    raw = msgspec.Raw(msgspec.msgpack.encode(message))
+    connection.send(Reply([(number, ok, raw)]))
+
+
+def echo(connection: Connection, request: Request) -> None:
+    (message,) = decode_messages(request.messages)
+    reply(connection, request.id, True, message)
+
+
+def refuse(text: str, world: ClientWorld) -> None:
+    world.node.on_request = lambda c, r: reply(c, r.id, False, WireMessage(text.encode()))
+
+
+@pytest.mark.parametrize("content", [b"bytes", "text", {"sku": "x"}, [1, 2]])
+def test_an_answer_is_given_as_content(content: object) -> None:
+    world = ClientWorld()
+    world.node.on_request = echo
+    asked = world.client.request("prices.get", content)
+    world.settle()
+    assert content == now(asked)
+
+
+def test_30_nobody_answers() -> None:
+    world = ClientWorld()
+    refuse(str(NoResponder("prices.get")), world)
+    asked = world.client.request("prices.get", b"")
+    world.settle()
+    assert "prices.get" == error_of(asked, NoResponder).subject
+
+
+def test_30_the_other_side_may_say_that_it_took_too_long() -> None:
+    world = ClientWorld()
+    refuse(str(RequestTimeout("prices.get", 3)), world)
+    asked = world.client.request("prices.get", b"")
+    world.settle()
+    error_of(asked, RequestTimeout)
+
+
+def test_an_error_is_told_with_its_sentence() -> None:
+    world = ClientWorld()
+    refuse("no such sku", world)
+    asked = world.client.request("prices.get", b"")
+    world.settle()
+    assert "no such sku" == str(error_of(asked, RequestFailed))
+
+
+def test_an_answer_that_is_not_what_it_says_fails_that_request_alone() -> None:
+    world = ClientWorld()
+    world.node.on_request = lambda c, r: reply(c, r.id, True, WireMessage(b"{", JSON))
+    asked = world.client.request("a", b"")
+    world.settle()
+    assert "cannot be read" in str(error_of(asked, RequestFailed))
+    assert world.client.connected
+
+
+def test_an_answer_that_is_no_message_ends_the_connection() -> None:
+    world = ClientWorld()
+    world.node.on_request = lambda c, r: c.send(Reply([(r.id, True, msgspec.Raw(b"\x01"))]))
+    asked = world.client.request("a", b"")
+    world.settle()
+    error_of(asked, Ambiguous)
+    assert "message" in str(world.client.why().error)
+
+
+def test_30_a_timeout_fails_and_a_late_answer_is_dropped() -> None:
+    world = ClientWorld()
+    slow = world.client.request("a", b"", timeout=5)
+    quick = world.client.request("a", b"", timeout=1)
+    world.settle()
+    assert [5000, 1000] == [request.timeout for request in world.node.requests]
+    world.advance(1.1)
+    assert 1 == error_of(quick, RequestTimeout).seconds
+    assert not slow.called
+    for request in world.node.requests:
+        echo(world.node.connection, request)
+    world.settle()
+    assert b"" == now(slow)
+    assert world.client.connected
+
+
+def test_30_pending_ones_are_bounded() -> None:
+    world = ClientWorld(limits=Limits(requests=2))
+    asked = [world.client.request("a", b"") for _ in range(2)]
+    assert "requests" == error_of(world.client.request("a", b""), LimitReached).limit
+    asked[0].cancel()
+    error_of(asked[0], CancelledError)
+    world.client.request("a", b"").addErrback(lambda _: None)
+    world.client.close()
+    world.settle()
+    error_of(asked[1], ClientClosed)
+
+
+def test_one_that_waits_for_a_connection_is_sent_when_there_is_one() -> None:
+    world = ClientWorld(start=False)
+    world.node.on_request = echo
+    asked = world.client.request("a", "x", timeout=10)
+    world.advance(1.0)
+    assert not asked.called
+    world.start()
+    assert "x" == now(asked)
+    assert world.node.requests[0].timeout <= 9000
+
+
+def test_one_that_was_sent_is_ambiguous_when_the_connection_is_lost() -> None:
+    world = ClientWorld()
+    asked = world.client.request("a", b"")
+    world.settle()
+    world.node.cut()
+    world.settle()
+    assert "may have been handled" in str(error_of(asked, Ambiguous))
+    world.advance(1.0)
+    assert 1 == len(world.node.requests)
+
+
+def test_the_nodes_own_subjects_may_be_asked_and_bad_ones_not() -> None:
+    world = ClientWorld(limits=Limits(max_batch=4096))
+    world.node.on_request = echo
+    asked = world.client.request("$node.info", b"1")
+    world.settle()
+    assert b"1" == now(asked)
+    error_of(world.client.request("a..b", b""), BadSubject)
+    error_of(world.client.request("a", b"x" * 4096), MessageTooLarge)
+    error_of(world.client.request("a", b"", timeout=0), ValueError)
+    error_of(world.client.request("a", b"", timeout=float("nan")), ValueError)
+    error_of(world.client.request("a", object()), TypeError)

@@ -1,0 +1,460 @@
+"""The outbox by its rules, each apart: SEMANTICS 1, 3, 4, 14, window, size, what was never sent.
+
+All of them together, over a link that fails, are in `test_hop`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from msgservice.core.frames import Transfer
+from msgservice.core.outbox import Outbox
+from msgservice.core.runs import Run
+from msgservice.errors import NeverSent
+from msgservice.message import Action, BareMessage, Status, decode_messages, encode_messages
+
+WINDOW = (1000, 1 << 20)
+BATCH_MAX = 1 << 20
+
+
+def make_outbox(
+    *,
+    ordered: bool = True,
+    cursor: int = 0,
+    window: tuple[int, int] = WINDOW,
+    max_attempts: int = 0,
+    batch_max: int = BATCH_MAX,
+    connected: bool = True,
+) -> Outbox:
+    outbox = Outbox(
+        ordered=ordered,
+        cursor=cursor,
+        window=window,
+        retry_delay=lambda attempts: 2.0**attempts,
+        max_attempts=max_attempts,
+    )
+    if connected:
+        outbox.connect(None, batch_max)
+    return outbox
+
+
+def run(first: int, count: int = 1, lane: str = "a", *, after: int | None = None) -> Run:
+    """Messages whose bodies are their sequences."""
+    messages = encode_messages([BareMessage(b"%d" % n) for n in range(first, first + count)])
+    before = first - 1 if after is None else after
+    return Run(first, count, lane, lane, messages, len(messages), before)
+
+
+def offer(outbox: Outbox, *runs: Run) -> list[Transfer]:
+    for one in runs:
+        outbox.offer(one)
+    return outbox.take_transfers(0.0)
+
+
+def spans(transfers: list[Transfer]) -> list[tuple[int, int]]:
+    """First and last sequence of each, its bodies checked against them."""
+    found = []
+    for transfer in transfers:
+        bodies = [int(m.body) for m in decode_messages(transfer.messages)]
+        assert bodies == list(range(transfer.sequence, transfer.sequence + len(bodies)))
+        found.append((bodies[0], bodies[-1]))
+    return found
+
+
+def settled(outbox: Outbox) -> list[tuple[int, int, Status]]:
+    return [(s.first, s.last, s.status) for s in outbox.take_settled()]
+
+
+def assert_empty(outbox: Outbox, cursor: int) -> None:
+    assert cursor == outbox.cursor
+    assert outbox.idle
+    assert (0, 0) == (outbox.in_flight_messages, outbox.in_flight_bytes)
+    assert not outbox.above
+
+
+# --- 1: holes, floor, after
+
+
+def test_1_after_covers_the_hole_and_the_answer_runs_over_it() -> None:
+    outbox = make_outbox()
+    transfers = offer(outbox, run(1, 2), run(10, 2, after=2), run(20, after=19))
+    assert [None, 2, None] == [t.after for t in transfers]
+    outbox.receive_ack(1, 11)
+    assert [(1, 2, Status.ACKNOWLEDGED), (10, 11, Status.ACKNOWLEDGED)] == settled(outbox)
+    assert 19 == outbox.cursor
+
+
+def test_1_floor_is_what_the_owner_has_committed() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, 5))
+    outbox.receive_ack(1, 5)
+    (early,) = offer(outbox, run(6))
+    outbox.committed = outbox.cursor
+    (late,) = offer(outbox, run(7))
+    assert (1, 6) == (early.floor, late.floor)
+
+
+def test_1_the_cursor_is_below_everything_open() -> None:
+    outbox = make_outbox(cursor=4)
+    assert 4 == outbox.cursor
+    offer(outbox, run(5, 2), run(7, 2), run(9, 2))
+    outbox.receive_ack(9, 10)
+    outbox.receive_ack(5, 6)
+    assert 6 == outbox.cursor
+    assert [(9, 10)] == list(outbox.above)
+    outbox.receive_ack(7, 8)
+    assert_empty(outbox, 10)
+
+
+def test_1_what_was_settled_before_a_restart_is_not_loaded_again() -> None:
+    outbox = make_outbox(cursor=2)
+    outbox.restore([(5, 6)], {})
+    assert [(3, 4), (7, 8)] == spans(offer(outbox, run(3, 6)))
+    outbox.receive_ack(3, 4)
+    outbox.receive_ack(7, 8)
+    assert_empty(outbox, 8)
+
+
+def test_1_nothing_for_this_receiver_moves_the_cursor() -> None:
+    outbox = make_outbox()
+    outbox.skip_to(50)
+    assert 50 == outbox.cursor
+    offer(outbox, run(60, after=50))
+    outbox.skip_to(70)
+    assert 59 == outbox.cursor
+    outbox.receive_ack(60, 60)
+    assert_empty(outbox, 70)
+
+
+# --- what was never sent
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 4), (4, 4), (100, 100)])
+def test_an_answer_for_what_was_never_sent_is_an_error_and_changes_nothing(
+    first: int, last: int
+) -> None:
+    outbox = make_outbox(window=(3, 1 << 20))
+    offer(outbox, run(1, 3), run(4, 2))
+    with pytest.raises(NeverSent) as failed:
+        outbox.receive_ack(first, last)
+    assert (first, last) == (failed.value.first, failed.value.last)
+    with pytest.raises(NeverSent):
+        outbox.receive_nack(first, last, Action.DEAD, 0, "", 0.0)
+    assert [] == settled(outbox)
+    assert 3 == outbox.in_flight_messages
+
+
+def test_an_answer_counts_on_the_connection_that_carried_it_only() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1))
+    outbox.disconnect(0.0)
+    outbox.connect(None, BATCH_MAX)
+    with pytest.raises(NeverSent):
+        outbox.receive_ack(1, 1)
+
+
+# --- 3: lanes
+
+
+def test_3_nothing_of_a_lane_is_sent_behind_its_stuck_head() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, 3), run(4, 2), run(6, 2, "b"))
+    outbox.receive_nack(2, 2, Action.RETRY, 5.0, "busy", 0.0)
+    assert [(8, 8)] == spans(offer(outbox, run(8, 1, "b"), run(9)))
+    assert 5.0 == outbox.next_deadline()
+    assert [] == outbox.take_transfers(4.9)
+    (head,) = outbox.take_transfers(5.0)
+    assert ([(2, 2)], 1) == (spans([head]), head.nacks)
+    assert [] == outbox.take_transfers(5.0)
+    outbox.receive_ack(2, 2)
+    rest = outbox.take_transfers(5.0)
+    assert [(3, 3), (4, 5), (9, 9)] == spans(rest)
+    for first, last in [(1, 1), (3, 3), (4, 5), (6, 7), (8, 8), (9, 9)]:
+        outbox.receive_ack(first, last)
+    assert_empty(outbox, 9)
+
+
+def test_3_what_came_before_the_nack_still_waits_for_its_ack() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, 3))
+    outbox.receive_nack(3, 3, Action.LATER, 1.0, "", 0.0)
+    outbox.receive_ack(1, 2)
+    assert [(1, 2, Status.ACKNOWLEDGED)] == settled(outbox)
+    assert [(3, 3)] == spans(outbox.take_transfers(1.0))
+
+
+@pytest.mark.parametrize("action", [Action.DEAD, Action.REFUSED])
+def test_3_a_final_nack_settles_its_messages_and_the_lane_goes_on(action: Action) -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, 3), run(4))
+    outbox.receive_nack(2, 2, action, 0, "no", 0.0)
+    (dead,) = outbox.take_settled()
+    assert (2, 2, Status.DEAD, "no", int(action)) == (
+        dead.first,
+        dead.last,
+        dead.status,
+        dead.reason,
+        dead.action,
+    )
+    (next_one,) = offer(outbox, run(5))
+    assert (5, 0) == (next_one.sequence, next_one.nacks)
+    outbox.receive_ack(1, 1)
+    outbox.receive_ack(3, 5)
+    assert_empty(outbox, 5)
+
+
+def test_3_without_order_only_the_nacked_message_waits() -> None:
+    outbox = make_outbox(ordered=False)
+    offer(outbox, run(1, 3), run(4))
+    outbox.receive_nack(2, 2, Action.RETRY, 5.0, "", 0.0)
+    assert [(5, 5)] == spans(offer(outbox, run(5)))
+    outbox.receive_ack(1, 1)
+    outbox.receive_ack(3, 5)
+    assert [(2, 2)] == spans(outbox.take_transfers(5.0))
+    outbox.receive_ack(2, 2)
+    assert_empty(outbox, 5)
+
+
+def test_3_after_a_reconnect_the_unanswered_rises_before_anything_new() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1), run(2, 1, "b"), run(3))
+    outbox.receive_ack(2, 2)
+    outbox.disconnect(0.0)
+    outbox.offer(run(4, 1, "b"))
+    outbox.connect(None, BATCH_MAX)
+    assert [(1, 1), (3, 3), (4, 4)] == spans(outbox.take_transfers(0.0))
+
+
+def test_3_after_a_reconnect_a_stuck_lane_is_still_stuck() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1), run(2), run(3, 1, "b"))
+    outbox.receive_nack(1, 1, Action.RETRY, 10.0, "", 0.0)
+    outbox.disconnect(1.0)
+    assert outbox.next_deadline() is None
+    outbox.connect(None, BATCH_MAX)
+    (other,) = outbox.take_transfers(1.0)
+    assert (3, 0) == (other.sequence, other.nacks)
+    assert [(1, 1)] == spans(outbox.take_transfers(10.0))
+
+
+# --- 4: answers that do not fall on our cuts
+
+
+def test_4_an_ack_may_end_inside_a_run() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, 10))
+    outbox.receive_ack(1, 4)
+    assert (4, 6) == (outbox.cursor, outbox.in_flight_messages)
+    outbox.receive_ack(7, 10)
+    outbox.receive_ack(5, 6)
+    assert_empty(outbox, 10)
+
+
+def test_4_an_ack_may_come_twice() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, 4))
+    outbox.receive_ack(1, 4)
+    outbox.receive_ack(1, 4)
+    assert [(1, 4, Status.ACKNOWLEDGED)] == settled(outbox)
+
+
+def test_4_what_resume_says_is_not_sent_again() -> None:
+    outbox = make_outbox(connected=False)
+    for one in (run(1, 4), run(5, 4), run(9, 4)):
+        outbox.offer(one)
+    outbox.receive_resume(3, [(6, 7), (11, 12)])
+    outbox.connect(None, BATCH_MAX)
+    assert [(3, 4), (5, 5), (8, 8), (9, 10)] == spans(outbox.take_transfers(0.0))
+    taken = [n for first, last, _ in settled(outbox) for n in range(first, last + 1)]
+    assert [1, 2, 6, 7, 11, 12] == taken
+
+
+def test_4_what_resume_says_of_later_runs_is_settled_when_they_are_loaded() -> None:
+    outbox = make_outbox(connected=False)
+    outbox.receive_resume(1, [(3, 4)])
+    outbox.connect(None, BATCH_MAX)
+    assert [(1, 2), (5, 6)] == spans(offer(outbox, run(1, 6)))
+    assert [(3, 4, Status.ACKNOWLEDGED)] == settled(outbox)
+
+
+# --- 14: attempts
+
+
+def test_14_retries_double_their_pause_and_end_dead() -> None:
+    outbox = make_outbox(max_attempts=3)
+    offer(outbox, run(1), run(2))
+    now = 0.0
+    for pause in (2.0, 4.0):
+        outbox.receive_nack(1, 1, Action.RETRY, 0, "failed", now)
+        assert now + pause == outbox.next_deadline()
+        now += pause
+        assert [(1, 1)] == spans(outbox.take_transfers(now))
+    outbox.receive_nack(1, 1, Action.RETRY, 0, "failed", now)
+    assert [(1, 1, Status.DEAD)] == settled(outbox)
+    assert [(2, 2)] == spans(outbox.take_transfers(now))
+    outbox.receive_ack(2, 2)
+    assert_empty(outbox, 2)
+
+
+def test_14_not_now_is_no_attempt() -> None:
+    outbox = make_outbox(max_attempts=2)
+    offer(outbox, run(1))
+    for now in range(10):
+        outbox.receive_nack(1, 1, Action.LATER, 1.0, "full", float(now))
+        assert [(1, 1)] == spans(outbox.take_transfers(now + 1.0))
+    assert [] == settled(outbox)
+
+
+def test_14_patience_without_end_where_no_most_is_given() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1))
+    for now in range(100):
+        outbox.receive_nack(1, 1, Action.RETRY, 1.0, "", float(now))
+        assert [(1, 1)] == spans(outbox.take_transfers(now + 1.0))
+    assert [] == settled(outbox)
+
+
+def test_14_attempts_are_kept_over_a_restart() -> None:
+    outbox = make_outbox(max_attempts=3, cursor=1)
+    outbox.restore([], {2: (2, 7.0)})
+    assert [] == spans(offer(outbox, run(2, 2)))
+    assert 7.0 == outbox.next_deadline()
+    assert [(2, 2)] == spans(outbox.take_transfers(7.0))
+    outbox.receive_nack(2, 2, Action.RETRY, 0, "", 7.0)
+    assert [(2, 2, Status.DEAD)] == settled(outbox)
+    assert [(3, 3)] == spans(outbox.take_transfers(7.0))
+
+
+def test_14_after_a_restart_what_is_older_in_the_lane_goes_first() -> None:
+    outbox = make_outbox(max_attempts=3)
+    outbox.restore([], {2: (2, 7.0)})
+    assert [(1, 1), (2, 2), (3, 3)] == spans(offer(outbox, run(1, 3)))
+    outbox.receive_nack(2, 2, Action.RETRY, 0, "", 0.0)
+    assert [(2, 2, Status.DEAD)] == settled(outbox)
+
+
+def test_14_a_lost_connection_counts_only_for_one_message_that_was_alone() -> None:
+    outbox = make_outbox(max_attempts=2)
+    offer(outbox, run(1, 3), run(4, 1, "b"))
+    outbox.disconnect(0.0)  # several were in flight: nobody is to blame, but look closer
+    assert outbox.probing
+    outbox.connect(None, BATCH_MAX)
+    assert [(1, 1)] == spans(outbox.take_transfers(0.0))
+    outbox.disconnect(0.0)
+    outbox.connect(None, BATCH_MAX)
+    assert [(4, 4)] == spans(outbox.take_transfers(0.0))  # the other lane is not behind it
+    outbox.receive_ack(4, 4)
+    assert not outbox.probing
+    assert [(1, 1)] == spans(outbox.take_transfers(2.0))
+    outbox.disconnect(2.0)  # something was heard: the connection is no sign against the message
+    outbox.connect(None, BATCH_MAX)
+    assert [(1, 1)] == spans(outbox.take_transfers(3.0))
+    outbox.disconnect(3.0)
+    outbox.connect(None, BATCH_MAX)
+    assert [(1, 1)] == spans(outbox.take_transfers(3.0))
+    outbox.disconnect(3.0)
+    assert [(4, 4, Status.ACKNOWLEDGED), (1, 1, Status.DEAD)] == settled(outbox)
+
+
+def test_14_probing_sends_one_message_until_something_is_answered() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, 3), run(4, 3))
+    outbox.disconnect(0.0)
+    outbox.connect(None, BATCH_MAX)
+    assert [(1, 1)] == spans(outbox.take_transfers(0.0))
+    assert [] == outbox.take_transfers(0.0)
+    outbox.receive_ack(1, 1)
+    assert [(2, 3), (4, 6)] == spans(outbox.take_transfers(0.0))
+
+
+# --- window and size
+
+
+def test_the_window_counts_messages() -> None:
+    outbox = make_outbox(window=(5, 1 << 20))
+    assert [(1, 2), (3, 4)] == spans(offer(outbox, run(1, 2), run(3, 2), run(5, 2)))
+    assert [] == outbox.take_transfers(0.0)
+    outbox.receive_ack(1, 2)
+    assert [(5, 6)] == spans(outbox.take_transfers(0.0))
+
+
+def test_the_window_counts_bytes() -> None:
+    size = run(1, 2).size
+    outbox = make_outbox(window=(1000, 2 * size))
+    assert [(1, 2), (3, 4)] == spans(offer(outbox, run(1, 2), run(3, 2), run(5, 2)))
+    assert 2 * size == outbox.in_flight_bytes
+
+
+def test_the_smaller_of_both_sides_windows_holds() -> None:
+    outbox = make_outbox(window=(10, 1 << 20), connected=False)
+    outbox.connect((2, 1 << 30), BATCH_MAX)
+    assert [(1, 2)] == spans(offer(outbox, run(1, 2), run(3)))
+    assert (2, 1 << 20) == (outbox.window_messages, outbox.window_bytes)
+
+
+def test_a_run_beyond_the_window_travels_alone() -> None:
+    outbox = make_outbox(window=(2, 1 << 20))
+    assert [(1, 5)] == spans(offer(outbox, run(1, 5), run(6)))
+    outbox.receive_ack(1, 5)
+    assert [(6, 6)] == spans(outbox.take_transfers(0.0))
+
+
+def test_it_wants_no_more_than_a_window_ahead() -> None:
+    outbox = make_outbox(window=(4, 1 << 20), connected=False)
+    assert outbox.wants
+    outbox.offer(run(1, 4))
+    assert not outbox.wants
+
+
+def test_a_run_is_cut_to_what_the_other_side_takes() -> None:
+    outbox = make_outbox(batch_max=20)
+    transfers = offer(outbox, run(1, 9))
+    assert len(transfers) > 1
+    assert all(memoryview(t.messages).nbytes <= 20 for t in transfers)
+    numbers = [n for first, last in spans(transfers) for n in range(first, last + 1)]
+    assert list(range(1, 10)) == numbers
+    outbox.receive_ack(1, 9)
+    assert_empty(outbox, 9)
+
+
+def test_a_message_too_large_for_the_other_side_is_dead_and_the_rest_travels() -> None:
+    outbox = make_outbox(batch_max=20)
+    messages = encode_messages([BareMessage(b) for b in (b"1", b"x" * 30, b"3")])
+    transfers = offer(outbox, Run(1, 3, "a", "a", messages, len(messages), 0))
+    bodies = [m.body for t in transfers for m in decode_messages(t.messages)]
+    assert [b"1", b"3"] == bodies
+    (dead,) = outbox.take_settled()
+    assert (2, 2, Status.DEAD) == (dead.first, dead.last, dead.status)
+    assert "the receiver takes 20" in dead.reason
+    outbox.receive_ack(1, 1)
+    outbox.receive_ack(3, 3)
+    assert_empty(outbox, 3)
+
+
+def test_a_paused_one_sends_nothing() -> None:
+    outbox = make_outbox()
+    outbox.paused = True
+    assert [] == offer(outbox, run(1))
+    outbox.paused = False
+    assert [(1, 1)] == spans(outbox.take_transfers(0.0))
+
+
+def test_unloaded_runs_can_be_offered_again() -> None:
+    outbox = make_outbox(max_attempts=5)
+    offer(outbox, run(1, 2), run(3, 2, "b"), run(5, 2))
+    outbox.receive_ack(3, 4)
+    outbox.receive_nack(1, 1, Action.RETRY, 9.0, "", 0.0)
+    outbox.disconnect(0.0)
+    outbox.unload()
+    assert 0 == outbox.cursor
+    assert outbox.idle
+    for one in (run(1, 2), run(3, 2, "b"), run(5, 2)):
+        outbox.offer(one)
+    outbox.connect(None, BATCH_MAX)
+    assert [] == outbox.take_transfers(1.0)
+    assert [(1, 1)] == spans(outbox.take_transfers(9.0))
+    outbox.receive_ack(1, 1)
+    assert [(2, 2), (5, 6)] == spans(outbox.take_transfers(9.0))
+    outbox.receive_ack(2, 2)
+    outbox.receive_ack(5, 6)
+    assert_empty(outbox, 6)
