@@ -7,7 +7,6 @@ the business of `receiver`.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -258,7 +257,7 @@ class NodeConnection:
             if not 0 < count <= self._receiver.limits.batch_messages:
                 most = self._receiver.limits.batch_messages
                 raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
-            arrival = sender.inbox.receive_transfer(frame, count, zlib.crc32(raw))
+            arrival = sender.inbox.receive_transfer(frame, count)
             if arrival is not None:
                 facts = RunFacts(
                     frame.sequence,

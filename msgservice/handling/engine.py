@@ -27,14 +27,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival
+from msgservice.handling.coroutines import begin
 from msgservice.handling.outcomes import describe_failure, judge
 from msgservice.handling.work import Flight, Lane, Sender, Work
 from msgservice.message import Action
 from msgservice.received import ReceivedMessage, RunFacts
 
 SLICE_SECONDS = 0.05  # handlers run so long in one turn of the reactor, then others have theirs
-# Messages between two looks at the clock: a look costs as much as two trivial handlers.
-CHUNK_MESSAGES = 64
+# Messages between two looks at the clock: as many as took about a quarter of a slice last time.
+CHUNK_MIN, CHUNK_MAX = 16, 256
+CHUNK_SECONDS = SLICE_SECONDS / 4
+LANES_KEPT = 1000  # lanes without work, of one sender, that are kept for when there is some
 
 Handler = Callable[[Any], Any]
 PENDING = (Deferred, CoroutineType)
@@ -67,6 +70,7 @@ class Handling:
         self._ready: deque[Lane] = deque()
         self._flights: set[Flight] = set()
         self._touched: set[Sender] = set()
+        self._chunk = CHUNK_MIN
         self._until = 0.0  # when the slice is over; 0: it has not begun
         self._is_pumping = False
         self._is_inside = False  # a connection's turn: `turn_ended` follows
@@ -215,20 +219,32 @@ class Handling:
             return
         self._is_pumping = True
         try:
-            ready, now = self._ready, self._now
+            ready, flights = self._ready, self._flights
+            began = self._now()
             if not self._until:
-                self._until = now() + SLICE_SECONDS
-            while ready and len(self._flights) < self._concurrency:
+                self._until = began + SLICE_SECONDS
+            while ready and len(flights) < self._concurrency:
                 lane = ready.popleft()
                 lane.is_ready = False
                 if not lane.queue or (lane.flying and lane.key is not None):
                     continue  # something that the handler set off got it ready meanwhile
                 self._advance(lane, self._step(lane, lane.queue[0]))
-                if ready and now() >= self._until:
-                    self._schedule()
-                    return
+                if ready:
+                    ended = self._now()
+                    self._pace(ended - began, lane)
+                    if ended >= self._until:
+                        self._schedule()
+                        return
+                    began = ended
         finally:
             self._is_pumping = False
+
+    def _pace(self, seconds: float, lane: Lane) -> None:
+        """Choose how many messages are handled between two looks at the clock."""
+        if seconds > CHUNK_SECONDS * 2:
+            self._chunk = max(CHUNK_MIN, self._chunk // 4)
+        elif seconds < CHUNK_SECONDS / 4 and self._chunk < CHUNK_MAX and lane.queue:
+            self._chunk *= 2
 
     def _advance(self, lane: Lane, goes_on: bool) -> None:
         """Tell what a step has ended, and get the lane ready for its next if it goes on."""
@@ -245,48 +261,56 @@ class Handling:
             if goes_on and not lane.is_ready and not self.is_stopping:
                 lane.is_ready = True
                 self._ready.append(lane)
-        elif not lane.flying and lane.sender.lanes.get(lane.key) is lane:
-            del lane.sender.lanes[lane.key]
+        elif len(lane.sender.lanes) > LANES_KEPT and not lane.flying:
+            lane.sender.lanes.pop(lane.key, None)
 
     # --- steps: each returns whether the lane may go on
 
     def _step_each(self, lane: Lane, work: Work) -> bool:
         handler, run, at = self._handler, work.run, work.at
+        messages, stop = work.messages, min(at + self._chunk, work.stop)
+        if stop - at < len(messages):
+            messages = messages[at:stop]
         try:
-            for message in work.messages[at : min(at + CHUNK_MESSAGES, work.stop)]:
+            for message in messages:
                 message.run = run
                 message.index = at
                 result = handler(message)
-                at += 1
                 if result is not None and isinstance(result, PENDING):
-                    break
-            else:
-                work.at = at
-                return True
+                    if isinstance(result, CoroutineType):
+                        result = begin(result)
+                    if result is not None:
+                        if not self._fly(lane, work, at, at + 1, result):
+                            return False
+                        if work.at != at + 1 or len(self._flights) >= self._concurrency:
+                            return True  # it has failed, or no more may be in flight
+                at += 1
         except BaseException:  # as a Deferred would: no handler may end the reactor
             self._failed(lane, work, at, at + 1, Failure())
             return True
-        return self._fly(lane, work, at - 1, at, result)
+        work.at = at
+        return True
 
     def _step_batch(self, lane: Lane, work: Work) -> bool:
         first, stop = work.at, work.stop
         try:
             result = self._handler(messages_of(work, first, stop))
+            if isinstance(result, CoroutineType):
+                result = begin(result)
         except BaseException:  # see `_step_each`
             self._failed(lane, work, first, stop, Failure())
             return True
-        if result is not None and isinstance(result, PENDING):
+        if isinstance(result, Deferred):
             return self._fly(lane, work, first, stop, result)
         work.at = stop
         return True
 
     # --- flights
 
-    def _fly(self, lane: Lane, work: Work, first: int, stop: int, result: Any) -> bool:
-        """Wait for a Deferred or a coroutine, unless it has ended already."""
+    def _fly(self, lane: Lane, work: Work, first: int, stop: int, pending: Deferred[Any]) -> bool:
+        """Wait for a Deferred, unless it has fired already."""
         work.at = first
         flight = Flight(lane, work, first, stop)
-        pending = result if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
         pending.addBoth(self._landed, flight)
         if flight.outcome is not None:
             failure = flight.outcome[0]
@@ -383,7 +407,7 @@ class Handling:
             if work is not keep and work.at < work.stop:
                 sender, base = work.sender, work.base
                 self._tell(work)
-                sender.inbox.abandoned(work.arrival, base + work.at, base + work.stop - 1)
+                sender.inbox.abandoned(base + work.at, base + work.stop - 1)
                 sender.release(work, work.stop - work.at)
                 work.told = work.at = work.stop
         lane.queue.clear()
