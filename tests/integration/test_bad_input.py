@@ -185,7 +185,7 @@ async def test_oversized_frame_names_size_and_limit(bench: Bench) -> None:
     await bad.greet("bad")
     bad.write(struct.pack("!I", 100_000_000))
     error = await bad.error()
-    assert 3 == error.code
+    assert error.code == 3
     assert "100000000" in error.reason
     await bench.check_neighbour()
 
@@ -194,7 +194,7 @@ async def test_oversized_frame_names_size_and_limit(bench: Bench) -> None:
 async def test_malformed_frame(bench: Bench) -> None:
     bad = await bench.connect()
     bad.write(struct.pack("!I", 3) + b"\xc1\xc1\xc1")
-    assert 2 == (await bad.error()).code
+    assert (await bad.error()).code == 2
     await bench.check_neighbour()
 
 
@@ -222,7 +222,7 @@ async def test_integer_beyond_2_53(bench: Bench) -> None:
     data = msgspec.msgpack.encode([2, 2**53, "fine.new", [[b"x"]]])
     bad.write(struct.pack("!I", len(data)) + data)
     error = await bad.error()
-    assert 2 == error.code
+    assert error.code == 2
     assert "2^53" in error.reason
     await bench.check_neighbour()
 
@@ -250,7 +250,7 @@ async def test_half_a_frame_for_too_long(bench: Bench) -> None:
     bad = await bench.connect()
     await bad.greet("bad")
     bad.write(struct.pack("!I", 100) + b"half")
-    assert 7 == (await bad.error()).code
+    assert (await bad.error()).code == 7
     await bench.check_neighbour()
 
 
@@ -258,7 +258,7 @@ async def test_half_a_frame_for_too_long(bench: Bench) -> None:
 async def test_transfer_before_hello(bench: Bench) -> None:
     bad = await bench.connect()
     bad.transfer(1, "fine.new", b"x")
-    assert 6 == (await bad.error()).code
+    assert (await bad.error()).code == 6
     await bench.check_neighbour()
 
 
@@ -278,7 +278,7 @@ async def test_bad_subject_is_refused_and_the_connection_lives(bench: Bench) -> 
 async def test_bad_name(bench: Bench) -> None:
     bad = await bench.connect()
     bad.send(Hello(VERSION, "not a name", "i1"))
-    assert 8 == (await bad.error()).code
+    assert (await bad.error()).code == 8
     await bench.check_neighbour()
 
 
@@ -288,7 +288,7 @@ async def test_ack_of_what_was_never_sent(bench: Bench) -> None:
     await bad.greet("bad", receive=ReceiveOptions(subjects=["other.>"]))
     bad.send(Ack([(1, 5)]))
     error = await bad.error()
-    assert 10 == error.code
+    assert error.code == 10
     assert "1 to 5" in error.reason
     await bench.check_neighbour()
 
@@ -300,7 +300,7 @@ async def test_same_sequence_with_other_content(bench: Bench) -> None:
     bad.transfer(1, "fine.new", b"one")
     await bad.until(lambda: bool(bad.of(Ack)))
     bad.transfer(1, "fine.new", b"other")
-    assert 11 == (await bad.error()).code
+    assert (await bad.error()).code == 11
     await bench.check_neighbour()
 
 
@@ -311,7 +311,7 @@ async def test_batch_larger_than_the_limit(bench: Bench) -> None:
     bad.transfer(1, "fine.new", b"x" * (SHORT.max_batch + 100))
     await bad.until(lambda: bool(bad.of(Nack)))
     (nack,) = bad.of(Nack)
-    assert Action.REFUSED == nack.action
+    assert nack.action == Action.REFUSED
     assert str(SHORT.max_batch) in nack.reason
     await bench.check_neighbour()
 
@@ -334,7 +334,7 @@ async def test_what_is_not_built_is_refused(bench: Bench) -> None:
     bad.transfer(2, "fine.new", b"x", delay=1000)
     bad.transfer(3, "fine.new", b"x", flags=1)
     await bad.until(lambda: len(bad.of(Nack)) == 3)
-    assert ["ttl", "delay", "retain"] == [nack.reason.split()[0] for nack in bad.of(Nack)]
+    assert [nack.reason.split()[0] for nack in bad.of(Nack)] == ["ttl", "delay", "retain"]
     await bench.check_neighbour()
 
 
@@ -349,7 +349,7 @@ async def test_a_peer_that_does_not_read_is_cut_off_and_loses_nothing(bench: Ben
         source.transfer(n, "big.new", bytes(60_000))
     await source.until(
         lambda: (
-            any((1, 256) == (a.ranges[0][0], a.ranges[-1][1]) for a in source.of(Ack))
+            any((a.ranges[0][0], a.ranges[-1][1]) == (1, 256) for a in source.of(Ack))
             or sum(b - a + 1 for ack in source.of(Ack) for a, b in ack.ranges) >= 256
         )
     )
@@ -387,7 +387,7 @@ async def test_a_full_log_refuses_with_a_delay_and_takes_again_when_there_is_roo
         await source.until_answers(sequence)
         assert sequence < 50
     (nack,) = source.of(Nack)
-    assert Action.LATER == nack.action
+    assert nack.action == Action.LATER
     assert nack.delay > 0
     assert "full" in nack.reason
     # Room comes when the receiver takes it and retention has passed.

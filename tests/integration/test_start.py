@@ -31,7 +31,7 @@ def test_node_says_what_it_listens_on_and_stops_cleanly(
         node.wait_for(rf"listening on unix:{tmp_path}/node\.sock")
         assert accepts(port)
         assert node.stop() in (0, -signal.SIGTERM)
-        assert 2 == sum("listening on" in line for line in node.output)
+        assert sum("listening on" in line for line in node.output) == 2
         assert "Traceback" not in node.said
     assert not (tmp_path / "node.sock").exists()
     assert (tmp_path / "var" / "msgservice").is_dir()
@@ -45,7 +45,7 @@ def test_configuration_file_is_found_wherever_the_node_is_started(tmp_path: Path
         node.ports()
         assert node.stop() in (0, -signal.SIGTERM)
     assert (tmp_path / "data").is_dir()
-    assert [] == list(elsewhere.iterdir())
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_daemon_that_changes_directory_keeps_its_paths(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_daemon_that_changes_directory_keeps_its_paths(tmp_path: Path) -> None:
         assert node.pid == int((tmp_path / "node.pid").read_text())
         assert node.stop() in (0, -signal.SIGTERM)
     assert (tmp_path / "data").is_dir()
-    assert [] == list(rundir.iterdir())
+    assert list(rundir.iterdir()) == []
 
 
 @pytest.mark.parametrize(("tac", "nodes"), [("single", 1), ("pair", 2)])
@@ -89,19 +89,19 @@ def test_wrong_configuration_is_told_whole_and_nothing_is_started(
 ) -> None:
     (tmp_path / "node.toml").write_text("[node]\nnmae = 'x'\n[limits]\nheartbeat = 'soon'\n")
     with running(*command, "--config", "node.toml", cwd=tmp_path) as node:
-        assert 0 != node.ended()
+        assert node.ended() != 0
         assert "node.toml:2: node.nmae: unknown key, did you mean 'name'?" in node.said
         assert "node.toml:4: limits.heartbeat: must be a number" in node.said
         assert "Traceback" not in node.said
-    assert ["node.toml"] == [path.name for path in tmp_path.iterdir()]
+    assert [path.name for path in tmp_path.iterdir()] == ["node.toml"]
 
 
 def test_listener_beyond_this_machine_is_refused_semantics_32(tmp_path: Path) -> None:
     with running(*TWIST, "--listen", "tcp:0:interface=0.0.0.0", cwd=tmp_path) as node:
-        assert 0 != node.ended()
+        assert node.ended() != 0
         assert "insecure = true" in node.said
         assert "Traceback" not in node.said
-    assert [] == list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_port_in_use_ends_the_start_with_a_sentence(tmp_path: Path) -> None:

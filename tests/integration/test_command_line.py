@@ -1,0 +1,275 @@
+"""`msgservice` as people and programs use it: real processes against a real node."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.daemon import BIN, PATIENCE, running
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`msgservice`, with the address of one node in its environment."""
+
+    node: str
+    folder: Path
+
+    def __call__(self, *words: str, stdin: bytes = b"") -> Outcome:
+        done = subprocess.run(
+            [BIN / "msgservice", *words],
+            cwd=self.folder,
+            env=os.environ | {"MSGSERVICE_NODE": self.node},
+            input=stdin,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def data(self, *words: str, stdin: bytes = b"") -> Any:
+        done = self(*words, "--json", stdin=stdin)
+        assert done.code == 0, done
+        return done.data
+
+    def receiver(self, name: str) -> Any:
+        rows = self.data("receivers", "list")["receivers"]
+        return next(row for row in rows if row["name"] == name)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of a node that these tests share; each has receivers of its own."""
+    folder = tmp_path_factory.mktemp("node")
+    command = ("twist", "--log-format=text", "msgservice", "--listen", "tcp:0")
+    with running(*command, cwd=folder) as daemon:
+        yield f"tcp:127.0.0.1:{daemon.ports()[0]}"
+
+
+@pytest.fixture
+def msgservice(node: str, tmp_path: Path) -> Command:
+    return Command(node, tmp_path)
+
+
+def test_a_receiver_is_added_changed_paused_resumed_and_removed(msgservice: Command) -> None:
+    assert msgservice("receivers", "add", "life", "life.>", "other.*").code == 0
+    row = msgservice.receiver("life")
+    assert (row["subjects"], row["order"], row["paused"]) == (
+        ["life.>", "other.*"],
+        "strict",
+        False,
+    )
+    assert msgservice("receivers", "change", "life", "life.only", "--order", "none").code == 0
+    row = msgservice.receiver("life")
+    assert (row["subjects"], row["order"]) == (["life.only"], "none")
+    assert msgservice("receivers", "pause", "life").out == "paused life\n"
+    assert msgservice.receiver("life")["paused"]
+    assert msgservice("receivers", "resume", "life").code == 0
+    assert not msgservice.receiver("life")["paused"]
+    assert msgservice.data("receivers", "remove", "life") == {"removed": 0}
+    assert "life" not in msgservice("receivers", "list").out
+
+
+def test_removing_a_receiver_with_a_backlog_asks_first(msgservice: Command) -> None:
+    msgservice("receivers", "add", "asked", "asked")
+    msgservice("send", "asked", "one")
+    for answer in (b"n\n", b""):
+        refused = msgservice("receivers", "remove", "asked", stdin=answer)
+        assert "1 messages wait for asked and will not be delivered" in refused.err
+        assert refused.code == 1
+        assert msgservice.receiver("asked")["queued"] == 1
+    assert msgservice("receivers", "remove", "asked", stdin=b"y\n").code == 0
+
+
+def test_removing_with_yes_does_not_ask(msgservice: Command) -> None:
+    msgservice("receivers", "add", "yes", "yes")
+    msgservice("send", "yes", "one")
+    assert msgservice.data("receivers", "remove", "yes", "--yes") == {"removed": 1}
+
+
+def test_a_message_is_sent_and_found_by_its_id(msgservice: Command) -> None:
+    msgservice("receivers", "add", "found", "found.>")
+    sent = msgservice.data("send", "found.x", "body", "--id", "f-1", "--header", "colour=red")
+    assert sent["receivers"] == {"found": "queued"}
+    for name in ("f-1", f"log:{sent['position']}"):
+        status = msgservice.data("status", name)
+        assert sent["position"] == status["position"]
+        assert status["subject"] == "found.x"
+        assert status["receivers"]["found"]["status"] == "queued"
+    people = msgservice("status", "f-1").out
+    assert "found.x" in people
+    assert "queued" in people
+
+
+def test_a_file_is_one_message_and_its_lines_are_many(msgservice: Command) -> None:
+    (msgservice.folder / "file").write_bytes(b"one\ntwo\n\nfour")
+    msgservice("receivers", "add", "files", "files")
+    msgservice.data("send", "files", "--file", "file")
+    assert msgservice.receiver("files")["queued"] == 1
+    assert msgservice.data("send", "files", "--lines", "file")["sent"] == 4
+    assert msgservice.receiver("files")["queued"] == 5
+
+
+def test_lines_of_standard_input_are_messages(msgservice: Command) -> None:
+    msgservice("receivers", "add", "lines", "lines")
+    lines = b"".join(b"line %d\n" % number for number in range(10_000))
+    told = msgservice.data("send", "lines", stdin=lines)
+    assert (10_000, len(lines)) == (told["sent"], told["bytes"])
+    assert msgservice.receiver("lines")["queued"] == 10_000
+
+
+def test_lines_are_sent_as_they_come(msgservice: Command) -> None:
+    msgservice("receivers", "add", "slowly", "slowly")
+    process = subprocess.Popen(
+        [BIN / "msgservice", "send", "slowly"],
+        env=os.environ | {"MSGSERVICE_NODE": msgservice.node},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdin is not None
+        process.stdin.write(b"first\n")
+        process.stdin.flush()
+        # Its end has not come and may never come; the line is at the node all the same.
+        while msgservice.receiver("slowly")["queued"] != 1:
+            assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_terminal_sees_a_progress_bar(msgservice: Command) -> None:
+    (msgservice.folder / "file").write_bytes(b"line\n" * 50_000)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [BIN / "msgservice", "send", "bar", "--lines", "file"],
+        cwd=msgservice.folder,
+        env=os.environ | {"MSGSERVICE_NODE": msgservice.node, "TERM": "xterm"},
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # Linux says so when the other side has closed a terminal
+            break
+        shown += piece
+    os.close(ours)
+    assert process.wait(PATIENCE) == 0
+    assert b"messages stored" in shown
+    assert "━".encode() in shown
+
+
+def test_a_pipe_sees_no_progress_bar(msgservice: Command) -> None:
+    done = msgservice("send", "bar", stdin=b"one\ntwo\n")
+    assert done.err == ""
+    assert done.out.startswith("2 messages stored")
+
+
+def test_info_names_the_listener(msgservice: Command) -> None:
+    assert msgservice.data("info")["listeners"] == [msgservice.node]
+    assert msgservice.node in msgservice("info").out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("send", "x", "y", "--to", "nobody"), 1, "unknown receiver 'nobody'"),
+        (("send", "nobody.at.all", "y", "--require"), 1, "no receiver for subject"),
+        (("send", "x..y", "z"), 2, "bad subject 'x..y': empty token"),
+        (("send", "x", "y", "--name", "a b"), 2, "bad name 'a b'"),
+        (("status", "no-such-id"), 1, "no message 'no-such-id'"),
+        (("receivers", "pause", "nobody"), 1, "unknown receiver 'nobody'"),
+        (("receivers", "add", "x", "a..b"), 1, "bad subject 'a..b': empty token"),
+        (("receivers", "list", "--node", "fax:1"), 2, "unknown scheme 'fax'"),
+        (
+            ("info", "--node", "tcp:127.0.0.1:1", "--timeout", "0.1"),
+            3,
+            "is a node listening there?",
+        ),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
+    msgservice: Command, words: tuple[str, ...], code: int, sentence: str
+) -> None:
+    told = msgservice(*words)
+    assert code == told.code
+    assert sentence in told.err
+    assert told.err.startswith("msgservice: ")
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+    for_programs = msgservice(*words, "--json")
+    assert code == for_programs.code
+    assert sentence in json.loads(for_programs.err)["message"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("send", "x", "y", "--file", "/dev/null"),
+        ("send", "x", "--wait"),
+        ("send", "x", "y", "--header", "novalue"),
+        ("send", "x", "y", "--timeout", "0"),
+        ("receivers", "change", "x"),
+        ("receivers", "add", "x", "--order", "sometimes"),
+        ("listen",),
+        ("nonsense",),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(msgservice: Command, words: tuple[str, ...]) -> None:
+    told = msgservice(*words)
+    assert told.code == 2
+    assert "Usage: msgservice" in told.err
+
+
+def test_a_right_configuration_is_told(msgservice: Command) -> None:
+    file = msgservice.folder / "node.toml"
+    file.write_text('[[receiver]]\nname = "billing"\nsubjects = ["orders.>"]\n')
+    told = msgservice("check-config", "node.toml")
+    assert told.code == 0
+    assert "billing: attaches; orders.>" in told.out
+    assert msgservice.data("check-config", "node.toml")["receivers"][0]["name"] == "billing"
+
+
+def test_a_wrong_configuration_is_told_whole(msgservice: Command) -> None:
+    (msgservice.folder / "node.toml").write_text("[node]\nnmae = 1\n[limits]\nheartbeat = 0\n")
+    told = msgservice("check-config", "node.toml")
+    assert (told.code, told.out) == (2, "")
+    assert [int(line.split(":")[1]) for line in told.err.splitlines()] == [2, 4]
+    for_programs = msgservice("check-config", "node.toml", "--json")
+    assert for_programs.code == 2
+    assert len(for_programs.data["problems"]) == 2
+
+
+def test_the_version_is_the_packages(msgservice: Command) -> None:
+    assert "msgservice" in msgservice("--version").out
+
+
+def test_help_starts_no_reactor() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from msgservice.cli.main import main;"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0;"
+        "print('twisted.internet.reactor' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
