@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import platform
 from collections.abc import Callable
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def machine() -> list[str]:
         f" {platform.system()} {platform.release()}",
         f"Python {platform.python_version()}, Twisted {version('Twisted')},"
         f" SQLite {apsw.sqlite_lib_version()} through apsw, msgspec {version('msgspec')}",
-        f"{datetime.date.today().isoformat()}",  # noqa: DTZ011 - the day where it was measured
+        f"{date.today().isoformat()}",  # noqa: DTZ011 - the day where it was measured
     ]
 
 

@@ -257,8 +257,8 @@ class Latency:
         under_way: list[Deferred[None]] = []
         while sent < total:
             due = min(total, int((time.monotonic() - begin) * rate) + 1)
-            for n in range(sent, due):
-                under_way.append(Deferred.fromCoroutine(self.one(begin + n / rate)))
+            times = [begin + n / rate for n in range(sent, due)]
+            under_way += [Deferred.fromCoroutine(self.one(at)) for at in times]
             sent = due
             await deferLater(reactor, 0.0005, lambda: None)
         for each in under_way:

@@ -37,6 +37,9 @@ class _Unused:
 
     nameResolver: Any = None
 
+    def installNameResolver(self, resolver: Any) -> Any:
+        return resolver
+
 
 def listeners() -> tuple[str, ...]:
     """Return the keys of [listen] that this build, with what is installed beside it, can serve."""

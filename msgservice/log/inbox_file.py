@@ -449,7 +449,7 @@ class InboxFile:
                     "a handler with a transaction must be done when it returns:"
                     " compute first, then write"
                 )
-        except Exception as raised:  # noqa: BLE001 - the message's fate, not ours
+        except Exception as raised:
             error = raised
         finally:
             self._guarded = False

@@ -165,7 +165,7 @@ class Bench:
 SHORT = Limits(hello_timeout=0.3, frame_timeout=0.3, write_timeout=0.5, max_batch=64 * 1024)
 
 
-@pytest_twisted.async_yield_fixture  # type: ignore[untyped-decorator]  # the plugin is untyped
+@pytest_twisted.async_yield_fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     from twisted.internet import reactor
 

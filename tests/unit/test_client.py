@@ -565,7 +565,7 @@ def test_6_a_node_that_holds_other_content_makes_a_new_incarnation(
     open_one = world.client.send("a", b"open")
     world.settle()
     old = world.node.hellos[-1].incarnation
-    world.node.inboxes[old].marks.remember(1, 1, 12345)
+    world.node.inboxes[old].marks.remember(1, 1, b"another run")
     world.node.cut()
     world.node.answering = True
     world.advance(2.0)
@@ -581,7 +581,7 @@ def test_4_content_changed_as_an_error_makes_a_new_incarnation(logged: list[LogE
     open_one = world.client.send("a", b"open")
     world.settle()
     inbox = world.node.inboxes[old] = Inbox()
-    inbox.marks._crcs[(1, 1)] = 12345  # what it took before under this sequence was another run
+    inbox.marks._prints[(1, 1)] = 12345  # what it took before under this sequence was another run
     world.node.cut()
     world.node.answering = True
     world.advance(3.0)
