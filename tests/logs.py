@@ -29,7 +29,7 @@ from tests.threads import ThreadCalls
 T = TypeVar("T")
 
 NOW = 1_800_000_000_000
-SMALL = Limits(reserve_bytes=64 * 1024, keep_seconds=0)
+SMALL = Limits(reserve_bytes=8 * 1024 * 1024, keep_seconds=0)
 
 
 def make_batch(

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import apsw
 import msgspec
 
-from msgservice.errors import LogUnavailable
 from msgservice.limits import RUNS_REMEMBERED
 from msgservice.log import queries
 from msgservice.log.schema import one, rows
@@ -83,14 +82,10 @@ def retain(store: Store, now: int) -> bool:
     """
     if store.failed is not None:
         raise store.failed
-    for last_try in (False, True):
-        try:
-            more = _retain(store, now)
-        except apsw.FullError:
-            if last_try or store.reserve is None or not store.reserve.give_up():
-                raise LogUnavailable("the disk is too full to remove anything") from None
-        else:
-            break
+    try:
+        more = _retain(store, now)
+    except apsw.FullError:
+        more = store.make_room(lambda: _retain(store, now))
     _shrink(store)
     store.fullness()
     return more

@@ -30,7 +30,6 @@ create table meta(key text primary key, value) without rowid;
 
 create table head(
     id integer primary key check (id = 1),
-    commits integer not null,       -- groups that held more than batches
     saved integer not null,         -- batches up to here are in sender, audience and used
     chain integer not null,         -- chain of batch `saved`
     used integer not null,          -- bytes of frames not yet dropped, up to `saved`
@@ -84,7 +83,7 @@ create table receiver(
 );
 
 create table progress(
-    receiver integer primary key,
+    receiver integer primary key,   -- -1: its cursor counts the groups that held more than batches
     cursor integer not null,
     removed integer not null,
     acknowledged_count integer not null,

@@ -33,7 +33,6 @@ from msgservice.records import (
     ExceptionRow,
     Group,
     Outcome,
-    Progress,
     ReceiverRow,
     RefusedBatch,
     Room,
@@ -48,6 +47,10 @@ T = TypeVar("T")
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 # How long a sender is asked to wait when there is no room, seconds.
 FULL_DELAY = 1.0
+
+_COMMITS = (
+    -1
+)  # row of the table progress whose cursor counts the groups that held more than batches
 
 Operation = tuple[str, Any, bool]  # SQL, parameters, whether these are many
 
@@ -98,6 +101,10 @@ class Store:
         self._vfs = vfs
         self._faults = faults or (lambda point: None)
         self.tidied_at = 0  # wall clock, ms: when retention last forgot what nobody needs
+        # Never more in the WAL than what the low watermark keeps free for it.
+        self._checkpoint_bytes = min(
+            CHECKPOINT_BYTES, reserve.watermark if reserve is not None else CHECKPOINT_BYTES
+        )
         self._written = 0  # bytes since the last checkpoint, about
         self._free = 0
         self._full: str | None = None
@@ -115,19 +122,20 @@ class Store:
         self.transact(
             [
                 ("insert into meta values('log_id', ?)", (log_id,), False),
-                ("insert into head values(1, 0, 0, 0, 0, 1, 0)", (), False),
+                ("insert into head values(1, 0, 0, 0, 1, 0)", (), False),
             ]
         )
 
     def load(self) -> None:
         """Read the committed state; raises `LogDamaged` where it does not hold together."""
         db, state = self.db, State()
-        head = one(db, "select commits, saved, chain, used, oldest, oldest_chain from head")
+        head = one(db, "select saved, chain, used, oldest, oldest_chain from head")
         log_id = one(db, "select value from meta where key = 'log_id'")
         if head is None or log_id is None:
             raise LogDamaged("its head is missing", 0, 0)
         state.log_id = log_id
-        state.commits, state.saved, state.chain, state.used, state.oldest, state.oldest_chain = head
+        state.saved, state.chain, state.used, state.oldest, state.oldest_chain = head
+        state.commits = one(db, "select cursor from progress where receiver = ?", (_COMMITS,)) or 0
         self._load_audiences(state)
         self._load_senders(state)
         self._load_receivers(state)
@@ -249,16 +257,23 @@ class Store:
     def _commit_on_full_disk(self, group: Group) -> list[Outcome]:
         """Store all but the batches; on the reserve's blocks if there is no other way."""
         self._full = "the disk is full"
-        error = LogFull(self._full, delay=FULL_DELAY)
-        for last_try in (False, True):
-            try:
-                self._commit(group, [], None)
-            except apsw.FullError:
-                if last_try or self.reserve is None or not self.reserve.give_up():
-                    raise LogUnavailable(self._full) from None
-            else:
-                break
-        return [RefusedBatch(error) for _ in group.batches]
+        self.make_room(lambda: self._commit(group, [], None))
+        return [RefusedBatch(LogFull(self._full, delay=FULL_DELAY)) for _ in group.batches]
+
+    def make_room(self, job: Callable[[], T]) -> T:
+        """Run a job that met a full disk again: with an empty WAL, then without the reserve."""
+        # Folding needs next to no room, and the WAL's own blocks are used again.
+        self.checkpoint(truncate=True)
+        try:
+            return job()
+        except apsw.FullError:
+            if self.reserve is None or not self.reserve.give_up():
+                raise LogUnavailable("the disk is full") from None
+        self.checkpoint(truncate=True)
+        try:
+            return job()
+        except apsw.FullError:
+            raise LogUnavailable("the disk is full") from None
 
     def _commit(self, group: Group, batches: list[Batch], full: LogFull | None) -> list[Outcome]:
         staged = Staged(self.state)
@@ -275,11 +290,8 @@ class Store:
             ),
         )
         self._stage_batches(staged, flat, operations)
-        self._stage_progress(staged, group.progress, operations)
         self._stage_floors(staged, group, operations)
-        if group.receivers or group.removed or group.progress or group.floors:
-            staged.commits += 1
-            operations.append(("update head set commits = ?", (staged.commits,), False))
+        self._stage_progress(staged, group, operations)
         try:
             self._write(staged, operations)
         except BaseException:
@@ -485,15 +497,15 @@ class Store:
         if ids:
             operations.append(("insert or ignore into message_id values (?, ?)", ids, True))
 
-    def _stage_progress(
-        self, staged: Staged, progress: list[Progress], operations: list[Operation]
-    ) -> None:
+    def _stage_progress(self, staged: Staged, group: Group, operations: list[Operation]) -> None:
+        if not (group.receivers or group.removed or group.progress or group.floors):
+            return
         moved: dict[int, ReceiverState] = {}
         replaced: list[tuple[int, int, int]] = []
         added: list[tuple[object, ...]] = []
         passed: list[tuple[int, int]] = []
         dead: list[tuple[object, ...]] = []
-        for step in progress:
+        for step in group.progress:
             at = staged.receiver(step.receiver)
             if at is None or at.removed:
                 continue  # what it settles was counted when it was removed
@@ -548,7 +560,9 @@ class Store:
             ("insert or replace into dead values (?,?,?,?,?,?,?,?,?,?)", dead),
         ]
         operations += [(sql, parameters, True) for sql, parameters in many if parameters]
-        states = list(moved.values())
+        # The count of such groups sits in a row of the same table: one step less per group.
+        staged.commits += 1
+        states = [ReceiverState(_COMMITS, staged.commits), *moved.values()]
         operations += [_progress_operation(states[i : i + 256]) for i in range(0, len(states), 256)]
 
     def _stage_floors(self, staged: Staged, group: Group, operations: list[Operation]) -> None:
@@ -578,7 +592,7 @@ class Store:
     @property
     def wants_checkpoint(self) -> bool:
         """Whether `maintain` should run before long."""
-        return self._written >= CHECKPOINT_BYTES
+        return self._written >= self._checkpoint_bytes
 
     def wrote(self, size: int) -> None:
         """Count what another part has written towards the next checkpoint."""

@@ -28,7 +28,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fill(log, 1, GROUPS // 2)
     log.reopen()  # folds the WAL in
     fill(log, GROUPS // 2 + 1, GROUPS)
-    shutil.copytree(log.folder, folder / "killed")
+    shutil.copytree(log.folder, folder / "killed", ignore=shutil.ignore_patterns("reserve"))
     log.close()
     return folder / "killed"
 
