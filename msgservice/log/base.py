@@ -19,7 +19,7 @@ from zope.interface import implementer
 from msgservice.errors import LimitReached, LogDamaged, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
-from msgservice.log import audit, queries, retention
+from msgservice.log import audit, history, queries, retention
 from msgservice.log.store import Store
 from msgservice.records import (
     Account,
@@ -180,7 +180,7 @@ class StoreLog:
 
         def job(db: apsw.Connection) -> History:
             with read_transaction(db):
-                return queries.history(
+                return history.history(
                     db, self._store.state, sender, incarnation, first, pieces_max
                 )
 
@@ -191,13 +191,13 @@ class StoreLog:
 
         def job(db: apsw.Connection) -> Found | None:
             with read_transaction(db):
-                return queries.find(db, self._store.state, identity)
+                return history.find(db, self._store.state, identity)
 
         return self._read(job)
 
     def dead_letters(self, receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
         """See `ILog.dead_letters`."""
-        return self._read(lambda db: queries.dead_letters(db, receiver, after, count_max))
+        return self._read(lambda db: history.dead_letters(db, receiver, after, count_max))
 
     async def _accounts(self) -> list[Account]:
         numbers = sorted(self._store.state.receivers)

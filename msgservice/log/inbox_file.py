@@ -25,8 +25,8 @@ from msgservice.errors import DataFolderUnusable, LogFailed, LogUnavailable
 from msgservice.log.base import told_as_damage
 from msgservice.log.folder import FolderLock, check_filesystem, make_folder
 from msgservice.log.schema import check_sqlite, connect, one, prepare, rows
+from msgservice.log.staging import encode_ranges
 from msgservice.log.state import Key, SenderState
-from msgservice.log.store import encode_ranges
 from msgservice.log.writer import Worker
 from msgservice.records import Resume
 

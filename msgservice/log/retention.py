@@ -15,10 +15,11 @@ import apsw
 import msgspec
 
 from msgservice.limits import RUNS_REMEMBERED
-from msgservice.log import queries
+from msgservice.log import history
 from msgservice.log.schema import one, rows
+from msgservice.log.staging import Operation
 from msgservice.log.state import ReceiverState, Totals
-from msgservice.log.store import Operation, Store
+from msgservice.log.store import Store
 from msgservice.message import Status
 from msgservice.records import ExceptionRow, number_of, position_of
 
@@ -268,13 +269,13 @@ def _finish(store: Store, head: Sequence[list[int]], now: int) -> list[Operation
         first = position_of(number)
         for receiver in state.totals[audience].audience.members:
             if receiver not in exceptions:
-                exceptions[receiver] = queries.exceptions_of(db, receiver, low, high)
+                exceptions[receiver] = history.exceptions_of(db, receiver, low, high)
             if not wanted:
                 continue
             found = ranges.setdefault((sender, receiver), [])
             mine = exceptions[receiver]
             parts = (
-                queries.segments(first, first + count - 1, high, mine)
+                history.segments(first, first + count - 1, high, mine)
                 if mine
                 else [(first, first + count - 1, Status.ACKNOWLEDGED, 0, "")]
             )

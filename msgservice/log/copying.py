@@ -1,0 +1,73 @@
+"""A whole copy of a log, under a name of its own (SEMANTICS 6).
+
+The copy is taken by SQLite's own backup, so the log may be in use meanwhile. It gets a new id: what
+peers remember of the original must not make them drop what the copy sends.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+
+from msgservice.errors import DataFolderUnusable
+from msgservice.log.base import told_as_damage
+from msgservice.log.folder import LOCK_NAME, FolderLock, check_filesystem, make_folder
+from msgservice.log.loading import load
+from msgservice.log.schema import backup, check_sqlite, connect, sync_folder, version_of
+from msgservice.log.sqlite import LOG_NAME
+from msgservice.log.wholeness import MARK_NAME, Mark, MarkFile
+
+
+def copy_log(
+    source: str | Path, target: str | Path, *, entropy: Callable[[int], bytes] = os.urandom
+) -> str:
+    """Copy the log of one data folder into another; return the id of the copy.
+
+    Blocks until the copy is synced and was read through. Raises `DataFolderUnusable` where there
+    is no log, or where the target has one; `LogLocked`; `LogDamaged` where the copy is not whole.
+    """
+    check_sqlite()
+    path, folder = Path(source) / LOG_NAME, Path(target)
+    if not path.exists():
+        raise DataFolderUnusable(str(source), "there is no log in it")
+    make_folder(folder)
+    check_filesystem(folder)
+    lock = FolderLock(folder / LOCK_NAME)
+    lock.acquire()
+    try:
+        if (folder / LOG_NAME).exists():
+            raise DataFolderUnusable(str(folder), "there is a log in it already")
+        with told_as_damage(0):
+            return _copy(path, folder, entropy)
+    finally:
+        lock.release()
+
+
+def _copy(path: Path, folder: Path, entropy: Callable[[int], bytes]) -> str:
+    # Under another name until it is whole: a crash leaves nothing that looks like a log.
+    unfinished = folder / (LOG_NAME + ".copy")
+    original = connect(str(path), readonly=True)
+    try:
+        version_of(original)
+        backup(original, unfinished)
+    finally:
+        original.close()
+    log_id = entropy(16).hex()
+    copy = connect(str(unfinished))
+    try:
+        copy.execute("update meta set value = ? where key = 'log_id'", (log_id,))
+        state = load(copy, {})
+        copy.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        # In one file, so that the rename takes all of it.
+        copy.execute("pragma journal_mode = delete")
+    finally:
+        copy.close()
+    mark = MarkFile(folder / MARK_NAME)
+    mark.write(Mark(log_id, state.next_number - 1, state.commits, state.chain))
+    mark.close()
+    unfinished.replace(folder / LOG_NAME)
+    sync_folder(folder)
+    return log_id

@@ -1,0 +1,234 @@
+"""What became of messages: states of a sender's sequences, one message by name, dead letters.
+
+Functions over one connection, used on the reader's thread; each reads for one page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import apsw
+import msgspec
+
+from msgservice.limits import INTEGER_MAX
+from msgservice.log.queries import audience_of, runs_of
+from msgservice.log.schema import one, rows
+from msgservice.log.state import State
+from msgservice.message import Status
+from msgservice.records import (
+    DeadLetter,
+    ExceptionRow,
+    Found,
+    History,
+    Piece,
+    StateRange,
+    number_of,
+    position_of,
+)
+
+FINISHED_MAX = 100_000  # ranges of one history page
+
+_decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
+
+Segment = tuple[int, int, Status, int, str]  # first, last, status, attempts, reason
+
+
+def segments(
+    first: int, last: int, cursor: int, exceptions: Sequence[ExceptionRow]
+) -> list[Segment]:
+    """Return the states of positions `first` to `last` at one receiver, rising.
+
+    `exceptions`: rising; where two overlap, the one that begins later says more.
+    """
+    parts: list[Segment] = []
+    if first <= cursor:
+        parts.append((first, min(last, cursor), Status.ACKNOWLEDGED, 0, ""))
+    if last > cursor:
+        parts.append((max(first, cursor + 1), last, Status.QUEUED, 0, ""))
+    for row in exceptions:
+        low, high = max(first, row.first), min(last, row.last)
+        if low > high:
+            continue
+        new: list[Segment] = []
+        for part in parts:
+            if part[1] < low or part[0] > high:
+                new.append(part)
+                continue
+            if part[0] < low:
+                new.append((part[0], low - 1, *part[2:]))
+            if part[1] > high:
+                new.append((high + 1, part[1], *part[2:]))
+        new.append((low, high, row.status, row.attempts, row.reason))
+        parts = sorted(new)
+    return parts
+
+
+def exceptions_of(db: apsw.Connection, receiver: int, first: int, last: int) -> list[ExceptionRow]:
+    """Return a receiver's exceptions that overlap these positions, rising."""
+    found = rows(
+        db,
+        "select receiver, first, last, status, attempts, next_at, reason from exception"
+        " where receiver = ? and first <= ? and last >= ? order by first",
+        (receiver, last, first),
+    )
+    return [
+        ExceptionRow(number, low, high, Status(status), attempts, next_at, reason)
+        for number, low, high, status, attempts, next_at, reason in found
+    ]
+
+
+def cursors(db: apsw.Connection) -> dict[int, int]:
+    """Return receiver number -> cursor."""
+    text = one(db, "select json_group_array(json_array(receiver, cursor)) from progress")
+    return dict(_decode_pairs(text))
+
+
+def history(
+    db: apsw.Connection, state: State, sender: str, incarnation: str, first: int, pieces_max: int
+) -> History:
+    """Return one page of what is known of a sender's sequences from `first` on."""
+    known = state.senders.get((sender, incarnation))
+    if known is None:
+        return History(pieces=(), states=(), next=None)
+    found = rows(
+        db,
+        "select sequence, count, number, audience from batch where sender = ?1 and sequence >="
+        " coalesce((select max(sequence) from batch where sender = ?1 and sequence <= ?2), 0)"
+        " and sequence + count > ?2 order by sequence limit ?3",
+        (known.id, first, pieces_max + 1),
+    )
+    more = len(found) > pieces_max
+    del found[pieces_max:]
+    end: int | None = found[-1][0] + found[-1][1] - 1 if more else None
+    pieces = []
+    for sequence, count, number, audience in found:
+        low = max(first, sequence)
+        position = position_of(number, low - sequence)
+        pieces.append(Piece(low, sequence + count - 1, audience_of(state, audience), position))
+    states = _states_of_pieces(db, pieces)
+    query = (
+        "select receiver, status, first, last, reason from finished where sender = ? and last >= ?"
+    )
+    parameters: tuple[int, ...] = (known.id, first)
+    if end is not None:
+        query += " and first <= ?"
+        parameters += (end,)
+    finished = rows(
+        db,
+        "select receiver, status, first, last, reason from finished"
+        " where sender = ? and last >= ? and first <= ? limit ?",
+        (known.id, first, INTEGER_MAX if end is None else end, FINISHED_MAX),
+    )
+    for receiver, status, low, high, reason in finished:
+        high = high if end is None else min(high, end)
+        states.append(StateRange(receiver, Status(status), max(low, first), high, reason))
+    states.sort(key=lambda row: (row.first, row.receiver))
+    return History(
+        pieces=tuple(pieces), states=tuple(states), next=None if end is None else end + 1
+    )
+
+
+def _states_of_pieces(db: apsw.Connection, pieces: Sequence[Piece]) -> list[StateRange]:
+    """Return the final states of batches that are still in the log, adjacent ones joined."""
+    if not pieces:
+        return []
+    low = min(piece.position for piece in pieces)
+    high = max(piece.position + piece.last - piece.first for piece in pieces)
+    at = cursors(db)
+    exceptions: dict[int, list[ExceptionRow]] = {}
+    open_ranges: dict[int, StateRange] = {}  # receiver -> the one that may still grow
+    done: list[StateRange] = []
+    for piece in pieces:
+        last = piece.position + piece.last - piece.first
+        for receiver in piece.audience.members:
+            if receiver not in exceptions:
+                exceptions[receiver] = exceptions_of(db, receiver, low, high)
+            for start, stop, status, _attempts, reason in segments(
+                piece.position, last, at.get(receiver, -1), exceptions[receiver]
+            ):
+                if not status.final:
+                    continue
+                first = piece.first + start - piece.position
+                new = StateRange(receiver, status, first, first + stop - start, reason)
+                before = open_ranges.get(receiver)
+                if (
+                    before is not None
+                    and before.last + 1 == new.first
+                    and (before.status, before.reason) == (new.status, new.reason)
+                ):
+                    new = StateRange(receiver, status, before.first, new.last, reason)
+                elif before is not None:
+                    done.append(before)
+                open_ranges[receiver] = new
+    return done + list(open_ranges.values())
+
+
+def find(db: apsw.Connection, state: State, identity: str) -> Found | None:
+    """Return one message by `log:POSITION`, `SENDER/HASH/SEQUENCE`, or its sender's id."""
+    position = _position_of_identity(db, state, identity)
+    if position is None:
+        return None
+    row = one(
+        db,
+        "select sender, sequence, subject, size, stored_at, audience, count from batch"
+        " where number = ?",
+        (number_of(position),),
+    )
+    index = position & 0xFFFF
+    if row is None or index >= row[6]:
+        return None
+    sender, sequence, subject, size, stored_at, audience, _count = row
+    name, incarnation = state.senders_by_id[sender].key
+    at = cursors(db)
+    states = {}
+    for receiver in audience_of(state, audience).members:
+        exceptions = exceptions_of(db, receiver, position, position)
+        ((_, _, status, attempts, reason),) = segments(
+            position, position, at.get(receiver, -1), exceptions
+        )
+        states[receiver] = (status, attempts, reason)
+    return Found(
+        position=position,
+        sender=name,
+        incarnation=incarnation,
+        sequence=sequence + index,
+        subject=subject,
+        size=size,
+        stored_at=stored_at,
+        states=states,
+    )
+
+
+def _position_of_identity(db: apsw.Connection, state: State, identity: str) -> int | None:
+    kind, _, rest = identity.partition(":")
+    if kind == "log" and rest.isascii() and rest.isdigit():
+        return int(rest) if int(rest) < 2**63 else None
+    parts = identity.rsplit("/", 2)
+    if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 17:
+        sequence = int(parts[2])
+        senders = rows(
+            db, "select id from sender where name = ? and hash = ?", (parts[0], parts[1])
+        )
+        for (sender,) in senders:
+            runs = runs_of(db, state, sender, sequence, sequence)
+            if runs:
+                return position_of(runs[0].number, sequence - runs[0].sequence)
+    position: int | None = one(
+        db,
+        "select position from message_id where id = ? order by position desc limit 1",
+        (identity,),
+    )
+    return position
+
+
+def dead_letters(
+    db: apsw.Connection, receiver: int, after: int, count_max: int
+) -> list[DeadLetter]:
+    """Return a receiver's dead letters above a position, rising."""
+    letters = rows(
+        db,
+        "select receiver, position, sender, incarnation, sequence, subject, message, reason,"
+        " attempts, at from dead where receiver = ? and position > ? order by position limit ?",
+        (receiver, after, count_max),
+    )
+    return [DeadLetter(*letter) for letter in letters]

@@ -1,0 +1,154 @@
+"""From the tables to the state in memory, when a log is opened (or reopened after a failure)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import apsw
+import msgspec
+
+from msgservice.errors import LogDamaged
+from msgservice.limits import INTEGER_MAX
+from msgservice.log import history
+from msgservice.log.schema import one, rows
+from msgservice.log.staging import COMMITS_ROW, OPEN
+from msgservice.log.state import ReceiverState, SenderState, State, Totals
+from msgservice.log.wholeness import replay
+from msgservice.records import Audience, ExceptionRow, ReceiverRow, Snapshot
+
+
+def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> State:
+    """Return the committed state, replayed to the last batch.
+
+    `interned`: the audiences that the node may hold already. Raises `LogDamaged` where the tables
+    do not hold together.
+    """
+    state = State()
+    head = one(db, "select saved, chain, used, oldest, oldest_chain from head")
+    log_id = one(db, "select value from meta where key = 'log_id'")
+    if head is None or log_id is None:
+        raise LogDamaged("its head is missing", 0, 0)
+    state.log_id = log_id
+    state.saved, state.chain, state.used, state.oldest, state.oldest_chain = head
+    state.commits = one(db, "select cursor from progress where receiver = ?", (COMMITS_ROW,)) or 0
+    _load_audiences(db, state, interned)
+    _load_senders(db, state)
+    _load_receivers(db, state)
+    last = one(db, "select max(number) from batch")
+    last = state.saved if last is None else last
+    if last < state.saved:
+        raise LogDamaged("its newest batches are missing", last + 1, state.saved)
+    replay(db, state, last)
+    return state
+
+
+def _load_audiences(
+    db: apsw.Connection, state: State, interned: dict[tuple[int, ...], Audience]
+) -> None:
+    found = rows(db, "select number, members, messages, bytes, last, dropped from audience")
+    for number, text, messages, size, last, dropped in found:
+        members = tuple(json.loads(text))
+        audience = interned.get(members)
+        if audience is None or audience.number != number:
+            audience = interned[members] = Audience(number, members)
+        audience.stored = True
+        state.totals[number] = Totals(audience, messages, size, last, dropped)
+
+
+def _load_senders(db: apsw.Connection, state: State) -> None:
+    found = rows(
+        db,
+        "select id, name, incarnation, floor, ranges, last, status_from, seen_at from sender",
+    )
+    for number, name, incarnation, floor, ranges, last, status_from, seen_at in found:
+        sender = SenderState(number, (name, incarnation), seen_at)
+        for first, end in msgspec.msgpack.decode(ranges):
+            sender.take(first, end)
+        sender.floor = max(sender.floor, floor)
+        sender.last = None if last is None else tuple(msgspec.msgpack.decode(last))
+        sender.status_from = status_from
+        state.senders[sender.key] = state.senders_by_id[number] = sender
+        state.next_sender = max(state.next_sender, number + 1)
+
+
+def _load_receivers(db: apsw.Connection, state: State) -> None:
+    found = rows(
+        db,
+        "select number, name, address, patterns, ordering, paused, configured,"
+        " window_messages, window_bytes, created_at, routed_base, cursor, removed,"
+        " acknowledged_count, expired_count, dead_count, cancelled_count, removed_count,"
+        " settled_bytes, collected, inbox"
+        " from receiver join progress on receiver = number order by number",
+    )
+    for row in found:
+        number, name, address, patterns, order, paused, configured = row[:7]
+        window_messages, window_bytes, created_at, base, cursor, removed = row[7:13]
+        at = ReceiverState(number, cursor)
+        at.removed = bool(removed)
+        at.settled = list(row[13:18])
+        at.bytes, at.collected, at.inbox = row[18:21]
+        state.receivers[number] = at
+        state.rows[number] = ReceiverRow(
+            number=number,
+            name=name,
+            address=address,
+            patterns=tuple(json.loads(patterns)),
+            order=order,
+            paused=bool(paused),
+            configured=bool(configured),
+            window_messages=window_messages,
+            window_bytes=window_bytes,
+            created_at=created_at,
+            routed_base=base,
+        )
+    open_rows = rows(
+        db,
+        "select receiver, max(last) from exception where status in (?, ?) group by receiver",
+        OPEN,
+    )
+    for receiver, last in open_rows:
+        if receiver in state.receivers:
+            state.receivers[receiver].open_to = last
+
+
+def snapshot(db: apsw.Connection, state: State, notices: Sequence[str]) -> Snapshot:
+    """Return what the node needs to begin."""
+    receivers = []
+    exceptions: dict[int, list[ExceptionRow]] = {}
+    for number, row in state.rows.items():
+        at = state.receivers[number]
+        receivers.append(_with_progress(row, at))
+        if not at.removed:
+            found = history.exceptions_of(db, number, max(at.cursor, 0), INTEGER_MAX)
+            if found:
+                exceptions[number] = found
+    return Snapshot(
+        log_id=state.log_id,
+        next_number=state.next_number,
+        receivers=receivers,
+        audiences=[total.audience for total in state.totals.values()],
+        exceptions=exceptions,
+        notices=notices,
+    )
+
+
+def _with_progress(row: ReceiverRow, at: ReceiverState) -> ReceiverRow:
+    return ReceiverRow(
+        number=row.number,
+        name=row.name,
+        address=row.address,
+        patterns=row.patterns,
+        order=row.order,
+        paused=row.paused,
+        configured=row.configured,
+        window_messages=row.window_messages,
+        window_bytes=row.window_bytes,
+        created_at=row.created_at,
+        removed=at.removed,
+        cursor=at.cursor,
+        inbox=at.inbox,
+        routed_base=row.routed_base,
+        settled=at.settled_by_status,
+        settled_bytes=at.bytes,
+    )
