@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import msgspec
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
 from msgservice.connection import Connection
@@ -28,13 +29,14 @@ from msgservice.core.frames import (
     StatusFrame,
     Transfer,
 )
+from msgservice.errors import LogError, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.node.node import NodeService
 from msgservice.node.peer import Peer
-from msgservice.records import Resume
+from msgservice.records import Group, Resume
 from msgservice.transport.local import connect_locally
 
 T = TypeVar("T")
@@ -106,7 +108,8 @@ class ScriptedPeer:
         self.world.settle()
         (reply,) = self.take(Reply)
         _, ok, raw = reply.replies[0]
-        return ok, msgspec.json.decode(msgspec.msgpack.decode(raw, type=WireMessage).body)
+        body = msgspec.msgpack.decode(raw, type=WireMessage).body
+        return ok, msgspec.json.decode(body) if ok else body.decode()
 
     # --- what a test looks at
 
@@ -132,11 +135,42 @@ class ScriptedPeer:
         return found
 
 
+class FailingLog:
+    """A log whose next group fails with `error`, or is held back until `release`."""
+
+    def __init__(self, log: ILog) -> None:
+        self._log = log
+        self.fail_next = False
+        self.error: LogError = LogUnavailable("the disk says no")
+        self.hold = False
+        self._held: list[tuple[Group, Deferred[Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def append(self, group: Group) -> Deferred[Any]:
+        if self.fail_next:
+            self.fail_next = False
+            return fail(self.error)
+        if self.hold:
+            waiter: Deferred[Any] = Deferred()
+            self._held.append((group, waiter))
+            return waiter
+        appended: Deferred[Any] = self._log.append(group)
+        return appended
+
+    def release(self) -> None:
+        self.hold = False
+        held, self._held = self._held, []
+        for group, waiter in held:
+            self._log.append(group).chainDeferred(waiter)
+
+
 class NodeWorld:
     """See the module."""
 
     def __init__(
-        self, limits: Limits | None = None, log: ILog | None = None, clock: Clock | None = None
+        self, limits: Limits | None = None, log: Any = None, clock: Clock | None = None
     ) -> None:
         self.clock = Clock() if clock is None else clock
         self.limits = Limits() if limits is None else limits

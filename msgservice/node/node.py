@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.attachment import Attachment
 from msgservice.client import Client
 from msgservice.clock import monotonic_of, wall_of
 from msgservice.connection import Connection
@@ -43,6 +44,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
+from msgservice.receiver import Receiver
 from msgservice.records import Batch, ReceiverRow, Snapshot
 from msgservice.transport.local import LocalConnector
 from msgservice.transport.registry import Transports
@@ -132,6 +134,8 @@ class NodeService(Service):
         self._assemble(snapshot)
         for row in self._configured:
             await self._configure(row)
+        for account in await self.log.accounts():
+            self.dispatch.outlets[account.receiver].queued_bytes = account.queued_bytes
         for description in self._listen:
             port = await self.transports.find(description).listen(
                 self.clock, description, self._make_user, self.limits
@@ -360,6 +364,9 @@ class NodeService(Service):
             row.order = receive.order or "strict"
             return self._add(row)
         outlet = self.dispatch.outlets[row.number]
+        link = self.links.get(row.number)
+        if link is not None:
+            link.poke()  # a sign of life (SEMANTICS 14)
         if row.configured:
             if patterns and set(patterns) != set(row.patterns):
                 raise NameMismatch(f"the patterns of {name!r} are configured, and other ones")
@@ -535,6 +542,14 @@ class NodeService(Service):
             make_user, self._make_user, self.when_ready, self.clock, self.limits, name
         )
         return connector
+
+    def attach(self, receiver: Receiver, subjects: Sequence[str] | None = None) -> Attachment:
+        """Attach a receiver of this process, without a socket, as `Receiver.attach` does."""
+        return receiver.attach_through(
+            lambda make_user: self.connector(make_user, receiver.name),
+            address="this process",
+            subjects=subjects,
+        )
 
     # --- requests
 

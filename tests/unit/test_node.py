@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from msgservice import Limits
 from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
-from msgservice.message import Action, Status
-from tests.nodes import NodeWorld
+from msgservice.core.ranges import RangeSet
+from msgservice.errors import LogFailed
+from msgservice.log.memory import MemoryLog
+from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
+from tests.nodes import FailingLog, NodeWorld
 
 ORDERS = {"subjects": ["orders.>"]}
 
@@ -210,3 +218,269 @@ def test_a_sender_that_comes_back_is_told_all_states_from_where_it_asks() -> Non
     assert again.node_resume is not None
     assert list(again.node_resume.ranges) == [(1, 2)] or again.node_resume.floor == 3
     assert again.statuses() == {("billing", Status.ACKNOWLEDGED): [(2, 2)]}
+
+
+def test_a_receiver_that_lags_beyond_the_tail_pages_from_the_log() -> None:
+    world = NodeWorld(Limits(tail_bytes=300))
+    shop = world.peer("shop")
+    billing = world.peer("billing", receive=ORDERS, window=(2, 1 << 20))
+    for n in range(1, 41):
+        shop.transfer(n, "orders.new", [str(n).encode() * 20])
+    world.settle()
+    seen: list[bytes] = []
+    while transfers := billing.take(Transfer):
+        for transfer in transfers:
+            seen += [message.body for message in decode_messages(transfer.messages)]
+            billing.ack(transfer)
+        world.settle()
+    assert [str(n).encode() * 20 for n in range(1, 41)] == seen
+
+
+def test_the_window_of_a_receiver_is_kept() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    billing = world.peer("billing", receive=ORDERS, window=(3, 1 << 20))
+    for n in range(1, 11):
+        shop.transfer(n, "orders.new", [b"x"])
+    world.settle()
+    transfers = billing.take(Transfer)
+    assert 3 == len(transfers)
+    billing.ack(transfers[0])
+    world.settle()
+    assert 1 == len(billing.take(Transfer))
+
+
+def test_a_receiver_that_takes_less_gets_the_run_cut_and_what_is_too_large_is_dead() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    billing = world.peer("billing", receive=ORDERS, max_batch=1000, answering=False)
+    shop.transfer(1, "orders.new", [b"a" * 400, b"b" * 400, b"c" * 400, b"d" * 2000, b"e"])
+    world.settle()
+    transfers = billing.take(Transfer)
+    assert [2, 1, 1] == [len(decode_messages(t.messages)) for t in transfers]
+    for transfer in transfers:
+        billing.ack(transfer)
+    world.settle()
+    statuses = shop.statuses()
+    assert [(4, 4)] == statuses[("billing", Status.DEAD)]
+    acknowledged = RangeSet(statuses[("billing", Status.ACKNOWLEDGED)])
+    assert RangeSet([(1, 3), (5, 5)]) == acknowledged
+
+
+def test_3_without_order_each_message_is_answered_alone() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    billing = world.peer("billing", receive=ORDERS | {"order": "none"})
+    shop.transfer(1, "orders.new", [b"one", b"two", b"three"])
+    world.settle()
+    (transfer,) = billing.take(Transfer)
+    billing.nack(transfer.sequence + 1, transfer.sequence + 1, Action.RETRY, 1000)
+    billing.connection.send(
+        Ack([(transfer.sequence, transfer.sequence), (transfer.sequence + 2,) * 2])
+    )
+    world.settle()
+    acknowledged = RangeSet(shop.statuses()[("billing", Status.ACKNOWLEDGED)])
+    assert RangeSet([(1, 1), (3, 3)]) == acknowledged
+    world.settle(1.5)
+    assert [b"two"] == billing.bodies()
+
+
+def test_18_a_full_backlog_refuses_only_what_has_that_receiver_in_its_audience() -> None:
+    world = NodeWorld(Limits(backlog_bytes=1000))
+    shop = world.peer("shop")
+    world.peer("away", receive={"subjects": ["big.>"]}).connection.abort()
+    billing = world.peer("billing", receive=ORDERS, answering=False)
+    shop.transfer(1, "big.new", [bytes(2000)])
+    world.settle(0.5)
+    shop.transfer(2, "big.new", [b"x"])
+    shop.transfer(3, "orders.new", [b"fine"])
+    world.settle()
+    (nack,) = shop.take(Nack)
+    assert (2, Action.LATER) == (nack.first, nack.action)
+    assert "'away'" in nack.reason
+    assert [b"fine"] == billing.bodies()
+    away = world.peer("away", receive={}, answering=True)
+    world.settle(0.5)
+    shop.transfer(2, "big.new", [b"x"], nacks=1)
+    world.settle()
+    assert away.lost_because is None
+    assert not shop.take(Nack)
+
+
+def test_5_two_incarnations_of_a_name_are_two_senders() -> None:
+    world = NodeWorld()
+    one = world.peer("shop", incarnation="i1", status_from=1)
+    two = world.peer("shop", incarnation="i2", status_from=1)
+    world.peer("billing", receive=ORDERS, answering=True)
+    one.transfer(1, "orders.new", [b"of one"])
+    world.settle()
+    assert {("billing", Status.ACKNOWLEDGED): [(1, 1)]} == one.statuses()
+    assert {} == two.statuses()
+    two.transfer(1, "orders.new", [b"of two"])
+    world.settle()
+    assert {("billing", Status.ACKNOWLEDGED): [(1, 1)]} == two.statuses()
+    assert one.lost_because is None
+
+
+def test_5_newest_connection_of_an_incarnation_wins() -> None:
+    world = NodeWorld()
+    old = world.peer("shop")
+    world.peer("shop")
+    world.settle(1.5)
+    assert old.lost_because is not None
+
+
+def test_8_an_audience_is_decided_when_the_batch_is_stored() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"before"])
+    world.settle()
+    late = world.peer("late", receive=ORDERS)
+    shop.transfer(2, "orders.new", [b"after"])
+    world.settle()
+    assert [b"after"] == late.bodies()
+
+
+def test_8_require_refuses_what_nobody_receives() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"x"], flags=4)
+    world.settle()
+    (nack,) = shop.take(Nack)
+    assert (Action.REFUSED, "no receiver for subject 'orders.new'") == (nack.action, nack.reason)
+
+
+def test_8_a_name_that_is_added_again_is_another_receiver() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    first = world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"old"])
+    world.settle()
+    assert shop.request("$node.receivers.remove", {"name": "billing", "confirm": 10})[0]
+    again = world.peer("billing", receive=ORDERS)
+    shop.transfer(2, "orders.new", [b"new"])
+    world.settle()
+    assert [b"new"] == again.bodies()
+    assert first.node_hello is not None
+    assert again.node_hello is not None
+    assert first.node_hello.incarnation != again.node_hello.incarnation
+
+
+def test_14_a_message_that_fails_too_often_is_dead() -> None:
+    world = NodeWorld(Limits(max_attempts=3, retry_delay_max=1.0))
+    shop = world.peer("shop", status_from=1)
+    billing = world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"poison", b"fine"])
+    for _ in range(3):
+        world.settle(2.0)
+        transfer = billing.take(Transfer)[0]
+        billing.nack(transfer.sequence, transfer.sequence, Action.RETRY, reason="KeyError: 'x'")
+    world.settle()
+    assert {("billing", Status.DEAD): [(1, 1)]} == shop.statuses()
+    assert [b"fine"] == billing.bodies()
+    _, answer = shop.request("$node.dead.list", {"receiver": "billing"})
+    assert (3, "KeyError: 'x'") == (answer["dead"][0]["attempts"], answer["dead"][0]["reason"])
+
+
+def test_27_a_configured_receiver_may_only_repeat_its_patterns() -> None:
+    world = NodeWorld()
+    configured = world.node.add_receiver("billing", ["orders.>"], configured=True)
+    done = Deferred.fromCoroutine(configured)
+    world.settle()
+    assert done.called
+    other = world.peer("billing", receive={"subjects": ["everything.>"]})
+    assert other.lost_because is not None
+    assert world.peer("billing", receive=ORDERS).lost_because is None
+    assert world.peer("billing", receive={}).lost_because is None
+
+
+def test_2_a_group_that_fails_is_nacked_and_taken_when_it_comes_again() -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    shop = world.peer("shop")
+    billing = world.peer("billing", receive=ORDERS)
+    log.fail_next = True
+    shop.transfer(1, "orders.a", [b"a1"])
+    shop.transfer(2, "orders.a", [b"a2"])
+    shop.transfer(3, "orders.b", [b"b1"])
+    world.settle()
+    nacks = shop.take(Nack)
+    assert [(1, Action.LATER), (3, Action.LATER)] == [(n.first, n.action) for n in nacks]
+    # What was on its way behind a1 when the NACK was sent is discarded, not stored.
+    shop.transfer(4, "orders.a", [b"a3"])
+    world.settle(2.0)
+    assert [] == billing.bodies()
+    shop.transfer(1, "orders.a", [b"a1"], nacks=2)
+    shop.transfer(2, "orders.a", [b"a2"], nacks=2)
+    shop.transfer(3, "orders.b", [b"b1"], nacks=2)
+    shop.transfer(4, "orders.a", [b"a3"], nacks=2)
+    world.settle(2.0)
+    assert [b"a1", b"a2", b"b1", b"a3"] == billing.bodies()
+
+
+def test_19_a_log_that_cannot_be_made_whole_ends_the_node() -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    shop = world.peer("shop")
+    log.fail_next, log.error = True, LogFailed("fsync: input/output error")
+    shop.transfer(1, "orders.a", [b"a1"])
+    world.settle()
+    assert [log.error] == world.failures
+    assert [] == shop.take(Ack)
+    assert shop.lost_because is not None
+
+
+def test_23_every_message_is_accounted_for() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    world.peer("a", receive=ORDERS, answering=True)
+    world.peer("b", receive=ORDERS)
+    for n in range(1, 8):
+        shop.transfer(2 * n, "orders.new", [b"x", b"y"])
+    world.settle()
+    _, answer = shop.request("$node.receivers.list", {})
+    rows = {row["name"]: row for row in answer["receivers"]}
+    assert (14, 0, {"acknowledged": 14}, 0) == tuple(
+        rows["a"][key] for key in ("routed", "queued", "settled", "unaccounted")
+    )
+    assert (14, 14, {}, 0) == tuple(
+        rows["b"][key] for key in ("routed", "queued", "settled", "unaccounted")
+    )
+    assert (True, {"discrepancies": []}) == shop.request("$node.audit", {})
+
+
+def test_producers_are_paused_while_too_much_waits_for_the_disk() -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(Limits(uncommitted_bytes=1000), log=log, clock=clock)
+    shop = world.peer("shop")
+    log.hold = True
+    for n in range(1, 20):
+        shop.transfer(n, "orders.new", [bytes(300)])
+        world.settle()
+    taken_in = world.node.commits.uncommitted_bytes
+    assert taken_in < 3000
+    log.release()
+    world.settle()
+    assert RangeSet([(1, 19)]) == RangeSet(
+        (first, last) for ack in shop.take(Ack) for first, last in ack.ranges
+    )
+
+
+def test_a_status_can_be_asked_for_by_position_identity_and_id() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    world.peer("billing", receive=ORDERS)
+    messages = encode_messages([WireMessage(b"{}", None, "o-17")])
+    shop.connection.send(Transfer(1, "orders.new", msgspec.Raw(messages)))
+    world.settle()
+    (routed,) = shop.take(Routed)
+    _, by_position = shop.request("$node.status", {"id": f"log:{routed.position}"})
+    assert {"billing": {"status": "sent", "attempts": 0, "reason": ""}} == by_position["receivers"]
+    assert by_position == shop.request("$node.status", {"id": "o-17"})[1]
+    assert by_position == shop.request("$node.status", {"id": by_position["sender"]})[1]
+    ok, answer = shop.request("$node.status", {"id": "log:1"})
+    assert not ok
+    assert "log:1" in str(answer)
