@@ -111,6 +111,7 @@ class _Run(Generic[T]):
     items: Sequence[tuple[int, T]]
     handle: Callable[[T, Transaction], object]
     last: tuple[int, int, int] | None
+    floor: int
     waiter: Deferred[Handled]
     handled: Handled | None = None
 
@@ -274,12 +275,14 @@ class InboxFile:
         *,
         after: int,
         last: tuple[int, int, int] | None = None,
+        floor: int = 0,
     ) -> Deferred[Handled]:
         """Handle messages once each: `handle(message, transaction)`, their writes and the marks.
 
         `items`: (sequence, message), rising; those taken before are skipped. `after`: nothing of
         the sender's between it and the first of `items` is open; that gap is taken with it.
-        `last`: (first, last, crc) of the run, remembered when all of it is committed.
+        `last`: (first, last, crc) of the run, remembered when all of it is committed. `floor`: all
+        of the sender's below it is settled (SEMANTICS 1), whatever becomes of this run.
 
         Fires with a `Handled` after the commit's sync. When `handle` raises for a message, what
         it wrote for that one is undone, those before it are committed, those behind it are not
@@ -288,7 +291,7 @@ class InboxFile:
         """
         waiter: Deferred[Handled] = Deferred()
         key = (sender, incarnation)
-        return self._enter(_Run(key, after, items, handle, last, waiter), waiter)
+        return self._enter(_Run(key, after, items, handle, last, floor, waiter), waiter)
 
     def transaction(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run `work(transaction)`; fires with its result after the commit's sync.
@@ -415,6 +418,8 @@ class InboxFile:
             mark = staged[run.key] = (
                 known.copy() if known is not None else SenderState(0, run.key, 0)
             )
+        if run.floor > mark.floor:
+            mark.take(mark.floor, run.floor - 1)
         after = run.after
         for count, (sequence, message) in enumerate(run.items):
             if mark.missing(sequence, sequence):

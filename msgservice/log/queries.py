@@ -215,6 +215,37 @@ from json_each(?1) as a
 _ALL = f"select total({_TOTAL}) from json_each(?1) as a"  # noqa: S608 - no input in it
 
 
+_BYTES_FROM = """
+select total(
+    coalesce(
+        (select before_bytes + size from batch where audience = a.value
+         order by number desc limit 1),
+        (select bytes from audience where number = a.value), 0)
+    - coalesce(
+        (select before_bytes + case when number = ?2 and count <= ?3 then size else 0 end
+         from batch where audience = a.value and number >= ?2 order by number limit 1),
+        (select before_bytes + size from batch where audience = a.value
+         order by number desc limit 1),
+        (select bytes from audience where number = a.value), 0))
+from json_each(?1) as a
+"""
+
+
+def bytes_from(db: apsw.Connection, audiences: Iterable[int], position: int) -> int:
+    """Return the bytes of these audiences' batches that are not all at or below `position`."""
+    return int(
+        one(
+            db,
+            _BYTES_FROM,
+            (
+                msgspec.json.encode(list(audiences)).decode(),
+                number_of(position),
+                (position & 0xFFFF) + 1,
+            ),
+        )
+    )
+
+
 def count_up_to(db: apsw.Connection, audiences: Iterable[int], position: int) -> int:
     """Return how many messages of these audiences have a position of at most `position`."""
     return int(
@@ -281,6 +312,7 @@ def account(db: apsw.Connection, receiver: int, members: dict[int, list[int]]) -
         settled={
             int(status): count for status, count in zip(SETTLED, settled, strict=True) if count
         },
+        queued_bytes=bytes_from(db, audiences, cursor),
     )
 
 

@@ -138,7 +138,7 @@ class SqliteLog(StoreLog):
                 notices = self._check_and_load(path, mark)
         except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError) as error:
             raise DataFolderUnusable(str(self.folder), str(error)) from error
-        self._reserve.make()
+        store.fullness()
         state = store.state
         file = MarkFile(mark_path)
         file.write(Mark(state.log_id, state.next_number - 1, state.commits, state.chain))

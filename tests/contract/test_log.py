@@ -377,6 +377,37 @@ def test_23_accounts_add_up_at_every_step(log: Driver) -> None:
     assert log.unaccounted() == [0, 0]
 
 
+def test_accounts_say_how_many_bytes_wait(log: Driver) -> None:
+    log.receivers(1)
+    audience = log.log.audience([1])
+    batches = [make_batch(audience, 2 * i + 1, [b"x" * i, b"y"]) for i in range(5)]
+    other = make_batch(log.log.audience([]), 100, [b"z" * 500])
+    log.append(*batches, other)
+    for done in range(6):
+        (account,) = log.wait(log.log.accounts())
+        assert account.queued_bytes == sum(batch.size for batch in batches[done:])
+        if done < 5:
+            log.progress(1, batches[done].last, settled={Status.ACKNOWLEDGED: 2})
+    log.progress(1, other.last)
+    (account,) = log.wait(log.log.accounts())
+    assert (account.queued, account.queued_bytes) == (0, 0)
+
+
+def test_a_batch_that_is_half_done_still_counts_in_bytes(log: Driver) -> None:
+    log.receivers(1)
+    batch = make_batch(log.log.audience([1]), 1, [b"a", b"b"])
+    log.append(batch)
+    log.progress(1, batch.first, settled={Status.ACKNOWLEDGED: 1})
+    (account,) = log.wait(log.log.accounts())
+    assert (account.queued, account.queued_bytes) == (1, batch.size)
+
+
+def test_room_is_known_as_soon_as_the_log_is_open(log: Driver) -> None:
+    room = log.log.room()
+    assert (room.used, room.maximum, room.full) == (0, SMALL.max_bytes, None)
+    assert room.free > 0 or log.kind == "memory"
+
+
 def test_23_the_audit_finds_a_settled_message_that_was_not_counted(log: Driver) -> None:
     log.receivers(1)
     batch = make_batch(log.log.audience([1]))

@@ -106,6 +106,18 @@ def test_1_the_gap_before_a_run_is_taken_with_it(box: Box) -> None:
     assert box.file.resume("node", "i.1") == Resume(floor=6)
 
 
+def test_1_all_below_the_senders_floor_is_taken(box: Box) -> None:
+    """What became dead leaves no hole for ever."""
+    box.run(2, "b", after=1)
+    box.run(5, "e", after=4)
+    assert box.file.resume("node", "i.1").ranges == ((2, 2), (5, 5))
+    box.run(9, "!i", after=8, floor=5)
+    assert box.file.resume("node", "i.1") == Resume(floor=6)
+    box.run(9, "i", after=8, floor=3)
+    assert box.file.resume("node", "i.1") == Resume(floor=6, ranges=((9, 9),))
+    assert box.done() == ["b", "e", "i"]
+
+
 def test_runs_with_holes_skip_what_was_taken(box: Box) -> None:
     box.run(2, "b", after=1)
     box.run(1, "a", "B", "c")
