@@ -13,13 +13,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from msgservice.client_disk import DiskOutbox, open_outbox
 from msgservice.client_gather import BARE_OVERHEAD, Gathering
 from msgservice.client_hop import NodeHop
 from msgservice.client_requests import Requests
@@ -27,15 +30,20 @@ from msgservice.clock import monotonic_of
 from msgservice.connection import Connection
 from msgservice.core.frames import Reply
 from msgservice.core.subjects import check_name, check_subject
+from msgservice.core.runs import Run, Settled
 from msgservice.errors import (
+    Ambiguous,
     ClientClosed,
     LimitReached,
+    LogError,
     MsgServiceError,
     NotYetBuilt,
+    OutboxFull,
+    Refused,
 )
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
-from msgservice.message import FLAG_REQUIRE, Headers, encode_mixed
+from msgservice.message import FLAG_REQUIRE, Headers, Status, encode_mixed
 from msgservice.receipt import HandedRun, Receipt, Receipts
 from msgservice.transport.registry import Transports
 
@@ -73,7 +81,9 @@ class Client:
     `connector_factory(make_user)` returns the `IConnector` that keeps the connection: a socket's,
     or one inside the process. `window`: (messages, bytes) unanswered at once, and where `blocked`
     begins; `held`: (messages, bytes) beyond which `send` fails. `require`: the default of `send`.
-    `new_incarnation` returns a fresh secret text (SEMANTICS 5).
+    `new_incarnation` returns a fresh secret text (SEMANTICS 5). `outbox`: opened by
+    `client_disk.open_outbox`; the client closes it. It brings its own incarnation, and `held`
+    should be its limit too.
     """
 
     _logger = Logger()
@@ -89,6 +99,7 @@ class Client:
         window: tuple[int, int] | None = None,
         held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
         require: bool = False,
+        outbox: DiskOutbox | None = None,
     ) -> None:
         check_name(name)
         self.name = name
@@ -97,6 +108,11 @@ class Client:
         self._window = window or (limits.window_messages, limits.window_bytes)
         self._held = held
         self._room_messages, self._room_bytes = held
+        self._disk = outbox
+        loaded = outbox.take_loaded() if outbox is not None else []
+        for run in loaded:
+            self._room_messages -= run.count
+            self._room_bytes -= run.size
         now = monotonic_of(reactor)
         self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, self._window[0])
         self._growing = self._gathering.open
@@ -104,10 +120,12 @@ class Client:
         self._hop = NodeHop(
             self,
             name=name,
-            incarnation=new_incarnation(),
-            new_incarnation=new_incarnation,
-            sequence=0,
-            cursor=0,
+            incarnation=new_incarnation() if outbox is None else outbox.incarnation,
+            new_incarnation=(
+                (lambda: succeed(new_incarnation())) if outbox is None else outbox.renew
+            ),
+            sequence=0 if outbox is None else outbox.given,
+            loaded=loaded,
             window=self._window,
             clock=reactor,
             now=now,
@@ -136,8 +154,11 @@ class Client:
     def blocked(self) -> bool:
         """Whether the window is full of unanswered messages: what is sent now waits.
 
-        A program that does not await its sends should stop until this is False again.
+        A program that does not await its sends should stop until this is False again. With
+        `outbox=` the disk takes what the window does not: then, whether that is (nearly) full.
         """
+        if self._disk is not None:
+            return self._room_messages <= 0 or self._room_bytes < self._limits.max_batch
         return self.unanswered >= self._window[0] or (
             self._held[1] - self._room_bytes >= self._window[1]
         )
@@ -149,8 +170,12 @@ class Client:
 
     @property
     def sequence(self) -> int:
-        """The last sequence that was ever given; with `outbox=`, the last one on disk."""
-        return self._hop.sequence
+        """The last sequence that was ever given; with `outbox=`, the last one on disk.
+
+        Of one producer that sends nothing else, it says how many of its messages were handed
+        over: after a crash it goes on from there.
+        """
+        return self._hop.sequence if self._disk is None else self._disk.sequence
 
     def why(self) -> Why:
         """How it stands with the connection: last error, attempts, next try."""
@@ -329,12 +354,18 @@ class Client:
             raise ClientClosed(str(self._closed))
 
     def _take_room(self, messages: int, size: int) -> None:
+        if size > self._room_bytes and self._disk is not None:
+            raise OutboxFull(self._held[1] - self._room_bytes + size, self._held[1])
         if messages > self._room_messages:
             raise LimitReached("held messages", self._held[0])
         if size > self._room_bytes:
             raise LimitReached("held bytes", self._held[1])
         self._room_messages -= messages
         self._room_bytes -= size
+
+    def _give_room(self, messages: int, size: int) -> None:
+        self._room_messages += messages
+        self._room_bytes += size
 
     # --- gathering
 
@@ -351,8 +382,7 @@ class Client:
         if gathering:
             parcels = gathering.take(only_cut=only_whole)
             if parcels:
-                self._hop.offer(self._hop.number(parcels))
-                self._hop.pump()
+                self._keep(self._hop.number(parcels))
         if self._growing:
             if self._hold_due is None and self._hop.is_open:
                 self._hold_due = self._reactor.callLater(HOLD_SECONDS, self._held_long)
@@ -360,11 +390,43 @@ class Client:
             self._hold_due.cancel()
             self._hold_due = None
 
+    def _keep(self, runs: list[Run]) -> None:
+        if self._disk is None:
+            self._hop.offer(runs)
+            self._hop.pump()
+        else:
+            keeping = self._disk.keep(runs)
+            keeping.addCallbacks(self._kept, self._not_kept, (runs,), None, (runs,))
+            keeping.addErrback(lambda f: self._logger.failure("after writing the outbox", f))
+
+    def _kept(self, _: None, runs: list[Run]) -> None:
+        """They are on disk: now they may travel, and `send` has done its work."""
+        self._hop.offer(runs)
+        self._hop.pump()
+        for run in runs:
+            run.source.stored()
+        if self._closed is not None:
+            self._look_whether_done()
+
+    def _not_kept(self, failure: Failure, runs: list[Run]) -> None:
+        cause = failure.value
+        known = isinstance(cause, Refused | LogError)
+        error = cause if known else Ambiguous(f"the outbox could not be written: {cause}")
+        self._logger.error("{name}: {error}", name=self.name, error=str(error))
+        for run in runs:
+            self._give_room(run.count, run.source.cost)
+        for run in runs:
+            run.source.refused(run.first, run.last, error)
+        if self._closed is not None:
+            self._look_whether_done()
+
     def _held_long(self) -> None:
         self._hold_due = None
         self._hand_over(only_whole=not self._hop.is_open)
 
     def _is_busy(self) -> bool:
+        if self._disk is not None:
+            return False  # the disk is waited for at the end of each turn, whatever the node does
         hop = self._hop
         return not hop.is_open or hop.in_flight >= min(
             HOLD_MESSAGES, hop.outbox.window_messages // 2 or 1
@@ -380,10 +442,25 @@ class Client:
         for waiter in waiters:
             waiter.callback(self)
 
-    def settled(self, messages: int, size: int) -> None:
+    def settled(self, settled: list[Settled]) -> None:
         """See `HopUser`."""
-        self._room_messages += messages
-        self._room_bytes += size
+        for one in settled:
+            run, count = one.run.source, one.run.count
+            run.left -= count
+            self._give_room(count, 0 if run.left else run.cost)
+        if self._disk is not None:
+            self._disk.settle([(one.first, one.last) for one in settled])
+            for one in settled:
+                if one.status is not Status.ACKNOWLEDGED:
+                    # `send` has fired long ago, so nobody may be listening.
+                    self._logger.error(
+                        "{name}: the node refused {first} to {last} on {subject}: {reason}",
+                        name=self.name,
+                        first=one.first,
+                        last=one.last,
+                        subject=one.run.subject,
+                        reason=one.reason,
+                    )
 
     def answers_applied(self) -> None:
         """See `HopUser`."""
@@ -407,9 +484,6 @@ class Client:
         """See `HopUser`."""
         self._begin_closing(ClientClosed("another connection has this name and incarnation"))
         self._finish()
-
-    def incarnation_changed(self, incarnation: str) -> None:
-        """See `HopUser`."""
 
     # --- its life
 
@@ -463,6 +537,8 @@ class Client:
         self._finish()
 
     def _look_whether_done(self) -> None:
+        if self._disk is not None and self._disk.writing:
+            return
         if not self._hop.is_open or not self.unanswered:
             self._finish()
 
@@ -489,6 +565,10 @@ class Client:
         )
         stopping: Deferred[Any] = self._connector.stopService() or succeed(None)
         stopping.addErrback(lambda f: self._logger.failure("stopping the connector", f))
+        if self._disk is not None:
+            disk = self._disk
+            stopping.addCallback(lambda _: disk.close())
+            stopping.addErrback(lambda f: self._logger.failure("closing the outbox", f))
         stopping.addCallback(lambda _: self._finished())
 
     def _stop_overdue(self) -> None:
@@ -556,7 +636,7 @@ def connect(
     *,
     name: str,
     limits: Limits | None = None,
-    outbox: str | None = None,
+    outbox: str | Path | None = None,
     window: tuple[int, int] | None = None,
     held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
     require: bool = False,
@@ -567,18 +647,22 @@ def connect(
 
     From then on the client reconnects by itself until `close`, and sends again what was not
     acknowledged. `address`: `tcp:127.0.0.1:7410`, `tls:…`, `unix:…`. `name`: of this sender.
-    The others are as for `Client`. Fails with `BadAddress`, `BadName`. Cancelling stops dialling.
+
+    `outbox`: path of a file that keeps what is handed over until the node has it, across crashes
+    of this process; `held` is its limit, and this Deferred fires as soon as the file is open,
+    connected or not (`when_connected` tells the rest): from then on `send` works.
+
+    The others are as for `Client`. Fails with `BadAddress`, `BadName`; for the outbox with
+    `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
     """
     limits = Limits() if limits is None else limits
-    if outbox is not None:
-        return fail(NotYetBuilt("outbox"))
 
     def connector_factory(make_user: Callable[[], IChannelUser]) -> IConnector:
         transport = (transports or Transports()).find(address)
         connector: IConnector = transport.connector(reactor, address, make_user, limits)
         return connector
 
-    try:
+    def begin(disk: DiskOutbox | None) -> Client:
         client = Client(
             reactor=reactor,
             name=name,
@@ -588,13 +672,28 @@ def connect(
             window=window,
             held=held,
             require=require,
+            outbox=disk,
         )
+        client.start()
+        return client
+
+    if outbox is not None:
+        return open_outbox(reactor, outbox, bytes_max=held[1]).addCallback(_with_disk, begin)
+    try:
+        client = begin(None)
     except MsgServiceError as error:
         return fail(error)
-    client.start()
     opened: Deferred[Client] = Deferred(lambda _: _give_up(client))
     client.when_connected().chainDeferred(opened)
     return opened
+
+
+def _with_disk(disk: DiskOutbox, begin: Callable[[DiskOutbox], Client]) -> Any:
+    try:
+        return begin(disk)
+    except MsgServiceError:
+        failure = Failure()
+        return disk.close().addBoth(lambda _: failure)
 
 
 def _give_up(client: Client) -> None:

@@ -67,7 +67,8 @@ class HandedRun:
     """Messages of one subject that travel together, and what is known of them.
 
     `waiters` are the Deferreds of `send`, one for each message, until they have fired;
-    `on_answered` is called once, when each of its messages was accepted or refused.
+    `on_answered`, if set, is called once: when each message was accepted (kept on disk, with
+    `outbox=`) or refused.
     """
 
     __slots__ = (
@@ -84,9 +85,11 @@ class HandedRun:
         "_settled",
         "_unanswered",
         "_watchers",
+        "cost",
         "count",
         "first",
         "ids",
+        "left",
         "on_answered",
         "subject",
         "waiters",
@@ -98,14 +101,16 @@ class HandedRun:
         count: int,
         waiters: list[Deferred[Receipt]] | None,
         ids: dict[int, str] | None = None,
-        on_answered: Callable[[], None] | None = None,
+        *,
+        cost: int = 0,
     ) -> None:
         self.subject = subject
         self.first = 0  # no sequence yet
-        self.count = count
+        self.count = self.left = count
+        self.cost = cost  # bytes of room it takes, until none of it is `left` to be answered
         self.waiters = waiters
         self.ids = ids  # index -> the sender's own id, of those that have one
-        self.on_answered = on_answered
+        self.on_answered: Callable[[], None] | None = None
         self._keeper: Keeper | None = None
         self._pieces: list[Piece] = []
         self._unanswered = count

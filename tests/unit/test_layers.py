@@ -15,7 +15,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("core",),
     ("log", "transport", "clock", "connection"),
     ("config", "config_addresses", "config_reader", "config_toml"),
-    ("receipt", "client_runs", "client_gather", "client_hop", "client_requests"),
+    ("receipt", "client_runs", "client_gather", "client_hop", "client_requests", "client_disk"),
     ("received", "handling"),
     ("client", "receiver", "attachment", "node", "faces"),
     ("tap", "cli", "web", "testing", ""),
