@@ -23,39 +23,30 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.client_disk import DiskOutbox, open_outbox
+from msgservice.client_flow import Flow
 from msgservice.client_gather import BARE_OVERHEAD, Gathering
+from msgservice.client_handed import joined
 from msgservice.client_hop import NodeHop
 from msgservice.client_requests import Requests
 from msgservice.clock import monotonic_of
 from msgservice.connection import Connection
 from msgservice.core.frames import Reply
+from msgservice.core.runs import Settled
 from msgservice.core.subjects import check_name, check_subject
-from msgservice.core.runs import Run, Settled
 from msgservice.errors import (
-    Ambiguous,
     ClientClosed,
-    LimitReached,
-    LogError,
     MsgServiceError,
     NotYetBuilt,
-    OutboxFull,
-    Refused,
 )
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
-from msgservice.message import FLAG_REQUIRE, Headers, Status, encode_mixed
-from msgservice.receipt import HandedRun, Receipt, Receipts
+from msgservice.message import FLAG_REQUIRE, Headers, encode_mixed
+from msgservice.receipt import Receipt, Receipts
 from msgservice.transport.registry import Transports
 
 # What may be handed over and not accepted yet, the window included; `send` fails beyond it.
 HELD_MESSAGES = 1_000_000
 HELD_BYTES = 256 * 1024 * 1024
-# With so many messages in flight the node is busy for a while, and runs that are still short
-# wait for its next answer to grow (at most HOLD_SECONDS): with 1,000 subjects in turn that is
-# the difference between runs of 2 messages and runs of 10. So many take about as long as that.
-HOLD_MESSAGES = 8192
-HOLD_SECONDS = 0.05
-
 ConnectorFactory = Callable[[Callable[[], IChannelUser]], IConnector]
 
 
@@ -105,16 +96,11 @@ class Client:
         self.name = name
         self._reactor = reactor
         self._limits = limits
-        self._window = window or (limits.window_messages, limits.window_bytes)
-        self._held = held
-        self._room_messages, self._room_bytes = held
         self._disk = outbox
         loaded = outbox.take_loaded() if outbox is not None else []
-        for run in loaded:
-            self._room_messages -= run.count
-            self._room_bytes -= run.size
         now = monotonic_of(reactor)
-        self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, self._window[0])
+        window = window or (limits.window_messages, limits.window_bytes)
+        self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, window[0])
         self._growing = self._gathering.open
         self._run_messages = self._gathering.run_messages
         self._hop = NodeHop(
@@ -126,16 +112,26 @@ class Client:
             ),
             sequence=0 if outbox is None else outbox.given,
             loaded=loaded,
-            window=self._window,
+            window=window,
             clock=reactor,
             now=now,
             limits=limits,
         )
+        self._flow = Flow(
+            hop=self._hop,
+            gathering=self._gathering,
+            disk=outbox,
+            reactor=reactor,
+            limits=limits,
+            window=window,
+            held=held,
+            wrote=self._wrote,
+        )
+        for run in loaded:
+            self._flow.give_room(-run.count, -run.size)
         self._requests = Requests(clock=reactor, now=now, pending_max=limits.requests)
         self._connector = connector_factory(self._hop.connect)
         self._attempts_at_error = 0  # how often was dialled when the hop's last error came
-        self._flush_due: IDelayedCall | None = None  # at the end of the turn
-        self._hold_due: IDelayedCall | None = None  # when short runs have waited long enough
         self._connect_waiters: list[Deferred[Client]] = []
         self._closed: ClientClosed | None = None  # nothing new is taken
         self._close_waiters: list[Deferred[None]] = []
@@ -157,16 +153,12 @@ class Client:
         A program that does not await its sends should stop until this is False again. With
         `outbox=` the disk takes what the window does not: then, whether that is (nearly) full.
         """
-        if self._disk is not None:
-            return self._room_messages <= 0 or self._room_bytes < self._limits.max_batch
-        return self.unanswered >= self._window[0] or (
-            self._held[1] - self._room_bytes >= self._window[1]
-        )
+        return self._flow.blocked
 
     @property
     def unanswered(self) -> int:
         """Messages handed over that the node has not answered."""
-        return self._held[0] - self._room_messages
+        return self._flow.unanswered
 
     @property
     def sequence(self) -> int:
@@ -235,12 +227,13 @@ class Client:
             # The usual case, and the one that is measured: another body for a run that grows.
             gather = self._growing.get(subject)
             if gather is not None and gather.plain and gather.bare:
+                flow = self._flow
                 size = len(content) + BARE_OVERHEAD
                 filled = gather.size + size
-                if filled <= gather.limit and size <= self._room_bytes and self._room_messages > 0:
+                if filled <= gather.limit and size <= flow.room_bytes and flow.room_messages > 0:
                     gather.size = filled
-                    self._room_bytes -= size
-                    self._room_messages -= 1
+                    flow.room_bytes -= size
+                    flow.room_messages -= 1
                     gather.items.append(content)
                     waiter: Deferred[Receipt] = Deferred()
                     waiters = gather.waiters
@@ -276,7 +269,7 @@ class Client:
         gathering.check_subject(subject)
         names = gathering.check_to(to)
         item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(names))
-        self._take_room(1, size)
+        self._flow.take_room(1, size)
         gather = gathering.gather(subject, names, self._flags(require))
         if gather.size + size > gather.limit:
             gathering.cut(gather)
@@ -285,7 +278,7 @@ class Client:
         gather.add(item, size, own_id, waiter)
         if len(gather.waiters) >= self._run_messages:
             gathering.cut(gather)
-        self._schedule()
+        self._flow.schedule()
         return waiter
 
     def send_many(
@@ -310,16 +303,16 @@ class Client:
             gathering.check_subject(subject)
             names = gathering.check_to(to)
             parcels = gathering.prepare_run(subject, bodies, names, headers, self._flags(require))
-            self._take_room(
+            self._flow.take_room(
                 sum(parcel.run.count for parcel in parcels),
                 sum(len(parcel.messages) for parcel in parcels),
             )
         except (MsgServiceError, TypeError) as error:
             return fail(error)
-        waiter = _joined([parcel.run for parcel in parcels])
+        waiter = joined([parcel.run for parcel in parcels])
         for parcel in parcels:
             gathering.put(parcel)
-        self._schedule()
+        self._flow.schedule()
         return waiter
 
     def request(
@@ -353,85 +346,6 @@ class Client:
         if self._closed is not None:
             raise ClientClosed(str(self._closed))
 
-    def _take_room(self, messages: int, size: int) -> None:
-        if size > self._room_bytes and self._disk is not None:
-            raise OutboxFull(self._held[1] - self._room_bytes + size, self._held[1])
-        if messages > self._room_messages:
-            raise LimitReached("held messages", self._held[0])
-        if size > self._room_bytes:
-            raise LimitReached("held bytes", self._held[1])
-        self._room_messages -= messages
-        self._room_bytes -= size
-
-    def _give_room(self, messages: int, size: int) -> None:
-        self._room_messages += messages
-        self._room_bytes += size
-
-    # --- gathering
-
-    def _schedule(self) -> None:
-        if self._flush_due is None:
-            self._flush_due = self._reactor.callLater(0, self._flush)
-
-    def _flush(self) -> None:
-        self._flush_due = None
-        self._hand_over(only_whole=self._is_busy())
-
-    def _hand_over(self, *, only_whole: bool = False) -> None:
-        gathering = self._gathering
-        if gathering:
-            parcels = gathering.take(only_cut=only_whole)
-            if parcels:
-                self._keep(self._hop.number(parcels))
-        if self._growing:
-            if self._hold_due is None and self._hop.is_open:
-                self._hold_due = self._reactor.callLater(HOLD_SECONDS, self._held_long)
-        elif self._hold_due is not None:
-            self._hold_due.cancel()
-            self._hold_due = None
-
-    def _keep(self, runs: list[Run]) -> None:
-        if self._disk is None:
-            self._hop.offer(runs)
-            self._hop.pump()
-        else:
-            keeping = self._disk.keep(runs)
-            keeping.addCallbacks(self._kept, self._not_kept, (runs,), None, (runs,))
-            keeping.addErrback(lambda f: self._logger.failure("after writing the outbox", f))
-
-    def _kept(self, _: None, runs: list[Run]) -> None:
-        """They are on disk: now they may travel, and `send` has done its work."""
-        self._hop.offer(runs)
-        self._hop.pump()
-        for run in runs:
-            run.source.stored()
-        if self._closed is not None:
-            self._look_whether_done()
-
-    def _not_kept(self, failure: Failure, runs: list[Run]) -> None:
-        cause = failure.value
-        known = isinstance(cause, Refused | LogError)
-        error = cause if known else Ambiguous(f"the outbox could not be written: {cause}")
-        self._logger.error("{name}: {error}", name=self.name, error=str(error))
-        for run in runs:
-            self._give_room(run.count, run.source.cost)
-        for run in runs:
-            run.source.refused(run.first, run.last, error)
-        if self._closed is not None:
-            self._look_whether_done()
-
-    def _held_long(self) -> None:
-        self._hold_due = None
-        self._hand_over(only_whole=not self._hop.is_open)
-
-    def _is_busy(self) -> bool:
-        if self._disk is not None:
-            return False  # the disk is waited for at the end of each turn, whatever the node does
-        hop = self._hop
-        return not hop.is_open or hop.in_flight >= min(
-            HOLD_MESSAGES, hop.outbox.window_messages // 2 or 1
-        )
-
     # --- client_hop.HopUser
 
     def opened(self, connection: Connection) -> None:
@@ -444,28 +358,11 @@ class Client:
 
     def settled(self, settled: list[Settled]) -> None:
         """See `HopUser`."""
-        for one in settled:
-            run, count = one.run.source, one.run.count
-            run.left -= count
-            self._give_room(count, 0 if run.left else run.cost)
-        if self._disk is not None:
-            self._disk.settle([(one.first, one.last) for one in settled])
-            for one in settled:
-                if one.status is not Status.ACKNOWLEDGED:
-                    # `send` has fired long ago, so nobody may be listening.
-                    self._logger.error(
-                        "{name}: the node refused {first} to {last} on {subject}: {reason}",
-                        name=self.name,
-                        first=one.first,
-                        last=one.last,
-                        subject=one.run.subject,
-                        reason=one.reason,
-                    )
+        self._flow.settled(settled)
 
     def answers_applied(self) -> None:
         """See `HopUser`."""
-        if self._gathering:
-            self._hand_over(only_whole=self._is_busy())
+        self._flow.go_on()
         if self._closed is not None:
             self._look_whether_done()
 
@@ -524,7 +421,7 @@ class Client:
         if self._closed is not None:
             return
         self._closed = why
-        self._hand_over()
+        self._flow.hand_over()
         # Half of the time for the answers, half for the connection to end.
         self._close_deadline = self._reactor.callLater(
             self._limits.stop_timeout / 2, self._close_overdue
@@ -537,20 +434,21 @@ class Client:
         self._finish()
 
     def _look_whether_done(self) -> None:
-        if self._disk is not None and self._disk.writing:
-            return
-        if not self._hop.is_open or not self.unanswered:
+        if not self._flow.is_writing and not (self._hop.is_open and self.unanswered):
             self._finish()
+
+    def _wrote(self) -> None:
+        if self._closed is not None:
+            self._look_whether_done()
 
     def _finish(self) -> None:
         if self._is_finishing:
             return
         self._is_finishing = True
         assert self._closed is not None
-        for call in (self._close_deadline, self._flush_due, self._hold_due):
-            if call is not None and call.active():
-                call.cancel()
-        self._flush_due = self._hold_due = None
+        if self._close_deadline is not None:
+            self._close_deadline.cancel()
+        self._flow.stop()
         connection = self._hop.connection
         if connection is not None and self._hop.is_open:
             connection.bye()
@@ -605,29 +503,6 @@ class _ClientService(Service):
     def stopService(self) -> Deferred[None]:
         super().stopService()
         return self._client.close()
-
-
-def _joined(runs: list[HandedRun]) -> Deferred[Receipts]:
-    """Fire when all of these were answered."""
-    waiter: Deferred[Receipts] = Deferred()
-    receipts = Receipts(runs)
-    left = len(runs)
-
-    def answered() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            error = next((e for run in runs if (e := run.first_error()) is not None), None)
-            if error is None:
-                waiter.callback(receipts)
-            else:
-                waiter.errback(error)
-
-    for run in runs:
-        run.on_answered = answered
-    if not runs:
-        waiter.callback(receipts)
-    return waiter
 
 
 def connect(

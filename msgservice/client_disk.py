@@ -15,9 +15,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from msgservice.client_handed import HandedRun
 from msgservice.core.runs import Run
 from msgservice.log.outbox_file import OutboxFile, OutboxRun, OutboxSnapshot
-from msgservice.receipt import HandedRun
 
 
 class DiskOutbox:
@@ -56,7 +56,7 @@ class DiskOutbox:
         ]
         return self._file.append(kept).addBoth(self._written, runs[-1].last)
 
-    def _written(self, result: None | Failure, last: int) -> None | Failure:
+    def _written(self, result: Failure | None, last: int) -> Failure | None:
         self.writing -= 1
         if not isinstance(result, Failure):
             self.sequence = last

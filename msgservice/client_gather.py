@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import msgspec
 from twisted.internet.defer import Deferred
 
+from msgservice.client_handed import HandedRun
 from msgservice.codecs import encode_content
 from msgservice.core.subjects import check_name, check_subject, is_reserved
 from msgservice.errors import BadName, BadSubject, MessageTooLarge, Refused
 from msgservice.limits import FRAME_OVERHEAD, MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
 from msgservice.message import Headers, WireMessage, encode_bodies, encode_mixed
-from msgservice.receipt import HandedRun, Receipt
+from msgservice.receipt import Receipt
 
 # As long as runs are cut often enough to keep node and receivers busy side by side, longer ones
 # save little: what is left per run is below a tenth of what a Deferred per message costs.

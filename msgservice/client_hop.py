@@ -19,7 +19,9 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.client_acked import Acked, highest_of
 from msgservice.client_gather import Parcel
+from msgservice.client_handed import HandedRun
 from msgservice.client_runs import HandedRuns
 from msgservice.connection import Connection
 from msgservice.core.backoff import delay_of
@@ -37,7 +39,6 @@ from msgservice.core.frames import (
     StatusFrame,
 )
 from msgservice.core.outbox import Outbox
-from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Run, Settled
 from msgservice.errors import (
     ContentChanged,
@@ -52,11 +53,8 @@ from msgservice.errors import (
 )
 from msgservice.limits import Limits
 from msgservice.message import Action, Status
-from msgservice.receipt import HandedRun
 from msgservice.records import Resume
 
-# Refused sequences leave holes in what was acknowledged; beyond so many the oldest are closed.
-ACKED_RANGES_MAX = 1000
 # Audiences are interned by the node, but the numbers of a long connection are all told.
 AUDIENCES_FACTOR = 10
 
@@ -130,11 +128,7 @@ class NodeHop:
         self._timer: IDelayedCall | None = None
         self._is_renewing = False  # the next incarnation is on its way to the disk
         self._hello_due: Connection | None = None  # it waits for that
-        # What an earlier process was told is whatever is not open, but for what was refused.
-        self._is_restarted = sequence > 0
-        self._acked = RangeSet([(1, sequence)])
-        for run in loaded:
-            self._acked.remove(run.first, run.last)
+        self._acked = Acked(sequence, [(run.first, run.last) for run in loaded])
         self.offer(loaded)
         self.outbox.skip_to(sequence)
 
@@ -348,8 +342,6 @@ class NodeHop:
         for one in settled:
             if one.status is Status.ACKNOWLEDGED:
                 self._acked.add(one.first, one.last)
-        if len(self._acked) > ACKED_RANGES_MAX:
-            self._close_holes()
         self._user.settled(settled)
         for one in settled:
             handed: HandedRun = one.run.source
@@ -369,32 +361,16 @@ class NodeHop:
             return NoReceiver(settled.run.subject)
         return Refused(reason)
 
-    def _close_holes(self) -> None:
-        """Forget the older half of the holes: `floor` has told the node of them long ago."""
-        ranges = list(self._acked)
-        self._acked.add(ranges[0][0], ranges[len(ranges) // 2][1])
-
     def _compare(self, resume: Resume) -> LogWentBack | None:
         """Hold what the node has taken against what this side knows (SEMANTICS 6)."""
-        seen = max([resume.floor - 1, *(last for _, last in resume.ranges)])
-        if resume.last is not None:
-            seen = max(seen, resume.last[1])
-        if seen > self.sequence:
+        seen = highest_of(resume)
+        if seen > self.sequence or (resume.last is not None and self._differs(*resume.last)):
             return LogWentBack(self.peer_name, self.sequence, seen)
-        if resume.last is not None and self._differs(*resume.last):
-            return LogWentBack(self.peer_name, self.sequence, seen)
-        taken = RangeSet(resume.ranges)
-        taken.add(1, resume.floor - 1)
-        if self._is_restarted and resume.last is not None:
-            taken.add(1, resume.last[1])  # the holes below it are what the node refused
-        self._is_restarted = False
-        for first, last in self._acked:
-            for low, high in taken.missing(first, last):
-                forgot = PeerForgot(self.peer_name, low, high)
-                self._logger.error("{name}: {error}", name=self.name, error=str(forgot))
-                self.last_error = str(forgot)
-                self._acked.remove(low, high)
-                self.runs.lose(low, high, forgot, answered=True)
+        for low, high in self._acked.take_forgotten(resume):
+            forgot = PeerForgot(self.peer_name, low, high)
+            self._logger.error("{name}: {error}", name=self.name, error=str(forgot))
+            self.last_error = str(forgot)
+            self.runs.lose(low, high, forgot, answered=True)
         return None
 
     def _differs(self, first: int, last: int, crc: int) -> bool:
@@ -412,8 +388,7 @@ class NodeHop:
             error=str(error),
         )
         self.last_error = str(error)
-        self._acked = RangeSet()
-        self._is_restarted = False
+        self._acked.begin_anew()
         self._is_renewing = True
         self._new_incarnation().addCallbacks(self._renewed, self._not_renewed)
         self.runs.lose(1, self.sequence, error, answered=True)
