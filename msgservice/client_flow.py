@@ -71,7 +71,8 @@ class Flow:
     def blocked(self) -> bool:
         """See `Client.blocked`."""
         if self._disk is not None:
-            return self.room_messages <= 0 or self.room_bytes < self._limits.max_batch
+            nearly_full = min(self._limits.max_batch, self._held[1] // 8)
+            return self.room_messages <= 0 or self.room_bytes < nearly_full
         return (
             self._held[0] - self.room_messages >= self._window[0]
             or self._held[1] - self.room_bytes >= self._window[1]
