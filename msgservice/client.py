@@ -13,41 +13,40 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from msgservice.client_disk import DiskOutbox, open_outbox
+from msgservice.client_flow import Flow
 from msgservice.client_gather import BARE_OVERHEAD, Gathering
+from msgservice.client_handed import joined
 from msgservice.client_hop import NodeHop
 from msgservice.client_requests import Requests
 from msgservice.clock import monotonic_of
 from msgservice.connection import Connection
 from msgservice.core.frames import Reply
+from msgservice.core.runs import Settled
 from msgservice.core.subjects import check_name, check_subject
 from msgservice.errors import (
     ClientClosed,
-    LimitReached,
     MsgServiceError,
     NotYetBuilt,
 )
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Headers, encode_mixed
-from msgservice.receipt import HandedRun, Receipt, Receipts
+from msgservice.receipt import Receipt, Receipts
 from msgservice.transport.registry import Transports
 
 # What may be handed over and not accepted yet, the window included; `send` fails beyond it.
 HELD_MESSAGES = 1_000_000
 HELD_BYTES = 256 * 1024 * 1024
-# With so many messages in flight the node is busy for a while, and runs that are still short
-# wait for its next answer to grow (at most HOLD_SECONDS): with 1,000 subjects in turn that is
-# the difference between runs of 2 messages and runs of 10. So many take about as long as that.
-HOLD_MESSAGES = 8192
-HOLD_SECONDS = 0.05
-
 ConnectorFactory = Callable[[Callable[[], IChannelUser]], IConnector]
 
 
@@ -73,7 +72,9 @@ class Client:
     `connector_factory(make_user)` returns the `IConnector` that keeps the connection: a socket's,
     or one inside the process. `window`: (messages, bytes) unanswered at once, and where `blocked`
     begins; `held`: (messages, bytes) beyond which `send` fails. `require`: the default of `send`.
-    `new_incarnation` returns a fresh secret text (SEMANTICS 5).
+    `new_incarnation` returns a fresh secret text (SEMANTICS 5). `outbox`: opened by
+    `client_disk.open_outbox`; the client closes it. It brings its own incarnation, and `held`
+    should be its limit too.
     """
 
     _logger = Logger()
@@ -89,35 +90,48 @@ class Client:
         window: tuple[int, int] | None = None,
         held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
         require: bool = False,
+        outbox: DiskOutbox | None = None,
     ) -> None:
         check_name(name)
         self.name = name
         self._reactor = reactor
         self._limits = limits
-        self._window = window or (limits.window_messages, limits.window_bytes)
-        self._held = held
-        self._room_messages, self._room_bytes = held
+        self._disk = outbox
+        loaded = outbox.take_loaded() if outbox is not None else []
         now = monotonic_of(reactor)
-        self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, self._window[0])
+        window = window or (limits.window_messages, limits.window_bytes)
+        self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, window[0])
         self._growing = self._gathering.open
         self._run_messages = self._gathering.run_messages
         self._hop = NodeHop(
             self,
             name=name,
-            incarnation=new_incarnation(),
-            new_incarnation=new_incarnation,
-            sequence=0,
-            cursor=0,
-            window=self._window,
+            incarnation=new_incarnation() if outbox is None else outbox.incarnation,
+            new_incarnation=(
+                (lambda: succeed(new_incarnation())) if outbox is None else outbox.renew
+            ),
+            sequence=0 if outbox is None else outbox.given,
+            loaded=loaded,
+            window=window,
             clock=reactor,
             now=now,
             limits=limits,
         )
+        self._flow = Flow(
+            hop=self._hop,
+            gathering=self._gathering,
+            disk=outbox,
+            reactor=reactor,
+            limits=limits,
+            window=window,
+            held=held,
+            wrote=self._wrote,
+        )
+        for run in loaded:
+            self._flow.give_room(-run.count, -run.size)
         self._requests = Requests(clock=reactor, now=now, pending_max=limits.requests)
         self._connector = connector_factory(self._hop.connect)
         self._attempts_at_error = 0  # how often was dialled when the hop's last error came
-        self._flush_due: IDelayedCall | None = None  # at the end of the turn
-        self._hold_due: IDelayedCall | None = None  # when short runs have waited long enough
         self._connect_waiters: list[Deferred[Client]] = []
         self._closed: ClientClosed | None = None  # nothing new is taken
         self._close_waiters: list[Deferred[None]] = []
@@ -136,21 +150,24 @@ class Client:
     def blocked(self) -> bool:
         """Whether the window is full of unanswered messages: what is sent now waits.
 
-        A program that does not await its sends should stop until this is False again.
+        A program that does not await its sends should stop until this is False again. With
+        `outbox=` the disk takes what the window does not: then, whether that is (nearly) full.
         """
-        return self.unanswered >= self._window[0] or (
-            self._held[1] - self._room_bytes >= self._window[1]
-        )
+        return self._flow.blocked
 
     @property
     def unanswered(self) -> int:
         """Messages handed over that the node has not answered."""
-        return self._held[0] - self._room_messages
+        return self._flow.unanswered
 
     @property
     def sequence(self) -> int:
-        """The last sequence that was ever given; with `outbox=`, the last one on disk."""
-        return self._hop.sequence
+        """The last sequence that was ever given; with `outbox=`, the last one on disk.
+
+        Of one producer that sends nothing else, it says how many of its messages were handed
+        over: after a crash it goes on from there.
+        """
+        return self._hop.sequence if self._disk is None else self._disk.sequence
 
     def why(self) -> Why:
         """How it stands with the connection: last error, attempts, next try."""
@@ -210,12 +227,13 @@ class Client:
             # The usual case, and the one that is measured: another body for a run that grows.
             gather = self._growing.get(subject)
             if gather is not None and gather.plain and gather.bare:
+                flow = self._flow
                 size = len(content) + BARE_OVERHEAD
                 filled = gather.size + size
-                if filled <= gather.limit and size <= self._room_bytes and self._room_messages > 0:
+                if filled <= gather.limit and size <= flow.room_bytes and flow.room_messages > 0:
                     gather.size = filled
-                    self._room_bytes -= size
-                    self._room_messages -= 1
+                    flow.room_bytes -= size
+                    flow.room_messages -= 1
                     gather.items.append(content)
                     waiter: Deferred[Receipt] = Deferred()
                     waiters = gather.waiters
@@ -251,7 +269,7 @@ class Client:
         gathering.check_subject(subject)
         names = gathering.check_to(to)
         item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(names))
-        self._take_room(1, size)
+        self._flow.take_room(1, size)
         gather = gathering.gather(subject, names, self._flags(require))
         if gather.size + size > gather.limit:
             gathering.cut(gather)
@@ -260,7 +278,7 @@ class Client:
         gather.add(item, size, own_id, waiter)
         if len(gather.waiters) >= self._run_messages:
             gathering.cut(gather)
-        self._schedule()
+        self._flow.schedule()
         return waiter
 
     def send_many(
@@ -285,16 +303,16 @@ class Client:
             gathering.check_subject(subject)
             names = gathering.check_to(to)
             parcels = gathering.prepare_run(subject, bodies, names, headers, self._flags(require))
-            self._take_room(
+            self._flow.take_room(
                 sum(parcel.run.count for parcel in parcels),
                 sum(len(parcel.messages) for parcel in parcels),
             )
         except (MsgServiceError, TypeError) as error:
             return fail(error)
-        waiter = _joined([parcel.run for parcel in parcels])
+        waiter = joined([parcel.run for parcel in parcels])
         for parcel in parcels:
             gathering.put(parcel)
-        self._schedule()
+        self._flow.schedule()
         return waiter
 
     def request(
@@ -328,48 +346,6 @@ class Client:
         if self._closed is not None:
             raise ClientClosed(str(self._closed))
 
-    def _take_room(self, messages: int, size: int) -> None:
-        if messages > self._room_messages:
-            raise LimitReached("held messages", self._held[0])
-        if size > self._room_bytes:
-            raise LimitReached("held bytes", self._held[1])
-        self._room_messages -= messages
-        self._room_bytes -= size
-
-    # --- gathering
-
-    def _schedule(self) -> None:
-        if self._flush_due is None:
-            self._flush_due = self._reactor.callLater(0, self._flush)
-
-    def _flush(self) -> None:
-        self._flush_due = None
-        self._hand_over(only_whole=self._is_busy())
-
-    def _hand_over(self, *, only_whole: bool = False) -> None:
-        gathering = self._gathering
-        if gathering:
-            parcels = gathering.take(only_cut=only_whole)
-            if parcels:
-                self._hop.offer(self._hop.number(parcels))
-                self._hop.pump()
-        if self._growing:
-            if self._hold_due is None and self._hop.is_open:
-                self._hold_due = self._reactor.callLater(HOLD_SECONDS, self._held_long)
-        elif self._hold_due is not None:
-            self._hold_due.cancel()
-            self._hold_due = None
-
-    def _held_long(self) -> None:
-        self._hold_due = None
-        self._hand_over(only_whole=not self._hop.is_open)
-
-    def _is_busy(self) -> bool:
-        hop = self._hop
-        return not hop.is_open or hop.in_flight >= min(
-            HOLD_MESSAGES, hop.outbox.window_messages // 2 or 1
-        )
-
     # --- client_hop.HopUser
 
     def opened(self, connection: Connection) -> None:
@@ -380,15 +356,13 @@ class Client:
         for waiter in waiters:
             waiter.callback(self)
 
-    def settled(self, messages: int, size: int) -> None:
+    def settled(self, settled: list[Settled]) -> None:
         """See `HopUser`."""
-        self._room_messages += messages
-        self._room_bytes += size
+        self._flow.settled(settled)
 
     def answers_applied(self) -> None:
         """See `HopUser`."""
-        if self._gathering:
-            self._hand_over(only_whole=self._is_busy())
+        self._flow.go_on()
         if self._closed is not None:
             self._look_whether_done()
 
@@ -407,9 +381,6 @@ class Client:
         """See `HopUser`."""
         self._begin_closing(ClientClosed("another connection has this name and incarnation"))
         self._finish()
-
-    def incarnation_changed(self, incarnation: str) -> None:
-        """See `HopUser`."""
 
     # --- its life
 
@@ -450,7 +421,7 @@ class Client:
         if self._closed is not None:
             return
         self._closed = why
-        self._hand_over()
+        self._flow.hand_over()
         # Half of the time for the answers, half for the connection to end.
         self._close_deadline = self._reactor.callLater(
             self._limits.stop_timeout / 2, self._close_overdue
@@ -463,18 +434,21 @@ class Client:
         self._finish()
 
     def _look_whether_done(self) -> None:
-        if not self._hop.is_open or not self.unanswered:
+        if not self._flow.is_writing and not (self._hop.is_open and self.unanswered):
             self._finish()
+
+    def _wrote(self) -> None:
+        if self._closed is not None:
+            self._look_whether_done()
 
     def _finish(self) -> None:
         if self._is_finishing:
             return
         self._is_finishing = True
         assert self._closed is not None
-        for call in (self._close_deadline, self._flush_due, self._hold_due):
-            if call is not None and call.active():
-                call.cancel()
-        self._flush_due = self._hold_due = None
+        if self._close_deadline is not None:
+            self._close_deadline.cancel()
+        self._flow.stop()
         connection = self._hop.connection
         if connection is not None and self._hop.is_open:
             connection.bye()
@@ -489,6 +463,10 @@ class Client:
         )
         stopping: Deferred[Any] = self._connector.stopService() or succeed(None)
         stopping.addErrback(lambda f: self._logger.failure("stopping the connector", f))
+        if self._disk is not None:
+            disk = self._disk
+            stopping.addCallback(lambda _: disk.close())
+            stopping.addErrback(lambda f: self._logger.failure("closing the outbox", f))
         stopping.addCallback(lambda _: self._finished())
 
     def _stop_overdue(self) -> None:
@@ -527,36 +505,13 @@ class _ClientService(Service):
         return self._client.close()
 
 
-def _joined(runs: list[HandedRun]) -> Deferred[Receipts]:
-    """Fire when all of these were answered."""
-    waiter: Deferred[Receipts] = Deferred()
-    receipts = Receipts(runs)
-    left = len(runs)
-
-    def answered() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            error = next((e for run in runs if (e := run.first_error()) is not None), None)
-            if error is None:
-                waiter.callback(receipts)
-            else:
-                waiter.errback(error)
-
-    for run in runs:
-        run.on_answered = answered
-    if not runs:
-        waiter.callback(receipts)
-    return waiter
-
-
 def connect(
     reactor: Any,
     address: str,
     *,
     name: str,
     limits: Limits | None = None,
-    outbox: str | None = None,
+    outbox: str | Path | None = None,
     window: tuple[int, int] | None = None,
     held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
     require: bool = False,
@@ -567,18 +522,22 @@ def connect(
 
     From then on the client reconnects by itself until `close`, and sends again what was not
     acknowledged. `address`: `tcp:127.0.0.1:7410`, `tls:…`, `unix:…`. `name`: of this sender.
-    The others are as for `Client`. Fails with `BadAddress`, `BadName`. Cancelling stops dialling.
+
+    `outbox`: path of a file that keeps what is handed over until the node has it, across crashes
+    of this process; `held` is its limit, and this Deferred fires as soon as the file is open,
+    connected or not (`when_connected` tells the rest): from then on `send` works.
+
+    The others are as for `Client`. Fails with `BadAddress`, `BadName`; for the outbox with
+    `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
     """
     limits = Limits() if limits is None else limits
-    if outbox is not None:
-        return fail(NotYetBuilt("outbox"))
 
     def connector_factory(make_user: Callable[[], IChannelUser]) -> IConnector:
         transport = (transports or Transports()).find(address)
         connector: IConnector = transport.connector(reactor, address, make_user, limits)
         return connector
 
-    try:
+    def begin(disk: DiskOutbox | None) -> Client:
         client = Client(
             reactor=reactor,
             name=name,
@@ -588,13 +547,28 @@ def connect(
             window=window,
             held=held,
             require=require,
+            outbox=disk,
         )
+        client.start()
+        return client
+
+    if outbox is not None:
+        return open_outbox(reactor, outbox, bytes_max=held[1]).addCallback(_with_disk, begin)
+    try:
+        client = begin(None)
     except MsgServiceError as error:
         return fail(error)
-    client.start()
     opened: Deferred[Client] = Deferred(lambda _: _give_up(client))
     client.when_connected().chainDeferred(opened)
     return opened
+
+
+def _with_disk(disk: DiskOutbox, begin: Callable[[DiskOutbox], Client]) -> Any:
+    try:
+        return begin(disk)
+    except MsgServiceError:
+        failure = Failure()
+        return disk.close().addBoth(lambda _: failure)
 
 
 def _give_up(client: Client) -> None:

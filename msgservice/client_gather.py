@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import msgspec
 from twisted.internet.defer import Deferred
 
+from msgservice.client_handed import HandedRun
 from msgservice.codecs import encode_content
 from msgservice.core.subjects import check_name, check_subject, is_reserved
 from msgservice.errors import BadName, BadSubject, MessageTooLarge, Refused
 from msgservice.limits import FRAME_OVERHEAD, MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
 from msgservice.message import Headers, WireMessage, encode_bodies, encode_mixed
-from msgservice.receipt import HandedRun, Receipt
+from msgservice.receipt import Receipt
 
 # As long as runs are cut often enough to keep node and receivers busy side by side, longer ones
 # save little: what is left per run is below a tenth of what a Deferred per message costs.
@@ -95,7 +96,8 @@ class Gather:
         """Return the run."""
         items = self.items
         messages = encode_bodies(items) if self.bare else encode_mixed(items)
-        run = HandedRun(self.subject, len(items), self.waiters, self.ids)
+        cost = self.size - ARRAY_HEADER
+        run = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
         return Parcel(run, messages, list(self.to) if self.to is not None else None, self.flags)
 
 
@@ -234,23 +236,25 @@ class Gathering:
             size = sum(map(len, bodies)) + len(bodies) * BARE_OVERHEAD + ARRAY_HEADER
             # One may be too large for a message and still fit into a run.
             if size <= limit - MESSAGE_OVERHEAD and len(bodies) <= count_max:
-                run = HandedRun(subject, len(bodies), None)
-                return [Parcel(run, encode_bodies(bodies), names, flags)]
+                return [_parcel(subject, len(bodies), encode_bodies(bodies), names, flags)]
         parcels: list[Parcel] = []
         items: list[bytes | msgspec.Raw] = []
         filled = ARRAY_HEADER
         for content in bodies:
             item, size = self.prepare(content, headers, None, limit)
             if items and (filled + size > limit or len(items) >= count_max):
-                run = HandedRun(subject, len(items), None)
-                parcels.append(Parcel(run, encode_mixed(items), names, flags))
+                messages = encode_mixed(items)
+                parcels.append(_parcel(subject, len(items), messages, names, flags))
                 items, filled = [], ARRAY_HEADER
             items.append(item)
             filled += size
         if items:
-            run = HandedRun(subject, len(items), None)
-            parcels.append(Parcel(run, encode_mixed(items), names, flags))
+            parcels.append(_parcel(subject, len(items), encode_mixed(items), names, flags))
         return parcels
+
+
+def _parcel(subject: str, count: int, messages: bytes, to: list[str] | None, flags: int) -> Parcel:
+    return Parcel(HandedRun(subject, count, None, cost=len(messages)), messages, to, flags)
 
 
 def _check_headers(headers: Headers | None) -> None:

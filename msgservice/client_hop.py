@@ -14,10 +14,14 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from msgservice.client_acked import Acked, highest_of
 from msgservice.client_gather import Parcel
+from msgservice.client_handed import HandedRun
 from msgservice.client_runs import HandedRuns
 from msgservice.connection import Connection
 from msgservice.core.backoff import delay_of
@@ -35,7 +39,6 @@ from msgservice.core.frames import (
     StatusFrame,
 )
 from msgservice.core.outbox import Outbox
-from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Run, Settled
 from msgservice.errors import (
     ContentChanged,
@@ -50,11 +53,8 @@ from msgservice.errors import (
 )
 from msgservice.limits import Limits
 from msgservice.message import Action, Status
-from msgservice.receipt import HandedRun
 from msgservice.records import Resume
 
-# Refused sequences leave holes in what was acknowledged; beyond so many the oldest are closed.
-ACKED_RANGES_MAX = 1000
 # Audiences are interned by the node, but the numbers of a long connection are all told.
 AUDIENCES_FACTOR = 10
 
@@ -65,8 +65,8 @@ class HopUser(Protocol):
     def opened(self, connection: Connection) -> None:
         """A session stands: requests may be sent."""
 
-    def settled(self, messages: int, size: int) -> None:
-        """So many messages and bytes are no longer held."""
+    def settled(self, settled: list[Settled]) -> None:
+        """These are no longer held; their runs are told next."""
 
     def answers_applied(self) -> None:
         """What one read brought is applied: there may be room for more."""
@@ -80,15 +80,12 @@ class HopUser(Protocol):
     def replaced(self) -> None:
         """Another connection has this name and incarnation: do not come back."""
 
-    def incarnation_changed(self, incarnation: str) -> None:
-        """What is sent from now on is sent as another incarnation."""
-
 
 class NodeHop:
     """See the module; it is the `connection.Owner` of the client's connections.
 
-    `sequence`: the last one that was ever given to this incarnation. `new_incarnation` returns a
-    fresh secret (SEMANTICS 5).
+    `sequence`: the last one that was ever given. `loaded`: what an earlier process left open.
+    `new_incarnation` fires with a fresh secret (SEMANTICS 5), kept where the outbox is kept.
     """
 
     _logger = Logger()
@@ -99,9 +96,9 @@ class NodeHop:
         *,
         name: str,
         incarnation: str,
-        new_incarnation: Callable[[], str],
+        new_incarnation: Callable[[], Deferred[str]],
         sequence: int,
-        cursor: int,
+        loaded: Sequence[Run],
         window: tuple[int, int],
         clock: Any,
         now: Callable[[], float],
@@ -117,7 +114,7 @@ class NodeHop:
         self.last_error = ""
         self.outbox = Outbox(
             ordered=True,
-            cursor=cursor,
+            cursor=loaded[0].first - 1 if loaded else sequence,
             window=window,
             retry_delay=lambda attempts: delay_of(
                 attempts, delay_min=limits.link_delay_min, delay_max=limits.link_delay_max
@@ -128,8 +125,12 @@ class NodeHop:
         self._clock, self._now, self._limits = clock, now, limits
         self._window = window
         self._opened = False  # the session of the connection is open
-        self._acked = RangeSet([(1, cursor)])
         self._timer: IDelayedCall | None = None
+        self._is_renewing = False  # the next incarnation is on its way to the disk
+        self._hello_due: Connection | None = None  # it waits for that
+        self._acked = Acked(sequence, [(run.first, run.last) for run in loaded])
+        self.offer(loaded)
+        self.outbox.skip_to(sequence)
 
     # --- getters
 
@@ -176,8 +177,9 @@ class NodeHop:
         return runs
 
     def offer(self, runs: Sequence[Run]) -> None:
-        """Send these runs, as soon and as often as it takes. They rise."""
+        """Send these runs, as soon and as often as it takes. They rise; `pump` after it."""
         for run in runs:
+            run.after = self.outbox.loaded_to  # what lies between was never kept, or is settled
             self.outbox.offer(run)
 
     def pump(self) -> None:
@@ -216,6 +218,12 @@ class NodeHop:
         if before is not None:
             self._leave(before)
             before.abort()
+        if self._is_renewing:
+            self._hello_due = connection
+        else:
+            self._say_hello(connection)
+
+    def _say_hello(self, connection: Connection) -> None:
         lowest = self.runs.lowest()
         heartbeat_ms = int(self._limits.heartbeat * 1000)
         options = HelloOptions(
@@ -331,19 +339,12 @@ class NodeHop:
         settled = self.outbox.take_settled()
         if not settled:
             return
-        messages = size = 0
         for one in settled:
-            messages += one.run.count
-            size += one.run.size
             if one.status is Status.ACKNOWLEDGED:
                 self._acked.add(one.first, one.last)
-        if len(self._acked) > ACKED_RANGES_MAX:
-            self._close_holes()
-        self._user.settled(messages, size)
+        self._user.settled(settled)
         for one in settled:
-            handed: HandedRun | None = one.run.source
-            if handed is None:
-                continue
+            handed: HandedRun = one.run.source
             if one.status is Status.ACKNOWLEDGED:
                 handed.accepted(one.first, one.last)
             else:
@@ -360,29 +361,16 @@ class NodeHop:
             return NoReceiver(settled.run.subject)
         return Refused(reason)
 
-    def _close_holes(self) -> None:
-        """Forget the older half of the holes: `floor` has told the node of them long ago."""
-        ranges = list(self._acked)
-        self._acked.add(ranges[0][0], ranges[len(ranges) // 2][1])
-
     def _compare(self, resume: Resume) -> LogWentBack | None:
         """Hold what the node has taken against what this side knows (SEMANTICS 6)."""
-        seen = max([resume.floor - 1, *(last for _, last in resume.ranges)])
-        if resume.last is not None:
-            seen = max(seen, resume.last[1])
-        if seen > self.sequence:
+        seen = highest_of(resume)
+        if seen > self.sequence or (resume.last is not None and self._differs(*resume.last)):
             return LogWentBack(self.peer_name, self.sequence, seen)
-        if resume.last is not None and self._differs(*resume.last):
-            return LogWentBack(self.peer_name, self.sequence, seen)
-        taken = RangeSet(resume.ranges)
-        taken.add(1, resume.floor - 1)
-        for first, last in self._acked:
-            for low, high in taken.missing(first, last):
-                forgot = PeerForgot(self.peer_name, low, high)
-                self._logger.error("{name}: {error}", name=self.name, error=str(forgot))
-                self.last_error = str(forgot)
-                self._acked.remove(low, high)
-                self.runs.lose(low, high, forgot, answered=True)
+        for low, high in self._acked.take_forgotten(resume):
+            forgot = PeerForgot(self.peer_name, low, high)
+            self._logger.error("{name}: {error}", name=self.name, error=str(forgot))
+            self.last_error = str(forgot)
+            self.runs.lose(low, high, forgot, answered=True)
         return None
 
     def _differs(self, first: int, last: int, crc: int) -> bool:
@@ -400,7 +388,20 @@ class NodeHop:
             error=str(error),
         )
         self.last_error = str(error)
-        self.incarnation = self._new_incarnation()
-        self._acked = RangeSet()
+        self._acked.begin_anew()
+        self._is_renewing = True
+        self._new_incarnation().addCallbacks(self._renewed, self._not_renewed)
         self.runs.lose(1, self.sequence, error, answered=True)
-        self._user.incarnation_changed(self.incarnation)
+
+    def _renewed(self, incarnation: str) -> None:
+        self.incarnation = incarnation
+        self._is_renewing = False
+        due, self._hello_due = self._hello_due, None
+        if due is not None and due is self.connection:
+            self._say_hello(due)
+
+    def _not_renewed(self, failure: Failure) -> None:
+        # Nothing is sent under the old one; the connection ends for want of a HELLO, and `why`
+        # tells. The disk that failed fails every `send` as well.
+        self._logger.failure("{name}: no new incarnation", failure, name=self.name)
+        self.last_error = f"no new incarnation: {failure.value}"

@@ -10,9 +10,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from weakref import ref
 
+from msgservice.client_handed import HandedRun, Piece, Receivers
 from msgservice.errors import MalformedFrame, MsgServiceError
 from msgservice.message import Status
-from msgservice.receipt import HandedRun, Piece, Receivers
 
 SWEEP_MIN = 1024  # entries below which no sweep is worth its time
 

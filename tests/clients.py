@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
 from msgservice.client import Client
@@ -38,6 +39,11 @@ def error_of(deferred: Deferred[Any], kind: type[E]) -> E:
     assert isinstance(results[0], Failure), results[0]
     assert isinstance(results[0].value, kind), results[0].value
     return results[0].value
+
+
+def errors_logged(events: list[LogEvent]) -> list[str]:
+    """The `error` of each event of that level."""
+    return [str(event.get("error")) for event in events if event["log_level"].name == "error"]
 
 
 class ClientWorld:

@@ -32,3 +32,21 @@ def logged_failures(request: pytest.FixtureRequest) -> Iterator[list[LogEvent]]:
         globalLogPublisher.removeObserver(observe)
     if failures:
         pytest.fail("logged: " + "\n".join(str(e["log_failure"]) for e in failures))
+
+
+@pytest.fixture
+def logged() -> Iterator[list[LogEvent]]:
+    """Return all that is logged in the test, as it comes."""
+    events: list[LogEvent] = []
+
+    @implementer(ILogObserver)
+    class Observer:
+        def __call__(self, event: LogEvent) -> None:
+            events.append(event)
+
+    observe = Observer()
+    globalLogPublisher.addObserver(observe)
+    try:
+        yield events
+    finally:
+        globalLogPublisher.removeObserver(observe)

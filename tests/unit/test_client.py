@@ -11,8 +11,7 @@ import msgspec
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
-from zope.interface import implementer
+from twisted.logger import LogEvent
 
 from msgservice.client import Client
 from msgservice.core.frames import Nack, Transfer
@@ -32,7 +31,7 @@ from msgservice.errors import (
 from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Action, decode_messages
 from msgservice.receipt import Receipt
-from tests.clients import ClientWorld, error_of, now
+from tests.clients import ClientWorld, error_of, errors_logged, now
 
 
 def counts(transfers: list[Transfer]) -> list[tuple[str, int]]:
@@ -517,25 +516,6 @@ def test_5_each_client_is_its_own_incarnation() -> None:
 
 
 # --- SEMANTICS 6
-
-
-def errors_logged(events: list[LogEvent]) -> list[str]:
-    return [str(event.get("error")) for event in events if event["log_level"].name == "error"]
-
-
-@pytest.fixture
-def logged() -> Any:
-    events: list[LogEvent] = []
-
-    @implementer(ILogObserver)
-    class Observer:
-        def __call__(self, event: LogEvent) -> None:
-            events.append(event)
-
-    observer = Observer()
-    globalLogPublisher.addObserver(observer)
-    yield events
-    globalLogPublisher.removeObserver(observer)
 
 
 def test_6_a_node_that_has_seen_more_makes_a_new_incarnation_loudly(

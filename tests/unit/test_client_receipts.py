@@ -9,11 +9,12 @@ import weakref
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
+from msgservice.client_handed import HandedRun, Piece, Receivers
 from msgservice.client_runs import HandedRuns
 from msgservice.core.frames import Routed
 from msgservice.errors import ClientClosed, MalformedFrame, NoReceiver, NotDelivered, Refused
 from msgservice.message import Action, Status
-from msgservice.receipt import HandedRun, Piece, Receipt, Receivers
+from msgservice.receipt import Receipt
 from tests.clients import ClientWorld, error_of, now
 
 

@@ -1,0 +1,313 @@
+"""A producer whose outbox is on disk: SEMANTICS 26, and 6 over a restart. Real files, real SQLite.
+
+A crash is a copy of the files at that moment, opened by another client: what a kill leaves.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent
+
+from msgservice.client_disk import DiskOutbox, open_outbox
+from msgservice.errors import ClientClosed, LogLocked, LogUnavailable, OutboxFull, Refused
+from msgservice.message import Action
+from tests.clients import ClientWorld, error_of, errors_logged, now
+from tests.threads import ThreadCalls
+
+BYTES_MAX = 1 << 20
+
+
+class DiskWorld(ClientWorld):
+    """A `ClientWorld` whose client has its outbox in `folder`."""
+
+    def __init__(self, folder: Path, *, bytes_max: int = BYTES_MAX, **options: Any) -> None:
+        self.calls = ThreadCalls()
+        self.folder = folder
+        self.disk: DiskOutbox = self.calls.wait(
+            open_outbox(self.calls, folder / "outbox.db", bytes_max=bytes_max)
+        )
+        super().__init__(outbox=self.disk, held=(100_000, bytes_max), **options)
+
+    def written(self) -> None:
+        """End the turn, and wait until all of it is on disk."""
+        self.settle()
+        while self.disk.writing:
+            call, args, kwargs = self.calls._calls.get(timeout=60)
+            call(*args, **kwargs)
+        self.settle()
+
+    def crash(self, folder: Path) -> Path:
+        """Return a folder with what the disk holds now."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("*.lock"))
+        return folder
+
+    def close(self) -> None:
+        closed = self.client.close()
+        self.settle()
+        self.calls.wait(closed)
+
+
+def restarted(before: DiskWorld, folder: Path, **options: Any) -> DiskWorld:
+    """A new process on what a crash left, with the same node."""
+    world = DiskWorld(before.crash(folder), start=False, **options)
+    world.node.inboxes = before.node.inboxes
+    world.node.stored = before.node.stored
+    world.node.routed = before.node.routed
+    world.start()
+    return world
+
+
+def test_26_send_fires_when_it_is_on_disk_and_accepted_when_the_node_has_it(
+    tmp_path: Path,
+) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    sent = world.client.send("a", b"1")
+    world.written()
+    receipt = now(sent)
+    assert (None, (), 1) == (receipt.position, receipt.receivers, receipt.sequence)
+    accepted, settled = receipt.accepted, receipt.settled()
+    assert not accepted.called
+    world.start()
+    assert now(accepted) is receipt
+    assert (1 << 16, ("r1", "r2")) == (receipt.position, receipt.receivers)
+    world.say_acknowledged(1)
+    assert 2 == len(now(settled))
+    world.close()
+
+
+def test_26_send_many_fires_when_it_is_on_disk(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    sent = world.client.send_many("a", [b"1", b"2"])
+    world.written()
+    receipts = now(sent)
+    accepted = receipts.accepted
+    world.start()
+    assert now(accepted) is receipts
+    assert [1 << 16, (1 << 16) + 1] == [receipt.position for receipt in receipts]
+    world.close()
+
+
+def test_26_nothing_travels_before_it_is_on_disk(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path)
+    sent = world.client.send("a", b"1")
+    world.settle()
+    assert [] == world.node.transfers
+    assert not sent.called
+    world.written()
+    assert [b"1"] == world.node.bodies()
+    world.close()
+
+
+def test_26_a_killed_producer_goes_on_from_its_sequence_and_nothing_is_stored_twice(
+    tmp_path: Path,
+) -> None:
+    world = DiskWorld(tmp_path / "first")
+    world.node.answering = False
+    for number in range(3):
+        world.client.send("a", b"%d" % number)
+        world.client.send("b", b"%d" % number, to=["billing"], require=True)
+    world.written()
+    assert 6 == world.client.sequence
+    world.client.send("a", b"of a turn that never ended")
+    again = restarted(world, tmp_path / "second")
+    again.settle()
+    assert 6 == again.client.sequence
+    assert 6 == len(again.node.stored)
+    assert 0 == again.client.unanswered
+    sent = again.client.send("a", b"3")
+    again.written()
+    assert 7 == now(sent).sequence
+    assert [b"0", b"1", b"2", b"3"] == again.node.bodies("a")
+    assert again.disk.incarnation == again.node.hellos[-1].incarnation == world.disk.incarnation
+    again.close()
+
+
+def test_26_what_an_earlier_process_left_travels_as_it_was_handed_over(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path / "first", start=False)
+    world.client.send("a", {"x": 1}, to=["billing"], require=True, id="o-1")
+    world.client.send_many("b", [b"1", b"2"])
+    world.written()
+    again = restarted(world, tmp_path / "second")
+    (first,) = [stored for stored in again.node.stored if stored.subject == "a"]
+    assert (["billing"], 4, "o-1") == (first.to, first.flags, first.message.id)
+    assert [b"1", b"2"] == again.node.bodies("b")
+    assert [1, 2, 3] == [stored.sequence for stored in again.node.stored]
+    assert 4 == again.node.hellos[-1].options.status_from
+    world.close()
+    again.close()
+
+
+def test_26_the_sequence_counts_whole_turns(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    for turn in range(1, 4):
+        for subject in "abc":
+            world.client.send_many(subject, [b"x"] * 250)
+        assert (turn - 1) * 750 == world.client.sequence
+        world.written()
+        assert turn * 750 == world.client.sequence
+    world.close()
+
+
+def test_26_the_limit_of_the_file_fails_with_outbox_full(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path, bytes_max=10_000, start=False)
+    fired: list[Deferred[Any]] = [world.client.send("a", b"x" * 1000) for _ in range(9)]
+    full = error_of(world.client.send("a", b"x" * 1000), OutboxFull)
+    assert 10_000 == full.size_max < full.size
+    assert world.client.blocked
+    error_of(world.client.send_many("a", [b"x" * 1000]), OutboxFull)
+    world.written()
+    assert all(one.called for one in fired)
+    world.start()
+    sent = world.client.send("a", b"x" * 1000)
+    world.written()
+    assert 10 == now(sent).sequence
+    world.close()
+
+
+def test_26_what_was_left_counts_against_the_limit(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path / "first", start=False)
+    for _ in range(5):
+        world.client.send("a", b"x" * 1000)
+    world.written()
+    again = DiskWorld(world.crash(tmp_path / "second"), bytes_max=5_500, start=False)
+    assert 5 == again.client.unanswered
+    error_of(again.client.send("a", b"x" * 1000), OutboxFull)
+    again.start()
+    assert 0 == again.client.unanswered
+    world.close()
+    again.close()
+
+
+def test_26_the_file_is_locked(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    with pytest.raises(LogLocked):
+        world.calls.wait(open_outbox(world.calls, tmp_path / "outbox.db", bytes_max=BYTES_MAX))
+    world.close()
+    other = DiskWorld(tmp_path, start=False)
+    other.close()
+
+
+def test_26_it_is_not_blocked_by_a_node_that_is_away(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path, start=False, window=(2, 1000))
+    for _ in range(10):
+        world.client.send("a", b"x")
+    assert not world.client.blocked
+    world.close()
+
+
+def test_a_full_disk_fails_the_turn_and_the_next_may_pass(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    db = world.disk._file._db
+    assert db is not None
+    pages = db.execute("pragma page_count").get
+    db.execute(f"pragma max_page_count = {pages + 2}")
+    lost = world.client.send("a", b"x" * 100_000)
+    many = world.client.send_many("b", [b"x" * 100_000])
+    world.written()
+    error_of(lost, LogUnavailable)
+    error_of(many, LogUnavailable)
+    assert (0, 0) == (world.client.sequence, world.client.unanswered)
+    assert errors_logged(logged)
+    db.execute("pragma max_page_count = 1000000")
+    kept = world.client.send("a", b"small")
+    world.written()
+    assert 3 == now(kept).sequence
+    world.start()
+    assert [b"small"] == world.node.bodies()
+    world.close()
+
+
+def test_a_refusal_is_told_to_who_waits_and_logged(tmp_path: Path, logged: list[LogEvent]) -> None:
+    world = DiskWorld(tmp_path)
+    world.node.refusal = lambda transfer: (Action.REFUSED, 0, "not allowed")
+    sent = world.client.send("a", b"1")
+    world.written()
+    error_of(now(sent).accepted, Refused)
+    assert {} == now(now(sent).settled())
+    (event,) = [e for e in logged if e["log_level"].name == "error"]
+    assert (1, 1, "a", "not allowed") == (
+        event["first"],
+        event["last"],
+        event["subject"],
+        event["reason"],
+    )
+    again = restarted(world, tmp_path / "second")
+    assert 0 == again.client.unanswered
+    world.close()
+    again.close()
+
+
+def test_6_a_new_incarnation_is_on_disk_before_it_is_used(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    world = DiskWorld(tmp_path / "first")
+    old = world.disk.incarnation
+    world.node.answering = False
+    sent = world.client.send("a", b"open")
+    world.written()
+    world.node.inboxes[old].marks.take(0, 100)
+    world.node.cut()
+    world.node.answering = True
+    world.advance(2.0)
+    assert old == world.node.hellos[-1].incarnation
+    call, args, kwargs = world.calls._calls.get(timeout=60)
+    call(*args, **kwargs)
+    world.advance(2.0)
+    new = world.node.hellos[-1].incarnation
+    assert new != old
+    assert now(now(sent).accepted).sequence == 1
+    assert errors_logged(logged)
+    world.close()
+    reopened = DiskWorld(world.crash(tmp_path / "second"), start=False)
+    assert (new, 1) == (reopened.disk.incarnation, reopened.client.sequence)
+    reopened.close()
+
+
+def test_6_a_node_that_forgot_is_reported_after_a_restart_too(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    world = DiskWorld(tmp_path)
+    world.client.send_many("a", [b"x"] * 5)
+    world.written()
+    world.close()
+    again = DiskWorld(tmp_path)
+    assert ["'node' has forgotten sequences 1 to 5, which it had acknowledged"] == errors_logged(
+        logged
+    )
+    again.close()
+
+
+def test_6_what_was_refused_before_a_restart_is_not_taken_for_forgotten(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    world = DiskWorld(tmp_path)
+    world.node.refusal = lambda t: (Action.REFUSED, 0, "no") if t.subject == "b" else None
+    for subject in ("a", "b", "a"):
+        world.client.send(subject, b"x")
+        world.written()
+    world.close()
+    logged.clear()
+    again = restarted(world, tmp_path.with_name("second"))
+    assert [] == errors_logged(logged)
+    again.close()
+
+
+def test_close_writes_what_was_handed_over(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    sent = world.client.send("a", b"1")
+    closed = world.client.close()
+    error_of(world.client.send("a", b"2"), ClientClosed)
+    world.written()
+    world.calls.wait(closed)
+    waiting = now(sent).accepted
+    error_of(waiting, ClientClosed)
+    again = DiskWorld(tmp_path)
+    assert [b"1"] == again.node.bodies()
+    again.close()
