@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-import click
+import base64
+import os
+import sys
+from typing import Any, BinaryIO
 
+import click
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+from msgservice.attachment import Attachment
 from msgservice.cli.session import Session, node_options
+from msgservice.errors import Refused
+from msgservice.received import ReceivedMessage
+from msgservice.receiver import Receiver
+
+WATCH_SECONDS = 0.5  # between two looks at the connection
 
 
 @click.command()
@@ -22,5 +37,148 @@ def listen(
     pipe each message is a line, nothing added; with --json, each is an object on a line.
 
     The receiver stays when this ends, and its messages wait for it: `receivers remove NAME`, or
-    --forget, ends that.
+    --forget, ends that. Without SUBJECTs it gets what the node has for it already.
     """
+
+    async def work(reactor: Any) -> None:
+        # The node is asked something first: a receiver would dial for ever, and say nothing.
+        async with session.client(reactor) as client:
+            await session.request(reactor, client, "$node.info")
+            printer = Printer(reactor, sys.stdout.buffer, count=count, as_json=session.as_json)
+            receiver = Receiver(reactor, name=name, handler=printer.handle)
+            watch = Watch(reactor, printer.done)
+            try:
+                watch.start(receiver.attach(session.node, subjects=subjects or None))
+                await printer.done
+            finally:
+                watch.stop()
+                stopped = receiver.stop()
+                printer.give_back()
+                await stopped
+                if forget:
+                    await _forget(session, reactor, client, name)
+
+    session.run(work)
+
+
+async def _forget(session: Session, reactor: Any, client: Any, name: str) -> None:
+    subject = "$node.receivers.remove"
+    waiting = (await session.request(reactor, client, subject, name=name))["queued"]
+    await session.request(reactor, client, subject, name=name, confirm=waiting)
+
+
+class Watch:
+    """Looks whether the connection stands; what ends it for good ends the command."""
+
+    def __init__(self, reactor: Any, done: Deferred[None]) -> None:
+        self._done = done
+        self._connected = False
+        self._said = ""
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = reactor
+
+    def start(self, attachment: Attachment) -> None:
+        """Begin to look."""
+        self._attachment = attachment
+        looking = self._looking.start(WATCH_SECONDS)
+        looking.addErrback(self._fail)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._looking.running:
+            self._looking.stop()
+
+    def _fail(self, failure: Failure) -> None:
+        if not self._done.called:
+            self._done.errback(failure)
+
+    def _look(self) -> None:
+        error = self._attachment.error
+        if self._attachment.is_replaced or (error and not self._connected):
+            raise Refused(error)
+        self._connected = self._connected or self._attachment.connected
+        if error != self._said:
+            self._said = error
+            click.echo(f"msgservice: {error or 'connected again'}", err=True)
+
+
+class Printer:
+    """A handler that prints, and what becomes of the messages that it does not print any more.
+
+    Messages are sent ahead, so more than `count` can come. Those are neither acknowledged nor
+    failed: they wait, and go back to the node when the receiver stops.
+    """
+
+    def __init__(
+        self, reactor: Any, out: BinaryIO, *, count: int | None = None, as_json: bool = False
+    ) -> None:
+        self.done: Deferred[None] = Deferred()
+        self._reactor = reactor
+        self._is_done = False
+        self._out, self._left = out, count
+        self._form = _as_json if as_json else _with_subject if out.isatty() else _bare
+        self._surplus: list[Deferred[None]] = []
+
+    def handle(self, message: ReceivedMessage) -> Deferred[None] | None:
+        """Print one message; return a Deferred for one that is not printed."""
+        if self._is_done or self.done.called:
+            return self._keep()
+        try:
+            self._out.write(self._form(message) + b"\n")
+            self._out.flush()
+        except BrokenPipeError:
+            # Who read it has read enough. What is still buffered must not fail again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            self._finish()
+            return self._keep()
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                self._finish()
+        return None
+
+    def give_back(self) -> None:
+        """Let go of what was not printed; once the receiver stops, it goes back uncounted."""
+        surplus, self._surplus = self._surplus, []
+        for kept in surplus:
+            kept.cancel()
+
+    def _finish(self) -> None:
+        self._is_done = True
+        # Not now: whoever waits stops the receiver, which still has to hear what this call returns.
+        self._reactor.callLater(0, self._fire)
+
+    def _fire(self) -> None:
+        if not self.done.called:  # else it was cancelled by a signal
+            self.done.callback(None)
+
+    def _keep(self) -> Deferred[None]:
+        kept: Deferred[None] = Deferred()
+        self._surplus.append(kept)
+        return kept
+
+
+def _bare(message: ReceivedMessage) -> bytes:
+    return message.body
+
+
+def _with_subject(message: ReceivedMessage) -> bytes:
+    # Controls of a terminal are shown, not obeyed.
+    text = message.body.decode(errors="backslashreplace")
+    plain = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    return f"{message.subject}  {plain}".encode()
+
+
+def _as_json(message: ReceivedMessage) -> bytes:
+    told: dict[str, Any] = {
+        "subject": message.subject,
+        "position": message.position,
+        "sender": message.identity,
+        "id": message.id,
+        "headers": message.headers,
+    }
+    try:
+        told["text"] = message.body.decode()
+    except UnicodeDecodeError:
+        told["base64"] = base64.b64encode(message.body).decode()
+    return msgspec.json.encode(told)

@@ -120,16 +120,16 @@ def remove(session: Session, name: str, yes: bool) -> None:
     """
 
     async def work(reactor: Any) -> None:
-        client = await session.connect(reactor)
         subject = "$node.receivers.remove"
-        waiting = (await session.request(reactor, client, subject, name=name))["queued"]
-        if waiting and not yes:
+        async with session.client(reactor) as client:
+            waiting = (await session.request(reactor, client, subject, name=name))["queued"]
             question = f"{waiting:,} messages wait for {name} and will not be delivered. Remove it?"
-            if not await in_daemon_thread(reactor, lambda: _confirmed(question)):
+            if waiting and not (
+                yes or await in_daemon_thread(reactor, lambda: _confirmed(question))
+            ):
                 raise Refused("not removed")
-        removed = await session.request(reactor, client, subject, name=name, confirm=waiting)
+            removed = await session.request(reactor, client, subject, name=name, confirm=waiting)
         session.show(removed, f"removed {name}; {removed['removed']:,} messages not delivered")
-        await client.close()
 
     session.run(work)
 

@@ -92,15 +92,14 @@ async def _send_one(
     options: dict[str, Any],
     wait: bool,
 ) -> None:
-    client = await session.connect(reactor, name)
-    receipt = await session.in_time(reactor, client.send(subject, content, **options))
-    statuses = await receipt.settled() if wait else receipt.statuses
+    async with session.client(reactor, name) as client:
+        receipt = await session.in_time(reactor, client.send(subject, content, **options))
+        statuses = await receipt.settled() if wait else receipt.statuses
     told = {
         "position": receipt.position,
         "receivers": {receiver: status.name.lower() for receiver, status in statuses.items()},
     }
     session.show(told, lambda: _told(told))
-    await client.close()
     for receiver, status in statuses.items():
         if wait and status is not Status.ACKNOWLEDGED:
             raise NotDelivered(receiver, status.name.lower(), None)
@@ -122,17 +121,17 @@ async def _send_lines(
     source: BinaryIO,
     options: dict[str, Any],
 ) -> None:
-    client = await session.connect(reactor, name)
     started = reactor.seconds()
-    with _Progress(source, shown=sys.stderr.isatty() and not session.as_json) as progress:
-        try:
-            await _send_runs(reactor, client, subject, source, options, progress)
-        except MsgServiceError as error:
-            raise _Stopped(progress.sent, error) from None
+    shown = sys.stderr.isatty() and not session.as_json
+    async with session.client(reactor, name) as client:
+        with _Progress(source, shown=shown) as progress:
+            try:
+                await _send_runs(reactor, client, subject, source, options, progress)
+            except MsgServiceError as error:
+                raise _Stopped(progress.sent, error) from None
     seconds = reactor.seconds() - started
     told = {"sent": progress.sent, "bytes": progress.size, "seconds": round(seconds, 3)}
     session.show(told, f"{progress.sent:,} messages stored in {seconds:.1f} s")
-    await client.close()
 
 
 async def _send_runs(

@@ -8,7 +8,8 @@ there and nowhere else.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
@@ -75,44 +76,55 @@ class Session:
     verbose: bool = False
 
     def run(self, work: Callable[[Any], Coroutine[Deferred[Any], Any, None]]) -> NoReturn:
-        """Run `work(reactor)` to its end, then end the process with its exit code."""
+        """Run `work(reactor)` to its end, then end the process with its exit code.
+
+        A signal cancels the work: what it has open it closes in its `finally`, and that is waited
+        for.
+        """
         from twisted.internet.task import react
 
-        finished = False
-
         async def main(reactor: Any) -> None:
-            nonlocal finished
+            interrupted = False
+            ended: Deferred[None] = Deferred()
+            task = Deferred.fromCoroutine(work(reactor))
+
+            def interrupt() -> Deferred[None]:
+                nonlocal interrupted
+                interrupted = True
+                task.cancel()
+                return ended
+
+            trigger = reactor.addSystemEventTrigger("before", "shutdown", interrupt)
             try:
-                await work(reactor)
+                await task
+            except CancelledError:
+                assert interrupted
+                raise SystemExit(ExitCode.INTERRUPTED) from None
             except MsgServiceError as error:
                 self.complain(error)
                 raise SystemExit(exit_code(error)) from None
             finally:
-                finished = True
+                ended.callback(None)
+                if not interrupted:
+                    reactor.removeSystemEventTrigger(trigger)
 
         _log_to_standard_error(LogLevel.info if self.verbose else LogLevel.critical)
-        try:
-            react(main)
-        except SystemExit as ended:
-            if finished:
-                raise
-            # A signal stops the reactor and leaves the work unfinished, with exit code 0.
-            raise SystemExit(ExitCode.INTERRUPTED) from ended
+        react(main)
         raise AssertionError("react always exits")
 
-    async def connect(self, reactor: Any, name: str = SENDER) -> Client:
-        """Return a client that is connected; it is closed when the reactor stops."""
+    @asynccontextmanager
+    async def client(self, reactor: Any, name: str = SENDER) -> AsyncIterator[Client]:
+        """Give a client that is connected; it is closed behind."""
         client = await self.in_time(reactor, connect(reactor, self.node, name=name))
-        reactor.addSystemEventTrigger("before", "shutdown", client.close)
-        return client
+        try:
+            yield client
+        finally:
+            await client.close()
 
     async def ask(self, reactor: Any, subject: str, **question: object) -> Any:
         """Return what the node answers to one request."""
-        client = await self.connect(reactor)
-        try:
+        async with self.client(reactor) as client:
             return await self.request(reactor, client, subject, **question)
-        finally:
-            await client.close()
 
     async def request(self, reactor: Any, client: Client, subject: str, **question: object) -> Any:
         """Return what the node answers, its fields that are not None given."""

@@ -5,69 +5,11 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.integration.daemon import BIN, PATIENCE, running
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """`msgservice`, with the address of one node in its environment."""
-
-    node: str
-    folder: Path
-
-    def __call__(self, *words: str, stdin: bytes = b"") -> Outcome:
-        done = subprocess.run(
-            [BIN / "msgservice", *words],
-            cwd=self.folder,
-            env=os.environ | {"MSGSERVICE_NODE": self.node},
-            input=stdin,
-            capture_output=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert b"Traceback" not in done.stderr, done.stderr.decode()
-        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    def data(self, *words: str, stdin: bytes = b"") -> Any:
-        done = self(*words, "--json", stdin=stdin)
-        assert done.code == 0, done
-        return done.data
-
-    def receiver(self, name: str) -> Any:
-        rows = self.data("receivers", "list")["receivers"]
-        return next(row for row in rows if row["name"] == name)
-
-
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the address of a node that these tests share; each has receivers of its own."""
-    folder = tmp_path_factory.mktemp("node")
-    command = ("twist", "--log-format=text", "msgservice", "--listen", "tcp:0")
-    with running(*command, cwd=folder) as daemon:
-        yield f"tcp:127.0.0.1:{daemon.ports()[0]}"
-
-
-@pytest.fixture
-def msgservice(node: str, tmp_path: Path) -> Command:
-    return Command(node, tmp_path)
+from tests.integration.command import Command
+from tests.integration.daemon import BIN, PATIENCE
 
 
 def test_a_receiver_is_added_changed_paused_resumed_and_removed(msgservice: Command) -> None:
