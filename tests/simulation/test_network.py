@@ -19,18 +19,22 @@ from msgservice.node.node import NodeService
 from msgservice.receiver import Receiver
 from msgservice.records import ReceiverRow
 from msgservice.transport.registry import Transports
-from tests.faulty import FaultyWorld
+from tests.faulty import Faults, FaultyWorld
 from tests.faulty_transport import FaultyTransport
 
 LIMITS = Limits(link_delay_max=3.0)
 MESSAGES = 300
+WEATHERS = {
+    "rough": Faults(),
+    "storm": Faults(cut=0.12, hold=0.05, half_open=20.0),
+}
 
 
 class System:
     """`attached` dials the node, `dialled` is dialled by it."""
 
-    def __init__(self, seed: int) -> None:
-        self.world = FaultyWorld(seed, limits=LIMITS)
+    def __init__(self, seed: int, faults: Faults) -> None:
+        self.world = FaultyWorld(seed, faults=faults, limits=LIMITS)
         clock = self.world.clock
         self.transports = Transports([FaultyTransport(self.world)])
         self.failures: list[Exception] = []
@@ -107,9 +111,10 @@ def lanes(bodies: list[bytes]) -> dict[bytes, list[int]]:
     return found
 
 
+@pytest.mark.parametrize("weather", WEATHERS)
 @pytest.mark.parametrize("seed", range(30))
-def test_semantics_1_to_5_under_a_network_that_fails(seed: int) -> None:
-    system = System(seed)
+def test_semantics_1_to_5_under_a_network_that_fails(seed: int, weather: str) -> None:
+    system = System(seed, WEATHERS[weather])
     world = system.world
     world.run_until(system.knows_both, seconds_max=300)
     client = system.wait(system.connecting, 300)
