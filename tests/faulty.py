@@ -189,6 +189,7 @@ class FaultyChannel:
         self.incoming: deque[bytes] = deque()
         self.is_gone = False  # the user was told, or has crashed
         self.when_gone: Callable[[], None] = lambda: None
+        self.when_established: Callable[[], None] = lambda: None
         self.is_known = False
         self._link = link
         self._world = link.world
@@ -215,7 +216,9 @@ class FaultyChannel:
 
     def established(self) -> None:
         """See `IChannel`."""
-        self.is_known = True
+        if not self.is_known:
+            self.is_known = True
+            self.when_established()
 
     def pause(self) -> None:
         """See `IChannel`."""

@@ -85,6 +85,7 @@ class NodeService(Service):
         self.links: dict[int, IConnector] = {}  # by receiver number
         self.transports = Transports()
         self.peers: dict[Peer, None] = {}
+        self._peers_made = 0
         self.running_now = False
         self._listen = tuple(listen)
         self._configured = tuple(receivers)
@@ -248,22 +249,30 @@ class NodeService(Service):
 
     def peer_up(self, peer: Peer) -> None:
         """See `Shared`."""
+        self._peers_made += 1
+        peer.number = self._peers_made
         self.peers[peer] = None
         if self._stopping is not None and peer.connection is not None:
             peer.connection.abort()
         elif self._paused and peer.connection is not None and peer.connection.channel is not None:
             peer.connection.channel.pause()
 
-    def peer_opened(self, peer: Peer) -> None:
+    def peer_opened(self, peer: Peer) -> bool:
         """See `Shared`: newest connection wins per (name, incarnation)."""
         assert peer.connection is not None
         hello = peer.connection.session.peer
         assert hello is not None
         key = (hello.name, hello.incarnation)
-        older = self._senders.get(key)
-        if older is not None and older is not peer:
+        other = self._senders.get(key)
+        if other is not None and other is not peer:
+            # The newest is the one that was made last, not the one that opened last: the end of
+            # a handshake may reach us long after its sender has given that connection up.
+            older, newer = sorted((other, peer), key=lambda each: each.number)
             older.leave(BYE_REPLACED, "a newer connection of this sender")
+            if newer is other:
+                return False
         self._senders[key] = peer
+        return True
 
     def peer_gone(self, peer: Peer) -> None:
         """See `Shared`."""
@@ -288,14 +297,18 @@ class NodeService(Service):
                 raise NameMismatch(f"receiver {outlet.name!r} was replaced too often: it is held")
             del self._held[number]
 
-    def replace(self, outlet: Outlet, peer: Peer) -> None:
+    def replace(self, outlet: Outlet, peer: Peer) -> bool:
         """See `Shared`: newest connection wins per name."""
         number = outlet.row.number
-        older = self._receiving.get(number)
-        self._receiving[number] = peer
-        if older is None or older is peer:
-            return
+        other = self._receiving.get(number)
+        if other is None or other is peer:
+            self._receiving[number] = peer
+            return True
+        older, newer = sorted((other, peer), key=lambda each: each.number)
         older.leave(BYE_REPLACED, "a newer connection of this receiver")
+        if newer is other:
+            return False
+        self._receiving[number] = peer
         now, limits = self.now(), self.limits
         recent = [t for t in self._replaced.get(number, []) if t > now - limits.replacement_window]
         self._replaced[number] = [*recent, now]
@@ -309,6 +322,7 @@ class NodeService(Service):
                 count=len(recent) + 1,
                 seconds=limits.replacement_window,
             )
+        return True
 
     # --- flow
 

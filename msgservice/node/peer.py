@@ -52,6 +52,7 @@ class Peer:
         self.ingress: Ingress | None = None
         self.outlet: Outlet | None = None
         self.leaving = False
+        self.number = 0  # rises with each connection of the node
         self.attached = False  # the outlet is ours now
         self._node = node
         self._expected = expected
@@ -135,7 +136,8 @@ class Peer:
         node = self._node
         assert self.ingress is not None
         assert connection.session.peer is not None
-        node.peer_opened(self)
+        if not node.peer_opened(self):
+            return
         status_from = connection.session.peer.options.status_from
         if status_from is not None:
             incarnation = connection.session.peer.incarnation
@@ -144,8 +146,7 @@ class Peer:
             )
             self.ingress.watch = node.tracker.watch(self, self.name, incarnation, status_from)
         outlet = self.outlet
-        if outlet is not None:
-            node.replace(outlet, self)
+        if outlet is not None and node.replace(outlet, self):
             self.attached = True
             outlet.attach(connection, resume, self._inbox)
             node.dispatch.connected(outlet)

@@ -63,8 +63,11 @@ class Shared(IngressShared, Protocol):
     def peer_up(self, peer: Peer) -> None:
         """A connection stands."""
 
-    def peer_opened(self, peer: Peer) -> None:
-        """Its session is open: newest connection wins per (name, incarnation)."""
+    def peer_opened(self, peer: Peer) -> bool:
+        """Its session is open: newest connection wins per (name, incarnation).
+
+        Returns whether this is it; it is sent away otherwise.
+        """
 
     def peer_gone(self, peer: Peer) -> None:
         """It has ended."""
@@ -78,8 +81,11 @@ class Shared(IngressShared, Protocol):
     def directory_stored(self) -> Deferred[None]:
         """Fire when all changes of the directory so far are stored."""
 
-    def replace(self, outlet: Outlet, peer: Peer) -> None:
-        """This peer is the receiver's connection now; an older one is sent away."""
+    def replace(self, outlet: Outlet, peer: Peer) -> bool:
+        """Let this peer be the receiver's connection; the older of two is sent away.
+
+        Returns whether it is.
+        """
 
     def answer(self, request: Request, local: bool) -> Deferred[Reply]:
         """Answer a request."""

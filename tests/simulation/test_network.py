@@ -1,0 +1,133 @@
+"""A producer, a node and two receivers, all real but for disk and network, under rough weather.
+
+SEMANTICS 1-5 and 14, as their users see them: nothing that was accepted is lost, nobody handles
+anything twice, lanes keep their order, every receipt comes to its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from msgservice.client import Client, connect
+from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
+from msgservice.message import Status
+from msgservice.node.node import NodeService
+from msgservice.receiver import Receiver
+from msgservice.records import ReceiverRow
+from msgservice.transport.registry import Transports
+from tests.faulty import Faults, FaultyWorld
+from tests.faulty_transport import FaultyTransport
+
+LIMITS = Limits(link_delay_max=3.0)
+MESSAGES = 300
+WEATHERS = {
+    "rough": Faults(),
+    "storm": Faults(cut=0.12, hold=0.05, half_open=20.0),
+}
+
+
+class System:
+    """`attached` dials the node, `dialled` is dialled by it."""
+
+    def __init__(self, seed: int, faults: Faults) -> None:
+        self.world = FaultyWorld(seed, faults=faults, limits=LIMITS)
+        clock = self.world.clock
+        self.transports = Transports([FaultyTransport(self.world)])
+        self.failures: list[Exception] = []
+        self.handled: dict[str, list[bytes]] = {"attached": [], "dialled": []}
+        self.node = NodeService(
+            clock,
+            log=MemoryLog(reactor=clock, limits=LIMITS, entropy=self.world.random.randbytes),
+            listen=["faulty:node"],
+            receivers=[
+                ReceiverRow(number=0, name="dialled", address="faulty:dialled", patterns=(">",)),
+            ],
+            limits=LIMITS,
+            rng=self.world.random.random,
+            failed=self.failures.append,
+        )
+        self.node.transports = self.transports
+        self.node.startService()
+        self.receivers = [self.receiver(name) for name in self.handled]
+        self.receivers[0].attach("faulty:node", subjects=[">"])
+        self.receivers[1].listen("faulty:dialled", insecure=True)
+        self.connecting = connect(
+            clock,
+            "faulty:node",
+            name="shop",
+            limits=LIMITS,
+            transports=self.transports,
+            new_incarnation=lambda: self.world.random.randbytes(8).hex(),
+        )
+
+    def receiver(self, name: str) -> Receiver:
+        async def handle(message: Any) -> None:
+            pause: Deferred[None] = Deferred()
+            self.world.clock.callLater(self.world.between((0.0, 0.2)), pause.callback, None)
+            await pause
+            self.handled[name].append(message.body)
+
+        return Receiver(
+            self.world.clock,
+            name=name,
+            handler=handle,
+            limits=LIMITS,
+            transports=self.transports,
+            incarnation=f"{name}-1",
+        )
+
+    def knows_both(self) -> bool:
+        """Whether the audience of what is sent now is both receivers."""
+        node = self.node
+        return node.running_now and all(node.directory.get(name) for name in self.handled)
+
+    def wait(self, waited: Deferred[Any], seconds_max: float) -> Any:
+        self.world.run_until(lambda: waited.called, seconds_max=seconds_max)
+        results: list[Any] = []
+        waited.addBoth(results.append)
+        return results[0]
+
+    def send_all(self, client: Client) -> list[Deferred[Any]]:
+        """Send from three subjects in bursts, while time passes."""
+        sent = []
+        random = self.world.random
+        for number in range(MESSAGES):
+            subject = f"lane.{random.randint(1, 3)}"
+            sent.append(client.send(subject, f"{subject} {number}".encode()))
+            if random.random() < 0.3:
+                self.world.run(random.uniform(0, 1.0))
+        return sent
+
+
+def lanes(bodies: list[bytes]) -> dict[bytes, list[int]]:
+    found: dict[bytes, list[int]] = {}
+    for body in bodies:
+        subject, number = body.split()
+        found.setdefault(subject, []).append(int(number))
+    return found
+
+
+@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize("seed", range(30))
+def test_semantics_1_to_5_under_a_network_that_fails(seed: int, weather: str) -> None:
+    system = System(seed, WEATHERS[weather])
+    world = system.world
+    world.run_until(system.knows_both, seconds_max=300)
+    client = system.wait(system.connecting, 300)
+    sent = system.send_all(client)
+    world.run(30)
+    world.heal()
+    receipts = [system.wait(one, 300) for one in sent]
+    for receipt in receipts:
+        statuses = system.wait(receipt.settled(), 600)
+        assert {"attached": Status.ACKNOWLEDGED, "dialled": Status.ACKNOWLEDGED} == statuses
+    assert system.failures == []
+    for name, bodies in system.handled.items():
+        assert MESSAGES == len(set(bodies)), name
+        assert MESSAGES == len(bodies), f"{name} handled some twice"
+        for numbers in lanes(bodies).values():
+            assert sorted(numbers) == numbers, f"{name} got a lane out of order"
