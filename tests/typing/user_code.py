@@ -7,8 +7,8 @@ from twisted.internet.defer import Deferred
 
 from msgservice import Client, Limits, Node, Receipt, Receiver, Reject, Retry, Status, connect
 from msgservice.errors import NoReceiver, NotDelivered
-from msgservice.received import ReceivedMessage
 from msgservice.receipt import Receipts
+from msgservice.received import ReceivedMessage
 
 
 async def produce(reactor: Any) -> dict[str, Status]:
@@ -69,7 +69,7 @@ async def consume(reactor: Any) -> None:
 
 
 def embed(reactor: Any, parent: MultiService) -> None:
-    node = make_node(reactor, "var/embedded", limits=Limits(heartbeat=5))
+    node = Node(reactor, "var/embedded", limits=Limits(heartbeat=5))
     assert_type(node, Node)
     node.setServiceParent(parent)
     assert_type(node.client("inside"), Client)
