@@ -76,6 +76,10 @@ class Way:
             NodeConnection(self), clock=receiver.reactor, now=receiver.now, limits=receiver.limits
         )
 
+    def stop(self) -> Deferred[None]:
+        """Close what there is; fire when that is done."""
+        raise NotImplementedError
+
     def stop_taking(self) -> None:
         """Read no more from the connections that stand, and make no new ones."""
         for link in self.connections:

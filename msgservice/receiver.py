@@ -14,24 +14,29 @@ import inspect
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.attachment import Attachment, Dial, Listening, Way
 from msgservice.clock import monotonic_of
 from msgservice.codecs import decode_content
 from msgservice.core.frames import HelloOptions, ReceiveOptions
-from msgservice.core.inbox import Inbox
+from msgservice.core.inbox import Inbox, Marks
+from msgservice.core.ranges import RangeSet
 from msgservice.core.subjects import check_name, check_pattern
-from msgservice.errors import LimitReached
+from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError
 from msgservice.handling.engine import Handling
 from msgservice.handling.threads import ThreadedHandling
+from msgservice.handling.transactions import StoredHandling, StoredInbox
 from msgservice.handling.work import Sender
 from msgservice.interfaces import IChannelUser, IConnector, ITransport
 from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.log.inbox_file import InboxFile
 from msgservice.received import Decode
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.registry import Transports
@@ -54,7 +59,8 @@ class Receiver(Service):
     It works from its first `attach` or `listen` on; as a child of a service, from the service's
     start on. `handler(message)` returns None, a Deferred, or is a coroutine function; see
     docs/receiver.md for what its outcome means. With `batch` it gets a list of messages, which
-    are acknowledged or sent again as one; with `threads` it may block.
+    are acknowledged or sent again as one; with `threads` it may block; with `inbox` (a file) what
+    it writes through the inbox's transaction happens once.
 
     `order`: "strict" or "none"; what the node answers holds. `window`: how much is taken
     unanswered, `(messages, bytes)` or messages. `concurrency`: asynchronous handlers at once.
@@ -74,6 +80,7 @@ class Receiver(Service):
         handler: Callable[..., Any],
         batch: bool = False,
         threads: int = 0,
+        inbox: str | Path | StoredInbox | None = None,
         order: str = "strict",
         window: int | tuple[int, int] | None = None,
         shared: bool = False,
@@ -94,6 +101,8 @@ class Receiver(Service):
             raise ValueError("threads must be 0 or more, concurrency 1 or more")
         if threads and inspect.iscoroutinefunction(handler):
             raise TypeError("a coroutine function cannot run on threads")
+        if threads and inbox is not None:
+            raise ValueError("threads and inbox exclude each other: a transaction has one thread")
         self.reactor = reactor
         self.now = monotonic_of(reactor)
         self.name: str = name
@@ -106,9 +115,25 @@ class Receiver(Service):
         self.ways: list[Way] = []
         self._shared = shared
         self._stopping: list[Deferred[None]] | None = None
+        self._inbox_path = inbox if isinstance(inbox, str | Path) else None
+        self._inbox: StoredInbox | None = None
+        self._is_inbox_spent = False  # it was opened; each start needs one that was not
+        self._is_ready = False
+        self._not_ready: list[Deferred[None]] = []
+        self._why = ""  # the inbox cannot be used
         how: dict[str, Any] = {"name": name, "clock": reactor, "now": self.now, "batch": batch}
         self.handling: Handling
-        if threads:
+        if inbox is not None:
+            stored = self._make_inbox(inbox) if isinstance(inbox, str | Path) else inbox
+            self._inbox = stored
+            self.handling = StoredHandling(
+                handler,
+                inbox=stored,
+                failed=self._inbox_failed,
+                concurrency=concurrency,
+                **how,
+            )
+        elif threads:
             self.handling = ThreadedHandling(handler, threads=threads, **how)
         else:
             self.handling = Handling(handler, concurrency=concurrency, **how)
@@ -162,10 +187,12 @@ class Receiver(Service):
         )
         attachment = Attachment(self, address, receive, dial)
         self.ways.append(attachment)
-        if self.running:
+        if self._is_ready:
             attachment.start()
-        elif self.parent is None:
+        elif not self.running and self.parent is None:
             self.startService()
+        elif self._why:
+            attachment.ended = self._why
         return attachment
 
     def listen(self, address: str, *, insecure: bool = False) -> Deferred[Listening]:
@@ -180,6 +207,9 @@ class Receiver(Service):
 
         async def open_port() -> Listening:
             check_listener(address, insecure)
+            await self.ready()
+            if not self.running:
+                raise CannotListen(address, "the receiver was stopped")
             await listening.start()
             self.ways.append(listening)
             return listening
@@ -216,6 +246,11 @@ class Receiver(Service):
         return waiter
 
     async def _stop(self) -> None:
+        if not self._is_ready:
+            try:
+                await self.ready()
+            except MsgServiceError:
+                return  # it never was
         for way in self.ways:
             way.stop_taking()
         await self.handling.stop(self.limits.stop_timeout)
@@ -225,9 +260,26 @@ class Receiver(Service):
         for way in self.ways:
             gone += [link.gone for link in way.connections]
             way.say_bye()
-        await gatherResults([way.stop() for way in self.ways])  # type: ignore[attr-defined]
+        await gatherResults([way.stop() for way in self.ways])
         for each in gone:
             await each
+        self._is_ready = False
+        if self._inbox is not None:
+            await self._inbox.close()
+        for way in self.ways:
+            way.ended = self._why or way.ended
+
+    def ready(self) -> Deferred[None]:
+        """Fire when nodes may connect: the stored inbox is open, or there is none.
+
+        Fails with what opening it failed with: `LogLocked`, `LogTooNew`, `LogDamaged`,
+        `DataFolderUnusable`. Cancelling it stops the wait only.
+        """
+        if self._is_ready:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._not_ready.append(waiter)
+        return waiter
 
     # --- IService
 
@@ -236,13 +288,55 @@ class Receiver(Service):
             return
         Service.startService(self)
         self.handling.start()
-        for way in self.ways:
+        self._why = ""
+        if self._inbox is None:
+            self._begin()
+        else:
+            if self._inbox_path is not None and self._is_inbox_spent:
+                self._inbox = self._make_inbox(self._inbox_path)
+                cast("StoredHandling", self.handling).inbox = self._inbox
+            self._is_inbox_spent = True
+            opening = self._inbox.open().addCallbacks(self._begin, self._inbox_unusable)
+            opening.addErrback(lambda failure: self.logger.failure("starting", failure))
+
+    def _begin(self, inbox: str = "") -> None:
+        self._is_ready = True
+        for way in self.ways if self.running else ():
             if isinstance(way, Attachment):
                 way.start()
             elif isinstance(way, Listening):
                 way.start().addErrback(
                     lambda failure: self.logger.failure("listening again", failure)
                 )
+        waiters, self._not_ready = self._not_ready, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.callback(None)
+
+    def _inbox_unusable(self, failure: Failure) -> None:
+        self.running = 0
+        self._why = failure.getErrorMessage()
+        for way in self.ways:
+            way.ended = self._why
+        self.logger.error(
+            "receiver {receiver} does not start: {error}", receiver=self.name, error=self._why
+        )
+        waiters, self._not_ready = self._not_ready, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.errback(failure)
+
+    def _inbox_failed(self, error: LogFailed) -> None:
+        """Take nothing more: what is on disk is no longer known (SEMANTICS 19)."""
+        if self._stopping is None and self.running:
+            self._why = str(error)
+            self.logger.critical(
+                "receiver {receiver} stops: {error}", receiver=self.name, error=self._why
+            )
+            self.stop()
+
+    def _make_inbox(self, path: str | Path) -> StoredInbox:
+        return InboxFile(path, reactor=self.reactor)
 
     def stopService(self) -> Deferred[None]:  # noqa: D102  # Twisted's
         return self.stop()
@@ -255,6 +349,7 @@ class Receiver(Service):
             max_batch=self.limits.max_batch,
             heartbeat=round(self.limits.heartbeat * 1000),
             window=self.window,
+            inbox=self._inbox.inbox if self._inbox is not None else None,
             receive=receive,
         )
 
@@ -267,7 +362,11 @@ class Receiver(Service):
                 idle = [k for k, s in senders.items() if s.connection is None and not s.works]
                 for key in idle[:1]:
                     del senders[key]
-            sender = Sender(name, incarnation, Inbox(), self.window)
+            marks = None
+            if self._inbox is not None:
+                known = self._inbox.resume(name, incarnation)
+                marks = Marks(known.floor, RangeSet(known.ranges), known.last)
+            sender = Sender(name, incarnation, Inbox(marks), self.window)
         senders[name, incarnation] = (
             sender  # the one that was here last is the last to be forgotten
         )

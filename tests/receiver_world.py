@@ -6,6 +6,7 @@ Whatever is sent travels when the clock moves; `Wire.cut` loses what is under wa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from queue import Queue
 from typing import Any
 
 from twisted.application.service import Service
@@ -103,6 +104,17 @@ class FakeChannel:
     def tell_lost(self, reason: str) -> None:
         assert self.user is not None
         self.user.channel_lost(reason)
+
+
+class ThreadedClock(Clock):
+    """A clock whose threads may call back; `World.until` lets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls_from_threads: Queue[tuple[Callable[..., Any], Any, Any]] = Queue()
+
+    def callFromThread(self, callable: Callable[..., Any], *args: Any, **kwargs: Any) -> None:  # noqa: A002  # Twisted's
+        self.calls_from_threads.put((callable, args, kwargs))
 
 
 class Wire:
@@ -329,7 +341,7 @@ class World:
         limits: Limits | None = None,
         **more: Any,
     ) -> None:
-        self.clock = node.clock if node is not None else Clock()
+        self.clock = node.clock if node is not None else ThreadedClock()
         self.limits = limits if limits is not None else Limits()
         self.handled: list[bytes] = []
         self.node = Node(self.clock, order=more.get("order", "strict")) if node is None else node
@@ -377,6 +389,21 @@ class World:
             self.clock.advance(step)
             self.run()
             seconds -= step
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Let threads call back, until `condition()` is true; at most 20 s between two calls."""
+        assert isinstance(self.clock, ThreadedClock)
+        self.run()
+        while not condition():
+            function, args, kwargs = self.clock.calls_from_threads.get(timeout=20)
+            function(*args, **kwargs)
+            self.run()
+
+    def stop(self) -> None:
+        """Stop the receiver, and wait for it."""
+        stopped = results_of(self.receiver.stop())
+        self.until(lambda: stopped)
+        assert stopped == [None]
 
     def reconnect(self) -> None:
         """Lose the connection, and have the next."""

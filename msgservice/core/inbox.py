@@ -40,11 +40,11 @@ def fingerprint(messages: Messages) -> int:
     view = memoryview(messages)
     size = len(view)
     if size <= 4 * SAMPLE_BYTES:
-        return crc32(view)
+        return size << 32 | crc32(view)
     middle = size // 2
-    checksum = crc32(view[:SAMPLE_BYTES], size)
+    checksum = crc32(view[:SAMPLE_BYTES])
     checksum = crc32(view[middle : middle + SAMPLE_BYTES], checksum)
-    return crc32(view[-SAMPLE_BYTES:], checksum)
+    return size << 32 | crc32(view[-SAMPLE_BYTES:], checksum)
 
 
 class Marks:

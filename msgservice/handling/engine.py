@@ -151,8 +151,7 @@ class Handling:
         for sender in self.senders.values():
             for lane in sender.lanes.values():
                 lane.is_ready = False
-                keep = lane.queue[0] if lane.flying and lane.key is not None else None
-                self._abandon(lane, keep)
+                self._abandon(lane)
         self._ready.clear()
         if not self._flights:
             self._flush()
@@ -342,18 +341,26 @@ class Handling:
 
     def _ended(self, flight: Flight, done: int, failure: Failure | None, unit: int) -> None:
         """The first `done` messages of a flight were handled, the `unit` after them failed."""
-        self._flights.discard(flight)
         lane, work = flight.lane, flight.work
-        lane.flying -= 1
         at = flight.first + done
         if lane.key is not None:
             work.at = at
             if failure is not None:
                 self._failed(lane, work, at, at + unit, failure)
-        elif failure is None:
-            self._taken(work, flight.first, at)
         else:
-            self._refused(lane, work, at, at + unit, failure)
+            if done:
+                self._taken(work, flight.first, at)
+            if failure is not None:
+                self._refused(work, at, at + unit, failure)
+                if at + unit < flight.stop:
+                    lane.queue.append(work.sender.cut(work, at + unit, flight.stop))
+        self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        """The flight is over; what waited for it may go on."""
+        self._flights.discard(flight)
+        lane = flight.lane
+        lane.flying -= 1
         if self.is_stopping:
             self._abandon(lane)
         self._advance(lane, goes_on=True)
@@ -386,12 +393,12 @@ class Handling:
         """What came before is taken, these were not, and in a lane with order, nothing behind."""
         work.at = first
         self._tell(work)
-        action = self._refused(lane, work, first, stop, failure)
+        action = self._refused(work, first, stop, failure)
         work.told = work.at = stop
         if action is not Action.DEAD and lane.key is not None:
-            self._abandon(lane)
+            self._give_up(lane, set())
 
-    def _refused(self, lane: Lane, work: Work, first: int, stop: int, failure: Failure) -> Action:
+    def _refused(self, work: Work, first: int, stop: int, failure: Failure) -> Action:
         sender = work.sender
         action, delay_ms, reason = self._judge(failure, work, first)
         sender.inbox.refused(
@@ -401,18 +408,24 @@ class Handling:
         self._touch(sender)
         return action
 
-    def _abandon(self, lane: Lane, keep: Work | None = None) -> None:
-        """Nothing of what waits in the lane will be handled: its sender sends it again."""
+    def _abandon(self, lane: Lane) -> None:
+        """Nothing more of the lane is begun: its sender sends it again."""
+        flying = {flight.work for flight in self._flights if flight.lane is lane}
+        self._give_up(lane, flying if lane.key is not None else set())
+
+    def _give_up(self, lane: Lane, but: set[Work]) -> None:
+        kept = []
         for work in lane.queue:
-            if work is not keep and work.at < work.stop:
+            if work in but:
+                kept.append(work)
+            elif work.at < work.stop:
                 sender, base = work.sender, work.base
                 self._tell(work)
                 sender.inbox.abandoned(base + work.at, base + work.stop - 1)
                 sender.release(work, work.stop - work.at)
                 work.told = work.at = work.stop
         lane.queue.clear()
-        if keep is not None:
-            lane.queue.append(keep)
+        lane.queue.extend(kept)
 
     def _judge(self, failure: Failure, work: Work, first: int) -> tuple[Action, int, str]:
         outcome = judge(failure)

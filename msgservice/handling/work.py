@@ -68,6 +68,14 @@ class Sender:
             self.works -= 1
             self.held_bytes -= work.size
 
+    def cut(self, work: Work, first: int, stop: int) -> Work:
+        """Return messages `first` to `stop` (exclusive) of the work as work of their own."""
+        base = work.base
+        rest = Work(self, work.arrival, work.run, work.messages, base + first, base + stop - 1, 0)
+        self.hold(rest)
+        self.release(work, stop - first)
+        return rest
+
     def go_on(self) -> None:
         """Read again if there is room. What arrived meanwhile may arrive inside this call."""
         if self.is_paused and (self.works <= 1 or self._has_room()):

@@ -1,0 +1,256 @@
+"""Handlers with a stored inbox: what they write and the mark commit together (SEMANTICS 25).
+
+    handle(message, transaction)   writes at once; all runs that wait share a transaction
+    handle(message)                computes, now or in its own time, and returns its writes:
+                                   None, a callable that takes the transaction, or a list of
+                                   statements, each `sql` or `(sql, parameters)`
+
+A run is acknowledged after the commit that holds it. The work of a lane is handed in as a whole;
+when a message of it fails, a gate keeps what comes behind from being handled before it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from zlib import crc32
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
+
+from msgservice.errors import LogError, LogFailed
+from msgservice.handling.engine import Handler, Handling, messages_of
+from msgservice.handling.work import Flight, Lane, Work
+from msgservice.message import Action
+from msgservice.records import Resume
+
+UNAVAILABLE_MS = 1000  # what could not be committed is sent again after this
+
+Item = tuple[int, Any]
+
+
+class Handled(Protocol):
+    """What `StoredInbox.run` fires with: so many are committed; the next one raised `error`."""
+
+    @property
+    def count(self) -> int:
+        """How many items."""
+
+    @property
+    def error(self) -> Exception | None:
+        """What was raised, or None."""
+
+
+class StoredInbox(Protocol):
+    """What is needed of `log.inbox_file.InboxFile`; see there."""
+
+    inbox: str
+
+    def open(self) -> Deferred[str]:
+        """Fire with the inbox's id."""
+
+    def close(self) -> Deferred[None]:
+        """Fire when it is closed."""
+
+    def resume(self, sender: str, incarnation: str) -> Resume:
+        """Return *now* what was taken."""
+
+    def run(
+        self,
+        sender: str,
+        incarnation: str,
+        items: Sequence[Item],
+        handle: Callable[[Any, Any], object],
+        *,
+        after: int,
+        last: tuple[int, int, int] | None = None,
+        floor: int = 0,
+    ) -> Deferred[Any]:
+        """Handle and commit; fire with `Handled`."""
+
+
+class _Behind(Exception):
+    """A message that waits for one before it that failed."""
+
+
+class _Gate:
+    """Shut when a message of a lane has failed."""
+
+    __slots__ = ("handler", "is_shut")
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self.handler = handler
+        self.is_shut = False
+
+    def __call__(self, unit: Any, transaction: Any) -> Any:
+        if self.is_shut:
+            raise _Behind
+        try:
+            return self.handler(unit, transaction)
+        except BaseException:
+            self.is_shut = True
+            raise
+
+
+class StoredHandling(Handling):
+    """As `Handling`, with a stored inbox, which is open while handlers run.
+
+    `failed(error)` is called when the inbox can no longer be written.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        inbox: StoredInbox,
+        failed: Callable[[LogFailed], None],
+        batch: bool,
+        **more: Any,
+    ) -> None:
+        super().__init__(handler, batch=batch, **more)
+        self.inbox = inbox
+        self._inbox_failed = failed
+        self._step = self._step_transaction if takes_transaction(handler) else self._step_computed
+
+    # --- handlers that write at once
+
+    def _step_transaction(self, lane: Lane, work: Work) -> bool:
+        works = [work] if lane.key is None else list(lane.queue)
+        gate = _Gate(self._handler)
+        for each in works:
+            first, stop = each.at, each.stop
+            if first == stop:
+                continue
+            messages = messages_of(each, first, stop)
+            base = each.base
+            items: list[Item] = (
+                [(base + stop - 1, messages)]
+                if self._batch
+                else list(enumerate(messages, base + first))
+            )
+            flight = Flight(lane, each, first, stop)
+            self._started(flight)
+            self._run(each, first, stop, items, gate).addBoth(self._committed, flight)
+        return lane.key is None
+
+    def _committed(self, result: Any, flight: Flight) -> None:
+        length = flight.stop - flight.first
+        if isinstance(result, Failure):
+            self._ended(flight, 0, result, length)
+            return
+        unit = length if self._batch else 1
+        failure = None if result.error is None else Failure(result.error)
+        self._ended(flight, result.count * unit, failure, unit)
+
+    def _ended(self, flight: Flight, done: int, failure: Failure | None, unit: int) -> None:
+        if flight.lane.key is not None and not flight.work.open:
+            self._forget(flight)  # given up, when one before it failed
+        elif failure is not None and failure.check(_Behind):
+            if done:
+                flight.work.at = flight.first + done
+            self._forget(flight)
+        else:
+            super()._ended(flight, done, failure, unit)
+
+    # --- handlers that compute first
+
+    def _step_computed(self, lane: Lane, work: Work) -> bool:
+        first = work.at
+        stop = work.stop if self._batch else first + 1
+        messages = messages_of(work, first, stop)
+        computing: Deferred[Any] = maybeDeferred(
+            self._handler, messages if self._batch else messages[0]
+        )
+        computing.addCallback(self._store, work, first, stop)
+        return self._fly(lane, work, first, stop, computing)
+
+    def _store(self, writes: Any, work: Work, first: int, stop: int) -> Deferred[None]:
+        items = [(work.base + stop - 1, writes)]
+
+        def check(handled: Handled) -> None:
+            if handled.error is not None:
+                raise handled.error
+
+        return self._run(work, first, stop, items, write).addCallback(check)
+
+    # --- both
+
+    def _run(
+        self,
+        work: Work,
+        first: int,
+        stop: int,
+        items: list[Item],
+        handle: Callable[[Any, Any], object],
+    ) -> Deferred[Any]:
+        transfer, base = work.arrival.transfer, work.base
+        after = base + first - 1
+        if first == 0 and transfer.after is not None:
+            after = transfer.after
+        last = None
+        count = work.arrival.count
+        if stop == count:
+            last = (base, base + count - 1, crc32(transfer.messages))
+        sender = work.sender
+        return self.inbox.run(
+            sender.name,
+            sender.incarnation,
+            items,
+            handle,
+            after=after,
+            last=last,
+            floor=transfer.floor,
+        )
+
+    def _judge(self, failure: Failure, work: Work, first: int) -> tuple[Action, int, str]:
+        error = failure.value
+        if not isinstance(error, LogError):
+            return super()._judge(failure, work, first)
+        if isinstance(error, LogFailed):
+            self._inbox_failed(error)
+        self._logger.error(
+            "receiver {receiver} cannot commit to its inbox: {error}",
+            receiver=self._name,
+            error=str(error),
+        )
+        return Action.LATER, UNAVAILABLE_MS, f"inbox: {error}"
+
+
+def takes_transaction(handler: Callable[..., Any]) -> bool:
+    """Return whether a handler takes `(message, transaction)`, or only the message.
+
+    Raises `TypeError` for a coroutine function that wants a transaction: none stays open while
+    it waits.
+    """
+    try:
+        inspect.signature(handler).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True  # a builtin that does not say: it is plain in any case
+    if inspect.iscoroutinefunction(handler):
+        raise TypeError(
+            "a coroutine function gets no transaction: take the message only, and return the writes"
+        )
+    return True
+
+
+def write(writes: Any, transaction: Any) -> object:
+    """Write what a handler has computed."""
+    if writes is None:
+        return None
+    if callable(writes):
+        return writes(transaction)
+    if not isinstance(writes, list | tuple):
+        raise TypeError(
+            "a handler with an inbox returns None, a callable or a list of statements,"
+            f" not {type(writes).__name__}"
+        )
+    for statement in writes:
+        if isinstance(statement, str):
+            transaction.execute(statement)
+        else:
+            sql, parameters = statement
+            transaction.execute(sql, parameters)
+    return None

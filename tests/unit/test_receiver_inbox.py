@@ -1,0 +1,344 @@
+"""A receiver with a stored inbox: what its handler writes happens once (SEMANTICS 25, 6)."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent
+
+from msgservice.core.frames import Ack
+from msgservice.core.inbox import Marks
+from msgservice.errors import LogLocked, LogUnavailable, Reject, Retry
+from msgservice.message import Action
+from msgservice.received import ReceivedMessage
+from msgservice.receiver import Receiver
+from tests.receiver_world import Node, World, results_of
+
+TABLE = "create table if not exists done(body blob, n integer primary key)"
+
+
+def insert(message: ReceivedMessage, transaction: Any) -> None:
+    transaction.execute(TABLE)
+    transaction.execute("insert into done(body) values (?)", (message.body,))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "inbox.db"
+
+
+def world_of(path: Path, handler: Any = insert, **more: Any) -> World:
+    world = World(handler, inbox=path, attach=False, **more)
+    world.attachment = world.attach(world.node)
+    world.until(lambda: world.attachment.connected)
+    return world
+
+
+def written(path: Path) -> list[bytes]:
+    with sqlite3.connect(path) as db:
+        rows = db.execute("select body from done order by n").fetchall()
+    db.close()
+    return [body for (body,) in rows]
+
+
+def test_25_what_is_written_is_there_when_the_run_is_acknowledged(path: Path) -> None:
+    world = world_of(path)
+    world.node.offer([b"1", b"2"])
+    world.run()
+    assert world.node.answers == []  # not before the commit
+    world.until(lambda: world.node.answers)
+    assert world.node.answers == [Ack([(1, 2)])]
+    assert written(path) == [b"1", b"2"]
+    world.stop()
+
+
+def test_25_a_killed_receiver_handles_nothing_twice(path: Path) -> None:
+    world = world_of(path)
+    world.node.offer([b"1", b"2"])
+    world.until(lambda: world.node.outbox.cursor == 2)
+    world.stop()
+    # Another process: new memory, the same file; and a node that has heard no answer.
+    again = World(insert, inbox=path, attach=False)
+    again.node.offer([b"1", b"2", b"3"])
+    again.attach(again.node)
+    again.until(lambda: again.node.outbox.cursor == 3)
+    assert again.node.resumes[-1].floor == 3
+    again.stop()
+    assert written(path) == [b"1", b"2", b"3"]
+
+
+def test_25_what_the_file_has_taken_is_acknowledged_and_not_handled_again(path: Path) -> None:
+    world = world_of(path)
+    world.node.offer([b"1", b"2"])
+    world.until(lambda: world.node.outbox.cursor == 2)
+    sender = world.receiver.handling.senders["node", "log.1"]
+    sender.inbox.marks = Marks()  # memory has forgotten what the file knows
+    again = Node(world.clock)
+    world.attach(again)
+    again.offer([b"1", b"2"])
+    world.until(lambda: again.outbox.cursor == 2)
+    world.stop()
+    assert written(path) == [b"1", b"2"]
+
+
+def test_6_hello_names_the_inbox_and_it_is_the_same_after_a_restart(path: Path) -> None:
+    world = world_of(path)
+    world.stop()
+    world.receiver.startService()
+    world.until(lambda: world.attachment.connected)
+    world.stop()
+    inboxes = [hello.options.inbox for hello in world.node.hellos]
+    assert len(inboxes) == 2
+    assert inboxes[0]
+    assert inboxes[0] == inboxes[1]
+
+
+def test_runs_that_wait_share_a_commit(path: Path) -> None:
+    world = world_of(path)
+    for _ in range(20):
+        world.node.offer([b"x"] * 5)
+    world.until(lambda: world.node.outbox.cursor == 100)
+    assert len(world.node.answers) < 10
+    world.stop()
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_a_message_that_fails_is_undone_and_retried_and_those_before_it_stay(
+    path: Path, order: str
+) -> None:
+    tries: list[bytes] = []
+
+    def handle(message: ReceivedMessage, transaction: Any) -> None:
+        insert(message, transaction)
+        tries.append(message.body)
+        if message.body == b"2" and tries.count(b"2") == 1:
+            raise Retry(1.0)
+
+    world = world_of(path, handle, order=order)
+    world.node.offer([b"1", b"2", b"3"])
+    world.until(lambda: world.node.nacks)
+    assert world.node.acknowledged[0] == (1, 1)
+    world.run(2)
+    world.until(lambda: world.node.outbox.cursor == 3)
+    world.stop()
+    assert sorted(written(path)) == [b"1", b"2", b"3"]
+    if order == "strict":
+        assert written(path) == [b"1", b"2", b"3"]
+
+
+def test_a_rejected_message_leaves_nothing_and_the_lane_goes_on_in_order(path: Path) -> None:
+    def handle(message: ReceivedMessage, transaction: Any) -> None:
+        insert(message, transaction)
+        if message.body == b"2":
+            raise Reject("no")
+
+    world = world_of(path, handle)
+    world.node.offer([b"1", b"2", b"3"])
+    world.node.offer([b"4"])
+    world.until(lambda: world.node.outbox.cursor == 4)
+    assert [nack.action for nack in world.node.nacks] == [Action.DEAD]
+    world.stop()
+    assert written(path) == [b"1", b"3", b"4"]
+
+
+def test_3_nothing_of_a_lane_is_written_before_what_failed_in_it(path: Path) -> None:
+    failed = False
+
+    def handle(message: ReceivedMessage, transaction: Any) -> None:
+        nonlocal failed
+        insert(message, transaction)
+        if message.body == b"2" and not failed:
+            failed = True
+            raise Retry(1.0)
+
+    world = world_of(path, handle)
+    for body in (b"1", b"2", b"3", b"4"):
+        world.node.offer([body])
+    world.node.offer([b"other"], "b")
+    world.until(lambda: len(world.node.acknowledged) == 2)
+    world.run(2)
+    world.until(lambda: world.node.outbox.cursor == 5)
+    world.stop()
+    assert [body for body in written(path) if body != b"other"] == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_batch_is_written_and_marked_as_one(path: Path) -> None:
+    calls = 0
+
+    def handle(messages: list[ReceivedMessage], transaction: Any) -> None:
+        nonlocal calls
+        calls += 1
+        for message in messages:
+            insert(message, transaction)
+        if calls == 1:
+            raise Retry(1.0)
+
+    world = world_of(path, handle, batch=True)
+    world.node.offer([b"1", b"2"])
+    world.until(lambda: world.node.nacks)
+    world.run(2)
+    world.until(lambda: world.node.outbox.cursor == 2)
+    world.stop()
+    assert (calls, written(path)) == (2, [b"1", b"2"])
+
+
+# --- handlers that compute first
+
+
+def statements(message: ReceivedMessage) -> list[Any]:
+    return [TABLE, ("insert into done(body) values (?)", (message.body,))]
+
+
+async def coroutine(message: ReceivedMessage) -> Any:
+    return statements(message)
+
+
+def as_callable(message: ReceivedMessage) -> Any:
+    return lambda transaction: insert(message, transaction)
+
+
+@pytest.mark.parametrize("handler", [statements, coroutine, as_callable])
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_25_a_handler_that_computes_first_returns_its_writes(
+    path: Path, handler: Any, order: str
+) -> None:
+    world = world_of(path, handler, order=order)
+    world.node.offer([b"1", b"2", b"3"])
+    world.until(lambda: world.node.outbox.cursor == 3)
+    world.stop()
+    assert written(path) == [b"1", b"2", b"3"]
+
+
+def test_25_no_transaction_is_open_while_a_handler_waits(path: Path) -> None:
+    waiting: dict[bytes, Deferred[Any]] = {}
+
+    def handle(message: ReceivedMessage) -> Deferred[Any]:
+        waiting[message.body] = Deferred()
+        return waiting[message.body]
+
+    world = world_of(path, handle)
+    world.node.offer([b"slow"], "a")
+    world.node.offer([b"quick"], "b")
+    world.run()
+    waiting[b"quick"].callback(lambda transaction: transaction.execute(TABLE))
+    world.until(lambda: world.node.acknowledged)
+    assert world.node.acknowledged == [(2, 2)]
+    waiting[b"slow"].callback(None)
+    world.until(lambda: world.node.outbox.cursor == 2)
+    world.stop()
+
+
+def test_writes_that_fail_are_undone_and_the_message_is_retried(
+    path: Path, logged_failures: list[LogEvent]
+) -> None:
+    tries = 0
+
+    def handle(message: ReceivedMessage) -> list[Any]:
+        nonlocal tries
+        tries += 1
+        return [*statements(message), "no sql at all"] if tries == 1 else statements(message)
+
+    world = world_of(path, handle)
+    world.node.offer([b"1"])
+    world.until(lambda: world.node.nacks)
+    assert world.node.nacks[0].action == Action.RETRY
+    world.run(2)
+    world.until(lambda: world.node.outbox.cursor == 1)
+    world.stop()
+    assert written(path) == [b"1"]
+    logged_failures.clear()
+
+
+def test_a_handler_that_returns_no_writes_but_something_else_is_told(
+    path: Path, logged_failures: list[LogEvent]
+) -> None:
+    world = world_of(path, lambda message: 17)
+    world.node.offer([b"1"])
+    world.until(lambda: world.node.nacks)
+    assert "a callable or a list of statements" in world.node.nacks[0].reason
+    world.stop()
+    logged_failures.clear()
+
+
+def test_a_coroutine_function_gets_no_transaction(path: Path) -> None:
+    async def handle(message: ReceivedMessage, transaction: Any) -> None:
+        pass
+
+    with pytest.raises(TypeError, match="return the writes"):
+        Receiver(Clock(), name="r", handler=handle, inbox=path)
+
+
+def test_threads_and_an_inbox_exclude_each_other(path: Path) -> None:
+    with pytest.raises(ValueError, match="exclude"):
+        Receiver(Clock(), name="r", handler=insert, inbox=path, threads=2)
+
+
+# --- trouble
+
+
+def test_an_inbox_that_another_process_holds_keeps_the_receiver_from_starting(path: Path) -> None:
+    holder = world_of(path)
+    world = World(insert, inbox=path, attach=False)
+    attachment = world.attach(world.node)
+    ready = results_of(world.receiver.ready())
+    listening = results_of(world.receiver.listen("tcp:0"))
+    world.until(lambda: ready and listening)
+    assert ready[0].check(LogLocked)
+    assert listening[0].check(LogLocked)
+    assert not attachment.connected
+    assert "is held by" in attachment.error
+    holder.stop()
+    world.receiver.startService()
+    world.until(lambda: attachment.connected)
+    world.stop()
+
+
+def test_a_commit_that_fails_is_no_attempt_and_the_run_comes_again(path: Path) -> None:
+    class Full:
+        """An inbox with no room, the first time."""
+
+        inbox = "full"
+
+        def __init__(self) -> None:
+            self.runs = 0
+
+        def open(self) -> Deferred[str]:
+            from twisted.internet.defer import succeed
+
+            return succeed("full")
+
+        def close(self) -> Deferred[None]:
+            from twisted.internet.defer import succeed
+
+            return succeed(None)
+
+        def resume(self, sender: str, incarnation: str) -> Any:
+            from msgservice.records import Resume
+
+            return Resume()
+
+        def run(self, *arguments: Any, **more: Any) -> Deferred[Any]:
+            from twisted.internet.defer import fail, succeed
+
+            from msgservice.log.inbox_file import Handled
+
+            self.runs += 1
+            if self.runs == 1:
+                return fail(LogUnavailable("disk full"))
+            return succeed(Handled(2, None))
+
+    world = World(insert, inbox=Full())
+    world.node.offer([b"1", b"2"])
+    world.run()
+    [nack] = world.node.nacks
+    assert (nack.first, nack.last, nack.action) == (1, 2, Action.LATER)
+    assert "disk full" in nack.reason
+    world.run(2)
+    assert world.node.outbox.cursor == 2
+    assert [run.attempts for run in world.node.outbox.waiting] == []
+    world.stop()
