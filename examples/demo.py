@@ -65,7 +65,10 @@ class Cast:
         pace = max(1, int(lines / SECONDS_MIN * 0.02))
         roles = [sys.executable, "-m", "examples.demo_roles"]
         self.commands: dict[str, list[str]] = {
-            "node": [sys.executable, "-m", "twisted", "msgservice", "--config", str(config)],
+            "node": [
+                *(sys.executable, "-m", "twisted", "--log-format=text"),
+                *("msgservice", "--config", str(config)),
+            ],
             "producer": [
                 *roles,
                 "producer",
@@ -193,7 +196,7 @@ def play(cast: Cast, lines: list[bytes]) -> list[dict[str, Any]]:
 
 def wait_until_attached(cast: Cast) -> None:
     """Receivers that attach are known to the node before the first line is sent."""
-    command = [sys.executable, "-m", "msgservice.cli.main", "--json", "receivers", "list"]
+    command = [str(Path(sys.executable).with_name("msgservice")), "receivers", "list", "--json"]
     address = cast.commands["producer"][cast.commands["producer"].index("--address") + 1]
 
     def known() -> bool:
@@ -202,11 +205,18 @@ def wait_until_attached(cast: Cast) -> None:
             cwd=ROOT,
             env=os.environ | {"MSGSERVICE_NODE": address},
             capture_output=True,
+            text=True,
             check=False,
         )
-        return asked.returncode == 0 and asked.stdout.count(b'"connected": true') == len(RECEIVERS)
+        return asked.returncode == 0 and connected(asked.stdout) == set(RECEIVERS)
 
     until(known, "the receivers to be attached")
+
+
+def connected(listing: str) -> set[str]:
+    """The receivers that `msgservice receivers list --json` says are connected."""
+    rows = json.loads(listing)["receivers"]
+    return {row["name"] for row in rows if row["connected"]}
 
 
 def compare(name: str, found: list[bytes], lines: list[bytes]) -> dict[str, Any]:

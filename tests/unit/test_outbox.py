@@ -458,3 +458,14 @@ def test_unloaded_runs_can_be_offered_again() -> None:
     outbox.receive_ack(2, 2)
     outbox.receive_ack(5, 6)
     assert_empty(outbox, 6)
+
+
+def test_3_what_is_older_than_the_head_of_a_stuck_lane_goes_before_it_after_a_reconnect() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, 3))
+    outbox.receive_nack(2, 2, Action.RETRY, 0.0, "", 0.0)
+    outbox.disconnect(0.0)  # before the ACK of 1 came
+    outbox.connect(None, BATCH_MAX)
+    assert [(1, 1)] == spans(outbox.take_transfers(100.0))
+    outbox.receive_ack(1, 1)
+    assert [(2, 2), (3, 3)] == spans(outbox.take_transfers(100.0))

@@ -1,0 +1,40 @@
+"""`make demo`, as it is told to a stranger, with a shorter file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_kills_three_processes_and_loses_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "some lines.txt"
+    file.write_text("".join(f"line {n} of this file\n" for n in range(3000)))
+    played = subprocess.run(
+        [sys.executable, "-m", "examples.demo", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert 0 == played.returncode, played.stdout + played.stderr
+    told = json.loads(played.stdout.splitlines()[-1])
+    assert (3000, 0, 0) == (told["sent"], told["lost"], told["duplicated"])
+    assert {"archive", "node", "producer"} == {kill["who"] for kill in told["kills"]}
+    assert all(0.2 <= kill["at"] <= 0.8 for kill in told["kills"])
+
+
+def test_a_file_with_lines_that_are_the_same_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "same.txt"
+    file.write_text("again\nagain\n")
+    command = [sys.executable, "-m", "examples.demo", str(file)]
+    played = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert 2 == played.returncode
+    assert "the same" in played.stderr
