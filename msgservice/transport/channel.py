@@ -48,7 +48,7 @@ from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import describe, is_local
 from msgservice.transport.pacing import Turn, Watch
-from msgservice.transport.sockets import reason_of, tune
+from msgservice.transport.sockets import reason_of, tune, write_now
 from msgservice.transport.strings import LinearStringReceiver
 
 # Handed to the transport at once. Its own mark is 64 KiB, so it asks for more as soon as the
@@ -328,7 +328,7 @@ class FrameProtocol(LinearStringReceiver):
             piece = self._queue
             self._queue = deque()
             self._queued = 0
-            self.transport.writeSequence(piece)
+            write_now(self.transport, piece)
             return
         room = PIECE_BYTES
         cut: list[bytes] = []
@@ -345,7 +345,7 @@ class FrameProtocol(LinearStringReceiver):
                 self._queue.popleft()
             room -= rest
             self._queued -= rest
-        self.transport.writeSequence(cut)
+        write_now(self.transport, cut)
 
     def _finish(self) -> None:
         """Close, now that everything is with the transport. The deadline still runs."""
