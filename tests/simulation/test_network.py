@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent
 
 from msgservice.client import Client, connect
+from msgservice.errors import Reject, Retry
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
@@ -39,6 +41,8 @@ class System:
         self.transports = Transports([FaultyTransport(self.world)])
         self.failures: list[Exception] = []
         self.handled: dict[str, list[bytes]] = {"attached": [], "dialled": []}
+        self.rejected: dict[str, set[bytes]] = {"attached": set(), "dialled": set()}
+        self.handlers_fail = False
         self.node = NodeService(
             clock,
             log=MemoryLog(reactor=clock, limits=LIMITS, entropy=self.world.random.randbytes),
@@ -69,6 +73,8 @@ class System:
             pause: Deferred[None] = Deferred()
             self.world.clock.callLater(self.world.between((0.0, 0.2)), pause.callback, None)
             await pause
+            if self.handlers_fail:
+                self.perhaps_fail(name, message.body)
             self.handled[name].append(message.body)
 
         return Receiver(
@@ -79,6 +85,16 @@ class System:
             transports=self.transports,
             incarnation=f"{name}-1",
         )
+
+    def perhaps_fail(self, name: str, body: bytes) -> None:
+        chance = self.world.random.random()
+        if chance < 0.05:
+            raise Retry(self.world.random.choice([None, 0.0, 1.0]))
+        if chance < 0.08:
+            raise RuntimeError("a fault of the handler")
+        if chance < 0.10:
+            self.rejected[name].add(body)
+            raise Reject("not this one")
 
     def knows_both(self) -> bool:
         """Whether the audience of what is sent now is both receivers."""
@@ -111,23 +127,50 @@ def lanes(bodies: list[bytes]) -> dict[bytes, list[int]]:
     return found
 
 
-@pytest.mark.parametrize("weather", WEATHERS)
-@pytest.mark.parametrize("seed", range(30))
-def test_semantics_1_to_5_under_a_network_that_fails(seed: int, weather: str) -> None:
-    system = System(seed, WEATHERS[weather])
+def play(system: System) -> list[Any]:
+    """Send everything under faults, heal, wait; return the receipts, all settled."""
     world = system.world
     world.run_until(system.knows_both, seconds_max=300)
     client = system.wait(system.connecting, 300)
     sent = system.send_all(client)
     world.run(30)
     world.heal()
+    system.handlers_fail = False
     receipts = [system.wait(one, 300) for one in sent]
     for receipt in receipts:
-        statuses = system.wait(receipt.settled(), 600)
-        assert {"attached": Status.ACKNOWLEDGED, "dialled": Status.ACKNOWLEDGED} == statuses
+        system.wait(receipt.settled(), 1200)
     assert system.failures == []
+    return receipts
+
+
+@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize("seed", range(30))
+def test_semantics_1_to_5_under_a_network_that_fails(seed: int, weather: str) -> None:
+    system = System(seed, WEATHERS[weather])
+    for receipt in play(system):
+        assert receipt.statuses == dict.fromkeys(system.handled, Status.ACKNOWLEDGED)
     for name, bodies in system.handled.items():
         assert MESSAGES == len(set(bodies)), name
         assert MESSAGES == len(bodies), f"{name} handled some twice"
+        for numbers in lanes(bodies).values():
+            assert sorted(numbers) == numbers, f"{name} got a lane out of order"
+
+
+@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize("seed", range(30))
+def test_semantics_3_and_14_with_handlers_that_fail_too(
+    seed: int, weather: str, logged_failures: list[LogEvent]
+) -> None:
+    system = System(seed, WEATHERS[weather])
+    system.handlers_fail = True
+    receipts = play(system)
+    logged_failures.clear()
+    for name, bodies in system.handled.items():
+        acknowledged = sum(r.statuses[name] is Status.ACKNOWLEDGED for r in receipts)
+        dead = sum(r.statuses[name] is Status.DEAD for r in receipts)
+        assert (acknowledged, dead) == (len(bodies), len(system.rejected[name])), name
+        assert MESSAGES == acknowledged + dead
+        assert len(set(bodies)) == len(bodies), f"{name} handled some twice"
+        assert not set(bodies) & system.rejected[name], f"{name} handled what it had rejected"
         for numbers in lanes(bodies).values():
             assert sorted(numbers) == numbers, f"{name} got a lane out of order"
