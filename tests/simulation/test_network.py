@@ -21,8 +21,8 @@ from msgservice.node.node import NodeService
 from msgservice.receiver import Receiver
 from msgservice.records import ReceiverRow
 from msgservice.transport.registry import Transports
-from tests.faulty import Faults, FaultyWorld
-from tests.faulty_transport import FaultyTransport
+from tests.faulty import CALM, Faults, FaultyWorld
+from tests.faulty_transport import FaultyTransport, Process
 
 LIMITS = Limits(link_delay_max=3.0)
 MESSAGES = 300
@@ -43,19 +43,9 @@ class System:
         self.handled: dict[str, list[bytes]] = {"attached": [], "dialled": []}
         self.rejected: dict[str, set[bytes]] = {"attached": set(), "dialled": set()}
         self.handlers_fail = False
-        self.node = NodeService(
-            clock,
-            log=MemoryLog(reactor=clock, limits=LIMITS, entropy=self.world.random.randbytes),
-            listen=["faulty:node"],
-            receivers=[
-                ReceiverRow(number=0, name="dialled", address="faulty:dialled", patterns=(">",)),
-            ],
-            limits=LIMITS,
-            rng=self.world.random.random,
-            failed=self.failures.append,
-        )
-        self.node.transports = self.transports
-        self.node.startService()
+        self.kills = 0
+        self.log: MemoryLog | None = None
+        self.start_node()
         self.receivers = [self.receiver(name) for name in self.handled]
         self.receivers[0].attach("faulty:node", subjects=[">"])
         self.receivers[1].listen("faulty:dialled", insecure=True)
@@ -67,6 +57,43 @@ class System:
             transports=self.transports,
             new_incarnation=lambda: self.world.random.randbytes(8).hex(),
         )
+
+    def start_node(self) -> None:
+        """Start a node on the log; after a kill, on what that had committed."""
+        self.process = Process(self.world, "the node")
+        log = MemoryLog(
+            reactor=self.process.clock,
+            limits=LIMITS,
+            delay=0.003,
+            entropy=self.world.random.randbytes,
+        )
+        if self.log is not None:
+            # The disk outlives the process; what the old one had not begun is never written.
+            log._store.db, log._made = self.log._store.db, self.log._made
+        self.log = log
+        self.node = NodeService(
+            self.process.clock,
+            log=log,
+            listen=["faulty:node"],
+            receivers=[
+                ReceiverRow(number=0, name="dialled", address="faulty:dialled", patterns=(">",)),
+            ],
+            limits=LIMITS,
+            rng=self.world.random.random,
+            failed=self.failures.append,
+        )
+        self.node.transports = Transports([FaultyTransport(self.world, self.process)])
+        self.node.startService()
+
+    def perhaps_kill_node(self) -> None:
+        """Now and then, between any two events; it is back within some seconds."""
+        world = self.world
+        if self.kills and self.process.clock.alive:
+            self.kills -= 1
+            self.process.kill()
+            world.clock.callLater(world.between((0.01, 3.0)), self.start_node)
+        if self.kills:
+            world.clock.callLater(world.between((1.0, 30.0)), self.perhaps_kill_node)
 
     def receiver(self, name: str) -> Receiver:
         async def handle(message: Any) -> None:
@@ -132,9 +159,12 @@ def play(system: System) -> list[Any]:
     world = system.world
     world.run_until(system.knows_both, seconds_max=300)
     client = system.wait(system.connecting, 300)
+    world.run(1)  # what the node knows is on its disk, too
+    system.perhaps_kill_node()
     sent = system.send_all(client)
     world.run(30)
     world.heal()
+    system.kills = 0
     system.handlers_fail = False
     receipts = [system.wait(one, 300) for one in sent]
     for receipt in receipts:
@@ -147,6 +177,20 @@ def play(system: System) -> list[Any]:
 @pytest.mark.parametrize("seed", range(30))
 def test_semantics_1_to_5_under_a_network_that_fails(seed: int, weather: str) -> None:
     system = System(seed, WEATHERS[weather])
+    for receipt in play(system):
+        assert receipt.statuses == dict.fromkeys(system.handled, Status.ACKNOWLEDGED)
+    for name, bodies in system.handled.items():
+        assert MESSAGES == len(set(bodies)), name
+        assert MESSAGES == len(bodies), f"{name} handled some twice"
+        for numbers in lanes(bodies).values():
+            assert sorted(numbers) == numbers, f"{name} got a lane out of order"
+
+
+@pytest.mark.parametrize("weather", ["calm", *WEATHERS])
+@pytest.mark.parametrize("seed", range(30))
+def test_semantics_2_and_6_with_a_node_that_is_killed(seed: int, weather: str) -> None:
+    system = System(seed, WEATHERS.get(weather, CALM))
+    system.kills = 5
     for receipt in play(system):
         assert receipt.statuses == dict.fromkeys(system.handled, Status.ACKNOWLEDGED)
     for name, bodies in system.handled.items():
