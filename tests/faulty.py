@@ -28,6 +28,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from twisted.internet.task import Clock
 from zope.interface import implementer
@@ -72,6 +73,7 @@ class FaultyWorld:
         self.faults = Faults() if faults is None else faults
         self.limits = Limits() if limits is None else limits
         self.links: list[FaultyLink] = []
+        self.shared: dict[str, Any] = {}  # of transports and the like, in this world
         self.story: list[str] = []  # what the world did, for people and to compare two runs
 
     def tell(self, what: str) -> None:
@@ -249,7 +251,11 @@ class FaultyChannel:
             self.incoming.clear()
             self._link.cut("aborted")
 
-    # --- what the link does with this end
+    # --- what the link and the test do with this end
+
+    def crash(self) -> None:
+        """See `FaultyLink.crash`."""
+        self._link.crash(self)
 
     def open(self) -> None:
         """Tell the user that the connection stands."""

@@ -6,17 +6,22 @@
 
 Addresses are `faulty:NAME`; who listens on a name is found when it is dialled, and a name without
 a listener refuses. Connectors keep the contract of `IConnector`, backoff included.
+
+What shall be killed as a whole lives in a `Process`: it takes its time from `process.clock`, its
+transport from `FaultyTransport(world, process)`, and ends with `process.kill()` between any two
+events, as with kill -9: no call of it happens any more, nothing it had not yet flushed leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort
+from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
+from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from msgservice.core.backoff import Backoff
@@ -24,20 +29,67 @@ from msgservice.errors import CannotListen, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
 from msgservice.transport.addresses import parse_address
-from tests.faulty import FaultyWorld
+from tests.faulty import FaultyChannel, FaultyWorld
 
 MakeUser = Callable[[], IChannelUser]
 
 
+@implementer(IReactorTime)
+class ProcessClock:
+    """The world's clock, for one process: when that is killed, its calls never happen."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.alive = True
+        self._clock = clock
+
+    def seconds(self) -> float:
+        return float(self._clock.seconds())
+
+    def callLater(
+        self,
+        delay: float,
+        callable: Callable[..., Any],  # noqa: A002  # the interface's name for it
+        *args: object,
+        **kwargs: object,
+    ) -> IDelayedCall:
+        def run() -> None:
+            if self.alive:
+                callable(*args, **kwargs)
+
+        call: IDelayedCall = self._clock.callLater(delay, run)
+        return call
+
+    def getDelayedCalls(self) -> Sequence[IDelayedCall]:
+        return self._clock.getDelayedCalls()
+
+
+class Process:
+    """What dies together."""
+
+    def __init__(self, world: FaultyWorld, name: str) -> None:
+        self.clock = ProcessClock(world.clock)
+        self.channels: list[FaultyChannel] = []
+        self._world = world
+        self._name = name
+
+    def kill(self) -> None:
+        """End everything of this process, without a word to anybody."""
+        self._world.tell(f"{self._name} is killed")
+        self.clock.alive = False
+        for channel in self.channels:
+            channel.crash()
+
+
 @implementer(ITransport)
 class FaultyTransport:
-    """See the module."""
+    """See the module. All transports of a world share its names."""
 
     schemes = ("faulty",)
 
-    def __init__(self, world: FaultyWorld) -> None:
+    def __init__(self, world: FaultyWorld, process: Process | None = None) -> None:
         self.world = world
-        self.listening: dict[str, MakeUser] = {}
+        self.process = Process(world, "a process") if process is None else process
+        self.listening: dict[str, tuple[Process, MakeUser]] = world.shared.setdefault("faulty", {})
 
     def connector(
         self, reactor: Any, address: str, make_user: MakeUser, limits: Limits
@@ -50,9 +102,9 @@ class FaultyTransport:
     ) -> Deferred[IListeningPort]:
         """See `ITransport`."""
         name = parse_address(address).one_part("NAME")
-        if name in self.listening:
+        if name in self.listening and self.listening[name][0].clock.alive:
             return fail(CannotListen(address, "Address already in use"))
-        self.listening[name] = make_user
+        self.listening[name] = (self.process, make_user)
         return succeed(FaultyPort(self, name))
 
 
@@ -111,7 +163,7 @@ class FaultyConnector(Service):
         self.channel: IChannel | None = None
         self._transport = transport
         self._make_user = make_user
-        self._clock = transport.world.clock
+        self._clock = transport.process.clock
         self._wait: IDelayedCall | None = None
         self._stopped: list[Deferred[None]] = []
         self._backoff = Backoff(
@@ -169,12 +221,15 @@ class FaultyConnector(Service):
         self._wait = None
         self.attempts += 1
         name = parse_address(self.address).one_part("NAME")
-        make_far = self._transport.listening.get(name)
-        if make_far is None:
+        found = self._transport.listening.get(name)
+        if found is None or not found[0].clock.alive:
             self._again("refused")
             return
+        far, make_far = found
         near = _Watched(self._make_user(), self)
         link = self._transport.world.connect(near, make_far())
+        self._transport.process.channels.append(link.left)
+        far.channels.append(link.right)
         self.channel = link.left
         link.left.when_established = self._established
 
