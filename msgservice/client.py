@@ -129,7 +129,9 @@ class Client:
         )
         for run in loaded:
             self._flow.give_room(-run.count, -run.size)
-        self._requests = Requests(clock=reactor, now=now, pending_max=limits.requests)
+        self._requests = Requests(
+            clock=reactor, now=now, pending_max=limits.requests, bytes_max=limits.window_bytes
+        )
         self._connector = connector_factory(self._hop.connect)
         self._attempts_at_error = 0  # how often was dialled when the hop's last error came
         self._connect_waiters: list[Deferred[Client]] = []
@@ -322,8 +324,9 @@ class Client:
 
         Not stored, and sent at most once. `timeout` in seconds. Fails with `NoResponder`,
         `RequestTimeout`, `RequestFailed` (the other side says why), `Ambiguous` (the connection
-        was lost after it was sent), `LimitReached` (`limits.requests` pending), or as `send`
-        does before sending. Cancelling ends the wait only.
+        was lost after it was sent), `LimitReached` (`limits.requests` are pending, or
+        `limits.window_bytes` of them), or as `send` does before sending. Cancelling ends the
+        wait only.
         """
         try:
             self._check_open()
@@ -558,8 +561,9 @@ def connect(
         client = begin(None)
     except MsgServiceError as error:
         return fail(error)
-    opened: Deferred[Client] = Deferred(lambda _: _give_up(client))
-    client.when_connected().chainDeferred(opened)
+    waiting = client.when_connected()
+    opened: Deferred[Client] = Deferred(lambda _: _give_up(client, waiting))
+    waiting.chainDeferred(opened)
     return opened
 
 
@@ -571,6 +575,7 @@ def _with_disk(disk: DiskOutbox, begin: Callable[[DiskOutbox], Client]) -> Any:
         return disk.close().addBoth(lambda _: failure)
 
 
-def _give_up(client: Client) -> None:
+def _give_up(client: Client, waiting: Deferred[Client]) -> None:
     """Nobody waits for this connection any more; `close` cannot fail."""
+    waiting.cancel()  # which fires, with `CancelledError`, what is chained to it
     client.close()

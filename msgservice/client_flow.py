@@ -173,11 +173,11 @@ class Flow:
             keeping.addErrback(lambda f: self._logger.failure("after writing the outbox", f))
 
     def _kept(self, _: None, runs: list[Run]) -> None:
-        """They are on disk: now they may travel, and `send` has done its work."""
-        self._hop.offer(runs)
-        self._hop.pump()
+        """They are on disk: `send` has done its work, and they may travel."""
         for run in runs:
             run.source.stored()
+        self._hop.offer(runs)
+        self._hop.pump()
         self._wrote()
 
     def _not_kept(self, failure: Failure, runs: list[Run]) -> None:

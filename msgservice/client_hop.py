@@ -189,6 +189,7 @@ class NodeHop:
             outbox = self.outbox
             outbox.committed = outbox.cursor
             connection.send_all(list(outbox.take_transfers(self._now())))
+            self._apply_settled()  # what turned out to be too large for the node
         self._rearm()
 
     def stop(self) -> None:
@@ -208,7 +209,6 @@ class NodeHop:
     def _retry(self) -> None:
         self._timer = None
         self.pump()
-        self._apply_settled()
 
     # --- connection.Owner
 

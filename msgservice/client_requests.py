@@ -44,12 +44,15 @@ class _Call:
 
 
 class Requests:
-    """See the module. At most `pending_max` at once."""
+    """See the module. At most `pending_max` at once, and `bytes_max` bytes of them."""
 
-    def __init__(self, *, clock: Any, now: Callable[[], float], pending_max: int) -> None:
+    def __init__(
+        self, *, clock: Any, now: Callable[[], float], pending_max: int, bytes_max: int
+    ) -> None:
         self._clock, self._now = clock, now
-        self._pending_max = pending_max
+        self._pending_max, self._bytes_max = pending_max, bytes_max
         self._calls: dict[int, _Call] = {}
+        self._bytes = 0  # of their messages
         self._dues: list[tuple[float, int]] = []  # of calls that are pending or were
         self._id = 0
         self._connection: Connection | None = None
@@ -65,10 +68,13 @@ class Requests:
         """Send a request (a run of one message); `timeout` in seconds."""
         if len(self._calls) >= self._pending_max:
             return fail(LimitReached("requests", self._pending_max))
+        if self._calls and self._bytes + len(messages) > self._bytes_max:
+            return fail(LimitReached("bytes of requests", self._bytes_max))
         number = self._id = self._id % ID_MAX + 1
         due = self._now() + timeout
         deferred: Deferred[Any] = Deferred(lambda _: self._forget(number))
         self._calls[number] = _Call(subject, messages, timeout, due, deferred)
+        self._bytes += len(messages)
         heapq.heappush(self._dues, (due, number))
         self._send(number, self._calls[number])
         self._rearm()
@@ -100,7 +106,7 @@ class Requests:
         """Answers. Raises `MalformedFrame` for what is no message."""
         for number, ok, raw in reply.replies:
             message = decode_message(raw)
-            call = self._calls.pop(number, None)
+            call = self._take(number)
             if call is None:
                 continue  # late: it was given up
             if ok:
@@ -118,12 +124,19 @@ class Requests:
             self._connection.send(Request(number, call.subject, Raw(call.messages), left_ms))
 
     def _fail(self, numbers: list[int], error: Callable[[_Call], MsgServiceError]) -> None:
-        calls = [self._calls.pop(number) for number in numbers]
+        calls = [self._take(number) for number in numbers]
         for call in calls:
-            call.deferred.errback(error(call))
+            if call is not None:
+                call.deferred.errback(error(call))
+
+    def _take(self, number: int) -> _Call | None:
+        call = self._calls.pop(number, None)
+        if call is not None:
+            self._bytes -= len(call.messages)
+        return call
 
     def _forget(self, number: int) -> None:
-        self._calls.pop(number, None)
+        self._take(number)
         self._rearm()
 
     def _expire(self) -> None:

@@ -118,6 +118,14 @@ def test_30_pending_ones_are_bounded() -> None:
     error_of(asked[1], ClientClosed)
 
 
+def test_30_pending_ones_are_bounded_in_bytes() -> None:
+    world = ClientWorld(limits=Limits(window_bytes=1000))
+    asked = [world.client.request("a", b"x" * 600) for _ in range(2)]
+    assert 1000 == error_of(asked[1], LimitReached).value
+    asked[0].addErrback(lambda _: None)
+    world.client.close()
+
+
 def test_one_that_waits_for_a_connection_is_sent_when_there_is_one() -> None:
     world = ClientWorld(start=False)
     world.node.on_request = echo
