@@ -377,7 +377,7 @@ def test_4_a_fingerprint_sees_beginning_middle_end_and_size(size: int, at: str) 
     ],
 )
 def test_a_run_that_cannot_be_is_malformed(
-    peer: Peer, first: int, last: int, more: dict[str, int], reason: str
+    peer: Peer, first: int, last: int, more: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(MalformedFrame, match=reason.replace("^", r"\^")):
         peer.send(first, last, **more)
