@@ -206,6 +206,7 @@ class Receiver(Service):
         listening = Listening(self, address, receive)
 
         async def open_port() -> Listening:
+            self.transports.find(address)
             check_listener(address, insecure)
             await self.ready()
             if not self.running:

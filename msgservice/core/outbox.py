@@ -148,6 +148,11 @@ class Outbox:
         """Whether this sequence was sent and is not answered."""
         return any(run.state == FLIGHT for run in self._open.between(sequence, sequence))
 
+    @property
+    def has_settled(self) -> bool:
+        """Whether something became final since the last `take_settled`."""
+        return bool(self._settled)
+
     def next_deadline(self) -> float | None:
         """When a retry is due, or None."""
         retries = self._retries

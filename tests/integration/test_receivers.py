@@ -1,0 +1,240 @@
+"""Receivers over real sockets, with a real node on a real log; and their handlers' threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+
+from msgservice import Client, Limits, Node, Receiver, connect
+from msgservice.errors import BadAddress, CannotListen, InsecureListener
+from msgservice.received import ReceivedMessage
+
+reactor: Any = installed_reactor
+pytestmark = pytest.mark.timeout(60)
+QUICK = Limits(link_delay_min=0.01, link_delay_max=0.05, stop_timeout=2.0)
+
+
+class Scene:
+    """A node on a folder, and what was started beside it; all of it is stopped with the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = 0
+        self.node: Node = self._make_node()
+        self.receivers: list[Receiver] = []
+        self.clients: list[Client] = []
+
+    def _make_node(self) -> Node:
+        address = f"tcp:{self.port}:interface=127.0.0.1"
+        return Node(reactor, self.folder / "node", listen=[address], limits=QUICK)
+
+    async def start(self) -> None:
+        self.node.startService()
+        await self.node.when_ready()
+        host: Any = self.node.ports[0].getHost()
+        self.port = host.port
+
+    async def restart(self) -> None:
+        await self.node.stopService()
+        self.node = self._make_node()
+        await self.start()
+
+    @property
+    def address(self) -> str:
+        return f"tcp:127.0.0.1:{self.port}"
+
+    def receiver(self, handler: Callable[..., Any], name: str = "r", **more: Any) -> Receiver:
+        made = Receiver(reactor, name=name, handler=handler, limits=QUICK, **more)
+        self.receivers.append(made)
+        return made
+
+    async def client(self) -> Client:
+        client = await connect(reactor, self.address, name="shop", limits=QUICK)
+        self.clients.append(client)
+        return client
+
+    async def stop(self) -> None:
+        await gatherResults([receiver.stop() for receiver in self.receivers])
+        await gatherResults([client.close() for client in self.clients])
+        await self.node.stopService()
+
+
+@pytest_twisted.async_yield_fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    scene = Scene(tmp_path)
+    await scene.start()
+    yield scene
+    await scene.stop()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what others do; the test's own time limit is the end of it."""
+    while not condition():
+        await deferLater(reactor, 0.005)
+
+
+BODIES = [b"%d" % n for n in range(1000)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_attached_receiver_gets_everything_in_order(scene: Scene) -> None:
+    seen: list[bytes] = []
+    attachment = scene.receiver(lambda message: seen.append(message.body)).attach(
+        scene.address, subjects=["a.>"]
+    )
+    await until(lambda: attachment.connected)
+    client = await scene.client()
+    receipt = await client.send_many("a.b", BODIES)
+    await receipt.acknowledged()
+    assert seen == BODIES
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_listening_receiver_is_dialled_by_the_node(scene: Scene) -> None:
+    seen: list[bytes] = []
+    receiver = scene.receiver(lambda message: seen.append(message.body))
+    port = await receiver.listen("tcp:0")
+    host = port.getHost()
+    assert host.host == "127.0.0.1"
+    await scene.node.add_receiver("r", ["a.>"], address=f"tcp:127.0.0.1:{host.port}")
+    await until(lambda: port.connected)
+    client = await scene.client()
+    receipt = await client.send_many("a.b", BODIES)
+    await receipt.acknowledged()
+    assert (seen, port.node) == (BODIES, scene.node.node_name)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_restarts_finds_its_receivers_and_repeats_nothing(scene: Scene) -> None:
+    seen: list[bytes] = []
+    holding: list[Deferred[None]] = []
+
+    def handle(message: ReceivedMessage) -> Deferred[None]:
+        seen.append(message.body)
+        holding.append(Deferred())
+        return holding[-1]
+
+    attachment = scene.receiver(handle).attach(scene.address, subjects=["a.>"])
+    await until(lambda: attachment.connected)
+    client = await scene.client()
+    receipt = await client.send_many("a.b", [b"1", b"2"])
+    await until(lambda: holding)
+    stopping = scene.node.stopService()
+    holding.pop().callback(None)
+    await stopping
+    await until(lambda: not attachment.connected)
+    await scene.restart()
+    await until(lambda: holding)
+    holding.pop().callback(None)
+    await receipt.acknowledged()
+    assert seen == [b"1", b"2"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_27_the_newer_of_two_with_one_name_has_it(scene: Scene) -> None:
+    seen: list[tuple[str, bytes]] = []
+    older = scene.receiver(lambda m: seen.append(("older", m.body))).attach(
+        scene.address, subjects=["a"]
+    )
+    await until(lambda: older.connected)
+    newer = scene.receiver(lambda m: seen.append(("newer", m.body))).attach(
+        scene.address, subjects=["a"]
+    )
+    await until(lambda: older.is_replaced and not older.connected)
+    client = await scene.client()
+    await (await client.send("a", b"1")).acknowledged()
+    assert seen == [("newer", b"1")]
+    assert newer.connected
+    assert not older.connected
+
+
+@pytest_twisted.ensureDeferred
+async def test_blocking_handlers_leave_the_reactor_alone(scene: Scene) -> None:
+    threads: set[int] = set()
+    seen: list[bytes] = []
+
+    def handle(message: ReceivedMessage) -> None:
+        threads.add(threading.get_ident())
+        seen.append(message.body)
+
+    receiver = scene.receiver(handle, threads=3)
+    attachment = receiver.attach(scene.address, subjects=["a"])
+    await until(lambda: attachment.connected)
+    client = await scene.client()
+    await (await client.send_many("a", BODIES)).acknowledged()
+    assert seen == BODIES
+    assert threading.get_ident() not in threads
+
+
+def _insert(message: ReceivedMessage, transaction: Any) -> None:
+    transaction.execute("create table if not exists done(n integer primary key, body)")
+    transaction.execute("insert into done(body) values (?)", (message.body,))
+
+
+@pytest_twisted.ensureDeferred
+async def test_25_with_a_stored_inbox_two_lives_of_a_receiver_write_everything_once(
+    scene: Scene,
+) -> None:
+    from msgservice.log.inbox_file import InboxFile
+
+    path = scene.folder / "inbox.db"
+    client = await scene.client()
+    first = scene.receiver(_insert, inbox=path)
+    attachment = first.attach(scene.address, subjects=["a"])
+    await until(lambda: attachment.connected)
+    receipts: Sequence[Any] = [
+        await client.send_many("a", BODIES[at : at + 100]) for at in range(0, 1000, 100)
+    ]
+    await receipts[0].acknowledged()
+    await first.stop()
+    second = scene.receiver(_insert, inbox=path)
+    second.attach(scene.address, subjects=["a"])
+    for receipt in receipts:
+        await receipt.acknowledged()
+    await second.stop()
+    inbox = InboxFile(path, reactor=reactor)
+    await inbox.open()
+    rows = await inbox.transaction(lambda tx: tx.execute("select body from done order by n"))
+    await inbox.close()
+    assert [body for (body,) in rows] == BODIES
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_receiver_of_the_nodes_own_process_needs_no_socket(scene: Scene) -> None:
+    seen: list[bytes] = []
+    attachment = scene.node.attach(scene.receiver(lambda m: seen.append(m.body)), ["a"])
+    await until(lambda: attachment.connected)
+    client = await scene.client()
+    await (await client.send("a", b"1")).acknowledged()
+    assert seen == [b"1"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_listener_beyond_loopback_is_refused_unless_insecure(scene: Scene) -> None:
+    receiver = scene.receiver(print)
+    with pytest.raises(InsecureListener):
+        await receiver.listen("tcp:0:interface=0.0.0.0")
+    with pytest.raises(BadAddress):
+        await receiver.listen("pigeon:0")
+    with pytest.raises(CannotListen):
+        await receiver.listen(f"tcp:{scene.port}:interface=127.0.0.1")
+    assert receiver.ways == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_is_not_there_is_dialled_until_it_is(scene: Scene) -> None:
+    await scene.node.stopService()
+    attachment = scene.receiver(print).attach(scene.address, subjects=["a"])
+    await until(lambda: attachment.error)
+    assert "refused" in attachment.error
+    await scene.restart()
+    await until(lambda: attachment.connected)
+    assert attachment.error == ""
