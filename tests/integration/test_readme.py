@@ -22,9 +22,7 @@ def test_the_tour_works_as_it_is_written(msgservice: Command) -> None:
     commands = [shlex.split(line)[1:] for line in typed if line.startswith(".venv/bin/msgservice ")]
     listen, first, second, look = commands
     listening = ("msgservice", *listen, "--node", msgservice.node)
-    with running(
-        "msgservice", *listen, "--node", msgservice.node, cwd=msgservice.folder
-    ) as billing:
+    with running(*listening, cwd=msgservice.folder) as billing:
         while "billing" not in msgservice("receivers", "list").out:
             pass
         assert "stored at log:" in msgservice(*first).out
@@ -33,9 +31,7 @@ def test_the_tour_works_as_it_is_written(msgservice: Command) -> None:
         billing.ended()
     assert msgservice(*second).code == 0
     assert re.search(r"billing +orders\.> +away +1 ", msgservice(*look).out)
-    with running(
-        "msgservice", *listen, "--node", msgservice.node, cwd=msgservice.folder
-    ) as billing:
+    with running(*listening, cwd=msgservice.folder) as billing:
         billing.wait_for("one macchiato")
 
 
