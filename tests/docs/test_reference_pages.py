@@ -15,6 +15,7 @@ from msgservice.tap import Options
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
+NOT_BUILT = (13, 15, 16, 28, 29, 31)  # rules of which nothing is built yet
 
 
 def rows(page: str, heading: str) -> list[list[str]]:
@@ -113,12 +114,28 @@ def test_every_dependency_has_its_reason() -> None:
     assert {"dev", "docs"} == set(extras)
 
 
-def numbered_rules(text: str) -> list[int]:
-    return [int(n) for n in re.findall(r"^(\d+)\. ", text, flags=re.MULTILINE)]
+def rules() -> dict[int, str]:
+    """Return the rules of delivery by number, each in one line."""
+    text = (DOCS / "semantics.md").read_text()
+    text = re.sub(r"^## .*$", "", text, flags=re.MULTILINE)
+    parts = re.split(r"^(\d+)\. ", text, flags=re.MULTILINE)
+    return {int(parts[n]): " ".join(parts[n + 1].split()) for n in range(1, len(parts), 2)}
 
 
 def test_every_rule_of_delivery_has_its_number() -> None:
-    assert list(range(1, 35)) == numbered_rules((DOCS / "semantics.md").read_text())
+    assert list(range(1, 35)) == list(rules())
+
+
+def test_every_rule_that_is_built_has_a_test_with_its_number() -> None:
+    # A rule that is not built ends with the mark and says nothing of what is; 34 is an absence.
+    built = {n for n, rule in rules().items() if n not in NOT_BUILT and n != 34}
+    assert all("*(not built yet)*" in rules()[n] for n in NOT_BUILT)
+    tested = {
+        int(number)
+        for file in (CHECKOUT / "tests").rglob("test_*.py")
+        for number in re.findall(r"(?:def test_|SEMANTICS )(\d+)[_. ]", file.read_text())
+    }
+    assert set() == built - tested
 
 
 def test_the_map_of_the_house_names_every_part() -> None:
@@ -135,5 +152,6 @@ def test_the_map_of_the_house_names_every_part() -> None:
     text = (DOCS / "architecture.md").read_text()
     existing = {n for n in parts if (CHECKOUT / "msgservice" / n).exists()}
     existing |= {n for n in parts if (CHECKOUT / "msgservice" / f"{n}.py").exists()}
-    missing = [n for n in sorted(existing) if not re.search(rf"\b{n}\b", text)]
-    assert [] == missing
+    families = re.findall(r"\b(\w+_)\*", text)  # `client_*`
+    missing = [n for n in existing if not re.search(rf"\b{n}\b", text)]
+    assert [] == sorted(n for n in missing if not n.startswith(tuple(families)))

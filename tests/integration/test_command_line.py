@@ -48,11 +48,12 @@ def test_removing_with_yes_does_not_ask(msgservice: Command) -> None:
     assert msgservice.data("receivers", "remove", "yes", "--yes") == {"removed": 1}
 
 
-def test_a_message_is_sent_and_found_by_its_id(msgservice: Command) -> None:
+def test_7_a_message_is_found_by_its_id_its_position_and_its_identity(msgservice: Command) -> None:
     msgservice("receivers", "add", "found", "found.>")
     sent = msgservice.data("send", "found.x", "body", "--id", "f-1", "--header", "colour=red")
     assert sent["receivers"] == {"found": "queued"}
-    for name in ("f-1", f"log:{sent['position']}"):
+    identity = msgservice.data("status", "f-1")["sender"]
+    for name in ("f-1", f"log:{sent['position']}", identity):
         status = msgservice.data("status", name)
         assert sent["position"] == status["position"]
         assert status["subject"] == "found.x"

@@ -143,6 +143,8 @@ def test_it_goes_on_when_the_node_comes_back(tmp_path: Path) -> None:
             assert listening.poll() is None
         node.send(signal.SIGKILL)
         node.ended()
+        assert listening.stderr is not None
+        assert listening.stderr.readline().startswith(b"msgservice: ")  # what is wrong
     with running(*command, cwd=tmp_path) as node:
         node.wait_for("listening on unix")
         msgservice("send", "back", "one")

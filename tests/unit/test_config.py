@@ -223,7 +223,7 @@ def test_grammar_and_meaning_are_told_together(file: Path) -> None:
         "tcp:1:interface=10.1.1.1",
     ],
 )
-def test_a_listener_beyond_this_machine_is_refused_unless_insecure_semantics_32(
+def test_32_a_listener_beyond_this_machine_is_refused_unless_insecure(
     file: Path, address: str
 ) -> None:
     text = f"[listen]\ntcp = '{address}'\n"
