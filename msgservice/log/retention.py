@@ -9,7 +9,7 @@ transaction of the writer, and a small one: commits of groups wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import apsw
 import msgspec
@@ -72,6 +72,8 @@ _FORGET_RUNS = (
     "delete from run where sender = ?1 and sequence < (select sequence from run"
     " where sender = ?1 order by sequence desc limit 1 offset ?2)"
 )
+
+Range = tuple[int, int, int, str]  # first and last sequence, state, reason
 
 _decode = msgspec.json.Decoder(list[list[int]]).decode
 
@@ -262,29 +264,28 @@ def _finish(store: Store, head: Sequence[list[int]], now: int) -> list[Operation
     db, state = store.db, store.state
     low, high = position_of(head[0][0]), position_of(head[-1][0], 0xFFFF)
     exceptions: dict[int, list[ExceptionRow]] = {}
-    ranges: dict[tuple[int, int], list[tuple[int, int, int, str]]] = {}
-    for number, audience, sender, sequence, count, _crc, _chain in head:
+    ranges: dict[tuple[int, int], list[Range]] = {}
+    for sender, audience, run in _joined(head):
         known = state.senders_by_id.get(sender)
-        wanted = known is None or sequence + count > known.status_from
-        first = position_of(number)
+        wanted_from = 1 if known is None else known.status_from
+        wanted = [row for row in run if row[3] + row[4] > wanted_from]
         for receiver in state.totals[audience].audience.members:
             if receiver not in exceptions:
                 exceptions[receiver] = history.exceptions_of(db, receiver, low, high)
             if not wanted:
                 continue
             found = ranges.setdefault((sender, receiver), [])
-            mine = exceptions[receiver]
-            parts = (
-                history.segments(first, first + count - 1, high, mine)
-                if mine
-                else [(first, first + count - 1, Status.ACKNOWLEDGED, 0, "")]
-            )
-            for start, stop, status, _attempts, reason in parts:
-                begin, end = sequence + start - first, sequence + stop - first
-                if found and (found[-1][1] + 1, *found[-1][2:]) == (begin, int(status), reason):
-                    found[-1] = (found[-1][0], end, int(status), reason)
-                else:
-                    found.append((begin, end, int(status), reason))
+            if not exceptions[receiver]:
+                end = wanted[-1][3] + wanted[-1][4] - 1
+                _extend(found, wanted[0][3], end, Status.ACKNOWLEDGED, "")
+                continue
+            for number, _audience, _sender, sequence, count, _crc, _chain in wanted:
+                first = position_of(number)
+                for start, stop, status, _attempts, reason in history.segments(
+                    first, first + count - 1, high, exceptions[receiver]
+                ):
+                    begin = sequence + start - first
+                    _extend(found, begin, begin + stop - start, status, reason)
     written: list[tuple[int, int, int, int, int, str, int]] = []
     for (sender, receiver), found in ranges.items():
         for begin, end, state_number, reason in found:
@@ -307,6 +308,32 @@ def _finish(store: Store, head: Sequence[list[int]], now: int) -> list[Operation
         ("insert or replace into finished values (?,?,?,?,?,?,?)", written, True),
         ("delete from exception where receiver = ? and first = ?", gone, True),
     ]
+
+
+def _joined(head: Sequence[list[int]]) -> Iterator[tuple[int, int, list[list[int]]]]:
+    """Yield (sender, audience, rows) for rows whose sequences follow each other.
+
+    What becomes of such rows is the same ranges for each receiver, unless it has exceptions there:
+    so an audience of a thousand costs once per run of rows, and not once per row.
+    """
+    open_runs: dict[int, list[list[int]]] = {}  # sender -> rows
+    for row in head:
+        run = open_runs.get(row[2])
+        if run is not None:
+            if run[-1][1] == row[1] and run[-1][3] + run[-1][4] == row[3]:
+                run.append(row)
+                continue
+            yield run[0][2], run[0][1], run
+        open_runs[row[2]] = [row]
+    for run in open_runs.values():
+        yield run[0][2], run[0][1], run
+
+
+def _extend(found: list[Range], begin: int, end: int, status: Status, reason: str) -> None:
+    """Add a range, to the last one where it goes on with the same state."""
+    if found and (found[-1][1] + 1, *found[-1][2:]) == (begin, int(status), reason):
+        begin = found.pop()[0]
+    found.append((begin, end, int(status), reason))
 
 
 def _remember_runs(head: Sequence[list[int]]) -> list[Operation]:
