@@ -26,6 +26,7 @@ from tests.faulty_transport import FaultyTransport, Process
 
 LIMITS = Limits(link_delay_max=3.0)
 MESSAGES = 300
+SEEDS = range(20)
 WEATHERS = {
     "rough": Faults(),
     "storm": Faults(cut=0.12, hold=0.05, half_open=20.0),
@@ -174,7 +175,7 @@ def play(system: System) -> list[Any]:
 
 
 @pytest.mark.parametrize("weather", WEATHERS)
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_semantics_1_to_5_under_a_network_that_fails(seed: int, weather: str) -> None:
     system = System(seed, WEATHERS[weather])
     for receipt in play(system):
@@ -187,7 +188,7 @@ def test_semantics_1_to_5_under_a_network_that_fails(seed: int, weather: str) ->
 
 
 @pytest.mark.parametrize("weather", ["calm", *WEATHERS])
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_semantics_2_and_6_with_a_node_that_is_killed(seed: int, weather: str) -> None:
     system = System(seed, WEATHERS.get(weather, CALM))
     system.kills = 5
@@ -201,7 +202,7 @@ def test_semantics_2_and_6_with_a_node_that_is_killed(seed: int, weather: str) -
 
 
 @pytest.mark.parametrize("weather", WEATHERS)
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_semantics_3_and_14_with_handlers_that_fail_too(
     seed: int, weather: str, logged_failures: list[LogEvent]
 ) -> None:
