@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 
@@ -188,26 +189,32 @@ def one(db: apsw.Connection, sql: str, parameters: Any = ()) -> Any:
 
 
 @lru_cache(maxsize=256)
-def insert_sql(table: str, columns: int, count: int) -> str:
+def insert_sql(into: str, columns: int, count: int) -> str:
     """Return the statement that inserts `count` rows in one step."""
     row = "(" + ",".join("?" * columns) + ")"
-    return f"insert into {table} values" + ",".join([row] * count)
+    return f"insert {into} values" + ",".join([row] * count)
 
 
-def insert_steps(table: str, columns: int, flat: list[object]) -> list[tuple[str, list[object]]]:
+def insert_steps(into: str, columns: int, flat: list[Any]) -> list[tuple[str, list[Any]]]:
     """Return the statements, each with its parameters, that insert many rows in few steps.
 
-    `flat`: the rows' values, one after the other.
+    `into`: what follows `insert`, `into batch` or `or replace into run` say. `flat`: the rows'
+    values, one after the other.
     """
     count, at = len(flat) // columns, 0
     steps = []
     for size in (*INSERT_ROWS, 0):
         while at < count and count - at >= size:
             some = size or count - at
-            sql = insert_sql(table, columns, some)
+            sql = insert_sql(into, columns, some)
             steps.append((sql, flat[at * columns : (at + some) * columns]))
             at += some
     return steps
+
+
+def as_json(values: Any) -> str:
+    """Return `values` as a parameter for json_each."""
+    return msgspec.json.encode(values).decode()
 
 
 def check_sqlite() -> None:

@@ -95,8 +95,8 @@ class Store:
             return
         self.transact(
             [
-                ("insert into meta values('log_id', ?)", (log_id,), False),
-                ("insert into head values(1, 0, 0, 0, 1, 0)", (), False),
+                ("insert into meta values('log_id', ?)", (log_id,)),
+                ("insert into head values(1, 0, 0, 0, 1, 0)", ()),
             ]
         )
 
@@ -128,6 +128,10 @@ class Store:
             return self._commit(group, group.batches, full)
         except apsw.FullError:
             return self._commit_on_full_disk(group)
+        except apsw.Error as error:
+            # Reading what the group needs to know failed: the file is damaged.
+            self.failed = LogFailed(f"the log cannot be read: {error}")
+            raise self.failed from error
 
     def _commit_on_full_disk(self, group: Group) -> list[Outcome]:
         """Store all but the batches; on the reserve's blocks if there is no other way."""
@@ -200,16 +204,13 @@ class Store:
         db = self.db
         if not operations:
             return
-        if len(operations) == 1 and not operations[0][2]:
-            db.execute(operations[0][0], operations[0][1])
+        if len(operations) == 1:
+            db.execute(*operations[0])
             return
         db.execute("begin immediate")
         try:
-            for sql, parameters, many in operations:
-                if many:
-                    db.executemany(sql, parameters)
-                else:
-                    db.execute(sql, parameters)
+            for sql, parameters in operations:
+                db.execute(sql, parameters)
             db.execute("commit")
         except BaseException:
             if db.in_transaction:
