@@ -74,11 +74,12 @@ _FORGET_RUNS = (
     " where sender = ?1 order by sequence desc limit 1 offset ?2)"
 )
 
-_SAVE_DROPPED = "update audience set dropped = a.value ->> 1 from json_each(?) as a where number = a.value ->> 0"
-_SAVE_COLLECTED = (
-    "update progress set collected = a.value ->> 1 from json_each(?) as a"
-    " where receiver = a.value ->> 0"
-)
+_SAVE_DROPPED = """
+update audience set dropped = a.value ->> 1 from json_each(?) as a where number = a.value ->> 0
+"""
+_SAVE_COLLECTED = """
+update progress set collected = a.value ->> 1 from json_each(?) as a where receiver = a.value ->> 0
+"""
 _DELETE_GONE = """
 delete from exception where (receiver, first) in (
     select a.value ->> 0, a.value ->> 1 from json_each(?) as a)
