@@ -22,6 +22,8 @@ from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 APPLICATION_ID = 0x6D736773  # "msgs"
 SCHEMA_VERSION = 1
 
+BUSY_WAIT_MS = 5000  # for the other connection of this process, which reads pages
+
 # SQLite 3.7.0 to 3.51.2 can corrupt a WAL database when two connections write or checkpoint at
 # once (sqlite.org/wal.html#walresetbug).
 SQLITE_VERSION_MIN = (3, 51, 3)
@@ -232,7 +234,7 @@ def connect(path: str, *, vfs: str | None = None, readonly: bool = False) -> aps
     """Return a connection with every pragma that durability depends on set explicitly."""
     flags = apsw.SQLITE_OPEN_READWRITE | (0 if readonly else apsw.SQLITE_OPEN_CREATE)
     db = apsw.Connection(path, flags=flags, vfs=vfs, statementcachesize=256)
-    db.set_busy_timeout(5000)
+    db.set_busy_timeout(BUSY_WAIT_MS)
     # A close must not fold a damaged WAL into the file before it has been looked at.
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     db.execute("pragma mmap_size = 0")
