@@ -26,7 +26,7 @@ from msgservice.core.ranges import RangeSet
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnavailable, OutboxFull
 from msgservice.log.base import told_as_damage
 from msgservice.log.folder import FolderLock, check_filesystem, make_folder
-from msgservice.log.schema import check_sqlite, connect, insert_steps, one, prepare, rows
+from msgservice.log.schema import as_json, check_sqlite, connect, insert_steps, one, prepare, rows
 from msgservice.log.wholeness import Mark, MarkFile, MarkWriter, read_mark
 from msgservice.log.writer import Worker
 
@@ -346,10 +346,10 @@ class OutboxFile:
         # A run that was settled before it was written (a fast node) is written and removed here.
         flat: list[Any] = []
         for run in runs:
-            to = None if run.to is None else msgspec.json.encode(run.to).decode()
+            to = None if run.to is None else as_json(run.to)
             crc = crc32(run.messages)
             flat += (run.first, run.count, run.subject, to, run.flags, crc, run.messages)
-        steps: list[tuple[str, Any]] = [*insert_steps("run", 7, flat)]
+        steps: list[tuple[str, Any]] = [*insert_steps("into run", 7, flat)]
         if gone:
             text = msgspec.json.encode(gone).decode()
             steps.append(

@@ -18,7 +18,7 @@ import msgspec
 
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import Run
-from msgservice.log.schema import one, rows
+from msgservice.log.schema import as_json, one, rows
 from msgservice.log.state import NOBODY, SETTLED, State
 from msgservice.message import Status
 from msgservice.records import (
@@ -96,9 +96,7 @@ def _numbers(
     dropped = min((totals[a].dropped for a in audiences if a in totals), default=0)
     low = max(number_of(after), dropped + 1)
     each = max(2, -(-messages_max // len(audiences)))
-    heads = _decode_json(
-        one(db, _HEADS, (msgspec.json.encode(list(audiences)).decode(), low, each))
-    )
+    heads = _decode_json(one(db, _HEADS, (as_json(list(audiences)), low, each)))
     # An audience whose share was cut may have more batches below those of the others.
     shown: dict[int, list[int]] = {}
     for number, audience, _count, _size in heads:
@@ -125,7 +123,7 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
     """Return these batches, in this order; those without a frame are left out."""
     if not numbers:
         return []
-    text, frames = one(db, _PAGE, (msgspec.json.encode(numbers).decode(),))
+    text, frames = one(db, _PAGE, (as_json(numbers),))
     batches = []
     at = 0
     view = memoryview(frames or b"")
@@ -238,7 +236,7 @@ def bytes_from(db: apsw.Connection, audiences: Iterable[int], position: int) -> 
             db,
             _BYTES_FROM,
             (
-                msgspec.json.encode(list(audiences)).decode(),
+                as_json(list(audiences)),
                 number_of(position),
                 (position & 0xFFFF) + 1,
             ),
@@ -253,7 +251,7 @@ def count_up_to(db: apsw.Connection, audiences: Iterable[int], position: int) ->
             db,
             _UP_TO,
             (
-                msgspec.json.encode(list(audiences)).decode(),
+                as_json(list(audiences)),
                 number_of(position),
                 (position & 0xFFFF) + 1,
             ),
@@ -263,7 +261,7 @@ def count_up_to(db: apsw.Connection, audiences: Iterable[int], position: int) ->
 
 def count_all(db: apsw.Connection, audiences: Iterable[int]) -> int:
     """Return how many messages these audiences have had."""
-    return int(one(db, _ALL, (msgspec.json.encode(list(audiences)).decode(),)))
+    return int(one(db, _ALL, (as_json(list(audiences)),)))
 
 
 def queued(

@@ -10,13 +10,14 @@ transaction of the writer, and a small one: commits of groups wait for it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import apsw
 import msgspec
 
 from msgservice.limits import RUNS_REMEMBERED
 from msgservice.log import history
-from msgservice.log.schema import one, rows
+from msgservice.log.schema import as_json, insert_steps, one, rows
 from msgservice.log.staging import Operation
 from msgservice.log.state import ReceiverState, Totals
 from msgservice.log.store import Store
@@ -72,6 +73,17 @@ _FORGET_RUNS = (
     "delete from run where sender = ?1 and sequence < (select sequence from run"
     " where sender = ?1 order by sequence desc limit 1 offset ?2)"
 )
+
+_SAVE_DROPPED = """
+update audience set dropped = a.value ->> 1 from json_each(?) as a where number = a.value ->> 0
+"""
+_SAVE_COLLECTED = """
+update progress set collected = a.value ->> 1 from json_each(?) as a where receiver = a.value ->> 0
+"""
+_DELETE_GONE = """
+delete from exception where (receiver, first) in (
+    select a.value ->> 0, a.value ->> 1 from json_each(?) as a)
+"""
 
 Range = tuple[int, int, int, str]  # first and last sequence, state, reason
 
@@ -149,7 +161,7 @@ def _pick(store: Store, now: int) -> tuple[list[tuple[int, int, int]], bool]:
                 break
     if not bounds:
         return [], False
-    text = msgspec.json.encode(bounds).decode()
+    text = as_json(bounds)
     each = max(2, BATCHES_MAX // len(bounds))
     found = sorted(_decode(one(db, _CANDIDATES, (text, each))))
     shown: dict[int, list[int]] = {}
@@ -205,28 +217,25 @@ def _remove(store: Store, picked: Sequence[tuple[int, int, int]], now: int) -> b
         operations += _finish(store, head, now)
         operations += _remember_runs(head)
         operations += [
-            ("delete from batch where number < ?", (oldest,), False),
-            ("delete from message_id where position < ?", (position_of(oldest),), False),
+            ("delete from batch where number < ?", (oldest,)),
+            ("delete from message_id where position < ?", (position_of(oldest),)),
         ]
     rest = sorted(number for number in numbers if number >= oldest)
     if rest:
         operations.append(
             (
                 "update batch set frame = null where number in (select value from json_each(?))",
-                (msgspec.json.encode(rest).decode(),),
-                False,
+                (as_json(rest),),
             )
         )
     operations += [
         (
-            "update audience set dropped = ? where number = ?",
-            [(total.dropped, audience) for audience, total in totals.items()],
-            True,
+            _SAVE_DROPPED,
+            (as_json([(audience, total.dropped) for audience, total in totals.items()]),),
         ),
         (
             "update head set used = used - ?, oldest = ?, oldest_chain = ?",
             (state.used - used, oldest, chain),
-            False,
         ),
     ]
     store.transact(operations)
@@ -286,7 +295,7 @@ def _finish(store: Store, head: Sequence[list[int]], now: int) -> list[Operation
                 ):
                     begin = sequence + start - first
                     _extend(found, begin, begin + stop - start, status, reason)
-    written: list[tuple[int, int, int, int, int, str, int]] = []
+    written: list[Any] = []
     for (sender, receiver), found in ranges.items():
         for begin, end, state_number, reason in found:
             before = one(
@@ -297,7 +306,7 @@ def _finish(store: Store, head: Sequence[list[int]], now: int) -> list[Operation
             )
             if before and (before[1] + 1, *before[2:]) == (begin, state_number, reason):
                 begin = before[0]
-            written.append((sender, receiver, begin, end, state_number, reason, now))
+            written += (sender, receiver, begin, end, state_number, reason, now)
     gone = [
         (receiver, row.first)
         for receiver, overlapping in exceptions.items()
@@ -305,8 +314,8 @@ def _finish(store: Store, head: Sequence[list[int]], now: int) -> list[Operation
         if row.last <= high
     ]
     return [
-        ("insert or replace into finished values (?,?,?,?,?,?,?)", written, True),
-        ("delete from exception where receiver = ? and first = ?", gone, True),
+        *insert_steps("or replace into finished", 7, written),
+        (_DELETE_GONE, (as_json(gone),)),
     ]
 
 
@@ -344,9 +353,10 @@ def _remember_runs(head: Sequence[list[int]]) -> list[Operation]:
     operations: list[Operation] = []
     for sender, found in newest.items():
         found.sort(key=lambda run: run[1])
+        kept = [value for run in found[-RUNS_REMEMBERED:] for value in run]
         operations += [
-            ("insert or replace into run values (?,?,?,?,?,?)", found[-RUNS_REMEMBERED:], True),
-            (_FORGET_RUNS, (sender, RUNS_REMEMBERED - 1), False),
+            *insert_steps("or replace into run", 6, kept),
+            (_FORGET_RUNS, (sender, RUNS_REMEMBERED - 1)),
         ]
     return operations
 
@@ -365,19 +375,17 @@ def _tidy(store: Store, now: int) -> bool:
         if sender.seen_at < away
         and not one(db, "select exists(select 1 from batch where sender = ?)", (sender.id,))
     ][:FORGET_MAX]
-    ids = [(sender.id,) for sender in senders]
+    ids = (as_json([sender.id for sender in senders]),)
     unused = _unused_audiences(store)[:FORGET_MAX]
     operations: list[Operation] = [
-        ("delete from finished where at < ?", (now - FINISHED_DAYS * DAY,), False),
-        ("delete from finished where sender = ?", ids, True),
-        ("delete from run where sender = ?", ids, True),
-        ("delete from sender where id = ?", ids, True),
+        ("delete from finished where at < ?", (now - FINISHED_DAYS * DAY,)),
+        ("delete from finished where sender in (select value from json_each(?))", ids),
+        ("delete from run where sender in (select value from json_each(?))", ids),
+        ("delete from sender where id in (select value from json_each(?))", ids),
     ]
     collected: dict[int, ReceiverState] = {}
     for total in unused:
-        operations.append(
-            ("delete from audience where number = ?", (total.audience.number,), False)
-        )
+        operations.append(("delete from audience where number = ?", (total.audience.number,)))
         for number in total.audience.members:
             at = state.receivers.get(number)
             if at is not None:
@@ -385,9 +393,8 @@ def _tidy(store: Store, now: int) -> bool:
                 at.collected += total.messages
     operations.append(
         (
-            "update progress set collected = ? where receiver = ?",
-            [(at.collected, number) for number, at in collected.items()],
-            True,
+            _SAVE_COLLECTED,
+            (as_json([(number, at.collected) for number, at in collected.items()]),),
         )
     )
     store.transact(operations)

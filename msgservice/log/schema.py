@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 
 APPLICATION_ID = 0x6D736773  # "msgs"
 SCHEMA_VERSION = 1
+
+BUSY_WAIT_MS = 5000  # for the other connection of this process, which reads pages
 
 # SQLite 3.7.0 to 3.51.2 can corrupt a WAL database when two connections write or checkpoint at
 # once (sqlite.org/wal.html#walresetbug).
@@ -188,26 +191,32 @@ def one(db: apsw.Connection, sql: str, parameters: Any = ()) -> Any:
 
 
 @lru_cache(maxsize=256)
-def insert_sql(table: str, columns: int, count: int) -> str:
+def insert_sql(into: str, columns: int, count: int) -> str:
     """Return the statement that inserts `count` rows in one step."""
     row = "(" + ",".join("?" * columns) + ")"
-    return f"insert into {table} values" + ",".join([row] * count)
+    return f"insert {into} values" + ",".join([row] * count)
 
 
-def insert_steps(table: str, columns: int, flat: list[object]) -> list[tuple[str, list[object]]]:
+def insert_steps(into: str, columns: int, flat: list[Any]) -> list[tuple[str, list[Any]]]:
     """Return the statements, each with its parameters, that insert many rows in few steps.
 
-    `flat`: the rows' values, one after the other.
+    `into`: what follows `insert`, `into batch` or `or replace into run` say. `flat`: the rows'
+    values, one after the other.
     """
     count, at = len(flat) // columns, 0
     steps = []
     for size in (*INSERT_ROWS, 0):
         while at < count and count - at >= size:
             some = size or count - at
-            sql = insert_sql(table, columns, some)
+            sql = insert_sql(into, columns, some)
             steps.append((sql, flat[at * columns : (at + some) * columns]))
             at += some
     return steps
+
+
+def as_json(values: Any) -> str:
+    """Return `values` as a parameter for json_each."""
+    return msgspec.json.encode(values).decode()
 
 
 def check_sqlite() -> None:
@@ -225,7 +234,7 @@ def connect(path: str, *, vfs: str | None = None, readonly: bool = False) -> aps
     """Return a connection with every pragma that durability depends on set explicitly."""
     flags = apsw.SQLITE_OPEN_READWRITE | (0 if readonly else apsw.SQLITE_OPEN_CREATE)
     db = apsw.Connection(path, flags=flags, vfs=vfs, statementcachesize=256)
-    db.set_busy_timeout(5000)
+    db.set_busy_timeout(BUSY_WAIT_MS)
     # A close must not fold a damaged WAL into the file before it has been looked at.
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     db.execute("pragma mmap_size = 0")

@@ -16,24 +16,39 @@ import msgspec
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries
 from msgservice.log.dedupe import COLUMNS
-from msgservice.log.schema import insert_steps
+from msgservice.log.schema import as_json, insert_steps
 from msgservice.log.state import ReceiverState, SenderState, Staged, State, hash_of
 from msgservice.message import Status
-from msgservice.records import Group, ReceiverRow
+from msgservice.records import ExceptionRow, Group, ReceiverRow
 
-Operation = tuple[str, Any, bool]  # SQL, parameters, whether these are many
+Operation = tuple[str, Any]  # SQL, parameters
 
 # Row of the table progress whose cursor counts the groups that held more than batches.
 COMMITS_ROW = -1
 OPEN = (int(Status.QUEUED), int(Status.ACKNOWLEDGED))  # rows that go when the cursor passed them
 
-_DELETE_PASSED = "delete from exception where receiver = ? and last <= ? and status in (1, 3)"
-_SAVE_SENDER = (
-    "update sender set floor = ?, ranges = ?, last = ?, status_from = ?, seen_at = ? where id = ?"
-)
-_SAVE_AUDIENCE = (
-    "update audience set messages = ?, bytes = ?, last = ?, dropped = ? where number = ?"
-)
+# Many rows in one step, each: see `queries.py` on what a step costs.
+_DELETE_REPLACED = """
+delete from exception where (receiver, first) in (
+    select e.receiver, e.first from json_each(?) as a cross join exception as e
+    where e.receiver = a.value ->> 0 and e.first between a.value ->> 1 and a.value ->> 2)
+"""
+_DELETE_PASSED = """
+delete from exception where (receiver, first) in (
+    select e.receiver, e.first from json_each(?) as a cross join exception as e
+    where e.receiver = a.value ->> 0 and e.first <= a.value ->> 1 and e.last <= a.value ->> 1
+        and e.status in (1, 3))
+"""
+_SAVE_SENDERS = """
+update sender set floor = a.value ->> 1, ranges = unhex(a.value ->> 2), last = unhex(a.value ->> 3),
+    status_from = a.value ->> 4, seen_at = a.value ->> 5
+from json_each(?) as a where sender.id = a.value ->> 0
+"""
+_SAVE_AUDIENCES = """
+update audience set messages = a.value ->> 1, bytes = a.value ->> 2, last = a.value ->> 3,
+    dropped = a.value ->> 4
+from json_each(?) as a where audience.number = a.value ->> 0
+"""
 
 
 def stage_receivers(
@@ -48,7 +63,7 @@ def stage_receivers(
             at = staged.receivers[row.number] = ReceiverState(row.number, cursor)
             at.inbox = row.inbox
             placed.append((row, cursor))
-            operations.append(progress_operation([at]))
+            operations += progress_operations([at])
         staged.rows[row.number] = row
         operations.append(
             (
@@ -66,7 +81,6 @@ def stage_receivers(
                     row.created_at,
                     row.routed_base,
                 ),
-                False,
             )
         )
     for number in group.removed:
@@ -95,49 +109,35 @@ def _stage_removal(
         (
             "delete from exception where receiver = ? and status = ?",
             (number, int(Status.QUEUED)),
-            False,
         ),
         (
             "insert into exception values (?, ?, ?, ?, 0, 0, '')",
             (number, first, INTEGER_MAX, int(Status.REMOVED)),
-            False,
         ),
-        progress_operation([at]),
+        *progress_operations([at]),
     ]
 
 
 def stage_batches(staged: Staged, flat: list[object], operations: list[Operation]) -> None:
     """Stage the rows of new batches, and what is new with them: senders, audiences, ids."""
-    if staged.new_senders:
-        operations.append(
-            (
-                "insert into sender values (?, ?, ?, ?, 1, ?, null, 1, ?)",
-                [(s.id, *s.key, hash_of(s.key[1]), b"\x90", s.seen_at) for s in staged.new_senders],
-                True,
-            )
-        )
-    if staged.new_audiences:
-        operations.append(
-            (
-                "insert into audience values (?, ?, 0, 0, 0, 0)",
-                [
-                    (total.audience.number, json.dumps(total.audience.members))
-                    for total in staged.new_audiences
-                ],
-                True,
-            )
-        )
-    operations += [
-        (sql, parameters, False) for sql, parameters in insert_steps("batch", COLUMNS, flat)
-    ]
-    ids = [
-        (name, batch.first + index)
-        for batch in staged.fresh
-        if batch.ids
-        for index, name in batch.ids
-    ]
-    if ids:
-        operations.append(("insert or ignore into message_id values (?, ?)", ids, True))
+    senders: list[Any] = []
+    for new in staged.new_senders:
+        name, incarnation = new.key
+        hashed = hash_of(incarnation)
+        senders += (new.id, name, incarnation, hashed, 1, b"\x90", None, 1, new.seen_at)
+    audiences: list[Any] = []
+    for total in staged.new_audiences:
+        members = json.dumps(total.audience.members)
+        audiences += (total.audience.number, members, 0, 0, 0, 0)
+    ids: list[Any] = []
+    for batch in staged.fresh:
+        if batch.ids:
+            for index, name in batch.ids:
+                ids += (name, batch.first + index)
+    operations += insert_steps("into sender", 9, senders)
+    operations += insert_steps("into audience", 6, audiences)
+    operations += insert_steps("into batch", COLUMNS, flat)
+    operations += insert_steps("or ignore into message_id", 2, ids)
 
 
 def stage_progress(staged: Staged, group: Group, operations: list[Operation]) -> None:
@@ -146,9 +146,9 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
         return
     moved: dict[int, ReceiverState] = {}
     replaced: list[tuple[int, int, int]] = []
-    added: list[tuple[object, ...]] = []
+    added: dict[int, dict[int, ExceptionRow]] = {}  # receiver -> first -> row
     passed: list[tuple[int, int]] = []
-    dead: list[tuple[object, ...]] = []
+    dead: list[Any] = []
     for step in group.progress:
         at = staged.receiver(step.receiver)
         if at is None or at.removed:
@@ -162,25 +162,19 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
             at.inbox = step.inbox
         for row in step.exceptions:
             replaced.append((step.receiver, row.first, row.last))
-            added.append(
-                (
-                    step.receiver,
-                    row.first,
-                    row.last,
-                    int(row.status),
-                    row.attempts,
-                    row.next_at,
-                    row.reason,
-                )
-            )
+            mine = added.setdefault(step.receiver, {})
+            if mine and row.first <= max(mine):
+                for first in [first for first in mine if row.first <= first <= row.last]:
+                    del mine[first]
+            mine[row.first] = row
             if row.status in OPEN:
                 at.open_to = max(at.open_to, row.last)
         if at.open_to:
             passed.append((step.receiver, at.cursor))
             if at.cursor >= at.open_to:
                 at.open_to = 0
-        dead += [
-            (
+        for letter in step.dead:
+            dead += (
                 step.receiver,
                 letter.position,
                 letter.sender,
@@ -192,22 +186,21 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
                 letter.attempts,
                 letter.at,
             )
-            for letter in step.dead
-        ]
-    many: list[tuple[str, list[Any]]] = [
-        ("delete from exception where receiver = ? and first between ? and ?", replaced),
-        ("insert or replace into exception values (?,?,?,?,?,?,?)", added),
-        (
-            _DELETE_PASSED,
-            passed,
-        ),
-        ("insert or replace into dead values (?,?,?,?,?,?,?,?,?,?)", dead),
-    ]
-    operations += [(sql, parameters, True) for sql, parameters in many if parameters]
+    flat: list[Any] = []
+    for receiver, found in added.items():
+        for row in found.values():
+            status = int(row.status)
+            flat += (receiver, row.first, row.last, status, row.attempts, row.next_at, row.reason)
+    if replaced:
+        operations.append((_DELETE_REPLACED, (as_json(replaced),)))
+    operations += insert_steps("or replace into exception", 7, flat)
+    if passed:
+        operations.append((_DELETE_PASSED, (as_json(passed),)))
+    operations += insert_steps("or replace into dead", 10, dead)
     # The count of such groups sits in a row of the same table: one step less per group.
     staged.commits += 1
     states = [ReceiverState(COMMITS_ROW, staged.commits), *moved.values()]
-    operations += [progress_operation(states[i : i + 256]) for i in range(0, len(states), 256)]
+    operations += progress_operations(states)
 
 
 def stage_floors(staged: Staged, group: Group, operations: list[Operation]) -> None:
@@ -224,60 +217,46 @@ def stage_floors(staged: Staged, group: Group, operations: list[Operation]) -> N
             (
                 "update sender set status_from = ? where id = ?",
                 (sender.status_from, sender.id),
-                False,
             ),
             (
                 "delete from finished where sender = ? and last < ?",
                 (sender.id, sender.status_from),
-                False,
             ),
         ]
 
 
-def progress_operation(states: list[ReceiverState]) -> Operation:
-    """Return the operation that writes these states, in one step."""
-    row = "(?,?,?,?,?,?,?,?,?,?,?)"
-    parameters: list[object] = []
+def progress_operations(states: list[ReceiverState]) -> list[Operation]:
+    """Return the operations that write these states."""
+    flat: list[Any] = []
     for at in states:
-        parameters += (at.number, at.cursor, at.removed, *at.settled, at.bytes, at.collected)
-        parameters.append(at.inbox)
-    return (
-        "insert or replace into progress values " + ",".join([row] * len(states)),  # noqa: S608 - no input in it
-        parameters,
-        False,
-    )
+        flat += (at.number, at.cursor, at.removed, *at.settled, at.bytes, at.collected, at.inbox)
+    return [*insert_steps("or replace into progress", 11, flat)]
 
 
 def save_operations(state: State) -> list[Operation]:
     """Return the operations of a save, for a transaction that does more than that."""
-    senders = [state.senders[key] for key in state.dirty_senders if key in state.senders]
-    totals = [state.totals[a] for a in state.dirty_totals if a in state.totals]
+    senders = [
+        (
+            sender.id,
+            sender.floor,
+            encode_ranges(sender).hex(),
+            None if sender.last is None else msgspec.msgpack.encode(sender.last).hex(),
+            sender.status_from,
+            sender.seen_at,
+        )
+        for sender in (state.senders.get(key) for key in state.dirty_senders)
+        if sender is not None
+    ]
+    totals = [
+        (audience, total.messages, total.bytes, total.last, total.dropped)
+        for audience in state.dirty_totals
+        if (total := state.totals.get(audience)) is not None
+    ]
+    head = (state.next_number - 1, state.chain, state.used)
     return [
-        (
-            _SAVE_SENDER,
-            [
-                (
-                    s.floor,
-                    encode_ranges(s),
-                    None if s.last is None else msgspec.msgpack.encode(s.last),
-                    s.status_from,
-                    s.seen_at,
-                    s.id,
-                )
-                for s in senders
-            ],
-            True,
-        ),
-        (
-            _SAVE_AUDIENCE,
-            [(t.messages, t.bytes, t.last, t.dropped, t.audience.number) for t in totals],
-            True,
-        ),
-        (
-            "update head set saved = ?, chain = ?, used = ?",
-            (state.next_number - 1, state.chain, state.used),
-            False,
-        ),
+        (_SAVE_SENDERS, (as_json(senders),)),
+        (_SAVE_AUDIENCES, (as_json(totals),)),
+        ("update head set saved = ?, chain = ?, used = ?", head),
     ]
 
 

@@ -22,7 +22,7 @@ from msgservice.log import queries
 from msgservice.log.dedupe import forget_numbers, take_batches
 from msgservice.log.folder import Reserve
 from msgservice.log.loading import load, snapshot
-from msgservice.log.schema import connect, one
+from msgservice.log.schema import BUSY_WAIT_MS, connect, one
 from msgservice.log.staging import (
     Operation,
     save_operations,
@@ -41,6 +41,9 @@ T = TypeVar("T")
 # folded once and not a hundred times, small enough that folding it does not hold up a group for
 # more than some 20 ms, and that replay at start stays below a second.
 CHECKPOINT_BYTES = 16 * 1024 * 1024
+# Beyond this the WAL is begun anew even if that means waiting for the reader's page.
+WAL_BYTES = 4 * CHECKPOINT_BYTES
+RESTART_WAIT_MS = 100  # somebody who copies the log may read for longer: then the next time
 # How long a sender is asked to wait when there is no room, seconds.
 FULL_DELAY = 1.0
 
@@ -95,8 +98,8 @@ class Store:
             return
         self.transact(
             [
-                ("insert into meta values('log_id', ?)", (log_id,), False),
-                ("insert into head values(1, 0, 0, 0, 1, 0)", (), False),
+                ("insert into meta values('log_id', ?)", (log_id,)),
+                ("insert into head values(1, 0, 0, 0, 1, 0)", ()),
             ]
         )
 
@@ -128,6 +131,10 @@ class Store:
             return self._commit(group, group.batches, full)
         except apsw.FullError:
             return self._commit_on_full_disk(group)
+        except apsw.Error as error:
+            # Reading what the group needs to know failed: the file is damaged.
+            self.failed = LogFailed(f"the log cannot be read: {error}")
+            raise self.failed from error
 
     def _commit_on_full_disk(self, group: Group) -> list[Outcome]:
         """Store all but the batches; on the reserve's blocks if there is no other way."""
@@ -200,16 +207,13 @@ class Store:
         db = self.db
         if not operations:
             return
-        if len(operations) == 1 and not operations[0][2]:
-            db.execute(operations[0][0], operations[0][1])
+        if len(operations) == 1:
+            db.execute(*operations[0])
             return
         db.execute("begin immediate")
         try:
-            for sql, parameters, many in operations:
-                if many:
-                    db.executemany(sql, parameters)
-                else:
-                    db.execute(sql, parameters)
+            for sql, parameters in operations:
+                db.execute(sql, parameters)
             db.execute("commit")
         except BaseException:
             if db.in_transaction:
@@ -306,8 +310,10 @@ class Store:
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
         try:
             self._faults("before checkpoint")
-            self.db.wal_checkpoint(mode=mode)
+            pages, _folded = self.db.wal_checkpoint(mode=mode)
             self._written = 0
+            if pages * 4096 > WAL_BYTES:
+                self._begin_wal_anew()
         except (apsw.FullError, apsw.BusyError):
             if raising:
                 raise
@@ -315,6 +321,14 @@ class Store:
             if raising:
                 raise
             self._recover(Staged(self.state), error)
+
+    def _begin_wal_anew(self) -> None:
+        """Wait for readers, who were always somewhere in the WAL; a page of theirs is short."""
+        self.db.set_busy_timeout(RESTART_WAIT_MS)
+        try:
+            self.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+        finally:
+            self.db.set_busy_timeout(BUSY_WAIT_MS)
 
     # --- room ----------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from msgservice.records import (
     Known,
     Origin,
     Piece,
+    Progress,
     ReceiverRow,
     RefusedBatch,
     Resume,
@@ -429,6 +430,46 @@ def test_a_row_of_exceptions_replaces_those_that_begin_inside_it(log: Driver) ->
         exception(1, at + 10, at + 12, Status.ACKNOWLEDGED),
         exception(1, at + 14, at + 14, Status.QUEUED),
     ] == log.snapshot.exceptions[1]
+
+
+def test_rows_of_one_group_replace_each_other_in_their_order(log: Driver) -> None:
+    log.receivers(1)
+    at = position_of(1)
+    first = Progress(
+        receiver=1,
+        cursor=0,
+        exceptions=[exception(1, at + i, at + i, Status.QUEUED) for i in (1, 3, 5, 7)],
+    )
+    second = Progress(
+        receiver=1,
+        cursor=0,
+        exceptions=[
+            exception(1, at + 2, at + 5, Status.ACKNOWLEDGED),
+            exception(1, at + 7, at + 7, Status.DEAD, reason="no"),
+        ],
+    )
+    log.append(progress=[first, second])
+    log.reopen()
+    assert log.snapshot.exceptions[1] == [
+        exception(1, at + 1, at + 1, Status.QUEUED),
+        exception(1, at + 2, at + 5, Status.ACKNOWLEDGED),
+        exception(1, at + 7, at + 7, Status.DEAD, reason="no"),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 17, 2000])
+def test_any_number_of_exceptions_fits_in_a_group(log: Driver, count: int) -> None:
+    log.receivers(1)
+    at = position_of(1)
+    rows = [exception(1, at + 2 * i, at + 2 * i, reason=f"'{i}\"") for i in range(count)]
+    letters = [
+        DeadLetter(1, at + 2 * i, "shop", "i1", i + 1, "s", b"\x91\xc4\x00", f"{i}", 1, NOW)
+        for i in range(count)
+    ]
+    log.progress(1, 0, exceptions=rows, dead=letters)
+    log.reopen()
+    assert log.snapshot.exceptions[1] == rows
+    assert log.wait(log.log.dead_letters(1, -1, 5000)) == letters
 
 
 def test_rows_that_the_cursor_has_passed_go_unless_they_say_more(log: Driver) -> None:

@@ -225,3 +225,40 @@ def test_an_unknown_failure_of_one_group_leaves_no_trace(tmp_path: Path) -> None
     assert log.unaccounted() == [0]
     assert log.wait(log.log.audit()) == []
     log.close()
+
+
+def test_19_the_wal_stays_small_beside_readers_that_never_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Their short transactions overlap, so there is always somebody somewhere in the WAL."""
+    import threading
+
+    from msgservice.log import schema, store
+
+    monkeypatch.setattr(store, "CHECKPOINT_BYTES", 64 * 1024)
+    monkeypatch.setattr(store, "WAL_BYTES", 256 * 1024)
+    log = Driver("sqlite", tmp_path).open()
+    audience = log.log.audience([1])
+    done = threading.Event()
+
+    def read() -> None:
+        reader = schema.connect(str(tmp_path / "log.db"), readonly=True)
+        while not done.is_set():
+            reader.execute("begin")
+            reader.execute("select max(number) from batch").fetchall()
+            done.wait(0.003)
+            reader.execute("rollback")
+        reader.close()
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    largest = 0
+    for i in range(1, 201):
+        log.append(make_batch(audience, i, [b"x" * 20_000]))
+        largest = max(largest, (tmp_path / "log.db-wal").stat().st_size)
+    done.set()
+    for reader in readers:
+        reader.join()
+    log.close()
+    assert largest < 1024 * 1024
