@@ -72,7 +72,6 @@ class Watch:
 
     def __init__(self, reactor: Any, done: Deferred[None]) -> None:
         self._done = done
-        self._connected = False
         self._said = ""
         self._looking = LoopingCall(self._look)
         self._looking.clock = reactor
@@ -94,9 +93,9 @@ class Watch:
 
     def _look(self) -> None:
         error = self._attachment.error
-        if self._attachment.is_replaced or (error and not self._connected):
+        # A node that never took this receiver, and says why, will not do so by waiting.
+        if self._attachment.is_replaced or (error and self._attachment.node is None):
             raise Refused(error)
-        self._connected = self._connected or self._attachment.connected
         if error != self._said:
             self._said = error
             click.echo(f"msgservice: {error or 'connected again'}", err=True)

@@ -3,13 +3,15 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.integration.command import Command
-from tests.integration.daemon import BIN, PATIENCE
+from tests.integration.daemon import BIN, PATIENCE, running
 
 
 def test_a_receiver_is_added_changed_paused_resumed_and_removed(msgservice: Command) -> None:
@@ -80,23 +82,70 @@ def test_lines_of_standard_input_are_messages(msgservice: Command) -> None:
     assert msgservice.receiver("lines")["queued"] == 10_000
 
 
-def test_lines_are_sent_as_they_come(msgservice: Command) -> None:
-    msgservice("receivers", "add", "slowly", "slowly")
-    process = subprocess.Popen(
-        [BIN / "msgservice", "send", "slowly"],
+def sending(msgservice: Command, subject: str) -> subprocess.Popen[bytes]:
+    """Start `msgservice send`, with lines still to come."""
+    return subprocess.Popen(
+        [BIN / "msgservice", "send", subject],
         env=os.environ | {"MSGSERVICE_NODE": msgservice.node},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
-    with process:
-        assert process.stdin is not None
-        process.stdin.write(b"first\n")
-        process.stdin.flush()
-        # Its end has not come and may never come; the line is at the node all the same.
-        while msgservice.receiver("slowly")["queued"] != 1:
-            assert process.poll() is None
-        process.stdin.close()
-        assert process.wait(PATIENCE) == 0
+
+
+def give(process: subprocess.Popen[bytes], line: bytes) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + b"\n")
+    process.stdin.flush()
+
+
+def wait_until_queued(
+    msgservice: Command, name: str, count: int, process: subprocess.Popen[bytes]
+) -> None:
+    while msgservice.receiver(name)["queued"] != count:
+        assert process.poll() is None
+
+
+def test_lines_are_sent_as_they_come(msgservice: Command) -> None:
+    msgservice("receivers", "add", "slowly", "slowly")
+    with sending(msgservice, "slowly") as process:
+        give(process, b"first")
+        # The end of the input has not come and may never come; the line is there all the same.
+        wait_until_queued(msgservice, "slowly", 1, process)
+        assert process.communicate(timeout=PATIENCE)[0].startswith(b"1 messages stored")
+        assert process.returncode == 0
+
+
+def test_an_interrupt_ends_sending_while_it_waits_for_a_line(msgservice: Command) -> None:
+    msgservice("receivers", "add", "cut", "cut")
+    with sending(msgservice, "cut") as process:
+        give(process, b"first")
+        wait_until_queued(msgservice, "cut", 1, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+def test_sending_goes_on_when_the_node_comes_back(tmp_path: Path) -> None:
+    command = ("twist", "--log-format=text", "msgservice", "--listen", "unix:node.sock")
+    msgservice = Command(f"unix:{tmp_path}/node.sock", tmp_path)
+    with running(*command, cwd=tmp_path) as node:
+        node.wait_for("listening on unix")
+        msgservice("receivers", "add", "on", "on")
+        process = sending(msgservice, "on")
+        give(process, b"first")
+        wait_until_queued(msgservice, "on", 1, process)
+        node.send(signal.SIGKILL)
+        node.ended()
+    give(process, b"second")
+    with running(*command, cwd=tmp_path) as node, process:
+        node.wait_for("listening on unix")
+        wait_until_queued(msgservice, "on", 2, process)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert (0, b"") == (process.returncode, err)
+        assert out.startswith(b"2 messages stored")
+        assert msgservice("listen", "on", "--count", "2").out == "first\nsecond\n"
 
 
 def test_a_terminal_sees_a_progress_bar(msgservice: Command) -> None:
