@@ -94,7 +94,7 @@ class Watch:
 
     def _look(self) -> None:
         error = self._attachment.error
-        if self._attachment.is_replaced or (error and not self._connected):
+        if self._attachment.is_over or (error and not self._connected):
             raise Refused(error)
         self._connected = self._connected or self._attachment.connected
         if error != self._said:
