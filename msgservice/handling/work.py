@@ -92,8 +92,9 @@ class Sender:
         connection = self.connection
         if connection is None or not connection.is_writable:
             return
-        if self.inbox.answers.owes:
-            connection.send_all([*self.inbox.answers.take_frames()])
+        answers = self.inbox.answers
+        if answers.owes:
+            connection.send_all([*answers.take_frames()])
         if self.is_leaving and not self.works:
             connection.close()
 
