@@ -261,22 +261,22 @@ class NodeConnection:
             if self._handling.is_stopping or sender.connection is not connection:
                 return  # unanswered: it comes again
             raw = frame.messages
-            messages = decode_received(raw)
+            facts = RunFacts(
+                frame.sequence,
+                frame.subject,
+                sender.name,
+                frame.origin,
+                frame.flags,
+                self._receiver.decode,
+            )
+            messages = decode_received(raw, facts)
             count = len(messages)
             if not 0 < count <= self._receiver.limits.batch_messages:
                 most = self._receiver.limits.batch_messages
                 raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
             arrival = sender.inbox.receive_transfer(frame, count)
             if arrival is not None:
-                facts = RunFacts(
-                    frame.sequence,
-                    frame.subject,
-                    sender.name,
-                    frame.origin,
-                    frame.flags,
-                    self._receiver.decode,
-                )
-                self._handling.take(sender, arrival, facts, messages, len(memoryview(raw)))
+                self._handling.take(sender, arrival, messages, len(memoryview(raw)))
         elif type(frame) is Request:
             connection.send(_refusal(frame))
         else:

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice.connection import Connection
 from msgservice.core.inbox import Arrival, Inbox
-from msgservice.received import ReceivedMessage, RunFacts
+from msgservice.received import ReceivedMessage
 
 
 class Sender:
@@ -71,7 +71,7 @@ class Sender:
     def cut(self, work: Work, first: int, stop: int) -> Work:
         """Return messages `first` to `stop` (exclusive) of the work as work of their own."""
         base = work.base
-        rest = Work(self, work.arrival, work.run, work.messages, base + first, base + stop - 1, 0)
+        rest = Work(self, work.arrival, work.messages, base + first, base + stop - 1, 0)
         self.hold(rest)
         self.release(work, stop - first)
         return rest
@@ -111,7 +111,6 @@ class Work:
         "base",
         "messages",
         "open",
-        "run",
         "sender",
         "size",
         "stop",
@@ -122,7 +121,6 @@ class Work:
         self,
         sender: Sender,
         arrival: Arrival,
-        run: RunFacts,
         messages: list[ReceivedMessage],
         first: int,
         last: int,
@@ -130,7 +128,6 @@ class Work:
     ) -> None:
         self.sender = sender
         self.arrival = arrival
-        self.run = run
         self.messages = messages
         self.base = arrival.transfer.sequence
         self.at = self.told = first - self.base
