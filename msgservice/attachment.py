@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from msgservice.connection import Connection
 from msgservice.core.frames import (
+    BYE_REMOVED,
     BYE_REPLACED,
     VERSION,
     Frame,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from msgservice.receiver import Receiver
 
 REPLACED = "a newer connection has this receiver's name"
+REMOVED = "the receiver was removed from the node"
 Dial = Callable[[Callable[[], IChannelUser]], IService]
 
 
@@ -91,22 +93,24 @@ class Way:
         for link in list(self.connections):
             link.connection.bye()
 
-    def replaced(self) -> None:
-        """A newer connection has the place of one of these."""
-        self.ended = REPLACED
+    def sent_away(self, reason: str, *, replaced: bool) -> None:
+        """The node wants no connection of this receiver any more."""
+        self.ended = reason
 
 
 class Attachment(Way):
     """A node that the receiver dials, again and again, and what became of it.
 
-    `is_replaced`: a newer connection took the receiver's name, and this one does not come back by
-    itself; `start` dials again.
+    `is_over`: it does not come back by itself; `start` dials again. Because a newer connection
+    took the receiver's name (`is_replaced`), or the receiver was removed from the node: then it
+    would be made again.
     """
 
     def __init__(
         self, receiver: Receiver, address: str, receive: ReceiveOptions, dial: Dial
     ) -> None:
         super().__init__(receiver, address, receive)
+        self.is_over = False
         self.is_replaced = False
         self._connector = dial(self.make_user)
 
@@ -119,7 +123,7 @@ class Attachment(Way):
 
     def start(self) -> None:
         """Dial, and keep dialling."""
-        self.is_replaced = False
+        self.is_over = self.is_replaced = False
         if not self._connector.running:
             self._connector.startService()
 
@@ -139,10 +143,11 @@ class Attachment(Way):
         if not self.connections:
             _end(self.stop(), self._logger)
 
-    def replaced(self) -> None:
+    def sent_away(self, reason: str, *, replaced: bool) -> None:
         """See `Way`."""
-        super().replaced()
-        self.is_replaced = True
+        super().sent_away(reason, replaced=replaced)
+        self.is_over = True
+        self.is_replaced = replaced
         _end(self.stop(), self._logger)
 
 
@@ -239,7 +244,7 @@ class NodeConnection:
         """A newer connection to the same node stands; what is answered here counts no more."""
         self.connection.bye(BYE_REPLACED, REPLACED)
         self.connection.close()
-        self.way.replaced()
+        self.way.sent_away(REPLACED, replaced=True)
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Messages may come. What the node has taken of ours is nothing: we send none."""
@@ -256,22 +261,22 @@ class NodeConnection:
             if self._handling.is_stopping or sender.connection is not connection:
                 return  # unanswered: it comes again
             raw = frame.messages
-            messages = decode_received(raw)
+            facts = RunFacts(
+                frame.sequence,
+                frame.subject,
+                sender.name,
+                frame.origin,
+                frame.flags,
+                self._receiver.decode,
+            )
+            messages = decode_received(raw, facts)
             count = len(messages)
             if not 0 < count <= self._receiver.limits.batch_messages:
                 most = self._receiver.limits.batch_messages
                 raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
             arrival = sender.inbox.receive_transfer(frame, count)
             if arrival is not None:
-                facts = RunFacts(
-                    frame.sequence,
-                    frame.subject,
-                    sender.name,
-                    frame.origin,
-                    frame.flags,
-                    self._receiver.decode,
-                )
-                self._handling.take(sender, arrival, facts, messages, len(memoryview(raw)))
+                self._handling.take(sender, arrival, messages, len(memoryview(raw)))
         elif type(frame) is Request:
             connection.send(_refusal(frame))
         else:
@@ -290,14 +295,16 @@ class NodeConnection:
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         """Close when all is answered; `turn_ended` follows, and looks for the first time."""
         self.way.ended = f"the node says: {reason or 'closing'}"
-        if code == BYE_REPLACED:
+        if code in (BYE_REPLACED, BYE_REMOVED):
+            why = REPLACED if code == BYE_REPLACED else REMOVED
             self._receiver.logger.warn(
-                "receiver {receiver} at {peer} was replaced by a newer connection",
+                "receiver {receiver} at {peer} does not come back by itself: {why}",
                 receiver=self._receiver.name,
                 peer=connection.peer,
+                why=why,
             )
             connection.close()
-            self.way.replaced()
+            self.way.sent_away(why, replaced=code == BYE_REPLACED)
         elif self._sender is not None:
             self._sender.is_leaving = True
         else:

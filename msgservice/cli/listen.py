@@ -94,7 +94,7 @@ class Watch:
     def _look(self) -> None:
         error = self._attachment.error
         # A node that never took this receiver, and says why, will not do so by waiting.
-        if self._attachment.is_replaced or (error and self._attachment.node is None):
+        if self._attachment.is_over or (error and self._attachment.node is None):
             raise Refused(error)
         if error != self._said:
             self._said = error

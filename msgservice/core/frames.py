@@ -199,7 +199,8 @@ RESUME_RANGES_MAX = 1000  # ranges of one RESUME frame; the rest follows with `m
 
 BYE_CLOSING = 0  # the service stops
 BYE_REPLACED = 1  # a newer connection has this name
-BYE_REMOVED = 2  # the receiver was removed or paused
+BYE_REMOVED = 2  # the receiver was removed; like a replaced one it does not come back by itself
+BYE_PAUSED = 3  # the receiver is paused; it may come back
 
 encode_frame = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Frame).decode

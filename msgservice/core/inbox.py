@@ -8,6 +8,7 @@ inside its log; a receiver uses `Inbox`, which is both.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from zlib import crc32
@@ -50,7 +51,7 @@ def fingerprint(messages: Messages) -> int:
 class Marks:
     """Which sequences of one (sender, incarnation) were taken: all below `floor`, and `taken`."""
 
-    __slots__ = ("_last", "_newest", "_prints", "floor", "taken")
+    __slots__ = ("_last", "_newest", "_printed", "_prints", "floor", "taken")
 
     def __init__(
         self,
@@ -62,7 +63,8 @@ class Marks:
         self.taken = RangeSet() if taken is None else taken
         self._last = last
         self._newest: tuple[int, int, Messages] | None = None  # `_last` does not know of it yet
-        self._prints: dict[tuple[int, int], int] = {}
+        self._prints: dict[Range, int] = {}
+        self._printed: deque[Range] = deque()  # oldest first
 
     @property
     def last(self) -> tuple[int, int, int] | None:
@@ -85,13 +87,16 @@ class Marks:
 
         As far as the last 1,024 runs go, and `fingerprint` sees.
         """
-        prints = self._prints
+        prints, key = self._prints, (first, last)
         found = fingerprint(messages)
-        known = prints.setdefault((first, last), found)
-        if known != found:
+        known = prints.get(key)
+        if known is None:
+            prints[key] = found
+            self._printed.append(key)
+            if len(prints) > RUNS_REMEMBERED:
+                del prints[self._printed.popleft()]
+        elif known != found:
             raise ContentChanged(first, last)
-        if len(prints) > RUNS_REMEMBERED:
-            del prints[next(iter(prints))]
 
     def take(self, after: int, last: int) -> None:
         """All from behind `after` to `last` is taken; nothing else is open in it."""
@@ -180,8 +185,10 @@ class Answers:
         if self._acked:
             ranges = list(self._acked)
             self._acked = RangeSet()
-            starts = range(0, len(ranges), ACK_RANGES_MAX)
-            frames.extend(Ack(ranges[at : at + ACK_RANGES_MAX]) for at in starts)
+            while len(ranges) > ACK_RANGES_MAX:
+                frames.append(Ack(ranges[:ACK_RANGES_MAX]))
+                ranges = ranges[ACK_RANGES_MAX:]
+            frames.append(Ack(ranges))
         if self._refusals:
             frames += self._refusals
             self._refusals = []
@@ -240,7 +247,7 @@ class Inbox:
         marks.settle_below(transfer.floor)
         marks.check(first, last, transfer.messages)
         parts = marks.missing(first, last)
-        if parts != [(first, last)]:
+        if len(parts) != 1 or parts[0] != (first, last):
             for low, high in _gaps(first, last, parts):
                 answers.take_over(low, high)
         if self._rejected:
@@ -254,13 +261,17 @@ class Inbox:
         return Arrival(transfer, count, lane, parts)
 
     def _repeat_rejections(self, parts: list[Range], lane: Hashable) -> list[Range]:
-        floor = self.marks.floor
-        self._rejected = {n: why for n, why in self._rejected.items() if n >= floor}
+        rejected, floor = self._rejected, self.marks.floor
+        while rejected and (oldest := next(iter(rejected))) < floor:
+            del rejected[oldest]
         left = RangeSet(parts)
-        for sequence, reason in self._rejected.items():
-            if sequence in left:
-                left.remove(sequence, sequence)
-                self.answers.refuse(sequence, sequence, Action.DEAD, lane, 0, reason)
+        for low, high in parts:
+            few = len(rejected) <= high - low
+            for sequence in [*rejected] if few else range(low, high + 1):
+                reason = rejected.get(sequence)
+                if reason is not None and low <= sequence <= high:
+                    left.remove(sequence, sequence)
+                    self.answers.refuse(sequence, sequence, Action.DEAD, lane, 0, reason)
         return list(left)
 
     def taken(self, arrival: Arrival, first: int, last: int) -> None:

@@ -31,7 +31,7 @@ from msgservice.handling.coroutines import begin
 from msgservice.handling.outcomes import describe_failure, judge
 from msgservice.handling.work import Flight, Lane, Sender, Work
 from msgservice.message import Action
-from msgservice.received import ReceivedMessage, RunFacts
+from msgservice.received import ReceivedMessage
 
 SLICE_SECONDS = 0.05  # handlers run so long in one turn of the reactor, then others have theirs
 # Messages between two looks at the clock: as many as took about a quarter of a slice last time.
@@ -90,7 +90,6 @@ class Handling:
         self,
         sender: Sender,
         arrival: Arrival,
-        run: RunFacts,
         messages: list[ReceivedMessage],
         size: int,
     ) -> None:
@@ -105,7 +104,7 @@ class Handling:
         if lane is None:
             lane = sender.lanes[key] = Lane(sender, key)
         for first, last in arrival.parts:
-            work = Work(sender, arrival, run, messages, first, last, size)
+            work = Work(sender, arrival, messages, first, last, size)
             size = 0
             lane.queue.append(work)
             sender.hold(work)
@@ -266,14 +265,12 @@ class Handling:
     # --- steps: each returns whether the lane may go on
 
     def _step_each(self, lane: Lane, work: Work) -> bool:
-        handler, run, at = self._handler, work.run, work.at
+        handler, at = self._handler, work.at
         messages, stop = work.messages, min(at + self._chunk, work.stop)
         if stop - at < len(messages):
             messages = messages[at:stop]
         try:
             for message in messages:
-                message.run = run
-                message.index = at
                 result = handler(message)
                 if result is not None and isinstance(result, PENDING):
                     if isinstance(result, CoroutineType):
@@ -293,7 +290,7 @@ class Handling:
     def _step_batch(self, lane: Lane, work: Work) -> bool:
         first, stop = work.at, work.stop
         try:
-            result = self._handler(messages_of(work, first, stop))
+            result = self._handler(work.messages[first:stop])
             if isinstance(result, CoroutineType):
                 result = begin(result)
         except BaseException:  # see `_step_each`
@@ -440,13 +437,3 @@ class Handling:
             position=work.base + first,
         )
         return Action.RETRY, 0, describe_failure(failure)
-
-
-def messages_of(work: Work, first: int, stop: int) -> list[ReceivedMessage]:
-    """Return messages `first` to `stop` (exclusive), ready for the handler."""
-    run = work.run
-    messages = work.messages[first:stop]
-    for at, message in enumerate(messages, first):
-        message.run = run
-        message.index = at
-    return messages

@@ -19,7 +19,6 @@ from msgservice.handling.engine import (
     SLICE_SECONDS,
     Handler,
     Handling,
-    messages_of,
 )
 from msgservice.handling.work import Flight, Lane, Work
 
@@ -60,7 +59,7 @@ class ThreadedHandling(Handling):
     def _step_thread(self, lane: Lane, work: Work) -> bool:
         first = work.at
         stop = work.stop if lane.key is not None or self._batch else first + 1
-        messages = messages_of(work, first, stop)
+        messages = work.messages[first:stop]
         if self._pool is None:
             self._pool = HandlerPool(1, self._threads, f"receiver {self._name}")
             self._pool.start()

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
 from msgservice.errors import LogError, LogFailed
-from msgservice.handling.engine import Handler, Handling, messages_of
+from msgservice.handling.engine import Handler, Handling
 from msgservice.handling.work import Flight, Lane, Work
 from msgservice.message import Action
 from msgservice.records import Resume
@@ -122,7 +122,7 @@ class StoredHandling(Handling):
             first, stop = each.at, each.stop
             if first == stop:
                 continue
-            messages = messages_of(each, first, stop)
+            messages = each.messages[first:stop]
             base = each.base
             items: list[Item] = (
                 [(base + stop - 1, messages)]
@@ -158,7 +158,7 @@ class StoredHandling(Handling):
     def _step_computed(self, lane: Lane, work: Work) -> bool:
         first = work.at
         stop = work.stop if self._batch else first + 1
-        messages = messages_of(work, first, stop)
+        messages = work.messages[first:stop]
         computing: Deferred[Any] = maybeDeferred(
             self._handler, messages if self._batch else messages[0]
         )

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice.connection import Connection
 from msgservice.core.inbox import Arrival, Inbox
-from msgservice.received import ReceivedMessage, RunFacts
+from msgservice.received import ReceivedMessage
 
 
 class Sender:
@@ -71,7 +71,7 @@ class Sender:
     def cut(self, work: Work, first: int, stop: int) -> Work:
         """Return messages `first` to `stop` (exclusive) of the work as work of their own."""
         base = work.base
-        rest = Work(self, work.arrival, work.run, work.messages, base + first, base + stop - 1, 0)
+        rest = Work(self, work.arrival, work.messages, base + first, base + stop - 1, 0)
         self.hold(rest)
         self.release(work, stop - first)
         return rest
@@ -92,8 +92,9 @@ class Sender:
         connection = self.connection
         if connection is None or not connection.is_writable:
             return
-        if self.inbox.answers.owes:
-            connection.send_all([*self.inbox.answers.take_frames()])
+        answers = self.inbox.answers
+        if answers.owes:
+            connection.send_all([*answers.take_frames()])
         if self.is_leaving and not self.works:
             connection.close()
 
@@ -110,7 +111,6 @@ class Work:
         "base",
         "messages",
         "open",
-        "run",
         "sender",
         "size",
         "stop",
@@ -121,7 +121,6 @@ class Work:
         self,
         sender: Sender,
         arrival: Arrival,
-        run: RunFacts,
         messages: list[ReceivedMessage],
         first: int,
         last: int,
@@ -129,7 +128,6 @@ class Work:
     ) -> None:
         self.sender = sender
         self.arrival = arrival
-        self.run = run
         self.messages = messages
         self.base = arrival.transfer.sequence
         self.at = self.told = first - self.base

@@ -26,6 +26,7 @@ from msgservice.connection import Connection
 from msgservice.core.backoff import delay_of
 from msgservice.core.frames import (
     BYE_CLOSING,
+    BYE_PAUSED,
     BYE_REMOVED,
     BYE_REPLACED,
     ReceiveOptions,
@@ -498,7 +499,7 @@ class NodeService(Service):
         row.paused = paused
         stored = self._store(row)
         if paused:
-            self._send_away(outlet, "paused")
+            self._send_away(outlet, BYE_PAUSED, "paused")
             await self._undial(outlet)
         else:
             self._dial(outlet)
@@ -511,7 +512,7 @@ class NodeService(Service):
         outlet = self.dispatch.outlets[row.number]
         queued = await self.queued(row.number)
         self.directory.remove(row)
-        self._send_away(outlet, "removed")
+        self._send_away(outlet, BYE_REMOVED, "removed")
         self.dispatch.remove(outlet)
         removed = self.commits.removal(row.number)
         await self._undial(outlet)
@@ -525,11 +526,11 @@ class NodeService(Service):
         accounts = await self.log.accounts()
         return sum(one.queued for one in accounts if one.receiver == number)
 
-    def _send_away(self, outlet: Outlet, reason: str) -> None:
+    def _send_away(self, outlet: Outlet, code: int, reason: str) -> None:
         peer = self._receiving.pop(outlet.row.number, None)
         if peer is not None:
             peer.detach(reason)
-            peer.leave(BYE_REMOVED, reason)
+            peer.leave(code, reason)
 
     # --- inside this process
 

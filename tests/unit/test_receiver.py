@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import LogEvent
 
-from msgservice.core.frames import Ack, Nack
+from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.errors import Reject, Retry
 from msgservice.message import Action, Status, WireMessage
 from msgservice.received import ReceivedMessage
@@ -441,18 +442,17 @@ def test_a_messages_text_form_does_not_show_its_body() -> None:
 
 
 def test_elements_that_a_peer_adds_to_a_message_change_nothing_that_a_handler_sees() -> None:
-    import msgspec
-
     got: list[ReceivedMessage] = []
     world = World(got.append)
     node = world.node
-    forged = msgspec.msgpack.encode([[b"x", None, None, None, "run", "index", "content", 1]])
-    from msgservice.core.frames import Transfer
-
+    forged = msgspec.msgpack.encode(
+        [[b"x", None, None, None, "run", "number", "content", 1], [b"y"], [b"z", {}, "", "", {}]]
+    )
     assert node.connection is not None
     node.connection.send(Transfer(1, "a", msgspec.Raw(forged)))
     world.run()
-    assert (got[0].subject, got[0].content, got[0].position) == ("a", b"x", 1)
+    seen = [(m.subject, m.content, m.position) for m in got]
+    assert seen == [("a", b"x", 1), ("a", b"y", 2), ("a", b"z", 3)]
 
 
 # --- turns

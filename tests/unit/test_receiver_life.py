@@ -12,7 +12,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from msgservice.core.frames import BYE_REPLACED, Ack, Hello, Request, Transfer
+from msgservice.core.frames import (
+    BYE_PAUSED,
+    BYE_REMOVED,
+    BYE_REPLACED,
+    Ack,
+    Hello,
+    Request,
+    Transfer,
+)
 from msgservice.errors import BadName, BadSubject, LimitReached, Retry
 from msgservice.limits import Limits
 from msgservice.message import Action, BareMessage, encode_messages
@@ -220,10 +228,30 @@ def test_27_one_that_was_replaced_says_so_and_does_not_come_back_by_itself() -> 
     world.node.connection.bye(BYE_REPLACED, "replaced")
     world.run(60)
     assert world.diallers[0].dialled == 1
+    assert world.attachment.is_over
     assert world.attachment.is_replaced
     assert "newer connection" in world.attachment.error
     world.attachment.start()
     world.run()
+    assert world.attachment.connected
+
+
+def test_one_that_was_removed_does_not_come_back_by_itself_to_be_made_again() -> None:
+    world = World()
+    assert world.node.connection is not None
+    world.node.connection.bye(BYE_REMOVED, "removed")
+    world.run(60)
+    assert world.diallers[0].dialled == 1
+    assert world.attachment.is_over
+    assert not world.attachment.is_replaced
+    assert "removed" in world.attachment.error
+
+
+def test_one_that_is_paused_comes_back() -> None:
+    world = World()
+    assert world.node.connection is not None
+    world.node.connection.bye(BYE_PAUSED, "paused")
+    world.run(3)
     assert world.attachment.connected
 
 
