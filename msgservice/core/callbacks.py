@@ -278,8 +278,18 @@ class CallbackPeer:
         self._pending.pop(request.request_id, None)
 
     def respond(self, requested_value: str, request_id: object, value: object) -> None:
-        """Queue an answer. Raises TypeError, ValueError when JSON cannot hold it."""
-        self._queue.add(Entry(self.encoder.response(requested_value, request_id, value)))
+        """Queue an answer.
+
+        Raises:
+            LimitReached: `answer_bytes_max`: the peer asks, but does not read.
+            TypeError, ValueError, FrameTooLarge: it cannot be written.
+        """
+        self._add_answer(Entry(self.encoder.response(requested_value, request_id, value)))
+
+    def _add_answer(self, entry: Entry) -> None:
+        if self._queue.size + entry.weight > self.limits.answer_bytes_max:
+            raise LimitReached("answer_bytes_max", self.limits.answer_bytes_max)
+        self._queue.add(entry)
 
     def respond_file(
         self, request_id: object, source: object, size: int, *, offset: int = 0
@@ -295,7 +305,7 @@ class CallbackPeer:
             )
 
         # A peer of ours asks again with what it has by then, so the old answer is worth nothing.
-        self._queue.add(
+        self._add_answer(
             FileEntry(
                 source=source,
                 size=size,
@@ -382,6 +392,11 @@ class CallbackPeer:
     def finish_file(self, source: object, sha256: str) -> None:
         """The last piece of `source` was read; its whole content has this SHA-256 (hex)."""
         self._queue.finish_file(source, self.extension.trailer(self._queue.head, sha256))
+
+    def begun_file(self, source: object) -> bool:
+        """Return whether bytes of this file were handed out already."""
+        head = self._queue.head
+        return isinstance(head, FileEntry) and head.source is source and head.begun
 
     def abandon_file(self, source: object) -> bool:
         """Give up a file that cannot be read; return whether the connection must end for it."""

@@ -29,7 +29,10 @@ class CallbackLimits:
     message_seconds_max: float = 60.0
     # Between our own peers: how long an interrupted file waits to hear what arrived of it.
     resume_seconds_max: float = 10.0
-    # Requests of one peer whose callbacks have not finished; beyond it, reading pauses.
+    # Queued bytes with which a peer that does not read its answers is dropped.
+    answer_bytes_max: int = 8 * JSON_BYTES_MAX
+    # Requests of one peer whose callbacks have not finished; beyond it, reading slows down, and
+    # at ten times as many further ones are refused.
     running_max: int = 1_000
     # How long close() waits for the peer to take what is queued.
     close_seconds_max: float = 5.0

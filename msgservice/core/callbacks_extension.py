@@ -79,7 +79,10 @@ class Extension:
         if self._hello_deadline is not None and self._hello_deadline <= now:
             self._hello_deadline = None
         if self._offer_deadline is not None and self._offer_deadline <= now:
-            self._begin(self._queue.head, 0)
+            self._offer_deadline = None
+            head = self._queue.head
+            if isinstance(head, FileEntry) and head.held:
+                self._begin(head, 0)
 
     def send(self, kind: str, content: Mapping[str, object]) -> bool:
         """Queue a message of ours if the peer would understand it."""
@@ -117,11 +120,9 @@ class Extension:
         if isinstance(head, FileEntry) and head.source is source and head.held:
             self._begin(head, offset)
 
-    def _begin(self, head: Entry | None, offset: int) -> None:
-        self._offer_deadline = None
-        if isinstance(head, FileEntry):
-            head.asks = head.held = False
-            head.start(offset)
+    def _begin(self, head: FileEntry, offset: int) -> None:
+        head.asks = head.held = False
+        head.start(offset)
 
     def trailer(self, head: Entry | None, sha256: str) -> bytes:
         """Return what goes after the last byte of a file."""

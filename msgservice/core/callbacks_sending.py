@@ -21,6 +21,7 @@ class FilePiece(msgspec.Struct, frozen=True):
     offset: int
     length: int
     last: bool
+    checked: bool  # whether `finish_file` needs a checksum
 
 
 class Entry:
@@ -167,7 +168,7 @@ class SendQueue:
         length = min(max(room - taken, 1), entry.size - entry.position)
         if length or entry.size == entry.offset:
             last = entry.position + length == entry.size
-            out.append(FilePiece(entry.source, entry.position, length, last))
+            out.append(FilePiece(entry.source, entry.position, length, last, entry.checked))
             entry.position += length
         return taken + length
 

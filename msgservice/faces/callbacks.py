@@ -1,0 +1,810 @@
+"""The callback protocol on Twisted: a `Connection`, on which both sides act, ask and send files.
+
+A `Connection` outlives what it runs on: the client of `faces.callbacks_service` gives it one
+TCP connection after the other. It drives `core.callbacks`, calls the application's callbacks, and
+leaves files to `faces.callbacks_transfers`. Methods with the names of the protocol's documentation
+take callbacks and may be called from any thread; `request`, `push_file` and `fetch_file` return
+Deferreds, in the reactor's thread.
+"""
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from inspect import iscoroutine
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorFromThreads, IReactorTime
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python import threadable
+from twisted.python.failure import Failure
+
+from msgservice.core.callbacks import IDS, CallbackPeer
+from msgservice.core.callbacks_events import (
+    ActionReceived,
+    CallbackLimits,
+    ErrorReceived,
+    Event,
+    Failed,
+    FileAnswered,
+    FileConfirmed,
+    FileData,
+    FileEnded,
+    FileInterrupted,
+    FilePushed,
+    FileRequested,
+    FileUnsent,
+    Ignored,
+    MessagesUnsent,
+    OffsetAsked,
+    OffsetOffered,
+    PeerAnnounced,
+    RequestLost,
+    RequestReceived,
+    RequestRefused,
+    RequestTimedOut,
+    ResponseReceived,
+)
+from msgservice.core.callbacks_sending import FilePiece
+from msgservice.errors import (
+    Ambiguous,
+    ClientClosed,
+    LimitReached,
+    MsgServiceError,
+    ProtocolError,
+    Refused,
+    RequestFailed,
+    RequestTimeout,
+)
+from msgservice.faces.callbacks_files import FileRoot
+from msgservice.faces.callbacks_protocol import WRITE_BYTES_MAX, CallbackProtocol
+from msgservice.faces.callbacks_registry import DEFAULT, CallbackRegistry
+from msgservice.faces.callbacks_transfers import (
+    Fetching,
+    FileSent,
+    Progress,
+    RunInThread,
+    Transfers,
+)
+
+# With more than this to send, reading from the peer slows down: it asks faster than it reads.
+SLOW_DOWN_BYTES = 1024 * 1024
+# It does not stop: two peers that wait for each other to read would wait for ever.
+SLOW_DOWN_SECONDS = 1.0
+REFUSE_AT = 10  # times running_max
+
+__all__ = ["Connection", "FileSent"]
+
+
+class _Call:
+    """The token of a request whose answer goes to a callback."""
+
+    __slots__ = ("args", "callback", "kwargs")
+
+    def __init__(
+        self,
+        callback: Callable[..., Any] | None,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        self.callback, self.args, self.kwargs = callback, args, kwargs or {}
+
+
+class Connection:
+    """One side; the other side is a `Connection` too, or a program that never heard of us.
+
+    Args:
+        reactor: clock and threads.
+        registry: the callbacks, by default those of the process.
+        files: the folder that the peer's files are confined to; None: no files for the peer.
+        limits: see docs/callbacks.md.
+        resume_queue, resend_requests: what a lost connection leaves for the next.
+        announce: say hello to peers of ours, for errors, checksums and resumed files.
+        allow_nan: write and accept NaN and infinities, as the original does.
+        run_in_thread: like `twisted.internet.threads.deferToThread`.
+        on_connected, on_disconnected, on_file: called with the connection, and with the path of
+            a file that was pushed and is in its place.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        *,
+        registry: CallbackRegistry = DEFAULT,
+        files: FileRoot | None = None,
+        limits: CallbackLimits | None = None,
+        resume_queue: bool = False,
+        resend_requests: bool = True,
+        announce: bool = True,
+        allow_nan: bool = False,
+        first_id: int | None = None,
+        run_in_thread: RunInThread | None = None,
+        on_connected: "Callable[[Connection], Any] | None" = None,
+        on_disconnected: "Callable[[Connection], Any] | None" = None,
+        on_file: "Callable[[Connection, str], Any] | None" = None,
+    ) -> None:
+        self._reactor = reactor
+        self.registry = registry
+        self.limits = limits or CallbackLimits()
+        self._core = CallbackPeer(
+            byteorder=sys.byteorder,
+            first_id=random.randrange(IDS) if first_id is None else first_id,
+            resume_queue=resume_queue,
+            resend_requests=resend_requests,
+            announce=announce,
+            allow_nan=allow_nan,
+            limits=self.limits,
+        )
+        self._on_connected = on_connected
+        self._on_disconnected = on_disconnected
+        self._on_file = on_file
+        self._transfers = Transfers(
+            core=self._core,
+            root=files,
+            run_in_thread=run_in_thread or self._defer_to_thread,
+            changed=self._flush,
+            received=lambda path: self._tell(self._on_file, path),
+        )
+        self._wire: CallbackProtocol | None = None
+        self._generation = 0  # of connections: an answer goes to the one that asked
+        # An event waits while a file is being put in its place: what follows may be about it.
+        self._events: deque[tuple[int, Event]] = deque()
+        self._is_handling = False
+        self._is_holding = False
+        self._running = 0
+        self._slow_down: IDelayedCall | None = None
+        self._timer: IDelayedCall | None = None
+        self._closed: list[Deferred[None]] | None = None
+        self._close_timer: IDelayedCall | None = None
+        self.peer_address: IAddress | None = None
+
+    # --- getters
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._wire is not None
+
+    @property
+    def peer_is_ours(self) -> bool:
+        """Whether the peer announced itself, so that errors come back and files resume."""
+        return self._core.extension.is_ours
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of memory that wait to be sent."""
+        return self._core.queued_bytes
+
+    @property
+    def pending_count(self) -> int:
+        """How many requests wait for their answers."""
+        return len(self._core.pending)
+
+    def protocol(self) -> CallbackProtocol:
+        """Return a protocol for the next connection of this object."""
+        return CallbackProtocol(self)
+
+    # --- the documentation's verbs: callbacks, any thread
+
+    def send_message(
+        self, action: str, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
+    ) -> None:
+        """Have the peer run the callback of `action`; nothing comes back.
+
+        Raises:
+            Refused: there is no connection, and `resume_queue` is off.
+            ClientClosed: after `close`.
+            LimitReached: `queue_bytes_max`.
+            TypeError, ValueError, FrameTooLarge: the arguments cannot be written as JSON.
+        """
+        if self._is_elsewhere():
+            self._core.encoder.action(action, args, kwargs)  # errors belong to the caller
+            self._call_in_reactor(self.send_message, action, args, kwargs)
+            return
+        self._check_can_keep()
+        self._core.send_message(action, args, kwargs)
+        self._flush()
+
+    def get_response(
+        self,
+        requested_value: str,
+        callback: Callable[..., Any] | None,
+        request_args: Sequence[object] = (),
+        request_kwargs: Mapping[str, object] | None = None,
+        callback_args: Sequence[object] = (),
+        callback_kwargs: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Ask; `callback(connection, value, *callback_args, **callback_kwargs)` gets the answer.
+
+        Without an answer, or with an error, the callback is not called; it is logged. Raises as
+        `send_message`, and LimitReached for `pending_max`; it may be called while away.
+        """
+        if self._is_elsewhere():
+            self._core.encoder.request(requested_value, "0000", request_args, request_kwargs)
+            self._call_in_reactor(
+                self.get_response,
+                *(requested_value, callback, request_args, request_kwargs),
+                *(callback_args, callback_kwargs),
+                timeout=timeout,
+            )
+            return
+        self._check_open()
+        self._core.request(
+            requested_value,
+            request_args,
+            request_kwargs,
+            token=_Call(callback, callback_args, callback_kwargs),
+            timeout=timeout,
+            now=self._reactor.seconds(),
+        )
+        self._flush()
+
+    def send_file(self, filepath: str | PathLike[str], dest_filepath: str) -> None:
+        """Send a file; one that cannot be read or sent is only logged."""
+        if self._is_elsewhere():
+            self._call_in_reactor(self.send_file, filepath, dest_filepath)
+            return
+        self.push_file(filepath, dest_filepath).addErrback(self._log_transfer, "sent")
+
+    def get_file(
+        self,
+        client_filepath: str,
+        filepath: str | PathLike[str] | None = None,
+        callback: Callable[..., Any] | None = None,
+        callback_args: Sequence[object] = (),
+        callback_kwargs: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Ask for a file; without `filepath` it goes to its base name under the root of files.
+
+        Then `callback(connection, True, *callback_args, filepath=filepath, **callback_kwargs)`;
+        False instead of True when the file could not be had or written.
+        """
+        if self._is_elsewhere():
+            self._call_in_reactor(
+                self.get_file,
+                *(client_filepath, filepath, callback, callback_args, callback_kwargs),
+                timeout=timeout,
+            )
+            return
+        call = _Call(callback, callback_args, {"filepath": filepath, **(callback_kwargs or {})})
+        d = self.fetch_file(client_filepath, filepath, timeout=timeout)
+        d.addErrback(self._log_transfer, "asked for")
+        d.addCallback(lambda path: self._run_callback(call, path is not None))
+
+    # --- Deferreds, in the reactor's thread
+
+    def request(
+        self,
+        requested_value: str,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> "Deferred[Any]":
+        """Ask; the Deferred fires with the answer. Cancelling it stops the waiting only.
+
+        Fails with:
+            RequestFailed: a peer of ours says why. Peers of others say nothing.
+            RequestTimeout: no answer within `timeout` seconds.
+            Ambiguous: the connection ended and `resend_requests` is off.
+            ClientClosed: `close` was called.
+
+        Raises as `get_response`.
+        """
+        self._check_open()
+        d: Deferred[Any] = Deferred(lambda _: self._core.forget(pending))
+        pending = self._core.request(
+            requested_value, args, kwargs, token=d, timeout=timeout, now=self._reactor.seconds()
+        )
+        self._flush()
+        return d
+
+    def push_file(
+        self,
+        filepath: str | PathLike[str],
+        destination: str,
+        *,
+        progress: Progress | None = None,
+    ) -> "Deferred[FileSent]":
+        """Send a file to where the peer's root has `destination`.
+
+        A peer of ours confirms it (`FileSent.confirmed`) once it is in its place with the right
+        checksum; with others, the Deferred fires when the last byte is handed over. `progress` is
+        called with (bytes done, bytes in all). A connection that breaks off resumes the file if
+        `resume_queue` is on. Cancelling stops the waiting only.
+
+        Fails with:
+            OSError, PathRefused: it cannot be read here.
+            TransferFailed: it was refused, changed while it was read, or did not arrive.
+            Refused, ClientClosed, LimitReached, FrameTooLarge: as `send_message`.
+        """
+        try:
+            self._check_can_keep()
+            d = self._transfers.push(filepath, destination, progress)
+        except (OSError, MsgServiceError, ValueError) as error:
+            return fail(error)
+        self._flush()
+        return d
+
+    def fetch_file(
+        self,
+        remote: str,
+        filepath: str | PathLike[str] | None = None,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> "Deferred[Path]":
+        """Ask for a file; the Deferred fires with where it is, complete.
+
+        `timeout` is how long the peer may take to begin. A connection that breaks off resumes the
+        file if `resend_requests` is on. Cancelling gives the file up.
+
+        Fails with:
+            PathRefused: without `filepath`, `remote` has no base name.
+            TransferFailed: it could not be written, or its checksum differs.
+            RequestFailed, RequestTimeout, Ambiguous, ClientClosed, LimitReached: as `request`.
+        """
+        try:
+            self._check_open()
+            d = self._transfers.fetch(
+                remote,
+                filepath,
+                timeout=timeout,
+                progress=progress,
+                now=self._reactor.seconds(),
+            )
+        except (MsgServiceError, ValueError) as error:
+            return fail(error)
+        self._flush()
+        return d
+
+    def close(self) -> "Deferred[None]":
+        """Send what is queued, then end; the Deferred fires when the connection is gone.
+
+        A peer that does not take it within `close_seconds_max` is cut off. Requests without an
+        answer fail with ClientClosed. Safe to call twice.
+        """
+        d: Deferred[None] = Deferred()
+        if self._closed is None:
+            self._closed = []
+            self._close_timer = self._reactor.callLater(self.limits.close_seconds_max, self._abort)
+        self._closed.append(d)
+        if self._wire is None:
+            self._end()
+        else:
+            self._flush()
+            self._finish_if_drained()
+        return d
+
+    def abort(self) -> None:
+        """End the connection that there is, at once; a client connects again."""
+        self._abort()
+
+    def _abort(self) -> None:
+        if self._wire is not None:
+            self._wire.abort()
+
+    def _finish_if_drained(self) -> None:
+        if self._closed is not None and self._wire is not None and self._core.is_drained:
+            self._wire.finish()
+
+    def _end(self) -> None:
+        """Nothing will come and nothing will be sent."""
+        if self._close_timer is not None and self._close_timer.active():
+            self._close_timer.cancel()
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        error = ClientClosed("the connection was closed")
+        self._transfers.close(error)
+        for pending in self._core.pending:
+            self._core.forget(pending)
+            self._fail_request(pending.token, error)
+        waiting, self._closed = self._closed or [], []
+        for d in waiting:
+            d.callback(None)
+
+    # --- from the wire
+
+    def wire_opened(self, wire: CallbackProtocol) -> None:
+        """A connection begins; an earlier one that is not known to be dead makes way."""
+        if self._wire is not None:
+            earlier = self._wire
+            self.wire_lost(Failure(Ambiguous("replaced by a newer connection")))
+            earlier.detach()
+        self._wire = wire
+        self._generation += 1
+        self.peer_address = cast("Any", wire.transport).getPeer()
+        self._take(self._core.connected(self._reactor.seconds()))
+        self._tell(self._on_connected)
+        self._flush()
+
+    def wire_received(self, data: bytes) -> None:
+        """Bytes came."""
+        self._take(self._core.receive_data(data, self._reactor.seconds()))
+        self._flush()
+        if (
+            self._core.queued_bytes > SLOW_DOWN_BYTES or self._running > self.limits.running_max
+        ) and self._slow_down is None:
+            self._slow_down = self._reactor.callLater(SLOW_DOWN_SECONDS, self._speed_up)
+            self._steer_reading()
+
+    def wire_lost(self, reason: Failure) -> None:
+        """The connection ended."""
+        self._wire = None
+        self._speed_up()
+        self._transfers.disconnected()
+        self._take(self._core.disconnected())
+        self._rearm()
+        self._tell(self._on_disconnected)
+        if self._closed is not None:
+            self._end()
+
+    def wire_failed(self, reason: Failure) -> None:
+        """The TLS handshake failed."""
+        self._log.warn("no connection: {reason}", reason=reason.getErrorMessage())
+
+    def wire_output(self) -> bytes:
+        """Return what to send next."""
+        # One message at a time if an interrupted one is to be told from one that was sent.
+        messages_max = 1 if self._core.resume_queue else 1_000_000
+        pieces = self._core.take_output(
+            WRITE_BYTES_MAX, messages_max=messages_max, now=self._reactor.seconds()
+        )
+        if len(pieces) == 1 and isinstance(pieces[0], bytes):
+            return pieces[0]
+        data = [piece if isinstance(piece, bytes) else self._read(piece) for piece in pieces]
+        # An empty file has a piece without bytes, its end comes next.
+        return b"".join(data) or (self.wire_output() if pieces else b"")
+
+    def _read(self, piece: FilePiece) -> bytes:
+        try:
+            return self._transfers.read(piece)
+        except (OSError, MsgServiceError) as error:
+            if self._transfers.give_up(piece.source, error):
+                self._abort()  # the header promised more bytes than there are
+            return b""
+
+    def wire_sent(self, count: int) -> None:
+        """So many bytes are out."""
+        for source in self._core.sent(count):
+            self._transfers.sent(source)
+        if self._slow_down is not None and self._core.queued_bytes <= SLOW_DOWN_BYTES // 2:
+            self._speed_up()
+        if self._closed is not None:
+            self._finish_if_drained()
+
+    # --- events
+
+    def _take(self, events: list[Event]) -> None:
+        """Handle events in order, after those that wait already."""
+        for event in events:
+            self._events.append((self._generation, event))
+        if not self._is_handling:
+            self._handle_waiting()
+
+    def _handle_waiting(self) -> None:
+        self._is_handling = True
+        try:
+            while self._events and not self._is_holding:
+                generation, event = self._events.popleft()
+                self._HANDLERS[type(event)](self, event, generation)
+        finally:
+            self._is_handling = False
+        self._rearm()
+
+    def _handle_action(self, event: ActionReceived, generation: int) -> None:
+        callback = self.registry.message(event.action)
+        if callback is None:
+            self._log.warn("no callback for action {action}", action=event.action[:64])
+            self._refuse("no-callback", "no callback has that name", {"action": event.action})
+            return
+        try:
+            result = callback(self, *event.args, **event.kwargs)
+        except Exception as error:  # noqa: BLE001 - the application's; logged, the connection lives
+            self._action_failed(Failure(error), event.action)
+            return
+        if isinstance(result, Deferred) or iscoroutine(result):
+            self._running += 1
+            d = _deferred(result)
+            d.addErrback(self._action_failed, event.action)
+            d.addBoth(self._ran)
+
+    def _action_failed(self, failure: Failure, action: str) -> None:
+        self._log.failure("callback of action {action}", failure, action=action[:64])
+        reason = f"{_kind(failure)} in the callback"
+        self._refuse("callback-failed", reason, {"action": action})
+
+    def _handle_request(self, event: RequestReceived, generation: int) -> None:
+        if generation != self._generation or self._wire is None:
+            return  # there is nobody to answer
+        callback = self.registry.request(event.requested_value)
+        if callback is None:
+            self._refuse_request(event, "no-callback", "no callback has that name")
+            return
+        if self._running >= REFUSE_AT * self.limits.running_max:
+            self._refuse_request(event, "busy", f"running_max = {self.limits.running_max}")
+            return
+        try:
+            result = callback(self, *event.args, **event.kwargs)
+        except Exception as error:  # noqa: BLE001 - the application's; logged, the connection lives
+            self._request_failed(Failure(error), event, generation)
+            return
+        if isinstance(result, Deferred) or iscoroutine(result):
+            self._running += 1
+            d = _deferred(result)
+            d.addCallback(self._respond, event, generation)
+            d.addErrback(self._request_failed, event, generation)
+            d.addBoth(self._ran)
+        else:
+            self._respond(result, event, generation)
+
+    def _respond(self, value: object, event: RequestReceived, generation: int) -> None:
+        if generation != self._generation or self._wire is None:
+            return
+        try:
+            self._core.respond(event.requested_value, event.request_id, value)
+        except (TypeError, ValueError, ProtocolError) as error:
+            self._refuse_request(event, "bad-result", str(error))
+        except LimitReached as error:
+            self._log.warn(
+                "dropping {peer}, which does not read its answers: {reason}",
+                peer=self.peer_address,
+                reason=str(error),
+            )
+            self._abort()
+        else:
+            if not self._is_handling:
+                self._flush()
+
+    def _ran(self, _: object) -> None:
+        self._running -= 1
+        if self._slow_down is not None and self._running <= self.limits.running_max // 2:
+            self._speed_up()
+
+    def _request_failed(self, failure: Failure, event: RequestReceived, generation: int) -> None:
+        self._log.failure(
+            "callback of request {request}", failure, request=event.requested_value[:64]
+        )
+        if generation == self._generation:
+            reason = f"{_kind(failure)} in the callback"
+            self._refuse_request(event, "callback-failed", reason, logged=True)
+
+    def _refuse_request(
+        self,
+        event: RequestReceived | FileRequested,
+        kind: str,
+        reason: str,
+        *,
+        logged: bool = False,
+    ) -> None:
+        """Nothing is sent to peers of others: that is how they know it."""
+        name = event.requested_value if isinstance(event, RequestReceived) else "filetransfer"
+        if not logged:
+            self._log.warn(
+                "request {request} not answered: {reason}", request=name[:64], reason=reason
+            )
+        about = {"requested_value": name, "request_id": event.request_id}
+        self._refuse(kind, reason, about)
+
+    def _refuse(self, kind: str, reason: str, about: Mapping[str, object]) -> None:
+        try:
+            self._core.refuse(kind, reason, about)
+        except (TypeError, ValueError, ProtocolError):
+            self._log.warn("error about a message whose name cannot be written")
+        if not self._is_handling:
+            self._flush()
+
+    def _handle_response(self, event: ResponseReceived, generation: int) -> None:
+        token = event.request.token
+        if isinstance(token, Deferred):
+            if not token.called:
+                token.callback(event.value)
+        else:
+            self._run_callback(token, event.value)
+
+    def _run_callback(self, call: _Call, value: object) -> None:
+        if call.callback is None:
+            return
+        d = maybeDeferred(_awaited, call.callback, self, value, *call.args, **call.kwargs)
+        d.addErrback(lambda f: self._log.failure("callback of an answer", f))
+
+    def _handle_refused(self, event: RequestRefused, generation: int) -> None:
+        name = event.request.requested_value
+        self._fail_request(
+            event.request.token, RequestFailed(f"{name!r}: {event.kind}: {event.reason}")
+        )
+
+    def _handle_timeout(self, event: RequestTimedOut, generation: int) -> None:
+        error = RequestTimeout(event.request.requested_value, event.seconds)
+        self._fail_request(event.request.token, error)
+
+    def _handle_lost(self, event: RequestLost, generation: int) -> None:
+        name = event.request.requested_value
+        self._fail_request(
+            event.request.token, Ambiguous(f"{name!r}: the connection ended before the answer")
+        )
+
+    def _fail_request(self, token: Any, error: MsgServiceError) -> None:
+        if isinstance(token, Deferred):
+            if not token.called:
+                token.errback(error)
+        elif isinstance(token, Fetching):
+            token.fail(error)
+        else:
+            self._log.warn("request without answer: {reason}", reason=str(error))
+
+    def _handle_file_requested(self, event: FileRequested, generation: int) -> None:
+        if generation != self._generation or self._wire is None:
+            return
+        try:
+            self._transfers.requested(event)
+        except LimitReached as error:
+            self._log.warn("dropping {peer}: {reason}", peer=self.peer_address, reason=str(error))
+            self._abort()
+        except OSError as error:
+            self._refuse_request(event, "file-refused", error.strerror or str(error))
+        except (MsgServiceError, TypeError, ValueError) as error:
+            self._refuse_request(event, "file-refused", str(error))
+
+    def _handle_file_ended(self, event: FileEnded, generation: int) -> None:
+        d = self._transfers.ended(event)
+        if d is None or d.called:
+            return
+        self._is_holding = True
+        self._steer_reading()
+        d.addBoth(self._let_go)
+
+    def _let_go(self, _: object) -> None:
+        self._is_holding = False
+        self._handle_waiting()
+        self._steer_reading()
+        self._flush()
+
+    def _handle_error(self, event: ErrorReceived, generation: int) -> None:
+        if not self._transfers.refused(event.about.get("transfer"), event.reason):
+            self._log.warn(
+                "{peer} says of {about}: {kind}: {reason}",
+                peer=self.peer_address,
+                about=str(event.about.get("action", event.about.get("filepath")))[:64],
+                kind=event.kind[:64],
+                reason=event.reason[:500],
+            )
+
+    def _handle_ignored(self, event: Ignored, generation: int) -> None:
+        self._log.warn(
+            "ignored from {peer}: {reason}: {subject}",
+            peer=self.peer_address,
+            reason=event.reason,
+            subject=event.subject,
+        )
+
+    def _handle_messages_unsent(self, event: MessagesUnsent, generation: int) -> None:
+        self._log.warn(
+            "{count} messages were not sent before the connection to {peer} ended",
+            count=event.count,
+            peer=self.peer_address,
+        )
+
+    def _handle_failed(self, event: Failed, generation: int) -> None:
+        if generation == self._generation:
+            self._log.warn(
+                "dropping {peer}: {reason}", peer=self.peer_address, reason=str(event.error)
+            )
+            self._abort()
+
+    _HANDLERS: dict[type[Event], Callable[["Connection", Any, int], None]] = {
+        ActionReceived: _handle_action,
+        RequestReceived: _handle_request,
+        ResponseReceived: _handle_response,
+        RequestRefused: _handle_refused,
+        RequestTimedOut: _handle_timeout,
+        RequestLost: _handle_lost,
+        FileRequested: _handle_file_requested,
+        FileEnded: _handle_file_ended,
+        FilePushed: lambda self, event, _: self._transfers.pushed(event),
+        FileAnswered: lambda self, event, _: self._transfers.answered(event),
+        FileData: lambda self, event, _: self._transfers.data(event),
+        FileInterrupted: lambda self, event, _: self._transfers.interrupted(),
+        FileConfirmed: lambda self, event, _: self._transfers.confirmed(event.transfer),
+        FileUnsent: lambda self, event, _: self._transfers.unsent(event.source),
+        OffsetAsked: lambda self, event, _: self._transfers.offset_asked(event),
+        OffsetOffered: lambda self, event, _: self._transfers.offset_offered(event),
+        ErrorReceived: _handle_error,
+        Ignored: _handle_ignored,
+        MessagesUnsent: _handle_messages_unsent,
+        PeerAnnounced: lambda self, event, _: None,
+        Failed: _handle_failed,
+    }
+
+    # --- machinery
+
+    def _flush(self) -> None:
+        if self._wire is not None and not self._is_handling:
+            self._wire.flush()
+        self._rearm()
+
+    def _speed_up(self) -> None:
+        if self._slow_down is not None:
+            if self._slow_down.active():
+                self._slow_down.cancel()
+            self._slow_down = None
+            self._steer_reading()
+
+    def _steer_reading(self) -> None:
+        if self._wire is None:
+            return
+        if self._is_holding or self._slow_down is not None:
+            self._wire.pause_reading()
+        else:
+            self._wire.resume_reading()
+
+    def _rearm(self) -> None:
+        deadline = self._core.next_deadline()
+        if deadline is None:
+            return  # a timer that is set may fire for nothing: cheaper than cancelling each time
+        if self._timer is not None and self._timer.active():
+            if self._timer.getTime() <= deadline:
+                return
+            self._timer.cancel()
+        delay = max(0.0, deadline - self._reactor.seconds())
+        self._timer = self._reactor.callLater(delay, self._time_passed)
+
+    def _time_passed(self) -> None:
+        self._take(self._core.receive_time(self._reactor.seconds()))
+        self._flush()
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise ClientClosed("the connection was closed")
+
+    def _check_can_keep(self) -> None:
+        self._check_open()
+        if self._wire is None and not self._core.resume_queue:
+            raise Refused("not connected, and resume_queue is off")
+
+    def _is_elsewhere(self) -> bool:
+        return threadable.ioThread not in (None, threadable.getThreadID())
+
+    def _call_in_reactor(self, verb: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        def call() -> None:
+            try:
+                verb(*args, **kwargs)
+            except MsgServiceError as error:
+                self._log.warn("from another thread: {reason}", reason=str(error))
+
+        IReactorFromThreads(self._reactor).callFromThread(call)
+
+    def _defer_to_thread(self, function: Callable[..., Any], *args: Any) -> "Deferred[Any]":
+        reactor = cast("Any", self._reactor)
+        return deferToThreadPool(reactor, reactor.getThreadPool(), function, *args)
+
+    def _tell(self, hook: Callable[..., Any] | None, *args: object) -> None:
+        if hook is not None:
+            d = maybeDeferred(_awaited, hook, self, *args)
+            d.addErrback(lambda f: self._log.failure("hook of a connection", f))
+
+    def _log_transfer(self, failure: Failure, what: str) -> None:
+        self._log.warn("file not {what}: {reason}", what=what, reason=failure.getErrorMessage())
+
+
+def _awaited(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = function(*args, **kwargs)
+    return _deferred(result) if iscoroutine(result) else result
+
+
+def _deferred(result: "Deferred[Any] | Coroutine[Any, Any, Any]") -> "Deferred[Any]":
+    return result if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
+
+
+def _kind(failure: Failure) -> str:
+    return failure.type.__name__ if failure.type is not None else "an error"
