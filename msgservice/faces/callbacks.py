@@ -2,7 +2,7 @@
 
 A `Connection` outlives what it runs on: the client of `faces.callbacks_service` gives it one
 TCP connection after the other. It drives `core.callbacks`, calls the application's callbacks, and
-leaves files to `faces.callbacks_transfers`. Methods with the names of the protocol's documentation
+leaves files to `faces.callbacks_incoming` and `faces.callbacks_outgoing`. Methods with the names of the protocol's documentation
 take callbacks and may be called from any thread; `request`, `push_file` and `fetch_file` return
 Deferreds, in the reactor's thread.
 """
@@ -60,21 +60,18 @@ from msgservice.errors import (
     RequestFailed,
     RequestTimeout,
 )
+from msgservice.faces.callbacks_arrival import RunInThread
 from msgservice.faces.callbacks_files import FileRoot
+from msgservice.faces.callbacks_incoming import Fetching, Incoming
+from msgservice.faces.callbacks_outgoing import FileSent, Outgoing, Progress
 from msgservice.faces.callbacks_protocol import WRITE_BYTES_MAX, CallbackProtocol
 from msgservice.faces.callbacks_registry import DEFAULT, CallbackRegistry
-from msgservice.faces.callbacks_transfers import (
-    Fetching,
-    FileSent,
-    Progress,
-    RunInThread,
-    Transfers,
-)
 
 # With more than this to send, reading from the peer slows down: it asks faster than it reads.
 SLOW_DOWN_BYTES = 1024 * 1024
 # It does not stop: two peers that wait for each other to read would wait for ever.
 SLOW_DOWN_SECONDS = 1.0
+BULK_BYTES = 1024 * 1024
 REFUSE_AT = 10  # times running_max
 
 __all__ = ["Connection", "FileSent"]
@@ -144,12 +141,19 @@ class Connection:
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._on_file = on_file
-        self._transfers = Transfers(
+        self._outgoing = Outgoing(
+            core=self._core,
+            root=files,
+            run_in_thread=run_in_thread or self._defer_to_thread,
+            changed=self._flush,
+        )
+        self._incoming = Incoming(
             core=self._core,
             root=files,
             run_in_thread=run_in_thread or self._defer_to_thread,
             changed=self._flush,
             received=lambda path: self._tell(self._on_file, path),
+            full=self._disk_is_slow,
         )
         self._wire: CallbackProtocol | None = None
         self._generation = 0  # of connections: an answer goes to the one that asked
@@ -157,6 +161,7 @@ class Connection:
         self._events: deque[tuple[int, Event]] = deque()
         self._is_handling = False
         self._is_holding = False
+        self._is_disk_slow = False
         self._running = 0
         self._slow_down: IDelayedCall | None = None
         self._timer: IDelayedCall | None = None
@@ -330,7 +335,7 @@ class Connection:
         """
         try:
             self._check_can_keep()
-            d = self._transfers.push(filepath, destination, progress)
+            d = self._outgoing.push(filepath, destination, progress)
         except (OSError, MsgServiceError, ValueError) as error:
             return fail(error)
         self._flush()
@@ -356,7 +361,7 @@ class Connection:
         """
         try:
             self._check_open()
-            d = self._transfers.fetch(
+            d = self._incoming.fetch(
                 remote,
                 filepath,
                 timeout=timeout,
@@ -405,7 +410,8 @@ class Connection:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         error = ClientClosed("the connection was closed")
-        self._transfers.close(error)
+        self._incoming.close()
+        self._outgoing.close(error)
         for pending in self._core.pending:
             self._core.forget(pending)
             self._fail_request(pending.token, error)
@@ -442,7 +448,8 @@ class Connection:
         """The connection ended."""
         self._wire = None
         self._speed_up()
-        self._transfers.disconnected()
+        self._incoming.disconnected()
+        self._outgoing.disconnected()
         self._take(self._core.disconnected())
         self._rearm()
         self._tell(self._on_disconnected)
@@ -468,16 +475,16 @@ class Connection:
 
     def _read(self, piece: FilePiece) -> bytes:
         try:
-            return self._transfers.read(piece)
+            return self._outgoing.read(piece)
         except (OSError, MsgServiceError) as error:
-            if self._transfers.give_up(piece.source, error):
+            if self._outgoing.give_up(piece.source, error):
                 self._abort()  # the header promised more bytes than there are
             return b""
 
     def wire_sent(self, count: int) -> None:
         """So many bytes are out."""
         for source in self._core.sent(count):
-            self._transfers.sent(source)
+            self._outgoing.sent(source)
         if self._slow_down is not None and self._core.queued_bytes <= SLOW_DOWN_BYTES // 2:
             self._speed_up()
         if self._closed is not None:
@@ -647,7 +654,7 @@ class Connection:
         if generation != self._generation or self._wire is None:
             return
         try:
-            self._transfers.requested(event)
+            self._outgoing.requested(event)
         except LimitReached as error:
             self._log.warn("dropping {peer}: {reason}", peer=self.peer_address, reason=str(error))
             self._abort()
@@ -656,8 +663,20 @@ class Connection:
         except (MsgServiceError, TypeError, ValueError) as error:
             self._refuse_request(event, "file-refused", str(error))
 
+    def _handle_file_pushed(self, event: FilePushed, generation: int) -> None:
+        self._incoming.pushed(event)
+        if self._wire is not None and event.size - event.offset > BULK_BYTES:
+            self._wire.read_in_bulk(True)
+
+    def _handle_file_answered(self, event: FileAnswered, generation: int) -> None:
+        self._incoming.answered(event)
+        if self._wire is not None and event.size - event.offset > BULK_BYTES:
+            self._wire.read_in_bulk(True)
+
     def _handle_file_ended(self, event: FileEnded, generation: int) -> None:
-        d = self._transfers.ended(event)
+        if self._wire is not None:
+            self._wire.read_in_bulk(False)
+        d = self._incoming.ended(event)
         if d is None or d.called:
             return
         self._is_holding = True
@@ -671,7 +690,7 @@ class Connection:
         self._flush()
 
     def _handle_error(self, event: ErrorReceived, generation: int) -> None:
-        if not self._transfers.refused(event.about.get("transfer"), event.reason):
+        if not self._outgoing.refused(event.about.get("transfer"), event.reason):
             self._log.warn(
                 "{peer} says of {about}: {kind}: {reason}",
                 peer=self.peer_address,
@@ -711,14 +730,14 @@ class Connection:
         RequestLost: _handle_lost,
         FileRequested: _handle_file_requested,
         FileEnded: _handle_file_ended,
-        FilePushed: lambda self, event, _: self._transfers.pushed(event),
-        FileAnswered: lambda self, event, _: self._transfers.answered(event),
-        FileData: lambda self, event, _: self._transfers.data(event),
-        FileInterrupted: lambda self, event, _: self._transfers.interrupted(),
-        FileConfirmed: lambda self, event, _: self._transfers.confirmed(event.transfer),
-        FileUnsent: lambda self, event, _: self._transfers.unsent(event.source),
-        OffsetAsked: lambda self, event, _: self._transfers.offset_asked(event),
-        OffsetOffered: lambda self, event, _: self._transfers.offset_offered(event),
+        FilePushed: _handle_file_pushed,
+        FileAnswered: _handle_file_answered,
+        FileData: lambda self, event, _: self._incoming.data(event),
+        FileInterrupted: lambda self, event, _: self._incoming.interrupted(),
+        FileConfirmed: lambda self, event, _: self._outgoing.confirmed(event.transfer),
+        FileUnsent: lambda self, event, _: self._outgoing.unsent(event.source),
+        OffsetAsked: lambda self, event, _: self._incoming.offset_asked(event),
+        OffsetOffered: lambda self, event, _: self._outgoing.offset_offered(event),
         ErrorReceived: _handle_error,
         Ignored: _handle_ignored,
         MessagesUnsent: _handle_messages_unsent,
@@ -740,10 +759,14 @@ class Connection:
             self._slow_down = None
             self._steer_reading()
 
+    def _disk_is_slow(self, slow: bool) -> None:
+        self._is_disk_slow = slow
+        self._steer_reading()
+
     def _steer_reading(self) -> None:
         if self._wire is None:
             return
-        if self._is_holding or self._slow_down is not None:
+        if self._is_holding or self._is_disk_slow or self._slow_down is not None:
             self._wire.pause_reading()
         else:
             self._wire.resume_reading()

@@ -10,6 +10,7 @@ import socket
 from typing import Protocol as Shape
 from typing import cast
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IHandshakeListener,
@@ -26,6 +27,8 @@ from msgservice.faces.callbacks_net import set_keepalive
 
 # Twice what Twisted hands to the system in one call, so that its buffer is never the bottleneck.
 WRITE_BYTES_MAX = 256 * 1024
+BULK_READ_BYTES = 256 * 1024
+READ_BYTES = FileDescriptor.bufferSize
 
 
 class IWireOwner(Shape):
@@ -129,6 +132,15 @@ class CallbackProtocol(Protocol):
     def finish(self) -> None:
         """End the connection when the transport has sent what it holds."""
         self._transport().loseConnection()
+
+    def read_in_bulk(self, bulk: bool) -> None:
+        """Read more at a time while a large file comes, so that each read's cost is paid less.
+
+        Half the time of a 1 GiB file (bench/callbacks.py). A TLS transport does not have the
+        attribute, and reads as ever.
+        """
+        if hasattr(self.transport, "bufferSize"):
+            self.transport.bufferSize = BULK_READ_BYTES if bulk else READ_BYTES
 
     def pause_reading(self) -> None:
         """Read no more for now."""
