@@ -19,16 +19,17 @@ from msgservice.core.callbacks_events import (
     Failed,
     FileInterrupted,
     FileUnsent,
+    MessageReceived,
     MessagesUnsent,
     Pending,
     RequestLost,
     RequestTimedOut,
 )
 from msgservice.core.callbacks_extension import Extension
-from msgservice.core.callbacks_reader import Broken, Data, MessageReader
+from msgservice.core.callbacks_reader import Broken, Data, MessageReader, Whole
 from msgservice.core.callbacks_receiving import Receiving
 from msgservice.core.callbacks_sending import Entry, FileEntry, FilePiece, SendQueue
-from msgservice.core.callbacks_wire import FILE_ACTION, Encoder
+from msgservice.core.callbacks_wire import FILE_ACTION, Encoder, Header
 from msgservice.errors import DeadlinePassed, LimitReached
 
 # A file must move by so much before its deadline moves: about 1 KiB/s at the default of 60 s.
@@ -47,6 +48,7 @@ class CallbackPeer:
         resend_requests: send unanswered requests again on the next connection.
         announce: tell the peer that we know the extensions (PROTOCOL of docs/callbacks.md).
         allow_nan: write and accept NaN and infinities, which are not JSON.
+        whole_messages: report JSON messages as `MessageReceived`, to be looked into later.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class CallbackPeer:
         resend_requests: bool = True,
         announce: bool = False,
         allow_nan: bool = False,
+        whole_messages: bool = False,
         limits: CallbackLimits | None = None,
     ) -> None:
+        self._whole_messages = whole_messages
         self.limits = limits or CallbackLimits()
         self.resume_queue = resume_queue
         self.resend_requests = resend_requests
@@ -145,10 +149,18 @@ class CallbackPeer:
         for part in parts:
             if isinstance(part, Broken):
                 events.append(Failed(part.error))
+            elif self._whole_messages and isinstance(part, Whole):
+                events.append(MessageReceived(part.header, part.content))
             elif not self._receiving.receive_part(part, events):
                 self._reader.break_off()
                 break
         self._guard(len(data), completed=any(type(p) is not Data for p in parts), now=now)
+        return events
+
+    def receive_message(self, header: Header, content: bytes) -> list[Event]:
+        """Return what a `MessageReceived` says; `Failed` as from `receive_data`."""
+        events: list[Event] = []
+        self._receiving.receive_part(Whole(header, content), events)
         return events
 
     def _guard(self, count: int, *, completed: bool, now: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from msgservice.core.callbacks_reader import FILE_BYTES_MAX, JSON_BYTES_MAX
-from msgservice.core.callbacks_wire import HEADER_BYTES_MAX
+from msgservice.core.callbacks_wire import HEADER_BYTES_MAX, Header
 from msgservice.errors import ProtocolError
 
 PENDING_MAX: Final = 10_000  # ids are four decimal digits
@@ -209,6 +209,13 @@ class Ignored(msgspec.Struct, frozen=True):
     subject: str
 
 
+class MessageReceived(msgspec.Struct, frozen=True):
+    """A complete message with JSON content, not looked into; `receive_message` does that."""
+
+    header: Header
+    content: bytes
+
+
 class Failed(msgspec.Struct, frozen=True):
     """The peer broke the protocol: drop this connection. Nothing follows."""
 
@@ -236,5 +243,6 @@ Event = (
     | ErrorReceived
     | PeerAnnounced
     | Ignored
+    | MessageReceived
     | Failed
 )

@@ -23,7 +23,7 @@ class Whole(msgspec.Struct, frozen=True, gc=False):
     """A message with JSON content, complete."""
 
     header: Header
-    content: bytes | memoryview
+    content: bytes
 
 
 class Start(msgspec.Struct, frozen=True, gc=False):

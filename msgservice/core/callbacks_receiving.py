@@ -83,9 +83,7 @@ class Receiving:
 
     # --- JSON contents
 
-    def _receive_whole(
-        self, header: Header, content: bytes | memoryview, events: list[Event]
-    ) -> None:
+    def _receive_whole(self, header: Header, content: bytes, events: list[Event]) -> None:
         kind = header.message_type
         if self._trailer_due and kind != "checksum":
             raise MalformedFrame(f"{str(kind)[:64]!r} where the checksum of a file was due")
@@ -101,17 +99,13 @@ class Receiving:
         if self._extension.is_undecided:
             self._extension.heard(hello=False)
 
-    def _receive_action(
-        self, header: Header, content: bytes | memoryview, events: list[Event]
-    ) -> None:
+    def _receive_action(self, header: Header, content: bytes, events: list[Event]) -> None:
         if not isinstance(header.action, str):
             raise MalformedFrame("message without the name of an action")
         decoded = self._decode(header, content, ActionContent) or ActionContent()
         events.append(ActionReceived(header.action, *_arguments(decoded)))
 
-    def _receive_request(
-        self, header: Header, content: bytes | memoryview, events: list[Event]
-    ) -> None:
+    def _receive_request(self, header: Header, content: bytes, events: list[Event]) -> None:
         decoded = self._decode(header, content, RequestContent)
         if decoded is None:
             events.append(Ignored("request that names nothing", "null"))
@@ -134,9 +128,7 @@ class Receiving:
             )
         )
 
-    def _receive_response(
-        self, header: Header, content: bytes | memoryview, events: list[Event]
-    ) -> None:
+    def _receive_response(self, header: Header, content: bytes, events: list[Event]) -> None:
         request = self._request_of(header)
         # Read before the request is given up: an answer that cannot be read leaves it pending.
         decoded = self._decode(header, content, ResponseContent)
@@ -146,7 +138,7 @@ class Receiving:
         del self._pending[request.request_id]
         events.append(ResponseReceived(request, None if decoded is None else decoded.value))
 
-    def _decode(self, header: Header, content: bytes | memoryview, shape: Any) -> Any:
+    def _decode(self, header: Header, content: bytes, shape: Any) -> Any:
         return decode_content(content, header.content_encoding, shape, allow_nan=self._allow_nan)
 
     def _request_of(self, header: Header) -> Pending | None:
@@ -199,9 +191,7 @@ class Receiving:
 
     # --- the extension
 
-    def _receive_other(
-        self, header: Header, content: bytes | memoryview, events: list[Event]
-    ) -> None:
+    def _receive_other(self, header: Header, content: bytes, events: list[Event]) -> None:
         kind = header.message_type
         is_extension = _is_natural(header.extension) and header.extension > 0
         if self._extension.heard(hello=is_extension and kind == "hello"):

@@ -120,9 +120,7 @@ _decoders: dict[Any, msgspec.json.Decoder[Any]] = {
 }
 
 
-def decode_content(
-    content: bytes | memoryview, encoding: object, shape: Any, *, allow_nan: bool = False
-) -> Any:
+def decode_content(content: bytes, encoding: object, shape: Any, *, allow_nan: bool = False) -> Any:
     """Return JSON content as `shape`, one of the structs above, or None for a literal `null`.
 
     `allow_nan` lets `NaN`, `Infinity` and `-Infinity` pass, as Python's own `json` does.
@@ -135,7 +133,7 @@ def decode_content(
             return _decoders[shape].decode(content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # slower, but it also knows `null`, NaN, and says what is wrong in Python's words
-    value = _decode_any(bytes(content), encoding, allow_nan=allow_nan)
+    value = _decode_any(content, encoding, allow_nan=allow_nan)
     if value is None:
         return None
     try:

@@ -2,9 +2,9 @@
 
 A `Connection` outlives what it runs on: the client of `faces.callbacks_service` gives it one
 TCP connection after the other. It drives `core.callbacks`, calls the application's callbacks, and
-leaves files to `faces.callbacks_incoming` and `faces.callbacks_outgoing`. Methods with the names of the protocol's documentation
-take callbacks and may be called from any thread; `request`, `push_file` and `fetch_file` return
-Deferreds, in the reactor's thread.
+leaves files to `faces.callbacks_incoming` and `faces.callbacks_outgoing`. Methods with the names
+of the protocol's documentation take callbacks and may be called from any thread; `request`,
+`push_file` and `fetch_file` return Deferreds, in the reactor's thread.
 """
 
 import random

@@ -7,8 +7,8 @@ push producer, and what was handed over counts as sent.
 """
 
 import socket
+from typing import Any, cast
 from typing import Protocol as Shape
-from typing import cast
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
@@ -139,8 +139,9 @@ class CallbackProtocol(Protocol):
         Half the time of a 1 GiB file (bench/callbacks.py). A TLS transport does not have the
         attribute, and reads as ever.
         """
-        if hasattr(self.transport, "bufferSize"):
-            self.transport.bufferSize = BULK_READ_BYTES if bulk else READ_BYTES
+        transport: Any = self.transport
+        if hasattr(transport, "bufferSize"):
+            transport.bufferSize = BULK_READ_BYTES if bulk else READ_BYTES
 
     def pause_reading(self) -> None:
         """Read no more for now."""
