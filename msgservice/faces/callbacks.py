@@ -10,8 +10,7 @@ of the protocol's documentation take callbacks and may be called from any thread
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from inspect import iscoroutine
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -55,14 +54,12 @@ from msgservice.errors import (
     ClientClosed,
     LimitReached,
     MsgServiceError,
-    ProtocolError,
     Refused,
-    RequestFailed,
-    RequestTimeout,
 )
 from msgservice.faces.callbacks_arrival import RunInThread
+from msgservice.faces.callbacks_dispatch import Call, Dispatcher, awaited
 from msgservice.faces.callbacks_files import FileRoot
-from msgservice.faces.callbacks_incoming import Fetching, Incoming
+from msgservice.faces.callbacks_incoming import Incoming
 from msgservice.faces.callbacks_outgoing import FileSent, Outgoing, Progress
 from msgservice.faces.callbacks_protocol import WRITE_BYTES_MAX, CallbackProtocol
 from msgservice.faces.callbacks_registry import DEFAULT, CallbackRegistry
@@ -72,23 +69,8 @@ SLOW_DOWN_BYTES = 1024 * 1024
 # It does not stop: two peers that wait for each other to read would wait for ever.
 SLOW_DOWN_SECONDS = 1.0
 BULK_BYTES = 1024 * 1024
-REFUSE_AT = 10  # times running_max
 
 __all__ = ["Connection", "FileSent"]
-
-
-class _Call:
-    """The token of a request whose answer goes to a callback."""
-
-    __slots__ = ("args", "callback", "kwargs")
-
-    def __init__(
-        self,
-        callback: Callable[..., Any] | None,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any] | None,
-    ) -> None:
-        self.callback, self.args, self.kwargs = callback, args, kwargs or {}
 
 
 class Connection:
@@ -145,16 +127,18 @@ class Connection:
             core=self._core,
             root=files,
             run_in_thread=run_in_thread or self._defer_to_thread,
-            changed=self._flush,
+            changed=self.flush,
         )
         self._incoming = Incoming(
             core=self._core,
             root=files,
             run_in_thread=run_in_thread or self._defer_to_thread,
-            changed=self._flush,
+            changed=self.flush,
             received=lambda path: self._tell(self._on_file, path),
             full=self._disk_is_slow,
+            later=reactor.callLater,
         )
+        self._dispatch = Dispatcher(self, self._core)
         self._wire: CallbackProtocol | None = None
         self._generation = 0  # of connections: an answer goes to the one that asked
         # An event waits while a file is being put in its place: what follows may be about it.
@@ -162,7 +146,6 @@ class Connection:
         self._is_handling = False
         self._is_holding = False
         self._is_disk_slow = False
-        self._running = 0
         self._slow_down: IDelayedCall | None = None
         self._timer: IDelayedCall | None = None
         self._closed: list[Deferred[None]] | None = None
@@ -191,6 +174,11 @@ class Connection:
         """How many requests wait for their answers."""
         return len(self._core.pending)
 
+    @property
+    def generation(self) -> int:
+        """Which of its connections it has now, counted from 1; 0: none."""
+        return self._generation if self._wire is not None else 0
+
     def protocol(self) -> CallbackProtocol:
         """Return a protocol for the next connection of this object."""
         return CallbackProtocol(self)
@@ -214,7 +202,7 @@ class Connection:
             return
         self._check_can_keep()
         self._core.send_message(action, args, kwargs)
-        self._flush()
+        self.flush()
 
     def get_response(
         self,
@@ -246,11 +234,11 @@ class Connection:
             requested_value,
             request_args,
             request_kwargs,
-            token=_Call(callback, callback_args, callback_kwargs),
+            token=Call(callback, callback_args, callback_kwargs),
             timeout=timeout,
             now=self._reactor.seconds(),
         )
-        self._flush()
+        self.flush()
 
     def send_file(self, filepath: str | PathLike[str], dest_filepath: str) -> None:
         """Send a file; one that cannot be read or sent is only logged."""
@@ -281,10 +269,10 @@ class Connection:
                 timeout=timeout,
             )
             return
-        call = _Call(callback, callback_args, {"filepath": filepath, **(callback_kwargs or {})})
+        call = Call(callback, callback_args, {"filepath": filepath, **(callback_kwargs or {})})
         d = self.fetch_file(client_filepath, filepath, timeout=timeout)
         d.addErrback(self._log_transfer, "asked for")
-        d.addCallback(lambda path: self._run_callback(call, path is not None))
+        d.addCallback(lambda path: self._dispatch.run_callback(call, path is not None))
 
     # --- Deferreds, in the reactor's thread
 
@@ -311,7 +299,7 @@ class Connection:
         pending = self._core.request(
             requested_value, args, kwargs, token=d, timeout=timeout, now=self._reactor.seconds()
         )
-        self._flush()
+        self.flush()
         return d
 
     def push_file(
@@ -338,7 +326,7 @@ class Connection:
             d = self._outgoing.push(filepath, destination, progress)
         except (OSError, MsgServiceError, ValueError) as error:
             return fail(error)
-        self._flush()
+        self.flush()
         return d
 
     def fetch_file(
@@ -370,7 +358,7 @@ class Connection:
             )
         except (MsgServiceError, ValueError) as error:
             return fail(error)
-        self._flush()
+        self.flush()
         return d
 
     def close(self) -> "Deferred[None]":
@@ -382,20 +370,17 @@ class Connection:
         d: Deferred[None] = Deferred()
         if self._closed is None:
             self._closed = []
-            self._close_timer = self._reactor.callLater(self.limits.close_seconds_max, self._abort)
+            self._close_timer = self._reactor.callLater(self.limits.close_seconds_max, self.abort)
         self._closed.append(d)
         if self._wire is None:
             self._end()
         else:
-            self._flush()
+            self.flush()
             self._finish_if_drained()
         return d
 
     def abort(self) -> None:
         """End the connection that there is, at once; a client connects again."""
-        self._abort()
-
-    def _abort(self) -> None:
         if self._wire is not None:
             self._wire.abort()
 
@@ -414,7 +399,7 @@ class Connection:
         self._outgoing.close(error)
         for pending in self._core.pending:
             self._core.forget(pending)
-            self._fail_request(pending.token, error)
+            self._dispatch.fail_request(pending.token, error)
         waiting, self._closed = self._closed or [], []
         for d in waiting:
             d.callback(None)
@@ -432,14 +417,14 @@ class Connection:
         self.peer_address = cast("Any", wire.transport).getPeer()
         self._take(self._core.connected(self._reactor.seconds()))
         self._tell(self._on_connected)
-        self._flush()
+        self.flush()
 
     def wire_received(self, data: bytes) -> None:
         """Bytes came."""
         self._take(self._core.receive_data(data, self._reactor.seconds()))
-        self._flush()
+        self.flush()
         if (
-            self._core.queued_bytes > SLOW_DOWN_BYTES or self._running > self.limits.running_max
+            self._core.queued_bytes > SLOW_DOWN_BYTES or self._dispatch.is_busy
         ) and self._slow_down is None:
             self._slow_down = self._reactor.callLater(SLOW_DOWN_SECONDS, self._speed_up)
             self._steer_reading()
@@ -478,14 +463,14 @@ class Connection:
             return self._outgoing.read(piece)
         except (OSError, MsgServiceError) as error:
             if self._outgoing.give_up(piece.source, error):
-                self._abort()  # the header promised more bytes than there are
+                self.abort()  # the header promised more bytes than there are
             return b""
 
     def wire_sent(self, count: int) -> None:
         """So many bytes are out."""
         for source in self._core.sent(count):
             self._outgoing.sent(source)
-        if self._slow_down is not None and self._core.queued_bytes <= SLOW_DOWN_BYTES // 2:
+        if self._core.queued_bytes <= SLOW_DOWN_BYTES // 2 and not self._dispatch.is_busy:
             self._speed_up()
         if self._closed is not None:
             self._finish_if_drained()
@@ -509,159 +494,18 @@ class Connection:
             self._is_handling = False
         self._rearm()
 
-    def _handle_action(self, event: ActionReceived, generation: int) -> None:
-        callback = self.registry.message(event.action)
-        if callback is None:
-            self._log.warn("no callback for action {action}", action=event.action[:64])
-            self._refuse("no-callback", "no callback has that name", {"action": event.action})
-            return
-        try:
-            result = callback(self, *event.args, **event.kwargs)
-        except Exception as error:  # noqa: BLE001 - the application's; logged, the connection lives
-            self._action_failed(Failure(error), event.action)
-            return
-        if isinstance(result, Deferred) or iscoroutine(result):
-            self._running += 1
-            d = _deferred(result)
-            d.addErrback(self._action_failed, event.action)
-            d.addBoth(self._ran)
-
-    def _action_failed(self, failure: Failure, action: str) -> None:
-        self._log.failure("callback of action {action}", failure, action=action[:64])
-        reason = f"{_kind(failure)} in the callback"
-        self._refuse("callback-failed", reason, {"action": action})
-
-    def _handle_request(self, event: RequestReceived, generation: int) -> None:
-        if generation != self._generation or self._wire is None:
-            return  # there is nobody to answer
-        callback = self.registry.request(event.requested_value)
-        if callback is None:
-            self._refuse_request(event, "no-callback", "no callback has that name")
-            return
-        if self._running >= REFUSE_AT * self.limits.running_max:
-            self._refuse_request(event, "busy", f"running_max = {self.limits.running_max}")
-            return
-        try:
-            result = callback(self, *event.args, **event.kwargs)
-        except Exception as error:  # noqa: BLE001 - the application's; logged, the connection lives
-            self._request_failed(Failure(error), event, generation)
-            return
-        if isinstance(result, Deferred) or iscoroutine(result):
-            self._running += 1
-            d = _deferred(result)
-            d.addCallback(self._respond, event, generation)
-            d.addErrback(self._request_failed, event, generation)
-            d.addBoth(self._ran)
-        else:
-            self._respond(result, event, generation)
-
-    def _respond(self, value: object, event: RequestReceived, generation: int) -> None:
-        if generation != self._generation or self._wire is None:
-            return
-        try:
-            self._core.respond(event.requested_value, event.request_id, value)
-        except (TypeError, ValueError, ProtocolError) as error:
-            self._refuse_request(event, "bad-result", str(error))
-        except LimitReached as error:
-            self._log.warn(
-                "dropping {peer}, which does not read its answers: {reason}",
-                peer=self.peer_address,
-                reason=str(error),
-            )
-            self._abort()
-        else:
-            if not self._is_handling:
-                self._flush()
-
-    def _ran(self, _: object) -> None:
-        self._running -= 1
-        if self._slow_down is not None and self._running <= self.limits.running_max // 2:
-            self._speed_up()
-
-    def _request_failed(self, failure: Failure, event: RequestReceived, generation: int) -> None:
-        self._log.failure(
-            "callback of request {request}", failure, request=event.requested_value[:64]
-        )
-        if generation == self._generation:
-            reason = f"{_kind(failure)} in the callback"
-            self._refuse_request(event, "callback-failed", reason, logged=True)
-
-    def _refuse_request(
-        self,
-        event: RequestReceived | FileRequested,
-        kind: str,
-        reason: str,
-        *,
-        logged: bool = False,
-    ) -> None:
-        """Nothing is sent to peers of others: that is how they know it."""
-        name = event.requested_value if isinstance(event, RequestReceived) else "filetransfer"
-        if not logged:
-            self._log.warn(
-                "request {request} not answered: {reason}", request=name[:64], reason=reason
-            )
-        about = {"requested_value": name, "request_id": event.request_id}
-        self._refuse(kind, reason, about)
-
-    def _refuse(self, kind: str, reason: str, about: Mapping[str, object]) -> None:
-        try:
-            self._core.refuse(kind, reason, about)
-        except (TypeError, ValueError, ProtocolError):
-            self._log.warn("error about a message whose name cannot be written")
-        if not self._is_handling:
-            self._flush()
-
-    def _handle_response(self, event: ResponseReceived, generation: int) -> None:
-        token = event.request.token
-        if isinstance(token, Deferred):
-            if not token.called:
-                token.callback(event.value)
-        else:
-            self._run_callback(token, event.value)
-
-    def _run_callback(self, call: _Call, value: object) -> None:
-        if call.callback is None:
-            return
-        d = maybeDeferred(_awaited, call.callback, self, value, *call.args, **call.kwargs)
-        d.addErrback(lambda f: self._log.failure("callback of an answer", f))
-
-    def _handle_refused(self, event: RequestRefused, generation: int) -> None:
-        name = event.request.requested_value
-        self._fail_request(
-            event.request.token, RequestFailed(f"{name!r}: {event.kind}: {event.reason}")
-        )
-
-    def _handle_timeout(self, event: RequestTimedOut, generation: int) -> None:
-        error = RequestTimeout(event.request.requested_value, event.seconds)
-        self._fail_request(event.request.token, error)
-
-    def _handle_lost(self, event: RequestLost, generation: int) -> None:
-        name = event.request.requested_value
-        self._fail_request(
-            event.request.token, Ambiguous(f"{name!r}: the connection ended before the answer")
-        )
-
-    def _fail_request(self, token: Any, error: MsgServiceError) -> None:
-        if isinstance(token, Deferred):
-            if not token.called:
-                token.errback(error)
-        elif isinstance(token, Fetching):
-            token.fail(error)
-        else:
-            self._log.warn("request without answer: {reason}", reason=str(error))
-
     def _handle_file_requested(self, event: FileRequested, generation: int) -> None:
-        if generation != self._generation or self._wire is None:
+        if generation != self.generation:
             return
         try:
             self._outgoing.requested(event)
         except LimitReached as error:
             self._log.warn("dropping {peer}: {reason}", peer=self.peer_address, reason=str(error))
-            self._abort()
+            self.abort()
         except OSError as error:
-            self._refuse_request(event, "file-refused", error.strerror or str(error))
+            self._dispatch.refuse_request(event, "file-refused", error.strerror or str(error))
         except (MsgServiceError, TypeError, ValueError) as error:
-            self._refuse_request(event, "file-refused", str(error))
+            self._dispatch.refuse_request(event, "file-refused", str(error))
 
     def _handle_file_pushed(self, event: FilePushed, generation: int) -> None:
         self._incoming.pushed(event)
@@ -687,7 +531,7 @@ class Connection:
         self._is_holding = False
         self._handle_waiting()
         self._steer_reading()
-        self._flush()
+        self.flush()
 
     def _handle_error(self, event: ErrorReceived, generation: int) -> None:
         if not self._outgoing.refused(event.about.get("transfer"), event.reason):
@@ -719,15 +563,15 @@ class Connection:
             self._log.warn(
                 "dropping {peer}: {reason}", peer=self.peer_address, reason=str(event.error)
             )
-            self._abort()
+            self.abort()
 
     _HANDLERS: dict[type[Event], Callable[["Connection", Any, int], None]] = {
-        ActionReceived: _handle_action,
-        RequestReceived: _handle_request,
-        ResponseReceived: _handle_response,
-        RequestRefused: _handle_refused,
-        RequestTimedOut: _handle_timeout,
-        RequestLost: _handle_lost,
+        ActionReceived: lambda self, event, generation: self._dispatch.action(event),
+        RequestReceived: lambda self, event, generation: self._dispatch.request(event, generation),
+        ResponseReceived: lambda self, event, generation: self._dispatch.response(event),
+        RequestRefused: lambda self, event, generation: self._dispatch.refused(event),
+        RequestTimedOut: lambda self, event, generation: self._dispatch.timed_out(event),
+        RequestLost: lambda self, event, generation: self._dispatch.lost(event),
         FileRequested: _handle_file_requested,
         FileEnded: _handle_file_ended,
         FilePushed: _handle_file_pushed,
@@ -747,7 +591,8 @@ class Connection:
 
     # --- machinery
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what there is; while events are handled, after them."""
         if self._wire is not None and not self._is_handling:
             self._wire.flush()
         self._rearm()
@@ -784,7 +629,7 @@ class Connection:
 
     def _time_passed(self) -> None:
         self._take(self._core.receive_time(self._reactor.seconds()))
-        self._flush()
+        self.flush()
 
     def _check_open(self) -> None:
         if self._closed is not None:
@@ -813,21 +658,8 @@ class Connection:
 
     def _tell(self, hook: Callable[..., Any] | None, *args: object) -> None:
         if hook is not None:
-            d = maybeDeferred(_awaited, hook, self, *args)
+            d = maybeDeferred(awaited, hook, self, *args)
             d.addErrback(lambda f: self._log.failure("hook of a connection", f))
 
     def _log_transfer(self, failure: Failure, what: str) -> None:
         self._log.warn("file not {what}: {reason}", what=what, reason=failure.getErrorMessage())
-
-
-def _awaited(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    result = function(*args, **kwargs)
-    return _deferred(result) if iscoroutine(result) else result
-
-
-def _deferred(result: "Deferred[Any] | Coroutine[Any, Any, Any]") -> "Deferred[Any]":
-    return result if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
-
-
-def _kind(failure: Failure) -> str:
-    return failure.type.__name__ if failure.type is not None else "an error"

@@ -29,6 +29,10 @@ from msgservice.faces.callbacks_arrival import Arrival, RunInThread
 from msgservice.faces.callbacks_files import FileRoot, IncomingFile
 from msgservice.faces.callbacks_outgoing import Progress
 
+# How long, and how often, to wait for an earlier connection to let go of a file.
+LOCKED_SECONDS = 0.1
+LOCKED_TRIES = 50
+
 
 class Fetching:
     """A file that was asked for; the token of its request."""
@@ -70,7 +74,9 @@ class Incoming:
         changed: Callable[[], None],
         received: Callable[[str], None],
         full: Callable[[bool], None],
+        later: Callable[..., object],
     ) -> None:
+        self._later = later
         self._core = core
         self._root = root
         self._local = root or FileRoot()
@@ -111,41 +117,50 @@ class Incoming:
 
     # --- events
 
-    def offset_asked(self, event: OffsetAsked) -> None:
+    def offset_asked(self, event: OffsetAsked, tries: int = LOCKED_TRIES) -> None:
         """Say how much of a file is here."""
         try:
             if self._root is None:
                 raise PathRefused(event.filepath, "this side has no folder for files")
-            incoming = self._root.open_to_receive(
+            file = self._root.open_to_receive(
                 event.filepath, event.size, transfer=event.transfer, checked=True
             )
         except (OSError, PathRefused) as error:
             self._refuse_push(event.filepath, event.transfer, error)
             return
         connection = self._connection
+        if file.transfer is None and tries > 0:
+            # The connection that broke off may not know it yet, and still has the file open.
+            file.abandon()
+            self._later(LOCKED_SECONDS, self._ask_again, event, connection, tries - 1)
+            return
 
         def offer(_: object) -> None:
             if connection != self._connection:
-                incoming.abandon(keep=True)
+                file.abandon(keep=True)
                 return
             self._drop_offered()
-            self._offered = incoming
+            self._offered = file
             self._core.extension.send(
                 "offset",
                 {
                     "transfer": event.transfer,
-                    "offset": incoming.position,
-                    "sha256": incoming.sha256,
+                    "offset": file.position,
+                    "sha256": file.sha256,
                 },
             )
             self._changed()
 
         def fail(failure: Failure) -> None:
-            incoming.abandon()
+            file.abandon()
             self._log.failure("what is here of {path}", failure, path=event.filepath)
 
-        d = self._run_in_thread(incoming.recall)
+        d = self._run_in_thread(file.recall)
         d.addCallbacks(offer, fail)
+
+    def _ask_again(self, event: OffsetAsked, connection: int, tries: int) -> None:
+        if connection == self._connection:
+            self.offset_asked(event, tries)
 
     def pushed(self, event: FilePushed) -> None:
         """Open the place for a file that follows."""
