@@ -93,7 +93,7 @@ class Dispatcher:
             return
         try:
             result = callback(self._connection, *event.args, **event.kwargs)
-        except Exception as error:  # noqa: BLE001 - the application's; logged, the connection lives
+        except Exception as error:
             self._action_failed(Failure(error), event.action)
             return
         if isinstance(result, Deferred) or iscoroutine(result):
@@ -120,7 +120,7 @@ class Dispatcher:
             return
         try:
             result = callback(self._connection, *event.args, **event.kwargs)
-        except Exception as error:  # noqa: BLE001 - the application's; logged, the connection lives
+        except Exception as error:
             self._request_failed(Failure(error), event, generation)
             return
         if isinstance(result, Deferred) or iscoroutine(result):

@@ -330,6 +330,6 @@ class Incoming:
         assert self._progress is not None
         try:
             self._progress(done, total)
-        except Exception:  # noqa: BLE001 - it is the application's; the transfer goes on
+        except Exception:
             self._log.failure("progress function")
             self._progress = None

@@ -236,6 +236,6 @@ class Outgoing:
             return
         try:
             sending.progress(done, sending.file.size)
-        except Exception:  # noqa: BLE001 - it is the application's; the transfer goes on
+        except Exception:
             self._log.failure("progress function")
             sending.progress = None

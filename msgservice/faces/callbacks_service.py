@@ -254,7 +254,7 @@ class CallbackClient(Service):
             await attempt
         except CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the network has; it is tried again
+        except Exception as error:
             self._log.info(
                 "no connection to {host}:{port}: {reason}",
                 host=self.host,

@@ -139,7 +139,7 @@ def run_selectors(role: str, port: int) -> None:
 
 
 def run_twisted(role: str, port: int) -> None:
-    from twisted.internet import reactor as any_reactor  # noqa: TID251 - an entry point
+    from twisted.internet import reactor as any_reactor
 
     from msgservice.faces.callbacks_service import CallbackClient, CallbackServer
 

@@ -51,7 +51,7 @@ EMPTY = VECTORS["message_empty"]
 
 @pytest.fixture
 def reactor() -> Any:
-    from twisted.internet import reactor  # noqa: TID251 - this is the entry point
+    from twisted.internet import reactor
 
     return reactor
 
@@ -432,7 +432,7 @@ async def test_arguments_that_are_no_json_are_refused_at_the_call(world: World) 
 def raised(do: Callable[[], Any]) -> Exception | None:
     try:
         do()
-    except Exception as error:  # noqa: BLE001 - that is what is asked
+    except Exception as error:
         return error
     return None
 

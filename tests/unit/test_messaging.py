@@ -226,7 +226,7 @@ class Loop:
         for key, mask in events:
             try:
                 key.data.process_events(mask)
-            except Exception as error:  # noqa: BLE001 - as a program's loop does
+            except Exception as error:
                 self.errors.append((key.data, error))
                 key.data.close()
         return bool(events)
