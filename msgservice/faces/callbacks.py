@@ -150,6 +150,7 @@ class Connection:
         self._timer: IDelayedCall | None = None
         self._closed: list[Deferred[None]] | None = None
         self._close_timer: IDelayedCall | None = None
+        self._connect_waiters: list[Deferred[Connection]] = []
         self.peer_address: IAddress | None = None
 
     # --- getters
@@ -361,6 +362,23 @@ class Connection:
         self.flush()
         return d
 
+    def when_connected(self) -> "Deferred[Connection]":
+        """Return a Deferred that fires with this object when it is connected.
+
+        Fails with ClientClosed if that will not be. Cancelling ends the wait only.
+        """
+        if self._closed is not None:
+            return fail(ClientClosed("the connection was closed"))
+        d: Deferred[Connection] = Deferred(self._cancel_waiter)
+        if self._wire is not None:
+            d.callback(self)
+        else:
+            self._connect_waiters.append(d)
+        return d
+
+    def _cancel_waiter(self, d: "Deferred[Connection]") -> None:
+        self._connect_waiters.remove(d)
+
     def close(self) -> "Deferred[None]":
         """Send what is queued, then end; the Deferred fires when the connection is gone.
 
@@ -400,6 +418,9 @@ class Connection:
         for pending in self._core.pending:
             self._core.forget(pending)
             self._dispatch.fail_request(pending.token, error)
+        connecting, self._connect_waiters = self._connect_waiters, []
+        for unconnected in connecting:
+            unconnected.errback(error)
         waiting, self._closed = self._closed or [], []
         for d in waiting:
             d.callback(None)
@@ -417,6 +438,9 @@ class Connection:
         self.peer_address = cast("Any", wire.transport).getPeer()
         self._take(self._core.connected(self._reactor.seconds()))
         self._tell(self._on_connected)
+        waiting, self._connect_waiters = self._connect_waiters, []
+        for d in waiting:
+            d.callback(self)
         self.flush()
 
     def wire_received(self, data: bytes) -> None:

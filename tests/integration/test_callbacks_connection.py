@@ -963,6 +963,25 @@ async def test_close_fails_what_waits_and_what_comes_after(world: World) -> None
 
 
 @in_reactor
+async def test_connection_can_be_waited_for(world: World) -> None:
+    await world.serve()
+    waiting = CallbackClient(world.reactor, port=world.port)
+    world.clients.append(waiting)
+    d = waiting.connection.when_connected()
+    cancelled = waiting.connection.when_connected()
+    cancelled.cancel()
+    await failure_of(cancelled, defer.CancelledError)
+    waiting.startService()
+    assert waiting.connection is await d
+    assert waiting.connection is await waiting.connection.when_connected()
+    never = CallbackClient(world.reactor, port=world.port)
+    d = never.connection.when_connected()
+    await never.stopService()
+    await failure_of(d, ClientClosed)
+    await failure_of(never.connection.when_connected(), ClientClosed)
+
+
+@in_reactor
 async def test_new_connection_from_the_same_host_replaces_the_older_if_so_configured(
     world: World,
 ) -> None:
