@@ -75,8 +75,11 @@ class Incoming:
         received: Callable[[str], None],
         full: Callable[[bool], None],
         later: Callable[..., object],
+        settled: Callable[[], None],
     ) -> None:
         self._later = later
+        self._settled = settled
+        self._settling = 0  # parts that a thread still works on
         self._core = core
         self._root = root
         self._local = root or FileRoot()
@@ -114,6 +117,11 @@ class Incoming:
         fetching = Fetching(remote=remote, path=path, progress=progress, done=done)
         requests.append(self._core.request_file(remote, token=fetching, timeout=timeout, now=now))
         return done
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what came of interrupted files is on the disk."""
+        return not self._settling
 
     # --- events
 
@@ -271,9 +279,15 @@ class Incoming:
             token.part = file
             self._core.have_part(request, file.position, file.sha256)
 
+        def settle(_: object) -> None:
+            self._settling -= 1
+            self._settled()
+
+        self._settling += 1
         d = arrival.settled()
         d.addCallbacks(remember, lambda _: file.abandon())
         d.addErrback(lambda f: self._log.failure("part of {path}", f, path=file.path))
+        d.addBoth(settle)
 
     def disconnected(self) -> None:
         """The connection has ended, and with it what threads do for it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     clientFromString,
@@ -37,6 +38,7 @@ from msgservice.faces.callbacks_net import ServerAddress
 from msgservice.faces.callbacks_protocol import CallbackProtocol
 
 PORT = 25_000
+SETTLE_SECONDS_MAX = 10.0
 CONNECTIONS_MAX = 1_000  # each costs a socket and about 10 KiB
 
 
@@ -224,6 +226,7 @@ class CallbackClient(Service):
             wire = await self._connect()
             if wire is not None:
                 await wire.lost
+                await self._settle()
             if wire is not None and wire.was_open:
                 failures = 0
             else:
@@ -235,6 +238,13 @@ class CallbackClient(Service):
                 if await self._hear(self._watch):
                     continue
             await deferLater(self._reactor, self._pause_seconds)
+
+    async def _settle(self) -> None:
+        settled = self.connection.when_settled()
+        settled.addTimeout(SETTLE_SECONDS_MAX, self._reactor)
+        # A disk that hangs: what is on it has to come again.
+        settled.addErrback(lambda f: f.trap(DeferredTimeout))
+        await settled
 
     async def _connect(self) -> CallbackProtocol | None:
         endpoint: Any = self._endpoint
