@@ -83,7 +83,12 @@ class CallbackPeer:
         self._is_connected = False
         self._message_deadline: float | None = None
         self._file_progress = 0
-        self.extension = Extension(self._queue, self.encoder, announce=announce)
+        self.extension = Extension(
+            self._queue,
+            self.encoder,
+            announce=announce,
+            queue_bytes_max=self.limits.answer_bytes_max,
+        )
         self._receiving = Receiving(self._pending, self.extension, allow_nan=allow_nan)
 
     # --- getters

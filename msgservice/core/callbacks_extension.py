@@ -22,7 +22,10 @@ RESUME_BYTES_MIN = 1024 * 1024
 class Extension:
     """The state of the extension on one connection."""
 
-    def __init__(self, queue: SendQueue, encoder: Encoder, *, announce: bool) -> None:
+    def __init__(
+        self, queue: SendQueue, encoder: Encoder, *, announce: bool, queue_bytes_max: int
+    ) -> None:
+        self._queue_bytes_max = queue_bytes_max
         self._queue = queue
         self._encoder = encoder
         self.announce = announce
@@ -85,11 +88,16 @@ class Extension:
                 self._begin(head, 0)
 
     def send(self, kind: str, content: Mapping[str, object]) -> bool:
-        """Queue a message of ours if the peer would understand it."""
-        if self.is_ours:
-            # Before files: both sides may hold one until the other has answered.
-            self._queue.add_urgent(Entry(self._encoder.extension(kind, content), volatile=True))
-        return self.is_ours
+        """Queue a message of ours if the peer would understand it; return whether it is queued.
+
+        It is not, either, when the peer has so much to read already: these messages help, and
+        nothing depends on them for ever.
+        """
+        if not self.is_ours or self._queue.size > self._queue_bytes_max:
+            return False
+        # Before files: both sides may hold one until the other has answered.
+        self._queue.add_urgent(Entry(self._encoder.extension(kind, content), volatile=True))
+        return True
 
     def prepare(self, head: Entry | None, now: float) -> bool:
         """Decide about a file that is next; return whether something can be sent now."""

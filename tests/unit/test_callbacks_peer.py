@@ -489,6 +489,14 @@ def test_no_error_goes_to_a_peer_of_others() -> None:
     assert sent(peer) == b""
 
 
+def test_errors_do_not_pile_up_for_a_peer_that_does_not_read() -> None:
+    peer = make_peer(announce=True, limits=CallbackLimits(answer_bytes_max=10_000))
+    peer.receive_data(ENCODER.extension("hello", {}))
+    for _ in range(1_000):
+        peer.refuse("busy", "why", {"request_id": "x" * 500})
+    assert peer.queued_bytes < 12_000
+
+
 def test_error_about_something_else_leaves_requests_alone() -> None:
     a, b = make_pair()
     request = a.request("x")
