@@ -59,3 +59,18 @@ VECTORS = {
         "223a202230303432222c202273746172745f74696d65223a2022313730303030303030302e35227d7d"
     ),
 }
+
+EMPTY = VECTORS["message_empty"]
+# What ends a connection, whatever face it meets.
+CUT_OFF = {
+    "missing key": b"\0\x02{}",
+    "no header": b"\0\0",
+    "spaces": b"\xff\xff" + b" " * 65_535,
+    "header too short": b"\0\x8e" + EMPTY[2:],
+    "header too long": b"\0\x90" + EMPTY[2:],
+    "negative": EMPTY.replace(b": 26,", b": -6,"),
+    "huge": EMPTY.replace(b"\0\x8f", b"\0\x99").replace(b": 26,", b": 260000000000,"),
+    "encoding": EMPTY.replace(b"utf-8", b"klin5"),
+    "utf-8": EMPTY[:-2] + b"\xff}",
+    "args": EMPTY.replace(b"[]", b'""'),
+}

@@ -8,16 +8,18 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from msgservice.core.callbacks_wire import Encoder
 from msgservice.faces import messaging
-from msgservice.faces.callbacks_files import FileRoot
+from msgservice.faces.callbacks_files import FileRoot, IncomingFile
 from msgservice.faces.callbacks_registry import DEFAULT
-from tests.callbacks_vectors import VECTORS
+from tests.callbacks_vectors import CUT_OFF, VECTORS
 
 EMPTY = inspect.Parameter.empty
 
@@ -425,11 +427,7 @@ def test_nan_passes_as_in_the_original(loop: Loop, pair: tuple[Manager, Manager]
     assert got[0] != got[0]
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [b"\0\x02{}", b"\0\0", b"\xff\xff" + b" " * 65_535, VECTORS["message_empty"][:-1] + b"!"],
-    ids=["missing keys", "no header", "spaces", "not JSON"],
-)
+@pytest.mark.parametrize("sent", CUT_OFF.values(), ids=CUT_OFF.keys())
 def test_what_is_no_message_ends_that_connection_only(loop: Loop, sent: bytes) -> None:
     bad, good = Manager(), Manager()
     attacker, other = loop.connect(bad), loop.connect(good)
@@ -441,6 +439,53 @@ def test_what_is_no_message_ends_that_connection_only(loop: Loop, sent: bytes) -
     good.send_message("stop")
     loop.settle()
     assert VECTORS["message_empty"] == received_by(other, 171)
+
+
+def test_peer_that_trickles_is_dropped(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    manager = Manager()
+    other = loop.connect(manager)
+    for number in range(30):
+        other.sendall(VECTORS["request"][number : number + 1])
+        loop.settle()
+        now += 3.0
+        if manager.socket is None:
+            break
+    assert manager.socket is None
+    ((_, error),) = loop.errors
+    assert str(error) == "message not within 60 s"
+
+
+def test_two_requests_with_one_id_are_both_answered(loop: Loop) -> None:
+    messaging.request_callback("v")(lambda connection, n: n)
+    other = loop.connect(Manager())
+    encode = messaging.MessageManager
+    other.sendall(encode.create_request("v", "0001", [1]) + encode.create_request("v", "0001", [2]))
+    loop.settle()
+    expected = encode.create_response("v", "0001", 1) + encode.create_response("v", "0001", 2)
+    assert expected == received_by(other, len(expected))
+
+
+def test_answer_nobody_asked_for_is_ignored(
+    loop: Loop, pair: tuple[Manager, Manager], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = loop.connect(Manager())
+    other.sendall(VECTORS["response_json"])
+    loop.settle()
+    assert "response nobody asked for" in caplog.text
+    assert not loop.errors
+
+
+def test_failure_is_not_told_even_to_a_peer_that_says_hello(loop: Loop) -> None:
+    messaging.request_callback("raises")(lambda connection: 1 / 0)
+    other = loop.connect(Manager())
+    other.sendall(Encoder("little").extension("hello", {}))
+    other.sendall(messaging.MessageManager.create_request("raises", "0001"))
+    loop.settle()
+    other.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        other.recv(1)
 
 
 def test_end_of_the_peer_raises_runtime_error(loop: Loop) -> None:
@@ -553,6 +598,24 @@ def test_file_that_cannot_be_written_is_told_with_false(
     pair[0].get_file("source", "no/such/folder", callback=lambda c, ok, filepath: got.append(ok))
     loop.until(lambda: got)
     assert got == [False]
+
+
+def test_full_disk_is_told_with_false_and_the_connection_lives(
+    loop: Loop, pair: tuple[Manager, Manager], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: IncomingFile, data: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    Path("source").write_bytes(bytes(5000))
+    monkeypatch.setattr(IncomingFile, "write", write)
+    got: list[Any] = []
+    pair[0].get_file("source", "copy", callback=lambda c, ok, filepath: got.append(ok))
+    pair[0].send_file("source", "pushed")
+    loop.until(lambda: got)
+    loop.settle()
+    assert [False] == got
+    assert ["source"] == [path.name for path in Path().iterdir()]
+    assert not loop.errors
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/hostname", "link", "link/x", ""])
