@@ -204,6 +204,14 @@ class NotYetBuilt(Refused):
         self.option = option
 
 
+class PathRefused(Refused):
+    """A peer named a file outside of the root it is confined to, or one that may not be touched."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"path {path[:256]!r} refused: {reason}")
+        self.path, self.reason = path, reason
+
+
 # --- What became of an accepted message ---------------------------------------------------------
 
 
@@ -246,6 +254,14 @@ class RequestTimeout(MsgServiceError):
     def __init__(self, subject: str, seconds: float) -> None:
         super().__init__(f"no answer on {subject!r} within {seconds:g} s")
         self.subject, self.seconds = subject, seconds
+
+
+class TransferFailed(MsgServiceError):
+    """A file did not arrive whole: refused, not writable, or its checksum differs."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"file {path[:256]!r}: {reason}")
+        self.path, self.reason = path, reason
 
 
 # --- What a handler says ------------------------------------------------------------------------
