@@ -134,6 +134,11 @@ class NodeService(Service):
     async def _start(self) -> None:
         snapshot = await self.log.open()
         self._assemble(snapshot)
+        configured = {row.name for row in self._configured}
+        for known in self.directory:
+            if known.configured and known.name not in configured:
+                known.configured = False  # the file no longer says it: it is the operator's now
+                self._store(known)
         for row in self._configured:
             await self._configure(row)
         for account in await self.log.accounts():
@@ -202,9 +207,10 @@ class NodeService(Service):
             return
         row.configured = True
         row.window_messages, row.window_bytes = wanted.window_messages, wanted.window_bytes
-        await self.change_receiver(
-            wanted.name, patterns=wanted.patterns, address=wanted.address, order=wanted.order
-        )
+        row.address = wanted.address
+        # Paused at run time stays paused over a restart, whatever the file says.
+        row.paused = row.paused or wanted.paused
+        await self.change_receiver(wanted.name, patterns=wanted.patterns, order=wanted.order)
 
     def _not_started(self, failure: Failure) -> None:
         assert isinstance(failure.value, Exception)
