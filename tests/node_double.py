@@ -110,6 +110,7 @@ class MemoryConnector(Service):
         self._node = node
         self._make_user = make_user
         self._wait: IDelayedCall | None = None
+        self._stopping: Deferred[None] | None = None
 
     @property
     def next_attempt_in(self) -> float | None:
@@ -126,9 +127,11 @@ class MemoryConnector(Service):
         super().stopService()
         if self._wait is not None and self._wait.active():
             self._wait.cancel()
-        if self.channel is not None and not self.channel.is_down:
-            self.channel.close()
-        return succeed(None)
+        if self.channel is None or self.channel.is_down:
+            return succeed(None)
+        self._stopping = Deferred()
+        self.channel.close()
+        return self._stopping
 
     def poke(self) -> None:
         pass
@@ -151,7 +154,9 @@ class MemoryConnector(Service):
         self.channel = None
         self.failures += 1
         self.last_error = reason
-        if self.running:
+        if self._stopping is not None:
+            self._stopping.callback(None)
+        elif self.running:
             self._wait = self._node.clock.callLater(0.5, self._dial)
 
 

@@ -7,6 +7,7 @@ Prints `at N` now and then, and `done` when the node has them all.
 """
 
 import sys
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
@@ -15,7 +16,7 @@ from msgservice import connect
 from msgservice.client import Client
 
 
-async def produce(reactor: object, address: str, outbox: str, count: int) -> None:
+async def produce(reactor: Any, address: str, outbox: str, count: int) -> None:
     client: Client = await connect(reactor, address, name="lines", outbox=outbox)
     number = client.sequence
     print("begins at", number, flush=True)
@@ -36,7 +37,7 @@ async def produce(reactor: object, address: str, outbox: str, count: int) -> Non
     print("done", flush=True)
 
 
-async def main(reactor: object, address: str, outbox: str, count: str) -> None:
+async def main(reactor: Any, address: str, outbox: str, count: str) -> None:
     await produce(reactor, address, outbox, int(count))
 
 
