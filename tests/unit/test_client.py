@@ -463,7 +463,7 @@ def test_a_lost_answer_fires_when_routed_has_come_after_the_reconnect() -> None:
     world.advance(1.0)
     receipt = now(sent)
     assert (1 << 16, ("r1", "r2")) == (receipt.position, receipt.receivers)
-    assert 1 == len(world.node.stored)
+    assert 1 == len(world.node.transfers), "what was taken is not sent again"
     assert 1 == world.node.hellos[-1].options.status_from
 
 
