@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, succeed
@@ -22,7 +22,6 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.client_disk import DiskOutbox, open_outbox
 from msgservice.client_flow import Flow
 from msgservice.client_gather import BARE_OVERHEAD, Gathering
 from msgservice.client_handed import joined
@@ -47,6 +46,9 @@ from msgservice.transport.registry import Transports
 # What may be handed over and not accepted yet, the window included; `send` fails beyond it.
 HELD_MESSAGES = 1_000_000
 HELD_BYTES = 256 * 1024 * 1024
+if TYPE_CHECKING:
+    from msgservice.client_disk import DiskOutbox
+
 ConnectorFactory = Callable[[Callable[[], IChannelUser]], IConnector]
 
 
@@ -473,10 +475,10 @@ class Client:
         stopping.addCallback(lambda _: self._finished())
 
     def _stop_overdue(self) -> None:
+        # The connector fires as soon as the connection has gone, and after that the disk is closed.
         self._close_deadline = None
         if self._hop.connection is not None:
             self._hop.connection.abort()
-        self._finished()
 
     def _finished(self) -> None:
         if self._is_finished:
@@ -556,6 +558,9 @@ def connect(
         return client
 
     if outbox is not None:
+        # Only here: SQLite is none of the business of a producer that does not use it.
+        from msgservice.client_disk import open_outbox
+
         return open_outbox(reactor, outbox, bytes_max=held[1]).addCallback(_with_disk, begin)
     try:
         client = begin(None)

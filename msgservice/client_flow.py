@@ -10,19 +10,21 @@ handed over and given back when its whole run is answered.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.client_disk import DiskOutbox
 from msgservice.client_gather import Gathering
 from msgservice.client_hop import NodeHop
 from msgservice.core.runs import Run, Settled
 from msgservice.errors import Ambiguous, LimitReached, LogError, OutboxFull, Refused
 from msgservice.limits import Limits
 from msgservice.message import Status
+
+if TYPE_CHECKING:
+    from msgservice.client_disk import DiskOutbox
 
 # With so many messages in flight the node is busy for a while, and runs that are still short
 # wait for its next answer to grow: with 1,000 subjects in turn that is the difference between

@@ -232,10 +232,10 @@ class Gathering:
         limit = self.limit_of(to)
         names = list(to) if to is not None else None
         count_max = self._limits.batch_messages
-        if not headers and bodies and set(map(type, bodies)) == {bytes}:
-            size = sum(map(len, bodies)) + len(bodies) * BARE_OVERHEAD + ARRAY_HEADER
-            # One may be too large for a message and still fit into a run.
-            if size <= limit - MESSAGE_OVERHEAD and len(bodies) <= count_max:
+        if not headers and bodies and len(bodies) <= count_max:
+            size = _bytes_in(bodies)
+            # Less than a run, so that none of them is too large for a message either.
+            if 0 < size <= limit - MESSAGE_OVERHEAD - len(bodies) * BARE_OVERHEAD:
                 return [_parcel(subject, len(bodies), encode_bodies(bodies), names, flags)]
         parcels: list[Parcel] = []
         items: list[bytes | msgspec.Raw] = []
@@ -255,6 +255,14 @@ class Gathering:
 
 def _parcel(subject: str, count: int, messages: bytes, to: list[str] | None, flags: int) -> Parcel:
     return Parcel(HandedRun(subject, count, None, cost=len(messages)), messages, to, flags)
+
+
+def _bytes_in(bodies: Sequence[Any]) -> int:
+    """How many bytes these are together; 0 if not all of them are bytes."""
+    try:
+        return len(b"".join(bodies))  # tells both in half the time that two looks would take
+    except TypeError:
+        return 0
 
 
 def _check_headers(headers: Headers | None) -> None:

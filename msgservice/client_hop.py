@@ -125,6 +125,7 @@ class NodeHop:
         self._clock, self._now, self._limits = clock, now, limits
         self._window = window
         self._opened = False  # the session of the connection is open
+        self._is_stopped = False
         self._timer: IDelayedCall | None = None
         self._is_renewing = False  # the next incarnation is on its way to the disk
         self._hello_due: Connection | None = None  # it waits for that
@@ -184,6 +185,8 @@ class NodeHop:
 
     def pump(self) -> None:
         """Send what may be sent now."""
+        if self._is_stopped:
+            return
         connection = self.connection
         if connection is not None and self._opened and connection.is_open:
             outbox = self.outbox
@@ -193,13 +196,14 @@ class NodeHop:
         self._rearm()
 
     def stop(self) -> None:
-        """Send nothing more; what is unsettled will not be heard of."""
+        """Send nothing more."""
+        self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _rearm(self) -> None:
-        due = self.outbox.next_deadline()
+        due = None if self._is_stopped else self.outbox.next_deadline()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -218,6 +222,7 @@ class NodeHop:
         if before is not None:
             self._leave(before)
             before.abort()
+            self._user.closed("another connection took its place")
         if self._is_renewing:
             self._hello_due = connection
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
@@ -110,6 +111,7 @@ class MemoryConnector(Service):
         self._node = node
         self._make_user = make_user
         self._wait: IDelayedCall | None = None
+        self._stopping: Deferred[None] | None = None
 
     @property
     def next_attempt_in(self) -> float | None:
@@ -126,9 +128,11 @@ class MemoryConnector(Service):
         super().stopService()
         if self._wait is not None and self._wait.active():
             self._wait.cancel()
-        if self.channel is not None and not self.channel.is_down:
-            self.channel.close()
-        return succeed(None)
+        if self.channel is None or self.channel.is_down:
+            return succeed(None)
+        self._stopping = Deferred()
+        self.channel.close()
+        return self._stopping
 
     def poke(self) -> None:
         pass
@@ -151,7 +155,9 @@ class MemoryConnector(Service):
         self.channel = None
         self.failures += 1
         self.last_error = reason
-        if self.running:
+        if self._stopping is not None:
+            self._stopping.callback(None)
+        elif self.running:
             self._wait = self._node.clock.callLater(0.5, self._dial)
 
 
@@ -207,6 +213,7 @@ class NodeDouble:
         self.states: dict[str, list[StatusFrame]] = {}
         self._audiences: dict[tuple[str, ...], int] = {}
         self._told: set[int] = set()
+        self._unsaid: dict[Connection, list[Routed]] = {}  # goes before the ACK
         self._number = 0
         self._now = monotonic_of(clock)
 
@@ -269,7 +276,10 @@ class NodeDouble:
                 self._tell_audience(connection, frame.audience)
                 connection.send(frame)
         for state in self.states.get(hello.incarnation, ()):
-            connection.send(state)
+            ranges = [(max(low, status_from), high) for low, high in state.ranges]
+            wanted = [(low, high) for low, high in ranges if low <= high]
+            if wanted:
+                connection.send(msgspec.structs.replace(state, ranges=wanted))
 
     def received(self, connection: Connection, frame: Frame) -> None:
         if isinstance(frame, Request):
@@ -298,11 +308,10 @@ class NodeDouble:
     def _route(self, connection: Connection, transfer: Transfer, first: int, last: int) -> None:
         names = self.audience(transfer)
         number = self._audiences.setdefault(names, len(self._audiences) + 1)
-        self._tell_audience(connection, number)
         self._number += 1
         routed = Routed(first, last, number, self._number << 16)
         self.routed.setdefault(self._hello(connection).incarnation, []).append(routed)
-        connection.send(routed)
+        self._unsaid.setdefault(connection, []).append(routed)
 
     def _tell_audience(self, connection: Connection, number: int) -> None:
         if number not in self._told:
@@ -313,6 +322,9 @@ class NodeDouble:
     def turn_ended(self, connection: Connection) -> None:
         if self.answering and connection.session.peer is not None:
             inbox = self.inboxes[self._hello(connection).incarnation]
+            for routed in self._unsaid.pop(connection, ()):
+                self._tell_audience(connection, routed.audience)
+                connection.send(routed)
             connection.send_all(list(inbox.answers.take_frames()))
 
     def writable(self, connection: Connection) -> None:
@@ -322,6 +334,7 @@ class NodeDouble:
         pass
 
     def lost(self, connection: Connection, reason: str) -> None:
+        self._unsaid.pop(connection, None)
         if connection in self.connections:
             self.connections.remove(connection)
 

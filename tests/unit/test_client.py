@@ -32,6 +32,7 @@ from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Action, decode_messages
 from msgservice.receipt import Receipt
 from tests.clients import ClientWorld, error_of, errors_logged, now
+from tests.node_double import Pipe
 
 
 def counts(transfers: list[Transfer]) -> list[tuple[str, int]]:
@@ -462,7 +463,7 @@ def test_a_lost_answer_fires_when_routed_has_come_after_the_reconnect() -> None:
     world.advance(1.0)
     receipt = now(sent)
     assert (1 << 16, ("r1", "r2")) == (receipt.position, receipt.receivers)
-    assert 1 == len(world.node.stored)
+    assert 1 == len(world.node.transfers), "what was taken is not sent again"
     assert 1 == world.node.hellos[-1].options.status_from
 
 
@@ -642,6 +643,19 @@ def test_close_has_a_deadline_and_what_is_unanswered_is_ambiguous() -> None:
     error_of(many, ClientClosed)
     world.settle()
     assert [] == [call for call in world.clock.getDelayedCalls() if call.active()]
+
+
+def test_a_connection_that_does_not_end_is_aborted_in_time() -> None:
+    world = ClientWorld(limits=Limits(stop_timeout=4))
+    channel = world.client._connector.channel
+    assert isinstance(channel, Pipe)
+    channel.close = lambda: None  # type: ignore[method-assign]  # as a peer that never reads makes it
+    closed = world.client.close()
+    world.advance(1.9)
+    assert not closed.called
+    world.advance(0.2)
+    assert now(closed) is None
+    assert channel.is_down
 
 
 def test_close_without_a_connection_does_not_wait() -> None:

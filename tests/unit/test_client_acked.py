@@ -1,0 +1,52 @@
+"""What a node acknowledged against what it says that it has: SEMANTICS 6."""
+
+from __future__ import annotations
+
+from msgservice.client_acked import RANGES_MAX, Acked, highest_of
+from msgservice.records import Resume
+
+
+def test_what_is_missing_is_told_once() -> None:
+    acked = Acked(0, [])
+    acked.add(1, 10)
+    assert [(3, 4), (8, 10)] == acked.take_forgotten(Resume(3, ((5, 7),)))
+    assert [] == acked.take_forgotten(Resume(3, ((5, 7),)))
+
+
+def test_what_was_never_acknowledged_is_not_missed() -> None:
+    acked = Acked(0, [])
+    acked.add(1, 4)
+    acked.add(6, 10)  # 5 was refused
+    assert [] == acked.take_forgotten(Resume(5, ((6, 10),)))
+    assert [] == Acked(0, []).take_forgotten(Resume())
+
+
+def test_another_incarnation_was_acknowledged_nothing() -> None:
+    acked = Acked(0, [])
+    acked.add(1, 10)
+    acked.begin_anew()
+    assert [] == acked.take_forgotten(Resume())
+
+
+def test_after_a_restart_all_that_is_not_open_counts_above_the_nodes_newest() -> None:
+    acked = Acked(10, [(5, 6)])
+    assert [(9, 10)] == acked.take_forgotten(Resume(3, ((4, 4),), (7, 8, 0)))
+    acked = Acked(10, [(5, 6)])
+    assert [(1, 4), (7, 10)] == acked.take_forgotten(Resume())
+
+
+def test_holes_are_bounded_and_the_newest_are_kept() -> None:
+    acked = Acked(0, [])
+    numbers = range(1, 6 * RANGES_MAX, 2)
+    for number in numbers:
+        acked.add(number, number)
+    assert len(acked._ranges) <= RANGES_MAX
+    newest = tuple((n, n) for n in numbers[-100:])
+    assert [] == acked.take_forgotten(Resume(newest[0][0], newest))
+
+
+def test_the_highest_that_a_node_has_seen() -> None:
+    assert 0 == highest_of(Resume())
+    assert 4 == highest_of(Resume(5))
+    assert 9 == highest_of(Resume(5, ((7, 9),)))
+    assert 20 == highest_of(Resume(5, ((7, 9),), (15, 20, 1)))
