@@ -97,8 +97,8 @@ class Commits:
         self._sources.append(source)
         self.uncommitted_bytes += batch.size
 
-    def withdraw(self, source: Source, unwanted: Callable[[Batch], bool]) -> None:
-        """Take batches of this source that still wait out of the next group, unanswered."""
+    def withdraw(self, source: Source, unwanted: Callable[[Batch], bool]) -> int:
+        """Take batches of this source that still wait out of the next group; return how many."""
         kept = [
             (batch, owner)
             for batch, owner in zip(self._next.batches, self._sources, strict=True)
@@ -107,7 +107,9 @@ class Commits:
         gone = sum(batch.size for batch in self._next.batches) - sum(b.size for b, _ in kept)
         self.uncommitted_bytes -= gone
         self._next.batches = [batch for batch, _ in kept]
+        withdrawn = len(self._sources) - len(kept)
         self._sources = [owner for _, owner in kept]
+        return withdrawn
 
     def progress(self, outlet: Progressing) -> None:
         """This one has progress: it is asked for it when the next group starts.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -55,17 +56,25 @@ class Ingress:
     _logger = Logger()
 
     def __init__(
-        self, node: IngressShared, connection: Connection, name: str, incarnation: str, clock: Any
+        self,
+        node: IngressShared,
+        connection: Connection,
+        name: str,
+        incarnation: str,
+        clock: Any,
+        answered: Callable[[], None],
     ) -> None:
         self.answers = Answers()
         self.watch: Watch | None = None
         self.accepted = 0  # messages, on this connection
+        self.waiting = 0  # batches taken in and not answered
         self._node = node
         self._connection = connection
         self._name = name
         self._incarnation = incarnation
         self._hash = hash_of(incarnation)
         self._clock = clock
+        self._answered = answered  # called when everything taken in was answered
         self._checked: dict[str, None] = {}
         self._out: list[Frame] = []
         self._flush: IDelayedCall | None = None
@@ -112,6 +121,7 @@ class Ingress:
             transfer.origin or Origin(self._name, first, self._hash, (self._node.log_id,)),
         )
         commits = self._node.commits
+        self.waiting += 1
         commits.batch(batch, self)
         if commits.uncommitted_bytes > limits.uncommitted_bytes:
             self._node.pause_senders()
@@ -157,6 +167,7 @@ class Ingress:
 
     def stored(self, batch: Batch, outcome: Outcome) -> None:
         """See `commits.Source`. What is owed leaves with `flush`."""
+        self.waiting -= 1
         first, last = batch.sequence, batch.sequence + batch.count - 1
         if outcome is batch:
             if self.watch is not None:
@@ -178,7 +189,7 @@ class Ingress:
             return  # an earlier one of its lane was refused: the sender takes back from there
         first, last = batch.sequence, batch.sequence + batch.count - 1
         if isinstance(error, ProtocolError):
-            self._node.commits.withdraw(self, lambda waiting: True)
+            self.waiting -= self._node.commits.withdraw(self, lambda waiting: True)
             self._connection.fail(error)
         elif isinstance(error, LogFull):
             delay = int(error.delay * 1000)
@@ -189,12 +200,14 @@ class Ingress:
 
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
         """See `commits.Source`: nothing was stored, the sender keeps it and sends it again."""
+        self.waiting -= len(batches)
         for batch in batches:
             self._refused(batch, LogFull(str(error)))
         self.flush_soon()
 
     def _withdraw(self, failed: Batch) -> None:
-        self._node.commits.withdraw(self, lambda waiting: waiting.subject == failed.subject)
+        same_lane = failed.subject
+        self.waiting -= self._node.commits.withdraw(self, lambda b: b.subject == same_lane)
 
     # --- to the sender
 
@@ -213,6 +226,8 @@ class Ingress:
         frames += self.answers.take_frames()
         if frames and not self._connection.gone:
             self._connection.send_all(frames)
+        if not self.waiting:
+            self._answered()
 
     def stop(self) -> None:
         """The connection has gone: nothing is owed any more."""

@@ -82,7 +82,10 @@ class Peer:
             self._check_expected(self._expected, hello)
             outlet: Outlet | None = self._expected
         elif receive is not None:
-            outlet = self._node.attaching(hello.name, receive)
+            try:
+                outlet = self._node.attaching(hello.name, receive)
+            except (LimitReached, ValueError) as error:
+                raise NameMismatch(f"cannot attach {hello.name!r}: {error}") from None
         else:
             outlet = None
         if outlet is not None:
@@ -115,7 +118,9 @@ class Peer:
         if outlet is not None:
             incarnation = f"{node.log_id}.{outlet.row.number}"
             receive = ReceiveOptions(order=outlet.row.order)
-        self.ingress = Ingress(node, connection, hello.name, hello.incarnation, node.clock)
+        self.ingress = Ingress(
+            node, connection, hello.name, hello.incarnation, node.clock, self._close_if_done
+        )
         connection.hello(
             Hello(
                 VERSION,
@@ -180,8 +185,7 @@ class Peer:
             self._node.commits.kick()
         if self.attached and self.outlet is not None:
             self.outlet.turn_ended()
-            if self.leaving and self.outlet.idle:
-                connection.close()
+        self._close_if_done()
 
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""
@@ -237,10 +241,19 @@ class Peer:
             self.detach(reason)
             delay = self._node.limits.replaced_timeout
             self._abort = self._node.clock.callLater(delay, self._abort_now)
-        elif not self.attached or self.outlet is None or self.outlet.idle:
+        else:
             if self.ingress is not None:
                 self.ingress.flush()
-            connection.close()
+            self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        """After a BYE: close when what was in flight, both ways, is answered."""
+        if not self.leaving or self.connection is None or self.connection.gone:
+            return
+        if self.attached and self.outlet is not None and not self.outlet.idle:
+            return
+        if self.ingress is None or not self.ingress.waiting:
+            self.connection.close()
 
     def _abort_now(self) -> None:
         self._abort = None

@@ -484,3 +484,29 @@ def test_a_status_can_be_asked_for_by_position_identity_and_id() -> None:
     ok, answer = shop.request("$node.status", {"id": "log:1"})
     assert not ok
     assert "log:1" in str(answer)
+
+
+def test_a_sender_that_leaves_gets_its_answers_before_the_connection_closes() -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    shop = world.peer("shop")
+    log.hold = True
+    shop.transfer(1, "orders.new", [b"x"])
+    shop.connection.bye()
+    world.settle(1.0)
+    assert shop.lost_because is None
+    log.release()
+    world.settle()
+    assert [Ack([(1, 1)])] == shop.take(Ack)
+    assert shop.lost_because is not None
+
+
+def test_attaching_with_too_many_patterns_is_a_clear_error() -> None:
+    world = NodeWorld(Limits(patterns=2))
+    bad = world.peer("billing", receive={"subjects": ["a", "b", "c"]})
+    assert bad.lost_because is not None
+    assert "patterns = 2" in bad.lost_because
+    twice = world.peer("billing", receive={"subjects": ["a", "a"]})
+    assert twice.lost_because is not None
+    assert "twice" in twice.lost_because
