@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
@@ -478,6 +478,28 @@ def test_a_handler_that_does_not_end_in_time_is_cancelled_and_not_counted() -> N
     [nack] = world.node.nacks
     assert (nack.action, nack.first) == (Action.LATER, 1)
     assert [run.attempts for run in world.node.outbox.waiting] == [0]
+
+
+def test_a_coroutine_that_waits_is_cancelled_where_it_waits_and_may_clean_up() -> None:
+    never: Deferred[None] = Deferred()
+    seen: list[str] = []
+
+    async def handle(message: ReceivedMessage) -> None:
+        try:
+            await never
+        except CancelledError:
+            seen.append("cancelled")
+            raise
+        finally:
+            seen.append("cleaned up")
+
+    world = World(handle)
+    world.node.offer([b"1"])
+    world.run()
+    stopped = results_of(world.receiver.stop())
+    world.run(11)
+    assert (stopped, seen) == ([None], ["cancelled", "cleaned up"])
+    assert [nack.action for nack in world.node.nacks] == [Action.LATER]
 
 
 def test_after_a_restart_of_the_service_what_was_given_up_comes_again() -> None:
