@@ -14,6 +14,7 @@ setup(
         "msgservice.cli",
         "msgservice.core",
         "msgservice.faces",
+        "msgservice.faces.axon",
         "msgservice.handling",
         "msgservice.log",
         "msgservice.node",
