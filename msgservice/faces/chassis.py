@@ -140,6 +140,8 @@ class ServerCore(AdaptiveCommsComponent):
         waiter: Deferred[IAddress] = Deferred()
         if self.failure is not None:
             waiter.errback(self.failure)
+        elif self._process.stopped:
+            waiter.errback(CannotListen(self._describe(), "the server was stopped"))
         elif self._port is not None:
             waiter.callback(self._port.getHost())
         else:
@@ -167,7 +169,7 @@ class ServerCore(AdaptiveCommsComponent):
         """Listen, then handle what happens, until everything is closed."""
         if self.listens:
             self.initialiseServerSocket()
-        while self._is_open():
+        while True:
             if self.failure is not None:
                 self.failure.raiseException()
             for message in self.Inbox("_socketactivity"):
@@ -175,6 +177,8 @@ class ServerCore(AdaptiveCommsComponent):
             for message in self.Inbox("control"):
                 if isinstance(message, shutdownMicroprocess):
                     self.stop()
+            if not self._is_open():
+                return
             self.pause()
             yield 1
 
@@ -212,7 +216,7 @@ class ServerCore(AdaptiveCommsComponent):
         """
         if not self._process.started:
             self._process.stop()
-            self._fail_address(CannotListen(self._describe(), "stopped before it listened"))
+            self._fail_address(CannotListen(self._describe(), "the server was stopped"))
         if self._process.stopped:
             return succeed(None)
         waiter: Deferred[None] = Deferred()

@@ -93,6 +93,8 @@ class Connection(Protocol):
         self._peer_ended = False
         self._stopping = False
         self._deadline: IDelayedCall | None = None
+        self._write_watch: IDelayedCall | None = None
+        self._written = False
 
     # --- What others may know ---------------------------------------------------------------------
 
@@ -184,6 +186,7 @@ class Connection(Protocol):
         """All that was to be written is with the kernel, and our side of the stream ended."""
         if self._output is Output.FLUSHING:
             self._output = Output.SHUT
+            self._end_write_watch()
             self._scheduler.enter(self._end_input)
             if self._peer_ended:
                 self._lose()
@@ -201,6 +204,7 @@ class Connection(Protocol):
             )
         self._output = Output.LOST
         self._disarm()
+        self._end_write_watch()
         self._unwritten = None
         self._scheduler.enter(self._lost)
 
@@ -293,10 +297,12 @@ class Connection(Protocol):
     def pauseProducing(self) -> None:
         """The transport's buffer is full: keep what comes until it asks for more."""
         self._writing_paused = True
+        self._watch_writes()
 
     def resumeProducing(self) -> None:
         """The transport has written what it had; may come twice in a row."""
         self._writing_paused = False
+        self._written = True
         self._write_on()
         if self._output is Output.FLUSHING:
             self._flush_on()
@@ -344,7 +350,7 @@ class Connection(Protocol):
             self.transport.abortConnection()
 
     def _flush_on(self) -> None:
-        self._arm(self._limits.flush_deadline, self._flush_overdue)
+        self._watch_writes()
         if self._unwritten:
             return
         self._unwritten = None
@@ -356,14 +362,31 @@ class Connection(Protocol):
             # Nothing can be unread after the peer's end; TLS announces its own end here.
             self.transport.loseConnection()
 
-    def _flush_overdue(self) -> None:
-        self._deadline = None
+    def _watch_writes(self) -> None:
+        # One delayed call for many pauses: it looks whether anything was written meanwhile.
+        if self._write_watch is None and self._limits.write_deadline is not None:
+            self._written = False
+            clock = self._scheduler.clock
+            self._write_watch = clock.callLater(self._limits.write_deadline, self._look_at_writes)
+
+    def _look_at_writes(self) -> None:
+        self._write_watch = None
+        if not self._writing_paused and self._output is not Output.FLUSHING:
+            return
+        if self._written:
+            self._watch_writes()
+            return
         self._log.warn(
-            "{peer} took nothing for {seconds} s while its connection was closed: aborted",
+            "{peer} took nothing of what was written for {seconds} s: aborted",
             peer=self._peer(),
-            seconds=self._limits.flush_deadline,
+            seconds=self._limits.write_deadline,
         )
         self.abort()
+
+    def _end_write_watch(self) -> None:
+        if self._write_watch is not None:
+            self._write_watch.cancel()
+            self._write_watch = None
 
     def _lose(self) -> None:
         self._disarm()
@@ -405,8 +428,9 @@ class ChassisFactory(Factory):
         self._server.serve(self._reactor)
 
     def stopFactory(self) -> None:
-        """Stop the server: nothing listens for it any more."""
-        self._server.stop()
+        """Stop the server, if it does not listen itself: nothing accepts for it any more."""
+        if not self._server.listens:
+            self._server.stop()
 
     def buildProtocol(self, addr: IAddress | None) -> Connection | None:
         """Return the protocol of a new connection; None, which closes it, if it is refused."""

@@ -17,8 +17,9 @@ class ChassisLimits:
     """A connection whose handler has this much unread is not read from."""
     outbox_bytes_max: int = BOX_BYTES_MAX
     """A handler that has this much unwritten is not resumed."""
-    flush_deadline: float | None = 60.0
-    """After a close: how long the peer may take nothing of what is still to be written."""
+    write_deadline: float | None = 120.0
+    """How long the peer may take nothing of what is to be written; then it is aborted. At least
+    this long, and at most twice."""
     half_close_deadline: float | None = 60.0
     """After the peer has ended its side: how long the handler may send nothing, before a close."""
     linger_deadline: float = 2.0
@@ -30,6 +31,6 @@ class ChassisLimits:
         for name in ("connections_max", "inbox_bytes_max", "outbox_bytes_max"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1 is needed")
-        for name in ("flush_deadline", "half_close_deadline", "linger_deadline", "stop_deadline"):
+        for name in ("write_deadline", "half_close_deadline", "linger_deadline", "stop_deadline"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: seconds cannot be negative")

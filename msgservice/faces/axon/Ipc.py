@@ -5,7 +5,7 @@ trees are unrelated. Programs test with `isinstance`, so the tree is part of the
 last four of them live in `Kamaelia.IPC` in the original, and here for want of a second module.
 """
 
-from collections.abc import Generator
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -89,7 +89,7 @@ class newComponent(ipc):
 class WaitComplete(ipc):
     """Yielded by a `main`: run this generator to its end, then go on here."""
 
-    def __init__(self, generator: Generator[Any, Any, Any]) -> None:
+    def __init__(self, generator: Iterator[Any]) -> None:
         self.args = (generator,)
         self.generator = generator
 

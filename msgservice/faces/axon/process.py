@@ -368,9 +368,9 @@ class Process:
         # Drop the frame: a stopped component may be kept by others.
         self._main = self._send = self._callers = None
         self._component.clear_boxes()
+        self.scheduler.ended()
         watchers, self.watchers = self.watchers, None
         told = [call(failure) for call in watchers or ()]
         if failure is not None and not any(told):
             name = self._component.name
             self._log.failure("component {component} failed", failure, component=name)
-        self.scheduler.ended()

@@ -88,6 +88,10 @@ class Scheduler:
         self._alive -= 1
         if self._alive:
             return
+        self._ready.clear()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         for number, call in enumerate(self._pauses):
             if call is not None:
                 call.cancel()
