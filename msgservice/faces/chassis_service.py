@@ -6,6 +6,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.faces.axon.scheduler import scheduler_for
@@ -18,6 +19,8 @@ class ChassisService(Service):
     It listens before privileges are dropped (`privilegedStartService`). A port that cannot be
     listened on raises `CannotListen` there, which ends `twistd`.
     """
+
+    _log = Logger()
 
     def __init__(self, server: ServerCore, reactor: Any) -> None:
         self.server = server
@@ -45,9 +48,18 @@ class ChassisService(Service):
         if self.server.started:
             return
         failures: list[Failure] = []
-        self.server.when_listening().addErrback(failures.append)
+        starting = True
+
+        def failed(failure: Failure) -> None:
+            if starting:
+                failures.append(failure)
+            else:  # an endpoint that took its time, or a start from within a component's step
+                self._log.failure("{server} cannot listen", failure, server=self.server.name)
+
+        self.server.when_listening().addErrback(failed)
         scheduler = scheduler_for(self._reactor)
         # Within `enter` the server runs at once, so that what cannot be listened on is known here.
         scheduler.enter(self.server.activate, scheduler)
+        starting = False
         for failure in failures:
             failure.raiseException()

@@ -11,9 +11,12 @@ Either way a component waits, at its next `yield` or `await`, while what it sent
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from twisted.internet.error import ReactorNotRunning
 
 from msgservice.faces.axon.AxonExceptions import Closed
 from msgservice.faces.axon.mailbox import Mailbox, Outbox
@@ -254,7 +257,7 @@ class component:
             return True  # raised below
 
         def stop() -> None:
-            if reactor.running:
+            with suppress(ReactorNotRunning):  # it is being stopped already, by a signal say
                 reactor.stop()
 
         self.activate(scheduler)
