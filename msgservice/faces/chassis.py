@@ -277,7 +277,7 @@ class ServerCore(AdaptiveCommsComponent):
             connection: Connection = message.object
             try:
                 self.handleNewConnection(message)
-            except Exception:  # noqa: BLE001 - one connection's failure must end no other
+            except Exception:
                 self._log.failure("no handler for {peer}", peer=connection.addresses())
                 connection.close()
             if self._stopping:

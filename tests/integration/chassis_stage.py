@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest_twisted
-from twisted.internet import reactor as installed  # noqa: TID251 - these tests run on it
+from twisted.internet import reactor as installed
 
 from tests.integration.chassis_peer import Stage
 

@@ -63,6 +63,8 @@ def all_then_close(self: Any) -> Iterator[Any]:
     yield 1
 
 
+# Twisted still hands its own certificate objects to pyOpenSSL.
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 @pytest_twisted.ensureDeferred
 async def test_tls_echoes_and_delivers_all_before_a_close(stage: Stage, tmp_path: Path) -> None:
     authority = trustme.CA()

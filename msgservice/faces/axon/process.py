@@ -186,7 +186,7 @@ class Process:
         self.state = READY
         try:
             self._main = main()
-        except Exception:  # noqa: BLE001 - any failure of a component is its own, and ends it
+        except Exception:
             failure = Failure()
             scheduler.started(self)
             self._finish(failure)
@@ -267,7 +267,7 @@ class Process:
                 self._finish(None)
         except Closed:
             self._finish(None)
-        except Exception:  # noqa: BLE001 - any failure of a component is its own, and ends it
+        except Exception:
             self._finish(Failure())
         else:
             if self._stop_asked:
@@ -355,7 +355,7 @@ class Process:
                 continue
             try:
                 main.close()
-            except Exception:  # noqa: BLE001 - the component's own, and it ends all the same
+            except Exception:
                 name = self._component.name
                 self._log.failure("component {component} failed in its stop", component=name)
         self._finish(None)
