@@ -91,7 +91,6 @@ class Connection(Protocol):
         self._writing_paused = False
         self._reading_paused = False
         self._peer_ended = False
-        self._stopping = False
         self._deadline: IDelayedCall | None = None
         self._write_watch: IDelayedCall | None = None
         self._written = False
@@ -236,10 +235,7 @@ class Connection(Protocol):
             return
         self._input = Input.TOLD
         control = handler.inboxes["control"].deliver(socketShutdown())
-        if self._stopping:
-            # The server stops: it has one step to say goodbye in.
-            process_of(handler).after_step = self._said_goodbye
-        elif control is handler.inboxes["control"]:
+        if control is handler.inboxes["control"]:
             control.on_take = self._control_taken
         # Else a part of the handler takes it, and others may still have something to send: then
         # its signal, its end or the half-close deadline says that it is done.
@@ -250,11 +246,6 @@ class Connection(Protocol):
         if not any(isinstance(message, socketShutdown) for message in control):
             control.on_take = None
             self._close_asked()
-
-    def _said_goodbye(self) -> None:
-        assert self._handler is not None
-        process_of(self._handler).after_step = None
-        self.close()
 
     # --- To the socket ----------------------------------------------------------------------------
 
@@ -333,8 +324,10 @@ class Connection(Protocol):
         self._flush_on()
 
     def stop(self) -> None:
-        """End the input here, as if the peer had, and close when the handler has answered it."""
-        self._stopping = True
+        """End the input here, as if the peer had, and close when the handler has answered it.
+
+        The server's own deadline ends what takes too long.
+        """
         if self._output is not Output.OPEN:
             return
         if self._handler is None or process_of(self._handler).stopped:
