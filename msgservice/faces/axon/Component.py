@@ -117,7 +117,10 @@ class component:
 
     def anyReady(self) -> bool:
         """Return whether a message waits in any inbox."""
-        return any(map(len, self.inboxes.values()))
+        for box in self.inboxes.values():  # noqa: SIM110 - a loop, as this is asked on idle steps
+            if box.queue:
+                return True
+        return False
 
     def has_control(self) -> bool:
         """Return whether a message waits in `control`."""

@@ -222,11 +222,14 @@ class Process:
         elif state is BLOCKED and self._component.has_control():
             self._ready()
 
-    def pause_over(self, number: int) -> None:
-        """Its pause is over, unless it was woken from that one before."""
+    def pause_over(self, number: int) -> bool:
+        """Its pause is over, unless it was woken from that one before; return whether it was."""
         if self.state is PAUSED and self.pause_number == number:
-            self.pause_number = min(number + 1, LAST_PAUSE)
-            self._ready()
+            if number < LAST_PAUSE:
+                self.pause_number = number + 1
+            self.state = READY
+            return True
+        return False
 
     def block(self, box: Mailbox) -> None:
         """Let it wait for room in `box`, which it has filled, when its step ends."""
@@ -293,15 +296,8 @@ class Process:
             self._ready()
 
     def _after_yield(self, yielded: object) -> None:
-        if isinstance(yielded, WaitComplete):
-            self._callers = self._callers or []
-            self._callers.append(self._main)
-            self._use(yielded.generator)
-            self.progress = True
-        elif isinstance(yielded, newComponent):
-            for each in yielded.components():
-                each.activate(self._scheduler)
-            self.progress = True
+        if yielded.__class__ is not int:
+            self._obey(yielded)
         if self.progress:
             self.pause_number = 0
             self._fruitless = 0
@@ -324,6 +320,17 @@ class Process:
         else:
             self.state = PAUSED
             self.scheduler.pause(self)
+
+    def _obey(self, yielded: object) -> None:
+        if isinstance(yielded, WaitComplete):
+            self._callers = self._callers or []
+            self._callers.append(self._main)
+            self._use(yielded.generator)
+            self.progress = True
+        elif isinstance(yielded, newComponent):
+            for each in yielded.components():
+                each.activate(self._scheduler)
+            self.progress = True
 
     def _after_await(self, yielded: object) -> None:
         if isinstance(yielded, Wait):

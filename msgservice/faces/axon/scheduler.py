@@ -151,7 +151,8 @@ class Scheduler:
     def _resume(self, paused: list[Process], number: int) -> None:
         for process in paused:
             # Entries of those who were woken meanwhile are stale; they lie in another list by now.
-            process.pause_over(number)
+            if process.pause_over(number):
+                self._ready.append(process)
 
 
 _schedulers: WeakValueDictionary[int, Scheduler] = WeakValueDictionary()
