@@ -272,6 +272,9 @@ class Process:
             self._finish(None)
         except Exception:
             self._finish(Failure())
+        except BaseException:  # SystemExit and the like go on to the reactor
+            self._finish(None)
+            raise
         else:
             if self._stop_asked:
                 self._close()

@@ -60,7 +60,7 @@ class Scheduler:
             call(*arguments)
             self._run_ready()
         finally:
-            self._running = False
+            self._running = self._stepping = False
             Scheduler.current = outer
             if self._ready:
                 self._ask_for_turn()
