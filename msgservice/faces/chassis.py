@@ -6,7 +6,7 @@ the socket and whose `outbox` takes those for it. `ServerCore` gives the handler
 
 The server is a component itself: its `control` takes `serverShutdown`, and the methods that handle
 what happens can be overridden. What happens on one connection is in `chassis_connection`; the
-server as a Twisted service is in `chassis_service`.
+server as a Twisted factory or service is in `chassis_factory` and `chassis_service`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from msgservice.faces.axon.Ipc import (
     socketShutdown,
 )
 from msgservice.faces.axon.scheduler import Scheduler, scheduler_for
-from msgservice.faces.chassis_connection import ChassisFactory, Connection
+from msgservice.faces.chassis_connection import Connection
 from msgservice.faces.chassis_endpoint import TCPServer
+from msgservice.faces.chassis_factory import ChassisFactory
 from msgservice.faces.chassis_limits import ChassisLimits
 
 __all__ = [

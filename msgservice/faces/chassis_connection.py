@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import (
-    IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
     INegotiated,
     IPushProducer,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -40,7 +39,7 @@ from msgservice.faces.axon.AxonExceptions import BadComponent
 from msgservice.faces.axon.Component import component, process_of
 from msgservice.faces.axon.Ipc import socketShutdown
 from msgservice.faces.axon.mailbox import Mailbox
-from msgservice.faces.axon.scheduler import Scheduler, scheduler_for
+from msgservice.faces.axon.scheduler import Scheduler
 from msgservice.faces.chassis_boxes import SignalBox, SocketBox, announce_end
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class Output(Enum):
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class Connection(Protocol):
-    """Feeds one handler from one socket. Made by the server's factory."""
+    """Feeds one handler from one socket. Made by `ChassisFactory`."""
 
     _log = Logger()
     # A TCP, TLS or Unix transport; Twisted's own annotation is what they all have in common.
@@ -401,35 +400,6 @@ class Connection(Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-
-class ChassisFactory(Factory):
-    """A Twisted factory whose connections `server` serves: for endpoints of any kind.
-
-    The server need not listen itself: it is activated when a port of this factory starts, and
-    stopped when the last one is closed.
-    """
-
-    noisy = False
-
-    def __init__(self, server: ServerCore, reactor: Any) -> None:
-        self._server = server
-        self._reactor = reactor
-
-    def startFactory(self) -> None:
-        """Activate the server, if it has not started this factory itself."""
-        self._server.serve(self._reactor)
-
-    def stopFactory(self) -> None:
-        """Stop the server, if it does not listen itself: nothing accepts for it any more."""
-        if not self._server.listens:
-            self._server.stop()
-
-    def buildProtocol(self, addr: IAddress | None) -> Connection | None:
-        """Return the protocol of a new connection; None, which closes it, if it is refused."""
-        if not self._server.accepts():
-            return None
-        return Connection(self._server, scheduler_for(self._reactor))
 
 
 def _host_and_port(address: object) -> tuple[str, int]:

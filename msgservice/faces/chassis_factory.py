@@ -1,0 +1,43 @@
+"""A chassis server as a Twisted factory, for endpoints of any kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory
+
+from msgservice.faces.axon.scheduler import scheduler_for
+from msgservice.faces.chassis_connection import Connection
+
+if TYPE_CHECKING:
+    from msgservice.faces.chassis import ServerCore
+
+
+class ChassisFactory(Factory):
+    """A Twisted factory whose connections `server` serves: for endpoints of any kind.
+
+    The server need not listen itself: it is activated when a port of this factory starts, and
+    stopped when the last one is closed.
+    """
+
+    noisy = False
+
+    def __init__(self, server: ServerCore, reactor: Any) -> None:
+        self._server = server
+        self._reactor = reactor
+
+    def startFactory(self) -> None:
+        """Activate the server, if it has not started this factory itself."""
+        self._server.serve(self._reactor)
+
+    def stopFactory(self) -> None:
+        """Stop the server, if it does not listen itself: nothing accepts for it any more."""
+        if not self._server.listens:
+            self._server.stop()
+
+    def buildProtocol(self, addr: IAddress | None) -> Connection | None:
+        """Return the protocol of a new connection; None, which closes it, if it is refused."""
+        if not self._server.accepts():
+            return None
+        return Connection(self._server, scheduler_for(self._reactor))
