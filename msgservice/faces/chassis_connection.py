@@ -164,8 +164,8 @@ class Connection(Protocol):
         """Pass `data` to the handler, and stop reading while it has too much."""
         if self._input is not Input.OPEN or self._output is not Output.OPEN:
             return  # closing: drained, so that the close is no reset
-        self._scheduler.enter(self._source.deliver, data)
         box = self._source.final()
+        self._scheduler.enter(box.put, data)
         if box.full and not self._reading_paused and self._output is Output.OPEN:
             self._reading_paused = True
             self.transport.pauseProducing()

@@ -21,7 +21,7 @@ from twisted.internet.error import ReactorNotRunning
 from msgservice.faces.axon.AxonExceptions import Closed
 from msgservice.faces.axon.mailbox import Mailbox, Outbox
 from msgservice.faces.axon.process import Message, Process, Receive, Room
-from msgservice.faces.axon.scheduler import Scheduler, scheduler_for
+from msgservice.faces.axon.scheduler import Scheduler, current_scheduler, scheduler_for
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
@@ -315,8 +315,9 @@ def process_of(of: component) -> Process:
 
 
 def _default_scheduler() -> Scheduler:
-    if Scheduler.current is not None:
-        return Scheduler.current
+    current = current_scheduler()
+    if current is not None:
+        return current
     from twisted.internet import reactor  # noqa: TID251 - activate() is an entry point
 
     return scheduler_for(reactor)

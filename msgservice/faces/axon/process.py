@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -148,9 +148,10 @@ class Process:
         self.after_step: Callable[[], None] | None = None
         # Called once, when it stops: with the failure, or None.
         self.watchers: list[Callable[[Failure | None], object]] | None = None
-        self._scheduler: Scheduler | None = None
+        # Both set by `start`; Any, as `step` is no place for checks.
+        self._scheduler: Any = None
+        self._send: Any = None
         self._main: Any = None
-        self._send: Callable[[None], Any] | None = None
         self._callers: list[Any] | None = None
         self._awaited: Deferred[Any] | None = None
         self._fruitless = 0
@@ -172,7 +173,7 @@ class Process:
     def scheduler(self) -> Scheduler:
         """Who runs it. Only once it is started."""
         assert self._scheduler is not None
-        return self._scheduler
+        return cast("Scheduler", self._scheduler)
 
     def is_blocked(self) -> bool:
         """Return whether it must wait for room; not if `control` has something to say."""
@@ -259,7 +260,6 @@ class Process:
             return  # stopped while in the queue
         self.state = RUNNING
         self._woken = self.progress = self.pausing = False
-        assert self._send is not None
         try:
             yielded = self._send(None)
         except StopIteration:
@@ -291,7 +291,7 @@ class Process:
 
     def _ready(self) -> None:
         self.state = READY
-        self.scheduler.ready(self)
+        self._scheduler.ready(self)
 
     def _unblock(self) -> None:
         self.blocked_on = None
@@ -322,7 +322,7 @@ class Process:
             self._ready()
         else:
             self.state = PAUSED
-            self.scheduler.pause(self)
+            self._scheduler.pause(self)
 
     def _obey(self, yielded: object) -> None:
         if isinstance(yielded, WaitComplete):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -27,13 +27,15 @@ STEPS_PER_TURN = 1000
 # 1 ms, 2 ms, ... 1.024 s.
 PAUSES_S = tuple(0.001 * 2**n for n in range(11))
 
+# The schedulers whose steps are under way, the innermost last. Not a class attribute: setting one
+# makes the interpreter forget what it knows of the class, twice for every event.
+_entered: list[Scheduler] = []
+
 
 class Scheduler:
     """Runs the components of one reactor; `clock` is that reactor."""
 
     _log = Logger()
-    # The scheduler whose step is under way: where a component goes that is activated by another.
-    current: ClassVar[Scheduler | None] = None
 
     def __init__(self, clock: IReactorTime) -> None:
         self.clock = clock
@@ -55,13 +57,13 @@ class Scheduler:
             call(*arguments)
             return
         self._running = True
-        outer, Scheduler.current = Scheduler.current, self
+        _entered.append(self)
         try:
             call(*arguments)
             self._run_ready()
         finally:
             self._running = self._stepping = False
-            Scheduler.current = outer
+            _entered.pop()
             if self._ready:
                 self._ask_for_turn()
 
@@ -165,3 +167,8 @@ def scheduler_for(reactor: Any) -> Scheduler:
     if scheduler is None:
         scheduler = _schedulers[id(reactor)] = Scheduler(reactor)
     return scheduler
+
+
+def current_scheduler() -> Scheduler | None:
+    """Return the scheduler whose step is under way: for what one component starts of others."""
+    return _entered[-1] if _entered else None
