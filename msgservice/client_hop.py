@@ -192,6 +192,7 @@ class NodeHop:
             outbox = self.outbox
             outbox.committed = outbox.cursor
             connection.send_all(list(outbox.take_transfers(self._now())))
+            connection.flush()
             self._apply_settled()  # what turned out to be too large for the node
         self._rearm()
 

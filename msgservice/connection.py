@@ -117,6 +117,11 @@ class Connection:
                 send(encode_frame(frame))
             self.session.sent(self.now())
 
+    def flush(self) -> None:
+        """Let what is queued leave now, not at the end of the turn."""
+        if self.channel is not None and not self.gone:
+            self.channel.flush()
+
     def bye(self, code: int = BYE_CLOSING, reason: str = "") -> None:
         """Send no more transfers; the owner calls `close` when what is in flight is answered."""
         self.session.bye(self.now(), code, reason)

@@ -116,6 +116,9 @@ class IChannel(Interface):
         Raises `FrameTooLarge` for a frame beyond the limit; nothing is queued then.
         """
 
+    def flush() -> None:
+        """Write what is queued now, instead of at the end of the turn: somebody waits for it."""
+
     def established() -> None:
         """The peer is known now: limits for unknown ones no longer hold."""
 

@@ -216,6 +216,9 @@ class FaultyChannel:
             self._world.clock.callLater(0, self._flush)
         self._written.append(bytes(frame))
 
+    def flush(self) -> None:
+        """See `IChannel`: what is sent goes into the link at once."""
+
     def established(self) -> None:
         """See `IChannel`."""
         if not self.is_known:

@@ -71,6 +71,9 @@ class Pipe:
         if other is not None and not other.is_down and other.user is not None and frames:
             other.user.frames_received(frames)
 
+    def flush(self) -> None:
+        pass
+
     def established(self) -> None:
         self.is_established = True
 

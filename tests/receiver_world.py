@@ -78,6 +78,9 @@ class FakeChannel:
             assert self.user is not None
             self.user.frames_received(self.turns.pop(0))
 
+    def flush(self) -> None:
+        pass
+
     def established(self) -> None:
         self.is_established = True
 

@@ -41,6 +41,9 @@ class Source(Protocol):
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
         """The group was not stored: none of these was."""
 
+    def flush(self) -> None:
+        """All of a group was told: what is owed for it may leave."""
+
 
 class Progressing(Protocol):
     """Who has progress to store."""
@@ -127,7 +130,7 @@ class Commits:
         elif outlet in self._expected:
             del self._expected[outlet]
             if not self._expected and self._due is not None:
-                self.kick_soon(0.0)
+                self.kick()
 
     def receiver(self, row: ReceiverRow) -> Deferred[None]:
         """Store a receiver that was made or changed."""
@@ -224,6 +227,8 @@ class Commits:
         for outlet in progressing:
             outlet.progress_stored()
         self._after_group(fresh)
+        for source in dict.fromkeys(sources):
+            source.flush()
         if not self._running and (self._next or not self._progressing or not self._expected):
             self._start()
         elif not self._running:
@@ -255,6 +260,7 @@ class Commits:
             self.uncommitted_bytes -= batch.size
         for source, batches in by_source.values():
             source.failed(batches, error)
+            source.flush()
         # Changes of the directory are still wanted: they go into the next group.
         self._next.receivers = group.receivers + self._next.receivers
         self._next.removed = group.removed + self._next.removed

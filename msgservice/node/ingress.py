@@ -182,7 +182,6 @@ class Ingress:
         else:
             assert isinstance(outcome, RefusedBatch)
             self._refused(batch, outcome.error)
-        self.flush_soon()
 
     def _refused(self, batch: Batch, error: Exception) -> None:
         if self.answers.discards(batch.subject):
@@ -203,7 +202,6 @@ class Ingress:
         self.waiting -= len(batches)
         for batch in batches:
             self._refused(batch, LogFull(str(error)))
-        self.flush_soon()
 
     def _withdraw(self, failed: Batch) -> None:
         same_lane = failed.subject
@@ -226,6 +224,7 @@ class Ingress:
         frames += self.answers.take_frames()
         if frames and not self._connection.gone:
             self._connection.send_all(frames)
+            self._connection.flush()
         if not self.waiting:
             self._answered()
 

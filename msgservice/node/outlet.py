@@ -312,6 +312,7 @@ class Outlet:
             connection.send_all(transfers)
             if not connection.is_open:
                 break
+        connection.flush()
         if outbox.has_settled:
             self._drain()  # loading settles what the receiver's RESUME has taken
         self._note_busy()

@@ -221,6 +221,7 @@ class Peer:
         """Send these (`tracker.Told`)."""
         if self.connection is not None and not self.connection.gone:
             self.connection.send_all(frames)
+            self.connection.flush()
 
     def detach(self, reason: str) -> None:
         """The receiver behind it is no longer ours."""

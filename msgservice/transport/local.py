@@ -61,6 +61,9 @@ class LocalChannel:
         if self.other_full and not self._gone:
             self.user.channel_writable(False)
 
+    def flush(self) -> None:
+        """See `IChannel`: it is with the other side already."""
+
     def established(self) -> None:
         """See `IChannel`: within one process everybody is known."""
 
