@@ -22,6 +22,7 @@ from msgservice.log.folder import LOCK_NAME, FolderLock, Reserve, check_filesyst
 from msgservice.log.schema import check_sqlite, connect, migrate
 from msgservice.log.store import Store
 from msgservice.log.wholeness import (
+    MARK_INTERVAL,
     MARK_NAME,
     Mark,
     MarkFile,
@@ -69,6 +70,7 @@ class SqliteLog(StoreLog):
         self._reader: Worker | None = None
         self._reading: apsw.Connection | None = None
         self._closed: Deferred[None] | None = None
+        self._mark_interval = 0.0 if mark == "strict" else MARK_INTERVAL
         self._store = Store(
             str(self.folder / LOG_NAME),
             limits=limits,
@@ -142,7 +144,7 @@ class SqliteLog(StoreLog):
         state = store.state
         file = MarkFile(mark_path)
         file.write(Mark(state.log_id, state.next_number - 1, state.commits, state.chain))
-        store.marks = MarkWriter(file)
+        store.marks = MarkWriter(file, self._mark_interval)
         return store.snapshot(notices)
 
     def _check_and_load(self, path: Path, mark: Mark | None) -> list[str]:
