@@ -49,7 +49,7 @@ class Limits:
     retry_delay_max: float = 300.0
     max_attempts: int = 20
     # --- memory
-    tail_bytes: int = 64 * 1024 * 1024  # recent batches kept in RAM
+    tail_bytes: int = 48 * 1024 * 1024  # recent batches kept in RAM, with what they cost besides
     uncommitted_bytes: int = 32 * 1024 * 1024  # taken in, not committed; then producers are paused
     # --- tables
     exceptions: int = 10_000  # ranges per receiver (SEMANTICS 20)

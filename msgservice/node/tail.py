@@ -13,6 +13,9 @@ from msgservice.records import Batch
 
 SCAN_MAX = 4096  # batches looked at in one call: a turn of the reactor stays short
 COMPACT = 1024
+# What a batch holds besides its messages: the value, its frame, its place. Measured: a million
+# batches of one message would otherwise count a quarter of what they take.
+BATCH_OVERHEAD = 1024
 
 
 class Tail:
@@ -32,7 +35,7 @@ class Tail:
 
     @property
     def bytes(self) -> int:
-        """How many bytes of messages are held."""
+        """How many bytes of memory are held, about."""
         return self._bytes
 
     def append(self, batch: Batch) -> None:
@@ -41,10 +44,10 @@ class Tail:
         self.next_number += 1
         batches = self._batches
         batches.append(batch)
-        self._bytes += batch.size
+        self._bytes += batch.size + BATCH_OVERHEAD
         head = self._head
         while self._bytes > self._bytes_max and head < len(batches):
-            self._bytes -= batches[head].size
+            self._bytes -= batches[head].size + BATCH_OVERHEAD
             head += 1
         self._head = head
         if head > COMPACT and head * 2 > len(batches):

@@ -221,7 +221,7 @@ def test_a_sender_that_comes_back_is_told_all_states_from_where_it_asks() -> Non
 
 
 def test_a_receiver_that_lags_beyond_the_tail_pages_from_the_log() -> None:
-    world = NodeWorld(Limits(tail_bytes=300))
+    world = NodeWorld(Limits(tail_bytes=8000))
     shop = world.peer("shop")
     billing = world.peer("billing", receive=ORDERS, window=(2, 1 << 20))
     for n in range(1, 41):
