@@ -1,0 +1,801 @@
+"""An endpoint of acknowledged UDP: sessions by address, the handshake, resets, who gives up when.
+
+The driver (`transport.datagram_peer`, or a simulation) calls it; it calls `core.datagram_session`. Sans-IO:
+
+* `receive_datagrams` (from the socket), `receive_time` (from the timer);
+* `send`, `send_run`, `handle`, `reply`, `close` (from the application);
+* `take_deliveries`, `take_settled`, `take_answers`, `take_failures`, `take_events`, `take_datagrams` (to the world);
+* `next_deadline` says when `receive_time` is wanted.
+
+Nothing is kept for an address that has not shown, by a cookie, that it receives what is sent to it,
+and what is answered before that is never longer than what came.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from msgservice.core import datagram_wire as wire
+from msgservice.core.datagram_cookie import Address, CookieJar
+from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram_receiver import Delivery
+from msgservice.core.datagram_sender import Answer, SendQueue
+from msgservice.core.datagram_session import Session
+from msgservice.core.recovery import RTO_INITIAL, RTO_MAX
+from msgservice.errors import LimitReached, MessageTooLarge
+
+KEY_BYTES = 32
+# How finely the age of messages is known: as a part of the patience with them.
+MARKS_PER_PATIENCE = 64
+# With a cookie that was not answered so often, the other side may have a new secret: ask for another.
+HELLOS_PER_COOKIE = 3
+
+
+class Mark(NamedTuple):
+    """All messages below this ordinal were handed in by then, when so many tries had gone out."""
+
+    ordinal: int
+    at: float
+    tries: int
+
+
+class Opening:
+    """A handshake that this side began."""
+
+    __slots__ = ("at", "cookie", "identifier", "random", "sent_once", "tries", "tries_cookie")
+
+    def __init__(self, identifier: int, random: bytes, now: float) -> None:
+        self.identifier = identifier
+        self.random = random
+        self.cookie = b""
+        self.tries = 0
+        self.tries_cookie = 0
+        self.at = now
+        self.sent_once = False
+
+
+class Peer:
+    """What is known of one address."""
+
+    __slots__ = ("address", "candidate", "due", "failed", "heard_at", "marks", "opening", "queue",
+                 "session", "tries")  # fmt: skip
+
+    def __init__(self, address: Address, now: float) -> None:
+        self.address = address
+        self.queue = SendQueue()
+        self.session: Session | None = None
+        self.candidate: Session | None = None  # opened by a peer that may have lost the other
+        self.opening: Opening | None = None
+        self.marks: list[Mark] = []
+        self.tries = 0  # of handshakes, and of sessions that are gone
+        self.failed = False
+        self.heard_at = now
+        self.due = math.inf
+
+    @property
+    def all_tries(self) -> int:
+        """Retransmissions, asks and handshakes that went to this address."""
+        return self.tries + (self.session.tries if self.session is not None else 0)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is open or waiting here."""
+        return not (
+            len(self.queue)
+            or self.opening is not None
+            or (self.session is not None and self.session.sending.open)
+        )
+
+
+class Waiting(NamedTuple):
+    """A message that is not settled: its nonce, None before it was first sent."""
+
+    address: Address
+    nonce: int | None
+    attempts: int
+    next_due: float | None
+
+
+class Keys:
+    """Shared keys by number; the first is used for what this side begins, all are understood."""
+
+    def __init__(self, keys: Mapping[int, bytes], aead: wire.AeadFactory) -> None:
+        for number, key in keys.items():
+            if not 1 <= number <= 255:
+                raise ValueError(f"key id {number} must be from 1 to 255")
+            if len(key) != KEY_BYTES:
+                raise ValueError(f"key {number} has {len(key)} bytes, must have {KEY_BYTES}")
+        self.current = next(iter(keys))
+        self._keys = dict(keys)
+        self._aead = aead
+        self._handshake = {number: wire.handshake_seals(aead, key) for number, key in keys.items()}
+
+    def handshake_seal(self, number: int, letter: int) -> wire.Seal | None:
+        """Return the seal for a letter of the handshake, None for an unknown key."""
+        seals = self._handshake.get(number)
+        return None if seals is None else seals[letter]
+
+    def session_seal(self, number: int, role: int, initiator: bytes, responder: bytes) -> wire.Seal:
+        """Return the seal of a session."""
+        return wire.session_seal(self._aead, self._keys[number], role, initiator, responder)
+
+
+class NoKeys:
+    """Without a key: key id 0, a checksum."""
+
+    current = 0
+    _seal = wire.ChecksumSeal()
+
+    def handshake_seal(self, number: int, letter: int) -> wire.Seal | None:
+        """Return the checksum, for key id 0."""
+        return None if number else self._seal
+
+    def session_seal(self, number: int, role: int, initiator: bytes, responder: bytes) -> wire.Seal:
+        """Return the checksum."""
+        return self._seal
+
+
+class Budget:
+    """At most `rate` in a second, a second's worth at once."""
+
+    __slots__ = ("_at", "_rate", "_tokens")
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._tokens = float(rate)
+        self._at = 0.0
+
+    def spend(self, now: float) -> bool:
+        """Return whether one more is allowed."""
+        self._tokens = min(self._rate, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Endpoint:
+    """All sessions of one socket; see the module.
+
+    `entropy(n)` returns n random bytes, `jitter()` a float in [0, 1). `patience` and `retries`: a message has
+    failed when so many seconds passed and at least so many tries went out; None: never.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: DatagramLimits,
+        entropy: Callable[[int], bytes],
+        jitter: Callable[[], float],
+        keys: Keys | NoKeys | None = None,
+        patience: float | None = None,
+        retries: int = 3,
+        ordered: bool = False,
+        now: float = 0.0,
+    ) -> None:
+        self.limits = limits
+        self.peers: dict[Address, Peer] = {}
+        self.counters = {
+            "ignored": 0,
+            "forged": 0,
+            "handshakes": 0,
+            "resets": 0,
+            "refused_peers": 0,
+        }
+        self._entropy = entropy
+        self._jitter = jitter
+        self._keys = keys or NoKeys()
+        self._patience = patience
+        self._retries = retries
+        self._ordered = ordered
+        self._jar = CookieJar(entropy(32), limits.cookie_seconds)
+        self._sessions: dict[tuple[Address, int], Session] = {}
+        self._ready: dict[Address, Peer] = {}
+        self._heap: list[tuple[float, int, Peer]] = []
+        self._heap_count = 0
+        self._handshakes = Budget(limits.handshakes_per_second)
+        self._resets = Budget(limits.resets_per_second)
+        self._swept_at = now
+        self._out: list[tuple[Address, list[bytes]]] = []
+        self._deliveries: list[tuple[Session, list[Delivery]]] = []
+        self._settled: list[object] = []
+        self._answers: list[Answer] = []
+        self._failures: list[tuple[Address, list[object]]] = []
+        self._events: list[tuple[str, Session]] = []
+
+    # --- from the application
+
+    def peer(self, address: Address, now: float) -> Peer:
+        """Return what is known of an address, made new if nothing is."""
+        peer = self.peers.get(address)
+        if peer is None:
+            if len(self.peers) >= self.limits.peers and not self._sweep(now, urgent=True):
+                raise LimitReached("peers", self.limits.peers)
+            peer = self.peers[address] = Peer(address, now)
+        return peer
+
+    def send(self, address: Address, body: bytes, token: object, now: float) -> None:
+        """Queue one message; `token` comes back in what is taken. Raises MessageTooLarge, LimitReached."""
+        self.send_run(address, (body,), (token,), now)
+
+    def send_run(
+        self, address: Address, bodies: Sequence[bytes], tokens: Sequence[object], now: float
+    ) -> int:
+        """Queue messages for one address, and return the ordinal of the first."""
+        peer = self.peer(address, now)
+        queue, limits = peer.queue, self.limits
+        largest = max(map(len, bodies), default=0)
+        if largest > limits.message_bytes:
+            raise MessageTooLarge(largest, limits.message_bytes)
+        if len(queue) + len(bodies) > limits.queue_messages:
+            raise LimitReached("queue_messages", limits.queue_messages)
+        size = sum(map(len, bodies))
+        if queue.waiting_bytes + size > limits.queue_bytes:
+            raise LimitReached("queue_bytes", limits.queue_bytes)
+        queue.waiting_bytes += size
+        queue.bodies += bodies
+        queue.tokens += tokens
+        first = queue.enqueued
+        queue.enqueued += len(bodies)
+        self._ready[address] = peer
+        return first
+
+    def handle(self, session: Session, first: int, last: int, size: int) -> None:
+        """Say that these nonces were handled, with empty replies."""
+        session.receiving.handle(first, last, size)
+        self._wake(session)
+
+    def reply(self, session: Session, nonce: int, status: int, body: bytes, size: int) -> None:
+        """Say that a nonce was handled, with this reply; MessageTooLarge where nobody would take it."""
+        if len(body) > self.limits.message_bytes:
+            raise MessageTooLarge(len(body), self.limits.message_bytes)
+        session.receiving.reply(nonce, status, body, size)
+        self._wake(session)
+
+    def close(self, address: Address) -> None:
+        """End the session with an address: tell it, and forget it. What is open is not sent again."""
+        peer = self.peers.pop(address, None)
+        if peer is None:
+            return
+        for session in (peer.session, peer.candidate):
+            if session is not None:
+                session.close()
+                out = session.take_datagrams(
+                    math.inf if session.heard_at == math.inf else session.heard_at
+                )
+                self._out.append((address, out[-1:]))
+                self._drop_session(session)
+        self._ready.pop(address, None)
+
+    # --- getters
+
+    def next_deadline(self) -> float | None:
+        """Return when `receive_time` is wanted next."""
+        heap = self._heap
+        while heap and heap[0][0] != heap[0][2].due:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
+
+    def waiting(self) -> Iterator[Waiting]:
+        """Yield every message that is not settled, per address in order."""
+        for peer in self.peers.values():
+            session, opening = peer.session, peer.opening
+            due = None if peer.due == math.inf else peer.due
+            if session is not None:
+                for nonce, transmissions in session.sending.open_messages():
+                    yield Waiting(peer.address, nonce, transmissions, due)
+            tries = opening.tries if opening is not None else 0
+            for _ in range(len(peer.queue)):
+                yield Waiting(peer.address, None, tries, due)
+
+    # --- to the world
+
+    def take_deliveries(self) -> list[tuple[Session, list[Delivery]]]:
+        """Return the messages that arrived, each exactly once in its session."""
+        taken, self._deliveries = self._deliveries, []
+        return taken
+
+    def take_settled(self) -> list[object]:
+        """Return the tokens of messages that were handled with an empty reply."""
+        if not self._settled:
+            return []
+        taken = self._settled[:]
+        self._settled.clear()
+        return taken
+
+    def take_answers(self) -> list[Answer]:
+        """Return the replies that came."""
+        if not self._answers:
+            return []
+        taken = self._answers[:]
+        self._answers.clear()
+        return taken
+
+    def take_failures(self) -> list[tuple[Address, list[object]]]:
+        """Return, per address that failed, the tokens of the messages given up."""
+        taken, self._failures = self._failures, []
+        return taken
+
+    def take_events(self) -> list[tuple[str, Session]]:
+        """Return ("opened" | "lost", session) in order."""
+        taken, self._events = self._events, []
+        return taken
+
+    def take_datagrams(self, now: float) -> list[tuple[Address, list[bytes]]]:
+        """Return what is to be sent now, per address in order."""
+        out, self._out = self._out, []
+        while self._ready:
+            ready, self._ready = self._ready, {}
+            for peer in ready.values():
+                self._pump(peer, out, now)
+        return out
+
+    # --- pumping
+
+    def _wake(self, session: Session) -> None:
+        peer = self.peers.get(session.address)
+        if peer is not None:
+            self._ready[session.address] = peer
+
+    def _pump(self, peer: Peer, out: list[tuple[Address, list[bytes]]], now: float) -> None:
+        if self.peers.get(peer.address) is not peer:
+            return
+        queue = peer.queue
+        session = peer.session
+        if self._patience is not None:
+            self._mark(peer, now)
+        if session is not None and session.spent and not session.sending.open:
+            self._end_spent(peer, session, out, now)
+            session = peer.session
+        if session is not None:
+            datagrams = session.take_datagrams(now)
+            if datagrams:
+                out.append((peer.address, datagrams))
+        elif queue.head < len(queue.bodies) and peer.opening is None:
+            identifier = int.from_bytes(self._entropy(8), "big")
+            peer.opening = Opening(identifier, self._entropy(wire.RANDOM_BYTES), now)
+        if peer.candidate is not None:
+            datagrams = peer.candidate.take_datagrams(now)
+            if datagrams:
+                out.append((peer.address, datagrams))
+        opening = peer.opening
+        if opening is not None and now >= opening.at:
+            out.append((peer.address, [self._hello(peer, opening, now)]))
+        self._schedule(peer, now)
+
+    def _end_spent(
+        self, peer: Peer, session: Session, out: list[tuple[Address, list[bytes]]], now: float
+    ) -> None:
+        """End a session in which messages were given up: their nonces are missing for ever."""
+        session.close()
+        datagrams = session.take_datagrams(now)
+        if datagrams:
+            out.append((peer.address, datagrams))
+        self._lose(peer, session)
+
+    def _mark(self, peer: Peer, now: float) -> None:
+        """Remember when the newest messages were handed in, as finely as MARKS_PER_PATIENCE says."""
+        marks = peer.marks
+        enqueued = peer.queue.enqueued
+        if peer.idle:
+            marks.clear()
+            return
+        if marks and marks[-1].ordinal >= enqueued:
+            return
+        assert self._patience is not None
+        if len(marks) > 1 and now - marks[-2].at < self._patience / MARKS_PER_PATIENCE:
+            marks[-1] = Mark(enqueued, now, marks[-1].tries)
+        else:
+            marks.append(Mark(enqueued, now, peer.all_tries))
+
+    def _schedule(self, peer: Peer, now: float) -> None:
+        deadlines = []
+        if peer.session is not None:
+            deadlines.append(peer.session.next_deadline(now))
+        if peer.candidate is not None:
+            deadlines.append(peer.candidate.next_deadline(now))
+        if peer.opening is not None:
+            deadlines.append(peer.opening.at)
+        if peer.marks and self._patience is not None:
+            due = peer.marks[0].at + self._patience
+            if due > now:  # else the tries are still missing, and each of them has its own time
+                deadlines.append(due)
+        due = min((at for at in deadlines if at is not None), default=math.inf)
+        if due < peer.due or peer.due <= now:
+            peer.due = due
+            if due < math.inf:
+                self._heap_count += 1
+                heapq.heappush(self._heap, (due, self._heap_count, peer))
+
+    # --- from the world: time
+
+    def receive_time(self, now: float) -> None:
+        """Do what is due by now."""
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            due, _, peer = heapq.heappop(heap)
+            if due != peer.due or self.peers.get(peer.address) is not peer:
+                continue
+            peer.due = math.inf
+            for session in (peer.session, peer.candidate):
+                if session is not None:
+                    session.receive_time(now)
+            self._give_up(peer, now)
+            self._ready[peer.address] = peer
+        if now - self._swept_at >= self.limits.idle_timeout / 4:
+            self._sweep(now, urgent=False)
+
+    def _give_up(self, peer: Peer, now: float) -> None:
+        if self._patience is None:
+            return
+        tokens: list[object] = []
+        while peer.marks:
+            ordinal, at, tries = peer.marks[0]
+            if now < at + self._patience or peer.all_tries - tries < self._retries:
+                break
+            peer.marks.pop(0)
+            session = peer.session
+            if session is not None:
+                given_up = session.sending.give_up(ordinal)
+                session.spent = session.spent or bool(given_up)
+                tokens += given_up
+            tokens += peer.queue.take_below(ordinal)
+        if not len(peer.queue) and peer.opening is not None:
+            peer.opening = None
+        if tokens:
+            self._failures.append((peer.address, tokens))
+
+    def _sweep(self, now: float, *, urgent: bool) -> bool:
+        """Forget idle addresses; urgently those that were silent for a tenth of the time as well."""
+        if urgent and now - self._swept_at < 1.0:
+            return False
+        self._swept_at = now
+        limit = now - self.limits.idle_timeout / (10 if urgent else 1)
+        idle = [
+            peer
+            for peer in self.peers.values()
+            if peer.heard_at < limit
+            and peer.idle
+            and (peer.session is None or peer.session.heard_at < limit)
+        ]
+        for peer in idle:
+            del self.peers[peer.address]
+            self._ready.pop(peer.address, None)
+            for session in (peer.session, peer.candidate):
+                if session is not None:
+                    self._drop_session(session)
+        return len(self.peers) < self.limits.peers
+
+    # --- from the world: datagrams
+
+    def receive_datagrams(self, data: bytes, segment: int, address: Address, now: float) -> None:
+        """Take datagrams of one source, `segment` bytes each but the last (0: there is one).
+
+        Never raises for what a peer sent; what cannot be understood is counted and ignored.
+        """
+        whole = len(data)
+        if not segment:
+            segment = whole
+        unpack = wire.HEADER.unpack_from
+        session: Session | None = None
+        start = 0
+        while start < whole:
+            end = start + segment
+            if end > whole:
+                end = whole
+            if end - start < wire.HEADER_BYTES + 4 or data[start + 1] != wire.VERSION:
+                self.counters["ignored"] += 1
+                start = end
+                continue
+            letter, _, key_id, role, identifier, number = unpack(data, start)
+            if letter == wire.MESSAGES or letter == wire.ACKNOWLEDGEMENT:
+                if session is None or session.identifier != identifier:
+                    session = self._sessions.get((address, identifier))
+                if session is None:
+                    self._reset(data, start, end, key_id, identifier, number, address, now)
+                elif role == session.role or key_id != session.key_id or role > 1:
+                    self.counters["ignored"] += 1
+                else:
+                    opened = session.seal.open(data, start, end)
+                    if opened is None:
+                        self.counters["forged"] += 1
+                    else:
+                        session.receive_packet(number, letter, *opened, now)
+            else:
+                self._receive_handshake(
+                    letter, data, start, end, key_id, role, identifier, number, address, now
+                )
+            start = end
+        if session is not None:
+            self._after_packets(session, now)
+
+    def _after_packets(self, session: Session, now: float) -> None:
+        peer = self.peers.get(session.address)
+        if peer is None:
+            return
+        if session is peer.candidate and session.proven:
+            self._promote(peer)
+        peer.heard_at = now
+        peer.failed = False
+        deliveries = session.receiving.deliveries
+        if deliveries:
+            session.receiving.deliveries = []
+            self._deliveries.append((session, deliveries))
+        if session.closed_by_peer:
+            self._lose(peer, session)
+        self._ready[session.address] = peer
+
+    def _promote(self, peer: Peer) -> None:
+        """Let the candidate take the place of the session that the peer has lost."""
+        candidate, old = peer.candidate, peer.session
+        peer.candidate = None
+        if old is not None:
+            self._lose(peer, old)
+        peer.session = candidate
+
+    def _lose(self, peer: Peer, session: Session) -> None:
+        """End a session; what is open in it goes to the next one."""
+        peer.tries += session.tries
+        self._drop_session(session)
+        if peer.candidate is session:
+            peer.candidate = None
+        if peer.session is session:
+            peer.session = None
+            peer.queue.put_back(*session.sending.take_open())
+            if peer.candidate is not None:
+                peer.session, peer.candidate = peer.candidate, None
+        if peer.session is not None and peer.session is not session:
+            # Its ordinals count from what now waits.
+            peer.session.sending.ordinal_base = (
+                peer.queue.first_ordinal - peer.session.sending.next_nonce
+            )
+        self._ready[peer.address] = peer
+
+    def _drop_session(self, session: Session) -> None:
+        if self._sessions.pop((session.address, session.identifier), None) is not None:
+            self._events.append(("lost", session))
+
+    # --- the handshake
+
+    def _sealed(self, letter: int, role: int, key_id: int, identifier: int, body: bytes) -> bytes:
+        salt = int.from_bytes(self._entropy(8), "big")
+        header = wire.HEADER.pack(letter, wire.VERSION, key_id, role, identifier, salt)
+        seal = self._keys.handshake_seal(key_id, letter)
+        assert seal is not None
+        return seal.close(header, body)
+
+    def _terms(self, random: bytes) -> bytes:
+        limits = self.limits
+        return wire.TERMS.pack(
+            random,
+            limits.window_messages,
+            limits.window_bytes,
+            limits.message_bytes,
+            limits.datagram_bytes,
+        )
+
+    def _hello(self, peer: Peer, opening: Opening, now: float) -> bytes:
+        opening.sent_once = not opening.tries_cookie
+        if opening.tries:
+            peer.tries += 1
+        opening.tries += 1
+        opening.tries_cookie += 1
+        if opening.cookie and opening.tries_cookie > HELLOS_PER_COOKIE:
+            opening.cookie = b""
+            opening.tries_cookie = 1
+        wait = RTO_INITIAL * 2 ** min(opening.tries - 1, 8) * (1 + self._jitter() / 2)
+        opening.at = now + min(wait, RTO_MAX)
+        body = self._terms(opening.random) + (opening.cookie or wire.NO_COOKIE)
+        return self._sealed(
+            wire.HELLO, wire.INITIATOR, self._keys.current, opening.identifier, body
+        )
+
+    def _receive_handshake(
+        self,
+        letter: int,
+        data: bytes,
+        start: int,
+        end: int,
+        key_id: int,
+        role: int,
+        identifier: int,
+        number: int,
+        address: Address,
+        now: float,
+    ) -> None:
+        if letter == wire.HELLO:
+            peer = self.peers.get(address)
+            known = peer is not None and peer.opening is not None
+            if not known and not self._handshakes.spend(now):
+                self.counters["ignored"] += 1
+                return
+        elif letter not in (wire.COOKIE, wire.OPENED, wire.RESET):
+            self.counters["ignored"] += 1
+            return
+        seal = self._keys.handshake_seal(key_id, letter)
+        opened = seal.open(data, start, end) if seal is not None else None
+        if opened is None:
+            self.counters["forged"] += 1
+            return
+        buffer, at, behind = opened
+        size = behind - at
+        if letter == wire.HELLO and role == wire.INITIATOR and size == wire.HELLO_BODY_BYTES:
+            body = buffer[at:behind]
+            self._receive_hello(body, key_id, identifier, address, now)
+        elif letter == wire.COOKIE and role == wire.RESPONDER and size == wire.COOKIE_BYTES:
+            self._receive_cookie(buffer[at:behind], key_id, identifier, address, now)
+        elif letter == wire.OPENED and role == wire.RESPONDER and size == wire.TERMS.size:
+            self._receive_opened(buffer, at, key_id, identifier, address, now)
+        elif letter == wire.RESET and size == wire.RESET_BODY.size:
+            (echo,) = wire.RESET_BODY.unpack_from(buffer, at)
+            self._receive_reset(echo, role, identifier, address)
+        else:
+            self.counters["ignored"] += 1
+
+    def _receive_hello(
+        self, body: bytes, key_id: int, identifier: int, address: Address, now: float
+    ) -> None:
+        self.counters["handshakes"] += 1
+        try:
+            terms = wire.decode_terms(body, 0)
+        except wire.DecodeErrors:
+            self.counters["ignored"] += 1
+            return
+        cookie = body[wire.TERMS.size :]
+        if not self._jar.check(cookie, address, identifier, terms.random, now):
+            cookie = self._jar.make(address, identifier, terms.random, now)
+            answer = self._sealed(wire.COOKIE, wire.RESPONDER, key_id, identifier, cookie)
+            self._out.append((address, [answer]))
+            return
+        known = self._sessions.get((address, identifier))
+        if known is not None:  # the answer was lost: the same again
+            if known.role == wire.RESPONDER:
+                self._send_opened(known, known.own_random)
+            return
+        try:
+            peer = self.peer(address, now)
+        except LimitReached:
+            self.counters["refused_peers"] += 1
+            return
+        opening = peer.opening
+        if opening is not None:
+            if opening.identifier < identifier:
+                return  # both began: the lower session id wins, and ours is on its way
+            peer.opening = None
+        random = self._entropy(wire.RANDOM_BYTES)
+        seal = self._keys.session_seal(key_id, wire.RESPONDER, terms.random, random)
+        session = self._make_session(
+            peer, identifier, wire.RESPONDER, key_id, seal, random, terms, now
+        )
+        if peer.candidate is not None:
+            self._drop_session(peer.candidate)
+            peer.candidate = None
+        if peer.session is None:
+            peer.session = session
+        else:
+            peer.candidate = session
+        self._send_opened(session, random)
+        self._ready[address] = peer
+
+    def _send_opened(self, session: Session, random: bytes) -> None:
+        answer = self._sealed(
+            wire.OPENED, wire.RESPONDER, session.key_id, session.identifier, self._terms(random)
+        )
+        self._out.append((session.address, [answer]))
+
+    def _make_session(
+        self,
+        peer: Peer,
+        identifier: int,
+        role: int,
+        key_id: int,
+        seal: wire.Seal,
+        random: bytes,
+        terms: wire.Terms,
+        now: float,
+    ) -> Session:
+        session = Session(
+            address=peer.address,
+            identifier=identifier,
+            role=role,
+            key_id=key_id,
+            seal=seal,
+            own_random=random,
+            terms=terms,
+            limits=self.limits,
+            queue=peer.queue,
+            settled=self._settled,
+            answered=self._answers,
+            jitter=self._jitter,
+            ordered=self._ordered,
+            now=now,
+        )
+        self._sessions[(peer.address, identifier)] = session
+        self._events.append(("opened", session))
+        return session
+
+    def _opening(self, address: Address, identifier: int, key_id: int) -> Opening | None:
+        peer = self.peers.get(address)
+        opening = peer.opening if peer is not None else None
+        if opening is None or opening.identifier != identifier or key_id != self._keys.current:
+            self.counters["ignored"] += 1
+            return None
+        return opening
+
+    def _receive_cookie(
+        self, cookie: bytes, key_id: int, identifier: int, address: Address, now: float
+    ) -> None:
+        opening = self._opening(address, identifier, key_id)
+        if opening is None:
+            return
+        if not opening.cookie:
+            opening.cookie = cookie
+            opening.tries_cookie = 0
+            opening.tries = 0
+            opening.at = now
+            self._ready[address] = self.peers[address]
+
+    def _receive_opened(
+        self, buffer: bytes, at: int, key_id: int, identifier: int, address: Address, now: float
+    ) -> None:
+        opening = self._opening(address, identifier, key_id)
+        if opening is None:
+            return
+        try:
+            terms = wire.decode_terms(buffer, at)
+        except wire.DecodeErrors:
+            self.counters["ignored"] += 1
+            return
+        peer = self.peers[address]
+        seal = self._keys.session_seal(key_id, wire.INITIATOR, opening.random, terms.random)
+        session = self._make_session(
+            peer, identifier, wire.INITIATOR, key_id, seal, opening.random, terms, now
+        )
+        peer.opening = None
+        peer.session = session
+        peer.heard_at = now
+        peer.failed = False
+        self._ready[address] = peer
+
+    # --- resets
+
+    def _reset(
+        self,
+        data: bytes,
+        start: int,
+        end: int,
+        key_id: int,
+        identifier: int,
+        number: int,
+        address: Address,
+        now: float,
+    ) -> None:
+        """Answer a packet of an unknown session: shorter than it, and not too often."""
+        seal = self._keys.handshake_seal(key_id, wire.RESET)
+        if seal is None or (key_id and seal is None):
+            self.counters["ignored"] += 1
+            return
+        size = wire.HEADER_BYTES + wire.RESET_BODY.size + seal.overhead
+        if end - start < size or not self._resets.spend(now):
+            self.counters["ignored"] += 1
+            return
+        if isinstance(seal, wire.ChecksumSeal) and seal.open(data, start, end) is None:
+            self.counters["forged"] += 1
+            return
+        self.counters["resets"] += 1
+        role = 1 - (data[start + 3] & 1)
+        body = wire.RESET_BODY.pack(number)
+        self._out.append((address, [self._sealed(wire.RESET, role, key_id, identifier, body)]))
+
+    def _receive_reset(self, echo: int, role: int, identifier: int, address: Address) -> None:
+        session = self._sessions.get((address, identifier))
+        if session is None or role == session.role or echo not in session.recovery.in_flight:
+            self.counters["ignored"] += 1
+            return
+        peer = self.peers.get(address)
+        if peer is not None:
+            self._lose(peer, session)

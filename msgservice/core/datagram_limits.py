@@ -1,0 +1,54 @@
+"""Limits of acknowledged UDP, each with its unit and its reason; one frozen value, handed down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Above this a UDP datagram over IPv4 does not exist.
+DATAGRAM_BYTES_MAX = 65_507
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatagramLimits:
+    """What an endpoint keeps to. Counts, bytes, seconds."""
+
+    # 1,200 bytes cross every path that carries QUIC (RFC 9000 §14).
+    datagram_bytes: int = 1200
+    # The largest message and the largest reply; larger is refused at the caller.
+    message_bytes: int = 1024 * 1024
+    # Taken from one peer and not yet handled, pieces of large messages among it.
+    window_messages: int = 16_384
+    window_bytes: int = 4 * 1024 * 1024
+    # Sent to one peer and not yet acknowledged; the socket's buffer must hold it on the other side.
+    congestion_bytes: int = 4 * 1024 * 1024
+    # Waiting for one peer before a send is refused with `LimitReached`.
+    queue_messages: int = 1_000_000
+    queue_bytes: int = 256 * 1024 * 1024
+    # Addresses with state; beyond it, newcomers are not answered.
+    peers: int = 10_000
+    # A session that was silent so long, with nothing open, is forgotten. Longer than any sender with
+    # default patience retries, as its marks are what keeps a repeat from being handled twice.
+    idle_timeout: float = 600.0
+    # A PING when nothing was heard for so long; 0: none.
+    keepalive: float = 0.0
+    # An address shows within this time that it receives what is sent to it.
+    cookie_seconds: float = 30.0
+    # Handshakes and resets answered in a second: what a flood may cost.
+    handshakes_per_second: int = 2000
+    resets_per_second: int = 200
+    # RFC 6298 asks for 1 s; 0.2 s is allowed on private links (docs/udp.md).
+    rto_min: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the field."""
+        if not 512 <= self.datagram_bytes <= DATAGRAM_BYTES_MAX:
+            raise ValueError(f"datagram_bytes must be from 512 to {DATAGRAM_BYTES_MAX}")
+        if not 1 <= self.message_bytes < 2**32:
+            raise ValueError("message_bytes must be from 1 to 4294967295")
+        if self.keepalive < 0:
+            raise ValueError("keepalive must not be below 0")
+        if not 0.2 <= self.rto_min <= 60:
+            raise ValueError("rto_min must be from 0.2 to 60")
+        for name in self.__slots__:
+            if name != "keepalive" and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0")

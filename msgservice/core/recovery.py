@@ -1,0 +1,228 @@
+"""What of that which was sent has arrived, what is lost, and when to ask: one side of a session.
+
+Called by `core.datagram_sender`. Keeps the packets in flight by packet number, estimates the round trip
+(RFC 6298), declares loss by packet and time thresholds (RFC 9002 §6.1) that start at 3 and 9/8 and
+grow when a loss is proven wrong (RFC 8985's adaptive window in spirit), and runs the timeout: first
+a probe of the tail after two round trips (RFC 8985 §7), then the retransmission timeout, doubling,
+with jitter. Every transmission has a packet number of its own, so every sample can be used and a needless
+retransmission proves itself; Karn's rule is not needed. Times are seconds of the caller's clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+RTO_INITIAL = 1.0
+RTO_MIN = 1.0
+RTO_MAX = 60.0
+# The longest that a peer waits before it acknowledges (PROTOCOL §UDP).
+ACK_DELAY_MAX = 0.025
+PACKET_THRESHOLD = 3
+TIME_THRESHOLD = 9 / 8
+# Proof may raise the thresholds so far: beyond that, waiting costs more than sending again.
+PACKET_THRESHOLD_MAX = 1024
+TIME_THRESHOLD_MAX = 3.0
+GRANULARITY = 0.001
+# Packets counted as lost that are remembered, so that a late acknowledgement can prove it wrong.
+LOST_MAX = 1024
+# Timeouts in a row before the congestion window falls to its least.
+TIMEOUTS_PERSISTENT = 3
+
+
+class Sent(NamedTuple):
+    """A packet in flight: when it left, its size in bytes, and what its owner needs to know."""
+
+    at: float
+    size: int
+    content: Any
+
+
+class RoundTrip:
+    """Round-trip estimate of RFC 6298, in seconds."""
+
+    __slots__ = ("_floor", "latest", "smallest", "smoothed", "variation")
+
+    def __init__(self, rto_min: float = RTO_MIN) -> None:
+        self._floor = rto_min
+        self.latest = 0.0
+        self.smallest = math.inf
+        self.smoothed = 0.0
+        self.variation = 0.0
+
+    def sample(self, rtt: float, delay: float = 0.0) -> None:
+        """Take a measurement; `delay`: how long the other side held its answer back."""
+        rtt = max(rtt, 1e-6)
+        self.smallest = min(self.smallest, rtt)
+        if rtt - delay >= self.smallest:
+            rtt -= delay
+        self.latest = rtt
+        if not self.smoothed:
+            self.smoothed, self.variation = rtt, rtt / 2
+            return
+        self.variation += (abs(self.smoothed - rtt) - self.variation) / 4
+        self.smoothed += (rtt - self.smoothed) / 8
+
+    @property
+    def rto(self) -> float:
+        """The retransmission timeout without backoff."""
+        if not self.smoothed:
+            return RTO_INITIAL
+        spread = max(4 * self.variation, GRANULARITY)
+        return min(max(self._floor, self.smoothed + spread + ACK_DELAY_MAX), RTO_MAX)
+
+    @property
+    def probe(self) -> float:
+        """When the tail of what was sent is probed: after two round trips (RFC 8985 §7.2)."""
+        if not self.smoothed:
+            return RTO_INITIAL
+        spread = max(4 * self.variation, self.smoothed, GRANULARITY)
+        return min(self.smoothed + spread + ACK_DELAY_MAX, self.rto)
+
+
+class Outcome(NamedTuple):
+    """What an acknowledgement, or time, made known."""
+
+    arrived: list[Sent]
+    lost: list[Sent]
+    spurious: int
+
+
+class Recovery:
+    """Packets in flight of one direction of one session."""
+
+    __slots__ = (
+        "_jitter", "_lost", "_rto_jitter", "in_flight", "largest", "last_sent_at",
+        "loss_at", "next_number",
+        "packet_threshold", "round_trip", "spurious", "time_threshold", "timeouts",
+    )  # fmt: skip
+
+    def __init__(self, jitter: Callable[[], float], rto_min: float = RTO_MIN) -> None:
+        self.round_trip = RoundTrip(rto_min)
+        self.in_flight: dict[int, Sent] = {}
+        self.next_number = 1
+        self.largest = 0
+        self.last_sent_at = 0.0
+        self.loss_at: float | None = None
+        self.timeouts = 0
+        self.packet_threshold = PACKET_THRESHOLD
+        self.time_threshold = TIME_THRESHOLD
+        self.spurious = 0
+        self._lost: dict[int, float] = {}
+        self._jitter = jitter
+        self._rto_jitter = 1.0 + jitter() / 2
+
+    def on_sent(self, sent: Sent) -> None:
+        """Take note of a packet that asks for an acknowledgement, numbered `next_number`."""
+        self.in_flight[self.next_number] = sent
+        self.next_number += 1
+        self.last_sent_at = sent.at
+
+    def receive_ranges(
+        self, ranges: Sequence[tuple[int, int]], delay: float, now: float
+    ) -> Outcome:
+        """Take an acknowledgement's inclusive packet ranges, newest first; ValueError if never sent."""
+        newest = ranges[0][1]
+        if newest >= self.next_number:
+            raise ValueError(f"packet {newest} acknowledged, never sent")
+        in_flight = self.in_flight
+        arrived: list[Sent] = []
+        if in_flight:
+            oldest = next(iter(in_flight))
+            for first, last in ranges:
+                if last < oldest:
+                    break
+                first = max(first, oldest)  # clipped: what is older was settled before
+                if last - first < 2 * len(in_flight):
+                    for number in range(first, last + 1):
+                        sent = in_flight.pop(number, None)
+                        if sent is not None:
+                            arrived.append(sent)
+                            if number > self.largest:
+                                self.largest = number
+                                newest_sent = sent
+                else:
+                    found = [number for number in in_flight if first <= number <= last]
+                    for number in found:
+                        sent = in_flight.pop(number)
+                        arrived.append(sent)
+                        if number > self.largest:
+                            self.largest = number
+                            newest_sent = sent
+            if arrived and self.largest == newest:
+                self.round_trip.sample(now - newest_sent.at, delay)
+        spurious = self._prove(ranges, now) if self._lost else 0
+        if arrived or spurious:
+            if self.timeouts:
+                self.timeouts = 0
+                self._rto_jitter = 1.0 + self._jitter() / 2
+        return Outcome(arrived, self.detect(now), spurious)
+
+    def _prove(self, ranges: Sequence[tuple[int, int]], now: float) -> int:
+        """Count what was declared lost and had arrived; raise the thresholds to what it showed."""
+        lost = self._lost
+        proven = []
+        for first, last in ranges:
+            proven += [number for number in lost if first <= number <= last]
+        for number in proven:
+            sent_at = lost.pop(number)
+            distance = self.largest - number + 1
+            self.packet_threshold = min(max(self.packet_threshold, distance), PACKET_THRESHOLD_MAX)
+            base = max(self.round_trip.smoothed, GRANULARITY)
+            late = (now - sent_at) / base + 1 / 8
+            self.time_threshold = min(max(self.time_threshold, late), TIME_THRESHOLD_MAX)
+        self.spurious += len(proven)
+        return len(proven)
+
+    def detect(self, now: float) -> list[Sent]:
+        """Return the packets that are lost by now, and set `loss_at` to when the next would be."""
+        self.loss_at = None
+        in_flight = self.in_flight
+        lost: list[Sent] = []
+        if not in_flight:
+            return lost
+        trip = self.round_trip
+        wait = max(self.time_threshold * max(trip.smoothed, trip.latest), GRANULARITY)
+        by_number = self.largest - self.packet_threshold
+        by_time = now - wait
+        numbers = []
+        for number, sent in in_flight.items():
+            if number > self.largest:
+                break
+            if number <= by_number or sent.at <= by_time:
+                numbers.append(number)
+                lost.append(sent)
+            else:
+                self.loss_at = sent.at + wait
+                break
+        remembered = self._lost
+        for number in numbers:
+            remembered[number] = in_flight.pop(number).at
+        while len(remembered) > LOST_MAX:
+            del remembered[next(iter(remembered))]
+        return lost
+
+    def timeout_at(self) -> float | None:
+        """Return when the retransmission timeout (or the tail's probe before it) is due."""
+        if not self.in_flight:
+            return None
+        if self.timeouts == 0:
+            wait = self.round_trip.probe
+        else:
+            wait = self.round_trip.rto * 2 ** min(self.timeouts - 1, 16) * self._rto_jitter
+        return self.last_sent_at + min(wait, RTO_MAX)
+
+    def receive_timeout(self) -> None:
+        """Take note that the timeout passed: the next is later."""
+        self.timeouts += 1
+        self._rto_jitter = 1.0 + self._jitter() / 2
+
+    def oldest(self, count: int) -> list[Sent]:
+        """Return the oldest `count` packets in flight: what a probe sends again."""
+        found = []
+        for sent in self.in_flight.values():
+            found.append(sent)
+            if len(found) == count:
+                break
+        return found
