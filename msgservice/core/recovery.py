@@ -128,6 +128,7 @@ class Recovery:
             raise ValueError(f"packet {newest} acknowledged, never sent")
         in_flight = self.in_flight
         arrived: list[Sent] = []
+        newest_sent: Sent | None = None
         if in_flight:
             oldest = next(iter(in_flight))
             for first, last in ranges:
@@ -150,7 +151,7 @@ class Recovery:
                         if number > self.largest:
                             self.largest = number
                             newest_sent = sent
-            if arrived and self.largest == newest:
+            if newest_sent is not None and self.largest == newest:
                 self.round_trip.sample(now - newest_sent.at, delay)
         spurious = self._prove(ranges, now) if self._lost else 0
         if arrived or spurious:
@@ -185,12 +186,11 @@ class Recovery:
         trip = self.round_trip
         wait = max(self.time_threshold * max(trip.smoothed, trip.latest), GRANULARITY)
         by_number = self.largest - self.packet_threshold
-        by_time = now - wait
         numbers = []
         for number, sent in in_flight.items():
             if number > self.largest:
                 break
-            if number <= by_number or sent.at <= by_time:
+            if number <= by_number or sent.at + wait <= now:
                 numbers.append(number)
                 lost.append(sent)
             else:

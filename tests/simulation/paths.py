@@ -1,0 +1,228 @@
+"""Simulated paths between endpoints of acknowledged UDP: virtual time, one seed, no sockets.
+
+A `Path` is one direction: loss, a fixed delay, jitter for some datagrams, duplication, damage, and
+a bottleneck with a rate and a queue. A `Host` drives one `Endpoint` as the real driver does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from msgservice.core.datagram import Endpoint, Keys
+from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
+
+Address = tuple[str, int]
+
+
+@dataclass
+class Bottleneck:
+    """A rate in bytes/s and a queue in datagrams, shared by all paths that go through it."""
+
+    rate: float
+    queue_max: int
+    free_at: float = 0.0
+    departures: list[float] = field(default_factory=list)
+    carried: int = 0
+    offered_count: int = 0
+    dropped_count: int = 0
+
+    def enter(self, size: int, now: float) -> float | None:
+        """Return when the datagram has left the bottleneck, None if its queue is full."""
+        self.departures = [at for at in self.departures if at > now]
+        self.offered_count += 1
+        if len(self.departures) >= self.queue_max:
+            self.dropped_count += 1
+            return None
+        self.free_at = max(self.free_at, now) + size / self.rate
+        self.departures.append(self.free_at)
+        self.carried += size
+        return self.free_at
+
+
+@dataclass(kw_only=True)
+class Path:
+    """One direction between two hosts. Seconds and probabilities."""
+
+    delay: float = 0.01
+    loss: float = 0.0
+    duplicate: float = 0.0
+    damage: float = 0.0
+    jitter: float = 0.0
+    jitter_share: float = 0.0
+    bottleneck: Bottleneck | None = None
+    down: bool = False
+
+
+class Host:
+    """An endpoint at an address; `handler(body)` answers bytes, None, or raises."""
+
+    def __init__(
+        self,
+        world: World,
+        address: Address,
+        *,
+        limits: DatagramLimits | None = None,
+        keys: Keys | None = None,
+        patience: float | None = None,
+        retries: int = 3,
+        ordered: bool = False,
+    ) -> None:
+        self.world = world
+        self.address = address
+        self._options = (limits or DatagramLimits(), keys, patience, retries, ordered)
+        self.handled: list[bytes] = []
+        self.handler: Callable[[bytes], bytes | None] = lambda body: None
+        self.settled: list[object] = []
+        self.replies: dict[object, tuple[int, bytes]] = {}
+        self.failed: list[tuple[Address, list[object]]] = []
+        self.sent_bytes = 0
+        self.delay_handling = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with nothing, as a new process would."""
+        limits, keys, patience, retries, ordered = self._options
+        self.endpoint = Endpoint(
+            limits=limits,
+            entropy=self.world.random.randbytes,
+            jitter=self.world.random.random,
+            keys=keys,
+            patience=patience,
+            retries=retries,
+            ordered=ordered,
+            now=self.world.now,
+        )
+
+    def send(self, to: Address, body: bytes, token: object | None = None) -> None:
+        """Send one message; its token is the body itself if none is given."""
+        self.endpoint.send(to, body, body if token is None else token, self.world.now)
+
+    def receive(self, data: bytes, source: Address) -> None:
+        """Take a datagram, and do all that follows from it."""
+        self.endpoint.receive_datagrams(data, 0, source, self.world.now)
+        self.turn()
+
+    def turn(self) -> None:
+        """One turn of the driver."""
+        endpoint, world = self.endpoint, self.world
+        for session, deliveries in endpoint.take_deliveries():
+            for delivery in deliveries:
+                for nonce, body in enumerate(delivery.bodies, delivery.first):
+                    self.handled.append(body)
+                    size = len(body)
+                    try:
+                        answer = self.handler(body)
+                        status = REPLY_OK
+                    except ValueError as error:
+                        answer, status = str(error).encode(), REPLY_FAILED
+                    if answer is None:
+                        act = lambda s=session, n=nonce, z=size: endpoint.handle(s, n, n, z)  # noqa: E731
+                    else:
+                        act = lambda s=session, n=nonce, z=size, t=status, a=answer: endpoint.reply(  # noqa: E731
+                            s, n, t, a, z
+                        )
+                    if self.delay_handling:
+                        world.later(self.delay_handling, lambda act=act: (act(), self.turn()))
+                    else:
+                        act()
+        self.settled += endpoint.take_settled()
+        for answer in endpoint.take_answers():
+            self.replies[answer.token] = (answer.status, answer.body)
+        self.failed += endpoint.take_failures()
+        endpoint.take_events()
+        for address, datagrams in endpoint.take_datagrams(world.now):
+            for datagram in datagrams:
+                self.sent_bytes += len(datagram)
+                world.transmit(self.address, address, datagram)
+
+
+class World:
+    """Hosts, paths and virtual time, all from one seed."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.hosts: dict[Address, Host] = {}
+        self.paths: dict[tuple[Address, Address], Path] = {}
+        self.default = Path()
+        self.letters: Counter[str] = Counter()
+        self.taps: list[Callable[[Address, Address, bytes], bytes | None]] = []
+        self._queue: list[tuple[float, int, Callable[[], object]]] = []
+        self._count = 0
+
+    def host(self, number: int, **options: object) -> Host:
+        """Make host number `number`, at 127.0.0.1 with that port."""
+        address = ("127.0.0.1", number)
+        made = self.hosts[address] = Host(self, address, **options)  # type: ignore[arg-type]  # passed on
+        return made
+
+    def path(self, source: Host, to: Host) -> Path:
+        """Return the direction's path; the default one until it is replaced."""
+        return self.paths.get((source.address, to.address), self.default)
+
+    def later(self, delay: float, act: Callable[[], object]) -> None:
+        """Do something after `delay` seconds."""
+        self._count += 1
+        heapq.heappush(self._queue, (self.now + delay, self._count, act))
+
+    def transmit(self, source: Address, to: Address, datagram: bytes) -> None:
+        """Carry a datagram over its path."""
+        self.letters[chr(datagram[0])] += 1
+        for tap in self.taps:
+            changed = tap(source, to, datagram)
+            if changed is None:
+                return
+            datagram = changed
+        path = self.paths.get((source, to), self.default)
+        rng = self.random
+        if path.down or rng.random() < path.loss:
+            return
+        delay = path.delay
+        if path.bottleneck is not None:
+            out_at = path.bottleneck.enter(len(datagram) + 28, self.now)
+            if out_at is None:
+                return
+            delay += out_at - self.now
+        if rng.random() < path.jitter_share:
+            delay += rng.uniform(0, path.jitter)
+        if rng.random() < path.damage:
+            place = rng.randrange(len(datagram))
+            changed_byte = datagram[place] ^ (1 << rng.randrange(8))
+            datagram = datagram[:place] + bytes([changed_byte]) + datagram[place + 1 :]
+        for _ in range(2 if rng.random() < path.duplicate else 1):
+            self.later(delay, lambda: self._arrive(to, datagram, source))
+
+    def _arrive(self, to: Address, datagram: bytes, source: Address) -> None:
+        host = self.hosts.get(to)
+        if host is not None:
+            host.receive(datagram, source)
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
+        """Let virtual time pass, at most `seconds`; return whether `until` came true."""
+        end = self.now + seconds
+        for host in self.hosts.values():
+            host.turn()
+        while True:
+            if until is not None and until():
+                return True
+            at = self._queue[0][0] if self._queue else end
+            timer: Host | None = None
+            for host in self.hosts.values():
+                due = host.endpoint.next_deadline()
+                if due is not None and due < at:
+                    at, timer = due, host
+            if at >= end:
+                self.now = end
+                return until is not None and until()
+            self.now = max(self.now, at)
+            if timer is not None:
+                timer.endpoint.receive_time(self.now)
+                timer.turn()
+            else:
+                _, _, act = heapq.heappop(self._queue)
+                act()
