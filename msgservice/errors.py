@@ -264,6 +264,29 @@ class TransferFailed(MsgServiceError):
         self.path, self.reason = path, reason
 
 
+class NodeFailure(Ambiguous):
+    """A peer of acknowledged UDP did not answer; whether it handled the message is not known."""
+
+    def __init__(self, address: tuple[str, int], seconds: float) -> None:
+        super().__init__(f"{address[0]}:{address[1]} did not answer within {seconds:g} s")
+        self.address, self.seconds = address, seconds
+
+
+class PeerClosed(Ambiguous):
+    """The datagram peer was closed while this message was under way."""
+
+
+class HandlerFailed(MsgServiceError):
+    """The other side's handler raised; the message was handled and will not be sent again.
+
+    `replies`, of a run: what each message was answered, bytes or a `HandlerFailed` of its own.
+    """
+
+    def __init__(self, reason: str, replies: Sequence[bytes | HandlerFailed] | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.replies = reason, replies
+
+
 # --- What a handler says ------------------------------------------------------------------------
 
 

@@ -91,10 +91,10 @@ class Peer:
 
 
 class Waiting(NamedTuple):
-    """A message that is not settled: its nonce, None before it was first sent."""
+    """A message that is not settled; `nonce` is the one it will have, before it was first sent."""
 
     address: Address
-    nonce: int | None
+    nonce: int
     attempts: int
     next_due: float | None
 
@@ -204,7 +204,7 @@ class Endpoint:
         self._deliveries: list[tuple[Session, list[Delivery]]] = []
         self._settled: list[object] = []
         self._answers: list[Answer] = []
-        self._failures: list[tuple[Address, list[object]]] = []
+        self._failures: list[tuple[Address, list[object], bool]] = []
         self._events: list[tuple[str, Session]] = []
 
     # --- from the application
@@ -219,8 +219,27 @@ class Endpoint:
         return peer
 
     def send(self, address: Address, body: bytes, token: object, now: float) -> None:
-        """Queue one message; `token` comes back in what is taken. Raises MessageTooLarge, LimitReached."""
-        self.send_run(address, (body,), (token,), now)
+        """Queue one message; `token` comes back when it is settled.
+
+        Raises MessageTooLarge or LimitReached, and then nothing was queued.
+        """
+        peer = self.peers.get(address)
+        if peer is None:
+            peer = self.peer(address, now)
+        queue, limits = peer.queue, self.limits
+        size = len(body)
+        if size > limits.message_bytes:
+            raise MessageTooLarge(size, limits.message_bytes)
+        if len(queue.bodies) - queue.head >= limits.queue_messages:
+            raise LimitReached("queue_messages", limits.queue_messages)
+        queue.waiting_bytes += size
+        if queue.waiting_bytes > limits.queue_bytes:
+            queue.waiting_bytes -= size
+            raise LimitReached("queue_bytes", limits.queue_bytes)
+        queue.bodies.append(body)
+        queue.tokens.append(token)
+        queue.enqueued += 1
+        self._ready[address] = peer
 
     def send_run(
         self, address: Address, bodies: Sequence[bytes], tokens: Sequence[object], now: float
@@ -256,11 +275,15 @@ class Endpoint:
         session.receiving.reply(nonce, status, body, size)
         self._wake(session)
 
-    def close(self, address: Address) -> None:
-        """End the session with an address: tell it, and forget it. What is open is not sent again."""
+    def close(self, address: Address, now: float) -> list[object]:
+        """End the session with an address: tell it, and forget it.
+
+        Returns the tokens of what was open or waiting; it is not sent again.
+        """
         peer = self.peers.pop(address, None)
         if peer is None:
-            return
+            return []
+        tokens = peer.queue.take_below(peer.queue.enqueued)
         for session in (peer.session, peer.candidate):
             if session is not None:
                 session.close()
@@ -268,8 +291,10 @@ class Endpoint:
                     math.inf if session.heard_at == math.inf else session.heard_at
                 )
                 self._out.append((address, out[-1:]))
+                tokens += session.sending.give_up(peer.queue.enqueued)
                 self._drop_session(session)
         self._ready.pop(address, None)
+        return tokens
 
     # --- getters
 
@@ -289,8 +314,9 @@ class Endpoint:
                 for nonce, transmissions in session.sending.open_messages():
                     yield Waiting(peer.address, nonce, transmissions, due)
             tries = opening.tries if opening is not None else 0
-            for _ in range(len(peer.queue)):
-                yield Waiting(peer.address, None, tries, due)
+            nonce = session.sending.next_nonce if session is not None else 1
+            for index in range(len(peer.queue)):
+                yield Waiting(peer.address, nonce + index, tries, due)
 
     # --- to the world
 
@@ -315,8 +341,8 @@ class Endpoint:
         self._answers.clear()
         return taken
 
-    def take_failures(self) -> list[tuple[Address, list[object]]]:
-        """Return, per address that failed, the tokens of the messages given up."""
+    def take_failures(self) -> list[tuple[Address, list[object], bool]]:
+        """Return (address, tokens of the messages given up, whether it had not failed before)."""
         taken, self._failures = self._failures, []
         return taken
 
@@ -447,7 +473,8 @@ class Endpoint:
         if not len(peer.queue) and peer.opening is not None:
             peer.opening = None
         if tokens:
-            self._failures.append((peer.address, tokens))
+            self._failures.append((peer.address, tokens, not peer.failed))
+            peer.failed = True
 
     def _sweep(self, now: float, *, urgent: bool) -> bool:
         """Forget idle addresses; urgently those that were silent for a tenth of the time as well."""

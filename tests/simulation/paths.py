@@ -79,7 +79,7 @@ class Host:
         self.handler: Callable[[bytes], bytes | None] = lambda body: None
         self.settled: list[object] = []
         self.replies: dict[object, tuple[int, bytes]] = {}
-        self.failed: list[tuple[Address, list[object]]] = []
+        self.failed: list[tuple[Address, list[object], bool]] = []
         self.sent_bytes = 0
         self.delay_handling = 0.0
         self.restart()

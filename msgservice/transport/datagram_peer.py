@@ -1,0 +1,528 @@
+"""`DatagramPeer`: messages over UDP that are acknowledged, answered and never handled twice.
+
+The public face of `core.datagram`: it adds Deferreds, a socket, a clock and a timer. Usable alone:
+
+    from msgservice import DatagramPeer
+
+    class Doubler(DatagramPeer):
+        def handle_message(self, data, address):
+            return data * 2
+
+    server = Doubler(reactor)
+    server.listen(7430)                      # 127.0.0.1 unless an interface is named
+    client = DatagramPeer(reactor)
+    client.listen()
+    reply = await client.send_message(b"21", ("127.0.0.1", 7430))        # b"2121"
+
+`docs/udp.md` describes what it promises, its limits, and the bytes it sends.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import secrets
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from inspect import iscoroutine
+from time import monotonic
+from typing import Any, cast
+
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.protocol import DatagramProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.core.datagram import Endpoint, Keys, Waiting
+from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram_sender import Answer
+from msgservice.core.datagram_session import Session
+from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
+from msgservice.errors import (
+    HandlerFailed,
+    InsecureListener,
+    LimitReached,
+    MessageTooLarge,
+    NodeFailure,
+    PeerClosed,
+    Refused,
+)
+from msgservice.transport.datagram_socket import DatagramSocket
+
+Address = tuple[str, int]
+Result = bytes | None | Deferred[bytes | None] | Coroutine[Any, Any, bytes | None]
+
+# A handler's error is told in so many bytes at most: it is for people, not a channel.
+REASON_BYTES_MAX = 1000
+# Linux doubles it; an ordinary user gets at most net.core.rmem_max, which the log shows.
+BUFFER_BYTES = 4 * 1024 * 1024
+
+
+class _Run:
+    """The one Deferred of a run of messages."""
+
+    __slots__ = ("deferred", "failed", "first", "remaining", "replies")
+
+    def __init__(self, count: int) -> None:
+        self.first = 0
+        self.remaining = count
+        self.replies: list[bytes | HandlerFailed] = [b""] * count
+        self.failed: HandlerFailed | None = None
+        self.deferred: Deferred[list[bytes]] = Deferred()
+
+    def settle(self) -> None:
+        """Take note that one message was settled."""
+        self.remaining -= 1
+        if self.remaining:
+            return
+        if self.failed is not None:
+            self.deferred.errback(HandlerFailed(self.failed.reason, self.replies))
+        else:
+            self.deferred.callback(cast("list[bytes]", self.replies))
+
+    def errback(self, failure: Failure) -> None:
+        """Fail as a whole: no answer came for at least one message."""
+        if self.remaining > 0:
+            self.remaining = -1
+            self.deferred.errback(failure)
+
+
+class SendQueue(Mapping[Hashable, Waiting]):
+    """What waits to be settled, keyed by `mangle(address, nonce)`; a view, always of this moment."""
+
+    def __init__(self, peer: DatagramPeer) -> None:
+        self._peer = peer
+
+    def _items(self) -> Iterator[tuple[Hashable, Waiting]]:
+        mangle = self._peer.mangle
+        for waiting in self._peer._endpoint.waiting():
+            yield mangle(waiting.address, waiting.nonce), waiting
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return (key for key, _ in self._items())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._peer._endpoint.waiting())
+
+    def __getitem__(self, key: Hashable) -> Waiting:
+        for found, waiting in self._items():
+            if found == key:
+                return waiting
+        raise KeyError(key)
+
+
+class DatagramPeer(DatagramProtocol):
+    """A peer of acknowledged UDP: sends messages and gets their replies, handles and answers others'.
+
+    `reactor`: the reactor, or a Clock in tests. A message has failed when at least `retries`
+    retransmissions or asks went out and `send_timeout * retries` seconds passed (None: never).
+    `key`: 32 bytes shared by both sides, or `{key id: bytes}`, the first of which is used for what this side
+    begins. Without a key only loopback addresses are allowed, unless `insecure`.
+    `limits`: see `DatagramLimits`. Override `handle_message`, `node_failure`, `mangle`.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        send_timeout: float | None = 30.0,
+        retries: int = 3,
+        key: bytes | Mapping[int, bytes] | None = None,
+        insecure: bool = False,
+        *,
+        limits: DatagramLimits | None = None,
+        seconds: Callable[[], float] | None = None,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+        jitter: Callable[[], float] = random.random,
+        ordered: bool = False,
+    ) -> None:
+        if retries < 0 or (send_timeout is not None and send_timeout <= 0):
+            raise ValueError("send_timeout must be above 0, retries at least 0")
+        self._reactor = reactor
+        # A real reactor's seconds() is the wall clock, which jumps; intervals want a monotonic one.
+        self._seconds: Callable[[], float] = seconds or (
+            monotonic if isinstance(reactor, ReactorBase) else reactor.seconds
+        )
+        self._open = key is None and not insecure
+        keys = None
+        if key is not None:
+            keys = Keys(key if isinstance(key, Mapping) else {1: key}, ChaCha20Poly1305)
+        self._patience = None if send_timeout is None else send_timeout * max(retries, 1)
+        self._endpoint = Endpoint(
+            limits=limits or DatagramLimits(),
+            entropy=entropy,
+            jitter=jitter,
+            keys=keys,
+            patience=self._patience,
+            retries=retries,
+            ordered=ordered,
+            now=self._seconds(),
+        )
+        self._peers = self._endpoint.peers
+        self._socket: DatagramSocket | None = None
+        self._timer: Any = None
+        self._timer_at = 0.0
+        self._turn_call: Any = None
+        self._in_turn = False
+        self._closed = False
+        self.send_queue: Mapping[Hashable, Waiting] = SendQueue(self)
+
+    # --- to be overridden
+
+    def handle_message(self, data: bytes, address: Address) -> Result:
+        """Handle a message, and return its reply: bytes, None for an empty one, or a Deferred of either.
+
+        It is called once for each message of a session. What it raises is told to the sender, whose Deferred
+        fails with `HandlerFailed`; the message counts as handled.
+        """
+
+    def node_failure(self, address: Address) -> None:
+        """Take note that an address does not answer; called once, until it is heard from again."""
+
+    def mangle(self, address: Address, nonce: int) -> Hashable:
+        """Return the key of a message in `send_queue`."""
+        return (address, nonce)
+
+    # --- the socket
+
+    @property
+    def address(self) -> Address:
+        """Where this peer listens: (host, port)."""
+        if self._socket is not None:
+            return self._socket.address
+        if self.transport is None:
+            raise PeerClosed("not listening")
+        host = self.transport.getHost()
+        return host.host, host.port
+
+    def listen(
+        self, port: int = 0, interface: str = "127.0.0.1", *, offload: bool = True
+    ) -> Address:
+        """Open the socket and return its (host, port); port 0: the kernel chooses.
+
+        Raises `InsecureListener` beyond loopback without a key, `CannotListen` where the port is taken.
+        `offload`: use UDP_SEGMENT and UDP_GRO where the kernel has them.
+        """
+        self._check_interface(interface, port)
+        if IReactorFDSet.providedBy(self._reactor):
+            self._socket = DatagramSocket(
+                self._reactor,
+                receive=self._receive,
+                turn=self._turn,
+                interface=interface,
+                port=port,
+                buffer_bytes=BUFFER_BYTES,
+                offload=offload,
+            )
+        else:
+            self._reactor.listenUDP(port, self, interface=interface, maxPacketSize=65_535)
+        return self.address
+
+    def _check_interface(self, interface: str, port: int) -> None:
+        if self._open and not is_loopback(interface):
+            raise InsecureListener(
+                f"udp:{port}:interface={interface}",
+                "beyond loopback a key is needed (or insecure = true)",
+            )
+
+    def startProtocol(self) -> None:
+        """Begin on a port of Twisted's own: `reactor.listenUDP(port, peer)` works as well."""
+        assert self.transport is not None
+        host = self.transport.getHost()
+        self._check_interface(host.host or "0.0.0.0", host.port)
+        # Twisted cuts longer datagrams in silence at 8,192 bytes unless told otherwise.
+        self.transport.maxPacketSize = 65_535  # type: ignore[attr-defined]  # of its Port
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        """Take a datagram from a port of Twisted's own."""
+        self._receive(datagram, 0, addr[:2])
+        self._turn()
+
+    def close(self) -> None:
+        """Tell all peers, close the socket, and fail what is under way with `PeerClosed`."""
+        if self._closed:
+            return
+        self._closed = True
+        for address in list(self._peers):
+            self._fail(self._endpoint.close(address, self._seconds()), PeerClosed("peer closed"))
+        self._write()
+        for call in (self._timer, self._turn_call):
+            if call is not None and call.active():
+                call.cancel()
+        if self._socket is not None:
+            self._socket.close()
+        elif self.transport is not None:
+            self.transport.stopListening()
+
+    # --- sending
+
+    def send_message(self, data: bytes, address: Address) -> Deferred[bytes]:
+        """Send one message, and fire with the reply (b"" if the handler returned none).
+
+        Fails with `MessageTooLarge` or `LimitReached` (it was not sent), `HandlerFailed` (it was handled, and
+        failed), `NodeFailure` or `PeerClosed` (not known). Cancelling ends the wait, not the message.
+        """
+        if address not in self._peers or type(data) is not bytes or self._closed:
+            try:
+                data, address = self._check(data, address)
+            except (Refused, PeerClosed) as error:
+                return fail(error)
+        d: Deferred[bytes] = Deferred()
+        try:
+            self._endpoint.send(address, data, d, self._seconds())
+        except (MessageTooLarge, LimitReached) as error:
+            return fail(error)
+        if not self._in_turn and self._turn_call is None:
+            self._begin_turn(address)
+        return d
+
+    def send_messages(self, messages: Sequence[bytes], address: Address) -> Deferred[list[bytes]]:
+        """Send a run of messages, and fire once with the list of their replies.
+
+        Fails as `send_message` does; with `HandlerFailed` only after all were answered, and then its
+        `replies` has every answer.
+        """
+        run = _Run(len(messages))
+        if not messages:
+            run.deferred.callback([])
+            return run.deferred
+        try:
+            for message in messages:
+                if type(message) is not bytes:
+                    raise TypeError(f"messages must be bytes, not {type(message).__name__}")
+            if address not in self._peers or self._closed:
+                _, address = self._check(b"", address)
+            run.first = self._endpoint.send_run(
+                address, messages, [run] * len(messages), self._seconds()
+            )
+        except (Refused, LimitReached, PeerClosed) as error:
+            return fail(error)
+        if not self._in_turn and self._turn_call is None:
+            self._begin_turn(address)
+        return run.deferred
+
+    def _check(self, data: bytes, address: Address) -> tuple[bytes, Address]:
+        if self._closed:
+            raise PeerClosed("peer closed")
+        if type(data) is not bytes:
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise TypeError(f"a message must be bytes, not {type(data).__name__}")
+            data = bytes(data)
+        host, port = address
+        try:
+            parsed = ipaddress.ip_address(host)
+        except ValueError:
+            raise Refused(f"{host!r} is no IP address: names are not looked up here") from None
+        if not 0 < port < 65_536:
+            raise Refused(f"port {port} must be from 1 to 65535")
+        if self._open and not parsed.is_loopback:
+            raise Refused(f"{host} is beyond loopback: a key is needed (or insecure = true)")
+        return data, (host, port)
+
+    def _begin_turn(self, address: Address) -> None:
+        """Send at once where nothing is open; else with what else this turn of the reactor brings."""
+        peer = self._peers[address]
+        session = peer.session
+        if session is None or session.sending.open:
+            self._turn_call = self._reactor.callLater(0, self._turn_later)
+        else:
+            self._turn()
+
+    def _turn_later(self) -> None:
+        self._turn_call = None
+        self._turn()
+
+    # --- one turn
+
+    def _receive(self, data: bytes, segment: int, address: Address) -> None:
+        self._endpoint.receive_datagrams(data, segment, address, self._seconds())
+
+    def _turn(self) -> None:
+        """Hand on what came, then send all that is to be said, once."""
+        if self._in_turn or self._closed:
+            return
+        self._in_turn = True
+        endpoint = self._endpoint
+        try:
+            for session, deliveries in endpoint.take_deliveries():
+                for first, bodies, size in deliveries:
+                    self._deliver(session, first, bodies, size)
+            self._settle(endpoint.take_settled())
+            for answer in endpoint.take_answers():
+                self._answer(answer)
+            for address, tokens, first_failure in endpoint.take_failures():
+                self._receive_failure(address, tokens, first_failure)
+            for event, session in endpoint.take_events():
+                self._session_event(event, session)
+        finally:
+            self._in_turn = False
+        if self._turn_call is not None:
+            self._turn_call.cancel()
+            self._turn_call = None
+        if not self._closed:
+            self._write()
+            self._arm()
+
+    def _session_event(self, event: str, session: Session) -> None:
+        """Take note of a session that was opened or lost; the node's bearer overrides it."""
+
+    def _write(self) -> None:
+        own = self._socket
+        if own is not None:
+            if own.writable:
+                for address, datagrams in self._endpoint.take_datagrams(self._seconds()):
+                    own.send(address, datagrams)
+        elif self.transport is not None:
+            write = self.transport.write
+            for address, datagrams in self._endpoint.take_datagrams(self._seconds()):
+                for datagram in datagrams:
+                    try:
+                        write(datagram, address)
+                    except OSError as error:
+                        self._log.debug("udp to {address}: {error}", address=address, error=error)
+
+    def _arm(self) -> None:
+        due = self._endpoint.next_deadline()
+        if due is None:
+            return
+        timer = self._timer
+        if timer is not None and timer.active():
+            if self._timer_at <= due:
+                return  # it fires early, finds nothing, and is armed again
+            timer.cancel()
+        self._timer_at = due
+        self._timer = self._reactor.callLater(max(0.0, due - self._seconds()), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._endpoint.receive_time(self._seconds())
+        self._turn()
+
+    # --- handling
+
+    def _deliver(self, session: Session, first: int, bodies: list[bytes], size: int) -> None:
+        handle, address = self.handle_message, session.address
+        others: list[tuple[int, Any]] = []
+        nonce = first
+        for body in bodies:
+            try:
+                result = handle(body, address)
+            except Exception:  # noqa: BLE001  # whatever a handler raises is its answer
+                result = cast("Any", Failure())
+            if result is not None:
+                others.append((nonce, result))
+            nonce += 1
+        if not others:
+            self._endpoint.handle(session, first, nonce - 1, size)
+            return
+        start = first
+        for nonce, result in others:
+            if start < nonce:
+                self._handle_part(session, first, bodies, start, nonce - 1)
+            start = nonce + 1
+            self._take_result(result, session, nonce, len(bodies[nonce - first]))
+        last = first + len(bodies) - 1
+        if start <= last:
+            self._handle_part(session, first, bodies, start, last)
+
+    def _handle_part(
+        self, session: Session, first: int, bodies: list[bytes], start: int, last: int
+    ) -> None:
+        size = sum(map(len, bodies[start - first : last - first + 1]))
+        self._endpoint.handle(session, start, last, size)
+
+    def _take_result(self, result: Any, session: Session, nonce: int, size: int) -> None:
+        if type(result) is bytes:
+            self._reply(result, session, nonce, size)
+        elif isinstance(result, Deferred) or iscoroutine(result):
+            d = result if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
+            d.addBoth(self._later_result, session, nonce, size)
+            d.addErrback(
+                lambda f: self._log.failure("answer to {address}", f, address=session.address)
+            )
+        else:
+            self._reply(result, session, nonce, size)
+
+    def _later_result(self, result: Any, session: Session, nonce: int, size: int) -> None:
+        self._reply(result, session, nonce, size)
+        if not self._in_turn and not self._closed and self._turn_call is None:
+            self._turn_call = self._reactor.callLater(0, self._turn_later)
+
+    def _reply(self, result: Any, session: Session, nonce: int, size: int) -> None:
+        status = REPLY_OK
+        if result is None or (type(result) is bytes and not result):
+            self._endpoint.handle(session, nonce, nonce, size)
+            return
+        if isinstance(result, Failure):
+            self._log.failure(
+                "handling message {nonce} of {address}",
+                result,
+                nonce=nonce,
+                address=session.address,
+            )
+            status = REPLY_FAILED
+            result = (
+                f"{result.type.__name__ if result.type else 'error'}: {result.getErrorMessage()}"
+            )
+        elif not isinstance(result, bytes | bytearray | memoryview):
+            status = REPLY_FAILED
+            result = f"TypeError: the handler returned {type(result).__name__}, not bytes"
+        elif len(result) > self._endpoint.limits.message_bytes:
+            status = REPLY_FAILED
+            result = str(MessageTooLarge(len(result), self._endpoint.limits.message_bytes))
+        if isinstance(result, str):
+            result = result.encode(errors="replace")[:REASON_BYTES_MAX]
+        self._endpoint.reply(session, nonce, status, bytes(result), size)
+
+    # --- settling
+
+    def _settle(self, tokens: list[object]) -> None:
+        for token in tokens:
+            if type(token) is Deferred:
+                token.callback(b"")
+            else:
+                cast("_Run", token).settle()
+
+    def _answer(self, answer: Answer) -> None:
+        token, ordinal, status, body = answer
+        result: bytes | HandlerFailed = body
+        if status != REPLY_OK:
+            result = HandlerFailed(body.decode(errors="replace"))
+        if isinstance(token, Deferred):
+            if isinstance(result, bytes):
+                token.callback(result)
+            else:
+                token.errback(result)
+            return
+        run = cast("_Run", token)
+        run.replies[ordinal - run.first] = result
+        if not isinstance(result, bytes) and run.failed is None:
+            run.failed = result
+        run.settle()
+
+    def _receive_failure(self, address: Address, tokens: list[object], first: bool) -> None:
+        if first:
+            self._log.warn("udp: {address} does not answer", address=address)
+            try:
+                self.node_failure(address)
+            except Exception:  # noqa: BLE001  # the application's own hook: its fault ends nothing here
+                self._log.failure("node_failure of {address}", address=address)
+        self._fail(tokens, NodeFailure(address, self._patience or 0.0))
+
+    def _fail(self, tokens: list[object], error: Exception) -> None:
+        for token in tokens:
+            if isinstance(token, Deferred):
+                token.errback(error)
+            else:
+                cast("_Run", token).errback(Failure(error))
+
+
+def is_loopback(interface: str) -> bool:
+    """Whether an interface (an IP address) is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(interface).is_loopback
+    except ValueError:
+        return False
