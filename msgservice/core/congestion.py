@@ -21,6 +21,7 @@ CONSERVATIVE_DIVISOR = 4
 CONSERVATIVE_ROUNDS = 5
 # A burst may hold what leaves in this time: finer timers than that cost more than they smooth.
 BURST_SECONDS = 0.002
+RTT_UNKNOWN = 0.1
 
 
 class NewReno:
@@ -67,14 +68,12 @@ class NewReno:
         """Whether the window still doubles each round trip."""
         return self.window < self.threshold
 
-    def on_acknowledged(self, size: int, newest_sent_at: float, *, limited: bool) -> None:
-        """Take note that `size` bytes arrived; `limited`: the window, not the application, held back.
+    def on_acknowledged(self, size: int, sent_at: float) -> None:
+        """Grow: `size` bytes arrived while the window, not the application, held back.
 
-        `newest_sent_at` is when the newest of them left: bytes that left before the last reduction
-        do not grow the window.
+        `sent_at` is when they left: what left before the last reduction does not count.
         """
-        self.in_flight -= size
-        if newest_sent_at <= self._recovery_start or not limited:
+        if sent_at <= self._recovery_start:
             return
         if self.window < self.threshold:
             self.window += size / CONSERVATIVE_DIVISOR if self._conservative else size
@@ -145,16 +144,17 @@ class NewReno:
 class Pacer:
     """Spreads a window over its round trip (RFC 9002 §7.7): a token bucket in bytes."""
 
-    __slots__ = ("_at", "_burst_min", "_tokens")
+    __slots__ = ("_at", "_burst_min", "_rate", "_tokens")
 
     def __init__(self, datagram_bytes: int) -> None:
         self._burst_min = float(WINDOW_INITIAL * datagram_bytes)
         self._tokens = self._burst_min
+        self._rate = 0.0
         self._at = 0.0
 
     def budget(self, now: float, window: float, rtt: float, *, slow_start: bool) -> float:
         """Return the bytes that may leave now."""
-        rate = (2.0 if slow_start else 1.25) * window / max(rtt, 1e-6)
+        rate = self._rate = (2.0 if slow_start else 1.25) * window / (rtt or RTT_UNKNOWN)
         burst = max(self._burst_min, rate * BURST_SECONDS)
         self._tokens = min(burst, self._tokens + (now - self._at) * rate)
         self._at = now
@@ -164,7 +164,6 @@ class Pacer:
         """Take `size` bytes out; the bucket may go below zero by one datagram."""
         self._tokens -= size
 
-    def next_at(self, window: float, rtt: float, size: int, *, slow_start: bool) -> float:
-        """Return when at least `size` bytes, and at least a burst's worth of time, may leave again."""
-        rate = (2.0 if slow_start else 1.25) * window / max(rtt, 1e-6)
-        return self._at + max((size - self._tokens) / rate, BURST_SECONDS / 2)
+    def next_at(self, size: int) -> float:
+        """Return when `size` bytes may leave again, and at least half a burst's time has passed."""
+        return self._at + max((size - self._tokens) / self._rate, BURST_SECONDS / 2)

@@ -4,7 +4,7 @@ The driver (`transport.datagram_peer`, or a simulation) calls it; it calls `core
 
 * `receive_datagrams` (from the socket), `receive_time` (from the timer);
 * `send`, `send_run`, `handle`, `reply`, `close` (from the application);
-* `take_deliveries`, `take_settled`, `take_answers`, `take_failures`, `take_events`, `take_datagrams` (to the world);
+* `take_effects`, `take_datagrams` (to the world);
 * `next_deadline` says when `receive_time` is wanted.
 
 Nothing is kept for an address that has not shown, by a cookie, that it receives what is sent to it,
@@ -24,7 +24,7 @@ from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_receiver import Delivery
 from msgservice.core.datagram_sender import Answer, SendQueue
 from msgservice.core.datagram_session import Session
-from msgservice.core.recovery import RTO_INITIAL, RTO_MAX
+from msgservice.core.recovery import ACK_DELAY_MAX, RTO_INITIAL, RTO_MAX
 from msgservice.errors import LimitReached, MessageTooLarge
 
 KEY_BYTES = 32
@@ -88,6 +88,16 @@ class Peer:
             or self.opening is not None
             or (self.session is not None and self.session.sending.open)
         )
+
+
+class Effects(NamedTuple):
+    """What an endpoint has to say to its driver."""
+
+    deliveries: list[tuple[Session, list[Delivery]]]  # new messages: handle them, then say so
+    settled: list[object]  # tokens of messages that were handled with an empty reply
+    answers: list[Answer]  # replies
+    failures: list[tuple[Address, list[object], bool]]  # given up; whether the address is new in it
+    events: list[tuple[str, Session]]  # ("opened" or "lost", session)
 
 
 class Waiting(NamedTuple):
@@ -200,6 +210,7 @@ class Endpoint:
         self._handshakes = Budget(limits.handshakes_per_second)
         self._resets = Budget(limits.resets_per_second)
         self._swept_at = now
+        self.rescheduled = False  # next_deadline() may be earlier than it was
         self._out: list[tuple[Address, list[bytes]]] = []
         self._deliveries: list[tuple[Session, list[Delivery]]] = []
         self._settled: list[object] = []
@@ -301,6 +312,7 @@ class Endpoint:
     def next_deadline(self) -> float | None:
         """Return when `receive_time` is wanted next."""
         heap = self._heap
+        self.rescheduled = False
         while heap and heap[0][0] != heap[0][2].due:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
@@ -320,36 +332,23 @@ class Endpoint:
 
     # --- to the world
 
-    def take_deliveries(self) -> list[tuple[Session, list[Delivery]]]:
-        """Return the messages that arrived, each exactly once in its session."""
-        taken, self._deliveries = self._deliveries, []
-        return taken
+    @property
+    def has_effects(self) -> bool:
+        """Whether `take_effects` would return anything."""
+        return bool(
+            self._settled or self._answers or self._deliveries or self._failures or self._events
+        )
 
-    def take_settled(self) -> list[object]:
-        """Return the tokens of messages that were handled with an empty reply."""
-        if not self._settled:
-            return []
-        taken = self._settled[:]
+    def take_effects(self) -> Effects:
+        """Return what happened since the last call, each thing exactly once."""
+        effects = Effects(
+            self._deliveries, self._settled[:], self._answers[:], self._failures, self._events
+        )
+        # Sessions hold on to these two.
         self._settled.clear()
-        return taken
-
-    def take_answers(self) -> list[Answer]:
-        """Return the replies that came."""
-        if not self._answers:
-            return []
-        taken = self._answers[:]
         self._answers.clear()
-        return taken
-
-    def take_failures(self) -> list[tuple[Address, list[object], bool]]:
-        """Return (address, tokens of the messages given up, whether it had not failed before)."""
-        taken, self._failures = self._failures, []
-        return taken
-
-    def take_events(self) -> list[tuple[str, Session]]:
-        """Return ("opened" | "lost", session) in order."""
-        taken, self._events = self._events, []
-        return taken
+        self._deliveries, self._failures, self._events = [], [], []
+        return effects
 
     def take_datagrams(self, now: float) -> list[tuple[Address, list[bytes]]]:
         """Return what is to be sent now, per address in order."""
@@ -372,8 +371,6 @@ class Endpoint:
             return
         queue = peer.queue
         session = peer.session
-        if self._patience is not None:
-            self._mark(peer, now)
         if session is not None and session.spent and not session.sending.open:
             self._end_spent(peer, session, out, now)
             session = peer.session
@@ -391,7 +388,14 @@ class Endpoint:
         opening = peer.opening
         if opening is not None and now >= opening.at:
             out.append((peer.address, [self._hello(peer, opening, now)]))
-        self._schedule(peer, now)
+        # Where the peer's timer fires soon anyway, no deadline of its can be earlier: the arithmetic
+        # is done when it fires, not with every datagram.
+        if (
+            peer.due > now + ACK_DELAY_MAX
+            or opening is not None
+            or (session is not None and session.urgent_deadline)
+        ):
+            self._schedule(peer, now)
 
     def _end_spent(
         self, peer: Peer, session: Session, out: list[tuple[Address, list[bytes]]], now: float
@@ -419,6 +423,8 @@ class Endpoint:
             marks.append(Mark(enqueued, now, peer.all_tries))
 
     def _schedule(self, peer: Peer, now: float) -> None:
+        if self._patience is not None:
+            self._mark(peer, now)
         deadlines = []
         if peer.session is not None:
             deadlines.append(peer.session.next_deadline(now))
@@ -431,9 +437,10 @@ class Endpoint:
             if due > now:  # else the tries are still missing, and each of them has its own time
                 deadlines.append(due)
         due = min((at for at in deadlines if at is not None), default=math.inf)
-        if due < peer.due or peer.due <= now:
+        if due < peer.due:
             peer.due = due
             if due < math.inf:
+                self.rescheduled = True
                 self._heap_count += 1
                 heapq.heappush(self._heap, (due, self._heap_count, peer))
 
@@ -509,6 +516,9 @@ class Endpoint:
             segment = whole
         unpack = wire.HEADER.unpack_from
         session: Session | None = None
+        peer = self.peers.get(address)
+        if peer is not None:
+            session = peer.session
         start = 0
         while start < whole:
             end = start + segment
@@ -537,7 +547,7 @@ class Endpoint:
                     letter, data, start, end, key_id, role, identifier, number, address, now
                 )
             start = end
-        if session is not None:
+        if session is not None and session.heard_at == now:
             self._after_packets(session, now)
 
     def _after_packets(self, session: Session, now: float) -> None:

@@ -8,8 +8,6 @@ Memory: taken and not handled is bounded by the credit granted; packet ranges by
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_reassembly import Reassembly
 from msgservice.core.datagram_sender import Reply
@@ -27,12 +25,8 @@ class NotTaken(Exception):  # internal to the core: an outcome, no error of a pe
     """More than was granted; the packet stays unacknowledged and will be sent again."""
 
 
-class Delivery(NamedTuple):
-    """Consecutive messages, new in this session: nonces from `first`, `size` bytes of bodies."""
-
-    first: int
-    bodies: list[bytes]
-    size: int
+# Consecutive messages, new in this session: the first nonce, the bodies, and their bytes in all.
+Delivery = tuple[int, list[bytes], int]
 
 
 class ReceivingHalf:
@@ -45,22 +39,27 @@ class ReceivingHalf:
         "ack_base",
         "ack_due",
         "ack_now",
+        "credit_at",
         "credit_bytes",
+        "credit_bytes_at",
         "credit_messages",
         "deliveries",
         "duplicates",
+        "forgotten",
         "handled",
         "handled_bytes",
         "handled_messages",
         "handled_pending",
+        "largest",
         "largest_at",
         "next_nonce",
-        "numbers",
+        "older",
         "ordered",
         "reassembly",
         "replies",
         "replies_waiting",
         "reply_bytes",
+        "run_first",
         "taken",
         "taken_bytes",
         "unacknowledged",
@@ -69,7 +68,11 @@ class ReceivingHalf:
     def __init__(self, limits: DatagramLimits, *, ordered: bool) -> None:
         self._limits = limits
         self.ordered = ordered
-        self.numbers = RangeSet()
+        # Packets that arrived: run_first to largest, and older; up to `forgotten` all count as such.
+        self.largest = 0
+        self.run_first = 1
+        self.older = RangeSet()
+        self.forgotten = 0
         self.largest_at = 0.0
         self.unacknowledged = 0  # packets with messages or replies since the last acknowledgement
         self.ack_due: float | None = None
@@ -82,8 +85,9 @@ class ReceivingHalf:
         self.handled_pending = RangeSet()
         self.handled_messages = 0
         self.handled_bytes = 0
-        self.credit_messages = limits.window_messages
-        self.credit_bytes = limits.window_bytes
+        self.credit_messages = self.credit_bytes = 0
+        self.credit_at = self.credit_bytes_at = 0
+        self.grant()
         self.replies: dict[int, Reply] = {}
         self.replies_waiting: list[Reply] = []
         self.reply_bytes = 0
@@ -98,49 +102,64 @@ class ReceivingHalf:
 
     def is_new(self, number: int) -> bool:
         """Whether the packet may be processed: not seen before, and not too old to know."""
-        numbers = self.numbers
-        last = numbers.last
-        if last is None or number > last:
-            return number > 0
-        lowest = numbers.first
-        assert lowest is not None
-        return (number > lowest or len(numbers) < NUMBER_RANGES_MAX) and number not in numbers
+        if number > self.largest:
+            return True
+        return number < self.run_first and number > self.forgotten and number not in self.older
 
     def receive_number(self, number: int, now: float, *, eliciting: bool, urgent: bool) -> None:
-        """Mark a packet as arrived. `eliciting`: asks for an acknowledgement; `urgent`: carries messages."""
-        numbers = self.numbers
-        last = numbers.last
-        if last is None or number > last:
+        """Mark a packet as arrived.
+
+        `eliciting`: asks for an acknowledgement; `urgent`: carries messages or replies.
+        """
+        if number == self.largest + 1:
+            self.largest = number
             self.largest_at = now
-            if last is not None and number > last + 1 and eliciting:
-                self.ack_now = True  # a gap: tell at once, so that loss is found early
-        elif eliciting:
-            self.ack_now = True
-        numbers.add(number, number)
-        if len(numbers) > NUMBER_RANGES_MAX:
-            lowest = next(iter(numbers))
-            numbers.remove(*lowest)
+        else:
+            self._receive_out_of_order(number, now)
+            if eliciting:
+                self.ack_now = True  # a gap, or its end: tell at once, so that loss is found early
         if eliciting:
             if urgent:
                 self.unacknowledged += 1
             if self.ack_due is None:
                 self.ack_due = now + ACK_DELAY_MAX
 
+    def _receive_out_of_order(self, number: int, now: float) -> None:
+        older = self.older
+        if number > self.largest:
+            if self.largest >= self.run_first:
+                older.add(self.run_first, self.largest)
+            self.run_first = self.largest = number
+            self.largest_at = now
+        else:
+            older.add(number, number)
+            if older.last == self.run_first - 1:
+                first, last = list(older)[-1]
+                self.run_first = first
+                older.remove(first, last)
+        if len(older) > NUMBER_RANGES_MAX:
+            lowest = next(iter(older))
+            older.remove(*lowest)
+            self.forgotten = lowest[1]
+
+    def take_ranges(self) -> list[tuple[int, int]]:
+        """Return what arrived, newest first, for a RECEIVED block, and count it as told."""
+        self.unacknowledged = 0
+        self.ack_due = None
+        self.ack_now = False
+        ranges = [(self.run_first, self.largest)]
+        older = self.older
+        if older:
+            base = self.ack_base
+            told = [pair for pair in older if pair[1] >= base][1 - RANGES_MAX :]
+            ranges += reversed(told)
+        return ranges
+
     def acknowledgement_wanted(self, now: float) -> bool:
         """Whether an acknowledgement is to leave now rather than wait for company."""
         return self.ack_due is not None and (
             self.ack_now or self.unacknowledged >= ACK_EVERY or now >= self.ack_due
         )
-
-    def take_received(self, now: float) -> tuple[float, list[tuple[int, int]]]:
-        """Return (delay, ranges newest first) for a RECEIVED block, and count it as sent."""
-        base = self.ack_base
-        ranges = [pair for pair in self.numbers if pair[1] >= base][-RANGES_MAX:]
-        ranges.reverse()
-        self.unacknowledged = 0
-        self.ack_due = None
-        self.ack_now = False
-        return max(0.0, now - self.largest_at), ranges
 
     # --- messages
 
@@ -155,9 +174,9 @@ class ReceivingHalf:
             self.next_nonce = last + 1
             self.taken_bytes += size
             if self.ordered:
-                self._hold(Delivery(first, bodies, size))
+                self._hold((first, bodies, size))
             else:
-                self.deliveries.append(Delivery(first, bodies, size))
+                self.deliveries.append((first, bodies, size))
             return
         self._receive_parts(first, last, bodies)
 
@@ -192,7 +211,7 @@ class ReceivingHalf:
         if self.taken.first == self.next_nonce:
             self.next_nonce = next(iter(self.taken))[1] + 1
             self.taken.remove_below(self.next_nonce)
-        delivery = Delivery(first, bodies, size)
+        delivery: Delivery = (first, bodies, size)
         if self.ordered:
             self._hold(delivery)
         else:
@@ -200,14 +219,14 @@ class ReceivingHalf:
 
     def _hold(self, delivery: Delivery) -> None:
         held = self._held
-        held[delivery.first] = delivery
+        held[delivery[0]] = delivery
         self._release()
 
     def _release(self) -> None:
         held = self._held
         while (found := held.pop(self._next_delivery, None)) is not None:
             self.deliveries.append(found)
-            self._next_delivery = found.first + len(found.bodies)
+            self._next_delivery = found[0] + len(found[1])
 
     def _answer_again(self, first: int, last: int, count: int) -> None:
         self.duplicates += count
@@ -281,21 +300,17 @@ class ReceivingHalf:
         self.answer_again(floor, self.next_nonce)
         self.ack_now = True
 
-    def next_credit(self) -> tuple[int, int] | None:
-        """Return (messages, bytes) to grant, if that is a quarter of the window more than before."""
-        limits = self._limits
-        if self.reply_bytes > limits.window_bytes:
-            return None  # replies pile up unread: grant nothing more until some have arrived
-        messages = self.handled_messages + limits.window_messages
-        size = self.handled_bytes + limits.window_bytes
-        if (
-            messages - self.credit_messages >= limits.window_messages / 4
-            or size - self.credit_bytes >= limits.window_bytes / 4
-        ):
-            return messages, size
-        return None
+    @property
+    def credit_wanted(self) -> bool:
+        """Whether a quarter of the window more could be granted than was."""
+        return (
+            self.handled_messages >= self.credit_at or self.handled_bytes >= self.credit_bytes_at
+        ) and self.reply_bytes <= self._limits.window_bytes  # replies pile up unread: grant no more
 
-    def grant(self, messages: int, size: int) -> None:
-        """Take note that this much was granted."""
-        self.credit_messages = max(self.credit_messages, messages)
-        self.credit_bytes = max(self.credit_bytes, size)
+    def grant(self) -> None:
+        """Grant what there is room for."""
+        limits = self._limits
+        self.credit_messages = self.handled_messages + limits.window_messages
+        self.credit_bytes = self.handled_bytes + limits.window_bytes
+        self.credit_at = self.handled_messages + max(1, limits.window_messages // 4)
+        self.credit_bytes_at = self.handled_bytes + max(1, limits.window_bytes // 4)

@@ -28,13 +28,8 @@ Token = object
 STRIDE = 256
 
 
-class Answer(NamedTuple):
-    """A message's reply: `status` is REPLY_OK or REPLY_FAILED."""
-
-    token: Token
-    ordinal: int
-    status: int
-    body: bytes
+# A message's reply: its token, its ordinal, REPLY_OK or REPLY_FAILED, the body.
+Answer = tuple[Token, int, int, bytes]
 
 
 class SendQueue:
@@ -241,10 +236,9 @@ class SendingHalf:
                     yield chunk.first + index, chunk.transmissions
 
     @property
-    def has_more(self) -> bool:
-        """Whether anything waits to be sent for the first time or again."""
-        queue = self.queue
-        return bool(self.retransmit or self._large is not None or queue.head < len(queue.bodies))
+    def cutting(self) -> bool:
+        """Whether a large message is being sent in pieces."""
+        return self._large is not None
 
     # --- to the world
 
@@ -374,7 +368,7 @@ class SendingHalf:
         if not chunk.remaining or index >= chunk.count or chunk.tokens[index] is _SETTLED:
             return False
         token = chunk.tokens[index]
-        self.answered.append(Answer(token, self.ordinal_base + nonce, status, body))
+        self.answered.append((token, self.ordinal_base + nonce, status, body))
         chunk.tokens[index] = _SETTLED
         chunk.remaining -= 1
         self.open -= 1

@@ -8,7 +8,6 @@ what was in it is then sent again in a new packet, if it is still needed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,19 +17,21 @@ from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_reassembly import Reassembly
 from msgservice.core.datagram_receiver import NotTaken, ReceivingHalf
 from msgservice.core.datagram_sender import Answer, Chunk, Piece, Reply, SendingHalf, SendQueue
-from msgservice.core.recovery import TIMEOUTS_PERSISTENT, Recovery, Sent
+from msgservice.core.recovery import ACK_DELAY_MAX, TIMEOUTS_PERSISTENT, Recovery, Sent
 
 # Asking after messages that arrived and are not handled: 2 s, doubling to 60 s (PROTOCOL §UDP).
 ASK_MIN = 2.0
 ASK_MAX = 60.0
 HANDLED_RANGES_MAX = 48
+# Datagrams that may leave without pacing when little is in flight.
+UNPACED = 4
+DELAY_MAX = 0xFFFFFFFF  # microseconds, of a RECEIVED block
 
 
 class Control(NamedTuple):
-    """What a packet carried besides messages, so that it can be told again if the packet is lost."""
+    """What a packet carried besides messages and replies, to be told again if it is lost."""
 
     handled: list[tuple[int, int]]
-    replies: list[Reply]
     acknowledged: int  # the newest packet that it acknowledged
     credit: bool
 
@@ -207,7 +208,16 @@ class Session:
         except NotTaken:
             self.counters.refused += 1
             return
-        receiving.receive_number(number, now, eliciting=eliciting, urgent=urgent)
+        if number == receiving.largest + 1:
+            receiving.largest = number
+            receiving.largest_at = now
+            if eliciting:
+                if urgent:
+                    receiving.unacknowledged += 1
+                if receiving.ack_due is None:
+                    receiving.ack_due = now + ACK_DELAY_MAX
+        else:
+            receiving.receive_number(number, now, eliciting=eliciting, urgent=urgent)
 
     def _receive_reply(self, data: bytes, at: int, end: int) -> int:
         _, status, nonce, length = wire.REPLY_HEAD.unpack_from(data, at)
@@ -245,65 +255,59 @@ class Session:
 
     def _receive_received(self, received: wire.Received, now: float) -> None:
         recovery, congestion = self.recovery, self.congestion
-        limited = self._window_limited or (
-            congestion.slow_start and 2 * congestion.in_flight >= congestion.window
-        )
-        arrived, lost, spurious = recovery.receive_ranges(received.ranges, received.delay, now)
+        delay, ranges = received
+        arrived, lost, spurious = recovery.receive_ranges(ranges, delay, now)
         if arrived:
             size = 0
-            newest = 0.0
-            for sent in arrived:
-                size += sent.size
-                newest = max(newest, sent.at)
-                for item in sent.content:
-                    if type(item) is Chunk:
+            for _, sent_size, content in arrived:
+                size += sent_size
+                for item in content:
+                    kind = type(item)
+                    if kind is Chunk:
                         item.received = True
-                    elif type(item) is Piece:
-                        if item.receive_arrival() and type(item.owner) is Reply:
-                            self.receiving.receive_reply_arrival(item.owner)
-                    else:
-                        self._receive_control_arrival(item)
-            if congestion.slow_start:
+                    elif kind is Reply:
+                        self.receiving.receive_reply_arrival(item)
+                    elif kind is Control:
+                        if item.acknowledged > self.receiving.ack_base:
+                            self.receiving.ack_base = item.acknowledged
+                    elif item.receive_arrival() and type(item.owner) is Reply:
+                        self.receiving.receive_reply_arrival(item.owner)
+            if self._window_limited or (
+                2 * congestion.in_flight >= congestion.window and congestion.slow_start
+            ):
                 congestion.on_rtt(
                     recovery.round_trip.latest, recovery.largest, recovery.next_number
                 )
-            congestion.on_acknowledged(size, newest, limited=limited)
+                congestion.on_acknowledged(size, arrived[0][0])
+            congestion.in_flight -= size
             self._probes = 0
         if lost:
             self._receive_lost(lost, now)
         if spurious:
             congestion.on_spurious(spurious)
 
-    def _receive_control_arrival(self, control: Control) -> None:
-        receiving = self.receiving
-        receiving.ack_base = max(receiving.ack_base, control.acknowledged)
-        for reply in control.replies:
-            receiving.receive_reply_arrival(reply)
-
     def _receive_lost(self, lost: list[Sent], now: float) -> None:
-        size = count = 0
-        newest = -math.inf
+        size = 0
         for sent in lost:
-            size += sent.size
-            newest = sent.at
-            count += 1
+            size += sent[1]
             self._send_again(sent)
-        self.congestion.on_lost(size, count, newest, now)
+        self.congestion.on_lost(size, len(lost), lost[-1][0], now)
 
     def _send_again(self, sent: Sent) -> None:
-        receiving = self.receiving
-        for item in sent.content:
-            if type(item) is Control:
+        receiving, sending = self.receiving, self.sending
+        for item in sent[2]:
+            kind = type(item)
+            if kind is Control:
                 for first, last in item.handled:
                     receiving.handled_pending.add(first, last)
-                for reply in item.replies:
-                    receiving.send_again(reply)
                 self._credit_lost = self._credit_lost or item.credit
-            elif type(item) is Chunk:
+            elif kind is Reply:
+                receiving.send_again(item)
+            elif kind is Chunk:
                 if not item.received and item.remaining:
-                    self.sending.retransmit.append(item)
+                    sending.retransmit.append(item)
             elif not item.needless:
-                self.sending.retransmit.append(item)
+                sending.retransmit.append(item)
 
     def _progress(self) -> None:
         self._asks = 0
@@ -339,6 +343,11 @@ class Session:
 
     # --- to the world
 
+    @property
+    def urgent_deadline(self) -> bool:
+        """Whether something may be due earlier than an acknowledgement's delay from now."""
+        return self._blocked_until is not None or self.recovery.loss_at is not None
+
     def next_deadline(self, now: float) -> float | None:
         """Return when `receive_time` and `take_datagrams` are to be called next."""
         recovery = self.recovery
@@ -361,20 +370,26 @@ class Session:
     def take_datagrams(self, now: float) -> list[bytes]:
         """Return all datagrams that may leave now, in order."""
         out: list[bytes] = []
+        sending, receiving = self.sending, self.receiving
+        queue = sending.queue
         self._blocked_until = None
         if self._probes:
             self._take_probes(out, now)
-        sending, receiving = self.sending, self.receiving
-        if sending.retransmit or receiving.replies_waiting or sending.has_more:
+        if (
+            receiving.replies_waiting
+            or queue.head < len(queue.bodies)
+            or sending.retransmit
+            or sending.cutting
+        ):
             self._take_messages(out, now)
         else:
             self._window_limited = False
         if (
-            self._ask_pending
+            receiving.handled_pending
+            or self._ask_pending
             or self._close_pending
             or self._credit_lost
-            or receiving.handled_pending
-            or receiving.acknowledgement_wanted(now)
+            or (receiving.ack_due is not None and receiving.acknowledgement_wanted(now))
         ):
             self._take_control(out, now)
         return out
@@ -393,65 +408,73 @@ class Session:
         self._probes = 0
 
     def _take_messages(self, out: list[bytes], now: float) -> None:
-        congestion, pacer, sending = self.congestion, self.pacer, self.sending
-        rtt = self.recovery.round_trip.smoothed or 0.1
-        slow = congestion.slow_start
-        budget = pacer.budget(now, congestion.window, rtt, slow_start=slow)
+        congestion, sending, receiving = self.congestion, self.sending, self.receiving
+        self._window_limited = False
+        # A few datagrams into an empty path are no burst: they need no pacing, and no arithmetic.
+        budget: float = UNPACED * congestion.unit - congestion.in_flight
+        paced = False
         spent = 0
         room = self._room
-        self._window_limited = False
         while True:
             if congestion.in_flight >= congestion.window:
                 self._window_limited = True
                 break
             if spent >= budget:
-                self._window_limited = True
-                pacer.spend(spent)
-                self._blocked_until = pacer.next_at(
-                    congestion.window, rtt, congestion.unit, slow_start=slow
-                )
-                return
-            item: Chunk | Piece | None = None
-            again = False
-            if sending.retransmit:
-                item = sending.take_lost()
-                again = item is not None
-            if item is None and self.receiving.replies_waiting:
-                spent += self._take_replies(out, now)
-                continue
-            if item is None:
-                item = sending.take_new(room)
-                if item is None:
+                if paced:
+                    self._window_limited = True
+                    self._blocked_until = self.pacer.next_at(congestion.unit)
                     break
-            spent += self._send_item(item, out, now, again=again)
-        pacer.spend(spent)
+                paced = True
+                budget = spent + self.pacer.budget(
+                    now,
+                    congestion.window,
+                    self.recovery.round_trip.smoothed,
+                    slow_start=congestion.slow_start,
+                )
+                continue
+            if sending.retransmit and (lost := sending.take_lost()) is not None:
+                size = self._send_item(lost, out, now, again=True)
+            elif receiving.replies_waiting:
+                size = self._take_replies(out, now)
+            elif (item := sending.take_new(room)) is not None:
+                size = self._send_item(item, out, now, again=False)
+            else:
+                break
+            spent += size
+            if paced:
+                self.pacer.spend(size)
 
     def _send_item(self, item: Chunk | Piece, out: list[bytes], now: float, *, again: bool) -> int:
         """Send one chunk or piece; with it, what else there is to say, where it fits."""
+        counters = self.counters
         if type(item) is Chunk:
-            if not item.payload:  # a large message is sent in pieces only
-                return 0
             body = item.payload
             count = item.count
             item.transmissions += 1
         else:
-            body = item.encode()  # type: ignore[union-attr]  # the other arm of the union
-            count = 1 if item.offset == 0 else 0  # type: ignore[union-attr]
-            item.owner.transmissions += 1 if item.offset == 0 else 0  # type: ignore[union-attr]
-        content: tuple[object, ...] = (item,)
-        receiving = self.receiving
-        if receiving.ack_due is not None or receiving.handled_pending:
-            # Only where no further message follows: trains of equal datagrams leave in one call.
-            if not self.sending.has_more and not self._probes:
-                extra, control = self._control_blocks(self._room - len(body), now)
-                if extra:
-                    body += extra
-                    content = (item, control)
-        counters = self.counters
+            assert type(item) is Piece
+            body = item.encode()
+            count = 0
+            if item.offset == 0:
+                count = 1
+                item.owner.transmissions += 1
         counters.messages_sent += count
         if again:
             counters.messages_again += count
             self.tries += 1
+        receiving = self.receiving
+        content: tuple[object, ...] = (item,)
+        if receiving.ack_due is not None or receiving.handled_pending:
+            queue = self.sending.queue
+            # Only where no further message follows: trains of equal datagrams leave in one call.
+            if queue.head == len(queue.bodies) and not self._probes:
+                if self._only_received and len(body) + wire.RECEIVED_HEAD.size <= self._room:
+                    body += self._received_block(now)
+                else:
+                    extra, control = self._control_blocks(self._room - len(body), now)
+                    if extra:
+                        body += extra
+                        content = (item, control)
         return self._send(0, body, content, out, now)
 
     def _send(
@@ -467,51 +490,87 @@ class Session:
         datagram = self.seal.close(self._headers[letter] + number.to_bytes(8, "big"), body)
         size = len(datagram)
         if content is not None:
-            recovery.on_sent(Sent(now, size, content))
+            recovery.in_flight[number] = (now, size, content)
+            recovery.last_sent_at = now
             self.congestion.in_flight += size
-        else:
-            recovery.next_number = number + 1
+        recovery.next_number = number + 1
         self.counters.packets_sent += 1
         out.append(datagram)
         return size
 
     def _take_replies(self, out: list[bytes], now: float) -> int:
-        """Send one datagram of replies, or the pieces of one large reply."""
+        """Send one datagram of replies, or cut a large reply into pieces."""
         receiving = self.receiving
         waiting = receiving.replies_waiting
-        first = waiting[0]
         head = wire.REPLY_HEAD.size
-        if head + len(first.data) > self._room:
-            return self._cut_reply(out, now)
+        if head + len(waiting[0].data) > self._room:
+            self._cut_reply(waiting.pop(0))
+            return 0
         parts: list[bytes] = []
-        replies: list[Reply] = []
-        extra, control = self._control_blocks(self._room - head - len(first.data), now)
-        room = self._room - len(extra)
+        content: list[object] = []
+        room = self._room
+        count = 0
         for reply in waiting:
-            room -= head + len(reply.data)
+            data = reply.data
+            room -= head + len(data)
             if room < 0:
                 break
-            replies.append(reply)
+            count += 1
             reply.sending = False
             if not reply.received:
-                parts.append(
-                    wire.REPLY_HEAD.pack(wire.REPLY, reply.status, reply.first, len(reply.data))
-                )
-                parts.append(reply.data)
-        del waiting[: len(replies)]
-        content = Control(control.handled, replies, control.acknowledged, control.credit)
-        return self._send(1, b"".join((extra, *parts)), (content,), out, now)
+                content.append(reply)
+                parts.append(wire.REPLY_HEAD.pack(wire.REPLY, reply.status, reply.first, len(data)))
+                parts.append(data)
+        if count == len(waiting):
+            waiting.clear()
+            if receiving.ack_due is not None and self._only_received:
+                if room >= wire.RECEIVED_HEAD.size:
+                    parts.append(self._received_block(now))
+            elif room > 0:
+                extra, control = self._control_blocks(room, now)
+                if extra:
+                    parts.append(extra)
+                    content.append(control)
+        else:
+            del waiting[:count]
+        if not content:
+            return 0
+        return self._send(1, b"".join(parts), tuple(content), out, now)
 
-    def _cut_reply(self, out: list[bytes], now: float) -> int:
-        reply = self.receiving.replies_waiting.pop(0)
+    def _cut_reply(self, reply: Reply) -> None:
         # `sending` stays set: its pieces are sent again one by one, never the whole.
         step = self._room - wire.FRAGMENT_HEAD.size
-        pieces: list[Chunk | Piece] = [
+        self.sending.retransmit += [
             Piece(reply, offset, min(step, len(reply.data) - offset))
             for offset in range(0, len(reply.data), step)
         ]
-        self.sending.retransmit += pieces
-        return 0
+
+    @property
+    def _only_received(self) -> bool:
+        """Whether all there is to say besides messages is one range of packets that arrived."""
+        receiving = self.receiving
+        return not (
+            receiving.older
+            or receiving.handled_pending
+            or self._ask_pending
+            or self._credit_lost
+            or self._close_pending
+            or receiving.credit_wanted
+        )
+
+    def _received_block(self, now: float) -> bytes:
+        receiving = self.receiving
+        receiving.unacknowledged = 0
+        receiving.ack_due = None
+        receiving.ack_now = False
+        largest = receiving.largest
+        return wire.RECEIVED_HEAD.pack(
+            wire.RECEIVED,
+            0,
+            min(int((now - receiving.largest_at) * 1e6), DELAY_MAX),
+            largest,
+            largest - receiving.run_first + 1,
+        )
 
     def _control_blocks(self, room: int, now: float) -> tuple[bytes, Control]:
         """Return what fits of: what arrived, credit, what is handled, an ask; and its memory."""
@@ -520,46 +579,44 @@ class Session:
         acknowledged = 0
         handled: list[tuple[int, int]] = []
         credit = False
-        if receiving.ack_due is not None and room >= wire.RECEIVED_HEAD.size + wire.GAP.size * (
-            min(len(receiving.numbers), wire.RANGES_MAX)
+        if receiving.ack_due is not None and room >= wire.RECEIVED_HEAD.size + wire.GAP.size * min(
+            len(receiving.older), wire.RANGES_MAX
         ):
-            delay, ranges = receiving.take_received(now)
-            if ranges:
-                block = wire.encode_received(delay, ranges)
-                acknowledged = ranges[0][1]
-                room -= len(block)
-                parts.append(block)
+            acknowledged = receiving.largest
+            if not receiving.older:
+                block = self._received_block(now)
+            else:
+                delay = max(0.0, now - receiving.largest_at)
+                block = wire.encode_received(delay, receiving.take_ranges())
+            room -= len(block)
+            parts.append(block)
         if receiving.handled_pending:
             fits = min((room - wire.HANDLED_HEAD.size) // wire.RANGE.size, HANDLED_RANGES_MAX)
             if fits > 0:
                 handled = list(receiving.handled_pending)[:fits]
                 block = wire.encode_handled(handled)
-                if fits >= len(receiving.handled_pending):
-                    receiving.handled_pending.remove_below(handled[-1][1] + 1)
-                else:
-                    receiving.handled_pending.remove(handled[0][0], handled[-1][1])
+                receiving.handled_pending.remove_below(handled[-1][1] + 1)
                 room -= len(block)
                 parts.append(block)
-        if room >= wire.CREDIT_BLOCK.size:
-            granted = receiving.next_credit()
-            if granted is not None:
-                receiving.grant(*granted)
-            if granted is not None or self._credit_lost:
-                credit = True
-                self._credit_lost = False
-                grant = (receiving.credit_messages, receiving.credit_bytes)
-                parts.append(wire.CREDIT_BLOCK.pack(wire.CREDIT, *grant))
-                room -= wire.CREDIT_BLOCK.size
+        if room >= wire.CREDIT_BLOCK.size and (self._credit_lost or receiving.credit_wanted):
+            if receiving.credit_wanted:
+                receiving.grant()
+            credit = True
+            self._credit_lost = False
+            grant = (receiving.credit_messages, receiving.credit_bytes)
+            parts.append(wire.CREDIT_BLOCK.pack(wire.CREDIT, *grant))
+            room -= wire.CREDIT_BLOCK.size
         if self._ask_pending and room >= wire.ASK_BLOCK.size:
             self._ask_pending = False
             self._asks += 1
             self.tries += 1
             self.counters.asks += 1
             parts.append(wire.ASK_BLOCK.pack(wire.ASK, self.sending.floor))
-        if self._close_pending and room > wire.ASK_BLOCK.size:
+            room -= wire.ASK_BLOCK.size
+        if self._close_pending and room > 0:
             self._close_pending = False
             parts.append(bytes([wire.CLOSE]))
-        return b"".join(parts), Control(handled, [], acknowledged, credit)
+        return b"".join(parts), Control(handled, acknowledged, credit)
 
     def _take_control(self, out: list[bytes], now: float) -> None:
         """Send acknowledgements of their own: no message was there to carry them."""

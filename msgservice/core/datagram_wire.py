@@ -95,11 +95,8 @@ def decode_run(data: bytes, at: int, end: int) -> tuple[int, list[bytes], int]:
     return first, bodies, at
 
 
-class Received(NamedTuple):
-    """A RECEIVED block: packet numbers as inclusive ranges, newest first; `delay` in seconds."""
-
-    delay: float
-    ranges: list[tuple[int, int]]
+# A RECEIVED block: the delay in seconds, and inclusive ranges of packet numbers, newest first.
+Received = tuple[float, list[tuple[int, int]]]
 
 
 def encode_received(delay: float, ranges: Sequence[tuple[int, int]]) -> bytes:
@@ -124,6 +121,8 @@ def decode_received(data: bytes, at: int, end: int) -> tuple[Received, int]:
     if not length or first < 0:
         raise ValueError("first range of a RECEIVED block")
     ranges = [(first, last)]
+    if not more and at <= end:
+        return (microseconds / 1e6, ranges), at
     for _ in range(more):
         gap, length = GAP.unpack_from(data, at)
         at += GAP.size
@@ -134,7 +133,7 @@ def decode_received(data: bytes, at: int, end: int) -> tuple[Received, int]:
         ranges.append((first, last))
     if at > end:
         raise ValueError("RECEIVED block beyond its datagram")
-    return Received(microseconds / 1e6, ranges), at
+    return (microseconds / 1e6, ranges), at
 
 
 def encode_handled(ranges: Sequence[tuple[int, int]]) -> bytes:

@@ -344,27 +344,37 @@ class DatagramPeer(DatagramProtocol):
         """Hand on what came, then send all that is to be said, once."""
         if self._in_turn or self._closed:
             return
-        self._in_turn = True
         endpoint = self._endpoint
-        try:
-            for session, deliveries in endpoint.take_deliveries():
-                for first, bodies, size in deliveries:
-                    self._deliver(session, first, bodies, size)
-            self._settle(endpoint.take_settled())
-            for answer in endpoint.take_answers():
-                self._answer(answer)
-            for address, tokens, first_failure in endpoint.take_failures():
-                self._receive_failure(address, tokens, first_failure)
-            for event, session in endpoint.take_events():
-                self._session_event(event, session)
-        finally:
-            self._in_turn = False
+        if endpoint.has_effects:
+            self._in_turn = True
+            try:
+                self._take_effects()
+            finally:
+                self._in_turn = False
         if self._turn_call is not None:
             self._turn_call.cancel()
             self._turn_call = None
         if not self._closed:
             self._write()
-            self._arm()
+            if endpoint.rescheduled:
+                self._arm()
+
+    def _take_effects(self) -> None:
+        deliveries, settled, answers, failures, events = self._endpoint.take_effects()
+        for session, parts in deliveries:
+            for first, bodies, size in parts:
+                self._deliver(session, first, bodies, size)
+        for token in settled:
+            if type(token) is Deferred:
+                token.callback(b"")
+            else:
+                cast("_Run", token).settle()
+        for answer in answers:
+            self._answer(answer)
+        for address, tokens, first_failure in failures:
+            self._receive_failure(address, tokens, first_failure)
+        for event, session in events:
+            self._session_event(event, session)
 
     def _session_event(self, event: str, session: Session) -> None:
         """Take note of a session that was opened or lost; the node's bearer overrides it."""
@@ -399,6 +409,7 @@ class DatagramPeer(DatagramProtocol):
     def _fire(self) -> None:
         self._timer = None
         self._endpoint.receive_time(self._seconds())
+        self._endpoint.rescheduled = True
         self._turn()
 
     # --- handling
@@ -478,13 +489,6 @@ class DatagramPeer(DatagramProtocol):
         self._endpoint.reply(session, nonce, status, bytes(result), size)
 
     # --- settling
-
-    def _settle(self, tokens: list[object]) -> None:
-        for token in tokens:
-            if type(token) is Deferred:
-                token.callback(b"")
-            else:
-                cast("_Run", token).settle()
 
     def _answer(self, answer: Answer) -> None:
         token, ordinal, status, body = answer

@@ -110,9 +110,10 @@ class Host:
     def turn(self) -> None:
         """One turn of the driver."""
         endpoint, world = self.endpoint, self.world
-        for session, deliveries in endpoint.take_deliveries():
-            for delivery in deliveries:
-                for nonce, body in enumerate(delivery.bodies, delivery.first):
+        effects = endpoint.take_effects()
+        for session, deliveries in effects.deliveries:
+            for first, bodies, _ in deliveries:
+                for nonce, body in enumerate(bodies, first):
                     self.handled.append(body)
                     size = len(body)
                     try:
@@ -130,11 +131,10 @@ class Host:
                         world.later(self.delay_handling, lambda act=act: (act(), self.turn()))
                     else:
                         act()
-        self.settled += endpoint.take_settled()
-        for answer in endpoint.take_answers():
-            self.replies[answer.token] = (answer.status, answer.body)
-        self.failed += endpoint.take_failures()
-        endpoint.take_events()
+        self.settled += effects.settled
+        for token, _, status, body in effects.answers:
+            self.replies[token] = (status, body)
+        self.failed += effects.failures
         for address, datagrams in endpoint.take_datagrams(world.now):
             for datagram in datagrams:
                 self.sent_bytes += len(datagram)
