@@ -1,0 +1,289 @@
+"""Acknowledged UDP over simulated paths: loss, a bottleneck, reordering, damage, dead peers."""
+
+from __future__ import annotations
+
+import pytest
+from datagram_paths import Bottleneck, Host, Path, World
+
+from msgservice.core.datagram_limits import DatagramLimits
+
+SETTLING = 5.0  # the figures hold after the first seconds
+
+
+def pair(world: World, **options: object) -> tuple[Host, Host]:
+    return world.host(1, **options), world.host(2, **options)
+
+
+def feed(world: World, source: Host, to: Host, count: int, *, per_turn: int, every: float) -> None:
+    """Send `count` numbered messages, some in each turn."""
+
+    def turn(number: int) -> None:
+        for n in range(number, min(number + per_turn, count)):
+            source.send(to.address, b"%d" % n + bytes(400))
+        source.turn()
+        if number + per_turn < count:
+            world.later(every, lambda: turn(number + per_turn))
+
+    turn(0)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.01, 0.1, 0.2, 0.3, 0.5])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_under_loss_all_are_handled_once_with_few_transmissions(loss: float, seed: int) -> None:
+    world = World(seed)
+    world.default = Path(delay=0.02, loss=loss)
+    a, b = pair(world)
+    feed(world, a, b, 400, per_turn=5, every=0.1)
+
+    assert world.run(20_000, until=lambda: len(a.settled) == 400)
+
+    assert len(b.handled) == len(set(b.handled)) == 400
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    assert session.counters.messages_sent / 400 <= 1.1 / (1 - loss) ** 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_duplicated_reordered_and_damaged_datagrams_change_nothing(seed: int) -> None:
+    world = World(seed)
+    world.default = Path(
+        delay=0.01, loss=0.1, duplicate=0.2, damage=0.02, jitter=0.03, jitter_share=0.5
+    )
+    a, b = pair(world)
+    b.handler = lambda body: body[:20] if body[0] % 2 else None
+    feed(world, a, b, 300, per_turn=7, every=0.05)
+
+    assert world.run(5000, until=lambda: len(a.settled) + len(a.replies) == 300)
+
+    assert len(b.handled) == len(set(b.handled)) == 300
+    assert all(token[:20] == reply for token, (_, reply) in a.replies.items())  # type: ignore[index]  # bytes here
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_large_messages_and_large_replies_cross_a_lossy_path_whole(seed: int) -> None:
+    world = World(seed)
+    world.default = Path(delay=0.01, loss=0.1)
+    a, b = pair(world)
+    b.handler = lambda body: body[::-1]
+    bodies = [world.random.randbytes(size) for size in (1, 1165, 1166, 5000, 100_000, 400_000)]
+    for body in bodies:
+        a.send(b.address, body)
+
+    assert world.run(2000, until=lambda: len(a.replies) == len(bodies))
+
+    assert sorted(map(len, bodies)) == sorted(map(len, b.handled))
+    assert {body: (1, body[::-1]) for body in bodies} == a.replies
+
+
+def test_an_ordered_session_hands_on_in_the_order_sent() -> None:
+    world = World(3)
+    world.default = Path(delay=0.01, loss=0.2, jitter=0.05, jitter_share=0.5)
+    a, b = pair(world, ordered=True)
+    sent = [b"%d" % n + bytes(300 + 40 * (n % 90)) for n in range(300)]
+    for body in sent:
+        a.send(b.address, body)
+
+    assert world.run(2000, until=lambda: len(a.settled) == 300)
+
+    assert sent == b.handled
+
+
+def stream(world: World, source: Host, to: Host, size: int) -> None:
+    """Keep the source's queue full for ever."""
+    peer = source.endpoint.peers.get(to.address)
+    if peer is None or len(peer.queue) < 300:
+        for _ in range(300):
+            source.send(to.address, bytes(size))
+        source.turn()
+    world.later(0.05, lambda: stream(world, source, to, size))
+
+
+@pytest.mark.parametrize("delay", [0.02, 0.04], ids=["rtt40ms", "oneway40ms"])
+def test_a_bottleneck_is_used_and_hardly_overrun(delay: float) -> None:
+    world = World(1)
+    bottleneck = Bottleneck(rate=1.25e6, queue_max=64)
+    a, b = pair(world)
+    world.paths[a.address, b.address] = Path(delay=delay, bottleneck=bottleneck)
+    world.paths[b.address, a.address] = Path(delay=delay)
+    stream(world, a, b, 1000)
+    world.run(SETTLING)
+    carried, offered, dropped = bottleneck.carried, bottleneck.offered_count, bottleneck.dropped_count
+
+    world.run(20)
+
+    assert (bottleneck.carried - carried) / 1.25e6 / 20 >= 0.85
+    assert (bottleneck.dropped_count - dropped) / (bottleneck.offered_count - offered) <= 0.02
+
+
+def test_two_flows_share_a_bottleneck() -> None:
+    world = World(2)
+    bottleneck = Bottleneck(rate=1.25e6, queue_max=64)
+    receivers = []
+    for number in (1, 3):
+        a, b = world.host(number), world.host(number + 1)
+        world.paths[a.address, b.address] = Path(delay=0.02, bottleneck=bottleneck)
+        world.paths[b.address, a.address] = Path(delay=0.02)
+        stream(world, a, b, 1000)
+        receivers.append(b)
+    world.run(SETTLING)
+    before = [len(b.handled) for b in receivers]
+
+    world.run(40)
+
+    counts = [len(b.handled) - count for b, count in zip(receivers, before, strict=True)]
+    assert 0.4 <= counts[0] / sum(counts) <= 0.6
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_reordering_is_learned_and_hardly_anything_is_sent_needlessly(seed: int) -> None:
+    world = World(seed)
+    bottleneck = Bottleneck(rate=1.25e6, queue_max=64)
+    a, b = pair(world)
+    world.paths[a.address, b.address] = Path(
+        delay=0.02, bottleneck=bottleneck, jitter=0.025, jitter_share=0.3
+    )
+    world.paths[b.address, a.address] = Path(delay=0.02, jitter=0.025, jitter_share=0.3)
+    stream(world, a, b, 1000)
+    world.run(SETTLING)
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    spurious, sent = session.recovery.spurious, session.counters.packets_sent
+
+    world.run(20)
+
+    needless = (session.recovery.spurious - spurious) / (session.counters.packets_sent - sent)
+    assert needless <= 0.02
+
+
+def test_a_dead_peer_fails_after_patience_and_works_again_when_heard_from() -> None:
+    world = World(1)
+    a, b = pair(world, patience=6.0, retries=3)
+    a.send(b.address, b"first")
+    assert world.run(5, until=lambda: a.settled == [b"first"])
+    world.default = Path(down=True)
+    a.send(b.address, b"lost")
+    began = world.now
+    world.run(60, until=lambda: bool(a.failed))
+
+    assert [(b.address, [b"lost"], True)] == a.failed
+    assert world.now - began >= 6.0
+
+    world.default = Path()
+    a.send(b.address, b"again")
+    assert world.run(100, until=lambda: b"again" in a.settled)
+
+
+def test_node_failure_is_told_once_until_the_node_is_heard_from() -> None:
+    world = World(1)
+    a, b = pair(world, patience=3.0, retries=3)
+    world.default = Path(down=True)
+    for number in range(3):
+        a.send(b.address, b"%d" % number)
+        world.run(40)
+
+    assert [True, False, False] == [first for _, _, first in a.failed]
+
+    world.default = Path()
+    a.send(b.address, b"back")
+    assert world.run(60, until=lambda: b"back" in a.settled)
+    world.default = Path(down=True)
+    a.send(b.address, b"gone again")
+    world.run(60)
+
+    assert (b.address, [b"gone again"], True) == a.failed[-1]
+
+
+def test_a_peer_that_lost_its_state_is_sent_again_what_it_had_not_answered() -> None:
+    world = World(1)
+    a, b = pair(world)
+    b.delay_handling = 50.0
+    a.send(b.address, b"one")
+    world.run(3)
+    assert [b"one"] == b.handled
+
+    b.restart()
+    b.delay_handling = 0.0
+
+    assert world.run(100, until=lambda: a.settled == [b"one"])
+    assert [b"one", b"one"] == b.handled
+
+
+def test_both_sides_may_begin_at_once_and_end_in_one_session() -> None:
+    for seed in range(20):
+        world = World(seed)
+        world.default = Path(delay=0.02, loss=0.1, jitter=0.02, jitter_share=0.5)
+        a, b = pair(world)
+        a.send(b.address, b"from a")
+        b.send(a.address, b"from b")
+
+        assert world.run(200, until=lambda a=a, b=b: bool(a.settled and b.settled))  # type: ignore[misc]  # bound now
+
+        assert ([b"from b"], [b"from a"]) == (a.handled, b.handled)
+        one, other = a.endpoint.peers[b.address].session, b.endpoint.peers[a.address].session
+        assert one is not None
+        assert other is not None
+        assert one.identifier == other.identifier
+
+
+def test_unhandled_messages_are_asked_after_and_answered_late() -> None:
+    world = World(1)
+    a, b = pair(world)
+    b.delay_handling = 20.0
+    a.send(b.address, b"slow")
+
+    assert world.run(60, until=lambda: a.settled == [b"slow"])
+
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    assert session.counters.asks == 3  # after 2, 6 and 14 seconds
+    assert session.counters.messages_again == 0
+
+
+def test_a_slow_handler_closes_the_window_and_memory_stays_bounded() -> None:
+    limits = DatagramLimits(window_messages=64, window_bytes=64 * 1024)
+    world = World(1)
+    a, b = pair(world, limits=limits)
+    b.delay_handling = 1.0
+    for number in range(1000):
+        a.send(b.address, b"%d" % number + bytes(100))
+    worst = 0
+    while len(a.settled) < 1000:
+        world.run(0.1)
+        session = b.endpoint.peers[a.address].session if a.address in b.endpoint.peers else None
+        if session is not None:
+            receiving = session.receiving
+            worst = max(worst, receiving.next_nonce - 1 - receiving.handled_messages)
+        assert world.now < 200
+
+    assert 0 < worst <= 64 + 16  # the window, and what one datagram carries
+    assert len(set(b.handled)) == len(b.handled) == 1000
+
+
+def test_keepalive_asks_a_silent_peer_and_stays_quiet_otherwise() -> None:
+    world = World(1)
+    a, b = pair(world, limits=DatagramLimits(keepalive=5.0))
+    a.send(b.address, b"hello")
+    world.run(2)
+    before = dict(world.letters)
+
+    world.run(60)
+
+    asked = world.letters["A"] - before["A"]
+    assert 10 <= asked <= 60
+
+
+def test_an_idle_session_is_forgotten_and_the_next_message_opens_another() -> None:
+    world = World(1)
+    a, b = pair(world, limits=DatagramLimits(idle_timeout=20.0))
+    a.send(b.address, b"one")
+    world.run(1)
+    assert 1 == len(b.endpoint.peers)
+
+    world.run(60)
+    for host in (a, b):
+        host.endpoint.receive_time(world.now)
+    assert 0 == len(a.endpoint.peers) == len(b.endpoint.peers)
+
+    a.send(b.address, b"two")
+    assert world.run(10, until=lambda: a.settled == [b"one", b"two"])
+    assert [b"one", b"two"] == b.handled
