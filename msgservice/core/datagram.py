@@ -433,8 +433,10 @@ class Endpoint:
         if peer.opening is not None:
             deadlines.append(peer.opening.at)
         if peer.marks and self._patience is not None:
-            due = peer.marks[0].at + self._patience
-            if due > now:  # else the tries are still missing, and each of them has its own time
+            mark = peer.marks[0]
+            due = mark.at + self._patience
+            # Where only tries are missing, each of them has a time of its own.
+            if due > now or peer.all_tries - mark.tries >= self._retries:
                 deadlines.append(due)
         due = min((at for at in deadlines if at is not None), default=math.inf)
         if due < peer.due:

@@ -58,6 +58,7 @@ Result = bytes | None | Deferred[bytes | None] | Coroutine[Any, Any, bytes | Non
 REASON_BYTES_MAX = 1000
 # Linux doubles it; an ordinary user gets at most net.core.rmem_max, which the log shows.
 BUFFER_BYTES = 4 * 1024 * 1024
+GRAIN = 1e-6
 
 
 class _Run:
@@ -404,7 +405,8 @@ class DatagramPeer(DatagramProtocol):
                 return  # it fires early, finds nothing, and is armed again
             timer.cancel()
         self._timer_at = due
-        self._timer = self._reactor.callLater(max(0.0, due - self._seconds()), self._fire)
+        # A little late rather than a rounding error early, which would find nothing due.
+        self._timer = self._reactor.callLater(max(0.0, due - self._seconds()) + GRAIN, self._fire)
 
     def _fire(self) -> None:
         self._timer = None
