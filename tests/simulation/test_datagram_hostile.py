@@ -1,0 +1,338 @@
+"""What a peer, or somebody who claims to be one, may send: never an exception, never state."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from datagram_paths import Address, Host, Path, World
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msgservice.core import datagram_wire as wire
+from msgservice.core.datagram import Keys
+from msgservice.core.datagram_limits import DatagramLimits
+
+KEY = bytes(range(32))
+STRANGER = ("127.0.0.1", 99)
+
+
+def keys() -> Keys:
+    return Keys({1: KEY}, ChaCha20Poly1305)
+
+
+def conversation(*, keyed: bool, seed: int = 1) -> tuple[World, Host, Host, dict[str, list[bytes]]]:
+    """Two hosts that have said everything once, and all datagrams by kind, with their direction."""
+    world = World(seed)
+    a = world.host(1, keys=keys() if keyed else None)
+    b = world.host(2, keys=keys() if keyed else None)
+    kinds: dict[str, list[bytes]] = {}
+
+    def tap(source: Address, to: Address, datagram: bytes) -> bytes:
+        kinds.setdefault(f"{chr(datagram[0])}{to[1]}", []).append(datagram)
+        return datagram
+
+    world.taps.append(tap)
+    b.handler = lambda body: body[:2000] if len(body) % 2 else None
+    for size in (10, 11, 4000, 4001):
+        a.send(b.address, bytes(size))
+    world.run(3)
+    b.delay_handling = 9.0
+    a.send(b.address, b"slow")
+    world.run(20)
+    # A reset: a session that the other side does not know any more.
+    b.restart()
+    a.send(b.address, b"after the restart")
+    world.run(20)
+    assert set("WAHCOR") == {kind[0] for kind in kinds}
+    return world, a, b, kinds
+
+
+def variants(datagram: bytes) -> Iterator[bytes]:
+    """Every truncation and every bit flip."""
+    for end in range(len(datagram)):
+        yield datagram[:end]
+    for place in range(min(len(datagram), 200)):
+        for bit in range(8):
+            yield datagram[:place] + bytes([datagram[place] ^ 1 << bit]) + datagram[place + 1 :]
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["checksum", "key"])
+def test_every_truncation_and_bit_flip_of_every_kind_is_ignored(keyed: bool) -> None:
+    world, a, b, kinds = conversation(keyed=keyed)
+    world.taps.clear()
+    handled, settled = len(b.handled), len(a.settled)
+    for kind, datagrams in kinds.items():
+        to, source = (a, b.address) if kind[1:] == "1" else (b, a.address)
+        for datagram in {len(d): d for d in datagrams}.values():
+            sent_before = world.letters.total()
+            for count, variant in enumerate(variants(datagram)):
+                to.endpoint.receive_datagrams(variant, 0, source, world.now)
+                if count % 64 == 0:
+                    to.turn()
+            to.turn()
+            assert world.letters.total() - sent_before <= 400, kind  # resets, within their budget
+
+    a.send(b.address, b"still there?")
+    assert world.run(20, until=lambda: b"still there?" in a.settled or "still there?" in a.replies)
+    assert handled + 1 == len(b.handled)
+    assert settled + 1 == len(a.settled)
+
+
+def with_checksum(datagram: bytes) -> bytes:
+    return datagram[:-4] + zlib.crc32(datagram[:-4]).to_bytes(4, "big")
+
+
+BLOCKS = [
+    wire.encode_run(4, [b"x", b"", b"yy"]),
+    wire.encode_received(0.01, [(3, 4), (1, 1)]),
+    wire.encode_handled([(1, 2), (4, 4)]),
+    wire.REPLY_HEAD.pack(wire.REPLY, wire.REPLY_OK, 1, 3) + b"abc",
+    wire.FRAGMENT_HEAD.pack(wire.FRAGMENT, wire.PART_OF_MESSAGE, 9, 5000, 1000, 4) + b"part",
+    wire.FRAGMENT_HEAD.pack(wire.FRAGMENT, wire.REPLY_FAILED, 1, 5000, 1000, 4) + b"part",
+    wire.CREDIT_BLOCK.pack(wire.CREDIT, 2**40, 2**50),
+    wire.ASK_BLOCK.pack(wire.ASK, 2),
+    bytes([wire.CLOSE]),
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_a_peer_that_sends_nonsense_under_a_right_checksum_raises_nothing(
+    data: st.DataObject,
+) -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    b.delay_handling = 50.0
+    a.send(b.address, b"open")
+    world.run(1)
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    number = 100
+    for _ in range(data.draw(st.integers(1, 5))):
+        chosen = data.draw(st.lists(st.integers(0, len(BLOCKS) - 1), max_size=4))
+        body = bytearray(b"".join([BLOCKS[index] for index in chosen]))
+        for _ in range(data.draw(st.integers(0, 4)) if body else 0):
+            body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+        body += bytes(data.draw(st.lists(st.integers(0, 255), max_size=20)))
+        for host, role in ((a, wire.RESPONDER), (b, wire.INITIATOR)):
+            number += 1
+            header = wire.HEADER.pack(
+                b"WA"[data.draw(st.integers(0, 1))], 1, 0, role, session.identifier, number
+            )
+            source = b.address if host is a else a.address
+            host.receive(with_checksum(header + bytes(body) + bytes(4)), source)
+    world.run(5)
+
+    for host in (a, b):
+        for peer in host.endpoint.peers.values():
+            if peer.session is not None:
+                held = peer.session.receiving.reassembly.size
+                assert held <= DatagramLimits().window_bytes + DatagramLimits().message_bytes
+
+
+@settings(max_examples=300, deadline=None)
+@given(junk=st.binary(max_size=300), segment=st.integers(0, 80))
+def test_arbitrary_bytes_from_a_stranger_make_no_state(junk: bytes, segment: int) -> None:
+    world = World(1)
+    host = world.host(1)
+    host.endpoint.receive_datagrams(junk, segment, STRANGER, 0.0)
+
+    assert {} == host.endpoint.peers
+    assert sum(len(d) for _, ds in host.endpoint.take_datagrams(0.0) for d in ds) <= len(junk)
+
+
+def test_replayed_datagrams_are_refused_with_a_key() -> None:
+    world, a, b, kinds = conversation(keyed=True)
+    world.taps.clear()
+    handled, settled, replies = len(b.handled), len(a.settled), dict(a.replies)
+    for kind, datagrams in kinds.items():
+        for datagram in datagrams:
+            for source in (a.address, b.address, STRANGER):
+                for host in (a, b):
+                    host.receive(datagram, source)
+    world.run(30)
+
+    assert (handled, settled, replies) == (len(b.handled), len(a.settled), a.replies)
+    assert STRANGER not in a.endpoint.peers
+    assert STRANGER not in b.endpoint.peers
+
+
+def test_a_forged_acknowledgement_settles_nothing_with_a_key() -> None:
+    world = World(1)
+    a, b = world.host(1, keys=keys()), world.host(2, keys=keys())
+    b.delay_handling = 1000.0
+    a.send(b.address, b"waits")
+    world.run(3)
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    body = wire.encode_handled([(1, 1)])
+    header = wire.HEADER.pack(wire.ACKNOWLEDGEMENT, 1, 1, wire.RESPONDER, session.identifier, 50)
+    wrong = wire.session_seal(ChaCha20Poly1305, bytes(32), wire.RESPONDER, bytes(16), bytes(16))
+    forged = [wrong.close(header, body), with_checksum(header + body + bytes(4)),
+              header[:2] + b"\0" + header[3:] + body + bytes(16)]  # fmt: skip
+    for datagram in forged:
+        a.receive(datagram, b.address)
+    world.run(1)
+
+    assert [] == a.settled
+    assert a.endpoint.counters["forged"] >= 1
+
+
+def test_the_contents_cannot_be_read_with_a_key() -> None:
+    world = World(1)
+    a, b = world.host(1, keys=keys()), world.host(2, keys=keys())
+    seen: list[bytes] = []
+    world.taps.append(lambda source, to, datagram: seen.append(datagram) or datagram)  # type: ignore[func-returns-value]  # returns the datagram
+    b.handler = lambda body: b"the reply is secret"
+    a.send(b.address, b"the message is secret")
+    assert world.run(3, until=lambda: bool(a.replies))
+
+    assert b"secret" not in b"".join(seen)
+
+
+def test_a_hello_is_answered_by_less_and_makes_no_state() -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    b_out: list[bytes] = []
+    world.taps.append(lambda source, to, datagram: datagram if source == a.address else b_out.append(datagram))
+    a.send(b.address, b"x")
+    world.run(30)
+
+    assert {} == b.endpoint.peers
+    assert b_out
+    assert {ord("C")} == {datagram[0] for datagram in b_out}
+    assert b.sent_bytes < a.sent_bytes
+
+
+def test_a_cookie_serves_its_own_address_session_and_time_only() -> None:
+    from msgservice.core.datagram_cookie import CookieJar
+
+    jar = CookieJar(b"s" * 32, 30.0)
+    cookie = jar.make(("127.0.0.1", 5), 7, bytes(16), 100.0)
+
+    assert jar.check(cookie, ("127.0.0.1", 5), 7, bytes(16), 129.9)
+    assert not jar.check(cookie, ("127.0.0.1", 6), 7, bytes(16), 100.0)
+    assert not jar.check(cookie, ("127.0.0.2", 5), 7, bytes(16), 100.0)
+    assert not jar.check(cookie, ("127.0.0.1", 5), 8, bytes(16), 100.0)
+    assert not jar.check(cookie, ("127.0.0.1", 5), 7, bytes([1]) * 16, 100.0)
+    assert not jar.check(cookie, ("127.0.0.1", 5), 7, bytes(16), 130.1)
+    assert not jar.check(cookie, ("127.0.0.1", 5), 7, bytes(16), 99.0)
+    assert not jar.check(wire.NO_COOKIE, ("127.0.0.1", 5), 7, bytes(16), 100.0)
+
+
+def flood_of(rng_seed: int, count: int) -> Iterator[tuple[Address, bytes]]:
+    """Well-formed and other datagrams from ever new addresses of the loopback net."""
+    import random
+
+    rng = random.Random(rng_seed)
+    for _ in range(count):
+        address = (f"127.{rng.randrange(256)}.{rng.randrange(256)}.{rng.randrange(1, 255)}",
+                   rng.randrange(1024, 65536))  # fmt: skip
+        letter = rng.choice(b"HHHWACOR")
+        body = rng.randbytes(wire.HELLO_BODY_BYTES if letter == 0x48 else rng.randrange(0, 200))
+        header = wire.HEADER.pack(letter, 1, 0, rng.randrange(2), rng.getrandbits(64), rng.getrandbits(64))
+        yield address, with_checksum(header + body + bytes(4))
+
+
+def test_a_flood_costs_no_memory_answers_less_than_it_brings_and_hurts_no_peer() -> None:
+    import tracemalloc
+
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    a.send(b.address, b"before")
+    world.run(2)
+    endpoint = b.endpoint
+    bytes_in = bytes_out = 0
+    tracemalloc.start()
+    base = peak = 0
+    for number, (address, datagram) in enumerate(flood_of(1, 20_000)):
+        bytes_in += len(datagram)
+        endpoint.receive_datagrams(datagram, 0, address, world.now + number / 20_000)
+        for _, datagrams in endpoint.take_datagrams(world.now):
+            bytes_out += sum(map(len, datagrams))
+        if number == 2000:
+            base = tracemalloc.get_traced_memory()[0]
+    peak = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+    assert 0 < bytes_out <= bytes_in
+    assert peak - base < 200_000
+    assert [a.address] == list(endpoint.peers)
+    a.send(b.address, b"after")
+    assert world.run(3, until=lambda: a.settled == [b"before", b"after"])
+
+
+def test_ten_thousand_peers_fit_in_memory_and_the_next_is_not_answered() -> None:
+    import tracemalloc
+
+    count = 1000  # a tenth: the figure is per peer
+    world = World(1)
+    server = world.host(1, limits=DatagramLimits(peers=count))
+    tracemalloc.start()
+    clients = []
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(count):
+        client = world.host(10 + number)
+        client.send(server.address, b"hello")
+        clients.append(client)
+    world.run(5)
+    assert count == len(server.endpoint.peers) == len(server.handled)
+    used = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert used / (2 * count) < 10_486  # a session at each end; 10,000 peers: 100 MiB
+
+    late = world.host(5)
+    late.send(server.address, b"one too many")
+    world.run(10)
+    assert [] == late.settled
+    assert server.endpoint.counters["refused_peers"] > 0
+
+
+def test_a_reset_is_believed_only_for_a_packet_in_flight() -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    a.send(b.address, b"x")
+    world.run(2)
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    for number in (0, 1, 2**63):
+        header = wire.HEADER.pack(wire.RESET, 1, 0, wire.RESPONDER, session.identifier, 5)
+        a.receive(with_checksum(header + wire.RESET_BODY.pack(number) + bytes(4)), b.address)
+
+    assert session is a.endpoint.peers[b.address].session
+
+
+def test_more_than_the_granted_window_is_not_taken() -> None:
+    world = World(1)
+    limits = DatagramLimits(window_messages=10, window_bytes=10_000)
+    a, b = world.host(1), world.host(2, limits=limits)
+    b.delay_handling = 1000.0
+    a.send(b.address, b"x")
+    world.run(2)
+    session = b.endpoint.peers[a.address].session
+    assert session is not None
+    sender = a.endpoint.peers[b.address].session
+    assert sender is not None
+    sender.sending.credit_messages = 10**6  # a peer that does not keep to what it was granted
+    for number in range(1000):
+        a.send(b.address, b"%d" % number)
+    world.run(5)
+
+    assert session.receiving.next_nonce - 1 <= 10
+    assert session.counters.refused > 0
+
+
+def test_a_path_that_comes_back_after_an_hour_still_works() -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    a.send(b.address, b"x")
+    world.run(2)
+    world.default = Path(down=True)
+    a.send(b.address, b"patient")
+    world.run(3600)
+    world.default = Path()
+
+    assert world.run(70, until=lambda: b"patient" in a.settled)
