@@ -24,7 +24,7 @@ from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_receiver import Delivery
 from msgservice.core.datagram_sender import Answer, SendQueue
 from msgservice.core.datagram_session import Session
-from msgservice.core.recovery import ACK_DELAY_MAX, RTO_INITIAL, RTO_MAX
+from msgservice.core.recovery import ACK_DELAY_MAX, RTO_INITIAL
 from msgservice.errors import LimitReached, MessageTooLarge
 
 KEY_BYTES = 32
@@ -32,6 +32,8 @@ KEY_BYTES = 32
 MARKS_PER_PATIENCE = 64
 # With a cookie that was not answered so often, the other side may have a new secret: ask for another.
 HELLOS_PER_COOKIE = 3
+# Handshakes that go unanswered are repeated at least so often, in seconds: one small datagram.
+HANDSHAKE_MAX = 10.0
 
 
 class Mark(NamedTuple):
@@ -627,7 +629,7 @@ class Endpoint:
             opening.cookie = b""
             opening.tries_cookie = 1
         wait = RTO_INITIAL * 2 ** min(opening.tries - 1, 8) * (1 + self._jitter() / 2)
-        opening.at = now + min(wait, RTO_MAX)
+        opening.at = now + min(wait, HANDSHAKE_MAX)
         body = self._terms(opening.random) + (opening.cookie or wire.NO_COOKIE)
         return self._sealed(
             wire.HELLO, wire.INITIATOR, self._keys.current, opening.identifier, body

@@ -403,7 +403,12 @@ class Session:
         del self.sending.retransmit[before:]
         for item in items:
             self._send_item(item, out, now, again=True)
-        if not items and not self.receiving.handled_pending and not self.receiving.replies_waiting:
+        # Two probes at a repeated timeout (RFC 9002 §6.2.4): with one, and half of all exchanges lost,
+        # the doubling waits have no finite mean. An ASK is enough: its answer shows what is missing.
+        receiving = self.receiving
+        if len(items) < self._probes and (
+            self._probes > 1 or not (receiving.handled_pending or receiving.replies_waiting)
+        ):
             self._ask_pending = True
         self._probes = 0
 
