@@ -256,11 +256,7 @@ async def test_a_device_without_segmentation_offload_is_found_at_run_time(opened
 async def test_a_flood_from_other_addresses_of_the_loopback_net_leaves_a_peer_working(
     opened: list[Any],
 ) -> None:
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "simulation"))
-    from test_datagram_hostile import flood_of
+    from tests.simulation.test_datagram_hostile import flood_of
 
     server, client = listening(opened), listening(opened)
     await client.send_message(b"warm", server.address)

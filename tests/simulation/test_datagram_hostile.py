@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from datagram_paths import Address, Host, Path, World
+from tests.simulation.datagram_paths import Address, Host, Path, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from datagram_paths import Bottleneck, Host, Path, World
+from tests.simulation.datagram_paths import Bottleneck, Host, Path, World
 
 from msgservice.core.datagram_limits import DatagramLimits
 

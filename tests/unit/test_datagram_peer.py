@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from datagram_net import Address, Net
+from tests.unit.datagram_net import Address, Net
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogEvent
 
