@@ -229,7 +229,11 @@ def measure(server: list[str], client: list[str]) -> dict[str, float]:
         assert serving.stdout is not None
         port = serving.stdout.readline().strip()
         done = subprocess.run(
-            [*base, *client, "--port", port], stdout=subprocess.PIPE, text=True, check=True, timeout=60
+            [*base, *client, "--port", port],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=60,
         )
         serving.kill()
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -247,7 +251,9 @@ def main() -> None:
         "bare-server": bare_server,
         "bare-client": lambda: bare_client(arguments.port, arguments.size),
         "acked-server": lambda: acked_server(arguments.keyed),
-        "acked-client": lambda: acked_client(arguments.port, arguments.size, False, arguments.keyed),
+        "acked-client": lambda: acked_client(
+            arguments.port, arguments.size, False, arguments.keyed
+        ),
         "many-client": lambda: acked_client(arguments.port, arguments.size, True, arguments.keyed),
         "rpc-server": lambda: rpc_server(True),
         "rpc-client": lambda: rpc_client(arguments.port, True),
@@ -262,7 +268,11 @@ def main() -> None:
 
 def ratio(ours: list[float], bare: list[float]) -> dict[str, float]:
     acked_s, bare_s = statistics.median(ours), statistics.median(bare)
-    found = {"acked_s": round(acked_s), "bare_s": round(bare_s), "ratio": round(acked_s / bare_s, 2)}
+    found = {
+        "acked_s": round(acked_s),
+        "bare_s": round(bare_s),
+        "ratio": round(acked_s / bare_s, 2),
+    }
     print(found, flush=True)
     return found
 

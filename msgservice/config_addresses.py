@@ -21,9 +21,9 @@ from msgservice.transport.tcp import TcpTransport
 
 # Keys of [listen], and the schemes that an address under them may have.
 LISTEN_SCHEMES = {"tcp": ("tcp", "tls", "ssl"), "unix": ("unix",), "udp": ("udp",)}
-LISTENERS_LATER = ("udp", "pb", "web")
-RECEIVER_SCHEMES_LATER = ("pb", "udp", "http", "https", "node")
-PATH_OPTIONS = ("certificate", "certKey", "privateKey", "trustRoots")
+LISTENERS_LATER = ("pb", "web")
+RECEIVER_SCHEMES_LATER = ("pb", "http", "https", "node")
+PATH_OPTIONS = ("certificate", "certKey", "key", "privateKey", "trustRoots")
 
 
 @cache

@@ -175,6 +175,8 @@ class Endpoint:
 
     `entropy(n)` returns n random bytes, `jitter()` a float in [0, 1). `patience` and `retries`: a message has
     failed when so many seconds passed and at least so many tries went out; None: never.
+    `ordered`: deliver in the order of nonces. `carry_over`: what is open when a session is lost goes to the
+    next one (else it is dropped: whoever sent it learns of the loss, and knows what to do).
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class Endpoint:
         patience: float | None = None,
         retries: int = 3,
         ordered: bool = False,
+        carry_over: bool = True,
         now: float = 0.0,
     ) -> None:
         self.limits = limits
@@ -204,6 +207,7 @@ class Endpoint:
         self._patience = patience
         self._retries = retries
         self._ordered = ordered
+        self._carry_over = carry_over
         self._jar = CookieJar(entropy(32), limits.cookie_seconds)
         self._sessions: dict[tuple[Address, int], Session] = {}
         self._ready: dict[Address, Peer] = {}
@@ -276,6 +280,17 @@ class Endpoint:
         self._ready[address] = peer
         return first
 
+    def connect(self, address: Address, now: float) -> None:
+        """Begin a session with an address though nothing waits for it, unless there is one."""
+        peer = self.peer(address, now)
+        if peer.session is None and peer.opening is None:
+            self._open(peer, now)
+            self._ready[address] = peer
+
+    def _open(self, peer: Peer, now: float) -> None:
+        identifier = int.from_bytes(self._entropy(8), "big")
+        peer.opening = Opening(identifier, self._entropy(wire.RANDOM_BYTES), now)
+
     def handle(self, session: Session, first: int, last: int, size: int) -> None:
         """Say that these nonces were handled, with empty replies."""
         session.receiving.handle(first, last, size)
@@ -300,9 +315,7 @@ class Endpoint:
         for session in (peer.session, peer.candidate):
             if session is not None:
                 session.close()
-                out = session.take_datagrams(
-                    math.inf if session.heard_at == math.inf else session.heard_at
-                )
+                out = session.take_datagrams(now)
                 self._out.append((address, out[-1:]))
                 tokens += session.sending.give_up(peer.queue.enqueued)
                 self._drop_session(session)
@@ -381,8 +394,7 @@ class Endpoint:
             if datagrams:
                 out.append((peer.address, datagrams))
         elif queue.head < len(queue.bodies) and peer.opening is None:
-            identifier = int.from_bytes(self._entropy(8), "big")
-            peer.opening = Opening(identifier, self._entropy(wire.RANDOM_BYTES), now)
+            self._open(peer, now)
         if peer.candidate is not None:
             datagrams = peer.candidate.take_datagrams(now)
             if datagrams:
@@ -572,23 +584,30 @@ class Endpoint:
 
     def _promote(self, peer: Peer) -> None:
         """Let the candidate take the place of the session that the peer has lost."""
-        candidate, old = peer.candidate, peer.session
-        peer.candidate = None
-        if old is not None:
-            self._lose(peer, old)
-        peer.session = candidate
+        assert peer.candidate is not None
+        if peer.session is not None:
+            self._lose(peer, peer.session)  # and the candidate takes its place
+        else:
+            candidate, peer.candidate = peer.candidate, None
+            self._install(peer, candidate)
 
     def _lose(self, peer: Peer, session: Session) -> None:
         """End a session; what is open in it goes to the next one."""
+        if (session.address, session.identifier) not in self._sessions:
+            return  # ended by an earlier datagram of the same read
         peer.tries += session.tries
         self._drop_session(session)
         if peer.candidate is session:
             peer.candidate = None
         if peer.session is session:
             peer.session = None
-            peer.queue.put_back(*session.sending.take_open())
+            if self._carry_over:
+                peer.queue.put_back(*session.sending.take_open())
+            else:
+                peer.queue.take_below(peer.queue.enqueued)
             if peer.candidate is not None:
-                peer.session, peer.candidate = peer.candidate, None
+                candidate, peer.candidate = peer.candidate, None
+                self._install(peer, candidate)
         if peer.session is not None and peer.session is not session:
             # Its ordinals count from what now waits.
             peer.session.sending.ordinal_base = (
@@ -596,8 +615,15 @@ class Endpoint:
             )
         self._ready[peer.address] = peer
 
+    def _install(self, peer: Peer, session: Session) -> None:
+        peer.session = session
+        self._events.append(("opened", session))
+
     def _drop_session(self, session: Session) -> None:
-        if self._sessions.pop((session.address, session.identifier), None) is not None:
+        if self._sessions.pop((session.address, session.identifier), None) is None:
+            return
+        peer = self.peers.get(session.address)
+        if peer is None or peer.session is session:
             self._events.append(("lost", session))
 
     # --- the handshake
@@ -716,7 +742,7 @@ class Endpoint:
             self._drop_session(peer.candidate)
             peer.candidate = None
         if peer.session is None:
-            peer.session = session
+            self._install(peer, session)
         else:
             peer.candidate = session
         self._send_opened(session, random)
@@ -756,7 +782,6 @@ class Endpoint:
             now=now,
         )
         self._sessions[(peer.address, identifier)] = session
-        self._events.append(("opened", session))
         return session
 
     def _opening(self, address: Address, identifier: int, key_id: int) -> Opening | None:
@@ -797,7 +822,7 @@ class Endpoint:
             peer, identifier, wire.INITIATOR, key_id, seal, opening.random, terms, now
         )
         peer.opening = None
-        peer.session = session
+        self._install(peer, session)
         peer.heard_at = now
         peer.failed = False
         self._ready[address] = peer

@@ -176,7 +176,9 @@ def check_listener(text: str, insecure: bool) -> None:
     address = parse_address(text)
     if insecure or address.scheme == "unix":
         return
-    if address.scheme in ("tcp", "tls", "ssl"):
+    if address.scheme == "udp" and "key" in address.options:
+        return  # whoever has the key is believed, nobody else is heard
+    if address.scheme in ("tcp", "tls", "ssl", "udp"):
         interface = address.options.get("interface", LOOPBACK)
         if is_local_host(interface):
             return

@@ -24,17 +24,16 @@ import random
 import secrets
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from inspect import iscoroutine
-from time import monotonic
 from typing import Any, cast
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.clock import monotonic_of
 from msgservice.core.datagram import Endpoint, Keys, Waiting
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_sender import Answer
@@ -139,14 +138,12 @@ class DatagramPeer(DatagramProtocol):
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         jitter: Callable[[], float] = random.random,
         ordered: bool = False,
+        carry_over: bool = True,
     ) -> None:
         if retries < 0 or (send_timeout is not None and send_timeout <= 0):
             raise ValueError("send_timeout must be above 0, retries at least 0")
         self._reactor = reactor
-        # A real reactor's seconds() is the wall clock, which jumps; intervals want a monotonic one.
-        self._seconds: Callable[[], float] = seconds or (
-            monotonic if isinstance(reactor, ReactorBase) else reactor.seconds
-        )
+        self._seconds: Callable[[], float] = seconds or monotonic_of(reactor)
         self._open = key is None and not insecure
         keys = None
         if key is not None:
@@ -160,6 +157,7 @@ class DatagramPeer(DatagramProtocol):
             patience=self._patience,
             retries=retries,
             ordered=ordered,
+            carry_over=carry_over,
             now=self._seconds(),
         )
         self._peers = self._endpoint.peers
@@ -423,7 +421,7 @@ class DatagramPeer(DatagramProtocol):
         for body in bodies:
             try:
                 result = handle(body, address)
-            except Exception:  # noqa: BLE001  # whatever a handler raises is its answer
+            except Exception:  # whatever a handler raises is its answer
                 result = cast("Any", Failure())
             if result is not None:
                 others.append((nonce, result))
@@ -514,7 +512,7 @@ class DatagramPeer(DatagramProtocol):
             self._log.warn("udp: {address} does not answer", address=address)
             try:
                 self.node_failure(address)
-            except Exception:  # noqa: BLE001  # the application's own hook: its fault ends nothing here
+            except Exception:  # the application's own hook: its fault ends nothing here
                 self._log.failure("node_failure of {address}", address=address)
         self._fail(tokens, NodeFailure(address, self._patience or 0.0))
 

@@ -20,6 +20,7 @@ from msgservice.errors import BadAddress
 from msgservice.interfaces import ITransport
 from msgservice.transport.addresses import parse_address
 from msgservice.transport.tcp import TcpTransport
+from msgservice.transport.udp import UdpTransport
 
 
 class Transports:
@@ -34,6 +35,7 @@ class Transports:
         self._by_scheme: dict[str, ITransport] = {}
         self._plugins_known = False
         self.register(self.tcp)
+        self.register(UdpTransport())
         for transport in more:
             self.register(transport)
 

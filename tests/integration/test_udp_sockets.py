@@ -104,7 +104,9 @@ async def test_messages_of_all_sizes_cross_and_are_answered(
 ) -> None:
     server = listening(opened, offload=offload, key=key)
     client = listening(opened, offload=offload, key=key)
-    bodies = [bytes([n % 256]) * n for n in (*range(0, 3000, 61), 8191, 8192, 8193, 70_000, 900_001)]
+    bodies = [
+        bytes([n % 256]) * n for n in (*range(0, 3000, 61), 8191, 8192, 8193, 70_000, 900_001)
+    ]
     replies = await gatherResults([client.send_message(b, server.address) for b in bodies])
 
     assert [expected_reply(body) for body in bodies] == replies
@@ -236,7 +238,9 @@ async def test_enobufs_is_backpressure_and_no_loss(opened: list[Any]) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_device_without_segmentation_offload_is_found_at_run_time(opened: list[Any]) -> None:
+async def test_a_device_without_segmentation_offload_is_found_at_run_time(
+    opened: list[Any],
+) -> None:
     import errno
 
     server, client = listening(opened), listening(opened)
@@ -265,7 +269,7 @@ async def test_a_flood_from_other_addresses_of_the_loopback_net_leaves_a_peer_wo
     done = 0
     try:
         for number, ((host, _), datagram) in enumerate(flood_of(3, 3000)):
-            host = "127.0.0." + str(2 + number % 100)  # noqa: PLW2901  # real addresses, a hundred of them
+            host = "127.0.0." + str(2 + number % 100)  # real addresses, a hundred of them
             made = sockets.get(host)
             if made is None:
                 made = sockets[host] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from tests.simulation.datagram_paths import Address, Host, Path, World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msgservice.core import datagram_wire as wire
 from msgservice.core.datagram import Keys
 from msgservice.core.datagram_limits import DatagramLimits
+from tests.simulation.datagram_paths import Address, Host, Path, World
 
 KEY = bytes(range(32))
 STRANGER = ("127.0.0.1", 99)
@@ -197,7 +197,9 @@ def test_a_hello_is_answered_by_less_and_makes_no_state() -> None:
     world = World(1)
     a, b = world.host(1), world.host(2)
     b_out: list[bytes] = []
-    world.taps.append(lambda source, to, datagram: datagram if source == a.address else b_out.append(datagram))
+    world.taps.append(
+        lambda source, to, datagram: datagram if source == a.address else b_out.append(datagram)
+    )
     a.send(b.address, b"x")
     world.run(30)
 
@@ -233,7 +235,9 @@ def flood_of(rng_seed: int, count: int) -> Iterator[tuple[Address, bytes]]:
                    rng.randrange(1024, 65536))  # fmt: skip
         letter = rng.choice(b"HHHWACOR")
         body = rng.randbytes(wire.HELLO_BODY_BYTES if letter == 0x48 else rng.randrange(0, 200))
-        header = wire.HEADER.pack(letter, 1, 0, rng.randrange(2), rng.getrandbits(64), rng.getrandbits(64))
+        header = wire.HEADER.pack(
+            letter, 1, 0, rng.randrange(2), rng.getrandbits(64), rng.getrandbits(64)
+        )
         yield address, with_checksum(header + body + bytes(4))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.simulation.datagram_paths import Bottleneck, Host, Path, World
 
 from msgservice.core.datagram_limits import DatagramLimits
+from tests.simulation.datagram_paths import Bottleneck, Host, Path, World
 
 SETTLING = 5.0  # the figures hold after the first seconds
 
@@ -107,7 +107,11 @@ def test_a_bottleneck_is_used_and_hardly_overrun(delay: float) -> None:
     world.paths[b.address, a.address] = Path(delay=delay)
     stream(world, a, b, 1000)
     world.run(SETTLING)
-    carried, offered, dropped = bottleneck.carried, bottleneck.offered_count, bottleneck.dropped_count
+    carried, offered, dropped = (
+        bottleneck.carried,
+        bottleneck.offered_count,
+        bottleneck.dropped_count,
+    )
 
     world.run(20)
 

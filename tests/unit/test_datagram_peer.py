@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.unit.datagram_net import Address, Net
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogEvent
 
@@ -29,6 +28,7 @@ from msgservice.errors import (
     Refused,
 )
 from msgservice.transport.datagram_peer import DatagramPeer
+from tests.unit.datagram_net import Address, Net
 
 A: Address = ("127.0.0.1", 1)
 B: Address = ("127.0.0.1", 2)
@@ -107,7 +107,9 @@ def test_A5_messages_travel_in_W_and_are_answered_by_A_to_their_source() -> None
     assert (B, A) == net.letters("A")[0][:2]
 
 
-@pytest.mark.parametrize("junk", [b"", b"X", b"W", b"A", b"W" * 30, b"\xff" * 100, b"Z\x01" + bytes(60)])
+@pytest.mark.parametrize(
+    "junk", [b"", b"X", b"W", b"A", b"W" * 30, b"\xff" * 100, b"Z\x01" + bytes(60)]
+)
 def test_A6_F14_what_is_no_datagram_of_ours_is_ignored_in_silence(junk: bytes) -> None:
     net = Net()
     a, b = pair(net)
@@ -243,7 +245,9 @@ def test_A8_a_subclass_handles_messages_and_failures() -> None:
     assert [(b"x", A)] == seen
 
 
-def test_A9_F10_messages_to_one_address_are_in_flight_at_once_and_each_gets_its_own_answer() -> None:
+def test_A9_F10_messages_to_one_address_are_in_flight_at_once_and_each_gets_its_own_answer() -> (
+    None
+):
     net = Net()
     a, b = pair(net)
     b.answer = lambda data: b"re:" + data

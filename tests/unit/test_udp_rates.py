@@ -11,7 +11,9 @@ from twisted.internet.task import Clock
 from msgservice.transport.rates import Rate, RateLimits
 
 
-def passed(clock: Clock, limits: RateLimits, names: list[str], seconds: int, size: int) -> list[int]:
+def passed(
+    clock: Clock, limits: RateLimits, names: list[str], seconds: int, size: int
+) -> list[int]:
     """Ask without pause for each name; return how many messages of `size` bytes each got."""
     counts = [0] * len(names)
 

@@ -1,0 +1,614 @@
+"""The bearer of frames over acknowledged UDP: `ITransport` for addresses that begin with `udp:`.
+
+    dial     udp:HOST:PORT    [key, keyId, timeout, insecure]
+    listen   udp:PORT         [interface, key, keyId, insecure]
+
+`key` is a file with 64 hexadecimal digits, the same on both sides; `keyId` its number (1). Without a
+key both ends must be on loopback, unless `insecure=yes`.
+
+One session of `core.datagram` is one channel: its messages are the frames, handed up in order. A
+session that is lost ends its channel, and nothing of it is sent again here: the hop above knows
+what was not acknowledged, and sends it over whatever connection comes next, which is why the same
+sequence may be tried over TCP and over UDP. `HOST` may be a name; it is looked up before each attempt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from msgservice.clock import monotonic_of
+from msgservice.core.backoff import Backoff
+from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram_receiver import Delivery
+from msgservice.core.datagram_session import Session
+from msgservice.errors import BadAddress, CannotListen, FrameTooLarge, LimitReached, ProtocolError
+from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
+from msgservice.limits import Limits
+from msgservice.transport.addresses import (
+    LOOPBACK,
+    Address,
+    ip_of,
+    is_local_host,
+    parse_address,
+)
+from msgservice.transport.datagram_peer import DatagramPeer
+
+# Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
+QUEUE_BYTES_HIGH = 2 * 1024 * 1024
+QUEUE_BYTES_LOW = 512 * 1024
+# One attempt to open a session.
+DIAL_TIMEOUT = 30.0
+ANY = "0.0.0.0"  # noqa: S104  # used only where the peer is beyond loopback, so with a key or by order
+
+
+class _Frame:
+    """A frame under way; settled when the peer has taken it."""
+
+    __slots__ = ("_channel", "_size")
+
+    def __init__(self, channel: UdpChannel, size: int) -> None:
+        self._channel = channel
+        self._size = size
+
+    def settle(self) -> None:
+        """Take note that the peer has taken it."""
+        self._channel.frame_taken(self._size)
+
+    def errback(self, failure: Failure) -> None:
+        """Take note that it was dropped with its session: the hop above sends it again."""
+
+
+@implementer(IChannel)
+class UdpChannel:
+    """One session, seen as a connection."""
+
+    def __init__(self, bearer: Bearer, session: Session, limits: Limits) -> None:
+        self._bearer = bearer
+        self._limits = limits
+        self._queued = 0
+        self._told_writable = True
+        self._paused = False
+        self._held: list[Delivery] = []
+        self._deadline: IDelayedCall | None = None
+        self._known = False
+        self._reason = "closed by the other side, or lost"
+        self.user: IChannelUser | None = None
+        self.session = session
+        self.closing = False
+        self.gone = False
+        host, port = session.address
+        self.peer = f"udp:[{host}]:{port}" if ":" in host else f"udp:{host}:{port}"
+        self.local_only = is_local_host(host)
+
+    # --- IChannel
+
+    def send(self, frame: bytes) -> None:
+        """See `IChannel`."""
+        size = len(frame)
+        if size > self._limits.frame_bytes:
+            raise FrameTooLarge(size, self._limits.frame_bytes)
+        if self.closing or self.gone:
+            return
+        self._queued += size
+        self._bearer.send_frame(self, frame, _Frame(self, size))
+
+    def established(self) -> None:
+        """See `IChannel`."""
+        if not self._known:
+            self._known = True
+            self._bearer.channel_established(self)
+
+    def pause(self) -> None:
+        """See `IChannel`: what comes is held unhandled, so the peer's window closes."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """See `IChannel`."""
+        self._paused = False
+        if self._held:
+            self._bearer.soon(self._hand_on)
+
+    def close(self) -> None:
+        """See `IChannel`."""
+        if self.closing or self.gone:
+            return
+        self.closing = True
+        self._reason = "closed"
+        self._deadline = self._bearer.later(self._limits.close_timeout, self.abort)
+        self._bearer.soon(self._close_if_sent)
+
+    def abort(self) -> None:
+        """See `IChannel`."""
+        if not self.gone:
+            self.closing = True
+            if self._reason != "closed":
+                self._reason = "aborted"
+            self._bearer.end_session(self.session)
+
+    # --- from the bearer
+
+    def deliver(self, deliveries: list[Delivery]) -> None:
+        """Take frames that came, in order."""
+        self._held += deliveries
+        if not self._paused:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._paused or not self._held:
+            return
+        held, self._held = self._held, []
+        first, (last, bodies, _) = held[0][0], held[-1]
+        self._bearer.handled(
+            self.session, first, last + len(bodies) - 1, sum([size for _, _, size in held])
+        )
+        if self.closing or self.gone or self.user is None:
+            return
+        frames = [frame for _, bodies, _ in held for frame in bodies]
+        if not self._known:
+            size_max = self._limits.unauthenticated_bytes
+            for frame in frames:
+                if len(frame) > size_max:
+                    self._fail(FrameTooLarge(len(frame), size_max))
+                    return
+        try:
+            self.user.frames_received(frames)
+        except Exception:  # a user's fault ends its own connection, no other
+            Bearer.log.failure("connection with {peer} failed", peer=self.peer)
+            self.abort()
+
+    def _fail(self, error: ProtocolError) -> None:
+        assert self.user is not None
+        self._reason = str(error)
+        self.user.channel_failed(error)
+        self.abort()
+
+    def frame_taken(self, size: int) -> None:
+        """Take note that the peer has taken a frame of ours."""
+        self._queued -= size
+
+    def end_turn(self) -> None:
+        """Tell the user whether there is room; close when all is sent."""
+        if self.gone:
+            return
+        if self.closing:
+            self._close_if_sent()
+            return
+        limit = QUEUE_BYTES_HIGH if self._told_writable else QUEUE_BYTES_LOW
+        writable = self._queued <= limit
+        if writable is not self._told_writable and self.user is not None:
+            self._told_writable = writable
+            self.user.channel_writable(writable)
+
+    def _close_if_sent(self) -> None:
+        if not self.gone and not self._queued:
+            self._bearer.end_session(self.session)
+
+    def lost(self) -> None:
+        """The session has gone: tell the user, once."""
+        if self.gone:
+            return
+        self.gone = True
+        self._held.clear()
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        if self.user is not None:
+            self.user.channel_lost(self._reason)
+        self._bearer.channel_gone(self, self._reason)
+
+
+class Bearer(DatagramPeer):
+    """A `DatagramPeer` whose messages are frames and whose sessions are channels."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        key: dict[int, bytes] | None,
+        insecure: bool,
+        established: Callable[[UdpChannel], None],
+        gone: Callable[[UdpChannel, str], None],
+    ) -> None:
+        super().__init__(
+            reactor,
+            send_timeout=None,
+            key=key,
+            insecure=insecure,
+            limits=datagram_limits(limits),
+            ordered=True,
+            carry_over=False,
+        )
+        self._make_user = make_user
+        self._frame_limits = limits
+        self._channels: dict[Session, UdpChannel] = {}
+        self._active: dict[UdpChannel, None] = {}
+        self.channel_established = established
+        self.channel_gone = gone
+
+    @property
+    def channels(self) -> list[UdpChannel]:
+        """The live channels."""
+        return list(self._channels.values())
+
+    # --- for channels and connectors
+
+    def dial(self, host: str, port: int) -> None:
+        """Begin a session."""
+        self._check(b"", (host, port))
+        self._endpoint.connect((host, port), self._seconds())
+        self.soon(self._nothing)
+
+    def _nothing(self) -> None:
+        pass
+
+    def soon(self, act: Callable[[], None]) -> None:
+        """Do something in a turn of its own, and send what follows from it."""
+
+        def turn() -> None:
+            if not self._closed:
+                act()
+                self._turn()
+
+        self._reactor.callLater(0, turn)
+
+    def later(self, seconds: float, act: Callable[[], None]) -> IDelayedCall:
+        """Do something after a while."""
+        call: IDelayedCall = self._reactor.callLater(seconds, act)
+        return call
+
+    def send_frame(self, channel: UdpChannel, frame: bytes, token: _Frame) -> None:
+        """Queue a frame; all of one turn of the reactor leave together."""
+        self._active[channel] = None
+        try:
+            self._endpoint.send(channel.session.address, frame, token, self._seconds())
+        except LimitReached as error:
+            # The user went on for 256 MiB after it was told to stop.
+            self.log.error("{peer}: {error}", peer=channel.peer, error=error)
+            self.soon(channel.abort)
+            return
+        if not self._in_turn and self._turn_call is None:
+            self._turn_call = self._reactor.callLater(0, self._turn_later)
+
+    def handled(self, session: Session, first: int, last: int, size: int) -> None:
+        """Let frames count as taken."""
+        self._endpoint.handle(session, first, last, size)
+
+    def end_session(self, session: Session) -> None:
+        """End a session and its channel; the peer is told."""
+        peer = self._peers.get(session.address)
+        if peer is not None and peer.session is session:
+            self._endpoint.close(session.address, self._seconds())
+        self.soon(self._nothing)
+
+    # --- from `DatagramPeer`
+
+    def _take_effects(self) -> None:
+        deliveries, settled, answers, failures, events = self._endpoint.take_effects()
+        touched = self._active
+        self._active = {}
+        for token in settled:
+            token.settle()  # type: ignore[attr-defined]  # all tokens here are frames
+        for session, parts in deliveries:
+            channel = self._channel_of(session)
+            if channel is not None:
+                channel.deliver(parts)
+        for event, session in events:
+            if event == "opened":
+                self._channel_of(session)
+            else:
+                lost = self._channels.pop(session, None)
+                if lost is not None:
+                    lost.lost()
+        for channel in [*touched, *self._channels.values()]:
+            channel.end_turn()
+
+    def _channel_of(self, session: Session) -> UdpChannel | None:
+        channel = self._channels.get(session)
+        if channel is None:
+            channel = UdpChannel(self, session, self._frame_limits)
+            self._channels[session] = channel
+            try:
+                channel.user = self._make_user()
+            except Exception:  # ends this connection only
+                self.log.failure("no user for the connection with {peer}", peer=channel.peer)
+                self.soon(channel.abort)
+                return None
+            channel.user.channel_opened(channel)
+        return channel
+
+    def close(self) -> None:
+        """End all channels, tell all peers, and close the socket."""
+        super().close()
+        channels, self._channels = self.channels, {}
+        for channel in channels:
+            channel.lost()
+
+
+def datagram_limits(limits: Limits) -> DatagramLimits:
+    """Return the limits of the layer below that fit those of frames."""
+    return DatagramLimits(
+        message_bytes=limits.frame_bytes,
+        window_bytes=max(4 * 1024 * 1024, 2 * limits.frame_bytes),
+        queue_bytes=max(256 * 1024 * 1024, 4 * limits.frame_bytes),
+        peers=limits.connections,
+    )
+
+
+def read_key(address: Address) -> dict[int, bytes] | None:
+    """Return the key that an address names, None if none; BadAddress where it cannot be one."""
+    path = address.options.get("key")
+    number = int(address.number("keyId", 1))
+    if path is None:
+        return None
+    try:
+        key = bytes.fromhex(Path(path).read_text().strip())
+    except (OSError, ValueError) as error:
+        raise BadAddress(address.text, f"key={path}: {error}") from error
+    if len(key) != 32 or not 1 <= number <= 255:
+        raise BadAddress(address.text, "key must be 64 hexadecimal digits, keyId from 1 to 255")
+    return {number: key}
+
+
+def is_insecure(address: Address) -> bool:
+    """Return whether an address says that it may do without a key."""
+    value = address.options.get("insecure", "no")
+    if value not in ("yes", "no"):
+        raise BadAddress(address.text, f"insecure must be yes or no, not {value!r}")
+    return value == "yes"
+
+
+@implementer(IListeningPort)
+class UdpPort:
+    """A listener that is open."""
+
+    def __init__(self, bearer: Bearer) -> None:
+        self._bearer = bearer
+
+    def startListening(self) -> None:
+        """Nothing: it was opened by `UdpTransport.listen`."""
+
+    def stopListening(self) -> Deferred[None]:
+        """End all channels, and close the socket."""
+        self._bearer.close()
+        return succeed(None)
+
+    def getHost(self) -> IAddress:
+        """Return where it listens."""
+        host, port = self._bearer.address
+        kind = IPv6Address if ":" in host else IPv4Address
+        return kind("UDP", host, port)
+
+
+@implementer(IConnector)
+class UdpConnector(Service):
+    """See `IConnector`. Never more than one session at a time."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        reactor: Any,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        rng: Callable[[], float],
+    ) -> None:
+        parsed = parse_address(address)
+        parsed.only("key", "keyId", "timeout", "insecure")
+        self.address = address
+        self.attempts = 0
+        self.last_error: str | None = None
+        self.channel: IChannel | None = None
+        self._host, self._port = parsed.host_and_port()
+        self._key = read_key(parsed)
+        self._insecure = is_insecure(parsed)
+        self._timeout = parsed.number("timeout", DIAL_TIMEOUT)
+        if self._key is None and not self._insecure and not is_local_host(self._host):
+            raise BadAddress(address, "beyond loopback key=FILE is needed (or insecure=yes)")
+        self._reactor = reactor
+        self._now = monotonic_of(reactor)
+        self._make_user = make_user
+        self._limits = limits
+        self._bearer: Bearer | None = None
+        self._wait: IDelayedCall | None = None
+        self._dialling: IDelayedCall | None = None
+        self._warned = False
+        self._stopped: list[Deferred[None]] = []
+        self._backoff = Backoff(
+            delay_min=limits.link_delay_min,
+            delay_max=limits.link_delay_max,
+            healthy=limits.link_healthy,
+            rng=rng,
+        )
+
+    # --- getters
+
+    @property
+    def failures(self) -> int:
+        """Failures in a row."""
+        return self._backoff.failures
+
+    @property
+    def next_attempt_in(self) -> float | None:
+        """Seconds until the next attempt; None while there is a connection, or an attempt."""
+        if self._wait is None:
+            return None
+        return max(0.0, self._wait.getTime() - float(self._reactor.seconds()))
+
+    # --- verbs
+
+    def startService(self) -> None:
+        """Begin to dial."""
+        super().startService()
+        if self._bearer is None and self._wait is None:
+            self._dial()
+
+    def poke(self) -> None:
+        """Dial now, if waiting: there is a sign of life from the other side."""
+        self._backoff.poke(self._now())
+        if self._wait is not None:
+            self._wait.reset(0)
+
+    def stopService(self) -> Deferred[None]:
+        """Send what is queued, close, stop dialling. Safe to call twice, and before any start."""
+        super().stopService()
+        if self._wait is not None:
+            self._wait.cancel()
+            self._wait = None
+        if self.channel is None:
+            self._end_attempt()
+            return succeed(None)
+        stopped: Deferred[None] = Deferred()
+        self._stopped.append(stopped)
+        self.channel.close()  # within limits.close_timeout
+        return stopped
+
+    # --- one attempt
+
+    def _dial(self) -> None:
+        self._wait = None
+        self.attempts += 1
+        self._dialling = self._reactor.callLater(self._timeout, self._too_slow)
+        if ip_of(self._host) is not None:
+            self._dial_address(self._host)
+            return
+        looked_up: Deferred[str] = self._reactor.resolve(self._host)
+        looked_up.addCallbacks(self._dial_address, self._not_found)
+
+    def _dial_address(self, host: str) -> None:
+        if not self.running or self._dialling is None:
+            return
+        local = is_local_host(host)
+        interface = ("::1" if local else "::") if ":" in host else (LOOPBACK if local else ANY)
+        bearer = Bearer(
+            self._reactor,
+            make_user=self._user,
+            limits=self._limits,
+            key=self._key,
+            insecure=self._insecure,
+            established=self._established,
+            gone=self._gone,
+        )
+        try:
+            bearer.listen(0, interface)
+            bearer.dial(host, self._port)
+        except (CannotListen, OSError) as error:
+            bearer.close()
+            self._failed(str(error))
+            return
+        self._bearer = bearer
+
+    def _not_found(self, failure: Failure) -> None:
+        if self.running and self._dialling is not None:
+            self._failed(failure.getErrorMessage())
+
+    def _user(self) -> IChannelUser:
+        # Called when the session stands; the channel says `channel_opened` next.
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
+        user = self._make_user()
+        bearer = self._bearer
+        assert bearer is not None
+        self.channel = bearer.channels[-1]
+        return user
+
+    def _too_slow(self) -> None:
+        self._dialling = None
+        self._failed(f"no answer within {self._timeout:g} s")
+
+    def _failed(self, reason: str) -> None:
+        self.last_error = reason
+        self._end_attempt()
+        if not self._warned:
+            self._warned = True
+            self.log.warn(
+                "no connection to {address}: {reason} (will be tried again)",
+                address=self.address,
+                reason=reason,
+            )
+        if self.running:
+            delay = self._backoff.failed(self._now())
+            self._wait = self._reactor.callLater(delay, self._dial)
+
+    def _end_attempt(self) -> None:
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
+        bearer, self._bearer = self._bearer, None
+        if bearer is not None:
+            bearer.close()
+
+    def _established(self, channel: UdpChannel) -> None:
+        self._backoff.established(self._now())
+        self.last_error = None
+        if self._warned:
+            self._warned = False
+            self.log.info("connected to {address} again", address=self.address)
+
+    def _gone(self, channel: UdpChannel, reason: str) -> None:
+        if self.channel is not channel:
+            return
+        self.channel = None
+        if self.running:
+            self._failed(reason)
+            return
+        self._end_attempt()
+        waiters, self._stopped = self._stopped, []
+        for waiter in waiters:
+            waiter.callback(None)
+
+
+@implementer(ITransport)
+class UdpTransport:
+    """Acknowledged UDP. Each connector has a socket of its own."""
+
+    schemes = ("udp",)
+
+    def __init__(self, *, rng: Callable[[], float] = random.random) -> None:
+        self._rng = rng
+
+    def connector(
+        self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+    ) -> IConnector:
+        """See `ITransport`."""
+        return UdpConnector(
+            reactor=reactor, address=address, make_user=make_user, limits=limits, rng=self._rng
+        )
+
+    def listen(
+        self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+    ) -> Deferred[IListeningPort]:
+        """See `ITransport`."""
+        try:
+            parsed = parse_address(address)
+            parsed.only("interface", "key", "keyId", "insecure")
+            port = parsed.port(parsed.one_part("PORT"), port_min=0)
+            bearer = Bearer(
+                reactor,
+                make_user=make_user,
+                limits=limits,
+                key=read_key(parsed),
+                insecure=is_insecure(parsed),
+                established=lambda channel: None,
+                gone=lambda channel, reason: None,
+            )
+            bearer.listen(port, parsed.options.get("interface", LOOPBACK))
+        except (BadAddress, CannotListen) as error:
+            return fail(error)
+        return succeed(UdpPort(bearer))
