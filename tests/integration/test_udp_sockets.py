@@ -26,10 +26,13 @@ KEY = bytes(range(32))
 class Proxy(DatagramProtocol):
     """Stands between one client and a server; drops, doubles, delays and damages datagrams."""
 
-    def __init__(self, server: Address, *, loss: float, seed: int = 1) -> None:
+    def __init__(
+        self, server: Address, *, loss: float, damage: float = 0.01, seed: int = 1
+    ) -> None:
         self._server = server
         self._client: Address | None = None
         self._loss = loss
+        self._damage = damage
         self._random = random.Random(seed)
         self.carried = 0
 
@@ -44,7 +47,7 @@ class Proxy(DatagramProtocol):
         rng = self._random
         if rng.random() < self._loss or to is None:
             return
-        if rng.random() < 0.01:
+        if rng.random() < self._damage:
             place = rng.randrange(len(datagram))
             datagram = datagram[:place] + bytes([datagram[place] ^ 1]) + datagram[place + 1 :]
         for _ in range(2 if rng.random() < 0.05 else 1):
