@@ -1,7 +1,8 @@
 """`python -m bench.udp`: acknowledged UDP against bare datagrams, as ratios in one run.
 
-*bare* is a windowed loop of two Python processes: each datagram is answered by one, 2,000 in flight,
-SO_RCVBUF of 4 MiB on both sides, what is unanswered after 50 ms is sent again and not counted.
+*bare* is a windowed loop of two Python processes: each datagram is answered by one, 2,000 in
+flight, SO_RCVBUF of 4 MiB on both sides, what is unanswered after 50 ms is sent again and not
+counted.
 *acked* is `DatagramPeer`, also two processes, each message with its Deferred; *many* is
 `send_messages`; *rpc* is one request in flight against a bare Twisted UDP ping-pong.
 Each figure is the median of ROUNDS, bare and ours taking turns. The last line is JSON.

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
     from msgservice.node.assembly import Node
     from msgservice.receipt import Receipt
     from msgservice.receiver import Receiver
+    from msgservice.transport.datagram_peer import DatagramPeer
+    from msgservice.transport.rates import Rate, RateLimits
 
 __all__ = [
     "Client",
+    "DatagramPeer",
     "Limits",
     "Node",
+    "Rate",
+    "RateLimits",
     "Receipt",
     "Receiver",
     "Reject",
@@ -31,8 +36,11 @@ __all__ = [
 
 _HOMES = {
     "Client": "msgservice.client",
+    "DatagramPeer": "msgservice.transport.datagram_peer",
     "Limits": "msgservice.limits",
     "Node": "msgservice.node.assembly",
+    "Rate": "msgservice.transport.rates",
+    "RateLimits": "msgservice.transport.rates",
     "Receipt": "msgservice.receipt",
     "Receiver": "msgservice.receiver",
     "Reject": "msgservice.errors",

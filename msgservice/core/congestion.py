@@ -110,7 +110,8 @@ class NewReno:
                 self._conservative_rtt = self._round_rtt
 
     def on_lost(self, size: int, count: int, newest_sent_at: float, now: float) -> None:
-        """Take note that `count` packets of `size` bytes were lost: at most one reduction per round."""
+        """Take note that `count` packets of `size` bytes were lost: at most one reduction per
+        round."""
         self.in_flight -= size
         if newest_sent_at <= self._recovery_start:
             self._event_lost += count

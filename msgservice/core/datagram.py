@@ -1,6 +1,7 @@
 """An endpoint of acknowledged UDP: sessions by address, the handshake, resets, who gives up when.
 
-The driver (`transport.datagram_peer`, or a simulation) calls it; it calls `core.datagram_session`. Sans-IO:
+The driver (`transport.datagram_peer`, or a simulation) calls it; it calls `core.datagram_session`.
+Sans-IO:
 
 * `receive_datagrams` (from the socket), `receive_time` (from the timer);
 * `send`, `send_run`, `handle`, `reply`, `close` (from the application);
@@ -30,7 +31,8 @@ from msgservice.errors import LimitReached, MessageTooLarge
 KEY_BYTES = 32
 # How finely the age of messages is known: as a part of the patience with them.
 MARKS_PER_PATIENCE = 64
-# With a cookie that was not answered so often, the other side may have a new secret: ask for another.
+# With a cookie that was not answered so often, the other side may have a new secret: ask for
+# another.
 HELLOS_PER_COOKIE = 3
 # Handshakes that go unanswered are repeated at least so often, in seconds: one small datagram.
 HANDSHAKE_MAX = 10.0
@@ -173,10 +175,11 @@ class Budget:
 class Endpoint:
     """All sessions of one socket; see the module.
 
-    `entropy(n)` returns n random bytes, `jitter()` a float in [0, 1). `patience` and `retries`: a message has
-    failed when so many seconds passed and at least so many tries went out; None: never.
-    `ordered`: deliver in the order of nonces. `carry_over`: what is open when a session is lost goes to the
-    next one (else it is dropped: whoever sent it learns of the loss, and knows what to do).
+    `entropy(n)` returns n random bytes, `jitter()` a float in [0, 1). `patience` and `retries`: a
+    message has failed when so many seconds passed and at least so many tries went out; None: never.
+    `ordered`: deliver in the order of nonces. `carry_over`: what is open when a session is lost
+    goes to the next one (else it is dropped: whoever sent it learns of the loss, and knows what to
+    do).
     """
 
     def __init__(
@@ -297,7 +300,8 @@ class Endpoint:
         self._wake(session)
 
     def reply(self, session: Session, nonce: int, status: int, body: bytes, size: int) -> None:
-        """Say that a nonce was handled, with this reply; MessageTooLarge where nobody would take it."""
+        """Say that a nonce was handled, with this reply; MessageTooLarge where nobody would take
+        it."""
         if len(body) > self.limits.message_bytes:
             raise MessageTooLarge(len(body), self.limits.message_bytes)
         session.receiving.reply(nonce, status, body, size)
@@ -402,8 +406,8 @@ class Endpoint:
         opening = peer.opening
         if opening is not None and now >= opening.at:
             out.append((peer.address, [self._hello(peer, opening, now)]))
-        # Where the peer's timer fires soon anyway, no deadline of its can be earlier: the arithmetic
-        # is done when it fires, not with every datagram.
+        # Where the peer's timer fires soon anyway, no deadline of its can be earlier: the
+        # arithmetic is done when it fires, not with every datagram.
         if (
             peer.due > now + ACK_DELAY_MAX
             or opening is not None
@@ -422,7 +426,8 @@ class Endpoint:
         self._lose(peer, session)
 
     def _mark(self, peer: Peer, now: float) -> None:
-        """Remember when the newest messages were handed in, as finely as MARKS_PER_PATIENCE says."""
+        """Remember when the newest messages were handed in, as finely as MARKS_PER_PATIENCE
+        says."""
         marks = peer.marks
         enqueued = peer.queue.enqueued
         if peer.idle:
@@ -500,7 +505,8 @@ class Endpoint:
             peer.failed = True
 
     def _sweep(self, now: float, *, urgent: bool) -> bool:
-        """Forget idle addresses; urgently those that were silent for a tenth of the time as well."""
+        """Forget idle addresses; urgently those that were silent for a tenth of the time as
+        well."""
         if urgent and now - self._swept_at < 1.0:
             return False
         self._swept_at = now

@@ -1,7 +1,8 @@
 """Cookies: proof that an address receives what is sent to it, without keeping anything for it.
 
 A cookie is its time of issue and a keyed hash over that time, the address, the session id and the
-initiator's random bytes (the idea of RFC 9000 §8.1.2 and of SYN cookies). Called by `core.datagram`.
+initiator's random bytes (the idea of RFC 9000 §8.1.2 and of SYN cookies). Called by
+`core.datagram`.
 """
 
 from __future__ import annotations

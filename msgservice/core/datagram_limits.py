@@ -26,8 +26,8 @@ class DatagramLimits:
     queue_bytes: int = 256 * 1024 * 1024
     # Addresses with state; beyond it, newcomers are not answered.
     peers: int = 10_000
-    # A session that was silent so long, with nothing open, is forgotten. Longer than any sender with
-    # default patience retries, as its marks are what keeps a repeat from being handled twice.
+    # A session that was silent so long, with nothing open, is forgotten. Longer than any sender
+    # with default patience retries, as its marks are what keeps a repeat from being handled twice.
     idle_timeout: float = 600.0
     # A PING when nothing was heard for so long; 0: none.
     keepalive: float = 0.0

@@ -1,7 +1,7 @@
 """Large messages and replies from their pieces, in bounded memory.
 
-Called by the halves of a session. Only what has arrived takes memory, never what a piece claims. A piece that
-contradicts another (other total, other cut) is an error of its peer.
+Called by the halves of a session. Only what has arrived takes memory, never what a piece claims. A
+piece that contradicts another (other total, other cut) is an error of its peer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The receiving half of a session: what arrived, what was taken, what was handled.
 
-Called by `core.datagram_session`. Three sets, each of which only grows during a session: packet numbers that
-arrived (for acknowledgements and against replays), nonces taken (so a repeat is not handed on
-again), nonces handled (so a repeat is answered again). Replies are remembered until they arrived.
-Memory: taken and not handled is bounded by the credit granted; packet ranges by NUMBER_RANGES_MAX.
+Called by `core.datagram_session`. Three sets, each of which only grows during a session: packet
+numbers that arrived (for acknowledgements and against replays), nonces taken (so a repeat is not
+handed on again), nonces handled (so a repeat is answered again). Replies are remembered until they
+arrived. Memory: taken and not handled is bounded by the credit granted; packet ranges by
+NUMBER_RANGES_MAX.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from msgservice.core.recovery import ACK_DELAY_MAX
 
 # Ranges of packet numbers kept; a packet below the lowest kept one counts as a replay.
 NUMBER_RANGES_MAX = 256
-# Packets with messages that are acknowledged together at most, where time allows it (RFC 9000 §13.2.2).
+# Packets with messages that are acknowledged together at most, where time allows it (RFC 9000
+# §13.2.2).
 ACK_EVERY = 2
 
 
@@ -68,7 +70,8 @@ class ReceivingHalf:
     def __init__(self, limits: DatagramLimits, *, ordered: bool) -> None:
         self._limits = limits
         self.ordered = ordered
-        # Packets that arrived: run_first to largest, and older; up to `forgotten` all count as such.
+        # Packets that arrived: run_first to largest, and older; up to `forgotten` all count as
+        # such.
         self.largest = 0
         self.run_first = 1
         self.older = RangeSet()
@@ -234,7 +237,8 @@ class ReceivingHalf:
         self.answer_again(first, last)
 
     def answer_again(self, first: int, last: int) -> None:
-        """Let the handled nonces of a range be answered again: the first reply, while remembered."""
+        """Let the handled nonces of a range be answered again: the first reply, while
+        remembered."""
         for low, high in self.handled.within(first, last):
             self.handled_pending.add(low, high)
         for nonce, reply in self.replies.items():

@@ -1,10 +1,11 @@
 """The sending half of a session: messages get nonces, travel in chunks, and are settled.
 
-Called by `core.datagram_session`. A *chunk* is a run of consecutive messages that shares a datagram, or one
-large message that is sent in pieces; it is what is lost and sent again. A message is open from the moment
-it is packed until its nonce is handled (or given up), exactly once each. The token that was handed in
-with a message comes back in `settled` (empty reply) or `answered` (a reply, or a failure).
-Not here: when something is lost (`core.recovery`), how much may leave (`core.congestion`).
+Called by `core.datagram_session`. A *chunk* is a run of consecutive messages that shares a
+datagram, or one large message that is sent in pieces; it is what is lost and sent again. A message
+is open from the moment it is packed until its nonce is handled (or given up), exactly once each.
+The token that was handed in with a message comes back in `settled` (empty reply) or `answered` (a
+reply, or a failure). Not here: when something is lost (`core.recovery`), how much may leave
+(`core.congestion`).
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class SendQueue:
 class Chunk:
     """Consecutive messages of one datagram, or one large message (`data` set, `payload` empty)."""
 
-    __slots__ = ("arrived", "arrived_bytes", "count", "data", "first", "payload", "received", "remaining", "tokens",
-                 "transmissions")  # fmt: skip
+    __slots__ = ("arrived", "arrived_bytes", "count", "data", "first", "payload", "received",
+                 "remaining", "tokens", "transmissions")  # fmt: skip
 
     def __init__(self, first: int, tokens: list[Token], payload: bytes, data: bytes | None) -> None:
         self.first = first
@@ -243,7 +244,8 @@ class SendingHalf:
     # --- to the world
 
     def take_new(self, room: int) -> Chunk | Piece | None:
-        """Return the next chunk or piece that fits `room` bytes; None if none, or no credit is left."""
+        """Return the next chunk or piece that fits `room` bytes; None if none, or no credit is
+        left."""
         if self._large is not None:
             return self._next_piece(room)
         queue = self.queue
@@ -325,7 +327,8 @@ class SendingHalf:
     # --- from the world
 
     def receive_handled(self, first: int, last: int) -> int:
-        """Settle the nonces from `first` to `last` with an empty reply; return how many were open."""
+        """Settle the nonces from `first` to `last` with an empty reply; return how many were
+        open."""
         chunks, at = self._chunks, self._head
         before = self.open
         settled = self.settled

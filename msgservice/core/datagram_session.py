@@ -2,8 +2,8 @@
 
 Called by `core.datagram`, which owns the handshake and knows the addresses. Datagrams go in
 through `receive_packet`, come out of `take_datagrams`; `next_deadline` says when to call
-`receive_time`. Everything that asks for an acknowledgement is kept in `Recovery` until it arrived or is lost;
-what was in it is then sent again in a new packet, if it is still needed.
+`receive_time`. Everything that asks for an acknowledgement is kept in `Recovery` until it arrived
+or is lost; what was in it is then sent again in a new packet, if it is still needed.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ class Session:
     def receive_packet(
         self, number: int, letter: int, data: bytes, at: int, end: int, now: float
     ) -> None:
-        """Take the opened body data[at:end] of packet `number`; never raises for what a peer sent."""
+        """Take the opened body data[at:end] of packet `number`; never raises for what a peer
+        sent."""
         receiving = self.receiving
         if not receiving.is_new(number):
             return
@@ -222,7 +223,7 @@ class Session:
     def _receive_reply(self, data: bytes, at: int, end: int) -> int:
         _, status, nonce, length = wire.REPLY_HEAD.unpack_from(data, at)
         at += wire.REPLY_HEAD.size
-        behind = at + length
+        behind: int = at + length
         if behind > end or status not in (wire.REPLY_OK, wire.REPLY_FAILED):
             raise ValueError("REPLY block")
         if self.sending.receive_reply(nonce, status, data[at:behind]):
@@ -232,7 +233,7 @@ class Session:
     def _receive_fragment(self, data: bytes, at: int, end: int) -> int:
         _, status, nonce, total, offset, length = wire.FRAGMENT_HEAD.unpack_from(data, at)
         at += wire.FRAGMENT_HEAD.size
-        behind = at + length
+        behind: int = at + length
         if behind > end:
             raise ValueError("FRAGMENT block")
         piece = data[at:behind]
@@ -403,8 +404,9 @@ class Session:
         del self.sending.retransmit[before:]
         for item in items:
             self._send_item(item, out, now, again=True)
-        # Two probes at a repeated timeout (RFC 9002 §6.2.4): with one, and half of all exchanges lost,
-        # the doubling waits have no finite mean. An ASK is enough: its answer shows what is missing.
+        # Two probes at a repeated timeout (RFC 9002 §6.2.4): with one, and half of all exchanges
+        # lost, the doubling waits have no finite mean. An ASK is enough: its answer shows what is
+        # missing.
         receiving = self.receiving
         if len(items) < self._probes and (
             self._probes > 1 or not (receiving.handled_pending or receiving.replies_waiting)

@@ -1,8 +1,8 @@
 """Byte layouts of acknowledged UDP: the header, the blocks behind it, the handshake's bodies.
 
 Pure encoding and decoding, called by `core.datagram` and the halves of a session; no state, no
-decisions. `docs/udp.md` describes every layout with a byte-exact example. All integers are big-endian
-and of fixed width, so that a run of messages is packed and unpacked by one call each.
+decisions. `docs/udp.md` describes every layout with a byte-exact example. All integers are
+big-endian and of fixed width, so that a run of messages is packed and unpacked by one call each.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ _LENGTHS: dict[int, Struct] = {}
 
 
 def lengths_struct(count: int) -> Struct:
-    """Return the packer of `count` 16-bit lengths (kept: compiling a format costs more than using it)."""
+    """Return the packer of `count` 16-bit lengths (kept: compiling a format costs more than using
+    it)."""
     found = _LENGTHS.get(count)
     if found is None:
         found = _LENGTHS[count] = Struct(f"!{count}H")
@@ -78,7 +79,8 @@ def encode_run(first: int, bodies: Sequence[bytes]) -> bytes:
 
 
 def decode_run(data: bytes, at: int, end: int) -> tuple[int, list[bytes], int]:
-    """Return (first nonce, bodies, position behind) of the RUN block at `at`; ValueError if it is none."""
+    """Return (first nonce, bodies, position behind) of the RUN block at `at`; ValueError if it is
+    none."""
     _, count, first = RUN_HEAD.unpack_from(data, at)
     if not 0 < count <= RUN_COUNT_MAX:
         raise ValueError("count of a run")
@@ -149,11 +151,13 @@ def decode_handled(data: bytes, at: int, end: int) -> tuple[list[tuple[int, int]
     behind = at + count * RANGE.size
     if behind > end:
         raise ValueError("HANDLED block beyond its datagram")
-    ranges = [RANGE.unpack_from(data, place) for place in range(at, behind, RANGE.size)]
+    ranges: list[tuple[int, int]] = [
+        (first, last) for first, last in RANGE.iter_unpack(data[at:behind])
+    ]
     for first, last in ranges:
         if first > last:
             raise ValueError("range of a HANDLED block")
-    return ranges, behind  # type: ignore[return-value]  # unpack_from is typed as a tuple of anything
+    return ranges, behind
 
 
 # --- The handshake's bodies ---------------------------------------------------------------------
@@ -211,7 +215,8 @@ class Seal(Protocol):
         """Return the whole datagram."""
 
     def open(self, data: bytes, start: int, end: int) -> tuple[bytes, int, int] | None:
-        """Return (buffer, start, end) of the body of the datagram data[start:end], None if forged."""
+        """Return (buffer, start, end) of the body of the datagram data[start:end], None if
+        forged."""
 
 
 class ChecksumSeal:

@@ -1,11 +1,12 @@
 """What of that which was sent has arrived, what is lost, and when to ask: one side of a session.
 
-Called by `core.datagram_sender`. Keeps the packets in flight by packet number, estimates the round trip
-(RFC 6298), declares loss by packet and time thresholds (RFC 9002 §6.1) that start at 3 and 9/8 and
-grow when a loss is proven wrong (RFC 8985's adaptive window in spirit), and runs the timeout: first
-a probe of the tail after two round trips (RFC 8985 §7), then the retransmission timeout, doubling,
-with jitter. Every transmission has a packet number of its own, so every sample can be used and a needless
-retransmission proves itself; Karn's rule is not needed. Times are seconds of the caller's clock.
+Called by `core.datagram_sender`. Keeps the packets in flight by packet number, estimates the round
+trip (RFC 6298), declares loss by packet and time thresholds (RFC 9002 §6.1) that start at 3 and 9/8
+and grow when a loss is proven wrong (RFC 8985's adaptive window in spirit), and runs the timeout:
+first a probe of the tail after two round trips (RFC 8985 §7), then the retransmission timeout,
+doubling, with jitter. Every transmission has a packet number of its own, so every sample can be
+used and a needless retransmission proves itself; Karn's rule is not needed. Times are seconds of
+the caller's clock.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ LOST_MAX = 1024
 TIMEOUTS_PERSISTENT = 3
 
 
-# A packet in flight: when it left, its size in bytes, and what its owner needs to know. Plain tuples:
-# a named one takes ten times as long to make (bench/udp.py, rpc).
+# A packet in flight: when it left, its size in bytes, and what its owner needs to know. Plain
+# tuples: a named one takes ten times as long to make (bench/udp.py, rpc).
 Sent = tuple[float, int, tuple[Any, ...]]
 # What arrived, what is lost, and how many packets counted as lost had arrived.
 Outcome = tuple[list[Sent], list[Sent], int]
@@ -135,8 +136,8 @@ class Recovery:
                         if sent is not None:
                             arrived.append(sent)
                 else:
-                    for number in [number for number in in_flight if low <= number <= last]:
-                        arrived.append(in_flight.pop(number))
+                    numbers = [number for number in in_flight if low <= number <= last]
+                    arrived += [in_flight.pop(number) for number in numbers]
             if latest is not None:
                 self.round_trip.sample(now - latest[0], delay)
         if newest > self.largest:

@@ -90,21 +90,23 @@ class _Run:
 
 
 class SendQueue(Mapping[Hashable, Waiting]):
-    """What waits to be settled, keyed by `mangle(address, nonce)`; a view, always of this moment."""
+    """What waits to be settled, keyed by `mangle(address, nonce)`; a view, always of this
+    moment."""
 
-    def __init__(self, peer: DatagramPeer) -> None:
+    def __init__(self, peer: DatagramPeer, waiting: Callable[[], Iterator[Waiting]]) -> None:
         self._peer = peer
+        self._waiting = waiting
 
     def _items(self) -> Iterator[tuple[Hashable, Waiting]]:
         mangle = self._peer.mangle
-        for waiting in self._peer._endpoint.waiting():
+        for waiting in self._waiting():
             yield mangle(waiting.address, waiting.nonce), waiting
 
     def __iter__(self) -> Iterator[Hashable]:
         return (key for key, _ in self._items())
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._peer._endpoint.waiting())
+        return sum(1 for _ in self._waiting())
 
     def __getitem__(self, key: Hashable) -> Waiting:
         for found, waiting in self._items():
@@ -114,12 +116,13 @@ class SendQueue(Mapping[Hashable, Waiting]):
 
 
 class DatagramPeer(DatagramProtocol):
-    """A peer of acknowledged UDP: sends messages and gets their replies, handles and answers others'.
+    """A peer of acknowledged UDP: sends messages and gets their replies, handles and answers
+    others'.
 
     `reactor`: the reactor, or a Clock in tests. A message has failed when at least `retries`
     retransmissions or asks went out and `send_timeout * retries` seconds passed (None: never).
-    `key`: 32 bytes shared by both sides, or `{key id: bytes}`, the first of which is used for what this side
-    begins. Without a key only loopback addresses are allowed, unless `insecure`.
+    `key`: 32 bytes shared by both sides, or `{key id: bytes}`, the first of which is used for what
+    this side begins. Without a key only loopback addresses are allowed, unless `insecure`.
     `limits`: see `DatagramLimits`. Override `handle_message`, `node_failure`, `mangle`.
     """
 
@@ -167,15 +170,16 @@ class DatagramPeer(DatagramProtocol):
         self._turn_call: Any = None
         self._in_turn = False
         self._closed = False
-        self.send_queue: Mapping[Hashable, Waiting] = SendQueue(self)
+        self.send_queue: Mapping[Hashable, Waiting] = SendQueue(self, self._endpoint.waiting)
 
     # --- to be overridden
 
     def handle_message(self, data: bytes, address: Address) -> Result:
-        """Handle a message, and return its reply: bytes, None for an empty one, or a Deferred of either.
+        """Handle a message, and return its reply: bytes, None for an empty one, or a Deferred of
+        either.
 
-        It is called once for each message of a session. What it raises is told to the sender, whose Deferred
-        fails with `HandlerFailed`; the message counts as handled.
+        It is called once for each message of a session. What it raises is told to the sender, whose
+        Deferred fails with `HandlerFailed`; the message counts as handled.
         """
 
     def node_failure(self, address: Address) -> None:
@@ -202,8 +206,8 @@ class DatagramPeer(DatagramProtocol):
     ) -> Address:
         """Open the socket and return its (host, port); port 0: the kernel chooses.
 
-        Raises `InsecureListener` beyond loopback without a key, `CannotListen` where the port is taken.
-        `offload`: use UDP_SEGMENT and UDP_GRO where the kernel has them.
+        Raises `InsecureListener` beyond loopback without a key, `CannotListen` where the port is
+        taken. `offload`: use UDP_SEGMENT and UDP_GRO where the kernel has them.
         """
         self._check_interface(interface, port)
         if IReactorFDSet.providedBy(self._reactor):
@@ -231,9 +235,13 @@ class DatagramPeer(DatagramProtocol):
         """Begin on a port of Twisted's own: `reactor.listenUDP(port, peer)` works as well."""
         assert self.transport is not None
         host = self.transport.getHost()
-        self._check_interface(host.host or "0.0.0.0", host.port)
+        self._check_interface(host.host, host.port)
         # Twisted cuts longer datagrams in silence at 8,192 bytes unless told otherwise.
         self.transport.maxPacketSize = 65_535  # type: ignore[attr-defined]  # of its Port
+
+    def stopProtocol(self) -> None:
+        """End with the port: tell all peers, and fail what is under way."""
+        self.close()
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Take a datagram from a port of Twisted's own."""
@@ -261,8 +269,9 @@ class DatagramPeer(DatagramProtocol):
     def send_message(self, data: bytes, address: Address) -> Deferred[bytes]:
         """Send one message, and fire with the reply (b"" if the handler returned none).
 
-        Fails with `MessageTooLarge` or `LimitReached` (it was not sent), `HandlerFailed` (it was handled, and
-        failed), `NodeFailure` or `PeerClosed` (not known). Cancelling ends the wait, not the message.
+        Fails with `MessageTooLarge` or `LimitReached` (it was not sent), `HandlerFailed` (it was
+        handled, and failed), `NodeFailure` or `PeerClosed` (not known). Cancelling ends the wait,
+        not the message.
         """
         if address not in self._peers or type(data) is not bytes or self._closed:
             try:
@@ -281,8 +290,8 @@ class DatagramPeer(DatagramProtocol):
     def send_messages(self, messages: Sequence[bytes], address: Address) -> Deferred[list[bytes]]:
         """Send a run of messages, and fire once with the list of their replies.
 
-        Fails as `send_message` does; with `HandlerFailed` only after all were answered, and then its
-        `replies` has every answer.
+        Fails as `send_message` does; with `HandlerFailed` only after all were answered, and then
+        its `replies` has every answer.
         """
         run = _Run(len(messages))
         if not messages:
@@ -322,7 +331,8 @@ class DatagramPeer(DatagramProtocol):
         return data, (host, port)
 
     def _begin_turn(self, address: Address) -> None:
-        """Send at once where nothing is open; else with what else this turn of the reactor brings."""
+        """Send at once where nothing is open; else with what else this turn of the reactor
+        brings."""
         peer = self._peers[address]
         session = peer.session
         if session is None or session.sending.open:

@@ -2,8 +2,8 @@
 
 UDP_SEGMENT sends a train of equally long datagrams in one call, UDP_GRO receives one so
 (`man 7 udp`). Whether they work is found at run time; without them each datagram is a call.
-Called by `datagram_peer`; knows nothing of what is in a datagram. ENOBUFS and a full socket are backpressure:
-what did not leave waits here, and `writable` is False until it has.
+Called by `datagram_peer`; knows nothing of what is in a datagram. ENOBUFS and a full socket are
+backpressure: what did not leave waits here, and `writable` is False until it has.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ NO_OFFLOAD = (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
 
 @implementer(IReadDescriptor, IWriteDescriptor)
 class DatagramSocket:
-    """A bound, non-blocking UDP socket; `receive(data, segment, address)` per read, then `turn()`."""
+    """A bound, non-blocking UDP socket; `receive(data, segment, address)` per read, then
+    `turn()`."""
 
     _log = Logger()
 
@@ -83,7 +84,8 @@ class DatagramSocket:
         self.merges = offload and self._try_option(UDP_GRO, 1)
         self.address: Address = self._socket.getsockname()[:2]
         self._log.info(
-            "udp {host}:{port}: receive buffer {buffer} bytes, UDP_SEGMENT {segments}, UDP_GRO {merges}",
+            "udp {host}:{port}: receive buffer {buffer} bytes,"
+            " UDP_SEGMENT {segments}, UDP_GRO {merges}",
             host=self.address[0],
             port=self.address[1],
             buffer=self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF),

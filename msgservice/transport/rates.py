@@ -1,8 +1,8 @@
 """Rates: `twisted.protocols.htb` buckets per receiver, with a parent for all, on any clock.
 
 A bucket holds what was let through and drains at its rate: over any long time no more than the rate
-passes, and at once at most a bucketful. Messages and bytes have a bucket each; something passes when
-all four (two of the receiver, two of the parent) had room for it. Who asks waits in line.
+passes, and at once at most a bucketful. Messages and bytes have a bucket each; something passes
+when all four (two of the receiver, two of the parent) had room for it. Who asks waits in line.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Bucket(Bucket):
         seconds: Callable[[], float],
         parent: _Bucket | None,
     ) -> None:
-        super().__init__(parent)  # type: ignore[no-untyped-call]  # Twisted's
+        super().__init__(parent)
         self._seconds = seconds
         self.rate = rate  # type: ignore[assignment]  # it computes with floats as well
         # Less than one message at once would be none, ever.
@@ -64,12 +64,14 @@ class _Bucket(Bucket):
             self.content = 0
         else:
             now = self._seconds()
-            self.content = max(0.0, self.content - (now - self.lastDrip) * self.rate)
+            drained = (now - self.lastDrip) * self.rate
+            self.content = max(0.0, self.content - drained)  # type: ignore[assignment]  # as above
             self.lastDrip = now
         return not self.content
 
     def wait(self, amount: float) -> float:
-        """Return the seconds until this bucket and its parent have room for `amount`, or are empty."""
+        """Return the seconds until this bucket and its parent have room for `amount`, or are
+        empty."""
         waits = [0.0]
         bucket: Any = self
         while bucket is not None:
@@ -110,7 +112,7 @@ class ReceiverRate:
     def _take(self, left: list[float]) -> bool:
         for index, bucket in enumerate(self._buckets):
             if left[index] > 0:
-                left[index] -= bucket.add(left[index])  # type: ignore[no-untyped-call]  # Twisted's
+                left[index] -= bucket.add(left[index])
         return max(left) <= 1e-9
 
     def _leave(self, waiter: Deferred[None]) -> None:

@@ -3,13 +3,14 @@
     dial     udp:HOST:PORT    [key, keyId, timeout, insecure]
     listen   udp:PORT         [interface, key, keyId, insecure]
 
-`key` is a file with 64 hexadecimal digits, the same on both sides; `keyId` its number (1). Without a
-key both ends must be on loopback, unless `insecure=yes`.
+`key` is a file with 64 hexadecimal digits, the same on both sides; `keyId` its number (1). Without
+a key both ends must be on loopback, unless `insecure=yes`.
 
 One session of `core.datagram` is one channel: its messages are the frames, handed up in order. A
 session that is lost ends its channel, and nothing of it is sent again here: the hop above knows
 what was not acknowledged, and sends it over whatever connection comes next, which is why the same
-sequence may be tried over TCP and over UDP. `HOST` may be a name; it is looked up before each attempt.
+sequence may be tried over TCP and over UDP. `HOST` may be a name; it is looked up before each
+attempt.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ QUEUE_BYTES_HIGH = 2 * 1024 * 1024
 QUEUE_BYTES_LOW = 512 * 1024
 # One attempt to open a session.
 DIAL_TIMEOUT = 30.0
-ANY = "0.0.0.0"  # noqa: S104  # used only where the peer is beyond loopback, so with a key or by order
+ANY = "0.0.0.0"  # noqa: S104  # for peers beyond loopback: with a key, or by order
 
 
 class _Frame:
@@ -297,7 +298,7 @@ class Bearer(DatagramPeer):
     # --- from `DatagramPeer`
 
     def _take_effects(self) -> None:
-        deliveries, settled, answers, failures, events = self._endpoint.take_effects()
+        deliveries, settled, _, _, events = self._endpoint.take_effects()
         touched = self._active
         self._active = {}
         for token in settled:

@@ -26,9 +26,7 @@ from tests.integration.test_udp_sockets import Proxy
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)
-QUICK = Limits(
-    link_delay_min=0.01, link_delay_max=0.05, close_timeout=1.0, stop_timeout=4.0
-)
+QUICK = Limits(link_delay_min=0.01, link_delay_max=0.05, close_timeout=1.0, stop_timeout=4.0)
 
 
 class Net:
@@ -54,7 +52,7 @@ class Net:
             reactor, f"udp:{port}{options}", lambda: self.user(self.accepted, True), QUICK
         )
         self.ports.append(made)
-        return int(made.getHost().port)
+        return int(made.getHost().port)  # type: ignore[attr-defined]  # of its address
 
     async def dial(self, port: int, options: str = "") -> Recorder:
         connector = self.transport.connector(
@@ -97,7 +95,9 @@ def key_file(tmp_path: Path) -> str:
 @pytest_twisted.ensureDeferred
 async def test_frames_of_all_sizes_cross_in_order_and_come_back(net: Net) -> None:
     user = await net.dial(await net.listen())
-    frames = [bytes([n % 251]) * size for n, size in enumerate([0, 1, 100, 1200, 65_536, 1_000_000])]
+    frames = [
+        bytes([n % 251]) * size for n, size in enumerate([0, 1, 100, 1200, 65_536, 1_000_000])
+    ]
     for frame in frames:
         user.send(frame)
     await user.until_frames(len(frames))
@@ -308,7 +308,9 @@ async def test_the_same_sequence_retried_over_tcp_is_the_same_message(
     await waiting
     await over_udp.close()
 
-    over_tcp = await connect(reactor, f"tcp:127.0.0.1:{hops.tcp}", name="shop", outbox=outbox, limits=QUICK)
+    over_tcp = await connect(
+        reactor, f"tcp:127.0.0.1:{hops.tcp}", name="shop", outbox=outbox, limits=QUICK
+    )
     hops.closing.append(over_tcp.close)
     receipt = await over_tcp.send("orders.new", b"last")
     await receipt.acknowledged("billing")

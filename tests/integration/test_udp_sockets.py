@@ -52,7 +52,7 @@ class Proxy(DatagramProtocol):
             datagram = datagram[:place] + bytes([datagram[place] ^ 1]) + datagram[place + 1 :]
         for _ in range(2 if rng.random() < 0.05 else 1):
             delay = rng.uniform(0, 0.01) if rng.random() < 0.3 else 0.0
-            reactor.callLater(delay, self._write, datagram, to)  # type: ignore[attr-defined]  # the real one
+            reactor.callLater(delay, self._write, datagram, to)
 
     def _write(self, datagram: bytes, to: Address) -> None:
         if self.transport is not None:

@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgservice.core.datagram import Endpoint, Keys
 from msgservice.core.datagram_limits import DatagramLimits
@@ -107,6 +108,10 @@ class Host:
         self.endpoint.receive_datagrams(data, 0, source, self.world.now)
         self.turn()
 
+    def _act(self, act: Callable[[], None]) -> None:
+        act()
+        self.turn()
+
     def turn(self) -> None:
         """One turn of the driver."""
         endpoint, world = self.endpoint, self.world
@@ -122,13 +127,11 @@ class Host:
                     except ValueError as error:
                         answer, status = str(error).encode(), REPLY_FAILED
                     if answer is None:
-                        act = lambda s=session, n=nonce, z=size: endpoint.handle(s, n, n, z)  # noqa: E731
+                        act = partial(endpoint.handle, session, nonce, nonce, size)
                     else:
-                        act = lambda s=session, n=nonce, z=size, t=status, a=answer: endpoint.reply(  # noqa: E731
-                            s, n, t, a, z
-                        )
+                        act = partial(endpoint.reply, session, nonce, status, answer, size)
                     if self.delay_handling:
-                        world.later(self.delay_handling, lambda act=act: (act(), self.turn()))
+                        world.later(self.delay_handling, partial(self._act, act))
                     else:
                         act()
         self.settled += effects.settled

@@ -148,7 +148,7 @@ def test_replayed_datagrams_are_refused_with_a_key() -> None:
     world, a, b, kinds = conversation(keyed=True)
     world.taps.clear()
     handled, settled, replies = len(b.handled), len(a.settled), dict(a.replies)
-    for kind, datagrams in kinds.items():
+    for datagrams in kinds.values():
         for datagram in datagrams:
             for source in (a.address, b.address, STRANGER):
                 for host in (a, b):

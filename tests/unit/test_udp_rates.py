@@ -90,7 +90,7 @@ def test_requests_pass_in_the_order_asked_and_a_cancelled_one_leaves_the_line() 
     rng = random.Random(1)
     for number in range(6):
         d = receiver.spend(1, rng.randrange(100))
-        d.addCallbacks(lambda _, n=number: order.append(n), lambda f: f.trap(CancelledError))  # type: ignore[misc]  # bound now
+        d.addCallbacks(lambda _, n=number: order.append(n), lambda f: f.trap(CancelledError))
         ds.append(d)
     ds[3].cancel()
     clock.pump([0.1] * 60)
