@@ -18,6 +18,7 @@ from msgservice.transport.addresses import check_listener, parse_address, quote
 from msgservice.transport.endpoints import client_endpoint, server_endpoint
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp import TcpTransport
+from msgservice.transport.udp import UdpTransport, check_dial, check_listen
 
 # Keys of [listen], and the schemes that an address under them may have.
 LISTEN_SCHEMES = {"tcp": ("tcp", "tls", "ssl"), "unix": ("unix",), "udp": ("udp",)}
@@ -64,6 +65,8 @@ def check_listener_address(key: str, address: str, *, insecure: bool) -> None:
         raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in schemes))
     if isinstance(_transports().find(address), TcpTransport):
         server_endpoint(_Unused(), address)
+    elif isinstance(_transports().find(address), UdpTransport):
+        check_listen(address)
     check_listener(address, insecure)
 
 
@@ -78,6 +81,8 @@ def check_receiver_address(address: str) -> None:
         raise
     if isinstance(transport, TcpTransport):
         client_endpoint(_Unused(), address)
+    elif isinstance(transport, UdpTransport):
+        check_dial(address)
 
 
 def absolute_address(text: str, folder: Path) -> str:

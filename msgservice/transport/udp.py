@@ -364,6 +364,29 @@ def read_key(address: Address) -> dict[int, bytes] | None:
     return {number: key}
 
 
+def check_dial(text: str) -> Address:
+    """Return the address taken apart, if it can be dialled; BadAddress if not."""
+    address = parse_address(text)
+    address.only("key", "keyId", "timeout", "insecure")
+    host, _ = address.host_and_port()
+    if read_key(address) is None and not is_insecure(address) and not is_local_host(host):
+        raise BadAddress(text, "beyond loopback key=FILE is needed (or insecure=yes)")
+    return address
+
+
+def check_listen(text: str) -> Address:
+    """Return the address taken apart, if it can be listened on; BadAddress if not."""
+    address = parse_address(text)
+    address.only("interface", "key", "keyId", "insecure")
+    address.port(address.one_part("PORT"), port_min=0)
+    interface = address.options.get("interface", LOOPBACK)
+    if ip_of(interface) is None:
+        raise BadAddress(text, f"interface must be an IP address, not {interface!r}")
+    if read_key(address) is None and not is_insecure(address) and not is_local_host(interface):
+        raise BadAddress(text, "beyond loopback key=FILE is needed (or insecure=yes)")
+    return address
+
+
 def is_insecure(address: Address) -> bool:
     """Return whether an address says that it may do without a key."""
     value = address.options.get("insecure", "no")
@@ -409,8 +432,7 @@ class UdpConnector(Service):
         limits: Limits,
         rng: Callable[[], float],
     ) -> None:
-        parsed = parse_address(address)
-        parsed.only("key", "keyId", "timeout", "insecure")
+        parsed = check_dial(address)
         self.address = address
         self.attempts = 0
         self.last_error: str | None = None
@@ -419,8 +441,6 @@ class UdpConnector(Service):
         self._key = read_key(parsed)
         self._insecure = is_insecure(parsed)
         self._timeout = parsed.number("timeout", DIAL_TIMEOUT)
-        if self._key is None and not self._insecure and not is_local_host(self._host):
-            raise BadAddress(address, "beyond loopback key=FILE is needed (or insecure=yes)")
         self._reactor = reactor
         self._now = monotonic_of(reactor)
         self._make_user = make_user
@@ -597,8 +617,7 @@ class UdpTransport:
     ) -> Deferred[IListeningPort]:
         """See `ITransport`."""
         try:
-            parsed = parse_address(address)
-            parsed.only("interface", "key", "keyId", "insecure")
+            parsed = check_listen(address)
             port = parsed.port(parsed.one_part("PORT"), port_min=0)
             bearer = Bearer(
                 reactor,
