@@ -175,8 +175,20 @@ class SendingHalf:
     """Open messages of one session, in rising order of nonce."""
 
     __slots__ = (
-        "_chunks", "_firsts", "_head", "_large", "answered", "credit_bytes", "credit_messages",
-        "next_nonce", "open", "ordinal_base", "packed_bytes", "queue", "retransmit", "settled",
+        "_head",
+        "_large",
+        "answered",
+        "chunks",
+        "credit_bytes",
+        "credit_messages",
+        "firsts",
+        "next_nonce",
+        "open",
+        "ordinal_base",
+        "packed_bytes",
+        "queue",
+        "retransmit",
+        "settled",
     )  # fmt: skip
 
     def __init__(
@@ -199,8 +211,8 @@ class SendingHalf:
         self.open = 0
         self.packed_bytes = 0
         self.retransmit: list[Chunk | Piece] = []
-        self._firsts: list[int] = []
-        self._chunks: list[Chunk] = []
+        self.firsts: list[int] = []
+        self.chunks: list[Chunk] = []
         self._head = 0
         self._large: tuple[Chunk, int] | None = None  # being cut, and how far
 
@@ -209,7 +221,7 @@ class SendingHalf:
     @property
     def floor(self) -> int:
         """The lowest nonce that is open, or the next."""
-        chunks, at = self._chunks, self._head
+        chunks, at = self.chunks, self._head
         while at < len(chunks) and not chunks[at].remaining:
             at += 1
         if at == len(chunks):
@@ -222,16 +234,16 @@ class SendingHalf:
 
     def is_open(self, nonce: int) -> bool:
         """Whether the nonce was sent and is not settled."""
-        at = bisect_right(self._firsts, nonce, self._head) - 1
+        at = bisect_right(self.firsts, nonce, self._head) - 1
         if at < self._head:
             return False
-        chunk = self._chunks[at]
+        chunk = self.chunks[at]
         index = nonce - chunk.first
         return index < chunk.count and chunk.remaining > 0 and chunk.tokens[index] is not _SETTLED
 
     def open_messages(self) -> Iterator[tuple[int, int]]:
         """Yield (nonce, transmissions of its chunk) of what is open."""
-        for chunk in self._chunks[self._head :]:
+        for chunk in self.chunks[self._head :]:
             for index, token in enumerate(chunk.tokens):
                 if token is not _SETTLED:
                     yield chunk.first + index, chunk.transmissions
@@ -284,8 +296,8 @@ class SendingHalf:
         return chunk
 
     def _add(self, chunk: Chunk) -> None:
-        self._firsts.append(chunk.first)
-        self._chunks.append(chunk)
+        self.firsts.append(chunk.first)
+        self.chunks.append(chunk)
         self.next_nonce += chunk.count
         self.open += chunk.count
 
@@ -329,14 +341,14 @@ class SendingHalf:
     def receive_handled(self, first: int, last: int) -> int:
         """Settle the nonces from `first` to `last` with an empty reply; return how many were
         open."""
-        chunks, at = self._chunks, self._head
+        chunks, at = self.chunks, self._head
         before = self.open
         settled = self.settled
         end = len(chunks)
         if at == end or last < chunks[at].first:
             return 0
         if first > chunks[at].first:
-            at = max(at, bisect_right(self._firsts, first, at) - 1)
+            at = max(at, bisect_right(self.firsts, first, at) - 1)
         while at < end:
             chunk = chunks[at]
             low = chunk.first
@@ -363,10 +375,10 @@ class SendingHalf:
 
     def receive_reply(self, nonce: int, status: int, body: bytes) -> bool:
         """Settle one nonce with its reply; return whether it was open."""
-        at = bisect_right(self._firsts, nonce, self._head) - 1
+        at = bisect_right(self.firsts, nonce, self._head) - 1
         if at < self._head:
             return False
-        chunk = self._chunks[at]
+        chunk = self.chunks[at]
         index = nonce - chunk.first
         if not chunk.remaining or index >= chunk.count or chunk.tokens[index] is _SETTLED:
             return False
@@ -381,24 +393,24 @@ class SendingHalf:
         return True
 
     def _drop_settled(self) -> None:
-        chunks, at = self._chunks, self._head
+        chunks, at = self.chunks, self._head
         end = len(chunks)
         while at < end and not chunks[at].remaining:
             at += 1
         if at == end:
             chunks.clear()
-            self._firsts.clear()
+            self.firsts.clear()
             at = 0
         elif at >= STRIDE:
             del chunks[:at]
-            del self._firsts[:at]
+            del self.firsts[:at]
             at = 0
         self._head = at
 
     def give_up(self, ordinal: int) -> list[Token]:
         """Settle all open messages below `ordinal` without an answer; return their tokens."""
         tokens: list[Token] = []
-        chunks = self._chunks
+        chunks = self.chunks
         for at in range(self._head, len(chunks)):
             chunk = chunks[at]
             below = ordinal - self.ordinal_base - chunk.first
@@ -423,14 +435,14 @@ class SendingHalf:
         """Return what is open, to be sent in another session; this half is of no use afterwards."""
         bodies: list[bytes] = []
         tokens: list[Token] = []
-        for chunk in self._chunks[self._head :]:
+        for chunk in self.chunks[self._head :]:
             if not chunk.remaining:
                 continue
             for body, token in zip(chunk.bodies(), chunk.tokens, strict=True):
                 if token is not _SETTLED:
                     bodies.append(body)
                     tokens.append(token)
-        self._chunks.clear()
-        self._firsts.clear()
+        self.chunks.clear()
+        self.firsts.clear()
         self._head = self.open = 0
         return bodies, tokens

@@ -450,6 +450,90 @@ class Session:
             spent += size
             if paced:
                 self.pacer.spend(size)
+            queue = sending.queue
+            if queue.head < len(queue.bodies):
+                if not (sending.retransmit or receiving.replies_waiting or sending.cutting):
+                    size = self._take_run(out, now, budget - spent)
+                    spent += size
+                    if paced:
+                        self.pacer.spend(size)
+            elif not (sending.retransmit or receiving.replies_waiting or sending.cutting):
+                break
+
+    def _take_run(self, out: list[bytes], now: float, budget: float) -> int:
+        """Send whole datagrams of new messages while there is room; return their bytes.
+
+        The same as `take_new` and `_send_item` for each, in one loop with everything at hand, which
+        takes half the time (bench/udp.py, many_256). What needs care is left to them: large
+        messages, the end of the queue, and where credit or `budget` ends.
+        """
+        sending, recovery, congestion = self.sending, self.recovery, self.congestion
+        queue = sending.queue
+        bodies, tokens, head = queue.bodies, queue.tokens, queue.head
+        # The last datagram may have room for an acknowledgement.
+        total = len(bodies) - 1
+        nonce, number = sending.next_nonce, recovery.next_number
+        credit, window = sending.credit_messages, congestion.window
+        packed, packed_max = sending.packed_bytes, sending.credit_bytes
+        flying, in_flight = congestion.in_flight, recovery.in_flight
+        close, prefix = self.seal.close, self._headers[0]
+        room, head_bytes = self._room, wire.RUN_HEAD.size
+        pack_head, lengths_struct = wire.RUN_HEAD.pack, wire.lengths_struct
+        join = b"".join
+        started, spent, counted = number, 0, 0
+        while head < total and flying < window and spent < budget:
+            stop = min(total, head + wire.RUN_COUNT_MAX, head + credit - nonce + 1)
+            end = head
+            left = room - head_bytes
+            lengths: list[int] = []
+            while end < stop:
+                size = len(bodies[end])
+                left -= size + 2
+                if left < 0:
+                    break
+                lengths.append(size)
+                end += 1
+            if left >= 0 or end == head:
+                break
+            packed += sum(lengths)
+            if packed > packed_max:
+                packed -= sum(lengths)
+                break
+            count = end - head
+            payload = join(
+                (
+                    pack_head(wire.RUN, count, nonce),
+                    lengths_struct(count).pack(*lengths),
+                    *bodies[head:end],
+                )
+            )
+            datagram = close(prefix + number.to_bytes(8, "big"), payload)
+            chunk = Chunk(nonce, tokens[head:end], payload, None)
+            chunk.transmissions = 1
+            sending.firsts.append(nonce)
+            sending.chunks.append(chunk)
+            size = len(datagram)
+            in_flight[number] = (now, size, (chunk,))
+            out.append(datagram)
+            flying += size
+            spent += size
+            counted += count
+            nonce += count
+            number += 1
+            head = end
+        if counted:
+            queue.waiting_bytes -= packed - sending.packed_bytes
+            queue.head = head
+            queue.drop_taken()
+            sending.packed_bytes = packed
+            sending.next_nonce = nonce
+            sending.open += counted
+            recovery.next_number = number
+            recovery.last_sent_at = now
+            congestion.in_flight = flying
+            self.counters.messages_sent += counted
+            self.counters.packets_sent += number - started
+        return spent
 
     def _send_item(self, item: Chunk | Piece, out: list[bytes], now: float, *, again: bool) -> int:
         """Send one chunk or piece; with it, what else there is to say, where it fits."""

@@ -82,10 +82,13 @@ def decode_run(data: bytes, at: int, end: int) -> tuple[int, list[bytes], int]:
     """Return (first nonce, bodies, position behind) of the RUN block at `at`; ValueError if it is
     none."""
     _, count, first = RUN_HEAD.unpack_from(data, at)
-    if not 0 < count <= RUN_COUNT_MAX:
-        raise ValueError("count of a run")
-    at += RUN_HEAD.size
-    sizes = lengths_struct(count).unpack_from(data, at)
+    lengths = _LENGTHS.get(count)
+    if lengths is None:
+        if not 0 < count <= RUN_COUNT_MAX:
+            raise ValueError("count of a run")
+        lengths = lengths_struct(count)
+    at += 11
+    sizes = lengths.unpack_from(data, at)
     at += 2 * count
     bodies = []
     for size in sizes:

@@ -123,7 +123,12 @@ class Recovery:
             raise ValueError(f"packet {newest} acknowledged, never sent")
         in_flight = self.in_flight
         arrived: list[Sent] = []
-        if in_flight:
+        if len(in_flight) == 1 and len(ranges) == 1 and newest in in_flight:
+            # One request and its answer: the usual case of a conversation.
+            sent = in_flight.pop(newest)
+            arrived.append(sent)
+            self.round_trip.sample(now - sent[0], delay)
+        elif in_flight:
             latest = in_flight.get(newest) if newest > self.largest else None
             oldest = next(iter(in_flight))
             for first, last in ranges:
@@ -132,9 +137,9 @@ class Recovery:
                 low = max(oldest, first)
                 if last - low < 2 * len(in_flight):
                     for number in range(low, last + 1):
-                        sent = in_flight.pop(number, None)
-                        if sent is not None:
-                            arrived.append(sent)
+                        found = in_flight.pop(number, None)
+                        if found is not None:
+                            arrived.append(found)
                 else:
                     numbers = [number for number in in_flight if low <= number <= last]
                     arrived += [in_flight.pop(number) for number in numbers]

@@ -36,6 +36,7 @@ from twisted.python.failure import Failure
 from msgservice.clock import monotonic_of
 from msgservice.core.datagram import Endpoint, Keys, Waiting
 from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram_receiver import Delivery
 from msgservice.core.datagram_sender import Answer
 from msgservice.core.datagram_session import Session
 from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
@@ -371,8 +372,7 @@ class DatagramPeer(DatagramProtocol):
     def _take_effects(self) -> None:
         deliveries, settled, answers, failures, events = self._endpoint.take_effects()
         for session, parts in deliveries:
-            for first, bodies, size in parts:
-                self._deliver(session, first, bodies, size)
+            self._deliver(session, parts)
         for token in settled:
             if type(token) is Deferred:
                 token.callback(b"")
@@ -424,21 +424,38 @@ class DatagramPeer(DatagramProtocol):
 
     # --- handling
 
-    def _deliver(self, session: Session, first: int, bodies: list[bytes], size: int) -> None:
+    def _deliver(self, session: Session, parts: list[Delivery]) -> None:
+        """Let the handler have all that came in this turn; say what it handled, in few ranges."""
         handle, address = self.handle_message, session.address
-        others: list[tuple[int, Any]] = []
-        nonce = first
-        for body in bodies:
-            try:
-                result = handle(body, address)
-            except Exception:  # whatever a handler raises is its answer
-                result = cast("Any", Failure())
-            if result is not None:
-                others.append((nonce, result))
-            nonce += 1
-        if not others:
-            self._endpoint.handle(session, first, nonce - 1, size)
-            return
+        start = last = 0
+        handled_size = 0
+        for first, bodies, size in parts:
+            others: list[tuple[int, Any]] = []
+            nonce = first
+            for body in bodies:
+                try:
+                    result = handle(body, address)
+                except Exception:  # whatever a handler raises is its answer
+                    result = cast("Any", Failure())
+                if result is not None:
+                    others.append((nonce, result))
+                nonce += 1
+            if others:
+                self._take_results(session, first, bodies, others)
+            elif first == last + 1 and last:
+                last = nonce - 1
+                handled_size += size
+            else:
+                if last:
+                    self._endpoint.handle(session, start, last, handled_size)
+                start, last, handled_size = first, nonce - 1, size
+        if last:
+            self._endpoint.handle(session, start, last, handled_size)
+
+    def _take_results(
+        self, session: Session, first: int, bodies: list[bytes], others: list[tuple[int, Any]]
+    ) -> None:
+        """Settle a run in which some messages were answered, or not yet."""
         start = first
         for nonce, result in others:
             if start < nonce:

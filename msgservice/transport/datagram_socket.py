@@ -33,6 +33,8 @@ TRAIN_DATAGRAMS_MAX = 64  # UDP_MAX_SEGMENTS of every kernel that has it
 TRAIN_BYTES_MAX = 65_507
 # Reads of one turn: other descriptors want their turn as well.
 READS_MAX = 32
+# So much is processed before it is answered: else the sender stands still meanwhile.
+TURN_BYTES = 64 * 1024
 CONTROL_BYTES = socket.CMSG_SPACE(4)
 # The kernel's queue of a device is full: it drains in about this time.
 NOBUFS_WAIT = 0.001
@@ -118,6 +120,7 @@ class DatagramSocket:
     def doRead(self) -> None:
         """Read what has come, and let it be processed as one turn."""
         read, buffer, view = self._socket.recvmsg_into, self._buffer, self._view
+        unanswered = 0
         for turn in range(READS_MAX):
             try:
                 size, control, _flags, address = read(buffer, CONTROL_BYTES)
@@ -134,6 +137,12 @@ class DatagramSocket:
             self._receive(bytes(view[:size]), segment, address[:2])
             if self._closed:
                 return
+            unanswered += size
+            if unanswered >= TURN_BYTES:
+                unanswered = 0
+                self._turn()
+                if self._closed:
+                    return
             # Where single datagrams come far between, the read that finds nothing is left out.
             if not (segment or self._busy):
                 self._single += 1
