@@ -375,6 +375,16 @@ class SendingHalf:
 
     def receive_reply(self, nonce: int, status: int, body: bytes) -> bool:
         """Settle one nonce with its reply; return whether it was open."""
+        if len(self.chunks) == 1:
+            only = self.chunks[0]
+            if only.first == nonce and only.count == 1 and only.remaining:
+                # One request and its reply: the usual case of a conversation.
+                self.answered.append((only.tokens[0], self.ordinal_base + nonce, status, body))
+                only.remaining = self.open = 0
+                only.tokens = []
+                self.chunks.clear()
+                self.firsts.clear()
+                return True
         at = bisect_right(self.firsts, nonce, self._head) - 1
         if at < self._head:
             return False

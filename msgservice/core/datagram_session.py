@@ -25,6 +25,8 @@ ASK_MAX = 60.0
 HANDLED_RANGES_MAX = 48
 # Datagrams that may leave without pacing when little is in flight.
 UNPACED = 4
+# The heads of one message or reply, and of a RECEIVED block behind it.
+ONE_BYTES_MAX = wire.RUN_OF_ONE.size + wire.RECEIVED_HEAD.size
 DELAY_MAX = 0xFFFFFFFF  # microseconds, of a RECEIVED block
 
 
@@ -376,13 +378,15 @@ class Session:
         self._blocked_until = None
         if self._probes:
             self._take_probes(out, now)
-        if (
-            receiving.replies_waiting
-            or queue.head < len(queue.bodies)
-            or sending.retransmit
-            or sending.cutting
-        ):
-            self._take_messages(out, now)
+        waiting = len(queue.bodies) - queue.head + len(receiving.replies_waiting)
+        if waiting or sending.retransmit or sending.cutting:
+            if (
+                waiting != 1
+                or sending.retransmit
+                or sending.cutting
+                or not self._take_one(out, now)
+            ):
+                self._take_messages(out, now)
         else:
             self._window_limited = False
         if (
@@ -394,6 +398,56 @@ class Session:
         ):
             self._take_control(out, now)
         return out
+
+    def _take_one(self, out: list[bytes], now: float) -> bool:
+        """Send the only message or reply that waits; False where that needs more thought.
+
+        A conversation of single requests spends most of its time here (bench/udp.py, rpc).
+        """
+        congestion, sending, receiving = self.congestion, self.sending, self.receiving
+        if congestion.in_flight >= UNPACED * congestion.unit or (
+            congestion.in_flight >= congestion.window
+        ):
+            return False
+        content: Chunk | Reply
+        if receiving.replies_waiting:
+            content = reply = receiving.replies_waiting[0]
+            data = reply.data
+            if reply.received or len(data) + ONE_BYTES_MAX > self._room:
+                return False
+            receiving.replies_waiting.clear()
+            reply.sending = False
+            letter = 1
+            body = wire.REPLY_HEAD.pack(wire.REPLY, reply.status, reply.first, len(data)) + data
+        else:
+            queue, nonce = sending.queue, sending.next_nonce
+            data = queue.bodies[queue.head]
+            size = len(data)
+            if (
+                size + ONE_BYTES_MAX > self._room
+                or nonce > sending.credit_messages
+                or sending.packed_bytes + size > sending.credit_bytes
+            ):
+                return False
+            letter = 0
+            body = wire.RUN_OF_ONE.pack(wire.RUN, 1, nonce, size) + data
+            content = chunk = Chunk(nonce, queue.tokens[queue.head :], body, None)
+            chunk.transmissions = 1
+            sending.firsts.append(nonce)
+            sending.chunks.append(chunk)
+            sending.next_nonce = nonce + 1
+            sending.open += 1
+            sending.packed_bytes += size
+            queue.waiting_bytes -= size
+            queue.bodies.clear()
+            queue.tokens.clear()
+            queue.head = 0
+            self.counters.messages_sent += 1
+        self._window_limited = False
+        if receiving.ack_due is not None and self._only_received:
+            body += self._received_block(now)
+        self._send(letter, body, (content,), out, now)
+        return True
 
     def _take_probes(self, out: list[bytes], now: float) -> None:
         """Send again the oldest in flight, whatever the window: the answer tells what was lost."""

@@ -41,6 +41,7 @@ ASK = 7
 CLOSE = 8
 
 RUN_HEAD = Struct("!BHQ")  # block, count, first nonce; then count lengths, then the bodies
+RUN_OF_ONE = Struct("!BHQH")  # the same for one message, its length included
 FRAGMENT_HEAD = Struct("!BBQIIH")  # block, status, nonce, total, offset, length; then the bytes
 HANDLED_HEAD = Struct("!BH")  # block, count; then count pairs of first and last nonce
 RANGE = Struct("!QQ")
