@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 from msgservice.core import datagram_wire as wire
 from msgservice.core.datagram_cookie import Address, CookieJar
+from msgservice.core.datagram_keys import Keys, NoKeys
 from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram_peers import Budget, Effects, Mark, Opening, Peer, Waiting
 from msgservice.core.datagram_receiver import Delivery
-from msgservice.core.datagram_sender import Answer, SendQueue
+from msgservice.core.datagram_sender import Answer
 from msgservice.core.datagram_session import Session
 from msgservice.core.recovery import ACK_DELAY_MAX, RTO_INITIAL
 from msgservice.errors import LimitReached, MessageTooLarge
 
-KEY_BYTES = 32
 # How finely the age of messages is known: as a part of the patience with them.
 MARKS_PER_PATIENCE = 64
 # With a cookie that was not answered so often, the other side may have a new secret: ask for
@@ -36,140 +36,6 @@ MARKS_PER_PATIENCE = 64
 HELLOS_PER_COOKIE = 3
 # Handshakes that go unanswered are repeated at least so often, in seconds: one small datagram.
 HANDSHAKE_MAX = 10.0
-
-
-class Mark(NamedTuple):
-    """All messages below this ordinal were handed in by then, when so many tries had gone out."""
-
-    ordinal: int
-    at: float
-    tries: int
-
-
-class Opening:
-    """A handshake that this side began."""
-
-    __slots__ = ("at", "cookie", "identifier", "random", "sent_once", "tries", "tries_cookie")
-
-    def __init__(self, identifier: int, random: bytes, now: float) -> None:
-        self.identifier = identifier
-        self.random = random
-        self.cookie = b""
-        self.tries = 0
-        self.tries_cookie = 0
-        self.at = now
-        self.sent_once = False
-
-
-class Peer:
-    """What is known of one address."""
-
-    __slots__ = ("address", "candidate", "due", "failed", "heard_at", "marks", "opening", "queue",
-                 "session", "tries")  # fmt: skip
-
-    def __init__(self, address: Address, now: float) -> None:
-        self.address = address
-        self.queue = SendQueue()
-        self.session: Session | None = None
-        self.candidate: Session | None = None  # opened by a peer that may have lost the other
-        self.opening: Opening | None = None
-        self.marks: list[Mark] = []
-        self.tries = 0  # of handshakes, and of sessions that are gone
-        self.failed = False
-        self.heard_at = now
-        self.due = math.inf
-
-    @property
-    def all_tries(self) -> int:
-        """Retransmissions, asks and handshakes that went to this address."""
-        return self.tries + (self.session.tries if self.session is not None else 0)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is open or waiting here."""
-        return not (
-            len(self.queue)
-            or self.opening is not None
-            or (self.session is not None and self.session.sending.open)
-        )
-
-
-class Effects(NamedTuple):
-    """What an endpoint has to say to its driver."""
-
-    deliveries: list[tuple[Session, list[Delivery]]]  # new messages: handle them, then say so
-    settled: list[object]  # tokens of messages that were handled with an empty reply
-    answers: list[Answer]  # replies
-    failures: list[tuple[Address, list[object], bool]]  # given up; whether the address is new in it
-    events: list[tuple[str, Session]]  # ("opened" or "lost", session)
-
-
-class Waiting(NamedTuple):
-    """A message that is not settled; `nonce` is the one it will have, before it was first sent."""
-
-    address: Address
-    nonce: int
-    attempts: int
-    next_due: float | None
-
-
-class Keys:
-    """Shared keys by number; the first is used for what this side begins, all are understood."""
-
-    def __init__(self, keys: Mapping[int, bytes], aead: wire.AeadFactory) -> None:
-        for number, key in keys.items():
-            if not 1 <= number <= 255:
-                raise ValueError(f"key id {number} must be from 1 to 255")
-            if len(key) != KEY_BYTES:
-                raise ValueError(f"key {number} has {len(key)} bytes, must have {KEY_BYTES}")
-        self.current = next(iter(keys))
-        self._keys = dict(keys)
-        self._aead = aead
-        self._handshake = {number: wire.handshake_seals(aead, key) for number, key in keys.items()}
-
-    def handshake_seal(self, number: int, letter: int) -> wire.Seal | None:
-        """Return the seal for a letter of the handshake, None for an unknown key."""
-        seals = self._handshake.get(number)
-        return None if seals is None else seals[letter]
-
-    def session_seal(self, number: int, role: int, initiator: bytes, responder: bytes) -> wire.Seal:
-        """Return the seal of a session."""
-        return wire.session_seal(self._aead, self._keys[number], role, initiator, responder)
-
-
-class NoKeys:
-    """Without a key: key id 0, a checksum."""
-
-    current = 0
-    _seal = wire.ChecksumSeal()
-
-    def handshake_seal(self, number: int, letter: int) -> wire.Seal | None:
-        """Return the checksum, for key id 0."""
-        return None if number else self._seal
-
-    def session_seal(self, number: int, role: int, initiator: bytes, responder: bytes) -> wire.Seal:
-        """Return the checksum."""
-        return self._seal
-
-
-class Budget:
-    """At most `rate` in a second, a second's worth at once."""
-
-    __slots__ = ("_at", "_rate", "_tokens")
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._tokens = float(rate)
-        self._at = 0.0
-
-    def spend(self, now: float) -> bool:
-        """Return whether one more is allowed."""
-        self._tokens = min(self._rate, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class Endpoint:

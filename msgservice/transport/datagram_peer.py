@@ -34,8 +34,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import monotonic_of
-from msgservice.core.datagram import Endpoint, Keys, Waiting
+from msgservice.core.datagram import Endpoint
+from msgservice.core.datagram_keys import Keys
 from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram_peers import Waiting
 from msgservice.core.datagram_receiver import Delivery
 from msgservice.core.datagram_sender import Answer
 from msgservice.core.datagram_session import Session

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from msgservice.core.datagram import Endpoint, Keys
+from msgservice.core.datagram import Endpoint
+from msgservice.core.datagram_keys import Keys
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
 

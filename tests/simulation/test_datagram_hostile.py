@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msgservice.core import datagram_wire as wire
-from msgservice.core.datagram import Keys
+from msgservice.core.datagram_keys import Keys
 from msgservice.core.datagram_limits import DatagramLimits
 from tests.simulation.datagram_paths import Address, Host, Path, World
 

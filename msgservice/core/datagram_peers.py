@@ -1,0 +1,106 @@
+"""What an endpoint keeps for each address, and what it tells its driver: values, no decisions."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from msgservice.core.datagram_cookie import Address
+from msgservice.core.datagram_receiver import Delivery
+from msgservice.core.datagram_sender import Answer, SendQueue
+from msgservice.core.datagram_session import Session
+
+
+class Mark(NamedTuple):
+    """All messages below this ordinal were handed in by then, when so many tries had gone out."""
+
+    ordinal: int
+    at: float
+    tries: int
+
+
+class Opening:
+    """A handshake that this side began."""
+
+    __slots__ = ("at", "cookie", "identifier", "random", "sent_once", "tries", "tries_cookie")
+
+    def __init__(self, identifier: int, random: bytes, now: float) -> None:
+        self.identifier = identifier
+        self.random = random
+        self.cookie = b""
+        self.tries = 0
+        self.tries_cookie = 0
+        self.at = now
+        self.sent_once = False
+
+
+class Peer:
+    """What is known of one address."""
+
+    __slots__ = ("address", "candidate", "due", "failed", "heard_at", "marks", "opening", "queue",
+                 "session", "tries")  # fmt: skip
+
+    def __init__(self, address: Address, now: float) -> None:
+        self.address = address
+        self.queue = SendQueue()
+        self.session: Session | None = None
+        self.candidate: Session | None = None  # opened by a peer that may have lost the other
+        self.opening: Opening | None = None
+        self.marks: list[Mark] = []
+        self.tries = 0  # of handshakes, and of sessions that are gone
+        self.failed = False
+        self.heard_at = now
+        self.due = math.inf
+
+    @property
+    def all_tries(self) -> int:
+        """Retransmissions, asks and handshakes that went to this address."""
+        return self.tries + (self.session.tries if self.session is not None else 0)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is open or waiting here."""
+        return not (
+            len(self.queue)
+            or self.opening is not None
+            or (self.session is not None and self.session.sending.open)
+        )
+
+
+class Effects(NamedTuple):
+    """What an endpoint has to say to its driver."""
+
+    deliveries: list[tuple[Session, list[Delivery]]]  # new messages: handle them, then say so
+    settled: list[object]  # tokens of messages that were handled with an empty reply
+    answers: list[Answer]  # replies
+    failures: list[tuple[Address, list[object], bool]]  # given up; whether the address is new in it
+    events: list[tuple[str, Session]]  # ("opened" or "lost", session)
+
+
+class Waiting(NamedTuple):
+    """A message that is not settled; `nonce` is the one it will have, before it was first sent."""
+
+    address: Address
+    nonce: int
+    attempts: int
+    next_due: float | None
+
+
+class Budget:
+    """At most `rate` in a second, a second's worth at once."""
+
+    __slots__ = ("_at", "_rate", "_tokens")
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._tokens = float(rate)
+        self._at = 0.0
+
+    def spend(self, now: float) -> bool:
+        """Return whether one more is allowed."""
+        self._tokens = min(self._rate, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
