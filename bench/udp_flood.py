@@ -1,13 +1,14 @@
 """`python -m bench.udp_flood`: a healthy peer's rate while 100,000 datagrams come from elsewhere.
 
-The flood is a process of its own that sends as fast as it can from a thousand sockets on other
-addresses of the loopback net; the healthy peer sends messages of 256 bytes at half of the rate
-that it reaches alone. The last line is JSON.
+The flood is a process of its own that sends from 400 sockets on other addresses of the loopback
+net, as fast as it can or FLOOD_RATE a second; the healthy peer sends runs of 100 messages of 256
+bytes, 5 ms after the last was answered. Both its ends share one process. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from tests.simulation.test_datagram_hostile import flood_of
 
 COUNT = 100_000
 SOCKETS = 400
+RATE = int(os.environ.get("FLOOD_RATE", "0"))  # datagrams a second; 0: as fast as it can
 
 
 def flood(port: int) -> dict[str, int]:
@@ -35,6 +37,8 @@ def flood(port: int) -> dict[str, int]:
     sys.stdin.readline()
     start = time.perf_counter()
     for number in range(COUNT):
+        if RATE and number % 100 == 0:
+            time.sleep(max(0.0, start + number / RATE - time.perf_counter()))
         sent += sockets[number % SOCKETS].sendto(datagrams[number % 2000], to)
     seconds = time.perf_counter() - start
     time.sleep(0.5)
