@@ -104,6 +104,11 @@ class UdpChannel:
         self._queued += size
         self._bearer.send_frame(self, frame, _Frame(self, size))
 
+    def flush(self) -> None:
+        """See `IChannel`."""
+        if not self.gone:
+            self._bearer.flush()
+
     def established(self) -> None:
         """See `IChannel`."""
         if not self._known:
@@ -283,6 +288,13 @@ class Bearer(DatagramPeer):
             return
         if not self._in_turn and self._turn_call is None:
             self._turn_call = self._reactor.callLater(0, self._turn_later)
+
+    def flush(self) -> None:
+        """Send what is queued now; users hear of what came at the end of the turn, not in here."""
+        if not self._in_turn and not self._closed:
+            self._write()
+            if self._endpoint.rescheduled:
+                self._arm()
 
     def handled(self, session: Session, first: int, last: int, size: int) -> None:
         """Let frames count as taken."""
