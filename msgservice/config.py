@@ -27,14 +27,24 @@ from msgservice.config_reader import Reader, Table, read_text, shown
 from msgservice.config_toml import Document, KeyPath, parse_document
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import ConfigError
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.records import ON_FULL
 
 DATA_DEFAULT = "var/msgservice"
 ORDERS = ("strict", "none")
 
 SECTIONS = ("node", "listen", "receiver", "limits")
 NODE_KEYS = ("name", "data", "insecure")
-RECEIVER_KEYS = ("name", "address", "subjects", "order", "paused", "window")
+RECEIVER_KEYS = (
+    "name",
+    "address",
+    "subjects",
+    "order",
+    "paused",
+    "window",
+    "on_full",
+    "backlog_bytes",
+)
 WINDOW_KEYS = ("messages", "bytes")
 LISTENER_HINTS = dict.fromkeys(LISTENERS_LATER, "is not built yet")
 SECTION_HINTS = {
@@ -66,6 +76,8 @@ class ReceiverConfig:
     paused: bool = False
     window_messages: int | None = None  # None: what the receiver says in its HELLO
     window_bytes: int | None = None
+    on_full: str = "refuse"  # or "suspend": what happens at the limit of its backlog
+    backlog_bytes: int = 0  # that limit; 0: limits.backlog_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +247,14 @@ def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> Re
     order = reader.value((*path, "order"), str, "strict")
     if order not in ORDERS:
         reader.problem((*path, "order"), f'must be "strict" or "none", not {shown(order)}')
+    on_full = reader.value((*path, "on_full"), str, "refuse")
+    if on_full not in ON_FULL:
+        reader.problem((*path, "on_full"), f'must be "refuse" or "suspend", not {shown(on_full)}')
+    backlog_bytes = reader.value((*path, "backlog_bytes"), int, 0)
+    if not 0 <= backlog_bytes <= INTEGER_MAX:
+        reader.problem(
+            (*path, "backlog_bytes"), f"must be from 0 to {INTEGER_MAX}, not {backlog_bytes}"
+        )
     window = (*path, "window")
     reader.table(window, WINDOW_KEYS)
     receiver = ReceiverConfig(
@@ -245,6 +265,8 @@ def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> Re
         paused=reader.value((*path, "paused"), bool, False),
         window_messages=_above_zero(reader, (*window, "messages")),
         window_bytes=_above_zero(reader, (*window, "bytes")),
+        on_full=on_full,
+        backlog_bytes=backlog_bytes,
     )
     return receiver if named else None
 

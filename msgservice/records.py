@@ -107,6 +107,10 @@ Outcome = Batch | Known | RefusedBatch
 """Of one batch of a group: itself (stored whole, now with its number), or one of the others."""
 
 
+ON_FULL = ("refuse", "suspend")
+"""What may happen when a receiver's backlog is at its limit (SEMANTICS 18)."""
+
+
 @dataclass(slots=True, kw_only=True)
 class ReceiverRow:
     """A receiver as the log keeps it. A name that is added again is a new number."""
@@ -120,6 +124,9 @@ class ReceiverRow:
     configured: bool = False  # by the operator: an attach may only repeat it (SEMANTICS 27)
     window_messages: int | None = None
     window_bytes: int | None = None
+    on_full: str = "refuse"  # or "suspend"
+    backlog_bytes: int = 0  # its own limit; 0: that of the node
+    suspended: bool = False  # left out of new audiences until it has caught up
     created_at: int = 0  # wall clock, ms
     removed: bool = False  # kept for its number and name while batches refer to it
     cursor: int = 0  # every position of its audiences up to here is final

@@ -17,6 +17,19 @@ NAME = click.argument("name")
 ADDRESS = click.option("--address", metavar="ADDRESS", help="The node dials it there.")
 ORDER = click.option("--order", type=click.Choice(["strict", "none"]), help="Default: strict.")
 
+ON_FULL = click.option(
+    "--on-full",
+    type=click.Choice(["refuse", "suspend"]),
+    help="When too much waits for it: refuse new messages for it, or leave it out of them until"
+    " it has caught up. Default: refuse.",
+)
+BACKLOG_BYTES = click.option(
+    "--backlog-bytes",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    help="How much may wait for it. 0, the default: as the node's configuration says.",
+)
+
 
 @click.group()
 def receivers() -> None:
@@ -40,6 +53,8 @@ def list_receivers(session: Session) -> None:
 @SUBJECTS
 @ADDRESS
 @ORDER
+@ON_FULL
+@BACKLOG_BYTES
 @click.option("--paused", is_flag=True, help="Keep its messages, send none until resumed.")
 @node_options
 def add(
@@ -48,6 +63,8 @@ def add(
     subjects: tuple[str, ...],
     address: str | None,
     order: str | None,
+    on_full: str | None,
+    backlog_bytes: int | None,
     paused: bool,
 ) -> None:
     """Add the receiver NAME for these SUBJECTs; it gets what is sent from now on.
@@ -63,6 +80,8 @@ def add(
         subjects=list(subjects),
         address=address,
         order=order,
+        on_full=on_full,
+        backlog_bytes=backlog_bytes,
         paused=paused,
     )
 
@@ -72,16 +91,27 @@ def add(
 @SUBJECTS
 @ADDRESS
 @ORDER
+@ON_FULL
+@BACKLOG_BYTES
 @node_options
 def change(
-    session: Session, name: str, subjects: tuple[str, ...], address: str | None, order: str | None
+    session: Session,
+    name: str,
+    subjects: tuple[str, ...],
+    address: str | None,
+    order: str | None,
+    on_full: str | None,
+    backlog_bytes: int | None,
 ) -> None:
     """Change what is given of the receiver NAME, and nothing else.
 
     Other SUBJECTs touch what is sent from now on; what waits for it already still does.
     """
-    if not subjects and address is None and order is None:
-        raise click.UsageError("nothing to change: give SUBJECTs, --address or --order")
+    given = (address, order, on_full, backlog_bytes)
+    if not subjects and all(value is None for value in given):
+        raise click.UsageError(
+            "nothing to change: give SUBJECTs, --address, --order, --on-full or --backlog-bytes"
+        )
     _change_of(
         session,
         "$node.receivers.change",
@@ -90,6 +120,8 @@ def change(
         subjects=list(subjects) or None,
         address=address,
         order=order,
+        on_full=on_full,
+        backlog_bytes=backlog_bytes,
     )
 
 
@@ -167,7 +199,8 @@ def _table(rows: list[dict[str, Any]]) -> Table | str:
 
 def _state(row: dict[str, Any]) -> str:
     state = "connected" if row["connected"] else "away"
-    return f"paused, {state}" if row["paused"] else state
+    marks = [mark for mark in ("paused", "suspended") if row[mark]]
+    return ", ".join([*marks, state])
 
 
 def _trouble(row: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
         "select number, name, address, patterns, ordering, paused, configured,"
         " window_messages, window_bytes, created_at, routed_base, cursor, removed,"
         " acknowledged_count, expired_count, dead_count, cancelled_count, removed_count,"
-        " settled_bytes, collected, inbox"
+        " settled_bytes, collected, inbox, on_full, backlog_bytes, suspended"
         " from receiver join progress on receiver = number order by number",
     )
     for row in found:
@@ -88,6 +88,7 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
         at.removed = bool(removed)
         at.settled = list(row[13:18])
         at.bytes, at.collected, at.inbox = row[18:21]
+        on_full, backlog_bytes, suspended = row[21:24]
         state.receivers[number] = at
         state.rows[number] = ReceiverRow(
             number=number,
@@ -99,6 +100,9 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
             configured=bool(configured),
             window_messages=window_messages,
             window_bytes=window_bytes,
+            on_full=on_full,
+            backlog_bytes=backlog_bytes,
+            suspended=bool(suspended),
             created_at=created_at,
             routed_base=base,
         )
@@ -144,6 +148,9 @@ def _with_progress(row: ReceiverRow, at: ReceiverState) -> ReceiverRow:
         configured=row.configured,
         window_messages=row.window_messages,
         window_bytes=row.window_bytes,
+        on_full=row.on_full,
+        backlog_bytes=row.backlog_bytes,
+        suspended=row.suspended,
         created_at=row.created_at,
         removed=at.removed,
         cursor=at.cursor,

@@ -20,7 +20,7 @@ import msgspec
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 
 APPLICATION_ID = 0x6D736773  # "msgs"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 BUSY_WAIT_MS = 5000  # for the other connection of this process, which reads pages
 
@@ -167,11 +167,18 @@ create table message_id(
 create index message_id_position on message_id(position);
 """
 
+_VERSION_2 = """
+alter table receiver add column on_full text not null default 'refuse';
+alter table receiver add column backlog_bytes integer not null default 0;
+alter table receiver add column suspended integer not null default 0;
+"""
+
 # apsw keeps statements prepared whose text is at most 16 KiB; 384 rows of 16 columns are 13 KiB.
 INSERT_ROWS = (384, 256, 128, 64, 32, 16)
 
 MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
     1: lambda db: _execute_all(db, _VERSION_1),
+    2: lambda db: _execute_all(db, _VERSION_2),
 }
 """What leads to each version from the one before it."""
 

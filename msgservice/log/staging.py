@@ -67,7 +67,7 @@ def stage_receivers(
         staged.rows[row.number] = row
         operations.append(
             (
-                "insert or replace into receiver values (?,?,?,?,?,?,?,?,?,?,?)",
+                "insert or replace into receiver values (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     row.number,
                     row.name,
@@ -80,6 +80,9 @@ def stage_receivers(
                     row.window_bytes,
                     row.created_at,
                     row.routed_base,
+                    row.on_full,
+                    row.backlog_bytes,
+                    row.suspended,
                 ),
             )
         )

@@ -42,6 +42,8 @@ class _Add(msgspec.Struct, forbid_unknown_fields=True):
     address: str | None = None
     order: str = "strict"
     paused: bool = False
+    on_full: str = "refuse"
+    backlog_bytes: int = 0
 
 
 class _Change(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,6 +51,8 @@ class _Change(msgspec.Struct, forbid_unknown_fields=True):
     subjects: list[str] | None = None
     address: str | None = None
     order: str | None = None
+    on_full: str | None = None
+    backlog_bytes: int | None = None
 
 
 class _Remove(msgspec.Struct, forbid_unknown_fields=True):
@@ -171,12 +175,19 @@ class Admin:
             address=asked.address,
             order=asked.order,
             paused=asked.paused,
+            on_full=asked.on_full,
+            backlog_bytes=asked.backlog_bytes,
         )
         return {"name": asked.name}
 
     async def _change(self, asked: _Change) -> dict[str, Any]:
         await self._node.change_receiver(
-            asked.name, patterns=asked.subjects, address=asked.address, order=asked.order
+            asked.name,
+            patterns=asked.subjects,
+            address=asked.address,
+            order=asked.order,
+            on_full=asked.on_full,
+            backlog_bytes=asked.backlog_bytes,
         )
         return {"name": asked.name}
 

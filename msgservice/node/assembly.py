@@ -86,6 +86,8 @@ def build_service(config: Any, *, reactor: Any) -> Node:
                 configured=True,
                 window_messages=one.window_messages,
                 window_bytes=one.window_bytes,
+                on_full=one.on_full,
+                backlog_bytes=one.backlog_bytes,
             )
             for one in config.receivers
         ],

@@ -30,6 +30,7 @@ class Directory:
         self._by_subject: dict[str, Audience] = {}
         self._by_names: dict[tuple[str, ...], Audience] = {}
         self._known: set[int] = set()
+        self._suspended: set[int] = set()  # numbers that are left out of patterns' audiences
 
     # --- getters
 
@@ -62,17 +63,23 @@ class Directory:
     # --- audiences
 
     def audience(self, subject: str) -> Audience:
-        """The audience of a subject now. The subject must be well-formed."""
+        """The audience of a subject now, without who is suspended (SEMANTICS 18).
+
+        The subject must be well-formed.
+        """
         found = self._by_subject.get(subject)
         if found is None:
-            found = self._intern(self._matcher.match(subject))
+            found = self._intern(self._matcher.match(subject) - self._suspended)
             if len(self._by_subject) >= self._limits.subjects:
                 self._by_subject.clear()  # a cache: what is used comes back
             self._by_subject[subject] = found
         return found
 
     def audience_of(self, names: Sequence[str]) -> Audience:
-        """The audience that consists of these; `UnknownReceiver` names the first unknown one."""
+        """The audience that consists of these, suspended or not.
+
+        `UnknownReceiver` names the first unknown one.
+        """
         key = tuple(names)
         found = self._by_names.get(key)
         if found is None:
@@ -98,6 +105,8 @@ class Directory:
             self._by_number[row.number] = row
             if not row.removed:
                 self._by_name[row.name] = row
+                if row.suspended:
+                    self._suspended.add(row.number)
                 for pattern in row.patterns:
                     self._matcher.add(pattern, row.number)
         for audience in audiences:
@@ -132,11 +141,21 @@ class Directory:
             self._matcher.add(pattern, row.number)
         self._forget()
 
+    def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
+        """Leave it out of the audiences of subjects from now on, or take it in again."""
+        row.suspended = suspended
+        if suspended:
+            self._suspended.add(row.number)
+        else:
+            self._suspended.discard(row.number)
+        self._by_subject.clear()
+
     def remove(self, row: ReceiverRow) -> None:
         """It is part of no audience from now on."""
         for pattern in row.patterns:
             self._matcher.remove(pattern, row.number)
         row.removed = True
+        self._suspended.discard(row.number)
         del self._by_name[row.name]
         self._forget()
 

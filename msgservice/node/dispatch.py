@@ -6,32 +6,42 @@ away cost nothing here, however many they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
 
 from msgservice.limits import Limits
 from msgservice.node.outlet import Outlet
 from msgservice.node.tail import Tail
-from msgservice.records import Audience, Batch
+from msgservice.records import Audience, Batch, ReceiverRow
 
 JUDGE_EVERY = 0.1  # seconds between two judgements of the backlogs (SEMANTICS 18)
 
 
 class Dispatch:
-    """See the module."""
+    """See the module. `set_suspended` leaves a receiver out of audiences, or takes it in again."""
 
-    def __init__(self, tail: Tail, limits: Limits, clock: Any) -> None:
+    _logger = Logger()
+
+    def __init__(
+        self,
+        tail: Tail,
+        limits: Limits,
+        clock: Any,
+        set_suspended: Callable[[ReceiverRow, bool], None],
+    ) -> None:
         self.outlets: dict[int, Outlet] = {}  # by receiver number
         self._tail = tail
         self._limits = limits
         self._clock = clock
+        self._set_suspended = set_suspended
         self._live: dict[int, list[Outlet]] = {}  # by audience number
         self._audiences: dict[int, Audience] = {}
         self._stored_bytes: dict[int, int] = {}  # by audience number, since the last judgement
         self._full: set[int] = set()  # numbers of receivers
-        self._full_audiences: dict[int, str] = {}  # audience number -> name of one that is full
+        self._full_audiences: dict[int, str] = {}  # audience number -> why
         self._judging: IDelayedCall | None = None
 
     def __iter__(self) -> Iterator[Outlet]:
@@ -97,32 +107,84 @@ class Dispatch:
     # --- who is too far behind
 
     def full(self, audience: Audience) -> str | None:
-        """The name of a receiver of this audience whose backlog is at its limit, or None."""
+        """Why this audience takes nothing now: one of its receivers is too far behind. Or None."""
         return self._full_audiences.get(audience.number) if self._full_audiences else None
 
-    def _judge(self) -> None:
-        self._judging = None
+    def backlog_bytes_max(self, row: ReceiverRow) -> int:
+        """What may wait for this receiver, in bytes."""
+        return row.backlog_bytes or self._limits.backlog_bytes_max
+
+    def judge(self, *, starting: bool = False) -> None:
+        """Mark who is too far behind now; again by itself while there is anybody.
+
+        `starting`: who was suspended before the node stopped, and still is, is told of again.
+        """
         sizes, self._stored_bytes = self._stored_bytes, {}
         for number, size in sizes.items():
             for member in self._audiences[number].members:
                 outlet = self.outlets.get(member)
                 if outlet is not None:
                     outlet.queued_bytes += size
-        limit = self._limits.backlog_bytes_max
-        full = {n for n, outlet in self.outlets.items() if outlet.queued_bytes >= limit}
-        if full != self._full:
+        full, changed = set(), False
+        default = self._limits.backlog_bytes_max
+        for number, outlet in self.outlets.items():
+            row = outlet.row
+            limit = row.backlog_bytes or default
+            if outlet.queued_bytes * 2 < limit and not row.suspended:
+                continue
+            if outlet.caught_up:
+                # At start it was all that lies above the cursor, settled there or not.
+                outlet.queued_bytes = 0
+            at_limit = outlet.queued_bytes >= limit
+            suspend = row.on_full == "suspend" and (
+                at_limit or (row.suspended and outlet.queued_bytes * 2 >= limit)
+            )
+            if suspend or at_limit:
+                full.add(number)
+            if suspend != row.suspended or (suspend and starting):
+                changed = True
+                self._suspend(outlet, suspend, limit)
+        if changed or full != self._full:
             self._full = full
             self._mark_audiences()
-        if full:
+        if full and self._judging is None:
             self._judging = self._clock.callLater(JUDGE_EVERY, self._judge)
+
+    def _judge(self) -> None:
+        self._judging = None
+        self.judge()
+
+    def _suspend(self, outlet: Outlet, suspended: bool, limit: int) -> None:
+        self._set_suspended(outlet.row, suspended)
+        if suspended:
+            self._logger.warn(
+                "receiver {name} is suspended: {queued} bytes wait for it, its limit is {limit};"
+                " what is sent from now on is not for it, until less than half of that waits",
+                name=outlet.name,
+                queued=outlet.queued_bytes,
+                limit=limit,
+            )
+        else:
+            self._logger.warn(
+                "receiver {name} is no longer suspended: {queued} bytes wait for it, its limit is"
+                " {limit}; what is sent from now on is for it again",
+                name=outlet.name,
+                queued=outlet.queued_bytes,
+                limit=limit,
+            )
 
     def _mark_audiences(self) -> None:
         self._full_audiences = {}
         for number in self._full:
             outlet = self.outlets.get(number)
             if outlet is not None:
+                reason = (
+                    f"receiver {outlet.name!r} is suspended until it has caught up"
+                    if outlet.row.suspended
+                    else f"log full: the backlog of receiver {outlet.name!r}"
+                )
                 for audience in outlet.audiences:
-                    self._full_audiences[audience] = outlet.name
+                    self._full_audiences[audience] = reason
 
     def stop(self) -> None:
         """No timer is left behind."""

@@ -100,7 +100,7 @@ class Ingress:
         except (Refused, BadSubject, BadName) as refused:
             self._refuse(first, last, subject, Action.REFUSED, 0, str(refused))
             return
-        full = self._node.log_full() or self._backlog(audience)
+        full = self._node.log_full() or self._node.dispatch.full(audience)
         if full is not None:
             self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, full)
             return
@@ -152,10 +152,6 @@ class Ingress:
         if transfer.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(subject)
         return audience
-
-    def _backlog(self, audience: Audience) -> str | None:
-        name = self._node.dispatch.full(audience)
-        return None if name is None else f"log full: the backlog of receiver {name!r}"
 
     def _refuse(
         self, first: int, last: int, lane: str, action: Action, delay_ms: int, reason: str

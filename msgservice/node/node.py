@@ -35,7 +35,7 @@ from msgservice.core.frames import (
 )
 from msgservice.errors import LogFailed, NameMismatch, NotSupported
 from msgservice.interfaces import IChannelUser, IConnector, ILog
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.message import Status
 from msgservice.node.admin import Admin
 from msgservice.node.commits import Commits
@@ -46,7 +46,7 @@ from msgservice.node.peer import Peer
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver import Receiver
-from msgservice.records import Batch, ReceiverRow, Snapshot
+from msgservice.records import ON_FULL, Batch, ReceiverRow, Snapshot
 from msgservice.transport.local import LocalConnector
 from msgservice.transport.registry import Transports
 
@@ -143,6 +143,7 @@ class NodeService(Service):
             await self._configure(row)
         for account in await self.log.accounts():
             self.dispatch.outlets[account.receiver].queued_bytes = account.queued_bytes
+        self.dispatch.judge(starting=True)
         for description in self._listen:
             port = await self.transports.find(description).listen(
                 self.clock, description, self._make_user, self.limits
@@ -162,7 +163,7 @@ class NodeService(Service):
         self.log_id = snapshot.log_id
         self.node_name = self.node_name or f"node-{snapshot.log_id[:8]}"
         self.tail = Tail(snapshot.next_number, limits.tail_bytes)
-        self.dispatch = Dispatch(self.tail, limits, self.clock)
+        self.dispatch = Dispatch(self.tail, limits, self.clock, self._set_suspended)
         self.commits = Commits(
             self.log,
             clock=self.clock,
@@ -203,6 +204,8 @@ class NodeService(Service):
                 paused=wanted.paused,
                 configured=True,
                 window=(wanted.window_messages, wanted.window_bytes),
+                on_full=wanted.on_full,
+                backlog_bytes=wanted.backlog_bytes,
             )
             return
         row.configured = True
@@ -210,6 +213,7 @@ class NodeService(Service):
         row.address = wanted.address
         # Paused at run time stays paused over a restart, whatever the file says.
         row.paused = row.paused or wanted.paused
+        row.on_full, row.backlog_bytes = wanted.on_full, wanted.backlog_bytes
         await self.change_receiver(wanted.name, patterns=wanted.patterns, order=wanted.order)
 
     def _not_started(self, failure: Failure) -> None:
@@ -429,6 +433,10 @@ class NodeService(Service):
         stored.addCallback(self._change_stored)
         return stored
 
+    def _set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
+        self.directory.set_suspended(row, suspended)
+        self._store(row)
+
     def _change_stored(self, _: None) -> None:
         self._changes -= 1
         if not self._changes:
@@ -454,17 +462,25 @@ class NodeService(Service):
         paused: bool = False,
         configured: bool = False,
         window: tuple[int | None, int | None] = (None, None),
+        on_full: str = "refuse",
+        backlog_bytes: int = 0,
     ) -> ReceiverRow:
-        """Make a receiver; what is sent from now on reaches it. Returns once it is stored."""
+        """Make a receiver; what is sent from now on reaches it. Returns once it is stored.
+
+        `on_full` ("refuse" or "suspend"): what happens when `backlog_bytes` wait for it; 0: the
+        limit of the node (SEMANTICS 18).
+        """
         if self.directory.get(name) is not None:
             raise ValueError(f"receiver {name!r} is there already")
         if order not in ("strict", "none"):
             raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
         if address is not None:
             self.transports.find(address)
+        check_on_full(on_full, backlog_bytes)
         row = self.directory.new_row(name, patterns)
         row.address, row.order, row.paused, row.configured = address, order, paused, configured
         row.window_messages, row.window_bytes = window
+        row.on_full, row.backlog_bytes = on_full, backlog_bytes
         outlet = self._add(row)
         await self.directory_stored()
         if self.running_now:
@@ -478,23 +494,31 @@ class NodeService(Service):
         patterns: Sequence[str] | None = None,
         address: str | None = None,
         order: str | None = None,
+        on_full: str | None = None,
+        backlog_bytes: int | None = None,
     ) -> ReceiverRow:
-        """Change what a receiver gets from now on, or where it is dialled."""
+        """Change what a receiver gets from now on, where it is dialled, or its backlog's limit."""
         row = self.directory.named(name)
         outlet = self.dispatch.outlets[row.number]
         if order not in (None, "strict", "none"):
             raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
         if address is not None:
             self.transports.find(address)
+        check_on_full(on_full or row.on_full, backlog_bytes or 0)
         self._change(
             outlet, tuple(row.patterns if patterns is None else patterns), order or row.order
         )
+        if on_full is not None or backlog_bytes is not None:
+            row.on_full = on_full or row.on_full
+            row.backlog_bytes = row.backlog_bytes if backlog_bytes is None else backlog_bytes
+            self._store(row)
         if address is not None and address != row.address:
             row.address = address
             self._store(row)
             await self._undial(outlet)
         await self.directory_stored()
         if self.running_now:
+            self.dispatch.judge()
             self._dial(outlet)
         return row
 
@@ -638,6 +662,9 @@ class NodeService(Service):
             "subjects": list(outlet.row.patterns),
             "order": outlet.row.order,
             "paused": outlet.row.paused,
+            "on_full": outlet.row.on_full,
+            "backlog_bytes": self.dispatch.backlog_bytes_max(outlet.row),
+            "suspended": outlet.row.suspended,
             "connected": outlet.connection is not None,
             "cursor": outlet.outbox.cursor,
             "attempts": max([run.attempts for run in waiting], default=0),
@@ -657,6 +684,14 @@ class NodeService(Service):
         if stored is Status.QUEUED and self.sent(number, position):
             return Status.SENT
         return stored
+
+
+def check_on_full(on_full: str, backlog_bytes: int) -> None:
+    """Raise `ValueError` where these cannot be what a receiver's row says."""
+    if on_full not in ON_FULL:
+        raise ValueError(f"on_full must be 'refuse' or 'suspend', not {on_full!r}")
+    if not 0 <= backlog_bytes <= INTEGER_MAX:
+        raise ValueError(f"backlog_bytes must be from 0 to {INTEGER_MAX}, not {backlog_bytes}")
 
 
 def _pass_on(result: Any, waiter: Deferred[None]) -> Any:

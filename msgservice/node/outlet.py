@@ -106,6 +106,17 @@ class Outlet:
         """Nothing is in flight."""
         return self.outbox.in_flight_messages == 0
 
+    @property
+    def caught_up(self) -> bool:
+        """It is fed what is stored, and all of that is settled and on its way to the log."""
+        return (
+            self.following
+            and not self._fed
+            and self.outbox.idle
+            and not self._new
+            and not self._storing
+        )
+
     def in_flight(self, position: int) -> bool:
         """Whether this message was sent and is not answered."""
         return self.outbox.in_flight_at(position)

@@ -33,6 +33,8 @@ subjects = ["orders.>", "refunds.*"]
 order = "none"
 paused = true
 window = { messages = 100, bytes = 65536 }
+on_full = "suspend"
+backlog_bytes = 1_000_000
 
 [[receiver]]
 name = "archive"
@@ -81,6 +83,8 @@ def test_everything_that_is_said_is_kept(file: Path) -> None:
                 paused=True,
                 window_messages=100,
                 window_bytes=65536,
+                on_full="suspend",
+                backlog_bytes=1_000_000,
             ),
             ReceiverConfig(name="archive", address=f"unix:{folder}/archive.sock"),
         ),
@@ -270,6 +274,14 @@ def test_an_address_that_cannot_work_is_refused(file: Path, address: str) -> Non
 def test_a_listener_twice_is_refused(file: Path) -> None:
     (told,) = problems(file, '[listen]\nunix = ["unix:/m.sock", "unix:/m.sock"]\n')
     assert "2: listen.unix: 'unix:/m.sock' is there twice" == told
+
+
+def test_18_a_receiver_says_what_happens_at_the_limit_of_its_backlog(file: Path) -> None:
+    text = '[[receiver]]\nname = "a"\nsubjects = []\non_full = "drop"\nbacklog_bytes = -1\n'
+    assert [
+        '4: receiver.on_full: must be "refuse" or "suspend", not "drop"',
+        "5: receiver.backlog_bytes: must be from 0 to 9007199254740991, not -1",
+    ] == problems(file, text)
 
 
 def test_more_receivers_than_allowed_are_refused(file: Path) -> None:

@@ -15,6 +15,7 @@ from msgservice.errors import DataFolderUnusable, LogDamaged, LogLocked, LogTooN
 from msgservice.limits import Limits
 from msgservice.log import schema
 from msgservice.log.folder import Reserve, check_filesystem, filesystem_of
+from msgservice.message import Status
 from msgservice.records import Batch, Known
 from tests.logs import Driver, make_batch
 
@@ -120,34 +121,65 @@ def test_a_migration_copies_the_file_first(monkeypatch: pytest.MonkeyPatch, tmp_
     log = Driver("sqlite", tmp_path).open()
     log.append(make_batch(log.log.audience([1])))
     log.close()
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+    old, new = schema.SCHEMA_VERSION, schema.SCHEMA_VERSION + 1
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", new)
     monkeypatch.setitem(
-        schema.MIGRATIONS, 2, lambda db: db.execute("alter table head add column extra text")
+        schema.MIGRATIONS, new, lambda db: db.execute("alter table head add column extra text")
     )
     log = Driver("sqlite", tmp_path).open()
     (notice,) = log.snapshot.notices
-    assert notice == "migrated from version 1 to 2; copy in log.db.before-2"
+    assert notice == f"migrated from version {old} to {new}; copy in log.db.before-{new}"
     (outcome,) = log.append(make_batch(log.log.audience([1])))
     assert isinstance(outcome, Known)
     log.close()
-    copy = apsw.Connection(str(tmp_path / "log.db.before-2"))
-    assert copy.pragma("user_version") == 1
+    copy = apsw.Connection(str(tmp_path / f"log.db.before-{new}"))
+    assert copy.pragma("user_version") == old
     assert copy.execute("select count(*) from batch").get == 1
     assert copy.pragma("integrity_check") == "ok"
     copy.close()
+
+
+def test_a_log_of_version_1_keeps_its_receivers_and_batches(tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path).open()
+    log.receivers(1, 2)
+    batch = make_batch(log.log.audience([1, 2]))
+    log.append(batch)
+    log.progress(1, batch.last, settled={Status.ACKNOWLEDGED: 1}, settled_bytes=batch.size)
+    log.reopen()
+    rows = log.snapshot.receivers
+    log.close()
+    db = apsw.Connection(str(tmp_path / "log.db"))
+    for column in ("on_full", "backlog_bytes", "suspended"):  # what version 2 has added
+        db.execute(f"alter table receiver drop column {column}")
+    db.pragma("user_version", 1)
+    db.close()
+    log = Driver("sqlite", tmp_path).open()
+    (notice,) = log.snapshot.notices
+    assert notice == "migrated from version 1 to 2; copy in log.db.before-2"
+    assert rows == log.snapshot.receivers
+    assert ("refuse", 0, False) == (rows[0].on_full, rows[0].backlog_bytes, rows[0].suspended)
+    assert [0, 1] == [a.queued for a in log.wait(log.log.accounts())]
+    (outcome,) = log.append(make_batch(log.log.audience([1, 2])))
+    assert isinstance(outcome, Known)
+    rows[1].on_full = "suspend"
+    log.append(receivers=[rows[1]])
+    log.reopen()
+    assert ["refuse", "suspend"] == [row.on_full for row in log.snapshot.receivers]
+    log.close()
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Driver("sqlite", tmp_path).open().close()
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+    new = schema.SCHEMA_VERSION + 1
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", new)
 
     def broken(db: apsw.Connection) -> None:
         db.execute("drop table dead")
         db.execute("no such statement")
 
-    monkeypatch.setitem(schema.MIGRATIONS, 2, broken)
+    monkeypatch.setitem(schema.MIGRATIONS, new, broken)
     with pytest.raises(LogDamaged):
         Driver("sqlite", tmp_path).open()
     monkeypatch.undo()
