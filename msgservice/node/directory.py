@@ -99,14 +99,12 @@ class Directory:
     # --- changes, in memory; the caller stores the row
 
     def load(self, rows: Iterable[ReceiverRow], audiences: Iterable[Audience]) -> None:
-        """Take over what the log has."""
+        """Take over what the log has. Who was suspended is judged anew (`Dispatch.judge`)."""
         for row in rows:
             self._next_number = max(self._next_number, row.number + 1)
             self._by_number[row.number] = row
             if not row.removed:
                 self._by_name[row.name] = row
-                if row.suspended:
-                    self._suspended.add(row.number)
                 for pattern in row.patterns:
                     self._matcher.add(pattern, row.number)
         for audience in audiences:

@@ -33,6 +33,26 @@ def test_a_receiver_is_added_changed_paused_resumed_and_removed(msgservice: Comm
     assert "life" not in msgservice("receivers", "list").out
 
 
+def test_18_a_receiver_that_is_too_far_behind_is_shown_as_suspended(msgservice: Command) -> None:
+    assert msgservice("receivers", "add", "full", "full", "--on-full", "suspend").code == 0
+    assert msgservice.receiver("full")["on_full"] == "suspend"
+    assert msgservice("receivers", "change", "full", "--backlog-bytes", "10").code == 0
+    sent = msgservice.data("send", "full", "0123456789")
+    assert sent["receivers"] == {"full": "queued"}
+    # Changing anything has all backlogs judged before it is answered.
+    assert msgservice("receivers", "change", "full", "--on-full", "suspend").code == 0
+    row = msgservice.receiver("full")
+    assert (row["suspended"], row["backlog_bytes"], row["queued"]) == (True, 10, 1)
+    table = msgservice("receivers", "list").out
+    (line,) = [line for line in table.splitlines() if line.split()[:1] == ["full"]]
+    assert "suspended, away" in line
+    assert msgservice.data("send", "full", "not for it")["receivers"] == {}
+    assert msgservice("receivers", "change", "full").code == 2
+    assert msgservice("receivers", "change", "full", "--on-full", "refuse").code == 0
+    assert not msgservice.receiver("full")["suspended"]
+    assert msgservice("receivers", "remove", "full", "--yes").code == 0
+
+
 def test_removing_a_receiver_with_a_backlog_asks_first(msgservice: Command) -> None:
     msgservice("receivers", "add", "asked", "asked")
     msgservice("send", "asked", "one")

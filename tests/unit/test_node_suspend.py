@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import LogEvent, capturedLogs, formatEvent
 
 from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
 from msgservice.limits import Limits
@@ -18,19 +18,22 @@ from tests.nodes import NodeWorld, ScriptedPeer
 LIMIT = 1000
 
 
-@pytest.fixture
-def told() -> Iterator[list[str]]:
+class Told:
     """What was logged of suspending, at the level of a warning."""
-    lines: list[str] = []
 
-    def observe(event: LogEvent) -> None:
-        text = formatEvent(event)
-        if event["log_level"].name == "warn" and "suspended" in text:
-            lines.append(text)
+    def __init__(self, events: Sequence[LogEvent]) -> None:
+        self._events = events
 
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
+    @property
+    def lines(self) -> list[str]:
+        warnings = [event for event in self._events if event["log_level"].name == "warn"]
+        return [text for text in map(formatEvent, warnings) if "suspended" in text]
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    with capturedLogs() as events:
+        yield Told(events)
 
 
 class Scene:
@@ -93,7 +96,7 @@ class Scene:
         self.sequence, self._names = 0, {}
 
 
-def test_18_who_is_too_far_behind_is_left_out_and_the_others_go_on(told: list[str]) -> None:
+def test_18_who_is_too_far_behind_is_left_out_and_the_others_go_on(told: Told) -> None:
     scene = Scene()
     for body in (bytes(LIMIT), b"two", b"three"):
         scene.send(body)
@@ -102,12 +105,12 @@ def test_18_who_is_too_far_behind_is_left_out_and_the_others_go_on(told: list[st
     assert (1, True) == (scene.row()["queued"], scene.row()["suspended"])
     quick = scene.row("quick")
     assert (3, 0, False) == (quick["routed"], quick["queued"], quick["suspended"])
-    (line,) = told
+    (line,) = told.lines
     assert "receiver slow is suspended" in line
     assert "its limit is 1000" in line
 
 
-def test_18_who_has_caught_up_is_part_of_audiences_again(told: list[str]) -> None:
+def test_18_who_has_caught_up_is_part_of_audiences_again(told: Told) -> None:
     scene = Scene()
     scene.send(bytes(LIMIT))
     scene.send(b"not for it")
@@ -121,8 +124,8 @@ def test_18_who_has_caught_up_is_part_of_audiences_again(told: list[str]) -> Non
     scene.send(b"for it")
     assert [{"slow", "quick"}] == scene.audiences()
     assert [b"for it"] == slow.bodies()
-    assert 2 == len(told)
-    assert "receiver slow is no longer suspended" in told[1]
+    assert 2 == len(told.lines)
+    assert "receiver slow is no longer suspended" in told.lines[1]
 
 
 def test_18_it_has_caught_up_below_half_of_the_limit_and_not_before() -> None:
@@ -167,14 +170,14 @@ def test_18_where_only_suspended_ones_match_require_refuses() -> None:
     assert (scene.sequence, Action.REFUSED) == (nack.first, nack.action)
 
 
-def test_18_who_refuses_is_never_left_out(told: list[str]) -> None:
+def test_18_who_refuses_is_never_left_out(told: Told) -> None:
     scene = Scene(on_full="refuse")
     scene.send(bytes(LIMIT))
     scene.send(b"two")
     (nack,) = scene.shop.take(Nack)
     assert (2, Action.LATER) == (nack.first, nack.action)
     assert not scene.row()["suspended"]
-    assert [] == told
+    assert [] == told.lines
 
 
 def test_18_a_receiver_has_a_limit_of_its_own() -> None:
@@ -190,15 +193,18 @@ def test_18_a_receiver_has_a_limit_of_its_own() -> None:
     ]
 
 
-def test_18_what_is_changed_at_run_time_is_judged_at_once(told: list[str]) -> None:
+def test_18_what_is_changed_at_run_time_is_judged_at_once(told: Told) -> None:
     scene = Scene(on_full="refuse")
     scene.send(bytes(LIMIT))
-    change = {"name": "slow", "on_full": "suspend"}
-    assert scene.shop.request("$node.receivers.change", change)[0]
+    on_full = {"name": "slow", "on_full": "suspend"}
+    assert scene.shop.request("$node.receivers.change", on_full)[0]
     assert scene.row()["suspended"]
     scene.send(b"two")
     assert [{"slow", "quick"}, {"quick"}] == scene.audiences()
-    change = {"name": "slow", "backlog_bytes": 10 * LIMIT}
+    scene.send(b"named", "other.new", to=["slow"])
+    (nack,) = scene.shop.take(Nack)
+    assert "is suspended" in nack.reason
+    change: dict[str, Any] = {"name": "slow", "backlog_bytes": 10 * LIMIT}
     assert scene.shop.request("$node.receivers.change", change)[0]
     row = scene.row()
     assert ("suspend", 10 * LIMIT, False) == (
@@ -210,7 +216,10 @@ def test_18_what_is_changed_at_run_time_is_judged_at_once(told: list[str]) -> No
     assert scene.row()["suspended"]
     assert scene.shop.request("$node.receivers.change", change | {"on_full": "refuse"})[0]
     assert not scene.row()["suspended"]
-    assert 4 == len(told)
+    scene.send(b"named", "another.new", to=["slow"])
+    (nack,) = scene.shop.take(Nack)
+    assert "log full: the backlog" in nack.reason
+    assert 4 == len(told.lines)
 
 
 @pytest.mark.parametrize(
@@ -233,12 +242,12 @@ def test_a_wrong_policy_is_refused_and_changes_nothing(
     assert before == scene.row()
 
 
-def test_18_it_is_suspended_still_after_a_restart_and_said_so(told: list[str]) -> None:
+def test_18_it_is_suspended_still_after_a_restart_and_said_so(told: Told) -> None:
     scene = Scene()
     scene.send(bytes(LIMIT))
     scene.restart()
     assert scene.row()["suspended"]
-    assert 2 == len(told)
+    assert 2 == len(told.lines)
     scene.send(b"the first after it")
     assert [{"quick"}] == scene.audiences()
 
