@@ -214,7 +214,7 @@ def test_18_what_is_changed_at_run_time_is_judged_at_once(told: Told) -> None:
     )
     assert scene.shop.request("$node.receivers.change", change | {"backlog_bytes": 0})[0]
     assert scene.row()["suspended"]
-    assert scene.shop.request("$node.receivers.change", change | {"on_full": "refuse"})[0]
+    assert scene.shop.request("$node.receivers.change", on_full | {"on_full": "refuse"})[0]
     assert not scene.row()["suspended"]
     scene.send(b"named", "another.new", to=["slow"])
     (nack,) = scene.shop.take(Nack)
