@@ -25,6 +25,10 @@ from msgservice.node.shared import DeliveryShared
 from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow, Resume
 
 NOTES_MAX = 100
+# One page of a receiver that lags: it is sent within one turn of the reactor, and others wait for
+# that turn (bench/backlog.py). The next page is read while this one is on its way.
+PAGE_BYTES = 512 * 1024
+PAGE_MESSAGES = 4096
 UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let go
 
 
@@ -383,7 +387,7 @@ class Outlet:
         self._reading = True
         outbox = self.outbox
         reading = self._node.log.read(
-            tuple(self.audiences), outbox.loaded_to, outbox.window_bytes, outbox.window_messages
+            tuple(self.audiences), outbox.loaded_to, PAGE_BYTES, PAGE_MESSAGES
         )
         # Whatever has a lower number than this is stored, so that the reader sees it.
         end = (self._node.tail.next_number << 16) - 1
