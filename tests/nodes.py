@@ -40,6 +40,7 @@ from msgservice.records import Group, Resume
 from msgservice.transport.local import connect_locally
 
 T = TypeVar("T")
+P = TypeVar("P", bound="ScriptedPeer")
 
 
 class ScriptedPeer:
@@ -140,7 +141,7 @@ class FailingLog:
 
     def __init__(self, log: ILog) -> None:
         self._log = log
-        self.fail_next = False
+        self.fail_next = self.fail_always = False
         self.error: LogError = LogUnavailable("the disk says no")
         self.hold = False
         self._held: list[tuple[Group, Deferred[Any]]] = []
@@ -149,7 +150,7 @@ class FailingLog:
         return getattr(self._log, name)
 
     def append(self, group: Group) -> Deferred[Any]:
-        if self.fail_next:
+        if self.fail_next or self.fail_always:
             self.fail_next = False
             return fail(self.error)
         if self.hold:
@@ -199,8 +200,9 @@ class NodeWorld:
         receive: dict[str, Any] | None = None,
         resume: Resume | None = None,
         answering: bool = False,
+        kind: type[P] = ScriptedPeer,  # type: ignore[assignment]  # mypy: default of a type variable
         **options: Any,
-    ) -> ScriptedPeer:
+    ) -> P:
         """Connect a peer and let the session open."""
         hello = Hello(
             VERSION,
@@ -212,7 +214,7 @@ class NodeWorld:
                 **options,
             ),
         )
-        peer = ScriptedPeer(self, hello, resume or Resume())
+        peer = kind(self, hello, resume or Resume())
         peer.answering = answering
         far = Connection(
             Peer(self.node), clock=self.clock, now=self.clock.seconds, limits=self.limits

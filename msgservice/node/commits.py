@@ -251,6 +251,7 @@ class Commits:
         if not isinstance(error, LogUnavailable):
             assert isinstance(error, LogFailed)
             self._stopped = True
+            self._go_idle()
             self._fatal(error)
             return
         self._logger.error("a group was not stored: {error}", error=str(error))
@@ -274,6 +275,7 @@ class Commits:
         # A fault of ours, not of the disk: going on could acknowledge what is not stored.
         self._logger.failure("the commit loop failed", failure)
         self._stopped = True
+        self._go_idle()
         self._fatal(LogFailed(failure.getErrorMessage()))
 
     # --- stopping
@@ -285,6 +287,13 @@ class Commits:
         if not self._running:
             self._start()
         return waiter
+
+    def stop(self) -> None:
+        """Start no group any more: the log is about to close."""
+        self._stopped = True
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
 
     def _go_idle(self) -> None:
         waiters, self._idle_waiters = self._idle_waiters, []
