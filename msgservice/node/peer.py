@@ -234,14 +234,18 @@ class Peer:
     def leave(self, code: int, reason: str) -> None:
         """Send nothing more; close when all is answered, or when its time is over."""
         connection = self.connection
-        if connection is None or connection.gone or self.leaving:
+        if connection is None or connection.gone:
+            return
+        if self.leaving and code != BYE_REPLACED:
             return
         self.leaving = True
         connection.bye(code, reason)
         if code == BYE_REPLACED:
+            # Also when it was about to leave and waits for answers: its place is needed now.
             self.detach(reason)
             delay = self._node.limits.replaced_timeout
-            self._abort = self._node.clock.callLater(delay, self._abort_now)
+            if self._abort is None:
+                self._abort = self._node.clock.callLater(delay, self._abort_now)
         else:
             if self.ingress is not None:
                 self.ingress.flush()

@@ -92,3 +92,22 @@ def test_21_a_node_stops_within_its_time_though_its_disk_takes_nothing() -> None
     world.node.stopService().addBoth(stopped.append)
     world.settle(2 * world.limits.stop_timeout + 2)
     assert stopped == [None]
+
+
+# --- two connections of one receiver
+
+
+def test_27_a_receiver_that_comes_back_while_its_old_connection_says_goodbye() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    old = world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    old.connection.bye()  # it stops, and its handler is not done yet
+    world.settle()
+    new = world.peer("billing", incarnation="i2", receive=ORDERS)
+    world.settle()
+    assert new.lost_because is None
+    assert new.bodies() == [b"one"]
+    world.settle(2 * world.limits.replaced_timeout)
+    assert old.lost_because is not None
