@@ -14,6 +14,8 @@ from twisted.python.failure import Failure
 from msgservice.connection import Connection
 from msgservice.core.frames import (
     BYE_CLOSING,
+    BYE_PAUSED,
+    BYE_REMOVED,
     BYE_REPLACED,
     VERSION,
     Ack,
@@ -151,7 +153,13 @@ class Peer:
             )
             self.ingress.watch = node.tracker.watch(self, self.name, incarnation, status_from)
         outlet = self.outlet
-        if outlet is not None and node.replace(outlet, self):
+        if outlet is None:
+            return
+        if outlet.row.removed:  # since it was greeted
+            self.leave(BYE_REMOVED, "removed")
+        elif outlet.row.paused:
+            self.leave(BYE_PAUSED, "paused")
+        elif node.replace(outlet, self):
             self.attached = True
             outlet.attach(connection, resume, self._inbox)
             node.dispatch.connected(outlet)

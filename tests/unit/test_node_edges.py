@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -15,7 +16,7 @@ from msgservice.core.frames import (
     Transfer,
 )
 from msgservice.log.memory import MemoryLog
-from msgservice.records import Group
+from msgservice.records import Group, Resume
 from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -111,3 +112,30 @@ def test_27_a_receiver_that_comes_back_while_its_old_connection_says_goodbye() -
     assert new.bodies() == [b"one"]
     world.settle(2 * world.limits.replaced_timeout)
     assert old.lost_because is not None
+
+
+class Slow(ScriptedPeer):
+    """Does not say RESUME by itself."""
+
+    def greeted(self, connection: Connection, hello: Any) -> None:
+        self.node_hello = hello
+
+
+@pytest.mark.parametrize("change", ["pause", "remove"])
+def test_10_who_was_greeted_before_its_receiver_was_paused_or_removed_is_fed_nothing(
+    change: str,
+) -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    world.peer("billing", receive=ORDERS).connection.abort()
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    billing = world.peer("billing", receive={}, kind=Slow)
+    if change == "pause":
+        shop.request("$node.receivers.pause", {"name": "billing"})
+    else:
+        shop.request("$node.receivers.remove", {"name": "billing", "confirm": 1})
+    billing.connection.resume(Resume())
+    world.settle()
+    assert billing.bodies() == []
+    assert not billing.connection.is_open
