@@ -216,13 +216,17 @@ class Ingress:
             if self._flush.active():
                 self._flush.cancel()
             self._flush = None
+        self.send_owed()
+        if not self.waiting:
+            self._answered()
+
+    def send_owed(self) -> None:
+        """Send what is owed before anything that may refer to it."""
         frames, self._out = self._out, []
         frames += self.answers.take_frames()
         if frames and not self._connection.gone:
             self._connection.send_all(frames)
             self._connection.flush()
-        if not self.waiting:
-            self._answered()
 
     def stop(self) -> None:
         """The connection has gone: nothing is owed any more."""

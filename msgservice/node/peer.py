@@ -228,6 +228,8 @@ class Peer:
     def tell(self, frames: list[Frame]) -> None:
         """Send these (`tracker.Told`)."""
         if self.connection is not None and not self.connection.gone:
+            if self.ingress is not None:
+                self.ingress.send_owed()  # audiences are named in it, which these may refer to
             self.connection.send_all(frames)
             self.connection.flush()
 

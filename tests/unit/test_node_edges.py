@@ -1,9 +1,10 @@
-"""The node where two things meet: a stop under load, two connections of a name, a page and a commit."""
+"""The node where two things meet: a stop and load, two connections of a name, page and commit."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -12,10 +13,19 @@ from msgservice import Limits
 from msgservice.connection import Connection
 from msgservice.core.frames import (
     Ack,
+    AudienceFrame,
+    Bye,
     Frame,
+    Nack,
+    Reply,
+    Request,
+    Routed,
+    StatusFrame,
     Transfer,
+    encode_frame,
 )
 from msgservice.log.memory import MemoryLog
+from msgservice.message import Action, Status, WireMessage, encode_messages
 from msgservice.records import Group, Resume
 from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
 
@@ -139,3 +149,80 @@ def test_10_who_was_greeted_before_its_receiver_was_paused_or_removed_is_fed_not
     world.settle()
     assert billing.bodies() == []
     assert not billing.connection.is_open
+
+
+# --- what senders are told
+
+
+class HeldHistory:
+    """A log whose next history page comes in the turn in which a group is stored."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+        self.hold = False
+        self._page: tuple[Deferred[Any], Any] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def history(self, *arguments: Any) -> Deferred[Any]:
+        page: Deferred[Any] = self._log.history(*arguments)
+        if not self.hold:
+            return page
+        waiter: Deferred[Any] = Deferred()
+        page.addCallback(lambda found: setattr(self, "_page", (waiter, found)))
+        return waiter
+
+    def append(self, group: Group) -> Deferred[Any]:
+        told: Deferred[Any] = Deferred()
+
+        def stored(outcomes: Any) -> None:
+            told.callback(outcomes)
+            if self._page is not None and group.batches:
+                (waiter, found), self._page = self._page, None
+                waiter.callback(found)
+
+        self._log.append(group).addCallbacks(stored, told.errback)
+        return told
+
+
+def test_8_an_audience_is_named_before_it_is_used_though_history_and_a_commit_meet() -> None:
+    clock = Clock()
+    log = HeldHistory(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    world.peer("billing", receive=ORDERS)
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    shop.connection.abort()
+    world.settle()
+    log.hold = True
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(2, "orders.new", [b"two"])
+    world.settle()
+    told = [frame for frame in shop.frames if isinstance(frame, AudienceFrame | Routed)]
+    assert [type(frame) for frame in told] == [AudienceFrame, Routed, Routed]
+
+
+def test_11_the_audience_of_what_retention_removed_is_told_whole() -> None:
+    limits = Limits(keep_seconds=0, keep_bytes=0)
+    world = NodeWorld(limits)
+    shop = world.peer("shop", status_from=1)
+    world.peer("archive", receive=ORDERS, answering=True)
+    billing = world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"one", b"two", b"three"])
+    world.settle()
+    (transfer,) = billing.take(Transfer)
+    billing.nack(transfer.sequence, transfer.sequence, Action.DEAD, reason="never")
+    billing.connection.send(Ack([(transfer.sequence + 1, transfer.sequence + 2)]))
+    world.settle(5)
+    shop.connection.abort()
+    world.settle()
+    shop = world.peer("shop", status_from=1)
+    audiences = {one.audience: one.receivers for one in shop.take(AudienceFrame)}
+    receivers: dict[int, list[str]] = {}
+    for routed in shop.take(Routed):
+        assert routed.position == 0  # the log has let it go
+        for sequence in range(routed.first, routed.last + 1):
+            receivers[sequence] = audiences[routed.audience]  # the last that is said counts
+    assert receivers == {n: ["archive", "billing"] for n in (1, 2, 3)}
