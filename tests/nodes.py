@@ -160,6 +160,13 @@ class FailingLog:
         appended: Deferred[Any] = self._log.append(group)
         return appended
 
+    def refuse(self) -> None:
+        """Fail what was held back."""
+        self.hold = False
+        held, self._held = self._held, []
+        for _, waiter in held:
+            waiter.errback(self.error)
+
     def release(self) -> None:
         self.hold = False
         held, self._held = self._held, []

@@ -490,6 +490,8 @@ class Outlet:
         settled = self._storing.popleft()
         self._new = settled + self._new
         rows, inbox_changed = self._taken
+        # What was answered meanwhile is no longer waiting: its row would hide the answer.
+        rows = {n: row for n, row in rows.items() if row.status.final or n not in self._acked}
         self._rows = rows | self._rows
         self._inbox_changed = self._inbox_changed or inbox_changed
         self.queued_bytes += sum(one.run.size for one in settled)

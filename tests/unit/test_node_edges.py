@@ -24,6 +24,7 @@ from msgservice.core.frames import (
     Transfer,
     encode_frame,
 )
+from msgservice.limits import FRAME_OVERHEAD
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, WireMessage, encode_messages
 from msgservice.records import Group, Resume
@@ -226,3 +227,125 @@ def test_11_the_audience_of_what_retention_removed_is_told_whole() -> None:
         for sequence in range(routed.first, routed.last + 1):
             receivers[sequence] = audiences[routed.audience]  # the last that is said counts
     assert receivers == {n: ["archive", "billing"] for n in (1, 2, 3)}
+
+
+def test_what_a_group_that_failed_said_of_waiting_ones_does_not_undo_later_answers() -> None:
+    """SEMANTICS 11: acknowledged above the cursor, and then told so to one that reattaches."""
+    world, log = failing_world()
+    shop = world.peer("shop", status_from=1)
+    billing = world.peer("billing", receive=ORDERS | {"order": "none"})
+    shop.transfer(1, "orders.new", [b"one"])
+    shop.transfer(2, "orders.new", [b"two"])
+    shop.transfer(3, "orders.new", [b"three"])
+    world.settle()
+    _, two, three = billing.take(Transfer)
+    log.hold = True
+    billing.nack(three.sequence, three.sequence, Action.RETRY, delay=1, reason="later")
+    world.settle()
+    for _ in range(20):
+        world.clock.advance(0.001)
+    (again,) = billing.take(Transfer)
+    billing.ack(two)
+    billing.ack(again)
+    world.settle()
+    log.refuse()
+    world.settle(3)
+    shop.connection.abort()
+    world.settle()
+    shop = world.peer("shop", status_from=1)
+    assert shop.statuses() == {("billing", Status.ACKNOWLEDGED): [(2, 3)]}
+
+
+def test_11_states_are_told_in_frames_that_every_client_takes() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    billing = world.peer("billing", receive=ORDERS | {"order": "none"})
+    shop.transfer(1, "orders.new", [b"x"] * 4000)
+    world.settle()
+    (transfer,) = billing.take(Transfer)
+    first = transfer.sequence
+    for start in range(0, 4000, 500):
+        billing.connection.send(Ack([(first + n, first + n) for n in range(start, start + 500, 2)]))
+    world.settle()
+    frames = shop.take(StatusFrame)
+    assert sum(len(frame.ranges) for frame in frames) == 2000
+    assert max(len(encode_frame(frame)) for frame in frames) <= FRAME_OVERHEAD
+
+
+# --- bounds
+
+
+def test_18_one_that_also_receives_is_paused_when_it_hands_in_too_much() -> None:
+    world, log = failing_world(Limits(uncommitted_bytes=10_000))
+    world.peer("archive", receive=ORDERS)
+    both = world.peer("billing", receive={"subjects": ["bills.>"]})
+    log.hold = True
+    for n in range(1, 40):
+        both.transfer(n, "orders.new", [bytes(1000)])
+        world.settle()
+    assert world.node.commits.uncommitted_bytes < 20_000
+    log.release()
+    world.settle(1)
+    assert both.take(Ack)[-1].ranges[-1][1] == 39
+
+
+def test_the_tail_is_bounded_in_memory_however_small_the_batches_are() -> None:
+    world = NodeWorld(Limits(tail_bytes=100_000))
+    shop = world.peer("shop")
+    for n in range(1, 2001):
+        shop.transfer(n, "orders.new", [b"x"])
+        if n % 100 == 0:
+            world.settle()
+    tail = world.node.tail
+    assert tail.next_number - tail.first_number < 500
+
+
+def test_an_audience_too_many_is_refused_and_hurts_nobody() -> None:
+    world = NodeWorld(Limits(audiences=3))
+    shop, other = world.peer("shop"), world.peer("other")
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        world.peer(name, receive={"subjects": []})
+    for n, name in enumerate(names, 1):
+        shop.transfer(n, "orders.new", [b"x"], to=[name])
+        world.settle()
+    other.transfer(1, "orders.new", [b"x"], to=["a"])
+    world.settle()
+    (nack,) = shop.take(Nack)
+    assert (nack.first, nack.last, nack.action) == (4, 4, Action.LATER)
+    assert "audiences" in nack.reason
+    assert shop.lost_because is None
+    assert other.take(Ack) == [Ack([(1, 1)])]
+
+
+# --- requests
+
+
+def test_a_request_of_garbage_ends_its_connection_with_an_error() -> None:
+    world = NodeWorld()
+    shop, other = world.peer("shop"), world.peer("other")
+    shop.connection.send(Request(1, "$node.info", msgspec.Raw(b"\xc0")))
+    world.settle()
+    assert shop.lost_because is not None
+    assert "(code 2)" in shop.lost_because
+    assert other.lost_because is None
+
+
+def test_a_request_of_more_calls_than_may_be_pending_ends_its_connection() -> None:
+    world = NodeWorld(Limits(requests=10))
+    shop = world.peer("shop")
+    calls = encode_messages([WireMessage(b"{}")] * 11)
+    shop.connection.send(Request(1, "$node.info", msgspec.Raw(calls)))
+    world.settle()
+    assert shop.lost_because is not None
+    assert "requests" in shop.lost_because
+
+
+def test_an_answer_too_large_for_a_frame_is_an_error_and_no_silence() -> None:
+    world = NodeWorld(Limits(max_batch=4096))
+    for n in range(60):
+        world.peer(f"receiver-{n}", receive={"subjects": []})
+    shop = world.peer("shop")
+    ok, reason = shop.request("$node.receivers.list", {})
+    assert not ok
+    assert "bytes" in reason
