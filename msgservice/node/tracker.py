@@ -23,8 +23,10 @@ from msgservice.node.directory import Directory
 from msgservice.records import Audience, Batch, History, Piece
 
 HISTORY_PAGE = 1000  # pieces asked of the log at once
-STATUS_RANGES_MAX = 10_000  # of one frame
 REASON_MAX = 1000
+# Of one frame: with the longest reason and names it fits in 8 KiB, so in any frame that the other
+# side takes.
+STATUS_RANGES_MAX = 180
 
 
 class Told(Protocol):
