@@ -31,12 +31,15 @@ from msgservice.core.frames import (
 )
 from msgservice.core.subjects import check_name
 from msgservice.errors import (
+    FrameTooLarge,
     LimitReached,
     NameMismatch,
     NotAuthenticated,
     ProtocolError,
     UnexpectedFrame,
 )
+from msgservice.message import decode_messages
+from msgservice.node.admin import refusal_of
 from msgservice.node.ingress import Ingress
 from msgservice.node.outlet import Outlet
 from msgservice.node.shared import Shared
@@ -278,21 +281,25 @@ class Peer:
     # --- requests
 
     def _request(self, frame: Request) -> None:
-        if self._requests >= self._node.limits.requests:
+        calls = len(decode_messages(frame.messages))
+        if self._requests + calls > self._node.limits.requests:
             raise LimitReachedOnConnection("requests", self._node.limits.requests)
-        self._requests += 1
+        self._requests += calls
         local = self.connection is not None and getattr(
             self.connection.channel, "local_only", False
         )
         answer: Deferred[Reply] = self._node.answer(frame, local)
-        answer.addBoth(self._answered)
+        answer.addBoth(self._answered, calls)
 
-    def _answered(self, reply: Reply | Failure) -> None:
-        self._requests -= 1
+    def _answered(self, reply: Reply | Failure, calls: int) -> None:
+        self._requests -= calls
         if isinstance(reply, Failure):
             self._logger.failure("a request of {name}", reply, name=self.name)
-        else:
+            return
+        try:
             self.tell([reply])
+        except FrameTooLarge as error:
+            self.tell([refusal_of(reply, str(error))])
 
 
 class LimitReachedOnConnection(ProtocolError, LimitReached):
