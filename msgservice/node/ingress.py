@@ -21,6 +21,7 @@ from msgservice.core.subjects import check_subject, is_reserved
 from msgservice.errors import (
     BadName,
     BadSubject,
+    LimitReached,
     LogFull,
     LogUnavailable,
     MalformedFrame,
@@ -99,6 +100,9 @@ class Ingress:
             audience = self._audience(transfer, messages, raw.nbytes)
         except (Refused, BadSubject, BadName) as refused:
             self._refuse(first, last, subject, Action.REFUSED, 0, str(refused))
+            return
+        except LimitReached as limit:
+            self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, str(limit))
             return
         full = self._node.log_full() or self._node.dispatch.full(audience)
         if full is not None:

@@ -14,10 +14,8 @@ from msgservice.connection import Connection
 from msgservice.core.frames import (
     Ack,
     AudienceFrame,
-    Bye,
     Frame,
     Nack,
-    Reply,
     Request,
     Routed,
     StatusFrame,
