@@ -129,6 +129,9 @@ class Ingress:
         commits.batch(batch, self)
         if commits.uncommitted_bytes > limits.uncommitted_bytes:
             self._node.pause_senders()
+            channel = self._connection.channel
+            if channel is not None:
+                channel.pause()  # also one that receives, which others' messages do not pause
 
     def _audience(self, transfer: Transfer, messages: list[WireMessage], size: int) -> Audience:
         subject = transfer.subject
