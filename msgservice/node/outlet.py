@@ -19,7 +19,7 @@ from msgservice.core.frames import Ack, Frame, Nack
 from msgservice.core.outbox import Outbox
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Run, Settled
-from msgservice.limits import INTEGER_MAX
+from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
 from msgservice.message import Action, Status, cut_messages
 from msgservice.node.shared import DeliveryShared
 from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow, Resume
@@ -301,7 +301,7 @@ class Outlet:
     def feed(self, batch: Batch) -> None:
         """A batch for this receiver was just stored. Only while following; `pump` later."""
         self._fed.append(batch)
-        self._fed_bytes += batch.size
+        self._fed_bytes += batch.size + BATCH_OVERHEAD
         if self._fed_bytes > 2 * self.outbox.window_bytes:
             # It lags: the tail has these, and the log after that.
             self.following = False
@@ -333,7 +333,7 @@ class Outlet:
         outbox, fed = self.outbox, self._fed
         while fed and outbox.wants:
             batch = fed.popleft()
-            self._fed_bytes -= batch.size
+            self._fed_bytes -= batch.size + BATCH_OVERHEAD
             self._offer(batch)
         if self.following or fed:
             return
