@@ -40,7 +40,6 @@ from msgservice.records import Group, Resume
 from msgservice.transport.local import connect_locally
 
 T = TypeVar("T")
-P = TypeVar("P", bound="ScriptedPeer")
 
 
 class ScriptedPeer:
@@ -207,9 +206,9 @@ class NodeWorld:
         receive: dict[str, Any] | None = None,
         resume: Resume | None = None,
         answering: bool = False,
-        kind: type[P] = ScriptedPeer,  # type: ignore[assignment]  # mypy: default of a type variable
+        kind: type[ScriptedPeer] = ScriptedPeer,
         **options: Any,
-    ) -> P:
+    ) -> ScriptedPeer:
         """Connect a peer and let the session open."""
         hello = Hello(
             VERSION,

@@ -33,11 +33,13 @@ from msgservice.core.subjects import check_name
 from msgservice.errors import (
     FrameTooLarge,
     LimitReached,
+    LogWentBack,
     NameMismatch,
     NotAuthenticated,
     ProtocolError,
     UnexpectedFrame,
 )
+from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.message import decode_messages
 from msgservice.node.admin import refusal_of
 from msgservice.node.ingress import Ingress
@@ -162,7 +164,31 @@ class Peer:
             self.leave(BYE_REMOVED, "removed")
         elif outlet.row.paused:
             self.leave(BYE_PAUSED, "paused")
-        elif node.replace(outlet, self):
+        else:
+            self._check_resume(outlet, resume)
+            self._take_place(connection, outlet, resume)
+
+    def _check_resume(self, outlet: Outlet, resume: Resume) -> None:
+        """What it says to have taken must have been given (SEMANTICS 6).
+
+        Otherwise it would be sent nothing until the log is there again, and all of that would
+        count as acknowledged.
+        """
+        highest = max([resume.floor - 1, *(last for _, last in resume.ranges)])
+        own = (self._node.tail.next_number << BATCH_INDEX_BITS) - 1
+        if highest > own:
+            error = LogWentBackBefore(outlet.name, own, highest)
+            outlet.last_error = str(error)
+            self._logger.error(
+                "{error}; nothing is sent to it: remove it and add it again,"
+                " so that it counts anew",
+                error=str(error),
+            )
+            raise error
+
+    def _take_place(self, connection: Connection, outlet: Outlet, resume: Resume) -> None:
+        node = self._node
+        if node.replace(outlet, self):
             self.attached = True
             outlet.attach(connection, resume, self._inbox)
             node.dispatch.connected(outlet)
@@ -300,6 +326,13 @@ class Peer:
             self.tell([reply])
         except FrameTooLarge as error:
             self.tell([refusal_of(reply, str(error))])
+
+
+class LogWentBackBefore(ProtocolError, LogWentBack):
+    """This node's log is older than what a receiver has taken of it: that connection ends."""
+
+    def __init__(self, receiver: str, own: int, seen: int) -> None:
+        LogWentBack.__init__(self, receiver, own, seen)
 
 
 class LimitReachedOnConnection(ProtocolError, LimitReached):

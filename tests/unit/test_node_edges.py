@@ -79,6 +79,7 @@ def test_21_a_node_stops_within_its_time_while_a_producer_streams() -> None:
     log = SlowDisk(MemoryLog(reactor=clock, limits=Limits()), clock)
     world = NodeWorld(log=log, clock=clock)
     shop = world.peer("shop", kind=Streaming)
+    assert isinstance(shop, Streaming)
     for _ in range(20):
         shop.send_next()
         world.clock.advance(0.001)
@@ -347,3 +348,18 @@ def test_an_answer_too_large_for_a_frame_is_an_error_and_no_silence() -> None:
     ok, reason = shop.request("$node.receivers.list", {})
     assert not ok
     assert "bytes" in reason
+
+
+def test_6_what_a_receiver_took_without_being_given_is_an_error_and_settles_nothing() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    world.peer("billing", receive=ORDERS).connection.abort()
+    world.settle()
+    ahead = Resume(1000 << 16, ())  # the log went back in time, and the receiver did not
+    billing = world.peer("billing", receive={}, resume=ahead)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    assert billing.lost_because is not None
+    assert "billing" in billing.lost_because
+    assert shop.statuses() == {}
+    assert world.peer("billing", receive={}).bodies() == [b"one"]
