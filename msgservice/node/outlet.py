@@ -58,7 +58,8 @@ class Outlet:
         self._timer_due = 0.0
         self._unload: IDelayedCall | None = None
         self._new: list[Settled] = []  # settled, in no group yet
-        self._storing: deque[list[Settled]] = deque()  # in groups under way, oldest first
+        # In groups under way, oldest first: what was settled, and the cursor after it.
+        self._storing: deque[tuple[list[Settled], int]] = deque()
         self._rows: dict[int, ExceptionRow] = {}  # by first position: to be stored
         self._taken: tuple[dict[int, ExceptionRow], bool] = ({}, False)
         self._inbox_changed = False
@@ -430,7 +431,6 @@ class Outlet:
     def take_progress(self) -> Progress | None:
         """See `Progressing`."""
         settled, self._new = self._new, []
-        self._storing.append(settled)
         rows, self._rows = self._rows, {}
         counts: dict[int, int] = {}
         size = 0
@@ -446,6 +446,7 @@ class Outlet:
         self._inbox_changed = False
         self.queued_bytes -= size
         self.row.cursor = cursor = self.outbox.cursor
+        self._storing.append((settled, cursor))
         return Progress(
             receiver=self.row.number,
             cursor=cursor,
@@ -479,15 +480,14 @@ class Outlet:
 
     def progress_stored(self) -> None:
         """See `Progressing`."""
-        settled = self._storing.popleft()
-        if not self._storing:
-            self.outbox.committed = max(self.outbox.committed, self.row.cursor)
+        settled, cursor = self._storing.popleft()
+        self.outbox.committed = max(self.outbox.committed, cursor)
         if settled:
             self._node.tracker.settled(self.name, settled)
 
     def progress_failed(self) -> None:
         """See `Progressing`."""
-        settled = self._storing.popleft()
+        settled, _ = self._storing.popleft()
         self._new = settled + self._new
         rows, inbox_changed = self._taken
         # What was answered meanwhile is no longer waiting: its row would hide the answer.

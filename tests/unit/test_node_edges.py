@@ -363,3 +363,22 @@ def test_6_what_a_receiver_took_without_being_given_is_an_error_and_settles_noth
     assert "billing" in billing.lost_because
     assert shop.statuses() == {}
     assert world.peer("billing", receive={}).bodies() == [b"one"]
+
+
+def test_1_the_floor_rises_though_there_is_always_a_group_under_way() -> None:
+    clock = Clock()
+    log = SlowDisk(MemoryLog(reactor=clock, limits=Limits()), clock)
+    world = NodeWorld(log=log, clock=clock)
+    world.peer("billing", receive=ORDERS, answering=True)
+    world.settle(0.1)
+    shop = world.peer("shop", kind=Streaming)
+    assert isinstance(shop, Streaming)
+    (outlet,) = world.node.dispatch
+    before = outlet.outbox.committed
+    for _ in range(20):
+        shop.send_next()
+        world.clock.advance(0.001)
+    for _ in range(400):
+        world.clock.advance(0.001)
+    assert outlet.outbox.cursor > before
+    assert outlet.outbox.committed > before
