@@ -224,6 +224,7 @@ class Ingress:
                 self._flush.cancel()
             self._flush = None
         self.send_owed()
+        self._connection.flush()
         if not self.waiting:
             self._answered()
 
@@ -233,7 +234,6 @@ class Ingress:
         frames += self.answers.take_frames()
         if frames and not self._connection.gone:
             self._connection.send_all(frames)
-            self._connection.flush()
 
     def stop(self) -> None:
         """The connection has gone: nothing is owed any more."""
