@@ -140,7 +140,7 @@ class FailingLog:
 
     def __init__(self, log: ILog) -> None:
         self._log = log
-        self.fail_next = False
+        self.fail_next = self.fail_always = False
         self.error: LogError = LogUnavailable("the disk says no")
         self.hold = False
         self._held: list[tuple[Group, Deferred[Any]]] = []
@@ -149,7 +149,7 @@ class FailingLog:
         return getattr(self._log, name)
 
     def append(self, group: Group) -> Deferred[Any]:
-        if self.fail_next:
+        if self.fail_next or self.fail_always:
             self.fail_next = False
             return fail(self.error)
         if self.hold:
@@ -158,6 +158,13 @@ class FailingLog:
             return waiter
         appended: Deferred[Any] = self._log.append(group)
         return appended
+
+    def refuse(self) -> None:
+        """Fail what was held back."""
+        self.hold = False
+        held, self._held = self._held, []
+        for _, waiter in held:
+            waiter.errback(self.error)
 
     def release(self) -> None:
         self.hold = False
@@ -199,6 +206,7 @@ class NodeWorld:
         receive: dict[str, Any] | None = None,
         resume: Resume | None = None,
         answering: bool = False,
+        kind: type[ScriptedPeer] = ScriptedPeer,
         **options: Any,
     ) -> ScriptedPeer:
         """Connect a peer and let the session open."""
@@ -212,7 +220,7 @@ class NodeWorld:
                 **options,
             ),
         )
-        peer = ScriptedPeer(self, hello, resume or Resume())
+        peer = kind(self, hello, resume or Resume())
         peer.answering = answering
         far = Connection(
             Peer(self.node), clock=self.clock, now=self.clock.seconds, limits=self.limits

@@ -154,11 +154,13 @@ class Outbox:
         return bool(self._settled)
 
     def next_deadline(self) -> float | None:
-        """When a retry is due, or None."""
+        """When a retry is due, or None: also while it has no room, which only an answer makes."""
         retries = self._retries
         while retries and retries[0][2].state != WAITING:
             heapq.heappop(retries)
-        return retries[0][0] if retries and self.connected and not self.paused else None
+        if not retries or not self.connected or self.paused or not self._room(retries[0][2]):
+            return None
+        return retries[0][0]
 
     # --- verbs
 
@@ -493,7 +495,7 @@ class Outbox:
             if run.size > self._batch_max and run.count == 1:
                 self._too_large(run)
             else:
-                if run.size > self._batch_max:
+                if run.count > 1 and (self.probing or run.size > self._batch_max):
                     self._split(run, run.first + 1)
                 self._send(run, transfers)
         ready = self._ready

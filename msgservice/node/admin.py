@@ -77,6 +77,17 @@ class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
 Handler = Callable[[Any], Awaitable[dict[str, Any]]]
 
 
+def _message(ok: bool, body: bytes) -> msgspec.Raw:
+    kind = JSON_TYPE if ok else TextCodec.content_type
+    return msgspec.Raw(_encode(WireMessage(body, {"content-type": kind})))
+
+
+def refusal_of(reply: Reply, reason: str) -> Reply:
+    """Return what is said in place of a reply that cannot be sent."""
+    message = _message(False, reason.encode())
+    return Reply([(number, False, message) for number, _, _ in reply.replies])
+
+
 class Admin:
     """See the module."""
 
@@ -106,10 +117,7 @@ class Admin:
         replies = []
         for index, call in enumerate(calls):
             ok, body = await self._call(request.subject, call, local)
-            message = WireMessage(
-                body, {"content-type": JSON_TYPE if ok else TextCodec.content_type}
-            )
-            replies.append((request.id + index, ok, msgspec.Raw(_encode(message))))
+            replies.append((request.id + index, ok, _message(ok, body)))
         return Reply(replies)
 
     async def _call(self, subject: str, call: WireMessage, local: bool) -> tuple[bool, bytes]:

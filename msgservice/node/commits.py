@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from msgservice.errors import LogFailed, LogUnavailable
 from msgservice.interfaces import ILog
+from msgservice.limits import BATCH_OVERHEAD
 from msgservice.records import (
     Batch,
     Group,
@@ -98,7 +99,7 @@ class Commits:
         """Store a batch with the next group; `kick` when the turn is over."""
         self._next.batches.append(batch)
         self._sources.append(source)
-        self.uncommitted_bytes += batch.size
+        self.uncommitted_bytes += batch.size + BATCH_OVERHEAD
 
     def withdraw(self, source: Source, unwanted: Callable[[Batch], bool]) -> int:
         """Take batches of this source that still wait out of the next group; return how many."""
@@ -107,8 +108,9 @@ class Commits:
             for batch, owner in zip(self._next.batches, self._sources, strict=True)
             if owner is not source or not unwanted(batch)
         ]
-        gone = sum(batch.size for batch in self._next.batches) - sum(b.size for b, _ in kept)
-        self.uncommitted_bytes -= gone
+        before = sum(batch.size + BATCH_OVERHEAD for batch in self._next.batches)
+        after = sum(batch.size + BATCH_OVERHEAD for batch, _ in kept)
+        self.uncommitted_bytes -= before - after
         self._next.batches = [batch for batch, _ in kept]
         withdrawn = len(self._sources) - len(kept)
         self._sources = [owner for _, owner in kept]
@@ -223,7 +225,7 @@ class Commits:
             elif isinstance(outcome, Known):
                 fresh += outcome.fresh
             source.stored(batch, outcome)
-        self.uncommitted_bytes -= size
+        self.uncommitted_bytes -= size + BATCH_OVERHEAD * len(batches)
         for outlet in progressing:
             outlet.progress_stored()
         self._after_group(fresh)
@@ -251,13 +253,14 @@ class Commits:
         if not isinstance(error, LogUnavailable):
             assert isinstance(error, LogFailed)
             self._stopped = True
+            self._go_idle()
             self._fatal(error)
             return
         self._logger.error("a group was not stored: {error}", error=str(error))
         by_source: dict[int, tuple[Source, list[Batch]]] = {}
         for batch, source in zip(group.batches, sources, strict=True):
             by_source.setdefault(id(source), (source, []))[1].append(batch)
-            self.uncommitted_bytes -= batch.size
+            self.uncommitted_bytes -= batch.size + BATCH_OVERHEAD
         for source, batches in by_source.values():
             source.failed(batches, error)
             source.flush()
@@ -274,6 +277,7 @@ class Commits:
         # A fault of ours, not of the disk: going on could acknowledge what is not stored.
         self._logger.failure("the commit loop failed", failure)
         self._stopped = True
+        self._go_idle()
         self._fatal(LogFailed(failure.getErrorMessage()))
 
     # --- stopping
@@ -285,6 +289,13 @@ class Commits:
         if not self._running:
             self._start()
         return waiter
+
+    def stop(self) -> None:
+        """Start no group any more: the log is about to close."""
+        self._stopped = True
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
 
     def _go_idle(self) -> None:
         waiters, self._idle_waiters = self._idle_waiters, []

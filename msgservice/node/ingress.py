@@ -21,6 +21,7 @@ from msgservice.core.subjects import check_subject, is_reserved
 from msgservice.errors import (
     BadName,
     BadSubject,
+    LimitReached,
     LogFull,
     LogUnavailable,
     MalformedFrame,
@@ -100,6 +101,9 @@ class Ingress:
         except (Refused, BadSubject, BadName) as refused:
             self._refuse(first, last, subject, Action.REFUSED, 0, str(refused))
             return
+        except LimitReached as limit:
+            self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, str(limit))
+            return
         full = self._node.log_full() or self._node.dispatch.full(audience)
         if full is not None:
             self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, full)
@@ -125,6 +129,9 @@ class Ingress:
         commits.batch(batch, self)
         if commits.uncommitted_bytes > limits.uncommitted_bytes:
             self._node.pause_senders()
+            channel = self._connection.channel
+            if channel is not None:
+                channel.pause()  # also one that receives, which others' messages do not pause
 
     def _audience(self, transfer: Transfer, messages: list[WireMessage], size: int) -> Audience:
         subject = transfer.subject
@@ -216,13 +223,17 @@ class Ingress:
             if self._flush.active():
                 self._flush.cancel()
             self._flush = None
+        self.send_owed()
+        self._connection.flush()
+        if not self.waiting:
+            self._answered()
+
+    def send_owed(self) -> None:
+        """Send what is owed before anything that may refer to it."""
         frames, self._out = self._out, []
         frames += self.answers.take_frames()
         if frames and not self._connection.gone:
             self._connection.send_all(frames)
-            self._connection.flush()
-        if not self.waiting:
-            self._answered()
 
     def stop(self) -> None:
         """The connection has gone: nothing is owed any more."""

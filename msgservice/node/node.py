@@ -14,6 +14,7 @@ from typing import Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -51,6 +52,7 @@ from msgservice.transport.local import LocalConnector
 from msgservice.transport.registry import Transports
 
 RETAIN_EVERY = 1.0  # seconds between two passes of retention
+LAST_GROUP = 1.0  # seconds that a stop gives the disk in any case
 
 
 @implementer(IService)
@@ -605,7 +607,11 @@ class NodeService(Service):
     # --- stopping
 
     def stopService(self) -> Deferred[None]:
-        """Stop in the order that loses nothing, within `limits.stop_timeout`."""
+        """Stop in the order that loses nothing, within `limits.stop_timeout`.
+
+        A disk that takes nothing is given a last second: what it was not given was acknowledged
+        to nobody, and is sent again.
+        """
         super().stopService()
         if self._stopping is None:
             self._stopping = Deferred.fromCoroutine(self._stop())
@@ -620,17 +626,26 @@ class NodeService(Service):
             self._retaining = None
         await gatherResults([_listening_stopped(port) for port in self.ports])
         if hasattr(self, "commits"):
+            until = self.now() + self.limits.stop_timeout
             await self._stop_peers()
             self.dispatch.stop()
-            await self.commits.idle()
+            stored = self.commits.idle()
+            stored.addTimeout(max(LAST_GROUP, until - self.now()), self.clock)
+            stored.addErrback(self._not_idle)
+            await stored
+            self.commits.stop()
         await self.log.close()
         self._logger.info("stopped")
+
+    def _not_idle(self, failure: Failure) -> None:
+        failure.trap(TookTooLong)
+        self._logger.error("stopped without its last group: the log did not take it in time")
 
     async def _stop_peers(self) -> None:
         gone: Deferred[None] = Deferred()
         self._peers_gone = gone
         links = [self._undial(outlet) for outlet in self.dispatch]
-        await self.commits.idle()
+        # Not when all is stored: with a producer that goes on sending, that time never comes.
         for peer in list(self.peers):
             peer.leave(BYE_CLOSING, "the node stops")
         deadline = self.clock.callLater(self.limits.stop_timeout, self._abort_peers)

@@ -19,7 +19,7 @@ from msgservice.core.frames import Ack, Frame, Nack
 from msgservice.core.outbox import Outbox
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Run, Settled
-from msgservice.limits import INTEGER_MAX
+from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
 from msgservice.message import Action, Status, cut_messages
 from msgservice.node.shared import DeliveryShared
 from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow, Resume
@@ -62,7 +62,8 @@ class Outlet:
         self._timer_due = 0.0
         self._unload: IDelayedCall | None = None
         self._new: list[Settled] = []  # settled, in no group yet
-        self._storing: deque[list[Settled]] = deque()  # in groups under way, oldest first
+        # In groups under way, oldest first: what was settled, and the cursor after it.
+        self._storing: deque[tuple[list[Settled], int]] = deque()
         self._rows: dict[int, ExceptionRow] = {}  # by first position: to be stored
         self._taken: tuple[dict[int, ExceptionRow], bool] = ({}, False)
         self._inbox_changed = False
@@ -305,7 +306,7 @@ class Outlet:
     def feed(self, batch: Batch) -> None:
         """A batch for this receiver was just stored. Only while following; `pump` later."""
         self._fed.append(batch)
-        self._fed_bytes += batch.size
+        self._fed_bytes += batch.size + BATCH_OVERHEAD
         if self._fed_bytes > 2 * self.outbox.window_bytes:
             # It lags: the tail has these, and the log after that.
             self.following = False
@@ -337,7 +338,7 @@ class Outlet:
         outbox, fed = self.outbox, self._fed
         while fed and outbox.wants:
             batch = fed.popleft()
-            self._fed_bytes -= batch.size
+            self._fed_bytes -= batch.size + BATCH_OVERHEAD
             self._offer(batch)
         if self.following or fed:
             return
@@ -434,7 +435,6 @@ class Outlet:
     def take_progress(self) -> Progress | None:
         """See `Progressing`."""
         settled, self._new = self._new, []
-        self._storing.append(settled)
         rows, self._rows = self._rows, {}
         counts: dict[int, int] = {}
         size = 0
@@ -450,6 +450,7 @@ class Outlet:
         self._inbox_changed = False
         self.queued_bytes -= size
         self.row.cursor = cursor = self.outbox.cursor
+        self._storing.append((settled, cursor))
         return Progress(
             receiver=self.row.number,
             cursor=cursor,
@@ -483,17 +484,18 @@ class Outlet:
 
     def progress_stored(self) -> None:
         """See `Progressing`."""
-        settled = self._storing.popleft()
-        if not self._storing:
-            self.outbox.committed = max(self.outbox.committed, self.row.cursor)
+        settled, cursor = self._storing.popleft()
+        self.outbox.committed = max(self.outbox.committed, cursor)
         if settled:
             self._node.tracker.settled(self.name, settled)
 
     def progress_failed(self) -> None:
         """See `Progressing`."""
-        settled = self._storing.popleft()
+        settled, _ = self._storing.popleft()
         self._new = settled + self._new
         rows, inbox_changed = self._taken
+        # What was answered meanwhile is no longer waiting: its row would hide the answer.
+        rows = {n: row for n, row in rows.items() if row.status.final or n not in self._acked}
         self._rows = rows | self._rows
         self._inbox_changed = self._inbox_changed or inbox_changed
         self.queued_bytes += sum(one.run.size for one in settled)

@@ -14,6 +14,8 @@ from twisted.python.failure import Failure
 from msgservice.connection import Connection
 from msgservice.core.frames import (
     BYE_CLOSING,
+    BYE_PAUSED,
+    BYE_REMOVED,
     BYE_REPLACED,
     VERSION,
     Ack,
@@ -29,12 +31,17 @@ from msgservice.core.frames import (
 )
 from msgservice.core.subjects import check_name
 from msgservice.errors import (
+    FrameTooLarge,
     LimitReached,
+    LogWentBack,
     NameMismatch,
     NotAuthenticated,
     ProtocolError,
     UnexpectedFrame,
 )
+from msgservice.limits import BATCH_INDEX_BITS
+from msgservice.message import decode_messages
+from msgservice.node.admin import refusal_of
 from msgservice.node.ingress import Ingress
 from msgservice.node.outlet import Outlet
 from msgservice.node.shared import Shared
@@ -151,7 +158,37 @@ class Peer:
             )
             self.ingress.watch = node.tracker.watch(self, self.name, incarnation, status_from)
         outlet = self.outlet
-        if outlet is not None and node.replace(outlet, self):
+        if outlet is None:
+            return
+        if outlet.row.removed:  # since it was greeted
+            self.leave(BYE_REMOVED, "removed")
+        elif outlet.row.paused:
+            self.leave(BYE_PAUSED, "paused")
+        else:
+            self._check_resume(outlet, resume)
+            self._take_place(connection, outlet, resume)
+
+    def _check_resume(self, outlet: Outlet, resume: Resume) -> None:
+        """What it says to have taken must have been given (SEMANTICS 6).
+
+        Otherwise it would be sent nothing until the log is there again, and all of that would
+        count as acknowledged.
+        """
+        highest = max([resume.floor - 1, *(last for _, last in resume.ranges)])
+        own = (self._node.tail.next_number << BATCH_INDEX_BITS) - 1
+        if highest > own:
+            error = LogWentBackBefore(outlet.name, own, highest)
+            outlet.last_error = str(error)
+            self._logger.error(
+                "{error}; nothing is sent to it: remove it and add it again,"
+                " so that it counts anew",
+                error=str(error),
+            )
+            raise error
+
+    def _take_place(self, connection: Connection, outlet: Outlet, resume: Resume) -> None:
+        node = self._node
+        if node.replace(outlet, self):
             self.attached = True
             outlet.attach(connection, resume, self._inbox)
             node.dispatch.connected(outlet)
@@ -220,6 +257,8 @@ class Peer:
     def tell(self, frames: list[Frame]) -> None:
         """Send these (`tracker.Told`)."""
         if self.connection is not None and not self.connection.gone:
+            if self.ingress is not None:
+                self.ingress.send_owed()  # audiences are named in it, which these may refer to
             self.connection.send_all(frames)
             self.connection.flush()
 
@@ -234,14 +273,18 @@ class Peer:
     def leave(self, code: int, reason: str) -> None:
         """Send nothing more; close when all is answered, or when its time is over."""
         connection = self.connection
-        if connection is None or connection.gone or self.leaving:
+        if connection is None or connection.gone:
+            return
+        if self.leaving and code != BYE_REPLACED:
             return
         self.leaving = True
         connection.bye(code, reason)
         if code == BYE_REPLACED:
+            # Also when it was about to leave and waits for answers: its place is needed now.
             self.detach(reason)
             delay = self._node.limits.replaced_timeout
-            self._abort = self._node.clock.callLater(delay, self._abort_now)
+            if self._abort is None:
+                self._abort = self._node.clock.callLater(delay, self._abort_now)
         else:
             if self.ingress is not None:
                 self.ingress.flush()
@@ -264,21 +307,32 @@ class Peer:
     # --- requests
 
     def _request(self, frame: Request) -> None:
-        if self._requests >= self._node.limits.requests:
+        calls = len(decode_messages(frame.messages))
+        if self._requests + calls > self._node.limits.requests:
             raise LimitReachedOnConnection("requests", self._node.limits.requests)
-        self._requests += 1
+        self._requests += calls
         local = self.connection is not None and getattr(
             self.connection.channel, "local_only", False
         )
         answer: Deferred[Reply] = self._node.answer(frame, local)
-        answer.addBoth(self._answered)
+        answer.addBoth(self._answered, calls)
 
-    def _answered(self, reply: Reply | Failure) -> None:
-        self._requests -= 1
+    def _answered(self, reply: Reply | Failure, calls: int) -> None:
+        self._requests -= calls
         if isinstance(reply, Failure):
             self._logger.failure("a request of {name}", reply, name=self.name)
-        else:
+            return
+        try:
             self.tell([reply])
+        except FrameTooLarge as error:
+            self.tell([refusal_of(reply, str(error))])
+
+
+class LogWentBackBefore(ProtocolError, LogWentBack):
+    """This node's log is older than what a receiver has taken of it: that connection ends."""
+
+    def __init__(self, receiver: str, own: int, seen: int) -> None:
+        LogWentBack.__init__(self, receiver, own, seen)
 
 
 class LimitReachedOnConnection(ProtocolError, LimitReached):

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from msgservice.limits import BATCH_INDEX_BITS
+from msgservice.limits import BATCH_INDEX_BITS, BATCH_OVERHEAD
 from msgservice.records import Batch
 
 SCAN_MAX = 4096  # batches looked at in one call: a turn of the reactor stays short
 COMPACT = 1024
-# What a batch holds besides its messages: the value, its frame, its place. Measured: a million
-# batches of one message would otherwise count a quarter of what they take.
-BATCH_OVERHEAD = 1024
 
 
 class Tail:

@@ -8,6 +8,7 @@ What is told is always durable.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -22,8 +23,10 @@ from msgservice.node.directory import Directory
 from msgservice.records import Audience, Batch, History, Piece
 
 HISTORY_PAGE = 1000  # pieces asked of the log at once
-STATUS_RANGES_MAX = 10_000  # of one frame
 REASON_MAX = 1000
+# Of one frame: with the longest reason and names it fits in 8 KiB, so in any frame that the other
+# side takes.
+STATUS_RANGES_MAX = 180
 
 
 class Told(Protocol):
@@ -179,14 +182,23 @@ class Tracker:
     def _gone_pieces(self, page: History) -> list[Piece]:
         """Sequences whose batches the log has let go: their audience is who settled them."""
         held = RangeSet((piece.first, piece.last) for piece in page.pieces)
-        by_range: dict[tuple[int, int], set[int]] = {}
+        begin: dict[int, list[int]] = {}  # sequence -> who has a state from here on
+        end: dict[int, list[int]] = {}  # ... and who has none from here on
         for state in page.states:
-            for part in held.missing(state.first, state.last):
-                by_range.setdefault(part, set()).add(state.receiver)
-        return [
-            Piece(first, last, self._log.audience(tuple(sorted(numbers))), 0)
-            for (first, last), numbers in sorted(by_range.items())
-        ]
+            for first, last in held.missing(state.first, state.last):
+                begin.setdefault(first, []).append(state.receiver)
+                end.setdefault(last + 1, []).append(state.receiver)
+        pieces: list[Piece] = []
+        members: Counter[int] = Counter()
+        before = 0
+        for at in sorted(begin.keys() | end.keys()):
+            if members:
+                pieces.append(Piece(before, at - 1, self._log.audience(tuple(members)), 0))
+            members.update(begin.get(at, ()))
+            members.subtract(end.get(at, ()))
+            members = +members
+            before = at
+        return pieces
 
 
 def _statuses(

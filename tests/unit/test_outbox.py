@@ -469,3 +469,33 @@ def test_3_what_is_older_than_the_head_of_a_stuck_lane_goes_before_it_after_a_re
     assert [(1, 1)] == spans(outbox.take_transfers(100.0))
     outbox.receive_ack(1, 1)
     assert [(2, 2), (3, 3)] == spans(outbox.take_transfers(100.0))
+
+
+def test_14_a_run_that_waits_is_cut_for_a_receiver_that_is_probed() -> None:
+    outbox = make_outbox(max_attempts=3)
+    offer(outbox, run(1, 3))
+    outbox.receive_nack(1, 3, Action.RETRY, 1.0, "all of it failed", 0.0)
+    outbox.disconnect(0.0)
+    now, sent = 0.0, []
+    for _ in range(4):  # it ends with each try, and never says a word
+        outbox.connect(None, BATCH_MAX)
+        now += 1000.0
+        sent.append(spans(outbox.take_transfers(now)))
+        outbox.disconnect(now)
+    assert sent == [[(1, 3)], [(1, 1)], [(1, 1)], [(2, 2)]]
+    assert settled(outbox) == [(1, 1, Status.DEAD)]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_retry_that_is_due_and_has_no_room_waits_for_an_answer_and_not_for_a_timer(
+    ordered: bool,
+) -> None:
+    outbox = make_outbox(ordered=ordered, window=(2, 10_000))
+    offer(outbox, *(run(n, lane=f"{n}") for n in (1, 2, 3)))
+    outbox.receive_nack(1, 1, Action.RETRY, 1.0, "later", 0.0)
+    assert len(outbox.take_transfers(0.0)) == 1  # the third takes the room
+    assert outbox.take_transfers(1.0) == []
+    assert outbox.next_deadline() is None
+    outbox.receive_ack(2, 2)
+    assert outbox.next_deadline() == 1.0
+    assert [t.sequence for t in outbox.take_transfers(1.0)] == [1]
