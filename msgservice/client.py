@@ -119,6 +119,7 @@ class Client:
             now=now,
             limits=limits,
         )
+        self._hop.floor_moves = outbox is None
         self._flow = Flow(
             hop=self._hop,
             gathering=self._gathering,

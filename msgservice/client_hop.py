@@ -111,6 +111,9 @@ class NodeHop:
         self.connection: Connection | None = None
         self.batch_max = limits.max_batch  # of the node, as last heard
         self.peer_name = ""
+        # What is settled in memory only may come again after a crash (`outbox=`): then the node
+        # may not be told that it will not.
+        self.floor_moves = True
         self.last_error = ""
         self.outbox = Outbox(
             ordered=True,
@@ -190,7 +193,8 @@ class NodeHop:
         connection = self.connection
         if connection is not None and self._opened and connection.is_open:
             outbox = self.outbox
-            outbox.committed = outbox.cursor
+            if self.floor_moves:
+                outbox.committed = outbox.cursor
             connection.send_all(list(outbox.take_transfers(self._now())))
             connection.flush()
             self._apply_settled()  # what turned out to be too large for the node

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -106,6 +107,12 @@ def decode_message(message: bytes | memoryview | msgspec.Raw) -> WireMessage:
 def cut_messages(messages: bytes | memoryview | msgspec.Raw, start: int, stop: int) -> bytes:
     """Return the run of messages `start` to `stop` (exclusive) of a run. Copies; slow path only."""
     return _encode(_decode_parts(messages)[start:stop])
+
+
+def split_messages(messages: bytes | memoryview | msgspec.Raw, bounds: list[int]) -> list[bytes]:
+    """Return the runs between each two of these places (rising, from 0 to the end)."""
+    parts = _decode_parts(messages)
+    return [_encode(parts[a:b]) for a, b in pairwise(bounds)]
 
 
 def message_sizes(messages: bytes | memoryview | msgspec.Raw) -> list[int]:

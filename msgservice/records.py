@@ -66,6 +66,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     origin: Origin | None = None
     number: int = 0  # 0 until stored
     stored_at: int = 0  # wall clock, ms
+    floor: int = 0  # every sequence of the sender's below it is settled; not stored with the batch
 
     @property
     def first(self) -> int:

@@ -151,6 +151,8 @@ class Answers:
                 if transfer.nacks < until:
                     return False
                 del self._discarding[lane]
+        if transfer.floor > first:
+            raise MalformedFrame(f"floor {transfer.floor} is above sequence {first}")
         after = transfer.after
         if after is not None and after >= first:
             raise MalformedFrame(f"after {after} is not below sequence {first}")

@@ -36,6 +36,7 @@ from msgservice.core.runs import (
     Settled,
     cut_run,
     first_of,
+    shatter_run,
 )
 from msgservice.errors import NeverSent
 from msgservice.message import Action, Status, cut_messages, message_sizes
@@ -336,6 +337,34 @@ class Outbox:
         self._heard = True
         self.probing = False
         self._settle_between(first, last, Status.ACKNOWLEDGED)
+
+    def receive_acks(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Some ranges of one frame. A run that many of them cut is decoded once, not for each."""
+        if len(ranges) > 1:
+            for first, last in ranges:
+                if not self._sent.covers(first, last):
+                    raise NeverSent(first, last)
+            self._cut_at(ranges)
+        for first, last in ranges:
+            self.receive_ack(first, last)
+
+    def _cut_at(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Cut the runs in flight at the bounds of these ranges, each run in one go."""
+        cuts: dict[int, tuple[Run, set[int]]] = {}
+        for first, last in ranges:
+            for at in (first, last + 1):
+                for run in self._open.between(at - 1, at):
+                    if run.first < at <= run.last and run.state == FLIGHT:
+                        cuts.setdefault(run.first, (run, set()))[1].add(at)
+        for run, places in cuts.values():
+            if len(places) > 1:
+                pieces = shatter_run(run, sorted(places))
+                self.in_flight_bytes += sum(piece.size for piece in pieces) - run.size
+                head = pieces[0]
+                run.messages, run.size, run.count = head.messages, head.size, head.count
+                for piece in pieces[1:]:
+                    piece.state = FLIGHT
+                    self._open.add(piece)
 
     def receive_nack(
         self, first: int, last: int, action: Action, delay: float, reason: str, now: float

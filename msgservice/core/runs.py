@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from msgservice.message import Status, cut_messages
+from msgservice.message import Status, cut_messages, split_messages
 from msgservice.records import Origin
 
 FLIGHT_COMPACT = 1024  # entries that have gone before the list of open runs is cut
@@ -110,6 +110,16 @@ class OpenRuns:
         return found
 
 
+def shatter_run(run: Run, places: list[int]) -> list[Run]:
+    """Return the run cut before each of these sequences (rising), decoded once."""
+    bounds = [run.first, *places, run.last + 1]
+    pieces = split_messages(run.messages, [at - run.first for at in bounds])
+    return [
+        _part(run, first, stop - first, messages)
+        for first, stop, messages in zip(bounds[:-1], bounds[1:], pieces, strict=True)
+    ]
+
+
 def first_of(run: Run) -> int:
     """Sort key."""
     return run.first
@@ -118,13 +128,17 @@ def first_of(run: Run) -> int:
 def cut_run(run: Run, first: int, last: int) -> Run:
     """Return sequences `first` to `last` of a run as a run of their own."""
     messages = cut_messages(run.messages, first - run.first, last - run.first + 1)
+    return _part(run, first, last - first + 1, messages)
+
+
+def _part(run: Run, first: int, count: int, messages: bytes) -> Run:
     origin = run.origin
     if origin is not None and first != run.first:
         sequence = origin.sequence + first - run.first
         origin = Origin(origin.sender, sequence, origin.incarnation, origin.path)
     return Run(
         first,
-        last - first + 1,
+        count,
         run.subject,
         run.lane,
         messages,

@@ -93,6 +93,8 @@ def take_batches(
             sender = staged.sender(key, now)
         sequence, count, size = batch.sequence, batch.count, batch.size
         new: Sequence[Batch]
+        if batch.floor > sender.floor:
+            sender.settle_below(batch.floor)  # what was refused leaves no hole
         if sender.ranges is None and batch.after < sender.floor <= sequence:
             if full is None and used + size > used_max:
                 full = LogFull(f"{used} bytes are used, at most {used_max} allowed")

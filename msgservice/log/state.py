@@ -56,6 +56,12 @@ class SenderState:
             return []
         return self.ranges.missing(first, last) if self.ranges is not None else [(first, last)]
 
+    def settle_below(self, floor: int) -> None:
+        """The sender says that nothing below `floor` is open: it will not come again."""
+        self.floor = max(self.floor, floor)
+        if self.ranges is not None:
+            self.take(self.floor, self.floor - 1)
+
     def take(self, first: int, last: int) -> None:
         """Mark all from `first` to `last` as taken."""
         ranges = self.ranges

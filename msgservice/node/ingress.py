@@ -123,6 +123,7 @@ class Ingress:
             transfer.flags,
             _ids(messages) if tagged else (),
             transfer.origin or Origin(self._name, first, self._hash, (self._node.log_id,)),
+            floor=transfer.floor,
         )
         commits = self._node.commits
         self.waiting += 1

@@ -203,8 +203,8 @@ class Outlet:
     def received(self, frame: Frame) -> None:
         """An ACK or a NACK; `turn_ended` follows. Raises `NeverSent`."""
         if isinstance(frame, Ack):
-            for first, last in frame.ranges:
-                self.outbox.receive_ack(first, last)
+            self.outbox.receive_acks(frame.ranges)
+            for _, last in frame.ranges:
                 self._acked_to = max(self._acked_to, last)
         else:
             assert isinstance(frame, Nack)

@@ -510,3 +510,28 @@ def test_attaching_with_too_many_patterns_is_a_clear_error() -> None:
     twice = world.peer("billing", receive={"subjects": ["a", "a"]})
     assert twice.lost_because is not None
     assert "twice" in twice.lost_because
+
+
+def test_1_what_was_refused_leaves_no_hole_once_the_sender_has_settled_it() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    billing = world.peer("billing", receive=ORDERS)
+    for n in range(1, 21):
+        subject = "orders.new" if n % 2 else "nobody.new"
+        shop.transfer(n, subject, [b"x"], flags=4, floor=n)
+        world.settle()
+    assert 10 == len(shop.take(Nack))
+    assert 10 == len(billing.bodies())
+    shop.transfer(21, "orders.new", [b"last"], floor=21)
+    world.settle()
+    resume = world.log.resume("shop", "i1")
+    assert (22, ()) == (resume.floor, resume.ranges)
+
+
+def test_a_floor_above_the_sequence_is_malformed() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.transfer(3, "orders.new", [b"x"], floor=4)
+    world.settle()
+    assert shop.lost_because is not None
+    assert "floor 4" in shop.lost_because

@@ -499,3 +499,23 @@ def test_a_retry_that_is_due_and_has_no_room_waits_for_an_answer_and_not_for_a_t
     outbox.receive_ack(2, 2)
     assert outbox.next_deadline() == 1.0
     assert [t.sequence for t in outbox.take_transfers(1.0)] == [1]
+
+
+def test_3_scattered_acknowledgements_of_a_large_run_cut_it_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[int] = []
+    monkeypatch.setattr(
+        "msgservice.core.runs.cut_messages", lambda *_: decoded.append(1)
+    )  # a cut for each range would be quadratic
+    outbox = make_outbox(ordered=False)
+    large = run(1, 4000)
+    outbox.offer(large)
+    assert [(1, 4000)] == spans(outbox.take_transfers(0.0))
+    outbox.receive_acks([(n, n) for n in range(2, 4000, 2)])
+    assert [] == decoded
+    settled = outbox.take_settled()
+    assert [(n, n) for n in range(2, 4000, 2)] == [(s.first, s.last) for s in settled]
+    assert 2001 == outbox.in_flight_messages
+    outbox.receive_acks([(1, 4000)])
+    assert (0, 0, 4000) == (outbox.in_flight_messages, outbox.in_flight_bytes, outbox.cursor)
