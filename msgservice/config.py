@@ -29,11 +29,12 @@ from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import ConfigError
 from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.records import ON_FULL
+from msgservice.transport.rates import Rate
 
 DATA_DEFAULT = "var/msgservice"
 ORDERS = ("strict", "none")
 
-SECTIONS = ("node", "listen", "receiver", "limits")
+SECTIONS = ("node", "listen", "receiver", "rate", "limits")
 NODE_KEYS = ("name", "data", "insecure")
 RECEIVER_KEYS = (
     "name",
@@ -42,10 +43,12 @@ RECEIVER_KEYS = (
     "order",
     "paused",
     "window",
+    "rate",
     "on_full",
     "backlog_bytes",
 )
 WINDOW_KEYS = ("messages", "bytes")
+RATE_KEYS = ("messages", "bytes", "burst_seconds")
 LISTENER_HINTS = dict.fromkeys(LISTENERS_LATER, "is not built yet")
 SECTION_HINTS = {
     "receivers": "each receiver is a [[receiver]] of its own",
@@ -78,6 +81,7 @@ class ReceiverConfig:
     window_bytes: int | None = None
     on_full: str = "refuse"  # or "suspend": what happens at the limit of its backlog
     backlog_bytes: int = 0  # that limit; 0: limits.backlog_bytes
+    rate: Rate | None = None  # None: as fast as it takes them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,7 @@ class Config:
     insecure: bool = False  # listeners beyond this machine may open without authentication
     listen: tuple[ListenConfig, ...] = LISTEN_DEFAULT
     receivers: tuple[ReceiverConfig, ...] = ()
+    rate: Rate | None = None  # of all receivers together
     limits: Limits = field(default_factory=Limits)
     file: Path | None = None  # where it was read from
 
@@ -173,6 +178,7 @@ def _read(reader: Reader, folder: Path) -> Config:
         insecure=insecure,
         listen=_listen(reader, folder, insecure),
         receivers=_receivers(reader, folder, limits),
+        rate=_rate(reader, ("rate",)),
         limits=limits,
     )
 
@@ -267,6 +273,7 @@ def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> Re
         window_bytes=_above_zero(reader, (*window, "bytes")),
         on_full=on_full,
         backlog_bytes=backlog_bytes,
+        rate=_rate(reader, (*path, "rate")),
     )
     return receiver if named else None
 
@@ -281,6 +288,27 @@ def _subjects(reader: Reader, path: KeyPath, limits: Limits) -> tuple[str, ...]:
             reader.problem(path, f"{subject!r} is there twice")
         seen.add(subject)
     return tuple(subjects)
+
+
+def _rate(reader: Reader, path: KeyPath) -> Rate | None:
+    """Return the rate at `path`; each key is judged alone, by `Rate` itself."""
+    if not reader.table(path, RATE_KEYS):
+        return None
+    given = {}
+    for key in RATE_KEYS:
+        value = reader.value((*path, key), float, None)
+        if value is None:
+            continue
+        try:
+            Rate(**{key: value})
+        except ValueError as error:
+            reader.problem((*path, key), str(error).removeprefix("a rate "))
+        else:
+            given[key] = value
+    table = reader.value(path, Table, {})
+    if "messages" not in table and "bytes" not in table:
+        reader.problem(path, "must say messages, bytes or both")
+    return Rate(**given)
 
 
 def _above_zero(reader: Reader, path: KeyPath) -> int | None:

@@ -38,6 +38,7 @@ from msgservice.node.node import NodeService
 from msgservice.node.peer import Peer
 from msgservice.records import Group, Resume
 from msgservice.transport.local import connect_locally
+from msgservice.transport.rates import Rate
 
 T = TypeVar("T")
 
@@ -177,8 +178,14 @@ class NodeWorld:
     """See the module."""
 
     def __init__(
-        self, limits: Limits | None = None, log: Any = None, clock: Clock | None = None
+        self,
+        limits: Limits | None = None,
+        log: Any = None,
+        clock: Clock | None = None,
+        rate: Rate | None = None,
+        rates: dict[str, Rate] | None = None,
     ) -> None:
+        self.rate, self.rates = rate, rates
         self.clock = Clock() if clock is None else clock
         self.limits = Limits() if limits is None else limits
         self.log = MemoryLog(reactor=self.clock, limits=self.limits) if log is None else log
@@ -191,6 +198,8 @@ class NodeWorld:
             self.clock,
             log=self.log,
             limits=self.limits,
+            rate=self.rate,
+            rates=self.rates,
             rng=lambda: 1.0,
             failed=self.failures.append,
         )

@@ -507,8 +507,14 @@ class Outbox:
         settled, self._settled = self._settled, []
         return settled
 
-    def take_transfers(self, now: float) -> list[Transfer]:
-        """The frames to send now, in order; they are in flight from here on."""
+    def take_transfers(
+        self, now: float, allow: Callable[[Run], int] | None = None
+    ) -> list[Transfer]:
+        """The frames to send now, in order; they are in flight from here on.
+
+        `allow` is asked before a run is sent, where given: how many of its messages may leave
+        now, at least 0. The rest, and all that comes after, waits for the next call.
+        """
         if not self.connected or self.paused:
             return []
         transfers: list[Transfer] = []
@@ -519,6 +525,8 @@ class Outbox:
                 heapq.heappop(retries)
                 continue
             if not self._room(run):
+                return transfers
+            if allow is not None and not self._allowed(run, allow):
                 return transfers
             heapq.heappop(retries)
             if run.size > self._batch_max and run.count == 1:
@@ -541,9 +549,18 @@ class Outbox:
                 continue
             if not self._room(run):
                 break
+            if allow is not None and not self._allowed(run, allow):
+                break
             self._pop_ready()
             self._send(run, transfers)
         return transfers
+
+    def _allowed(self, run: Run, allow: Callable[[Run], int]) -> bool:
+        """Cut the run to what is allowed of it; False if nothing is."""
+        count = allow(run)
+        if 0 < count < run.count:
+            self._split(run, run.first + count)
+        return count > 0
 
     def _pop_ready(self) -> None:
         run = self._ready.popleft()

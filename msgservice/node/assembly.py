@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from msgservice.limits import Limits
 from msgservice.log.sqlite import SqliteLog
 from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
+from msgservice.transport.rates import Rate
 
 SWITCH_INTERVAL = 0.0005  # seconds; the writer thread must win the interpreter back quickly
 EXIT_FAILED = 1
@@ -36,7 +37,7 @@ class Node(NodeService):
 
     `data`: its folder, made if missing. `listen`: endpoint strings, none by default (an embedded
     node needs none: `node.client`). `failed`: called when it cannot start or go on; by default
-    that is logged and the process ends with status 1.
+    that is logged and the process ends with status 1. `rate`, `rates`: see `NodeService`.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class Node(NodeService):
         receivers: Sequence[ReceiverRow] = (),
         limits: Limits | None = None,
         insecure: bool = False,
+        rate: Rate | None = None,
+        rates: Mapping[str, Rate] | None = None,
         failed: Callable[[Exception], None] | None = None,
     ) -> None:
         limits = Limits() if limits is None else limits
@@ -60,6 +63,8 @@ class Node(NodeService):
             receivers=receivers,
             limits=limits,
             insecure=insecure,
+            rate=rate,
+            rates=rates,
             rng=random.SystemRandom().random,
             failed=failed or (lambda error: end_process(reactor, error)),
         )
@@ -93,6 +98,8 @@ def build_service(config: Any, *, reactor: Any) -> Node:
         ],
         limits=config.limits,
         insecure=config.insecure,
+        rate=config.rate,
+        rates={one.name: one.rate for one in config.receivers if one.rate is not None},
     )
 
 

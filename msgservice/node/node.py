@@ -9,7 +9,8 @@ time, starting, and stopping in the order that loses nothing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from twisted.application.service import IService, Service
@@ -49,6 +50,7 @@ from msgservice.node.tracker import Tracker
 from msgservice.receiver import Receiver
 from msgservice.records import ON_FULL, Batch, ReceiverRow, Snapshot
 from msgservice.transport.local import LocalConnector
+from msgservice.transport.rates import Rate, RateLimits
 from msgservice.transport.registry import Transports
 
 RETAIN_EVERY = 1.0  # seconds between two passes of retention
@@ -59,7 +61,8 @@ LAST_GROUP = 1.0  # seconds that a stop gives the disk in any case
 class NodeService(Service):
     """See the module. Made by `node.assembly`; usable as a child of any `IServiceCollection`.
 
-    `receivers`: rows from the configuration, brought into the log at start. `failed` is called
+    `receivers`: rows from the configuration, brought into the log at start. `rates`: what each
+    receiver may get, by its name; `rate`: what all of them may get together. `failed` is called
     with the error when the node cannot go on; the process must end then.
     """
 
@@ -75,6 +78,8 @@ class NodeService(Service):
         receivers: Sequence[ReceiverRow] = (),
         limits: Limits | None = None,
         insecure: bool = False,
+        rate: Rate | None = None,
+        rates: Mapping[str, Rate] | None = None,
         rng: Callable[[], float],
         failed: Callable[[Exception], None],
     ) -> None:
@@ -96,6 +101,8 @@ class NodeService(Service):
         self._failed = failed
         self._now = monotonic_of(reactor)
         self._wall = wall_of(reactor)
+        self._rates = dict(rates or {})
+        self._rate_limits = RateLimits(reactor, total=rate, seconds=self._now)
         self._senders: dict[tuple[str, str], Peer] = {}
         self._receiving: dict[int, Peer] = {}
         self._replaced: dict[int, list[float]] = {}
@@ -183,7 +190,8 @@ class NodeService(Service):
             self._logger.warn("{notice}", notice=notice)
 
     def _outlet(self, row: ReceiverRow, exceptions: list[Any]) -> Outlet:
-        return Outlet(self, row, exceptions, self._retry_delay)
+        pace = self._rate_limits.pace(self._rates.get(row.name))
+        return Outlet(self, row, exceptions, self._retry_delay, pace)
 
     def _retry_delay(self, attempts: int) -> float:
         limits = self.limits
@@ -671,6 +679,7 @@ class NodeService(Service):
         """What can be said of a receiver without asking the log."""
         link = self.links.get(outlet.row.number)
         waiting = [run for run in outlet.outbox.waiting if run.attempts]
+        rate = self._rates.get(outlet.name)
         return {
             "name": outlet.name,
             "address": outlet.row.address,
@@ -680,6 +689,7 @@ class NodeService(Service):
             "on_full": outlet.row.on_full,
             "backlog_bytes": self.dispatch.backlog_bytes_max(outlet.row),
             "suspended": outlet.row.suspended,
+            "rate": None if rate is None else asdict(rate),
             "connected": outlet.connection is not None,
             "cursor": outlet.outbox.cursor,
             "attempts": max([run.attempts for run in waiting], default=0),

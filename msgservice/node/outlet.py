@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from msgservice.connection import Connection
-from msgservice.core.frames import Ack, Frame, Nack
+from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.outbox import Outbox
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Run, Settled
@@ -23,6 +23,7 @@ from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
 from msgservice.message import Action, Status, cut_messages
 from msgservice.node.shared import DeliveryShared
 from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow, Resume
+from msgservice.transport.rates import Pace
 
 NOTES_MAX = 100
 # One page of a receiver that lags: it is sent within one turn of the reactor, and others wait for
@@ -43,8 +44,10 @@ class Outlet:
         row: ReceiverRow,
         exceptions: list[ExceptionRow],
         retry_delay: Callable[[int], float],
+        pace: Pace | None = None,
     ) -> None:
         self.row = row
+        self.pace = pace  # None: nothing limits its rate
         self.connection: Connection | None = None
         self.following = False
         self.audiences: set[int] = set()  # numbers of those it is in
@@ -178,6 +181,8 @@ class Outlet:
         self._fed_bytes = 0
         self.last_error = reason
         self.outbox.disconnect(self._node.now())
+        if self.pace is not None:
+            self.pace.cancel()
         self._drain()
         self._note_busy()
         if self._timer is not None:
@@ -322,7 +327,9 @@ class Outlet:
         while True:
             if outbox.wants:
                 self._fill()
-            transfers = outbox.take_transfers(self._node.now())
+            transfers = (
+                outbox.take_transfers(self._node.now()) if self.pace is None else self._take_paced()
+            )
             if not transfers:
                 break
             connection.send_all(transfers)
@@ -333,6 +340,14 @@ class Outlet:
             self._drain()  # loading settles what the receiver's RESUME has taken
         self._note_busy()
         self._rearm()
+
+    def _take_paced(self) -> list[Transfer]:
+        pace = self.pace
+        assert pace is not None
+        pace.begin()
+        transfers = self.outbox.take_transfers(self._node.now(), pace.allow)
+        pace.end()
+        return transfers
 
     def _fill(self) -> None:
         outbox, fed = self.outbox, self._fed
@@ -414,7 +429,10 @@ class Outlet:
         self._rearm_at(self._node.now() + 1.0)
 
     def _rearm(self) -> None:
-        due = self.outbox.next_deadline()
+        # Who waits for room at its rate sends nothing before, retries neither.
+        due = self.pace.next_deadline() if self.pace is not None else None
+        if due is None:
+            due = self.outbox.next_deadline()
         if due is not None:
             self._rearm_at(due)
 

@@ -2,7 +2,8 @@
 
 A bucket holds what was let through and drains at its rate: over any long time no more than the rate
 passes, and at once at most a bucketful. Messages and bytes have a bucket each; something passes
-when all four (two of the receiver, two of the parent) had room for it. Who asks waits in line.
+when all four (two of the receiver, two of the parent) had room for it. Who asks waits in line:
+`ReceiverRate` with a Deferred, `Pace` (of a node's outbox) by saying when to ask again.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.protocols.htb import Bucket
 
 from msgservice.clock import monotonic_of
+from msgservice.core.runs import Run
+from msgservice.message import message_sizes
 
 # A wait that rounding makes empty is not worth a timer of its own.
 WAIT_MIN = 1e-3
+ROUNDING = 1e-9
+ARRAY_HEADER = 5  # bytes of a msgpack array header, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,11 @@ class Rate:
         for value in (self.messages, self.bytes, self.burst_seconds):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"a rate must be above 0 and finite, not {value}")
+
+    @property
+    def limits(self) -> bool:
+        """Whether it limits anything."""
+        return self.messages is not None or self.bytes is not None
 
 
 class _Bucket(Bucket):
@@ -54,6 +64,7 @@ class _Bucket(Bucket):
         # Less than one message at once would be none, ever.
         burst = None if rate is None else max(1.0, rate * burst_seconds)
         self.maxburst = burst  # type: ignore[assignment]  # as above
+        self.capacity = math.inf if burst is None else burst
         self.lastDrip = seconds()
 
     def drip(self) -> bool:
@@ -68,6 +79,35 @@ class _Bucket(Bucket):
             self.content = max(0.0, self.content - drained)  # type: ignore[assignment]  # as above
             self.lastDrip = now
         return not self.content
+
+    def add(self, amount: Any) -> Any:
+        """Put in what there is room for; nothing while what was reserved is still to drain."""
+        self.drip()
+        if self.content >= self.capacity:
+            return 0
+        return super().add(amount)
+
+    def has_room(self, amount: float) -> bool:
+        """Return whether `amount` may pass here now; the parent is not asked."""
+        self.drip()
+        return self.content + amount <= self.capacity + ROUNDING
+
+    def reserve(self, amount: float) -> float:
+        """Put in `amount` here whether there is room or not; return the seconds until it may pass.
+
+        Whoever comes later waits behind it. What is larger than the bucket passes when all before
+        it has drained.
+        """
+        self.drip()
+        if self.rate is None:
+            return 0.0
+        self.content += amount  # type: ignore[assignment]  # it computes with floats as well
+        return max(0.0, self.content - max(self.capacity, amount)) / self.rate
+
+    def correct(self, amount: float) -> None:
+        """So much more (or less, below 0) passes than was reserved."""
+        self.drip()
+        self.content = max(0.0, self.content + amount)  # type: ignore[assignment]  # as above
 
     def wait(self, amount: float) -> float:
         """Return the seconds until this bucket and its parent have room for `amount`, or are
@@ -141,6 +181,114 @@ class ReceiverRate:
             self._line[0][0].cancel()
 
 
+class Pace:
+    """Lets the runs of one outbox pass at its receiver's rate: `allow` is asked before each.
+
+    What finds no room has its place in line reserved: first in the receiver's own buckets, then,
+    when these have room, in the parent's, so that nobody holds room there that it cannot use yet.
+    A run that finds no room is cut to half a bucket, so that a timer that is late loses nothing;
+    one message that is larger than the bucket passes when the bucket is empty, and what comes
+    after it waits until that has drained.
+    """
+
+    def __init__(
+        self, rate: Rate | None, messages: _Bucket, size: _Bucket, seconds: Callable[[], float]
+    ) -> None:
+        self.rate = rate  # of the receiver alone, for people
+        self._seconds = seconds
+        self._own = (messages, size)
+        parents = (messages.parentBucket, size.parentBucket)
+        self._parents: tuple[Any, Any] = parents
+        self._messages_max = max(1.0, _half(messages, parents[0]) // 1)
+        self._bytes_max = _half(size, parents[1])
+        self._asked = False
+        self._reserved: tuple[int, int] | None = None  # messages, bytes
+        self._at_parents = False  # the reservation is theirs as well
+        self._due = 0.0
+
+    def begin(self) -> None:
+        """The outbox is about to be asked for what may leave."""
+        self._asked = False
+
+    def end(self) -> None:
+        """The outbox has nothing to send, or no room in its window: hold no place in line."""
+        if not self._asked:
+            self.cancel()
+
+    def next_deadline(self) -> float | None:
+        """When to ask again (seconds of the clock), or None."""
+        return None if self._reserved is None else self._due
+
+    def allow(self, run: Run) -> int:
+        """Return how many messages of the run may leave now, from its first on; 0: none yet.
+
+        They count as sent.
+        """
+        self._asked = True
+        if self._reserved is None:
+            if self._has_room(run.count, run.size):
+                self._put(self._own, run.count, run.size)
+                self._put(self._parents, run.count, run.size)
+                return run.count
+            self._reserved = _cut(run, self._messages_max, self._bytes_max)
+            self._at_parents = False
+            self._due = self._seconds() + self._put(self._own, *self._reserved)
+        now = self._seconds()
+        if now < self._due - ROUNDING:
+            return 0
+        if not self._at_parents:
+            self._at_parents = True
+            self._due = now + self._put(self._parents, *self._reserved)
+            if now < self._due - ROUNDING:
+                return 0
+        # It may be another run by now: what it takes more or less is put right.
+        count, size = _cut(run, *self._reserved)
+        self._end_reservation(count, size)
+        return count
+
+    def cancel(self) -> None:
+        """Leave the line; what was reserved is given back."""
+        if self._reserved is not None:
+            self._end_reservation(0, 0)
+
+    def _end_reservation(self, count: int, size: int) -> None:
+        """So much passes of what was reserved."""
+        assert self._reserved is not None
+        messages, bytes_ = self._reserved
+        self._reserved = None
+        for buckets in (self._own, self._parents) if self._at_parents else (self._own,):
+            buckets[0].correct(count - messages)
+            buckets[1].correct(size - bytes_)
+
+    def _has_room(self, count: int, size: int) -> bool:
+        return all(
+            messages.has_room(count) and bytes_.has_room(size)
+            for messages, bytes_ in (self._own, self._parents)
+        )
+
+    @staticmethod
+    def _put(buckets: tuple[_Bucket, _Bucket], count: int, size: int) -> float:
+        return max(buckets[0].reserve(count), buckets[1].reserve(size))
+
+
+def _half(bucket: _Bucket, parent: _Bucket) -> float:
+    """Half of the smaller of two buckets."""
+    return min(bucket.capacity, parent.capacity) / 2
+
+
+def _cut(run: Run, messages_max: float, bytes_max: float) -> tuple[int, int]:
+    """Return how many messages of the run are within these, one at least, and their bytes."""
+    if run.count <= messages_max and run.size <= bytes_max:
+        return run.count, run.size
+    count, total = 0, ARRAY_HEADER
+    for size in message_sizes(run.messages):
+        if count and (count >= messages_max or total + size > bytes_max):
+            break
+        count += 1
+        total += size
+    return count, total
+
+
 class RateLimits:
     """The buckets of a node: `receiver(name, rate)` makes those of one, under the parent's."""
 
@@ -171,6 +319,13 @@ class RateLimits:
             pair = self._pair(rate or Rate(), self._messages, self._bytes)
             found = self._receivers[name] = ReceiverRate(self._reactor, *pair)
         return found
+
+    def pace(self, rate: Rate | None = None) -> Pace | None:
+        """Return what lets one outbox pass at `rate`; None where nothing limits it."""
+        own = rate or Rate()
+        if not own.limits and self._messages.rate is None and self._bytes.rate is None:
+            return None
+        return Pace(rate, *self._pair(own, self._messages, self._bytes), self._seconds)
 
     def remove(self, name: str) -> None:
         """Forget a receiver; who waits for it is cancelled."""

@@ -45,6 +45,7 @@ def test_every_limit_is_documented_with_its_default() -> None:
         ("## `[node]`", config.NODE_KEYS),
         ("## `[listen]`", config_addresses.listeners()),
         ("## `[[receiver]]`", config.RECEIVER_KEYS),
+        ("## `[rate]`", config.RATE_KEYS),
     ],
 )
 def test_every_option_is_documented(heading: str, keys: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from msgservice.config import (
 )
 from msgservice.errors import ConfigError
 from msgservice.limits import Limits
+from msgservice.transport.rates import Rate
 
 WHOLE = """\
 [node]
@@ -35,11 +36,16 @@ paused = true
 window = { messages = 100, bytes = 65536 }
 on_full = "suspend"
 backlog_bytes = 1_000_000
+rate = { messages = 50, burst_seconds = 2 }
 
 [[receiver]]
 name = "archive"
 address = "unix:archive.sock"
 subjects = []
+
+[rate]
+messages = 1000
+bytes = 2.5e6
 
 [limits]
 heartbeat = 5
@@ -85,9 +91,11 @@ def test_everything_that_is_said_is_kept(file: Path) -> None:
                 window_bytes=65536,
                 on_full="suspend",
                 backlog_bytes=1_000_000,
+                rate=Rate(messages=50.0, burst_seconds=2.0),
             ),
             ReceiverConfig(name="archive", address=f"unix:{folder}/archive.sock"),
         ),
+        rate=Rate(messages=1000.0, bytes=2.5e6),
         limits=Limits(heartbeat=5.0, max_batch=8192),
         file=file,
     )
@@ -207,7 +215,7 @@ heartbeat = -1
         "20: limits.max_batch: must be from 4096 to 67108864",
         '21: limits.connections: must be an integer, not "many"',
         "22: limits.heartbeat: must be above 0, not -1.0",
-        "23: web: unknown key (allowed: node, listen, receiver, limits)",
+        "23: web: unknown key (allowed: node, listen, receiver, rate, limits)",
     ] == problems(file, text)
 
 
@@ -294,6 +302,29 @@ def test_more_patterns_than_allowed_are_refused(file: Path) -> None:
     text = '[limits]\npatterns = 1\n[[receiver]]\nname = "a"\nsubjects = ["a", "b"]\n'
     (told,) = problems(file, text)
     assert "5: receiver.subjects: 2 patterns, at most 1 allowed" == told
+
+
+def test_a_rate_that_limits_nothing_or_lets_nothing_through_is_refused(file: Path) -> None:
+    text = """\
+[[receiver]]
+name = "billing"
+subjects = []
+rate = { messages = 0, burst_seconds = inf }
+[[receiver]]
+name = "archive"
+subjects = []
+rate = { burst_seconds = 2, byte = 5 }
+[rate]
+bytes = "many"
+"""
+    assert [
+        "4: receiver.rate.messages: must be above 0 and finite, not 0.0",
+        "4: receiver.rate.burst_seconds: must be above 0 and finite, not inf",
+        "8: receiver.rate.byte: unknown key, did you mean 'bytes'?"
+        " (allowed: messages, bytes, burst_seconds)",
+        "8: receiver.rate: must say messages, bytes or both",
+        '10: rate.bytes: must be a number, not "many"',
+    ] == problems(file, text)
 
 
 def test_retention_points_to_where_it_is_set(file: Path) -> None:
