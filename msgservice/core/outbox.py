@@ -145,6 +145,11 @@ class Outbox:
         """Runs that wait for another try; `due` says when."""
         return [run for _, _, run in self._retries if run.state == WAITING]
 
+    @property
+    def ready(self) -> tuple[int, int]:
+        """Messages and bytes that wait for nothing but being sent."""
+        return self._ready_messages, self._ready_bytes
+
     def in_flight_at(self, sequence: int) -> bool:
         """Whether this sequence was sent and is not answered."""
         return any(run.state == FLIGHT for run in self._open.between(sequence, sequence))

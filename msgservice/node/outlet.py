@@ -344,7 +344,7 @@ class Outlet:
     def _take_paced(self) -> list[Transfer]:
         pace = self.pace
         assert pace is not None
-        pace.begin()
+        pace.begin(*self.outbox.ready)
         transfers = self.outbox.take_transfers(self._node.now(), pace.allow)
         pace.end()
         return transfers

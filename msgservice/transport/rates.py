@@ -186,8 +186,8 @@ class Pace:
 
     What finds no room has its place in line reserved: first in the receiver's own buckets, then,
     when these have room, in the parent's, so that nobody holds room there that it cannot use yet.
-    A run that finds no room is cut to half a bucket, so that a timer that is late loses nothing;
-    one message that is larger than the bucket passes when the bucket is empty, and what comes
+    A place is for all that is ready, at most half a bucket: so small runs get as much of what is
+    shared as large ones, which are cut to it, and a timer that is late loses nothing. One message that is larger than the bucket passes when the bucket is empty, and what comes
     after it waits until that has drained.
     """
 
@@ -202,16 +202,21 @@ class Pace:
         self._messages_max = max(1.0, _half(messages, parents[0]) // 1)
         self._bytes_max = _half(size, parents[1])
         self._asked = False
-        self._reserved: tuple[int, int] | None = None  # messages, bytes
+        self._ready = (0, 0)
+        self._reserved: tuple[float, float] | None = None  # messages, bytes
+        self._left: tuple[float, float] | None = None  # of a reservation whose time has come
         self._at_parents = False  # the reservation is theirs as well
         self._due = 0.0
 
-    def begin(self) -> None:
-        """The outbox is about to be asked for what may leave."""
+    def begin(self, messages: int, size: int) -> None:
+        """The outbox is about to be asked for what may leave; so much is ready."""
         self._asked = False
+        self._ready = (messages, size)
 
     def end(self) -> None:
-        """The outbox has nothing to send, or no room in its window: hold no place in line."""
+        """The outbox was asked. Without anything to send, or room in its window for it, no place
+        in line is held."""
+        self._give_back()
         if not self._asked:
             self.cancel()
 
@@ -225,12 +230,24 @@ class Pace:
         They count as sent.
         """
         self._asked = True
+        if self._left is not None:
+            count, size = _cut(run, *self._left)
+            messages, bytes_ = self._left
+            if count <= messages and size <= bytes_:
+                self._left = (messages - count, bytes_ - size)
+                return count
+            self._give_back()
         if self._reserved is None:
             if self._has_room(run.count, run.size):
                 self._put(self._own, run.count, run.size)
                 self._put(self._parents, run.count, run.size)
                 return run.count
-            self._reserved = _cut(run, self._messages_max, self._bytes_max)
+            count, size = _cut(run, self._messages_max, self._bytes_max)
+            messages, bytes_ = self._ready
+            self._reserved = (
+                max(count, min(messages, self._messages_max)),
+                max(size, min(bytes_, self._bytes_max)),
+            )
             self._at_parents = False
             self._due = self._seconds() + self._put(self._own, *self._reserved)
         now = self._seconds()
@@ -241,24 +258,26 @@ class Pace:
             self._due = now + self._put(self._parents, *self._reserved)
             if now < self._due - ROUNDING:
                 return 0
-        # It may be another run by now: what it takes more or less is put right.
-        count, size = _cut(run, *self._reserved)
-        self._end_reservation(count, size)
+        # It may be another run by now: what is taken more or less is put right in the end.
+        messages, bytes_ = self._reserved
+        self._reserved = None
+        count, size = _cut(run, messages, bytes_)
+        self._left = (messages - count, bytes_ - size)
         return count
 
     def cancel(self) -> None:
         """Leave the line; what was reserved is given back."""
         if self._reserved is not None:
-            self._end_reservation(0, 0)
+            self._left, self._reserved = self._reserved, None
+            self._give_back()
 
-    def _end_reservation(self, count: int, size: int) -> None:
-        """So much passes of what was reserved."""
-        assert self._reserved is not None
-        messages, bytes_ = self._reserved
-        self._reserved = None
+    def _give_back(self) -> None:
+        if self._left is None:
+            return
+        (messages, bytes_), self._left = self._left, None
         for buckets in (self._own, self._parents) if self._at_parents else (self._own,):
-            buckets[0].correct(count - messages)
-            buckets[1].correct(size - bytes_)
+            buckets[0].correct(-messages)
+            buckets[1].correct(-bytes_)
 
     def _has_room(self, count: int, size: int) -> bool:
         return all(
