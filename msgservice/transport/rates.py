@@ -187,8 +187,9 @@ class Pace:
     What finds no room has its place in line reserved: first in the receiver's own buckets, then,
     when these have room, in the parent's, so that nobody holds room there that it cannot use yet.
     A place is for all that is ready, at most half a bucket: so small runs get as much of what is
-    shared as large ones, which are cut to it, and a timer that is late loses nothing. One message that is larger than the bucket passes when the bucket is empty, and what comes
-    after it waits until that has drained.
+    shared as large ones, which are cut to it, and a timer that is late loses nothing. One message
+    that is larger than the bucket passes when the bucket is empty, and what comes after it waits
+    until that has drained.
     """
 
     def __init__(
@@ -286,7 +287,7 @@ class Pace:
         )
 
     @staticmethod
-    def _put(buckets: tuple[_Bucket, _Bucket], count: int, size: int) -> float:
+    def _put(buckets: tuple[_Bucket, _Bucket], count: float, size: float) -> float:
         return max(buckets[0].reserve(count), buckets[1].reserve(size))
 
 
