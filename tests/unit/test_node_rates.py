@@ -10,7 +10,8 @@ from twisted.internet.task import Clock
 
 from msgservice.connection import Connection
 from msgservice.core.frames import Frame, Transfer
-from msgservice.message import Action, decode_messages
+from msgservice.core.runs import Run
+from msgservice.message import Action, WireMessage, decode_messages, encode_messages
 from msgservice.transport.rates import Rate, RateLimits
 from tests.nodes import NodeWorld, ScriptedPeer
 
@@ -229,6 +230,40 @@ def test_the_list_of_receivers_shows_the_rate_and_the_log_does_not_keep_it() -> 
     world.rates = None
     world.start()
     assert all(outlet.pace is None for outlet in world.node.dispatch)
+
+
+def test_A11_who_goes_away_leaves_the_line() -> None:
+    world = NodeWorld(rate=Rate(messages=10))
+    a = Meter(world, "a", {"subjects": ["a"]})
+    b = Meter(world, "b", {"subjects": ["b"]})
+    sent(world, [numbered(0, 40)], "a")
+    world.settle()
+    a.peer.connection.abort()
+    world.settle()
+    sent(world, [numbered(0, 40)], "b")
+    run(world, 1, b)
+    before = len(b.bodies)
+    run(world, 2, b)
+    assert (10, 20) == (before, len(b.bodies) - before)
+
+
+def test_A11_room_that_was_reserved_and_not_needed_is_given_back() -> None:
+    clock = Clock()
+    limits = RateLimits(clock, total=Rate(messages=10))
+    pace, other = limits.pace(), limits.pace()
+    assert pace is not None
+    assert other is not None
+    one = Run(1, 1, "s", None, encode_messages([WireMessage(b"")]), 10, 0, None, None, 0, None)
+    pace.begin(20, 200)
+    assert [1] * 10 == [pace.allow(one) for _ in range(10)]
+    assert 0 == pace.allow(one)  # a place for five of those that are ready
+    pace.end()
+    clock.advance(0.5)
+    pace.begin(20, 200)
+    assert 1 == pace.allow(one)
+    pace.end()  # the others need it no more
+    other.begin(4, 40)
+    assert [1, 1, 1, 1, 0] == [other.allow(one) for _ in range(5)]
 
 
 @pytest.mark.parametrize("rate", [None, Rate(), Rate(burst_seconds=3)])
