@@ -39,6 +39,7 @@ from msgservice.core.runs import (
     shatter_run,
 )
 from msgservice.errors import NeverSent
+from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status, cut_messages, message_sizes
 
 ARRAY_HEADER = 5  # bytes of a msgpack array header, at most
@@ -513,9 +514,14 @@ class Outbox:
         return settled
 
     def take_transfers(
-        self, now: float, allow: Callable[[Run], int] | None = None
+        self,
+        now: float,
+        allow: Callable[[Run], int] | None = None,
+        bytes_max: int = INTEGER_MAX,
     ) -> list[Transfer]:
         """The frames to send now, in order; they are in flight from here on.
+
+        No more once `bytes_max` bytes are reached: the owner comes again when others had a turn.
 
         `allow` is asked before a run is sent, where given: how many of its messages may leave
         now, at least 0. The rest, and all that comes after, waits for the next call.
@@ -541,7 +547,8 @@ class Outbox:
                     self._split(run, run.first + 1)
                 self._send(run, transfers)
         ready = self._ready
-        while ready:
+        stop_at = self.in_flight_bytes + bytes_max
+        while ready and self.in_flight_bytes < stop_at:
             run = ready[0]
             if run.state != READY:
                 self._pop_ready()

@@ -26,10 +26,11 @@ from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, Receiv
 from msgservice.transport.rates import Pace
 
 NOTES_MAX = 100
-# One page of a receiver that lags: it is sent within one turn of the reactor, and others wait for
-# that turn (bench/backlog.py). The next page is read while this one is on its way.
-PAGE_BYTES = 512 * 1024
-PAGE_MESSAGES = 4096
+# What one receiver is sent in one turn of the reactor; others wait for that turn.
+TURN_BYTES = 256 * 1024
+# One page of a receiver that lags. The next page is read while this one is on its way.
+PAGE_BYTES = 4 * 1024 * 1024
+PAGE_MESSAGES = 16_384
 UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let go
 
 
@@ -63,6 +64,7 @@ class Outlet:
         self._busy = False  # something is in flight
         self._timer: IDelayedCall | None = None
         self._timer_due = 0.0
+        self._pumping: IDelayedCall | None = None
         self._unload: IDelayedCall | None = None
         self._new: list[Settled] = []  # settled, in no group yet
         # In groups under way, oldest first: what was settled, and the cursor after it.
@@ -198,10 +200,10 @@ class Outlet:
 
     def stop(self) -> None:
         """No timer is left behind."""
-        for timer in (self._timer, self._unload):
+        for timer in (self._timer, self._unload, self._pumping):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._timer = self._unload = None
+        self._timer = self._unload = self._pumping = None
 
     # --- what the receiver answers
 
@@ -324,22 +326,33 @@ class Outlet:
         if connection is None or not connection.is_open:
             return
         outbox = self.outbox
-        while True:
-            if outbox.wants:
-                self._fill()
-            transfers = (
-                outbox.take_transfers(self._node.now()) if self.pace is None else self._take_paced()
-            )
-            if not transfers:
-                break
+        if outbox.wants:
+            self._fill()
+        before = outbox.in_flight_bytes
+        transfers = (
+            outbox.take_transfers(self._node.now(), None, TURN_BYTES)
+            if self.pace is None
+            else self._take_paced()
+        )
+        if transfers:
             connection.send_all(transfers)
-            if not connection.is_open:
-                break
-        connection.flush()
+            connection.flush()
+            if outbox.in_flight_bytes - before >= TURN_BYTES:
+                self._pump_later()
+            elif outbox.wants:
+                self._fill()
         if outbox.has_settled:
             self._drain()  # loading settles what the receiver's RESUME has taken
         self._note_busy()
         self._rearm()
+
+    def _pump_later(self) -> None:
+        if self._pumping is None:
+            self._pumping = self._node.clock.callLater(0, self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._pumping = None
+        self.pump()
 
     def _take_paced(self) -> list[Transfer]:
         pace = self.pace
