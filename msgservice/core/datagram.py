@@ -90,6 +90,7 @@ class Endpoint:
         self._deliveries: list[tuple[Session, list[Delivery]]] = []
         self._settled: list[object] = []
         self._answers: list[Answer] = []
+        self._late_sessions: list[Session] = []
         self._failures: list[tuple[Address, list[object], bool]] = []
         self._events: list[tuple[str, Session]] = []
 
@@ -243,6 +244,15 @@ class Endpoint:
             for peer in ready.values():
                 self._pump(peer, out, now)
         return out
+
+    def catch_up(self) -> None:
+        """Do what was put off until the datagrams had left: call it after each
+        `take_datagrams`."""
+        late = self._late_sessions
+        if late:
+            for session in late:
+                session.catch_up()
+            late.clear()
 
     # --- pumping
 
@@ -649,6 +659,7 @@ class Endpoint:
             queue=peer.queue,
             settled=self._settled,
             answered=self._answers,
+            late_sessions=self._late_sessions,
             jitter=self._jitter,
             ordered=self._ordered,
             now=now,
@@ -731,6 +742,8 @@ class Endpoint:
 
     def _receive_reset(self, echo: int, role: int, identifier: int, address: Address) -> None:
         session = self._sessions.get((address, identifier))
+        if session is not None:
+            session.catch_up()
         if session is None or role == session.role or echo not in session.recovery.in_flight:
             self.counters["ignored"] += 1
             return

@@ -368,6 +368,7 @@ class DatagramPeer(DatagramProtocol):
             self._turn_call = None
         if not self._closed:
             self._write()
+            endpoint.catch_up()
             if endpoint.rescheduled:
                 self._arm()
 
