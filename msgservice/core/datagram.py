@@ -84,6 +84,12 @@ class Endpoint:
         self._heap_count = 0
         self._handshakes = Budget(limits.handshakes_per_second)
         self._resets = Budget(limits.resets_per_second)
+        # What an address without state may send, and what limits the answers to it.
+        self._strangers = {
+            wire.HELLO: self._handshakes,
+            wire.MESSAGES: self._resets,
+            wire.ACKNOWLEDGEMENT: self._resets,
+        }
         self._swept_at = now
         self.rescheduled = False  # next_deadline() may be earlier than it was
         self._out: list[tuple[Address, list[bytes]]] = []
@@ -403,6 +409,19 @@ class Endpoint:
         return len(self.peers) < self.limits.peers
 
     # --- from the world: datagrams
+
+    def ignores(self, letter: int, now: float) -> bool:
+        """Whether a datagram that begins with this byte is ignored if its address is not in
+        `peers`.
+
+        For the driver, so that a flood costs no more than being read: `receive_datagrams` would
+        come to the same.
+        """
+        budget = self._strangers.get(letter)
+        if budget is not None and now >= budget.next_at:
+            return False
+        self.counters["ignored"] += 1
+        return True
 
     def receive_datagrams(self, data: bytes, segment: int, address: Address, now: float) -> None:
         """Take datagrams of one source, `segment` bytes each but the last (0: there is one).

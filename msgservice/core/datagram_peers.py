@@ -87,14 +87,16 @@ class Waiting(NamedTuple):
 
 
 class Budget:
-    """At most `rate` in a second, a second's worth at once."""
+    """At most `rate` in a second, a second's worth at once; `next_at`: when one is allowed
+    again."""
 
-    __slots__ = ("_at", "_rate", "_tokens")
+    __slots__ = ("_at", "_rate", "_tokens", "next_at")
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._tokens = float(rate)
         self._at = 0.0
+        self.next_at = 0.0
 
     def spend(self, now: float) -> bool:
         """Return whether one more is allowed."""
@@ -103,4 +105,6 @@ class Budget:
         if self._tokens < 1:
             return False
         self._tokens -= 1
+        if self._tokens < 1:
+            self.next_at = now + (1 - self._tokens) / self._rate
         return True

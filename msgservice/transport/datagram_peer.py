@@ -218,6 +218,8 @@ class DatagramPeer(DatagramProtocol):
                 self._reactor,
                 receive=self._receive,
                 turn=self._turn,
+                known=self._peers,
+                ignores=self._ignores,
                 interface=interface,
                 port=port,
                 buffer_bytes=BUFFER_BYTES,
@@ -248,8 +250,10 @@ class DatagramPeer(DatagramProtocol):
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Take a datagram from a port of Twisted's own."""
-        self._receive(datagram, 0, addr[:2])
-        self._turn()
+        address = addr[:2]
+        if address in self._peers or not (datagram and self._ignores(datagram[0])):
+            self._receive(datagram, 0, address)
+            self._turn()
 
     def close(self) -> None:
         """Tell all peers, close the socket, and fail what is under way with `PeerClosed`."""
@@ -351,6 +355,9 @@ class DatagramPeer(DatagramProtocol):
 
     def _receive(self, data: bytes, segment: int, address: Address) -> None:
         self._endpoint.receive_datagrams(data, segment, address, self._seconds())
+
+    def _ignores(self, letter: int) -> bool:
+        return self._endpoint.ignores(letter, self._seconds())
 
     def _turn(self) -> None:
         """Hand on what came, then send all that is to be said, once."""

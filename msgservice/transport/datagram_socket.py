@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
@@ -33,6 +33,8 @@ TRAIN_DATAGRAMS_MAX = 64  # UDP_MAX_SEGMENTS of every kernel that has it
 TRAIN_BYTES_MAX = 65_507
 # Reads of one turn: other descriptors want their turn as well.
 READS_MAX = 32
+# Reads of one turn that were ignored: they cost little, and what counts waits behind them.
+IGNORED_MAX = 512
 # So much is processed before it is answered: else the sender stands still meanwhile.
 TURN_BYTES = 64 * 1024
 CONTROL_BYTES = socket.CMSG_SPACE(4)
@@ -45,7 +47,11 @@ NO_OFFLOAD = (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
 @implementer(IReadDescriptor, IWriteDescriptor)
 class DatagramSocket:
     """A bound, non-blocking UDP socket; `receive(data, segment, address)` per read, then
-    `turn()`."""
+    `turn()`.
+
+    What comes from an address outside `known` is dropped unread where `ignores(first byte)` says
+    so.
+    """
 
     _log = Logger()
 
@@ -55,6 +61,8 @@ class DatagramSocket:
         *,
         receive: Receive,
         turn: Callable[[], None],
+        known: Container[Address],
+        ignores: Callable[[int], bool],
         interface: str,
         port: int,
         buffer_bytes: int,
@@ -63,6 +71,8 @@ class DatagramSocket:
         self._reactor = reactor
         self._receive = receive
         self._turn = turn
+        self._known = known
+        self._ignores = ignores
         self._pending: deque[tuple[Address, bytes, int]] = deque()
         self._wait: Any = None
         self._closed = False
@@ -120,21 +130,28 @@ class DatagramSocket:
     def doRead(self) -> None:
         """Read what has come, and let it be processed as one turn."""
         read, buffer, view = self._socket.recvmsg_into, self._buffer, self._view
-        unanswered = 0
-        for turn in range(READS_MAX):
+        known = self._known
+        reads = ignored = unanswered = 0
+        while reads < READS_MAX and ignored < IGNORED_MAX:
             try:
                 size, control, _flags, address = read(buffer, CONTROL_BYTES)
             except BlockingIOError:
-                self._busy = turn > 1
+                self._busy = reads + ignored > 1
                 break
             except OSError as error:
                 # An ICMP error about an earlier datagram: that was a loss, and is found as one.
                 self._log.debug("udp read: {error}", error=error)
+                reads += 1
                 continue
+            address = address[:2]
+            if address not in known and size and self._ignores(view[0]):
+                ignored += 1
+                continue
+            reads += 1
             segment = 0
             if control:
                 segment = int.from_bytes(control[0][2], sys.byteorder)
-            self._receive(bytes(view[:size]), segment, address[:2])
+            self._receive(bytes(view[:size]), segment, address)
             if self._closed:
                 return
             unanswered += size
@@ -148,6 +165,8 @@ class DatagramSocket:
                 self._single += 1
                 if self._single & 3:
                     break
+        else:
+            self._busy = True
         self._turn()
 
     def doWrite(self) -> None:

@@ -143,6 +143,7 @@ class Host:
             for datagram in datagrams:
                 self.sent_bytes += len(datagram)
                 world.transmit(self.address, address, datagram)
+        endpoint.catch_up()
 
 
 class World:

@@ -269,6 +269,35 @@ def test_a_flood_costs_no_memory_answers_less_than_it_brings_and_hurts_no_peer()
     assert world.run(3, until=lambda: a.settled == [b"before", b"after"])
 
 
+def test_what_the_driver_drops_unread_is_what_would_have_been_ignored_anyway() -> None:
+    world = World(1)
+    endpoint = world.host(1, limits=DatagramLimits(handshakes_per_second=50)).endpoint
+    dropped = 0
+    for number, (address, datagram) in enumerate(flood_of(2, 5_000)):
+        now = number / 10_000
+        drops = endpoint.ignores(datagram[0], now)
+        dropped += drops
+        before = dict(endpoint.counters)
+        endpoint.receive_datagrams(datagram, 0, address, now)
+        if drops:
+            assert [] == endpoint.take_datagrams(now)
+            before["ignored"] += 1
+            assert before == endpoint.counters
+        endpoint.take_datagrams(now)
+
+    assert 4_000 < dropped < 5_000
+    assert 0 < endpoint.counters["handshakes"] <= 76  # the bucket, and half a second's refill
+
+
+def test_a_stranger_is_heard_again_when_the_flood_is_over() -> None:
+    world = World(1)
+    endpoint = world.host(1, limits=DatagramLimits(handshakes_per_second=10)).endpoint
+    for address, datagram in flood_of(3, 200):
+        endpoint.receive_datagrams(datagram, 0, address, 1.0)
+    assert endpoint.ignores(wire.HELLO, 1.09)
+    assert not endpoint.ignores(wire.HELLO, 1.11)
+
+
 def test_ten_thousand_peers_fit_in_memory_and_the_next_is_not_answered() -> None:
     import tracemalloc
 
