@@ -52,6 +52,7 @@ from msgservice.errors import (
     Refused,
 )
 from msgservice.transport.datagram_socket import DatagramSocket
+from msgservice.transport.spinning import Spin
 
 Address = tuple[str, int]
 Result = bytes | None | Deferred[bytes | None] | Coroutine[Any, Any, bytes | None]
@@ -61,6 +62,9 @@ REASON_BYTES_MAX = 1000
 # Linux doubles it; an ordinary user gets at most net.core.rmem_max, which the log shows.
 BUFFER_BYTES = 4 * 1024 * 1024
 GRAIN = 1e-6
+# Seconds that the next datagram of a conversation is waited for awake (`spinning`).
+SPIN = 100e-6
+SPIN_MAX = 0.001
 
 
 class _Run:
@@ -126,7 +130,9 @@ class DatagramPeer(DatagramProtocol):
     retransmissions or asks went out and `send_timeout * retries` seconds passed (None: never).
     `key`: 32 bytes shared by both sides, or `{key id: bytes}`, the first of which is used for what
     this side begins. Without a key only loopback addresses are allowed, unless `insecure`.
-    `limits`: see `DatagramLimits`. Override `handle_message`, `node_failure`, `mangle`.
+    `limits`: see `DatagramLimits`. `spin`: in a conversation of single requests the socket is
+    watched for so many seconds before the reactor sleeps; 0: never. Override `handle_message`,
+    `node_failure`, `mangle`.
     """
 
     _log = Logger()
@@ -145,9 +151,12 @@ class DatagramPeer(DatagramProtocol):
         jitter: Callable[[], float] = random.random,
         ordered: bool = False,
         carry_over: bool = True,
+        spin: float = SPIN,
     ) -> None:
         if retries < 0 or (send_timeout is not None and send_timeout <= 0):
             raise ValueError("send_timeout must be above 0, retries at least 0")
+        if not 0 <= spin <= SPIN_MAX:
+            raise ValueError(f"spin must be from 0 to {SPIN_MAX} seconds")
         self._reactor = reactor
         self._seconds: Callable[[], float] = seconds or monotonic_of(reactor)
         self._open = key is None and not insecure
@@ -167,6 +176,7 @@ class DatagramPeer(DatagramProtocol):
             now=self._seconds(),
         )
         self._peers = self._endpoint.peers
+        self._spin = Spin(spin, self._seconds) if spin else None
         self._socket: DatagramSocket | None = None
         self._timer: Any = None
         self._timer_at = 0.0
@@ -224,6 +234,7 @@ class DatagramPeer(DatagramProtocol):
                 port=port,
                 buffer_bytes=BUFFER_BYTES,
                 offload=offload,
+                spin=self._spin,
             )
         else:
             self._reactor.listenUDP(port, self, interface=interface, maxPacketSize=65_535)

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.errors import CannotListen
+from msgservice.transport.spinning import Spin
 
 Address = tuple[str, int]
 Receive = Callable[[bytes, int, Address], None]
@@ -35,6 +36,8 @@ TRAIN_BYTES_MAX = 65_507
 READS_MAX = 32
 # Reads of one turn that were ignored: they cost little, and what counts waits behind them.
 IGNORED_MAX = 512
+# Datagrams of a conversation in a row that are waited for awake, for the same reason.
+SPINS_MAX = 8
 # So much is processed before it is answered: else the sender stands still meanwhile.
 TURN_BYTES = 64 * 1024
 CONTROL_BYTES = socket.CMSG_SPACE(4)
@@ -67,8 +70,10 @@ class DatagramSocket:
         port: int,
         buffer_bytes: int,
         offload: bool = True,
+        spin: Spin | None = None,
     ) -> None:
         self._reactor = reactor
+        self._spin = spin
         self._receive = receive
         self._turn = turn
         self._known = known
@@ -129,6 +134,34 @@ class DatagramSocket:
 
     def doRead(self) -> None:
         """Read what has come, and let it be processed as one turn."""
+        spin = self._spin
+        if spin is None:
+            self._read()
+            self._turn()
+            return
+        spin.wake()
+        reads = self._read()
+        self._turn()
+        for _ in range(SPINS_MAX):
+            if not spin.pays(reads):
+                break
+            reads = self._read_awake(spin)
+        spin.end()
+
+    def _read_awake(self, spin: Spin) -> int:
+        """Watch the socket for a while; return how many reads brought something."""
+        until = spin.seconds() + spin.spin
+        while spin.seconds() < until and not self._closed:
+            reads = self._read()
+            if reads:
+                self._turn()
+                spin.succeed()
+                return reads
+        spin.fail()
+        return 0
+
+    def _read(self) -> int:
+        """Take what has come, up to a turn's worth; return how many reads that took."""
         read, buffer, view = self._socket.recvmsg_into, self._buffer, self._view
         known = self._known
         reads = ignored = unanswered = 0
@@ -153,13 +186,13 @@ class DatagramSocket:
                 segment = int.from_bytes(control[0][2], sys.byteorder)
             self._receive(bytes(view[:size]), segment, address)
             if self._closed:
-                return
+                return reads
             unanswered += size
             if unanswered >= TURN_BYTES:
                 unanswered = 0
                 self._turn()
                 if self._closed:
-                    return
+                    return reads
             # Where single datagrams come far between, the read that finds nothing is left out.
             if not (segment or self._busy):
                 self._single += 1
@@ -167,7 +200,7 @@ class DatagramSocket:
                     break
         else:
             self._busy = True
-        self._turn()
+        return reads
 
     def doWrite(self) -> None:
         """Go on with what waits."""

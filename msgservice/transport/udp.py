@@ -237,6 +237,7 @@ class Bearer(DatagramPeer):
             limits=datagram_limits(limits),
             ordered=True,
             carry_over=False,
+            spin=0.0,  # the reactor has more to do than one conversation
         )
         self._make_user = make_user
         self._frame_limits = limits
