@@ -108,7 +108,7 @@ class Endpoint:
         if peer is None:
             if len(self.peers) >= self.limits.peers and not self._sweep(now, urgent=True):
                 raise LimitReached("peers", self.limits.peers)
-            peer = self.peers[address] = Peer(address, now)
+            peer = self.peers[address] = Peer(address, self._retries, now)
         return peer
 
     def send(self, address: Address, body: bytes, token: object, now: float) -> None:
@@ -194,7 +194,7 @@ class Endpoint:
                 session.close()
                 out = session.take_datagrams(now)
                 self._out.append((address, out[-1:]))
-                tokens += session.sending.give_up(peer.queue.enqueued)
+                tokens += session.sending.give_up(peer.queue.enqueued, 0, [])
                 self._drop_session(session)
         self._ready.pop(address, None)
         return tokens
@@ -319,9 +319,9 @@ class Endpoint:
             return
         assert self._patience is not None
         if len(marks) > 1 and now - marks[-2].at < self._patience / MARKS_PER_PATIENCE:
-            marks[-1] = Mark(enqueued, now, marks[-1].tries)
+            marks[-1] = Mark(enqueued, now)
         else:
-            marks.append(Mark(enqueued, now, peer.all_tries))
+            marks.append(Mark(enqueued, now))
 
     def _schedule(self, peer: Peer, now: float) -> None:
         if self._patience is not None:
@@ -334,11 +334,12 @@ class Endpoint:
         if peer.opening is not None:
             deadlines.append(peer.opening.at)
         if peer.marks and self._patience is not None:
-            mark = peer.marks[0]
-            due = mark.at + self._patience
             # Where only tries are missing, each of them has a time of its own.
-            if due > now or peer.all_tries - mark.tries >= self._retries:
-                deadlines.append(due)
+            if self._gives_up(peer, now):
+                deadlines.append(now)
+            else:
+                begins = (peer.marks[0].at, peer.heard_at)
+                deadlines += [at + self._patience for at in begins if at + self._patience > now]
         due = min((at for at in deadlines if at is not None), default=math.inf)
         if due < peer.due:
             peer.due = due
@@ -365,21 +366,49 @@ class Endpoint:
         if now - self._swept_at >= self.limits.idle_timeout / 4:
             self._sweep(now, urgent=False)
 
+    def _due_marks(self, peer: Peer, now: float) -> int:
+        """Return how many marks are as old as the patience."""
+        assert self._patience is not None
+        return sum(1 for mark in peer.marks if now >= mark.at + self._patience)
+
+    def _is_silent(self, peer: Peer, mark: Mark, now: float) -> bool:
+        """Whether what waits below a mark has failed: it has had no try of its own, so it fails
+        only with a node that was asked and not heard."""
+        assert self._patience is not None
+        tried_at, retries = peer.tried_at, self._retries
+        return now >= peer.heard_at + self._patience and (
+            not retries or (len(tried_at) == retries and tried_at[0] >= max(peer.heard_at, mark.at))
+        )
+
+    def _gives_up(self, peer: Peer, now: float) -> bool:
+        """Whether `_give_up` would find anything."""
+        due = self._due_marks(peer, now)
+        if not due:
+            return False
+        mark = peer.marks[due - 1]
+        session = peer.session
+        return (len(peer.queue) > 0 and self._is_silent(peer, mark, now)) or (
+            session is not None
+            and session.sending.exhausted(mark.ordinal, self._retries, session.asked)
+        )
+
     def _give_up(self, peer: Peer, now: float) -> None:
         if self._patience is None:
             return
+        due = self._due_marks(peer, now)
+        if not due:
+            return
+        ordinal = peer.marks[due - 1].ordinal
         tokens: list[object] = []
-        while peer.marks:
-            ordinal, at, tries = peer.marks[0]
-            if now < at + self._patience or peer.all_tries - tries < self._retries:
-                break
-            peer.marks.pop(0)
-            session = peer.session
-            if session is not None:
-                tokens += session.sending.give_up(ordinal)
+        session = peer.session
+        if session is not None:
+            tokens += session.sending.give_up(ordinal, self._retries, session.asked)
+        if self._is_silent(peer, peer.marks[due - 1], now):
             tokens += peer.queue.take_below(ordinal)
-            if session is not None:
-                session.spent = session.spent or bool(tokens)
+        if session is not None:
+            session.spent = session.spent or bool(tokens)
+        # The newest mark stays while anything below it is open or waits.
+        del peer.marks[: due if peer.first_unsettled >= ordinal else due - 1]
         if not len(peer.queue) and peer.opening is not None:
             peer.opening = None
         if tokens:
@@ -496,7 +525,6 @@ class Endpoint:
         """End a session; what is open in it goes to the next one."""
         if (session.address, session.identifier) not in self._sessions:
             return  # ended by an earlier datagram of the same read
-        peer.tries += session.tries
         self._drop_session(session)
         if peer.candidate is session:
             peer.candidate = None
@@ -545,7 +573,7 @@ class Endpoint:
     def _hello(self, peer: Peer, opening: Opening, now: float) -> bytes:
         opening.sent_once = not opening.tries_cookie
         if opening.tries:
-            peer.tries += 1
+            peer.tried_at.append(now)
         opening.tries += 1
         opening.tries_cookie += 1
         if opening.cookie and opening.tries_cookie > HELLOS_PER_COOKIE:
@@ -675,6 +703,7 @@ class Endpoint:
             settled=self._settled,
             answered=self._answers,
             late_sessions=self._late_sessions,
+            tried_at=peer.tried_at,
             jitter=self._jitter,
             ordered=self._ordered,
             now=now,

@@ -12,6 +12,9 @@ from msgservice.core.datagram_sender import Chunk, Piece, Reply
 from msgservice.core.datagram_state import Control
 
 HANDLED_RANGES_MAX = 48
+# Asks that are remembered, to count those for each message: more `retries` than that are not told
+# apart.
+ASKED_MAX = 256
 # Datagrams that may leave without pacing when little is in flight.
 UNPACED = 4
 # The heads of one message or reply, and of a RECEIVED block behind it.
@@ -250,14 +253,13 @@ class SessionOutput(SessionInput):
         else:
             assert type(item) is Piece
             body = item.encode()
-            count = 0
-            if item.offset == 0:
-                count = 1
+            count = int(item.offset == 0)
+            if count or again:
                 item.owner.transmissions += 1
         counters.messages_sent += count
         if again:
             counters.messages_again += count
-            self.tries += 1
+            self.tried_at.append(now)
         receiving = self.receiving
         content: tuple[object, ...] = (item,)
         if receiving.ack_due is not None or receiving.handled_pending:
@@ -357,9 +359,12 @@ class SessionOutput(SessionInput):
         if self._ask_pending and room >= wire.ASK_BLOCK.size:
             self._ask_pending = False
             self._asks += 1
-            self.tries += 1
+            self.tried_at.append(now)
+            floor = self.sending.floor
+            self.asked = [end for end in self.asked[1 - ASKED_MAX :] if end > floor]
+            self.asked.append(self.sending.next_nonce)
             self.counters.asks += 1
-            parts.append(wire.ASK_BLOCK.pack(wire.ASK, self.sending.floor))
+            parts.append(wire.ASK_BLOCK.pack(wire.ASK, floor))
             room -= wire.ASK_BLOCK.size
         if self._close_pending and room > 0:
             self._close_pending = False

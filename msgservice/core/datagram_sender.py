@@ -110,6 +110,11 @@ class Chunk:
         self.arrived: set[int] | None = None  # offsets of a large message's pieces
         self.arrived_bytes = 0
 
+    def tries(self, asked: list[int]) -> int:
+        """Return how often the messages were sent again or asked after; `asked`: for each ask, the
+        nonce up to which it asked."""
+        return max(0, self.transmissions - 1) + len(asked) - bisect_right(asked, self.first)
+
     def bodies(self) -> list[bytes]:
         """Return the messages again: all of them, the settled ones too."""
         if self.data is not None:
@@ -443,14 +448,28 @@ class SendingHalf:
             at = 0
         self._head = at
 
-    def give_up(self, ordinal: int) -> list[Token]:
-        """Settle all open messages below `ordinal` without an answer; return their tokens."""
+    def exhausted(self, ordinal: int, retries: int, asked: list[int]) -> bool:
+        """Whether `give_up` would find anything."""
+        return any(
+            chunk.remaining and chunk.tries(asked) >= retries
+            for chunk in self.chunks[self._head :]
+            if self.ordinal(chunk.first) < ordinal
+        )
+
+    def give_up(self, ordinal: int, retries: int, asked: list[int]) -> list[Token]:
+        """Settle the messages below `ordinal` that were retried often enough; return their tokens.
+
+        `retries`: retransmissions and asks that a message must have had; `asked`: for each ask,
+        the nonce up to which it asked.
+        """
         tokens: list[Token] = []
         chunks = self.chunks
         for at in range(self._head, len(chunks)):
             chunk = chunks[at]
             if self.ordinal(chunk.first) >= ordinal:
                 break
+            if chunk.tries(asked) < retries:
+                continue
             for index in range(chunk.count if chunk.remaining else 0):
                 if self.ordinal(chunk.first + index) >= ordinal:
                     break

@@ -36,7 +36,7 @@ class Session(SessionOutput):
             if recovery.timeouts >= TIMEOUTS_PERSISTENT:
                 self.congestion.on_timeouts(now)
             self._probes = 1 if recovery.timeouts == 1 else 2
-            self.tries += 1
+            self.tried_at.append(now)
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_pending = True
             self._ask_at = None

@@ -6,6 +6,7 @@ and `core.datagram_session` (time); decides nothing by itself.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,6 +65,7 @@ class SessionState:
         "_room",
         "_window_limited",
         "address",
+        "asked",
         "closed_by_peer",
         "congestion",
         "counters",
@@ -79,7 +81,7 @@ class SessionState:
         "seal",
         "sending",
         "spent",
-        "tries",
+        "tried_at",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +99,7 @@ class SessionState:
         settled: list[object],
         answered: list[Answer],
         late_sessions: list[Any],
+        tried_at: deque[float],
         jitter: Callable[[], float],
         ordered: bool,
         now: float,
@@ -111,7 +114,8 @@ class SessionState:
         self.proven = role == wire.INITIATOR
         self.closed_by_peer = False
         self.spent = False  # messages were given up: nonces are missing for ever
-        self.tries = 0  # retransmissions and asks that went out
+        self.tried_at = tried_at  # when retransmissions and asks went out
+        self.asked: list[int] = []  # for each ask: all nonces below this were asked after
         datagram_bytes = min(limits.datagram_bytes, terms.datagram_bytes_max)
         self._room = datagram_bytes - wire.HEADER_BYTES - seal.overhead
         self._limits = limits
