@@ -18,6 +18,9 @@ from msgservice.core.recovery import ACK_DELAY_MAX
 
 # Ranges of packet numbers kept; a packet below the lowest kept one counts as a replay.
 NUMBER_RANGES_MAX = 256
+# A sender numbers its packets one by one: further ahead is none of its own, and a gap as long
+# could not be told in a RECEIVED block.
+NUMBER_JUMP_MAX = 2**31
 # Packets with messages that are acknowledged together at most, where time allows it (RFC 9000
 # §13.2.2).
 ACK_EVERY = 2
@@ -104,9 +107,10 @@ class ReceivingHalf:
     # --- packets
 
     def is_new(self, number: int) -> bool:
-        """Whether the packet may be processed: not seen before, and not too old to know."""
+        """Whether the packet may be processed: not seen before, not too old to know, and not of a
+        far future."""
         if number > self.largest:
-            return True
+            return number - self.largest <= NUMBER_JUMP_MAX
         return number < self.run_first and number > self.forgotten and number not in self.older
 
     def receive_number(self, number: int, now: float, *, eliciting: bool, urgent: bool) -> None:

@@ -295,6 +295,23 @@ def test_ten_thousand_peers_fit_in_memory_and_the_next_is_not_answered() -> None
     assert server.endpoint.counters["refused_peers"] > 0
 
 
+@pytest.mark.parametrize("ahead", [2**31 + 100, 2**32 + 2, 2**40, 2**64 - 1])
+def test_a_packet_number_of_the_far_future_is_ignored(ahead: int) -> None:
+    # It was acknowledged with a gap that has no room in its field, which ended the whole socket.
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    a.send(b.address, b"before")
+    world.run(2)
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    header = wire.HEADER.pack(wire.MESSAGES, 1, 0, wire.INITIATOR, session.identifier, ahead)
+    b.receive(with_checksum(header + wire.encode_run(2, [b"later"]) + bytes(4)), a.address)
+    a.send(b.address, b"after")
+
+    assert world.run(5, until=lambda: a.settled == [b"before", b"after"])
+    assert [b"before", b"after"] == b.handled
+
+
 def test_a_reset_is_believed_only_for_a_packet_in_flight() -> None:
     world = World(1)
     a, b = world.host(1), world.host(2)
