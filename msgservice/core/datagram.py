@@ -24,7 +24,7 @@ from msgservice.core.datagram_keys import Keys, NoKeys
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_peers import Budget, Effects, Mark, Opening, Peer, Waiting
 from msgservice.core.datagram_receiver import Delivery
-from msgservice.core.datagram_sender import Answer
+from msgservice.core.datagram_sender import Answer, SendQueue
 from msgservice.core.datagram_session import Session
 from msgservice.core.recovery import ACK_DELAY_MAX, RTO_INITIAL
 from msgservice.errors import LimitReached, MessageTooLarge
@@ -360,10 +360,10 @@ class Endpoint:
             peer.marks.pop(0)
             session = peer.session
             if session is not None:
-                given_up = session.sending.give_up(ordinal)
-                session.spent = session.spent or bool(given_up)
-                tokens += given_up
+                tokens += session.sending.give_up(ordinal)
             tokens += peer.queue.take_below(ordinal)
+            if session is not None:
+                session.spent = session.spent or bool(tokens)
         if not len(peer.queue) and peer.opening is not None:
             peer.opening = None
         if tokens:
@@ -480,15 +480,11 @@ class Endpoint:
             if peer.candidate is not None:
                 candidate, peer.candidate = peer.candidate, None
                 self._install(peer, candidate)
-        if peer.session is not None and peer.session is not session:
-            # Its ordinals count from what now waits.
-            peer.session.sending.ordinal_base = (
-                peer.queue.first_ordinal - peer.session.sending.next_nonce
-            )
         self._ready[peer.address] = peer
 
     def _install(self, peer: Peer, session: Session) -> None:
         peer.session = session
+        session.sending.begin(peer.queue)
         self._events.append(("opened", session))
 
     def _drop_session(self, session: Session) -> None:
@@ -646,7 +642,7 @@ class Endpoint:
             own_random=random,
             terms=terms,
             limits=self.limits,
-            queue=peer.queue,
+            queue=SendQueue(),  # that of the peer once it is installed: until then nothing is sent
             settled=self._settled,
             answered=self._answers,
             jitter=self._jitter,

@@ -10,7 +10,7 @@ reply, or a failure). Not here: when something is lost (`core.recovery`), how mu
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -36,13 +36,16 @@ Answer = tuple[Token, int, int, bytes]
 class SendQueue:
     """Messages that wait for one address, in order; outlives sessions. Tokens beside the bodies."""
 
-    __slots__ = ("bodies", "enqueued", "head", "tokens", "waiting_bytes")
+    __slots__ = ("bodies", "carried", "enqueued", "head", "tokens", "waiting_bytes")
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         self.tokens: list[Token] = []
         self.head = 0
         self.enqueued = 0  # messages ever handed in: the ordinal of the next
+        # Ordinals of the first messages here, which come from a session that was lost: those
+        # between them were settled in it. Whatever session begins takes them over.
+        self.carried: list[int] = []
         self.waiting_bytes = 0
 
     def __len__(self) -> int:
@@ -50,7 +53,7 @@ class SendQueue:
 
     @property
     def first_ordinal(self) -> int:
-        """The ordinal of the first message that waits."""
+        """The ordinal of the first message that waits, if no other was settled before it."""
         return self.enqueued - len(self.bodies) + self.head
 
     def drop_taken(self) -> None:
@@ -64,8 +67,12 @@ class SendQueue:
             del self.tokens[: self.head]
             self.head = 0
 
-    def put_back(self, bodies: list[bytes], tokens: list[Token]) -> None:
-        """Put messages before all others: their session was lost."""
+    def put_back(self, bodies: list[bytes], tokens: list[Token], ordinals: list[int]) -> None:
+        """Put messages before all others: their session was lost.
+
+        `ordinals`: of them, and of those that had been put back before and still wait.
+        """
+        self.carried = ordinals
         self.bodies[: self.head] = bodies
         self.tokens[: self.head] = tokens
         self.head = 0
@@ -73,7 +80,11 @@ class SendQueue:
 
     def take_below(self, ordinal: int) -> list[Token]:
         """Take out the messages below `ordinal`, and return their tokens."""
-        count = min(max(0, ordinal - self.first_ordinal), len(self))
+        carried = self.carried
+        count = bisect_left(carried, ordinal)
+        if count == len(carried):
+            count = max(count, min(ordinal - self.first_ordinal, len(self)))
+        del carried[:count]
         end = self.head + count
         tokens = self.tokens[self.head : end]
         self.waiting_bytes -= sum(map(len, self.bodies[self.head : end]))
@@ -178,6 +189,7 @@ class SendingHalf:
         "_head",
         "_large",
         "answered",
+        "carried",
         "chunks",
         "credit_bytes",
         "credit_messages",
@@ -206,8 +218,9 @@ class SendingHalf:
         self.credit_messages = credit_messages
         self.credit_bytes = credit_bytes
         self.next_nonce = 1
-        # The ordinal of nonce n is ordinal_base + n.
-        self.ordinal_base = queue.first_ordinal - 1
+        # The ordinals of the first nonces, then ordinal_base + n is that of nonce n.
+        self.carried: list[int] = []
+        self.ordinal_base = 0
         self.open = 0
         self.packed_bytes = 0
         self.retransmit: list[Chunk | Piece] = []
@@ -216,7 +229,20 @@ class SendingHalf:
         self._head = 0
         self._large: tuple[Chunk, int] | None = None  # being cut, and how far
 
+    def begin(self, queue: SendQueue) -> None:
+        """Send the messages of this queue from now on; none was sent before."""
+        assert self.next_nonce == 1, self.next_nonce
+        self.queue = queue
+        self.ordinal_base = queue.first_ordinal - 1
+        self.carried, queue.carried = queue.carried, []
+
     # --- getters
+
+    def ordinal(self, nonce: int) -> int:
+        """Return which message of the address this is, counted from 0 over all sessions."""
+        if nonce <= len(self.carried):
+            return self.carried[nonce - 1]
+        return self.ordinal_base + nonce
 
     @property
     def floor(self) -> int:
@@ -379,7 +405,7 @@ class SendingHalf:
             only = self.chunks[0]
             if only.first == nonce and only.count == 1 and only.remaining:
                 # One request and its reply: the usual case of a conversation.
-                self.answered.append((only.tokens[0], self.ordinal_base + nonce, status, body))
+                self.answered.append((only.tokens[0], self.ordinal(nonce), status, body))
                 only.remaining = self.open = 0
                 only.tokens = []
                 self.chunks.clear()
@@ -393,7 +419,7 @@ class SendingHalf:
         if not chunk.remaining or index >= chunk.count or chunk.tokens[index] is _SETTLED:
             return False
         token = chunk.tokens[index]
-        self.answered.append((token, self.ordinal_base + nonce, status, body))
+        self.answered.append((token, self.ordinal(nonce), status, body))
         chunk.tokens[index] = _SETTLED
         chunk.remaining -= 1
         self.open -= 1
@@ -423,10 +449,11 @@ class SendingHalf:
         chunks = self.chunks
         for at in range(self._head, len(chunks)):
             chunk = chunks[at]
-            below = ordinal - self.ordinal_base - chunk.first
-            if below <= 0:
+            if self.ordinal(chunk.first) >= ordinal:
                 break
-            for index in range(min(below, chunk.count) if chunk.remaining else 0):
+            for index in range(chunk.count if chunk.remaining else 0):
+                if self.ordinal(chunk.first + index) >= ordinal:
+                    break
                 token = chunk.tokens[index]
                 if token is not _SETTLED:
                     tokens.append(token)
@@ -441,18 +468,25 @@ class SendingHalf:
         self._drop_settled()
         return tokens
 
-    def take_open(self) -> tuple[list[bytes], list[Token]]:
-        """Return what is open, to be sent in another session; this half is of no use afterwards."""
+    def take_open(self) -> tuple[list[bytes], list[Token], list[int]]:
+        """Return what is open, to be sent in another session; this half is of no use afterwards.
+
+        Returns bodies, tokens and ordinals, as `SendQueue.put_back` takes them.
+        """
         bodies: list[bytes] = []
         tokens: list[Token] = []
+        ordinals: list[int] = []
         for chunk in self.chunks[self._head :]:
             if not chunk.remaining:
                 continue
-            for body, token in zip(chunk.bodies(), chunk.tokens, strict=True):
+            for nonce, (body, token) in enumerate(
+                zip(chunk.bodies(), chunk.tokens, strict=True), chunk.first
+            ):
                 if token is not _SETTLED:
                     bodies.append(body)
                     tokens.append(token)
+                    ordinals.append(self.ordinal(nonce))
         self.chunks.clear()
         self.firsts.clear()
         self._head = self.open = 0
-        return bodies, tokens
+        return bodies, tokens, ordinals + self.carried[self.next_nonce - 1 :]
