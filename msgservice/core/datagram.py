@@ -79,6 +79,7 @@ class Endpoint:
         self._carry_over = carry_over
         self._jar = CookieJar(entropy(32), limits.cookie_seconds)
         self._sessions: dict[tuple[Address, int], Session] = {}
+        self._identifiers: dict[int, Session] = {}
         self._ready: dict[Address, Peer] = {}
         self._heap: list[tuple[float, int, Peer]] = []
         self._heap_count = 0
@@ -490,6 +491,8 @@ class Endpoint:
     def _drop_session(self, session: Session) -> None:
         if self._sessions.pop((session.address, session.identifier), None) is None:
             return
+        if self._identifiers.get(session.identifier) is session:
+            del self._identifiers[session.identifier]
         peer = self.peers.get(session.address)
         if peer is None or peer.session is session:
             self._events.append(("lost", session))
@@ -650,6 +653,7 @@ class Endpoint:
             now=now,
         )
         self._sessions[(peer.address, identifier)] = session
+        self._identifiers[identifier] = session
         return session
 
     def _opening(self, address: Address, identifier: int, key_id: int) -> Opening | None:
@@ -708,9 +712,18 @@ class Endpoint:
         address: Address,
         now: float,
     ) -> None:
-        """Answer a packet of an unknown session: shorter than it, and not too often."""
+        """Answer a packet of an unknown session: shorter than it, and not too often.
+
+        A session that is known at another address has moved, if the packet is a new one of its.
+        An old one was repeated by somebody who wants the answer: sent on to the real address, it
+        would end the session there.
+        """
         seal = self._keys.handshake_seal(key_id, wire.RESET)
-        if seal is None or (key_id and seal is None):
+        known = self._identifiers.get(identifier)
+        if seal is None or (
+            known is not None
+            and not (known.receiving.is_new(number) and known.seal.open(data, start, end))
+        ):
             self.counters["ignored"] += 1
             return
         size = wire.HEADER_BYTES + wire.RESET_BODY.size + seal.overhead

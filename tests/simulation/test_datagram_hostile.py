@@ -295,6 +295,38 @@ def test_ten_thousand_peers_fit_in_memory_and_the_next_is_not_answered() -> None
     assert server.endpoint.counters["refused_peers"] > 0
 
 
+@pytest.mark.parametrize("keyed", [False, True], ids=["checksum", "key"])
+def test_a_repeated_packet_from_elsewhere_gets_no_reset_to_be_sent_on(keyed: bool) -> None:
+    world = World(1)
+    a = world.host(1, keys=keys() if keyed else None)
+    b = world.host(2, keys=keys() if keyed else None)
+    seen: list[bytes] = []
+    world.taps.append(lambda source, to, datagram: seen.append(datagram) or datagram)  # type: ignore[func-returns-value]  # returns the datagram
+    a.send(b.address, b"before")
+    world.run(2)
+    packets = [datagram for datagram in seen if datagram[0] == wire.MESSAGES]
+    assert packets
+    for packet in packets:
+        b.receive(packet, STRANGER)
+
+    assert 0 == b.endpoint.counters["resets"]
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["checksum", "key"])
+def test_a_peer_whose_address_changed_is_told_and_goes_on(keyed: bool) -> None:
+    world = World(1)
+    a = world.host(1, keys=keys() if keyed else None)
+    b = world.host(2, keys=keys() if keyed else None)
+    a.send(b.address, b"before")
+    world.run(2)
+    a.address = ("127.0.0.1", 3)  # as behind a router that gave it another port
+    world.hosts = {a.address: a, b.address: b}
+    a.send(b.address, b"after")
+
+    assert world.run(3, until=lambda: a.settled == [b"before", b"after"])
+    assert [b"before", b"after"] == b.handled
+
+
 @pytest.mark.parametrize("ahead", [2**31 + 100, 2**32 + 2, 2**40, 2**64 - 1])
 def test_a_packet_number_of_the_far_future_is_ignored(ahead: int) -> None:
     # It was acknowledged with a gap that has no room in its field, which ended the whole socket.
