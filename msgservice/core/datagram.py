@@ -34,6 +34,8 @@ MARKS_PER_PATIENCE = 64
 # With a cookie that was not answered so often, the other side may have a new secret: ask for
 # another.
 HELLOS_PER_COOKIE = 3
+# Sessions that ended, whose H may come again while its cookie is good: random ids, 100 bytes each.
+ENDED_MAX = 4096
 # Handshakes that go unanswered are repeated at least so often, in seconds: one small datagram.
 HANDSHAKE_MAX = 10.0
 
@@ -80,6 +82,7 @@ class Endpoint:
         self._jar = CookieJar(entropy(32), limits.cookie_seconds)
         self._sessions: dict[tuple[Address, int], Session] = {}
         self._identifiers: dict[int, Session] = {}
+        self._ended: dict[tuple[Address, int], None] = {}
         self._ready: dict[Address, Peer] = {}
         self._heap: list[tuple[float, int, Peer]] = []
         self._heap_count = 0
@@ -489,8 +492,13 @@ class Endpoint:
         self._events.append(("opened", session))
 
     def _drop_session(self, session: Session) -> None:
-        if self._sessions.pop((session.address, session.identifier), None) is None:
+        key = (session.address, session.identifier)
+        if self._sessions.pop(key, None) is None:
             return
+        if session.proven and session.role == wire.RESPONDER:
+            self._ended[key] = None
+            if len(self._ended) > ENDED_MAX:
+                del self._ended[next(iter(self._ended))]
         if self._identifiers.get(session.identifier) is session:
             del self._identifiers[session.identifier]
         peer = self.peers.get(session.address)
@@ -593,6 +601,11 @@ class Endpoint:
         if known is not None:  # the answer was lost: the same again
             if known.role == wire.RESPONDER:
                 self._send_opened(known, known.own_random)
+            return
+        if (address, identifier) in self._ended:
+            # An H that the net or somebody repeated: its sender had the answer long ago. A session
+            # made of it would have the name of one that the sender may still take for alive.
+            self.counters["ignored"] += 1
             return
         try:
             peer = self.peer(address, now)

@@ -327,6 +327,26 @@ def test_a_peer_whose_address_changed_is_told_and_goes_on(keyed: bool) -> None:
     assert [b"before", b"after"] == b.handled
 
 
+@pytest.mark.parametrize("keyed", [False, True], ids=["checksum", "key"])
+def test_a_repeated_hello_does_not_bring_back_a_session_that_ended(keyed: bool) -> None:
+    world = World(1)
+    a = world.host(1, keys=keys() if keyed else None)
+    b = world.host(2, keys=keys() if keyed else None)
+    seen: list[bytes] = []
+    world.taps.append(lambda source, to, datagram: seen.append(datagram) or datagram)  # type: ignore[func-returns-value]  # returns the datagram
+    a.send(b.address, b"before")
+    world.run(2)
+    b.endpoint.close(a.address, world.now)
+    b.endpoint.take_datagrams(world.now)  # and what tells it is lost
+    for datagram in [datagram for datagram in seen if datagram[0] == wire.HELLO]:
+        b.receive(datagram, a.address)
+    assert {} == b.endpoint.peers
+
+    a.send(b.address, b"after")
+    assert world.run(5, until=lambda: a.settled == [b"before", b"after"])
+    assert [b"before", b"after"] == b.handled
+
+
 @pytest.mark.parametrize("ahead", [2**31 + 100, 2**32 + 2, 2**40, 2**64 - 1])
 def test_a_packet_number_of_the_far_future_is_ignored(ahead: int) -> None:
     # It was acknowledged with a gap that has no room in its field, which ended the whole socket.
