@@ -733,9 +733,16 @@ class Endpoint:
         """
         seal = self._keys.handshake_seal(key_id, wire.RESET)
         known = self._identifiers.get(identifier)
-        if seal is None or (
-            known is not None
-            and not (known.receiving.is_new(number) and known.seal.open(data, start, end))
+        peer = self.peers.get(address)
+        opening = peer.opening if peer is not None else None
+        if (
+            seal is None
+            # What the responder says first has overtaken its O, and will come again.
+            or (opening is not None and opening.identifier == identifier)
+            or (
+                known is not None
+                and not (known.receiving.is_new(number) and known.seal.open(data, start, end))
+            )
         ):
             self.counters["ignored"] += 1
             return

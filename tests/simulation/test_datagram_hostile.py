@@ -347,6 +347,29 @@ def test_a_repeated_hello_does_not_bring_back_a_session_that_ended(keyed: bool) 
     assert [b"before", b"after"] == b.handled
 
 
+def test_a_message_that_overtakes_the_answer_to_a_hello_resets_nothing() -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    late: list[bytes] = []
+
+    def hold_the_answer(source: Address, to: Address, datagram: bytes) -> bytes | None:
+        if datagram[0] == wire.OPENED and not late:
+            late.append(datagram)
+            return None
+        return datagram
+
+    world.taps.append(hold_the_answer)
+    a.send(b.address, b"from a")
+    world.run(0.025)
+    b.send(a.address, b"from b")
+    world.run(0.05)
+    assert late
+    a.receive(late[0], b.address)
+
+    assert world.run(2, until=lambda: [b"from a"] == a.settled and [b"from b"] == b.settled)
+    assert 0 == a.endpoint.counters["resets"]
+
+
 @pytest.mark.parametrize("ahead", [2**31 + 100, 2**32 + 2, 2**40, 2**64 - 1])
 def test_a_packet_number_of_the_far_future_is_ignored(ahead: int) -> None:
     # It was acknowledged with a gap that has no room in its field, which ended the whole socket.
