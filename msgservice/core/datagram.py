@@ -34,6 +34,8 @@ MARKS_PER_PATIENCE = 64
 # With a cookie that was not answered so often, the other side may have a new secret: ask for
 # another.
 HELLOS_PER_COOKIE = 3
+# Sessions that ended, whose H may come again while its cookie is good: random ids, 100 bytes each.
+ENDED_MAX = 4096
 # Handshakes that go unanswered are repeated at least so often, in seconds: one small datagram.
 HANDSHAKE_MAX = 10.0
 
@@ -79,6 +81,8 @@ class Endpoint:
         self._carry_over = carry_over
         self._jar = CookieJar(entropy(32), limits.cookie_seconds)
         self._sessions: dict[tuple[Address, int], Session] = {}
+        self._identifiers: dict[int, Session] = {}
+        self._ended: dict[tuple[Address, int], None] = {}
         self._ready: dict[Address, Peer] = {}
         self._heap: list[tuple[float, int, Peer]] = []
         self._heap_count = 0
@@ -545,8 +549,15 @@ class Endpoint:
         self._events.append(("opened", session))
 
     def _drop_session(self, session: Session) -> None:
-        if self._sessions.pop((session.address, session.identifier), None) is None:
+        key = (session.address, session.identifier)
+        if self._sessions.pop(key, None) is None:
             return
+        if session.proven and session.role == wire.RESPONDER:
+            self._ended[key] = None
+            if len(self._ended) > ENDED_MAX:
+                del self._ended[next(iter(self._ended))]
+        if self._identifiers.get(session.identifier) is session:
+            del self._identifiers[session.identifier]
         peer = self.peers.get(session.address)
         if peer is None or peer.session is session:
             self._events.append(("lost", session))
@@ -648,6 +659,11 @@ class Endpoint:
             if known.role == wire.RESPONDER:
                 self._send_opened(known, known.own_random)
             return
+        if (address, identifier) in self._ended:
+            # An H that the net or somebody repeated: its sender had the answer long ago. A session
+            # made of it would have the name of one that the sender may still take for alive.
+            self.counters["ignored"] += 1
+            return
         try:
             peer = self.peer(address, now)
         except LimitReached:
@@ -709,6 +725,7 @@ class Endpoint:
             now=now,
         )
         self._sessions[(peer.address, identifier)] = session
+        self._identifiers[identifier] = session
         return session
 
     def _opening(self, address: Address, identifier: int, key_id: int) -> Opening | None:
@@ -767,9 +784,25 @@ class Endpoint:
         address: Address,
         now: float,
     ) -> None:
-        """Answer a packet of an unknown session: shorter than it, and not too often."""
+        """Answer a packet of an unknown session: shorter than it, and not too often.
+
+        A session that is known at another address has moved, if the packet is a new one of its.
+        An old one was repeated by somebody who wants the answer: sent on to the real address, it
+        would end the session there.
+        """
         seal = self._keys.handshake_seal(key_id, wire.RESET)
-        if seal is None or (key_id and seal is None):
+        known = self._identifiers.get(identifier)
+        peer = self.peers.get(address)
+        opening = peer.opening if peer is not None else None
+        if (
+            seal is None
+            # What the responder says first has overtaken its O, and will come again.
+            or (opening is not None and opening.identifier == identifier)
+            or (
+                known is not None
+                and not (known.receiving.is_new(number) and known.seal.open(data, start, end))
+            )
+        ):
             self.counters["ignored"] += 1
             return
         size = wire.HEADER_BYTES + wire.RESET_BODY.size + seal.overhead
