@@ -129,7 +129,7 @@ class Ingress:
         self.waiting += 1
         commits.batch(batch, self)
         if commits.uncommitted_bytes > limits.uncommitted_bytes:
-            self._node.pause_senders()
+            self._node.connections.pause_senders()
             channel = self._connection.channel
             if channel is not None:
                 channel.pause()  # also one that receives, which others' messages do not pause

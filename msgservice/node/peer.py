@@ -74,7 +74,7 @@ class Peer:
     def channel_up(self, connection: Connection) -> None:
         """The node waits to be greeted."""
         self.connection = connection
-        self._node.peer_up(self)
+        self._node.connections.up(self)
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """Check who it is; answer once a receiver that is new is stored."""
@@ -90,16 +90,16 @@ class Peer:
             outlet: Outlet | None = self._expected
         elif receive is not None:
             try:
-                outlet = self._node.attaching(hello.name, receive)
+                outlet = self._node.receivers.attaching(hello.name, receive)
             except (LimitReached, ValueError) as error:
                 raise NameMismatch(f"cannot attach {hello.name!r}: {error}") from None
         else:
             outlet = None
         if outlet is not None:
-            self._node.hold_check(outlet)
+            self._node.connections.hold_check(outlet)
         self.outlet = outlet
         self._inbox = hello.options.inbox
-        stored = self._node.directory_stored()
+        stored = self._node.receivers.stored()
         stored.addCallback(lambda _: self._answer(hello))
         stored.addErrback(self._not_answered)
 
@@ -148,7 +148,7 @@ class Peer:
         node = self._node
         assert self.ingress is not None
         assert connection.session.peer is not None
-        if not node.peer_opened(self):
+        if not node.connections.opened(self):
             return
         status_from = connection.session.peer.options.status_from
         if status_from is not None:
@@ -188,7 +188,7 @@ class Peer:
 
     def _take_place(self, connection: Connection, outlet: Outlet, resume: Resume) -> None:
         node = self._node
-        if node.replace(outlet, self):
+        if node.connections.replace(outlet, self):
             self.attached = True
             outlet.attach(connection, resume, self._inbox)
             node.dispatch.connected(outlet)
@@ -245,7 +245,7 @@ class Peer:
         self.detach(reason)
         if self._expected is not None and not self.attached:
             self._expected.last_error = reason
-        self._node.peer_gone(self)
+        self._node.connections.gone(self)
 
     # --- what the node does with it
 

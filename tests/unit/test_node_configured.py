@@ -44,7 +44,7 @@ def test_an_address_that_the_file_no_longer_has_is_not_dialled() -> None:
     restart(world, row(address="unix:/nowhere/at/all", paused=True))
     restart(world, row())
     assert world.node.directory.named("billing").address is None
-    assert {} == world.node.links
+    assert {} == world.node.connections.links
 
 
 def test_a_receiver_that_the_file_no_longer_has_stays_and_may_change_itself() -> None:
