@@ -208,15 +208,10 @@ class Admin:
         return {"name": asked.name, "paused": False}
 
     async def _remove(self, asked: _Remove) -> dict[str, Any]:
-        row = self._node.directory.named(asked.name)
-        queued = await self._node.receivers.queued(row.number)
+        receivers = self._node.receivers
         if asked.confirm is None:
-            return {"queued": queued}
-        if asked.confirm < queued:
-            raise ValueError(
-                f"{queued} messages wait for {asked.name!r} by now, {asked.confirm} confirmed"
-            )
-        return {"removed": await self._node.receivers.remove(asked.name)}
+            return {"queued": await receivers.queued(self._node.directory.named(asked.name).number)}
+        return {"removed": await receivers.remove(asked.name, asked.confirm)}
 
     async def _status(self, asked: _Id) -> dict[str, Any]:
         found: Found | None = await self._node.log.find(asked.id)

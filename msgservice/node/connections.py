@@ -49,9 +49,9 @@ class Connections:
         return Connection(peer, clock=node.clock, now=node.now, limits=node.limits)
 
     def dial(self, outlet: Outlet) -> None:
-        """Keep a connection to a receiver that has an address and is not paused."""
+        """Keep a connection to a receiver that has an address, and is not paused nor removed."""
         row, node = outlet.row, self._node
-        if row.address is None or row.paused or row.number in self.links:
+        if row.address is None or row.paused or row.removed or row.number in self.links:
             return
         link = node.transports.find(row.address).connector(
             node.clock,

@@ -12,10 +12,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.core.backoff import delay_of
 from msgservice.core.frames import BYE_PAUSED, BYE_REMOVED, ReceiveOptions
-from msgservice.errors import NameMismatch, NotSupported
+from msgservice.errors import NameMismatch, NotSupported, UnknownReceiver
 from msgservice.limits import INTEGER_MAX
 from msgservice.node.outlet import Outlet
 from msgservice.node.shared import Shared
@@ -42,6 +43,7 @@ class Receivers:
         self._rng = rng
         self._changes = 0  # of the directory, not stored yet
         self._change_waiters: list[Deferred[None]] = []
+        self._removing: dict[int, list[Deferred[int]]] = {}  # receiver number -> who waits for it
 
     # --- starting
 
@@ -235,11 +237,34 @@ class Receivers:
         await stored
         return row
 
-    async def remove(self, name: str) -> int:
-        """Remove a receiver; what waited for it is `removed`. Returns how many messages."""
+    async def remove(self, name: str, confirmed: int | None = None) -> int:
+        """Remove a receiver; what waited for it is `removed`. Returns how many messages.
+
+        Several who ask at once get the same answer, when it is on disk. `UnknownReceiver` where
+        there is none (any more); `ValueError` where more than `confirmed` messages wait for it.
+        """
         row = self._node.directory.named(name)
-        outlet = self._node.dispatch.outlets[row.number]
         queued = await self.queued(row.number)
+        if confirmed is not None and queued > confirmed:
+            raise ValueError(f"{queued} messages wait for {name!r} by now, {confirmed} confirmed")
+        waiter: Deferred[int] = Deferred()
+        waiters = self._removing.get(row.number)
+        if waiters is not None:
+            waiters.append(waiter)
+        elif row.removed:
+            raise UnknownReceiver(name)
+        else:
+            self._removing[row.number] = [waiter]
+            removing = Deferred.fromCoroutine(self._remove(row, queued))
+            removing.addBoth(self._removed, row.number)
+        return await waiter
+
+    def _removed(self, result: int | Failure, number: int) -> None:
+        for waiter in self._removing.pop(number):
+            waiter.callback(result)
+
+    async def _remove(self, row: ReceiverRow, queued: int) -> int:
+        outlet = self._node.dispatch.outlets[row.number]
         self._node.directory.remove(row)
         self._node.connections.send_away(outlet, BYE_REMOVED, "removed")
         self._node.dispatch.remove(outlet)
@@ -247,7 +272,7 @@ class Receivers:
         await self._node.connections.undial(outlet)
         await removed
         self._node.tracker.tell_all_again()
-        self._logger.info("receiver {name} removed", name=name)
+        self._logger.info("receiver {name} removed", name=row.name)
         return queued
 
     async def queued(self, number: int) -> int:
