@@ -6,7 +6,7 @@ ask requests. The node speaks after it was greeted, since what it says depends o
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -68,6 +68,7 @@ class Peer:
         self._abort: IDelayedCall | None = None
         self._requests = 0
         self._sent_any = False
+        self._room_waiters: list[Deferred[None]] = []
 
     # --- `connection.Owner`
 
@@ -226,6 +227,7 @@ class Peer:
 
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""
+        self._tell_room()
         if self.attached and self.outlet is not None:
             self.outlet.pump()
 
@@ -243,6 +245,7 @@ class Peer:
             if self.ingress.watch is not None:
                 self._node.tracker.unwatch(self.ingress.watch)
         self.detach(reason)
+        self._tell_room()
         if self._expected is not None and not self.attached:
             self._expected.last_error = reason
         self._node.connections.gone(self)
@@ -261,6 +264,19 @@ class Peer:
                 self.ingress.send_owed()  # audiences are named in it, which these may refer to
             self.connection.send_all(frames)
             self.connection.flush()
+
+    def room(self) -> Deferred[None]:
+        """Fire when the transport has room for more, or has gone (`tracker.Told`)."""
+        if self.connection is None or self.connection.gone or self.connection.is_writable:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._room_waiters.append(waiter)
+        return waiter
+
+    def _tell_room(self) -> None:
+        waiters, self._room_waiters = self._room_waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
 
     def detach(self, reason: str) -> None:
         """The receiver behind it is no longer ours."""

@@ -39,11 +39,23 @@ class Told(Protocol):
     def tell(self, frames: list[Frame]) -> None:
         """Send these."""
 
+    def room(self) -> Deferred[None]:
+        """Fire when the transport has room for more, or the connection has gone."""
+
 
 class Watch:
     """One connected incarnation that wants states from `status_from` on."""
 
-    __slots__ = ("audiences", "incarnation", "peer", "pending", "sender", "status_from")
+    __slots__ = (
+        "audiences",
+        "incarnation",
+        "is_stale",
+        "is_told",
+        "peer",
+        "pending",
+        "sender",
+        "status_from",
+    )
 
     def __init__(self, peer: Told, sender: str, incarnation: str, status_from: int) -> None:
         self.peer = peer
@@ -52,6 +64,8 @@ class Watch:
         self.status_from = status_from
         self.audiences: set[int] = set()  # told on this connection
         self.pending: dict[tuple[str, int, str], RangeSet] = {}
+        self.is_told = False  # its history is on its way
+        self.is_stale = False  # and is told once more after that
 
 
 class Tracker:
@@ -146,10 +160,21 @@ class Tracker:
             self._tell_history(watch)
 
     def _tell_history(self, watch: Watch) -> None:
+        if watch.is_told:
+            watch.is_stale = True
+            return
+        watch.is_told = True
         done = Deferred.fromCoroutine(self._history(watch))
         done.addErrback(
             lambda f: self._logger.failure("states of {sender}", f, sender=watch.sender)
         )
+        done.addCallback(lambda _: self._history_told(watch))
+
+    def _history_told(self, watch: Watch) -> None:
+        watch.is_told = False
+        if watch.is_stale and not watch.peer.gone:
+            watch.is_stale = False
+            self._tell_history(watch)
 
     async def _history(self, watch: Watch) -> None:
         first: int | None = watch.status_from
@@ -157,6 +182,8 @@ class Tracker:
             page: History = await self._log.history(
                 watch.sender, watch.incarnation, first, HISTORY_PAGE
             )
+            # One page at a time is in memory, however long the history and slow its reader.
+            await watch.peer.room()
             if watch.peer.gone:
                 return
             watch.peer.tell(self._page(watch, page))
