@@ -258,7 +258,14 @@ class Peer:
         return self.connection is None or self.connection.gone
 
     def tell(self, frames: list[Frame]) -> None:
-        """Send these (`tracker.Told`)."""
+        """Send these (`tracker.Told`). What no frame can hold ends this connection alone."""
+        try:
+            self._send(frames)
+        except FrameTooLarge as error:
+            assert self.connection is not None
+            self.connection.fail(error)
+
+    def _send(self, frames: list[Frame]) -> None:
         if self.connection is not None and not self.connection.gone:
             if self.ingress is not None:
                 self.ingress.send_owed()  # audiences are named in it, which these may refer to
@@ -339,7 +346,7 @@ class Peer:
             self._logger.failure("a request of {name}", reply, name=self.name)
             return
         try:
-            self.tell([reply])
+            self._send([reply])
         except FrameTooLarge as error:
             self.tell([refusal_of(reply, str(error))])
 

@@ -14,7 +14,8 @@ from typing import Protocol
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from msgservice.core.frames import AudienceFrame, Frame, Routed, StatusFrame
+from msgservice.core.audiences import split_audience
+from msgservice.core.frames import Frame, Routed, StatusFrame
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
@@ -109,7 +110,7 @@ class Tracker:
         if audience.number in watch.audiences:
             return []
         watch.audiences.add(audience.number)
-        return [AudienceFrame(audience.number, self._directory.names(audience))]
+        return [*split_audience(audience.number, self._directory.names(audience))]
 
     # --- what receivers settled
 
