@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from msgservice.core.backoff import delay_of
 from msgservice.core.frames import BYE_PAUSED, BYE_REMOVED, ReceiveOptions
 from msgservice.errors import NameMismatch, NotSupported, UnknownReceiver
-from msgservice.limits import INTEGER_MAX
+from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
 from msgservice.node.outlet import Outlet
 from msgservice.node.shared import Shared
 from msgservice.records import ON_FULL, ReceiverRow, Snapshot
@@ -169,7 +169,8 @@ class Receivers:
         """Make a receiver; what is sent from now on reaches it. Returns once it is stored.
 
         `on_full` ("refuse" or "suspend"): what happens when `backlog_bytes` wait for it; 0: the
-        limit of the node (SEMANTICS 18).
+        limit of the node (SEMANTICS 18). `window`: messages and bytes that it takes unanswered;
+        None: what it says itself.
         """
         if self._node.directory.get(name) is not None:
             raise ValueError(f"receiver {name!r} is there already")
@@ -178,6 +179,7 @@ class Receivers:
         if address is not None:
             self._node.transports.find(address)
         check_on_full(on_full, backlog_bytes)
+        check_window(window)
         row = self._node.directory.new_row(name, patterns)
         row.address, row.order, row.paused, row.configured = address, order, paused, configured
         row.window_messages, row.window_bytes = window
@@ -307,6 +309,15 @@ class Receivers:
         waiter: Deferred[None] = Deferred()
         self._change_waiters.append(waiter)
         return waiter
+
+
+def check_window(window: tuple[int | None, int | None]) -> None:
+    """Raise `ValueError` where these cannot be what a receiver takes unanswered."""
+    for what, asked, highest in zip(
+        ("messages", "bytes"), window, (WINDOW_MESSAGES_MAX, WINDOW_BYTES_MAX), strict=True
+    ):
+        if asked is not None and not 1 <= asked <= highest:
+            raise ValueError(f"{what} of a window must be from 1 to {highest}, not {asked}")
 
 
 def check_on_full(on_full: str, backlog_bytes: int) -> None:
