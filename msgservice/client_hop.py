@@ -24,6 +24,7 @@ from msgservice.client_gather import Parcel
 from msgservice.client_handed import HandedRun
 from msgservice.client_runs import HandedRuns
 from msgservice.connection import Connection
+from msgservice.core.audiences import AudienceParts
 from msgservice.core.backoff import delay_of
 from msgservice.core.frames import (
     BYE_REPLACED,
@@ -55,8 +56,9 @@ from msgservice.limits import Limits
 from msgservice.message import Action, Status
 from msgservice.records import Resume
 
-# Audiences are interned by the node, but the numbers of a long connection are all told.
-AUDIENCES_FACTOR = 10
+# Audiences are interned by the node, but the numbers of a long connection are all told; and a node
+# may have been given more receivers than the limit that this side knows.
+FACTOR = 10
 
 
 class HopUser(Protocol):
@@ -128,6 +130,7 @@ class NodeHop:
         self._clock, self._now, self._limits = clock, now, limits
         self._window = window
         self._opened = False  # the session of the connection is open
+        self._audience_parts = AudienceParts(0)  # of the connection
         self._is_stopped = False
         self._timer: IDelayedCall | None = None
         self._is_renewing = False  # the next incarnation is on its way to the disk
@@ -263,6 +266,7 @@ class NodeHop:
             hello.options.max_batch or self._limits.max_batch, self._limits.max_batch
         )
         self._opened = True
+        self._audience_parts = AudienceParts(FACTOR * self._limits.receivers)
         self.runs.connected()
         self.outbox.receive_resume(resume.floor, resume.ranges)
         self.outbox.connect(hello.options.window, self.batch_max)
@@ -286,8 +290,9 @@ class NodeHop:
                     status = Status(frame.state)
                     self.runs.receive_status(frame.receiver, status, frame.ranges, frame.reason)
             case AudienceFrame():
-                audiences_max = AUDIENCES_FACTOR * self._limits.audiences
-                self.runs.receive_audience(frame.audience, frame.receivers, audiences_max)
+                audience = self._audience_parts.receive(frame)
+                if audience is not None:
+                    self.runs.receive_audience(*audience, FACTOR * self._limits.audiences)
             case Nack():
                 self.outbox.receive_nack(
                     frame.first,

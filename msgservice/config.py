@@ -27,7 +27,7 @@ from msgservice.config_reader import Reader, Table, read_text, shown
 from msgservice.config_toml import Document, KeyPath, parse_document
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import ConfigError
-from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.records import ON_FULL
 from msgservice.transport.rates import Rate
 
@@ -269,8 +269,8 @@ def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> Re
         subjects=_subjects(reader, (*path, "subjects"), limits),
         order=order,
         paused=reader.value((*path, "paused"), bool, False),
-        window_messages=_above_zero(reader, (*window, "messages")),
-        window_bytes=_above_zero(reader, (*window, "bytes")),
+        window_messages=_from_one(reader, (*window, "messages"), WINDOW_MESSAGES_MAX),
+        window_bytes=_from_one(reader, (*window, "bytes"), WINDOW_BYTES_MAX),
         on_full=on_full,
         backlog_bytes=backlog_bytes,
         rate=_rate(reader, (*path, "rate")),
@@ -311,9 +311,9 @@ def _rate(reader: Reader, path: KeyPath) -> Rate | None:
     return Rate(**given)
 
 
-def _above_zero(reader: Reader, path: KeyPath) -> int | None:
+def _from_one(reader: Reader, path: KeyPath, highest: int) -> int | None:
     value: int | None = reader.value(path, int, None)
-    if value is not None and value < 1:
-        reader.problem(path, f"must be above 0, not {value}")
+    if value is not None and not 1 <= value <= highest:
+        reader.problem(path, f"must be from 1 to {highest}, not {value}")
         return None
     return value

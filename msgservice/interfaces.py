@@ -77,7 +77,11 @@ class ILog(Interface):
         """
 
     def history(sender: str, incarnation: str, first: int, pieces_max: int) -> Deferred[History]:
-        """Fire with the `records.History` page of this sender's sequences from `first` on."""
+        """Fire with the `records.History` page of this sender's sequences from `first` on.
+
+        At most `pieces_max` pieces, and all states of what lies before `next`, which is above
+        `first`: a page may be shorter, and says where the rest begins.
+        """
 
     def find(identity: str) -> Deferred[Found | None]:
         """Fire with the `records.Found` of a message, or None.

@@ -15,6 +15,9 @@ BATCH_INDEX_BITS = 16  # position = batch number << 16 | index in batch
 FRAME_OVERHEAD = 8 * 1024  # what a frame may be longer than its messages
 MESSAGE_OVERHEAD = 1024  # what the body limit is below `max_batch`
 MAX_BATCH_MAX = 64 * 1024 * 1024
+# A window is held in memory for each side of each connection: no more may be asked for.
+WINDOW_MESSAGES_MAX = 1024 * 1024
+WINDOW_BYTES_MAX = 4 * MAX_BATCH_MAX
 # What a batch holds besides its messages: the value, its frame, its place. Measured: a million
 # batches of one message would otherwise count a quarter of what they take.
 BATCH_OVERHEAD = 1024
@@ -29,8 +32,8 @@ class Limits:
     max_batch: int = 1024 * 1024  # bytes of one batch's messages, at most 64 MiB
     batch_messages: int = 4096  # messages of one batch, at most 4096
     # --- what a side takes unanswered (HELLO `window`)
-    window_messages: int = 65_536
-    window_bytes: int = 16 * 1024 * 1024
+    window_messages: int = 65_536  # at most 1,048,576
+    window_bytes: int = 16 * 1024 * 1024  # at most 256 MiB
     # --- sessions, seconds
     hello_timeout: float = 10.0
     frame_timeout: float = 30.0  # half a frame
@@ -86,6 +89,10 @@ class Limits:
             raise ValueError(f"max_batch must be from 4096 to {MAX_BATCH_MAX}")
         if self.batch_messages > 4096:
             raise ValueError("batch_messages must be from 1 to 4096")
+        if self.window_messages > WINDOW_MESSAGES_MAX:
+            raise ValueError(f"window_messages must be from 1 to {WINDOW_MESSAGES_MAX}")
+        if self.window_bytes > WINDOW_BYTES_MAX:
+            raise ValueError(f"window_bytes must be from 1 to {WINDOW_BYTES_MAX}")
 
     @property
     def frame_bytes(self) -> int:

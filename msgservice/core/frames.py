@@ -152,10 +152,11 @@ class ErrorFrame(msgspec.Struct, array_like=True, tag=13, frozen=True):
 
 
 class AudienceFrame(msgspec.Struct, array_like=True, tag=14, frozen=True):
-    """14: the names behind an audience number, once per connection."""
+    """14: the names behind an audience number, once per connection; `more`: in several frames."""
 
     audience: Integer
     receivers: list[Name]
+    more: bool = False
 
 
 class Note(msgspec.Struct, array_like=True, tag=15, frozen=True):

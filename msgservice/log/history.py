@@ -12,7 +12,7 @@ import msgspec
 
 from msgservice.limits import INTEGER_MAX
 from msgservice.log.queries import audience_of, runs_of
-from msgservice.log.schema import one, rows
+from msgservice.log.schema import as_json, one, rows
 from msgservice.log.state import State
 from msgservice.message import Status
 from msgservice.records import (
@@ -26,9 +26,36 @@ from msgservice.records import (
     position_of,
 )
 
-FINISHED_MAX = 100_000  # ranges of one history page
+FINISHED_PAGE = 8192  # of one page: ranges that outlived their batches, about
+MEMBERS_MAX = 65_536  # of one page: receivers, over all its batches
 
 _decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_decode_finished = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
+
+# The receivers of a sender's rows, each found by the index: there may be many rows of each.
+_RECEIVERS = """
+with recursive found(receiver) as (
+    select min(receiver) from finished where sender = ?1
+    union all
+    select (select min(f.receiver) from finished as f
+        where f.sender = ?1 and f.receiver > found.receiver)
+    from found where found.receiver is not null)
+select receiver from found where receiver is not null
+"""
+
+# Of each (receiver, from where): the row that holds that sequence or the next, and those behind.
+_FINISHED = """
+select json_group_array(json_array(receiver, status, first, last, reason)) from (
+    select f.receiver, f.status, f.first, f.last, f.reason
+    from json_each(?1) as a cross join finished as f
+    where f.sender = ?2 and f.receiver = a.value ->> 0 and f.first in (
+        select c.first from finished as c
+        where c.sender = ?2 and c.receiver = a.value ->> 0 and c.first <= ?3
+            and c.first >= coalesce((select max(b.first) from finished as b
+                where b.sender = ?2 and b.receiver = a.value ->> 0 and b.first <= a.value ->> 1),
+                0)
+        order by c.first limit ?4))
+"""
 
 Segment = tuple[int, int, Status, int, str]  # first, last, status, attempts, reason
 
@@ -86,46 +113,84 @@ def cursors(db: apsw.Connection) -> dict[int, int]:
 def history(
     db: apsw.Connection, state: State, sender: str, incarnation: str, first: int, pieces_max: int
 ) -> History:
-    """Return one page of what is known of a sender's sequences from `first` on."""
+    """Return one page of what is known of a sender's sequences from `first` on.
+
+    It ends where it has enough, be it of batches, of their receivers, or of what became of those
+    that retention has removed; `next` says where it goes on.
+    """
     known = state.senders.get((sender, incarnation))
     if known is None:
         return History(pieces=(), states=(), next=None)
+    pieces, end = _pieces(db, state, known.id, first, pieces_max)
+    finished, end = _finished(db, known.id, first, end)
+    if end is not None:
+        pieces = [
+            Piece(piece.first, min(piece.last, end), piece.audience, piece.position)
+            for piece in pieces
+            if piece.first <= end
+        ]
+    states = [*_states_of_pieces(db, pieces), *finished]
+    states.sort(key=lambda row: (row.first, row.receiver))
+    return History(
+        pieces=tuple(pieces), states=tuple(states), next=None if end is None else end + 1
+    )
+
+
+def _pieces(
+    db: apsw.Connection, state: State, sender: int, first: int, pieces_max: int
+) -> tuple[list[Piece], int | None]:
+    """Return what is still in the log from `first` on, rising; and where that ends, if it does."""
     found = rows(
         db,
         "select sequence, count, number, audience from batch where sender = ?1 and sequence >="
         " coalesce((select max(sequence) from batch where sender = ?1 and sequence <= ?2), 0)"
         " and sequence + count > ?2 order by sequence limit ?3",
-        (known.id, first, pieces_max + 1),
+        (sender, first, pieces_max + 1),
     )
-    more = len(found) > pieces_max
-    del found[pieces_max:]
-    end: int | None = found[-1][0] + found[-1][1] - 1 if more else None
-    pieces = []
+    pieces: list[Piece] = []
+    members = 0
     for sequence, count, number, audience in found:
+        whom = audience_of(state, audience)
+        members += len(whom.members)
+        if len(pieces) == pieces_max or (pieces and members > MEMBERS_MAX):
+            return pieces, pieces[-1].last
         low = max(first, sequence)
         position = position_of(number, low - sequence)
-        pieces.append(Piece(low, sequence + count - 1, audience_of(state, audience), position))
-    states = _states_of_pieces(db, pieces)
-    query = (
-        "select receiver, status, first, last, reason from finished where sender = ? and last >= ?"
-    )
-    parameters: tuple[int, ...] = (known.id, first)
-    if end is not None:
-        query += " and first <= ?"
-        parameters += (end,)
-    finished = rows(
-        db,
-        "select receiver, status, first, last, reason from finished"
-        " where sender = ? and last >= ? and first <= ? limit ?",
-        (known.id, first, INTEGER_MAX if end is None else end, FINISHED_MAX),
-    )
-    for receiver, status, low, high, reason in finished:
-        high = high if end is None else min(high, end)
-        states.append(StateRange(receiver, Status(status), max(low, first), high, reason))
-    states.sort(key=lambda row: (row.first, row.receiver))
-    return History(
-        pieces=tuple(pieces), states=tuple(states), next=None if end is None else end + 1
-    )
+        pieces.append(Piece(low, sequence + count - 1, whom, position))
+    return pieces, None
+
+
+def _finished(
+    db: apsw.Connection, sender: int, first: int, end: int | None
+) -> tuple[list[StateRange], int | None]:
+    """Return what became of removed batches from `first` to `end`, and to where that is all of it.
+
+    Every receiver is asked for an equal share; what some leave goes to those that have more.
+    """
+    top = INTEGER_MAX if end is None else end
+    waiting = [(receiver, first) for (receiver,) in rows(db, _RECEIVERS, (sender,))]
+    found: list[tuple[int, int, int, int, str]] = []
+    room = FINISHED_PAGE
+    while waiting:
+        share = max(2, room // len(waiting))
+        by_receiver: dict[int, list[tuple[int, int, int, int, str]]] = {}
+        for row in _decode_finished(one(db, _FINISHED, (as_json(waiting), sender, top, share + 1))):
+            by_receiver.setdefault(row[0], []).append(row)
+        waiting = []
+        for receiver, of_one in by_receiver.items():
+            of_one.sort(key=lambda row: row[2])
+            if len(of_one) > share:
+                waiting.append((receiver, of_one.pop()[2]))
+            found += of_one
+            room -= len(of_one)
+        if waiting and room < 2 * len(waiting):
+            top = end = min(begin for _, begin in waiting) - 1
+            break
+    return [
+        StateRange(receiver, Status(status), max(low, first), min(high, top), reason)
+        for receiver, status, low, high, reason in found
+        if low <= top and high >= first
+    ], end
 
 
 def _states_of_pieces(db: apsw.Connection, pieces: Sequence[Piece]) -> list[StateRange]:

@@ -148,7 +148,7 @@ class Admin:
             "log_id": node.log_id,
             "version": installed,
             "listeners": [describe(port.getHost()) for port in node.ports],
-            "connections": len(node.peers),
+            "connections": len(node.connections.peers),
             "room": {
                 "used": room.used,
                 "maximum": room.maximum,
@@ -177,7 +177,7 @@ class Admin:
         return {"receivers": sorted(rows, key=lambda row: str(row["name"]))}
 
     async def _add(self, asked: _Add) -> dict[str, Any]:
-        await self._node.add_receiver(
+        await self._node.receivers.add(
             asked.name,
             asked.subjects,
             address=asked.address,
@@ -189,7 +189,7 @@ class Admin:
         return {"name": asked.name}
 
     async def _change(self, asked: _Change) -> dict[str, Any]:
-        await self._node.change_receiver(
+        await self._node.receivers.change(
             asked.name,
             patterns=asked.subjects,
             address=asked.address,
@@ -200,23 +200,18 @@ class Admin:
         return {"name": asked.name}
 
     async def _pause(self, asked: _Name) -> dict[str, Any]:
-        await self._node.pause_receiver(asked.name, True)
+        await self._node.receivers.pause(asked.name, True)
         return {"name": asked.name, "paused": True}
 
     async def _resume(self, asked: _Name) -> dict[str, Any]:
-        await self._node.pause_receiver(asked.name, False)
+        await self._node.receivers.pause(asked.name, False)
         return {"name": asked.name, "paused": False}
 
     async def _remove(self, asked: _Remove) -> dict[str, Any]:
-        row = self._node.directory.named(asked.name)
-        queued = await self._node.queued(row.number)
+        receivers = self._node.receivers
         if asked.confirm is None:
-            return {"queued": queued}
-        if asked.confirm < queued:
-            raise ValueError(
-                f"{queued} messages wait for {asked.name!r} by now, {asked.confirm} confirmed"
-            )
-        return {"removed": await self._node.remove_receiver(asked.name)}
+            return {"queued": await receivers.queued(self._node.directory.named(asked.name).number)}
+        return {"removed": await receivers.remove(asked.name, asked.confirm)}
 
     async def _status(self, asked: _Id) -> dict[str, Any]:
         found: Found | None = await self._node.log.find(asked.id)

@@ -3,7 +3,8 @@
     transport (tcp, …) ─ Connection ─ Peer ─┬─ Ingress ── Commits ── ILog
                                             └─ Outlet ──── (progress) ┘
     Commits ─ after each group ─► Tracker (STATUS) and Dispatch (Tail, Outlets)
-    Directory: who receives what.  Admin: `$node.*`.
+    Directory: who receives what, and Receivers, which changes it.  Connections: who is there.
+    Admin: `$node.*`.
 
 `build_service` makes the service of `twistd msgservice` from a checked `Config`; `Node` is for
 programs that embed one.

@@ -21,6 +21,7 @@ from msgservice.core.subjects import check_subject, is_reserved
 from msgservice.errors import (
     BadName,
     BadSubject,
+    FrameTooLarge,
     LimitReached,
     LogFull,
     LogUnavailable,
@@ -129,7 +130,7 @@ class Ingress:
         self.waiting += 1
         commits.batch(batch, self)
         if commits.uncommitted_bytes > limits.uncommitted_bytes:
-            self._node.pause_senders()
+            self._node.connections.pause_senders()
             channel = self._connection.channel
             if channel is not None:
                 channel.pause()  # also one that receives, which others' messages do not pause
@@ -230,11 +231,18 @@ class Ingress:
             self._answered()
 
     def send_owed(self) -> None:
-        """Send what is owed before anything that may refer to it."""
+        """Send what is owed before anything that may refer to it.
+
+        What no frame can hold ends this connection: the group that it is about is on disk, and
+        what was not answered comes again.
+        """
         frames, self._out = self._out, []
         frames += self.answers.take_frames()
         if frames and not self._connection.gone:
-            self._connection.send_all(frames)
+            try:
+                self._connection.send_all(frames)
+            except FrameTooLarge as error:
+                self._connection.fail(error)
 
     def stop(self) -> None:
         """The connection has gone: nothing is owed any more."""

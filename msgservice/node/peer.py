@@ -6,7 +6,7 @@ ask requests. The node speaks after it was greeted, since what it says depends o
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -68,13 +68,14 @@ class Peer:
         self._abort: IDelayedCall | None = None
         self._requests = 0
         self._sent_any = False
+        self._room_waiters: list[Deferred[None]] = []
 
     # --- `connection.Owner`
 
     def channel_up(self, connection: Connection) -> None:
         """The node waits to be greeted."""
         self.connection = connection
-        self._node.peer_up(self)
+        self._node.connections.up(self)
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """Check who it is; answer once a receiver that is new is stored."""
@@ -90,16 +91,16 @@ class Peer:
             outlet: Outlet | None = self._expected
         elif receive is not None:
             try:
-                outlet = self._node.attaching(hello.name, receive)
+                outlet = self._node.receivers.attaching(hello.name, receive)
             except (LimitReached, ValueError) as error:
                 raise NameMismatch(f"cannot attach {hello.name!r}: {error}") from None
         else:
             outlet = None
         if outlet is not None:
-            self._node.hold_check(outlet)
+            self._node.connections.hold_check(outlet)
         self.outlet = outlet
         self._inbox = hello.options.inbox
-        stored = self._node.directory_stored()
+        stored = self._node.receivers.stored()
         stored.addCallback(lambda _: self._answer(hello))
         stored.addErrback(self._not_answered)
 
@@ -148,7 +149,7 @@ class Peer:
         node = self._node
         assert self.ingress is not None
         assert connection.session.peer is not None
-        if not node.peer_opened(self):
+        if not node.connections.opened(self):
             return
         status_from = connection.session.peer.options.status_from
         if status_from is not None:
@@ -188,7 +189,7 @@ class Peer:
 
     def _take_place(self, connection: Connection, outlet: Outlet, resume: Resume) -> None:
         node = self._node
-        if node.replace(outlet, self):
+        if node.connections.replace(outlet, self):
             self.attached = True
             outlet.attach(connection, resume, self._inbox)
             node.dispatch.connected(outlet)
@@ -226,6 +227,7 @@ class Peer:
 
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""
+        self._tell_room()
         if self.attached and self.outlet is not None:
             self.outlet.pump()
 
@@ -243,9 +245,10 @@ class Peer:
             if self.ingress.watch is not None:
                 self._node.tracker.unwatch(self.ingress.watch)
         self.detach(reason)
+        self._tell_room()
         if self._expected is not None and not self.attached:
             self._expected.last_error = reason
-        self._node.peer_gone(self)
+        self._node.connections.gone(self)
 
     # --- what the node does with it
 
@@ -255,12 +258,32 @@ class Peer:
         return self.connection is None or self.connection.gone
 
     def tell(self, frames: list[Frame]) -> None:
-        """Send these (`tracker.Told`)."""
+        """Send these (`tracker.Told`). What no frame can hold ends this connection alone."""
+        try:
+            self._send(frames)
+        except FrameTooLarge as error:
+            assert self.connection is not None
+            self.connection.fail(error)
+
+    def _send(self, frames: list[Frame]) -> None:
         if self.connection is not None and not self.connection.gone:
             if self.ingress is not None:
                 self.ingress.send_owed()  # audiences are named in it, which these may refer to
             self.connection.send_all(frames)
             self.connection.flush()
+
+    def room(self) -> Deferred[None]:
+        """Fire when the transport has room for more, or has gone (`tracker.Told`)."""
+        if self.connection is None or self.connection.gone or self.connection.is_writable:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._room_waiters.append(waiter)
+        return waiter
+
+    def _tell_room(self) -> None:
+        waiters, self._room_waiters = self._room_waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
 
     def detach(self, reason: str) -> None:
         """The receiver behind it is no longer ours."""
@@ -323,7 +346,7 @@ class Peer:
             self._logger.failure("a request of {name}", reply, name=self.name)
             return
         try:
-            self.tell([reply])
+            self._send([reply])
         except FrameTooLarge as error:
             self.tell([refusal_of(reply, str(error))])
 

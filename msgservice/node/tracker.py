@@ -14,7 +14,8 @@ from typing import Protocol
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from msgservice.core.frames import AudienceFrame, Frame, Routed, StatusFrame
+from msgservice.core.audiences import split_audience
+from msgservice.core.frames import Frame, Routed, StatusFrame
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
@@ -39,11 +40,23 @@ class Told(Protocol):
     def tell(self, frames: list[Frame]) -> None:
         """Send these."""
 
+    def room(self) -> Deferred[None]:
+        """Fire when the transport has room for more, or the connection has gone."""
+
 
 class Watch:
     """One connected incarnation that wants states from `status_from` on."""
 
-    __slots__ = ("audiences", "incarnation", "peer", "pending", "sender", "status_from")
+    __slots__ = (
+        "audiences",
+        "incarnation",
+        "is_stale",
+        "is_told",
+        "peer",
+        "pending",
+        "sender",
+        "status_from",
+    )
 
     def __init__(self, peer: Told, sender: str, incarnation: str, status_from: int) -> None:
         self.peer = peer
@@ -52,6 +65,8 @@ class Watch:
         self.status_from = status_from
         self.audiences: set[int] = set()  # told on this connection
         self.pending: dict[tuple[str, int, str], RangeSet] = {}
+        self.is_told = False  # its history is on its way
+        self.is_stale = False  # and is told once more after that
 
 
 class Tracker:
@@ -95,7 +110,7 @@ class Tracker:
         if audience.number in watch.audiences:
             return []
         watch.audiences.add(audience.number)
-        return [AudienceFrame(audience.number, self._directory.names(audience))]
+        return [*split_audience(audience.number, self._directory.names(audience))]
 
     # --- what receivers settled
 
@@ -146,10 +161,21 @@ class Tracker:
             self._tell_history(watch)
 
     def _tell_history(self, watch: Watch) -> None:
+        if watch.is_told:
+            watch.is_stale = True
+            return
+        watch.is_told = True
         done = Deferred.fromCoroutine(self._history(watch))
         done.addErrback(
             lambda f: self._logger.failure("states of {sender}", f, sender=watch.sender)
         )
+        done.addCallback(lambda _: self._history_told(watch))
+
+    def _history_told(self, watch: Watch) -> None:
+        watch.is_told = False
+        if watch.is_stale and not watch.peer.gone:
+            watch.is_stale = False
+            self._tell_history(watch)
 
     async def _history(self, watch: Watch) -> None:
         first: int | None = watch.status_from
@@ -157,6 +183,8 @@ class Tracker:
             page: History = await self._log.history(
                 watch.sender, watch.incarnation, first, HISTORY_PAGE
             )
+            # One page at a time is in memory, however long the history and slow its reader.
+            await watch.peer.room()
             if watch.peer.gone:
                 return
             watch.peer.tell(self._page(watch, page))

@@ -14,7 +14,7 @@ from msgservice.config import (
     load_config,
 )
 from msgservice.errors import ConfigError
-from msgservice.limits import Limits
+from msgservice.limits import WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.transport.rates import Rate
 
 WHOLE = """\
@@ -205,7 +205,7 @@ heartbeat = -1
         "10: receiver.subjects: bad subject 'a..b': empty token",
         '11: receiver.order: must be "strict" or "none", not "some"',
         "12: receiver.window.byte: unknown key, did you mean 'bytes'? (allowed: messages, bytes)",
-        "12: receiver.window.messages: must be above 0, not 0",
+        "12: receiver.window.messages: must be from 1 to 1048576, not 0",
         f"14: receiver.name: 'billing' is another receiver's, at {file}:8",
         '15: receiver.subjects: must be a list of strings, not "orders"',
         "16: receiver.name: is missing; it must be a string",
@@ -296,6 +296,21 @@ def test_more_receivers_than_allowed_are_refused(file: Path) -> None:
     text = "[limits]\nreceivers = 1\n" + '[[receiver]]\nname = "a"\nsubjects = []\n'
     (told,) = problems(file, text + '[[receiver]]\nname = "b"\nsubjects = []\n')
     assert "3: receiver: 2 receivers, at most 1 allowed" == told
+
+
+@pytest.mark.parametrize(
+    ("key", "highest"), [("messages", WINDOW_MESSAGES_MAX), ("bytes", WINDOW_BYTES_MAX)]
+)
+def test_a_window_has_an_upper_bound(file: Path, key: str, highest: int) -> None:
+    receiver = '[[receiver]]\nname = "a"\nsubjects = []\nwindow = { %s = %d }\n'
+    file.write_text(receiver % (key, highest))
+    (kept,) = load_config(file).receivers
+    assert highest == (kept.window_messages if key == "messages" else kept.window_bytes)
+    for wrong in (highest + 1, 0, -1):
+        expected = f"4: receiver.window.{key}: must be from 1 to {highest}, not {wrong}"
+        assert [expected] == problems(file, receiver % (key, wrong))
+    expected = f"2: limits.window_{key}: must be from 1 to {highest}"
+    assert [expected] == problems(file, f"[limits]\nwindow_{key} = {highest + 1}\n")
 
 
 def test_more_patterns_than_allowed_are_refused(file: Path) -> None:

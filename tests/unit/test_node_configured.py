@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from msgservice.limits import WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
 from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
 from tests.nodes import NodeWorld
@@ -44,7 +48,7 @@ def test_an_address_that_the_file_no_longer_has_is_not_dialled() -> None:
     restart(world, row(address="unix:/nowhere/at/all", paused=True))
     restart(world, row())
     assert world.node.directory.named("billing").address is None
-    assert {} == world.node.links
+    assert {} == world.node.connections.links
 
 
 def test_a_receiver_that_the_file_no_longer_has_stays_and_may_change_itself() -> None:
@@ -62,3 +66,16 @@ def test_paused_at_run_time_stays_paused() -> None:
     assert shop.request("$node.receivers.pause", {"name": "billing"})[0]
     restart(world, row())
     assert world.node.directory.named("billing").paused
+
+
+def test_a_window_beyond_its_bound_is_refused_by_the_node_too() -> None:
+    world = NodeWorld()
+    for window in [(WINDOW_MESSAGES_MAX + 1, None), (None, WINDOW_BYTES_MAX + 1), (0, None)]:
+        told: list[object] = []
+        adding = world.node.add_receiver("billing", ["orders.>"], window=window)
+        Deferred.fromCoroutine(adding).addBoth(told.append)
+        (refused,) = told
+        assert isinstance(refused, Failure)
+        assert isinstance(refused.value, ValueError)
+        assert "of a window must be from 1 to" in str(refused.value)
+    assert world.node.directory.get("billing") is None

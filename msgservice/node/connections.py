@@ -1,0 +1,220 @@
+"""The connections of a node: which one counts for each name, dialling, pausing, ending them.
+
+Newest connection wins: for senders per name and incarnation, for receivers per name (SEMANTICS 5,
+27). What one connection says and does is in `peer`; who receives what is in `receivers`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.logger import Logger
+
+from msgservice.connection import Connection
+from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED
+from msgservice.errors import NameMismatch, NotSupported
+from msgservice.interfaces import IChannelUser, IConnector
+from msgservice.node.outlet import Outlet
+from msgservice.node.peer import Peer
+from msgservice.node.shared import Shared
+
+
+class Connections:
+    """See the module."""
+
+    _logger = Logger()
+
+    def __init__(self, node: Shared) -> None:
+        self.peers: dict[Peer, None] = {}
+        self.links: dict[int, IConnector] = {}  # by receiver number
+        self._node = node
+        self._peers_made = 0
+        self._senders: dict[tuple[str, str], Peer] = {}
+        self._receiving: dict[int, Peer] = {}
+        self._replaced: dict[int, list[float]] = {}
+        self._held: dict[int, float] = {}  # receiver number -> until when its name is held
+        self._paused = False
+        self._stopping = False
+        self._peers_gone: Deferred[None] | None = None
+
+    # --- making them
+
+    def make_user(self) -> IChannelUser:
+        """Return what stands behind a channel that was accepted."""
+        return self._connection(Peer(self._node))
+
+    def _connection(self, peer: Peer) -> Connection:
+        node = self._node
+        return Connection(peer, clock=node.clock, now=node.now, limits=node.limits)
+
+    def dial(self, outlet: Outlet) -> None:
+        """Keep a connection to a receiver that has an address, and is not paused nor removed."""
+        row, node = outlet.row, self._node
+        if row.address is None or row.paused or row.removed or row.number in self.links:
+            return
+        link = node.transports.find(row.address).connector(
+            node.clock,
+            row.address,
+            lambda: self._connection(Peer(node, expected=outlet)),
+            node.limits,
+        )
+        self.links[row.number] = link
+        link.startService()
+
+    def undial(self, outlet: Outlet) -> Deferred[Any]:
+        """Dial it no more; fire when the connection that was dialled has gone."""
+        link = self.links.pop(outlet.row.number, None)
+        if link is None:
+            return succeed(None)
+        stopped: Deferred[Any] = link.stopService() or succeed(None)
+        return stopped
+
+    # --- their lives
+
+    def up(self, peer: Peer) -> None:
+        """A connection stands."""
+        self._peers_made += 1
+        peer.number = self._peers_made
+        self.peers[peer] = None
+        if self._stopping and peer.connection is not None:
+            peer.connection.abort()
+        elif self._paused and peer.connection is not None and peer.connection.channel is not None:
+            peer.connection.channel.pause()
+
+    def opened(self, peer: Peer) -> bool:
+        """Its session is open: newest connection wins per (name, incarnation).
+
+        Returns whether this is it; it is sent away otherwise.
+        """
+        assert peer.connection is not None
+        hello = peer.connection.session.peer
+        assert hello is not None
+        key = (hello.name, hello.incarnation)
+        other = self._senders.get(key)
+        if other is not None and other is not peer:
+            # The newest is the one that was made last, not the one that opened last: the end of
+            # a handshake may reach us long after its sender has given that connection up.
+            older, newer = sorted((other, peer), key=lambda each: each.number)
+            older.leave(BYE_REPLACED, "a newer connection of this sender")
+            if newer is other:
+                return False
+        self._senders[key] = peer
+        return True
+
+    def gone(self, peer: Peer) -> None:
+        """It has ended."""
+        self.peers.pop(peer, None)
+        connection = peer.connection
+        hello = connection.session.peer if connection is not None else None
+        if hello is not None and self._senders.get((hello.name, hello.incarnation)) is peer:
+            del self._senders[(hello.name, hello.incarnation)]
+        if peer.outlet is not None and self._receiving.get(peer.outlet.row.number) is peer:
+            del self._receiving[peer.outlet.row.number]
+        if self._peers_gone is not None and not self.peers:
+            gone, self._peers_gone = self._peers_gone, None
+            gone.callback(None)
+
+    # --- of receivers
+
+    def hold_check(self, outlet: Outlet) -> None:
+        """Raise `NameMismatch` while the name is held, `NotSupported` while it is paused."""
+        number = outlet.row.number
+        if outlet.row.paused:
+            raise NotSupported(f"receiving while {outlet.name!r} is paused")
+        until = self._held.get(number)
+        if until is not None:
+            if self._node.now() < until:
+                raise NameMismatch(f"receiver {outlet.name!r} was replaced too often: it is held")
+            del self._held[number]
+
+    def replace(self, outlet: Outlet, peer: Peer) -> bool:
+        """Let this peer be the receiver's connection; the older of two is sent away.
+
+        Returns whether it is.
+        """
+        number = outlet.row.number
+        other = self._receiving.get(number)
+        if other is None or other is peer:
+            self._receiving[number] = peer
+            return True
+        older, newer = sorted((other, peer), key=lambda each: each.number)
+        older.leave(BYE_REPLACED, "a newer connection of this receiver")
+        if newer is other:
+            return False
+        self._receiving[number] = peer
+        now, limits = self._node.now(), self._node.limits
+        recent = [t for t in self._replaced.get(number, []) if t > now - limits.replacement_window]
+        self._replaced[number] = [*recent, now]
+        if len(recent) + 1 > limits.replacements:
+            self._held[number] = now + limits.replacement_hold
+            del self._replaced[number]
+            self._logger.warn(
+                "receiver {name} was replaced {count} times in {seconds} s: two programs have"
+                " its name; it is held",
+                name=outlet.name,
+                count=len(recent) + 1,
+                seconds=limits.replacement_window,
+            )
+        return True
+
+    def send_away(self, outlet: Outlet, code: int, reason: str) -> None:
+        """Take nothing more from a receiver's connection, and let it end."""
+        peer = self._receiving.pop(outlet.row.number, None)
+        if peer is not None:
+            peer.detach(reason)
+            peer.leave(code, reason)
+
+    def give_up_place(self, outlet: Outlet, reason: str) -> None:
+        """Send a receiver's connection away as a replaced one, before another comes."""
+        older = self._receiving.pop(outlet.row.number, None)
+        if older is not None:
+            older.leave(BYE_REPLACED, reason)
+
+    # --- flow
+
+    def pause_senders(self) -> None:
+        """Too much is taken in and not committed: read from no sender until `resume_senders`."""
+        if not self._paused:
+            self._paused = True
+            for peer in self.peers:
+                if peer.ingress is not None and peer.connection is not None:
+                    channel = peer.connection.channel
+                    if channel is not None and not peer.attached:
+                        channel.pause()
+
+    def resume_senders(self) -> None:
+        """There is room again."""
+        if self._paused:
+            self._paused = False
+            for peer in list(self.peers):
+                if peer.connection is not None and peer.connection.channel is not None:
+                    peer.connection.channel.resume()
+
+    # --- the end
+
+    def refuse(self) -> None:
+        """The node stops: who comes now is turned away."""
+        self._stopping = True
+
+    async def stop(self) -> None:
+        """Say goodbye to all of them; return when they have gone, within `stop_timeout`."""
+        node = self._node
+        gone: Deferred[None] = Deferred()
+        self._peers_gone = gone
+        links = [self.undial(outlet) for outlet in node.dispatch]
+        # Not when all is stored: with a producer that goes on sending, that time never comes.
+        for peer in list(self.peers):
+            peer.leave(BYE_CLOSING, "the node stops")
+        deadline = node.clock.callLater(node.limits.stop_timeout, self.abort)
+        if self.peers:
+            await gone
+        await gatherResults(links)
+        if deadline.active():
+            deadline.cancel()
+
+    def abort(self) -> None:
+        """End all of them at once."""
+        for peer in list(self.peers):
+            if peer.connection is not None:
+                peer.connection.abort()

@@ -1,0 +1,328 @@
+"""The receivers of a node at run time: made, changed, paused, removed, and attaching by themselves.
+
+Each change is made in memory at once and stored with the next group; who asked is told when it is
+on disk. What the directory and the outlets are is in `directory` and `outlet`; the rows of the
+configuration come in here as well (`configure`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.core.backoff import delay_of
+from msgservice.core.frames import BYE_PAUSED, BYE_REMOVED, ReceiveOptions
+from msgservice.errors import NameMismatch, NotSupported, UnknownReceiver
+from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
+from msgservice.node.outlet import Outlet
+from msgservice.node.shared import Shared
+from msgservice.records import ON_FULL, ReceiverRow, Snapshot
+from msgservice.transport.rates import Rate, RateLimits
+
+
+class Receivers:
+    """See the module. `rates`: what each may get, by its name; `rate_limits`: all together."""
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        node: Shared,
+        *,
+        rates: Mapping[str, Rate],
+        rate_limits: RateLimits,
+        rng: Callable[[], float],
+    ) -> None:
+        self.rates = dict(rates)
+        self._node = node
+        self._rate_limits = rate_limits
+        self._rng = rng
+        self._changes = 0  # of the directory, not stored yet
+        self._change_waiters: list[Deferred[None]] = []
+        self._removing: dict[int, list[Deferred[int]]] = {}  # receiver number -> who waits for it
+
+    # --- starting
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Make an outlet for each receiver that the log knows."""
+        for row in snapshot.receivers:
+            if not row.removed:
+                self._node.dispatch.add(self._outlet(row, snapshot.exceptions.get(row.number, [])))
+
+    async def configure(self, rows: Sequence[ReceiverRow]) -> None:
+        """Bring the receivers of the configuration into the log: made, or as it says now."""
+        configured = {row.name for row in rows}
+        for known in self._node.directory:
+            if known.configured and known.name not in configured:
+                known.configured = False  # the file no longer says it: it is the operator's now
+                self._store(known)
+        for row in rows:
+            await self._configure(row)
+
+    async def _configure(self, wanted: ReceiverRow) -> None:
+        row = self._node.directory.get(wanted.name)
+        if row is None:
+            await self.add(
+                wanted.name,
+                wanted.patterns,
+                address=wanted.address,
+                order=wanted.order,
+                paused=wanted.paused,
+                configured=True,
+                window=(wanted.window_messages, wanted.window_bytes),
+                on_full=wanted.on_full,
+                backlog_bytes=wanted.backlog_bytes,
+            )
+            return
+        row.configured = True
+        row.window_messages, row.window_bytes = wanted.window_messages, wanted.window_bytes
+        row.address = wanted.address
+        # Paused at run time stays paused over a restart, whatever the file says.
+        row.paused = row.paused or wanted.paused
+        row.on_full, row.backlog_bytes = wanted.on_full, wanted.backlog_bytes
+        await self.change(wanted.name, patterns=wanted.patterns, order=wanted.order)
+
+    def _outlet(self, row: ReceiverRow, exceptions: list[Any]) -> Outlet:
+        pace = self._rate_limits.pace(self.rates.get(row.name))
+        return Outlet(self._node, row, exceptions, self._retry_delay, pace)
+
+    def _retry_delay(self, attempts: int) -> float:
+        limits = self._node.limits
+        return delay_of(
+            attempts,
+            delay_min=limits.retry_delay_min,
+            delay_max=limits.retry_delay_max,
+            # Half of it is certain: a failed handler is not called again at once.
+            jitter=0.5 + self._rng() / 2,
+        )
+
+    # --- at run time
+
+    def attaching(self, name: str, receive: ReceiveOptions) -> Outlet:
+        """A peer says that it is the receiver of this name; it is made if new (SEMANTICS 27)."""
+        if receive.shared:
+            raise NotSupported("receive.shared")
+        if receive.start not in (None, "new"):
+            raise NotSupported(f"receive.start = {receive.start!r}")
+        if receive.order not in (None, "strict", "none"):
+            raise NotSupported(f"receive.order = {receive.order!r}")
+        row = self._node.directory.get(name)
+        patterns = tuple(receive.subjects or ())
+        if row is None:
+            row = self._node.directory.new_row(name, patterns)
+            row.order = receive.order or "strict"
+            return self._add(row)
+        outlet = self._node.dispatch.outlets[row.number]
+        link = self._node.connections.links.get(row.number)
+        if link is not None:
+            link.poke()  # a sign of life (SEMANTICS 14)
+        if row.configured:
+            if patterns and set(patterns) != set(row.patterns):
+                raise NameMismatch(f"the patterns of {name!r} are configured, and other ones")
+            if receive.order not in (None, row.order):
+                raise NameMismatch(f"the order of {name!r} is configured, and another one")
+        elif self._changes_row(row, patterns or row.patterns, receive.order or row.order):
+            outlet = self._change(outlet, patterns or row.patterns, receive.order or row.order)
+        return outlet
+
+    @staticmethod
+    def _changes_row(row: ReceiverRow, patterns: tuple[str, ...], order: str) -> bool:
+        return set(patterns) != set(row.patterns) or order != row.order
+
+    def _change(self, outlet: Outlet, patterns: tuple[str, ...], order: str) -> Outlet:
+        row = outlet.row
+        self._node.directory.set_patterns(row, patterns)
+        if order != row.order:
+            self._node.connections.give_up_place(outlet, "the receiver's order changed")
+            row.order = order
+            outlet.set_order(order)
+        self._store(row)
+        return outlet
+
+    def _add(self, row: ReceiverRow) -> Outlet:
+        row.created_at = self._node.wall()
+        row.cursor = (self._node.tail.next_number << 16) - 1
+        outlet = self._outlet(row, [])
+        self._node.dispatch.add(outlet)
+        self._node.directory.add(row)
+        self._store(row)
+        self._logger.info("receiver {name} added: {row}", name=row.name, row=list(row.patterns))
+        return outlet
+
+    async def add(
+        self,
+        name: str,
+        patterns: Sequence[str],
+        *,
+        address: str | None = None,
+        order: str = "strict",
+        paused: bool = False,
+        configured: bool = False,
+        window: tuple[int | None, int | None] = (None, None),
+        on_full: str = "refuse",
+        backlog_bytes: int = 0,
+    ) -> ReceiverRow:
+        """Make a receiver; what is sent from now on reaches it. Returns once it is stored.
+
+        `on_full` ("refuse" or "suspend"): what happens when `backlog_bytes` wait for it; 0: the
+        limit of the node (SEMANTICS 18). `window`: messages and bytes that it takes unanswered;
+        None: what it says itself.
+        """
+        if self._node.directory.get(name) is not None:
+            raise ValueError(f"receiver {name!r} is there already")
+        if order not in ("strict", "none"):
+            raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
+        if address is not None:
+            self._node.transports.find(address)
+        check_on_full(on_full, backlog_bytes)
+        check_window(window)
+        row = self._node.directory.new_row(name, patterns)
+        row.address, row.order, row.paused, row.configured = address, order, paused, configured
+        row.window_messages, row.window_bytes = window
+        row.on_full, row.backlog_bytes = on_full, backlog_bytes
+        outlet = self._add(row)
+        await self.stored()
+        if self._node.running_now:
+            self._node.connections.dial(outlet)
+        return row
+
+    async def change(
+        self,
+        name: str,
+        *,
+        patterns: Sequence[str] | None = None,
+        address: str | None = None,
+        order: str | None = None,
+        on_full: str | None = None,
+        backlog_bytes: int | None = None,
+    ) -> ReceiverRow:
+        """Change what a receiver gets from now on, where it is dialled, or its backlog's limit."""
+        row = self._node.directory.named(name)
+        outlet = self._node.dispatch.outlets[row.number]
+        if order not in (None, "strict", "none"):
+            raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
+        if address is not None:
+            self._node.transports.find(address)
+        check_on_full(on_full or row.on_full, backlog_bytes or 0)
+        self._change(
+            outlet, tuple(row.patterns if patterns is None else patterns), order or row.order
+        )
+        if on_full is not None or backlog_bytes is not None:
+            row.on_full = on_full or row.on_full
+            row.backlog_bytes = row.backlog_bytes if backlog_bytes is None else backlog_bytes
+            self._store(row)
+        if address is not None and address != row.address:
+            row.address = address
+            self._store(row)
+            await self._node.connections.undial(outlet)
+        await self.stored()
+        if self._node.running_now:
+            self._node.dispatch.judge()
+            self._node.connections.dial(outlet)
+        return row
+
+    async def pause(self, name: str, paused: bool) -> ReceiverRow:
+        """Stop delivering to a receiver, or go on; its messages are kept."""
+        row = self._node.directory.named(name)
+        outlet = self._node.dispatch.outlets[row.number]
+        row.paused = paused
+        stored = self._store(row)
+        if paused:
+            self._node.connections.send_away(outlet, BYE_PAUSED, "paused")
+            await self._node.connections.undial(outlet)
+        else:
+            self._node.connections.dial(outlet)
+        await stored
+        return row
+
+    async def remove(self, name: str, confirmed: int | None = None) -> int:
+        """Remove a receiver; what waited for it is `removed`. Returns how many messages.
+
+        Several who ask at once get the same answer, when it is on disk. `UnknownReceiver` where
+        there is none (any more); `ValueError` where more than `confirmed` messages wait for it.
+        """
+        row = self._node.directory.named(name)
+        queued = await self.queued(row.number)
+        if confirmed is not None and queued > confirmed:
+            raise ValueError(f"{queued} messages wait for {name!r} by now, {confirmed} confirmed")
+        waiter: Deferred[int] = Deferred()
+        waiters = self._removing.get(row.number)
+        if waiters is not None:
+            waiters.append(waiter)
+        elif row.removed:
+            raise UnknownReceiver(name)
+        else:
+            self._removing[row.number] = [waiter]
+            removing = Deferred.fromCoroutine(self._remove(row, queued))
+            removing.addBoth(self._removed, row.number)
+        return await waiter
+
+    def _removed(self, result: int | Failure, number: int) -> None:
+        for waiter in self._removing.pop(number):
+            waiter.callback(result)
+
+    async def _remove(self, row: ReceiverRow, queued: int) -> int:
+        outlet = self._node.dispatch.outlets[row.number]
+        self._node.directory.remove(row)
+        self._node.connections.send_away(outlet, BYE_REMOVED, "removed")
+        self._node.dispatch.remove(outlet)
+        removed = self._node.commits.removal(row.number)
+        await self._node.connections.undial(outlet)
+        await removed
+        self._node.tracker.tell_all_again()
+        self._logger.info("receiver {name} removed", name=row.name)
+        return queued
+
+    async def queued(self, number: int) -> int:
+        """How many messages wait for a receiver."""
+        accounts = await self._node.log.accounts()
+        return sum(one.queued for one in accounts if one.receiver == number)
+
+    # --- storing
+
+    def _store(self, row: ReceiverRow) -> Deferred[None]:
+        self._changes += 1
+        stored = self._node.commits.receiver(row)
+        stored.addCallback(self._change_stored)
+        return stored
+
+    def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
+        """Leave it out of new audiences, or take it in again (SEMANTICS 18)."""
+        self._node.directory.set_suspended(row, suspended)
+        self._store(row)
+
+    def _change_stored(self, _: None) -> None:
+        self._changes -= 1
+        if not self._changes:
+            waiters, self._change_waiters = self._change_waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
+
+    def stored(self) -> Deferred[None]:
+        """Fire when all changes of the directory so far are stored."""
+        if not self._changes:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._change_waiters.append(waiter)
+        return waiter
+
+
+def check_window(window: tuple[int | None, int | None]) -> None:
+    """Raise `ValueError` where these cannot be what a receiver takes unanswered."""
+    for what, asked, highest in zip(
+        ("messages", "bytes"), window, (WINDOW_MESSAGES_MAX, WINDOW_BYTES_MAX), strict=True
+    ):
+        if asked is not None and not 1 <= asked <= highest:
+            raise ValueError(f"{what} of a window must be from 1 to {highest}, not {asked}")
+
+
+def check_on_full(on_full: str, backlog_bytes: int) -> None:
+    """Raise `ValueError` where these cannot be what a receiver's row says."""
+    if on_full not in ON_FULL:
+        raise ValueError(f"on_full must be 'refuse' or 'suspend', not {on_full!r}")
+    if not 0 <= backlog_bytes <= INTEGER_MAX:
+        raise ValueError(f"backlog_bytes must be from 0 to {INTEGER_MAX}, not {backlog_bytes}")

@@ -1,0 +1,149 @@
+"""Pages of a sender's history: nothing is left out, whatever outlived its batch (SEMANTICS 11)."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from msgservice.log import history
+from msgservice.message import Status
+from msgservice.records import History
+from tests.logs import NOW, Driver, make_batch
+
+Row = tuple[int, int, int, int, str]  # receiver, first, last, status, reason
+
+
+def log_with(folder: Path, finished: list[Row]) -> Driver:
+    """A log in which sender 1 has these rows of removed batches, and batches behind them."""
+    log = Driver("memory", folder).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    log.append(*[make_batch(audience, kept_from(finished) + 3 * n, [b"x"] * 3) for n in range(5)])
+    log.log._store.db.executemany(
+        "insert into finished(sender, receiver, first, last, status, reason, at)"
+        " values (1, ?, ?, ?, ?, ?, ?)",
+        [(*row, NOW) for row in finished],
+    )
+    return log
+
+
+def kept_from(finished: list[Row]) -> int:
+    return max((row[2] for row in finished), default=0) + 1
+
+
+def kept(pages: list[History]) -> list[int]:
+    """The sequences that are still in the log, as told."""
+    pieces = [piece for page in pages for piece in page.pieces]
+    return [n for piece in pieces for n in range(piece.first, piece.last + 1)]
+
+
+def pages_of(log: Driver, first: int = 1, pieces: int = 1000) -> list[History]:
+    pages = []
+    at: int | None = first
+    while at is not None:
+        page = log.wait(log.log.history("shop", "i1", at, pieces))
+        assert all(at <= state.first <= state.last for state in page.states)
+        if page.next is not None:
+            assert page.next > at
+            assert all(state.last < page.next for state in page.states)
+        pages.append(page)
+        at = page.next
+    return pages
+
+
+def told(pages: list[History]) -> dict[tuple[int, int], tuple[int, str]]:
+    """(receiver, sequence) -> state and reason; each is told once."""
+    found: dict[tuple[int, int], tuple[int, str]] = {}
+    for page in pages:
+        for state in page.states:
+            for sequence in range(state.first, state.last + 1):
+                assert (state.receiver, sequence) not in found
+                found[state.receiver, sequence] = (int(state.status), state.reason)
+    return found
+
+
+def expected(finished: list[Row], first: int = 1) -> dict[tuple[int, int], tuple[int, str]]:
+    return {
+        (receiver, sequence): (status, reason)
+        for receiver, low, high, status, reason in finished
+        for sequence in range(max(low, first), high + 1)
+    }
+
+
+def test_11_a_long_history_is_told_whole(tmp_path: Path) -> None:
+    finished = [
+        (receiver, n, n + step - 1, 5 - 2 * (n // step % 2), "")
+        for receiver, step in ((1, 1), (2, 3), (3, 50_000), (4, 100_000))
+        for n in range(1, 100_001, step)
+    ]
+    assert len(finished) > 130_000
+    log = log_with(tmp_path, finished)
+    pages = pages_of(log)
+    assert told(pages) == expected(finished)
+    assert max(len(page.states) for page in pages) <= history.FINISHED_PAGE
+    # One receiver with many takes what the others leave.
+    assert len(pages) <= 2 * len(finished) / history.FINISHED_PAGE
+    begin = kept_from(finished)
+    assert kept(pages) == list(range(begin, begin + 15))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_11_every_page_goes_on_where_the_one_before_ended(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr(history, "FINISHED_PAGE", rng.choice([1, 4, 20]))
+    finished: list[Row] = []
+    for receiver in range(1, rng.randint(1, 6)):
+        at = rng.randint(1, 20)
+        while at < 200:
+            length = rng.choice([1, 1, 2, 30])
+            reason = rng.choice(["", 'a "reason"\\', "nul \0, \n and ü"])
+            finished.append((receiver, at, at + length - 1, rng.choice([3, 5]), reason))
+            at += length + rng.choice([0, 0, 3])
+    log = log_with(tmp_path, finished)
+    first = rng.randint(1, 150)
+    pages = pages_of(log, first, rng.randint(1, 6))
+    assert told(pages) == expected(finished, first)
+    begin = kept_from(finished)
+    assert kept(pages) == list(range(max(first, begin), begin + 15))
+
+
+def test_a_page_of_large_audiences_has_fewer_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "MEMBERS_MAX", 25)
+    log = Driver("memory", tmp_path).open()
+    numbers = list(range(1, 11))
+    log.receivers(*numbers)
+    audience = log.log.audience(numbers)
+    log.append(*[make_batch(audience, n) for n in range(1, 8)])
+    pages = pages_of(log)
+    assert [len(page.pieces) for page in pages] == [2, 2, 2, 1]
+    assert [piece.first for page in pages for piece in page.pieces] == list(range(1, 8))
+    wide = log.log.audience(list(range(1, 40)))
+    log.append(make_batch(wide, 8))
+    assert [len(page.pieces) for page in pages_of(log)][-1] == 1  # one alone, however wide
+
+
+def test_a_page_ends_inside_a_batch_where_it_must(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "FINISHED_PAGE", 2)
+    log = Driver("memory", tmp_path).open()
+    log.receivers(1)
+    batch = make_batch(log.log.audience([1]), 1, [b"x"] * 10)
+    log.append(batch)
+    log.log._store.db.executemany(
+        "insert into finished values (1, 9, ?, ?, 5, '', 0)", [(n, n) for n in range(1, 11)]
+    )
+    log.progress(1, batch.last, settled={Status.ACKNOWLEDGED: 10})
+    pages = pages_of(log)
+    assert len(pages) > 2
+    assert kept(pages) == list(range(1, 11))
+    pieces = [piece for page in pages for piece in page.pieces]
+    assert [piece.position - batch.first for piece in pieces] == [p.first - 1 for p in pieces]
+    (own,) = [state for state in pages[0].states if state.receiver == 1]
+    assert (own.status, own.first, own.last) == (Status.ACKNOWLEDGED, 1, pieces[0].last)

@@ -1,0 +1,165 @@
+"""Removing a receiver while others remove, add or change it: one outcome, told to everybody."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from msgservice import Limits
+from msgservice.core.frames import Reply, Request
+from msgservice.errors import UnknownReceiver
+from msgservice.log.memory import MemoryLog
+from msgservice.message import Status, WireMessage, encode_messages
+from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
+
+ORDERS = {"subjects": ["orders.>"]}
+NOWHERE = "unix:/nowhere/at/all"
+
+
+def world_with_backlog() -> tuple[NodeWorld, ScriptedPeer]:
+    """A node with one message that waits for "billing", which is away; and who sent it."""
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    world.peer("billing", receive=ORDERS).connection.abort()
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    return world, shop
+
+
+def holding_world() -> tuple[NodeWorld, FailingLog]:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    return NodeWorld(log=log, clock=clock), log
+
+
+def ask(peer: ScriptedPeer, subject: str, arguments: dict[str, Any]) -> None:
+    message = WireMessage(msgspec.json.encode(arguments))
+    peer.connection.send(Request(1, subject, msgspec.Raw(encode_messages([message]))))
+
+
+def answer(peer: ScriptedPeer) -> tuple[bool, Any]:
+    (reply,) = peer.take(Reply)
+    _, ok, raw = reply.replies[0]
+    body = msgspec.msgpack.decode(raw, type=WireMessage).body
+    return ok, msgspec.json.decode(body) if ok else body.decode()
+
+
+def result_of(deferred: Deferred[Any]) -> list[Any]:
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    return results
+
+
+def test_10_two_who_remove_a_receiver_at_once_get_the_same_answer() -> None:
+    world, shop = world_with_backlog()
+    other = world.peer("other")
+    for peer in (shop, other):
+        ask(peer, "$node.receivers.remove", {"name": "billing", "confirm": 1})
+    world.settle()
+    assert answer(shop) == answer(other) == (True, {"removed": 1})
+    assert shop.statuses() == {("billing", Status.REMOVED): [(1, 1)]}
+    ok, reason = shop.request("$node.receivers.remove", {"name": "billing", "confirm": 1})
+    assert (ok, reason) == (False, "unknown receiver 'billing'")
+
+
+def test_two_programs_that_remove_a_receiver_at_once_get_the_same_answer() -> None:
+    world, _ = world_with_backlog()
+    remove = world.node.remove_receiver
+    told = [result_of(Deferred.fromCoroutine(remove("billing"))) for _ in range(3)]
+    world.settle()
+    assert told == [[1], [1], [1]]
+
+
+def test_one_who_confirmed_too_few_does_not_join_one_who_confirmed_enough() -> None:
+    world, shop = world_with_backlog()
+    other = world.peer("other")
+    ask(shop, "$node.receivers.remove", {"name": "billing", "confirm": 1})
+    ask(other, "$node.receivers.remove", {"name": "billing", "confirm": 0})
+    world.settle()
+    assert answer(shop) == (True, {"removed": 1})
+    ok, reason = answer(other)
+    assert not ok
+    assert "1 messages wait for 'billing'" in reason
+
+
+def test_one_who_removes_while_the_removal_is_stored_is_told_that_there_is_none() -> None:
+    world, log = holding_world()
+    world.peer("billing", receive=ORDERS)
+    log.hold = True
+    first = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    world.settle()
+    second = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    world.settle()
+    assert [type(one.value) for one in second if isinstance(one, Failure)] == [UnknownReceiver]
+    assert first == []  # not before it is on disk
+    log.release()
+    world.settle()
+    assert first == [0]
+
+
+def test_who_asks_before_a_removal_and_is_answered_after_it_is_told_that_there_is_none() -> None:
+    clock = Clock()
+    log = SlowAccounts(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    world.peer("billing", receive=ORDERS)
+    log.hold = True
+    late = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    log.hold = False
+    first = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    world.settle()
+    log.release()
+    world.settle()
+    assert first == [0]
+    assert [type(one.value) for one in late if isinstance(one, Failure)] == [UnknownReceiver]
+
+
+class SlowAccounts:
+    """A log that answers `accounts` when it is told to."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+        self.hold = False
+        self._held: list[Deferred[Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def accounts(self) -> Deferred[Any]:
+        if not self.hold:
+            found: Deferred[Any] = self._log.accounts()
+            return found
+        self._held.append(Deferred())
+        return self._held[-1]
+
+    def release(self) -> None:
+        held, self._held = self._held, []
+        for waiter in held:
+            self._log.accounts().chainDeferred(waiter)
+
+
+@pytest.mark.parametrize("change", ["add", "change"])
+def test_who_is_removed_while_it_is_made_or_changed_is_never_dialled(change: str) -> None:
+    world, log = holding_world()
+    node = world.node
+    if change == "change":
+        world.peer("billing", receive=ORDERS).connection.abort()
+        world.settle()
+    log.hold = True
+    if change == "add":
+        made = result_of(
+            Deferred.fromCoroutine(node.add_receiver("billing", ["orders.>"], address=NOWHERE))
+        )
+    else:
+        made = result_of(Deferred.fromCoroutine(node.change_receiver("billing", address=NOWHERE)))
+    removed = result_of(Deferred.fromCoroutine(node.remove_receiver("billing")))
+    world.settle()
+    log.release()
+    world.settle()
+    assert removed == [0]
+    assert len(made) == 1
+    assert node.connections.links == {}
