@@ -71,20 +71,21 @@ class StoredInbox(Protocol):
 
 
 class _Behind(Exception):
-    """A message that waits for one before it that failed."""
+    """A message that waits for one before it that failed, or for the receiver's next start."""
 
 
 class _Gate:
-    """Shut when a message of a lane has failed."""
+    """Shut when a message of a lane has failed, or the receiver stops."""
 
-    __slots__ = ("handler", "is_shut")
+    __slots__ = ("handler", "handling", "is_shut")
 
-    def __init__(self, handler: Callable[..., Any]) -> None:
+    def __init__(self, handler: Callable[..., Any], handling: Handling) -> None:
         self.handler = handler
+        self.handling = handling
         self.is_shut = False
 
     def __call__(self, unit: Any, transaction: Any) -> Any:
-        if self.is_shut:
+        if self.is_shut or self.handling.is_stopping:
             raise _Behind
         try:
             return self.handler(unit, transaction)
@@ -117,7 +118,7 @@ class StoredHandling(Handling):
 
     def _step_transaction(self, lane: Lane, work: Work) -> bool:
         works = [work] if lane.key is None else list(lane.queue)
-        gate = _Gate(self._handler)
+        gate = _Gate(self._handler, self)
         for each in works:
             first, stop = each.at, each.stop
             if first == stop:
@@ -147,8 +148,13 @@ class StoredHandling(Handling):
         if flight.lane.key is not None and not flight.work.open:
             self._forget(flight)  # given up, when one before it failed
         elif failure is not None and failure.check(_Behind):
-            if done:
-                flight.work.at = flight.first + done
+            work, at = flight.work, flight.first + done
+            if flight.lane.key is None:
+                if done:
+                    self._taken(work, flight.first, at)
+                flight.lane.queue.append(work.sender.cut(work, at, flight.stop))
+            elif done:
+                work.at = at
             self._forget(flight)
         else:
             super()._ended(flight, done, failure, unit)

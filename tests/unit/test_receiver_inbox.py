@@ -342,3 +342,23 @@ def test_a_commit_that_fails_is_no_attempt_and_the_run_comes_again(path: Path) -
     assert world.node.outbox.cursor == 2
     assert [run.attempts for run in world.node.outbox.waiting] == []
     world.stop()
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_25_what_was_written_before_a_handler_stops_the_receiver_is_acknowledged(
+    path: Path, order: str
+) -> None:
+    def handle(message: ReceivedMessage, transaction: Any) -> None:
+        insert(message, transaction)
+        if message.body == b"2":
+            stopped.append(results_of(world.receiver.stop()))
+
+    stopped: list[Any] = []
+    world = world_of(path, handle, order=order)
+    world.node.offer([b"1", b"2", b"3"], "a")
+    world.node.offer([b"4"], "a")
+    world.until(lambda: stopped and stopped[0])
+    world.run()
+    assert written(path) == [b"1", b"2"]
+    assert world.node.answers == [Ack([(1, 2)])]
+    assert (world.node.outbox.cursor, world.wire.near.is_gone) == (2, True)
