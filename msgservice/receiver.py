@@ -363,11 +363,12 @@ class Receiver(Service):
                 idle = [k for k, s in senders.items() if s.connection is None and not s.works]
                 for key in idle[:1]:
                     del senders[key]
-            marks = None
+            inbox = Inbox()
             if self._inbox is not None:
                 known = self._inbox.resume(name, incarnation)
                 marks = Marks(known.floor, RangeSet(known.ranges), known.last)
-            sender = Sender(name, incarnation, Inbox(marks), self.window)
+                inbox = Inbox(marks, rejected=self._inbox.rejected(name, incarnation))
+            sender = Sender(name, incarnation, inbox, self.window)
         senders[name, incarnation] = (
             sender  # the one that was here last is the last to be forgotten
         )

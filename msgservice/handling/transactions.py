@@ -19,11 +19,11 @@ from zlib import crc32
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
-from msgservice.errors import LogError, LogFailed
+from msgservice.errors import LogError, LogFailed, Reject
 from msgservice.handling.engine import Handler, Handling
 from msgservice.handling.work import Flight, Lane, Work
 from msgservice.message import Action
-from msgservice.records import Resume
+from msgservice.records import Rejected, Resume
 
 UNAVAILABLE_MS = 1000  # what could not be committed is sent again after this
 
@@ -56,6 +56,9 @@ class StoredInbox(Protocol):
     def resume(self, sender: str, incarnation: str) -> Resume:
         """Return *now* what was taken."""
 
+    def rejected(self, sender: str, incarnation: str) -> Sequence[Rejected]:
+        """Return *now* what was rejected and may come again."""
+
     def run(
         self,
         sender: str,
@@ -64,6 +67,7 @@ class StoredInbox(Protocol):
         handle: Callable[[Any, Any], object],
         *,
         after: int,
+        first: int | None = None,
         last: tuple[int, int, int] | None = None,
         floor: int = 0,
     ) -> Deferred[Any]:
@@ -168,7 +172,8 @@ class StoredHandling(Handling):
         computing: Deferred[Any] = maybeDeferred(
             self._handler, messages if self._batch else messages[0]
         )
-        computing.addCallback(self._store, work, first, stop)
+        # What was rejected before there was a transaction gets one as well, to be kept in.
+        computing.addErrback(_rejection_of).addCallback(self._store, work, first, stop)
         return self._fly(lane, work, first, stop, computing)
 
     def _store(self, writes: Any, work: Work, first: int, stop: int) -> Deferred[None]:
@@ -205,6 +210,7 @@ class StoredHandling(Handling):
             items,
             handle,
             after=after,
+            first=base + first,
             last=last,
             floor=transfer.floor,
         )
@@ -242,8 +248,14 @@ def takes_transaction(handler: Callable[..., Any]) -> bool:
     return True
 
 
+def _rejection_of(failure: Failure) -> Any:
+    return failure.value if failure.check(Reject) else failure
+
+
 def write(writes: Any, transaction: Any) -> object:
-    """Write what a handler has computed."""
+    """Write what a handler has computed, or raise the `Reject` that it did."""
+    if isinstance(writes, Reject):
+        raise writes
     if writes is None:
         return None
     if callable(writes):

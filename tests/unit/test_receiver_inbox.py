@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from twisted.logger import LogEvent
 from msgservice.core.frames import Ack
 from msgservice.core.inbox import Marks
 from msgservice.errors import LogLocked, LogUnavailable, Reject, Retry
+from msgservice.log.inbox_file import InboxFile
 from msgservice.message import Action
 from msgservice.received import ReceivedMessage
 from msgservice.receiver import Receiver
-from tests.receiver_world import Node, World, results_of
+from tests.faulty_vfs import faulty_vfs
+from tests.receiver_world import Node, ThreadedClock, World, results_of
 
 TABLE = "create table if not exists done(body blob, n integer primary key)"
 
@@ -322,6 +325,9 @@ def test_a_commit_that_fails_is_no_attempt_and_the_run_comes_again(path: Path) -
 
             return Resume()
 
+        def rejected(self, sender: str, incarnation: str) -> tuple[Any, ...]:
+            return ()
+
         def run(self, *arguments: Any, **more: Any) -> Deferred[Any]:
             from twisted.internet.defer import fail, succeed
 
@@ -362,3 +368,88 @@ def test_25_what_was_written_before_a_handler_stops_the_receiver_is_acknowledged
     assert written(path) == [b"1", b"2"]
     assert world.node.answers == [Ack([(1, 2)])]
     assert (world.node.outbox.cursor, world.wire.near.is_gone) == (2, True)
+
+
+def reject_at_once(message: ReceivedMessage, transaction: Any) -> None:
+    insert(message, transaction)
+    if message.body == b"2":
+        raise Reject("no 2")
+
+
+def reject_computed(message: ReceivedMessage) -> list[Any]:
+    if message.body == b"2":
+        raise Reject("no 2")
+    return statements(message)
+
+
+async def reject_in_its_time(message: ReceivedMessage) -> list[Any]:
+    return reject_computed(message)
+
+
+def reject_by_a_write(message: ReceivedMessage) -> Any:
+    return lambda transaction: reject_at_once(message, transaction)
+
+
+@pytest.mark.parametrize(
+    "handler", [reject_at_once, reject_computed, reject_in_its_time, reject_by_a_write]
+)
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_25_a_rejection_is_on_disk_before_it_is_told_and_no_crash_brings_it_back(
+    path: Path, tmp_path: Path, handler: Any, order: str
+) -> None:
+    world = world_of(path, handler, order=order)
+    world.node.offer([b"1", b"2", b"3"])
+    world.until(lambda: world.node.outbox.cursor == 3)
+    # The process is killed now, and the node has heard nothing of it.
+    crashed = tmp_path / "crashed" / "inbox.db"
+    crashed.parent.mkdir()
+    for file in path.parent.glob("inbox.db*"):
+        shutil.copy(file, crashed.parent / file.name)
+    world.stop()
+
+    handled: list[bytes] = []
+
+    def again(message: ReceivedMessage, transaction: Any) -> None:
+        handled.append(message.body)
+
+    restarted = World(again, inbox=crashed, attach=False, order=order)
+    restarted.node.offer([b"1", b"2", b"3", b"4"])
+    restarted.attach(restarted.node)
+    restarted.until(lambda: restarted.node.outbox.cursor == 4)
+    assert handled == [b"4"]
+    [nack] = restarted.node.nacks
+    assert (nack.first, nack.last, nack.action, nack.reason) == (2, 2, Action.DEAD, "no 2")
+    restarted.stop()
+
+
+def test_25_a_rejected_batch_does_not_come_back_either(path: Path) -> None:
+    def handle(messages: list[ReceivedMessage], transaction: Any) -> None:
+        handled.append(len(messages))
+        raise Reject("none of these")
+
+    handled: list[int] = []
+    world = world_of(path, handle, batch=True)
+    world.node.offer([b"1", b"2", b"3"])
+    world.until(lambda: world.node.outbox.cursor == 3)
+    world.stop()
+    again = World(handle, inbox=path, attach=False, batch=True)
+    again.node.offer([b"1", b"2", b"3"])
+    again.attach(again.node)
+    again.until(lambda: again.node.outbox.cursor == 3)
+    assert handled == [3]
+    assert [(nack.first, nack.last) for nack in again.node.nacks] == [(1, 1), (2, 2), (3, 3)]
+    again.stop()
+
+
+def test_25_a_rejection_that_is_not_committed_is_not_told(path: Path) -> None:
+    with faulty_vfs() as faults:
+        clock: Any = ThreadedClock()
+        inbox = InboxFile(path, reactor=clock, vfs="faulty")
+        world = World(reject_at_once, inbox=inbox, attach=False, node=Node(clock))
+        world.attachment = world.attach(world.node)
+        world.until(lambda: world.attachment.connected)
+        faults.sync = lambda name: True
+        world.node.offer([b"2"])
+        world.until(lambda: not world.attachment.connected)
+        assert [nack.action for nack in world.node.nacks] == [Action.LATER]
+        faults.sync = lambda name: False
