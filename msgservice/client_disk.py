@@ -62,6 +62,10 @@ class DiskOutbox:
             self.sequence = last
         return result
 
+    def settled_to(self) -> int:
+        """Up to which sequence nothing will be sent again, whatever crashes: `floor`."""
+        return self._file.settled_to
+
     def settle(self, ranges: list[tuple[int, int]]) -> None:
         """The node has answered these: they are no longer needed."""
         self._file.settle(ranges)

@@ -108,6 +108,7 @@ class OutboxFile:
         self.path = Path(path)
         self.incarnation = ""
         self.sequence = 0  # the last sequence that was handed in
+        self.settled_to = 0  # no crash brings anything back up to here: SEMANTICS 1, `floor`
         self.size = 0  # bytes of open runs
         self._reactor = reactor
         self._size_max = size_max
@@ -149,6 +150,7 @@ class OutboxFile:
         self.sequence = snapshot.sequence
         for run in snapshot.runs:
             self._add(run)
+        self.settled_to = self._lowest()
         self._opened = True
         return snapshot
 
@@ -307,6 +309,10 @@ class OutboxFile:
                 self._firsts.remove(run.first)
                 self.size -= run.size
 
+    def _lowest(self) -> int:
+        """Return up to where nothing is open, in memory: on disk once it is committed."""
+        return self._firsts[0] - 1 if self._firsts else self.sequence
+
     # --- commits -------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -316,7 +322,7 @@ class OutboxFile:
         group, self._waiting = self._waiting, []
         gone, self._gone, self._gone_bytes = self._gone, [], 0
         runs = [run for some, _ in group for run in some]
-        sequence = self.sequence
+        sequence, settled_to = self.sequence, self._lowest()
         committing = self._committing = self._worker.submit(
             lambda: self._write(runs, gone, sequence)
         )
@@ -326,6 +332,8 @@ class OutboxFile:
             if isinstance(result, Failure):
                 self._remove(runs)
                 self._gone += gone
+            else:
+                self.settled_to = settled_to
             if self._waiting and self._failed is None:
                 self._start()
             for _, waiter in group:

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
 from msgservice.client_disk import DiskOutbox, open_outbox
+from msgservice.core.frames import Transfer
 from msgservice.errors import ClientClosed, LogLocked, LogUnavailable, OutboxFull, Refused
 from msgservice.message import Action
 from tests.clients import ClientWorld, error_of, errors_logged, now
@@ -241,6 +242,48 @@ def test_a_refusal_is_told_to_who_waits_and_logged(tmp_path: Path, logged: list[
     again = restarted(world, tmp_path / "second")
     assert 0 == again.client.unanswered
     world.close()
+    again.close()
+
+
+def refuse_b(transfer: Transfer) -> tuple[Action, int, str] | None:
+    return (Action.REFUSED, 0, "no") if transfer.subject == "b" else None
+
+
+def test_1_what_was_refused_leaves_no_hole_at_the_node_once_that_is_on_disk(
+    tmp_path: Path,
+) -> None:
+    world = DiskWorld(tmp_path)
+    world.node.refusal = refuse_b
+    for _ in range(10):
+        for subject in "ab":
+            world.client.send(subject, b"x")
+            world.written()
+    marks = world.node.inboxes[world.disk.incarnation].marks
+    # What was settled when a run was written is settled on disk with it.
+    assert (marks.floor, list(marks.taken), world.disk.settled_to()) == (20, [], 19)
+    world.close()
+
+
+def test_1_the_floor_never_passes_what_a_crash_brings_back(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path / "first")
+    world.node.answering = False
+    for subject in "abab":
+        world.client.send(subject, b"x")
+        world.written()
+    world.node.refusal = refuse_b
+    world.node.answering = True
+    world.node.answer()
+    world.settle()
+    assert (world.client.unanswered, world.disk.settled_to()) == (0, 0)
+    world.node.cut()  # and what it says next is not that these are settled
+    world.advance(40.0)
+    world.client.send("a", b"new")
+    crashed = world.crash(tmp_path / "second")
+    assert {t.floor for t in world.node.transfers} <= {0, 1}
+    world.written()
+    world.close()
+    again = DiskWorld(crashed, start=False)
+    assert (again.client.unanswered, again.disk.settled_to()) == (4, 0)
     again.close()
 
 
