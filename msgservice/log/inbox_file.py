@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -380,7 +381,9 @@ class InboxFile:
         db.execute(_COMMIT)
         self._commits += 1
         if self._commits % CHECKPOINT_COMMITS == 0:
-            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            # No room for that is no reason to take back what is committed.
+            with suppress(apsw.FullError):
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _committed(
         self,
@@ -422,7 +425,10 @@ class InboxFile:
         if full:
             return LogUnavailable(failure.getErrorMessage())
         # A failed sync: nothing was told, and nothing can be trusted any more (SEMANTICS 19).
-        self._failed = LogFailed(f"the inbox cannot be written: {failure.getErrorMessage()}")
+        self._failed = LogFailed(
+            f"the inbox {self.path} cannot be written: {failure.getErrorMessage()}; nothing is"
+            " handled until it is opened again: start the receiver again (startService)"
+        )
         return self._failed
 
     def _handle_run(

@@ -15,9 +15,17 @@ from twisted.logger import LogEvent
 
 from msgservice.client_disk import DiskOutbox, open_outbox
 from msgservice.core.frames import Transfer
-from msgservice.errors import ClientClosed, LogLocked, LogUnavailable, OutboxFull, Refused
+from msgservice.errors import (
+    ClientClosed,
+    LogFailed,
+    LogLocked,
+    LogUnavailable,
+    OutboxFull,
+    Refused,
+)
 from msgservice.message import Action
 from tests.clients import ClientWorld, error_of, errors_logged, now
+from tests.faulty_vfs import faulty_vfs
 from tests.threads import ThreadCalls
 
 BYTES_MAX = 1 << 20
@@ -26,11 +34,18 @@ BYTES_MAX = 1 << 20
 class DiskWorld(ClientWorld):
     """A `ClientWorld` whose client has its outbox in `folder`."""
 
-    def __init__(self, folder: Path, *, bytes_max: int = BYTES_MAX, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        bytes_max: int = BYTES_MAX,
+        vfs: str | None = None,
+        **options: Any,
+    ) -> None:
         self.calls = ThreadCalls()
         self.folder = folder
         self.disk: DiskOutbox = self.calls.wait(
-            open_outbox(self.calls, folder / "outbox.db", bytes_max=bytes_max)
+            open_outbox(self.calls, folder / "outbox.db", bytes_max=bytes_max, vfs=vfs)
         )
         super().__init__(outbox=self.disk, held=(100_000, bytes_max), **options)
 
@@ -223,6 +238,36 @@ def test_a_full_disk_fails_the_turn_and_the_next_may_pass(
     world.start()
     assert [b"small"] == world.node.bodies()
     world.close()
+
+
+def test_19_a_failed_outbox_says_so_until_it_is_opened_again_and_loses_nothing(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    with faulty_vfs() as faults:
+        world = DiskWorld(tmp_path, start=False, vfs="faulty")
+        kept = world.client.send("a", b"kept")
+        world.written()
+        now(kept)
+        faults.sync = lambda name: True
+        failed = world.client.send("a", b"in doubt")
+        world.written()
+        assert "close the client, then connect" in str(error_of(failed, LogFailed))
+        faults.sync = lambda name: False
+        refused = world.client.send("a", b"refused")
+        world.written()
+        assert str(tmp_path) in str(error_of(refused, LogFailed))
+        assert (1, 1) == (world.client.sequence, world.client.unanswered)
+        world.start()  # what is on disk travels all the same
+        assert [b"kept"] == world.node.bodies()
+        world.close()
+        again = DiskWorld(tmp_path, vfs="faulty")
+        sent = again.client.send("a", b"new")
+        again.written()
+        now(now(sent).accepted)
+        bodies = again.node.bodies()
+        assert [b"new"] == [body for body in bodies if body not in (b"kept", b"in doubt")]
+        again.close()
+        assert errors_logged(logged)
 
 
 def test_a_refusal_is_told_to_who_waits_and_logged(tmp_path: Path, logged: list[LogEvent]) -> None:

@@ -281,6 +281,20 @@ def test_no_room_fails_all_of_the_transaction_and_it_can_be_handed_in_again(path
         box.close()
 
 
+def test_25_no_room_for_a_checkpoint_takes_back_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.log.inbox_file.CHECKPOINT_COMMITS", 1)
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        faults.full = lambda name: name == "inbox.db"
+        assert box.run(1, "a") == Handled(1, None)
+        assert box.run(1, "a") == Handled(1, None)
+        faults.full = lambda name: False
+        assert box.done() == ["a"]
+        box.close()
+
+
 def test_19_a_failed_sync_is_never_told_as_done(path: Path) -> None:
     with faulty_vfs() as faults:
         box = Box(path, vfs="faulty")

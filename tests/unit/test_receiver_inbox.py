@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -453,3 +454,29 @@ def test_25_a_rejection_that_is_not_committed_is_not_told(path: Path) -> None:
         world.until(lambda: not world.attachment.connected)
         assert [nack.action for nack in world.node.nacks] == [Action.LATER]
         faults.sync = lambda name: False
+
+
+def test_19_a_failed_inbox_stops_the_receiver_and_starting_it_again_recovers(
+    path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[LogEvent]
+) -> None:
+    monkeypatch.setattr("msgservice.receiver.InboxFile", partial(InboxFile, vfs="faulty"))
+    with faulty_vfs() as faults:
+        world = world_of(path)
+        world.node.offer([b"1"])
+        world.until(lambda: world.node.outbox.cursor == 1)
+        faults.sync = lambda name: True
+        world.node.offer([b"2"])
+        world.until(lambda: not world.attachment.connected and not world.receiver.running)
+        world.until(lambda: "startService" in world.attachment.error)
+        assert f"the inbox {path} cannot be written" in world.attachment.error
+        assert world.node.outbox.cursor == 1
+        faults.sync = lambda name: False
+        world.receiver.startService()
+        world.until(lambda: world.attachment.connected)
+        world.node.offer([b"3"])
+        world.run(3)
+        world.until(lambda: world.node.outbox.cursor == 3)
+        world.stop()
+    assert written(path) == [b"1", b"2", b"3"]
+    assert any(event["log_level"].name == "critical" for event in logged)
+    logged.clear()
