@@ -167,6 +167,9 @@ class Handling:
 
         return idle.addBoth(ended)
 
+    def stop_threads(self) -> None:
+        """Let go of the threads that handlers run on, where there are any."""
+
     def _cancel(self) -> None:
         for flight in list(self._flights):
             if flight.deferred is not None:

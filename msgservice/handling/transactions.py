@@ -3,7 +3,8 @@
     handle(message, transaction)   writes at once; all runs that wait share a transaction
     handle(message)                computes, now or in its own time, and returns its writes:
                                    None, a callable that takes the transaction, or a list of
-                                   statements, each `sql` or `(sql, parameters)`
+                                   statements, each `sql` or `(sql, parameters)`;
+                                   with `threads` it computes on one, and may block
 
 A run is acknowledged after the commit that holds it. The work of a lane is handed in as a whole;
 when a message of it fails, a gate keeps what comes behind from being handled before it.
@@ -21,6 +22,7 @@ from twisted.python.failure import Failure
 
 from msgservice.errors import LogError, LogFailed, Reject
 from msgservice.handling.engine import Handler, Handling
+from msgservice.handling.threads import HandlerThreads
 from msgservice.handling.work import Flight, Lane, Work
 from msgservice.message import Action
 from msgservice.records import Rejected, Resume
@@ -101,7 +103,8 @@ class _Gate:
 class StoredHandling(Handling):
     """As `Handling`, with a stored inbox, which is open while handlers run.
 
-    `failed(error)` is called when the inbox can no longer be written.
+    `failed(error)` is called when the inbox can no longer be written. Raises `ValueError` for a
+    handler that wants both a thread and the transaction.
     """
 
     def __init__(
@@ -111,12 +114,26 @@ class StoredHandling(Handling):
         inbox: StoredInbox,
         failed: Callable[[LogFailed], None],
         batch: bool,
+        threads: int = 0,
         **more: Any,
     ) -> None:
         super().__init__(handler, batch=batch, **more)
         self.inbox = inbox
         self._inbox_failed = failed
-        self._step = self._step_transaction if takes_transaction(handler) else self._step_computed
+        self._threads = HandlerThreads(threads, self._name) if threads else None
+        takes = takes_transaction(handler)
+        if takes and threads:
+            raise ValueError(
+                "with threads and inbox a handler gets no transaction: SQLite has one writer, so"
+                " handlers that block would wait for each other; take the message only, and"
+                " return the writes"
+            )
+        self._step = self._step_transaction if takes else self._step_computed
+
+    def stop_threads(self) -> None:
+        """See `Handling`."""
+        if self._threads is not None:
+            self._threads.stop()
 
     # --- handlers that write at once
 
@@ -169,9 +186,12 @@ class StoredHandling(Handling):
         first = work.at
         stop = work.stop if self._batch else first + 1
         messages = work.messages[first:stop]
-        computing: Deferred[Any] = maybeDeferred(
-            self._handler, messages if self._batch else messages[0]
-        )
+        unit = messages if self._batch else messages[0]
+        computing: Deferred[Any]
+        if self._threads is None:
+            computing = maybeDeferred(self._handler, unit)
+        else:
+            computing = self._threads.result_of(self._clock, self._handler, unit)
         # What was rejected before there was a transaction gets one as well, to be kept in.
         computing.addErrback(_rejection_of).addCallback(self._store, work, first, stop)
         return self._fly(lane, work, first, stop, computing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -277,9 +278,98 @@ def test_a_coroutine_function_gets_no_transaction(path: Path) -> None:
         Receiver(Clock(), name="r", handler=handle, inbox=path)
 
 
-def test_threads_and_an_inbox_exclude_each_other(path: Path) -> None:
-    with pytest.raises(ValueError, match="exclude"):
+def test_a_transaction_goes_to_no_thread_and_the_error_says_what_to_do(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one writer.* return the writes"):
         Receiver(Clock(), name="r", handler=insert, inbox=path, threads=2)
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+@pytest.mark.parametrize("batch", [False, True])
+def test_25_with_threads_a_handler_blocks_and_returns_its_writes(
+    path: Path, order: str, batch: bool
+) -> None:
+    seen: set[int] = set()
+    both = threading.Barrier(2)  # two lanes, or two units, are handled side by side
+
+    def handle(unit: Any) -> Any:
+        seen.add(threading.get_ident())
+        messages = unit if batch else [unit]
+        if messages[0].body in (b"1", b"3"):
+            both.wait(20)
+
+        def store(transaction: Any) -> None:
+            assert threading.current_thread() is threading.main_thread()
+            for message in messages:
+                insert(message, transaction)
+
+        return store
+
+    world = world_of(path, handle, threads=2, order=order, batch=batch)
+    world.node.offer([b"1", b"2"], "a")
+    world.node.offer([b"3", b"4"], "b")
+    if order == "none" and not batch:
+        both = threading.Barrier(1)
+    world.until(lambda: world.node.outbox.cursor == 4)
+    world.stop()
+    assert threading.main_thread().ident not in seen
+    bodies = written(path)
+    assert sorted(bodies) == [b"1", b"2", b"3", b"4"]
+    if order == "strict":
+        assert bodies.index(b"1") < bodies.index(b"2")
+        assert bodies.index(b"3") < bodies.index(b"4")
+    again = World(handle, inbox=path, attach=False)
+    again.node.offer([b"1", b"2", b"3", b"4"])
+    again.attach(again.node)
+    again.until(lambda: again.node.outbox.cursor == 4)
+    again.stop()
+    assert len(written(path)) == 4
+
+
+def test_25_what_fails_or_is_rejected_on_a_thread_is_answered_and_not_written(path: Path) -> None:
+    def handle(message: ReceivedMessage) -> list[Any]:
+        if message.body == b"2":
+            raise Reject("no")
+        if message.body == b"3" and not failed:
+            failed.append(1)
+            raise Retry(0.5)
+        return statements(message)
+
+    failed: list[int] = []
+    world = world_of(path, handle, threads=2)
+    world.node.offer([b"1", b"2", b"3", b"4"])
+    world.until(lambda: len(world.node.nacks) == 2)
+    world.run(1)
+    world.until(lambda: world.node.outbox.cursor == 4)
+    world.stop()
+    assert [nack.action for nack in world.node.nacks] == [Action.DEAD, Action.RETRY]
+    assert written(path) == [b"1", b"3", b"4"]
+
+
+def test_25_a_thread_that_does_not_end_in_time_writes_nothing(path: Path) -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def handle(message: ReceivedMessage) -> Any:
+        begun.set()
+        assert may_end.wait(20)
+        ended.set()
+        return statements(message)
+
+    world = world_of(path, handle, threads=1)
+    world.node.offer([b"1"])
+    world.run()
+    assert begun.wait(20)
+    stopped = results_of(world.receiver.stop())
+    world.run(11)
+    world.until(lambda: stopped)
+    may_end.set()
+    assert ended.wait(20)
+    assert [nack.action for nack in world.node.nacks] == [Action.LATER]
+    again = World(insert, inbox=path, attach=False)
+    again.node.offer([b"1"])
+    again.attach(again.node)
+    again.until(lambda: again.node.outbox.cursor == 1)
+    again.stop()
+    assert written(path) == [b"1"]
 
 
 # --- trouble
