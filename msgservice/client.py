@@ -114,12 +114,12 @@ class Client:
             ),
             sequence=0 if outbox is None else outbox.given,
             loaded=loaded,
+            settled_to=None if outbox is None else outbox.settled_to,
             window=window,
             clock=reactor,
             now=now,
             limits=limits,
         )
-        self._hop.floor_moves = outbox is None
         self._flow = Flow(
             hop=self._hop,
             gathering=self._gathering,

@@ -39,8 +39,8 @@ class DiskOutbox:
     def keep(self, runs: Sequence[Run]) -> Deferred[None]:
         """Write these in one transaction; fires when they are synced.
 
-        Fails with `OutboxFull`, `LogUnavailable`, `LogFailed`: then none of them is kept, and
-        their sequences stay unused.
+        Fails with `OutboxFull` or `LogUnavailable`: then none of them is kept, and their sequences
+        stay unused. After `LogFailed` that is not known until the outbox is opened again.
         """
         self.writing += 1
         kept = [
@@ -61,6 +61,10 @@ class DiskOutbox:
         if not isinstance(result, Failure):
             self.sequence = last
         return result
+
+    def settled_to(self) -> int:
+        """Up to which sequence nothing will be sent again, whatever crashes: `floor`."""
+        return self._file.settled_to
 
     def settle(self, ranges: list[tuple[int, int]]) -> None:
         """The node has answered these: they are no longer needed."""
@@ -93,13 +97,15 @@ def _run_of(kept: OutboxRun) -> Run:
     )
 
 
-def open_outbox(reactor: Any, path: str | Path, *, bytes_max: int) -> Deferred[DiskOutbox]:
+def open_outbox(
+    reactor: Any, path: str | Path, *, bytes_max: int, vfs: str | None = None
+) -> Deferred[DiskOutbox]:
     """Open the outbox at `path`, made if needed; at most `bytes_max` bytes of open messages.
 
     Fails with `LogLocked` (another process has it), `LogTooNew`, `LogDamaged`,
     `DataFolderUnusable`. Cancelling ends the wait; what was opened then is closed again.
     """
-    file = OutboxFile(path, reactor=reactor, size_max=bytes_max)
+    file = OutboxFile(path, reactor=reactor, size_max=bytes_max, vfs=vfs)
     opened: Deferred[DiskOutbox] = Deferred()
 
     def done(snapshot: OutboxSnapshot) -> Deferred[None] | None:

@@ -88,6 +88,8 @@ class NodeHop:
 
     `sequence`: the last one that was ever given. `loaded`: what an earlier process left open.
     `new_incarnation` fires with a fresh secret (SEMANTICS 5), kept where the outbox is kept.
+    `settled_to()`, where the outbox is on disk: up to where no crash brings anything back. What is
+    settled in memory only may be sent again, and the node may not be told that it will not.
     """
 
     _logger = Logger()
@@ -101,6 +103,7 @@ class NodeHop:
         new_incarnation: Callable[[], Deferred[str]],
         sequence: int,
         loaded: Sequence[Run],
+        settled_to: Callable[[], int] | None,
         window: tuple[int, int],
         clock: Any,
         now: Callable[[], float],
@@ -113,9 +116,6 @@ class NodeHop:
         self.connection: Connection | None = None
         self.batch_max = limits.max_batch  # of the node, as last heard
         self.peer_name = ""
-        # What is settled in memory only may come again after a crash (`outbox=`): then the node
-        # may not be told that it will not.
-        self.floor_moves = True
         self.last_error = ""
         self.outbox = Outbox(
             ordered=True,
@@ -127,6 +127,7 @@ class NodeHop:
         )
         self._user = user
         self._new_incarnation = new_incarnation
+        self._settled_to = settled_to
         self._clock, self._now, self._limits = clock, now, limits
         self._window = window
         self._opened = False  # the session of the connection is open
@@ -196,8 +197,7 @@ class NodeHop:
         connection = self.connection
         if connection is not None and self._opened and connection.is_open:
             outbox = self.outbox
-            if self.floor_moves:
-                outbox.committed = outbox.cursor
+            outbox.committed = outbox.cursor if self._settled_to is None else self._settled_to()
             connection.send_all(list(outbox.take_transfers(self._now())))
             connection.flush()
             self._apply_settled()  # what turned out to be too large for the node

@@ -119,6 +119,12 @@ def split_messages(messages: bytes | memoryview | msgspec.Raw, bounds: list[int]
     return [_encode(parts[a:b]) for a, b in pairwise(bounds)]
 
 
+def header_size(messages: bytes | memoryview | msgspec.Raw) -> int:
+    """Return the size of a run's own array header, in bytes: what its messages do not take."""
+    kind = memoryview(messages)[0]
+    return 5 if kind == 0xDD else 3 if kind == 0xDC else 1
+
+
 def message_sizes(messages: bytes | memoryview | msgspec.Raw) -> list[int]:
     """Return the encoded size of each message of a run, in bytes. Slow path only."""
     return [len(memoryview(part)) for part in _decode_parts(messages)]

@@ -23,6 +23,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import msgspec
 
+from msgservice.core.backoff import again_delay
 from msgservice.core.frames import Transfer
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import (
@@ -89,6 +90,8 @@ class Outbox:
         self._ready_bytes = 0
         self._behind = 0  # runs
         self._behind_bytes = 0
+        self._waiting = 0  # runs
+        self._waiting_bytes = 0
         self._lanes: dict[Hashable, _StuckLane] = {}
         self._retries: list[tuple[float, int, Run]] = []  # due, first, run
         self._above = RangeSet()  # final, above the cursor
@@ -136,8 +139,8 @@ class Outbox:
         return (
             self._ready_messages < self.window_messages
             and self._ready_bytes < self.window_bytes
-            and self._behind < self.behind_max
-            and self._behind_bytes < self.behind_bytes_max
+            and self._behind + self._waiting < self.behind_max
+            and self._behind_bytes + self._waiting_bytes < self.behind_bytes_max
             and len(self._above) < self.behind_max
         )
 
@@ -219,6 +222,7 @@ class Outbox:
         self._lanes.clear()
         self._retries.clear()
         self._ready_messages = self._ready_bytes = self._behind = self._behind_bytes = 0
+        self._waiting = self._waiting_bytes = 0
 
     def _load(self, run: Run) -> None:
         first, last = run.first, run.last
@@ -265,6 +269,8 @@ class Outbox:
         self._ready_bytes += run.size
 
     def _put_behind(self, stuck: _StuckLane, run: Run) -> None:
+        if run.state == WAITING:
+            self._wait_no_more(run)
         run.state = BEHIND
         behind = stuck.behind
         if not behind or run.first > behind[-1].first:
@@ -319,7 +325,7 @@ class Outbox:
             return
         if was_alone:
             # The other side was given this one message alone and went away (SEMANTICS 14).
-            self._failed(lost[0], now, None, "connection lost while it was handled")
+            self._failed(lost[0], now, 0, "connection lost while it was handled")
         self.probing = True
 
     def receive_resume(self, floor: int, ranges: Sequence[tuple[int, int]]) -> None:
@@ -394,20 +400,27 @@ class Outbox:
                 self._split(head, last + 1)
             self._land(head)
             if action == Action.RETRY:
-                self._failed(head, now, delay or None, reason)
+                self._failed(head, now, delay, reason)
             else:
-                self._wait(head, now + (delay or self._retry_delay(1)))
+                head.laters += 1
+                self._wait(head, now + self._pause(delay, head.laters))
 
-    def _failed(self, run: Run, now: float, delay: float | None, reason: str) -> None:
+    def _pause(self, asked: float, times: int) -> float:
+        return again_delay(asked, times) if asked else self._retry_delay(times)
+
+    def _failed(self, run: Run, now: float, delay: float, reason: str) -> None:
         run.attempts += 1
         if self.max_attempts and run.attempts >= self.max_attempts:
             self._wait(run, now)  # takes its lane back: it was discarded from here on
             self._settle(run, Status.DEAD, reason, Action.RETRY)
         else:
-            self._wait(run, now + (self._retry_delay(run.attempts) if delay is None else delay))
+            self._wait(run, now + self._pause(delay, run.attempts))
 
     def _wait(self, run: Run, due: float) -> None:
         """Let the run wait for another try; where order is kept, its lane waits behind it."""
+        if run.state != WAITING:
+            self._waiting += 1
+            self._waiting_bytes += run.size
         run.state, run.due = WAITING, due
         heapq.heappush(self._retries, (due, run.first, run))
         if not self.ordered:
@@ -428,6 +441,10 @@ class Outbox:
         if ready:
             self._refill_ready()
 
+    def _wait_no_more(self, run: Run) -> None:
+        self._waiting -= 1
+        self._waiting_bytes -= run.size
+
     def _release(self, stuck: _StuckLane | None) -> None:
         """The lane is no longer stuck; the caller says what becomes of what was behind."""
         if stuck is not None:
@@ -443,8 +460,8 @@ class Outbox:
         run.messages, run.size, run.count = head_messages, len(head_messages), at - run.first
         grown = run.size + rest.size - size
         self._open.add(rest)
-        rest.state = run.state
         if run.state == FLIGHT:
+            rest.state = FLIGHT
             self.in_flight_bytes += grown
         elif run.state == READY and run in self._ready:
             self._ready.insert(self._ready.index(run) + 1, rest)
@@ -452,11 +469,12 @@ class Outbox:
         elif run.state == BEHIND:
             self._behind_bytes += run.size - size
             self._put_behind(self._lanes[run.lane], rest)
-        elif run.state == WAITING and self.ordered:
-            self._put_behind(self._lanes[run.lane], rest)
         elif run.state == WAITING:
-            rest.attempts = run.attempts
-            self._wait(rest, run.due)
+            self._waiting_bytes += run.size - size
+            if self.ordered:
+                self._put_behind(self._lanes[run.lane], rest)
+            else:
+                self._wait(rest, run.due)
         assert run.count + rest.count == count
         return rest
 
@@ -484,6 +502,11 @@ class Outbox:
             self._lanes[run.lane].behind.remove(run)
             self._behind -= 1
             self._behind_bytes -= run.size
+        elif run.state == READY:  # its place in the queue goes when it is its turn
+            self._ready_messages -= run.count
+            self._ready_bytes -= run.size
+        elif run.state == WAITING:
+            self._wait_no_more(run)
         run.state = FINAL
         lowest = self._open.lowest()
         self._open.discard(run)
@@ -545,13 +568,14 @@ class Outbox:
             else:
                 if run.count > 1 and (self.probing or run.size > self._batch_max):
                     self._split(run, run.first + 1)
+                self._wait_no_more(run)
                 self._send(run, transfers)
         ready = self._ready
         stop_at = self.in_flight_bytes + bytes_max
         while ready and self.in_flight_bytes < stop_at:
             run = ready[0]
             if run.state != READY:
-                self._pop_ready()
+                ready.popleft()
                 continue
             if self.probing and run.count > 1:
                 if self.in_flight_messages:

@@ -108,6 +108,7 @@ class OutboxFile:
         self.path = Path(path)
         self.incarnation = ""
         self.sequence = 0  # the last sequence that was handed in
+        self.settled_to = 0  # no crash brings anything back up to here: SEMANTICS 1, `floor`
         self.size = 0  # bytes of open runs
         self._reactor = reactor
         self._size_max = size_max
@@ -149,6 +150,7 @@ class OutboxFile:
         self.sequence = snapshot.sequence
         for run in snapshot.runs:
             self._add(run)
+        self.settled_to = self._lowest()
         self._opened = True
         return snapshot
 
@@ -238,7 +240,8 @@ class OutboxFile:
         """Keep these runs; fires after the sync. Cancelling stops the wait, not the write.
 
         Each begins above all sequences handed in before. Fails with `OutboxFull` (nothing kept),
-        `LogUnavailable` (nothing kept, try again later), `LogFailed`. A run that failed leaves
+        `LogUnavailable` (nothing kept, try again later), `LogFailed` (whether they are kept is seen
+        when the file is opened again, and nothing is taken before). A run that failed leaves
         its sequences unused: what comes next must begin above them all the same.
         """
         if self._failed is not None:
@@ -280,13 +283,15 @@ class OutboxFile:
             self._start()
 
     def renew(self) -> Deferred[str]:
-        """Take a new incarnation (SEMANTICS 4, 6); fires with it when it is synced."""
+        """Take a new incarnation (SEMANTICS 4, 6); fires with it when it is synced.
+
+        Fails with `LogUnavailable` or `LogFailed`, as `append` does.
+        """
         assert self._worker is not None
         incarnation = self._entropy(16).hex()
 
         def job() -> str:
-            assert self._db is not None
-            self._db.execute("update head set incarnation = ?", (incarnation,))
+            self._commit([("update head set incarnation = ?", (incarnation,))])
             return incarnation
 
         def done(found: str) -> str:
@@ -307,6 +312,10 @@ class OutboxFile:
                 self._firsts.remove(run.first)
                 self.size -= run.size
 
+    def _lowest(self) -> int:
+        """Return up to where nothing is open, in memory: on disk once it is committed."""
+        return self._firsts[0] - 1 if self._firsts else self.sequence
+
     # --- commits -------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -316,7 +325,7 @@ class OutboxFile:
         group, self._waiting = self._waiting, []
         gone, self._gone, self._gone_bytes = self._gone, [], 0
         runs = [run for some, _ in group for run in some]
-        sequence = self.sequence
+        sequence, settled_to = self.sequence, self._lowest()
         committing = self._committing = self._worker.submit(
             lambda: self._write(runs, gone, sequence)
         )
@@ -326,6 +335,8 @@ class OutboxFile:
             if isinstance(result, Failure):
                 self._remove(runs)
                 self._gone += gone
+            else:
+                self.settled_to = settled_to
             if self._waiting and self._failed is None:
                 self._start()
             for _, waiter in group:
@@ -338,10 +349,6 @@ class OutboxFile:
 
     def _write(self, runs: Sequence[OutboxRun], gone: list[int], sequence: int) -> None:
         """Commit runs and settlements; on the worker's thread."""
-        if self._failed is not None:
-            raise self._failed
-        db = self._db
-        assert db is not None
         assert self._marks is not None
         # A run that was settled before it was written (a fast node) is written and removed here.
         flat: list[Any] = []
@@ -356,25 +363,44 @@ class OutboxFile:
                 ("delete from run where first in (select value from json_each(?))", (text,))
             )
         steps.append(("update head set sequence = max(sequence, ?)", (sequence,)))
+        self._commit(steps)
+        self._written += sum(run.size for run in runs) + 4096 * 4
+        if self._written >= CHECKPOINT_BYTES:
+            self._commit([], checkpoint=True)
+            self._written = 0
+        self._marks.submit(Mark(_MARKED, sequence, 0, 0))
+
+    def _commit(self, steps: Sequence[tuple[str, Any]], *, checkpoint: bool = False) -> None:
+        """Run these in one transaction, or a checkpoint; on the worker's thread.
+
+        After a failed write or sync the handle is not used again (SEMANTICS 19).
+        """
+        if self._failed is not None:
+            raise self._failed
+        db = self._db
+        assert db is not None
         try:
+            if checkpoint:
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                return
             db.execute("begin immediate")
             for sql, parameters in steps:
                 db.execute(sql, parameters)
             db.execute("commit")
-            self._written += sum(run.size for run in runs) + 4096 * 4
-            if self._written >= CHECKPOINT_BYTES:
-                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                self._written = 0
         except apsw.FullError as error:
+            if checkpoint:
+                return  # the transaction is in the write-ahead log all the same
             if db.in_transaction:
                 db.execute("rollback")
             raise LogUnavailable(str(error)) from error
         except apsw.Error as error:
             # As for a log (SEMANTICS 19), but here the process can only be told: what is not
             # synced was not told either.
-            self._failed = LogFailed(f"the outbox cannot be written: {error}")
+            self._failed = LogFailed(
+                f"the outbox {self.path} cannot be written: {error}; it takes nothing until it is"
+                " opened again: close the client, then connect with this outbox anew"
+            )
             raise self._failed from error
-        self._marks.submit(Mark(_MARKED, sequence, 0, 0))
 
 
 def _load_runs(db: apsw.Connection) -> Iterator[OutboxRun]:

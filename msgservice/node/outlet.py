@@ -20,7 +20,7 @@ from msgservice.core.outbox import Outbox
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Run, Settled
 from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
-from msgservice.message import Action, Status, cut_messages
+from msgservice.message import Action, Status, cut_messages, header_size
 from msgservice.node.shared import DeliveryShared
 from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow, Resume
 from msgservice.transport.rates import Pace
@@ -52,7 +52,9 @@ class Outlet:
         self.connection: Connection | None = None
         self.following = False
         self.audiences: set[int] = set()  # numbers of those it is in
-        self.queued_bytes = 0  # an estimate for the backlog limit, from the counters
+        # For the backlog limit: exact for what was stored since the start; of what was there then,
+        # all that lies above the cursor, until it has caught up.
+        self.queued_bytes = 0
         self.connected_at = 0.0
         self.last_error = ""
         self.notes: dict[int, tuple[int, str]] = {}  # NOTE: sequence -> attempts, reason
@@ -473,7 +475,7 @@ class Outlet:
         for one in settled:
             count = one.last - one.first + 1
             counts[one.status] = counts.get(one.status, 0) + count
-            size += one.run.size
+            size += _size_of(one)
             if one.status is Status.DEAD:
                 dead += self._dead_letters(one)
         self._taken = (rows, self._inbox_changed)
@@ -529,7 +531,20 @@ class Outlet:
         rows = {n: row for n, row in rows.items() if row.status.final or n not in self._acked}
         self._rows = rows | self._rows
         self._inbox_changed = self._inbox_changed or inbox_changed
-        self.queued_bytes += sum(one.run.size for one in settled)
+        self.queued_bytes += sum(_size_of(one) for one in settled)
+
+
+def _size_of(settled: Settled) -> int:
+    """Return the bytes of its batch that these messages are: those of all its parts add up to it.
+
+    A part that travelled alone had an array header of its own, which the batch has once.
+    """
+    run = settled.run
+    batch: Batch = run.source
+    if run.messages is batch.messages:
+        return batch.size
+    size = run.size - header_size(run.messages)
+    return size + header_size(batch.messages) if run.first == batch.first else size
 
 
 def _acknowledged_first(row: ExceptionRow) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, OutboxFull
 from msgservice.log.outbox_file import OutboxFile, OutboxRun, OutboxSnapshot
@@ -191,6 +191,22 @@ def test_no_room_on_the_disk_fails_the_append_alone(path: Path) -> None:
         again.close()
 
 
+def test_no_room_for_a_checkpoint_takes_back_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.log.outbox_file.CHECKPOINT_BYTES", 1)
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        faults.full = lambda name: name == "outbox.db"
+        box.append(run(1))
+        box.append(run(2))
+        faults.full = lambda name: False
+        box.close()
+        again = Box(path)
+        assert [r.first for r in again.snapshot.runs] == [1, 2]
+        again.close()
+
+
 def test_19_a_failed_sync_is_never_told_as_stored(path: Path) -> None:
     faults: Faults
     with faulty_vfs() as faults:
@@ -206,6 +222,31 @@ def test_19_a_failed_sync_is_never_told_as_stored(path: Path) -> None:
         again = Box(path)
         assert again.snapshot.runs[0].first == 1
         again.close()
+
+
+def test_19_after_a_failed_sync_the_error_says_what_recovers_and_nothing_else_is_written(
+    path: Path,
+) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        faults.sync = lambda name: True
+        with pytest.raises(LogFailed, match=r"outbox\.db cannot be written: .*sync failed.*close"):
+            box.threads.wait(box.file.renew())
+        faults.sync = lambda name: False
+        faults.syncs.clear()
+        calls: list[Callable[[], Deferred[Any]]] = [
+            box.file.renew,
+            lambda: box.file.append([run(1)]),
+        ]
+        for again in calls:
+            with pytest.raises(LogFailed, match="close the client, then connect"):
+                box.threads.wait(again())
+        assert faults.syncs == []
+        assert box.file.incarnation == box.snapshot.incarnation
+        box.close()
+        reopened = Box(path)
+        reopened.append(run(1))
+        reopened.close()
 
 
 @pytest.mark.parametrize("damage", ["wal", "mark", "file", "messages"])
