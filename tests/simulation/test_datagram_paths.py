@@ -291,3 +291,26 @@ def test_an_idle_session_is_forgotten_and_the_next_message_opens_another() -> No
     a.send(b.address, b"two")
     assert world.run(10, until=lambda: a.settled == [b"one", b"two"])
     assert [b"one", b"two"] == b.handled
+
+
+def test_a_session_that_was_only_asked_for_takes_nothing_of_what_waits() -> None:
+    """A peer that crashes twice: what had left in the session between was lost with it."""
+    world = World(1)
+    a, b = pair(world)
+    a.send(b.address, b"first")
+    assert world.run(5, until=lambda: a.settled == [b"first"])
+    b.restart()
+    sent = [b"%d" % number + bytes(1000) for number in range(200)]
+    for body in sent:
+        a.send(b.address, body)  # more than may be in flight: the rest waits
+    world.taps.append(
+        lambda source, to, datagram: None if datagram[:1] in (b"O", b"R") else datagram
+    )
+    b.send(a.address, b"I am back")
+    world.run(0.5)
+    world.taps.clear()
+    b.restart()
+    b.send(a.address, b"and again")
+
+    assert world.run(200, until=lambda: len(a.settled) == 201)
+    assert set(sent) <= set(b.handled)
