@@ -16,6 +16,7 @@ attempt.
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,8 @@ class Bearer(DatagramPeer):
         insecure: bool,
         established: Callable[[UdpChannel], None],
         gone: Callable[[UdpChannel, str], None],
+        rng: Callable[[], float],
+        entropy: Callable[[int], bytes],
     ) -> None:
         super().__init__(
             reactor,
@@ -235,6 +238,8 @@ class Bearer(DatagramPeer):
             key=key,
             insecure=insecure,
             limits=datagram_limits(limits),
+            entropy=entropy,
+            jitter=rng,
             ordered=True,
             carry_over=False,
         )
@@ -443,6 +448,7 @@ class UdpConnector(Service):
         make_user: Callable[[], IChannelUser],
         limits: Limits,
         rng: Callable[[], float],
+        entropy: Callable[[int], bytes],
     ) -> None:
         parsed = check_dial(address)
         self.address = address
@@ -462,6 +468,8 @@ class UdpConnector(Service):
         self._dialling: IDelayedCall | None = None
         self._warned = False
         self._stopped: list[Deferred[None]] = []
+        self._rng = rng
+        self._entropy = entropy
         self._backoff = Backoff(
             delay_min=limits.link_delay_min,
             delay_max=limits.link_delay_max,
@@ -536,6 +544,8 @@ class UdpConnector(Service):
             insecure=self._insecure,
             established=self._established,
             gone=self._gone,
+            rng=self._rng,
+            entropy=self._entropy,
         )
         try:
             bearer.listen(0, interface)
@@ -609,19 +619,33 @@ class UdpConnector(Service):
 
 @implementer(ITransport)
 class UdpTransport:
-    """Acknowledged UDP. Each connector has a socket of its own."""
+    """Acknowledged UDP. Each connector has a socket of its own.
+
+    `rng` returns floats from 0 to 1, for delays; `entropy(n)` n random bytes, for ids and secrets.
+    """
 
     schemes = ("udp",)
 
-    def __init__(self, *, rng: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        *,
+        rng: Callable[[], float] = random.random,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
         self._rng = rng
+        self._entropy = entropy
 
     def connector(
         self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
     ) -> IConnector:
         """See `ITransport`."""
         return UdpConnector(
-            reactor=reactor, address=address, make_user=make_user, limits=limits, rng=self._rng
+            reactor=reactor,
+            address=address,
+            make_user=make_user,
+            limits=limits,
+            rng=self._rng,
+            entropy=self._entropy,
         )
 
     def listen(
@@ -639,6 +663,8 @@ class UdpTransport:
                 insecure=is_insecure(parsed),
                 established=lambda channel: None,
                 gone=lambda channel, reason: None,
+                rng=self._rng,
+                entropy=self._entropy,
             )
             bearer.listen(port, parsed.options.get("interface", LOOPBACK))
         except (BadAddress, CannotListen) as error:
