@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from msgservice.transport.addresses import (
     is_local_host,
     parse_address,
 )
+from msgservice.transport.datagram_peer import Address as DatagramAddress
 from msgservice.transport.datagram_peer import DatagramPeer
 
 # Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
@@ -247,6 +249,7 @@ class Bearer(DatagramPeer):
         self._frame_limits = limits
         self._channels: dict[Session, UdpChannel] = {}
         self._active: dict[UdpChannel, None] = {}
+        self._dialled: DatagramAddress | None = None
         self.channel_established = established
         self.channel_gone = gone
 
@@ -258,9 +261,10 @@ class Bearer(DatagramPeer):
     # --- for channels and connectors
 
     def dial(self, host: str, port: int) -> None:
-        """Begin a session."""
-        self._check(b"", (host, port))
-        self._endpoint.connect((host, port), self._seconds())
+        """Begin a session; from now on nobody else is heard."""
+        # As the socket writes it, whatever zeros the user's way has.
+        _, self._dialled = self._check(b"", (str(ip_address(host)), port))
+        self._endpoint.connect(self._dialled, self._seconds())
         self.soon(self._nothing)
 
     def _nothing(self) -> None:
@@ -283,6 +287,9 @@ class Bearer(DatagramPeer):
 
     def send_frame(self, channel: UdpChannel, frame: bytes, token: _Frame) -> None:
         """Queue a frame; all of one turn of the reactor leave together."""
+        peer = self._peers.get(channel.session.address)
+        if peer is None or peer.session is not channel.session:
+            return  # it ended in this very turn, and its user is told next: no other shall have it
         self._active[channel] = None
         try:
             self._endpoint.send(channel.session.address, frame, token, self._seconds())
@@ -313,6 +320,10 @@ class Bearer(DatagramPeer):
         self.soon(self._nothing)
 
     # --- from `DatagramPeer`
+
+    def _receive(self, data: bytes, segment: int, address: DatagramAddress) -> None:
+        if self._dialled is None or address == self._dialled:
+            super()._receive(data, segment, address)
 
     def _take_effects(self) -> None:
         deliveries, settled, _, _, events = self._endpoint.take_effects()
