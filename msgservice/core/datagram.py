@@ -285,10 +285,8 @@ class Endpoint:
                 out.append((peer.address, datagrams))
         elif queue.head < len(queue.bodies) and peer.opening is None:
             self._open(peer, now)
-        if peer.candidate is not None:
-            datagrams = peer.candidate.take_datagrams(now)
-            if datagrams:
-                out.append((peer.address, datagrams))
+        # A candidate says nothing before it has proven itself, and is the session then: what it
+        # took of the queue would be lost with it.
         opening = peer.opening
         if opening is not None and now >= opening.at:
             out.append((peer.address, [self._hello(peer, opening, now)]))

@@ -331,3 +331,26 @@ def test_A7_the_retries_of_other_messages_do_not_count() -> None:
     world.default = Path()
     assert world.run(30, until=lambda: b"slow" in a.settled)
     assert [] == a.failed
+
+
+def test_a_session_that_was_only_asked_for_takes_nothing_of_what_waits() -> None:
+    """A peer that crashes twice: what had left in the session between was lost with it."""
+    world = World(1)
+    a, b = pair(world)
+    a.send(b.address, b"first")
+    assert world.run(5, until=lambda: a.settled == [b"first"])
+    b.restart()
+    sent = [b"%d" % number + bytes(1000) for number in range(200)]
+    for body in sent:
+        a.send(b.address, body)  # more than may be in flight: the rest waits
+    world.taps.append(
+        lambda source, to, datagram: None if datagram[:1] in (b"O", b"R") else datagram
+    )
+    b.send(a.address, b"I am back")
+    world.run(0.5)
+    world.taps.clear()
+    b.restart()
+    b.send(a.address, b"and again")
+
+    assert world.run(200, until=lambda: len(a.settled) == 201)
+    assert set(sent) <= set(b.handled)
