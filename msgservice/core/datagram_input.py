@@ -7,9 +7,9 @@ is then to be said leaves through `core.datagram_output`.
 from __future__ import annotations
 
 from msgservice.core import datagram_wire as wire
+from msgservice.core.datagram_chunks import Chunk, Reply
 from msgservice.core.datagram_reassembly import Reassembly
 from msgservice.core.datagram_receiver import NotTaken
-from msgservice.core.datagram_sender import Chunk, Reply
 from msgservice.core.datagram_state import Control, SessionState
 from msgservice.core.recovery import ACK_DELAY_MAX, Sent
 

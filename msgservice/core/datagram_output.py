@@ -7,8 +7,8 @@ congestion window, the pacer and the peer's credit; what is lost, in `core.recov
 from __future__ import annotations
 
 from msgservice.core import datagram_wire as wire
+from msgservice.core.datagram_chunks import Chunk, Piece, Reply
 from msgservice.core.datagram_input import SessionInput
-from msgservice.core.datagram_sender import Chunk, Piece, Reply
 from msgservice.core.datagram_state import Control
 
 HANDLED_RANGES_MAX = 48

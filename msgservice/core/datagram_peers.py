@@ -6,9 +6,9 @@ import math
 from collections import deque
 from typing import NamedTuple
 
+from msgservice.core.datagram_chunks import Answer, SendQueue
 from msgservice.core.datagram_cookie import Address
 from msgservice.core.datagram_receiver import Delivery
-from msgservice.core.datagram_sender import Answer, SendQueue
 from msgservice.core.datagram_session import Session
 
 

@@ -1,6 +1,6 @@
 """The receiving half of a session: what arrived, what was taken, what was handled.
 
-Called by `core.datagram_session`. Three sets, each of which only grows during a session: packet
+Called by `core.datagram_input`. Three sets, each of which only grows during a session: packet
 numbers that arrived (for acknowledgements and against replays), nonces taken (so a repeat is not
 handed on again), nonces handled (so a repeat is answered again). Replies are remembered until they
 arrived. Memory: taken and not handled is bounded by the credit granted; packet ranges by
@@ -9,9 +9,9 @@ NUMBER_RANGES_MAX.
 
 from __future__ import annotations
 
+from msgservice.core.datagram_chunks import Reply
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_reassembly import Reassembly
-from msgservice.core.datagram_sender import Reply
 from msgservice.core.datagram_wire import RANGES_MAX
 from msgservice.core.ranges import RangeSet
 from msgservice.core.recovery import ACK_DELAY_MAX

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from msgservice.core import datagram_wire as wire
 from msgservice.core.congestion import NewReno, Pacer
+from msgservice.core.datagram_chunks import Answer, SendQueue
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_reassembly import Reassembly
 from msgservice.core.datagram_receiver import ReceivingHalf
-from msgservice.core.datagram_sender import Answer, SendingHalf, SendQueue
+from msgservice.core.datagram_sender import SendingHalf
 from msgservice.core.recovery import Recovery
 
 DELAY_MAX = 0xFFFFFFFF  # microseconds, of a RECEIVED block

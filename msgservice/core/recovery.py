@@ -1,12 +1,12 @@
 """What of that which was sent has arrived, what is lost, and when to ask: one side of a session.
 
-Called by `core.datagram_sender`. Keeps the packets in flight by packet number, estimates the round
-trip (RFC 6298), declares loss by packet and time thresholds (RFC 9002 §6.1) that start at 3 and 9/8
-and grow when a loss is proven wrong (RFC 8985's adaptive window in spirit), and runs the timeout:
-first a probe of the tail after two round trips (RFC 8985 §7), then the retransmission timeout,
-doubling, with jitter. Every transmission has a packet number of its own, so every sample can be
-used and a needless retransmission proves itself; Karn's rule is not needed. Times are seconds of
-the caller's clock.
+Called by `core.datagram_input` and `core.datagram_output`. Keeps the packets in flight by packet
+number, estimates the round trip (RFC 6298), declares loss by packet and time thresholds (RFC 9002
+§6.1) that start at 3 and 9/8 and grow when a loss is proven wrong (RFC 8985's adaptive window in
+spirit), and runs the timeout: first a probe of the tail after two round trips (RFC 8985 §7), then
+the retransmission timeout, doubling, with jitter. Every transmission has a packet number of its
+own, so every sample can be used and a needless retransmission proves itself; Karn's rule is not
+needed. Times are seconds of the caller's clock.
 """
 
 from __future__ import annotations

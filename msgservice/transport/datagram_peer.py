@@ -35,11 +35,11 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import monotonic_of
 from msgservice.core.datagram import Endpoint
+from msgservice.core.datagram_chunks import Answer
 from msgservice.core.datagram_keys import Keys
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_peers import Waiting
 from msgservice.core.datagram_receiver import Delivery
-from msgservice.core.datagram_sender import Answer
 from msgservice.core.datagram_session import Session
 from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
 from msgservice.errors import (
