@@ -38,9 +38,10 @@ class Endpoint(Handshakes, Patience):
 
         Raises MessageTooLarge or LimitReached, and then nothing was queued.
         """
-        peer = self.peers.get(address)
-        if peer is None:
-            peer = self.peer(address, now)
+        self.send_to(self.peer(address, now), body, token)
+
+    def send_to(self, peer: Peer, body: bytes, token: object) -> None:
+        """Do as `send` does, for one of `peers`."""
         queue, limits = peer.queue, self.limits
         size = len(body)
         if size > limits.message_bytes:
@@ -54,7 +55,7 @@ class Endpoint(Handshakes, Patience):
         queue.bodies.append(body)
         queue.tokens.append(token)
         queue.enqueued += 1
-        self._ready[address] = peer
+        self._ready[peer.address] = peer
 
     def send_run(
         self, address: Address, bodies: Sequence[bytes], tokens: Sequence[object], now: float

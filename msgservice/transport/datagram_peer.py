@@ -291,15 +291,14 @@ class DatagramPeer(DatagramProtocol):
         handled, and failed), `NodeFailure` or `PeerClosed` (not known). Cancelling ends the wait,
         not the message.
         """
-        if address not in self._peers or type(data) is not bytes or self._closed:
-            try:
-                data, address = self._check(data, address)
-            except (Refused, PeerClosed) as error:
-                return fail(error)
+        peer = self._peers.get(address)
         d: Deferred[bytes] = Deferred()
         try:
-            self._endpoint.send(address, data, d, self._seconds())
-        except (MessageTooLarge, LimitReached) as error:
+            if peer is None or type(data) is not bytes or self._closed:
+                data, address = self._check(data, address)
+                peer = self._endpoint.peer(address, self._seconds())
+            self._endpoint.send_to(peer, data, d)
+        except (Refused, PeerClosed, MessageTooLarge, LimitReached) as error:
             return fail(error)
         if not self._in_turn and self._turn_call is None:
             self._begin_turn(address)
