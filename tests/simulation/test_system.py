@@ -18,12 +18,17 @@ from twisted.logger import LogEvent
 
 from msgservice.core.datagram_receiver import ReceivingHalf
 from msgservice.core.inbox import Inbox, Marks
+from msgservice.message import Status
 from msgservice.transport import udp
-from tests.faulty import Faults
+from tests.faulty import CALM, Faults
 from tests.simulation.seeds import seeds
 from tests.simulation.system import HandlerFault, System
 
 MESSAGES = 150
+WEATHERS = {
+    "rough": Faults(),
+    "storm": Faults(cut=0.12, hold=0.05, half_open=20.0, loss=0.2, reorder=0.8, partition=0.004),
+}
 EVERYBODY = ("node", "shop", "attached", "picky", "dialled")
 
 
@@ -53,17 +58,55 @@ def test_over_udp_alone_what_a_stored_inbox_has_taken_is_handled_once_across_cra
     system.play(MESSAGES)
 
 
-@pytest.mark.parametrize("kind", ["tcp", "udp"])
-@pytest.mark.parametrize("seed", seeds(8))
-def test_where_only_the_node_crashes_everything_is_handled_once_and_told(
-    seed: int, kind: str, tmp_path: Path
-) -> None:
-    system = System(seed, tmp_path, kinds=[kind], mortal=["node"])
-    system.play(MESSAGES)
+def check_all_is_acknowledged(system: System) -> None:
+    """Everything was accepted, acknowledged by all, and handled once in a single life."""
     for producer in system.producers.values():
         assert producer.sent == set(producer.accepted)
+        for receipt in producer.accepted.values():
+            assert {Status.ACKNOWLEDGED} == set(receipt.statuses.values())
     for name, party in system.receivers.items():
-        assert sorted(system.expected(name)) == sorted(party.handled[0])
+        (handled,) = party.histories()
+        assert system.expected(name) == set(handled)
+
+
+@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize("seed", seeds(12))
+def test_semantics_1_to_5_under_a_network_that_fails(
+    seed: int, weather: str, tmp_path: Path
+) -> None:
+    system = System(seed, tmp_path, faults=WEATHERS[weather])
+    system.play(MESSAGES)
+    check_all_is_acknowledged(system)
+
+
+@pytest.mark.parametrize("weather", ["calm", *WEATHERS])
+@pytest.mark.parametrize("seed", seeds(12))
+def test_semantics_2_and_6_with_a_node_that_is_killed(
+    seed: int, weather: str, tmp_path: Path
+) -> None:
+    system = System(seed, tmp_path, faults=WEATHERS.get(weather, CALM), mortal=["node"])
+    system.play(MESSAGES)
+    check_all_is_acknowledged(system)
+
+
+@pytest.mark.parametrize("weather", WEATHERS)
+@pytest.mark.parametrize("seed", seeds(12))
+def test_semantics_3_and_14_with_handlers_that_fail_too(
+    seed: int, weather: str, tmp_path: Path
+) -> None:
+    system = System(seed, tmp_path, faults=WEATHERS[weather], handlers_fail=0.15)
+    system.play(MESSAGES)
+    for name, party in system.receivers.items():
+        (handled,) = party.histories()
+        assert not set(handled) & party.rejected, f"{name} handled what it had rejected"
+        statuses = [
+            receipt.statuses[name]
+            for producer in system.producers.values()
+            for receipt in producer.accepted.values()
+            if name in receipt.statuses
+        ]
+        assert len(handled) == statuses.count(Status.ACKNOWLEDGED)
+        assert len(party.rejected) == statuses.count(Status.DEAD)
 
 
 def rough(seed: int, folder: Path) -> System:
