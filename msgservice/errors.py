@@ -153,6 +153,16 @@ class NotSupported(ProtocolError):
         self.what = what
 
 
+class WindowExceeded(ProtocolError):
+    """The peer sent more than the window allows unanswered; `unit`: "messages" or "bytes"."""
+
+    wire_code = 16
+
+    def __init__(self, unit: str, unanswered: int, limit: int) -> None:
+        super().__init__(f"{unanswered} {unit} unanswered, at most {limit} allowed (window_{unit})")
+        self.unit, self.unanswered, self.limit = unit, unanswered, limit
+
+
 # --- One message was not accepted ---------------------------------------------------------------
 
 

@@ -101,18 +101,17 @@ class Commits:
         self._sources.append(source)
         self.uncommitted_bytes += batch.size + BATCH_OVERHEAD
 
-    def withdraw(self, source: Source, unwanted: Callable[[Batch], bool]) -> int:
-        """Take batches of this source that still wait out of the next group; return how many."""
-        kept = [
-            (batch, owner)
-            for batch, owner in zip(self._next.batches, self._sources, strict=True)
-            if owner is not source or not unwanted(batch)
-        ]
-        before = sum(batch.size + BATCH_OVERHEAD for batch in self._next.batches)
-        after = sum(batch.size + BATCH_OVERHEAD for batch, _ in kept)
-        self.uncommitted_bytes -= before - after
+    def withdraw(self, source: Source, unwanted: Callable[[Batch], bool]) -> list[Batch]:
+        """Take batches of this source that still wait out of the next group; return them."""
+        kept: list[tuple[Batch, Source]] = []
+        withdrawn: list[Batch] = []
+        for batch, owner in zip(self._next.batches, self._sources, strict=True):
+            if owner is source and unwanted(batch):
+                withdrawn.append(batch)
+                self.uncommitted_bytes -= batch.size + BATCH_OVERHEAD
+            else:
+                kept.append((batch, owner))
         self._next.batches = [batch for batch, _ in kept]
-        withdrawn = len(self._sources) - len(kept)
         self._sources = [owner for _, owner in kept]
         return withdrawn
 

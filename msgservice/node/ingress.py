@@ -31,6 +31,7 @@ from msgservice.errors import (
     NotYetBuilt,
     ProtocolError,
     Refused,
+    WindowExceeded,
 )
 from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.message import (
@@ -69,7 +70,9 @@ class Ingress:
         self.answers = Answers()
         self.watch: Watch | None = None
         self.accepted = 0  # messages, on this connection
-        self.waiting = 0  # batches taken in and not answered
+        self.waiting = 0  # batches taken in and not answered; their messages and bytes:
+        self._waiting_messages = 0
+        self._waiting_bytes = 0
         self._node = node
         self._connection = connection
         self._name = name
@@ -84,7 +87,7 @@ class Ingress:
     # --- from the sender
 
     def received(self, transfer: Transfer) -> None:
-        """Take a run in, or owe a NACK for it. Raises `MalformedFrame`."""
+        """Take a run in, or owe a NACK for it. Raises `MalformedFrame`, `WindowExceeded`."""
         messages = decode_messages(transfer.messages)
         count = len(messages)
         limits = self._node.limits
@@ -97,6 +100,8 @@ class Ingress:
             raise MalformedFrame("sequences begin at 1")
         if not self.answers.receive(transfer, last, subject):
             return  # its lane is being discarded
+        if self.waiting:
+            self._check_window(count, raw.nbytes)
         try:
             audience = self._audience(transfer, messages, raw.nbytes)
         except (Refused, BadSubject, BadName) as refused:
@@ -128,12 +133,31 @@ class Ingress:
         )
         commits = self._node.commits
         self.waiting += 1
+        self._waiting_messages += count
+        self._waiting_bytes += batch.size
         commits.batch(batch, self)
         if commits.uncommitted_bytes > limits.uncommitted_bytes:
             self._node.connections.pause_senders()
             channel = self._connection.channel
             if channel is not None:
                 channel.pause()  # also one that receives, which others' messages do not pause
+
+    def _check_window(self, count: int, size: int) -> None:
+        """More than HELLO's `window` may not be unanswered, but for a run that is alone.
+
+        What is answered here may not have reached the sender: it counts at least what this does.
+        """
+        limits = self._node.limits
+        messages, size = self._waiting_messages + count, self._waiting_bytes + size
+        if messages > limits.window_messages:
+            raise WindowExceeded("messages", messages, limits.window_messages)
+        if size > limits.window_bytes:
+            raise WindowExceeded("bytes", size, limits.window_bytes)
+
+    def _no_longer_waits(self, batch: Batch) -> None:
+        self.waiting -= 1
+        self._waiting_messages -= batch.count
+        self._waiting_bytes -= batch.size
 
     def _audience(self, transfer: Transfer, messages: list[WireMessage], size: int) -> Audience:
         subject = transfer.subject
@@ -172,7 +196,7 @@ class Ingress:
 
     def stored(self, batch: Batch, outcome: Outcome) -> None:
         """See `commits.Source`. What is owed leaves with `flush`."""
-        self.waiting -= 1
+        self._no_longer_waits(batch)
         first, last = batch.sequence, batch.sequence + batch.count - 1
         if outcome is batch:
             if self.watch is not None:
@@ -193,24 +217,25 @@ class Ingress:
             return  # an earlier one of its lane was refused: the sender takes back from there
         first, last = batch.sequence, batch.sequence + batch.count - 1
         if isinstance(error, ProtocolError):
-            self.waiting -= self._node.commits.withdraw(self, lambda waiting: True)
+            self._withdraw(lambda waiting: True)
             self._connection.fail(error)
         elif isinstance(error, LogFull):
             delay = int(error.delay * 1000)
             self.answers.refuse(first, last, Action.LATER, batch.subject, delay, str(error))
-            self._withdraw(batch)
+            self._withdraw(lambda waiting: waiting.subject == batch.subject)
         else:
             self.answers.refuse(first, last, Action.REFUSED, batch.subject, 0, str(error))
 
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
         """See `commits.Source`: nothing was stored, the sender keeps it and sends it again."""
-        self.waiting -= len(batches)
+        for batch in batches:
+            self._no_longer_waits(batch)
         for batch in batches:
             self._refused(batch, LogFull(str(error)))
 
-    def _withdraw(self, failed: Batch) -> None:
-        same_lane = failed.subject
-        self.waiting -= self._node.commits.withdraw(self, lambda b: b.subject == same_lane)
+    def _withdraw(self, unwanted: Callable[[Batch], bool]) -> None:
+        for batch in self._node.commits.withdraw(self, unwanted):
+            self._no_longer_waits(batch)
 
     # --- to the sender
 

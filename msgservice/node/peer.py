@@ -199,7 +199,11 @@ class Peer:
         if type(frame) is Transfer:
             assert self.ingress is not None
             self._sent_any = True
-            self.ingress.received(frame)
+            try:
+                self.ingress.received(frame)
+            except ProtocolError:
+                self._store()  # what was taken in before; the turn has no regular end now
+                raise
         elif type(frame) is Ack or type(frame) is Nack:
             if self.attached and self.outlet is not None:
                 self.outlet.received(frame)
@@ -218,12 +222,15 @@ class Peer:
 
     def turn_ended(self, connection: Connection) -> None:
         """Store what came, send what may be sent."""
-        if self._sent_any:
-            self._sent_any = False
-            self._node.commits.kick()
+        self._store()
         if self.attached and self.outlet is not None:
             self.outlet.turn_ended()
         self._close_if_done()
+
+    def _store(self) -> None:
+        if self._sent_any:
+            self._sent_any = False
+            self._node.commits.kick()
 
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""
@@ -237,6 +244,7 @@ class Peer:
 
     def lost(self, connection: Connection, reason: str) -> None:
         """The connection has gone."""
+        self._store()
         if self._abort is not None:
             self._abort.cancel()
             self._abort = None

@@ -352,6 +352,35 @@ async def test_what_is_not_built_is_refused(bench: Bench) -> None:
 
 
 @run
+async def test_a_sender_beyond_the_window_is_told_so_and_loses_nothing(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    made = Bench(reactor, tmp_path / "node", Limits(window_messages=10))
+    await made.start()
+    bad = await made.connect()
+    await bad.greet("bad")
+    messages = msgspec.Raw(encode_messages([BareMessage(b"x")]))
+    frames = [encode_frame(Transfer(n, "fine.new", messages)) for n in range(1, 101)]
+    bad.write(b"".join(struct.pack("!I", len(frame)) + frame for frame in frames))
+    error = await bad.error()
+    assert (error.code, error.reason) == (
+        16,
+        "11 messages unanswered, at most 10 allowed (window_messages)",
+    )
+    await made.receiver.until(lambda: len(made.receiver.of(Transfer)) >= 10)
+    taken = made.receiver.of(Transfer)
+    made.receiver.send(Ack([(taken[0].sequence, taken[-1].sequence)]))
+    again = await made.connect()
+    await again.greet("bad")
+    (resume,) = again.of(ResumeFrame)
+    assert resume.floor == 11
+    again.transfer(11, "fine.new", b"x")
+    await again.until(lambda: Ack([(11, 11)]) in again.frames)
+    await made.check_neighbour()
+    await made.stop()
+
+
+@run
 async def test_a_peer_that_does_not_read_is_cut_off_and_loses_nothing(bench: Bench) -> None:
     bad = await bench.connect()
     await bad.greet("deaf", receive=ReceiveOptions(subjects=["big.>"]), window=(65_536, 1 << 30))

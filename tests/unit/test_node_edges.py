@@ -382,3 +382,20 @@ def test_1_the_floor_rises_though_there_is_always_a_group_under_way() -> None:
         world.clock.advance(0.001)
     assert outlet.outbox.cursor > before
     assert outlet.outbox.committed > before
+
+
+@pytest.mark.parametrize("then", ["transfer", "garbage"])
+def test_what_was_taken_in_before_a_fault_of_the_same_turn_is_stored(then: str) -> None:
+    """Nobody else sends anything that would have a group begin."""
+    world = NodeWorld()
+    billing = world.peer("billing", receive=ORDERS)
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"one"])
+    if then == "transfer":
+        shop.transfer(2, "orders.new", [])
+    else:
+        assert shop.connection.channel is not None
+        shop.connection.channel.send(b"\xc1")
+    world.settle(1)
+    assert shop.lost_because is not None
+    assert billing.bodies() == [b"one"]
