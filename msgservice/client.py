@@ -99,7 +99,6 @@ class Client:
         self._reactor = reactor
         self._limits = limits
         self._disk = outbox
-        loaded = outbox.take_loaded() if outbox is not None else []
         now = monotonic_of(reactor)
         window = window or (limits.window_messages, limits.window_bytes)
         self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, window[0])
@@ -113,8 +112,7 @@ class Client:
                 (lambda: succeed(new_incarnation())) if outbox is None else outbox.renew
             ),
             sequence=0 if outbox is None else outbox.given,
-            loaded=loaded,
-            settled_to=None if outbox is None else outbox.settled_to,
+            disk=outbox,
             window=window,
             clock=reactor,
             now=now,
@@ -130,8 +128,8 @@ class Client:
             held=held,
             wrote=self._wrote,
         )
-        for run in loaded:
-            self._flow.give_room(-run.count, -run.size)
+        if outbox is not None:
+            self._flow.give_room(-outbox.left_messages, -outbox.left_bytes)
         self._requests = Requests(
             clock=reactor, now=now, pending_max=limits.requests, bytes_max=limits.window_bytes
         )
