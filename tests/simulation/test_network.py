@@ -12,7 +12,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
-from msgservice.client import Client, connect
+from msgservice.client import Client
+from msgservice.client_connect import connect
 from msgservice.errors import Reject, Retry
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
