@@ -1,7 +1,8 @@
 """The client's outbox on disk: what is handed over is kept there before `send` fires.
 
-A turn's runs are one append, so what a crash leaves is whole turns (SEMANTICS 26). The file's
-runs are also in memory, in the hop's outbox: the limit of the file bounds both.
+A turn's runs are one append, so what a crash leaves is whole turns (SEMANTICS 26). What this
+process hands over is also in memory, in the hop's outbox; what an earlier one left is read in
+pages, as the node takes it.
 
 What the file is, and how it is written, lives in `log.outbox_file`.
 """
@@ -17,7 +18,8 @@ from twisted.python.failure import Failure
 
 from msgservice.client_handed import HandedRun
 from msgservice.core.runs import Run
-from msgservice.log.outbox_file import OutboxFile, OutboxRun, OutboxSnapshot
+from msgservice.log.outbox_backlog import OutboxRun
+from msgservice.log.outbox_file import OutboxFile, OutboxSnapshot
 
 
 class DiskOutbox:
@@ -28,13 +30,25 @@ class DiskOutbox:
         self.given = snapshot.sequence  # the last sequence that was ever given
         self.sequence = snapshot.sequence  # the last that is on disk
         self.writing = 0  # appends whose sync has not ended
+        # What an earlier process left open.
+        self.left_messages, self.left_bytes = snapshot.messages, snapshot.messages_bytes
+        self.left_ranges = snapshot.open_ranges
         self._file = file
         self._loaded = snapshot.runs
 
     def take_loaded(self) -> list[Run]:
-        """What an earlier process left open, rising. Each stands for itself: it has no receipts."""
+        """The first of what an earlier process left, rising. Each run has no receipts."""
         loaded, self._loaded = self._loaded, ()
         return [_run_of(run) for run in loaded]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more of that."""
+        return self._file.has_more
+
+    def read(self) -> Deferred[list[Run]]:
+        """Read the next page of it; fails as `OutboxFile.read` does."""
+        return self._file.read().addCallback(lambda page: [_run_of(run) for run in page])
 
     def keep(self, runs: Sequence[Run]) -> Deferred[None]:
         """Write these in one transaction; fires when they are synced.

@@ -112,7 +112,7 @@ class System:
         self.kinds = {name: self.world.random.choice(kinds) for name in LINKS}
         self.world.tell(f"{self.kinds}, {self.world.faults}")
         self._key = self._make_key(folder) if self.world.happens(0.3) else ""
-        self.node = NodeParty(self, "node")
+        self.node = self.make_node()
         self.receivers = {
             name: ReceiverParty(self, name, folder / f"{name}.db" if inbox else None)
             for name in PATTERNS
@@ -125,6 +125,10 @@ class System:
         }
         for party in self.parties.values():
             party.start()
+
+    def make_node(self) -> NodeParty:
+        """Make the node; a test may want another."""
+        return NodeParty(self, "node")
 
     def _make_key(self, folder: Path) -> str:
         path = folder / "key"

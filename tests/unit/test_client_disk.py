@@ -158,6 +158,91 @@ def test_26_what_an_earlier_process_left_travels_as_it_was_handed_over(tmp_path:
     again.close()
 
 
+@pytest.fixture
+def pages_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgservice.log.outbox_backlog.PAGE_RUNS", 3)
+
+
+def left_behind(folder: Path, count: int) -> DiskWorld:
+    """A producer that was killed with so many runs in its outbox."""
+    world = DiskWorld(folder, start=False)
+    for number in range(1, count + 1):
+        world.client.send("ab"[number % 2], b"%d" % number)
+        world.written()
+    return world
+
+
+@pytest.mark.usefixtures("pages_of_three")
+@pytest.mark.parametrize("window", [1, 2, 5, 100])
+def test_26_what_was_left_is_read_in_pages_and_goes_before_what_is_new(
+    tmp_path: Path, window: int
+) -> None:
+    before = left_behind(tmp_path / "first", 10)
+    world = restarted(before, tmp_path / "second", window=(window, BYTES_MAX))
+    sent = [world.client.send("a", b"new %d" % n) for n in (1, 2)]
+    world.written()
+    world.calls.wait(_once(world, lambda: world.client.unanswered == 0))
+    receipts = [now(one) for one in sent]
+    assert [11, 12] == [receipt.sequence for receipt in receipts]
+    assert [b"%d" % n for n in range(1, 11)] + [b"new 1", b"new 2"] == world.node.bodies()
+    assert world.client.sequence == 12
+    world.client.send("a", b"last")
+    world.written()
+    assert world.disk.settled_to() == 12
+    world.close()
+
+
+@pytest.mark.usefixtures("pages_of_three")
+def test_26_what_is_not_read_yet_counts_as_held_and_survives_another_crash(
+    tmp_path: Path,
+) -> None:
+    before = left_behind(tmp_path / "first", 10)
+    world = restarted(before, tmp_path / "second", window=(1, BYTES_MAX))
+    world.node.answering = False
+    world.client.send("a", b"new")
+    world.written()
+    assert world.client.unanswered == 11 - len(world.node.stored) + 1
+    again = restarted(world, tmp_path / "third")
+    again.calls.wait(_once(again, lambda: again.client.unanswered == 0))
+    assert [b"%d" % n for n in range(1, 11)] + [b"new"] == again.node.bodies()
+    again.close()
+
+
+@pytest.mark.usefixtures("pages_of_three")
+def test_26_what_the_node_has_of_pages_not_read_is_not_sent_again(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    before = left_behind(tmp_path / "first", 10)
+    world = restarted(before, tmp_path / "second")
+    world.calls.wait(_once(world, lambda: world.client.unanswered == 0))
+    assert len(world.node.transfers) == 10
+    # The crash lost all settlements: the file has them still, the node says that it has them.
+    world.node.transfers.clear()
+    before.node.inboxes, before.node.routed = world.node.inboxes, world.node.routed
+    again = restarted(before, tmp_path / "third")
+    again.calls.wait(_once(again, lambda: again.client.unanswered == 0))
+    assert again.node.transfers == []
+    assert errors_logged(logged) == []
+    world.close()
+    again.close()
+
+
+def _once(world: DiskWorld, condition: Any) -> Deferred[None]:
+    """Fire when the condition holds; threads are waited for by whoever waits for this."""
+    done: Deferred[None] = Deferred()
+
+    def look(*_: object) -> None:
+        world.settle()
+        if condition():
+            done.callback(None)
+        else:
+            # Behind whatever the outbox's thread does now: no loop that takes all the time.
+            world.disk._file._worker.submit(lambda: None).addCallback(look)  # type: ignore[union-attr]  # it is open
+
+    look()
+    return done
+
+
 def test_26_the_sequence_counts_whole_turns(tmp_path: Path) -> None:
     world = DiskWorld(tmp_path, start=False)
     for turn in range(1, 4):
