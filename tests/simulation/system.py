@@ -6,9 +6,9 @@ link is TCP-like and which is UDP, with a key or without, who is killed when, wh
 
     shop, web ─► node ─► attached (all), picky (some subjects), dialled (all; the node dials it)
 
-Everybody is a `Process` of its own that may be killed between any two events: its memory, its
-sockets and its sessions are gone, and it comes back at the same address. Disks outlive it: the
-node's log, and a receiver's stored inbox where it has one.
+Everybody is a `Process` of its own that may be killed between any two events, also while it stops:
+its memory, its sockets and its sessions are gone, and it comes back at the same address. Disks
+outlive it: the node's log, and a receiver's stored inbox where it has one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from msgservice.client import Client
-from msgservice.errors import Reject, Retry
+from msgservice.errors import ClientClosed, Reject, Retry
 from msgservice.limits import Limits
 from msgservice.log.inbox_file import InboxFile
 from msgservice.log.memory import MemoryLog
@@ -33,7 +33,7 @@ from msgservice.receipt import Receipt
 from msgservice.receiver import Receiver
 from msgservice.records import Account, ReceiverRow
 from msgservice.transport.registry import Transports
-from msgservice.transport.udp import UdpTransport
+from msgservice.transport.udp import UdpPort, UdpTransport
 from tests.faulty import Faults, FaultyWorld
 from tests.faulty_datagrams import datagram_net
 from tests.faulty_transport import FaultyTransport, Process
@@ -51,6 +51,8 @@ LINKS = (*PRODUCERS, *PATTERNS)
 KINDS = ("tcp", "udp")
 DISK_DELAY = 0.003
 DRAIN_SECONDS = 1800
+# Until a node has missed everybody who was killed, and forgotten them: 2.5 heartbeats and a close.
+FORGOTTEN_SECONDS = LIMITS.heartbeat * LIMITS.silence + 2 * LIMITS.close_timeout
 TABLE = "create table if not exists done(n integer primary key, body blob)"
 
 
@@ -178,19 +180,27 @@ class System:
     def _kill_one(self) -> None:
         if self.is_healed:
             return
-        party = self.parties[self.world.random.choice(self.mortal)]
-        if party.is_alive:
+        world = self.world
+        party = self.parties[world.random.choice(self.mortal)]
+        if party.is_up:
             self.kills[party.name] = self.kills.get(party.name, 0) + 1
-            party.kill()
-            self.world.clock.callLater(self.world.between((0.01, 4.0)), party.start)
+            if world.happens(0.3):
+                party.leave()
+                world.clock.callLater(world.between((0.1, 8.0)), self._kill, party)
+            else:
+                self._kill(party)
         self.begin_killing()
+
+    def _kill(self, party: Party) -> None:
+        party.kill()
+        self.world.clock.callLater(self.world.between((0.01, 4.0)), party.start)
 
     def send_all(self, count: int) -> None:
         """Send in bursts, while time passes."""
         random = self.world.random
         for number in range(count):
             party = self.producers[random.choice(PRODUCERS)]
-            if party.is_alive:
+            if party.is_up:
                 party.send(number)
             if random.random() < 0.3:
                 self.world.run(random.uniform(0, 1.0))
@@ -199,8 +209,8 @@ class System:
         """No more faults, of nobody; then everything must come to its end."""
         self.is_healed = True
         self.world.heal()
-        self.world.run(5)  # those that were just killed come back
-        assert all(party.is_alive for party in self.parties.values())
+        self.world.run(15)  # those that leave, or were just killed, come back
+        assert all(party.is_up for party in self.parties.values())
 
     def drain(self) -> None:
         """Wait until all that was sent is final, also what its dead senders were not told of."""
@@ -257,6 +267,23 @@ class System:
             producer.check()
         for account in self.accounts():
             assert (0, 0) == (account.unaccounted, account.queued), account
+        self.check_nothing_is_left()
+
+    def check_nothing_is_left(self) -> None:
+        """Raise `AssertionError` where sockets or sessions outlive their connections."""
+        self.world.run(FORGOTTEN_SECONDS)
+        dialling = sum(self.kinds[name] == "udp" for name in LINKS if name != "dialled")
+        dialled = self.kinds["dialled"] == "udp"
+        (bearer,) = [p._bearer for p in self.node.service.ports if isinstance(p, UdpPort)]
+        endpoint = bearer._endpoint
+        # What is known of an address alone goes after `idle_timeout`.
+        busy = [peer for peer in endpoint.peers.values() if peer.session or not peer.idle]
+        assert [dialling] * 3 == [
+            len(busy),
+            len(endpoint._sessions),
+            len(bearer.channels),
+        ], "sessions are left"
+        assert 1 + dialling + 2 * dialled == len(self.net.ports), "sockets are left"
 
     def check_sessions(self) -> None:
         """Raise `AssertionError` where a UDP session did not carry what was put into it."""
@@ -285,22 +312,34 @@ class Party(ABC):
         self.world = system.world
         self.name = name
         self.lives = 0
+        self.is_leaving = False
         self.process: Process
 
     @property
-    def is_alive(self) -> bool:
-        """Whether it runs."""
-        return self.process.clock.alive
+    def is_up(self) -> bool:
+        """Whether it runs, and means to go on."""
+        return self.process.clock.alive and not self.is_leaving
 
     def start(self) -> None:
         """Begin a life with what is on disk."""
         self.lives += 1
+        self.is_leaving = False
         self.process = Process(self.world, self.name)
         self.begin()
 
     @abstractmethod
     def begin(self) -> None:
         """Make what runs in the new process."""
+
+    def leave(self) -> None:
+        """Stop in order. Whoever has not ended soon is killed after all."""
+        self.world.tell(f"{self.name} stops")
+        self.is_leaving = True
+        self.stop()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Begin to end what runs."""
 
     def kill(self) -> None:
         """End it as kill -9 does."""
@@ -345,6 +384,10 @@ class NodeParty(Party):
         )
         service.transports = system.transports(self.process)
         service.startService()
+
+    def stop(self) -> None:
+        """See `Party`."""
+        self.service.stopService()
 
 
 class ClockWorker:
@@ -427,7 +470,7 @@ class ReceiverParty(Party):
         async def handle(message: Any) -> Any:
             body = bytes(message.body)
             if system.early:
-                clock.callLater(self.world.between((0.0, 0.2)), handled.append, body)
+                clock.callLater(0.1, handled.append, body)
                 return None
             pause: Deferred[None] = Deferred()
             clock.callLater(self.world.between((0.0, 0.2)), pause.callback, None)
@@ -439,7 +482,7 @@ class ReceiverParty(Party):
             handled.append(body)
             return None
 
-        receiver = Receiver(
+        receiver = self._receiver = Receiver(
             clock,
             name=name,
             handler=handle,
@@ -453,6 +496,10 @@ class ReceiverParty(Party):
             receiver.listen(system.listening(name, dialled=False), insecure=True)
         else:
             receiver.attach(system.address_of_node(name), subjects=PATTERNS[name])
+
+    def stop(self) -> None:
+        """See `Party`."""
+        self._receiver.stop()
 
     def kill(self) -> None:
         """See `Party`."""
@@ -529,7 +576,12 @@ class ProducerParty(Party):
 
     def _refused(self, failure: Failure) -> None:
         assert isinstance(failure.value, Exception)
-        self.system.failures.append(failure.value)
+        if not (self.is_leaving and failure.check(ClientClosed)):
+            self.system.failures.append(failure.value)
+
+    def stop(self) -> None:
+        """See `Party`."""
+        self.client.close()
 
     @property
     def is_done(self) -> bool:
