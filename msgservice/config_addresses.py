@@ -18,7 +18,8 @@ from msgservice.transport.addresses import check_listener, parse_address, quote
 from msgservice.transport.endpoints import client_endpoint, server_endpoint
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp import TcpTransport
-from msgservice.transport.udp import UdpTransport, check_dial, check_listen
+from msgservice.transport.udp import UdpTransport
+from msgservice.transport.udp_addresses import check_dial, check_listen
 
 # Keys of [listen], and the schemes that an address under them may have.
 LISTEN_SCHEMES = {"tcp": ("tcp", "tls", "ssl"), "unix": ("unix",), "udp": ("udp",)}

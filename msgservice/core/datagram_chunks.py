@@ -46,6 +46,11 @@ class SendQueue:
         """The ordinal of the first message that waits, if no other was settled before it."""
         return self.enqueued - len(self.bodies) + self.head
 
+    @property
+    def first_waiting(self) -> int:
+        """The ordinal of the first message that waits, or of the next one that is handed in."""
+        return self.carried[0] if self.carried else self.first_ordinal
+
     def drop_taken(self) -> None:
         """Give back the memory of what was taken."""
         if self.head == len(self.bodies):

@@ -54,7 +54,7 @@ class Patience(SessionTable):
             return False
         mark = peer.marks[due - 1]
         session = peer.session
-        return (len(peer.queue) > 0 and self._is_silent(peer, mark, now)) or (
+        return (peer.queue.first_waiting < mark.ordinal and self._is_silent(peer, mark, now)) or (
             session is not None
             and session.sending.exhausted(mark.ordinal, self._retries, session.asked)
         )

@@ -59,8 +59,7 @@ class Peer:
         session = self.session
         if session is not None and session.sending.open:
             return session.sending.ordinal(session.sending.floor)
-        queue = self.queue
-        return queue.carried[0] if queue.carried else queue.first_ordinal
+        return self.queue.first_waiting
 
     @property
     def idle(self) -> bool:

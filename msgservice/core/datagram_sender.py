@@ -288,11 +288,14 @@ class SendingHalf:
 
     def exhausted(self, ordinal: int, retries: int, asked: list[int]) -> bool:
         """Whether `give_up` would find anything."""
-        return any(
-            chunk.remaining and chunk.tries(asked) >= retries
-            for chunk in self.chunks[self._head :]
-            if self.ordinal(chunk.first) < ordinal
-        )
+        for chunk in self.chunks[self._head :]:
+            if self.ordinal(chunk.first) >= ordinal:
+                break
+            if chunk.remaining and chunk.tries(asked) >= retries:
+                for nonce, token in enumerate(chunk.tokens, chunk.first):
+                    if token is not _SETTLED and self.ordinal(nonce) < ordinal:
+                        return True
+        return False
 
     def give_up(self, ordinal: int, retries: int, asked: list[int]) -> list[Token]:
         """Settle the messages below `ordinal` that were retried often enough; return their tokens.

@@ -22,12 +22,12 @@ from __future__ import annotations
 import ipaddress
 import random
 import secrets
-from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
-from inspect import iscoroutine
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, cast
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
@@ -39,10 +39,10 @@ from msgservice.core.datagram_chunks import Answer
 from msgservice.core.datagram_keys import Keys
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_peers import Waiting
-from msgservice.core.datagram_receiver import Delivery
 from msgservice.core.datagram_session import Session
-from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
+from msgservice.core.datagram_wire import REPLY_OK
 from msgservice.errors import (
+    CannotListen,
     HandlerFailed,
     InsecureListener,
     LimitReached,
@@ -51,14 +51,13 @@ from msgservice.errors import (
     PeerClosed,
     Refused,
 )
+from msgservice.transport.datagram_handler import DatagramHandler
 from msgservice.transport.datagram_socket import DatagramSocket
+from msgservice.transport.datagram_waiting import Run, SendQueue
 from msgservice.transport.spinning import Spin
 
 Address = tuple[str, int]
-Result = bytes | None | Deferred[bytes | None] | Coroutine[Any, Any, bytes | None]
 
-# A handler's error is told in so many bytes at most: it is for people, not a channel.
-REASON_BYTES_MAX = 1000
 # Linux doubles it; an ordinary user gets at most net.core.rmem_max, which the log shows.
 BUFFER_BYTES = 4 * 1024 * 1024
 GRAIN = 1e-6
@@ -67,62 +66,7 @@ SPIN = 100e-6
 SPIN_MAX = 0.001
 
 
-class _Run:
-    """The one Deferred of a run of messages."""
-
-    __slots__ = ("deferred", "failed", "first", "remaining", "replies")
-
-    def __init__(self, count: int) -> None:
-        self.first = 0
-        self.remaining = count
-        self.replies: list[bytes | HandlerFailed] = [b""] * count
-        self.failed: HandlerFailed | None = None
-        self.deferred: Deferred[list[bytes]] = Deferred()
-
-    def settle(self) -> None:
-        """Take note that one message was settled."""
-        self.remaining -= 1
-        if self.remaining:
-            return
-        if self.failed is not None:
-            self.deferred.errback(HandlerFailed(self.failed.reason, self.replies))
-        else:
-            self.deferred.callback(cast("list[bytes]", self.replies))
-
-    def errback(self, failure: Failure) -> None:
-        """Fail as a whole: no answer came for at least one message."""
-        if self.remaining > 0:
-            self.remaining = -1
-            self.deferred.errback(failure)
-
-
-class SendQueue(Mapping[Hashable, Waiting]):
-    """What waits to be settled, keyed by `mangle(address, nonce)`; a view, always of this
-    moment."""
-
-    def __init__(self, peer: DatagramPeer, waiting: Callable[[], Iterator[Waiting]]) -> None:
-        self._peer = peer
-        self._waiting = waiting
-
-    def _items(self) -> Iterator[tuple[Hashable, Waiting]]:
-        mangle = self._peer.mangle
-        for waiting in self._waiting():
-            yield mangle(waiting.address, waiting.nonce), waiting
-
-    def __iter__(self) -> Iterator[Hashable]:
-        return (key for key, _ in self._items())
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self._waiting())
-
-    def __getitem__(self, key: Hashable) -> Waiting:
-        for found, waiting in self._items():
-            if found == key:
-                return waiting
-        raise KeyError(key)
-
-
-class DatagramPeer(DatagramProtocol):
+class DatagramPeer(DatagramHandler, DatagramProtocol):
     """A peer of acknowledged UDP: sends messages and gets their replies, handles and answers
     others'.
 
@@ -183,17 +127,9 @@ class DatagramPeer(DatagramProtocol):
         self._turn_call: Any = None
         self._in_turn = False
         self._closed = False
-        self.send_queue: Mapping[Hashable, Waiting] = SendQueue(self, self._endpoint.waiting)
+        self.send_queue: Mapping[Hashable, Waiting] = SendQueue(self.mangle, self._endpoint.waiting)
 
     # --- to be overridden
-
-    def handle_message(self, data: bytes, address: Address) -> Result:
-        """Handle a message, and return its reply: bytes, None for an empty one, or a Deferred of
-        either.
-
-        It is called once for each message of a session. What it raises is told to the sender, whose
-        Deferred fails with `HandlerFailed`; the message counts as handled.
-        """
 
     def node_failure(self, address: Address) -> None:
         """Take note that an address does not answer; called once, until it is heard from again."""
@@ -237,7 +173,10 @@ class DatagramPeer(DatagramProtocol):
                 spin=self._spin,
             )
         else:
-            self._reactor.listenUDP(port, self, interface=interface, maxPacketSize=65_535)
+            try:
+                self._reactor.listenUDP(port, self, interface=interface, maxPacketSize=65_535)
+            except CannotListenError as reason:
+                raise CannotListen(f"udp:{port}:interface={interface}", str(reason)) from reason
         return self.address
 
     def _check_interface(self, interface: str, port: int) -> None:
@@ -310,7 +249,7 @@ class DatagramPeer(DatagramProtocol):
         Fails as `send_message` does; with `HandlerFailed` only after all were answered, and then
         its `replies` has every answer.
         """
-        run = _Run(len(messages))
+        run = Run(len(messages))
         if not messages:
             run.deferred.callback([])
             return run.deferred
@@ -357,6 +296,10 @@ class DatagramPeer(DatagramProtocol):
         else:
             self._turn()
 
+    def _answered_later(self) -> None:
+        if not self._in_turn and not self._closed and self._turn_call is None:
+            self._turn_call = self._reactor.callLater(0, self._turn_later)
+
     def _turn_later(self) -> None:
         self._turn_call = None
         self._turn()
@@ -397,7 +340,7 @@ class DatagramPeer(DatagramProtocol):
             if type(token) is Deferred:
                 token.callback(b"")
             else:
-                cast("_Run", token).settle()
+                cast("Run", token).settle()
         for answer in answers:
             self._answer(answer)
         for address, tokens, first_failure in failures:
@@ -442,99 +385,6 @@ class DatagramPeer(DatagramProtocol):
         self._endpoint.rescheduled = True
         self._turn()
 
-    # --- handling
-
-    def _deliver(self, session: Session, parts: list[Delivery]) -> None:
-        """Let the handler have all that came in this turn; say what it handled, in few ranges."""
-        handle, address = self.handle_message, session.address
-        start = last = 0
-        handled_size = 0
-        for first, bodies, size in parts:
-            others: list[tuple[int, Any]] = []
-            nonce = first
-            for body in bodies:
-                try:
-                    result = handle(body, address)
-                except Exception:  # whatever a handler raises is its answer
-                    result = cast("Any", Failure())
-                if result is not None:
-                    others.append((nonce, result))
-                nonce += 1
-            if others:
-                self._take_results(session, first, bodies, others)
-            elif first == last + 1 and last:
-                last = nonce - 1
-                handled_size += size
-            else:
-                if last:
-                    self._endpoint.handle(session, start, last, handled_size)
-                start, last, handled_size = first, nonce - 1, size
-        if last:
-            self._endpoint.handle(session, start, last, handled_size)
-
-    def _take_results(
-        self, session: Session, first: int, bodies: list[bytes], others: list[tuple[int, Any]]
-    ) -> None:
-        """Settle a run in which some messages were answered, or not yet."""
-        start = first
-        for nonce, result in others:
-            if start < nonce:
-                self._handle_part(session, first, bodies, start, nonce - 1)
-            start = nonce + 1
-            self._take_result(result, session, nonce, len(bodies[nonce - first]))
-        last = first + len(bodies) - 1
-        if start <= last:
-            self._handle_part(session, first, bodies, start, last)
-
-    def _handle_part(
-        self, session: Session, first: int, bodies: list[bytes], start: int, last: int
-    ) -> None:
-        size = sum(map(len, bodies[start - first : last - first + 1]))
-        self._endpoint.handle(session, start, last, size)
-
-    def _take_result(self, result: Any, session: Session, nonce: int, size: int) -> None:
-        if type(result) is bytes:
-            self._reply(result, session, nonce, size)
-        elif isinstance(result, Deferred) or iscoroutine(result):
-            d = result if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
-            d.addBoth(self._later_result, session, nonce, size)
-            d.addErrback(
-                lambda f: self._log.failure("answer to {address}", f, address=session.address)
-            )
-        else:
-            self._reply(result, session, nonce, size)
-
-    def _later_result(self, result: Any, session: Session, nonce: int, size: int) -> None:
-        self._reply(result, session, nonce, size)
-        if not self._in_turn and not self._closed and self._turn_call is None:
-            self._turn_call = self._reactor.callLater(0, self._turn_later)
-
-    def _reply(self, result: Any, session: Session, nonce: int, size: int) -> None:
-        status = REPLY_OK
-        if result is None or (type(result) is bytes and not result):
-            self._endpoint.handle(session, nonce, nonce, size)
-            return
-        if isinstance(result, Failure):
-            self._log.failure(
-                "handling message {nonce} of {address}",
-                result,
-                nonce=nonce,
-                address=session.address,
-            )
-            status = REPLY_FAILED
-            result = (
-                f"{result.type.__name__ if result.type else 'error'}: {result.getErrorMessage()}"
-            )
-        elif not isinstance(result, bytes | bytearray | memoryview):
-            status = REPLY_FAILED
-            result = f"TypeError: the handler returned {type(result).__name__}, not bytes"
-        elif len(result) > self._endpoint.limits.message_bytes:
-            status = REPLY_FAILED
-            result = str(MessageTooLarge(len(result), self._endpoint.limits.message_bytes))
-        if isinstance(result, str):
-            result = result.encode(errors="replace")[:REASON_BYTES_MAX]
-        self._endpoint.reply(session, nonce, status, bytes(result), size)
-
     # --- settling
 
     def _answer(self, answer: Answer) -> None:
@@ -548,7 +398,7 @@ class DatagramPeer(DatagramProtocol):
             else:
                 token.errback(result)
             return
-        run = cast("_Run", token)
+        run = cast("Run", token)
         run.replies[ordinal - run.first] = result
         if not isinstance(result, bytes) and run.failed is None:
             run.failed = result
@@ -568,7 +418,7 @@ class DatagramPeer(DatagramProtocol):
             if isinstance(token, Deferred):
                 token.errback(error)
             else:
-                cast("_Run", token).errback(Failure(error))
+                cast("Run", token).errback(Failure(error))
 
 
 def is_loopback(interface: str) -> bool:

@@ -19,7 +19,7 @@ from twisted.logger import LogEvent
 from msgservice.core.datagram_receiver import ReceivingHalf
 from msgservice.core.inbox import Inbox, Marks
 from msgservice.message import Status
-from msgservice.transport import udp
+from msgservice.transport import udp, udp_bearer, udp_connector
 from tests.faulty import CALM, Faults
 from tests.simulation.seeds import seeds
 from tests.simulation.system import HandlerFault, System
@@ -156,9 +156,9 @@ def forgets_what_it_took(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def acknowledges_first(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The bearer says that frames are taken, and hands them to their user a little later."""
-    deliver = udp.UdpChannel.deliver
+    deliver = udp_bearer.UdpChannel.deliver
 
-    def acknowledge(self: udp.UdpChannel, deliveries: list[Any]) -> None:
+    def acknowledge(self: udp_bearer.UdpChannel, deliveries: list[Any]) -> None:
         bearer = self._bearer
         for first, bodies, size in deliveries:
             bearer.handled(self.session, first, first + len(bodies) - 1, size)
@@ -166,7 +166,7 @@ def acknowledges_first(patch: pytest.MonkeyPatch) -> dict[str, Any]:
             already.setattr(bearer, "handled", lambda *_: None)
         bearer.later(0.05, lambda: hand_on(self, deliveries))
 
-    def hand_on(self: udp.UdpChannel, deliveries: list[Any]) -> None:
+    def hand_on(self: udp_bearer.UdpChannel, deliveries: list[Any]) -> None:
         if self.gone:
             return
         handled, self._bearer.handled = self._bearer.handled, lambda *_: None  # type: ignore[method-assign]  # said before
@@ -174,19 +174,20 @@ def acknowledges_first(patch: pytest.MonkeyPatch) -> dict[str, Any]:
         self._bearer.handled = handled  # type: ignore[method-assign]  # as it was
         self._bearer.flush()
 
-    patch.setattr(udp.UdpChannel, "deliver", acknowledge)
+    patch.setattr(udp_bearer.UdpChannel, "deliver", acknowledge)
     return {}
 
 
 def carries_over(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a lost session still had to send leaves in the next one."""
 
-    class Carrying(udp.Bearer):
+    class Carrying(udp_bearer.Bearer):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             self._endpoint._carry_over = True
 
-    patch.setattr(udp, "Bearer", Carrying)
+    for module in (udp, udp_connector):
+        patch.setattr(module, "Bearer", Carrying)
     return {}
 
 

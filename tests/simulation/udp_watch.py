@@ -18,7 +18,8 @@ from zope.interface import implementer
 from msgservice.errors import ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
-from msgservice.transport.udp import UdpChannel, UdpTransport
+from msgservice.transport.udp import UdpTransport
+from msgservice.transport.udp_bearer import UdpChannel
 
 Key = tuple[int, int]  # session id, role of the sender
 MakeUser = Callable[[], IChannelUser]

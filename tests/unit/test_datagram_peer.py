@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.errors import (
+    CannotListen,
     HandlerFailed,
     InsecureListener,
     LimitReached,
@@ -626,3 +629,12 @@ def test_a_handler_may_send_and_close_from_within() -> None:
     a.send_message(b"y", B).addErrback(lambda failure: None)
     net.run(1)
     assert [b"x", b"y"] == b.handled
+
+
+def test_a_port_in_use_is_told_with_its_name_where_the_reactor_owns_the_socket_too() -> None:
+    class Taken(Clock):
+        def listenUDP(self, port: int, protocol: Any, interface: str = "", **_: Any) -> None:
+            raise CannotListenError(interface, port, OSError("in use"))
+
+    with pytest.raises(CannotListen, match=r"udp:7430:interface=127\.0\.0\.1"):
+        DatagramPeer(Taken()).listen(7430)

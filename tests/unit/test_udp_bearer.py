@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from msgservice.limits import Limits
-from msgservice.transport.udp import UdpConnector, UdpTransport
+from msgservice.transport.udp import UdpTransport
+from msgservice.transport.udp_connector import UdpConnector
 from tests.channels import Recorder
 from tests.faulty import CALM, FaultyWorld
 from tests.faulty_datagrams import Address, DatagramPort, datagram_net
