@@ -90,6 +90,7 @@ class NodeService(Service):
         self._wall = wall_of(reactor)
         self._retaining: IDelayedCall | None = None
         self._ready: list[Deferred[None]] = []
+        self._starting: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
         self.connections = Connections(self)
         self.receivers = Receivers(
@@ -118,8 +119,8 @@ class NodeService(Service):
     def startService(self) -> None:
         """Open the log, then listen and dial; `when_ready` fires when that is done."""
         super().startService()
-        started = Deferred.fromCoroutine(self._start())
-        started.addErrback(self._not_started)
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addErrback(self._not_started)
 
     def when_ready(self) -> Deferred[None]:
         """Fire once the node listens. Each caller gets its own Deferred."""
@@ -262,6 +263,11 @@ class NodeService(Service):
         return waiter
 
     async def _stop(self) -> None:
+        if self._starting is not None:
+            # It cannot be left half-way: what it has still to open would be closed by nobody.
+            started: Deferred[None] = Deferred()
+            self._starting.addBoth(_pass_on, started)
+            await started
         self.running_now = False
         self.connections.refuse()
         if self._retaining is not None:

@@ -81,9 +81,9 @@ def weather_of(random: Random) -> Faults:
 class System:
     """Everybody. `kinds`: of links, drawn for each; `faults`: None: drawn too.
 
-    `mortal`: who is killed now and then; `inbox`: receivers have one on disk; `handlers_fail`:
-    the chance that a message makes them raise; `early`: a planted bug, handlers end before their
-    work does.
+    `mortal`: who is killed now and then, and `stops`: the chance of stopping in order before that;
+    `inbox`: receivers have one on disk; `handlers_fail`: the chance that a message makes them
+    raise; `early`: a planted bug, handlers end before their work does.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class System:
         mortal: Sequence[str] = (),
         inbox: bool = False,
         handlers_fail: float = 0.0,
+        stops: float = 0.3,
         early: bool = False,
     ) -> None:
         self.world = FaultyWorld(seed, faults=faults, limits=LIMITS)
@@ -107,6 +108,7 @@ class System:
         self.failures: list[Exception] = []
         self.order = order
         self.handlers_fail = handlers_fail
+        self.stops = stops
         self.early = early
         self.is_healed = False
         self.mortal = tuple(mortal)
@@ -184,7 +186,7 @@ class System:
         party = self.parties[world.random.choice(self.mortal)]
         if party.is_up:
             self.kills[party.name] = self.kills.get(party.name, 0) + 1
-            if world.happens(0.3):
+            if world.happens(self.stops):
                 party.leave()
                 world.clock.callLater(world.between((0.1, 8.0)), self._kill, party)
             else:

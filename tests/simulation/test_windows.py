@@ -101,7 +101,7 @@ def test_semantics_2_a_producer_keeps_to_the_window_of_each_connection(
     seed: int, weather: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = Seen(monkeypatch)
-    system = WindowSystem(seed, tmp_path, faults=WEATHERS[weather], mortal=["node"])
+    system = WindowSystem(seed, tmp_path, faults=WEATHERS[weather], mortal=["node"], stops=0.0)
     system.play(MESSAGES)
     assert seen.passed == []
     assert seen.shared  # runs that were checked beside others
