@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 FILE ?= examples/lines.txt
 CONFIG ?=
+FUZZ_SECONDS ?= 60
 
-.PHONY: run test lint demo bench docs news clean
+.PHONY: run test lint demo bench docs news fuzz clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -33,6 +34,12 @@ demo: .venv/.made
 bench: .venv/.made
 	$(BIN)/python -m bench
 
+# Each target for FUZZ_SECONDS, from where the last time ended; stops at the first finding.
+fuzz: .venv/.made
+	for target in datagrams frames config; do \
+		$(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
+
 .venv/.docs: .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
@@ -47,4 +54,4 @@ news: .venv/.made
 	$(BIN)/towncrier check --compare-with main
 
 clean:
-	rm -rf .venv build dist docs/_build *.egg-info .mypy_cache .ruff_cache
+	rm -rf .venv .fuzz build dist docs/_build *.egg-info .mypy_cache .ruff_cache

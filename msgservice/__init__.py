@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msgservice.client import Client, connect
+    from msgservice.client import Client
+    from msgservice.client_connect import connect
     from msgservice.errors import Reject, Retry
     from msgservice.limits import Limits
     from msgservice.message import Status
@@ -46,7 +47,7 @@ _HOMES = {
     "Reject": "msgservice.errors",
     "Retry": "msgservice.errors",
     "Status": "msgservice.message",
-    "connect": "msgservice.client",
+    "connect": "msgservice.client_connect",
 }
 
 

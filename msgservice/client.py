@@ -1,4 +1,4 @@
-"""The producer's API: `connect`, `Client`.
+"""The producer's API: `Client`; `client_connect` makes one that dials.
 
     send, send_many -> client_gather (runs of one turn) -> client_hop (sequences, outbox, session)
     node's answers -> client_hop -> receipt.HandedRun -> Deferreds and `Receipt`s
@@ -10,22 +10,18 @@ request itself is not called back and may still be delivered. Only cancelling th
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from msgservice.client_flow import Flow
 from msgservice.client_gather import BARE_OVERHEAD, Gathering
 from msgservice.client_handed import joined
 from msgservice.client_hop import NodeHop
+from msgservice.client_life import ClientLife
 from msgservice.client_requests import Requests
 from msgservice.clock import monotonic_of
 from msgservice.connection import Connection
@@ -41,7 +37,6 @@ from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Headers, encode_mixed
 from msgservice.receipt import Receipt, Receipts
-from msgservice.transport.registry import Transports
 
 # What may be handed over and not accepted yet, the window included; `send` fails beyond it.
 HELD_MESSAGES = 1_000_000
@@ -68,7 +63,7 @@ class Why:
         return f"{state}, {self.attempts} failures in a row{again}, {self.unanswered} unanswered"
 
 
-class Client:
+class Client(ClientLife):
     """Hands messages to one node. Make one with `connect`, or embed one (see `start`).
 
     `connector_factory(make_user)` returns the `IConnector` that keeps the connection: a socket's,
@@ -78,8 +73,6 @@ class Client:
     `client_disk.open_outbox`; the client closes it. It brings its own incarnation, and `held`
     should be its limit too.
     """
-
-    _logger = Logger()
 
     def __init__(
         self,
@@ -94,12 +87,9 @@ class Client:
         require: bool = False,
         outbox: DiskOutbox | None = None,
     ) -> None:
+        super().__init__(reactor, limits, outbox)
         check_name(name)
         self.name = name
-        self._reactor = reactor
-        self._limits = limits
-        self._disk = outbox
-        loaded = outbox.take_loaded() if outbox is not None else []
         now = monotonic_of(reactor)
         window = window or (limits.window_messages, limits.window_bytes)
         self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, window[0])
@@ -113,13 +103,12 @@ class Client:
                 (lambda: succeed(new_incarnation())) if outbox is None else outbox.renew
             ),
             sequence=0 if outbox is None else outbox.given,
-            loaded=loaded,
+            disk=outbox,
             window=window,
             clock=reactor,
             now=now,
             limits=limits,
         )
-        self._hop.floor_moves = outbox is None
         self._flow = Flow(
             hop=self._hop,
             gathering=self._gathering,
@@ -130,19 +119,13 @@ class Client:
             held=held,
             wrote=self._wrote,
         )
-        for run in loaded:
-            self._flow.give_room(-run.count, -run.size)
+        if outbox is not None:
+            self._flow.give_room(-outbox.left_messages, -outbox.left_bytes)
         self._requests = Requests(
             clock=reactor, now=now, pending_max=limits.requests, bytes_max=limits.window_bytes
         )
         self._connector = connector_factory(self._hop.connect)
         self._attempts_at_error = 0  # how often was dialled when the hop's last error came
-        self._connect_waiters: list[Deferred[Client]] = []
-        self._closed: ClientClosed | None = None  # nothing new is taken
-        self._close_waiters: list[Deferred[None]] = []
-        self._close_deadline: IDelayedCall | None = None
-        self._is_finishing = False
-        self._is_finished = False
 
     # --- getters
 
@@ -159,11 +142,6 @@ class Client:
         `outbox=` the disk takes what the window does not: then, whether that is (nearly) full.
         """
         return self._flow.blocked
-
-    @property
-    def unanswered(self) -> int:
-        """Messages handed over that the node has not answered."""
-        return self._flow.unanswered
 
     @property
     def sequence(self) -> int:
@@ -409,89 +387,6 @@ class Client:
         service: IService = _ClientService(self)
         return service
 
-    def close(self) -> Deferred[None]:
-        """Take nothing more, wait for the answers that are due, leave; fires when done.
-
-        Takes at most `limits.stop_timeout`. What the node has not answered by then, or when
-        there is no connection, fails with `ClientClosed`; it may still be stored. Safe to call
-        twice. Cancelling ends the wait only.
-        """
-        if self._is_finished:
-            return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._close_waiters.append(waiter)
-        self._begin_closing(ClientClosed("the client was closed"))
-        return waiter
-
-    def _begin_closing(self, why: ClientClosed) -> None:
-        if self._closed is not None:
-            return
-        self._closed = why
-        self._flow.hand_over()
-        # Half of the time for the answers, half for the connection to end.
-        self._close_deadline = self._reactor.callLater(
-            self._limits.stop_timeout / 2, self._close_overdue
-        )
-        # Not now: whoever calls `close` may stand inside one of our own Deferreds.
-        self._reactor.callLater(0, self._look_whether_done)
-
-    def _close_overdue(self) -> None:
-        self._close_deadline = None
-        self._finish()
-
-    def _look_whether_done(self) -> None:
-        if not self._flow.is_writing and not (self._hop.is_open and self.unanswered):
-            self._finish()
-
-    def _wrote(self) -> None:
-        if self._closed is not None:
-            self._look_whether_done()
-
-    def _finish(self) -> None:
-        if self._is_finishing:
-            return
-        self._is_finishing = True
-        assert self._closed is not None
-        if self._close_deadline is not None:
-            self._close_deadline.cancel()
-        self._flow.stop()
-        connection = self._hop.connection
-        if connection is not None and self._hop.is_open:
-            connection.bye()
-        self._hop.stop()
-        self._hop.runs.lose_all(self._closed)
-        self._requests.close(self._closed)
-        waiters, self._connect_waiters = self._connect_waiters, []
-        for waiter in waiters:
-            waiter.errback(self._closed)
-        self._close_deadline = self._reactor.callLater(
-            self._limits.stop_timeout / 2, self._stop_overdue
-        )
-        stopping: Deferred[Any] = self._connector.stopService() or succeed(None)
-        stopping.addErrback(lambda f: self._logger.failure("stopping the connector", f))
-        if self._disk is not None:
-            disk = self._disk
-            stopping.addCallback(lambda _: disk.close())
-            stopping.addErrback(lambda f: self._logger.failure("closing the outbox", f))
-        stopping.addCallback(lambda _: self._finished())
-
-    def _stop_overdue(self) -> None:
-        # The connector fires as soon as the connection has gone, and after that the disk is closed.
-        self._close_deadline = None
-        if self._hop.connection is not None:
-            self._hop.connection.abort()
-
-    def _finished(self) -> None:
-        if self._is_finished:
-            return
-        self._is_finished = True
-        if self._close_deadline is not None:
-            self._close_deadline.cancel()
-            self._close_deadline = None
-        waiters, self._close_waiters = self._close_waiters, []
-        for waiter in waiters:
-            waiter.callback(None)
-
 
 TIMEOUT_MAX = 24 * 3600.0  # seconds; a request that may take longer is a message
 
@@ -509,79 +404,3 @@ class _ClientService(Service):
     def stopService(self) -> Deferred[None]:
         super().stopService()
         return self._client.close()
-
-
-def connect(
-    reactor: Any,
-    address: str,
-    *,
-    name: str,
-    limits: Limits | None = None,
-    outbox: str | Path | None = None,
-    window: tuple[int, int] | None = None,
-    held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
-    require: bool = False,
-    transports: Transports | None = None,
-    new_incarnation: Callable[[], str] = lambda: secrets.token_hex(16),
-) -> Deferred[Client]:
-    """Dial a node; fires with a `Client` when the first session stands.
-
-    From then on the client reconnects by itself until `close`, and sends again what was not
-    acknowledged. `address`: `tcp:127.0.0.1:7410`, `tls:…`, `unix:…`. `name`: of this sender.
-
-    `outbox`: path of a file that keeps what is handed over until the node has it, across crashes
-    of this process; `held` is its limit, and this Deferred fires as soon as the file is open,
-    connected or not (`when_connected` tells the rest): from then on `send` works.
-
-    The others are as for `Client`. Fails with `BadAddress`, `BadName`; for the outbox with
-    `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
-    """
-    limits = Limits() if limits is None else limits
-
-    def connector_factory(make_user: Callable[[], IChannelUser]) -> IConnector:
-        transport = (transports or Transports()).find(address)
-        connector: IConnector = transport.connector(reactor, address, make_user, limits)
-        return connector
-
-    def begin(disk: DiskOutbox | None) -> Client:
-        client = Client(
-            reactor=reactor,
-            name=name,
-            connector_factory=connector_factory,
-            limits=limits,
-            new_incarnation=new_incarnation,
-            window=window,
-            held=held,
-            require=require,
-            outbox=disk,
-        )
-        client.start()
-        return client
-
-    if outbox is not None:
-        # Only here: SQLite is none of the business of a producer that does not use it.
-        from msgservice.client_disk import open_outbox
-
-        return open_outbox(reactor, outbox, bytes_max=held[1]).addCallback(_with_disk, begin)
-    try:
-        client = begin(None)
-    except MsgServiceError as error:
-        return fail(error)
-    waiting = client.when_connected()
-    opened: Deferred[Client] = Deferred(lambda _: _give_up(client, waiting))
-    waiting.chainDeferred(opened)
-    return opened
-
-
-def _with_disk(disk: DiskOutbox, begin: Callable[[DiskOutbox], Client]) -> Any:
-    try:
-        return begin(disk)
-    except MsgServiceError:
-        failure = Failure()
-        return disk.close().addBoth(lambda _: failure)
-
-
-def _give_up(client: Client, waiting: Deferred[Client]) -> None:
-    """Nobody waits for this connection any more; `close` cannot fail."""
-    waiting.cancel()  # which fires, with `CancelledError`, what is chained to it
-    client.close()

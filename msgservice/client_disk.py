@@ -1,7 +1,8 @@
 """The client's outbox on disk: what is handed over is kept there before `send` fires.
 
-A turn's runs are one append, so what a crash leaves is whole turns (SEMANTICS 26). The file's
-runs are also in memory, in the hop's outbox: the limit of the file bounds both.
+A turn's runs are one append, so what a crash leaves is whole turns (SEMANTICS 26). What this
+process hands over is also in memory, in the hop's outbox; what an earlier one left is read in
+pages, as the node takes it.
 
 What the file is, and how it is written, lives in `log.outbox_file`.
 """
@@ -17,7 +18,8 @@ from twisted.python.failure import Failure
 
 from msgservice.client_handed import HandedRun
 from msgservice.core.runs import Run
-from msgservice.log.outbox_file import OutboxFile, OutboxRun, OutboxSnapshot
+from msgservice.log.outbox_backlog import OutboxRun
+from msgservice.log.outbox_file import OutboxFile, OutboxSnapshot
 
 
 class DiskOutbox:
@@ -28,19 +30,31 @@ class DiskOutbox:
         self.given = snapshot.sequence  # the last sequence that was ever given
         self.sequence = snapshot.sequence  # the last that is on disk
         self.writing = 0  # appends whose sync has not ended
+        # What an earlier process left open.
+        self.left_messages, self.left_bytes = snapshot.messages, snapshot.messages_bytes
+        self.left_ranges = snapshot.open_ranges
         self._file = file
         self._loaded = snapshot.runs
 
     def take_loaded(self) -> list[Run]:
-        """What an earlier process left open, rising. Each stands for itself: it has no receipts."""
+        """The first of what an earlier process left, rising. Each run has no receipts."""
         loaded, self._loaded = self._loaded, ()
         return [_run_of(run) for run in loaded]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more of that."""
+        return self._file.has_more
+
+    def read(self) -> Deferred[list[Run]]:
+        """Read the next page of it; fails as `OutboxFile.read` does."""
+        return self._file.read().addCallback(lambda page: [_run_of(run) for run in page])
 
     def keep(self, runs: Sequence[Run]) -> Deferred[None]:
         """Write these in one transaction; fires when they are synced.
 
-        Fails with `OutboxFull`, `LogUnavailable`, `LogFailed`: then none of them is kept, and
-        their sequences stay unused.
+        Fails with `OutboxFull` or `LogUnavailable`: then none of them is kept, and their sequences
+        stay unused. After `LogFailed` that is not known until the outbox is opened again.
         """
         self.writing += 1
         kept = [
@@ -61,6 +75,10 @@ class DiskOutbox:
         if not isinstance(result, Failure):
             self.sequence = last
         return result
+
+    def settled_to(self) -> int:
+        """Up to which sequence nothing will be sent again, whatever crashes: `floor`."""
+        return self._file.settled_to
 
     def settle(self, ranges: list[tuple[int, int]]) -> None:
         """The node has answered these: they are no longer needed."""
@@ -93,13 +111,15 @@ def _run_of(kept: OutboxRun) -> Run:
     )
 
 
-def open_outbox(reactor: Any, path: str | Path, *, bytes_max: int) -> Deferred[DiskOutbox]:
+def open_outbox(
+    reactor: Any, path: str | Path, *, bytes_max: int, vfs: str | None = None
+) -> Deferred[DiskOutbox]:
     """Open the outbox at `path`, made if needed; at most `bytes_max` bytes of open messages.
 
     Fails with `LogLocked` (another process has it), `LogTooNew`, `LogDamaged`,
     `DataFolderUnusable`. Cancelling ends the wait; what was opened then is closed again.
     """
-    file = OutboxFile(path, reactor=reactor, size_max=bytes_max)
+    file = OutboxFile(path, reactor=reactor, size_max=bytes_max, vfs=vfs)
     opened: Deferred[DiskOutbox] = Deferred()
 
     def done(snapshot: OutboxSnapshot) -> Deferred[None] | None:

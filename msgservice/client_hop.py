@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -56,6 +56,9 @@ from msgservice.limits import Limits
 from msgservice.message import Action, Status
 from msgservice.records import Resume
 
+if TYPE_CHECKING:
+    from msgservice.client_disk import DiskOutbox
+
 # Audiences are interned by the node, but the numbers of a long connection are all told; and a node
 # may have been given more receivers than the limit that this side knows.
 FACTOR = 10
@@ -86,8 +89,9 @@ class HopUser(Protocol):
 class NodeHop:
     """See the module; it is the `connection.Owner` of the client's connections.
 
-    `sequence`: the last one that was ever given. `loaded`: what an earlier process left open.
-    `new_incarnation` fires with a fresh secret (SEMANTICS 5), kept where the outbox is kept.
+    `sequence`: the last one that was ever given. `new_incarnation` fires with a fresh secret
+    (SEMANTICS 5), kept where the outbox is kept. `disk`: the outbox, where it is a file; see
+    `client_disk.DiskOutbox`. What an earlier process left in it is read as the node takes it.
     """
 
     _logger = Logger()
@@ -100,7 +104,7 @@ class NodeHop:
         incarnation: str,
         new_incarnation: Callable[[], Deferred[str]],
         sequence: int,
-        loaded: Sequence[Run],
+        disk: DiskOutbox | None,
         window: tuple[int, int],
         clock: Any,
         now: Callable[[], float],
@@ -113,10 +117,8 @@ class NodeHop:
         self.connection: Connection | None = None
         self.batch_max = limits.max_batch  # of the node, as last heard
         self.peer_name = ""
-        # What is settled in memory only may come again after a crash (`outbox=`): then the node
-        # may not be told that it will not.
-        self.floor_moves = True
         self.last_error = ""
+        loaded = disk.take_loaded() if disk is not None else []
         self.outbox = Outbox(
             ordered=True,
             cursor=loaded[0].first - 1 if loaded else sequence,
@@ -127,6 +129,7 @@ class NodeHop:
         )
         self._user = user
         self._new_incarnation = new_incarnation
+        self._disk = disk
         self._clock, self._now, self._limits = clock, now, limits
         self._window = window
         self._opened = False  # the session of the connection is open
@@ -135,9 +138,13 @@ class NodeHop:
         self._timer: IDelayedCall | None = None
         self._is_renewing = False  # the next incarnation is on its way to the disk
         self._hello_due: Connection | None = None  # it waits for that
-        self._acked = Acked(sequence, [(run.first, run.last) for run in loaded])
-        self.offer(loaded)
-        self.outbox.skip_to(sequence)
+        self._acked = Acked(sequence, disk.left_ranges if disk is not None else ())
+        self._left_to = sequence  # up to here it is what an earlier process left
+        self._is_reading = False  # the next page of that
+        self._behind: list[Run] = []  # new ones, that wait until all of it was read
+        self._offer(loaded)
+        if not self._has_more:
+            self.outbox.skip_to(sequence)
 
     # --- getters
 
@@ -183,8 +190,18 @@ class NodeHop:
         self.sequence = sequence
         return runs
 
+    @property
+    def _has_more(self) -> bool:
+        return self._disk is not None and self._disk.has_more
+
     def offer(self, runs: Sequence[Run]) -> None:
         """Send these runs, as soon and as often as it takes. They rise; `pump` after it."""
+        if self._is_reading or self._has_more:
+            self._behind += runs
+        else:
+            self._offer(runs)
+
+    def _offer(self, runs: Sequence[Run]) -> None:
         for run in runs:
             run.after = self.outbox.loaded_to  # what lies between was never kept, or is settled
             self.outbox.offer(run)
@@ -196,12 +213,39 @@ class NodeHop:
         connection = self.connection
         if connection is not None and self._opened and connection.is_open:
             outbox = self.outbox
-            if self.floor_moves:
-                outbox.committed = outbox.cursor
+            disk = self._disk
+            # What is settled in memory only may come again after a crash: then the node may not be
+            # told that it will not.
+            outbox.committed = outbox.cursor if disk is None else disk.settled_to()
             connection.send_all(list(outbox.take_transfers(self._now())))
             connection.flush()
             self._apply_settled()  # what turned out to be too large for the node
+            if disk is not None and disk.has_more:
+                self._read()
         self._rearm()
+
+    def _read(self) -> None:
+        """Read more of what an earlier process left, once the window has room for it."""
+        if not self._is_reading and self.outbox.wants:
+            assert self._disk is not None
+            self._is_reading = True
+            reading = self._disk.read().addCallbacks(self._have_read, self._not_read)
+            reading.addErrback(lambda f: self._logger.failure("after reading the outbox", f))
+
+    def _have_read(self, runs: list[Run]) -> None:
+        self._is_reading = False
+        self._offer(runs)
+        if not self._has_more:
+            self.outbox.skip_to(self._left_to)
+            behind, self._behind = self._behind, []
+            self._offer(behind)
+        self.pump()
+
+    def _not_read(self, failure: Failure) -> None:
+        self._is_reading = False  # the next answer, or connection, tries again
+        self.last_error = f"the outbox cannot be read: {failure.getErrorMessage()}"
+        if not self._is_stopped:
+            self._logger.failure("{name}: the outbox cannot be read", failure, name=self.name)
 
     def stop(self) -> None:
         """Send nothing more."""

@@ -57,13 +57,16 @@ def parse_document(text: str) -> Document:
     while True:
         try:
             values = tomllib.loads("\n".join(lines))
+            return Document(values, _lines_of(lines), problems)
         except tomllib.TOMLDecodeError as error:
             # What is wrong is noted and blanked, so that the rest is still read and checked.
             problems.append(_blank_mistake(lines, str(error)))
             if len(problems) == SYNTAX_ERRORS_MAX:
                 return Document({}, {}, problems)
             continue
-        return Document(values, _lines_of(lines), problems)
+        except (ValueError, RecursionError) as error:
+            problems.append(_beyond_the_parser(lines, error))
+            return Document({}, {}, problems)
 
 
 def _blank_mistake(lines: list[str], message: str) -> SyntaxProblem:
@@ -73,7 +76,8 @@ def _blank_mistake(lines: list[str], message: str) -> SyntaxProblem:
     last = max((i for i, line in enumerate(lines) if line.strip()), default=0)
     at = min(int(place[1]) - 1, last) if place and place[1] else last
     statements = _statements(lines, ends_max=ENDS_TRIED_MAX)
-    start, stop, alone = next(s for s in statements if s[1] > at)
+    # A file of nothing but control characters has no statement, and is wrong where they stand.
+    start, stop, alone = next((s for s in statements if s[1] > at), (at, at + 1, None))
     if lines[start].lstrip().startswith("["):
         # A heading that is wrong takes what stands under it along: it belongs nowhere else.
         stop = start + 1
@@ -87,6 +91,14 @@ def _blank_mistake(lines: list[str], message: str) -> SyntaxProblem:
     lines[start:stop] = [""] * (stop - start)
     noticed = f" (noticed at line {at + 1})" if at > start else ""
     return SyntaxProblem(start + 1, _plain(reason) + noticed)
+
+
+def _beyond_the_parser(lines: list[str], error: Exception) -> SyntaxProblem:
+    """Return as a problem what is grammar, and more than the parser takes."""
+    deep = isinstance(error, RecursionError)
+    reason = "values nested too deep" if deep else "a number of too many digits"
+    statements = _statements(lines, ends_max=ENDS_TRIED_MAX)
+    return SyntaxProblem(next((s + 1 for s, _, alone in statements if alone is None), 1), reason)
 
 
 def _plain(reason: str) -> str:
@@ -125,7 +137,7 @@ def _statements(
 def _parsed(lines: list[str]) -> dict[str, Any] | None:
     try:
         return tomllib.loads("\n".join(lines))
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -340,7 +340,11 @@ class LogUnavailable(LogError):
 
 
 class LogFailed(LogError):
-    """A sync failed and the log could not be made whole: the process must end (SEMANTICS 19)."""
+    """A sync failed and the log could not be made whole: the process must end (SEMANTICS 19).
+
+    Of an outbox or inbox: it is to be opened again, and the message says by what. Whether what
+    failed with this is in the file is seen then.
+    """
 
 
 class LogLocked(LogError):

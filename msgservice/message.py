@@ -67,6 +67,10 @@ class BareMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
     body: bytes
 
 
+# What msgspec raises for bytes that are no value of a type: text that is no UTF-8, and arrays in
+# arrays beyond the interpreter's depth, are not errors of its own.
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_messages = msgspec.msgpack.Decoder(list[WireMessage]).decode
 _decode_message = msgspec.msgpack.Decoder(WireMessage).decode
@@ -92,7 +96,7 @@ def decode_messages(messages: bytes | memoryview | msgspec.Raw) -> list[WireMess
     """Return the messages of a run; `MalformedFrame` where the bytes are no run."""
     try:
         return _decode_messages(messages)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise MalformedFrame(f"messages: {error}") from None
 
 
@@ -100,7 +104,7 @@ def decode_message(message: bytes | memoryview | msgspec.Raw) -> WireMessage:
     """Return one message, as replies carry it; `MalformedFrame` where the bytes are none."""
     try:
         return _decode_message(message)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise MalformedFrame(f"message: {error}") from None
 
 
@@ -113,6 +117,12 @@ def split_messages(messages: bytes | memoryview | msgspec.Raw, bounds: list[int]
     """Return the runs between each two of these places (rising, from 0 to the end)."""
     parts = _decode_parts(messages)
     return [_encode(parts[a:b]) for a, b in pairwise(bounds)]
+
+
+def header_size(messages: bytes | memoryview | msgspec.Raw) -> int:
+    """Return the size of a run's own array header, in bytes: what its messages do not take."""
+    kind = memoryview(messages)[0]
+    return 5 if kind == 0xDD else 3 if kind == 0xDC else 1
 
 
 def message_sizes(messages: bytes | memoryview | msgspec.Raw) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import msgspec
 
 from msgservice.errors import MalformedFrame
-from msgservice.message import FLAG_REPLAY, Headers, Name
+from msgservice.message import FLAG_REPLAY, UNDECODABLE, Headers, Name
 from msgservice.records import Origin
 
 Decode = Callable[[bytes, Headers | None], Any]
@@ -167,5 +167,5 @@ def decode_received(
     run.base = _next_number() + 1
     try:
         return _decode(messages)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise MalformedFrame(f"messages: {error}") from None

@@ -60,7 +60,8 @@ class Receiver(Service):
     start on. `handler(message)` returns None, a Deferred, or is a coroutine function; see
     docs/receiver.md for what its outcome means. With `batch` it gets a list of messages, which
     are acknowledged or sent again as one; with `threads` it may block; with `inbox` (a file) what
-    it writes through the inbox's transaction happens once.
+    it writes through the inbox's transaction happens once; with both, it blocks and returns its
+    writes.
 
     `order`: "strict" or "none"; what the node answers holds. `window`: how much is taken
     unanswered, `(messages, bytes)` or messages. `concurrency`: asynchronous handlers at once.
@@ -101,8 +102,6 @@ class Receiver(Service):
             raise ValueError("threads must be 0 or more, concurrency 1 or more")
         if threads and inspect.iscoroutinefunction(handler):
             raise TypeError("a coroutine function cannot run on threads")
-        if threads and inbox is not None:
-            raise ValueError("threads and inbox exclude each other: a transaction has one thread")
         self.reactor = reactor
         self.now = monotonic_of(reactor)
         self.name: str = name
@@ -130,7 +129,8 @@ class Receiver(Service):
                 handler,
                 inbox=stored,
                 failed=self._inbox_failed,
-                concurrency=concurrency,
+                threads=threads,
+                concurrency=threads or concurrency,
                 **how,
             )
         elif threads:
@@ -255,8 +255,7 @@ class Receiver(Service):
         for way in self.ways:
             way.stop_taking()
         await self.handling.stop(self.limits.stop_timeout)
-        if isinstance(self.handling, ThreadedHandling):
-            self.handling.stop_threads()
+        self.handling.stop_threads()
         gone = []
         for way in self.ways:
             gone += [link.gone for link in way.connections]
@@ -363,11 +362,12 @@ class Receiver(Service):
                 idle = [k for k, s in senders.items() if s.connection is None and not s.works]
                 for key in idle[:1]:
                     del senders[key]
-            marks = None
+            inbox = Inbox()
             if self._inbox is not None:
                 known = self._inbox.resume(name, incarnation)
                 marks = Marks(known.floor, RangeSet(known.ranges), known.last)
-            sender = Sender(name, incarnation, Inbox(marks), self.window)
+                inbox = Inbox(marks, rejected=self._inbox.rejected(name, incarnation))
+            sender = Sender(name, incarnation, inbox, self.window)
         senders[name, incarnation] = (
             sender  # the one that was here last is the last to be forgotten
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -223,6 +224,14 @@ class Resume(msgspec.Struct, frozen=True):
     floor: int = 1
     ranges: tuple[tuple[int, int], ...] = ()
     last: tuple[int, int, int] | None = None
+
+
+class Rejected(NamedTuple):
+    """Sequences of a sender that a receiver's handler said are never to come again, and why."""
+
+    first: int
+    last: int
+    reason: str
 
 
 class StateRange(msgspec.Struct, frozen=True, gc=False):

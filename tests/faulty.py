@@ -17,6 +17,7 @@ direction stands still for a while (`hold`), the connection is cut at any moment
 what was on its way lost, each direction its own; and the two ends learn of that at different
 times, up to `half_open` seconds apart, so that the dialler may be back before the other end has
 missed it. Nothing is reordered, duplicated or changed within a connection: TCP promises that much.
+Of datagrams nothing is promised at all: `faulty_datagrams`.
 
 The channels keep the whole contract of `IChannel`, limits included, and check their users': one
 that raises fails the run. `crash` ends one side without a word to it, as a killed process ends.
@@ -42,7 +43,8 @@ BUFFER_BYTES = 256 * 1024  # on its way in one direction before the sender is to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """How a world fails. Times in seconds, chances from 0 to 1; `cut` and `hold` for each delivery.
+    """How a world fails. Times in seconds, chances from 0 to 1; `cut` and `hold` for each delivery,
+    those of datagrams for each datagram.
 
     The defaults are rough weather; `CALM` is none at all.
     """
@@ -54,10 +56,29 @@ class Faults:
     cut: float = 0.02
     half_open: float = 5.0
     redial: tuple[float, float] = (0.01, 3.0)
+    # --- of datagrams
+    loss: float = 0.05
+    duplicate: float = 0.05  # another copy comes within `hold_seconds`
+    reorder: float = 0.3  # it takes any time of `delay`; the others its least
+    damage: float = 0.01  # a bit is changed
+    busy: float = 0.1  # the process reads its socket only after any time of `delay`
+    partition: float = 0.001  # from then on nothing passes between two processes
+    partition_seconds: tuple[float, float] = (0.5, 80.0)
 
 
 CALM = Faults(
-    delay=(0.001, 0.001), split=0.0, hold=0.0, cut=0.0, half_open=0.0, redial=(0.01, 0.01)
+    delay=(0.001, 0.001),
+    split=0.0,
+    hold=0.0,
+    cut=0.0,
+    half_open=0.0,
+    redial=(0.01, 0.01),
+    loss=0.0,
+    duplicate=0.0,
+    reorder=0.0,
+    damage=0.0,
+    busy=0.0,
+    partition=0.0,
 )
 
 

@@ -7,9 +7,10 @@
 Addresses are `faulty:NAME`; who listens on a name is found when it is dialled, and a name without
 a listener refuses. Connectors keep the contract of `IConnector`, backoff included.
 
-What shall be killed as a whole lives in a `Process`: it takes its time from `process.clock`, its
-transport from `FaultyTransport(world, process)`, and ends with `process.kill()` between any two
-events, as with kill -9: no call of it happens any more, nothing it had not yet flushed leaves.
+What shall be killed as a whole lives in a `Process`: it takes its time and its UDP sockets from
+`process.clock`, its transport from `FaultyTransport(world, process)`, and ends with
+`process.kill()` between any two events, as with kill -9: no call of it happens any more, nothing
+it had not yet flushed leaves, its sockets are closed and tell nobody.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IListeningPort,
+    IReactorTime,
+    IReactorUDP,
+)
+from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
@@ -30,17 +38,20 @@ from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
 from msgservice.transport.addresses import parse_address
 from tests.faulty import FaultyChannel, FaultyWorld
+from tests.faulty_datagrams import HOST, DatagramNet, datagram_net
 
 MakeUser = Callable[[], IChannelUser]
 
 
-@implementer(IReactorTime)
+@implementer(IReactorTime, IReactorUDP)
 class ProcessClock:
     """The world's clock, for one process: when that is killed, its calls never happen."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, process: Process, net: DatagramNet) -> None:
         self.alive = True
         self._clock = clock
+        self._process = process
+        self._net = net
 
     def seconds(self) -> float:
         return float(self._clock.seconds())
@@ -62,20 +73,32 @@ class ProcessClock:
     def getDelayedCalls(self) -> Sequence[IDelayedCall]:
         return self._clock.getDelayedCalls()
 
+    def listenUDP(
+        self,
+        port: int,
+        protocol: DatagramProtocol,
+        interface: str = "",
+        maxPacketSize: int = 8192,
+    ) -> IListeningPort:
+        assert interface in (HOST, "")
+        return self._net.bind(self._process, port, protocol)
+
 
 class Process:
     """What dies together."""
 
     def __init__(self, world: FaultyWorld, name: str) -> None:
-        self.clock = ProcessClock(world.clock)
+        self.name = name
         self.channels: list[FaultyChannel] = []
         self._world = world
-        self._name = name
+        self._net = datagram_net(world)
+        self.clock = ProcessClock(world.clock, self, self._net)
 
     def kill(self) -> None:
         """End everything of this process, without a word to anybody."""
-        self._world.tell(f"{self._name} is killed")
+        self._world.tell(f"{self.name} is killed")
         self.clock.alive = False
+        self._net.close_all(self)
         for channel in self.channels:
             channel.crash()
 

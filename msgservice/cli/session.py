@@ -27,7 +27,8 @@ from twisted.logger import (
 )
 
 from msgservice.cli.output import ExitCode, console
-from msgservice.client import Client, connect
+from msgservice.client import Client
+from msgservice.client_connect import connect
 from msgservice.errors import (
     Ambiguous,
     BadAddress,

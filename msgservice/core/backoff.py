@@ -10,6 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+# Of a message that the other side asks to have again: never sooner than this, doubling up to that
+# each time it is asked for. A longer delay is taken as asked. Otherwise a receiver that always says
+# "in a millisecond" would keep both sides busy at the pace of the round trip.
+AGAIN_DELAY_MIN = 0.01
+AGAIN_DELAY_MAX = 1.0
+
 # 2**62 times any delay is beyond every sensible maximum, and far from a float's overflow.
 _DOUBLINGS_MAX = 62
 
@@ -24,6 +30,15 @@ def delay_of(attempt: int, *, delay_min: float, delay_max: float, jitter: float 
     assert attempt >= 1, attempt
     doubled: float = delay_min * 2.0 ** min(attempt - 1, _DOUBLINGS_MAX)
     return min(delay_max, doubled) * jitter
+
+
+def again_delay(asked: float, times: int) -> float:
+    """Return the seconds until a message is sent again when the other side asked for `asked`.
+
+    `times`: how often it has asked for this one (from 1).
+    """
+    least = delay_of(times, delay_min=AGAIN_DELAY_MIN, delay_max=AGAIN_DELAY_MAX)
+    return max(asked, least)
 
 
 class Backoff:

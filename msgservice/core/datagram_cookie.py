@@ -2,7 +2,7 @@
 
 A cookie is its time of issue and a keyed hash over that time, the address, the session id and the
 initiator's random bytes (the idea of RFC 9000 §8.1.2 and of SYN cookies). Called by
-`core.datagram`.
+`core.datagram_handshake`.
 """
 
 from __future__ import annotations

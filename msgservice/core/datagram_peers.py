@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import NamedTuple
 
+from msgservice.core.datagram_chunks import Answer, SendQueue
 from msgservice.core.datagram_cookie import Address
 from msgservice.core.datagram_receiver import Delivery
-from msgservice.core.datagram_sender import Answer, SendQueue
 from msgservice.core.datagram_session import Session
 
 
 class Mark(NamedTuple):
-    """All messages below this ordinal were handed in by then, when so many tries had gone out."""
+    """All messages below this ordinal were handed in by then."""
 
     ordinal: int
     at: float
-    tries: int
 
 
 class Opening:
@@ -38,24 +38,29 @@ class Peer:
     """What is known of one address."""
 
     __slots__ = ("address", "candidate", "due", "failed", "heard_at", "marks", "opening", "queue",
-                 "session", "tries")  # fmt: skip
+                 "session", "tried_at")  # fmt: skip
 
-    def __init__(self, address: Address, now: float) -> None:
+    def __init__(self, address: Address, retries: int, now: float) -> None:
         self.address = address
         self.queue = SendQueue()
         self.session: Session | None = None
         self.candidate: Session | None = None  # opened by a peer that may have lost the other
         self.opening: Opening | None = None
         self.marks: list[Mark] = []
-        self.tries = 0  # of handshakes, and of sessions that are gone
+        # When the last handshakes, retransmissions and asks went out.
+        self.tried_at: deque[float] = deque(maxlen=retries)
         self.failed = False
         self.heard_at = now
         self.due = math.inf
 
     @property
-    def all_tries(self) -> int:
-        """Retransmissions, asks and handshakes that went to this address."""
-        return self.tries + (self.session.tries if self.session is not None else 0)
+    def first_unsettled(self) -> int:
+        """The ordinal of the first message that is open or waits, or of the next one."""
+        session = self.session
+        if session is not None and session.sending.open:
+            return session.sending.ordinal(session.sending.floor)
+        queue = self.queue
+        return queue.carried[0] if queue.carried else queue.first_ordinal
 
     @property
     def idle(self) -> bool:
@@ -87,14 +92,16 @@ class Waiting(NamedTuple):
 
 
 class Budget:
-    """At most `rate` in a second, a second's worth at once."""
+    """At most `rate` in a second, a second's worth at once; `next_at`: when one is allowed
+    again."""
 
-    __slots__ = ("_at", "_rate", "_tokens")
+    __slots__ = ("_at", "_rate", "_tokens", "next_at")
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._tokens = float(rate)
         self._at = 0.0
+        self.next_at = 0.0
 
     def spend(self, now: float) -> bool:
         """Return whether one more is allowed."""
@@ -103,4 +110,6 @@ class Budget:
         if self._tokens < 1:
             return False
         self._tokens -= 1
+        if self._tokens < 1:
+            self.next_at = now + (1 - self._tokens) / self._rate
         return True

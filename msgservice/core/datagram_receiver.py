@@ -1,6 +1,6 @@
 """The receiving half of a session: what arrived, what was taken, what was handled.
 
-Called by `core.datagram_session`. Three sets, each of which only grows during a session: packet
+Called by `core.datagram_input`. Three sets, each of which only grows during a session: packet
 numbers that arrived (for acknowledgements and against replays), nonces taken (so a repeat is not
 handed on again), nonces handled (so a repeat is answered again). Replies are remembered until they
 arrived. Memory: taken and not handled is bounded by the credit granted; packet ranges by
@@ -9,15 +9,18 @@ NUMBER_RANGES_MAX.
 
 from __future__ import annotations
 
+from msgservice.core.datagram_chunks import Reply
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_reassembly import Reassembly
-from msgservice.core.datagram_sender import Reply
 from msgservice.core.datagram_wire import RANGES_MAX
 from msgservice.core.ranges import RangeSet
 from msgservice.core.recovery import ACK_DELAY_MAX
 
 # Ranges of packet numbers kept; a packet below the lowest kept one counts as a replay.
 NUMBER_RANGES_MAX = 256
+# A sender numbers its packets one by one: further ahead is none of its own, and a gap as long
+# could not be told in a RECEIVED block.
+NUMBER_JUMP_MAX = 2**31
 # Packets with messages that are acknowledged together at most, where time allows it (RFC 9000
 # §13.2.2).
 ACK_EVERY = 2
@@ -104,9 +107,10 @@ class ReceivingHalf:
     # --- packets
 
     def is_new(self, number: int) -> bool:
-        """Whether the packet may be processed: not seen before, and not too old to know."""
+        """Whether the packet may be processed: not seen before, not too old to know, and not of a
+        far future."""
         if number > self.largest:
-            return True
+            return number - self.largest <= NUMBER_JUMP_MAX
         return number < self.run_first and number > self.forgotten and number not in self.older
 
     def receive_number(self, number: int, now: float, *, eliciting: bool, urgent: bool) -> None:

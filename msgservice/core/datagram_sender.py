@@ -1,172 +1,26 @@
 """The sending half of a session: messages get nonces, travel in chunks, and are settled.
 
-Called by `core.datagram_session`. A *chunk* is a run of consecutive messages that shares a
-datagram, or one large message that is sent in pieces; it is what is lost and sent again. A message
-is open from the moment it is packed until its nonce is handled (or given up), exactly once each.
-The token that was handed in with a message comes back in `settled` (empty reply) or `answered` (a
-reply, or a failure). Not here: when something is lost (`core.recovery`), how much may leave
-(`core.congestion`).
+Called by `core.datagram_output` and `core.datagram_input`. A message is open from the moment it is
+packed until its nonce is handled (or given up), exactly once each. The token that was handed in
+with a message comes back in `settled` (empty reply) or `answered` (a reply, or a failure). Not
+here: when something is lost (`core.recovery`), how much may leave (`core.congestion`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from msgservice.core.datagram_chunks import Answer, Chunk, Piece, SendQueue, Token
 from msgservice.core.datagram_wire import (
-    FRAGMENT,
     FRAGMENT_HEAD,
-    PART_OF_MESSAGE,
     RUN_COUNT_MAX,
     RUN_HEAD,
-    decode_run,
     encode_run,
 )
 
-Token = object
 # Settled chunks at the front are dropped in strides: deleting from a list's front moves all of it.
 STRIDE = 256
-
-
-# A message's reply: its token, its ordinal, REPLY_OK or REPLY_FAILED, the body.
-Answer = tuple[Token, int, int, bytes]
-
-
-class SendQueue:
-    """Messages that wait for one address, in order; outlives sessions. Tokens beside the bodies."""
-
-    __slots__ = ("bodies", "enqueued", "head", "tokens", "waiting_bytes")
-
-    def __init__(self) -> None:
-        self.bodies: list[bytes] = []
-        self.tokens: list[Token] = []
-        self.head = 0
-        self.enqueued = 0  # messages ever handed in: the ordinal of the next
-        self.waiting_bytes = 0
-
-    def __len__(self) -> int:
-        return len(self.bodies) - self.head
-
-    @property
-    def first_ordinal(self) -> int:
-        """The ordinal of the first message that waits."""
-        return self.enqueued - len(self.bodies) + self.head
-
-    def drop_taken(self) -> None:
-        """Give back the memory of what was taken."""
-        if self.head == len(self.bodies):
-            self.bodies.clear()
-            self.tokens.clear()
-            self.head = 0
-        elif self.head >= 4096:
-            del self.bodies[: self.head]
-            del self.tokens[: self.head]
-            self.head = 0
-
-    def put_back(self, bodies: list[bytes], tokens: list[Token]) -> None:
-        """Put messages before all others: their session was lost."""
-        self.bodies[: self.head] = bodies
-        self.tokens[: self.head] = tokens
-        self.head = 0
-        self.waiting_bytes += sum(map(len, bodies))
-
-    def take_below(self, ordinal: int) -> list[Token]:
-        """Take out the messages below `ordinal`, and return their tokens."""
-        count = min(max(0, ordinal - self.first_ordinal), len(self))
-        end = self.head + count
-        tokens = self.tokens[self.head : end]
-        self.waiting_bytes -= sum(map(len, self.bodies[self.head : end]))
-        self.head = end
-        self.drop_taken()
-        return tokens
-
-
-class Chunk:
-    """Consecutive messages of one datagram, or one large message (`data` set, `payload` empty)."""
-
-    __slots__ = ("arrived", "arrived_bytes", "count", "data", "first", "payload", "received",
-                 "remaining", "tokens", "transmissions")  # fmt: skip
-
-    def __init__(self, first: int, tokens: list[Token], payload: bytes, data: bytes | None) -> None:
-        self.first = first
-        self.count = self.remaining = len(tokens)
-        self.tokens = tokens
-        self.payload = payload
-        self.data = data
-        self.received = False
-        self.transmissions = 0
-        self.arrived: set[int] | None = None  # offsets of a large message's pieces
-        self.arrived_bytes = 0
-
-    def bodies(self) -> list[bytes]:
-        """Return the messages again: all of them, the settled ones too."""
-        if self.data is not None:
-            return [self.data]
-        return decode_run(self.payload, 0, len(self.payload))[1]
-
-
-class Piece(NamedTuple):
-    """A part of a large message or of a large reply."""
-
-    owner: Chunk | Reply
-    offset: int
-    length: int
-
-    def encode(self) -> bytes:
-        """Return the FRAGMENT block."""
-        owner = self.owner
-        data = owner.data
-        assert data is not None
-        status = owner.status if isinstance(owner, Reply) else PART_OF_MESSAGE
-        head = FRAGMENT_HEAD.pack(
-            FRAGMENT, status, owner.first, len(data), self.offset, self.length
-        )
-        return head + data[self.offset : self.offset + self.length]
-
-    @property
-    def needless(self) -> bool:
-        """Whether this piece has arrived, or its owner as a whole."""
-        owner = self.owner
-        return owner.received or (owner.arrived is not None and self.offset in owner.arrived)
-
-    def receive_arrival(self) -> bool:
-        """Take note that the piece arrived; return whether that made its owner whole."""
-        owner = self.owner
-        data = owner.data
-        assert data is not None
-        if owner.arrived is None:
-            owner.arrived = set()
-        if self.offset not in owner.arrived:
-            owner.arrived.add(self.offset)
-            owner.arrived_bytes += self.length
-        return owner.arrived_bytes == len(data)
-
-
-class Reply:
-    """What a handler answered; remembered until it has arrived."""
-
-    __slots__ = (
-        "arrived",
-        "arrived_bytes",
-        "data",
-        "first",
-        "received",
-        "sending",
-        "status",
-        "transmissions",
-    )
-
-    def __init__(self, nonce: int, status: int, data: bytes) -> None:
-        self.first = nonce
-        self.status = status
-        self.data = data
-        self.received = False
-        self.sending = False
-        self.transmissions = 0
-        self.arrived: set[int] | None = None
-        self.arrived_bytes = 0
-
 
 _SETTLED: Token = object()
 
@@ -178,6 +32,7 @@ class SendingHalf:
         "_head",
         "_large",
         "answered",
+        "carried",
         "chunks",
         "credit_bytes",
         "credit_messages",
@@ -206,8 +61,9 @@ class SendingHalf:
         self.credit_messages = credit_messages
         self.credit_bytes = credit_bytes
         self.next_nonce = 1
-        # The ordinal of nonce n is ordinal_base + n.
-        self.ordinal_base = queue.first_ordinal - 1
+        # The ordinals of the first nonces, then ordinal_base + n is that of nonce n.
+        self.carried: list[int] = []
+        self.ordinal_base = 0
         self.open = 0
         self.packed_bytes = 0
         self.retransmit: list[Chunk | Piece] = []
@@ -216,7 +72,20 @@ class SendingHalf:
         self._head = 0
         self._large: tuple[Chunk, int] | None = None  # being cut, and how far
 
+    def begin(self, queue: SendQueue) -> None:
+        """Send the messages of this queue from now on; none was sent before."""
+        assert self.next_nonce == 1, self.next_nonce
+        self.queue = queue
+        self.ordinal_base = queue.first_ordinal - 1
+        self.carried, queue.carried = queue.carried, []
+
     # --- getters
+
+    def ordinal(self, nonce: int) -> int:
+        """Return which message of the address this is, counted from 0 over all sessions."""
+        if nonce <= len(self.carried):
+            return self.carried[nonce - 1]
+        return self.ordinal_base + nonce
 
     @property
     def floor(self) -> int:
@@ -379,7 +248,7 @@ class SendingHalf:
             only = self.chunks[0]
             if only.first == nonce and only.count == 1 and only.remaining:
                 # One request and its reply: the usual case of a conversation.
-                self.answered.append((only.tokens[0], self.ordinal_base + nonce, status, body))
+                self.answered.append((only.tokens[0], self.ordinal(nonce), status, body))
                 only.remaining = self.open = 0
                 only.tokens = []
                 self.chunks.clear()
@@ -393,7 +262,7 @@ class SendingHalf:
         if not chunk.remaining or index >= chunk.count or chunk.tokens[index] is _SETTLED:
             return False
         token = chunk.tokens[index]
-        self.answered.append((token, self.ordinal_base + nonce, status, body))
+        self.answered.append((token, self.ordinal(nonce), status, body))
         chunk.tokens[index] = _SETTLED
         chunk.remaining -= 1
         self.open -= 1
@@ -417,16 +286,31 @@ class SendingHalf:
             at = 0
         self._head = at
 
-    def give_up(self, ordinal: int) -> list[Token]:
-        """Settle all open messages below `ordinal` without an answer; return their tokens."""
+    def exhausted(self, ordinal: int, retries: int, asked: list[int]) -> bool:
+        """Whether `give_up` would find anything."""
+        return any(
+            chunk.remaining and chunk.tries(asked) >= retries
+            for chunk in self.chunks[self._head :]
+            if self.ordinal(chunk.first) < ordinal
+        )
+
+    def give_up(self, ordinal: int, retries: int, asked: list[int]) -> list[Token]:
+        """Settle the messages below `ordinal` that were retried often enough; return their tokens.
+
+        `retries`: retransmissions and asks that a message must have had; `asked`: for each ask,
+        the nonce up to which it asked.
+        """
         tokens: list[Token] = []
         chunks = self.chunks
         for at in range(self._head, len(chunks)):
             chunk = chunks[at]
-            below = ordinal - self.ordinal_base - chunk.first
-            if below <= 0:
+            if self.ordinal(chunk.first) >= ordinal:
                 break
-            for index in range(min(below, chunk.count) if chunk.remaining else 0):
+            if chunk.tries(asked) < retries:
+                continue
+            for index in range(chunk.count if chunk.remaining else 0):
+                if self.ordinal(chunk.first + index) >= ordinal:
+                    break
                 token = chunk.tokens[index]
                 if token is not _SETTLED:
                     tokens.append(token)
@@ -441,18 +325,25 @@ class SendingHalf:
         self._drop_settled()
         return tokens
 
-    def take_open(self) -> tuple[list[bytes], list[Token]]:
-        """Return what is open, to be sent in another session; this half is of no use afterwards."""
+    def take_open(self) -> tuple[list[bytes], list[Token], list[int]]:
+        """Return what is open, to be sent in another session; this half is of no use afterwards.
+
+        Returns bodies, tokens and ordinals, as `SendQueue.put_back` takes them.
+        """
         bodies: list[bytes] = []
         tokens: list[Token] = []
+        ordinals: list[int] = []
         for chunk in self.chunks[self._head :]:
             if not chunk.remaining:
                 continue
-            for body, token in zip(chunk.bodies(), chunk.tokens, strict=True):
+            for nonce, (body, token) in enumerate(
+                zip(chunk.bodies(), chunk.tokens, strict=True), chunk.first
+            ):
                 if token is not _SETTLED:
                     bodies.append(body)
                     tokens.append(token)
+                    ordinals.append(self.ordinal(nonce))
         self.chunks.clear()
         self.firsts.clear()
         self._head = self.open = 0
-        return bodies, tokens
+        return bodies, tokens, ordinals + self.carried[self.next_nonce - 1 :]

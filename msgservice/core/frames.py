@@ -12,7 +12,7 @@ import msgspec
 
 from msgservice.errors import MalformedFrame, UnknownKind
 from msgservice.limits import INTEGER_MAX
-from msgservice.message import Integer, Name
+from msgservice.message import UNDECODABLE, Integer, Name
 from msgservice.records import Origin
 
 VERSION = 1
@@ -211,7 +211,7 @@ def decode_frame(data: bytes | memoryview) -> Frame:
     """Return the frame; `UnknownKind` or `MalformedFrame` where it is none."""
     try:
         frame: Frame = _decode(data)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise _diagnosis(data, error) from None
     return frame
 
@@ -219,7 +219,7 @@ def decode_frame(data: bytes | memoryview) -> Frame:
 def _diagnosis(data: bytes | memoryview, error: Exception) -> MalformedFrame | UnknownKind:
     try:
         loose: Any = msgspec.msgpack.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as broken:
+    except (*UNDECODABLE, ValueError) as broken:
         return MalformedFrame(f"no msgpack: {broken}")
     if not isinstance(loose, list) or not loose:
         return MalformedFrame("a frame is a non-empty array")

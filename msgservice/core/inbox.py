@@ -9,7 +9,7 @@ inside its log; a receiver uses `Inbox`, which is both.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -20,7 +20,7 @@ from msgservice.core.ranges import Range, RangeSet
 from msgservice.errors import ContentChanged, MalformedFrame
 from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED
 from msgservice.message import Action
-from msgservice.records import Resume
+from msgservice.records import Rejected, Resume
 
 ACK_RANGES_MAX = 400  # of one frame: fits in 8 KiB, so in any frame that the other side takes
 REASON_BYTES_MAX = 4000  # of a NACK; UTF-8, for the same reason
@@ -215,12 +215,20 @@ class Arrival:
 class Inbox:
     """A receiver's whole state for one sender: marks, what is being handled, answers."""
 
-    def __init__(self, marks: Marks | None = None, *, ordered: bool = True) -> None:
+    def __init__(
+        self,
+        marks: Marks | None = None,
+        *,
+        ordered: bool = True,
+        rejected: Iterable[Rejected] = (),
+    ) -> None:
         self.marks = Marks() if marks is None else marks
         self.ordered = ordered
         self.answers = Answers()
         self._taking = RangeSet()  # given to the handler, not taken yet
         self._rejected: dict[int, str] = {}  # sequence -> reason: no mark, the answer is repeated
+        for first, last, reason in rejected:
+            self._reject(first, last, reason)
 
     def reconnect(self) -> None:
         """A new connection of the same sender: nothing is owed on it yet."""
@@ -301,12 +309,16 @@ class Inbox:
             self._taking.remove(first, last if arrival.lane is None else arrival.parts[-1][1])
         else:
             self._taking.remove(first, last)
-            for sequence in range(first, last + 1):
-                self._rejected[sequence] = reason
-                if len(self._rejected) > REJECTED_MAX:
-                    del self._rejected[next(iter(self._rejected))]
+            self._reject(first, last, reason)
         for low, high in self.answers.received.within(first, last):
             self.answers.refuse(low, high, action, arrival.lane, delay_ms, reason)
+
+    def _reject(self, first: int, last: int, reason: str) -> None:
+        rejected = self._rejected
+        for sequence in range(first, last + 1):
+            rejected[sequence] = reason
+            if len(rejected) > REJECTED_MAX:
+                del rejected[next(iter(rejected))]
 
     def abandoned(self, first: int, last: int) -> None:
         """These will not be handled, nor answered: the sender has kept them and sends again."""

@@ -17,45 +17,31 @@ progress is durable.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
+from msgservice.core.backoff import again_delay
 from msgservice.core.frames import Transfer
+from msgservice.core.outbox_states import RunStates
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import (
-    BEHIND,
-    FINAL,
     FLIGHT,
     READY,
     WAITING,
     OpenRuns,
     Run,
-    Settled,
     cut_run,
-    first_of,
     shatter_run,
 )
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
-from msgservice.message import Action, Status, cut_messages, message_sizes
+from msgservice.message import Action, Status, message_sizes
 
 ARRAY_HEADER = 5  # bytes of a msgpack array header, at most
 
 
-class _StuckLane:
-    """A lane whose head waits for another try or has it; the rest of the lane is behind."""
-
-    __slots__ = ("behind", "head")
-
-    def __init__(self, head: Run) -> None:
-        self.head = head
-        self.behind: list[Run] = []  # rising
-
-
-class Outbox:
+class Outbox(RunStates):
     """See the module. Times are seconds of the owner's monotonic clock.
 
     `retry_delay(attempts)` gives the pause before a message is tried again. `max_attempts` 0
@@ -73,28 +59,15 @@ class Outbox:
         behind_max: int = 10_000,
         behind_bytes_max: int = 16 * 1024 * 1024,
     ) -> None:
-        self.ordered = ordered
+        super().__init__(ordered, cursor)
         self.window_messages, self.window_bytes = self._own_window = window
         self.max_attempts = max_attempts
         self.paused = False
-        self.loaded_to = cursor  # everything up to here was offered
         self.committed = cursor  # the owner's durable cursor: what `floor` says
-        self.in_flight_messages = 0
-        self.in_flight_bytes = 0
         self.behind_max, self.behind_bytes_max = behind_max, behind_bytes_max
         self._retry_delay = retry_delay
-        self._open = OpenRuns()
-        self._ready: deque[Run] = deque()
-        self._ready_messages = 0
-        self._ready_bytes = 0
-        self._behind = 0  # runs
-        self._behind_bytes = 0
-        self._lanes: dict[Hashable, _StuckLane] = {}
-        self._retries: list[tuple[float, int, Run]] = []  # due, first, run
-        self._above = RangeSet()  # final, above the cursor
         self._resumed = RangeSet()  # taken by the other side, not loaded yet
         self._tried: dict[int, tuple[int, float]] = {}  # of messages not loaded yet
-        self._settled: list[Settled] = []
         # of the connection
         self.connected = False
         self._sent = RangeSet()
@@ -106,59 +79,15 @@ class Outbox:
     # --- getters
 
     @property
-    def cursor(self) -> int:
-        """Everything up to here is final."""
-        lowest = self._open.lowest()
-        return self.loaded_to if lowest is None else lowest.first - 1
-
-    @property
-    def open_runs(self) -> int:
-        """Runs loaded and not final."""
-        return len(self._open)
-
-    def open_between(self, first: int, last: int) -> list[Run]:
-        """The open runs that overlap `first` to `last`, rising; not to be changed."""
-        return self._open.between(first, last)
-
-    @property
-    def idle(self) -> bool:
-        """Nothing is loaded that is not final."""
-        return not self._open
-
-    @property
-    def above(self) -> RangeSet:
-        """What is final above the cursor; not to be changed."""
-        return self._above
-
-    @property
     def wants(self) -> bool:
         """Whether more runs should be offered: the next window is not full yet."""
         return (
             self._ready_messages < self.window_messages
             and self._ready_bytes < self.window_bytes
-            and self._behind < self.behind_max
-            and self._behind_bytes < self.behind_bytes_max
+            and self._behind + self._waiting < self.behind_max
+            and self._behind_bytes + self._waiting_bytes < self.behind_bytes_max
             and len(self._above) < self.behind_max
         )
-
-    @property
-    def waiting(self) -> list[Run]:
-        """Runs that wait for another try; `due` says when."""
-        return [run for _, _, run in self._retries if run.state == WAITING]
-
-    @property
-    def ready(self) -> tuple[int, int]:
-        """Messages and bytes that wait for nothing but being sent."""
-        return self._ready_messages, self._ready_bytes
-
-    def in_flight_at(self, sequence: int) -> bool:
-        """Whether this sequence was sent and is not answered."""
-        return any(run.state == FLIGHT for run in self._open.between(sequence, sequence))
-
-    @property
-    def has_settled(self) -> bool:
-        """Whether something became final since the last `take_settled`."""
-        return bool(self._settled)
 
     def next_deadline(self) -> float | None:
         """When a retry is due, or None: also while it has no room, which only an answer makes."""
@@ -219,6 +148,7 @@ class Outbox:
         self._lanes.clear()
         self._retries.clear()
         self._ready_messages = self._ready_bytes = self._behind = self._behind_bytes = 0
+        self._waiting = self._waiting_bytes = 0
 
     def _load(self, run: Run) -> None:
         first, last = run.first, run.last
@@ -258,30 +188,6 @@ class Outbox:
     def _has_older(self, run: Run) -> bool:
         return any(r.lane == run.lane and r.first < run.first for r in self._open)
 
-    def _make_ready(self, run: Run) -> None:
-        run.state = READY
-        self._ready.append(run)
-        self._ready_messages += run.count
-        self._ready_bytes += run.size
-
-    def _put_behind(self, stuck: _StuckLane, run: Run) -> None:
-        run.state = BEHIND
-        behind = stuck.behind
-        if not behind or run.first > behind[-1].first:
-            behind.append(run)
-        else:
-            behind.insert(bisect_left(behind, run.first, key=first_of), run)
-        self._behind += 1
-        self._behind_bytes += run.size
-
-    def _refill_ready(self) -> None:
-        """Build the queue of ready runs anew from what is open."""
-        self._ready.clear()
-        self._ready_messages = self._ready_bytes = 0
-        for run in self._open:
-            if run.state == READY:
-                self._make_ready(run)
-
     # --- the connection
 
     def connect(self, window: tuple[int, int] | None, batch_max: int) -> None:
@@ -319,7 +225,7 @@ class Outbox:
             return
         if was_alone:
             # The other side was given this one message alone and went away (SEMANTICS 14).
-            self._failed(lost[0], now, None, "connection lost while it was handled")
+            self._failed(lost[0], now, 0, "connection lost while it was handled")
         self.probing = True
 
     def receive_resume(self, floor: int, ranges: Sequence[tuple[int, int]]) -> None:
@@ -394,124 +300,23 @@ class Outbox:
                 self._split(head, last + 1)
             self._land(head)
             if action == Action.RETRY:
-                self._failed(head, now, delay or None, reason)
+                self._failed(head, now, delay, reason)
             else:
-                self._wait(head, now + (delay or self._retry_delay(1)))
+                head.laters += 1
+                self._wait(head, now + self._pause(delay, head.laters))
 
-    def _failed(self, run: Run, now: float, delay: float | None, reason: str) -> None:
+    def _pause(self, asked: float, times: int) -> float:
+        return again_delay(asked, times) if asked else self._retry_delay(times)
+
+    def _failed(self, run: Run, now: float, delay: float, reason: str) -> None:
         run.attempts += 1
         if self.max_attempts and run.attempts >= self.max_attempts:
             self._wait(run, now)  # takes its lane back: it was discarded from here on
             self._settle(run, Status.DEAD, reason, Action.RETRY)
         else:
-            self._wait(run, now + (self._retry_delay(run.attempts) if delay is None else delay))
-
-    def _wait(self, run: Run, due: float) -> None:
-        """Let the run wait for another try; where order is kept, its lane waits behind it."""
-        run.state, run.due = WAITING, due
-        heapq.heappush(self._retries, (due, run.first, run))
-        if not self.ordered:
-            return
-        stuck = self._lanes.get(run.lane)
-        if stuck is not None and stuck.head is run:
-            return
-        behind = [
-            r for r in self._open if r.lane == run.lane and r.first > run.first and r is not run
-        ]
-        ready = any(r.state == READY for r in behind)
-        self._release(stuck)
-        stuck = self._lanes[run.lane] = _StuckLane(run)
-        for other in behind:
-            if other.state == FLIGHT:
-                self._land(other)
-            self._put_behind(stuck, other)
-        if ready:
-            self._refill_ready()
-
-    def _release(self, stuck: _StuckLane | None) -> None:
-        """The lane is no longer stuck; the caller says what becomes of what was behind."""
-        if stuck is not None:
-            del self._lanes[stuck.head.lane]
-            self._behind -= len(stuck.behind)
-            self._behind_bytes -= sum(run.size for run in stuck.behind)
-
-    def _split(self, run: Run, at: int) -> Run:
-        """Cut an open run before sequence `at`; return the new run that begins there."""
-        size, count = run.size, run.count
-        rest = cut_run(run, at, run.last)
-        head_messages = cut_messages(run.messages, 0, at - run.first)
-        run.messages, run.size, run.count = head_messages, len(head_messages), at - run.first
-        grown = run.size + rest.size - size
-        self._open.add(rest)
-        rest.state = run.state
-        if run.state == FLIGHT:
-            self.in_flight_bytes += grown
-        elif run.state == READY and run in self._ready:
-            self._ready.insert(self._ready.index(run) + 1, rest)
-            self._ready_bytes += grown
-        elif run.state == BEHIND:
-            self._behind_bytes += run.size - size
-            self._put_behind(self._lanes[run.lane], rest)
-        elif run.state == WAITING and self.ordered:
-            self._put_behind(self._lanes[run.lane], rest)
-        elif run.state == WAITING:
-            rest.attempts = run.attempts
-            self._wait(rest, run.due)
-        assert run.count + rest.count == count
-        return rest
-
-    def _land(self, run: Run) -> None:
-        run.state = READY
-        self.in_flight_messages -= run.count
-        self.in_flight_bytes -= run.size
-
-    def _settle_between(
-        self, first: int, last: int, status: Status, reason: str = "", action: int = 0
-    ) -> None:
-        for found in self._open.between(first, last):
-            run = found
-            if run.first < first:
-                run = self._split(run, first)
-            if run.last > last:
-                self._split(run, last + 1)
-            self._settle(run, status, reason, action)
-
-    def _settle(self, run: Run, status: Status, reason: str = "", action: int = 0) -> None:
-        if run.state == FLIGHT:
-            self.in_flight_messages -= run.count
-            self.in_flight_bytes -= run.size
-        elif run.state == BEHIND:
-            self._lanes[run.lane].behind.remove(run)
-            self._behind -= 1
-            self._behind_bytes -= run.size
-        run.state = FINAL
-        lowest = self._open.lowest()
-        self._open.discard(run)
-        self._settled.append(Settled(run, run.first, run.last, status, reason, action))
-        if lowest is not run:
-            # From `after` on: what lies between is nobody's, so that ranges meet.
-            self._above.add(run.after + 1, run.last)
-        elif self._above:
-            self._trim_above()
-        if self._lanes:
-            stuck = self._lanes.get(run.lane)
-            if stuck is not None and stuck.head is run:
-                self._release(stuck)
-                for behind in reversed(stuck.behind):  # older than what is ready: before it
-                    behind.state = READY
-                    self._ready.appendleft(behind)
-                    self._ready_messages += behind.count
-                    self._ready_bytes += behind.size
-
-    def _trim_above(self) -> None:
-        self._above.remove_below(self.cursor + 1)
+            self._wait(run, now + self._pause(delay, run.attempts))
 
     # --- to the world
-
-    def take_settled(self) -> list[Settled]:
-        """What became final since the last call, in the order it did."""
-        settled, self._settled = self._settled, []
-        return settled
 
     def take_transfers(
         self,
@@ -545,13 +350,14 @@ class Outbox:
             else:
                 if run.count > 1 and (self.probing or run.size > self._batch_max):
                     self._split(run, run.first + 1)
+                self._wait_no_more(run)
                 self._send(run, transfers)
         ready = self._ready
         stop_at = self.in_flight_bytes + bytes_max
         while ready and self.in_flight_bytes < stop_at:
             run = ready[0]
             if run.state != READY:
-                self._pop_ready()
+                ready.popleft()
                 continue
             if self.probing and run.count > 1:
                 if self.in_flight_messages:
@@ -573,11 +379,6 @@ class Outbox:
         if 0 < count < run.count:
             self._split(run, run.first + count)
         return count > 0
-
-    def _pop_ready(self) -> None:
-        run = self._ready.popleft()
-        self._ready_messages -= run.count
-        self._ready_bytes -= run.size
 
     def _room(self, run: Run) -> bool:
         flying = self.in_flight_messages

@@ -1,12 +1,12 @@
 """What of that which was sent has arrived, what is lost, and when to ask: one side of a session.
 
-Called by `core.datagram_sender`. Keeps the packets in flight by packet number, estimates the round
-trip (RFC 6298), declares loss by packet and time thresholds (RFC 9002 §6.1) that start at 3 and 9/8
-and grow when a loss is proven wrong (RFC 8985's adaptive window in spirit), and runs the timeout:
-first a probe of the tail after two round trips (RFC 8985 §7), then the retransmission timeout,
-doubling, with jitter. Every transmission has a packet number of its own, so every sample can be
-used and a needless retransmission proves itself; Karn's rule is not needed. Times are seconds of
-the caller's clock.
+Called by `core.datagram_input` and `core.datagram_output`. Keeps the packets in flight by packet
+number, estimates the round trip (RFC 6298), declares loss by packet and time thresholds (RFC 9002
+§6.1) that start at 3 and 9/8 and grow when a loss is proven wrong (RFC 8985's adaptive window in
+spirit), and runs the timeout: first a probe of the tail after two round trips (RFC 8985 §7), then
+the retransmission timeout, doubling, with jitter. Every transmission has a packet number of its
+own, so every sample can be used and a needless retransmission proves itself; Karn's rule is not
+needed. Times are seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -123,9 +123,11 @@ class Recovery:
             raise ValueError(f"packet {newest} acknowledged, never sent")
         in_flight = self.in_flight
         arrived: list[Sent] = []
-        if len(in_flight) == 1 and len(ranges) == 1 and newest in in_flight:
-            # One request and its answer: the usual case of a conversation.
-            sent = in_flight.pop(newest)
+        sent = in_flight.get(newest)
+        if sent is not None and len(ranges) == 1 and next(iter(in_flight)) == newest:
+            # The oldest in flight and nothing else: the usual case of a conversation. What is
+            # still in flight left later, so nothing can be lost.
+            del in_flight[newest]
             arrived.append(sent)
             self.round_trip.sample(now - sent[0], delay)
         elif in_flight:
@@ -151,10 +153,10 @@ class Recovery:
         if self.timeouts and (arrived or spurious):
             self.timeouts = 0
             self._rto_jitter = 1.0 + self._jitter() / 2
-        if in_flight:
-            return arrived, self.detect(now), spurious
-        self.loss_at = None
-        return arrived, [], spurious
+        if not in_flight or next(iter(in_flight)) > newest:
+            self.loss_at = None
+            return arrived, [], spurious
+        return arrived, self.detect(now), spurious
 
     def _prove(self, ranges: Sequence[tuple[int, int]], now: float) -> int:
         """Count what was declared lost and had arrived; raise the thresholds to what it showed."""

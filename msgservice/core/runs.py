@@ -34,6 +34,7 @@ class Run(msgspec.Struct, gc=False, eq=False):
     flags: int = 0
     origin: Origin | None = None
     attempts: int = 0
+    laters: int = 0  # how often the other side said "not now"
     due: float = 0.0  # of a waiting one
     state: int = 0
 
@@ -149,4 +150,5 @@ def _part(run: Run, first: int, count: int, messages: bytes) -> Run:
         run.flags,
         origin,
         run.attempts,
+        run.laters,
     )

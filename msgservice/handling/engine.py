@@ -73,6 +73,7 @@ class Handling:
         self._chunk = CHUNK_MIN
         self._until = 0.0  # when the slice is over; 0: it has not begun
         self._is_pumping = False
+        self._begun: list[ReceivedMessage] = []  # what the step that runs has still to handle
         self._is_inside = False  # a connection's turn: `turn_ended` follows
         self._turn_call: IDelayedCall | None = None
         self._idle: Deferred[None] | None = None
@@ -144,17 +145,17 @@ class Handling:
         """Start no handler any more; fire when those that run have ended, or were cancelled.
 
         After `timeout` seconds they are: what a cancelled one had is sent again later, without
-        having counted. Threads cannot be cancelled; they are left alone.
+        having counted. Threads cannot be cancelled; they are left alone. Called by a handler, it
+        waits for that one too: what its step has handled is answered first.
         """
         self.is_stopping = True
-        for sender in self.senders.values():
-            for lane in sender.lanes.values():
-                lane.is_ready = False
-                self._abandon(lane)
-        self._ready.clear()
-        if not self._flights:
-            self._flush()
-            return succeed(None)
+        if self._is_pumping:
+            self._begun.clear()  # which ends the loop over it
+        else:
+            self._abandon_all()
+            if not self._flights:
+                self._flush_all()
+                return succeed(None)
         idle: Deferred[None] = Deferred()
         self._idle = idle
         deadline = self._clock.callLater(timeout, self._cancel)
@@ -165,6 +166,9 @@ class Handling:
             return result
 
         return idle.addBoth(ended)
+
+    def stop_threads(self) -> None:
+        """Let go of the threads that handlers run on, where there are any."""
 
     def _cancel(self) -> None:
         for flight in list(self._flights):
@@ -181,8 +185,14 @@ class Handling:
     def _is_idle(self) -> None:
         idle, self._idle = self._idle, None
         if idle is not None:
-            self._flush()
+            self._flush_all()
             idle.callback(None)
+
+    def _flush_all(self) -> None:
+        """The last answers leave, also where the transport has no room: there is no later."""
+        self._flush()
+        for sender in self.senders.values():
+            sender.flush(is_last=True)
 
     # --- turns
 
@@ -199,6 +209,10 @@ class Handling:
     def _turn(self) -> None:
         self._turn_call = None
         self._until = 0.0
+        if self._idle is not None:  # a handler has stopped the receiver, and its step is over
+            self._abandon_all()
+            if not self._flights:
+                self._is_idle()
         self._pump()
         self._flush()
 
@@ -221,7 +235,7 @@ class Handling:
             began = self._now()
             if not self._until:
                 self._until = began + SLICE_SECONDS
-            while ready and len(flights) < self._concurrency:
+            while ready and len(flights) < self._concurrency and not self.is_stopping:
                 lane = ready.popleft()
                 lane.is_ready = False
                 if not lane.queue or (lane.flying and lane.key is not None):
@@ -236,6 +250,8 @@ class Handling:
                     began = ended
         finally:
             self._is_pumping = False
+            if self.is_stopping:
+                self._schedule()
 
     def _pace(self, seconds: float, lane: Lane) -> None:
         """Choose how many messages are handled between two looks at the clock."""
@@ -266,9 +282,8 @@ class Handling:
 
     def _step_each(self, lane: Lane, work: Work) -> bool:
         handler, at = self._handler, work.at
-        messages, stop = work.messages, min(at + self._chunk, work.stop)
-        if stop - at < len(messages):
-            messages = messages[at:stop]
+        stop = min(at + self._chunk, work.stop)
+        self._begun = messages = work.messages[at:stop]
         try:
             for message in messages:
                 result = handler(message)
@@ -358,14 +373,14 @@ class Handling:
         self._flights.discard(flight)
         lane = flight.lane
         lane.flying -= 1
-        if self.is_stopping:
+        is_ending = self.is_stopping and not self._is_pumping  # else the end of the step is
+        if is_ending:
             self._abandon(lane)
         self._advance(lane, goes_on=True)
-        if self.is_stopping:
-            if not self._flights:
-                self._is_idle()
-        else:
+        if not self.is_stopping:
             self._pump()
+        elif is_ending and not self._flights:
+            self._is_idle()
 
     # --- outcomes
 
@@ -404,6 +419,13 @@ class Handling:
         sender.release(work, stop - first)
         self._touch(sender)
         return action
+
+    def _abandon_all(self) -> None:
+        for sender in self.senders.values():
+            for lane in sender.lanes.values():
+                lane.is_ready = False
+                self._abandon(lane)
+        self._ready.clear()
 
     def _abandon(self, lane: Lane) -> None:
         """Nothing more of the lane is begun: its sender sends it again."""

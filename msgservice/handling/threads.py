@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
@@ -37,35 +39,60 @@ class HandlerPool(ThreadPool):
     threadFactory = DaemonThread
 
 
+class HandlerThreads:
+    """The threads of one receiver, at most `count`; they are started when there is work."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._count, self._name = count, name
+        self._pool: HandlerPool | None = None
+
+    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call this on a thread; whatever it returns is dropped, so it does not raise."""
+        self._running().callInThread(function, *arguments)
+
+    def result_of(self, clock: Any, handler: Handler, unit: Any) -> Deferred[Any]:
+        """Call a handler on a thread; fires with its result on the reactor's.
+
+        Cancelling ends the wait; the handler goes on.
+        """
+        return deferToThreadPool(clock, self._running(), _call_checked, handler, unit)
+
+    def stop(self) -> None:
+        """Let the threads go; one whose handler does not end is left to itself."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        if pool.working:  # perhaps with what was cancelled, of which nobody else knows
+            threading.Thread(target=pool.stop, daemon=True).start()  # it waits for all of them
+        else:
+            pool.stop()
+
+    def _running(self) -> HandlerPool:
+        if self._pool is None:
+            self._pool = HandlerPool(1, self._count, f"receiver {self._name}")
+            self._pool.start()
+        return self._pool
+
+
 class ThreadedHandling(Handling):
     """As `Handling`, with the handler on one of `threads` threads."""
 
     def __init__(self, handler: Handler, *, threads: int, batch: bool, **more: Any) -> None:
         super().__init__(handler, batch=batch, **more, concurrency=threads)
-        self._threads = threads
-        self._pool: HandlerPool | None = None
+        self._threads = HandlerThreads(threads, self._name)
         self._step = self._step_thread
 
     def stop_threads(self) -> None:
-        """Let the threads go; one whose handler does not end is left to itself."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        if self.in_flight:
-            threading.Thread(target=pool.stop, daemon=True).start()  # it waits for all of them
-        else:
-            pool.stop()
+        """See `Handling`."""
+        self._threads.stop()
 
     def _step_thread(self, lane: Lane, work: Work) -> bool:
         first = work.at
         stop = work.stop if lane.key is not None or self._batch else first + 1
         messages = work.messages[first:stop]
-        if self._pool is None:
-            self._pool = HandlerPool(1, self._threads, f"receiver {self._name}")
-            self._pool.start()
         flight = Flight(lane, work, first, stop)
         until = self._now() + SLICE_SECONDS
-        self._pool.callInThread(self._in_thread, flight, messages, until)
+        self._threads.call(self._in_thread, flight, messages, until)
         return self._started(flight)
 
     def _in_thread(self, flight: Flight, messages: list[Any], until: float) -> None:
@@ -98,6 +125,12 @@ def _handle_all(handler: Callable[[Any], Any], messages: list[Any]) -> tuple[int
     except BaseException:  # see `_handle_each`
         return 0, Failure()
     return len(messages), None
+
+
+def _call_checked(handler: Handler, unit: Any) -> Any:
+    result = handler(unit)
+    _check(result)
+    return result
 
 
 def _check(result: Any) -> None:

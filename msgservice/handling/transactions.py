@@ -3,7 +3,8 @@
     handle(message, transaction)   writes at once; all runs that wait share a transaction
     handle(message)                computes, now or in its own time, and returns its writes:
                                    None, a callable that takes the transaction, or a list of
-                                   statements, each `sql` or `(sql, parameters)`
+                                   statements, each `sql` or `(sql, parameters)`;
+                                   with `threads` it computes on one, and may block
 
 A run is acknowledged after the commit that holds it. The work of a lane is handed in as a whole;
 when a message of it fails, a gate keeps what comes behind from being handled before it.
@@ -19,11 +20,12 @@ from zlib import crc32
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
-from msgservice.errors import LogError, LogFailed
+from msgservice.errors import LogError, LogFailed, Reject
 from msgservice.handling.engine import Handler, Handling
+from msgservice.handling.threads import HandlerThreads
 from msgservice.handling.work import Flight, Lane, Work
 from msgservice.message import Action
-from msgservice.records import Resume
+from msgservice.records import Rejected, Resume
 
 UNAVAILABLE_MS = 1000  # what could not be committed is sent again after this
 
@@ -56,6 +58,9 @@ class StoredInbox(Protocol):
     def resume(self, sender: str, incarnation: str) -> Resume:
         """Return *now* what was taken."""
 
+    def rejected(self, sender: str, incarnation: str) -> Sequence[Rejected]:
+        """Return *now* what was rejected and may come again."""
+
     def run(
         self,
         sender: str,
@@ -64,6 +69,7 @@ class StoredInbox(Protocol):
         handle: Callable[[Any, Any], object],
         *,
         after: int,
+        first: int | None = None,
         last: tuple[int, int, int] | None = None,
         floor: int = 0,
     ) -> Deferred[Any]:
@@ -71,20 +77,21 @@ class StoredInbox(Protocol):
 
 
 class _Behind(Exception):
-    """A message that waits for one before it that failed."""
+    """A message that waits for one before it that failed, or for the receiver's next start."""
 
 
 class _Gate:
-    """Shut when a message of a lane has failed."""
+    """Shut when a message of a lane has failed, or the receiver stops."""
 
-    __slots__ = ("handler", "is_shut")
+    __slots__ = ("handler", "handling", "is_shut")
 
-    def __init__(self, handler: Callable[..., Any]) -> None:
+    def __init__(self, handler: Callable[..., Any], handling: Handling) -> None:
         self.handler = handler
+        self.handling = handling
         self.is_shut = False
 
     def __call__(self, unit: Any, transaction: Any) -> Any:
-        if self.is_shut:
+        if self.is_shut or self.handling.is_stopping:
             raise _Behind
         try:
             return self.handler(unit, transaction)
@@ -96,7 +103,8 @@ class _Gate:
 class StoredHandling(Handling):
     """As `Handling`, with a stored inbox, which is open while handlers run.
 
-    `failed(error)` is called when the inbox can no longer be written.
+    `failed(error)` is called when the inbox can no longer be written. Raises `ValueError` for a
+    handler that wants both a thread and the transaction.
     """
 
     def __init__(
@@ -106,18 +114,32 @@ class StoredHandling(Handling):
         inbox: StoredInbox,
         failed: Callable[[LogFailed], None],
         batch: bool,
+        threads: int = 0,
         **more: Any,
     ) -> None:
         super().__init__(handler, batch=batch, **more)
         self.inbox = inbox
         self._inbox_failed = failed
-        self._step = self._step_transaction if takes_transaction(handler) else self._step_computed
+        self._threads = HandlerThreads(threads, self._name) if threads else None
+        takes = takes_transaction(handler)
+        if takes and threads:
+            raise ValueError(
+                "with threads and inbox a handler gets no transaction: SQLite has one writer, so"
+                " handlers that block would wait for each other; take the message only, and"
+                " return the writes"
+            )
+        self._step = self._step_transaction if takes else self._step_computed
+
+    def stop_threads(self) -> None:
+        """See `Handling`."""
+        if self._threads is not None:
+            self._threads.stop()
 
     # --- handlers that write at once
 
     def _step_transaction(self, lane: Lane, work: Work) -> bool:
         works = [work] if lane.key is None else list(lane.queue)
-        gate = _Gate(self._handler)
+        gate = _Gate(self._handler, self)
         for each in works:
             first, stop = each.at, each.stop
             if first == stop:
@@ -147,8 +169,13 @@ class StoredHandling(Handling):
         if flight.lane.key is not None and not flight.work.open:
             self._forget(flight)  # given up, when one before it failed
         elif failure is not None and failure.check(_Behind):
-            if done:
-                flight.work.at = flight.first + done
+            work, at = flight.work, flight.first + done
+            if flight.lane.key is None:
+                if done:
+                    self._taken(work, flight.first, at)
+                flight.lane.queue.append(work.sender.cut(work, at, flight.stop))
+            elif done:
+                work.at = at
             self._forget(flight)
         else:
             super()._ended(flight, done, failure, unit)
@@ -159,10 +186,14 @@ class StoredHandling(Handling):
         first = work.at
         stop = work.stop if self._batch else first + 1
         messages = work.messages[first:stop]
-        computing: Deferred[Any] = maybeDeferred(
-            self._handler, messages if self._batch else messages[0]
-        )
-        computing.addCallback(self._store, work, first, stop)
+        unit = messages if self._batch else messages[0]
+        computing: Deferred[Any]
+        if self._threads is None:
+            computing = maybeDeferred(self._handler, unit)
+        else:
+            computing = self._threads.result_of(self._clock, self._handler, unit)
+        # What was rejected before there was a transaction gets one as well, to be kept in.
+        computing.addErrback(_rejection_of).addCallback(self._store, work, first, stop)
         return self._fly(lane, work, first, stop, computing)
 
     def _store(self, writes: Any, work: Work, first: int, stop: int) -> Deferred[None]:
@@ -199,6 +230,7 @@ class StoredHandling(Handling):
             items,
             handle,
             after=after,
+            first=base + first,
             last=last,
             floor=transfer.floor,
         )
@@ -236,8 +268,14 @@ def takes_transaction(handler: Callable[..., Any]) -> bool:
     return True
 
 
+def _rejection_of(failure: Failure) -> Any:
+    return failure.value if failure.check(Reject) else failure
+
+
 def write(writes: Any, transaction: Any) -> object:
-    """Write what a handler has computed."""
+    """Write what a handler has computed, or raise the `Reject` that it did."""
+    if isinstance(writes, Reject):
+        raise writes
     if writes is None:
         return None
     if callable(writes):

@@ -87,10 +87,14 @@ class Sender:
         messages, size = self.window
         return self.held_messages <= messages and self.held_bytes <= size
 
-    def flush(self) -> None:
-        """Send the answers that are owed, as soon as the transport has room for them."""
+    def flush(self, *, is_last: bool = False) -> None:
+        """Send the answers that are owed, as soon as the transport has room for them.
+
+        `is_last`: now, for the connection is closed next. They are one ACK and the NACKs of what
+        was taken, so the window bounds them.
+        """
         connection = self.connection
-        if connection is None or not connection.is_writable:
+        if connection is None or not (connection.is_writable or is_last):
             return
         answers = self.inbox.answers
         if answers.owes:

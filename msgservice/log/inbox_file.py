@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,14 +22,16 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
-from msgservice.errors import DataFolderUnusable, LogFailed, LogUnavailable
+from msgservice.core.inbox import sendable
+from msgservice.errors import DataFolderUnusable, LogFailed, LogUnavailable, Reject
 from msgservice.log.base import told_as_damage
 from msgservice.log.folder import FolderLock, check_filesystem, make_folder
+from msgservice.log.inbox_rejections import Fresh, Rejections
 from msgservice.log.schema import check_sqlite, connect, one, prepare, rows
 from msgservice.log.staging import encode_ranges
 from msgservice.log.state import Key, SenderState
 from msgservice.log.writer import Worker
-from msgservice.records import Resume
+from msgservice.records import Rejected, Resume
 
 APPLICATION_ID = 0x6D736962  # "msib"
 # Messages of one transaction: it is committed before more are handled, so that the reactor gets
@@ -110,6 +113,7 @@ class _Run(Generic[T]):
     after: int
     items: Sequence[tuple[int, T]]
     handle: Callable[[T, Transaction], object]
+    first: int | None
     last: tuple[int, int, int] | None
     floor: int
     waiter: Deferred[Handled]
@@ -147,6 +151,7 @@ class InboxFile:
         self._db: apsw.Connection | None = None
         self._worker: Worker | None = None
         self._marks: dict[Key, SenderState] = {}
+        self._rejections = Rejections()
         self._waiting: list[_Run[Any] | _Call] = []
         self._committing: Deferred[None] | None = None
         self._opened = False
@@ -211,6 +216,7 @@ class InboxFile:
                     else msgspec.msgpack.decode(last, type=tuple[int, int, int])
                 )
                 self._marks[mark.key] = mark
+            self._rejections.load(db)
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             db.authorizer = self._authorize
         except BaseException:
@@ -266,6 +272,10 @@ class InboxFile:
         ranges = tuple(mark.ranges) if mark.ranges is not None else ()
         return Resume(floor=mark.floor, ranges=ranges, last=mark.last)
 
+    def rejected(self, sender: str, incarnation: str) -> tuple[Rejected, ...]:
+        """Return *now* what was rejected of this incarnation and may still come again."""
+        return self._rejections.of((sender, incarnation))
+
     def run(
         self,
         sender: str,
@@ -274,6 +284,7 @@ class InboxFile:
         handle: Callable[[T, Transaction], object],
         *,
         after: int,
+        first: int | None = None,
         last: tuple[int, int, int] | None = None,
         floor: int = 0,
     ) -> Deferred[Handled]:
@@ -281,17 +292,19 @@ class InboxFile:
 
         `items`: (sequence, message), rising; those taken before are skipped. `after`: nothing of
         the sender's between it and the first of `items` is open; that gap is taken with it.
+        `first`: where the first of `items` begins, when it stands for several sequences.
         `last`: (first, last, crc) of the run, remembered when all of it is committed. `floor`: all
         of the sender's below it is settled (SEMANTICS 1), whatever becomes of this run.
 
         Fires with a `Handled` after the commit's sync. When `handle` raises for a message, what
         it wrote for that one is undone, those before it are committed, those behind it are not
-        handled. `handle` must be done when it returns: an awaitable result is an error. Fails
+        handled. A `Reject` is committed like a mark, see `rejected`.
+        `handle` must be done when it returns: an awaitable result is an error. Fails
         with `LogUnavailable` (nothing of the run is committed) or `LogFailed`.
         """
         waiter: Deferred[Handled] = Deferred()
         key = (sender, incarnation)
-        return self._enter(_Run(key, after, items, handle, last, floor, waiter), waiter)
+        return self._enter(_Run(key, after, items, handle, first, last, floor, waiter), waiter)
 
     def transaction(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run `work(transaction)`; fires with its result after the commit's sync.
@@ -322,6 +335,7 @@ class InboxFile:
         # Handlers run now, and may hand in more: that has its turn behind them.
         committing = self._committing = Deferred[None]()
         staged: dict[Key, SenderState] = {}
+        fresh: list[Fresh] = []
         entries: list[_Run[Any] | _Call] = []
         messages = 0
         try:
@@ -331,7 +345,7 @@ class InboxFile:
                 entries.append(entry)
                 if isinstance(entry, _Run):
                     messages += len(entry.items)
-                    self._handle_run(db, entry, staged)
+                    self._handle_run(db, entry, staged, fresh)
                 else:
                     self._handle_call(db, entry)
             for mark in staged.values():
@@ -344,14 +358,20 @@ class InboxFile:
                         None if mark.last is None else msgspec.msgpack.encode(mark.last),
                     ),
                 )
+            rejected = self._rejections.save(db, fresh, staged)
         except BaseException as error:
             # The transaction itself is gone (no room, a failed write), with all in it.
-            self._committed(entries, staged, committing, Failure())
+            self._committed(entries, committing, Failure())
             if not isinstance(error, apsw.Error):
                 raise  # the process is being ended from inside a handler, or it is our bug
             return
-        self._worker.submit(self._commit).addBoth(
-            lambda result: self._committed(entries, staged, committing, result)
+
+        def adopt(_: None) -> None:
+            self._marks.update(staged)
+            self._rejections.adopt(rejected)
+
+        self._worker.submit(self._commit).addCallback(adopt).addBoth(
+            lambda result: self._committed(entries, committing, result)
         )
 
     def _commit(self) -> None:
@@ -361,12 +381,13 @@ class InboxFile:
         db.execute(_COMMIT)
         self._commits += 1
         if self._commits % CHECKPOINT_COMMITS == 0:
-            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            # No room for that is no reason to take back what is committed.
+            with suppress(apsw.FullError):
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _committed(
         self,
         entries: list[_Run[Any] | _Call],
-        staged: dict[Key, SenderState],
         committing: Deferred[None],
         result: object,
     ) -> None:
@@ -374,8 +395,6 @@ class InboxFile:
         failure: Exception | None = None
         if isinstance(result, Failure):
             failure = self._undo(result)
-        else:
-            self._marks.update(staged)
         self._committing = None
         for entry in entries:
             if failure is not None:
@@ -406,11 +425,18 @@ class InboxFile:
         if full:
             return LogUnavailable(failure.getErrorMessage())
         # A failed sync: nothing was told, and nothing can be trusted any more (SEMANTICS 19).
-        self._failed = LogFailed(f"the inbox cannot be written: {failure.getErrorMessage()}")
+        self._failed = LogFailed(
+            f"the inbox {self.path} cannot be written: {failure.getErrorMessage()}; nothing is"
+            " handled until it is opened again: start the receiver again (startService)"
+        )
         return self._failed
 
     def _handle_run(
-        self, db: apsw.Connection, run: _Run[Any], staged: dict[Key, SenderState]
+        self,
+        db: apsw.Connection,
+        run: _Run[Any],
+        staged: dict[Key, SenderState],
+        fresh: list[Fresh],
     ) -> None:
         mark = staged.get(run.key)
         if mark is None:
@@ -426,6 +452,10 @@ class InboxFile:
                 error = self._guarded_call(db, run.handle, message)[1]
                 if error is not None:
                     run.handled = Handled(count, error)
+                    if isinstance(error, Reject):
+                        first = run.first if run.first is not None and not count else sequence
+                        reason = sendable(error.reason)
+                        fresh.append(Fresh(run.key, Rejected(first, sequence, reason)))
                     return
             mark.take(min(after + 1, sequence), sequence)
             after = sequence

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from msgservice.core.ranges import RangeSet
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnavailable, OutboxFull
 from msgservice.log.base import told_as_damage
 from msgservice.log.folder import FolderLock, check_filesystem, make_folder
-from msgservice.log.schema import as_json, check_sqlite, connect, insert_steps, one, prepare, rows
+from msgservice.log.outbox_backlog import Backlog, OutboxRun
+from msgservice.log.schema import as_json, check_sqlite, connect, insert_steps, one, prepare
 from msgservice.log.wholeness import Mark, MarkFile, MarkWriter, read_mark
 from msgservice.log.writer import Worker
 
@@ -36,7 +37,6 @@ SIZE_MAX = 1024 * 1024 * 1024  # bytes of open runs, unless told otherwise
 SETTLED_BYTES = 1024 * 1024
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 _MARKED = "outbox"  # what the mark is for; the incarnation may change
-ROW_BYTES = 64  # what a run costs beside its messages
 
 _TABLES = """
 create table head(
@@ -59,34 +59,16 @@ create table run(
 _DELETE = "delete from run where first in (select value from json_each(?))"
 
 
-class OutboxRun(msgspec.Struct, frozen=True, gc=False):
-    """A run as the producer's outbox keeps it; message *i* has the sequence `first + i`."""
-
-    first: int
-    count: int
-    subject: str
-    messages: bytes | memoryview | msgspec.Raw
-    to: tuple[str, ...] | None = None
-    flags: int = 0
-
-    @property
-    def last(self) -> int:
-        """Its last sequence."""
-        return self.first + self.count - 1
-
-    @property
-    def size(self) -> int:
-        """What it counts against the limit, in bytes."""
-        return memoryview(self.messages).nbytes + ROW_BYTES
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxSnapshot:
     """What an outbox held when it was opened."""
 
     incarnation: str
     sequence: int  # the last that it ever held; 0 for a new one
-    runs: tuple[OutboxRun, ...]  # open ones, rising
+    runs: tuple[OutboxRun, ...]  # the first page of open ones, rising; the rest by `read`
+    open_ranges: tuple[tuple[int, int], ...]  # all that is open
+    messages: int  # of all open runs
+    messages_bytes: int
 
 
 class OutboxFile:
@@ -108,6 +90,7 @@ class OutboxFile:
         self.path = Path(path)
         self.incarnation = ""
         self.sequence = 0  # the last sequence that was handed in
+        self.settled_to = 0  # no crash brings anything back up to here: SEMANTICS 1, `floor`
         self.size = 0  # bytes of open runs
         self._reactor = reactor
         self._size_max = size_max
@@ -118,6 +101,7 @@ class OutboxFile:
         self._marks: MarkWriter | None = None
         self._db: apsw.Connection | None = None
         self._worker: Worker | None = None
+        self._backlog: Backlog | None = None
         self._opened = False
         self._failed: LogFailed | None = None
         self._firsts: list[int] = []  # of open runs, rising
@@ -145,10 +129,12 @@ class OutboxFile:
         return failure
 
     def _remember(self, snapshot: OutboxSnapshot) -> OutboxSnapshot:
+        assert self._backlog is not None
         self.incarnation = snapshot.incarnation
         self.sequence = snapshot.sequence
-        for run in snapshot.runs:
-            self._add(run)
+        self.size = self._backlog.size
+        self._index(snapshot.runs)
+        self.settled_to = self._lowest()
         self._opened = True
         return snapshot
 
@@ -187,12 +173,19 @@ class OutboxFile:
                 raise LogDamaged("the high-water mark is missing or unreadable", 1, sequence)
             if mark is not None and mark.number > sequence:
                 raise LogDamaged("its newest runs are missing", sequence + 1, mark.number)
-            runs = tuple(_load_runs(db))
+            backlog = self._backlog = Backlog(db)
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except BaseException:
             db.close(True)
             raise
-        return OutboxSnapshot(incarnation=incarnation, sequence=sequence, runs=runs)
+        return OutboxSnapshot(
+            incarnation=incarnation,
+            sequence=sequence,
+            runs=backlog.first_page,
+            open_ranges=tuple(backlog.open),
+            messages=backlog.messages,
+            messages_bytes=backlog.messages_bytes,
+        )
 
     def close(self) -> Deferred[None]:
         """Write what is waiting, close and unlock. Safe to call twice."""
@@ -232,13 +225,43 @@ class OutboxFile:
             self._marks.stop()
             self._lock.release()
 
+    # --- reading what was there at the start ------------------------------------------------------
+
+    @property
+    def has_more(self) -> bool:
+        """Whether open runs of before the start are still to be read."""
+        return self._backlog is not None and self._backlog.has_more
+
+    def read(self) -> Deferred[list[OutboxRun]]:
+        """Read the next page of them, rising; one call at a time.
+
+        Fails with `LogUnavailable` when the file is closed, `LogDamaged`, or as SQLite does.
+        """
+        if not self._opened:
+            return fail(LogUnavailable("the outbox is not open"))
+        assert self._worker is not None
+
+        def job() -> list[OutboxRun]:
+            assert self._backlog is not None
+            assert self._db is not None
+            return self._backlog.page(self._db)
+
+        def done(page: list[OutboxRun]) -> list[OutboxRun]:
+            assert self._backlog is not None
+            self._index(page)
+            self._backlog.was_read(page)
+            return page
+
+        return self._worker.submit(job).addCallback(done)
+
     # --- runs ----------------------------------------------------------------------------------
 
     def append(self, runs: Sequence[OutboxRun]) -> Deferred[None]:
         """Keep these runs; fires after the sync. Cancelling stops the wait, not the write.
 
         Each begins above all sequences handed in before. Fails with `OutboxFull` (nothing kept),
-        `LogUnavailable` (nothing kept, try again later), `LogFailed`. A run that failed leaves
+        `LogUnavailable` (nothing kept, try again later), `LogFailed` (whether they are kept is seen
+        when the file is opened again, and nothing is taken before). A run that failed leaves
         its sequences unused: what comes next must begin above them all the same.
         """
         if self._failed is not None:
@@ -280,13 +303,15 @@ class OutboxFile:
             self._start()
 
     def renew(self) -> Deferred[str]:
-        """Take a new incarnation (SEMANTICS 4, 6); fires with it when it is synced."""
+        """Take a new incarnation (SEMANTICS 4, 6); fires with it when it is synced.
+
+        Fails with `LogUnavailable` or `LogFailed`, as `append` does.
+        """
         assert self._worker is not None
         incarnation = self._entropy(16).hex()
 
         def job() -> str:
-            assert self._db is not None
-            self._db.execute("update head set incarnation = ?", (incarnation,))
+            self._commit([("update head set incarnation = ?", (incarnation,))])
             return incarnation
 
         def done(found: str) -> str:
@@ -300,12 +325,26 @@ class OutboxFile:
         self._open[run.first] = _Open(run.first, run.last, run.size)
         self.size += run.size
 
+    def _index(self, page: Sequence[OutboxRun]) -> None:
+        """Runs of the file that are in memory from now on; what was appended has higher numbers."""
+        if page:
+            at = bisect_left(self._firsts, page[0].first)
+            self._firsts[at:at] = [run.first for run in page]
+            for run in page:
+                self._open[run.first] = _Open(run.first, run.last, run.size)
+
     def _remove(self, runs: Sequence[OutboxRun]) -> None:
         """Take runs back that could not be written."""
         for run in runs:
             if self._open.pop(run.first, None) is not None:
                 self._firsts.remove(run.first)
                 self.size -= run.size
+
+    def _lowest(self) -> int:
+        """Return up to where nothing is open, in memory: on disk once it is committed."""
+        lowest = self._firsts[0] - 1 if self._firsts else self.sequence
+        backlog = self._backlog
+        return min(lowest, backlog.read_to) if backlog and backlog.has_more else lowest
 
     # --- commits -------------------------------------------------------------------------------
 
@@ -316,7 +355,7 @@ class OutboxFile:
         group, self._waiting = self._waiting, []
         gone, self._gone, self._gone_bytes = self._gone, [], 0
         runs = [run for some, _ in group for run in some]
-        sequence = self.sequence
+        sequence, settled_to = self.sequence, self._lowest()
         committing = self._committing = self._worker.submit(
             lambda: self._write(runs, gone, sequence)
         )
@@ -326,6 +365,8 @@ class OutboxFile:
             if isinstance(result, Failure):
                 self._remove(runs)
                 self._gone += gone
+            else:
+                self.settled_to = settled_to
             if self._waiting and self._failed is None:
                 self._start()
             for _, waiter in group:
@@ -338,10 +379,6 @@ class OutboxFile:
 
     def _write(self, runs: Sequence[OutboxRun], gone: list[int], sequence: int) -> None:
         """Commit runs and settlements; on the worker's thread."""
-        if self._failed is not None:
-            raise self._failed
-        db = self._db
-        assert db is not None
         assert self._marks is not None
         # A run that was settled before it was written (a fast node) is written and removed here.
         flat: list[Any] = []
@@ -356,36 +393,44 @@ class OutboxFile:
                 ("delete from run where first in (select value from json_each(?))", (text,))
             )
         steps.append(("update head set sequence = max(sequence, ?)", (sequence,)))
+        self._commit(steps)
+        self._written += sum(run.size for run in runs) + 4096 * 4
+        if self._written >= CHECKPOINT_BYTES:
+            self._commit([], checkpoint=True)
+            self._written = 0
+        self._marks.submit(Mark(_MARKED, sequence, 0, 0))
+
+    def _commit(self, steps: Sequence[tuple[str, Any]], *, checkpoint: bool = False) -> None:
+        """Run these in one transaction, or a checkpoint; on the worker's thread.
+
+        After a failed write or sync the handle is not used again (SEMANTICS 19).
+        """
+        if self._failed is not None:
+            raise self._failed
+        db = self._db
+        assert db is not None
         try:
+            if checkpoint:
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                return
             db.execute("begin immediate")
             for sql, parameters in steps:
                 db.execute(sql, parameters)
             db.execute("commit")
-            self._written += sum(run.size for run in runs) + 4096 * 4
-            if self._written >= CHECKPOINT_BYTES:
-                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                self._written = 0
         except apsw.FullError as error:
+            if checkpoint:
+                return  # the transaction is in the write-ahead log all the same
             if db.in_transaction:
                 db.execute("rollback")
             raise LogUnavailable(str(error)) from error
         except apsw.Error as error:
             # As for a log (SEMANTICS 19), but here the process can only be told: what is not
             # synced was not told either.
-            self._failed = LogFailed(f"the outbox cannot be written: {error}")
+            self._failed = LogFailed(
+                f"the outbox {self.path} cannot be written: {error}; it takes nothing until it is"
+                " opened again: close the client, then connect with this outbox anew"
+            )
             raise self._failed from error
-        self._marks.submit(Mark(_MARKED, sequence, 0, 0))
-
-
-def _load_runs(db: apsw.Connection) -> Iterator[OutboxRun]:
-    """Yield the open runs, rising, each checked."""
-    for first, count, subject, to, flags, crc, messages in rows(
-        db, "select first, count, subject, audience, flags, crc, messages from run order by first"
-    ):
-        if crc32(messages) != crc:
-            raise LogDamaged("a run's messages were changed", first, first + count - 1)
-        names = None if to is None else tuple(msgspec.json.decode(to, type=list[str]))
-        yield OutboxRun(first, count, subject, messages, names, flags)
 
 
 class _Open:

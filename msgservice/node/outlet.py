@@ -1,8 +1,9 @@
 """One receiver's delivery: its outbox, the connection it has, and where its batches come from.
 
 An outlet is *following* while it is fed by what was just stored; one that lags pages from the
-tail, or from the log, until it has caught up. It never holds more than its windows. Progress is
-gathered until the next group takes it; what is stored is then told to the tracker.
+tail, or from the log, until it has caught up. It never holds more than its windows.
+
+What became of the messages, and how the log is told, lives in `node.outlet_progress`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from twisted.logger import Logger
 from msgservice.connection import Connection
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.outbox import Outbox
-from msgservice.core.ranges import RangeSet
-from msgservice.core.runs import Run, Settled
+from msgservice.core.runs import Run
 from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
-from msgservice.message import Action, Status, cut_messages
+from msgservice.message import Action, Status
+from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.shared import DeliveryShared
-from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow, Resume
+from msgservice.records import Batch, ExceptionRow, ReceiverRow, Resume
 from msgservice.transport.rates import Pace
 
 NOTES_MAX = 100
@@ -34,7 +35,7 @@ PAGE_MESSAGES = 16_384
 UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let go
 
 
-class Outlet:
+class Outlet(OutletProgress):
     """See the module. One for each receiver that the directory knows."""
 
     _logger = Logger()
@@ -47,16 +48,13 @@ class Outlet:
         retry_delay: Callable[[int], float],
         pace: Pace | None = None,
     ) -> None:
-        self.row = row
+        super().__init__(node, row)
         self.pace = pace  # None: nothing limits its rate
         self.connection: Connection | None = None
         self.following = False
         self.audiences: set[int] = set()  # numbers of those it is in
-        self.queued_bytes = 0  # an estimate for the backlog limit, from the counters
         self.connected_at = 0.0
-        self.last_error = ""
         self.notes: dict[int, tuple[int, str]] = {}  # NOTE: sequence -> attempts, reason
-        self._node = node
         self._retry_delay = retry_delay
         self._fed: deque[Batch] = deque()
         self._fed_bytes = 0
@@ -66,15 +64,7 @@ class Outlet:
         self._timer_due = 0.0
         self._pumping: IDelayedCall | None = None
         self._unload: IDelayedCall | None = None
-        self._new: list[Settled] = []  # settled, in no group yet
-        # In groups under way, oldest first: what was settled, and the cursor after it.
-        self._storing: deque[tuple[list[Settled], int]] = deque()
-        self._rows: dict[int, ExceptionRow] = {}  # by first position: to be stored
-        self._taken: tuple[dict[int, ExceptionRow], bool] = ({}, False)
-        self._inbox_changed = False
         self._acked_to = 0  # the highest position acknowledged since the start
-        self._noted: dict[int, int] = {}  # first -> attempts, of waiting ones that are stored
-        self._acked = RangeSet()  # acknowledged above the cursor
         self.outbox = self._make_outbox(exceptions)
 
     def _make_outbox(self, exceptions: list[ExceptionRow]) -> Outbox:
@@ -105,11 +95,6 @@ class Outlet:
         return outbox
 
     # --- getters
-
-    @property
-    def name(self) -> str:
-        """The receiver's name."""
-        return self.row.name
 
     @property
     def idle(self) -> bool:
@@ -242,71 +227,6 @@ class Outlet:
         if busy is not self._busy:
             self._busy = busy
             self._node.commits.expect(self, busy)
-
-    def _drain(self) -> None:
-        settled = self.outbox.take_settled()
-        self._note_waiting()
-        if not settled:
-            if self._rows:
-                self._node.commits.progress(self)
-            return
-        cursor = self.outbox.cursor
-        self._new += settled
-        acked = self._acked
-        for one in settled:
-            if one.status is not Status.ACKNOWLEDGED:
-                self._rows[one.first] = ExceptionRow(
-                    self.row.number,
-                    one.first,
-                    one.last,
-                    one.status,
-                    one.run.attempts,
-                    0,
-                    one.reason[:1000],
-                )
-            elif one.last > cursor:
-                acked.add(one.run.after + 1 if one.first == one.run.first else one.first, one.last)
-                self._note_acked(one.last)
-        if acked:
-            acked.remove_below(cursor + 1)
-        self._node.commits.progress(self)
-
-    def _note_acked(self, position: int) -> None:
-        """Store the whole range that this is part of now: it replaces what it has grown over."""
-        found = self._acked.range_of(position)
-        assert found is not None
-        low, high = found
-        rows = self._rows
-        for old in [n for n in rows if low <= n <= high]:
-            if rows[old].status in (Status.ACKNOWLEDGED, Status.QUEUED):
-                del rows[old]
-        rows[low] = ExceptionRow(self.row.number, low, high, Status.ACKNOWLEDGED)
-
-    def _note_waiting(self) -> None:
-        """Attempts and times of messages that wait for another try survive a restart."""
-        waiting = self.outbox.waiting
-        if not waiting:
-            if self._noted:
-                self._noted = {}
-            return
-        now, wall = self._node.now(), self._node.wall()
-        noted = {}
-        for run in waiting:
-            if not run.attempts:
-                continue
-            noted[run.first] = run.attempts
-            if self._noted.get(run.first) != run.attempts:
-                next_at = wall + int(max(0.0, run.due - now) * 1000)
-                self._rows[run.first] = ExceptionRow(
-                    self.row.number,
-                    run.first,
-                    run.last,
-                    Status.QUEUED,
-                    run.attempts,
-                    next_at,
-                    self.last_error[:1000],
-                )
-        self._noted = noted
 
     # --- what goes out
 
@@ -460,79 +380,3 @@ class Outlet:
     def _fire(self) -> None:
         self._timer = None
         self.pump()
-
-    # --- progress (`commits.Progressing`)
-
-    def take_progress(self) -> Progress | None:
-        """See `Progressing`."""
-        settled, self._new = self._new, []
-        rows, self._rows = self._rows, {}
-        counts: dict[int, int] = {}
-        size = 0
-        dead: list[DeadLetter] = []
-        for one in settled:
-            count = one.last - one.first + 1
-            counts[one.status] = counts.get(one.status, 0) + count
-            size += one.run.size
-            if one.status is Status.DEAD:
-                dead += self._dead_letters(one)
-        self._taken = (rows, self._inbox_changed)
-        inbox = self.row.inbox if self._inbox_changed else None
-        self._inbox_changed = False
-        self.queued_bytes -= size
-        self.row.cursor = cursor = self.outbox.cursor
-        self._storing.append((settled, cursor))
-        return Progress(
-            receiver=self.row.number,
-            cursor=cursor,
-            exceptions=sorted(rows.values(), key=_acknowledged_first),
-            settled=counts,
-            settled_bytes=size,
-            dead=dead,
-            inbox=inbox,
-        )
-
-    def _dead_letters(self, one: Settled) -> list[DeadLetter]:
-        batch: Batch = one.run.source
-        letters = []
-        for position in range(one.first, one.last + 1):
-            index = position - batch.first
-            letters.append(
-                DeadLetter(
-                    self.row.number,
-                    position,
-                    batch.sender,
-                    batch.incarnation,
-                    batch.sequence + index,
-                    batch.subject,
-                    cut_messages(batch.messages, index, index + 1),
-                    one.reason,
-                    one.run.attempts,
-                    self._node.wall(),
-                )
-            )
-        return letters
-
-    def progress_stored(self) -> None:
-        """See `Progressing`."""
-        settled, cursor = self._storing.popleft()
-        self.outbox.committed = max(self.outbox.committed, cursor)
-        if settled:
-            self._node.tracker.settled(self.name, settled)
-
-    def progress_failed(self) -> None:
-        """See `Progressing`."""
-        settled, _ = self._storing.popleft()
-        self._new = settled + self._new
-        rows, inbox_changed = self._taken
-        # What was answered meanwhile is no longer waiting: its row would hide the answer.
-        rows = {n: row for n, row in rows.items() if row.status.final or n not in self._acked}
-        self._rows = rows | self._rows
-        self._inbox_changed = self._inbox_changed or inbox_changed
-        self.queued_bytes += sum(one.run.size for one in settled)
-
-
-def _acknowledged_first(row: ExceptionRow) -> bool:
-    # A grown range of acknowledged ones replaces all that begins inside it; what is final
-    # otherwise is written after it.
-    return row.status is not Status.ACKNOWLEDGED

@@ -35,11 +35,11 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import monotonic_of
 from msgservice.core.datagram import Endpoint
+from msgservice.core.datagram_chunks import Answer
 from msgservice.core.datagram_keys import Keys
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_peers import Waiting
 from msgservice.core.datagram_receiver import Delivery
-from msgservice.core.datagram_sender import Answer
 from msgservice.core.datagram_session import Session
 from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
 from msgservice.errors import (
@@ -52,6 +52,7 @@ from msgservice.errors import (
     Refused,
 )
 from msgservice.transport.datagram_socket import DatagramSocket
+from msgservice.transport.spinning import Spin
 
 Address = tuple[str, int]
 Result = bytes | None | Deferred[bytes | None] | Coroutine[Any, Any, bytes | None]
@@ -61,6 +62,9 @@ REASON_BYTES_MAX = 1000
 # Linux doubles it; an ordinary user gets at most net.core.rmem_max, which the log shows.
 BUFFER_BYTES = 4 * 1024 * 1024
 GRAIN = 1e-6
+# Seconds that the next datagram of a conversation is waited for awake (`spinning`).
+SPIN = 100e-6
+SPIN_MAX = 0.001
 
 
 class _Run:
@@ -126,7 +130,9 @@ class DatagramPeer(DatagramProtocol):
     retransmissions or asks went out and `send_timeout * retries` seconds passed (None: never).
     `key`: 32 bytes shared by both sides, or `{key id: bytes}`, the first of which is used for what
     this side begins. Without a key only loopback addresses are allowed, unless `insecure`.
-    `limits`: see `DatagramLimits`. Override `handle_message`, `node_failure`, `mangle`.
+    `limits`: see `DatagramLimits`. `spin`: in a conversation of single requests the socket is
+    watched for so many seconds before the reactor sleeps; 0: never. Override `handle_message`,
+    `node_failure`, `mangle`.
     """
 
     _log = Logger()
@@ -145,9 +151,12 @@ class DatagramPeer(DatagramProtocol):
         jitter: Callable[[], float] = random.random,
         ordered: bool = False,
         carry_over: bool = True,
+        spin: float = SPIN,
     ) -> None:
         if retries < 0 or (send_timeout is not None and send_timeout <= 0):
             raise ValueError("send_timeout must be above 0, retries at least 0")
+        if not 0 <= spin <= SPIN_MAX:
+            raise ValueError(f"spin must be from 0 to {SPIN_MAX} seconds")
         self._reactor = reactor
         self._seconds: Callable[[], float] = seconds or monotonic_of(reactor)
         self._open = key is None and not insecure
@@ -167,6 +176,7 @@ class DatagramPeer(DatagramProtocol):
             now=self._seconds(),
         )
         self._peers = self._endpoint.peers
+        self._spin = Spin(spin, self._seconds) if spin else None
         self._socket: DatagramSocket | None = None
         self._timer: Any = None
         self._timer_at = 0.0
@@ -218,10 +228,13 @@ class DatagramPeer(DatagramProtocol):
                 self._reactor,
                 receive=self._receive,
                 turn=self._turn,
+                known=self._peers,
+                ignores=self._ignores,
                 interface=interface,
                 port=port,
                 buffer_bytes=BUFFER_BYTES,
                 offload=offload,
+                spin=self._spin,
             )
         else:
             self._reactor.listenUDP(port, self, interface=interface, maxPacketSize=65_535)
@@ -248,8 +261,10 @@ class DatagramPeer(DatagramProtocol):
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Take a datagram from a port of Twisted's own."""
-        self._receive(datagram, 0, addr[:2])
-        self._turn()
+        address = addr[:2]
+        if address in self._peers or not (datagram and self._ignores(datagram[0])):
+            self._receive(datagram, 0, address)
+            self._turn()
 
     def close(self) -> None:
         """Tell all peers, close the socket, and fail what is under way with `PeerClosed`."""
@@ -276,15 +291,14 @@ class DatagramPeer(DatagramProtocol):
         handled, and failed), `NodeFailure` or `PeerClosed` (not known). Cancelling ends the wait,
         not the message.
         """
-        if address not in self._peers or type(data) is not bytes or self._closed:
-            try:
-                data, address = self._check(data, address)
-            except (Refused, PeerClosed) as error:
-                return fail(error)
+        peer = self._peers.get(address)
         d: Deferred[bytes] = Deferred()
         try:
-            self._endpoint.send(address, data, d, self._seconds())
-        except (MessageTooLarge, LimitReached) as error:
+            if peer is None or type(data) is not bytes or self._closed:
+                data, address = self._check(data, address)
+                peer = self._endpoint.peer(address, self._seconds())
+            self._endpoint.send_to(peer, data, d)
+        except (Refused, PeerClosed, MessageTooLarge, LimitReached) as error:
             return fail(error)
         if not self._in_turn and self._turn_call is None:
             self._begin_turn(address)
@@ -352,6 +366,9 @@ class DatagramPeer(DatagramProtocol):
     def _receive(self, data: bytes, segment: int, address: Address) -> None:
         self._endpoint.receive_datagrams(data, segment, address, self._seconds())
 
+    def _ignores(self, letter: int) -> bool:
+        return self._endpoint.ignores(letter, self._seconds())
+
     def _turn(self) -> None:
         """Hand on what came, then send all that is to be said, once."""
         if self._in_turn or self._closed:
@@ -368,6 +385,7 @@ class DatagramPeer(DatagramProtocol):
             self._turn_call = None
         if not self._closed:
             self._write()
+            endpoint.catch_up()
             if endpoint.rescheduled:
                 self._arm()
 

@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.errors import CannotListen
+from msgservice.transport.spinning import Spin
 
 Address = tuple[str, int]
 Receive = Callable[[bytes, int, Address], None]
@@ -33,6 +34,10 @@ TRAIN_DATAGRAMS_MAX = 64  # UDP_MAX_SEGMENTS of every kernel that has it
 TRAIN_BYTES_MAX = 65_507
 # Reads of one turn: other descriptors want their turn as well.
 READS_MAX = 32
+# Reads of one turn that were ignored: they cost little, and what counts waits behind them.
+IGNORED_MAX = 512
+# Datagrams of a conversation in a row that are waited for awake, for the same reason.
+SPINS_MAX = 8
 # So much is processed before it is answered: else the sender stands still meanwhile.
 TURN_BYTES = 64 * 1024
 CONTROL_BYTES = socket.CMSG_SPACE(4)
@@ -45,7 +50,11 @@ NO_OFFLOAD = (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
 @implementer(IReadDescriptor, IWriteDescriptor)
 class DatagramSocket:
     """A bound, non-blocking UDP socket; `receive(data, segment, address)` per read, then
-    `turn()`."""
+    `turn()`.
+
+    What comes from an address outside `known` is dropped unread where `ignores(first byte)` says
+    so.
+    """
 
     _log = Logger()
 
@@ -55,14 +64,20 @@ class DatagramSocket:
         *,
         receive: Receive,
         turn: Callable[[], None],
+        known: Container[Address],
+        ignores: Callable[[int], bool],
         interface: str,
         port: int,
         buffer_bytes: int,
         offload: bool = True,
+        spin: Spin | None = None,
     ) -> None:
         self._reactor = reactor
+        self._spin = spin
         self._receive = receive
         self._turn = turn
+        self._known = known
+        self._ignores = ignores
         self._pending: deque[tuple[Address, bytes, int]] = deque()
         self._wait: Any = None
         self._closed = False
@@ -119,36 +134,73 @@ class DatagramSocket:
 
     def doRead(self) -> None:
         """Read what has come, and let it be processed as one turn."""
+        spin = self._spin
+        if spin is None:
+            self._read()
+            self._turn()
+            return
+        spin.wake()
+        reads = self._read()
+        self._turn()
+        for _ in range(SPINS_MAX):
+            if not spin.pays(reads):
+                break
+            reads = self._read_awake(spin)
+        spin.end()
+
+    def _read_awake(self, spin: Spin) -> int:
+        """Watch the socket for a while; return how many reads brought something."""
+        until = spin.seconds() + spin.spin
+        while spin.seconds() < until and not self._closed:
+            reads = self._read()
+            if reads:
+                self._turn()
+                spin.succeed()
+                return reads
+        spin.fail()
+        return 0
+
+    def _read(self) -> int:
+        """Take what has come, up to a turn's worth; return how many reads that took."""
         read, buffer, view = self._socket.recvmsg_into, self._buffer, self._view
-        unanswered = 0
-        for turn in range(READS_MAX):
+        known = self._known
+        reads = ignored = unanswered = 0
+        while reads < READS_MAX and ignored < IGNORED_MAX:
             try:
                 size, control, _flags, address = read(buffer, CONTROL_BYTES)
             except BlockingIOError:
-                self._busy = turn > 1
+                self._busy = reads + ignored > 1
                 break
             except OSError as error:
                 # An ICMP error about an earlier datagram: that was a loss, and is found as one.
                 self._log.debug("udp read: {error}", error=error)
+                reads += 1
                 continue
+            address = address[:2]
+            if address not in known and size and self._ignores(view[0]):
+                ignored += 1
+                continue
+            reads += 1
             segment = 0
             if control:
                 segment = int.from_bytes(control[0][2], sys.byteorder)
-            self._receive(bytes(view[:size]), segment, address[:2])
+            self._receive(bytes(view[:size]), segment, address)
             if self._closed:
-                return
+                return reads
             unanswered += size
             if unanswered >= TURN_BYTES:
                 unanswered = 0
                 self._turn()
                 if self._closed:
-                    return
+                    return reads
             # Where single datagrams come far between, the read that finds nothing is left out.
             if not (segment or self._busy):
                 self._single += 1
                 if self._single & 3:
                     break
-        self._turn()
+        else:
+            self._busy = True
+        return reads
 
     def doWrite(self) -> None:
         """Go on with what waits."""

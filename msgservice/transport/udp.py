@@ -16,7 +16,9 @@ attempt.
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from msgservice.transport.addresses import (
     is_local_host,
     parse_address,
 )
+from msgservice.transport.datagram_peer import Address as DatagramAddress
 from msgservice.transport.datagram_peer import DatagramPeer
 
 # Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
@@ -228,6 +231,8 @@ class Bearer(DatagramPeer):
         insecure: bool,
         established: Callable[[UdpChannel], None],
         gone: Callable[[UdpChannel, str], None],
+        rng: Callable[[], float],
+        entropy: Callable[[int], bytes],
     ) -> None:
         super().__init__(
             reactor,
@@ -235,13 +240,17 @@ class Bearer(DatagramPeer):
             key=key,
             insecure=insecure,
             limits=datagram_limits(limits),
+            entropy=entropy,
+            jitter=rng,
             ordered=True,
             carry_over=False,
+            spin=0.0,  # the reactor has more to do than one conversation
         )
         self._make_user = make_user
         self._frame_limits = limits
         self._channels: dict[Session, UdpChannel] = {}
         self._active: dict[UdpChannel, None] = {}
+        self._dialled: DatagramAddress | None = None
         self.channel_established = established
         self.channel_gone = gone
 
@@ -253,9 +262,10 @@ class Bearer(DatagramPeer):
     # --- for channels and connectors
 
     def dial(self, host: str, port: int) -> None:
-        """Begin a session."""
-        self._check(b"", (host, port))
-        self._endpoint.connect((host, port), self._seconds())
+        """Begin a session; from now on nobody else is heard."""
+        # As the socket writes it, whatever zeros the user's way has.
+        _, self._dialled = self._check(b"", (str(ip_address(host)), port))
+        self._endpoint.connect(self._dialled, self._seconds())
         self.soon(self._nothing)
 
     def _nothing(self) -> None:
@@ -278,6 +288,9 @@ class Bearer(DatagramPeer):
 
     def send_frame(self, channel: UdpChannel, frame: bytes, token: _Frame) -> None:
         """Queue a frame; all of one turn of the reactor leave together."""
+        peer = self._peers.get(channel.session.address)
+        if peer is None or peer.session is not channel.session:
+            return  # it ended in this very turn, and its user is told next: no other shall have it
         self._active[channel] = None
         try:
             self._endpoint.send(channel.session.address, frame, token, self._seconds())
@@ -308,6 +321,10 @@ class Bearer(DatagramPeer):
         self.soon(self._nothing)
 
     # --- from `DatagramPeer`
+
+    def _receive(self, data: bytes, segment: int, address: DatagramAddress) -> None:
+        if self._dialled is None or address == self._dialled:
+            super()._receive(data, segment, address)
 
     def _take_effects(self) -> None:
         deliveries, settled, _, _, events = self._endpoint.take_effects()
@@ -443,6 +460,7 @@ class UdpConnector(Service):
         make_user: Callable[[], IChannelUser],
         limits: Limits,
         rng: Callable[[], float],
+        entropy: Callable[[int], bytes],
     ) -> None:
         parsed = check_dial(address)
         self.address = address
@@ -462,6 +480,8 @@ class UdpConnector(Service):
         self._dialling: IDelayedCall | None = None
         self._warned = False
         self._stopped: list[Deferred[None]] = []
+        self._rng = rng
+        self._entropy = entropy
         self._backoff = Backoff(
             delay_min=limits.link_delay_min,
             delay_max=limits.link_delay_max,
@@ -536,6 +556,8 @@ class UdpConnector(Service):
             insecure=self._insecure,
             established=self._established,
             gone=self._gone,
+            rng=self._rng,
+            entropy=self._entropy,
         )
         try:
             bearer.listen(0, interface)
@@ -609,19 +631,33 @@ class UdpConnector(Service):
 
 @implementer(ITransport)
 class UdpTransport:
-    """Acknowledged UDP. Each connector has a socket of its own."""
+    """Acknowledged UDP. Each connector has a socket of its own.
+
+    `rng` returns floats from 0 to 1, for delays; `entropy(n)` n random bytes, for ids and secrets.
+    """
 
     schemes = ("udp",)
 
-    def __init__(self, *, rng: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        *,
+        rng: Callable[[], float] = random.random,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
         self._rng = rng
+        self._entropy = entropy
 
     def connector(
         self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
     ) -> IConnector:
         """See `ITransport`."""
         return UdpConnector(
-            reactor=reactor, address=address, make_user=make_user, limits=limits, rng=self._rng
+            reactor=reactor,
+            address=address,
+            make_user=make_user,
+            limits=limits,
+            rng=self._rng,
+            entropy=self._entropy,
         )
 
     def listen(
@@ -639,6 +675,8 @@ class UdpTransport:
                 insecure=is_insecure(parsed),
                 established=lambda channel: None,
                 gone=lambda channel, reason: None,
+                rng=self._rng,
+                entropy=self._entropy,
             )
             bearer.listen(port, parsed.options.get("interface", LOOPBACK))
         except (BadAddress, CannotListen) as error:

@@ -199,6 +199,19 @@ async def test_malformed_frame(bench: Bench) -> None:
 
 
 @run
+async def test_a_header_that_is_no_utf8(bench: Bench) -> None:
+    bad = await bench.connect()
+    await bad.greet("bad")
+    message = b"\x92\xc4\x01x\x81\xa1k\xa2\xff\xff"
+    data = b"\x94\x02\x01\xa8fine.new\x91" + message
+    bad.write(struct.pack("!I", len(data)) + data)
+    error = await bad.error()
+    assert error.code == 2
+    assert "utf-8" in error.reason
+    await bench.check_neighbour()
+
+
+@run
 async def test_wrong_version_names_both(bench: Bench) -> None:
     bad = await bench.connect()
     bad.send(Hello(2, "bad", "i1"))

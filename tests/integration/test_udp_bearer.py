@@ -245,10 +245,10 @@ async def hops(tmp_path: Path) -> AsyncIterator[Hops]:
     assert [] == made.failures
 
 
-def lossy(hops: Hops, port: int) -> int:
+def lossy(hops: Hops, port: int, loss: float = 0.1) -> int:
     """Return the port of a lossy proxy in front of a UDP port."""
     opened = reactor.listenUDP(
-        0, Proxy(("127.0.0.1", port), loss=0.1), interface="127.0.0.1", maxPacketSize=65_535
+        0, Proxy(("127.0.0.1", port), loss=loss), interface="127.0.0.1", maxPacketSize=65_535
     )
     hops.closing.append(opened.stopListening)
     return int(opened.getHost().port)
@@ -279,6 +279,42 @@ async def test_producer_node_and_receivers_have_the_same_guarantees_over_udp(
 
     assert bodies == attached
     assert bodies == dialled
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["checksum", "key"])
+@pytest_twisted.ensureDeferred
+async def test_a_dialled_receiver_at_30_percent_loss_both_ways_gets_all_in_order_once(
+    hops: Hops, key_file: str, sealed: bool
+) -> None:
+    options = f":key={key_file}" if sealed else ""
+    seen: list[bytes] = []
+    done: Deferred[None] = Deferred()
+
+    def handle(message: Any) -> None:
+        seen.append(message.body)
+        if message.body == bodies[-1]:
+            done.callback(None)
+
+    receiver = Receiver(reactor, name="dialled", handler=handle)
+    port = await receiver.listen(f"udp:0{options}")
+    hops.closing.append(receiver.stop)
+    proxied = lossy(hops, port.getHost().port, 0.3)
+    address = f"udp:127.0.0.1:{proxied}{options}"
+    await hops.node.add_receiver("dialled", ["orders.>"], address=address)
+    client = await connect(reactor, f"tcp:127.0.0.1:{hops.tcp}", name="shop")
+    hops.closing.append(client.close)
+
+    bodies = [b"%d:" % number + bytes(number % 20) for number in range(2000)]
+    receipts = []
+    for start in range(0, 2000, 20):
+        receipts.append(await client.send_many("orders.new", bodies[start : start + 20]))
+        if start % 200 == 0:
+            await deferLater(reactor, 0.01)  # so that it leaves in more than a few frames
+    await done
+    for receipt in receipts:
+        await receipt.acknowledged("dialled")
+
+    assert bodies == seen
 
 
 @pytest_twisted.ensureDeferred

@@ -35,6 +35,8 @@ class Proxy(DatagramProtocol):
         self._damage = damage
         self._random = random.Random(seed)
         self.carried = 0
+        self.lost = 0
+        self.doubled = 0
 
     def startProtocol(self) -> None:
         assert self.transport is not None
@@ -46,11 +48,14 @@ class Proxy(DatagramProtocol):
         to = self._client if addr == self._server else self._server
         rng = self._random
         if rng.random() < self._loss or to is None:
+            self.lost += 1
             return
         if rng.random() < self._damage:
             place = rng.randrange(len(datagram))
             datagram = datagram[:place] + bytes([datagram[place] ^ 1]) + datagram[place + 1 :]
-        for _ in range(2 if rng.random() < 0.05 else 1):
+        double = rng.random() < 0.05
+        self.doubled += double
+        for _ in range(1 + double):
             delay = rng.uniform(0, 0.01) if rng.random() < 0.3 else 0.0
             reactor.callLater(delay, self._write, datagram, to)
 
@@ -140,6 +145,41 @@ async def test_a_lossy_proxy_loses_nothing_and_doubles_nothing(
     assert [expected_reply(body) for body in bodies] == replies
     assert sorted(bodies) == sorted(server.handled)
     assert proxy.carried > 0
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["checksum", "key"])
+@pytest_twisted.ensureDeferred
+async def test_at_30_percent_loss_both_ways_everything_is_handled_once_and_answered(
+    opened: list[Any], key: bytes | None
+) -> None:
+    # The least timeout that may be set: with that of 1 s the same takes several times as long. And
+    # four clients at once, as each of them mostly waits for timeouts that double.
+    limits = DatagramLimits(rto_min=0.2)
+    server = listening(opened, key=key, limits=limits)
+    proxies = [Proxy(server.address, loss=0.3, seed=number) for number in range(4)]
+    clients: list[Recorder] = []
+    sent: list[bytes] = []
+    waiting: list[Deferred[list[bytes]]] = []
+    rng = random.Random(8)
+    for number, proxy in enumerate(proxies):
+        port = reactor.listenUDP(0, proxy, interface="127.0.0.1", maxPacketSize=65_535)  # type: ignore[attr-defined]  # the real one
+        opened.append(port)
+        client = listening(opened, key=key, limits=limits)
+        clients.append(client)
+        to = ("127.0.0.1", port.getHost().port)
+        bodies = [b"%d/%d:" % (number, n) + bytes(rng.randrange(0, 150)) for n in range(500)]
+        bodies[250] += bytes(5000 + number)
+        sent += bodies
+        waiting += [client.send_messages(bodies[n : n + 50], to) for n in range(0, 250, 50)]
+        waiting.append(gatherResults([client.send_message(body, to) for body in bodies[250:]]))
+    replies = [reply for some in await gatherResults(waiting) for reply in some]
+
+    assert [expected_reply(body) for body in sent] == replies
+    assert sorted(sent) == sorted(server.handled)
+    for proxy in proxies:
+        assert proxy.lost >= 0.2 * proxy.carried
+    assert sum(proxy.doubled for proxy in proxies) > 0
+    assert [] == server.failed == [address for client in clients for address in client.failed]
 
 
 @pytest_twisted.ensureDeferred

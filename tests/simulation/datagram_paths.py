@@ -19,6 +19,8 @@ from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
 
 Address = tuple[str, int]
+# Timers of one moment, far above what all hosts of a world need.
+TURNS_MAX = 20_000
 
 
 @dataclass
@@ -78,10 +80,12 @@ class Host:
         self.address = address
         self._options = (limits or DatagramLimits(), keys, patience, retries, ordered)
         self.handled: list[bytes] = []
+        self.sources: list[Address] = []  # of what was handled, in the same order
         self.handler: Callable[[bytes], bytes | None] = lambda body: None
         self.settled: list[object] = []
         self.replies: dict[object, tuple[int, bytes]] = {}
         self.failed: list[tuple[Address, list[object], bool]] = []
+        self.ordinals: dict[object, list[int]] = {}
         self.sent_bytes = 0
         self.delay_handling = 0.0
         self.restart()
@@ -102,7 +106,10 @@ class Host:
 
     def send(self, to: Address, body: bytes, token: object | None = None) -> None:
         """Send one message; its token is the body itself if none is given."""
-        self.endpoint.send(to, body, body if token is None else token, self.world.now)
+        token = body if token is None else token
+        peer = self.endpoint.peers.get(to)
+        self.ordinals.setdefault(token, []).append(peer.queue.enqueued if peer is not None else 0)
+        self.endpoint.send(to, body, token, self.world.now)
 
     def receive(self, data: bytes, source: Address) -> None:
         """Take a datagram, and do all that follows from it."""
@@ -121,6 +128,7 @@ class Host:
             for first, bodies, _ in deliveries:
                 for nonce, body in enumerate(bodies, first):
                     self.handled.append(body)
+                    self.sources.append(session.address)
                     size = len(body)
                     try:
                         answer = self.handler(body)
@@ -136,13 +144,15 @@ class Host:
                     else:
                         act()
         self.settled += effects.settled
-        for token, _, status, body in effects.answers:
+        for token, ordinal, status, body in effects.answers:
+            assert ordinal in self.ordinals[token], "the answer to another message"
             self.replies[token] = (status, body)
         self.failed += effects.failures
         for address, datagrams in endpoint.take_datagrams(world.now):
             for datagram in datagrams:
                 self.sent_bytes += len(datagram)
                 world.transmit(self.address, address, datagram)
+        endpoint.catch_up()
 
 
 class World:
@@ -209,6 +219,7 @@ class World:
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
         """Let virtual time pass, at most `seconds`; return whether `until` came true."""
         end = self.now + seconds
+        standing = 0
         for host in self.hosts.values():
             host.turn()
         while True:
@@ -223,6 +234,8 @@ class World:
             if at >= end:
                 self.now = end
                 return until is not None and until()
+            standing = standing + 1 if at <= self.now and timer is not None else 0
+            assert standing < TURNS_MAX, "a timer fires again and again, and time stands still"
             self.now = max(self.now, at)
             if timer is not None:
                 timer.endpoint.receive_time(self.now)

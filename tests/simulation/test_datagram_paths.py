@@ -291,3 +291,66 @@ def test_an_idle_session_is_forgotten_and_the_next_message_opens_another() -> No
     a.send(b.address, b"two")
     assert world.run(10, until=lambda: a.settled == [b"one", b"two"])
     assert [b"one", b"two"] == b.handled
+
+
+def test_A7_what_waits_behind_a_slow_handler_has_not_failed_with_what_was_asked_after() -> None:
+    world = World(3)
+    a = world.host(1, patience=6.0, retries=3)
+    b = world.host(2, limits=DatagramLimits(window_messages=10))
+    b.delay_handling = 40.0
+    bodies = [b"%d" % number for number in range(30)]
+    for body in bodies:
+        a.send(b.address, body)
+    world.run(25, until=lambda: bool(a.failed))
+
+    (_, failed, _) = a.failed[0]
+    assert bodies[:10] == failed  # taken, asked after three times, and not handled
+    b.delay_handling = 0.0
+    assert world.run(60, until=lambda: set(bodies[10:]) <= set(a.settled))
+    assert 1 == len(a.failed)
+
+
+def test_A7_the_retries_of_other_messages_do_not_count() -> None:
+    world = World(4)
+    a, b = world.host(1, patience=3.0, retries=20), world.host(2)
+    a.send(b.address, b"warm")
+    world.run(2)
+    b.delay_handling = 30.0
+    a.send(b.address, b"slow")
+    world.run(1, until=lambda: b"slow" in b.handled)
+    b.delay_handling = 0.0
+    world.default = Path(loss=0.4)
+    for number in range(60):
+        a.send(b.address, b"%d" % number)
+        world.run(0.4)
+    session = a.endpoint.peers[b.address].session
+
+    assert session is not None
+    assert session.counters.messages_again > 20
+    assert [] == a.failed
+    world.default = Path()
+    assert world.run(30, until=lambda: b"slow" in a.settled)
+    assert [] == a.failed
+
+
+def test_a_session_that_was_only_asked_for_takes_nothing_of_what_waits() -> None:
+    """A peer that crashes twice: what had left in the session between was lost with it."""
+    world = World(1)
+    a, b = pair(world)
+    a.send(b.address, b"first")
+    assert world.run(5, until=lambda: a.settled == [b"first"])
+    b.restart()
+    sent = [b"%d" % number + bytes(1000) for number in range(200)]
+    for body in sent:
+        a.send(b.address, body)  # more than may be in flight: the rest waits
+    world.taps.append(
+        lambda source, to, datagram: None if datagram[:1] in (b"O", b"R") else datagram
+    )
+    b.send(a.address, b"I am back")
+    world.run(0.5)
+    world.taps.clear()
+    b.restart()
+    b.send(a.address, b"and again")
+
+    assert world.run(200, until=lambda: len(a.settled) == 201)
+    assert set(sent) <= set(b.handled)

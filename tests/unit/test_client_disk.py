@@ -14,9 +14,18 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
 from msgservice.client_disk import DiskOutbox, open_outbox
-from msgservice.errors import ClientClosed, LogLocked, LogUnavailable, OutboxFull, Refused
+from msgservice.core.frames import Transfer
+from msgservice.errors import (
+    ClientClosed,
+    LogFailed,
+    LogLocked,
+    LogUnavailable,
+    OutboxFull,
+    Refused,
+)
 from msgservice.message import Action
 from tests.clients import ClientWorld, error_of, errors_logged, now
+from tests.faulty_vfs import faulty_vfs
 from tests.threads import ThreadCalls
 
 BYTES_MAX = 1 << 20
@@ -25,11 +34,18 @@ BYTES_MAX = 1 << 20
 class DiskWorld(ClientWorld):
     """A `ClientWorld` whose client has its outbox in `folder`."""
 
-    def __init__(self, folder: Path, *, bytes_max: int = BYTES_MAX, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        bytes_max: int = BYTES_MAX,
+        vfs: str | None = None,
+        **options: Any,
+    ) -> None:
         self.calls = ThreadCalls()
         self.folder = folder
         self.disk: DiskOutbox = self.calls.wait(
-            open_outbox(self.calls, folder / "outbox.db", bytes_max=bytes_max)
+            open_outbox(self.calls, folder / "outbox.db", bytes_max=bytes_max, vfs=vfs)
         )
         super().__init__(outbox=self.disk, held=(100_000, bytes_max), **options)
 
@@ -142,6 +158,91 @@ def test_26_what_an_earlier_process_left_travels_as_it_was_handed_over(tmp_path:
     again.close()
 
 
+@pytest.fixture
+def pages_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgservice.log.outbox_backlog.PAGE_RUNS", 3)
+
+
+def left_behind(folder: Path, count: int) -> DiskWorld:
+    """A producer that was killed with so many runs in its outbox."""
+    world = DiskWorld(folder, start=False)
+    for number in range(1, count + 1):
+        world.client.send("ab"[number % 2], b"%d" % number)
+        world.written()
+    return world
+
+
+@pytest.mark.usefixtures("pages_of_three")
+@pytest.mark.parametrize("window", [1, 2, 5, 100])
+def test_26_what_was_left_is_read_in_pages_and_goes_before_what_is_new(
+    tmp_path: Path, window: int
+) -> None:
+    before = left_behind(tmp_path / "first", 10)
+    world = restarted(before, tmp_path / "second", window=(window, BYTES_MAX))
+    sent = [world.client.send("a", b"new %d" % n) for n in (1, 2)]
+    world.written()
+    world.calls.wait(_once(world, lambda: world.client.unanswered == 0))
+    receipts = [now(one) for one in sent]
+    assert [11, 12] == [receipt.sequence for receipt in receipts]
+    assert [b"%d" % n for n in range(1, 11)] + [b"new 1", b"new 2"] == world.node.bodies()
+    assert world.client.sequence == 12
+    world.client.send("a", b"last")
+    world.written()
+    assert world.disk.settled_to() == 12
+    world.close()
+
+
+@pytest.mark.usefixtures("pages_of_three")
+def test_26_what_is_not_read_yet_counts_as_held_and_survives_another_crash(
+    tmp_path: Path,
+) -> None:
+    before = left_behind(tmp_path / "first", 10)
+    world = restarted(before, tmp_path / "second", window=(1, BYTES_MAX))
+    world.node.answering = False
+    world.client.send("a", b"new")
+    world.written()
+    assert world.client.unanswered == 11 - len(world.node.stored) + 1
+    again = restarted(world, tmp_path / "third")
+    again.calls.wait(_once(again, lambda: again.client.unanswered == 0))
+    assert [b"%d" % n for n in range(1, 11)] + [b"new"] == again.node.bodies()
+    again.close()
+
+
+@pytest.mark.usefixtures("pages_of_three")
+def test_26_what_the_node_has_of_pages_not_read_is_not_sent_again(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    before = left_behind(tmp_path / "first", 10)
+    world = restarted(before, tmp_path / "second")
+    world.calls.wait(_once(world, lambda: world.client.unanswered == 0))
+    assert len(world.node.transfers) == 10
+    # The crash lost all settlements: the file has them still, the node says that it has them.
+    world.node.transfers.clear()
+    before.node.inboxes, before.node.routed = world.node.inboxes, world.node.routed
+    again = restarted(before, tmp_path / "third")
+    again.calls.wait(_once(again, lambda: again.client.unanswered == 0))
+    assert again.node.transfers == []
+    assert errors_logged(logged) == []
+    world.close()
+    again.close()
+
+
+def _once(world: DiskWorld, condition: Any) -> Deferred[None]:
+    """Fire when the condition holds; threads are waited for by whoever waits for this."""
+    done: Deferred[None] = Deferred()
+
+    def look(*_: object) -> None:
+        world.settle()
+        if condition():
+            done.callback(None)
+        else:
+            # Behind whatever the outbox's thread does now: no loop that takes all the time.
+            world.disk._file._worker.submit(lambda: None).addCallback(look)  # type: ignore[union-attr]  # it is open
+
+    look()
+    return done
+
+
 def test_26_the_sequence_counts_whole_turns(tmp_path: Path) -> None:
     world = DiskWorld(tmp_path, start=False)
     for turn in range(1, 4):
@@ -224,6 +325,36 @@ def test_a_full_disk_fails_the_turn_and_the_next_may_pass(
     world.close()
 
 
+def test_19_a_failed_outbox_says_so_until_it_is_opened_again_and_loses_nothing(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    with faulty_vfs() as faults:
+        world = DiskWorld(tmp_path, start=False, vfs="faulty")
+        kept = world.client.send("a", b"kept")
+        world.written()
+        now(kept)
+        faults.sync = lambda name: True
+        failed = world.client.send("a", b"in doubt")
+        world.written()
+        assert "close the client, then connect" in str(error_of(failed, LogFailed))
+        faults.sync = lambda name: False
+        refused = world.client.send("a", b"refused")
+        world.written()
+        assert str(tmp_path) in str(error_of(refused, LogFailed))
+        assert (1, 1) == (world.client.sequence, world.client.unanswered)
+        world.start()  # what is on disk travels all the same
+        assert [b"kept"] == world.node.bodies()
+        world.close()
+        again = DiskWorld(tmp_path, vfs="faulty")
+        sent = again.client.send("a", b"new")
+        again.written()
+        now(now(sent).accepted)
+        bodies = again.node.bodies()
+        assert [b"new"] == [body for body in bodies if body not in (b"kept", b"in doubt")]
+        again.close()
+        assert errors_logged(logged)
+
+
 def test_a_refusal_is_told_to_who_waits_and_logged(tmp_path: Path, logged: list[LogEvent]) -> None:
     world = DiskWorld(tmp_path)
     world.node.refusal = lambda transfer: (Action.REFUSED, 0, "not allowed")
@@ -241,6 +372,48 @@ def test_a_refusal_is_told_to_who_waits_and_logged(tmp_path: Path, logged: list[
     again = restarted(world, tmp_path / "second")
     assert 0 == again.client.unanswered
     world.close()
+    again.close()
+
+
+def refuse_b(transfer: Transfer) -> tuple[Action, int, str] | None:
+    return (Action.REFUSED, 0, "no") if transfer.subject == "b" else None
+
+
+def test_1_what_was_refused_leaves_no_hole_at_the_node_once_that_is_on_disk(
+    tmp_path: Path,
+) -> None:
+    world = DiskWorld(tmp_path)
+    world.node.refusal = refuse_b
+    for _ in range(10):
+        for subject in "ab":
+            world.client.send(subject, b"x")
+            world.written()
+    marks = world.node.inboxes[world.disk.incarnation].marks
+    # What was settled when a run was written is settled on disk with it.
+    assert (marks.floor, list(marks.taken), world.disk.settled_to()) == (20, [], 19)
+    world.close()
+
+
+def test_1_the_floor_never_passes_what_a_crash_brings_back(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path / "first")
+    world.node.answering = False
+    for subject in "abab":
+        world.client.send(subject, b"x")
+        world.written()
+    world.node.refusal = refuse_b
+    world.node.answering = True
+    world.node.answer()
+    world.settle()
+    assert (world.client.unanswered, world.disk.settled_to()) == (0, 0)
+    world.node.cut()  # and what it says next is not that these are settled
+    world.advance(40.0)
+    world.client.send("a", b"new")
+    crashed = world.crash(tmp_path / "second")
+    assert {t.floor for t in world.node.transfers} <= {0, 1}
+    world.written()
+    world.close()
+    again = DiskWorld(crashed, start=False)
+    assert (again.client.unanswered, again.disk.settled_to()) == (4, 0)
     again.close()
 
 

@@ -100,3 +100,17 @@ def test_any_text_is_either_read_whole_or_has_problems(text: str) -> None:
         assert not document.problems
         assert expected == document.values
         assert all((key,) in document.lines for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("\r", 1),
+        ("a = 1\nb = " + "[" * 5000, 2),
+        ("a = 1\nb = " + "9" * 5000, 2),
+        ("a" + ".a" * 5000 + " = 1", 1),
+    ],
+    ids=["a carriage return alone", "deep", "many digits", "a key of many parts"],
+)
+def test_what_the_parser_does_not_take_is_a_problem_with_its_line(text: str, line: int) -> None:
+    assert [line] == [problem.line for problem in parse_document(text).problems]

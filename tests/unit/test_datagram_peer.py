@@ -456,6 +456,51 @@ def test_a_run_has_one_deferred_with_all_replies_in_order() -> None:
     assert b"" == b"".join(result_of(a.send_messages([], B)))
 
 
+def come_back(net: Net, peer: Recorder, number: int) -> Recorder:
+    """Let a peer begin with nothing at the same address, as after a crash."""
+    peer._closed = True  # nobody is told
+    if peer._timer is not None and peer._timer.active():
+        peer._timer.cancel()
+    made: Recorder = net.add(Recorder, number)
+    made.answer = peer.answer
+    return made
+
+
+def test_a_run_of_which_a_part_was_answered_before_the_other_side_came_back() -> None:
+    net = Net()
+    a, b = pair(net)
+    waits: Deferred[bytes] = Deferred()
+    b.answer = lambda data: waits if data == b"0" else b"to " + data
+    bodies = [b"%d" % number for number in range(5)]
+    d = a.send_messages(bodies, B)
+    net.run(1)
+    b.answer = lambda data: b"to " + data
+    b = come_back(net, b, 2)
+    net.run(30)
+
+    assert [b"0"] == b.handled  # the others were answered by the one before
+    assert [b"to " + body for body in bodies] == result_of(d)
+
+
+def test_a_side_that_comes_back_and_begins_gets_the_rest_in_order_and_answers_it_right() -> None:
+    net = Net()
+    a, b = pair(net)
+    a.send_messages([b"first"], B)
+    net.run(1)
+    net.drop = lambda source, to, datagram: source == B
+    bodies = [b"%03d" % number + bytes(300) for number in range(200)]
+    d = a.send_messages(bodies, B)
+    net.run(0.5)
+    b = come_back(net, b, 2)
+    b.answer = lambda data: data[:3]
+    net.drop = lambda source, to, datagram: False
+    b.send_message(b"here again", A)
+    net.run(60)
+
+    assert bodies == b.handled
+    assert [body[:3] for body in bodies] == result_of(d)
+
+
 def test_a_run_with_a_failed_handler_fails_when_all_are_answered(expected: list[LogEvent]) -> None:
     net = Net()
     a, b = pair(net)

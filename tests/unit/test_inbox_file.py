@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
-from msgservice.errors import LogFailed, LogLocked, LogUnavailable
+from msgservice.errors import LogFailed, LogLocked, LogUnavailable, Reject
 from msgservice.log.inbox_file import Handled, InboxFile, Transaction
 from msgservice.records import Resume
 from tests.faulty_vfs import faulty_vfs
@@ -97,6 +98,55 @@ def test_25_one_run_that_fails_leaves_the_others_of_the_transaction_alone(box: B
     assert [handled.count for handled in results] == [1, 0, 1]
     assert box.done() == ["a", "x"]
     assert box.file.resume("node", "i.1").ranges == ((10, 10),)
+
+
+def reject(body: str, transaction: Transaction) -> None:
+    raise Reject(f"no {body}")
+
+
+def test_25_a_rejection_is_kept_until_the_senders_floor_passes_it(box: Box, path: Path) -> None:
+    assert box.run(1, "a", handle=reject).count == 0
+    box.run(2, "b")
+    assert box.run(3, "c", handle=reject).count == 0
+    assert box.run(4, "d\ud800", handle=reject).count == 0
+    kept = [(1, 1, "no a"), (3, 3, "no c"), (4, 4, "no d?")]
+    assert [*box.file.rejected("node", "i.1")] == kept
+    assert box.file.rejected("node", "i.2") == ()
+    assert box.done() == ["b"]
+    box.run(5, "e", floor=3)
+    assert [*box.file.rejected("node", "i.1")] == kept[1:]
+    box.close()
+    again = Box(path)
+    assert [*again.file.rejected("node", "i.1")] == kept[1:]
+    again.run(6, "f", floor=6)
+    assert again.file.rejected("node", "i.1") == ()
+    again.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("select count(*) from msgservice_rejected").fetchone() == (0,)
+    db.close()
+
+
+def test_25_rejections_of_one_incarnation_are_bounded(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.log.inbox_rejections.REJECTED_MAX", 3)
+    for sequence in range(1, 6):
+        box.run(sequence, "x", handle=reject)
+    assert [one.first for one in box.file.rejected("node", "i.1")] == [3, 4, 5]
+
+
+def test_25_an_inbox_of_before_there_were_rejections_is_taken_over(path: Path) -> None:
+    box = Box(path)
+    box.run(1, "a")
+    box.close()
+    with sqlite3.connect(path) as db:
+        db.execute("drop table msgservice_rejected")
+    db.close()
+    again = Box(path)
+    assert again.run(2, "b", handle=reject).count == 0
+    assert [one.first for one in again.file.rejected("node", "i.1")] == [2]
+    assert again.file.resume("node", "i.1").floor == 2
+    again.close()
 
 
 def test_1_the_gap_before_a_run_is_taken_with_it(box: Box) -> None:
@@ -228,6 +278,20 @@ def test_no_room_fails_all_of_the_transaction_and_it_can_be_handed_in_again(path
         faults.full = lambda name: False
         assert box.run(2, "b") == Handled(1, None)
         assert box.done() == ["a", "b"]
+        box.close()
+
+
+def test_25_no_room_for_a_checkpoint_takes_back_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.log.inbox_file.CHECKPOINT_COMMITS", 1)
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        faults.full = lambda name: name == "inbox.db"
+        assert box.run(1, "a") == Handled(1, None)
+        assert box.run(1, "a") == Handled(1, None)
+        faults.full = lambda name: False
+        assert box.done() == ["a"]
         box.close()
 
 

@@ -19,8 +19,10 @@ LAYERS: list[tuple[str, ...]] = [
     ("client_acked", "client_disk", "client_gather", "client_requests", "client_runs"),
     ("client_hop",),
     ("client_flow",),
+    ("client_life",),
     ("received", "handling"),
     ("client", "receiver", "attachment", "node", "faces"),
+    ("client_connect",),
     ("tap", "cli", "web", "testing", ""),
 ]
 IMPURE = ("twisted", "time", "random", "socket", "sqlite3", "apsw", "os", "secrets", "threading")

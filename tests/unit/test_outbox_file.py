@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, OutboxFull
-from msgservice.log.outbox_file import OutboxFile, OutboxRun, OutboxSnapshot
+from msgservice.log.outbox_backlog import OutboxRun
+from msgservice.log.outbox_file import OutboxFile, OutboxSnapshot
 from tests.faulty_vfs import Faults, faulty_vfs
 from tests.threads import ThreadCalls
 
@@ -72,6 +73,57 @@ def test_many_runs_of_one_append_come_back(count: int, path: Path) -> None:
     box.close()
     again = Box(path)
     assert list(again.snapshot.runs) == runs
+    again.close()
+
+
+def test_what_was_there_is_read_in_pages_and_new_runs_are_none_of_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.log.outbox_backlog.PAGE_RUNS", 3)
+    box = Box(path)
+    runs = [run(i) for i in range(1, 9)]
+    box.append(*runs)
+    box.close()
+    again = Box(path)
+    assert list(again.snapshot.runs) == runs[:3]
+    assert (again.snapshot.open_ranges, again.snapshot.messages) == (((1, 8),), 8)
+    assert again.file.size == sum(r.size for r in runs)
+    again.file.settle([(1, 2)])
+    again.append(run(9))
+    assert again.file.settled_to == 2
+    assert again.threads.wait(again.file.read()) == runs[3:6]
+    again.file.settle([(3, 6)])
+    again.append(run(10))
+    assert again.file.settled_to == 6  # the seventh was not read, and is open
+    assert again.file.has_more
+    assert again.threads.wait(again.file.read()) == runs[6:]
+    assert not again.file.has_more
+    again.file.settle([(7, 9)])
+    again.append(run(11))
+    assert (again.file.settled_to, again.file.size) == (9, 2 * run(10).size)
+    again.close()
+    last = Box(path)
+    assert [r.first for r in last.snapshot.runs] == [10, 11]
+    last.close()
+
+
+@pytest.mark.parametrize("limit", [1, 60])
+def test_a_page_is_bounded_in_bytes_and_has_at_least_one_run(
+    limit: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.log.outbox_backlog.PAGE_BYTES", limit)
+    box = Box(path)
+    box.append(*[OutboxRun(i, 1, "a", b"\x91\x91\xc4\x14" + b"x" * 20) for i in range(1, 8)])
+    box.close()
+    again = Box(path)
+    found = list(again.snapshot.runs)
+    sizes = [len(found)]
+    while again.file.has_more:
+        page = again.threads.wait(again.file.read())
+        found += page
+        sizes.append(len(page))
+    assert [r.first for r in found] == list(range(1, 8))
+    assert set(sizes[:-1]) == {1 if limit == 1 else 3}
     again.close()
 
 
@@ -191,6 +243,22 @@ def test_no_room_on_the_disk_fails_the_append_alone(path: Path) -> None:
         again.close()
 
 
+def test_no_room_for_a_checkpoint_takes_back_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.log.outbox_file.CHECKPOINT_BYTES", 1)
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        faults.full = lambda name: name == "outbox.db"
+        box.append(run(1))
+        box.append(run(2))
+        faults.full = lambda name: False
+        box.close()
+        again = Box(path)
+        assert [r.first for r in again.snapshot.runs] == [1, 2]
+        again.close()
+
+
 def test_19_a_failed_sync_is_never_told_as_stored(path: Path) -> None:
     faults: Faults
     with faulty_vfs() as faults:
@@ -206,6 +274,31 @@ def test_19_a_failed_sync_is_never_told_as_stored(path: Path) -> None:
         again = Box(path)
         assert again.snapshot.runs[0].first == 1
         again.close()
+
+
+def test_19_after_a_failed_sync_the_error_says_what_recovers_and_nothing_else_is_written(
+    path: Path,
+) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        faults.sync = lambda name: True
+        with pytest.raises(LogFailed, match=r"outbox\.db cannot be written: .*sync failed.*close"):
+            box.threads.wait(box.file.renew())
+        faults.sync = lambda name: False
+        faults.syncs.clear()
+        calls: list[Callable[[], Deferred[Any]]] = [
+            box.file.renew,
+            lambda: box.file.append([run(1)]),
+        ]
+        for again in calls:
+            with pytest.raises(LogFailed, match="close the client, then connect"):
+                box.threads.wait(again())
+        assert faults.syncs == []
+        assert box.file.incarnation == box.snapshot.incarnation
+        box.close()
+        reopened = Box(path)
+        reopened.append(run(1))
+        reopened.close()
 
 
 @pytest.mark.parametrize("damage", ["wal", "mark", "file", "messages"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ from twisted.logger import LogEvent
 from msgservice.core.frames import Ack
 from msgservice.core.inbox import Marks
 from msgservice.errors import LogLocked, LogUnavailable, Reject, Retry
+from msgservice.log.inbox_file import InboxFile
 from msgservice.message import Action
 from msgservice.received import ReceivedMessage
 from msgservice.receiver import Receiver
-from tests.receiver_world import Node, World, results_of
+from tests.faulty_vfs import faulty_vfs
+from tests.receiver_world import Node, ThreadedClock, World, results_of
 
 TABLE = "create table if not exists done(body blob, n integer primary key)"
 
@@ -273,9 +278,98 @@ def test_a_coroutine_function_gets_no_transaction(path: Path) -> None:
         Receiver(Clock(), name="r", handler=handle, inbox=path)
 
 
-def test_threads_and_an_inbox_exclude_each_other(path: Path) -> None:
-    with pytest.raises(ValueError, match="exclude"):
+def test_a_transaction_goes_to_no_thread_and_the_error_says_what_to_do(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one writer.* return the writes"):
         Receiver(Clock(), name="r", handler=insert, inbox=path, threads=2)
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+@pytest.mark.parametrize("batch", [False, True])
+def test_25_with_threads_a_handler_blocks_and_returns_its_writes(
+    path: Path, order: str, batch: bool
+) -> None:
+    seen: set[int] = set()
+    both = threading.Barrier(2)  # two lanes, or two units, are handled side by side
+
+    def handle(unit: Any) -> Any:
+        seen.add(threading.get_ident())
+        messages = unit if batch else [unit]
+        if messages[0].body in (b"1", b"3"):
+            both.wait(20)
+
+        def store(transaction: Any) -> None:
+            assert threading.current_thread() is threading.main_thread()
+            for message in messages:
+                insert(message, transaction)
+
+        return store
+
+    world = world_of(path, handle, threads=2, order=order, batch=batch)
+    world.node.offer([b"1", b"2"], "a")
+    world.node.offer([b"3", b"4"], "b")
+    if order == "none" and not batch:
+        both = threading.Barrier(1)
+    world.until(lambda: world.node.outbox.cursor == 4)
+    world.stop()
+    assert threading.main_thread().ident not in seen
+    bodies = written(path)
+    assert sorted(bodies) == [b"1", b"2", b"3", b"4"]
+    if order == "strict":
+        assert bodies.index(b"1") < bodies.index(b"2")
+        assert bodies.index(b"3") < bodies.index(b"4")
+    again = World(handle, inbox=path, attach=False)
+    again.node.offer([b"1", b"2", b"3", b"4"])
+    again.attach(again.node)
+    again.until(lambda: again.node.outbox.cursor == 4)
+    again.stop()
+    assert len(written(path)) == 4
+
+
+def test_25_what_fails_or_is_rejected_on_a_thread_is_answered_and_not_written(path: Path) -> None:
+    def handle(message: ReceivedMessage) -> list[Any]:
+        if message.body == b"2":
+            raise Reject("no")
+        if message.body == b"3" and not failed:
+            failed.append(1)
+            raise Retry(0.5)
+        return statements(message)
+
+    failed: list[int] = []
+    world = world_of(path, handle, threads=2)
+    world.node.offer([b"1", b"2", b"3", b"4"])
+    world.until(lambda: len(world.node.nacks) == 2)
+    world.run(1)
+    world.until(lambda: world.node.outbox.cursor == 4)
+    world.stop()
+    assert [nack.action for nack in world.node.nacks] == [Action.DEAD, Action.RETRY]
+    assert written(path) == [b"1", b"3", b"4"]
+
+
+def test_25_a_thread_that_does_not_end_in_time_writes_nothing(path: Path) -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def handle(message: ReceivedMessage) -> Any:
+        begun.set()
+        assert may_end.wait(20)
+        ended.set()
+        return statements(message)
+
+    world = world_of(path, handle, threads=1)
+    world.node.offer([b"1"])
+    world.run()
+    assert begun.wait(20)
+    stopped = results_of(world.receiver.stop())
+    world.run(11)
+    world.until(lambda: stopped)
+    may_end.set()
+    assert ended.wait(20)
+    assert [nack.action for nack in world.node.nacks] == [Action.LATER]
+    again = World(insert, inbox=path, attach=False)
+    again.node.offer([b"1"])
+    again.attach(again.node)
+    again.until(lambda: again.node.outbox.cursor == 1)
+    again.stop()
+    assert written(path) == [b"1"]
 
 
 # --- trouble
@@ -322,6 +416,9 @@ def test_a_commit_that_fails_is_no_attempt_and_the_run_comes_again(path: Path) -
 
             return Resume()
 
+        def rejected(self, sender: str, incarnation: str) -> tuple[Any, ...]:
+            return ()
+
         def run(self, *arguments: Any, **more: Any) -> Deferred[Any]:
             from twisted.internet.defer import fail, succeed
 
@@ -342,3 +439,134 @@ def test_a_commit_that_fails_is_no_attempt_and_the_run_comes_again(path: Path) -
     assert world.node.outbox.cursor == 2
     assert [run.attempts for run in world.node.outbox.waiting] == []
     world.stop()
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_25_what_was_written_before_a_handler_stops_the_receiver_is_acknowledged(
+    path: Path, order: str
+) -> None:
+    def handle(message: ReceivedMessage, transaction: Any) -> None:
+        insert(message, transaction)
+        if message.body == b"2":
+            stopped.append(results_of(world.receiver.stop()))
+
+    stopped: list[Any] = []
+    world = world_of(path, handle, order=order)
+    world.node.offer([b"1", b"2", b"3"], "a")
+    world.node.offer([b"4"], "a")
+    world.until(lambda: stopped and stopped[0])
+    world.run()
+    assert written(path) == [b"1", b"2"]
+    assert world.node.answers == [Ack([(1, 2)])]
+    assert (world.node.outbox.cursor, world.wire.near.is_gone) == (2, True)
+
+
+def reject_at_once(message: ReceivedMessage, transaction: Any) -> None:
+    insert(message, transaction)
+    if message.body == b"2":
+        raise Reject("no 2")
+
+
+def reject_computed(message: ReceivedMessage) -> list[Any]:
+    if message.body == b"2":
+        raise Reject("no 2")
+    return statements(message)
+
+
+async def reject_in_its_time(message: ReceivedMessage) -> list[Any]:
+    return reject_computed(message)
+
+
+def reject_by_a_write(message: ReceivedMessage) -> Any:
+    return lambda transaction: reject_at_once(message, transaction)
+
+
+@pytest.mark.parametrize(
+    "handler", [reject_at_once, reject_computed, reject_in_its_time, reject_by_a_write]
+)
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_25_a_rejection_is_on_disk_before_it_is_told_and_no_crash_brings_it_back(
+    path: Path, tmp_path: Path, handler: Any, order: str
+) -> None:
+    world = world_of(path, handler, order=order)
+    world.node.offer([b"1", b"2", b"3"])
+    world.until(lambda: world.node.outbox.cursor == 3)
+    # The process is killed now, and the node has heard nothing of it.
+    crashed = tmp_path / "crashed" / "inbox.db"
+    crashed.parent.mkdir()
+    for file in path.parent.glob("inbox.db*"):
+        shutil.copy(file, crashed.parent / file.name)
+    world.stop()
+
+    handled: list[bytes] = []
+
+    def again(message: ReceivedMessage, transaction: Any) -> None:
+        handled.append(message.body)
+
+    restarted = World(again, inbox=crashed, attach=False, order=order)
+    restarted.node.offer([b"1", b"2", b"3", b"4"])
+    restarted.attach(restarted.node)
+    restarted.until(lambda: restarted.node.outbox.cursor == 4)
+    assert handled == [b"4"]
+    [nack] = restarted.node.nacks
+    assert (nack.first, nack.last, nack.action, nack.reason) == (2, 2, Action.DEAD, "no 2")
+    restarted.stop()
+
+
+def test_25_a_rejected_batch_does_not_come_back_either(path: Path) -> None:
+    def handle(messages: list[ReceivedMessage], transaction: Any) -> None:
+        handled.append(len(messages))
+        raise Reject("none of these")
+
+    handled: list[int] = []
+    world = world_of(path, handle, batch=True)
+    world.node.offer([b"1", b"2", b"3"])
+    world.until(lambda: world.node.outbox.cursor == 3)
+    world.stop()
+    again = World(handle, inbox=path, attach=False, batch=True)
+    again.node.offer([b"1", b"2", b"3"])
+    again.attach(again.node)
+    again.until(lambda: again.node.outbox.cursor == 3)
+    assert handled == [3]
+    assert [(nack.first, nack.last) for nack in again.node.nacks] == [(1, 1), (2, 2), (3, 3)]
+    again.stop()
+
+
+def test_25_a_rejection_that_is_not_committed_is_not_told(path: Path) -> None:
+    with faulty_vfs() as faults:
+        clock: Any = ThreadedClock()
+        inbox = InboxFile(path, reactor=clock, vfs="faulty")
+        world = World(reject_at_once, inbox=inbox, attach=False, node=Node(clock))
+        world.attachment = world.attach(world.node)
+        world.until(lambda: world.attachment.connected)
+        faults.sync = lambda name: True
+        world.node.offer([b"2"])
+        world.until(lambda: not world.attachment.connected)
+        assert [nack.action for nack in world.node.nacks] == [Action.LATER]
+        faults.sync = lambda name: False
+
+
+def test_19_a_failed_inbox_stops_the_receiver_and_starting_it_again_recovers(
+    path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[LogEvent]
+) -> None:
+    monkeypatch.setattr("msgservice.receiver.InboxFile", partial(InboxFile, vfs="faulty"))
+    with faulty_vfs() as faults:
+        world = world_of(path)
+        world.node.offer([b"1"])
+        world.until(lambda: world.node.outbox.cursor == 1)
+        faults.sync = lambda name: True
+        world.node.offer([b"2"])
+        world.until(lambda: not world.attachment.connected and not world.receiver.running)
+        world.until(lambda: "startService" in world.attachment.error)
+        assert f"the inbox {path} cannot be written" in world.attachment.error
+        assert world.node.outbox.cursor == 1
+        faults.sync = lambda name: False
+        world.receiver.startService()
+        world.until(lambda: world.attachment.connected)
+        world.node.offer([b"3"])
+        world.run(3)
+        world.until(lambda: world.node.outbox.cursor == 3)
+        world.stop()
+    assert written(path) == [b"1", b"2", b"3"]
+    assert any(event["log_level"].name == "critical" for event in logged)
+    logged.clear()

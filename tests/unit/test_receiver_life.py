@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from twisted.application.service import IService, MultiService
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
@@ -18,6 +18,7 @@ from msgservice.core.frames import (
     BYE_REPLACED,
     Ack,
     Hello,
+    Nack,
     Request,
     Transfer,
 )
@@ -450,6 +451,99 @@ def test_stopping_lets_handlers_end_sends_their_answers_says_bye_and_closes() ->
     assert world.wire.near.is_gone
     world.run(60)
     assert world.diallers[0].dialled == 1
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "Deferred"])
+def test_what_was_handled_before_a_handler_stops_the_receiver_is_acknowledged(
+    kind: str, order: str
+) -> None:
+    handled: list[bytes] = []
+    stopped: list[Any] = []
+
+    def plain(message: ReceivedMessage) -> Deferred[None] | None:
+        handled.append(message.body)
+        if message.body == b"4":
+            stopped.append(results_of(world.receiver.stop()))
+        return succeed(None) if kind == "Deferred" else None
+
+    async def coroutine(message: ReceivedMessage) -> None:
+        plain(message)
+
+    world = World(coroutine if kind == "coroutine" else plain, order=order)
+    world.node.offer([b"1", b"2"], "a")
+    world.node.offer([b"3", b"4", b"5"], "b")
+    world.node.offer([b"6"], "c")
+    world.run()
+    assert handled == [b"1", b"2", b"3", b"4"]
+    assert world.node.answers == [Ack([(1, 4)])]
+    assert (stopped, world.node.byes) == ([[None]], [(0, "")])
+    assert world.wire.near.is_gone
+    assert world.receiver.handling.in_flight == 0
+    # What was not begun comes again.
+    assert (world.node.outbox.cursor, world.node.outbox.open_runs) == (4, 2)
+
+
+def test_a_batch_that_stops_the_receiver_is_acknowledged_and_the_next_comes_again() -> None:
+    handled: list[int] = []
+
+    def handle(messages: list[ReceivedMessage]) -> None:
+        handled.append(len(messages))
+        world.receiver.stop()
+
+    world = World(handle, batch=True)
+    world.node.offer([b"1", b"2"], "a")
+    world.node.offer([b"3"], "a")
+    world.run()
+    assert (handled, world.node.answers) == ([2], [Ack([(1, 2)])])
+    assert world.wire.near.is_gone
+
+
+def test_a_handler_that_stops_the_receiver_and_fails_is_answered_too() -> None:
+    def handle(message: ReceivedMessage) -> None:
+        if message.body == b"2":
+            world.receiver.stop()
+            raise Retry(7)
+
+    world = World(handle)
+    world.node.offer([b"1", b"2", b"3"])
+    world.run()
+    ack, nack = world.node.answers
+    assert ack == Ack([(1, 1)])
+    assert isinstance(nack, Nack)
+    assert (nack.first, nack.last, nack.action, nack.delay) == (2, 2, Action.RETRY, 7000)
+    assert world.wire.near.is_gone
+
+
+def test_stopping_waits_for_handlers_in_flight_when_another_handler_asks_for_it() -> None:
+    waiting = Waiting()
+
+    def handle(message: ReceivedMessage) -> Deferred[None] | None:
+        if message.body != b"2":
+            return waiting(message)
+        stopped.append(results_of(world.receiver.stop()))
+        waiting.end(b"1")  # inside the step: the flight that this lands is not the last of it
+        return None
+
+    stopped: list[Any] = []
+    world = World(handle, order="none")
+    world.node.offer([b"1", b"2", b"3"])
+    world.run()
+    assert (stopped, waiting.given) == ([[None]], [b"1"])
+    assert world.node.answers == [Ack([(1, 2)])]
+    assert world.wire.near.is_gone
+
+
+def test_the_last_answers_leave_though_the_transport_has_no_room() -> None:
+    world = World()
+    [link] = world.attachment.connections
+    link.connection.channel_writable(False)
+    world.node.offer([b"1"])
+    world.run()
+    assert (world.handled, world.node.answers) == ([b"1"], [])
+    world.receiver.stop()
+    world.run()
+    assert world.node.answers == [Ack([(1, 1)])]
 
 
 def test_stopping_takes_nothing_that_still_arrives() -> None:

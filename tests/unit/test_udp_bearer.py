@@ -1,0 +1,99 @@
+"""The bearer of frames over acknowledged UDP, on simulated datagrams: whose session it is."""
+
+from __future__ import annotations
+
+from msgservice.limits import Limits
+from msgservice.transport.udp import UdpConnector, UdpTransport
+from tests.channels import Recorder
+from tests.faulty import CALM, FaultyWorld
+from tests.faulty_datagrams import Address, DatagramPort, datagram_net
+from tests.faulty_transport import Process
+
+LIMITS = Limits()
+
+
+class Net(FaultyWorld):
+    """A calm world that remembers who sent what kind of datagram: (from port, to port, letter)."""
+
+    def __init__(self) -> None:
+        super().__init__(1, faults=CALM, limits=LIMITS)
+        self.datagrams: list[tuple[int, int, str]] = []
+        net = datagram_net(self)
+        carry = net.carry
+
+        def remember(source: DatagramPort, datagram: bytes, to: Address) -> None:
+            self.datagrams.append((source.address[1], to[1], chr(datagram[0])))
+            carry(source, datagram, to)
+
+        setattr(net, "carry", remember)  # noqa: B010  # watched from here on
+
+
+class Side:
+    """A process with a UDP transport, and the users of its channels."""
+
+    def __init__(self, net: Net, name: str, *, echo: bool = False) -> None:
+        random = net.random
+        self.process = Process(net, name)
+        self.transport = UdpTransport(rng=random.random, entropy=random.randbytes)
+        self.users: list[Recorder] = []
+        self._echo = echo
+
+    def user(self) -> Recorder:
+        made = Recorder()
+        made.on_opened = lambda channel: channel.established()
+        if self._echo:
+            made.on_frames = made.send_back
+        self.users.append(made)
+        return made
+
+    def listen(self, port: int) -> None:
+        self.transport.listen(self.process.clock, f"udp:{port}", self.user, LIMITS)
+
+    def dial(self, port: int, host: str = "127.0.0.1") -> UdpConnector:
+        made = self.transport.connector(self.process.clock, f"udp:{host}:{port}", self.user, LIMITS)
+        assert isinstance(made, UdpConnector)
+        made.startService()
+        return made
+
+
+def test_what_is_said_to_a_session_that_has_just_ended_begins_no_other() -> None:
+    net = Net()
+    node, client = Side(net, "node", echo=True), Side(net, "client")
+    node.listen(7410)
+    connector = client.dial(7410)
+    net.run(1)
+    # One read brings the last frame and the end behind it: the answer is for nobody.
+    client.users[0].send(b"last words")
+    connector.stopService()
+    channel = client.users[0].channel
+    assert channel is not None
+    channel.flush()
+    channel.abort()
+    net.datagrams.clear()
+    net.run(120)
+
+    assert [b"last words"] == node.users[0].frames
+    assert node.users[0].is_lost
+    assert 1 == len(node.users)
+    assert [] == [letter for source, _, letter in net.datagrams if source == 7410]
+
+
+def test_a_connector_hears_nobody_but_whom_it_dials() -> None:
+    net = Net()
+    node, client, stranger = Side(net, "node"), Side(net, "client"), Side(net, "stranger")
+    node.listen(7410)
+    connector = client.dial(7410)
+    net.run(1)
+    channel = connector.channel
+    (port,) = {source for source, to, _ in net.datagrams if to == 7410}
+    net.datagrams.clear()
+    stranger.dial(port)
+    net.run(5)
+
+    assert [] == [letter for source, _, letter in net.datagrams if source == port]
+    assert [] == stranger.users
+    assert 1 == len(client.users)
+    assert channel is connector.channel
+    client.users[0].send(b"still here")
+    net.run(1)
+    assert [b"still here"] == node.users[0].frames
