@@ -133,6 +133,7 @@ class ReceiverRow:
     removed: bool = False  # kept for its number and name while batches refer to it
     cursor: int = 0  # every position of its audiences up to here is final
     inbox: str | None = None  # id of the stored inbox that it named last (SEMANTICS 6)
+    epoch: str = ""  # ends the node's incarnation towards it; another when the log went back
     routed_base: int = 0  # messages of its audiences before it was made: always 0 but for backfills
     settled: dict[int, int] = field(
         default_factory=dict

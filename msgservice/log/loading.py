@@ -78,7 +78,7 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
         "select number, name, address, patterns, ordering, paused, configured,"
         " window_messages, window_bytes, created_at, routed_base, cursor, removed,"
         " acknowledged_count, expired_count, dead_count, cancelled_count, removed_count,"
-        " settled_bytes, collected, inbox, on_full, backlog_bytes, suspended"
+        " settled_bytes, collected, inbox, on_full, backlog_bytes, suspended, epoch"
         " from receiver join progress on receiver = number order by number",
     )
     for row in found:
@@ -88,7 +88,7 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
         at.removed = bool(removed)
         at.settled = list(row[13:18])
         at.bytes, at.collected, at.inbox = row[18:21]
-        on_full, backlog_bytes, suspended = row[21:24]
+        on_full, backlog_bytes, suspended, epoch = row[21:25]
         state.receivers[number] = at
         state.rows[number] = ReceiverRow(
             number=number,
@@ -103,6 +103,7 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
             on_full=on_full,
             backlog_bytes=backlog_bytes,
             suspended=bool(suspended),
+            epoch=epoch,
             created_at=created_at,
             routed_base=base,
         )
@@ -151,6 +152,7 @@ def _with_progress(row: ReceiverRow, at: ReceiverState) -> ReceiverRow:
         on_full=row.on_full,
         backlog_bytes=row.backlog_bytes,
         suspended=row.suspended,
+        epoch=row.epoch,
         created_at=row.created_at,
         removed=at.removed,
         cursor=at.cursor,

@@ -20,7 +20,7 @@ import msgspec
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 
 APPLICATION_ID = 0x6D736773  # "msgs"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 BUSY_WAIT_MS = 5000  # for the other connection of this process, which reads pages
 
@@ -173,12 +173,17 @@ alter table receiver add column backlog_bytes integer not null default 0;
 alter table receiver add column suspended integer not null default 0;
 """
 
+_VERSION_3 = """
+alter table receiver add column epoch text not null default '';
+"""
+
 # apsw keeps statements prepared whose text is at most 16 KiB; 384 rows of 16 columns are 13 KiB.
 INSERT_ROWS = (384, 256, 128, 64, 32, 16)
 
 MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
     1: lambda db: _execute_all(db, _VERSION_1),
     2: lambda db: _execute_all(db, _VERSION_2),
+    3: lambda db: _execute_all(db, _VERSION_3),
 }
 """What leads to each version from the one before it."""
 

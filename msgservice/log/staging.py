@@ -67,7 +67,7 @@ def stage_receivers(
         staged.rows[row.number] = row
         operations.append(
             (
-                "insert or replace into receiver values (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "insert or replace into receiver values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     row.number,
                     row.name,
@@ -83,6 +83,7 @@ def stage_receivers(
                     row.on_full,
                     row.backlog_bytes,
                     row.suspended,
+                    row.epoch,
                 ),
             )
         )

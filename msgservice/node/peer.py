@@ -33,16 +33,15 @@ from msgservice.core.subjects import check_name
 from msgservice.errors import (
     FrameTooLarge,
     LimitReached,
-    LogWentBack,
     NameMismatch,
     NotAuthenticated,
     ProtocolError,
     UnexpectedFrame,
 )
-from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.message import decode_messages
 from msgservice.node.admin import refusal_of
 from msgservice.node.ingress import Ingress
+from msgservice.node.memory import went_back
 from msgservice.node.outlet import Outlet
 from msgservice.node.shared import Shared
 from msgservice.records import Resume, SenderFloor
@@ -65,6 +64,7 @@ class Peer:
         self._expected = expected
         self._resume: Resume | None = None
         self._inbox: str | None = None
+        self._epoch = ""  # of the incarnation that was said
         self._abort: IDelayedCall | None = None
         self._requests = 0
         self._sent_any = False
@@ -124,7 +124,10 @@ class Peer:
         incarnation = node.log_id
         receive = None
         if outlet is not None:
+            self._epoch = outlet.row.epoch
             incarnation = f"{node.log_id}.{outlet.row.number}"
+            if self._epoch:
+                incarnation += f".{self._epoch}"
             receive = ReceiveOptions(order=outlet.row.order)
         self.ingress = Ingress(
             node, connection, hello.name, hello.incarnation, node.clock, self._close_if_done
@@ -161,31 +164,34 @@ class Peer:
         outlet = self.outlet
         if outlet is None:
             return
+        comparing = Deferred.fromCoroutine(
+            went_back(node.log, node.tail.next_number, outlet, resume)
+        )
+        comparing.addCallback(lambda error: self._compared(outlet, resume, error))
+        comparing.addErrback(self._not_answered)
+
+    def _compared(self, outlet: Outlet, resume: Resume, error: ProtocolError | None) -> None:
+        """Go on with a receiver whose RESUME was held against the log."""
+        connection = self.connection
+        if connection is None or connection.gone or self.leaving:
+            return
         if outlet.row.removed:  # since it was greeted
             self.leave(BYE_REMOVED, "removed")
         elif outlet.row.paused:
             self.leave(BYE_PAUSED, "paused")
-        else:
-            self._check_resume(outlet, resume)
-            self._take_place(connection, outlet, resume)
-
-    def _check_resume(self, outlet: Outlet, resume: Resume) -> None:
-        """What it says to have taken must have been given (SEMANTICS 6).
-
-        Otherwise it would be sent nothing until the log is there again, and all of that would
-        count as acknowledged.
-        """
-        highest = max([resume.floor - 1, *(last for _, last in resume.ranges)])
-        own = (self._node.tail.next_number << BATCH_INDEX_BITS) - 1
-        if highest > own:
-            error = LogWentBackBefore(outlet.name, own, highest)
+        elif outlet.row.epoch != self._epoch:
+            connection.abort()  # greeted under the incarnation that another connection ended
+        elif error is not None:
             outlet.last_error = str(error)
             self._logger.error(
-                "{error}; nothing is sent to it: remove it and add it again,"
-                " so that it counts anew",
+                "{error}; going on as a new incarnation towards it: all that waits for it is sent,"
+                " some of it perhaps again",
                 error=str(error),
             )
-            raise error
+            self._node.receivers.begin_anew(outlet.row)
+            connection.fail(error)
+        else:
+            self._take_place(connection, outlet, resume)
 
     def _take_place(self, connection: Connection, outlet: Outlet, resume: Resume) -> None:
         node = self._node
@@ -357,13 +363,6 @@ class Peer:
             self._send([reply])
         except FrameTooLarge as error:
             self.tell([refusal_of(reply, str(error))])
-
-
-class LogWentBackBefore(ProtocolError, LogWentBack):
-    """This node's log is older than what a receiver has taken of it: that connection ends."""
-
-    def __init__(self, receiver: str, own: int, seen: int) -> None:
-        LogWentBack.__init__(self, receiver, own, seen)
 
 
 class LimitReachedOnConnection(ProtocolError, LimitReached):

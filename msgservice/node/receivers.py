@@ -277,6 +277,11 @@ class Receivers:
         self._logger.info("receiver {name} removed", name=row.name)
         return queued
 
+    def begin_anew(self, row: ReceiverRow) -> None:
+        """Take another incarnation towards a receiver, stored before it is said (SEMANTICS 6)."""
+        row.epoch = f"{int(self._rng() * 2**48):012x}"
+        self._store(row)
+
     async def queued(self, number: int) -> int:
         """How many messages wait for a receiver."""
         accounts = await self._node.log.accounts()

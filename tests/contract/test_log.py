@@ -323,6 +323,7 @@ def test_a_receiver_comes_back_as_it_was(log: Driver) -> None:
         on_full="suspend",
         backlog_bytes=7,
         suspended=True,
+        epoch="0123456789ab",
         created_at=NOW,
         cursor=42,
         inbox="box",

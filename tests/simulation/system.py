@@ -269,6 +269,8 @@ class System:
             producer.check()
         for account in self.accounts():
             assert (0, 0) == (account.unaccounted, account.queued), account
+        for row in self.node.service.directory:
+            assert row.epoch == "", f"{row.name} was taken for one that remembers another log"
         self.check_nothing_is_left()
 
     def check_nothing_is_left(self) -> None:

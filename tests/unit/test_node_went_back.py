@@ -1,0 +1,157 @@
+"""SEMANTICS 6: what a receiver says to have taken, held against the log, and what follows."""
+
+from __future__ import annotations
+
+from typing import Any
+from zlib import crc32
+
+import pytest
+from twisted.internet.task import Clock
+
+from msgservice import Limits
+from msgservice.core.frames import Transfer
+from msgservice.log.memory import MemoryLog
+from msgservice.message import decode_messages
+from msgservice.records import Resume
+from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.unit.test_node_resume import SlowReader
+
+ORDERS = {"subjects": ["orders.>"]}
+
+
+def world_with_unheard_answers(
+    bodies: list[bytes], world: NodeWorld | None = None, **options: Any
+) -> tuple[NodeWorld, list[Transfer]]:
+    """A node whose receiver got these and went away; nobody heard what it did with them."""
+    world = world or NodeWorld()
+    billing = world.peer("billing", receive=ORDERS, **options)
+    world.peer("shop").transfer(1, "orders.new", bodies)
+    world.settle()
+    transfers = billing.take(Transfer)
+    billing.connection.abort()
+    world.settle()
+    return world, transfers
+
+
+def resume_of(transfer: Transfer, crc: int | None = None) -> Resume:
+    """What a receiver says that took this run, and all before it."""
+    last = transfer.sequence + len(decode_messages(transfer.messages)) - 1
+    crc = crc32(transfer.messages) if crc is None else crc
+    return Resume(last + 1, (), (transfer.sequence, last, crc))
+
+
+def taken(receiver: ScriptedPeer) -> list[bytes]:
+    """What comes, while it is acknowledged."""
+    found: list[bytes] = []
+    while transfers := receiver.take(Transfer):
+        for transfer in transfers:
+            found += [message.body for message in decode_messages(transfer.messages)]
+            receiver.ack(transfer)
+        receiver.world.settle()
+    return found
+
+
+def incarnation(peer: ScriptedPeer) -> str:
+    assert peer.node_hello is not None
+    return peer.node_hello.incarnation
+
+
+@pytest.mark.parametrize("runs", [1, 3], ids=["whole", "cut"])
+def test_6_what_was_taken_and_not_heard_of_is_compared_and_settled(runs: int) -> None:
+    """The run's own bytes, whole or as the receiver's `max_batch` has it cut."""
+    options: dict[str, Any] = {} if runs == 1 else {"max_batch": 100}
+    world, transfers = world_with_unheard_answers([b"x" * 80] * 3, **options)
+    assert len(transfers) == runs
+    billing = world.peer("billing", receive=ORDERS, resume=resume_of(transfers[-1]), **options)
+    assert billing.lost_because is None
+    assert billing.bodies() == []
+    (row,) = world.node.directory
+    assert row.epoch == ""
+
+
+@pytest.mark.parametrize("read", ["at once", "later"])
+def test_6_other_content_is_a_new_incarnation_and_all_is_sent(read: str) -> None:
+    clock = Clock()
+    log: Any = MemoryLog(reactor=clock, limits=Limits())
+    if read == "later":
+        log = SlowReader(log, clock)
+    world, (transfer,) = world_with_unheard_answers(
+        [b"one", b"two"], NodeWorld(log=log, clock=clock)
+    )
+    billing = world.peer("billing", receive=ORDERS, resume=resume_of(transfer, crc=1))
+    world.settle(0.1)
+    assert billing.lost_because is not None
+    assert "other content" in billing.lost_because
+    assert billing.bodies() == []
+    again = world.peer("billing", receive=ORDERS)
+    world.settle(0.1)
+    assert incarnation(again) != incarnation(billing)
+    assert incarnation(again).startswith(incarnation(billing) + ".")
+    assert taken(again) == [b"one", b"two"]
+
+
+def test_6_a_run_that_the_log_never_had_is_a_new_incarnation() -> None:
+    world, (transfer,) = world_with_unheard_answers([b"one", b"two"])
+    beyond = transfer.sequence + 5  # of the same batch number, which had more messages then
+    resume = Resume(beyond + 1, (), (transfer.sequence, beyond, 7))
+    assert world.peer("billing", receive=ORDERS, resume=resume).lost_because is not None
+    assert taken(world.peer("billing", receive=ORDERS)) == [b"one", b"two"]
+
+
+def test_6_the_new_incarnation_is_on_disk_before_it_is_said_and_stays() -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world, _ = world_with_unheard_answers([b"one"], NodeWorld(log=log, clock=clock))
+    log.hold = True
+    ahead = Resume(1000 << 16, ())
+    assert world.peer("billing", receive=ORDERS, resume=ahead).lost_because is not None
+    billing = world.peer("billing", receive=ORDERS)
+    assert billing.node_hello is None
+    log.release()
+    world.settle()
+    said = incarnation(billing)
+    assert said.count(".") == 2
+    world.node.stopService()
+    world.settle(world.limits.stop_timeout + 1)
+    world.start()
+    assert incarnation(world.peer("billing", receive=ORDERS)) == said
+
+
+class Slow(ScriptedPeer):
+    """Does not say RESUME by itself."""
+
+    def greeted(self, connection: Any, hello: Any) -> None:
+        self.node_hello = hello
+
+
+def test_6_one_greeted_under_the_old_incarnation_is_sent_nothing_any_more() -> None:
+    world, _ = world_with_unheard_answers([b"one"])
+    early = world.peer("billing", receive=ORDERS, kind=Slow)
+    ahead = Resume(1000 << 16, ())
+    assert world.peer("billing", receive=ORDERS, resume=ahead).lost_because is not None
+    early.connection.resume(Resume())
+    world.settle()
+    assert early.bodies() == []
+    assert early.lost_because is not None
+    assert world.peer("billing", receive=ORDERS).bodies() == [b"one"]
+
+
+@pytest.mark.parametrize("change", ["pause", "remove"])
+def test_6_one_that_is_paused_or_removed_while_the_log_is_read_is_sent_nothing(
+    change: str,
+) -> None:
+    clock = Clock()
+    log = SlowReader(MemoryLog(reactor=clock, limits=Limits()), clock)
+    world, (transfer,) = world_with_unheard_answers([b"one"], NodeWorld(log=log, clock=clock))
+    shop = world.peer("other")
+    billing = world.peer("billing", receive=ORDERS, resume=resume_of(transfer), kind=Slow)
+    billing.connection.resume(billing.resume)
+    for _ in range(20):
+        clock.advance(0)  # the RESUME has come, the page has not
+    if change == "pause":
+        shop.request("$node.receivers.pause", {"name": "billing"})
+    else:
+        shop.request("$node.receivers.remove", {"name": "billing", "confirm": 1})
+    world.settle(0.1)
+    assert billing.bodies() == []
+    assert billing.bye is not None
