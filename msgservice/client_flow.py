@@ -16,11 +16,11 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.client_gather import Gathering
+from msgservice.client_gather import Gathering, Parcel
 from msgservice.client_hop import NodeHop
 from msgservice.core.runs import Run, Settled
 from msgservice.errors import Ambiguous, LimitReached, LogError, OutboxFull, Refused
-from msgservice.limits import Limits
+from msgservice.limits import BATCH_OVERHEAD, Limits
 from msgservice.message import Status
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class Flow:
         if gathering:
             parcels = gathering.take(only_cut=only_whole)
             if parcels:
+                if self._disk is not None:
+                    self._count_runs(parcels)
                 self._keep(self._hop.number(parcels))
         if gathering.open:
             if self._hold_due is None and self._hop.is_open:
@@ -162,6 +164,16 @@ class Flow:
     def _held_long(self) -> None:
         self._hold_due = None
         self.hand_over(only_whole=not self._hop.is_open)
+
+    def _count_runs(self, parcels: list[Parcel]) -> None:
+        """Take room for what a run costs besides its messages.
+
+        With a disk each turn's messages are a run of their own, however few, and they wait for a
+        node that may be away for long.
+        """
+        for parcel in parcels:
+            parcel.run.cost += BATCH_OVERHEAD
+        self.room_bytes -= BATCH_OVERHEAD * len(parcels)
 
     def _keep(self, runs: list[Run]) -> None:
         if self._disk is None:

@@ -250,6 +250,7 @@ class Handling:
                     began = ended
         finally:
             self._is_pumping = False
+            self._begun = []  # keeps no message in memory
             if self.is_stopping:
                 self._schedule()
 

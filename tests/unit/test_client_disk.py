@@ -270,6 +270,22 @@ def test_26_the_limit_of_the_file_fails_with_outbox_full(tmp_path: Path) -> None
     world.close()
 
 
+def test_26_small_runs_count_for_what_they_take_in_memory(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path, bytes_max=20_000, start=False)
+    for _ in range(19):
+        world.client.send("a", b"x")
+        world.written()  # a turn of its own, so a run of its own
+    assert world.client.blocked
+    world.client.send("a", b"x")
+    world.written()
+    error_of(world.client.send("a", b"x"), OutboxFull)
+    assert world.client.unanswered == 20
+    world.start()
+    assert (world.client.unanswered, world.client.blocked) == (0, False)
+    assert world.client._flow.room_bytes == 20_000  # all of it was given back
+    world.close()
+
+
 def test_26_what_was_left_counts_against_the_limit(tmp_path: Path) -> None:
     world = DiskWorld(tmp_path / "first", start=False)
     for _ in range(5):
