@@ -184,7 +184,12 @@ class SessionTable:
             if peer.candidate is not None:
                 candidate, peer.candidate = peer.candidate, None
                 self._install(peer, candidate)
-        self._ready[peer.address] = peer
+        if peer.session is None and peer.idle and not peer.failed:
+            # Nothing is left to remember: ten thousand short connections must not shut out others.
+            self.peers.pop(peer.address, None)
+            self._ready.pop(peer.address, None)
+        else:
+            self._ready[peer.address] = peer
 
     def _install(self, peer: Peer, session: Session) -> None:
         peer.session = session

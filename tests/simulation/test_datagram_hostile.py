@@ -431,3 +431,18 @@ def test_a_path_that_comes_back_after_an_hour_still_works() -> None:
     world.default = Path()
 
     assert world.run(70, until=lambda: b"patient" in a.settled)
+
+
+def test_connections_that_ended_do_not_shut_out_others() -> None:
+    world = World(1)
+    server = world.host(1, limits=DatagramLimits(peers=3))
+    for number in range(10, 20):
+        client = world.host(number)
+        client.send(server.address, b"short")
+        assert world.run(0.5, until=lambda client=client: [b"short"] == client.settled)
+        client.endpoint.close(server.address, world.now)
+        client.turn()
+        world.run(0.1)
+
+    assert {} == server.endpoint.peers
+    assert 10 == len(server.handled)
