@@ -96,12 +96,14 @@ class Seen:
 
 
 @pytest.mark.parametrize("weather", WEATHERS)
-@pytest.mark.parametrize("seed", range(10))
 def test_semantics_2_a_producer_keeps_to_the_window_of_each_connection(
-    seed: int, weather: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    weather: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen = Seen(monkeypatch)
-    system = WindowSystem(seed, tmp_path, faults=WEATHERS[weather], mortal=["node"], stops=0.0)
-    system.play(MESSAGES)
-    assert seen.passed == []
-    assert seen.shared  # runs that were checked beside others
+    for seed in range(10):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        system = WindowSystem(seed, folder, faults=WEATHERS[weather], mortal=["node"], stops=0.0)
+        system.play(MESSAGES)
+        assert seen.passed == [], f"seed {seed}"
+    assert seen.shared > 20  # runs that were checked beside others, over all seeds
