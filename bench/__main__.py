@@ -14,7 +14,7 @@ import apsw
 from rich.console import Console
 from rich.table import Table
 
-from bench import backlog, fanout, latency, receivers
+from bench import backlog, fanout, latency, receivers, udp, udp_flood
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -33,7 +33,15 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("latency", latency.measure),
     ("backlog", backlog.measure),
     ("receivers", receivers.measure),
+    ("udp", lambda: flat(udp.table())),
+    ("udp_flood", udp_flood.measure),
 ]
+
+
+def flat(table: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {
+        f"{row} {figure}": value for row, rest in table.items() for figure, value in rest.items()
+    }
 
 
 def machine() -> list[str]:
