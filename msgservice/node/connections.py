@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from msgservice.connection import Connection
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED
-from msgservice.errors import NameMismatch, NotSupported
+from msgservice.errors import BadAddress, NameMismatch, NotSupported
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
@@ -50,17 +50,33 @@ class Connections:
 
     def dial(self, outlet: Outlet) -> None:
         """Keep a connection to a receiver that has an address, and is not paused nor removed."""
-        row, node = outlet.row, self._node
+        row = outlet.row
         if row.address is None or row.paused or row.removed or row.number in self.links:
             return
-        link = node.transports.find(row.address).connector(
-            node.clock,
-            row.address,
-            lambda: self._connection(Peer(node, expected=outlet)),
-            node.limits,
-        )
+        try:
+            link = self._connector(row.address, outlet)
+        except BadAddress as error:
+            # It comes from an older log or another machine: the others are served all the same.
+            outlet.last_error = str(error)
+            self._logger.error(
+                "receiver {name} is not dialled: {error}", name=row.name, error=str(error)
+            )
+            return
         self.links[row.number] = link
         link.startService()
+
+    def check(self, address: str) -> None:
+        """Raise `BadAddress` unless a receiver could be dialled there."""
+        self._connector(address, None)
+
+    def _connector(self, address: str, expected: Outlet | None) -> IConnector:
+        node = self._node
+        return node.transports.find(address).connector(
+            node.clock,
+            address,
+            lambda: self._connection(Peer(node, expected=expected)),
+            node.limits,
+        )
 
     def undial(self, outlet: Outlet) -> Deferred[Any]:
         """Dial it no more; fire when the connection that was dialled has gone."""

@@ -177,7 +177,7 @@ class Receivers:
         if order not in ("strict", "none"):
             raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
         if address is not None:
-            self._node.transports.find(address)
+            self._node.connections.check(address)
         check_on_full(on_full, backlog_bytes)
         check_window(window)
         row = self._node.directory.new_row(name, patterns)
@@ -206,7 +206,7 @@ class Receivers:
         if order not in (None, "strict", "none"):
             raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
         if address is not None:
-            self._node.transports.find(address)
+            self._node.connections.check(address)
         check_on_full(on_full or row.on_full, backlog_bytes or 0)
         self._change(
             outlet, tuple(row.patterns if patterns is None else patterns), order or row.order

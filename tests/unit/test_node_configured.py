@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -79,3 +80,34 @@ def test_a_window_beyond_its_bound_is_refused_by_the_node_too() -> None:
         assert isinstance(refused.value, ValueError)
         assert "of a window must be from 1 to" in str(refused.value)
     assert world.node.directory.get("billing") is None
+
+
+INCOMPLETE = ["tcp:localhost", "tcp:localhost:port", "udp:127.0.0.1", "unix:", "carrier-pigeon:1"]
+
+
+@pytest.mark.parametrize("address", INCOMPLETE)
+def test_an_address_that_cannot_be_dialled_is_refused_before_it_is_stored(address: str) -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    asked = {"name": "billing", "subjects": ["orders.>"], "address": address}
+    done, reason = shop.request("$node.receivers.add", asked)
+    assert not done
+    assert address in str(reason)
+    assert shop.request("$node.receivers.add", asked | {"address": None})[0]
+    assert not shop.request("$node.receivers.change", {"name": "billing", "address": address})[0]
+    restart(world)
+    assert world.node.directory.named("billing").address is None
+
+
+def test_an_address_in_the_log_that_cannot_be_dialled_stops_nobody_else() -> None:
+    world = NodeWorld()
+    restart(world, row(paused=True), row(name="other"))
+    stored = world.node.directory.named("billing")
+    stored.address, stored.paused = "tcp:localhost", False
+    world.node.receivers._store(stored)
+    world.settle()
+    restart(world)
+    assert world.node.running_now
+    outlet = world.node.dispatch.outlets[world.node.directory.named("billing").number]
+    assert "tcp:localhost" in outlet.last_error
+    assert world.peer("other", receive={"subjects": ["orders.>"]}).lost_because is None
