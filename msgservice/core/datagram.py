@@ -289,6 +289,8 @@ class Endpoint(Handshakes, Patience):
             letter, _, key_id, role, identifier, number = unpack(data, start)
             if letter == wire.MESSAGES or letter == wire.ACKNOWLEDGEMENT:
                 if session is None or session.identifier != identifier:
+                    if session is not None and session.heard_at == now:
+                        self._after_packets(session, now)  # what this read brought it so far
                     session = self._sessions.get((address, identifier))
                 if session is None:
                     self._reset(data, start, end, key_id, identifier, number, address, now)
