@@ -85,16 +85,17 @@ class Host:
         self.settled: list[object] = []
         self.replies: dict[object, tuple[int, bytes]] = {}
         self.failed: list[tuple[Address, list[object], bool]] = []
+        self.too_large: list[tuple[object, int, int]] = []
         self.ordinals: dict[object, list[int]] = {}
         self.sent_bytes = 0
         self.delay_handling = 0.0
         self.restart()
 
-    def restart(self) -> None:
-        """Begin with nothing, as a new process would."""
-        limits, keys, patience, retries, ordered = self._options
+    def restart(self, limits: DatagramLimits | None = None) -> None:
+        """Begin with nothing, as a new process would; with other limits if some are given."""
+        usual, keys, patience, retries, ordered = self._options
         self.endpoint = Endpoint(
-            limits=limits,
+            limits=limits or usual,
             entropy=self.world.random.randbytes,
             jitter=self.world.random.random,
             keys=keys,
@@ -148,6 +149,7 @@ class Host:
             assert ordinal in self.ordinals[token], "the answer to another message"
             self.replies[token] = (status, body)
         self.failed += effects.failures
+        self.too_large += effects.too_large
         for address, datagrams in endpoint.take_datagrams(world.now):
             for datagram in datagrams:
                 self.sent_bytes += len(datagram)
