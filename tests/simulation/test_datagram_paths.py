@@ -422,3 +422,33 @@ def test_what_was_put_back_and_is_too_large_for_the_next_session_fails_alone() -
     assert world.run(100, until=lambda: b"and one more" in a.replies)
     a.send(b.address, bytes(3000))
     assert world.run(10, until=lambda: bytes(3000) in a.replies)
+
+
+@pytest.mark.parametrize(("who", "seconds"), [("sender", 5.0), ("sender", 300.0), ("peer", 300.0)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_side_that_stood_still_does_not_poison_the_round_trip(
+    who: str, seconds: float, seed: int
+) -> None:
+    world = World(seed)
+    world.default = Path(delay=0.02)
+    a, b = pair(world)
+    feed(world, a, b, 100, per_turn=5, every=0.1)
+    assert world.run(20, until=lambda: len(a.settled) == 100)
+    for number in range(100):
+        a.send(b.address, b"+%d" % number + bytes(1000))
+    a.turn()
+    world.run(0.03)  # some have arrived, and no answer yet
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    trip = session.recovery.round_trip
+    (a if who == "sender" else b).stand_still(seconds)
+    world.run(seconds - 0.01)
+    worst = (0.0, 0.0)
+    for _ in range(500):
+        world.run(0.01)
+        worst = max(worst, (trip.smoothed, trip.rto))
+
+    assert worst[0] < 0.2
+    assert worst[1] < 1.5
+    assert world.run(20, until=lambda: len(a.settled) == 200)
+    assert len(set(b.handled)) == len(b.handled)
