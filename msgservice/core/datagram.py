@@ -36,7 +36,8 @@ class Endpoint(Handshakes, Patience):
     def send(self, address: Address, body: bytes, token: object, now: float) -> None:
         """Queue one message; `token` comes back when it is settled.
 
-        Raises MessageTooLarge or LimitReached, and then nothing was queued.
+        Raises MessageTooLarge or LimitReached, and then nothing was queued. What turns out to be
+        too large for the other side when a session begins comes back in `too_large`.
         """
         self.send_to(self.peer(address, now), body, token)
 
@@ -44,8 +45,8 @@ class Endpoint(Handshakes, Patience):
         """Do as `send` does, for one of `peers`."""
         queue, limits = peer.queue, self.limits
         size = len(body)
-        if size > limits.message_bytes:
-            raise MessageTooLarge(size, limits.message_bytes)
+        if size > peer.message_bytes:
+            raise MessageTooLarge(size, peer.message_bytes)
         if len(queue.bodies) - queue.head >= limits.queue_messages:
             raise LimitReached("queue_messages", limits.queue_messages)
         queue.waiting_bytes += size
@@ -64,8 +65,8 @@ class Endpoint(Handshakes, Patience):
         peer = self.peer(address, now)
         queue, limits = peer.queue, self.limits
         largest = max(map(len, bodies), default=0)
-        if largest > limits.message_bytes:
-            raise MessageTooLarge(largest, limits.message_bytes)
+        if largest > peer.message_bytes:
+            raise MessageTooLarge(largest, peer.message_bytes)
         if len(queue) + len(bodies) > limits.queue_messages:
             raise LimitReached("queue_messages", limits.queue_messages)
         size = sum(map(len, bodies))
@@ -92,10 +93,10 @@ class Endpoint(Handshakes, Patience):
         self._wake(session)
 
     def reply(self, session: Session, nonce: int, status: int, body: bytes, size: int) -> None:
-        """Say that a nonce was handled, with this reply; MessageTooLarge where nobody would take
-        it."""
-        if len(body) > self.limits.message_bytes:
-            raise MessageTooLarge(len(body), self.limits.message_bytes)
+        """Say that a nonce was handled, with this reply; MessageTooLarge where one of both sides
+        does not take it."""
+        if len(body) > session.message_bytes:
+            raise MessageTooLarge(len(body), session.message_bytes)
         session.receiving.reply(nonce, status, body, size)
         self._wake(session)
 
@@ -147,18 +148,29 @@ class Endpoint(Handshakes, Patience):
     def has_effects(self) -> bool:
         """Whether `take_effects` would return anything."""
         return bool(
-            self._settled or self._answers or self._deliveries or self._failures or self._events
+            self._settled
+            or self._answers
+            or self._deliveries
+            or self._failures
+            or self._too_large
+            or self._events
         )
 
     def take_effects(self) -> Effects:
         """Return what happened since the last call, each thing exactly once."""
         effects = Effects(
-            self._deliveries, self._settled[:], self._answers[:], self._failures, self._events
+            self._deliveries,
+            self._settled[:],
+            self._answers[:],
+            self._failures,
+            self._too_large,
+            self._events,
         )
         # Sessions hold on to these two.
         self._settled.clear()
         self._answers.clear()
-        self._deliveries, self._failures, self._events = [], [], []
+        self._deliveries, self._failures = [], []
+        self._too_large, self._events = [], []
         return effects
 
     def take_datagrams(self, now: float) -> list[tuple[Address, list[bytes]]]:
@@ -289,6 +301,8 @@ class Endpoint(Handshakes, Patience):
             letter, _, key_id, role, identifier, number = unpack(data, start)
             if letter == wire.MESSAGES or letter == wire.ACKNOWLEDGEMENT:
                 if session is None or session.identifier != identifier:
+                    if session is not None and session.heard_at == now:
+                        self._after_packets(session, now)  # what this read brought it so far
                     session = self._sessions.get((address, identifier))
                 if session is None:
                     self._reset(data, start, end, key_id, identifier, number, address, now)

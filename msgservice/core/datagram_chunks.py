@@ -21,6 +21,8 @@ Token = object
 
 # A message's reply: its token, its ordinal, REPLY_OK or REPLY_FAILED, the body.
 Answer = tuple[Token, int, int, bytes]
+# A message that was never sent: its token, its size, and the size that the other side takes.
+TooLarge = tuple[Token, int, int]
 
 
 class SendQueue:
@@ -72,6 +74,25 @@ class SendQueue:
         self.tokens[: self.head] = tokens
         self.head = 0
         self.waiting_bytes += sum(map(len, bodies))
+
+    def take_larger(self, size_max: int) -> list[TooLarge]:
+        """Take out the messages above `size_max` bytes; before any session has the queue."""
+        bodies, tokens = self.bodies[self.head :], self.tokens[self.head :]
+        sizes = list(map(len, bodies))
+        if max(sizes, default=0) <= size_max:
+            return []
+        # Ordinals are counted from the end, so those before what is taken out are written down.
+        known, first = self.carried, self.first_ordinal
+        ordinals = known + list(range(first + len(known), self.enqueued))
+        found = [index for index, size in enumerate(sizes) if size > size_max]
+        kept = [index for index, size in enumerate(sizes) if size <= size_max]
+        before = max(found[-1], len(known))
+        self.carried = [ordinals[index] for index in kept if index < before]
+        self.bodies = [bodies[index] for index in kept]
+        self.tokens = [tokens[index] for index in kept]
+        self.head = 0
+        self.waiting_bytes -= sum([sizes[index] for index in found])
+        return [(tokens[index], sizes[index], size_max) for index in found]
 
     def take_below(self, ordinal: int) -> list[Token]:
         """Take out the messages below `ordinal`, and return their tokens."""

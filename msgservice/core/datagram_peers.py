@@ -6,7 +6,7 @@ import math
 from collections import deque
 from typing import NamedTuple
 
-from msgservice.core.datagram_chunks import Answer, SendQueue
+from msgservice.core.datagram_chunks import Answer, SendQueue, TooLarge
 from msgservice.core.datagram_cookie import Address
 from msgservice.core.datagram_receiver import Delivery
 from msgservice.core.datagram_session import Session
@@ -37,11 +37,13 @@ class Opening:
 class Peer:
     """What is known of one address."""
 
-    __slots__ = ("address", "candidate", "due", "failed", "heard_at", "marks", "opening", "queue",
-                 "session", "tried_at")  # fmt: skip
+    __slots__ = ("address", "candidate", "due", "failed", "heard_at", "marks", "message_bytes",
+                 "opening", "queue", "session", "tried_at")  # fmt: skip
 
-    def __init__(self, address: Address, retries: int, now: float) -> None:
+    def __init__(self, address: Address, message_bytes: int, retries: int, now: float) -> None:
         self.address = address
+        # The largest message that may be queued: with a session, the lesser of both sides'.
+        self.message_bytes = message_bytes
         self.queue = SendQueue()
         self.session: Session | None = None
         self.candidate: Session | None = None  # opened by a peer that may have lost the other
@@ -78,6 +80,7 @@ class Effects(NamedTuple):
     settled: list[object]  # tokens of messages that were handled with an empty reply
     answers: list[Answer]  # replies
     failures: list[tuple[Address, list[object], bool]]  # given up; whether the address is new in it
+    too_large: list[TooLarge]  # never sent: more than the other side takes
     events: list[tuple[str, Session]]  # ("opened" or "lost", session)
 
 

@@ -31,7 +31,7 @@ class Session(SessionOutput):
                 self._receive_lost(lost, now)
         due = recovery.timeout_at()
         if due is not None and now >= due:
-            recovery.receive_timeout()
+            recovery.receive_timeout(now)
             self.counters.timeouts += 1
             if recovery.timeouts >= TIMEOUTS_PERSISTENT:
                 self.congestion.on_timeouts(now)

@@ -73,6 +73,7 @@ class SessionState:
         "heard_at",
         "identifier",
         "key_id",
+        "message_bytes",
         "own_random",
         "pacer",
         "proven",
@@ -117,6 +118,7 @@ class SessionState:
         self.spent = False  # messages were given up: nonces are missing for ever
         self.tried_at = tried_at  # when retransmissions and asks went out
         self.asked: list[int] = []  # for each ask: all nonces below this were asked after
+        self.message_bytes = min(limits.message_bytes, terms.message_bytes_max)  # sent at most
         datagram_bytes = min(limits.datagram_bytes, terms.datagram_bytes_max)
         self._room = datagram_bytes - wire.HEADER_BYTES - seal.overhead
         self._limits = limits

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from msgservice.core import datagram_wire as wire
-from msgservice.core.datagram_chunks import Answer, SendQueue
+from msgservice.core.datagram_chunks import Answer, SendQueue, TooLarge
 from msgservice.core.datagram_cookie import Address, CookieJar
 from msgservice.core.datagram_keys import Keys, NoKeys
 from msgservice.core.datagram_limits import DatagramLimits
@@ -84,6 +84,7 @@ class SessionTable:
         self._answers: list[Answer] = []
         self._late_sessions: list[Session] = []
         self._failures: list[tuple[Address, list[object], bool]] = []
+        self._too_large: list[TooLarge] = []
         self._events: list[tuple[str, Session]] = []
 
     # --- addresses
@@ -94,7 +95,8 @@ class SessionTable:
         if peer is None:
             if len(self.peers) >= self.limits.peers and not self._sweep(now, urgent=True):
                 raise LimitReached("peers", self.limits.peers)
-            peer = self.peers[address] = Peer(address, self._retries, now)
+            peer = Peer(address, self.limits.message_bytes, self._retries, now)
+            self.peers[address] = peer
         return peer
 
     def _sweep(self, now: float, *, urgent: bool) -> bool:
@@ -177,6 +179,8 @@ class SessionTable:
             peer.candidate = None
         if peer.session is session:
             peer.session = None
+            # Whoever comes next may take more.
+            peer.message_bytes = self.limits.message_bytes
             if self._carry_over:
                 peer.queue.put_back(*session.sending.take_open())
             else:
@@ -193,6 +197,9 @@ class SessionTable:
 
     def _install(self, peer: Peer, session: Session) -> None:
         peer.session = session
+        peer.message_bytes = session.message_bytes
+        if session.message_bytes < self.limits.message_bytes:
+            self._too_large += peer.queue.take_larger(session.message_bytes)
         session.sending.begin(peer.queue)
         self._events.append(("opened", session))
 

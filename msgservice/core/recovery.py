@@ -28,6 +28,11 @@ TIME_THRESHOLD_MAX = 3.0
 GRANULARITY = 0.001
 # Packets counted as lost that are remembered, so that a late acknowledgement can prove it wrong.
 LOST_MAX = 1024
+# A timer of ours that is so late: this side stood still, and measured itself.
+STANDSTILL = 1.0
+# A round trip that is longer belongs to no path: the other side stood still, or a datagram was held
+# back. It counts only where one that left afterwards took as long.
+SAMPLE_MAX = 10.0
 # Timeouts in a row before the congestion window falls to its least.
 TIMEOUTS_PERSISTENT = 3
 
@@ -87,8 +92,8 @@ class Recovery:
     """Packets in flight of one direction of one session."""
 
     __slots__ = (
-        "_jitter", "_lost", "_rto_jitter", "in_flight", "largest", "last_sent_at",
-        "loss_at", "next_number",
+        "_doubted", "_jitter", "_lost", "_rto_jitter", "_stood_until", "in_flight", "largest",
+        "last_sent_at", "loss_at", "next_number",
         "packet_threshold", "round_trip", "spurious", "time_threshold", "timeouts",
     )  # fmt: skip
 
@@ -104,6 +109,9 @@ class Recovery:
         self.time_threshold = TIME_THRESHOLD
         self.spurious = 0
         self._lost: dict[int, float] = {}
+        self._stood_until = -math.inf  # what left earlier measures nothing
+        # When a sample above SAMPLE_MAX was left out, and the latest that was taken before it.
+        self._doubted = (math.inf, 0.0)
         self._jitter = jitter
         self._rto_jitter = 1.0 + jitter() / 2
 
@@ -129,7 +137,9 @@ class Recovery:
             # still in flight left later, so nothing can be lost.
             del in_flight[newest]
             arrived.append(sent)
-            self.round_trip.sample(now - sent[0], delay)
+            trip = now - sent[0]
+            if trip <= STANDSTILL or self._believes(sent[0], now):
+                self.round_trip.sample(trip, delay)
         elif in_flight:
             latest = in_flight.get(newest) if newest > self.largest else None
             oldest = next(iter(in_flight))
@@ -146,7 +156,9 @@ class Recovery:
                     numbers = [number for number in in_flight if low <= number <= last]
                     arrived += [in_flight.pop(number) for number in numbers]
             if latest is not None:
-                self.round_trip.sample(now - latest[0], delay)
+                trip = now - latest[0]
+                if trip <= STANDSTILL or self._believes(latest[0], now):
+                    self.round_trip.sample(trip, delay)
         if newest > self.largest:
             self.largest = newest
         spurious = self._prove(ranges, now) if self._lost else 0
@@ -158,6 +170,22 @@ class Recovery:
             return arrived, [], spurious
         return arrived, self.detect(now), spurious
 
+    def _believes(self, sent_at: float, now: float) -> bool:
+        """Whether a long round trip is one of the path, and not of a side that stood still."""
+        if sent_at < self._stood_until:
+            return False
+        if now > self.last_sent_at + self._wait + STANDSTILL:
+            self._stood_until = now
+            return False
+        if now - sent_at <= SAMPLE_MAX:
+            return True
+        doubted_at, latest = self._doubted
+        if sent_at >= doubted_at and latest == self.round_trip.latest:
+            return True
+        if sent_at >= doubted_at or doubted_at == math.inf or latest != self.round_trip.latest:
+            self._doubted = (now, self.round_trip.latest)
+        return False
+
     def _prove(self, ranges: Sequence[tuple[int, int]], now: float) -> int:
         """Count what was declared lost and had arrived; raise the thresholds to what it showed."""
         lost = self._lost
@@ -168,9 +196,10 @@ class Recovery:
             sent_at = lost.pop(number)
             distance = self.largest - number + 1
             self.packet_threshold = min(max(self.packet_threshold, distance), PACKET_THRESHOLD_MAX)
-            base = max(self.round_trip.smoothed, GRANULARITY)
-            late = (now - sent_at) / base + 1 / 8
-            self.time_threshold = min(max(self.time_threshold, late), TIME_THRESHOLD_MAX)
+            if sent_at >= self._stood_until:
+                base = max(self.round_trip.smoothed, GRANULARITY)
+                late = (now - sent_at) / base + 1 / 8
+                self.time_threshold = min(max(self.time_threshold, late), TIME_THRESHOLD_MAX)
         self.spurious += len(proven)
         return len(proven)
 
@@ -205,14 +234,20 @@ class Recovery:
         """Return when the retransmission timeout (or the tail's probe before it) is due."""
         if not self.in_flight:
             return None
+        return self.last_sent_at + self._wait
+
+    @property
+    def _wait(self) -> float:
         if self.timeouts == 0:
             wait = self.round_trip.probe
         else:
             wait = self.round_trip.rto * 2 ** min(self.timeouts - 1, 16) * self._rto_jitter
-        return self.last_sent_at + min(wait, RTO_MAX)
+        return min(wait, RTO_MAX)
 
-    def receive_timeout(self) -> None:
+    def receive_timeout(self, now: float) -> None:
         """Take note that the timeout passed: the next is later."""
+        if now > self.last_sent_at + self._wait + STANDSTILL:
+            self._stood_until = now
         self.timeouts += 1
         self._rto_jitter = 1.0 + self._jitter() / 2
 

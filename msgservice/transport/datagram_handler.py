@@ -131,9 +131,10 @@ class DatagramHandler:
         elif not isinstance(result, bytes | bytearray | memoryview):
             status = REPLY_FAILED
             result = f"TypeError: the handler returned {type(result).__name__}, not bytes"
-        elif len(result) > self._endpoint.limits.message_bytes:
+        elif len(result) > session.message_bytes:
             status = REPLY_FAILED
-            result = str(MessageTooLarge(len(result), self._endpoint.limits.message_bytes))
+            result = str(MessageTooLarge(len(result), session.message_bytes))
         if isinstance(result, str):
-            result = result.encode(errors="replace")[:REASON_BYTES_MAX]
+            result = result.encode(errors="replace")
+            result = result[: min(REASON_BYTES_MAX, session.message_bytes)]
         self._endpoint.reply(session, nonce, status, bytes(result), size)

@@ -247,7 +247,8 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
         """Send a run of messages, and fire once with the list of their replies.
 
         Fails as `send_message` does; with `HandlerFailed` only after all were answered, and then
-        its `replies` has every answer.
+        its `replies` has every answer. Where one proves too large for the other side only when a
+        session begins, the others are sent all the same.
         """
         run = Run(len(messages))
         if not messages:
@@ -333,7 +334,7 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
                 self._arm()
 
     def _take_effects(self) -> None:
-        deliveries, settled, answers, failures, events = self._endpoint.take_effects()
+        deliveries, settled, answers, failures, too_large, events = self._endpoint.take_effects()
         for session, parts in deliveries:
             self._deliver(session, parts)
         for token in settled:
@@ -345,6 +346,8 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
             self._answer(answer)
         for address, tokens, first_failure in failures:
             self._receive_failure(address, tokens, first_failure)
+        for token, size, size_max in too_large:
+            self._fail([token], MessageTooLarge(size, size_max))
         for event, session in events:
             self._session_event(event, session)
 

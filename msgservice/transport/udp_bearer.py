@@ -66,6 +66,9 @@ class UdpChannel:
         self._reason = "closed by the other side, or lost"
         self.user: IChannelUser | None = None
         self.session = session
+        # A frame that the other side would not take fails here, as one beyond our own limit: the
+        # connection that it is for ends with the reason, instead of trying it for ever.
+        self._frame_bytes = min(limits.frame_bytes, session.message_bytes)
         self.closing = False
         self.gone = False
         host, port = session.address
@@ -77,8 +80,8 @@ class UdpChannel:
     def send(self, frame: bytes) -> None:
         """See `IChannel`."""
         size = len(frame)
-        if size > self._limits.frame_bytes:
-            raise FrameTooLarge(size, self._limits.frame_bytes)
+        if size > self._frame_bytes:
+            raise FrameTooLarge(size, self._frame_bytes)
         if self.closing or self.gone:
             return
         self._queued += size
@@ -304,7 +307,7 @@ class Bearer(DatagramPeer):
             super()._receive(data, segment, address)
 
     def _take_effects(self) -> None:
-        deliveries, settled, _, _, events = self._endpoint.take_effects()
+        deliveries, settled, _, _, _, events = self._endpoint.take_effects()
         touched = self._active
         self._active = {}
         for token in settled:

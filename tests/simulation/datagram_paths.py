@@ -85,16 +85,19 @@ class Host:
         self.settled: list[object] = []
         self.replies: dict[object, tuple[int, bytes]] = {}
         self.failed: list[tuple[Address, list[object], bool]] = []
+        self.too_large: list[tuple[object, int, int]] = []
         self.ordinals: dict[object, list[int]] = {}
         self.sent_bytes = 0
         self.delay_handling = 0.0
+        self.stands = False
+        self._buffer: list[tuple[bytes, Address]] = []
         self.restart()
 
-    def restart(self) -> None:
-        """Begin with nothing, as a new process would."""
-        limits, keys, patience, retries, ordered = self._options
+    def restart(self, limits: DatagramLimits | None = None) -> None:
+        """Begin with nothing, as a new process would; with other limits if some are given."""
+        usual, keys, patience, retries, ordered = self._options
         self.endpoint = Endpoint(
-            limits=limits,
+            limits=limits or usual,
             entropy=self.world.random.randbytes,
             jitter=self.world.random.random,
             keys=keys,
@@ -111,8 +114,25 @@ class Host:
         self.ordinals.setdefault(token, []).append(peer.queue.enqueued if peer is not None else 0)
         self.endpoint.send(to, body, token, self.world.now)
 
+    def stand_still(self, seconds: float) -> None:
+        """Stop as a process that is sent SIGSTOP: the socket buffers, and no timer fires."""
+        self.stands = True
+        self.world.later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        # As a reactor does: what is due first, then what can be read.
+        self.stands = False
+        self.endpoint.receive_time(self.world.now)
+        self.turn()
+        buffer, self._buffer = self._buffer, []
+        for data, source in buffer:
+            self.receive(data, source)
+
     def receive(self, data: bytes, source: Address) -> None:
         """Take a datagram, and do all that follows from it."""
+        if self.stands:
+            self._buffer.append((data, source))
+            return
         self.endpoint.receive_datagrams(data, 0, source, self.world.now)
         self.turn()
 
@@ -148,6 +168,7 @@ class Host:
             assert ordinal in self.ordinals[token], "the answer to another message"
             self.replies[token] = (status, body)
         self.failed += effects.failures
+        self.too_large += effects.too_large
         for address, datagrams in endpoint.take_datagrams(world.now):
             for datagram in datagrams:
                 self.sent_bytes += len(datagram)
@@ -228,7 +249,7 @@ class World:
             at = self._queue[0][0] if self._queue else end
             timer: Host | None = None
             for host in self.hosts.values():
-                due = host.endpoint.next_deadline()
+                due = None if host.stands else host.endpoint.next_deadline()
                 if due is not None and due < at:
                     at, timer = due, host
             if at >= end:

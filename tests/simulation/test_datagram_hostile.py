@@ -448,3 +448,57 @@ def test_connections_that_ended_do_not_shut_out_others() -> None:
 
     assert {} == server.endpoint.peers
     assert 10 == len(server.handled)
+
+
+def next_packet(to: Host, body: bytes) -> bytes:
+    """Return the packet that the only session of a host would get next."""
+    (session,) = to.endpoint._sessions.values()
+    header = wire.HEADER.pack(
+        wire.MESSAGES,
+        wire.VERSION,
+        0,
+        1 - session.role,
+        session.identifier,
+        session.receiving.largest + 1,
+    )
+    return wire.ChecksumSeal().close(header, body)
+
+
+def test_a_packet_of_an_unknown_session_behind_others_of_a_read_delays_none_of_them() -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    a.send(b.address, b"first")
+    world.run(2)
+    known = next_packet(b, wire.encode_run(2, [b"second"]))
+    unknown = with_checksum(known[:4] + bytes(8) + known[12:])
+
+    b.endpoint.receive_datagrams(known + unknown, len(known), a.address, world.now)
+    b.turn()
+
+    assert [b"first", b"second"] == b.handled
+
+
+def test_a_read_that_ends_an_old_session_with_the_next_hands_on_what_came_in_both() -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    a.send(b.address, b"first")
+    world.run(2)
+    train = next_packet(b, wire.encode_run(2, [b"second"]))
+    a.restart()
+    held: list[bytes] = []
+
+    def hold(source: Address, to: Address, datagram: bytes) -> bytes | None:
+        if datagram[:1] != b"W":
+            return datagram
+        held.append(datagram)
+        return None
+
+    world.taps.append(hold)
+    a.send(b.address, b"third!")
+    world.run(1, until=lambda: bool(held))
+    assert len(held[0]) <= len(train)
+
+    b.endpoint.receive_datagrams(train + held[0], len(train), a.address, world.now)
+    b.turn()
+
+    assert [b"first", b"second", b"third!"] == b.handled

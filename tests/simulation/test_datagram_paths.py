@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.errors import MessageTooLarge
 from tests.simulation.datagram_paths import Bottleneck, Host, Path, World
 
 SETTLING = 5.0  # the figures hold after the first seconds
@@ -354,3 +355,100 @@ def test_a_session_that_was_only_asked_for_takes_nothing_of_what_waits() -> None
 
     assert world.run(200, until=lambda: len(a.settled) == 201)
     assert set(sent) <= set(b.handled)
+
+
+SMALL = DatagramLimits(message_bytes=2000)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_what_the_other_side_does_not_take_fails_when_the_session_begins_and_the_rest_goes_on(
+    ordered: bool,
+) -> None:
+    world = World(1)
+    a, b = world.host(1, ordered=ordered), world.host(2, limits=SMALL, ordered=ordered)
+    b.handler = lambda body: body[:1]
+    sizes = [10, 5000, 20, 2000, 2001, 30, 40]
+    bodies = [bytes([48 + index]) * size for index, size in enumerate(sizes)]
+    for body in bodies:
+        a.send(b.address, body)
+
+    assert world.run(5, until=lambda: len(a.replies) == 5)
+
+    assert [(bodies[1], 5000, 2000), (bodies[4], 2001, 2000)] == a.too_large
+    fitting = [body for body in bodies if len(body) <= 2000]
+    assert sorted(fitting) == sorted(b.handled)
+    assert {body: (1, body[:1]) for body in fitting} == a.replies
+    assert 0 == a.endpoint.peers[b.address].queue.waiting_bytes
+    assert [] == a.failed
+
+
+def test_a_message_too_large_for_a_known_session_is_refused_at_once_and_ends_nothing() -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2, limits=SMALL)
+    a.send(b.address, b"first")
+    assert world.run(5, until=lambda: a.settled == [b"first"])
+    session = a.endpoint.peers[b.address].session
+
+    with pytest.raises(MessageTooLarge, match="2001 bytes, at most 2000"):
+        a.send(b.address, bytes(2001))
+    with pytest.raises(MessageTooLarge, match="2001 bytes, at most 2000"):
+        a.endpoint.send_run(b.address, [b"x", bytes(2001)], [1, 2], world.now)
+    a.send(b.address, b"second")
+
+    assert world.run(5, until=lambda: a.settled == [b"first", b"second"])
+    assert session is a.endpoint.peers[b.address].session
+
+
+def test_what_was_put_back_and_is_too_large_for_the_next_session_fails_alone() -> None:
+    """The other side comes back and takes less: each answer still finds its message."""
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    b.handler = lambda body: body[:1]
+    b.delay_handling = 50.0
+    bodies = [bytes([48 + index]) * (3000 if index in (1, 4) else 30) for index in range(7)]
+    for body in bodies[:3]:
+        a.send(b.address, body)
+    world.run(1)
+    for body in bodies[3:]:
+        a.send(b.address, body)
+    b.restart(SMALL)
+    b.delay_handling = 0.0
+
+    assert world.run(100, until=lambda: len(a.replies) == 5)
+
+    assert [bodies[1], bodies[4]] == [token for token, _, _ in a.too_large]
+    b.restart()  # without limits of its own again
+    a.send(b.address, b"and one more")
+    assert world.run(100, until=lambda: b"and one more" in a.replies)
+    a.send(b.address, bytes(3000))
+    assert world.run(10, until=lambda: bytes(3000) in a.replies)
+
+
+@pytest.mark.parametrize(("who", "seconds"), [("sender", 5.0), ("sender", 300.0), ("peer", 300.0)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_side_that_stood_still_does_not_poison_the_round_trip(
+    who: str, seconds: float, seed: int
+) -> None:
+    world = World(seed)
+    world.default = Path(delay=0.02)
+    a, b = pair(world)
+    feed(world, a, b, 100, per_turn=5, every=0.1)
+    assert world.run(20, until=lambda: len(a.settled) == 100)
+    for number in range(100):
+        a.send(b.address, b"+%d" % number + bytes(1000))
+    a.turn()
+    world.run(0.03)  # some have arrived, and no answer yet
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    trip = session.recovery.round_trip
+    (a if who == "sender" else b).stand_still(seconds)
+    world.run(seconds - 0.01)
+    worst = (0.0, 0.0)
+    for _ in range(500):
+        world.run(0.01)
+        worst = max(worst, (trip.smoothed, trip.rto))
+
+    assert worst[0] < 0.2
+    assert worst[1] < 1.5
+    assert world.run(20, until=lambda: len(a.settled) == 200)
+    assert len(set(b.handled)) == len(b.handled)

@@ -100,6 +100,36 @@ def test_A4_a_message_larger_than_the_limit_is_an_error_to_the_caller_that_names
     assert [] == net.letters("W")
 
 
+def test_A4_a_message_larger_than_the_other_side_takes_is_an_error_that_names_its_limit() -> None:
+    net = Net()
+    a, b = net.add(Recorder, 1), net.add(Recorder, 2, limits=DatagramLimits(message_bytes=1000))
+    large = a.send_message(bytes(1001), B)
+    run = a.send_messages([b"one", bytes(5000), b"two"], B)
+    small = a.send_message(b"small", B)
+    net.run(1)
+
+    for d, size in ((large, 1001), (run, 5000), (a.send_message(bytes(2000), B), 2000)):
+        error = result_of(d)
+        assert isinstance(error, MessageTooLarge)
+        assert (size, 1000) == (error.size, error.size_max)
+    assert b"" == result_of(small)
+    assert [b"one", b"two", b"small"] == b.handled
+    assert [] == a.failed
+
+
+def test_A10_a_reply_larger_than_the_sender_takes_is_a_failure_that_names_its_limit() -> None:
+    net = Net()
+    a, b = net.add(Recorder, 1, limits=DatagramLimits(message_bytes=50)), net.add(Recorder, 2)
+    b.answer = lambda data: bytes(51) if data == b"large" else bytes(50)
+    large, fitting = a.send_message(b"large", B), a.send_message(b"fitting", B)
+    net.run(1)
+
+    error = result_of(large)
+    assert isinstance(error, HandlerFailed)
+    assert "message of 51 bytes, at most 50 allowed" == error.reason
+    assert bytes(50) == result_of(fitting)
+
+
 def test_A5_messages_travel_in_W_and_are_answered_by_A_to_their_source() -> None:
     net = Net()
     a, _ = pair(net)

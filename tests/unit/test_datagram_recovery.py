@@ -84,13 +84,58 @@ def test_an_acknowledgement_of_a_vast_range_costs_no_more_than_what_is_in_flight
     assert 1 == len(arrived)
 
 
+def trips(made: Recovery, *times: tuple[float, float]) -> None:
+    """Let packets leave and be acknowledged alone, at these times."""
+    for sent_at, now in times:
+        number = made.next_number
+        made.on_sent(sent_at, UNIT, (number,))
+        made.receive_ranges([(number, number)], 0.0, now)
+
+
+def test_a_round_trip_that_no_path_has_counts_only_when_another_confirms_it() -> None:
+    made = recovery()
+    trips(made, (0.0, 0.1))
+    made.on_sent(1.0, UNIT, ("held back",))
+    made.on_sent(1.0, UNIT, ("held back too",))
+    made.timeouts = 10  # nothing of ours was late: we asked once a minute
+    made.last_sent_at = 290.0
+    made.receive_ranges([(2, 2)], 0.0, 300.0)
+    made.receive_ranges([(2, 3)], 0.0, 300.0)
+    assert 0.1 == made.round_trip.smoothed
+
+    made.timeouts = 10
+    trips(made, (301.0, 316.0))
+    assert made.round_trip.smoothed > 1.0
+
+
+def test_a_doubt_that_a_short_round_trip_refuted_confirms_nothing() -> None:
+    made = recovery()
+    trips(made, (0.0, 0.1))
+    for begin in (1.0, 400.0):
+        made.timeouts = 10
+        trips(made, (begin, begin + 15.0), (begin + 20.0, begin + 20.125))
+    assert made.round_trip.smoothed == pytest.approx(0.1, rel=0.1)
+
+
+def test_what_left_before_our_own_timers_stood_still_measures_nothing() -> None:
+    made = recovery()
+    trips(made, (0.0, 0.1))
+    # Whichever comes first once we go on: the acknowledgement, or the timer.
+    trips(made, (1.0, 6.0))
+    made.on_sent(7.0, UNIT, ("in flight",))
+    made.receive_timeout(13.0)
+    made.on_sent(13.0, UNIT, ("probe",))
+    made.receive_ranges([(3, 3)], 0.0, 13.0)
+    assert 0.1 == made.round_trip.smoothed
+
+
 def test_the_timeout_probes_first_then_doubles_with_jitter_to_a_minute() -> None:
     made = recovery(jitter=0.5, sent=1)
     made.round_trip.sample(0.1)
     assert made.timeout_at() == pytest.approx(0.1 + 0.2 + 0.025)
     waits = []
     for _ in range(10):
-        made.receive_timeout()
+        made.receive_timeout(0.2)
         due = made.timeout_at()
         assert due is not None
         waits.append(due)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from msgservice.errors import FrameTooLarge
 from msgservice.limits import Limits
 from msgservice.transport.udp import UdpTransport
 from msgservice.transport.udp_connector import UdpConnector
@@ -32,8 +35,9 @@ class Net(FaultyWorld):
 class Side:
     """A process with a UDP transport, and the users of its channels."""
 
-    def __init__(self, net: Net, name: str, *, echo: bool = False) -> None:
+    def __init__(self, net: Net, name: str, *, echo: bool = False, limits: Limits = LIMITS) -> None:
         random = net.random
+        self._limits = limits
         self.process = Process(net, name)
         self.transport = UdpTransport(rng=random.random, entropy=random.randbytes)
         self.users: list[Recorder] = []
@@ -48,10 +52,12 @@ class Side:
         return made
 
     def listen(self, port: int) -> None:
-        self.transport.listen(self.process.clock, f"udp:{port}", self.user, LIMITS)
+        self.transport.listen(self.process.clock, f"udp:{port}", self.user, self._limits)
 
     def dial(self, port: int, host: str = "127.0.0.1") -> UdpConnector:
-        made = self.transport.connector(self.process.clock, f"udp:{host}:{port}", self.user, LIMITS)
+        made = self.transport.connector(
+            self.process.clock, f"udp:{host}:{port}", self.user, self._limits
+        )
         assert isinstance(made, UdpConnector)
         made.startService()
         return made
@@ -98,3 +104,21 @@ def test_a_connector_hears_nobody_but_whom_it_dials() -> None:
     client.users[0].send(b"still here")
     net.run(1)
     assert [b"still here"] == node.users[0].frames
+
+
+def test_a_frame_that_the_other_side_does_not_take_is_refused_by_its_limit() -> None:
+    net = Net()
+    small = Limits(max_batch=4096)
+    node, client = Side(net, "node", limits=small), Side(net, "client")
+    node.listen(7410)
+    client.dial(7410)
+    net.run(1)
+
+    with pytest.raises(FrameTooLarge, match=f"at most {small.frame_bytes} allowed"):
+        client.users[0].send(bytes(small.frame_bytes + 1))
+    client.users[0].send(b"still here")
+    client.users[0].send(bytes(small.frame_bytes))
+    net.run(1)
+
+    assert [b"still here", bytes(small.frame_bytes)] == node.users[0].frames
+    assert not client.users[0].is_lost
