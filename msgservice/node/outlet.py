@@ -254,8 +254,7 @@ class Outlet(OutletProgress):
             else self._take_paced()
         )
         if transfers:
-            connection.send_all(transfers)
-            connection.flush()
+            connection.send_now(transfers)
             if outbox.in_flight_bytes - before >= TURN_BYTES:
                 self._pump_later()
             else:
