@@ -217,8 +217,7 @@ class NodeHop:
             # What is settled in memory only may come again after a crash: then the node may not be
             # told that it will not.
             outbox.committed = outbox.cursor if disk is None else disk.settled_to()
-            connection.send_all(list(outbox.take_transfers(self._now())))
-            connection.flush()
+            connection.send_now(outbox.take_transfers(self._now()))
             self._apply_settled()  # what turned out to be too large for the node
             if disk is not None and disk.has_more:
                 self._read()

@@ -117,10 +117,11 @@ class Connection:
                 send(encode_frame(frame))
             self.session.sent(self.now())
 
-    def flush(self) -> None:
-        """Let what is queued leave now, not at the end of the turn."""
-        if self.channel is not None and not self.gone:
-            self.channel.flush()
+    def send_now(self, frames: Sequence[Frame]) -> None:
+        """Send some frames, and what is queued before them, now: not at the end of the turn."""
+        if frames and self.channel is not None:
+            self.session.sent(self.now())
+            self.channel.send_now([encode_frame(frame) for frame in frames])
 
     def bye(self, code: int = BYE_CLOSING, reason: str = "") -> None:
         """Send no more transfers; the owner calls `close` when what is in flight is answered."""

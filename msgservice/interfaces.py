@@ -5,7 +5,7 @@ Each has one contract suite under `tests/contract` that every implementation pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from twisted.application.service import IService
@@ -120,8 +120,11 @@ class IChannel(Interface):
         Raises `FrameTooLarge` for a frame beyond the limit; nothing is queued then.
         """
 
-    def flush() -> None:
-        """Write what is queued now, instead of at the end of the turn: somebody waits for it."""
+    def send_now(frames: Sequence[bytes]) -> None:
+        """Queue some frames and write all that is queued, without waiting for the end of the turn.
+
+        For what somebody waits for. Raises `FrameTooLarge`; the frames before that one are queued.
+        """
 
     def established() -> None:
         """The peer is known now: limits for unknown ones no longer hold."""

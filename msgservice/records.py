@@ -172,8 +172,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     at: int  # wall clock, ms
 
 
-@dataclass(slots=True, kw_only=True)
-class Progress:
+class Progress(msgspec.Struct, kw_only=True):
     """What one receiver has settled since the last group.
 
     Each row of `exceptions` replaces all rows of the receiver that begin inside it. Rows at or
@@ -182,10 +181,10 @@ class Progress:
 
     receiver: int
     cursor: int
-    exceptions: list[ExceptionRow] = field(default_factory=list)
-    settled: dict[int, int] = field(default_factory=dict)  # Status -> messages
+    exceptions: list[ExceptionRow] = msgspec.field(default_factory=list)
+    settled: dict[int, int] = msgspec.field(default_factory=dict)  # Status -> messages
     settled_bytes: int = 0
-    dead: list[DeadLetter] = field(default_factory=list)
+    dead: list[DeadLetter] = msgspec.field(default_factory=list)
     inbox: str | None = None  # set when the receiver named its stored inbox
 
 
@@ -198,18 +197,17 @@ class SenderFloor:
     status_from: int
 
 
-@dataclass(slots=True)
-class Group:
+class Group(msgspec.Struct):
     """What one transaction holds. Applied in the order of the fields."""
 
     now: int = 0  # wall clock, ms
-    receivers: list[ReceiverRow] = field(default_factory=list)  # made or changed, cursor not
-    # touched in a row that exists; a new row starts at its `cursor`, or, where that is -1, just
-    # before the first batch of this group
-    removed: list[int] = field(default_factory=list)  # receiver numbers
-    batches: list[Batch] = field(default_factory=list)
-    progress: list[Progress] = field(default_factory=list)
-    floors: list[SenderFloor] = field(default_factory=list)
+    # Made or changed, cursor not touched in a row that exists; a new row starts at its `cursor`,
+    # or, where that is -1, just before the first batch of this group.
+    receivers: list[ReceiverRow] = msgspec.field(default_factory=list)
+    removed: list[int] = msgspec.field(default_factory=list)  # receiver numbers
+    batches: list[Batch] = msgspec.field(default_factory=list)
+    progress: list[Progress] = msgspec.field(default_factory=list)
+    floors: list[SenderFloor] = msgspec.field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.batches or self.progress or self.receivers or self.removed or self.floors)

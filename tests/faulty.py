@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -237,8 +237,10 @@ class FaultyChannel:
             self._world.clock.callLater(0, self._flush)
         self._written.append(bytes(frame))
 
-    def flush(self) -> None:
-        """See `IChannel`: what is sent goes into the link at once."""
+    def send_now(self, frames: Sequence[bytes]) -> None:
+        """See `IChannel`: what is sent goes into the link at the end of the turn, as all does."""
+        for frame in frames:
+            self.send(frame)
 
     def established(self) -> None:
         """See `IChannel`."""

@@ -7,7 +7,7 @@ Channels are pipes on a `Clock` (`MemoryConnector`), or real ones (`NodeDouble.m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -71,8 +71,9 @@ class Pipe:
         if other is not None and not other.is_down and other.user is not None and frames:
             other.user.frames_received(frames)
 
-    def flush(self) -> None:
-        pass
+    def send_now(self, frames: Sequence[bytes]) -> None:
+        for frame in frames:
+            self.send(frame)
 
     def established(self) -> None:
         self.is_established = True

@@ -78,8 +78,9 @@ class FakeChannel:
             assert self.user is not None
             self.user.frames_received(self.turns.pop(0))
 
-    def flush(self) -> None:
-        pass
+    def send_now(self, frames: Sequence[bytes]) -> None:
+        for frame in frames:
+            self.send(frame)
 
     def established(self) -> None:
         self.is_established = True

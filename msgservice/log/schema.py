@@ -217,12 +217,11 @@ def insert_steps(into: str, columns: int, flat: list[Any]) -> list[tuple[str, li
     """
     count, at = len(flat) // columns, 0
     steps = []
-    for size in (*INSERT_ROWS, 0):
-        while at < count and count - at >= size:
-            some = size or count - at
-            sql = insert_sql(into, columns, some)
-            steps.append((sql, flat[at * columns : (at + some) * columns]))
-            at += some
+    while left := count - at:
+        some = next((size for size in INSERT_ROWS if size <= left), left)
+        sql = insert_sql(into, columns, some)
+        steps.append((sql, flat[at * columns : (at + some) * columns]))
+        at += some
     return steps
 
 

@@ -49,7 +49,7 @@ class Source(Protocol):
 class Progressing(Protocol):
     """Who has progress to store."""
 
-    def take_progress(self) -> Progress | None:
+    def take_progress(self) -> Progress:
         """What was settled since the last call; it goes into the group that starts now."""
 
     def progress_stored(self) -> None:
@@ -177,14 +177,13 @@ class Commits:
         if self._due is not None:
             self._due.cancel()
             self._due = None
-        progressing = list(self._progressing)
-        self._progressing.clear()
         group = self._next
-        group.progress = [p for p in (o.take_progress() for o in progressing) if p is not None]
-        if not group or self._stopped:
-            self._next.progress = []
+        if self._stopped or not (self._progressing or group):
             self._go_idle()
             return
+        progressing = list(self._progressing)
+        self._progressing.clear()
+        group.progress = [outlet.take_progress() for outlet in progressing]
         sources, self._sources = self._sources, []
         waiters, self._waiters = self._waiters, []
         self._next = Group()
@@ -230,10 +229,12 @@ class Commits:
         self._after_group(fresh)
         for source in dict.fromkeys(sources):
             source.flush()
-        if not self._running and (self._next or not self._progressing or not self._expected):
-            self._start()
-        elif not self._running:
+        if self._running:
+            return
+        if self._progressing and self._expected and not self._next:
             self.kick_soon(GATHER)
+        else:
+            self._start()
 
     def _failed(
         self,

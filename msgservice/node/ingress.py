@@ -250,13 +250,16 @@ class Ingress:
             if self._flush.active():
                 self._flush.cancel()
             self._flush = None
-        self.send_owed()
-        self._connection.flush()
+        self._send_owed(self._connection.send_now)
         if not self.waiting:
             self._answered()
 
     def send_owed(self) -> None:
-        """Send what is owed before anything that may refer to it.
+        """Queue what is owed before anything that may refer to it, and that leaves now."""
+        self._send_owed(self._connection.send_all)
+
+    def _send_owed(self, send: Callable[[list[Frame]], None]) -> None:
+        """Send what is owed.
 
         What no frame can hold ends this connection: the group that it is about is on disk, and
         what was not answered comes again.
@@ -265,7 +268,7 @@ class Ingress:
         frames += self.answers.take_frames()
         if frames and not self._connection.gone:
             try:
-                self._connection.send_all(frames)
+                send(frames)
             except FrameTooLarge as error:
                 self._connection.fail(error)
 

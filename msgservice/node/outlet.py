@@ -104,13 +104,12 @@ class Outlet(OutletProgress):
     @property
     def caught_up(self) -> bool:
         """It is fed what is stored, and all of that is settled and on its way to the log."""
-        return (
-            self.following
-            and not self._fed
-            and self.outbox.idle
-            and not self._new
-            and not self._storing
-        )
+        return self._all_answered and not self._new and not self._storing
+
+    @property
+    def _all_answered(self) -> bool:
+        """It is fed what is stored, and nothing of that is to be sent or unanswered."""
+        return self.following and not self._fed and self.outbox.idle
 
     def in_flight(self, position: int) -> bool:
         """Whether this message was sent and is not answered."""
@@ -219,7 +218,8 @@ class Outlet(OutletProgress):
     def turn_ended(self) -> None:
         """All answers of one read were taken."""
         self._drain()
-        self.pump()
+        if not self._all_answered:
+            self.pump()
         self._note_busy()
 
     def _note_busy(self) -> None:
@@ -246,8 +246,7 @@ class Outlet(OutletProgress):
         if connection is None or not connection.is_open:
             return
         outbox = self.outbox
-        if outbox.wants:
-            self._fill()
+        self._fill()
         before = outbox.in_flight_bytes
         transfers = (
             outbox.take_transfers(self._node.now(), None, TURN_BYTES)
@@ -255,11 +254,10 @@ class Outlet(OutletProgress):
             else self._take_paced()
         )
         if transfers:
-            connection.send_all(transfers)
-            connection.flush()
+            connection.send_now(transfers)
             if outbox.in_flight_bytes - before >= TURN_BYTES:
                 self._pump_later()
-            elif outbox.wants:
+            else:
                 self._fill()
         if outbox.has_settled:
             self._drain()  # loading settles what the receiver's RESUME has taken
@@ -283,7 +281,10 @@ class Outlet(OutletProgress):
         return transfers
 
     def _fill(self) -> None:
+        """Load what the next window has room for."""
         outbox, fed = self.outbox, self._fed
+        if self.following and not fed:
+            return
         while fed and outbox.wants:
             batch = fed.popleft()
             self._fed_bytes -= batch.size + BATCH_OVERHEAD

@@ -112,7 +112,7 @@ class OutletProgress:
 
     # --- for a group
 
-    def take_progress(self) -> Progress | None:
+    def take_progress(self) -> Progress:
         """See `Progressing`."""
         settled, self._new = self._new, []
         rows, self._rows = self._rows, {}

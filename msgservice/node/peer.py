@@ -283,8 +283,7 @@ class Peer:
         if self.connection is not None and not self.connection.gone:
             if self.ingress is not None:
                 self.ingress.send_owed()  # audiences are named in it, which these may refer to
-            self.connection.send_all(frames)
-            self.connection.flush()
+            self.connection.send_now(frames)
 
     def room(self) -> Deferred[None]:
         """Fire when the transport has room for more, or has gone (`tracker.Told`)."""

@@ -4,10 +4,10 @@
     IChannel.send -> queue -> end of the turn -> one writeSequence -> transport
 
 Writes of one reactor turn leave together: at the end of the delivery that caused them, else in a
-`callLater(0)` that all channels of a factory share. The transport gets at most `PIECE_BYTES` more
-than it asked for, the rest waits here, so that a reader's pace can be watched: the channel fails
-when the peer reads nothing for `limits.write_timeout`, or leaves a frame unfinished for
-`limits.frame_timeout`.
+`callLater(0)` that all channels of a factory share; or with the next `send_now`. The transport
+gets at most `PIECE_BYTES` more than it asked for, the rest waits here, so that a reader's pace can
+be watched: the channel fails when the peer reads nothing for `limits.write_timeout`, or leaves a
+frame unfinished for `limits.frame_timeout`.
 
     state       what it means                                   goes on with
     OPENING     TLS is still shaking hands; no user yet         done -> OPEN
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.abstract import FileDescriptor
@@ -42,7 +42,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.clock import monotonic_of
-from msgservice.core.framing import encode_prefix
+from msgservice.core.framing import PREFIX_BYTES, encode_prefix
 from msgservice.errors import DeadlinePassed, FrameTooLarge, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
@@ -149,16 +149,28 @@ class FrameProtocol(LinearStringReceiver):
 
     def send(self, frame: bytes) -> None:
         """See `IChannel`; dropped once the channel is closed."""
-        size = len(frame)
-        if size > self.MAX_LENGTH:
-            raise FrameTooLarge(size, self.MAX_LENGTH)
-        if self.state is not ChannelState.OPEN:
-            return
+        self._put((frame,))
         if not self._scheduled:
             self._schedule()
-        self._queue.append(encode_prefix(size))
-        self._queue.append(frame)
-        self._queued += size + 4
+
+    def send_now(self, frames: Sequence[bytes]) -> None:
+        """See `IChannel`; dropped once the channel is closed."""
+        try:
+            self._put(frames)
+        finally:
+            if not self._in_turn:
+                self._end_turn()
+
+    def _put(self, frames: Sequence[bytes]) -> None:
+        size_max, put = self.MAX_LENGTH, self._queue.append
+        for frame in frames:
+            size = len(frame)
+            if size > size_max:
+                raise FrameTooLarge(size, size_max)
+            if self.state is ChannelState.OPEN:
+                put(encode_prefix(size))
+                put(frame)
+                self._queued += size + PREFIX_BYTES
 
     def established(self) -> None:
         """See `IChannel`."""
@@ -302,7 +314,7 @@ class FrameProtocol(LinearStringReceiver):
         finally:
             if outermost:
                 self._in_turn = False
-        if outermost:
+        if outermost and (self._queue or self.state is not ChannelState.OPEN):
             self._end_turn()
 
     def _end_turn(self) -> None:

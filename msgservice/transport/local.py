@@ -7,7 +7,7 @@ as on a socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.service import Service
@@ -61,8 +61,10 @@ class LocalChannel:
         if self.other_full and not self._gone:
             self.user.channel_writable(False)
 
-    def flush(self) -> None:
-        """See `IChannel`: it is with the other side already."""
+    def send_now(self, frames: Sequence[bytes]) -> None:
+        """See `IChannel`: what is sent is with the other side at once."""
+        for frame in frames:
+            self.send(frame)
 
     def established(self) -> None:
         """See `IChannel`: within one process everybody is known."""

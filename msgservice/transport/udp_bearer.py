@@ -7,7 +7,7 @@ listens is in `udp_connector` and `udp`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -87,8 +87,10 @@ class UdpChannel:
         self._queued += size
         self._bearer.send_frame(self, frame, _Frame(self, size))
 
-    def flush(self) -> None:
+    def send_now(self, frames: Sequence[bytes]) -> None:
         """See `IChannel`."""
+        for frame in frames:
+            self.send(frame)
         if not self.gone:
             self._bearer.flush()
 

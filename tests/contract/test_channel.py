@@ -127,6 +127,21 @@ def test_frames_of_one_turn_arrive_together(stage: Stage) -> None:
     assert stage.right.values("frames") == [[b"a", b"b", b"c"]]
 
 
+def test_what_is_sent_now_comes_behind_what_was_queued(stage: Stage) -> None:
+    stage.send(b"a", b"b")
+    stage.channel.send_now([b"c", b"d"])
+    stage.send(b"e")
+    stage.settle()
+    assert stage.right.frames == [b"a", b"b", b"c", b"d", b"e"]
+
+
+def test_a_frame_that_is_too_large_leaves_those_before_it_queued(stage: Stage) -> None:
+    with pytest.raises(FrameTooLarge):
+        stage.channel.send_now([b"a", bytes(LIMITS.frame_bytes + 1), b"b"])
+    stage.settle()
+    assert stage.right.frames == [b"a"]
+
+
 @pytest.mark.parametrize("make", MAKERS)
 def test_frames_may_be_sent_as_soon_as_the_channel_is_opened(make: Maker) -> None:
     def prepare(stage: Stage) -> None:

@@ -8,7 +8,7 @@ wrong here: the hop above repairs it. What is found is in `UdpWatch.found`, as s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -99,9 +99,12 @@ class WatchedChannel:
         if is_open:
             self.sent.append(bytes(frame))
 
-    def flush(self) -> None:
+    def send_now(self, frames: Sequence[bytes]) -> None:
         """See `IChannel`."""
-        self._channel.flush()
+        is_open = not self.is_deaf
+        self._channel.send_now(frames)
+        if is_open:
+            self.sent += map(bytes, frames)
 
     def established(self) -> None:
         """See `IChannel`."""

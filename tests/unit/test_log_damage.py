@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import apsw
@@ -256,6 +258,29 @@ def test_only_the_newest_mark_need_be_written(tmp_path: Path) -> None:
     writer.wait(marks[-1])
     assert read_mark(tmp_path / "mark") == marks[-1]
     writer.stop()
+
+
+def switches(thread: int) -> int:
+    """How often this thread of ours went to sleep by itself."""
+    status = Path(f"/proc/self/task/{thread}/status").read_text()
+    return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
+
+
+def test_22_marks_that_must_wait_wake_nobody(tmp_path: Path) -> None:
+    known = {thread.native_id for thread in threading.enumerate()}
+    writer = MarkWriter(MarkFile(tmp_path / "mark"), interval=3600)
+    (thread,) = {thread.native_id for thread in threading.enumerate()} - known
+    assert thread is not None
+    marks = [Mark("a" * 32, number, 0, 1) for number in range(1, 101)]
+    writer.submit(marks[0])
+    writer.wait(marks[0])
+    before = switches(thread)
+    for mark in marks[1:]:
+        writer.submit(mark)
+        time.sleep(0.001)  # so that whoever was woken has run
+    assert switches(thread) - before < 10
+    writer.stop()
+    assert read_mark(tmp_path / "mark") == marks[-1]
 
 
 def test_a_stopped_mark_writer_has_written_what_was_waiting(tmp_path: Path) -> None:

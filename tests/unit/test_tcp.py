@@ -230,6 +230,13 @@ def test_what_is_sent_when_the_channel_opens_leaves_at_once() -> None:
     assert framed(b"hello") == world.transport.value()
 
 
+def test_what_is_sent_now_leaves_at_once_and_leaves_nothing_for_the_end_of_the_turn() -> None:
+    world = World()
+    world.channel.send_now([b"a", b"b"])
+    assert world.transport.writes == 1
+    assert not world.clock.getDelayedCalls()
+
+
 def test_channels_of_one_factory_share_the_end_of_the_turn() -> None:
     world = World()
     world.channel.send(b"a")
@@ -566,6 +573,7 @@ def into(state: ChannelState) -> World:
 
 INPUTS: dict[str, Callable[[World], Any]] = {
     "send": lambda world: world.channel.send(b"frame"),
+    "send now": lambda world: world.channel.send_now([b"frame"]),
     "established": lambda world: world.channel.established(),
     "pause": lambda world: world.channel.pause(),
     "resume": lambda world: world.channel.resume(),

@@ -74,7 +74,7 @@ def test_what_is_said_to_a_session_that_has_just_ended_begins_no_other() -> None
     connector.stopService()
     channel = client.users[0].channel
     assert channel is not None
-    channel.flush()
+    channel.send_now([])
     channel.abort()
     net.datagrams.clear()
     net.run(120)
