@@ -83,10 +83,11 @@ class ILog(Interface):
         `first`: a page may be shorter, and says where the rest begins.
         """
 
-    def find(identity: str) -> Deferred[Found | None]:
+    def find(identity: str, after: int = 0, count_max: int | None = None) -> Deferred[Found | None]:
         """Fire with the `records.Found` of a message, or None.
 
         `identity`: `log:POSITION`, `SENDER/HASH/SEQUENCE`, or an `id` that its sender gave.
+        Its states are those of the receivers with a number above `after`, `count_max` of them.
         """
 
     def dead_letters(receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
@@ -98,8 +99,8 @@ class ILog(Interface):
     def room() -> Room:
         """Return *now* a `records.Room`."""
 
-    def accounts() -> Deferred[list[Account]]:
-        """Fire with a `records.Account` for each receiver that was not removed."""
+    def accounts(receivers: Sequence[int] | None = None) -> Deferred[list[Account]]:
+        """Fire with a `records.Account` for each of these numbers that was not removed; for all."""
 
     def audit() -> Deferred[list[str]]:
         """Recount from the batches; fire with a list of discrepancies as sentences."""

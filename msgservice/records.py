@@ -265,6 +265,7 @@ class Found(msgspec.Struct, frozen=True):
     size: int  # of its batch, bytes
     stored_at: int
     states: dict[int, tuple[Status, int, str]]  # receiver number -> (status, attempts, reason)
+    more: bool = False  # there are receivers with higher numbers
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich.table import Table
 
+from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
-from msgservice.cli.status import plain_table
 from msgservice.cli.threads import in_daemon_thread
 from msgservice.errors import Refused
 
@@ -42,8 +41,25 @@ def list_receivers(session: Session) -> None:
     """List all receivers with what waits for them."""
 
     async def work(reactor: Any) -> None:
-        found = await session.ask(reactor, "$node.receivers.list")
-        session.show(found, lambda: _table(found["receivers"]))
+        table = TableOfPages(
+            "name", "subjects", "state", "queued", "bytes", "address", "last error"
+        )
+        json, shown = JsonOfPages("receivers"), 0
+        after: str | None = ""
+        async with session.client(reactor) as client:
+            while after is not None:
+                subject = "$node.receivers.list"
+                page = await session.request(reactor, client, subject, after=after)
+                after = page["next"]
+                shown += len(page["receivers"])
+                if session.as_json:
+                    json.print(page)
+                else:
+                    table.print([_row(row) for row in page["receivers"]])
+        if session.as_json:
+            json.end()
+        elif not shown:
+            click.echo("no receivers")
 
     session.run(work)
 
@@ -180,21 +196,16 @@ def _change_of(session: Session, subject: str, done: str, **question: object) ->
     session.run(work)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table | str:
-    if not rows:
-        return "no receivers"
-    table = plain_table("name", "subjects", "state", "queued", "bytes", "address", "last error")
-    for row in rows:
-        table.add_row(
-            row["name"],
-            " ".join(row["subjects"]) or "-",
-            _state(row),
-            f"{row['queued']:,}",
-            f"{row['queued_bytes']:,}",
-            row["address"] or "attaches",
-            _trouble(row),
-        )
-    return table
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["name"],
+        " ".join(row["subjects"]) or "-",
+        _state(row),
+        f"{row['queued']:,}",
+        f"{row['queued_bytes']:,}",
+        row["address"] or "attaches",
+        _trouble(row),
+    )
 
 
 def _state(row: dict[str, Any]) -> str:

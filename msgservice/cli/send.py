@@ -14,9 +14,8 @@ from twisted.internet.defer import DeferredSemaphore
 from twisted.python.failure import Failure
 
 from msgservice.cli.lines import LineReader
-from msgservice.cli.output import console
+from msgservice.cli.output import console, plain_table
 from msgservice.cli.session import SENDER, Session, node_options
-from msgservice.cli.status import plain_table
 from msgservice.client import Client
 from msgservice.errors import MsgServiceError, NotDelivered
 from msgservice.limits import MAX_BATCH_MAX

@@ -9,6 +9,8 @@ import click
 from rich.console import Group
 from rich.table import Table
 
+from msgservice.cli.output import plain_table
+from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 
 
@@ -23,8 +25,27 @@ def status(session: Session, message_id: str) -> None:
     """
 
     async def work(reactor: Any) -> None:
-        found = await session.ask(reactor, "$node.status", id=message_id)
-        session.show(found, lambda: _status_table(found))
+        table = TableOfPages("receiver", "status", "attempts", "reason")
+        json, identity = JsonOfPages("receivers"), message_id
+        begun, shown = False, 0
+        after: int | None = 0
+        async with session.client(reactor) as client:
+            while after is not None:
+                question = {"id": identity, "after": after}
+                page = await session.request(reactor, client, "$node.status", **question)
+                after, identity = page["next"], f"log:{page['position']}"
+                shown += len(page["receivers"])
+                if session.as_json:
+                    json.print(page)
+                    continue
+                if not begun:
+                    session.show(page, Group(_facts(page), ""))
+                    begun = True
+                table.print([_row(name, at) for name, at in page["receivers"].items()])
+        if session.as_json:
+            json.end()
+        elif not shown:
+            click.echo("no receivers")
 
     session.run(work)
 
@@ -41,24 +62,17 @@ def info(session: Session) -> None:
     session.run(work)
 
 
-def plain_table(*headings: str) -> Table:
-    """Return a table without rules around it: it is read by people and by `awk`."""
-    table = Table(box=None, pad_edge=False, show_header=bool(headings), header_style="bold")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
-
-
-def _status_table(found: dict[str, Any]) -> Group:
+def _facts(found: dict[str, Any]) -> Table:
     facts = plain_table()
     facts.add_row("subject", found["subject"])
     facts.add_row("position", str(found["position"]))
     facts.add_row("sender", found["sender"])
     facts.add_row("stored", _moment(found["stored_at"]))
-    table = plain_table("receiver", "status", "attempts", "reason")
-    for name, at in sorted(found["receivers"].items()):
-        table.add_row(name, at["status"], str(at["attempts"]), at["reason"] or "")
-    return Group(facts, "", table if found["receivers"] else "no receivers")
+    return facts
+
+
+def _row(name: str, at: dict[str, Any]) -> tuple[str, ...]:
+    return name, at["status"], str(at["attempts"]), at["reason"] or ""
 
 
 def _info_table(found: dict[str, Any]) -> Table:

@@ -7,7 +7,7 @@ everything else from here, so the memory log cannot drift away from the real one
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -186,12 +186,14 @@ class StoreLog:
 
         return self._read(job)
 
-    def find(self, identity: str) -> Deferred[Found | None]:
+    def find(
+        self, identity: str, after: int = 0, count_max: int | None = None
+    ) -> Deferred[Found | None]:
         """See `ILog.find`."""
 
         def job(db: apsw.Connection) -> Found | None:
             with read_transaction(db):
-                return history.find(db, self._store.state, identity)
+                return history.find(db, self._store.state, identity, after, count_max)
 
         return self._read(job)
 
@@ -199,8 +201,8 @@ class StoreLog:
         """See `ILog.dead_letters`."""
         return self._read(lambda db: history.dead_letters(db, receiver, after, count_max))
 
-    async def _accounts(self) -> list[Account]:
-        numbers = sorted(self._store.state.receivers)
+    async def _accounts(self, receivers: Sequence[int] | None = None) -> list[Account]:
+        numbers = sorted(self._store.state.receivers if receivers is None else receivers)
         found: list[Account] = []
         for at in range(0, len(numbers), ACCOUNTS_PAGE):
             page = numbers[at : at + ACCOUNTS_PAGE]
@@ -213,9 +215,9 @@ class StoreLog:
             found += [account for account in await self._read(job) if account is not None]
         return found
 
-    def accounts(self) -> Deferred[list[Account]]:
+    def accounts(self, receivers: Sequence[int] | None = None) -> Deferred[list[Account]]:
         """See `ILog.accounts`."""
-        return Deferred.fromCoroutine(self._accounts())
+        return Deferred.fromCoroutine(self._accounts(receivers))
 
     async def _audit(self) -> list[str]:
         await self._write(self._store.save)

@@ -5,6 +5,7 @@ Functions over one connection, used on the reader's thread; each reads for one p
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import apsw
@@ -228,8 +229,13 @@ def _states_of_pieces(db: apsw.Connection, pieces: Sequence[Piece]) -> list[Stat
     return done + list(open_ranges.values())
 
 
-def find(db: apsw.Connection, state: State, identity: str) -> Found | None:
-    """Return one message by `log:POSITION`, `SENDER/HASH/SEQUENCE`, or its sender's id."""
+def find(
+    db: apsw.Connection, state: State, identity: str, after: int = 0, count_max: int | None = None
+) -> Found | None:
+    """Return one message by `log:POSITION`, `SENDER/HASH/SEQUENCE`, or its sender's id.
+
+    With the states of `count_max` receivers whose numbers are above `after`, rising.
+    """
     position = _position_of_identity(db, state, identity)
     if position is None:
         return None
@@ -246,7 +252,10 @@ def find(db: apsw.Connection, state: State, identity: str) -> Found | None:
     name, incarnation = state.senders_by_id[sender].key
     at = cursors(db)
     states = {}
-    for receiver in audience_of(state, audience).members:
+    members = audience_of(state, audience).members
+    begin = bisect_right(members, after)
+    end = len(members) if count_max is None else begin + count_max
+    for receiver in members[begin:end]:
         exceptions = exceptions_of(db, receiver, position, position)
         ((_, _, status, attempts, reason),) = segments(
             position, position, at.get(receiver, -1), exceptions
@@ -261,6 +270,7 @@ def find(db: apsw.Connection, state: State, identity: str) -> Found | None:
         size=size,
         stored_at=stored_at,
         states=states,
+        more=end < len(members),
     )
 
 

@@ -18,8 +18,9 @@ from msgservice.core.frames import Reply, Request
 from msgservice.core.subjects import is_reserved
 from msgservice.errors import MsgServiceError, NoResponder
 from msgservice.message import Status, WireMessage, decode_messages
+from msgservice.node.admin_pages import PAGE_ROWS, Page
 from msgservice.node.ingress import hash_of
-from msgservice.records import Found
+from msgservice.records import Account, Found
 from msgservice.transport.addresses import describe
 
 if TYPE_CHECKING:
@@ -60,8 +61,15 @@ class _Remove(msgspec.Struct, forbid_unknown_fields=True):
     confirm: int | None = None
 
 
-class _Id(msgspec.Struct, forbid_unknown_fields=True):
+class _Status(msgspec.Struct, forbid_unknown_fields=True):
     id: str
+    after: int = 0
+    limit: int = PAGE_ROWS
+
+
+class _List(msgspec.Struct, forbid_unknown_fields=True):
+    after: str = ""
+    limit: int = PAGE_ROWS
 
 
 class _DeadList(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,6 +90,17 @@ def _message(ok: bool, body: bytes) -> msgspec.Raw:
     return msgspec.Raw(_encode(WireMessage(body, {"content-type": kind})))
 
 
+def _counts(account: Account | None) -> dict[str, Any]:
+    counts = {} if account is None else account.settled
+    return {
+        "queued": 0 if account is None else account.queued,
+        "queued_bytes": 0 if account is None else account.queued_bytes,
+        "routed": 0 if account is None else account.routed,
+        "unaccounted": 0 if account is None else account.unaccounted,
+        "settled": {Status(s).name.lower(): n for s, n in counts.items()},
+    }
+
+
 def refusal_of(reply: Reply, reason: str) -> Reply:
     """Return what is said in place of a reply that cannot be sent."""
     message = _message(False, reason.encode())
@@ -97,13 +116,13 @@ class Admin:
         self._node = node
         self._handlers: dict[str, tuple[type[msgspec.Struct], Handler]] = {
             "$node.info": (_Nothing, self._info),
-            "$node.receivers.list": (_Nothing, self._list),
+            "$node.receivers.list": (_List, self._list),
             "$node.receivers.add": (_Add, self._add),
             "$node.receivers.change": (_Change, self._change),
             "$node.receivers.pause": (_Name, self._pause),
             "$node.receivers.resume": (_Name, self._resume),
             "$node.receivers.remove": (_Remove, self._remove),
-            "$node.status": (_Id, self._status),
+            "$node.status": (_Status, self._status),
             "$node.dead.list": (_DeadList, self._dead),
             "$node.audit": (_Nothing, self._audit),
         }
@@ -157,24 +176,25 @@ class Admin:
             },
         }
 
-    async def _list(self, _: _Nothing) -> dict[str, Any]:
+    async def _list(self, asked: _List) -> dict[str, Any]:
         node = self._node
-        accounts = {one.receiver: one for one in await node.log.accounts()}
-        rows = []
-        for outlet in node.dispatch:
-            account = accounts.get(outlet.row.number)
-            counts = {} if account is None else account.settled
-            rows.append(
-                node.state_of(outlet)
-                | {
-                    "queued": 0 if account is None else account.queued,
-                    "queued_bytes": 0 if account is None else account.queued_bytes,
-                    "routed": 0 if account is None else account.routed,
-                    "unaccounted": 0 if account is None else account.unaccounted,
-                    "settled": {Status(s).name.lower(): n for s, n in counts.items()},
-                }
-            )
-        return {"receivers": sorted(rows, key=lambda row: str(row["name"]))}
+        page = Page(asked.limit, node.limits)
+        after, more = asked.after, True
+        while more and page.takes:
+            names = node.directory.names_after(after, page.step + 1)
+            more = len(names) > page.step
+            rows = [node.directory.named(name) for name in names[: page.step]]
+            accounts = await node.log.accounts([row.number for row in rows])
+            found = {one.receiver: one for one in accounts}
+            for row in rows:
+                outlet = node.dispatch.outlets.get(row.number)
+                if outlet is not None and not page.add(
+                    row.name, node.state_of(outlet) | _counts(found.get(row.number))
+                ):
+                    more = True
+                    break
+                after = row.name
+        return {"receivers": list(page.rows.values()), "next": after if more else None}
 
     async def _add(self, asked: _Add) -> dict[str, Any]:
         await self._node.receivers.add(
@@ -213,27 +233,30 @@ class Admin:
             return {"queued": await receivers.queued(self._node.directory.named(asked.name).number)}
         return {"removed": await receivers.remove(asked.name, asked.confirm)}
 
-    async def _status(self, asked: _Id) -> dict[str, Any]:
-        found: Found | None = await self._node.log.find(asked.id)
+    async def _status(self, asked: _Status) -> dict[str, Any]:
+        page = Page(asked.limit, self._node.limits)
+        limit = min(max(1, asked.limit), PAGE_ROWS)
+        found: Found | None = await self._node.log.find(asked.id, asked.after, limit)
         if found is None:
             raise ValueError(f"no message {asked.id!r} in the log")
-        receivers = {}
+        after, more = asked.after, found.more
         for number, (stored, attempts, reason) in found.states.items():
             row = self._node.directory.numbered(number)
             if row is not None:
                 status = self._node.status_of(number, found.position, stored)
-                receivers[row.name] = {
-                    "status": status.name.lower(),
-                    "attempts": attempts,
-                    "reason": reason,
-                }
+                told = {"status": status.name.lower(), "attempts": attempts, "reason": reason}
+                if not page.add(row.name, told):
+                    more = True
+                    break
+            after = number
         return {
             "position": found.position,
             "sender": f"{found.sender}/{hash_of(found.incarnation)}/{found.sequence}",
             "sequence": found.sequence,
             "subject": found.subject,
             "stored_at": found.stored_at,
-            "receivers": receivers,
+            "receivers": page.rows,
+            "next": after if more else None,
         }
 
     async def _dead(self, asked: _DeadList) -> dict[str, Any]:

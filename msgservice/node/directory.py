@@ -8,6 +8,7 @@ taken in afterwards (SEMANTICS 8).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import nsmallest
 
 from msgservice.core.subjects import SubjectMatcher, check_name, check_pattern
 from msgservice.errors import LimitReached, UnknownReceiver
@@ -54,6 +55,10 @@ class Directory:
     def numbered(self, number: int) -> ReceiverRow | None:
         """The receiver of this number, removed ones too, or None."""
         return self._by_number.get(number)
+
+    def names_after(self, name: str, count_max: int) -> list[str]:
+        """The first `count_max` names of receivers behind this one, rising."""
+        return nsmallest(count_max, (one for one in self._by_name if one > name))
 
     def names(self, audience: Audience) -> list[str]:
         """The names behind an audience."""

@@ -342,8 +342,9 @@ def test_a_request_of_more_calls_than_may_be_pending_ends_its_connection() -> No
 
 def test_an_answer_too_large_for_a_frame_is_an_error_and_no_silence() -> None:
     world = NodeWorld(Limits(max_batch=4096))
-    for n in range(60):
-        world.peer(f"receiver-{n}", receive={"subjects": []})
+    subjects = [f"{n}.{'x' * 240}" for n in range(60)]  # of one receiver: a page of its own
+    Deferred.fromCoroutine(world.node.add_receiver("wide", subjects))
+    world.settle()
     shop = world.peer("shop")
     ok, reason = shop.request("$node.receivers.list", {})
     assert not ok

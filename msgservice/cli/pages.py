@@ -1,0 +1,63 @@
+"""Answers of the node that come in pages, printed as they come: one table, or one JSON object."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import click
+import msgspec
+from rich.cells import cell_len
+
+from msgservice.cli.output import console, plain_table
+
+
+class TableOfPages:
+    """Prints rows under one row of headings; a column only ever becomes wider."""
+
+    def __init__(self, *headings: str) -> None:
+        self._headings = headings
+        self._widths = [cell_len(heading) for heading in headings]
+        self._begun = False
+
+    def print(self, rows: Collection[Sequence[str]]) -> None:
+        """Print these rows."""
+        if not rows:
+            return
+        table = plain_table(*self._headings)
+        table.show_header = not self._begun
+        self._begun = True
+        for row in rows:
+            self._widths = [max(w, cell_len(c)) for w, c in zip(self._widths, row, strict=True)]
+            table.add_row(*row)
+        out = console(sys.stdout)
+        if sum(self._widths) + len(self._widths) <= out.width:
+            for column, width in zip(table.columns, self._widths, strict=True):
+                column.min_width = width
+        out.print(table)
+
+
+class JsonOfPages:
+    """Prints one object: what all pages say of the whole, and their rows in one list or map."""
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._end = b""
+        self._any = False
+
+    def print(self, page: dict[str, Any]) -> None:
+        """Print the rows of this page."""
+        rows = msgspec.json.encode(page[self._field])
+        if not self._end:
+            whole = {k: v for k, v in page.items() if k not in (self._field, "next")}
+            begin = msgspec.json.encode(whole)[:-1] + (b"," if whole else b"")
+            click.echo(begin + msgspec.json.encode(self._field) + b":" + rows[:1], nl=False)
+            self._end = rows[-1:]
+        if page[self._field]:
+            click.echo((b"," if self._any else b"") + rows[1:-1], nl=False)
+            self._any = True
+
+    def end(self) -> None:
+        """There are no more pages."""
+        click.echo(self._end + b"}")

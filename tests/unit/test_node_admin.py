@@ -1,0 +1,124 @@
+"""Answers of `$node.*` in pages: any number of receivers, none told twice, none left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from msgservice import Limits
+from msgservice.core.frames import Routed
+from msgservice.log.memory import MemoryLog
+from msgservice.node.node import NodeService
+from msgservice.records import ReceiverRow
+from tests.nodes import NodeWorld, ScriptedPeer
+
+MANY = 20_000
+LIMITS = Limits(receivers=MANY)
+
+
+class ManyReceivers(NodeWorld):
+    """A node that is configured with many receivers of the same subjects."""
+
+    def start(self) -> None:
+        rows = [
+            ReceiverRow(number=0, name=f"receiver-{n}", patterns=("orders.>",), cursor=-1)
+            for n in range(self.limits.receivers)
+        ]
+        self.node = NodeService(
+            self.clock,
+            log=self.log,
+            limits=self.limits,
+            receivers=rows,
+            rng=lambda: 1.0,
+            failed=self.failures.append,
+        )
+        self.node.startService()
+        self.settle()
+
+
+@pytest.fixture(scope="module")
+def world() -> ManyReceivers:
+    clock = Clock()
+    return ManyReceivers(LIMITS, MemoryLog(reactor=clock, limits=LIMITS), clock)
+
+
+def names(count: int = MANY) -> set[str]:
+    return {f"receiver-{n}" for n in range(count)}
+
+
+def pages(peer: ScriptedPeer, subject: str, **question: Any) -> list[dict[str, Any]]:
+    """All pages, as a client asks for them."""
+    found = []
+    while True:
+        ok, answer = peer.request(subject, question)
+        assert ok, answer
+        found.append(answer)
+        if answer["next"] is None:
+            return found
+        question["after"] = answer["next"]
+
+
+def test_twenty_thousand_receivers_are_listed_in_pages(world: ManyReceivers) -> None:
+    shop = world.peer("asker")
+    told = [
+        row["name"] for page in pages(shop, "$node.receivers.list") for row in page["receivers"]
+    ]
+    assert told == sorted(names())
+
+
+def test_the_status_at_twenty_thousand_receivers_comes_in_pages(world: ManyReceivers) -> None:
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    (routed,) = shop.take(Routed)
+    found = pages(shop, "$node.status", id=f"log:{routed.position}")
+    told = [name for page in found for name in page["receivers"]]
+    assert len(told) == len(set(told))
+    assert set(told) == names()
+    assert {at["status"] for page in found for at in page["receivers"].values()} == {"queued"}
+
+
+def test_a_page_has_as_many_receivers_as_were_asked_for() -> None:
+    world = NodeWorld()
+    for n in range(7):
+        world.peer(f"receiver-{n}", receive={"subjects": ["orders.>"]})
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    found = pages(shop, "$node.receivers.list", limit=3)
+    assert [len(page["receivers"]) for page in found] == [3, 3, 1]
+    (routed,) = shop.take(Routed)
+    found = pages(shop, "$node.status", id=f"log:{routed.position}", limit=3)
+    assert [len(page["receivers"]) for page in found] == [3, 3, 1]
+    found = pages(shop, "$node.receivers.list", limit=0)
+    assert [len(page["receivers"]) for page in found] == [1] * 7
+    _, answer = shop.request("$node.receivers.list", {"after": "z"})
+    assert answer == {"receivers": [], "next": None}
+
+
+def test_long_rows_make_short_pages() -> None:
+    world = NodeWorld()
+    subjects = [f"{n}.{'x' * 240}" for n in range(400)]
+    for n in range(7):  # of 100 kB each: no frame holds them all
+        Deferred.fromCoroutine(world.node.add_receiver(f"receiver-{n}", subjects))
+    world.settle()
+    found = pages(world.peer("shop"), "$node.receivers.list")
+    assert [len(page["receivers"]) for page in found] == [2, 2, 2, 1]
+    told = {row["name"] for page in found for row in page["receivers"]}
+    assert told == names(7)
+
+
+def test_a_receiver_that_goes_between_two_pages_takes_no_other_with_it() -> None:
+    world = NodeWorld()
+    for n in range(4):
+        world.peer(f"receiver-{n}", receive={"subjects": ["orders.>"]}).connection.abort()
+    shop = world.peer("shop")
+    _, first = shop.request("$node.receivers.list", {"limit": 2})
+    assert first["next"] == "receiver-1"
+    Deferred.fromCoroutine(world.node.remove_receiver("receiver-1"))
+    world.settle()
+    _, second = shop.request("$node.receivers.list", {"limit": 2, "after": first["next"]})
+    assert [row["name"] for row in second["receivers"]] == ["receiver-2", "receiver-3"]
