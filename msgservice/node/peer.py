@@ -258,7 +258,7 @@ class Peer:
             self.ingress.stop()
             if self.ingress.watch is not None:
                 self._node.tracker.unwatch(self.ingress.watch)
-        self.detach(reason)
+        self.detach("" if self.leaving else reason)  # a goodbye is no error
         self._tell_room()
         if self._expected is not None and not self.attached:
             self._expected.last_error = reason

@@ -400,3 +400,18 @@ def test_what_was_taken_in_before_a_fault_of_the_same_turn_is_stored(then: str) 
     world.settle(1)
     assert shop.lost_because is not None
     assert billing.bodies() == [b"one"]
+
+
+def test_a_receiver_that_says_goodbye_leaves_no_error_behind() -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", receive={"subjects": ["orders.>"]})
+    outlet = world.node.dispatch.outlets[world.node.directory.named("billing").number]
+    billing.connection.bye()
+    world.settle(1.0)
+    assert outlet.connection is None
+    assert "" == outlet.last_error
+
+    again = world.peer("billing", receive={"subjects": ["orders.>"]})
+    again.connection.abort()
+    world.settle(1.0)
+    assert outlet.last_error
