@@ -70,10 +70,12 @@ class Patience(SessionTable):
         session = peer.session
         if session is not None:
             tokens += session.sending.give_up(ordinal, self._retries, session.asked)
-        if self._is_silent(peer, peer.marks[due - 1], now):
-            tokens += peer.queue.take_below(ordinal)
-        if session is not None:
             session.spent = session.spent or bool(tokens)
+        if self._is_silent(peer, peer.marks[due - 1], now):
+            waiting = peer.queue.take_below(ordinal)
+            tokens += waiting
+            if session is not None and waiting:
+                session.sending.skip_waiting(len(waiting))
         # The newest mark stays while anything below it is open or waits.
         del peer.marks[: due if peer.first_unsettled >= ordinal else due - 1]
         if not len(peer.queue) and peer.opening is not None:

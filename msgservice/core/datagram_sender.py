@@ -29,6 +29,7 @@ class SendingHalf:
     """Open messages of one session, in rising order of nonce."""
 
     __slots__ = (
+        "_bases",
         "_head",
         "_large",
         "answered",
@@ -61,9 +62,11 @@ class SendingHalf:
         self.credit_messages = credit_messages
         self.credit_bytes = credit_bytes
         self.next_nonce = 1
-        # The ordinals of the first nonces, then ordinal_base + n is that of nonce n.
+        # The ordinals of the first nonces, then ordinal_base + n is that of nonce n; before some of
+        # what waited was given up it was another: (the first nonce behind, the base before).
         self.carried: list[int] = []
         self.ordinal_base = 0
+        self._bases: list[tuple[int, int]] = []
         self.open = 0
         self.packed_bytes = 0
         self.retransmit: list[Chunk | Piece] = []
@@ -85,7 +88,20 @@ class SendingHalf:
         """Return which message of the address this is, counted from 0 over all sessions."""
         if nonce <= len(self.carried):
             return self.carried[nonce - 1]
+        for behind, base in self._bases:
+            if nonce < behind:
+                return base + nonce
         return self.ordinal_base + nonce
+
+    def skip_waiting(self, count: int) -> None:
+        """Take note that so many messages at the head of the queue will get no nonce."""
+        sent = self.next_nonce - 1
+        if sent > len(self.carried):
+            lowest = self.firsts[self._head] if self._head < len(self.firsts) else self.next_nonce
+            self._bases = [pair for pair in self._bases if pair[0] > lowest]
+            self._bases.append((self.next_nonce, self.ordinal_base))
+        del self.carried[sent : sent + count]
+        self.ordinal_base += count
 
     @property
     def floor(self) -> int:

@@ -81,6 +81,7 @@ class Host:
         self._options = (limits or DatagramLimits(), keys, patience, retries, ordered)
         self.handled: list[bytes] = []
         self.sources: list[Address] = []  # of what was handled, in the same order
+        self.sessions: list[tuple[Address, int]] = []  # likewise: in which session
         self.handler: Callable[[bytes], bytes | None] = lambda body: None
         self.settled: list[object] = []
         self.replies: dict[object, tuple[int, bytes]] = {}
@@ -149,6 +150,7 @@ class Host:
                 for nonce, body in enumerate(bodies, first):
                     self.handled.append(body)
                     self.sources.append(session.address)
+                    self.sessions.append((session.address, session.identifier))
                     size = len(body)
                     try:
                         answer = self.handler(body)

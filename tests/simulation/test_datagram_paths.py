@@ -452,3 +452,34 @@ def test_a_side_that_stood_still_does_not_poison_the_round_trip(
     assert worst[1] < 1.5
     assert world.run(20, until=lambda: len(a.settled) == 200)
     assert len(set(b.handled)) == len(b.handled)
+
+
+def test_A7_answers_find_their_messages_after_others_that_waited_before_them_have_failed() -> None:
+    world = World(1)
+    a = world.host(1, patience=3.0, retries=3)
+    b = world.host(2, limits=DatagramLimits(window_messages=6))
+    b.handler = lambda body: body[:3]
+    a.send(b.address, b"first")
+    assert world.run(5, until=lambda: b"first" in a.replies)
+    world.default = Path(down=True)
+    bodies = [b"%03d" % number + bytes(1000) for number in range(20)]
+    for body in bodies:
+        a.send(b.address, body)
+    assert world.run(60, until=lambda: bool(a.failed))
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    assert session.sending.open  # these were not retried as often, and go on
+    failed = a.failed[0][1]
+    assert bodies[-1] in failed  # it waited, and was never sent
+
+    world.default = Path()
+    more = [b"%03d" % number + bytes(1000) for number in range(20, 25)]
+    for body in more:
+        a.send(b.address, body)
+
+    def settled() -> int:
+        return len(a.replies) + sum(len(tokens) for _, tokens, _ in a.failed)
+
+    assert world.run(200, until=lambda: settled() == 26)
+    assert set(more) <= set(a.replies)
+    assert all(token[:3] == reply for token, (_, reply) in a.replies.items())  # type: ignore[index]  # bytes here
