@@ -413,6 +413,7 @@ class HandedRun:
             return self._end(wait)
         if wait is Wait.ACCEPTED:
             return self
+        others = self._others if wait is Wait.ACKNOWLEDGED else None
         done = True
         for piece in self._pieces:
             low, high = max(first, piece.first), min(last, piece.last)
@@ -425,10 +426,8 @@ class HandedRun:
                 if name is not None and name not in piece.audience.members:
                     return NotDelivered(name, "not in the audience", None)
             for receiver in names if name is None else (name,):
-                if wait is Wait.ACKNOWLEDGED:
-                    other = self._other(low, high, receiver)
-                    if other is not None:
-                        return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
+                if others and (other := self._other(low, high, receiver)) is not None:
+                    return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
                 done = done and self._is_final(receiver, low, high)
         return self if done else self._end(wait)
 

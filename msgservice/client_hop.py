@@ -355,7 +355,8 @@ class NodeHop:
         if connection is self.connection and self._opened:
             self._apply_settled()
             self._user.answers_applied()
-            self.pump()
+            if not self.outbox.idle or self._has_more:
+                self.pump()
 
     def writable(self, connection: Connection) -> None:
         """See `connection.Owner`."""
