@@ -25,6 +25,9 @@ class Keeper(Protocol):
     def changed(self, run: HandedRun) -> None:
         """The run is waited for now, or was settled: how it is kept may change."""
 
+    def has_news(self, run: HandedRun) -> None:
+        """The run's `tell_news` is to be called when all that came with this is applied."""
+
 
 class Receivers:
     """The audience of some messages, by name."""
@@ -257,7 +260,10 @@ class HandedRun:
             self._after_change()
 
     def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
-        """The node says that these have this state at this receiver; repeats change nothing."""
+        """The node says that these have this state at this receiver; repeats change nothing.
+
+        Whoever waits is told by `tell_news`: once for what came together.
+        """
         own_last = self.first + self.count - 1
         if (
             first <= self.first
@@ -282,7 +288,12 @@ class HandedRun:
                         self._others = {}
                     self._others.setdefault(name, []).append((low, high, status, reason))
         if self._watchers or self._open == 0:
-            self._after_change()
+            assert self._keeper is not None
+            self._keeper.has_news(self)
+
+    def tell_news(self) -> None:
+        """Fire what waited for what was marked."""
+        self._after_change()
 
     def lost(self, error: MsgServiceError) -> None:
         """Nothing more will be heard of this run: what is unknown stays unknown."""
