@@ -25,6 +25,9 @@ class Keeper(Protocol):
     def changed(self, run: HandedRun) -> None:
         """The run is waited for now, or was settled: how it is kept may change."""
 
+    def has_news(self, run: HandedRun) -> None:
+        """The run's `tell_news` is to be called when all that came with this is applied."""
+
 
 class Receivers:
     """The audience of some messages, by name."""
@@ -257,7 +260,10 @@ class HandedRun:
             self._after_change()
 
     def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
-        """The node says that these have this state at this receiver; repeats change nothing."""
+        """The node says that these have this state at this receiver; repeats change nothing.
+
+        Whoever waits is told by `tell_news`: once for what came together.
+        """
         own_last = self.first + self.count - 1
         if (
             first <= self.first
@@ -282,7 +288,12 @@ class HandedRun:
                         self._others = {}
                     self._others.setdefault(name, []).append((low, high, status, reason))
         if self._watchers or self._open == 0:
-            self._after_change()
+            assert self._keeper is not None
+            self._keeper.has_news(self)
+
+    def tell_news(self) -> None:
+        """Fire what waited for what was marked."""
+        self._after_change()
 
     def lost(self, error: MsgServiceError) -> None:
         """Nothing more will be heard of this run: what is unknown stays unknown."""
@@ -413,6 +424,7 @@ class HandedRun:
             return self._end(wait)
         if wait is Wait.ACCEPTED:
             return self
+        others = self._others if wait is Wait.ACKNOWLEDGED else None
         done = True
         for piece in self._pieces:
             low, high = max(first, piece.first), min(last, piece.last)
@@ -425,10 +437,8 @@ class HandedRun:
                 if name is not None and name not in piece.audience.members:
                     return NotDelivered(name, "not in the audience", None)
             for receiver in names if name is None else (name,):
-                if wait is Wait.ACKNOWLEDGED:
-                    other = self._other(low, high, receiver)
-                    if other is not None:
-                        return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
+                if others and (other := self._other(low, high, receiver)) is not None:
+                    return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
                 done = done and self._is_final(receiver, low, high)
         return self if done else self._end(wait)
 

@@ -354,8 +354,10 @@ class NodeHop:
         """See `connection.Owner`."""
         if connection is self.connection and self._opened:
             self._apply_settled()
+            self.runs.tell_news()
             self._user.answers_applied()
-            self.pump()
+            if not self.outbox.idle or self._has_more:
+                self.pump()
 
     def writable(self, connection: Connection) -> None:
         """See `connection.Owner`."""
@@ -390,6 +392,7 @@ class NodeHop:
         self._opened = False
         self.outbox.disconnect(self._now())
         self._apply_settled()
+        self.runs.tell_news()
         self._rearm()
 
     def _apply_settled(self) -> None:

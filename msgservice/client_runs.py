@@ -26,6 +26,7 @@ class HandedRuns:
         self._faint: dict[int, ref[HandedRun]] = {}  # answered, and nobody waits
         self._sweep_at = SWEEP_MIN
         self._audiences: dict[int, Receivers] = {}
+        self._news: dict[HandedRun, None] = {}  # who waits for these is not told yet
 
     def __len__(self) -> int:
         """How many are kept."""
@@ -79,6 +80,16 @@ class HandedRuns:
         elif first in self._held:
             del self._held[first]
             self._faint[first] = ref(run)
+
+    def has_news(self, run: HandedRun) -> None:
+        """See `receipt.Keeper`."""
+        self._news[run] = None
+
+    def tell_news(self) -> None:
+        """All that came together is applied: tell who waits for it."""
+        news, self._news = self._news, {}
+        for run in news:
+            run.tell_news()
 
     def lose(self, first: int, last: int, error: MsgServiceError, *, answered: bool) -> None:
         """Nothing more will be heard of these runs; `answered`: only of those that were."""

@@ -216,17 +216,16 @@ class Outbox(RunStates):
             self._land(run)
             if id(run) in heads:
                 self._wait(run, now)
-        self._refill_ready()
         for run in lost:
             stuck = self._lanes.get(run.lane) if self._lanes else None
             if stuck is not None and run.first < stuck.head.first:
                 self._wait(run, now)  # older than the head: the lane waits for it first
-        if self._heard:
-            return
-        if was_alone:
-            # The other side was given this one message alone and went away (SEMANTICS 14).
-            self._failed(lost[0], now, 0, "connection lost while it was handled")
-        self.probing = True
+        if not self._heard:
+            if was_alone:
+                # The other side was given this one message alone and went away (SEMANTICS 14).
+                self._failed(lost[0], now, 0, "connection lost while it was handled")
+            self.probing = True
+        self._refill_ready()
 
     def receive_resume(self, floor: int, ranges: Sequence[tuple[int, int]]) -> None:
         """The other side has taken all below `floor` and these: none of it is sent again.

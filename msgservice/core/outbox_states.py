@@ -212,7 +212,7 @@ class RunStates:
             run = found
             if run.first < first:
                 run = self._split(run, first)
-            if run.last > last:
+            if run.first + run.count - 1 > last:
                 self._split(run, last + 1)
             self._settle(run, status, reason, action)
 
@@ -232,10 +232,11 @@ class RunStates:
         run.state = FINAL
         lowest = self._open.lowest()
         self._open.discard(run)
-        self._settled.append(Settled(run, run.first, run.last, status, reason, action))
+        last = run.first + run.count - 1
+        self._settled.append(Settled(run, run.first, last, status, reason, action))
         if lowest is not run:
             # From `after` on: what lies between is nobody's, so that ranges meet.
-            self._above.add(run.after + 1, run.last)
+            self._above.add(run.after + 1, last)
         elif self._above:
             self._trim_above()
         if self._lanes:

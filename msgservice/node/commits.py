@@ -189,12 +189,29 @@ class Commits:
         self._next = Group()
         self._running = True
         group.now = self._wall()
-        self._log.append(group).addCallbacks(
-            self._stored,
-            self._failed,
-            callbackArgs=(group, sources, waiters, progressing),
-            errbackArgs=(group, sources, waiters, progressing),
-        ).addErrback(self._broken)
+        self._log.append(group).addBoth(self._ended, group, sources, waiters, progressing)
+
+    def _ended(
+        self,
+        result: list[Outcome] | Failure,
+        group: Group,
+        sources: list[Source],
+        waiters: list[Deferred[None]],
+        progressing: list[Progressing],
+    ) -> None:
+        self._running = False
+        try:
+            if isinstance(result, Failure):
+                self._failed(result, group, sources, waiters, progressing)
+            else:
+                self._stored(result, group, sources, waiters, progressing)
+        except Exception:
+            # A fault of ours, not of the disk: going on could acknowledge what is not stored.
+            failure = Failure()
+            self._logger.failure("the commit loop failed", failure)
+            self._stopped = True
+            self._go_idle()
+            self._fatal(LogFailed(failure.getErrorMessage()))
 
     def _stored(
         self,
@@ -204,7 +221,6 @@ class Commits:
         waiters: list[Deferred[None]],
         progressing: list[Progressing],
     ) -> None:
-        self._running = False
         self.groups += 1
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first.
@@ -244,7 +260,6 @@ class Commits:
         waiters: list[Deferred[None]],
         progressing: list[Progressing],
     ) -> None:
-        self._running = False
         failure.trap(LogUnavailable, LogFailed)
         error = failure.value
         for outlet in progressing:
@@ -272,13 +287,6 @@ class Commits:
         self._after_group([])
         if self._due is None:
             self._due = self._clock.callLater(RETRY_DELAY, self._kick_due)
-
-    def _broken(self, failure: Failure) -> None:
-        # A fault of ours, not of the disk: going on could acknowledge what is not stored.
-        self._logger.failure("the commit loop failed", failure)
-        self._stopped = True
-        self._go_idle()
-        self._fatal(LogFailed(failure.getErrorMessage()))
 
     # --- stopping
 

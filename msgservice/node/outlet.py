@@ -232,6 +232,9 @@ class Outlet(OutletProgress):
 
     def feed(self, batch: Batch) -> None:
         """A batch for this receiver was just stored. Only while following; `pump` later."""
+        if not self._fed and self.outbox.wants:
+            self._offer(batch)
+            return
         self._fed.append(batch)
         self._fed_bytes += batch.size + BATCH_OVERHEAD
         if self._fed_bytes > 2 * self.outbox.window_bytes:

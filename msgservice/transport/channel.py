@@ -162,14 +162,13 @@ class FrameProtocol(LinearStringReceiver):
                 self._end_turn()
 
     def _put(self, frames: Sequence[bytes]) -> None:
-        size_max, put = self.MAX_LENGTH, self._queue.append
+        size_max, is_open = self.MAX_LENGTH, self.state is ChannelState.OPEN
         for frame in frames:
             size = len(frame)
             if size > size_max:
                 raise FrameTooLarge(size, size_max)
-            if self.state is ChannelState.OPEN:
-                put(encode_prefix(size))
-                put(frame)
+            if is_open:
+                self._queue += (encode_prefix(size), frame)
                 self._queued += size + PREFIX_BYTES
 
     def established(self) -> None:

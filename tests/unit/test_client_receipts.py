@@ -328,6 +328,7 @@ def test_any_cut_of_the_news_gives_what_a_plain_model_gives(seed: int) -> None:
             assert isinstance(value, tuple)
             name, status = value
             run.marked(name, status, low, high, "why")
+            runs.tell_news()
             for number in numbers:
                 states.setdefault((name, number), status)
         for index, waiter in enumerate(waiters):

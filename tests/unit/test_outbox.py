@@ -333,6 +333,21 @@ def test_14_after_a_restart_what_is_older_in_the_lane_goes_first() -> None:
     assert [(2, 2, Status.DEAD)] == settled(outbox)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_14_a_message_that_waits_after_a_lost_connection_is_not_ready_as_well(
+    ordered: bool,
+) -> None:
+    outbox = make_outbox(ordered=ordered)
+    offer(outbox, run(1))
+    for _ in range(3):
+        outbox.disconnect(0.0)
+        outbox.connect(None, BATCH_MAX)
+        outbox.take_transfers(100.0)
+    outbox.disconnect(100.0)
+    assert {1} == {waiting.first for waiting in outbox.waiting}
+    assert (0, 0) == outbox.ready
+
+
 def test_14_a_lost_connection_counts_only_for_one_message_that_was_alone() -> None:
     outbox = make_outbox(max_attempts=2)
     offer(outbox, run(1, 3), run(4, 1, "b"))
