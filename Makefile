@@ -10,6 +10,7 @@ FUZZ_SECONDS ?= 60
 
 .venv: .venv/.made
 .venv/.made: setup.py pyproject.toml
+	@echo "making .venv: about a minute, and again only when its ingredients change"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'setuptools>=77' wheel
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

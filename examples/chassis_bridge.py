@@ -169,6 +169,8 @@ class Bridge(Axon.Component.component):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m examples.chassis_bridge tcp:127.0.0.1:7410")
     from twisted.internet import reactor
 
     Bridge(reactor, sys.argv[1]).run()

@@ -1,4 +1,8 @@
-"""Requests and replies over acknowledged UDP, in one process: `python -m examples.udp_rpc`."""
+"""Requests and replies over acknowledged UDP, in one process: `python -m examples.udp_rpc`.
+
+The traceback that it shows is meant: what a handler raises is logged where it was raised, and the
+other side gets its last line.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from msgservice.config import Config, load_config
 from msgservice.errors import ConfigError
 
 
-@click.command("check-config")
+@click.command("check-config", short_help="Check a configuration FILE without starting anything.")
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def check_config(file: str, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from msgservice.receiver import Receiver
 WATCH_SECONDS = 0.5  # between two looks at the connection
 
 
-@click.command()
+@click.command(short_help="Be the receiver NAME, and print what it gets.")
 @click.argument("name")
 @click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
@@ -43,7 +43,13 @@ def listen(
     async def work(reactor: Any) -> None:
         # The node is asked something first: a receiver would dial for ever, and say nothing.
         async with session.client(reactor) as client:
-            await session.request(reactor, client, "$node.info")
+            known = await session.request(reactor, client, "$node.receivers.list")
+            if not subjects and all(row["name"] != name for row in known["receivers"]):
+                click.echo(
+                    f"msgservice: {name!r} is new to the node, and no SUBJECT is given: it gets"
+                    " only what is sent to it by name (--to)",
+                    err=True,
+                )
             printer = Printer(reactor, sys.stdout.buffer, count=count, as_json=session.as_json)
             receiver = Receiver(reactor, name=name, handler=printer.handle)
             watch = Watch(reactor, printer.done)

@@ -9,7 +9,12 @@ import click
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 from msgservice.cli.threads import in_daemon_thread
+from msgservice.config_addresses import check_receiver_address
+from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import Refused
+from msgservice.transport.addresses import parse_address
+
+SCHEMES_CHECKED_HERE = ("tcp", "unix", "udp")
 
 SUBJECTS = click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
 NAME = click.argument("name")
@@ -64,7 +69,7 @@ def list_receivers(session: Session) -> None:
     session.run(work)
 
 
-@receivers.command()
+@receivers.command(short_help="Add the receiver NAME for these SUBJECTs.")
 @NAME
 @SUBJECTS
 @ADDRESS
@@ -191,9 +196,24 @@ def _confirmed(question: str) -> bool:
 
 def _change_of(session: Session, subject: str, done: str, **question: object) -> None:
     async def work(reactor: Any) -> None:
+        _check(question)
         session.show(await session.ask(reactor, subject, **question), done)
 
     session.run(work)
+
+
+def _check(question: dict[str, Any]) -> None:
+    """Raise what can be known to be wrong without the node; it checks all of it again."""
+    check_name(question["name"])
+    for pattern in question.get("subjects") or ():
+        check_pattern(pattern)
+    text = question.get("address")
+    if text is None:
+        return
+    address = parse_address(text)
+    # Files in an address are on the node's machine, and other schemes are the node's to know.
+    if address.scheme in SCHEMES_CHECKED_HERE and not address.options:
+        check_receiver_address(text)
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Mapping
 from typing import Any, BinaryIO, Self
 
 import click
@@ -20,12 +21,16 @@ from msgservice.client import Client
 from msgservice.errors import MsgServiceError, NotDelivered
 from msgservice.limits import MAX_BATCH_MAX
 from msgservice.message import Status
+from msgservice.receipt import Receipt
 
 # Runs of lines that may be on their way at once: enough to hide a sync behind the next read.
 RUNS_IN_FLIGHT = 8
 
+# Seconds of `--wait` after which people are told what is waited for.
+SAY_AFTER = 1.0
 
-@click.command()
+
+@click.command(short_help="Send a message, or lines, to SUBJECT.")
 @click.argument("subject")
 @click.argument("body", required=False)
 @click.option("--file", type=click.File("rb"), metavar="FILE", help="The body is this file.")
@@ -93,7 +98,7 @@ async def _send_one(
 ) -> None:
     async with session.client(reactor, name) as client:
         receipt = await session.in_time(reactor, client.send(subject, content, **options))
-        statuses = await receipt.settled() if wait else receipt.statuses
+        statuses = await _settled(session, reactor, receipt) if wait else receipt.statuses
     told = {
         "position": receipt.position,
         "receivers": {receiver: status.name.lower() for receiver, status in statuses.items()},
@@ -102,6 +107,22 @@ async def _send_one(
     for receiver, status in statuses.items():
         if wait and status is not Status.ACKNOWLEDGED:
             raise NotDelivered(receiver, status.name.lower(), None)
+
+
+async def _settled(session: Session, reactor: Any, receipt: Receipt) -> Mapping[str, Status]:
+    """Return the final statuses; say what is waited for if that lasts."""
+
+    def say() -> None:
+        away = ", ".join(sorted(n for n, s in receipt.statuses.items() if not s.final))
+        where = f"stored at log:{receipt.position}"
+        click.echo(f"msgservice: {where}; waiting for {away} to acknowledge it", err=True)
+
+    saying = None if session.as_json else reactor.callLater(SAY_AFTER, say)
+    try:
+        return await receipt.settled()
+    finally:
+        if saying is not None and saying.active():
+            saying.cancel()
 
 
 def _told(told: dict[str, Any]) -> Group:

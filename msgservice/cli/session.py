@@ -7,6 +7,7 @@ there and nowhere else.
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -18,17 +19,20 @@ import click
 import msgspec
 from rich.console import RenderableType
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import (
     FilteringLogObserver,
+    ILogObserver,
+    LogEvent,
     LogLevel,
     LogLevelFilterPredicate,
     globalLogBeginner,
     textFileLogObserver,
 )
+from zope.interface import provider
 
 from msgservice.cli.output import ExitCode, console
 from msgservice.client import Client
-from msgservice.client_connect import connect
 from msgservice.errors import (
     Ambiguous,
     BadAddress,
@@ -39,6 +43,8 @@ from msgservice.errors import (
     NoResponder,
     RequestTimeout,
 )
+from msgservice.limits import Limits
+from msgservice.transport.registry import Transports
 
 NODE = "tcp:127.0.0.1:7410"
 SENDER = "msgservice-cli"
@@ -51,9 +57,10 @@ T = TypeVar("T")
 class NoAnswer(Ambiguous):
     """The node did not answer in the time that the command gives it."""
 
-    def __init__(self, node: str, seconds: float) -> None:
+    def __init__(self, node: str, seconds: float, why: str | None = None) -> None:
+        because = f" ({why})" if why else ""
         super().__init__(
-            f"no answer from {node} within {seconds:g} s: is a node listening there?"
+            f"no answer from {node} within {seconds:g} s{because}: is a node listening there?"
             " (--node, --timeout)"
         )
 
@@ -116,8 +123,23 @@ class Session:
     @asynccontextmanager
     async def client(self, reactor: Any, name: str = SENDER) -> AsyncIterator[Client]:
         """Give a client that is connected; it is closed behind."""
-        client = await self.in_time(reactor, connect(reactor, self.node, name=name))
+        # Not `connect`, which gives nothing to ask why before there is a connection.
+        limits = Limits()
+        client = Client(
+            reactor=reactor,
+            name=name,
+            connector_factory=lambda make_user: (
+                Transports().find(self.node).connector(reactor, self.node, make_user, limits)
+            ),
+            limits=limits,
+            new_incarnation=lambda: secrets.token_hex(16),
+        )
+        client.start()
         try:
+            try:
+                await self.in_time(reactor, client.when_connected())
+            except NoAnswer:
+                raise NoAnswer(self.node, self.timeout, client.why().error) from None
             yield client
         finally:
             await client.close()
@@ -169,9 +191,17 @@ class Session:
 
 
 def _log_to_standard_error(level: Any) -> None:
-    observer = FilteringLogObserver(
+    shown = FilteringLogObserver(
         textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(defaultLogLevel=level)]
     )
+
+    @provider(ILogObserver)
+    def observer(event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        # Twisted's word for a second Ctrl-C: the command is ending already.
+        if failure is None or not failure.check(ReactorNotRunning):
+            shown(event)
+
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
 
 

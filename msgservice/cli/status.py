@@ -14,7 +14,7 @@ from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 
 
-@click.command()
+@click.command(short_help="Say what became of a message at each receiver.")
 @click.argument("message_id", metavar="ID")
 @node_options
 def status(session: Session, message_id: str) -> None:
@@ -50,7 +50,7 @@ def status(session: Session, message_id: str) -> None:
     session.run(work)
 
 
-@click.command()
+@click.command(short_help="Say who the node is, and how full its log is.")
 @node_options
 def info(session: Session) -> None:
     """Say who the node is, where it listens, and how full its log is."""

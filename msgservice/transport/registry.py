@@ -7,6 +7,7 @@ neither knows, but that is a Twisted endpoint plugin's, is a byte stream like TC
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from msgservice.interfaces import ITransport
 from msgservice.transport.addresses import parse_address
 from msgservice.transport.tcp import TcpTransport
 from msgservice.transport.udp import UdpTransport
+
+_HOST_AND_PORT = re.compile(r"[\w.-]+:[0-9]{1,5}")
 
 
 class Transports:
@@ -59,7 +62,8 @@ class Transports:
         transport = self._by_scheme.get(scheme)
         if transport is None:
             known = ", ".join(self.schemes)
-            raise BadAddress(address, f"unknown scheme {scheme!r} (known: {known})")
+            hint = f"; did you mean 'tcp:{address}'?" if _HOST_AND_PORT.fullmatch(address) else ""
+            raise BadAddress(address, f"unknown scheme {scheme!r} (known: {known}){hint}")
         return transport
 
     def _find_plugins(self) -> None:

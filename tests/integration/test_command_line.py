@@ -212,12 +212,14 @@ def test_info_names_the_listener(msgservice: Command) -> None:
         (("send", "x", "y", "--name", "a b"), 2, "bad name 'a b'"),
         (("status", "no-such-id"), 1, "no message 'no-such-id'"),
         (("receivers", "pause", "nobody"), 1, "unknown receiver 'nobody'"),
-        (("receivers", "add", "x", "a..b"), 1, "bad subject 'a..b': empty token"),
+        (("receivers", "add", "x", "a..b"), 2, "bad subject 'a..b': empty token"),
+        (("receivers", "add", "a b", "a"), 2, "bad name 'a b'"),
+        (("receivers", "change", "x", "--address", "tcp:host"), 2, "expected tcp:HOST:PORT"),
         (("receivers", "list", "--node", "fax:1"), 2, "unknown scheme 'fax'"),
         (
             ("info", "--node", "tcp:127.0.0.1:1", "--timeout", "0.1"),
             3,
-            "is a node listening there?",
+            "111: Connection refused): is a node listening there?",
         ),
     ],
 )
@@ -285,3 +287,32 @@ def test_help_starts_no_reactor() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_who_waits_is_told_where_it_is_and_for_whom(msgservice: Command) -> None:
+    msgservice("receivers", "add", "asleep", "asleep")
+    command = ("msgservice", "send", "asleep", "one", "--wait", "--node", msgservice.node)
+    with running(*command, cwd=msgservice.folder) as waiting:
+        position = waiting.wait_for(r"stored at log:(\d+); waiting for asleep to acknowledge")[1]
+        assert msgservice.data("status", f"log:{position}")["subject"] == "asleep"
+        waiting.send(signal.SIGINT)
+        assert waiting.ended() == 130
+
+
+def test_a_second_interrupt_is_no_traceback(msgservice: Command) -> None:
+    msgservice("receivers", "add", "twice", "twice")
+    command = ("msgservice", "send", "twice", "one", "--wait", "--node", msgservice.node)
+    with running(*command, cwd=msgservice.folder) as waiting:
+        waiting.wait_for("waiting for twice")
+        waiting.send(signal.SIGINT)
+        waiting.send(signal.SIGTERM)
+        assert waiting.ended() == 130
+        assert "Traceback" not in waiting.said
+
+
+@pytest.mark.parametrize("group", [(), ("receivers",)])
+def test_every_command_is_told_in_a_whole_sentence(
+    msgservice: Command, group: tuple[str, ...]
+) -> None:
+    told = msgservice(*group, "--help").out.partition("Commands:")[2]
+    assert "..." not in told

@@ -158,3 +158,17 @@ def test_it_goes_on_when_the_node_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("subject", ["a..b", "x" * 300])
 def test_a_bad_subject_is_wrong_usage(msgservice: Command, subject: str) -> None:
     assert msgservice("listen", "bad", subject).code == 2
+
+
+def test_a_mistyped_name_is_told(msgservice: Command) -> None:
+    command = ("msgservice", "listen", "mistyped", "--node", msgservice.node)
+    with running(*command, cwd=msgservice.folder) as listening:
+        listening.wait_for("'mistyped' is new to the node, and no SUBJECT is given")
+        while msgservice("send", "x", "for you", "--to", "mistyped").code:
+            pass
+        listening.wait_for("for you")
+        listening.send(signal.SIGINT)
+        assert listening.ended() == 130
+    msgservice("send", "x", "and again", "--to", "mistyped")
+    known = msgservice("listen", "mistyped", "--count", "1")
+    assert (known.out, known.err) == ("and again\n", "")

@@ -293,3 +293,10 @@ def test_a_scheme_of_a_twisted_endpoint_plugin_is_a_byte_stream() -> None:
 def test_a_scheme_that_nobody_knows_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(BadAddress, match=r"unknown scheme 'nosuch' \(known: .*tcp.*unix\)"):
         Transports().find("nosuch:h:1")
+
+
+def test_an_address_without_its_scheme_is_told_so() -> None:
+    with pytest.raises(BadAddress, match=r"; did you mean 'tcp:localhost:7410'\?$"):
+        Transports().find("localhost:7410")
+    with pytest.raises(BadAddress, match=r"\)$"):
+        Transports().find("nosuch:somebody")
