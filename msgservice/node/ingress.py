@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.connection import Connection
 from msgservice.core.frames import Frame, Transfer
@@ -232,6 +233,10 @@ class Ingress:
             self._no_longer_waits(batch)
         for batch in batches:
             self._refused(batch, LogFull(str(error)))
+
+    def fault(self, failure: Failure) -> None:
+        """See `commits.Source`: what was not acknowledged comes again on the next connection."""
+        self._connection.fault(f"sender {self._name!r}", failure)
 
     def _withdraw(self, unwanted: Callable[[Batch], bool]) -> None:
         for batch in self._node.commits.withdraw(self, unwanted):
