@@ -181,6 +181,11 @@ class Ingress:
             raise NotYetBuilt("idempotency_key")
         directory = self._node.directory
         if transfer.to is not None:
+            if len(transfer.to) > self._node.limits.receivers:
+                raise Refused(
+                    f"'to' has {len(transfer.to)} names, receivers = {self._node.limits.receivers}"
+                    " allowed"
+                )
             return directory.audience_of(transfer.to)
         audience = directory.audience(subject)
         if transfer.flags & FLAG_REQUIRE and not audience.members:
