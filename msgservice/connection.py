@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.core.frames import (
@@ -144,6 +145,15 @@ class Connection:
         """Close at once; `lost` still follows."""
         if self.channel is not None and not self.gone:
             self.channel.abort()
+
+    def fault(self, name: str, failure: Failure) -> None:
+        """End it for a fault of our own while `name` was told something; nobody else notices."""
+        self._logger.failure("telling {name} at {peer} failed", failure, name=name, peer=self.peer)
+        try:
+            self.fail(ProtocolError("internal error"))
+        except Exception:
+            self._logger.failure("connection to {peer} failed", peer=self.peer)
+            self.abort()
 
     # --- IChannelUser
 

@@ -54,6 +54,7 @@ class Limits:
     retry_delay_min: float = 1.0
     retry_delay_max: float = 300.0
     max_attempts: int = 20
+    asked_delay_max: float = 86_400.0  # that a receiver's NACK may ask for
     # --- memory
     tail_bytes: int = 48 * 1024 * 1024  # recent batches kept in RAM, with what they cost besides
     uncommitted_bytes: int = 32 * 1024 * 1024  # taken in, not committed; then producers are paused

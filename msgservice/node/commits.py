@@ -45,6 +45,9 @@ class Source(Protocol):
     def flush(self) -> None:
         """All of a group was told: what is owed for it may leave."""
 
+    def fault(self, failure: Failure) -> None:
+        """Telling it raised this: its connection ends, and no other."""
+
 
 class Progressing(Protocol):
     """Who has progress to store."""
@@ -57,6 +60,9 @@ class Progressing(Protocol):
 
     def progress_failed(self) -> None:
         """It is not; it must be part of what is taken next."""
+
+    def fault(self, failure: Failure) -> None:
+        """Telling it raised this: its connection ends, and no other."""
 
 
 class Commits:
@@ -238,13 +244,22 @@ class Commits:
                 fresh.append(batch)
             elif isinstance(outcome, Known):
                 fresh += outcome.fresh
-            source.stored(batch, outcome)
+            try:
+                source.stored(batch, outcome)
+            except Exception:
+                source.fault(Failure())
         self.uncommitted_bytes -= size + BATCH_OVERHEAD * len(batches)
         for outlet in progressing:
-            outlet.progress_stored()
+            try:
+                outlet.progress_stored()
+            except Exception:
+                outlet.fault(Failure())
         self._after_group(fresh)
         for source in dict.fromkeys(sources):
-            source.flush()
+            try:
+                source.flush()
+            except Exception:
+                source.fault(Failure())
         if self._running:
             return
         if self._progressing and self._expected and not self._next:
@@ -277,8 +292,11 @@ class Commits:
             by_source.setdefault(id(source), (source, []))[1].append(batch)
             self.uncommitted_bytes -= batch.size + BATCH_OVERHEAD
         for source, batches in by_source.values():
-            source.failed(batches, error)
-            source.flush()
+            try:
+                source.failed(batches, error)
+                source.flush()
+            except Exception:
+                source.fault(Failure())
         # Changes of the directory are still wanted: they go into the next group.
         self._next.receivers = group.receivers + self._next.receivers
         self._next.removed = group.removed + self._next.removed

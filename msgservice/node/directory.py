@@ -30,6 +30,7 @@ class Directory:
         self._next_number = 1
         self._by_subject: dict[str, Audience] = {}
         self._by_names: dict[tuple[str, ...], Audience] = {}
+        self._names_held = 0  # in the keys of that
         self._known: set[int] = set()
         self._suspended: set[int] = set()  # numbers that are left out of patterns' audiences
 
@@ -89,8 +90,11 @@ class Directory:
         found = self._by_names.get(key)
         if found is None:
             found = self._intern(self.named(name).number for name in key)
-            if len(self._by_names) >= self._limits.subjects:
+            # Each entry holds its names: they are what takes memory, not the entries.
+            self._names_held += len(key)
+            if self._names_held > self._limits.subjects:
                 self._by_names.clear()
+                self._names_held = len(key)
             self._by_names[key] = found
         return found
 
@@ -165,6 +169,7 @@ class Directory:
     def _forget(self) -> None:
         self._by_subject.clear()
         self._by_names.clear()
+        self._names_held = 0
 
     def _check_patterns(self, patterns: Sequence[str]) -> None:
         if len(patterns) > self._limits.patterns:

@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.limits import Limits
 from msgservice.node.outlet import Outlet
@@ -100,7 +101,10 @@ class Dispatch:
                     outlet.feed(batch)
                 touched[outlet] = None
         for outlet in touched:
-            outlet.pump()
+            try:
+                outlet.pump()
+            except Exception:
+                outlet.fault(Failure())
         if batches and self._judging is None:
             self._judging = self._clock.callLater(JUDGE_EVERY, self._judge)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.connection import Connection
 from msgservice.core.frames import Frame, Transfer
@@ -180,6 +181,11 @@ class Ingress:
             raise NotYetBuilt("idempotency_key")
         directory = self._node.directory
         if transfer.to is not None:
+            if len(transfer.to) > self._node.limits.receivers:
+                raise Refused(
+                    f"'to' has {len(transfer.to)} names, receivers = {self._node.limits.receivers}"
+                    " allowed"
+                )
             return directory.audience_of(transfer.to)
         audience = directory.audience(subject)
         if transfer.flags & FLAG_REQUIRE and not audience.members:
@@ -232,6 +238,10 @@ class Ingress:
             self._no_longer_waits(batch)
         for batch in batches:
             self._refused(batch, LogFull(str(error)))
+
+    def fault(self, failure: Failure) -> None:
+        """See `commits.Source`: what was not acknowledged comes again on the next connection."""
+        self._connection.fault(f"sender {self._name!r}", failure)
 
     def _withdraw(self, unwanted: Callable[[Batch], bool]) -> None:
         for batch in self._node.commits.withdraw(self, unwanted):

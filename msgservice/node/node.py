@@ -165,7 +165,7 @@ class NodeService(Service):
             fatal=self._fatal,
         )
         self.directory = Directory(self.log, limits, self.dispatch.audience_made)
-        self.tracker = Tracker(self.log, self.directory)
+        self.tracker = Tracker(self.log, self.directory, self.clock)
         self.receivers.load(snapshot)
         self.directory.load(snapshot.receivers, snapshot.audiences)
         for notice in snapshot.notices:

@@ -200,11 +200,18 @@ class Outlet(OutletProgress):
         else:
             assert isinstance(frame, Nack)
             self.last_error = frame.reason
+            delay = frame.delay / 1000
+            if delay > self._node.limits.asked_delay_max:
+                delay = self._node.limits.asked_delay_max
+                self.last_error = (
+                    f"{frame.reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
+                    f" {delay:g} s)"
+                )
             self.outbox.receive_nack(
                 frame.first,
                 frame.last,
                 Action(frame.action),
-                frame.delay / 1000,
+                delay,
                 frame.reason,
                 self._node.now(),
             )

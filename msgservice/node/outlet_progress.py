@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.connection import Connection
 from msgservice.core.outbox import Outbox
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Settled
@@ -20,6 +24,9 @@ from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, Receiv
 class OutletProgress:
     """See the module; it is `commits.Progressing`."""
 
+    _logger = Logger()
+
+    connection: Connection | None
     outbox: Outbox
 
     def __init__(self, node: DeliveryShared, row: ReceiverRow) -> None:
@@ -179,6 +186,15 @@ class OutletProgress:
         self._rows = rows | self._rows
         self._inbox_changed = self._inbox_changed or inbox_changed
         self.queued_bytes += sum(_size_of(one) for one in settled)
+
+    def fault(self, failure: Failure) -> None:
+        """See `Progressing`. Senders are told anew what they may have missed by it."""
+        connection = self.connection
+        if connection is not None:
+            connection.fault(f"receiver {self.name!r}", failure)
+        else:
+            self._logger.failure("telling receiver {name} failed", failure, name=self.name)
+        self._node.tracker.tell_all_again()
 
 
 def _size_of(settled: Settled) -> int:

@@ -285,6 +285,16 @@ class Peer:
                 self.ingress.send_owed()  # audiences are named in it, which these may refer to
             self.connection.send_now(frames)
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether the transport has room (`tracker.Told`)."""
+        return self.connection is not None and self.connection.is_writable
+
+    def fault(self, failure: Failure) -> None:
+        """Telling it failed for a fault of ours: this connection ends (`tracker.Told`)."""
+        if self.connection is not None:
+            self.connection.fault(f"sender {self.name!r}", failure)
+
     def room(self) -> Deferred[None]:
         """Fire when the transport has room for more, or has gone (`tracker.Told`)."""
         if self.connection is None or self.connection.gone or self.connection.is_writable:

@@ -9,12 +9,17 @@ What is told is always durable.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.core.audiences import split_audience
+from msgservice.core.backoff import delay_of
 from msgservice.core.frames import Frame, Routed, StatusFrame
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Settled
@@ -28,6 +33,11 @@ REASON_MAX = 1000
 # Of one frame: with the longest reason and names it fits in 8 KiB, so in any frame that the other
 # side takes.
 STATUS_RANGES_MAX = 180
+FRAMES_MAX = 256  # told at once, about; then the transport is asked whether it has room
+RETRY_DELAY_MIN = 1.0  # seconds until a page of the log that could not be read is read again …
+RETRY_DELAY_MAX = 60.0  # … doubling up to this
+
+Pending = dict[tuple[str, int, str], RangeSet]  # (receiver, state, reason) -> sequences
 
 
 class Told(Protocol):
@@ -37,8 +47,15 @@ class Told(Protocol):
     def gone(self) -> bool:
         """Whether the connection has ended."""
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether the transport has room for more."""
+
     def tell(self, frames: list[Frame]) -> None:
         """Send these."""
+
+    def fault(self, failure: Failure) -> None:
+        """Telling it raised this: its connection ends, and no other."""
 
     def room(self) -> Deferred[None]:
         """Fire when the transport has room for more, or the connection has gone."""
@@ -50,10 +67,11 @@ class Watch:
     __slots__ = (
         "audiences",
         "incarnation",
-        "is_stale",
         "is_told",
+        "missed",
         "peer",
         "pending",
+        "retry",
         "sender",
         "status_from",
     )
@@ -64,9 +82,10 @@ class Watch:
         self.incarnation = incarnation
         self.status_from = status_from
         self.audiences: set[int] = set()  # told on this connection
-        self.pending: dict[tuple[str, int, str], RangeSet] = {}
+        self.pending: Pending = {}
         self.is_told = False  # its history is on its way
-        self.is_stale = False  # and is told once more after that
+        self.missed: int | None = None  # from this sequence on it is told from the log
+        self.retry: tuple[IDelayedCall, Deferred[None]] | None = None  # of a page that failed
 
 
 class Tracker:
@@ -74,9 +93,10 @@ class Tracker:
 
     _logger = Logger()
 
-    def __init__(self, log: ILog, directory: Directory) -> None:
+    def __init__(self, log: ILog, directory: Directory, clock: Any) -> None:
         self._log = log
         self._directory = directory
+        self._clock = clock
         self._watches: dict[tuple[str, str], Watch] = {}
         self._touched: dict[Watch, None] = {}
 
@@ -84,7 +104,7 @@ class Tracker:
         """A sender connected: tell it the present states, then the changes."""
         watch = Watch(peer, sender, incarnation, status_from)
         self._watches[(sender, incarnation)] = watch
-        self._tell_history(watch)
+        self._tell_from(watch, status_from)
         return watch
 
     def unwatch(self, watch: Watch) -> None:
@@ -93,6 +113,11 @@ class Tracker:
         if self._watches.get(key) is watch:
             del self._watches[key]
         self._touched.pop(watch, None)
+        if watch.retry is not None:
+            timer, waiter = watch.retry
+            watch.retry = None
+            timer.cancel()
+            waiter.callback(None)
 
     def routed(self, watch: Watch, piece: Piece | Batch) -> list[Frame]:
         """The frames that say who these messages are for; they go before the ACK."""
@@ -148,54 +173,109 @@ class Tracker:
             pending, watch.pending = watch.pending, {}
             if watch.peer.gone:
                 continue
-            frames: list[Frame] = []
-            for (receiver, status, reason), ranges in pending.items():
+            try:
+                self._tell_changes(watch, pending)
+            except Exception:
+                watch.peer.fault(Failure())
+
+    def _tell_changes(self, watch: Watch, pending: Pending) -> None:
+        """Tell these changes, or leave what finds no room to the log, which has them."""
+        frames: list[Frame] = []
+        missed: list[int] = []
+        for (receiver, status, reason), ranges in pending.items():
+            if watch.peer.is_writable and len(frames) < FRAMES_MAX:
                 frames += _statuses(watch, receiver, status, ranges, reason)
+            else:
+                assert ranges.first is not None
+                missed.append(ranges.first)
+        if frames:
             watch.peer.tell(frames)
+        if missed:
+            self._tell_from(watch, min(missed))
 
     # --- what was before
 
     def tell_all_again(self) -> None:
         """A receiver was removed: every sender gets its present states anew."""
         for watch in list(self._watches.values()):
-            self._tell_history(watch)
+            self._tell_from(watch, watch.status_from)
 
-    def _tell_history(self, watch: Watch) -> None:
-        if watch.is_told:
-            watch.is_stale = True
-            return
-        watch.is_told = True
-        done = Deferred.fromCoroutine(self._history(watch))
-        done.addErrback(
-            lambda f: self._logger.failure("states of {sender}", f, sender=watch.sender)
-        )
-        done.addCallback(lambda _: self._history_told(watch))
+    def _tell_from(self, watch: Watch, first: int) -> None:
+        """Tell it the present states from a sequence on, behind what it is told already."""
+        watch.missed = first if watch.missed is None else min(watch.missed, first)
+        if not watch.is_told:
+            watch.is_told = True
+            done = Deferred.fromCoroutine(self._tell_missed(watch))
+            done.addErrback(watch.peer.fault)
 
-    def _history_told(self, watch: Watch) -> None:
-        watch.is_told = False
-        if watch.is_stale and not watch.peer.gone:
-            watch.is_stale = False
-            self._tell_history(watch)
+    async def _tell_missed(self, watch: Watch) -> None:
+        try:
+            while watch.missed is not None and not watch.peer.gone:
+                first, watch.missed = watch.missed, None
+                await self._history(watch, first)
+        finally:
+            watch.is_told = False
 
-    async def _history(self, watch: Watch) -> None:
-        first: int | None = watch.status_from
-        while first is not None and not watch.peer.gone:
-            page: History = await self._log.history(
-                watch.sender, watch.incarnation, first, HISTORY_PAGE
-            )
+    async def _history(self, watch: Watch, first: int) -> None:
+        failures = 0
+        while True:
             # One page at a time is in memory, however long the history and slow its reader.
             await watch.peer.room()
             if watch.peer.gone:
                 return
-            watch.peer.tell(self._page(watch, page))
-            assert page.next is None or page.next > first, "a page that does not move on"
+            try:
+                page: History = await self._log.history(
+                    watch.sender, watch.incarnation, first, HISTORY_PAGE
+                )
+            except Exception:
+                if watch.peer.gone:
+                    return
+                failures += 1
+                self._logger.failure("states of {sender}", sender=watch.sender)
+                await self._pause(watch, failures)
+                continue
+            failures = 0
+            await self._tell_page(watch, page)
+            if page.next is None:
+                return
+            assert page.next > first, "a page that does not move on"
             first = page.next
 
-    def _page(self, watch: Watch, page: History) -> list[Frame]:
+    def _pause(self, watch: Watch, failures: int) -> Deferred[None]:
+        """Fire when a page that failed is to be read again, or the connection has gone."""
+        waiter: Deferred[None] = Deferred()
+        delay = delay_of(failures, delay_min=RETRY_DELAY_MIN, delay_max=RETRY_DELAY_MAX)
+        timer = self._clock.callLater(delay, self._pause_over, watch)
+        watch.retry = (timer, waiter)
+        return waiter
+
+    def _pause_over(self, watch: Watch) -> None:
+        assert watch.retry is not None
+        _, waiter = watch.retry
+        watch.retry = None
+        waiter.callback(None)
+
+    async def _tell_page(self, watch: Watch, page: History) -> None:
+        """Tell one page, with a look at the room in between.
+
+        What is made is sent before anything else is: a ROUTED has its AUDIENCE before it.
+        """
         frames: list[Frame] = []
+        for make in self._page(watch, page):
+            frames += make()
+            if len(frames) >= FRAMES_MAX:
+                watch.peer.tell(frames)
+                frames = []
+                await watch.peer.room()
+                if watch.peer.gone:
+                    return
+        if frames and not watch.peer.gone:
+            watch.peer.tell(frames)
+
+    def _page(self, watch: Watch, page: History) -> Iterator[Callable[[], list[Frame]]]:
         for piece in [*page.pieces, *self._gone_pieces(page)]:
-            frames += self.routed(watch, piece)
-        states: dict[tuple[str, int, str], RangeSet] = {}
+            yield partial(self.routed, watch, piece)
+        states: Pending = {}
         for state in page.states:
             row = self._directory.numbered(state.receiver)
             if row is not None:
@@ -204,8 +284,7 @@ class Tracker:
                     max(state.first, watch.status_from), state.last
                 )
         for (receiver, status, reason), ranges in states.items():
-            frames += _statuses(watch, receiver, status, ranges, reason)
-        return frames
+            yield partial(_statuses, watch, receiver, status, ranges, reason)
 
     def _gone_pieces(self, page: History) -> list[Piece]:
         """Sequences whose batches the log has let go: their audience is who settled them."""

@@ -5,22 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 
 from msgservice import Limits
 from msgservice.connection import Connection
-from msgservice.core.frames import Ack, Hello, Transfer
+from msgservice.core.frames import Ack, Hello, Routed, Transfer
 from msgservice.core.ranges import RangeSet
+from msgservice.errors import LogUnavailable
 from msgservice.log import history
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status
 from msgservice.transport import local
+from msgservice.transport.local import LocalChannel
 from tests.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"], "order": "none"}
 KEEP_NOTHING = Limits(keep_seconds=0, keep_bytes=0)
 COUNT = 400
+RUN = 4000
+MANY = 50 * RUN
 
 
 class CountingLog:
@@ -125,3 +130,64 @@ def test_10_receivers_removed_while_a_history_is_told_are_told_after_it(
     removed = {key: ranges for key, ranges in told(shop).items() if key[1] == Status.REMOVED}
     assert removed == {(n, Status.REMOVED): RangeSet([(401, 401)]) for n in ("a", "b", "c")}
     assert log.pages < 50  # of 20 or 21 each: once, and once more for all that came meanwhile
+
+
+def test_11_a_sender_that_does_not_read_is_told_changes_from_the_log_when_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local, "BUFFER_MAX", 64 * 1024)
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1, kind=Deaf)
+    billing = world.peer("billing", receive=ORDERS)
+    assert isinstance(shop.connection.channel, LocalChannel)
+    queued = 0
+    for first in range(1, MANY, RUN):
+        shop.transfer(first, "orders.new", [b"x"] * RUN)
+        world.settle()
+        (transfer,) = billing.take(Transfer)
+        for odd in (0, 1):  # each other one: a state is a range of its own
+            positions = range(transfer.sequence + odd, transfer.sequence + RUN, 2)
+            billing.connection.send(Ack([(n, n) for n in positions]))
+            world.settle()
+        queued = max(queued, shop.connection.channel.incoming_bytes)
+    assert local.BUFFER_MAX < queued < 2 * local.BUFFER_MAX
+    shop.connection.channel.resume()
+    for _ in range(10):
+        world.settle()
+    assert told(shop) == {("billing", Status.ACKNOWLEDGED): RangeSet([(1, MANY)])}
+    assert RangeSet((one.first, one.last) for one in shop.take(Routed)) == RangeSet([(1, MANY)])
+
+
+class UnreadableLog(CountingLog):
+    """A log whose pages fail as long as `broken`."""
+
+    broken = True
+
+    def history(self, *arguments: Any) -> Deferred[Any]:
+        page = super().history(*arguments)
+        return fail(LogUnavailable("the disk says no")) if self.broken else page
+
+
+def test_11_a_page_that_cannot_be_read_is_read_again_while_its_sender_is_there(
+    monkeypatch: pytest.MonkeyPatch, logged_failures: list[LogEvent]
+) -> None:
+    world, log = world_with_a_past(monkeypatch)
+    broken = UnreadableLog(log._log)
+    monkeypatch.setattr(world.node.tracker, "_log", broken)
+    shop = world.peer("shop", status_from=1)
+    assert broken.pages == 1
+    world.clock.pump([0.5] * 240)
+    assert 5 <= broken.pages <= 8  # after 1, 2, 4 ... seconds
+    assert {} == told(shop)
+    broken.broken = False
+    world.clock.pump([0.5] * 120)
+    world.settle()
+    assert told(shop) == expected()
+    assert shop.lost_because is None
+    broken.broken = True
+    other = world.peer("other", status_from=1)
+    pages = broken.pages
+    other.connection.abort()
+    world.clock.pump([0.5] * 240)
+    assert broken.pages == pages  # nobody is there to be told
+    logged_failures.clear()

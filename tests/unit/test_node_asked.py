@@ -1,0 +1,55 @@
+"""What a peer may ask of a node: how long a message waits, and whom it names."""
+
+from __future__ import annotations
+
+import pytest
+
+from msgservice import Limits
+from msgservice.core.frames import Ack, Nack, Transfer
+from msgservice.message import Action
+from tests.nodes import NodeWorld
+
+ORDERS = {"subjects": ["orders.>"]}
+
+
+@pytest.mark.parametrize("action", [Action.RETRY, Action.LATER])
+def test_14_a_receiver_cannot_put_a_message_off_for_ever(action: Action) -> None:
+    world = NodeWorld(Limits(asked_delay_max=100.0))
+    billing = world.peer("billing", receive=ORDERS)
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    (transfer,) = billing.take(Transfer)
+    billing.nack(transfer.sequence, transfer.sequence, action, delay=2**53 - 1, reason="not now")
+    world.settle(90)
+    assert [] == billing.take(Transfer)
+    _, answer = shop.request("$node.receivers.list", {})
+    assert "asked_delay_max = 100 s" in answer["receivers"][0]["last_error"]
+    world.settle(15)
+    assert [b"one"] == billing.bodies()
+
+
+def test_more_names_than_there_may_be_receivers_are_refused_with_the_limit() -> None:
+    world = NodeWorld()
+    world.peer("billing", receive=ORDERS)
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"x"], to=["billing"] * 100_000)
+    shop.transfer(2, "orders.old", [b"x"], to=["billing"])
+    world.settle()
+    (nack,) = shop.take(Nack)
+    assert (nack.first, nack.last, nack.action) == (1, 1, Action.REFUSED)
+    assert "100000 names, receivers = 10000 allowed" in nack.reason
+    assert [[(2, 2)]] == [ack.ranges for ack in shop.take(Ack)]
+
+
+def test_remembered_lists_of_names_are_bounded_by_their_names() -> None:
+    world = NodeWorld(Limits(subjects=100))
+    for n in range(8):
+        world.peer(f"receiver-{n}", receive={"subjects": []}).connection.abort()
+    directory = world.node.directory
+    for n in range(200):
+        names = [f"receiver-{k % 8}" for k in range(30 + n)]
+        audience = directory.audience_of(names)
+        assert audience is directory.audience_of(names)
+        held = sum(len(key) for key in directory._by_names)
+        assert held <= max(100, len(names))
