@@ -22,6 +22,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import secrets
+import socket
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, cast
 
@@ -285,7 +286,7 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
             raise Refused(f"port {port} must be from 1 to 65535")
         if self._open and not parsed.is_loopback:
             raise Refused(f"{host} is beyond loopback: a key is needed (or insecure = true)")
-        return data, (host, port)
+        return data, (as_written(parsed), port)
 
     def _begin_turn(self, address: Address) -> None:
         """Send at once where nothing is open; else with what else this turn of the reactor
@@ -422,6 +423,15 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
                 token.errback(error)
             else:
                 cast("Run", token).errback(Failure(error))
+
+
+def as_written(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Return an IP address as a socket writes it: answers come from there, whatever zeros the
+    caller's way of writing has."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    host = socket.inet_ntop(socket.AF_INET6, address.packed)
+    return f"{host}%{address.scope_id}" if address.scope_id else host
 
 
 def is_loopback(interface: str) -> bool:

@@ -8,7 +8,6 @@ listens is in `udp_connector` and `udp`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -245,8 +244,7 @@ class Bearer(DatagramPeer):
 
     def dial(self, host: str, port: int) -> None:
         """Begin a session; from now on nobody else is heard."""
-        # As the socket writes it, whatever zeros the user's way has.
-        _, self._dialled = self._check(b"", (str(ip_address(host)), port))
+        _, self._dialled = self._check(b"", (host, port))  # as the socket writes it
         self._endpoint.connect(self._dialled, self._seconds())
         self.soon(self._nothing)
 

@@ -336,3 +336,19 @@ async def test_a_flood_from_other_addresses_of_the_loopback_net_leaves_a_peer_wo
     assert 60 == done
     assert 0 < received <= sent
     assert [client.address] == list(server._peers)
+
+
+@pytest_twisted.ensureDeferred
+async def test_ipv6_is_spoken_however_the_address_is_written(opened: list[Any]) -> None:
+    server, client = Recorder(reactor), Recorder(reactor, send_timeout=2.0, retries=1)
+    opened += [server, client]
+    try:
+        _, port = server.listen(interface="::1")
+    except CannotListen:
+        pytest.skip("no IPv6 here")
+    client.listen(interface="::1")
+
+    for host in ("::1", "0:0:0:0:0:0:0:1"):
+        assert b"3" == await client.send_message(b"six", (host, port))
+        assert [b"3"] == await client.send_messages([b"six"], (host, port))
+    assert [("::1", port)] == list(client._peers)
