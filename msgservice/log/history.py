@@ -5,8 +5,9 @@ Functions over one connection, used on the reader's thread; each reads for one p
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import apsw
 import msgspec
@@ -69,25 +70,34 @@ def segments(
     `exceptions`: rising; where two overlap, the one that begins later says more.
     """
     parts: list[Segment] = []
-    if first <= cursor:
-        parts.append((first, min(last, cursor), Status.ACKNOWLEDGED, 0, ""))
-    if last > cursor:
-        parts.append((max(first, cursor + 1), last, Status.QUEUED, 0, ""))
+    at = first  # what lies below is told
+    open_rows: list[ExceptionRow] = []  # that hold `at` or what is behind it; the last says most
+
+    def fill(end: int) -> None:
+        """Tell what lies from `at` to `end`: no row begins in between."""
+        nonlocal at
+        while at <= end:
+            while open_rows and open_rows[-1].last < at:
+                open_rows.pop()
+            if open_rows:
+                row = open_rows[-1]
+                stop = min(end, row.last)
+                parts.append((at, stop, row.status, row.attempts, row.reason))
+            elif at <= cursor:
+                stop = min(end, cursor)
+                parts.append((at, stop, Status.ACKNOWLEDGED, 0, ""))
+            else:
+                stop = end
+                parts.append((at, stop, Status.QUEUED, 0, ""))
+            at = stop + 1
+
     for row in exceptions:
-        low, high = max(first, row.first), min(last, row.last)
-        if low > high:
-            continue
-        new: list[Segment] = []
-        for part in parts:
-            if part[1] < low or part[0] > high:
-                new.append(part)
-                continue
-            if part[0] < low:
-                new.append((part[0], low - 1, *part[2:]))
-            if part[1] > high:
-                new.append((high + 1, part[1], *part[2:]))
-        new.append((low, high, row.status, row.attempts, row.reason))
-        parts = sorted(new)
+        if row.first > last:
+            break
+        if row.last >= first:
+            fill(row.first - 1)
+            open_rows.append(row)
+    fill(last)
     return parts
 
 
@@ -103,6 +113,21 @@ def exceptions_of(db: apsw.Connection, receiver: int, first: int, last: int) -> 
         ExceptionRow(number, low, high, Status(status), attempts, next_at, reason)
         for number, low, high, status, attempts, next_at, reason in found
     ]
+
+
+class _Exceptions:
+    """A receiver's exceptions, asked for the pieces of one page."""
+
+    def __init__(self, found: list[ExceptionRow]) -> None:
+        self._rows = found
+        self._firsts = [row.first for row in found]
+        # How far any of the rows up to each reaches: rising, where the ends themselves may not be.
+        self._reach = list(accumulate((row.last for row in found), max))
+
+    def between(self, first: int, last: int) -> list[ExceptionRow]:
+        """Return those that may overlap these positions, rising: few others are among them."""
+        begin = bisect_left(self._reach, first)
+        return self._rows[begin : bisect_right(self._firsts, last)]
 
 
 def cursors(db: apsw.Connection) -> dict[int, int]:
@@ -201,16 +226,19 @@ def _states_of_pieces(db: apsw.Connection, pieces: Sequence[Piece]) -> list[Stat
     low = min(piece.position for piece in pieces)
     high = max(piece.position + piece.last - piece.first for piece in pieces)
     at = cursors(db)
-    exceptions: dict[int, list[ExceptionRow]] = {}
+    exceptions: dict[int, _Exceptions] = {}
     open_ranges: dict[int, StateRange] = {}  # receiver -> the one that may still grow
     done: list[StateRange] = []
     for piece in pieces:
         last = piece.position + piece.last - piece.first
         for receiver in piece.audience.members:
             if receiver not in exceptions:
-                exceptions[receiver] = exceptions_of(db, receiver, low, high)
+                exceptions[receiver] = _Exceptions(exceptions_of(db, receiver, low, high))
             for start, stop, status, _attempts, reason in segments(
-                piece.position, last, at.get(receiver, -1), exceptions[receiver]
+                piece.position,
+                last,
+                at.get(receiver, -1),
+                exceptions[receiver].between(piece.position, last),
             ):
                 if not status.final:
                     continue

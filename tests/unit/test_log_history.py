@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from msgservice.log import history
 from msgservice.message import Status
-from msgservice.records import History
+from msgservice.records import ExceptionRow, History, position_of
 from tests.logs import NOW, Driver, make_batch
 
 Row = tuple[int, int, int, int, str]  # receiver, first, last, status, reason
@@ -147,3 +151,74 @@ def test_a_page_ends_inside_a_batch_where_it_must(
     assert [piece.position - batch.first for piece in pieces] == [p.first - 1 for p in pieces]
     (own,) = [state for state in pages[0].states if state.receiver == 1]
     assert (own.status, own.first, own.last) == (Status.ACKNOWLEDGED, 1, pieces[0].last)
+
+
+def lines_run(call: Callable[[], object]) -> int:
+    """How many lines of `log.history` run: steps, whatever the machine."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != history.__file__:
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_a_batch_of_many_exceptions_takes_steps_in_proportion() -> None:
+    def steps(count: int) -> int:
+        rows = [ExceptionRow(1, 2 * n, 2 * n, Status.DEAD) for n in range(count)]
+        return lines_run(lambda: history.segments(0, 2 * count, -1, rows))
+
+    assert steps(2000) < 2.5 * steps(1000)
+
+
+def test_a_page_of_many_batches_with_exceptions_takes_steps_in_proportion(tmp_path: Path) -> None:
+    log = Driver("memory", tmp_path).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    log.append(*[make_batch(audience, 1 + 3 * n, [b"x"] * 3) for n in range(800)])
+    store = log.log._store
+    rows = [
+        (1, position_of(number, 1), position_of(number, 1), int(Status.DEAD))
+        for number in range(1, 801)
+    ]
+    store.db.executemany(
+        "insert into exception(receiver, first, last, status, attempts, next_at, reason)"
+        " values (?, ?, ?, ?, 1, 0, 'never')",
+        rows,
+    )
+
+    def page(pieces: int) -> History:
+        return history.history(store.db, store.state, "shop", "i1", 1, pieces)
+
+    assert [state.first for state in page(800).states] == [2 + 3 * n for n in range(800)]
+    assert lines_run(lambda: page(800)) < 2.5 * lines_run(lambda: page(400))
+
+
+def test_where_exceptions_overlap_the_one_that_begins_later_says_more() -> None:
+    rows = [
+        ExceptionRow(1, 2, 9, Status.ACKNOWLEDGED),
+        ExceptionRow(1, 4, 6, Status.DEAD),
+        ExceptionRow(1, 5, 5, Status.EXPIRED),
+        ExceptionRow(1, 20, 30, Status.DEAD),
+    ]
+    parts = history.segments(1, 22, 2, rows)
+    assert [part[:3] for part in parts] == [
+        (1, 1, Status.ACKNOWLEDGED),
+        (2, 3, Status.ACKNOWLEDGED),
+        (4, 4, Status.DEAD),
+        (5, 5, Status.EXPIRED),
+        (6, 6, Status.DEAD),
+        (7, 9, Status.ACKNOWLEDGED),
+        (10, 19, Status.QUEUED),
+        (20, 22, Status.DEAD),
+    ]
