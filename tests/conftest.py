@@ -5,11 +5,21 @@ reports it as a log event, which a plain pytest run would not notice).
 """
 
 import gc
+import signal
 from collections.abc import Iterator
 
 import pytest
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
+
+
+def pytest_configure() -> None:
+    """Let the programs under test hear an interrupt, where this one was started not to.
+
+    A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
