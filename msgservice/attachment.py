@@ -7,6 +7,7 @@ the business of `receiver`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ REMOVED = "the receiver was removed from the node"
 Dial = Callable[[Callable[[], IChannelUser]], IService]
 
 
-class Way:
+class Way(ABC):
     """One way to the receiver. `node`: the name that the node gave last, or None."""
 
     _logger = Logger()
@@ -78,9 +79,9 @@ class Way:
             NodeConnection(self), clock=receiver.reactor, now=receiver.now, limits=receiver.limits
         )
 
+    @abstractmethod
     def stop(self) -> Deferred[None]:
         """Close what there is; fire when that is done."""
-        raise NotImplementedError
 
     def stop_taking(self) -> None:
         """Read no more from the connections that stand, and make no new ones."""

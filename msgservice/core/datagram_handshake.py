@@ -60,7 +60,6 @@ class Handshakes(SessionTable):
         )
 
     def _hello(self, peer: Peer, opening: Opening, now: float) -> bytes:
-        opening.sent_once = not opening.tries_cookie
         if opening.tries:
             peer.tried_at.append(now)
         opening.tries += 1

@@ -29,7 +29,6 @@ class SessionInput(SessionState):
             return
         self.heard_at = now
         self.proven = True
-        self.counters.packets_received += 1
         eliciting = urgent = False
         try:
             while at < end:

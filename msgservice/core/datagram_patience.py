@@ -34,9 +34,14 @@ class Patience(SessionTable):
             marks.append(Mark(enqueued, now))
 
     def _due_marks(self, peer: Peer, now: float) -> int:
-        """Return how many marks are as old as the patience."""
+        """Return how many marks are as old as the patience; they stand in the order of time."""
         assert self._patience is not None
-        return sum(1 for mark in peer.marks if now >= mark.at + self._patience)
+        due = 0
+        for mark in peer.marks:
+            if now < mark.at + self._patience:
+                break
+            due += 1
+        return due
 
     def _is_silent(self, peer: Peer, mark: Mark, now: float) -> bool:
         """Whether what waits below a mark has failed: it has had no try of its own, so it fails

@@ -22,7 +22,7 @@ class Mark(NamedTuple):
 class Opening:
     """A handshake that this side began."""
 
-    __slots__ = ("at", "cookie", "identifier", "random", "sent_once", "tries", "tries_cookie")
+    __slots__ = ("at", "cookie", "identifier", "random", "tries", "tries_cookie")
 
     def __init__(self, identifier: int, random: bytes, now: float) -> None:
         self.identifier = identifier
@@ -31,7 +31,6 @@ class Opening:
         self.tries = 0
         self.tries_cookie = 0
         self.at = now
-        self.sent_once = False
 
 
 class Peer:

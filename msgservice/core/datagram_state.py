@@ -33,15 +33,14 @@ class Control(NamedTuple):
 class Counters:
     """Figures of one session, for people."""
 
-    __slots__ = ("asks", "malformed", "messages_again", "messages_sent", "packets_received",
-                 "packets_sent", "refused", "timeouts")  # fmt: skip
+    __slots__ = ("asks", "malformed", "messages_again", "messages_sent", "packets_sent",
+                 "refused", "timeouts")  # fmt: skip
 
     def __init__(self) -> None:
         self.asks = 0
         self.malformed = 0
         self.messages_again = 0
         self.messages_sent = 0
-        self.packets_received = 0
         self.packets_sent = 0
         self.refused = 0
         self.timeouts = 0
@@ -170,10 +169,10 @@ class SessionState:
         datagram = self.seal.close(self._headers[letter] + number.to_bytes(8, "big"), body)
         size = len(datagram)
         if content is not None:
-            recovery.in_flight[number] = (now, size, content)
-            recovery.last_sent_at = now
+            recovery.on_sent(now, size, content)
             self.congestion.in_flight += size
-        recovery.next_number = number + 1
+        else:
+            recovery.next_number = number + 1
         self.counters.packets_sent += 1
         out.append(datagram)
         return size

@@ -58,7 +58,6 @@ REPLY_FAILED = 2
 
 RUN_COUNT_MAX = 4096
 RANGES_MAX = 64
-NONCE_MAX = 2**63
 
 _LENGTHS: dict[int, Struct] = {}
 

@@ -53,7 +53,6 @@ class Outlet(OutletProgress):
         self.connection: Connection | None = None
         self.following = False
         self.audiences: set[int] = set()  # numbers of those it is in
-        self.connected_at = 0.0
         self.notes: dict[int, tuple[int, str]] = {}  # NOTE: sequence -> attempts, reason
         self._retry_delay = retry_delay
         self._fed: deque[Batch] = deque()
@@ -131,7 +130,6 @@ class Outlet(OutletProgress):
             self._unload = None
         self._check_memory(resume, inbox)
         self.connection = connection
-        self.connected_at = self._node.now()
         peer = connection.session.peer
         assert peer is not None
         options = peer.options

@@ -7,6 +7,7 @@ answers settle (`datagram_peer`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from inspect import iscoroutine
 from typing import Any, cast
@@ -16,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.core.datagram import Endpoint
+from msgservice.core.datagram_cookie import Address
 from msgservice.core.datagram_receiver import Delivery
 from msgservice.core.datagram_session import Session
 from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
@@ -23,20 +25,19 @@ from msgservice.errors import (
     MessageTooLarge,
 )
 
-Address = tuple[str, int]
 Result = bytes | None | Deferred[bytes | None] | Coroutine[Any, Any, bytes | None]
 
 # A handler's error is told in so many bytes at most: it is for people, not a channel.
 REASON_BYTES_MAX = 1000
 
 
-class DatagramHandler:
+class DatagramHandler(ABC):
     """The handling half of a `DatagramPeer`; see the module."""
 
     _log = Logger()
     _endpoint: Endpoint
 
-    def handle_message(self, data: bytes, address: Address) -> Result:
+    def handle_message(self, data: bytes, address: Address) -> Result:  # noqa: B027 - may do nothing
         """Handle a message, and return its reply: bytes, None for an empty one, or a Deferred of
         either.
 
@@ -44,9 +45,9 @@ class DatagramHandler:
         Deferred fails with `HandlerFailed`; the message counts as handled.
         """
 
+    @abstractmethod
     def _answered_later(self) -> None:
         """An answer came outside a turn: let it leave."""
-        raise NotImplementedError
 
     def _deliver(self, session: Session, parts: list[Delivery]) -> None:
         """Let the handler have all that came in this turn; say what it handled, in few ranges."""

@@ -37,6 +37,7 @@ from twisted.python.failure import Failure
 from msgservice.clock import monotonic_of
 from msgservice.core.datagram import Endpoint
 from msgservice.core.datagram_chunks import Answer
+from msgservice.core.datagram_cookie import Address
 from msgservice.core.datagram_keys import Keys
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_peers import Waiting
@@ -56,8 +57,6 @@ from msgservice.transport.datagram_handler import DatagramHandler
 from msgservice.transport.datagram_socket import DatagramSocket
 from msgservice.transport.datagram_waiting import Run, SendQueue
 from msgservice.transport.spinning import Spin
-
-Address = tuple[str, int]
 
 # Linux doubles it; an ordinary user gets at most net.core.rmem_max, which the log shows.
 BUFFER_BYTES = 4 * 1024 * 1024

@@ -21,10 +21,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.core.datagram_cookie import Address
 from msgservice.errors import CannotListen
 from msgservice.transport.spinning import Spin
 
-Address = tuple[str, int]
 Receive = Callable[[bytes, int, Address], None]
 
 # From linux/udp.h; the socket module has no names for them yet.
@@ -85,6 +85,7 @@ class DatagramSocket:
         self._view = memoryview(bytearray(65_535))
         self._buffer = (self._view,)
         self._busy = False
+        self._was_blocked = False
         self._single = 0
         self.unsent = 0
         family = socket.AF_INET6 if ":" in interface else socket.AF_INET
@@ -274,8 +275,6 @@ class DatagramSocket:
             self._was_blocked = False
             self._turn()
         self._was_blocked = blocked
-
-    _was_blocked = False
 
     def _stop_offload(self, error: OSError) -> None:
         """Go on without trains, and cut those that wait."""

@@ -8,12 +8,11 @@ from typing import cast
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from msgservice.core.datagram_cookie import Address
 from msgservice.core.datagram_peers import Waiting
 from msgservice.errors import (
     HandlerFailed,
 )
-
-Address = tuple[str, int]
 
 
 class Run:

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.core.datagram_cookie import Address as DatagramAddress
 from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.core.datagram_receiver import Delivery
 from msgservice.core.datagram_session import Session
@@ -24,7 +25,6 @@ from msgservice.limits import Limits
 from msgservice.transport.addresses import (
     is_local_host,
 )
-from msgservice.transport.datagram_peer import Address as DatagramAddress
 from msgservice.transport.datagram_peer import DatagramPeer
 
 # Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
