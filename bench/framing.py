@@ -23,7 +23,7 @@ from msgservice.core.framing import FrameSplitter, encode_prefix
 from msgservice.errors import ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
-from msgservice.transport.tcp import TcpTransport
+from msgservice.transport.registry import Transports
 
 reactor: Any = installed_reactor
 MIB = 1024 * 1024
@@ -135,7 +135,7 @@ class Taker:
 
 async def through_socket(size: int, count: int) -> dict[str, Any]:
     limits = Limits()
-    transport = TcpTransport()
+    transport = Transports().tcp
     done: Deferred[float] = Deferred()
     taker = Taker(count, done)
     port: Any = await transport.listen(reactor, "tcp:0", lambda: taker, limits)

@@ -81,7 +81,7 @@ class NodeService(Service):
         self.insecure = insecure
         self.limits = Limits() if limits is None else limits
         self.ports: list[IListeningPort] = []
-        self.transports = Transports()
+        self.transports = Transports(rng=rng)
         self.running_now = False
         self._listen = tuple(listen)
         self._configured = tuple(receivers)

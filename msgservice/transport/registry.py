@@ -7,8 +7,9 @@ neither knows, but that is a Twisted endpoint plugin's, is a byte stream like TC
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -30,15 +31,18 @@ class Transports:
     """The transports of one node or client, by scheme.
 
     Each has its own `TcpTransport`, so that limits on connections hold for a node, not for all
-    nodes of a process. `register` before the first address of that scheme is used.
+    nodes of a process. `register` before the first address of that scheme is used. `rng` (floats
+    from 0 to 1) spreads attempts and retransmissions of many.
     """
 
-    def __init__(self, more: Iterable[ITransport] = ()) -> None:
-        self.tcp = TcpTransport()
+    def __init__(
+        self, more: Iterable[ITransport] = (), *, rng: Callable[[], float] = random.random
+    ) -> None:
+        self.tcp = TcpTransport(rng=rng)
         self._by_scheme: dict[str, ITransport] = {}
         self._plugins_known = False
         self.register(self.tcp)
-        self.register(UdpTransport())
+        self.register(UdpTransport(rng=rng))
         for transport in more:
             self.register(transport)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,7 @@ class TcpTransport:
 
     schemes = ("tcp", "tls", "ssl", "unix")
 
-    def __init__(self, *, rng: Callable[[], float] = random.random) -> None:
+    def __init__(self, *, rng: Callable[[], float]) -> None:
         self._rng = rng
         self.accepted = ConnectionCount()
 

@@ -7,7 +7,6 @@ next, which is why the same sequence may be tried over TCP and over UDP.
 
 from __future__ import annotations
 
-import random
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +61,7 @@ class UdpTransport:
     def __init__(
         self,
         *,
-        rng: Callable[[], float] = random.random,
+        rng: Callable[[], float],
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._rng = rng

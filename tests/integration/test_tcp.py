@@ -25,7 +25,7 @@ from twisted.internet.threads import deferToThread
 from msgservice.errors import CannotListen, DeadlinePassed, FrameTooLarge
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
-from msgservice.transport.tcp import TcpTransport
+from msgservice.transport.registry import Transports
 from tests.channels import Recorder
 
 reactor: Any = installed_reactor
@@ -44,7 +44,7 @@ class Net:
     """What a test listened on and dialled, ended with it."""
 
     def __init__(self) -> None:
-        self.transport = TcpTransport()
+        self.transport = Transports().tcp
         self.accepted: list[Recorder] = []
         self.on_accept: Callable[[Recorder], object] = lambda user: None
         self.ports: list[IListeningPort] = []
@@ -498,8 +498,8 @@ async def test_a_socket_left_by_a_killed_process_is_taken_over(net: Net, tmp_pat
         "import sys\n"
         "from twisted.internet import reactor\n"
         "from msgservice.limits import Limits\n"
-        "from msgservice.transport.tcp import TcpTransport\n"
-        f"d = TcpTransport().listen(reactor, 'unix:{tmp_path}/a.sock', None, Limits())\n"
+        "from msgservice.transport.registry import Transports\n"
+        f"d = Transports().tcp.listen(reactor, 'unix:{tmp_path}/a.sock', None, Limits())\n"
         "d.addCallback(lambda port: print('ready', flush=True))\n"
         "reactor.run()\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Net:
     """What a test listened on and dialled."""
 
     def __init__(self) -> None:
-        self.transport = UdpTransport()
+        self.transport = UdpTransport(rng=random.random)
         self.accepted: list[Recorder] = []
         self.dialled: list[Recorder] = []
         self.ports: list[Any] = []
@@ -178,7 +179,7 @@ async def test_a_paused_reader_stops_the_sender_and_loses_nothing(net: Net) -> N
 
 
 def test_addresses_that_cannot_work_are_refused(tmp_path: Path) -> None:
-    transport = UdpTransport()
+    transport = UdpTransport(rng=random.random)
     for address in (
         "udp:192.0.2.1:7410",
         "udp:127.0.0.1:0",

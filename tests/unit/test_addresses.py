@@ -36,7 +36,6 @@ from msgservice.transport.addresses import (
 )
 from msgservice.transport.endpoints import client_endpoint, server_endpoint
 from msgservice.transport.registry import Transports
-from msgservice.transport.tcp import TcpTransport
 from tests.channels import Recorder
 
 
@@ -163,7 +162,7 @@ def test_a_folder_without_certificates_is_refused(tmp_path: Path) -> None:
 
 def test_a_listener_is_on_loopback_unless_it_says_otherwise() -> None:
     reactor = MemoryReactorClock()
-    transport = TcpTransport()
+    transport = Transports().tcp
     transport.listen(reactor, "tcp:7410", Recorder, Limits())
     assert [(entry[0], entry[3]) for entry in reactor.tcpServers] == [(7410, "127.0.0.1")]
 
@@ -254,7 +253,7 @@ class Pigeon:
 
 
 def test_the_tcp_transport_is_an_itransport() -> None:
-    assert verifyObject(ITransport, TcpTransport())
+    assert verifyObject(ITransport, Transports().tcp)
 
 
 @pytest.mark.parametrize("text", ["tcp:h:1", "tls:h:1", "ssl:1", "unix:/a", "TCP:h:1"])

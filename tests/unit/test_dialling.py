@@ -16,7 +16,7 @@ from msgservice.errors import BadAddress
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
 from msgservice.transport.dialling import Connector
-from msgservice.transport.tcp import TcpTransport
+from msgservice.transport.registry import Transports
 from tests.channels import Recorder
 
 
@@ -252,4 +252,4 @@ def test_it_can_be_started_again() -> None:
 
 def test_a_bad_address_is_refused_before_anything_is_dialled() -> None:
     with pytest.raises(BadAddress):
-        TcpTransport().connector(Clock(), "tcp:7410", Recorder, Limits())
+        Transports().tcp.connector(Clock(), "tcp:7410", Recorder, Limits())

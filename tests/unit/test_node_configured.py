@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from msgservice.limits import WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
+from msgservice.limits import WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
+from msgservice.log.memory import MemoryLog
 from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
 from tests.nodes import NodeWorld
@@ -111,3 +115,20 @@ def test_an_address_in_the_log_that_cannot_be_dialled_stops_nobody_else() -> Non
     outlet = world.node.dispatch.outlets[world.node.directory.named("billing").number]
     assert "tcp:localhost" in outlet.last_error
     assert world.peer("other", receive={"subjects": ["orders.>"]}).lost_because is None
+
+
+def test_the_connections_of_a_node_draw_from_its_own_randomness() -> None:
+    drawn: list[str] = []
+
+    def rng() -> float:
+        drawn.append("once")
+        return 1.0
+
+    clock = Clock()
+    log = MemoryLog(reactor=clock, limits=Limits())
+    node = NodeService(clock, log=log, rng=rng, failed=lambda error: None)
+    for address in ("tcp:127.0.0.1:1", "udp:127.0.0.1:1"):
+        before = len(drawn)
+        transport: Any = node.transports.find(address)
+        transport.connector(clock, address, None, node.limits)._backoff.failed(0.0)
+        assert len(drawn) > before, address
