@@ -20,6 +20,7 @@ from random import Random
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from msgservice.client import Client
@@ -402,18 +403,7 @@ class ClockWorker:
 
     def submit(self, job: Callable[[], Any]) -> Deferred[Any]:
         """See `Worker`."""
-        waiter: Deferred[Any] = Deferred()
-
-        def run() -> None:
-            try:
-                result = job()
-            except BaseException:
-                waiter.errback(Failure())
-            else:
-                waiter.callback(result)
-
-        self._clock.callLater(DISK_DELAY, run)
-        return waiter
+        return deferLater(self._clock, DISK_DELAY, job)
 
     def stop(self) -> None:
         """See `Worker`."""

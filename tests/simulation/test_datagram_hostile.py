@@ -28,6 +28,27 @@ def keys() -> Keys:
     return Keys({1: KEY}, ChaCha20Poly1305)
 
 
+def two_hosts(*, keyed: bool) -> tuple[World, Host, Host]:
+    world = World(1)
+    return (
+        world,
+        world.host(1, keys=keys() if keyed else None),
+        world.host(2, keys=keys() if keyed else None),
+    )
+
+
+def watch(world: World) -> list[bytes]:
+    """Return all datagrams that are sent, as they come."""
+    seen: list[bytes] = []
+
+    def tap(source: Address, to: Address, datagram: bytes) -> bytes:
+        seen.append(datagram)
+        return datagram
+
+    world.taps.append(tap)
+    return seen
+
+
 def conversation(*, keyed: bool, seed: int = 1) -> tuple[World, Host, Host, dict[str, list[bytes]]]:
     """Two hosts that have said everything once, and all datagrams by kind, with their direction."""
     world = World(seed)
@@ -156,8 +177,7 @@ def test_a_forged_acknowledgement_settles_nothing_with_a_key() -> None:
 def test_the_contents_cannot_be_read_with_a_key() -> None:
     world = World(1)
     a, b = world.host(1, keys=keys()), world.host(2, keys=keys())
-    seen: list[bytes] = []
-    world.taps.append(lambda source, to, datagram: seen.append(datagram) or datagram)  # type: ignore[func-returns-value]  # returns the datagram
+    seen = watch(world)
     b.handler = lambda body: b"the reply is secret"
     a.send(b.address, b"the message is secret")
     assert world.run(3, until=lambda: bool(a.replies))
@@ -298,11 +318,8 @@ def test_ten_thousand_peers_fit_in_memory_and_the_next_is_not_answered() -> None
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["checksum", "key"])
 def test_a_repeated_packet_from_elsewhere_gets_no_reset_to_be_sent_on(keyed: bool) -> None:
-    world = World(1)
-    a = world.host(1, keys=keys() if keyed else None)
-    b = world.host(2, keys=keys() if keyed else None)
-    seen: list[bytes] = []
-    world.taps.append(lambda source, to, datagram: seen.append(datagram) or datagram)  # type: ignore[func-returns-value]  # returns the datagram
+    world, a, b = two_hosts(keyed=keyed)
+    seen = watch(world)
     a.send(b.address, b"before")
     world.run(2)
     packets = [datagram for datagram in seen if datagram[0] == wire.MESSAGES]
@@ -315,9 +332,7 @@ def test_a_repeated_packet_from_elsewhere_gets_no_reset_to_be_sent_on(keyed: boo
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["checksum", "key"])
 def test_a_peer_whose_address_changed_is_told_and_goes_on(keyed: bool) -> None:
-    world = World(1)
-    a = world.host(1, keys=keys() if keyed else None)
-    b = world.host(2, keys=keys() if keyed else None)
+    world, a, b = two_hosts(keyed=keyed)
     a.send(b.address, b"before")
     world.run(2)
     a.address = ("127.0.0.1", 3)  # as behind a router that gave it another port
@@ -330,11 +345,8 @@ def test_a_peer_whose_address_changed_is_told_and_goes_on(keyed: bool) -> None:
 
 @pytest.mark.parametrize("keyed", [False, True], ids=["checksum", "key"])
 def test_a_repeated_hello_does_not_bring_back_a_session_that_ended(keyed: bool) -> None:
-    world = World(1)
-    a = world.host(1, keys=keys() if keyed else None)
-    b = world.host(2, keys=keys() if keyed else None)
-    seen: list[bytes] = []
-    world.taps.append(lambda source, to, datagram: seen.append(datagram) or datagram)  # type: ignore[func-returns-value]  # returns the datagram
+    world, a, b = two_hosts(keyed=keyed)
+    seen = watch(world)
     a.send(b.address, b"before")
     world.run(2)
     b.endpoint.close(a.address, world.now)

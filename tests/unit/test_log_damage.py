@@ -6,7 +6,6 @@ import contextlib
 import random
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import apsw
@@ -266,6 +265,11 @@ def switches(thread: int) -> int:
     return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
 
 
+def is_asleep(thread: int) -> bool:
+    """Whether this thread of ours waits for something; one that was woken does not."""
+    return Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def test_22_marks_that_must_wait_wake_nobody(tmp_path: Path) -> None:
     known = {thread.native_id for thread in threading.enumerate()}
     writer = MarkWriter(MarkFile(tmp_path / "mark"), interval=3600)
@@ -277,7 +281,8 @@ def test_22_marks_that_must_wait_wake_nobody(tmp_path: Path) -> None:
     before = switches(thread)
     for mark in marks[1:]:
         writer.submit(mark)
-        time.sleep(0.001)  # so that whoever was woken has run
+        while not is_asleep(thread):  # who was woken is to be counted
+            pass
     assert switches(thread) - before < 10
     writer.stop()
     assert read_mark(tmp_path / "mark") == marks[-1]
