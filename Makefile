@@ -4,8 +4,9 @@ BIN := .venv/bin
 FILE ?= examples/lines.txt
 CONFIG ?=
 FUZZ_SECONDS ?= 60
+KILLS ?= 200
 
-.PHONY: run test lint demo bench docs news fuzz clean
+.PHONY: run test lint demo bench docs news fuzz soak clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -40,6 +41,10 @@ fuzz: .venv/.made
 	for target in datagrams frames config; do \
 		$(BIN)/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
+
+# Real processes under a mixed load, killed with SIGKILL: the last line says how many, and what was lost.
+soak: .venv/.made
+	$(BIN)/python -m tests.soak --kills $(KILLS)
 
 .venv/.docs: .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
