@@ -108,6 +108,19 @@ def decode_message(message: bytes | memoryview | msgspec.Raw) -> WireMessage:
         raise MalformedFrame(f"message: {error}") from None
 
 
+def count_of(messages: bytes | memoryview | msgspec.Raw) -> int:
+    """How many elements the msgpack array at the beginning says to have; 0 where there is none."""
+    head = bytes(memoryview(messages)[:5])
+    kind = head[0] if head else 0
+    if 0x90 <= kind <= 0x9F:
+        return kind & 0x0F
+    if kind == 0xDC:
+        return int.from_bytes(head[1:3], "big")
+    if kind == 0xDD:
+        return int.from_bytes(head[1:5], "big")
+    return 0
+
+
 def cut_messages(messages: bytes | memoryview | msgspec.Raw, start: int, stop: int) -> bytes:
     """Return the run of messages `start` to `stop` (exclusive) of a run. Copies; slow path only."""
     return _encode(_decode_parts(messages)[start:stop])

@@ -54,4 +54,6 @@ class AudienceParts:
             self._number = frame.audience
             return None
         names, self._names, self._number = self._names, [], None
+        if len(set(names)) != len(names):
+            raise MalformedFrame(f"AUDIENCE {frame.audience}: a receiver is named twice")
         return frame.audience, names

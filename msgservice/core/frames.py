@@ -1,18 +1,21 @@
 """The frames of PROTOCOL version 1: typed structs, one encoder, one decoder.
 
 A frame is one msgpack array whose first element is its kind. A frame that does not decode is an
-error here and never reaches the code behind: `decode_frame` says what was wrong with it.
+error here and never reaches the code behind: `decode_frame` says what was wrong with it. So is one
+whose fields contradict each other (`_RELATIONS`): every transport's bytes come through here, so
+what is behind may take for granted that a range has its ends in order.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from msgservice.errors import MalformedFrame, UnknownKind
-from msgservice.limits import INTEGER_MAX
-from msgservice.message import UNDECODABLE, Integer, Name
+from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
+from msgservice.message import UNDECODABLE, Integer, Name, count_of
 from msgservice.records import Origin
 
 VERSION = 1
@@ -203,6 +206,8 @@ BYE_REPLACED = 1  # a newer connection has this name
 BYE_REMOVED = 2  # the receiver was removed; like a replaced one it does not come back by itself
 BYE_PAUSED = 3  # the receiver is paused; it may come back
 
+CRC_MAX = 2**32 - 1
+
 encode_frame = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Frame).decode
 
@@ -213,7 +218,122 @@ def decode_frame(data: bytes | memoryview) -> Frame:
         frame: Frame = _decode(data)
     except UNDECODABLE as error:
         raise _diagnosis(data, error) from None
+    check = _RELATIONS.get(type(frame))
+    if check is not None:
+        wrong = check(frame)
+        if wrong is not None:
+            raise MalformedFrame(f"{type(frame).__name__}: {wrong}")
     return frame
+
+
+# --- relations between the fields of a frame: each returns what is wrong, or None ----------------
+
+
+def wrong_ranges(ranges: Sequence[Pair], above: int = 0) -> str | None:
+    """What is wrong with ranges that must rise from behind `above`, without overlaps, or None."""
+    for first, last in ranges:
+        if not above < first <= last:
+            return _wrong_range(first, last, above)
+        above = last
+    return None
+
+
+def _wrong_range(first: int, last: int, above: int) -> str:
+    if first > last:
+        return f"the range [{first}, {last}] ends before it begins"
+    if first == 0:
+        return "sequences begin at 1"
+    return f"the range [{first}, {last}] does not lie above {above}"
+
+
+def _wrong_run(what: str, first: int, messages: msgspec.Raw) -> str | None:
+    count = count_of(messages)
+    if not count:
+        return f"{what} without messages"
+    if count > 1 << BATCH_INDEX_BITS:
+        return f"{count} messages, at most {1 << BATCH_INDEX_BITS} allowed"
+    if first + count - 1 > INTEGER_MAX:
+        return f"{what} {first} and {count} messages pass 2^53 - 1"
+    return None
+
+
+def _wrong_transfer(frame: Transfer) -> str | None:
+    first = frame.sequence
+    if first == 0:
+        return "sequences begin at 1"
+    if frame.after is not None and frame.after >= first:
+        return f"after {frame.after} is not below sequence {first}"
+    if frame.floor > first:
+        return f"floor {frame.floor} is above sequence {first}"
+    return _wrong_run("sequence", first, frame.messages)
+
+
+def _wrong_ack(frame: Ack) -> str | None:
+    return wrong_ranges(frame.ranges)
+
+
+def _wrong_nack(frame: Nack) -> str | None:
+    return wrong_ranges(((frame.first, frame.last),))
+
+
+def _wrong_status(frame: StatusFrame) -> str | None:
+    return wrong_ranges(frame.ranges)
+
+
+def _wrong_routed(frame: Routed) -> str | None:
+    wrong = wrong_ranges(((frame.first, frame.last),))
+    if wrong is not None or not frame.position:
+        return wrong
+    index = frame.position & (1 << BATCH_INDEX_BITS) - 1
+    if index + frame.last - frame.first >= 1 << BATCH_INDEX_BITS:
+        return f"[{frame.first}, {frame.last}] from {frame.position} on pass the end of a batch"
+    return None
+
+
+def _wrong_request(frame: Request) -> str | None:
+    return _wrong_run("id", frame.id, frame.messages)
+
+
+def _wrong_reply(frame: Reply) -> str | None:
+    if len({reply[0] for reply in frame.replies}) != len(frame.replies):
+        return "one call is answered twice"
+    return None
+
+
+def _wrong_audience(frame: AudienceFrame) -> str | None:
+    if len(set(frame.receivers)) != len(frame.receivers):
+        return "a receiver is named twice"
+    return None
+
+
+def _wrong_note(frame: Note) -> str | None:
+    return None if frame.sequence else "sequences begin at 1"
+
+
+def _wrong_resume(frame: ResumeFrame) -> str | None:
+    if len(frame.ranges) > RESUME_RANGES_MAX:
+        return f"{len(frame.ranges)} ranges, at most {RESUME_RANGES_MAX} allowed in one frame"
+    if frame.last is not None:
+        first, last, crc = frame.last
+        if not 0 < first <= last:
+            return _wrong_range(first, last, 0)
+        if crc > CRC_MAX:
+            return f"{crc} is no CRC-32"
+    return wrong_ranges(frame.ranges)
+
+
+_RELATIONS: Final[dict[type, Callable[[Any], str | None]]] = {
+    Transfer: _wrong_transfer,
+    Ack: _wrong_ack,
+    Nack: _wrong_nack,
+    StatusFrame: _wrong_status,
+    Routed: _wrong_routed,
+    Request: _wrong_request,
+    Reply: _wrong_reply,
+    AudienceFrame: _wrong_audience,
+    Note: _wrong_note,
+    ResumeFrame: _wrong_resume,
+}
 
 
 def _diagnosis(data: bytes | memoryview, error: Exception) -> MalformedFrame | UnknownKind:

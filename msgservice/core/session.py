@@ -39,6 +39,7 @@ from msgservice.core.frames import (
     Routed,
     StatusFrame,
     Transfer,
+    wrong_ranges,
 )
 from msgservice.core.ranges import Range
 from msgservice.errors import (
@@ -245,6 +246,8 @@ class Session:
         return Greeted(hello)
 
     def _take_resume(self, frame: ResumeFrame) -> Event | None:
+        if self._ranges and (wrong := wrong_ranges(frame.ranges, self._ranges[-1][1])):
+            raise MalformedFrame(f"ResumeFrame: {wrong}")
         self._floor = max(self._floor, frame.floor)
         self._ranges += frame.ranges
         if len(self._ranges) > RESUME_RANGES_TOTAL_MAX:

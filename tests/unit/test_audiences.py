@@ -12,12 +12,12 @@ from msgservice.errors import MalformedFrame
 from msgservice.limits import FRAME_OVERHEAD, INTEGER_MAX
 
 letters = st.characters(codec="utf-8", exclude_categories=["Z", "C"])
-names_of_any_length = st.lists(st.text(letters, min_size=1, max_size=63), max_size=300)
+names_of_any_length = st.lists(st.text(letters, min_size=1, max_size=61), max_size=300, unique=True)
 
 
 @given(st.integers(0, INTEGER_MAX), names_of_any_length, st.integers(0, 40))
 def test_8_what_is_split_is_put_together_again(number: int, names: list[str], times: int) -> None:
-    names = names * times
+    names = [f"{name}{n}" for n in range(times) for name in names]
     parts = AudienceParts(len(names))
     frames = split_audience(number, names)
     for frame in frames:
@@ -31,7 +31,7 @@ def test_8_what_is_split_is_put_together_again(number: int, names: list[str], ti
 
 
 def test_names_of_the_greatest_length_fit() -> None:
-    frames = split_audience(INTEGER_MAX, ["x" * 255] * 1000)
+    frames = split_audience(INTEGER_MAX, [f"{n:x>255}" for n in range(1000)])
     assert max(len(encode_frame(frame)) for frame in frames) <= FRAME_OVERHEAD
 
 

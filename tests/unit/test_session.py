@@ -52,16 +52,16 @@ from msgservice.limits import Limits
 from msgservice.records import Resume
 
 LIMITS = Limits(heartbeat=20, silence=2.5, hello_timeout=10, bye_timeout=30)
-NOTHING = msgspec.Raw(b"\x90")
+ONE = msgspec.Raw(b"\x91\x91\xc4\x00")
 
 SAMPLES: dict[type[Frame], Frame] = {
     Hello: Hello(1, "shop", "i1"),
-    Transfer: Transfer(1, "a", NOTHING),
+    Transfer: Transfer(1, "a", ONE),
     Ack: Ack([(1, 1)]),
     Nack: Nack(1, 1, 1),
     StatusFrame: StatusFrame("i1", "r", 3, [(1, 1)]),
     Routed: Routed(1, 1, 1, 1),
-    Request: Request(1, "a", NOTHING),
+    Request: Request(1, "a", ONE),
     Reply: Reply([]),
     Ping: Ping(7),
     Pong: Pong(7),
@@ -190,11 +190,14 @@ def test_authentication_that_this_build_has_not_is_refused() -> None:
 
 def test_resume_of_too_many_ranges_ends_it() -> None:
     session = session_in(State.RESUMING)
-    part = [(n, n) for n in range(1, 2 * RESUME_RANGES_MAX, 2)]
-    for _ in range(RESUME_RANGES_TOTAL_MAX // RESUME_RANGES_MAX):
+    parts = [
+        [(n, n) for n in range(low, low + 2 * RESUME_RANGES_MAX, 2)]
+        for low in range(1, 2 * RESUME_RANGES_TOTAL_MAX + 2, 2 * RESUME_RANGES_MAX)
+    ]
+    for part in parts[:-1]:
         session.receive(ResumeFrame(1, part, None, True), 0.0)
     assert session.failed is None
-    session.receive(ResumeFrame(1, part, None, True), 0.0)
+    session.receive(ResumeFrame(1, parts[-1], None, True), 0.0)
     assert isinstance(session.failed, MalformedFrame)
 
 
