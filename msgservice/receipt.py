@@ -7,17 +7,14 @@ node says later is noted once for all of a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Protocol, overload
 
 import msgspec
 from twisted.internet.defer import Deferred
 
 from msgservice.message import Status
-
-if TYPE_CHECKING:
-    from msgservice.client_handed import HandedRun
 
 
 class Wait(Enum):
@@ -28,6 +25,66 @@ class Wait(Enum):
     SETTLED = auto()
 
 
+class Names(Protocol):
+    """An audience, by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The receivers' names."""
+
+
+class Place(Protocol):
+    """Where the node's log has some messages, and for whom (ROUTED)."""
+
+    @property
+    def first(self) -> int:
+        """The sequence of the first of them."""
+
+    @property
+    def position(self) -> int:
+        """The position of the first; 0: the log no longer has it."""
+
+    @property
+    def audience(self) -> Names:
+        """Whom they are for."""
+
+
+class AskedRun(Protocol):
+    """A run of messages that was handed over, as its receipts ask it."""
+
+    @property
+    def subject(self) -> str:
+        """What it was sent to."""
+
+    @property
+    def first(self) -> int:
+        """The sequence of its first message."""
+
+    @property
+    def last(self) -> int:
+        """The sequence of its last message."""
+
+    @property
+    def count(self) -> int:
+        """How many messages it has."""
+
+    @property
+    def ids(self) -> dict[int, str] | None:
+        """Index -> the sender's own id, of those that have one."""
+
+    def piece_of(self, sequence: int) -> Place | None:
+        """What ROUTED said of this message, or None."""
+
+    def statuses_of(self, sequence: int) -> dict[str, Status]:
+        """The state of one message at each receiver, as far as it is known."""
+
+    def counts(self) -> dict[str, dict[Status, int]]:
+        """How many of its messages have which state, for each receiver."""
+
+    def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
+        """Return a Deferred of its own for this wait."""
+
+
 # Not tracked by the collector: a program may hold millions, and they refer to nothing but runs.
 class Receipt(msgspec.Struct, eq=False, gc=False):
     """One message that was handed over: where it is, and what becomes of it.
@@ -36,7 +93,7 @@ class Receipt(msgspec.Struct, eq=False, gc=False):
     nothing else. Keep the receipt for as long as you want to ask.
     """
 
-    run: HandedRun
+    run: AskedRun
     index: int
 
     def __repr__(self) -> str:
@@ -105,7 +162,7 @@ class Receipts:
 
     __slots__ = ("_runs",)
 
-    def __init__(self, runs: list[HandedRun]) -> None:
+    def __init__(self, runs: Sequence[AskedRun]) -> None:
         self._runs = runs
 
     def __len__(self) -> int:

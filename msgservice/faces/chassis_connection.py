@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from typing import Protocol as Shape  # Twisted has a Protocol too
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import (
@@ -41,15 +42,27 @@ from msgservice.faces.axon.Ipc import socketShutdown
 from msgservice.faces.axon.mailbox import Mailbox
 from msgservice.faces.axon.scheduler import Scheduler
 from msgservice.faces.chassis_boxes import SignalBox, SocketBox, announce_end
-
-if TYPE_CHECKING:
-    from msgservice.faces.chassis import ServerCore
+from msgservice.faces.chassis_limits import ChassisLimits
 
 # What is handed to the transport at a time. Its own buffer asks us to pause beyond 64 KiB; smaller
 # pieces than this would add a turn of the reactor to each.
 PIECE_BYTES = 128 * 1024
 HANDLER_INBOXES = ("inbox", "control")
 HANDLER_OUTBOXES = ("outbox", "signal")
+
+
+class Server(Shape):
+    """A chassis server, as its connections see it."""
+
+    @property
+    def limits(self) -> ChassisLimits:
+        """What each connection may hold."""
+
+    def connection_made(self, connection: Connection) -> None:
+        """Give the new connection its handler."""
+
+    def connection_lost(self, connection: Connection) -> None:
+        """Forget the connection."""
 
 
 class Input(Enum):
@@ -77,7 +90,7 @@ class Connection(Protocol):
     # A TCP, TLS or Unix transport; Twisted's own annotation is what they all have in common.
     transport: Any = None
 
-    def __init__(self, server: ServerCore, scheduler: Scheduler) -> None:
+    def __init__(self, server: Server, scheduler: Scheduler) -> None:
         self._server = server
         self._scheduler = scheduler
         self._limits = server.limits

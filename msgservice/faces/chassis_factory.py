@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
 
 from msgservice.faces.axon.scheduler import scheduler_for
-from msgservice.faces.chassis_connection import Connection
+from msgservice.faces.chassis_connection import Connection, Server
 
-if TYPE_CHECKING:
-    from msgservice.faces.chassis import ServerCore
+
+class Accepting(Server, Protocol):
+    """A chassis server, as its factory sees it."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether it has a port of its own."""
+
+    def serve(self, reactor: Any) -> None:
+        """Begin, if it has not begun."""
+
+    def stop(self) -> Deferred[None]:
+        """End, and its connections with it."""
+
+    def accepts(self) -> bool:
+        """Return whether one more connection is taken."""
 
 
 class ChassisFactory(Factory):
@@ -23,7 +38,7 @@ class ChassisFactory(Factory):
 
     noisy = False
 
-    def __init__(self, server: ServerCore, reactor: Any) -> None:
+    def __init__(self, server: Accepting, reactor: Any) -> None:
         self._server = server
         self._reactor = reactor
 

@@ -171,6 +171,7 @@ def test_each_wait_is_its_own_and_cancelling_one_leaves_the_others() -> None:
     waits: list[Deferred[None]] = [receipt.acknowledged() for _ in range(3)]
     waits[1].cancel()
     error_of(waits[1], CancelledError)
+    assert isinstance(receipt.run, HandedRun)
     assert 2 == len(receipt.run._watchers or ())
     world.say_acknowledged(1)
     assert [None, None] == [now(waits[0]), now(waits[2])]

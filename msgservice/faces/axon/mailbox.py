@@ -13,18 +13,36 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from msgservice.faces.axon.AxonExceptions import BoxAlreadyLinkedToDestination, noSpaceInBox
-
-if TYPE_CHECKING:
-    from msgservice.faces.axon.process import Process
 
 # Four reads of a socket. A server of 10,000 connections with every box full holds 2.5 GiB; a box
 # is full only while its component is slower than its peer.
 BOX_BYTES_MAX = 256 * 1024
 # Messages that are not bytes count by number only. 4,096 one-byte reads are about 200 KiB of RAM.
 BOX_MESSAGES_MAX = 4096
+
+
+class Owner(Protocol):
+    """The component behind a box, as the box sees it."""
+
+    after_step: Callable[[], None] | None  # called after each of its steps
+
+    @property
+    def started(self) -> bool:
+        """Whether it was activated, be it stopped by now."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing of it will run any more."""
+
+    @property
+    def blocked_on(self) -> Mailbox | None:
+        """The box that it has filled and waits for."""
+
+    def wake(self) -> None:
+        """Something has arrived in one of its boxes."""
 
 
 class Mailbox:
@@ -44,7 +62,7 @@ class Mailbox:
         "target",
     )
 
-    def __init__(self, name: str, owner: Process | None, *, bytes_max: int = BOX_BYTES_MAX) -> None:
+    def __init__(self, name: str, owner: Owner | None, *, bytes_max: int = BOX_BYTES_MAX) -> None:
         self.name = name
         self.owner = owner
         self.target: Mailbox | None = None

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from enum import Enum
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -27,11 +27,8 @@ from twisted.python.failure import Failure
 
 from msgservice.faces.axon.AxonExceptions import BadComponent, Closed
 from msgservice.faces.axon.Ipc import WaitComplete, is_closing, newComponent
-from msgservice.faces.axon.mailbox import Mailbox
+from msgservice.faces.axon.mailbox import Mailbox, Owner
 from msgservice.faces.axon.scheduler import PAUSES_S, Scheduler
-
-if TYPE_CHECKING:
-    from msgservice.faces.axon.Component import component
 
 # Steps that a generator may take without doing anything, while a message lies unread in one of its
 # boxes, before it is paused like an idle one. Enough for a `main` that yields between its phases.
@@ -55,6 +52,23 @@ class State(Enum):
 # Module globals: one lookup instead of two, on every step.
 READY, RUNNING, PAUSED, WAITING = State.READY, State.RUNNING, State.PAUSED, State.WAITING
 BLOCKED, AWAITING, STOPPED = State.BLOCKED, State.AWAITING, State.STOPPED
+
+
+class Host(Protocol):
+    """The component whose `main` a process runs."""
+
+    @property
+    def name(self) -> str:
+        """A name that no other component of this process has."""
+
+    def has_control(self) -> bool:
+        """Return whether a message waits in `control`."""
+
+    def anyReady(self) -> bool:
+        """Return whether a message waits in any inbox."""
+
+    def clear_boxes(self) -> None:
+        """Drop what its inboxes hold: nobody takes it any more."""
 
 
 class Wait:
@@ -136,7 +150,7 @@ class Process:
 
     _log = Logger()
 
-    def __init__(self, owner: component) -> None:
+    def __init__(self, owner: Host) -> None:
         self._component = owner
         self.state = State.NEW
         self.is_coroutine = False
@@ -234,7 +248,7 @@ class Process:
 
     def block(self, box: Mailbox) -> None:
         """Let it wait for room in `box`, which it has filled, when its step ends."""
-        owner = box.owner
+        owner: Owner | None = box.owner
         while owner is not None:
             if owner is self:
                 return

@@ -13,19 +13,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-if TYPE_CHECKING:
-    from msgservice.faces.axon.process import Process
-
 # About 2 ms of small steps: what an event of the network may have to wait for components.
 STEPS_PER_TURN = 1000
 # 1 ms, 2 ms, ... 1.024 s.
 PAUSES_S = tuple(0.001 * 2**n for n in range(11))
+
+
+class Steps(Protocol):
+    """A process, as its scheduler sees it: resumed step by step, pausing in between."""
+
+    @property
+    def pause_number(self) -> int:
+        """Which of `PAUSES_S` it waits for."""
+
+    @property
+    def after_step(self) -> Callable[[], None] | None:
+        """What is called after each of its steps."""
+
+    def step(self) -> None:
+        """Run until it waits for something."""
+
+    def pause_over(self, number: int) -> bool:
+        """Its pause is over, unless it was woken before; return whether it was."""
+
 
 # The schedulers whose steps are under way, the innermost last. Not a class attribute: setting one
 # makes the interpreter forget what it knows of the class, twice for every event.
@@ -39,11 +55,11 @@ class Scheduler:
 
     def __init__(self, clock: IReactorTime) -> None:
         self.clock = clock
-        self._ready: deque[Process] = deque()
+        self._ready: deque[Steps] = deque()
         self._running = False
         self._stepping = False
         self._turn: IDelayedCall | None = None
-        self._paused: list[list[Process]] = [[] for _ in PAUSES_S]
+        self._paused: list[list[Steps]] = [[] for _ in PAUSES_S]
         self._pauses: list[IDelayedCall | None] = [None for _ in PAUSES_S]
         self._after_step: list[Callable[[], None]] = []
         self._alive = 0
@@ -80,7 +96,7 @@ class Scheduler:
 
     # --- From the processes -----------------------------------------------------------------------
 
-    def started(self, process: Process) -> None:
+    def started(self, process: Steps) -> None:
         """Count a process that begins, and let it run."""
         self._alive += 1
         self.ready(process)
@@ -103,13 +119,13 @@ class Scheduler:
         for each in quiet:
             each()
 
-    def ready(self, process: Process) -> None:
+    def ready(self, process: Steps) -> None:
         """Run `process` as soon as it is its turn."""
         self._ready.append(process)
         if not self._running:
             self._ask_for_turn()
 
-    def pause(self, process: Process) -> None:
+    def pause(self, process: Steps) -> None:
         """Resume `process` after the pause that its `pause_number` names, unless it is woken."""
         number = process.pause_number
         self._paused[number].append(process)
@@ -150,7 +166,7 @@ class Scheduler:
         paused, self._paused[number] = self._paused[number], []
         self.enter(self._resume, paused, number)
 
-    def _resume(self, paused: list[Process], number: int) -> None:
+    def _resume(self, paused: list[Steps], number: int) -> None:
         for process in paused:
             # Entries of those who were woken meanwhile are stale; they lie in another list by now.
             if process.pause_over(number):
