@@ -50,6 +50,14 @@ class DiskOutbox:
         """Read the next page of it; fails as `OutboxFile.read` does."""
         return self._file.read().addCallback(lambda page: [_run_of(run) for run in page])
 
+    def is_unread(self, last: int) -> bool:
+        """Whether what was left up to `last` may be in the file and not in memory."""
+        return self._file.is_unread(last)
+
+    def between(self, first: int, last: int) -> Deferred[list[Run]]:
+        """Look at what the file has of these sequences; fails as `OutboxFile.read` does."""
+        return self._file.between(first, last).addCallback(lambda runs: [_run_of(r) for r in runs])
+
     def keep(self, runs: Sequence[Run]) -> Deferred[None]:
         """Write these in one transaction; fires when they are synced.
 

@@ -40,7 +40,7 @@ from msgservice.core.frames import (
     StatusFrame,
 )
 from msgservice.core.outbox import Outbox
-from msgservice.core.runs import Run, Settled
+from msgservice.core.runs import Run, Settled, first_of
 from msgservice.errors import (
     ContentChanged,
     LogWentBack,
@@ -53,7 +53,7 @@ from msgservice.errors import (
     UnknownReceiver,
 )
 from msgservice.limits import Limits
-from msgservice.message import Action, Status
+from msgservice.message import Action, Status, cut_messages, join_messages
 from msgservice.records import Resume
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class NodeHop:
         self._acked = Acked(sequence, disk.left_ranges if disk is not None else ())
         self._left_to = sequence  # up to here it is what an earlier process left
         self._is_reading = False  # the next page of that
+        self._early: list[Frame] | None = None  # that came before the session could begin
         self._behind: list[Run] = []  # new ones, that wait until all of it was read
         self._offer(loaded)
         if not self._has_more:
@@ -298,9 +299,39 @@ class NodeHop:
         """See `connection.Owner`."""
         if connection is not self.connection:
             return
+        last, disk = resume.last, self._disk
+        if last is None or disk is None or not disk.is_unread(last[1]):
+            self._opened_with(connection, resume, [])
+            return
+        # What the node took last is not in memory yet: the file is asked before anything is
+        # settled by it, and what the node says meanwhile waits.
+        assert connection.channel is not None
+        connection.channel.pause()
+        self._early = []
+        looking = disk.between(last[0], last[1])
+        looking.addCallback(lambda runs: self._looked(connection, resume, runs))
+        looking.addErrback(lambda failure: self._not_looked(connection, failure))
+
+    def _looked(self, connection: Connection, resume: Resume, runs: list[Run]) -> None:
+        if connection is not self.connection or connection.gone or self._is_stopped:
+            return
+        early, self._early = self._early, None
+        self._opened_with(connection, resume, runs)
+        for frame in early or ():
+            self.received(connection, frame)
+        self.turn_ended(connection)
+        if connection.channel is not None:
+            connection.channel.resume()
+
+    def _not_looked(self, connection: Connection, failure: Failure) -> None:
+        self._not_read(failure)
+        connection.abort()
+
+    def _opened_with(self, connection: Connection, resume: Resume, unread: list[Run]) -> None:
+        """Begin the session. `unread`: runs of the file where the node's newest run lies."""
         hello = connection.session.peer
         assert hello is not None
-        wrong = self._compare(resume)
+        wrong = self._compare(resume, unread)
         if wrong is not None:
             self._begin_anew(wrong)
             connection.abort()
@@ -321,6 +352,8 @@ class NodeHop:
     def received(self, connection: Connection, frame: Frame) -> None:
         """See `connection.Owner`."""
         if connection is not self.connection or not self._opened:
+            if connection is self.connection and self._early is not None:
+                self._early.append(frame)
             return
         match frame:
             case Ack():
@@ -390,6 +423,7 @@ class NodeHop:
 
     def _leave(self, connection: Connection) -> None:
         self._opened = False
+        self._early = None
         self.outbox.disconnect(self._now())
         self._apply_settled()
         self.runs.tell_news()
@@ -422,10 +456,12 @@ class NodeHop:
             return NoReceiver(settled.run.subject)
         return Refused(reason)
 
-    def _compare(self, resume: Resume) -> LogWentBack | None:
+    def _compare(self, resume: Resume, unread: list[Run]) -> LogWentBack | None:
         """Hold what the node has taken against what this side knows (SEMANTICS 6)."""
         seen = highest_of(resume)
-        if seen > self.sequence or (resume.last is not None and self._differs(*resume.last)):
+        if seen > self.sequence or (
+            resume.last is not None and self._differs(*resume.last, unread)
+        ):
             return LogWentBack(self.peer_name, self.sequence, seen)
         for low, high in self._acked.take_forgotten(resume):
             forgot = PeerForgot(self.peer_name, low, high)
@@ -434,12 +470,26 @@ class NodeHop:
             self.runs.lose(low, high, forgot, answered=True)
         return None
 
-    def _differs(self, first: int, last: int, crc: int) -> bool:
-        """Whether what this side holds at these sequences is something else."""
-        return any(
-            run.first == first and run.last == last and zlib.crc32(run.messages) != crc
-            for run in self.outbox.open_between(first, last)
-        )
+    def _differs(self, first: int, last: int, crc: int, unread: list[Run]) -> bool:
+        """Whether what this side holds at these sequences is something else, however it is cut.
+
+        Where some of them were answered here, nothing is left to compare.
+        """
+        held = {run.first: run for run in unread}
+        held |= {run.first: run for run in self._behind}
+        held |= {run.first: run for run in self.outbox.open_between(first, last)}
+        at, parts = first, []
+        for run in sorted(held.values(), key=first_of):
+            if run.last < at or run.first > last:
+                continue
+            if run.first == first and run.last == last:
+                return zlib.crc32(run.messages) != crc
+            if run.first > at:
+                return False
+            end = min(run.last, last)
+            parts.append(cut_messages(run.messages, at - run.first, end - run.first + 1))
+            at = end + 1
+        return at > last and zlib.crc32(join_messages(parts)) != crc
 
     def _begin_anew(self, error: LogWentBack) -> None:
         """Take a new incarnation: what is open is sent under it, with the same numbers."""

@@ -126,6 +126,11 @@ def cut_messages(messages: bytes | memoryview | msgspec.Raw, start: int, stop: i
     return _encode(_decode_parts(messages)[start:stop])
 
 
+def join_messages(runs: Iterable[bytes | memoryview | msgspec.Raw]) -> bytes:
+    """Return the run of all messages of these runs, in order. Copies; slow path only."""
+    return _encode([part for messages in runs for part in _decode_parts(messages)])
+
+
 def split_messages(messages: bytes | memoryview | msgspec.Raw, bounds: list[int]) -> list[bytes]:
     """Return the runs between each two of these places (rising, from 0 to the end)."""
     parts = _decode_parts(messages)

@@ -238,7 +238,10 @@ def _same_content(batch: Batch, run: Run) -> bool:
     if run.sequence == batch.sequence and run.count == batch.count:
         return run.crc == batch.crc
     if run.frame is None:
-        return True
+        start = run.sequence - batch.sequence
+        if start < 0 or start + run.count > batch.count:
+            return True
+        return crc32(cut_messages(batch.messages, start, start + run.count)) == run.crc
     first = max(batch.sequence, run.sequence)
     end = min(batch.sequence + batch.count, run.sequence + run.count)
     return cut_messages(

@@ -15,6 +15,7 @@ import msgspec
 
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import LogDamaged
+from msgservice.log.schema import one
 
 # Of one page. A run of one message takes about 1 KiB in memory besides what it says.
 PAGE_RUNS = 4096
@@ -72,6 +73,21 @@ class Backlog:
     def has_more(self) -> bool:
         """Whether there are runs that were not read."""
         return self.read_to < self._last
+
+    def is_unread(self, last: int) -> bool:
+        """Whether sequences up to `last` may be in the file alone."""
+        return self.read_to < min(last, self._last)
+
+    def between(self, db: apsw.Connection, first: int, last: int) -> list[OutboxRun]:
+        """Read the runs that overlap `first` to `last`, rising; they do not count as read."""
+        before = one(db, "select max(first) from run where first <= ?", (first,))
+        found = []
+        for run in _runs(db, first - 1 if before is None else before - 1):
+            if run.first > last:
+                break
+            if run.last >= first:
+                found.append(run)
+        return found
 
     def page(self, db: apsw.Connection) -> list[OutboxRun]:
         """Read the next page; `was_read` makes it count."""

@@ -254,6 +254,23 @@ class OutboxFile:
 
         return self._worker.submit(job).addCallback(done)
 
+    def is_unread(self, last: int) -> bool:
+        """Whether sequences up to `last` may be in the file and not in memory."""
+        return self._backlog is not None and self._backlog.is_unread(last)
+
+    def between(self, first: int, last: int) -> Deferred[list[OutboxRun]]:
+        """Look at what the file has of these sequences, rising; fails as `read` does."""
+        if not self._opened:
+            return fail(LogUnavailable("the outbox is not open"))
+        assert self._worker is not None
+
+        def job() -> list[OutboxRun]:
+            assert self._backlog is not None
+            assert self._db is not None
+            return self._backlog.between(self._db, first, last)
+
+        return self._worker.submit(job)
+
     # --- runs ----------------------------------------------------------------------------------
 
     def append(self, runs: Sequence[OutboxRun]) -> Deferred[None]:

@@ -211,6 +211,19 @@ def test_4_content_is_compared_after_the_batch_has_gone(log: Driver) -> None:
     assert isinstance(other, RefusedBatch)
 
 
+def test_4_content_is_compared_after_the_batches_have_gone_however_it_is_cut(log: Driver) -> None:
+    audience = log.log.audience([1])
+    batches = [make_batch(audience, i, [b"%d" % i]) for i in (1, 2, 3)]
+    log.append(*batches)
+    settle(log, 1, batches[-1], 3)
+    drop_all(log)
+    bodies = [b"1", b"2", b"3"]
+    (same,) = log.append(make_batch(audience, 1, bodies))
+    assert isinstance(same, Known)
+    (other,) = log.append(make_batch(audience, 1, [b"1", b"X", b"3"]))
+    assert isinstance(other, RefusedBatch)
+
+
 def test_4_a_repeat_of_what_is_long_forgotten_is_still_known(log: Driver) -> None:
     audience = log.log.audience([1])
     batches = [make_batch(audience, i) for i in range(1, 1100)]

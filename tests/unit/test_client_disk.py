@@ -49,6 +49,12 @@ class DiskWorld(ClientWorld):
         )
         super().__init__(outbox=self.disk, held=(100_000, bytes_max), **options)
 
+    def start(self) -> None:
+        self.client.start()
+        self.settle()
+        # What the node took last may be in pages that are not read: the file is looked at first.
+        self.calls.wait(_once(self, lambda: self.client.connected))
+
     def written(self) -> None:
         """End the turn, and wait until all of it is on disk."""
         self.settle()
@@ -457,6 +463,58 @@ def test_6_a_new_incarnation_is_on_disk_before_it_is_used(
     reopened = DiskWorld(world.crash(tmp_path / "second"), start=False)
     assert (new, 1) == (reopened.disk.incarnation, reopened.client.sequence)
     reopened.close()
+
+
+@pytest.mark.parametrize(("told", "again"), [([1] * 6, [6]), ([6], [1] * 6), ([6], [2, 3, 1])])
+def test_6_an_older_copy_gives_sequences_anew_however_they_are_cut(
+    tmp_path: Path, told: list[int], again: list[int]
+) -> None:
+    before = DiskWorld(tmp_path / "first")
+    older = before.crash(tmp_path / "older")
+    send_in_runs(before, "old", told)
+    assert len(before.node.stored) == 6
+    restored = DiskWorld(older, start=False)
+    restored.node.inboxes, restored.node.routed = before.node.inboxes, before.node.routed
+    send_in_runs(restored, "new", again)
+    restored.client.start()
+    emptied(restored)
+    assert restored.node.bodies() == [b"new %d" % n for n in range(6)]
+    for world in (before, restored):
+        world.close()
+
+
+@pytest.mark.usefixtures("pages_of_three")
+def test_6_an_older_copy_is_noticed_where_the_newest_run_is_not_read_yet(tmp_path: Path) -> None:
+    first = DiskWorld(tmp_path / "first")
+    older = first.crash(tmp_path / "older")
+    send_in_runs(first, "old", [1] * 8 + [2])
+    restored = DiskWorld(older, start=False)
+    send_in_runs(restored, "new", [1] * 10)
+    again = DiskWorld(restored.crash(tmp_path / "third"), start=False)
+    again.node.inboxes, again.node.routed = first.node.inboxes, first.node.routed
+    again.client.start()
+    emptied(again)
+    assert again.node.bodies() == [b"new %d" % n for n in range(10)]
+    for world in (first, restored, again):
+        world.close()
+
+
+def emptied(world: DiskWorld) -> None:
+    """Let it connect as often as it takes, until the node has all."""
+
+    def is_empty() -> bool:
+        world.advance(2.0)
+        return world.client.unanswered == 0
+
+    world.calls.wait(_once(world, is_empty))
+
+
+def send_in_runs(world: DiskWorld, word: str, sizes: list[int]) -> None:
+    number = 0
+    for size in sizes:
+        world.client.send_many("a", [b"%s %d" % (word.encode(), number + n) for n in range(size)])
+        number += size
+        world.written()
 
 
 def test_6_a_node_that_forgot_is_reported_after_a_restart_too(
