@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 from msgservice.errors import DataFolderUnusable, LogLocked
-from msgservice.log.schema import sync_folder
+from msgservice.log.schema import open_private, sync_folder
 
 LOCK_NAME = "lock"
 RESERVE_NAME = "reserve"
@@ -90,7 +90,7 @@ class FolderLock:
     def acquire(self) -> None:
         """Take the lock; raises `LogLocked` with the holder's pid."""
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_private(self._path)
         except OSError as error:
             reason = error.strerror or str(error)
             raise DataFolderUnusable(self._held, reason) from None
@@ -143,7 +143,7 @@ class Reserve:
             present = self._path.stat().st_blocks * 512 if self._path.exists() else 0
             if self.free() + present < self._size + 2 * self.watermark:
                 return False
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_private(self._path)
             try:
                 os.posix_fallocate(descriptor, 0, self._size)
                 os.ftruncate(descriptor, self._size)  # a larger one of an older configuration

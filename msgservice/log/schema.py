@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -241,9 +242,35 @@ def check_sqlite() -> None:
         )
 
 
+def make_private(path: str | Path) -> None:
+    """Files of ours are their owner's alone, whatever the umask and the folder's mode.
+
+    SQLite makes a file with 0644 less the umask, and gives the write-ahead log and the shared
+    memory beside it the mode of the database: so that is made before SQLite sees it. One that
+    exists is left as it is: who opened it to others did so on purpose.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
+def open_private(path: str | Path) -> int:
+    """Return a descriptor of the file, for reading and writing; made as `make_private` does."""
+    make_private(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 def connect(path: str, *, vfs: str | None = None, readonly: bool = False) -> apsw.Connection:
     """Return a connection with every pragma that durability depends on set explicitly."""
     flags = apsw.SQLITE_OPEN_READWRITE | (0 if readonly else apsw.SQLITE_OPEN_CREATE)
+    if path != ":memory:" and not readonly:
+        with suppress(OSError):  # SQLite says it better
+            make_private(path)
     db = apsw.Connection(path, flags=flags, vfs=vfs, statementcachesize=256)
     db.set_busy_timeout(BUSY_WAIT_MS)
     # A close must not fold a damaged WAL into the file before it has been looked at.
@@ -321,6 +348,7 @@ def backup(db: apsw.Connection, target: Path) -> None:
     """Write a whole, synced copy of the database to `target`, replacing what is there."""
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
+    make_private(partial)
     copy = apsw.Connection(str(partial))
     try:
         with copy.backup("main", db, "main") as running:

@@ -8,6 +8,8 @@ has waiting) is read here, before its transaction begins.
 from __future__ import annotations
 
 import json
+from heapq import heappop, heappush
+from itertools import groupby
 from typing import Any
 
 import apsw
@@ -150,7 +152,7 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
         return
     moved: dict[int, ReceiverState] = {}
     replaced: list[tuple[int, int, int]] = []
-    added: dict[int, dict[int, ExceptionRow]] = {}  # receiver -> first -> row
+    added: dict[int, list[ExceptionRow]] = {}  # by receiver
     passed: list[tuple[int, int]] = []
     dead: list[Any] = []
     for step in group.progress:
@@ -164,13 +166,9 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
         at.bytes += step.settled_bytes
         if step.inbox is not None:
             at.inbox = step.inbox
+        added.setdefault(step.receiver, []).extend(step.exceptions)
         for row in step.exceptions:
             replaced.append((step.receiver, row.first, row.last))
-            mine = added.setdefault(step.receiver, {})
-            if mine and row.first <= max(mine):
-                for first in [first for first in mine if row.first <= first <= row.last]:
-                    del mine[first]
-            mine[row.first] = row
             if row.status in OPEN:
                 at.open_to = max(at.open_to, row.last)
         if at.open_to:
@@ -192,7 +190,7 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
             )
     flat: list[Any] = []
     for receiver, found in added.items():
-        for row in found.values():
+        for row in _not_replaced(found):
             status = int(row.status)
             flat += (receiver, row.first, row.last, status, row.attempts, row.next_at, row.reason)
     if replaced:
@@ -205,6 +203,28 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
     staged.commits += 1
     states = [ReceiverState(COMMITS_ROW, staged.commits), *moved.values()]
     operations += progress_operations(states)
+
+
+def _not_replaced(found: list[ExceptionRow]) -> list[ExceptionRow]:
+    """Rows that no later one replaces: each replaces those before it that begin inside it.
+
+    One peer can have many thousands of rows in a group, so they are swept through once: from the
+    lowest first position on, with the rows that reach there in a heap, the latest on top.
+    """
+    if len(found) < 2:
+        return found
+    order = sorted(range(len(found)), key=lambda at: found[at].first)
+    reaching: list[tuple[int, int]] = []  # (-place in `found`, last position)
+    kept: list[ExceptionRow] = []
+    for first, places in groupby(order, key=lambda at: found[at].first):
+        for at in places:
+            heappush(reaching, (-at, found[at].last))
+        while reaching[0][1] < first:
+            heappop(reaching)
+        latest = found[-reaching[0][0]]
+        if latest.first == first:
+            kept.append(latest)
+    return kept
 
 
 def stage_floors(staged: Staged, group: Group, operations: list[Operation]) -> None:

@@ -21,7 +21,7 @@ import apsw
 
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import chain_of
-from msgservice.log.schema import one, sync_folder
+from msgservice.log.schema import one, open_private, sync_folder
 from msgservice.log.state import State
 
 MARK_NAME = "log.mark"
@@ -73,7 +73,7 @@ class MarkFile:
 
     def __init__(self, path: Path) -> None:
         new = not path.exists()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor = open_private(path)
         self._turn = 0
         if new or os.fstat(self._descriptor).st_size < _FILE_SIZE:
             os.posix_fallocate(self._descriptor, 0, _FILE_SIZE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -459,6 +460,24 @@ def test_rows_of_one_group_replace_each_other_in_their_order(log: Driver) -> Non
         exception(1, at + 2, at + 5, Status.ACKNOWLEDGED),
         exception(1, at + 7, at + 7, Status.DEAD, reason="no"),
     ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_of_one_group_replace_each_other_as_if_each_came_alone(log: Driver, seed: int) -> None:
+    rng = random.Random(seed)
+    log.receivers(1, 2)
+    at = position_of(1)
+    rows = []
+    for _ in range(rng.randrange(1, 40)):
+        first = at + rng.randrange(30)
+        last = first + rng.choice((0, 0, 1, 4, 12))
+        rows.append((first, last, rng.choice((Status.QUEUED, Status.ACKNOWLEDGED, Status.DEAD))))
+    log.progress(1, 0, exceptions=[exception(1, *row) for row in rows])
+    for row in rows:
+        log.progress(2, 0, exceptions=[exception(2, *row)])
+    log.reopen()
+    together, alone = log.snapshot.exceptions[1], log.snapshot.exceptions[2]
+    assert together == [exception(1, row.first, row.last, row.status) for row in alone]
 
 
 @pytest.mark.parametrize("count", [1, 17, 2000])

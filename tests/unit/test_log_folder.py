@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
@@ -14,10 +16,14 @@ import pytest
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogLocked, LogTooNew
 from msgservice.limits import Limits
 from msgservice.log import schema
+from msgservice.log.copying import copy_log
 from msgservice.log.folder import Reserve, check_filesystem, filesystem_of
+from msgservice.log.inbox_file import InboxFile
+from msgservice.log.outbox_file import OutboxFile
 from msgservice.message import Status
 from msgservice.records import Batch, Known
 from tests.logs import Driver, make_batch
+from tests.threads import ThreadCalls
 
 MOUNTS = """\
 /dev/sda1 / ext4 rw 0 0
@@ -89,6 +95,49 @@ def test_33_a_network_filesystem_is_refused() -> None:
     with pytest.raises(DataFolderUnusable, match="nfs4 is a network filesystem"):
         check_filesystem(Path("/mnt/share/data"), MOUNTS)
     check_filesystem(Path("/mnt/share/local"), MOUNTS)
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0o000)
+    yield
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_all_files_of_a_log_are_their_owners_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
+    log = Driver("sqlite", tmp_path / "data", Limits(reserve_bytes=4096)).open()
+    log.append(make_batch(log.log.audience([1])))
+    files = ["log.db", "log.db-shm", "log.db-wal", "log.mark", "lock", "reserve"]
+    assert modes(log.folder) == dict.fromkeys(files, 0o600)
+    copy_log(log.folder, tmp_path / "copy")
+    assert set(modes(tmp_path / "copy").values()) == {0o600}
+    log.close()
+    newer = schema.SCHEMA_VERSION + 1
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", newer)
+    monkeypatch.setitem(schema.MIGRATIONS, newer, lambda db: None)
+    Driver("sqlite", log.folder).open().close()
+    assert modes(log.folder)[f"log.db.before-{newer}"] == 0o600
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_outboxes_and_inboxes_are_their_owners_alone(tmp_path: Path) -> None:
+    calls = ThreadCalls()
+    outbox = OutboxFile(tmp_path / "outbox.db", reactor=calls)
+    inbox = InboxFile(tmp_path / "inbox.db", reactor=calls)
+    calls.wait(outbox.open())
+    calls.wait(inbox.open())
+    assert set(modes(tmp_path).values()) == {0o600}
+    assert len(modes(tmp_path)) == 9
+    for file in (outbox, inbox):
+        calls.wait(file.close())
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -6,15 +6,15 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
 
-from msgservice.log import history
+from msgservice.log import history, staging
 from msgservice.message import Status
-from msgservice.records import ExceptionRow, History, position_of
-from tests.logs import NOW, Driver, make_batch
+from msgservice.records import ExceptionRow, Group, History, Progress, position_of
+from tests.logs import NOW, Driver, exception, make_batch
 
 Row = tuple[int, int, int, int, str]  # receiver, first, last, status, reason
 
@@ -153,13 +153,13 @@ def test_a_page_ends_inside_a_batch_where_it_must(
     assert (own.status, own.first, own.last) == (Status.ACKNOWLEDGED, 1, pieces[0].last)
 
 
-def lines_run(call: Callable[[], object]) -> int:
-    """How many lines of `log.history` run: steps, whatever the machine."""
+def lines_run(call: Callable[[], object], module: ModuleType = history) -> int:
+    """How many lines of a module run: steps, whatever the machine."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal count
-        if frame.f_code.co_filename != history.__file__:
+        if frame.f_code.co_filename != module.__file__:
             return None
         count += event == "line"
         return trace
@@ -179,6 +179,20 @@ def test_a_batch_of_many_exceptions_takes_steps_in_proportion() -> None:
         return lines_run(lambda: history.segments(0, 2 * count, -1, rows))
 
     assert steps(2000) < 2.5 * steps(1000)
+
+
+def test_a_group_of_many_exceptions_takes_steps_in_proportion(tmp_path: Path) -> None:
+    log = Driver("memory", tmp_path).open()
+    log.receivers(1, 2, 3)
+    store = log.log._store
+
+    def work(receiver: int, count: int) -> int:
+        at = position_of(1)
+        rows = [exception(receiver, at + 2 * n, at + 2 * n) for n in range(count)]
+        step = Progress(receiver=receiver, cursor=0, exceptions=rows[::-1])
+        return lines_run(lambda: store.apply(Group(now=NOW, progress=[step])), staging)
+
+    assert work(2, 2000) < 2.5 * work(1, 1000)
 
 
 def test_a_page_of_many_batches_with_exceptions_takes_steps_in_proportion(tmp_path: Path) -> None:
