@@ -114,6 +114,7 @@ class IChannel(Interface):
 
     peer = Attribute("str: where the other side is, for people")
     local_only = Attribute("bool: loopback or Unix socket, so names need no proof (SEMANTICS 32)")
+    proven = Attribute("bool: the peer holds the key that its listener asks for, wherever it is")
 
     def send(frame: bytes) -> None:
         """Queue one encoded frame (bytes); all of one reactor turn leave together.

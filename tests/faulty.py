@@ -204,6 +204,7 @@ class FaultyChannel:
     """One end of a link. What the other end sent waits in `incoming`."""
 
     local_only = True
+    proven = False
     other: FaultyChannel
 
     def __init__(self, link: FaultyLink, user: IChannelUser, peer: str) -> None:

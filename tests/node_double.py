@@ -44,6 +44,7 @@ class Pipe:
     """One end of a connection inside the process; what is sent arrives in the next turn."""
 
     local_only = True
+    proven = False
 
     def __init__(self, clock: Any, peer: str, frame_bytes: int) -> None:
         self.peer = peer

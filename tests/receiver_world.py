@@ -44,6 +44,7 @@ class FakeChannel:
     """One end of a wire."""
 
     local_only = True
+    proven = False
 
     def __init__(self, clock: Clock, peer: str, limits: Limits) -> None:
         self.peer = peer

@@ -245,7 +245,8 @@ class NodeService(Service):
 
     def answer(self, request: Request, local: bool) -> Deferred[Reply]:
         """See `Shared`."""
-        return self.admin.answer(request, local or self.insecure)
+        # Not by `insecure` either: that lets peers in, and makes nobody an operator.
+        return self.admin.answer(request, local)
 
     # --- stopping
 

@@ -81,8 +81,11 @@ class Peer:
         """Check who it is; answer once a receiver that is new is stored."""
         check_name(hello.name)
         check_name(hello.incarnation)
-        assert connection.channel is not None
-        if not (connection.channel.local_only or self._node.insecure or self._expected):
+        channel = connection.channel
+        assert channel is not None
+        # Where a peer is proves him only where nobody else can be; a key does everywhere.
+        trusted = channel.local_only or channel.proven or self._node.insecure
+        if not trusted and self._expected is None:
             raise NotAuthenticated("this listener takes local connections only")
         self.name = hello.name
         receive = hello.options.receive

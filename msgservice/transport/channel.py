@@ -110,6 +110,7 @@ class FrameProtocol(LinearStringReceiver):
     transport: Any
     peer = "unknown"
     local_only = False
+    proven = False
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class LocalChannel:
     """One end of a pair."""
 
     local_only = True
+    proven = False
 
     def __init__(self, user: IChannelUser, peer: str, limits: Limits, clock: Any) -> None:
         self.user = user

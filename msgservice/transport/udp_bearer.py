@@ -73,6 +73,7 @@ class UdpChannel:
         host, port = session.address
         self.peer = f"udp:[{host}]:{port}" if ":" in host else f"udp:{host}:{port}"
         self.local_only = is_local_host(host)
+        self.proven = bearer.is_keyed
 
     # --- IChannel
 
@@ -227,6 +228,7 @@ class Bearer(DatagramPeer):
             carry_over=False,
             spin=0.0,  # the reactor has more to do than one conversation
         )
+        self.is_keyed = key is not None  # then nothing opens that is not sealed with it
         self._make_user = make_user
         self._frame_limits = limits
         self._channels: dict[Session, UdpChannel] = {}

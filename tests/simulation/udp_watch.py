@@ -54,6 +54,7 @@ class WatchedChannel:
         self.settled = 0
         self.peer = channel.peer
         self.local_only = channel.local_only
+        self.proven = channel.proven
         self._watch = watch
         self._channel = channel
         self._sources: list[WatchedChannel] | None = None

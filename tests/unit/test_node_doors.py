@@ -1,0 +1,68 @@
+"""Who is let in by a node, and what he may ask: by where he is, and by what he has proved."""
+
+from __future__ import annotations
+
+import pytest
+
+from msgservice.connection import Connection
+from msgservice.core.frames import Reply, Request
+from msgservice.transport.local import LocalChannel
+from tests.nodes import NodeWorld, ScriptedPeer
+
+ORDERS = {"subjects": ["orders.>"]}
+
+
+class Remote(ScriptedPeer):
+    """A peer on another machine, as the node sees it."""
+
+    proven = False
+
+    def channel_up(self, connection: Connection) -> None:
+        channel = connection.channel
+        assert isinstance(channel, LocalChannel)
+        assert channel.other is not None
+        channel.other.local_only = False
+        channel.other.proven = self.proven
+        super().channel_up(connection)
+
+
+class KeyHolder(Remote):
+    """One whose datagrams are sealed with the listener's key."""
+
+    proven = True
+
+
+def test_32_an_insecure_listener_takes_remote_peers_but_administration_stays_at_home() -> None:
+    world = NodeWorld()
+    world.node.insecure = True
+    remote = world.peer("shop", kind=Remote)
+    assert remote.lost_because is None
+    ok, reason = remote.request("$node.receivers.list", {})
+    assert not ok
+    assert "local connections only" in reason
+    ok, _ = world.peer("at-home").request("$node.receivers.list", {})
+    assert ok
+
+
+def test_32_a_remote_peer_with_the_key_of_the_listener_is_taken() -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", kind=KeyHolder, receive=ORDERS)
+    shop = world.peer("shop", kind=KeyHolder)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    assert [b"one"] == billing.bodies()
+
+
+@pytest.mark.parametrize("subject", ["$node.receivers.list", "$node.info"])
+def test_32_the_key_of_a_listener_opens_no_administration(subject: str) -> None:
+    world = NodeWorld()
+    holder = world.peer("shop", kind=KeyHolder)
+    ok, _ = holder.request(subject, {})
+    assert not ok
+
+
+def test_32_a_remote_peer_that_has_proved_nothing_is_turned_away() -> None:
+    world = NodeWorld()
+    stranger = world.peer("shop", kind=Remote)
+    assert "local connections only" in (stranger.lost_because or "")
+    assert stranger.node_hello is None
