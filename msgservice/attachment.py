@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from msgservice.connection import Connection
+from msgservice.connection import STOPPING, Connection
 from msgservice.core.frames import (
     BYE_REMOVED,
     BYE_REPLACED,
@@ -86,8 +86,7 @@ class Way(ABC):
     def stop_taking(self) -> None:
         """Read no more from the connections that stand, and make no new ones."""
         for link in self.connections:
-            if link.connection.channel is not None:
-                link.connection.channel.pause()
+            link.connection.pause(STOPPING)
 
     def say_bye(self) -> None:
         """All that is to be answered was."""

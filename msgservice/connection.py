@@ -25,10 +25,26 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.core.session import Greeted, Opened, PeerBye, PeerError, Session, State
-from msgservice.errors import ProtocolError
+from msgservice.errors import LimitReached, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.records import Resume
+
+# Why a connection is not read from; it is, when no reason is left.
+UNCOMMITTED = "uncommitted"  # a node has taken in too much that is not on disk
+WINDOW = "window"  # a receiver has more than it offered to take
+STOPPING = "stopping"
+ANSWERS = "answers"  # the peer has not read its answers
+
+PREFIX_BYTES = 4
+RANGE_BYTES = 20  # of a RESUME's range, as encoded, at most
+
+
+class LimitReachedOnConnection(ProtocolError, LimitReached):
+    """A limit of one connection: that connection ends."""
+
+    def __init__(self, limit: str, value: int) -> None:
+        LimitReached.__init__(self, limit, value)
 
 
 class Owner(Protocol):
@@ -59,14 +75,28 @@ class Owner(Protocol):
         """The connection has gone. Once, and last."""
 
 
+_BEFORE_OPEN = (State.GREETING, State.RESUMING)
+
+
 @implementer(IChannelUser)
 class Connection:
-    """See the module. `now` is a monotonic clock, `clock` an `IReactorTime`."""
+    """See the module. `now` is a monotonic clock, `clock` an `IReactorTime`.
+
+    `takes` says of a frame that the owner would get whether it is looked at now. Where it is not,
+    it waits with what came behind it, and nothing is read, until the channel has room or the owner
+    calls `go_on_soon`. So a peer that does not read its answers cannot ask for more of them.
+    """
 
     _logger = Logger()
 
     def __init__(
-        self, owner: Owner, *, clock: Any, now: Callable[[], float], limits: Limits
+        self,
+        owner: Owner,
+        *,
+        clock: Any,
+        now: Callable[[], float],
+        limits: Limits,
+        takes: Callable[[Frame], bool] | None = None,
     ) -> None:
         self.owner = owner
         self.now = now
@@ -79,6 +109,13 @@ class Connection:
         self._clock = clock
         self._limits = limits
         self._timer: IDelayedCall | None = None
+        self._takes = takes
+        self._held: list[bytes] = []  # frames that wait: at most what one delivery brought
+        self._is_first = True  # of one delivery, the frame that is looked at
+        self._going_on: IDelayedCall | None = None
+        self._before_open = 0  # bytes
+        self._pauses: set[str] = set()  # the reasons
+        self._breath: IDelayedCall | None = None  # when it is read from in spite of them
 
     # --- getters
 
@@ -91,6 +128,14 @@ class Connection:
     def is_open(self) -> bool:
         """Whether transfers may be sent: the session is open and the transport has room."""
         return self.session.state is State.OPEN and self.is_writable
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more answers may be queued. In one turn they may be more than is noticed."""
+        assert self.channel is not None
+        return self.is_writable and (
+            self._is_first or self.channel.unsent <= self._limits.answer_bytes
+        )
 
     # --- verbs
 
@@ -155,6 +200,62 @@ class Connection:
             self._logger.failure("connection to {peer} failed", peer=self.peer)
             self.abort()
 
+    # --- what is read
+
+    def pause(self, reason: str) -> None:
+        """Stop reading for this reason, until `resume_reading`.
+
+        Not for longer than half a heartbeat at a time: then what comes next is read, be it a PING,
+        a BYE or the end, so that a peer that has gone is not kept.
+        """
+        if not self._pauses:
+            self._stop_reading()
+        self._pauses.add(reason)
+
+    def resume_reading(self, reason: str) -> None:
+        """The reason is gone."""
+        if reason not in self._pauses:
+            return
+        self._pauses.discard(reason)
+        if not self._pauses:
+            self._read_again()
+
+    def go_on_soon(self) -> None:
+        """What `takes` refused may be taken now."""
+        if self._held and self._going_on is None and not self.gone:
+            self._going_on = self._clock.callLater(0, self._go_on)
+
+    def _stop_reading(self) -> None:
+        if self._breath is None and self.channel is not None and not self.gone:
+            self.session.reading_paused()
+            self.channel.pause()
+            self._breath = self._clock.callLater(self._limits.heartbeat / 2, self._breathe)
+
+    def _read_again(self) -> None:
+        if self._breath is not None:
+            self._breath.cancel()
+            self._breath = None
+        if self.channel is not None and not self.gone:
+            self.session.reading_resumed(self.now())
+            self._rearm()
+            self.channel.resume()
+
+    def _breathe(self) -> None:
+        self._breath = None
+        if ANSWERS in self._pauses:
+            # What it does not read is watched by the channel; and what it said waits here.
+            self._stop_reading()
+        else:
+            self._read_again()
+
+    def _go_on(self) -> None:
+        self._going_on = None
+        held, self._held = self._held, []
+        if held and not self.gone:
+            self._take(held)
+            if not self._held:
+                self.resume_reading(ANSWERS)
+
     # --- IChannelUser
 
     def channel_opened(self, channel: IChannel) -> None:
@@ -165,12 +266,27 @@ class Connection:
 
     def frames_received(self, frames: list[bytes]) -> None:
         """See `IChannelUser`."""
+        self.session.heard(self.now())
+        if self._held:
+            self._held += frames  # was on its way already when reading was stopped
+        else:
+            self._take(frames)
+        if self._pauses:
+            self._stop_reading()  # again, after it was read from in spite of a reason
+
+    def _take(self, frames: list[bytes]) -> None:
         now = self.now()
-        session, owner = self.session, self.owner
-        session.heard(now)
+        session, owner, takes = self.session, self.owner, self._takes
+        self._is_first = True
         try:
-            for data in frames:
+            for at, data in enumerate(frames):
                 frame = decode_frame(data)
+                if session.state in _BEFORE_OPEN:
+                    self._count_before_open(len(data))
+                elif takes is not None and not takes(frame):
+                    self._hold(frames[at:])
+                    break
+                self._is_first = False
                 result = session.receive(frame, now)
                 if result is frame:
                     owner.received(self, frame)
@@ -187,6 +303,20 @@ class Connection:
         self._drain()
         if self._timer is None:
             self._rearm()
+
+    def _hold(self, frames: list[bytes]) -> None:
+        self._held = frames
+        self.pause(ANSWERS)
+        if not self._is_first:
+            self.go_on_soon()  # else nothing changes before there is room, or an answer has left
+
+    def _count_before_open(self, size: int) -> None:
+        """Bound what is taken from somebody who is not known, be it in however many frames."""
+        self._before_open += size + PREFIX_BYTES
+        limit = self._limits.unauthenticated_bytes
+        ranges = self.session.ranges_max if self.session.state is State.RESUMING else 0
+        if self._before_open > limit + RANGE_BYTES * ranges:
+            raise LimitReachedOnConnection("unauthenticated_bytes", limit)
 
     def _event(self, event: object) -> None:
         if isinstance(event, Greeted):
@@ -209,9 +339,10 @@ class Connection:
 
     def channel_writable(self, writable: bool) -> None:
         """See `IChannelUser`."""
-        self.is_writable = writable
+        self.is_writable = self.session.has_room = writable
         if writable and not self.gone:
             self._guard(lambda: self.owner.writable(self))
+            self.go_on_soon()
 
     def channel_lost(self, reason: str) -> None:
         """See `IChannelUser`."""
@@ -220,9 +351,11 @@ class Connection:
         self.gone = True
         self.is_writable = False
         self.session.lost()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._held.clear()
+        for call in (self._timer, self._breath, self._going_on):
+            if call is not None:
+                call.cancel()
+        self._timer = self._breath = self._going_on = None
         self.error = self.error or reason
         try:
             self.owner.lost(self, self.error)
@@ -267,6 +400,8 @@ class Connection:
     def _fire(self) -> None:
         self._timer = None
         session = self.session
+        if self.channel is not None:
+            session.heard(self.channel.heard_at)
         session.receive_time(self.now())
         self._drain()
         if session.state is State.CLOSED and session.failed is None:

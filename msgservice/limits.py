@@ -45,7 +45,10 @@ class Limits:
     replaced_timeout: float = 1.0  # a replaced connection is aborted within
     # --- connections
     connections: int = 10_000  # open at once on a node
-    unauthenticated_bytes: int = 64 * 1024  # buffered for a peer before its HELLO
+    # Taken from a peer before its session is open, in all; the ranges of a RESUME apart.
+    unauthenticated_bytes: int = 64 * 1024
+    answer_bytes: int = 1024 * 1024  # answers that wait for a peer to read, then it is not read
+    answering: int = 16  # REQUEST frames of one connection that are answered at once
     # --- dialling, seconds
     link_delay_min: float = 0.5
     link_delay_max: float = 30.0
@@ -99,6 +102,11 @@ class Limits:
     def frame_bytes(self) -> int:
         """The longest frame, in bytes."""
         return self.max_batch + FRAME_OVERHEAD
+
+    @property
+    def resume_ranges(self) -> int:
+        """The most ranges of a receiver's RESUME: what is known, and gaps in what is under way."""
+        return self.exceptions + self.window_messages // 2 + 1
 
     @property
     def body_bytes(self) -> int:

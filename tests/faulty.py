@@ -205,6 +205,8 @@ class FaultyChannel:
 
     local_only = True
     proven = False
+    unsent = 0
+    heard_at = 0.0
     other: FaultyChannel
 
     def __init__(self, link: FaultyLink, user: IChannelUser, peer: str) -> None:

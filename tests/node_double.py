@@ -45,6 +45,8 @@ class Pipe:
 
     local_only = True
     proven = False
+    unsent = 0
+    heard_at = 0.0
 
     def __init__(self, clock: Any, peer: str, frame_bytes: int) -> None:
         self.peer = peer

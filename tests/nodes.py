@@ -35,7 +35,6 @@ from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.node.node import NodeService
-from msgservice.node.peer import Peer
 from msgservice.records import Group, Resume
 from msgservice.transport.local import connect_locally
 from msgservice.transport.rates import Rate
@@ -231,9 +230,7 @@ class NodeWorld:
         )
         peer = kind(self, hello, resume or Resume())
         peer.answering = answering
-        far = Connection(
-            Peer(self.node), clock=self.clock, now=self.clock.seconds, limits=self.limits
-        )
+        far = self.node.connections.make_user()
         connect_locally(peer.connection, far, clock=self.clock, limits=self.limits, name=name)
         self.settle()
         return peer

@@ -45,6 +45,8 @@ class FakeChannel:
 
     local_only = True
     proven = False
+    unsent = 0
+    heard_at = 0.0
 
     def __init__(self, clock: Clock, peer: str, limits: Limits) -> None:
         self.peer = peer

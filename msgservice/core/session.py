@@ -157,6 +157,8 @@ class Session:
         self.failed: ProtocolError | None = None
         self.bye_sent = False
         self.bye_received = False
+        self.ranges_max = RESUME_RANGES_TOTAL_MAX  # the owner may know that fewer are enough
+        self.has_room = True  # for answers: else one PONG waits, that of the last PING
         self._limits = limits
         self._out: list[Frame] = []
         self._heard_at = now
@@ -167,6 +169,8 @@ class Session:
         self._silence = limits.heartbeat * limits.silence
         self._floor = 1
         self._ranges: list[Range] = []
+        self._paused = False
+        self._pong: Pong | None = None
 
     # --- getters
 
@@ -179,7 +183,9 @@ class Session:
         """When `receive_time` is to be called next."""
         if self.state is State.CLOSED:
             return None
-        due = [self._heard_at + self._silence, self._sent_at + self._heartbeat]
+        due = [self._sent_at + self._heartbeat]
+        if not self._paused:
+            due.append(self._heard_at + self._silence)
         if self._greeting_until is not None:
             due.append(self._greeting_until)
         if self._closing_until is not None:
@@ -189,7 +195,16 @@ class Session:
     # --- from the world
 
     def heard(self, now: float) -> None:
-        """Some bytes came, whatever they are."""
+        """Some bytes came, whatever they are, and be it a part of a frame."""
+        self._heard_at = max(self._heard_at, now)
+
+    def reading_paused(self) -> None:
+        """Nothing is read from now on: that nothing is heard says nothing of the other side."""
+        self._paused = True
+
+    def reading_resumed(self, now: float) -> None:
+        """It is read again: silence begins now."""
+        self._paused = False
         self._heard_at = now
 
     def receive(self, frame: Frame, now: float) -> Frame | Event | None:
@@ -217,7 +232,11 @@ class Session:
             case ResumeFrame():
                 return self._take_resume(frame)
             case Ping():
-                self._out.append(Pong(frame.token))
+                if self.has_room:
+                    self._out.append(Pong(frame.token))
+                else:
+                    # It hears us all the time that it reads: one answer says as much as many.
+                    self._pong = Pong(frame.token)
             case Pong():
                 pass  # it was heard: that is all it is for
             case Auth():
@@ -250,8 +269,8 @@ class Session:
             raise MalformedFrame(f"ResumeFrame: {wrong}")
         self._floor = max(self._floor, frame.floor)
         self._ranges += frame.ranges
-        if len(self._ranges) > RESUME_RANGES_TOTAL_MAX:
-            raise MalformedFrame(f"RESUME of more than {RESUME_RANGES_TOTAL_MAX} ranges")
+        if len(self._ranges) > self.ranges_max:
+            raise MalformedFrame(f"RESUME of more than {self.ranges_max} ranges")
         if frame.more:
             return None
         self.state = State.OPEN
@@ -265,7 +284,7 @@ class Session:
         if self._greeting_until is not None and now >= self._greeting_until:
             what = "HELLO" if self.state is State.GREETING else "RESUME"
             self.fail(DeadlinePassed(what, self._limits.hello_timeout))
-        elif now >= self._heard_at + self._silence:
+        elif not self._paused and now >= self._heard_at + self._silence:
             self.fail(HalfOpen(self._silence))
         elif self._closing_until is not None and now >= self._closing_until:
             self.state = State.CLOSED
@@ -317,6 +336,9 @@ class Session:
 
     def take_frames(self) -> list[Frame]:
         """What is to be sent now."""
+        if self._pong is not None and self.has_room:
+            self._out.append(self._pong)
+            self._pong = None
         if not self._out:
             return self._out
         frames, self._out = self._out, []

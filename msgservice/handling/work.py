@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from msgservice.connection import Connection
+from msgservice.connection import WINDOW, Connection
 from msgservice.core.inbox import Arrival, Inbox
 from msgservice.received import ReceivedMessage
 
@@ -57,8 +57,8 @@ class Sender:
         self.held_bytes += work.size
         if self.works > 1 and not self.is_paused and not self._has_room():
             self.is_paused = True
-            if self.connection is not None and self.connection.channel is not None:
-                self.connection.channel.pause()
+            if self.connection is not None:
+                self.connection.pause(WINDOW)
 
     def release(self, work: Work, count: int) -> None:
         """Some messages of the work ended, or were given up."""
@@ -80,8 +80,8 @@ class Sender:
         """Read again if there is room. What arrived meanwhile may arrive inside this call."""
         if self.is_paused and (self.works <= 1 or self._has_room()):
             self.is_paused = False
-            if self.connection is not None and self.connection.channel is not None:
-                self.connection.channel.resume()
+            if self.connection is not None:
+                self.connection.resume_reading(WINDOW)
 
     def _has_room(self) -> bool:
         messages, size = self.window

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 
-from msgservice.connection import Connection
+from msgservice.connection import UNCOMMITTED, Connection
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED
 from msgservice.errors import BadAddress, NameMismatch, NotSupported
 from msgservice.interfaces import IChannelUser, IConnector
@@ -46,7 +46,9 @@ class Connections:
 
     def _connection(self, peer: Peer) -> Connection:
         node = self._node
-        return Connection(peer, clock=node.clock, now=node.now, limits=node.limits)
+        return Connection(
+            peer, clock=node.clock, now=node.now, limits=node.limits, takes=peer.takes
+        )
 
     def dial(self, outlet: Outlet) -> None:
         """Keep a connection to a receiver that has an address, and is not paused nor removed."""
@@ -95,8 +97,8 @@ class Connections:
         self.peers[peer] = None
         if self._stopping and peer.connection is not None:
             peer.connection.abort()
-        elif self._paused and peer.connection is not None and peer.connection.channel is not None:
-            peer.connection.channel.pause()
+        elif self._paused and peer.connection is not None:
+            peer.connection.pause(UNCOMMITTED)
 
     def opened(self, peer: Peer) -> bool:
         """Its session is open: newest connection wins per (name, incarnation).
@@ -194,18 +196,16 @@ class Connections:
         if not self._paused:
             self._paused = True
             for peer in self.peers:
-                if peer.ingress is not None and peer.connection is not None:
-                    channel = peer.connection.channel
-                    if channel is not None and not peer.attached:
-                        channel.pause()
+                if peer.ingress is not None and peer.connection is not None and not peer.attached:
+                    peer.connection.pause(UNCOMMITTED)
 
     def resume_senders(self) -> None:
         """There is room again."""
         if self._paused:
             self._paused = False
             for peer in list(self.peers):
-                if peer.connection is not None and peer.connection.channel is not None:
-                    peer.connection.channel.resume()
+                if peer.connection is not None:
+                    peer.connection.resume_reading(UNCOMMITTED)
 
     # --- the end
 

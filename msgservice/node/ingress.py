@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.connection import Connection
+from msgservice.connection import UNCOMMITTED, Connection
 from msgservice.core.frames import Frame, Transfer
 from msgservice.core.inbox import Answers
 from msgservice.core.subjects import check_subject, is_reserved
@@ -139,9 +139,8 @@ class Ingress:
         commits.batch(batch, self)
         if commits.uncommitted_bytes > limits.uncommitted_bytes:
             self._node.connections.pause_senders()
-            channel = self._connection.channel
-            if channel is not None:
-                channel.pause()  # also one that receives, which others' messages do not pause
+            # Also one that receives, which others' messages do not pause.
+            self._connection.pause(UNCOMMITTED)
 
     def _check_window(self, count: int, size: int) -> None:
         """More than HELLO's `window` may not be unanswered, but for a run that is alone.

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.connection import Connection
+from msgservice.connection import Connection, LimitReachedOnConnection
 from msgservice.core.frames import (
     BYE_CLOSING,
     BYE_PAUSED,
@@ -66,7 +66,8 @@ class Peer:
         self._inbox: str | None = None
         self._epoch = ""  # of the incarnation that was said
         self._abort: IDelayedCall | None = None
-        self._requests = 0
+        self._requests = 0  # calls that are being answered, and the frames they came in
+        self._answering = 0
         self._sent_any = False
         self._room_waiters: list[Deferred[None]] = []
 
@@ -101,6 +102,8 @@ class Peer:
             outlet = None
         if outlet is not None:
             self._node.connections.hold_check(outlet)
+        # What is not a receiver has taken nothing: its ranges count as everything else it says.
+        connection.session.ranges_max = self._node.limits.resume_ranges if outlet else 0
         self.outlet = outlet
         self._inbox = hello.options.inbox
         stored = self._node.receivers.stored()
@@ -202,6 +205,17 @@ class Peer:
             self.attached = True
             outlet.attach(connection, resume, self._inbox)
             node.dispatch.connected(outlet)
+
+    def takes(self, frame: Frame) -> bool:
+        """Whether a frame is looked at now; one that is answered needs room for the answer."""
+        kind = type(frame)
+        if kind is Transfer:
+            assert self.connection is not None
+            return self.connection.has_room
+        if kind is Request:
+            assert self.connection is not None
+            return self.connection.has_room and self._answering < self._node.limits.answering
+        return True
 
     def received(self, connection: Connection, frame: Frame) -> None:
         """Pass a frame to whom it concerns."""
@@ -360,6 +374,7 @@ class Peer:
         if self._requests + calls > self._node.limits.requests:
             raise LimitReachedOnConnection("requests", self._node.limits.requests)
         self._requests += calls
+        self._answering += 1
         local = self.connection is not None and getattr(
             self.connection.channel, "local_only", False
         )
@@ -368,6 +383,9 @@ class Peer:
 
     def _answered(self, reply: Reply | Failure, calls: int) -> None:
         self._requests -= calls
+        self._answering -= 1
+        if self.connection is not None:
+            self.connection.go_on_soon()
         if isinstance(reply, Failure):
             self._logger.failure("a request of {name}", reply, name=self.name)
             return
@@ -375,10 +393,3 @@ class Peer:
             self._send([reply])
         except FrameTooLarge as error:
             self.tell([refusal_of(reply, str(error))])
-
-
-class LimitReachedOnConnection(ProtocolError, LimitReached):
-    """A limit of one connection: that connection ends."""
-
-    def __init__(self, limit: str, value: int) -> None:
-        LimitReached.__init__(self, limit, value)

@@ -124,6 +124,7 @@ class FrameProtocol(LinearStringReceiver):
         self.MAX_LENGTH = limits.frame_bytes
         super().__init__()
         self.state = ChannelState.OPENING
+        self.heard_at = 0.0
         self._reactor = reactor
         self._now = monotonic_of(reactor)
         self._make_user = make_user
@@ -147,6 +148,11 @@ class FrameProtocol(LinearStringReceiver):
         self._deadline: IDelayedCall | None = None  # of the handshake, then of closing
 
     # --- IChannel
+
+    @property
+    def unsent(self) -> int:
+        """See `IChannel`; without what the transport holds, which asks for more when it is out."""
+        return self._queued
 
     def send(self, frame: bytes) -> None:
         """See `IChannel`; dropped once the channel is closed."""
@@ -237,6 +243,7 @@ class FrameProtocol(LinearStringReceiver):
 
     def dataReceived(self, data: bytes) -> None:  # noqa: D102
         if self.state is ChannelState.OPEN and self._error is None:
+            self.heard_at = self._now()
             super().dataReceived(data)
             if self._watching is None and self._splitter.partial:
                 self._watch()

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.clock import monotonic_of
 from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel, IChannelUser, IConnector
 from msgservice.limits import Limits
@@ -38,11 +39,17 @@ class LocalChannel:
         self._clock = clock
         self.incoming: list[bytes] = []
         self.incoming_bytes = 0
+        self.heard_at = 0.0
         self._due = False
         self._paused = False
         self.other_full = False
         self.lost: str | None = None
         self._gone = False
+
+    @property
+    def unsent(self) -> int:
+        """See `IChannel`."""
+        return self.other.incoming_bytes if self.other is not None else 0
 
     def send(self, frame: bytes) -> None:
         """See `IChannel`."""
@@ -110,6 +117,7 @@ class LocalChannel:
         if self.incoming and not self._paused:
             frames, self.incoming = self.incoming, []
             self.incoming_bytes = 0
+            self.heard_at = monotonic_of(self._clock)()
             other = self.other
             if other is not None and other.other_full:
                 other.other_full = False

@@ -77,6 +77,16 @@ class UdpChannel:
 
     # --- IChannel
 
+    @property
+    def unsent(self) -> int:
+        """See `IChannel`."""
+        return self._queued
+
+    @property
+    def heard_at(self) -> float:
+        """See `IChannel`: any datagram of the session, a chunk of a large frame too."""
+        return self.session.heard_at
+
     def send(self, frame: bytes) -> None:
         """See `IChannel`."""
         size = len(frame)

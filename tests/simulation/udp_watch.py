@@ -55,12 +55,17 @@ class WatchedChannel:
         self.peer = channel.peer
         self.local_only = channel.local_only
         self.proven = channel.proven
+        self.unsent = 0
         self._watch = watch
         self._channel = channel
         self._sources: list[WatchedChannel] | None = None
         self._settle = channel.frame_taken
         setattr(channel, "frame_taken", self._frame_taken)  # noqa: B010  # not its own method
         watch.add(self)
+
+    @property
+    def heard_at(self) -> float:
+        return self._channel.heard_at
 
     @property
     def is_deaf(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from msgservice.connection import Connection
-from msgservice.core.frames import Reply, Request
 from msgservice.transport.local import LocalChannel
 from tests.nodes import NodeWorld, ScriptedPeer
 

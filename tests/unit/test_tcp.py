@@ -687,3 +687,11 @@ def test_send_string_checks_the_limit() -> None:
         strings.sendString(bytes(11))
     strings.sendString(bytes(10))
     assert framed(bytes(10)) == transport.value()
+
+
+def test_part_of_a_frame_counts_as_heard() -> None:
+    world = World()
+    world.pass_seconds(10)
+    world.channel.dataReceived(b"\0\0\x03\xe8x")
+    assert 0 == len(world.user.frames)
+    assert world.clock.seconds() == world.channel.heard_at

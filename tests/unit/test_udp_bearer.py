@@ -122,3 +122,20 @@ def test_a_frame_that_the_other_side_does_not_take_is_refused_by_its_limit() -> 
 
     assert [b"still here", bytes(small.frame_bytes)] == node.users[0].frames
     assert not client.users[0].is_lost
+
+
+def test_part_of_a_frame_counts_as_heard() -> None:
+    net = Net()
+    node, client = Side(net, "node"), Side(net, "client")
+    node.listen(7410)
+    client.dial(7410)
+    net.run(10)
+    channel = node.users[0].channel
+    assert channel is not None
+    before = channel.heard_at
+    carried = len(net.datagrams)
+    client.users[0].send(bytes(900_000))
+    while len(net.datagrams) < carried + 20:
+        net.run(0.001)
+    assert [] == node.users[0].frames
+    assert channel.heard_at > before

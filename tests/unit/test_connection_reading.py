@@ -1,0 +1,314 @@
+"""What is read from a peer, and when it is not: answers that nobody reads, pauses, strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.internet.task import Clock
+from zope.interface import implementer
+
+from msgservice.connection import Connection
+from msgservice.core.frames import (
+    BYE_CLOSING,
+    VERSION,
+    Ack,
+    Frame,
+    Hello,
+    HelloOptions,
+    Ping,
+    Pong,
+    ReceiveOptions,
+    Reply,
+    Request,
+    ResumeFrame,
+    Transfer,
+    decode_frame,
+    encode_frame,
+)
+from msgservice.core.session import State
+from msgservice.interfaces import IChannel
+from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
+from msgservice.message import WireMessage, encode_messages
+from msgservice.node.peer import Peer
+from msgservice.transport.local import LocalChannel
+from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
+
+ORDERS = {"subjects": ["orders.>"]}
+ONE = msgspec.Raw(encode_messages([WireMessage(b"x")]))
+
+
+def channel_of(peer: ScriptedPeer) -> LocalChannel:
+    channel = peer.connection.channel
+    assert isinstance(channel, LocalChannel)
+    return channel
+
+
+@implementer(IChannel)
+class Wire:
+    """The node's end of a connection whose other end is the test: bytes in, frames out."""
+
+    peer = "the test"
+    local_only = True
+    proven = False
+
+    def __init__(self, world: NodeWorld) -> None:
+        self.sent: list[Frame] = []
+        self.unsent = 0
+        self.heard_at = 0.0
+        self.is_reading = True
+        self.is_closed = False
+        self.is_taken = True  # by the other side, at once
+        self.connection = Connection(
+            peer := Peer(world.node),
+            clock=world.clock,
+            now=world.clock.seconds,
+            limits=world.limits,
+            takes=peer.takes,
+        )
+        self.connection.channel_opened(self)
+
+    def say(self, *frames: Frame) -> None:
+        self.connection.frames_received([encode_frame(frame) for frame in frames])
+
+    def take(self, kind: type[Frame]) -> list[Any]:
+        return [frame for frame in self.sent if type(frame) is kind]
+
+    def send(self, frame: bytes) -> None:
+        self.sent.append(decode_frame(frame))
+        if not self.is_taken:
+            self.unsent += len(frame)
+
+    def send_now(self, frames: Sequence[bytes]) -> None:
+        for frame in frames:
+            self.send(frame)
+
+    def established(self) -> None: ...
+
+    def pause(self) -> None:
+        self.is_reading = False
+
+    def resume(self) -> None:
+        self.is_reading = True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    abort = close
+
+
+def hello(**options: Any) -> Hello:
+    return Hello(VERSION, "shop", "i1", HelloOptions(**options))
+
+
+def opened(world: NodeWorld, **options: Any) -> Wire:
+    wire = Wire(world)
+    wire.say(hello(**options))
+    world.settle()
+    wire.say(ResumeFrame(1, []))
+    world.settle()
+    assert wire.connection.session.is_open
+    return wire
+
+
+def question(subject: str = "$node.receivers.list") -> Request:
+    asked = encode_messages([WireMessage(msgspec.json.encode({"limit": 1}))])
+    return Request(1, subject, msgspec.Raw(asked))
+
+
+def fat_receiver(world: NodeWorld) -> None:
+    world.peer("fat", receive={"subjects": [f"{n:03d}" + "x" * 200 for n in range(100)]})
+
+
+def test_a_peer_that_does_not_read_its_answers_is_not_read_and_loses_none() -> None:
+    world = NodeWorld(Limits(answer_bytes=100_000))
+    fat_receiver(world)
+    shop = world.peer("shop")
+    channel_of(shop).pause()
+    for _ in range(5):
+        for _ in range(200):
+            shop.connection.send(question())
+        world.settle()
+    held = channel_of(shop).incoming_bytes
+    assert held < 5 * 1024 * 1024  # what a channel in one process holds, and a last answer
+    channel_of(shop).resume()
+    for _ in range(20):
+        world.settle()
+    assert 1000 == len(shop.take(Reply))
+
+
+def test_one_read_of_many_requests_makes_no_more_answers_than_the_limit() -> None:
+    world = NodeWorld(Limits(answer_bytes=100_000))
+    fat_receiver(world)
+    wire = opened(world)
+    wire.is_taken = False
+    wire.say(*[question() for _ in range(900)])
+    assert not wire.is_reading
+    wire.connection.channel_writable(False)
+    world.settle()
+    assert wire.unsent < 500_000  # the limit, and what was being answered already
+    assert 0 < len(wire.take(Reply)) < 25
+    wire.is_taken, wire.unsent = True, 0
+    wire.connection.channel_writable(True)
+    for _ in range(20):
+        world.settle()
+    assert 900 == len(wire.take(Reply))
+    assert wire.is_reading
+
+
+def test_requests_of_one_connection_are_answered_so_many_at_once() -> None:
+    world = NodeWorld(Limits(answering=3))
+    waiting: list[Any] = []
+
+    def answer(request: Request, local: bool) -> Any:
+        from twisted.internet.defer import Deferred
+
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    world.node.answer = answer  # type: ignore[method-assign]  # answers come when the test says
+    wire = opened(world)
+    wire.say(*[question() for _ in range(7)])
+    world.settle()
+    assert 3 == len(waiting)
+    for n in range(7):
+        waiting[n].callback(Reply([]))
+        world.settle()
+    assert 7 == len(waiting) == len(wire.take(Reply))
+    assert wire.is_reading
+
+
+def test_runs_whose_answers_nobody_reads_are_not_taken_in_and_come_to_no_harm() -> None:
+    world = NodeWorld(Limits(answer_bytes=1000))
+    wire = opened(world, status_from=1)
+    wire.connection.channel_writable(False)
+    wire.say(*[Transfer(n, "orders.new", ONE) for n in range(1, 101)])
+    world.settle()
+    assert [] == wire.take(Ack)
+    assert not wire.is_reading
+    wire.connection.channel_writable(True)
+    world.settle()
+    assert [(1, 100)] == wire.take(Ack)[-1].ranges
+    assert wire.is_reading
+
+
+def test_answers_of_a_receiver_are_taken_though_it_is_slow_to_read() -> None:
+    world = NodeWorld()
+    wire = opened(world, receive=ReceiveOptions(subjects=["orders.>"]))
+    shop = world.peer("other")
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    (transfer,) = wire.take(Transfer)
+    wire.connection.channel_writable(False)
+    wire.say(Ack([(transfer.sequence, transfer.sequence)]))
+    world.settle()
+    assert wire.is_reading
+    assert 1 == world.node.dispatch.outlets[1].outbox.cursor >> 16
+
+
+def test_many_pings_of_a_peer_that_does_not_read_cost_one_pong() -> None:
+    world = NodeWorld()
+    wire = opened(world)
+    wire.connection.channel_writable(False)
+    wire.say(*[Ping(n) for n in range(5000)])
+    world.settle()
+    assert [] == wire.take(Pong)
+    wire.connection.channel_writable(True)
+    world.settle()
+    assert [Pong(4999)] == wire.take(Pong)
+
+
+@pytest.mark.parametrize("again", [Ping(7), ResumeFrame(1, [], more=True)], ids=["PING", "RESUME"])
+def test_32_what_a_stranger_says_before_his_session_is_open_is_bounded_in_all(again: Frame) -> None:
+    world = NodeWorld(Limits(unauthenticated_bytes=1000))
+    wire = Wire(world)
+    wire.say(hello())
+    world.settle()
+    for _ in range(400):
+        wire.say(again)
+    assert wire.is_closed
+    assert "unauthenticated_bytes = 1000" in wire.connection.error
+
+
+def test_32_the_ranges_of_a_resume_are_bounded_by_what_a_receiver_may_have_taken() -> None:
+    world = NodeWorld(Limits(exceptions=100, window_messages=200, unauthenticated_bytes=4096))
+    ranges = [(n, n) for n in range(2, 2 + 2 * 201, 2)]
+    wire = Wire(world)
+    wire.say(hello(receive=ReceiveOptions(subjects=["orders.>"])))
+    world.settle()
+    wire.say(ResumeFrame(1, ranges, more=True))
+    assert not wire.is_closed
+    wire.say(ResumeFrame(1, [(1000, 1000)]))
+    assert "RESUME of more than 201 ranges" in wire.connection.error
+
+
+def test_32_one_that_does_not_receive_has_taken_nothing() -> None:
+    world = NodeWorld()
+    wire = Wire(world)
+    wire.say(hello())
+    world.settle()
+    wire.say(ResumeFrame(1, [(2, 2)]))
+    assert wire.is_closed
+
+
+def paused_sender() -> tuple[NodeWorld, FailingLog, ScriptedPeer]:
+    """A sender that a node on a slow disk has stopped reading from."""
+    clock, limits = Clock(), Limits(uncommitted_bytes=100)
+    log = FailingLog(MemoryLog(reactor=clock, limits=limits))
+    world = NodeWorld(limits, log=log, clock=clock)
+    shop = world.peer("shop")
+    log.hold = True
+    shop.transfer(1, "orders.new", [b"x" * 200])
+    world.settle()
+    far = channel_of(shop).other
+    assert far is not None
+    assert far._paused
+    return world, log, shop
+
+
+def test_a_sender_that_the_node_itself_pauses_is_not_half_open() -> None:
+    world, log, shop = paused_sender()
+    for _ in range(10):
+        world.settle(60)
+    assert shop.lost_because is None
+    log.release()
+    world.settle()
+    assert 1 == len(shop.take(Ack))
+
+
+def test_what_a_paused_sender_says_is_heard_within_half_a_heartbeat() -> None:
+    world, _, shop = paused_sender()
+    shop.connection.bye(BYE_CLOSING)
+    world.settle(1)
+    (peer,) = world.node.connections.peers
+    assert peer.connection is not None
+    assert not peer.connection.session.bye_received
+    world.settle(world.limits.heartbeat / 2)
+    assert peer.connection.session.bye_received
+    far = channel_of(shop).other
+    assert far is not None
+    assert far._paused
+
+
+def test_a_paused_sender_that_is_silent_when_it_is_read_from_is_half_open() -> None:
+    world = NodeWorld()
+    wire = opened(world)
+    wire.connection.pause("uncommitted")
+    world.settle(world.limits.heartbeat / 2 + 1)
+    assert wire.is_reading
+    world.settle(world.limits.heartbeat * world.limits.silence + 1)
+    assert "nothing heard" in wire.connection.error
+
+
+def test_part_of_a_frame_is_a_sign_of_life() -> None:
+    world = NodeWorld()
+    wire = opened(world)
+    for _ in range(20):
+        world.settle(30)
+        wire.heard_at = world.clock.seconds()
+    assert State.OPEN is wire.connection.session.state
+    world.settle(60)
+    assert "nothing heard" in wire.connection.error
