@@ -24,6 +24,10 @@ Headers = dict[str, str]
 FLAG_RETAIN = 1
 FLAG_REPLAY = 2
 FLAG_REQUIRE = 4
+FLAGS_KNOWN = FLAG_RETAIN | FLAG_REPLAY | FLAG_REQUIRE
+# Set where a TRANSFER is decoded that has elements which this version does not know; like an
+# unknown flag, it is refused by who would have to keep what they ask.
+FLAG_UNKNOWN_ELEMENT = 1 << 52
 
 
 class Status(enum.IntEnum):
@@ -61,6 +65,10 @@ class WireMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
     key: Name | None = None
 
 
+class KnownMessage(WireMessage, forbid_unknown_fields=True, frozen=True, gc=False):
+    """A message without elements that this version does not know: what a node takes in."""
+
+
 class BareMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A message with nothing but a body: `[body]`."""
 
@@ -73,6 +81,7 @@ UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_messages = msgspec.msgpack.Decoder(list[WireMessage]).decode
+_decode_known = msgspec.msgpack.Decoder(list[KnownMessage]).decode
 _decode_message = msgspec.msgpack.Decoder(WireMessage).decode
 _decode_parts = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
@@ -98,6 +107,16 @@ def decode_messages(messages: bytes | memoryview | msgspec.Raw) -> list[WireMess
         return _decode_messages(messages)
     except UNDECODABLE as error:
         raise MalformedFrame(f"messages: {error}") from None
+
+
+def decode_known_messages(
+    messages: bytes | memoryview | msgspec.Raw,
+) -> tuple[Sequence[WireMessage], bool]:
+    """Return the messages of a run, and whether nothing is in them that is not known here."""
+    try:
+        return _decode_known(messages), True
+    except UNDECODABLE:
+        return decode_messages(messages), False
 
 
 def decode_message(message: bytes | memoryview | msgspec.Raw) -> WireMessage:

@@ -15,7 +15,7 @@ import msgspec
 
 from msgservice.errors import MalformedFrame, UnknownKind
 from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
-from msgservice.message import UNDECODABLE, Integer, Name, count_of
+from msgservice.message import FLAG_UNKNOWN_ELEMENT, UNDECODABLE, Integer, Name, count_of
 from msgservice.records import Origin
 
 VERSION = 1
@@ -207,6 +207,7 @@ BYE_REMOVED = 2  # the receiver was removed; like a replaced one it does not com
 BYE_PAUSED = 3  # the receiver is paused; it may come back
 
 CRC_MAX = 2**32 - 1
+_TRANSFER_HEAD = 0x90 + 1 + len(Transfer.__struct_fields__)  # of the array with every element
 
 encode_frame = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Frame).decode
@@ -218,6 +219,8 @@ def decode_frame(data: bytes | memoryview) -> Frame:
         frame: Frame = _decode(data)
     except UNDECODABLE as error:
         raise _diagnosis(data, error) from None
+    if type(frame) is Transfer and data[0] > _TRANSFER_HEAD:
+        frame = msgspec.structs.replace(frame, flags=frame.flags | FLAG_UNKNOWN_ELEMENT)
     check = _RELATIONS.get(type(frame))
     if check is not None:
         wrong = check(frame)

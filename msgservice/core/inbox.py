@@ -133,7 +133,8 @@ class Answers:
         self._acked = RangeSet()
         self._refusals: list[Nack] = []
         self._nacks = 0
-        self._discarding: dict[Hashable, int] = {}
+        # lane -> how many NACKs the sender must have acted on, and from where it takes back
+        self._discarding: dict[Hashable, tuple[int, int]] = {}
 
     def receive(self, transfer: Transfer, last: int, lane: Hashable) -> bool:
         """Whether the run is to be looked at; False: its lane is being discarded.
@@ -146,9 +147,9 @@ class Answers:
         if transfer.nacks > self._nacks:
             raise MalformedFrame(f"nacks {transfer.nacks}, only {self._nacks} were sent")
         if self._discarding and lane is not None:
-            until = self._discarding.get(lane)
-            if until is not None:
-                if transfer.nacks < until:
+            discarding = self._discarding.get(lane)
+            if discarding is not None:
+                if transfer.nacks < discarding[0]:
                     return False
                 del self._discarding[lane]
         if transfer.floor > first:
@@ -175,11 +176,17 @@ class Answers:
         if action in (Action.RETRY, Action.LATER):
             self._nacks += 1
             if lane is not None:
-                self._discarding[lane] = self._nacks
+                _, before = self._discarding.get(lane, (0, first))
+                self._discarding[lane] = (self._nacks, min(first, before))
 
-    def discards(self, lane: Hashable) -> bool:
-        """Whether what was let through earlier of this lane is void now."""
-        return lane in self._discarding
+    def discards(self, lane: Hashable, first: int) -> bool:
+        """Whether what was let through of this lane from here on is void now.
+
+        That is so behind what was refused, and only there: what came before it is still owed an
+        answer, whatever was refused at the door meanwhile.
+        """
+        discarding = self._discarding.get(lane)
+        return discarding is not None and discarding[1] < first
 
     def take_frames(self) -> list[Ack | Nack]:
         """The answers since the last call, one ACK for all that was taken."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
@@ -36,11 +36,14 @@ from msgservice.errors import (
 )
 from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.message import (
+    FLAG_REPLAY,
     FLAG_REQUIRE,
     FLAG_RETAIN,
+    FLAG_UNKNOWN_ELEMENT,
+    FLAGS_KNOWN,
     Action,
     WireMessage,
-    decode_messages,
+    decode_known_messages,
 )
 from msgservice.node.shared import IngressShared
 from msgservice.node.tracker import Watch
@@ -89,7 +92,7 @@ class Ingress:
 
     def received(self, transfer: Transfer) -> None:
         """Take a run in, or owe a NACK for it. Raises `MalformedFrame`, `WindowExceeded`."""
-        messages = decode_messages(transfer.messages)
+        messages, known = decode_known_messages(transfer.messages)
         count = len(messages)
         limits = self._node.limits
         raw = memoryview(transfer.messages)
@@ -97,13 +100,12 @@ class Ingress:
             raise MalformedFrame(f"{count} messages in a run, 1 to {limits.batch_messages} allowed")
         first, subject = transfer.sequence, transfer.subject
         last = first + count - 1
-        if first == 0:
-            raise MalformedFrame("sequences begin at 1")
         if not self.answers.receive(transfer, last, subject):
             return  # its lane is being discarded
         if self.waiting:
             self._check_window(count, raw.nbytes)
         try:
+            _check_origin(transfer, known)
             audience = self._audience(transfer, messages, raw.nbytes)
         except (Refused, BadSubject, BadName) as refused:
             self._refuse(first, last, subject, Action.REFUSED, 0, str(refused))
@@ -129,7 +131,7 @@ class Ingress:
             first - 1 if transfer.after is None else transfer.after,
             transfer.flags,
             _ids(messages) if tagged else (),
-            transfer.origin or Origin(self._name, first, self._hash, (self._node.log_id,)),
+            Origin(self._name, first, self._hash, (self._node.log_id,)),
             floor=transfer.floor,
         )
         commits = self._node.commits
@@ -159,7 +161,7 @@ class Ingress:
         self._waiting_messages -= batch.count
         self._waiting_bytes -= batch.size
 
-    def _audience(self, transfer: Transfer, messages: list[WireMessage], size: int) -> Audience:
+    def _audience(self, transfer: Transfer, messages: Sequence[WireMessage], size: int) -> Audience:
         subject = transfer.subject
         if subject not in self._checked:
             check_subject(subject)
@@ -218,9 +220,9 @@ class Ingress:
             self._refused(batch, outcome.error)
 
     def _refused(self, batch: Batch, error: Exception) -> None:
-        if self.answers.discards(batch.subject):
-            return  # an earlier one of its lane was refused: the sender takes back from there
         first, last = batch.sequence, batch.sequence + batch.count - 1
+        if self.answers.discards(batch.subject, first):
+            return  # an earlier one of its lane was refused: the sender takes back from there
         if isinstance(error, ProtocolError):
             self._withdraw(lambda waiting: True)
             self._connection.fail(error)
@@ -288,7 +290,27 @@ class Ingress:
             self._flush = None
 
 
-def _ids(messages: list[WireMessage]) -> tuple[tuple[int, str], ...]:
+def _check_origin(transfer: Transfer, known: bool) -> None:
+    """Raise `Refused` for what only a node may say, and for what this node does not know.
+
+    No connection is a node's in this version. A forged origin would put a run into another
+    sender's lane, and make a receiver that knows messages by their identity drop the real one.
+    What is not known is not stored either: it could ask for something that would not be done.
+    """
+    if transfer.origin is not None:
+        raise Refused("'origin' is taken from nodes only")
+    flags = transfer.flags
+    if flags & FLAG_REPLAY:
+        raise Refused("the flag 'replay' (2) is taken from nodes only")
+    if flags & FLAG_UNKNOWN_ELEMENT:
+        raise Refused("a TRANSFER with more elements than this node knows")
+    if flags & ~FLAGS_KNOWN:
+        raise Refused(f"flags {flags & ~FLAGS_KNOWN} are not known to this node")
+    if not known:
+        raise Refused("a message with more elements than this node knows")
+
+
+def _ids(messages: Sequence[WireMessage]) -> tuple[tuple[int, str], ...]:
     limit = 1 << BATCH_INDEX_BITS
     assert len(messages) <= limit
     return tuple((i, m.id) for i, m in enumerate(messages) if m.id is not None)
