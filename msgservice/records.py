@@ -204,10 +204,11 @@ class Group(msgspec.Struct):
     # Made or changed, cursor not touched in a row that exists; a new row starts at its `cursor`,
     # or, where that is -1, just before the first batch of this group.
     receivers: list[ReceiverRow] = msgspec.field(default_factory=list)
-    removed: list[int] = msgspec.field(default_factory=list)  # receiver numbers
     batches: list[Batch] = msgspec.field(default_factory=list)
     progress: list[Progress] = msgspec.field(default_factory=list)
     floors: list[SenderFloor] = msgspec.field(default_factory=list)
+    # Receiver numbers. Behind what they settled: what this group stores for them is removed too.
+    removed: list[int] = msgspec.field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.batches or self.progress or self.receivers or self.removed or self.floors)

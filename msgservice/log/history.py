@@ -106,7 +106,7 @@ def exceptions_of(db: apsw.Connection, receiver: int, first: int, last: int) -> 
     found = rows(
         db,
         "select receiver, first, last, status, attempts, next_at, reason from exception"
-        " where receiver = ? and first <= ? and last >= ? order by first",
+        " where receiver = ? and first <= ? and last >= ? and last >= first order by first",
         (receiver, last, first),
     )
     return [

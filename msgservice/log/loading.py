@@ -119,6 +119,20 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
 
 def snapshot(db: apsw.Connection, state: State, notices: Sequence[str]) -> Snapshot:
     """Return what the node needs to begin."""
+    # Such a row says nothing; what it was about is sent again, to this receiver and no other.
+    damaged = rows(
+        db,
+        "select receiver, count(*) from exception where last < first group by receiver",
+    )
+    notices = [
+        *notices,
+        *(
+            f"receiver {state.rows[number].name!r}: {count} damaged rows about its messages are"
+            " left out; what they were about is sent again"
+            for number, count in damaged
+            if number in state.rows
+        ),
+    ]
     receivers = []
     exceptions: dict[int, list[ExceptionRow]] = {}
     for number, row in state.rows.items():

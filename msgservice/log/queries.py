@@ -271,12 +271,29 @@ def queued(
 
     All of its audiences less what lies before its cursor, less the final exceptions above it.
     """
-    waiting = routed - count_up_to(db, audiences, cursor)
-    final = rows(
+    return queued_of(db, cursor, audiences, routed, final_above(db, receiver, cursor))
+
+
+def final_above(db: apsw.Connection, receiver: int, cursor: int) -> list[tuple[int, int]]:
+    """Return the positions above a receiver's cursor that are final there."""
+    found = rows(
         db,
-        "select first, last from exception where receiver = ? and last > ? and status >= ?",
+        "select first, last from exception where receiver = ? and last > ? and status >= ?"
+        " and last >= first",
         (receiver, cursor, int(Status.ACKNOWLEDGED)),
     )
+    return [(first, last) for first, last in found]
+
+
+def queued_of(
+    db: apsw.Connection,
+    cursor: int,
+    audiences: Sequence[int],
+    routed: int,
+    final: Iterable[tuple[int, int]],
+) -> int:
+    """Return what is not final at a receiver, its final exceptions above the cursor given."""
+    waiting = routed - count_up_to(db, audiences, cursor)
     for first, last in final:
         first = max(first, cursor + 1)
         if number_of(first) == number_of(last):

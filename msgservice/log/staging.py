@@ -15,6 +15,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from msgservice.core.ranges import RangeSet
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries
 from msgservice.log.dedupe import COLUMNS
@@ -54,9 +55,9 @@ from json_each(?) as a where audience.number = a.value ->> 0
 
 
 def stage_receivers(
-    db: apsw.Connection, staged: Staged, group: Group, operations: list[Operation]
+    staged: Staged, group: Group, operations: list[Operation]
 ) -> list[tuple[ReceiverRow, int]]:
-    """Stage `receivers` and `removed`; return rows whose cursor is decided here."""
+    """Stage `receivers`; return rows whose cursor is decided here."""
     placed = []
     for row in group.receivers:
         at = staged.receiver(row.number)
@@ -89,35 +90,71 @@ def stage_receivers(
                 ),
             )
         )
-    for number in group.removed:
-        at = staged.receiver(number)
-        if at is not None and not at.removed:
-            _stage_removal(db, staged.state, at, operations)
     return placed
 
 
-def _stage_removal(
-    db: apsw.Connection, state: State, at: ReceiverState, operations: list[Operation]
+def stage_removals(
+    db: apsw.Connection, staged: Staged, group: Group, operations: list[Operation]
 ) -> None:
-    """One range row from the cursor on says REMOVED; what was waiting is counted so."""
-    number = at.number
+    """Stage `removed`, behind the progress of the group: what was settled before stays so."""
+    for number in group.removed:
+        at = staged.receiver(number)
+        if at is not None and not at.removed:
+            rows = history.exceptions_of(db, number, at.cursor + 1, INTEGER_MAX)
+            for step in group.progress:
+                if step.receiver == number:
+                    rows = _replaced(rows, step.exceptions)
+            _stage_removal(db, staged, at, rows, operations)
+
+
+def _replaced(rows: list[ExceptionRow], by: list[ExceptionRow]) -> list[ExceptionRow]:
+    """Return a receiver's rows after a step of its progress, rising (`records.Progress`)."""
+    if not by:
+        return rows
+    kept = RangeSet((row.first, row.last) for row in by)
+    found = {row.first: row for row in rows if row.first not in kept}
+    for row in by:
+        if row.status is Status.ACKNOWLEDGED:  # these come first, and may have grown over others
+            found[row.first] = row
+    found.update((row.first, row) for row in by if row.status is not Status.ACKNOWLEDGED)
+    return [found[first] for first in sorted(found)]
+
+
+def _stage_removal(
+    db: apsw.Connection,
+    staged: Staged,
+    at: ReceiverState,
+    rows: list[ExceptionRow],
+    operations: list[Operation],
+) -> None:
+    """One range row from the cursor on says REMOVED; what was waiting is counted so.
+
+    `rows`: its exceptions above the cursor, rising.
+    """
+    number, state = at.number, staged.state
     audiences = [
         audience for audience, total in state.totals.items() if number in total.audience.members
     ]
-    routed = queries.count_all(db, audiences)
-    at.settle(Status.REMOVED, queries.queued(db, number, at.cursor, audiences, routed))
+    final = [(row.first, row.last) for row in rows if row.status.final and row.last > at.cursor]
+    waiting = queries.queued_of(db, at.cursor, audiences, queries.count_all(db, audiences), final)
+    for total in staged.totals.values():  # what this very group brings it
+        if number in total.audience.members:
+            before = state.totals.get(total.audience.number)
+            waiting += total.messages - (0 if before is None else before.messages)
+    at.settle(Status.REMOVED, waiting)
     at.removed = True
     first = at.cursor + 1
-    for row in history.exceptions_of(db, number, first, INTEGER_MAX):
-        if row.status.final and row.first == first:
-            first = row.last + 1
+    for low, high in final:
+        if low <= first <= high:
+            first = high + 1
     operations += [
         (
             "delete from exception where receiver = ? and status = ?",
             (number, int(Status.QUEUED)),
         ),
         (
-            "insert into exception values (?, ?, ?, ?, 0, 0, '')",
+            # In place of a row that may be there: no row of one receiver may end the log.
+            "insert or replace into exception values (?, ?, ?, ?, 0, 0, '')",
             (number, first, INTEGER_MAX, int(Status.REMOVED)),
         ),
         *progress_operations([at]),
@@ -158,7 +195,7 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
     for step in group.progress:
         at = staged.receiver(step.receiver)
         if at is None or at.removed:
-            continue  # what it settles was counted when it was removed
+            continue  # what it settles was counted when it was removed, in an earlier group
         moved[step.receiver] = at
         at.cursor = max(at.cursor, step.cursor)
         for status, count in step.settled.items():

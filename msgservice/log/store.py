@@ -30,6 +30,7 @@ from msgservice.log.staging import (
     stage_floors,
     stage_progress,
     stage_receivers,
+    stage_removals,
 )
 from msgservice.log.state import Staged, State
 from msgservice.log.wholeness import Mark, MarkWriter
@@ -160,7 +161,7 @@ class Store:
     def _commit(self, group: Group, batches: list[Batch], full: LogFull | None) -> list[Outcome]:
         staged = Staged(self.state)
         operations: list[Operation] = []
-        placed = stage_receivers(self.db, staged, group, operations)
+        placed = stage_receivers(staged, group, operations)
         outcomes, flat = take_batches(
             staged,
             batches,
@@ -174,6 +175,7 @@ class Store:
         stage_batches(staged, flat, operations)
         stage_floors(staged, group, operations)
         stage_progress(staged, group, operations)
+        stage_removals(self.db, staged, group, operations)
         try:
             self._write(staged, operations)
         except BaseException:

@@ -548,6 +548,69 @@ def test_10_what_waits_for_a_removed_receiver_is_removed(log: Driver) -> None:
     ] == list(history.states)
 
 
+def test_10_what_a_receiver_settled_in_the_group_of_its_removal_stays_settled(log: Driver) -> None:
+    log.receivers(1, 2)
+    audience = log.log.audience([1, 2])
+    batches = [make_batch(audience, i) for i in (1, 2, 3, 4)]
+    log.append(*batches)
+    letter = DeadLetter(1, batches[2].first, "shop", "i1", 3, "orders.new", b"x", "no", 1, NOW)
+    step = Progress(
+        receiver=1,
+        cursor=batches[0].last,
+        exceptions=[exception(1, batches[2].first, batches[2].last, Status.DEAD, reason="no")],
+        settled={Status.ACKNOWLEDGED: 1, Status.DEAD: 1},
+        dead=[letter],
+    )
+    late = make_batch(audience, 5)
+    log.append(late, removed=[1], progress=[step])
+    log.reopen()
+    removed = next(r for r in log.snapshot.receivers if r.number == 1)
+    assert removed.settled == {Status.ACKNOWLEDGED: 1, Status.DEAD: 1, Status.REMOVED: 3}
+    history = log.wait(log.log.history("shop", "i1", 1, 100))
+    assert [
+        StateRange(1, Status.ACKNOWLEDGED, 1, 1),
+        StateRange(1, Status.REMOVED, 2, 2),
+        StateRange(1, Status.DEAD, 3, 3, "no"),
+        StateRange(1, Status.REMOVED, 4, 5),
+    ] == _joined(list(history.states))
+    assert [letter] == log.wait(log.log.dead_letters(1, 0, 10))
+    assert log.wait(log.log.audit()) == []
+
+
+def _joined(states: list[StateRange]) -> list[StateRange]:
+    joined: list[StateRange] = []
+    for state in states:
+        before = joined[-1] if joined else None
+        if before is not None and (before.status, before.last + 1) == (state.status, state.first):
+            joined[-1] = StateRange(
+                state.receiver, state.status, before.first, state.last, state.reason
+            )
+        else:
+            joined.append(state)
+    return joined
+
+
+def test_a_damaged_row_of_one_receiver_costs_that_receiver_and_not_the_log(log: Driver) -> None:
+    log.receivers(1, 2)
+    audience = log.log.audience([1, 2])
+    batches = [make_batch(audience, i, [b"a", b"b", b"c"]) for i in (1, 4)]
+    log.append(*batches)
+    first = batches[0].first
+    bad = exception(1, first + 2, first, Status.DEAD)
+    log.append(progress=[Progress(receiver=1, cursor=first - 1, exceptions=[bad])])
+    log.reopen()
+    assert log.snapshot.exceptions == {}
+    assert ["1 damaged rows" in notice for notice in log.snapshot.notices] == [True]
+    clash = exception(1, first, first, Status.QUEUED)
+    log.append(progress=[Progress(receiver=1, cursor=first - 1, exceptions=[clash])])
+    log.append(removed=[1])
+    log.append(make_batch(audience, 7))
+    log.reopen()
+    removed = next(r for r in log.snapshot.receivers if r.number == 1)
+    assert removed.settled == {Status.REMOVED: 6}
+    assert log.wait(log.log.audit()) == []
+
+
 # --- history, find, dead letters -----------------------------------------------------------------
 
 
