@@ -246,7 +246,15 @@ class HandedRun:
     def routed(self, piece: Piece) -> None:
         """The node says who these are for. It may say so again after a reconnect."""
         pieces = self._pieces
-        if not pieces and piece.first == self.first and piece.last == self.last:
+        if pieces and not piece.position and not piece.audience.names:
+            # It knows nothing of them any more: what it said before is worth more.
+            told = RangeSet((old.first, old.last) for old in pieces)
+            news = [piece._replace(first=a, last=b) for a, b in told.missing(*piece[:2])]
+            if not news:
+                return
+            self._pieces = sorted([*pieces, *news], key=lambda p: p.first)
+            self._recount()
+        elif not pieces and piece.first == self.first and piece.last == self.last:
             pieces.append(piece)
             self._open = self.count * len(piece.audience.names)
             if self._settled or self._accepted is not None:

@@ -117,8 +117,10 @@ class HandedRuns:
 
     def receive_audience(self, number: int, receivers: list[str], audiences_max: int) -> None:
         """The node names an audience."""
-        if len(self._audiences) >= audiences_max and number not in self._audiences:
-            raise MalformedFrame(f"more than {audiences_max} audiences on one connection")
+        self._audiences.pop(number, None)
+        if len(self._audiences) >= audiences_max:
+            # The node names again what it names no more often than this.
+            del self._audiences[next(iter(self._audiences))]
         self._audiences[number] = Receivers(receivers)
 
     def receive_routed(self, first: int, last: int, audience: int, position: int) -> None:

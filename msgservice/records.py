@@ -36,6 +36,9 @@ class Audience:
     stored: bool = False  # its row is committed; written with the first batch that has it
 
 
+NOBODY = Audience(0, ())  # of a run so old that its audience is not known any more
+
+
 class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where a message entered the first node: PROTOCOL `origin`."""
 
@@ -246,13 +249,15 @@ class StateRange(msgspec.Struct, frozen=True, gc=False):
 class History(msgspec.Struct, frozen=True):
     """One page of what a log knows of a sender's sequences, rising.
 
-    `pieces`: what is still in the log. `states`: final states only. `next`: where the next page
-    begins, or None.
+    `pieces`: what is still in the log. `states`: final states only. `gone`: what was taken and left
+    neither the one nor the other: nobody was to receive it, or it is too long ago. `next`: where
+    the next page begins, or None.
     """
 
     pieces: tuple[Piece, ...]
     states: tuple[StateRange, ...]
     next: int | None
+    gone: tuple[tuple[int, int], ...] = ()
 
 
 class Found(msgspec.Struct, frozen=True):

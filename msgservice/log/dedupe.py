@@ -15,9 +15,9 @@ from zlib import crc32
 import msgspec
 
 from msgservice.errors import ContentChanged, LogFull
-from msgservice.log.state import NOBODY, Key, SenderState, Staged
+from msgservice.log.state import Key, SenderState, Staged
 from msgservice.message import cut_messages
-from msgservice.records import Audience, Batch, Known, Outcome, Piece, RefusedBatch
+from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, Piece, RefusedBatch
 
 COLUMNS = 16  # of a row of the table batch
 

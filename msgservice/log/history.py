@@ -12,10 +12,11 @@ from itertools import accumulate
 import apsw
 import msgspec
 
+from msgservice.core.ranges import RangeSet
 from msgservice.limits import INTEGER_MAX
 from msgservice.log.queries import audience_of, runs_of
 from msgservice.log.schema import as_json, one, rows
-from msgservice.log.state import State
+from msgservice.log.state import SenderState, State
 from msgservice.message import Status
 from msgservice.records import (
     DeadLetter,
@@ -144,6 +145,7 @@ def history(
     It ends where it has enough, be it of batches, of their receivers, or of what became of those
     that retention has removed; `next` says where it goes on.
     """
+    # Before the first look at the tables: what is taken by it is in what they are seen to hold.
     known = state.senders.get((sender, incarnation))
     if known is None:
         return History(pieces=(), states=(), next=None)
@@ -158,8 +160,30 @@ def history(
     states = [*_states_of_pieces(db, pieces), *finished]
     states.sort(key=lambda row: (row.first, row.receiver))
     return History(
-        pieces=tuple(pieces), states=tuple(states), next=None if end is None else end + 1
+        pieces=tuple(pieces),
+        states=tuple(states),
+        next=None if end is None else end + 1,
+        gone=_gone(known, first, INTEGER_MAX if end is None else end, pieces, states),
     )
+
+
+def _gone(
+    known: SenderState,
+    first: int,
+    end: int,
+    pieces: Sequence[Piece],
+    states: Sequence[StateRange],
+) -> tuple[tuple[int, int], ...]:
+    """Return what was taken of `first` to `end` and is in neither: nothing else is known of it."""
+    told = RangeSet((piece.first, piece.last) for piece in pieces)
+    for row in states:
+        told.add(row.first, row.last)
+    gone: list[tuple[int, int]] = []
+    for low, high in [(1, known.floor - 1), *(known.ranges or ())]:
+        low, high = max(low, first), min(high, end)
+        if low <= high:
+            gone += told.missing(low, high)
+    return tuple(gone)
 
 
 def _pieces(

@@ -19,9 +19,10 @@ import msgspec
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import Run
 from msgservice.log.schema import as_json, one, rows
-from msgservice.log.state import NOBODY, SETTLED, State
+from msgservice.log.state import SETTLED, State
 from msgservice.message import Status
 from msgservice.records import (
+    NOBODY,
     Account,
     Audience,
     Batch,

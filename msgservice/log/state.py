@@ -18,7 +18,6 @@ from msgservice.records import Audience, Batch, ReceiverRow
 Key = tuple[str, str]  # (sender's name, incarnation)
 
 SETTLED = (Status.ACKNOWLEDGED, Status.EXPIRED, Status.DEAD, Status.CANCELLED, Status.REMOVED)
-NOBODY = Audience(0, ())  # of a run so old that its audience is not known any more
 
 
 def hash_of(incarnation: str) -> str:

@@ -24,9 +24,10 @@ from msgservice.core.frames import Frame, Routed, StatusFrame
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
+from msgservice.limits import INTEGER_MAX
 from msgservice.message import Status
 from msgservice.node.directory import Directory
-from msgservice.records import Audience, Batch, History, Piece
+from msgservice.records import NOBODY, Audience, Batch, History, Piece
 
 HISTORY_PAGE = 1000  # pieces asked of the log at once
 REASON_MAX = 1000
@@ -34,6 +35,10 @@ REASON_MAX = 1000
 # side takes.
 STATUS_RANGES_MAX = 180
 FRAMES_MAX = 256  # told at once, about; then the transport is asked whether it has room
+# The audiences of what has gone are the log's no more: they have numbers of their own, the highest
+# there are, for so many sets at once; then the number of the oldest is given to another set.
+GONE_AUDIENCES_MAX = 1000
+TOLD_MAX = 10_000  # audiences noted as told on one connection; then they are told anew
 RETRY_DELAY_MIN = 1.0  # seconds until a page of the log that could not be read is read again …
 RETRY_DELAY_MAX = 60.0  # … doubling up to this
 
@@ -66,6 +71,8 @@ class Watch:
 
     __slots__ = (
         "audiences",
+        "gone",
+        "gone_made",
         "incarnation",
         "is_told",
         "missed",
@@ -82,6 +89,8 @@ class Watch:
         self.incarnation = incarnation
         self.status_from = status_from
         self.audiences: set[int] = set()  # told on this connection
+        self.gone: dict[tuple[int, ...], Audience] = {}  # of what the log has no more, oldest first
+        self.gone_made = 0
         self.pending: Pending = {}
         self.is_told = False  # its history is on its way
         self.missed: int | None = None  # from this sequence on it is told from the log
@@ -134,6 +143,8 @@ class Tracker:
     def _named(self, watch: Watch, audience: Audience) -> list[Frame]:
         if audience.number in watch.audiences:
             return []
+        if len(watch.audiences) >= TOLD_MAX:
+            watch.audiences.clear()
         watch.audiences.add(audience.number)
         return [*split_audience(audience.number, self._directory.names(audience))]
 
@@ -273,8 +284,14 @@ class Tracker:
             watch.peer.tell(frames)
 
     def _page(self, watch: Watch, page: History) -> Iterator[Callable[[], list[Frame]]]:
-        for piece in [*page.pieces, *self._gone_pieces(page)]:
+        for piece in page.pieces:
             yield partial(self.routed, watch, piece)
+        for first, last, members in _gone_pieces(page):
+            yield partial(self._gone_routed, watch, first, last, members)
+        for first, last in page.gone:
+            # Without it a producer that never heard the ACK would wait for ever (its `send` fires
+            # when it knows both): that it is taken is all that can be said.
+            yield partial(self.routed, watch, Piece(first, last, NOBODY, 0))
         states: Pending = {}
         for state in page.states:
             row = self._directory.numbered(state.receiver)
@@ -286,26 +303,41 @@ class Tracker:
         for (receiver, status, reason), ranges in states.items():
             yield partial(_statuses, watch, receiver, status, ranges, reason)
 
-    def _gone_pieces(self, page: History) -> list[Piece]:
-        """Sequences whose batches the log has let go: their audience is who settled them."""
-        held = RangeSet((piece.first, piece.last) for piece in page.pieces)
-        begin: dict[int, list[int]] = {}  # sequence -> who has a state from here on
-        end: dict[int, list[int]] = {}  # ... and who has none from here on
-        for state in page.states:
-            for first, last in held.missing(state.first, state.last):
-                begin.setdefault(first, []).append(state.receiver)
-                end.setdefault(last + 1, []).append(state.receiver)
-        pieces: list[Piece] = []
-        members: Counter[int] = Counter()
-        before = 0
-        for at in sorted(begin.keys() | end.keys()):
-            if members:
-                pieces.append(Piece(before, at - 1, self._log.audience(tuple(members)), 0))
-            members.update(begin.get(at, ()))
-            members.subtract(end.get(at, ()))
-            members = +members
-            before = at
-        return pieces
+    def _gone_routed(
+        self, watch: Watch, first: int, last: int, members: tuple[int, ...]
+    ) -> list[Frame]:
+        """As `routed`, of what is in the log no more. Nothing is asked of the log for it."""
+        audience = watch.gone.get(members)
+        if audience is None:
+            number = INTEGER_MAX - watch.gone_made % GONE_AUDIENCES_MAX
+            watch.gone_made += 1
+            if len(watch.gone) >= GONE_AUDIENCES_MAX:
+                del watch.gone[next(iter(watch.gone))]
+                watch.audiences.discard(number)
+            audience = watch.gone[members] = Audience(number, members)
+        return self.routed(watch, Piece(first, last, audience, 0))
+
+
+def _gone_pieces(page: History) -> list[tuple[int, int, tuple[int, ...]]]:
+    """Sequences whose batches the log has let go: their audience is who settled them."""
+    held = RangeSet((piece.first, piece.last) for piece in page.pieces)
+    begin: dict[int, list[int]] = {}  # sequence -> who has a state from here on
+    end: dict[int, list[int]] = {}  # ... and who has none from here on
+    for state in page.states:
+        for first, last in held.missing(state.first, state.last):
+            begin.setdefault(first, []).append(state.receiver)
+            end.setdefault(last + 1, []).append(state.receiver)
+    pieces: list[tuple[int, int, tuple[int, ...]]] = []
+    members: Counter[int] = Counter()
+    before = 0
+    for at in sorted(begin.keys() | end.keys()):
+        if members:
+            pieces.append((before, at - 1, tuple(sorted(members))))
+        members.update(begin.get(at, ()))
+        members.subtract(end.get(at, ()))
+        members = +members
+        before = at
+    return pieces
 
 
 def _statuses(

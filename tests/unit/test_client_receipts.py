@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from msgservice.client_handed import HandedRun, Piece, Receivers
 from msgservice.client_runs import HandedRuns
 from msgservice.core.frames import Routed
-from msgservice.errors import ClientClosed, MalformedFrame, NoReceiver, NotDelivered, Refused
+from msgservice.errors import ClientClosed, NoReceiver, NotDelivered, Refused
 from msgservice.message import Action, Status
 from msgservice.receipt import Receipt
 from tests.clients import ClientWorld, error_of, now
@@ -273,13 +273,27 @@ def test_routed_with_an_unknown_audience_ends_the_connection() -> None:
     assert "unknown audience 77" in str(world.client.why().error)
 
 
-def test_audiences_of_one_connection_are_bounded() -> None:
+def test_audiences_of_one_connection_are_bounded_and_the_oldest_goes() -> None:
     runs = HandedRuns()
     for number in range(3):
         runs.receive_audience(number, ["r"], 3)
-    runs.receive_audience(2, ["r"], 3)
-    with pytest.raises(MalformedFrame):
-        runs.receive_audience(3, ["r"], 3)
+    runs.receive_audience(0, ["s"], 3)
+    runs.receive_audience(3, ["r"], 3)
+    assert list(runs._audiences) == [2, 0, 3]
+    assert runs._audiences[0].names == ("s",)
+
+
+def test_8_that_a_message_was_taken_long_ago_changes_nothing_that_is_known_of_it() -> None:
+    run = HandedRun("a", 3, None)
+    runs = HandedRuns()
+    run.numbered(1, runs)
+    run.routed(Piece(1, 2, 7 << 16, Receivers(["r1"])))
+    run.routed(Piece(1, 3, 0, Receivers([])))
+    assert [run.piece_of(n) for n in (1, 3)] == [
+        Piece(1, 2, 7 << 16, run._pieces[0].audience),
+        Piece(3, 3, 0, run._pieces[1].audience),
+    ]
+    assert run._pieces[0].audience.names == ("r1",)
 
 
 # --- any order of what can be told, in any cuts, against a plain model

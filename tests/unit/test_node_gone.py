@@ -1,0 +1,109 @@
+"""What a producer is told of messages that the log has let go: that they are taken, at least."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from twisted.internet.task import Clock
+
+from msgservice.core.frames import AudienceFrame, Routed
+from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.log.memory import MemoryLog
+from msgservice.message import Status
+from msgservice.node import tracker
+from msgservice.records import History, StateRange
+from tests.nodes import FailingLog, NodeWorld
+
+KEEP_NOTHING = Limits(keep_seconds=0.0, keep_bytes=0)
+DAY = 24 * 3600 * 1000
+
+
+@pytest.mark.parametrize(
+    ("receives", "days"), [(False, 0), (True, 0), (True, 6.9)], ids=["nobody", "one", "forgotten"]
+)
+def test_26_send_fires_though_the_ack_was_lost_and_the_batch_has_gone(
+    receives: bool, days: float
+) -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=KEEP_NOTHING))
+    world = NodeWorld(KEEP_NOTHING, log=log, clock=clock)
+    wall, later = world.node._wall, [0]
+    world.node._wall = lambda: wall() + later[0]
+    if receives:
+        world.peer("billing", receive={"subjects": [">"]}, answering=True)
+    client = world.node.client("shop")
+    world.settle(1)
+    log.hold = True
+    fired: list[object] = []
+    client.send("a", b"one").addBoth(fired.append)
+    world.settle()
+    client._connector.stopService()
+    assert client._hop.connection is not None
+    client._hop.connection.abort()
+    world.settle()
+    log.release()
+    world.settle(5)
+    later[0] = int(days * DAY)
+    world.settle(5)
+    assert log.room().used == 0
+    client._connector.startService()
+    world.settle(30)
+    assert len(fired) == 1
+    assert client.unanswered == 0
+
+
+def test_8_telling_of_what_has_gone_takes_no_audience() -> None:
+    limits = Limits(audiences=8, keep_seconds=0.0, keep_bytes=0)
+    world = NodeWorld(limits)
+    names = ["a", "b", "c", "d"]
+    receivers = [world.peer(n, receive={"subjects": ["x.>"]}, answering=True) for n in names]
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "y", [b"mine"], to=["a"])
+    world.settle(0.2)
+    shop.transfer(2, "y", [b"mine"], to=["b"])
+    world.settle(3)
+    shop.connection.abort()
+    world.settle()
+    for receiver in receivers:
+        receiver.answering = False
+    other = world.peer("other")
+    subsets = [list(c) for k in (2, 3, 4) for c in itertools.combinations(names, k)]
+    for sequence, subset in enumerate(subsets, 1):
+        other.transfer(sequence, f"z.{sequence}", [b"x"], to=subset)
+        world.settle()
+    known = dict(world.log._audiences)
+    back = world.peer("shop", status_from=1)
+    assert back.lost_because is None
+    named = {frame.audience: frame.receivers for frame in back.take(AudienceFrame)}
+    routed = [(r.first, r.last, named[r.audience], r.position) for r in back.take(Routed)]
+    assert routed == [(1, 1, ["a"], 0), (2, 2, ["b"], 0)]
+    assert world.log._audiences == known
+
+
+def test_8_numbers_of_what_has_gone_come_round_and_are_named_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracker, "GONE_AUDIENCES_MAX", 2)
+    world = NodeWorld()
+    for name in ("a", "b", "c"):
+        world.peer(name, receive={"subjects": ["x.>"]})
+    shop = world.peer("shop", status_from=1)
+    states = tuple(
+        StateRange(receiver, Status.ACKNOWLEDGED, n, n)
+        for n, receiver in enumerate([1, 2, 3, 2, 1], 1)
+    )
+    watch = next(iter(world.node.tracker._watches.values()))
+    frames = [
+        f for make in world.node.tracker._page(watch, History((), states, None)) for f in make()
+    ]
+    named: dict[int, list[str]] = {}
+    found = []
+    for frame in frames:
+        if isinstance(frame, AudienceFrame):
+            named[frame.audience] = frame.receivers
+        elif isinstance(frame, Routed):
+            found.append((frame.first, named[frame.audience]))
+    assert found == [(1, ["a"]), (2, ["b"]), (3, ["c"]), (4, ["b"]), (5, ["a"])]
+    assert set(named) == {INTEGER_MAX, INTEGER_MAX - 1}
+    assert shop.lost_because is None
