@@ -161,6 +161,12 @@ class Connections:
         if newer is other:
             return False
         self._receiving[number] = peer
+        self._count_replacement(outlet)
+        return True
+
+    def _count_replacement(self, outlet: Outlet) -> None:
+        """Hold a name whose receivers replace each other too often."""
+        number = outlet.row.number
         now, limits = self._node.now(), self._node.limits
         recent = [t for t in self._replaced.get(number, []) if t > now - limits.replacement_window]
         self._replaced[number] = [*recent, now]
@@ -174,7 +180,6 @@ class Connections:
                 count=len(recent) + 1,
                 seconds=limits.replacement_window,
             )
-        return True
 
     def send_away(self, outlet: Outlet, code: int, reason: str) -> None:
         """Take nothing more from a receiver's connection, and let it end."""
@@ -183,10 +188,20 @@ class Connections:
             peer.detach(reason)
             peer.leave(code, reason)
 
-    def give_up_place(self, outlet: Outlet, reason: str) -> None:
-        """Send a receiver's connection away as a replaced one, before another comes."""
+    def forget(self, outlet: Outlet) -> None:
+        """The receiver was removed: nothing is noted of its number any more."""
+        self._replaced.pop(outlet.row.number, None)
+        self._held.pop(outlet.row.number, None)
+
+    def give_up_place(self, outlet: Outlet, reason: str, by_newer: bool) -> None:
+        """Send a receiver's connection away as a replaced one, before another comes.
+
+        `by_newer`: another connection of the name wants this: that counts as a replacement.
+        """
         older = self._receiving.pop(outlet.row.number, None)
         if older is not None:
+            if by_newer:
+                self._count_replacement(outlet)
             older.leave(BYE_REPLACED, reason)
 
     # --- flow

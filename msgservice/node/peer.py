@@ -92,6 +92,7 @@ class Peer:
         receive = hello.options.receive
         if self._expected is not None:
             self._check_expected(self._expected, hello)
+            self._node.connections.hold_check(self._expected)
             outlet: Outlet | None = self._expected
         elif receive is not None:
             try:
@@ -100,8 +101,6 @@ class Peer:
                 raise NameMismatch(f"cannot attach {hello.name!r}: {error}") from None
         else:
             outlet = None
-        if outlet is not None:
-            self._node.connections.hold_check(outlet)
         # What is not a receiver has taken nothing: its ranges count as everything else it says.
         connection.session.ranges_max = self._node.limits.resume_ranges if outlet else 0
         self.outlet = outlet

@@ -103,7 +103,10 @@ class Receivers:
     # --- at run time
 
     def attaching(self, name: str, receive: ReceiveOptions) -> Outlet:
-        """A peer says that it is the receiver of this name; it is made if new (SEMANTICS 27)."""
+        """A peer says that it is the receiver of this name; it is made if new (SEMANTICS 27).
+
+        Who is turned away has changed nothing: everything that refuses comes before what it does.
+        """
         if receive.shared:
             raise NotSupported("receive.shared")
         if receive.start not in (None, "new"):
@@ -117,27 +120,34 @@ class Receivers:
             row.order = receive.order or "strict"
             return self._add(row)
         outlet = self._node.dispatch.outlets[row.number]
-        link = self._node.connections.links.get(row.number)
-        if link is not None:
-            link.poke()  # a sign of life (SEMANTICS 14)
+        self._node.connections.hold_check(outlet)
+        changes, order = False, row.order
         if row.configured:
             if patterns and set(patterns) != set(row.patterns):
                 raise NameMismatch(f"the patterns of {name!r} are configured, and other ones")
             if receive.order not in (None, row.order):
                 raise NameMismatch(f"the order of {name!r} is configured, and another one")
-        elif self._changes_row(row, patterns or row.patterns, receive.order or row.order):
-            outlet = self._change(outlet, patterns or row.patterns, receive.order or row.order)
+        else:
+            patterns, order = patterns or row.patterns, receive.order or row.order
+            changes = self._changes_row(row, patterns, order)
+        if changes:
+            outlet = self._change(outlet, patterns, order, by_itself=True)
+        link = self._node.connections.links.get(row.number)
+        if link is not None:
+            link.poke()  # a sign of life (SEMANTICS 14)
         return outlet
 
     @staticmethod
     def _changes_row(row: ReceiverRow, patterns: tuple[str, ...], order: str) -> bool:
         return set(patterns) != set(row.patterns) or order != row.order
 
-    def _change(self, outlet: Outlet, patterns: tuple[str, ...], order: str) -> Outlet:
+    def _change(
+        self, outlet: Outlet, patterns: tuple[str, ...], order: str, *, by_itself: bool = False
+    ) -> Outlet:
         row = outlet.row
         self._node.directory.set_patterns(row, patterns)
         if order != row.order:
-            self._node.connections.give_up_place(outlet, "the receiver's order changed")
+            self._node.connections.give_up_place(outlet, "the receiver's order changed", by_itself)
             row.order = order
             outlet.set_order(order)
         self._store(row)
@@ -269,6 +279,7 @@ class Receivers:
         outlet = self._node.dispatch.outlets[row.number]
         self._node.directory.remove(row)
         self._node.connections.send_away(outlet, BYE_REMOVED, "removed")
+        self._node.connections.forget(outlet)
         self._node.dispatch.remove(outlet)
         removed = self._node.commits.removal(row.number)
         await self._node.connections.undial(outlet)

@@ -1,0 +1,77 @@
+"""A HELLO that is refused changes nothing, and who fights for a name is held (SEMANTICS 27)."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from msgservice.records import ReceiverRow
+from tests.nodes import NodeWorld
+
+ORDERS = {"subjects": ["orders.>"]}
+OTHER = {"subjects": ["evil.>"], "order": "none"}
+
+
+def row_of(world: NodeWorld) -> ReceiverRow:
+    row = world.node.directory.get("billing")
+    assert row is not None
+    return row
+
+
+def assert_unchanged(world: NodeWorld) -> None:
+    assert (row_of(world).patterns, row_of(world).order) == (("orders.>",), "strict")
+
+
+def test_27_who_is_turned_away_because_the_receiver_is_paused_changes_nothing() -> None:
+    world = NodeWorld()
+    world.peer("billing", receive=ORDERS)
+    world.peer("admin").request("$node.receivers.pause", {"name": "billing"})
+    world.settle(2)
+    assert world.peer("billing", incarnation="b", receive=OTHER).lost_because is not None
+    assert_unchanged(world)
+
+
+def hold(world: NodeWorld, receives: list[dict[str, Any]]) -> int:
+    """Connect one after the other until one is turned away; return how many came in."""
+    for count, receive in zip(range(20), itertools.cycle(receives), strict=False):
+        peer = world.peer("billing", incarnation=f"i{count}", receive=receive)
+        world.settle(0.1)
+        if peer.lost_because is not None:
+            return count
+    raise AssertionError("nobody was turned away")
+
+
+def test_27_who_is_turned_away_because_the_name_is_held_changes_nothing() -> None:
+    world = NodeWorld()
+    hold(world, [ORDERS])
+    assert world.peer("billing", incarnation="b", receive=OTHER).lost_because is not None
+    assert_unchanged(world)
+    assert next(iter(world.node.dispatch)).connection is not None
+
+
+@pytest.mark.parametrize("other", [{"order": "none"}, {"subjects": ["x.>"]}, OTHER])
+def test_27_programs_that_differ_in_what_they_ask_for_are_held_too(other: dict[str, Any]) -> None:
+    world = NodeWorld()
+    let_in = hold(world, [{**ORDERS, "order": "strict"}, {**ORDERS, **other}])
+    assert let_in == world.limits.replacements + 2
+    # The one that won last is there, as it asked; who was turned away has not changed it.
+    assert next(iter(world.node.dispatch)).connection is not None
+    wanted = {**ORDERS, **(other if (let_in - 1) % 2 else {"order": "strict"})}
+    assert row_of(world).patterns == tuple(wanted["subjects"])
+
+
+def test_27_an_operator_who_changes_the_order_replaces_nobody() -> None:
+    world = NodeWorld()
+    admin = world.peer("admin")
+    for order in ["none", "strict"] * 3:
+        world.peer("billing", receive=ORDERS | {"order": row_order(world)})
+        ok, said = admin.request("$node.receivers.change", {"name": "billing", "order": order})
+        assert ok, said
+    assert world.peer("billing", receive={"order": "strict"}).lost_because is None
+
+
+def row_order(world: NodeWorld) -> str:
+    row = world.node.directory.get("billing")
+    return "strict" if row is None else row.order
