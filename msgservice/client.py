@@ -23,7 +23,7 @@ from msgservice.client_handed import joined
 from msgservice.client_hop import NodeHop
 from msgservice.client_life import ClientLife
 from msgservice.client_requests import Requests
-from msgservice.clock import monotonic_of
+from msgservice.clock import monotonic_of, timed
 from msgservice.connection import Connection
 from msgservice.core.frames import Reply
 from msgservice.core.runs import Settled
@@ -87,6 +87,7 @@ class Client(ClientLife):
         require: bool = False,
         outbox: DiskOutbox | None = None,
     ) -> None:
+        reactor = timed(reactor)
         super().__init__(reactor, limits, outbox)
         check_name(name)
         self.name = name

@@ -1,20 +1,46 @@
 """Where time comes from: one place that decides between a real clock and a test's.
 
-`reactor.seconds()` of Twisted's real reactors is the wall clock, which jumps; intervals are
-measured with a monotonic clock. A test's `Clock` is monotonic, and the only time there is.
+`reactor.seconds()` of Twisted's real reactors is the wall clock, which jumps, and with it
+`callLater`: set back by an hour, nothing that waits happens for an hour. So intervals are measured
+with a monotonic clock, and whoever waits does so through `timed(reactor)`: the same reactor, whose
+time is monotonic. A test's `Clock` is that already, and the only time there is.
+
+What Twisted itself waits for inside a reactor (a connect that times out, the threads of its
+resolver) stays on the reactor's clock: a jump delays that, and nothing else hangs on it.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import time
+from collections import deque
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from typing import Any
 
-from twisted.internet.interfaces import IReactorCore
+from twisted.internet.base import DelayedCall
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorCore,
+    IReactorFDSet,
+    IReactorTime,
+    IReadDescriptor,
+)
+from twisted.internet.task import Clock
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import directlyProvides, implementer, providedBy
+
+TICK = 0.5  # seconds between two looks whether the reactor's clock has jumped
+JUMP = 0.05  # seconds by which it has, more than a clock that is only being adjusted
+CANCELLED_MAX = 64  # calls that were cancelled are kept until they are so many, and half of all
 
 
 def monotonic_of(reactor: Any) -> Callable[[], float]:
     """Return the function that measures intervals beside this reactor, in seconds."""
+    if isinstance(reactor, TimedReactor):
+        return reactor.seconds
     if IReactorCore.providedBy(reactor):
         return time.monotonic
     seconds: Callable[[], float] = reactor.seconds
@@ -26,3 +52,275 @@ def wall_of(reactor: Any) -> Callable[[], int]:
     if IReactorCore.providedBy(reactor):
         return lambda: time.time_ns() // 1_000_000
     return lambda: int(reactor.seconds() * 1000)
+
+
+def timed(reactor: Any) -> Any:
+    """Return the reactor, on whose `callLater` and `seconds` the wall clock has no influence.
+
+    The same one each time, so that all of a process share its timers. A `Clock` is returned as
+    it is.
+    """
+    if isinstance(reactor, TimedReactor | Clock) or not IReactorCore.providedBy(reactor):
+        return reactor
+    made = vars(reactor).get(_KEPT)
+    if made is None:
+        made = TimedReactor(reactor, MonotonicTimers(reactor))
+        setattr(reactor, _KEPT, made)
+    return made
+
+
+_KEPT = "_msgservice_timed"
+
+
+class TimedReactor:
+    """A reactor with other timers; all else, its interfaces too, is the reactor's own."""
+
+    def __init__(self, reactor: Any, timers: MonotonicTimers) -> None:
+        self._reactor = reactor
+        self.seconds = timers.seconds
+        self.callLater = timers.callLater
+        self.getDelayedCalls = timers.getDelayedCalls
+        directlyProvides(self, providedBy(reactor))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+
+@implementer(IReadDescriptor)
+class Ticks:
+    """A timer of the kernel that the reactor reads: every `TICK` seconds, whatever the time is.
+
+    Where there is none (it is Linux's), a jump is noticed when the reactor does anything at all.
+    """
+
+    def __init__(self, reactor: Any, tick: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._tick = tick
+        self._fd = -1
+        self._is_read = False
+
+    def start(self) -> None:
+        """Begin to tick."""
+        if not self._is_read and IReactorFDSet.providedBy(self._reactor):
+            if self._fd < 0:
+                self._fd = _timer_of_kernel(TICK)
+            if self._fd >= 0:
+                self._is_read = True
+                self._reactor.addReader(self)
+
+    def stop(self) -> None:
+        """Tick no more."""
+        if self._is_read:
+            self._is_read = False
+            self._reactor.removeReader(self)
+
+    def fileno(self) -> int:
+        """See `IFileDescriptor`."""
+        return self._fd
+
+    def doRead(self) -> None:
+        """See `IReadDescriptor`."""
+        os.read(self._fd, 8)
+        self._tick()
+
+    def logPrefix(self) -> str:
+        """See `ILoggingContext`."""
+        return "msgservice.clock"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Take note that the reactor has stopped."""
+        self._is_read = False
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class _TimerSpec(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_long) for name in ("every_s", "every_ns", "first_s", "first_ns")]
+
+
+def _timer_of_kernel(seconds: float) -> int:
+    """Return a file descriptor that can be read every so many seconds; -1 where there is none."""
+    try:
+        libc = ctypes.CDLL(None)
+        create, settime = libc.timerfd_create, libc.timerfd_settime
+    except (OSError, AttributeError):
+        return -1
+    fd = int(create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
+    if fd >= 0:
+        whole, part = int(seconds), int(seconds % 1 * 1e9)
+        spec = _TimerSpec(whole, part, whole, part)
+        settime(fd, 0, ctypes.byref(spec), None)
+    return fd
+
+
+@implementer(IReactorTime)
+class MonotonicTimers:
+    """Delayed calls by a monotonic clock, made in a reactor that may have another.
+
+    The reactor is asked to call when the first is due. Should its clock jump meanwhile, a tick
+    notices it, makes the calls that are due, and asks anew: a jump delays nothing by more than
+    `TICK`. What is to be called at once has a queue of its own, since that is most of it: it costs
+    one delayed call of the reactor for all of a turn.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        make_ticks: Callable[[Any, Callable[[], None]], Ticks] = Ticks,
+    ) -> None:
+        self.seconds = monotonic
+        self._reactor = reactor
+        self._heap: list[DelayedCall] = []
+        self._soon: deque[DelayedCall] = deque()
+        self._active = 0  # calls, in both
+        self._cancelled = 0  # of the heap
+        self._waking: IDelayedCall | None = None  # of the reactor, for the first of the heap …
+        self._waking_at = 0.0
+        self._waking_soon: IDelayedCall | None = None  # … and for what is to be called at once
+        self._is_running = False
+        self._ahead = 0.0  # of the monotonic clock: the reactor's
+        self._ticks = make_ticks(reactor, self._tick)
+
+    # --- IReactorTime
+
+    def callLater(
+        self,
+        delay: float,
+        callable: Callable[..., Any],  # noqa: A002  # the interface's name for it
+        *args: object,
+        **kwargs: object,
+    ) -> IDelayedCall:
+        """See `IReactorTime`."""
+        if not delay >= 0:
+            raise ValueError(f"a delay of {delay} s is in the past")
+        call = DelayedCall(
+            self.seconds() + delay,
+            callable,
+            args,
+            kwargs,
+            self._was_cancelled,
+            self._is_sooner,
+            self.seconds,
+        )
+        if not self._active:
+            self._ahead = self._reactor.seconds() - self.seconds()
+            self._ticks.start()
+        self._active += 1
+        if delay == 0:
+            self._soon.append(call)
+            if self._waking_soon is None:
+                self._waking_soon = self._reactor.callLater(0, self._wake_soon)
+        else:
+            heappush(self._heap, call)
+            if self._heap[0] is call:
+                self._wake_at_first()
+        return call
+
+    def getDelayedCalls(self) -> list[IDelayedCall]:
+        """See `IReactorTime`."""
+        return [call for call in (*self._soon, *self._heap) if call.active()]
+
+    # --- from the calls
+
+    def _was_cancelled(self, call: DelayedCall) -> None:
+        self._active -= 1
+        self._cancelled += 1
+        if self._cancelled > CANCELLED_MAX and 2 * self._cancelled > len(self._heap):
+            self._heap = [one for one in self._heap if not one.cancelled]
+            heapify(self._heap)
+            self._cancelled = 0
+        self._rest_if_idle()
+
+    def _is_sooner(self, call: DelayedCall) -> None:
+        heapify(self._heap)
+        self._wake_at_first()
+
+    # --- from the reactor
+
+    def _wake_soon(self) -> None:
+        self._waking_soon = None
+        self._run_soon()
+        self._rest_if_idle()
+
+    def _wake(self) -> None:
+        self._waking = None
+        self._run_due()
+        self._rest_if_idle()
+
+    def _tick(self) -> None:
+        ahead = self._reactor.seconds() - self.seconds()
+        has_jumped = abs(ahead - self._ahead) > JUMP
+        self._ahead = ahead
+        if has_jumped:
+            for waking in (self._waking, self._waking_soon):
+                if waking is not None:
+                    waking.cancel()
+            self._waking = self._waking_soon = None
+            self._run_soon()
+            self._run_due()
+        self._rest_if_idle()
+
+    # --- inside
+
+    def _run_soon(self) -> None:
+        for _ in range(len(self._soon)):  # what these ask for is of the next turn
+            call = self._soon.popleft()
+            if not call.cancelled:
+                self._call(call)
+
+    def _run_due(self) -> None:
+        now = self.seconds()
+        self._is_running = True
+        try:
+            while self._heap and self._heap[0].time <= now:
+                call = heappop(self._heap)
+                if not call.cancelled:
+                    self._call(call)
+                elif self._cancelled:
+                    self._cancelled -= 1
+        finally:
+            self._is_running = False
+            self._wake_at_first()
+
+    def _call(self, call: DelayedCall) -> None:
+        if call.delayed_time > 0:
+            call.activate_delay()
+            heappush(self._heap, call)
+            self._wake_at_first()
+            return
+        self._active -= 1
+        call.called = 1
+        try:
+            call.func(*call.args, **call.kw)
+        except BaseException:  # as Twisted does: one call's fault is not the others'
+            self._log.failure("a delayed call failed")
+
+    def _wake_at_first(self) -> None:
+        """Let the reactor call when the first is due, unless it will anyway."""
+        if self._is_running or not self._heap:
+            return
+        first = self._heap[0].time
+        if self._waking is not None:
+            if self._waking_at <= first:
+                return
+            self._waking.cancel()
+        self._waking_at = first
+        self._waking = self._reactor.callLater(max(0.0, first - self.seconds()), self._wake)
+
+    def _rest_if_idle(self) -> None:
+        """Leave nothing behind in the reactor when there is nothing to wait for."""
+        if self._active:
+            return
+        self._ticks.stop()
+        self._soon.clear()
+        self._heap.clear()
+        self._cancelled = 0
+        for waking in (self._waking, self._waking_soon):
+            if waking is not None:
+                waking.cancel()
+        self._waking = self._waking_soon = None

@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.attachment import Attachment, Dial, Listening, Way
-from msgservice.clock import monotonic_of
+from msgservice.clock import monotonic_of, timed
 from msgservice.codecs import decode_content
 from msgservice.core.frames import HelloOptions, ReceiveOptions
 from msgservice.core.inbox import Inbox, Marks
@@ -102,7 +102,7 @@ class Receiver(Service):
             raise ValueError("threads must be 0 or more, concurrency 1 or more")
         if threads and inspect.iscoroutinefunction(handler):
             raise TypeError("a coroutine function cannot run on threads")
-        self.reactor = reactor
+        self.reactor = reactor = timed(reactor)
         self.now = monotonic_of(reactor)
         self.name: str = name
         self.order = order

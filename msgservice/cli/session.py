@@ -33,6 +33,7 @@ from zope.interface import provider
 
 from msgservice.cli.output import ExitCode, console
 from msgservice.client import Client
+from msgservice.clock import timed
 from msgservice.errors import (
     Ambiguous,
     BadAddress,
@@ -94,7 +95,7 @@ class Session:
         async def main(reactor: Any) -> None:
             interrupted = False
             ended: Deferred[None] = Deferred()
-            task = Deferred.fromCoroutine(work(reactor))
+            task = Deferred.fromCoroutine(work(timed(reactor)))
 
             def interrupt() -> Deferred[None]:
                 nonlocal interrupted

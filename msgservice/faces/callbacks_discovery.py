@@ -14,6 +14,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from msgservice.clock import timed
 from msgservice.errors import ProtocolError
 from msgservice.faces.callbacks_net import ServerAddress, parse_server_ip
 
@@ -38,7 +39,7 @@ class ServerWatch(Service):
         port: int = DISCOVERY_PORT,
         interface: str = "127.0.0.1",
     ) -> None:
-        self._reactor: Any = reactor
+        self._reactor: Any = timed(reactor)
         self._listeners = [heard] if heard is not None else []
         self._port, self._interface = port, interface
         self._listening: Any = None
@@ -127,7 +128,7 @@ class ServerBeacon(Service):
         watch: "ServerWatch | None" = None,
         on_older: Callable[[ServerAddress], Any] | None = None,
     ) -> None:
-        self._reactor: Any = reactor
+        self._reactor: Any = timed(reactor)
         self.own = own
         self._destination = destination
         self._period = period

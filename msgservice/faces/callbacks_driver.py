@@ -20,6 +20,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.clock import timed
 from msgservice.core.callbacks import IDS, CallbackPeer
 from msgservice.core.callbacks_events import (
     ActionReceived,
@@ -90,7 +91,7 @@ class Driver:
         on_disconnected: Callable[[Any], Any] | None = None,
         on_file: Callable[[Any, str], Any] | None = None,
     ) -> None:
-        self._reactor = reactor
+        self._reactor = timed(reactor)
         self.registry = registry
         self.limits = limits or CallbackLimits()
         self._core = CallbackPeer(
@@ -118,7 +119,7 @@ class Driver:
             changed=self.flush,
             received=lambda path: self._tell(self._on_file, path),
             full=self._disk_is_slow,
-            later=reactor.callLater,
+            later=self._reactor.callLater,
             settled=self._look_whether_settled,
         )
         self._dispatch = Dispatcher(self, self._core)

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 
 from msgservice.client import Client
+from msgservice.clock import timed
 from msgservice.core.subjects import check_name
 from msgservice.errors import (
     FrameTooLarge,
@@ -82,7 +83,7 @@ class ActionGateway:
         seconds_max: float = 30.0,
         accept: Callable[[Connection, str], bool] = lambda connection, name: True,
     ) -> None:
-        self._reactor = reactor
+        self._reactor = timed(reactor)
         self._attach = attach
         self._name_request, self._barrier = name_request, barrier
         self._seconds_max = seconds_max

@@ -31,6 +31,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from msgservice.clock import timed
 from msgservice.errors import CannotListen
 from msgservice.faces.callbacks import Connection
 from msgservice.faces.callbacks_discovery import ServerWatch
@@ -70,7 +71,7 @@ class CallbackServer(Service):
         on_disconnected: Callable[[Connection], Any] | None = None,
         **options: Any,
     ) -> None:
-        self._reactor = reactor
+        self._reactor = timed(reactor)
         self._description = str(endpoint)
         self._endpoint: IStreamServerEndpoint = (
             serverFromString(reactor, endpoint) if isinstance(endpoint, str) else endpoint
@@ -186,7 +187,7 @@ class CallbackClient(Service):
         on_server: Callable[[ServerAddress], Any] | None = None,
         **options: Any,
     ) -> None:
-        self._reactor = reactor
+        self._reactor = timed(reactor)
         self.host, self.port = host, port
         self._endpoint = (
             clientFromString(reactor, endpoint) if isinstance(endpoint, str) else endpoint
@@ -199,7 +200,7 @@ class CallbackClient(Service):
         self._heard_seconds_max = heard_seconds_max
         self._hearings_max = hearings_max
         self._on_server = on_server
-        self.connection = Connection(reactor, **options)
+        self.connection = Connection(self._reactor, **options)
         self._run: Deferred[None] | None = None
 
     def startService(self) -> None:

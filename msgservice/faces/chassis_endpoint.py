@@ -9,6 +9,8 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from zope.interface import implementer
 
+from msgservice.clock import timed
+
 # Connections that the kernel holds for us until they are accepted. One takes about 60 us of ours,
 # and 30 us of its client's; when the queue is full, the client's kernel waits a second before it
 # tries again (bench/chassis.py opens 5,000 one after the other: 25 s with a queue of 128).
@@ -31,7 +33,7 @@ class TCPServer:
         interface: str = "",
         socketOptions: tuple[int, int, int] | None = None,
     ) -> None:
-        self._reactor = reactor
+        self._reactor = timed(reactor)
         self._port, self._interface = port, interface
         self._option = socketOptions
 

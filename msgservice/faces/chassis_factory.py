@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory
 
+from msgservice.clock import timed
 from msgservice.faces.axon.scheduler import scheduler_for
 from msgservice.faces.chassis_connection import Connection, Server
 
@@ -40,7 +41,7 @@ class ChassisFactory(Factory):
 
     def __init__(self, server: Accepting, reactor: Any) -> None:
         self._server = server
-        self._reactor = reactor
+        self._reactor = timed(reactor)
 
     def startFactory(self) -> None:
         """Activate the server, if it has not started this factory itself."""

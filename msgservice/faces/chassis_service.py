@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.clock import timed
 from msgservice.faces.axon.scheduler import scheduler_for
 from msgservice.faces.chassis import ServerCore
 
@@ -24,7 +25,7 @@ class ChassisService(Service):
 
     def __init__(self, server: ServerCore, reactor: Any) -> None:
         self.server = server
-        self._reactor = reactor
+        self._reactor = timed(reactor)
 
     def privilegedStartService(self) -> None:
         """Listen."""

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from msgservice.attachment import Attachment
 from msgservice.client import Client
-from msgservice.clock import monotonic_of, wall_of
+from msgservice.clock import monotonic_of, timed, wall_of
 from msgservice.core.frames import Reply, Request
 from msgservice.errors import LogFailed
 from msgservice.interfaces import IChannelUser, IConnector, ILog
@@ -74,7 +74,7 @@ class NodeService(Service):
         rng: Callable[[], float],
         failed: Callable[[Exception], None],
     ) -> None:
-        self.clock = reactor
+        self.clock = reactor = timed(reactor)
         self.log = log
         self.node_name = name
         self.log_id = ""

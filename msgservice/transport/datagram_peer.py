@@ -34,7 +34,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.clock import monotonic_of
+from msgservice.clock import monotonic_of, timed
 from msgservice.core.datagram import Endpoint
 from msgservice.core.datagram_chunks import Answer
 from msgservice.core.datagram_cookie import Address
@@ -101,7 +101,7 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
             raise ValueError("send_timeout must be above 0, retries at least 0")
         if not 0 <= spin <= SPIN_MAX:
             raise ValueError(f"spin must be from 0 to {SPIN_MAX} seconds")
-        self._reactor = reactor
+        self._reactor = timed(reactor)
         self._seconds: Callable[[], float] = seconds or monotonic_of(reactor)
         self._open = key is None and not insecure
         keys = None

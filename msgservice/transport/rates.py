@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.protocols.htb import Bucket
 
-from msgservice.clock import monotonic_of
+from msgservice.clock import monotonic_of, timed
 from msgservice.core.runs import Run
 from msgservice.message import message_sizes
 
@@ -319,7 +319,7 @@ class RateLimits:
         total: Rate | None = None,
         seconds: Callable[[], float] | None = None,
     ) -> None:
-        self._reactor = reactor
+        self._reactor = timed(reactor)
         self._seconds = seconds or monotonic_of(reactor)
         self._messages, self._bytes = self._pair(total or Rate(), None, None)
         self._receivers: dict[str, ReceiverRate] = {}

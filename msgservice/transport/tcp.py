@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IListeningPort
 from zope.interface import implementer
 
+from msgservice.clock import timed
 from msgservice.errors import BadAddress
 from msgservice.interfaces import IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
@@ -34,6 +35,7 @@ class TcpTransport:
         self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
     ) -> IConnector:
         """See `ITransport`."""
+        reactor = timed(reactor)
         return Connector(
             reactor=reactor,
             address=address,
@@ -47,6 +49,7 @@ class TcpTransport:
         self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
     ) -> Deferred[IListeningPort]:
         """See `ITransport`."""
+        reactor = timed(reactor)
         try:
             endpoint = server_endpoint(reactor, address)
         except BadAddress as error:

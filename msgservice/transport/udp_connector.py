@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from msgservice.clock import monotonic_of
+from msgservice.clock import monotonic_of, timed
 from msgservice.core.backoff import Backoff
 from msgservice.errors import CannotListen
 from msgservice.interfaces import IChannel, IChannelUser, IConnector
@@ -58,7 +58,7 @@ class UdpConnector(Service):
         self._key = read_key(parsed)
         self._insecure = is_insecure(parsed)
         self._timeout = parsed.number("timeout", DIAL_TIMEOUT)
-        self._reactor = reactor
+        self._reactor = timed(reactor)
         self._now = monotonic_of(reactor)
         self._make_user = make_user
         self._limits = limits

@@ -19,6 +19,8 @@ from weakref import WeakValueDictionary
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from msgservice.clock import timed
+
 # About 2 ms of small steps: what an event of the network may have to wait for components.
 STEPS_PER_TURN = 1000
 # 1 ms, 2 ms, ... 1.024 s.
@@ -178,6 +180,7 @@ _schedulers: WeakValueDictionary[int, Scheduler] = WeakValueDictionary()
 
 def scheduler_for(reactor: Any) -> Scheduler:
     """Return the scheduler of `reactor`: the same one as long as anything runs on it."""
+    reactor = timed(reactor)  # by whichever of its two names it came
     # Keyed by id, which stays the reactor's own while the scheduler holds it.
     scheduler = _schedulers.get(id(reactor))
     if scheduler is None:

@@ -1,0 +1,177 @@
+"""Timers by a monotonic clock, in a reactor whose own clock jumps (rule 17)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import Clock
+from zope.interface.verify import verifyObject
+
+from msgservice.clock import TICK, MonotonicTimers, Ticks, monotonic_of, timed
+
+HOUR = 3600.0
+
+
+class TestTicks(Ticks):
+    """Ticks that the test's time makes."""
+
+    __test__ = False
+
+    def start(self) -> None:
+        self._is_read = True
+
+    def stop(self) -> None:
+        self._is_read = False
+
+    def pass_one(self) -> None:
+        if self._is_read:
+            self._tick()
+
+    @property
+    def are_on(self) -> bool:
+        return self._is_read
+
+
+class Reactor(Clock):
+    """A reactor of Twisted's kind: it waits by a clock that somebody sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rightNow = 1e9
+        self.monotonic = 5.0
+        self.ticks: TestTicks
+        self.timers = MonotonicTimers(
+            self, monotonic=lambda: self.monotonic, make_ticks=self._make_ticks
+        )
+
+    def _make_ticks(self, reactor: Any, tick: Callable[[], None]) -> Ticks:
+        self.ticks = TestTicks(reactor, tick)
+        return self.ticks
+
+    def pass_seconds(self, seconds: float) -> None:
+        for _ in range(round(seconds / TICK)):
+            for _ in range(10):
+                self.monotonic += TICK / 10
+                self.advance(TICK / 10)
+            self.ticks.pass_one()
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock, and nothing else."""
+        self.rightNow += seconds
+
+
+def later(reactor: Reactor, delay: float, into: list[float]) -> Any:
+    began = reactor.monotonic
+    return reactor.timers.callLater(delay, lambda: into.append(round(reactor.monotonic - began, 3)))
+
+
+def test_the_timers_are_those_of_a_reactor() -> None:
+    assert verifyObject(IReactorTime, Reactor().timers)
+
+
+def test_calls_are_made_in_their_order_and_in_time() -> None:
+    reactor, made = Reactor(), list[float]()
+    for delay in (3.0, 1.0, 2.0, 0.0):
+        later(reactor, delay, made)
+    reactor.pass_seconds(5)
+    assert [0.05, 1.0, 2.0, 3.0] == pytest.approx(made, abs=0.06)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2, 10.0])
+def test_17_a_clock_that_goes_back_an_hour_delays_nothing_by_more_than_a_tick(
+    delay: float,
+) -> None:
+    reactor, made = Reactor(), list[float]()
+    later(reactor, delay, made)
+    reactor.jump(-HOUR)
+    reactor.pass_seconds(12)
+    assert 1 == len(made)
+    assert delay <= made[0] <= delay + TICK + 0.06
+
+
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_17_after_a_jump_all_is_in_time_again(jump: float) -> None:
+    reactor, made = Reactor(), list[float]()
+    later(reactor, 100.0, made)
+    later(reactor, 0.0, made)
+    reactor.jump(jump)
+    reactor.pass_seconds(TICK)
+    made.clear()
+    later(reactor, 0.0, made)
+    later(reactor, 5.0, made)
+    reactor.pass_seconds(10)
+    assert [0.05, 5.0] == pytest.approx(made, abs=0.06)
+
+
+def test_17_a_clock_that_goes_forward_hastens_nothing() -> None:
+    reactor, made = Reactor(), list[float]()
+    later(reactor, 10.0, made)
+    reactor.jump(HOUR)
+    reactor.pass_seconds(9)
+    assert [] == made
+    reactor.pass_seconds(2)
+    assert [10.0] == pytest.approx(made, abs=0.06)
+
+
+def test_a_call_that_one_call_asks_for_is_not_made_inside_it() -> None:
+    reactor, made = Reactor(), list[str]()
+
+    def first() -> None:
+        reactor.timers.callLater(0, lambda: made.append("second"))
+        made.append("first")
+
+    reactor.timers.callLater(0, first)
+    assert [] == made
+    reactor.advance(0)
+    assert ["first", "second"] == made
+
+
+def test_a_call_that_is_put_off_or_hastened_is_made_when_it_was_last_said() -> None:
+    reactor, made = Reactor(), list[float]()
+    off, sooner, soon = (later(reactor, delay, made) for delay in (2.0, 9.0, 0.0))
+    off.reset(4.0)
+    sooner.reset(1.0)
+    soon.reset(3.0)
+    reactor.pass_seconds(5)
+    assert [1.0, 3.0, 4.0] == pytest.approx(made, abs=0.06)
+
+
+@pytest.mark.parametrize("delay", [0.0, 7.0])
+def test_nothing_is_left_in_the_reactor_when_nothing_waits(delay: float) -> None:
+    reactor, made = Reactor(), list[float]()
+    call = later(reactor, delay, made)
+    assert [call] == reactor.timers.getDelayedCalls()
+    assert reactor.ticks.are_on
+    call.cancel()
+    assert [] == reactor.getDelayedCalls() == reactor.timers.getDelayedCalls()
+    assert not reactor.ticks.are_on
+    later(reactor, delay, made)
+    reactor.pass_seconds(8)
+    assert 1 == len(made)
+    assert [] == reactor.getDelayedCalls()
+    assert not reactor.ticks.are_on
+
+
+def test_calls_that_were_cancelled_are_not_kept() -> None:
+    reactor, made = Reactor(), list[float]()
+    for n in range(10_000):
+        later(reactor, 100.0 + n, made).cancel()
+        if n == 0:
+            later(reactor, 1.0, made)
+    assert len(reactor.timers._heap) < 200
+    reactor.pass_seconds(2)
+    assert [1.0] == pytest.approx(made, abs=0.06)
+
+
+def test_a_delay_that_has_passed_already_is_an_error_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="in the past"):
+        Reactor().timers.callLater(-1.0, lambda: None)
+
+
+def test_a_clock_of_a_test_is_the_only_time_there_is() -> None:
+    clock = Clock()
+    assert clock is timed(clock)
+    assert clock.seconds == monotonic_of(clock)
