@@ -93,8 +93,22 @@ class ILog(Interface):
     def dead_letters(receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
         """Fire with up to `count_max` `records.DeadLetter` of a receiver number, by position."""
 
-    def retain(now: int) -> Deferred[bool]:
-        """Remove what may go, a small range at a time; fire with True if there is more to do."""
+    def retain(
+        elapsed: int,
+        here: Collection[tuple[str, str]] = (),
+        left: Collection[tuple[str, str]] = (),
+    ) -> Deferred[bool]:
+        """Remove what may go, a small range at a time; fire with True if there is more to do.
+
+        `elapsed`: a monotonic clock in ms, beginning anywhere. Between two calls the log grows
+        older by what it has moved; ages are kept over restarts, and no wall clock changes them.
+        `here`: (name, incarnation) of the senders that are connected: they are not away, and what
+        stays away is counted from the last call that named it. `left`: those that have said
+        goodbye since the last call, with everything answered.
+        """
+
+    def dead_bytes(receiver: int) -> int:
+        """Return *now* the bytes that the dead letters of a receiver number take."""
 
     def room() -> Room:
         """Return *now* a `records.Room`."""

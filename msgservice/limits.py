@@ -79,6 +79,9 @@ class Limits:
     keep_seconds: float = 3600.0  # retention: what all have settled is kept so long …
     keep_bytes: int = 256 * 1024 * 1024  # … and at most so much of it
     sender_days: float = 7.0  # an incarnation away so long, with all settled, is forgotten
+    incarnations: int = 1_000  # remembered of senders that are away with all settled
+    sender_ranges: int = 10_000  # taken above the floor, of one incarnation
+    dead_bytes: int = 0  # dead letters of one receiver; 0: a quarter of max_bytes
     # --- stopping
     stop_timeout: float = 10.0
 
@@ -86,7 +89,12 @@ class Limits:
         """Refuse values that cannot work, naming the field."""
         for field in fields(self):
             value = getattr(self, field.name)
-            zero_allowed = field.name in ("backlog_bytes", "keep_seconds", "keep_bytes")
+            zero_allowed = field.name in (
+                "backlog_bytes",
+                "keep_seconds",
+                "keep_bytes",
+                "dead_bytes",
+            )
             if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
                 raise ValueError(f"{field.name} must be above 0, not {value}")
         if not 4 * MESSAGE_OVERHEAD <= self.max_batch <= MAX_BATCH_MAX:
@@ -117,3 +125,8 @@ class Limits:
     def backlog_bytes_max(self) -> int:
         """What may wait for one receiver, in bytes (SEMANTICS 18)."""
         return self.backlog_bytes or self.max_bytes // 2
+
+    @property
+    def dead_bytes_max(self) -> int:
+        """What dead letters of one receiver may take, in bytes, until it is paused."""
+        return self.dead_bytes or self.max_bytes // 4

@@ -133,7 +133,13 @@ class StoreLog:
                 self._write(store.maintain).addErrback(lambda failure: None)
             return result
 
-        return self._write(lambda: store.apply(group)).addBoth(done)
+        def job() -> list[Outcome]:
+            coming = sum([batch.size for batch in group.batches])
+            if store.is_short_for(coming):
+                store.guard(lambda: retention.give_way(store, coming))
+            return store.apply(group)
+
+        return self._write(job).addBoth(done)
 
     def audience(self, members: Collection[int]) -> Audience:
         """See `ILog.audience`."""
@@ -232,17 +238,26 @@ class StoreLog:
         """See `ILog.audit`. Runs in pages, beside everything else."""
         return Deferred.fromCoroutine(self._audit())
 
-    def retain(self, now: int) -> Deferred[bool]:
+    def retain(
+        self,
+        elapsed: int,
+        here: Collection[tuple[str, str]] = (),
+        left: Collection[tuple[str, str]] = (),
+    ) -> Deferred[bool]:
         """See `ILog.retain`."""
         self._check_open()
         store = self._store
 
         def job() -> bool:
-            more = store.guard(lambda: retention.retain(store, now))
+            more = store.guard(lambda: retention.retain(store, elapsed, here, left))
             store.maintain()
             return more
 
         return self._write(job)
+
+    def dead_bytes(self, receiver: int) -> int:
+        """See `ILog.dead_bytes`."""
+        return self._store.state.dead_bytes.get(receiver, 0)
 
     def room(self) -> Room:
         """See `ILog.room`."""

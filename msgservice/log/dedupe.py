@@ -14,10 +14,15 @@ from zlib import crc32
 
 import msgspec
 
-from msgservice.errors import ContentChanged, LogFull
+from msgservice.errors import ContentChanged, LimitReached, LogFull, ProtocolError
 from msgservice.log.state import Key, SenderState, Staged
 from msgservice.message import cut_messages
 from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, Piece, RefusedBatch
+
+
+class TooManyRanges(ProtocolError, LimitReached):
+    """One sender leaves so many holes in its sequences: its connection ends, and no other."""
+
 
 COLUMNS = 16  # of a row of the table batch
 
@@ -73,6 +78,7 @@ def take_batches(
     *,
     used_max: int,
     full: LogFull | None,
+    ranges_max: int,
     lookup: Lookup,
 ) -> tuple[list[Outcome], list[object]]:
     """Return the outcomes, and the new rows as one flat list of parameters.
@@ -90,7 +96,7 @@ def take_batches(
     for batch in batches:
         if key is None or batch.sender != key[0] or batch.incarnation != key[1]:
             key = (batch.sender, batch.incarnation)
-            sender = staged.sender(key, now)
+            sender = staged.sender(key)
         sequence, count, size = batch.sequence, batch.count, batch.size
         new: Sequence[Batch]
         if batch.floor > sender.floor:
@@ -107,7 +113,7 @@ def take_batches(
             outcomes.append(batch)
             new = (batch,)
         else:
-            outcome = _take_known(staged, sender, batch, used, used_max, full, lookup)
+            outcome = _take_known(staged, sender, batch, used, used_max, full, ranges_max, lookup)
             outcomes.append(outcome)
             if outcome is batch:
                 new = (batch,)
@@ -193,6 +199,7 @@ def _take_known(
     used: int,
     used_max: int,
     full: LogFull | None,
+    ranges_max: int,
     lookup: Lookup,
 ) -> Outcome:
     """Decide about a batch that is not simply the next of its sender."""
@@ -225,6 +232,14 @@ def _take_known(
             full = LogFull(f"{used} bytes are used, at most {used_max} allowed")
         if full is not None:
             return RefusedBatch(full)
+        begin = min(batch.after + 1, first)
+        if (
+            sender.ranges is not None
+            and len(sender.ranges) >= ranges_max
+            and sender.missing(begin - 1, begin - 1)
+            and sender.missing(last + 1, last + 1)
+        ):
+            return RefusedBatch(TooManyRanges("sender_ranges", ranges_max))
         for piece in pieces:
             end = piece.sequence + piece.count - 1
             if sender.last is None or end > sender.last[1]:

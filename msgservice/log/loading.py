@@ -12,7 +12,7 @@ from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history
 from msgservice.log.schema import one, rows
-from msgservice.log.staging import COMMITS_ROW, OPEN
+from msgservice.log.staging import COMMITS_ROW, DEAD_OVERHEAD, OPEN
 from msgservice.log.state import ReceiverState, SenderState, State, Totals
 from msgservice.log.wholeness import replay
 from msgservice.records import Audience, ExceptionRow, ReceiverRow, Snapshot
@@ -32,6 +32,7 @@ def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> Stat
     state.log_id = log_id
     state.saved, state.chain, state.used, state.oldest, state.oldest_chain = head
     state.commits = one(db, "select cursor from progress where receiver = ?", (COMMITS_ROW,)) or 0
+    _load_ages(db, state)
     _load_audiences(db, state, interned)
     _load_senders(db, state)
     _load_receivers(db, state)
@@ -41,6 +42,22 @@ def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> Stat
         raise LogDamaged("its newest batches are missing", last + 1, state.saved)
     replay(db, state, last)
     return state
+
+
+def _load_ages(db: apsw.Connection, state: State) -> None:
+    """How old the log is; older versions stamped with the wall clock, so it goes on from there."""
+    age = one(db, "select value from meta where key = 'age'")
+    if age is None:
+        stamps = one(
+            db,
+            "select max(coalesce((select max(seen_at) from sender), 0),"
+            " coalesce((select max(at) from finished), 0))",
+        )
+        state.age = stamps
+        return
+    state.age = age
+    text = one(db, "select value from meta where key = 'ages'")
+    state.ages = [] if text is None else msgspec.json.decode(text, type=list[tuple[int, int]])
 
 
 def _load_audiences(
@@ -107,6 +124,13 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
             created_at=created_at,
             routed_base=base,
         )
+    state.dead_bytes = dict(
+        rows(
+            db,
+            "select receiver, sum(length(message) + ?) from dead group by receiver",
+            (DEAD_OVERHEAD,),
+        )
+    )
     open_rows = rows(
         db,
         "select receiver, max(last) from exception where status in (?, ?) group by receiver",

@@ -9,7 +9,7 @@ transaction of the writer, and a small one: commits of groups wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import apsw
@@ -18,8 +18,8 @@ import msgspec
 from msgservice.limits import RUNS_REMEMBERED
 from msgservice.log import history
 from msgservice.log.schema import as_json, insert_steps, one, rows
-from msgservice.log.staging import Operation
-from msgservice.log.state import ReceiverState, Totals
+from msgservice.log.staging import DEAD_OVERHEAD, Operation, age_operations
+from msgservice.log.state import Key, ReceiverState, SenderState, Totals
 from msgservice.log.store import Store
 from msgservice.message import Status
 from msgservice.records import ExceptionRow, number_of, position_of
@@ -31,6 +31,10 @@ STATES_MAX = 4096  # (sender, receiver) pairs whose states one call writes
 DAY = 24 * 3600 * 1000
 FINISHED_DAYS = 7
 HOUR = 3600 * 1000
+LOOK_AGAIN = 60 * 1000  # ms between two looks for senders that found none
+CROWD = 10  # times `incarnations`
+WAYS_MAX = 4  # calls' worth of history that give way for one group
+DEAD_MAX = 512  # dead letters of one call
 FORGET_MAX = 1000  # senders and audiences of one call
 FREE_PAGES_KEPT = 16 * 1024  # 64 MiB stay in the file for the next backlog
 VACUUM_PAGES = 2048  # given back to the disk in one call
@@ -38,8 +42,8 @@ VACUUM_PAGES = 2048  # given back to the disk in one call
 _PINNED = 2**62  # beyond every position
 
 _CANDIDATES = """
-select json_group_array(json_array(number, audience, count, size, stored_at)) from (
-    select b.number, b.audience, b.count, b.size, b.stored_at
+select json_group_array(json_array(number, audience, count, size)) from (
+    select b.number, b.audience, b.count, b.size
     from json_each(?1) as a cross join batch as b
     where b.number in (
         select c.number from batch as c
@@ -90,33 +94,74 @@ Range = tuple[int, int, int, str]  # first and last sequence, state, reason
 _decode = msgspec.json.Decoder(list[list[int]]).decode
 
 
-def retain(store: Store, now: int) -> bool:
+def retain(
+    store: Store, elapsed: int, here: Collection[Key] = (), left: Collection[Key] = ()
+) -> bool:
     """Remove a small range of what may go; return whether there is more to do.
 
-    `now`: wall clock, ms. Raises `LogUnavailable` when the disk is too full even for this.
+    See `ILog.retain`. Raises `LogUnavailable` when the disk is too full even for this.
     """
     if store.failed is not None:
         raise store.failed
+    store.pass_time(elapsed)
+    _note_presence(store, here, left)
     try:
-        more = _retain(store, now)
+        more = _retain(store, here)
     except apsw.FullError:
-        more = store.make_room(lambda: _retain(store, now))
-    _shrink(store)
+        more = store.make_room(lambda: _retain(store, here))
+    more = _shrink(store) or more
     store.fullness()
     return more
 
 
-def _retain(store: Store, now: int) -> bool:
-    picked, more = _pick(store, now)
+def give_way(store: Store, coming: int) -> None:
+    """Make room for so many bytes by removing history that nobody waits for (SEMANTICS 19)."""
+    if store.failed is not None or store.gave_way_at == store.state.age:
+        return
+    before, store.coming = store.state.used, coming
+    try:
+        for _ in range(WAYS_MAX):
+            if not _remove_settled(store) or not store.to_give_way:
+                break
+    except apsw.FullError:
+        pass  # the group itself is told so
+    finally:
+        store.coming = 0
+    if store.state.used == before:
+        store.gave_way_at = store.state.age  # all of it is waited for: asked again with time
+
+
+def _retain(store: Store, here: Collection[Key]) -> bool:
+    more = _remove_settled(store)
+    state = store.state
+    if store.tidied_at is None or state.age - store.tidied_at >= HOUR:
+        more = _tidy(store, here) or more
+    elif len(state.senders) - len(here) > store.limits.incarnations:
+        more = _forget_early(store, here) or more
+    return _remove_dead_letters(store) or more
+
+
+def _remove_settled(store: Store) -> bool:
+    picked, more = _pick(store)
     if picked and picked[-1][0] > store.state.saved:
         store.save()
         if picked[-1][0] > store.state.saved:
             raise apsw.FullError("save")
     if picked or _head_is_dropped(store):
-        more = _remove(store, picked, now) or more
-    if now - store.tidied_at >= HOUR:
-        more = _tidy(store, now) or more
+        more = _remove(store, picked) or more
     return more
+
+
+def _note_presence(store: Store, here: Collection[Key], left: Collection[Key]) -> None:
+    """Senders are away from when they were last here, however quiet they were."""
+    state = store.state
+    store.left.update(left)
+    store.left.difference_update(here)
+    for key in here:
+        sender = state.senders.get(key)
+        if sender is not None:
+            # In place: nobody but this thread looks at it.
+            sender.seen_at = state.age
 
 
 # --- which ----------------------------------------------------------------------------------------
@@ -135,7 +180,7 @@ def _settled_to(store: Store, total: Totals) -> int:
     return settled
 
 
-def _pick(store: Store, now: int) -> tuple[list[tuple[int, int, int]], bool]:
+def _pick(store: Store) -> tuple[list[tuple[int, int, int]], bool]:
     """Return the batches whose frames go now, as (number, audience, size), rising; and: more?"""
     db, limits = store.db, store.limits
     waiting = sorted(
@@ -171,15 +216,16 @@ def _pick(store: Store, now: int) -> tuple[list[tuple[int, int, int]], bool]:
         entry[1] = max(entry[1], number)
     horizon = min((last for share, last in shown.values() if share == each), default=_PINNED)
     kept = int(one(db, _SETTLED_BYTES, (text,)))
-    oldest_kept = now - int(limits.keep_seconds * 1000)
+    old_below = store.kept_long_enough
+    keep_bytes = min(limits.keep_bytes, kept - store.to_give_way)
     picked: list[tuple[int, int, int]] = []
     size_sum = 0
-    for number, audience, count, size, stored_at in found:
+    for number, audience, count, size in found:
         if position_of(number, count - 1) > settled[audience]:
             continue
         if number > horizon or len(picked) >= BATCHES_MAX or size_sum >= BYTES_MAX:
             return picked, bool(picked)
-        if stored_at > oldest_kept and kept <= limits.keep_bytes:
+        if number >= old_below and kept <= keep_bytes:
             return picked, False
         picked.append((number, audience, size))
         size_sum += size
@@ -199,7 +245,7 @@ def _head_is_dropped(store: Store) -> bool:
 # --- removing -------------------------------------------------------------------------------------
 
 
-def _remove(store: Store, picked: Sequence[tuple[int, int, int]], now: int) -> bool:
+def _remove(store: Store, picked: Sequence[tuple[int, int, int]]) -> bool:
     """Remove the picked frames, and the oldest rows that have none; return whether more may go."""
     state = store.state
     numbers = {number for number, _, _ in picked}
@@ -214,7 +260,7 @@ def _remove(store: Store, picked: Sequence[tuple[int, int, int]], now: int) -> b
     oldest, chain = state.oldest, state.oldest_chain
     if head:
         oldest, chain = head[-1][0] + 1, head[-1][6]
-        operations += _finish(store, head, now)
+        operations += _finish(store, head)
         operations += _remember_runs(head)
         operations += [
             ("delete from batch where number < ?", (oldest,)),
@@ -268,7 +314,7 @@ def _head(store: Store, totals: dict[int, Totals]) -> tuple[list[list[int]], boo
     return head, len(found) > 2 * BATCHES_MAX
 
 
-def _finish(store: Store, head: Sequence[list[int]], now: int) -> list[Operation]:
+def _finish(store: Store, head: Sequence[list[int]]) -> list[Operation]:
     """Write what became of these rows' messages at each receiver, as ranges of sequences."""
     db, state = store.db, store.state
     low, high = position_of(head[0][0]), position_of(head[-1][0], 0xFFFF)
@@ -306,7 +352,7 @@ def _finish(store: Store, head: Sequence[list[int]], now: int) -> list[Operation
             )
             if before and (before[1] + 1, *before[2:]) == (begin, state_number, reason):
                 begin = before[0]
-            written += (sender, receiver, begin, end, state_number, reason, now)
+            written += (sender, receiver, begin, end, state_number, reason, state.age)
     gone = [
         (receiver, row.first)
         for receiver, overlapping in exceptions.items()
@@ -364,24 +410,19 @@ def _remember_runs(head: Sequence[list[int]]) -> list[Operation]:
 # --- once an hour ---------------------------------------------------------------------------------
 
 
-def _tidy(store: Store, now: int) -> bool:
+def _tidy(store: Store, here: Collection[Key]) -> bool:
     """Forget senders that stayed away, states that nobody came for, and unused audiences."""
-    state, db = store.state, store.db
+    state = store.state
+    state.dirty_senders.update(key for key in here if key in state.senders)
     store.save()
-    away = now - int(store.limits.sender_days * DAY)
-    senders = [
-        sender
-        for sender in state.senders.values()
-        if sender.seen_at < away
-        and not one(db, "select exists(select 1 from batch where sender = ?)", (sender.id,))
-    ][:FORGET_MAX]
-    ids = (as_json([sender.id for sender in senders]),)
+    away = state.age - int(store.limits.sender_days * DAY)
+    present = set(here)
+    gone = [s for s in state.senders.values() if s.seen_at < away and s.key not in present]
+    more = _forget(store, gone)
     unused = _unused_audiences(store)[:FORGET_MAX]
     operations: list[Operation] = [
-        ("delete from finished where at < ?", (now - FINISHED_DAYS * DAY,)),
-        ("delete from finished where sender in (select value from json_each(?))", ids),
-        ("delete from run where sender in (select value from json_each(?))", ids),
-        ("delete from sender where id in (select value from json_each(?))", ids),
+        ("delete from finished where at < ?", (state.age - FINISHED_DAYS * DAY,)),
+        *age_operations(state),
     ]
     collected: dict[int, ReceiverState] = {}
     for total in unused:
@@ -399,18 +440,96 @@ def _tidy(store: Store, now: int) -> bool:
     )
     store.transact(operations)
     state.receivers.update(collected)
-    for sender in senders:
-        del state.senders[sender.key]
-        del state.senders_by_id[sender.id]
-        state.dirty_senders.discard(sender.key)
     for total in unused:
         total.audience.stored = False  # so that its next batch writes it again
         del state.totals[total.audience.number]
         state.dirty_totals.discard(total.audience.number)
-    more = FORGET_MAX in (len(senders), len(unused))
+    more = more or len(unused) == FORGET_MAX
     if not more:
-        store.tidied_at = now
+        store.tidied_at = state.age
     return more
+
+
+def _forget_early(store: Store, here: Collection[Key]) -> bool:
+    """Forget senders before their time, where more are away than are to be remembered.
+
+    Those first that said goodbye when all was answered; then, oldest first, those that have been
+    away for an hour, and beyond ten times the limit any that are away. One that was cut off a
+    moment ago comes back, and what it sends again then must be known.
+    """
+    state, limit = store.state, store.limits.incarnations
+    if store.looked_at is not None and state.age - store.looked_at < LOOK_AGAIN:
+        return False
+    present = set(here)
+    away = [sender for sender in state.senders.values() if sender.key not in present]
+    long_ago = state.age - (HOUR if len(away) <= CROWD * limit else 0)
+    gone = [s for s in away if s.key in store.left or s.seen_at <= long_ago]
+    gone.sort(key=lambda sender: (sender.key not in store.left, sender.seen_at))
+    before = len(state.senders)
+    more = _forget(store, gone, len(away) - limit)
+    if len(state.senders) == before:
+        store.looked_at = state.age
+    return more
+
+
+def _forget(store: Store, gone: Sequence[SenderState], count: int = FORGET_MAX) -> bool:
+    """Forget `count` of these, in their order, of whose messages none is in the log; more?"""
+    state = store.state
+    found = rows(
+        store.db,
+        "select value from json_each(?) where not exists"
+        " (select 1 from batch where sender = value) limit ?",
+        (as_json([sender.id for sender in gone]), min(count, FORGET_MAX)),
+    )
+    if not found:
+        return False
+    ids = (as_json([number for (number,) in found]),)
+    store.transact(
+        [
+            ("delete from finished where sender in (select value from json_each(?))", ids),
+            ("delete from run where sender in (select value from json_each(?))", ids),
+            ("delete from sender where id in (select value from json_each(?))", ids),
+        ]
+    )
+    for (number,) in found:
+        sender = state.senders_by_id.pop(number)
+        del state.senders[sender.key]
+        state.dirty_senders.discard(sender.key)
+        store.left.discard(sender.key)
+    return len(found) == FORGET_MAX
+
+
+def _remove_dead_letters(store: Store) -> bool:
+    """Remove dead letters of a receiver that was removed, some at a time; more?"""
+    state = store.state
+    for number in state.dead_bytes:
+        if _is_removed(store, number):
+            break
+    else:
+        return False
+    found = rows(
+        store.db,
+        "select position, length(message) from dead where receiver = ? order by position limit ?",
+        (number, DEAD_MAX),
+    )
+    size, last = 0, -1
+    for position, length in found:
+        last = position
+        size += length + DEAD_OVERHEAD
+        if size >= BYTES_MAX:
+            break
+    store.transact([("delete from dead where receiver = ? and position <= ?", (number, last))])
+    left = one(
+        store.db,
+        "select exists(select 1 from dead where receiver = ? and position > ?)",
+        (number, last),
+    )
+    dead_bytes = state.dead_bytes | {number: state.dead_bytes[number] - size}
+    if not left:
+        del dead_bytes[number]
+    state.dead_bytes = dead_bytes
+    store.wrote(size)
+    return bool(left) or any(_is_removed(store, other) for other in dead_bytes)
 
 
 def _unused_audiences(store: Store) -> list[Totals]:
@@ -431,15 +550,18 @@ def _is_removed(store: Store, number: int) -> bool:
     return at is not None and at.removed
 
 
-def _shrink(store: Store) -> None:
-    """Give free pages back to the disk: when there are many, and all when the disk is low."""
+def _shrink(store: Store) -> bool:
+    """Give free pages back to the disk: when there are many, and all when the disk is low; more?"""
     free = one(store.db, "pragma freelist_count")
-    spare = free - (0 if store.room().full else FREE_PAGES_KEPT)
+    spare = free - (0 if store.is_disk_full else FREE_PAGES_KEPT)
     if spare <= 0:
-        return
+        return False
     try:
         # Each row that this statement steps through is one page.
         rows(store.db, f"pragma incremental_vacuum({min(spare, VACUUM_PAGES)})")
     except apsw.FullError:
-        return  # tried again with the next call
+        return False  # tried again with the next call
     store.wrote(min(spare, VACUUM_PAGES) * 64)
+    if store.is_disk_full:
+        store.checkpoint(truncate=True)  # the file shrinks with it, and not before
+    return bool(spare > VACUUM_PAGES)

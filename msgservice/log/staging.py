@@ -28,6 +28,7 @@ Operation = tuple[str, Any]  # SQL, parameters
 
 # Row of the table progress whose cursor counts the groups that held more than batches.
 COMMITS_ROW = -1
+DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message
 OPEN = (int(Status.QUEUED), int(Status.ACKNOWLEDGED))  # rows that go when the cursor passed them
 
 # Many rows in one step, each: see `queries.py` on what a step costs.
@@ -42,6 +43,7 @@ delete from exception where (receiver, first) in (
     where e.receiver = a.value ->> 0 and e.first <= a.value ->> 1 and e.last <= a.value ->> 1
         and e.status in (1, 3))
 """
+_SAVE_META = "insert or replace into meta values (?, ?)"
 _SAVE_SENDERS = """
 update sender set floor = a.value ->> 1, ranges = unhex(a.value ->> 2), last = unhex(a.value ->> 3),
     status_from = a.value ->> 4, seen_at = a.value ->> 5
@@ -212,6 +214,12 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
             passed.append((step.receiver, at.cursor))
             if at.cursor >= at.open_to:
                 at.open_to = 0
+        if step.dead:
+            known = staged.dead_bytes.get(step.receiver)
+            if known is None:
+                known = staged.state.dead_bytes.get(step.receiver, 0)
+            size = sum(len(letter.message) + DEAD_OVERHEAD for letter in step.dead)
+            staged.dead_bytes[step.receiver] = known + size
         for letter in step.dead:
             dead += (
                 step.receiver,
@@ -270,7 +278,7 @@ def stage_floors(staged: Staged, group: Group, operations: list[Operation]) -> N
         key = (floor.sender, floor.incarnation)
         if key not in staged.senders and key not in staged.state.senders:
             continue
-        sender = staged.sender(key, group.now)
+        sender = staged.sender(key)
         if floor.status_from <= sender.status_from:
             continue
         sender.status_from = floor.status_from
@@ -315,9 +323,18 @@ def save_operations(state: State) -> list[Operation]:
     ]
     head = (state.next_number - 1, state.chain, state.used)
     return [
+        *age_operations(state),
         (_SAVE_SENDERS, (as_json(senders),)),
         (_SAVE_AUDIENCES, (as_json(totals),)),
         ("update head set saved = ?, chain = ?, used = ?", head),
+    ]
+
+
+def age_operations(state: State) -> list[Operation]:
+    """Return the operations that keep how old the log and its batches are."""
+    return [
+        (_SAVE_META, ("age", state.age)),
+        (_SAVE_META, ("ages", as_json(state.ages))),
     ]
 
 

@@ -37,7 +37,7 @@ class SenderState:
         self.ranges: RangeSet | None = None  # None: nothing above the floor
         self.last: tuple[int, int, int] | None = None
         self.status_from = 1
-        self.seen_at = seen_at
+        self.seen_at = seen_at  # age of the log, ms, when it was last heard of
 
     def copy(self) -> SenderState:
         """Return a copy whose change leaves this one alone."""
@@ -154,8 +154,18 @@ class State:
     totals: dict[int, Totals] = field(default_factory=dict)  # audience number -> Totals
     receivers: dict[int, ReceiverState] = field(default_factory=dict)
     rows: dict[int, ReceiverRow] = field(default_factory=dict)
+    dead_bytes: dict[int, int] = field(default_factory=dict)  # by receiver number
+    # How long the log was open so far, ms, by a clock that never jumps: ages are measured by it.
+    age: int = 0
+    # (age, number of the batch that came next), rising: how old what is kept is.
+    ages: list[tuple[int, int]] = field(default_factory=list)
     dirty_senders: set[Key] = field(default_factory=set)
     dirty_totals: set[int] = field(default_factory=set)
+
+    @property
+    def taken(self) -> int:
+        """Bytes of batches not yet removed and of dead letters."""
+        return self.used + sum(self.dead_bytes.values())
 
     def adopt(self, staged: Staged) -> None:
         """Make what a group did the committed state."""
@@ -172,6 +182,9 @@ class State:
         self.dirty_totals.update(staged.totals)
         self.receivers.update(staged.receivers)
         self.rows.update(staged.rows)
+        if staged.dead_bytes:
+            # Never changed in place: `ILog.room` looks at it on the reactor's thread.
+            self.dead_bytes = self.dead_bytes | staged.dead_bytes
         for total in staged.new_audiences:
             total.audience.stored = True
 
@@ -182,6 +195,7 @@ class Staged:
     __slots__ = (
         "chain",
         "commits",
+        "dead_bytes",
         "fresh",
         "new_audiences",
         "new_senders",
@@ -206,22 +220,23 @@ class Staged:
         self.totals: dict[int, Totals] = {}
         self.receivers: dict[int, ReceiverState] = {}
         self.rows: dict[int, ReceiverRow] = {}
+        self.dead_bytes: dict[int, int] = {}
         self.new_senders: list[SenderState] = []
         self.new_audiences: list[Totals] = []
         self.fresh: list[Batch] = []  # what this group stores, rising
 
-    def sender(self, key: Key, now: int) -> SenderState:
+    def sender(self, key: Key) -> SenderState:
         """Return this group's copy of a sender's state, made if new."""
         staged = self.senders.get(key)
         if staged is None:
             committed = self.state.senders.get(key)
             if committed is None:
-                staged = SenderState(self.next_sender, key, now)
+                staged = SenderState(self.next_sender, key, self.state.age)
                 self.next_sender += 1
                 self.new_senders.append(staged)
             else:
                 staged = committed.copy()
-                staged.seen_at = now
+                staged.seen_at = self.state.age
             self.senders[key] = staged
         return staged
 

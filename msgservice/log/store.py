@@ -25,6 +25,7 @@ from msgservice.log.loading import load, snapshot
 from msgservice.log.schema import BUSY_WAIT_MS, connect, one
 from msgservice.log.staging import (
     Operation,
+    age_operations,
     save_operations,
     stage_batches,
     stage_floors,
@@ -32,7 +33,7 @@ from msgservice.log.staging import (
     stage_receivers,
     stage_removals,
 )
-from msgservice.log.state import Staged, State
+from msgservice.log.state import Key, Staged, State
 from msgservice.log.wholeness import Mark, MarkWriter
 from msgservice.records import Audience, Batch, Group, Outcome, RefusedBatch, Room, Snapshot
 
@@ -45,6 +46,9 @@ CHECKPOINT_BYTES = 16 * 1024 * 1024
 # Beyond this the WAL is begun anew even if that means waiting for the reader's page.
 WAL_BYTES = 4 * CHECKPOINT_BYTES
 RESTART_WAIT_MS = 100  # somebody who copies the log may read for longer: then the next time
+# Of `max_bytes`, what is kept free of history that nobody waits for.
+HEADROOM_DIVISOR = 8
+AGES_KEPT = 256  # of the time that history is kept, how finely its age is known
 # How long a sender is asked to wait when there is no room, seconds.
 FULL_DELAY = 1.0
 
@@ -78,7 +82,13 @@ class Store:
         self._strict = mark == "strict"
         self._vfs = vfs
         self._faults = faults or (lambda point: None)
-        self.tidied_at = 0  # wall clock, ms: when retention last forgot what nobody needs
+        # By the age of the log, ms: when retention last forgot what nobody needs; never, at first.
+        self.tidied_at: int | None = None
+        self.gave_way_at: int | None = None  # … and last found nothing that could give way
+        self.looked_at: int | None = None  # … and last found nobody to forget before the time
+        self.left: set[Key] = set()  # senders that said goodbye with all answered, since the start
+        self.coming = 0  # bytes of the group that history is to give way to now
+        self._elapsed: int | None = None
         # Never more in the WAL than what the low watermark keeps free for it.
         self._checkpoint_bytes = min(
             CHECKPOINT_BYTES, reserve.watermark if reserve is not None else CHECKPOINT_BYTES
@@ -106,7 +116,11 @@ class Store:
 
     def load(self) -> None:
         """Read the committed state; raises `LogDamaged` where it does not hold together."""
+        self._elapsed = None
+        age, ages = self.state.age, self.state.ages
         self.state = load(self.db, self._audiences)
+        if age > self.state.age:  # opened again after a failure
+            self.state.age, self.state.ages = age, ages
 
     def snapshot(self, notices: Sequence[str]) -> Snapshot:
         """Return what the node needs to begin."""
@@ -117,9 +131,54 @@ class Store:
         try:
             if clean and self.failed is None:
                 self.save()
+                self.transact(age_operations(self.state))
                 self.checkpoint(truncate=True)
+        except apsw.FullError:
+            pass  # ages go on from the last save
         finally:
             self.db.close()
+
+    def pass_time(self, elapsed: int) -> None:
+        """Let the log grow older. `elapsed`: a monotonic clock, ms; where it begins is nothing."""
+        state = self.state
+        if self._elapsed is not None:
+            state.age += max(0, elapsed - self._elapsed)
+        self._elapsed = elapsed
+        keep = int(self.limits.keep_seconds * 1000)
+        ages = state.ages
+        if not ages or (
+            ages[-1][1] != state.next_number and state.age - ages[-1][0] >= keep // AGES_KEPT
+        ):
+            ages = [*ages, (state.age, state.next_number)]
+        while len(ages) > 1 and ages[1][0] <= state.age - keep:
+            ages = ages[1:]
+        state.ages = ages
+
+    @property
+    def kept_long_enough(self) -> int:
+        """Batches with numbers below this one are older than `keep_seconds`."""
+        state = self.state
+        if not self.limits.keep_seconds:
+            return state.next_number
+        oldest = state.age - int(self.limits.keep_seconds * 1000)
+        return max((number for age, number in state.ages if age <= oldest), default=0)
+
+    @property
+    def to_give_way(self) -> int:
+        """Bytes of history that must make room for what is to come (SEMANTICS 19)."""
+        maximum = self.limits.max_bytes
+        if self.is_disk_full:
+            return self.state.used
+        return max(0, self.state.taken - maximum + max(maximum // HEADROOM_DIVISOR, self.coming))
+
+    def is_short_for(self, size: int) -> bool:
+        """Whether batches of so many bytes have room only if something goes."""
+        return size > 0 and (self.is_disk_full or self.state.taken + size > self.limits.max_bytes)
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether batches are refused for the disk's sake."""
+        return self._full is not None
 
     # --- groups --------------------------------------------------------------------------------
 
@@ -166,8 +225,10 @@ class Store:
             staged,
             batches,
             group.now,
-            used_max=self.limits.max_bytes,
+            # Dead letters take room as batches do (DELIVERY 46).
+            used_max=self.limits.max_bytes - self.state.taken + self.state.used,
             full=full,
+            ranges_max=self.limits.sender_ranges,
             lookup=lambda sender, first, last: queries.runs_of(
                 self.db, self.state, sender, first, last
             ),
@@ -351,7 +412,7 @@ class Store:
 
     def room(self) -> Room:
         """Return how full the log is."""
-        used, maximum = self.state.used, self.limits.max_bytes
+        used, maximum = self.state.taken, self.limits.max_bytes
         full = self._full
         if full is None and used >= maximum:
             full = f"{used} bytes are used, at most {maximum} allowed"

@@ -269,7 +269,7 @@ def replay(db: apsw.Connection, state: State, last: int) -> None:
         known.take(min(row.after + 1, row.sequence), stop)
         if known.last is None or stop > known.last[1]:
             known.last = (row.sequence, stop, row.crc)
-        known.seen_at = max(known.seen_at, row.stored_at)
+        known.seen_at = state.age
         total.messages += row.messages
         total.bytes += row.size
         total.last = row.number

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.errors import LogFailed, LogUnavailable
+from msgservice.errors import LogFailed, LogFull, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_OVERHEAD
 from msgservice.records import (
@@ -83,6 +83,8 @@ class Commits:
         fatal: Callable[[LogFailed], None],
     ) -> None:
         self.uncommitted_bytes = 0
+        self._refused = 0  # runs that the log had no room for, since they were taken
+        self._refused_because: str | None = None
         self.groups = 0  # how many were stored
         self._log = log
         self._clock = clock
@@ -244,6 +246,9 @@ class Commits:
                 fresh.append(batch)
             elif isinstance(outcome, Known):
                 fresh += outcome.fresh
+            elif isinstance(outcome, RefusedBatch) and isinstance(outcome.error, LogFull):
+                self._refused += 1
+                self._refused_because = str(outcome.error)
             try:
                 source.stored(batch, outcome)
             except Exception:
@@ -305,6 +310,12 @@ class Commits:
         self._after_group([])
         if self._due is None:
             self._due = self._clock.callLater(RETRY_DELAY, self._kick_due)
+
+    def take_refusals(self) -> tuple[str | None, int]:
+        """Return why the log refused runs since the last call, or None, and how many."""
+        reason, count = self._refused_because, self._refused
+        self._refused_because, self._refused = None, 0
+        return reason, count
 
     # --- stopping
 

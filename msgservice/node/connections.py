@@ -32,6 +32,7 @@ class Connections:
         self._peers_made = 0
         self._senders: dict[tuple[str, str], Peer] = {}
         self._receiving: dict[int, Peer] = {}
+        self._left: list[tuple[str, str]] = []  # senders that said goodbye, not told to the log
         self._replaced: dict[int, list[float]] = {}
         self._held: dict[int, float] = {}  # receiver number -> until when its name is held
         self._paused = False
@@ -127,11 +128,18 @@ class Connections:
         hello = connection.session.peer if connection is not None else None
         if hello is not None and self._senders.get((hello.name, hello.incarnation)) is peer:
             del self._senders[(hello.name, hello.incarnation)]
+            if peer.said_goodbye and peer.ingress is not None and not peer.ingress.waiting:
+                self._left.append((hello.name, hello.incarnation))
         if peer.outlet is not None and self._receiving.get(peer.outlet.row.number) is peer:
             del self._receiving[peer.outlet.row.number]
         if self._peers_gone is not None and not self.peers:
             gone, self._peers_gone = self._peers_gone, None
             gone.callback(None)
+
+    def take_presence(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """Return the senders that are here, and those that said goodbye since the last call."""
+        left, self._left = self._left, []
+        return list(self._senders), left
 
     # --- of receivers
 

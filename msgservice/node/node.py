@@ -35,6 +35,7 @@ from msgservice.node.connections import Connections
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlet
+from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.receivers import Receivers
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
@@ -45,6 +46,8 @@ from msgservice.transport.rates import Rate, RateLimits
 from msgservice.transport.registry import Transports
 
 RETAIN_EVERY = 1.0  # seconds between two passes of retention
+SAY_AGAIN = 60.0  # seconds between two warnings that messages are refused
+REFUSED_FOR = 5.0  # seconds without a refusal, until it is said that they are taken again
 LAST_GROUP = 1.0  # seconds that a stop gives the disk in any case
 
 
@@ -90,6 +93,9 @@ class NodeService(Service):
         self._wall = wall_of(reactor)
         self._retaining: IDelayedCall | None = None
         self._ready: list[Deferred[None]] = []
+        self._refusing = False  # for want of room, and said so
+        self._refusals = 0  # runs, since the start
+        self._refused_at = self._said_at = 0.0
         self._starting: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
         self.connections = Connections(self)
@@ -144,6 +150,8 @@ class NodeService(Service):
             self.ports.append(port)
             self._logger.info("listening on {listener}", listener=_describe(description, port))
         for outlet in self.dispatch:
+            if outlet.row.paused:
+                outlet.last_error = self.too_many_dead(outlet) or outlet.last_error
             self.connections.dial(outlet)
         self.running_now = True
         self._retaining = self.clock.callLater(RETAIN_EVERY, self._retain)
@@ -197,7 +205,48 @@ class NodeService(Service):
 
     def _retain(self) -> None:
         self._retaining = None
-        self.log.retain(self.wall()).addCallbacks(self._retained, self._retain_failed)
+        here, left = self.connections.take_presence()
+        self._say_refusals()
+        self.log.retain(int(self.now() * 1000), here, left).addCallbacks(
+            self._retained, self._retain_failed
+        )
+
+    def _say_refusals(self) -> None:
+        """Say that messages are refused for want of room, once in a while, and when that ends."""
+        reason, count = self.commits.take_refusals()
+        reason = self.log.room().full or reason
+        if reason is None:
+            if self._refusing and self._now() - self._refused_at >= REFUSED_FOR:
+                self._refusing = False
+                self._logger.warn("messages are taken again: there is room")
+            return
+        self._refusals += count
+        self._refused_at = self._now()
+        if self._refusing and self._now() - self._said_at < SAY_AGAIN:
+            return
+        self._logger.warn(
+            "messages are refused, their senders keep them: {reason} ({count} runs of the log's"
+            " groups so far)",
+            reason=reason,
+            count=self._refusals,
+        )
+        self._refusing, self._said_at = True, self._now()
+
+    def check_dead_letters(self, outlet: OutletProgress) -> None:
+        """Pause a receiver whose dead letters are at their limit (see `DeliveryShared`)."""
+        reason = self.too_many_dead(outlet)
+        if reason is None or outlet.row.paused or outlet.row.removed:
+            return
+        self._logger.warn("receiver {name} is {reason}", name=outlet.name, reason=reason)
+        paused = Deferred.fromCoroutine(self.receivers.pause(outlet.name, True, reason))
+        paused.addErrback(lambda failure: self._logger.failure("pausing a receiver", failure))
+
+    def too_many_dead(self, outlet: OutletProgress) -> str | None:
+        """Return why this receiver is to get nothing more until there are fewer, or None."""
+        size, limit = self.log.dead_bytes(outlet.row.number), self.limits.dead_bytes_max
+        if size < limit:
+            return None
+        return f"paused: its dead letters take {size} bytes, dead_bytes = {limit}"
 
     def _retained(self, more: bool) -> None:
         if self.running_now:

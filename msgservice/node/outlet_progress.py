@@ -175,6 +175,8 @@ class OutletProgress:
         self.outbox.committed = max(self.outbox.committed, cursor)
         if settled:
             self._node.tracker.settled(self.name, settled)
+            if any([one.status is Status.DEAD for one in settled]):  # noqa: C419 - faster
+                self._node.check_dead_letters(self)
 
     def progress_failed(self) -> None:
         """See `Progressing`."""

@@ -58,6 +58,7 @@ class Peer:
         self.ingress: Ingress | None = None
         self.outlet: Outlet | None = None
         self.leaving = False
+        self.said_goodbye = False
         self.number = 0  # rises with each connection of the node
         self.attached = False  # the outlet is ours now
         self._node = node
@@ -262,6 +263,7 @@ class Peer:
 
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         """It sends nothing more; what it was given may still be answered."""
+        self.said_goodbye = True
         self.leave(BYE_CLOSING, "goodbye")
 
     def lost(self, connection: Connection, reason: str) -> None:

@@ -235,14 +235,18 @@ class Receivers:
             self._node.connections.dial(outlet)
         return row
 
-    async def pause(self, name: str, paused: bool) -> ReceiverRow:
-        """Stop delivering to a receiver, or go on; its messages are kept."""
+    async def pause(self, name: str, paused: bool, reason: str = "paused") -> ReceiverRow:
+        """Stop delivering to a receiver, or go on; its messages are kept.
+
+        `reason`: why it is paused, for people and for the receiver.
+        """
         row = self._node.directory.named(name)
         outlet = self._node.dispatch.outlets[row.number]
         row.paused = paused
         stored = self._store(row)
         if paused:
-            self._node.connections.send_away(outlet, BYE_PAUSED, "paused")
+            self._node.connections.send_away(outlet, BYE_PAUSED, reason)
+            outlet.last_error = reason
             await self._node.connections.undial(outlet)
         else:
             self._node.connections.dial(outlet)

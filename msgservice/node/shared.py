@@ -21,6 +21,7 @@ from msgservice.transport.registry import Transports
 if TYPE_CHECKING:
     from msgservice.node.connections import Connections
     from msgservice.node.dispatch import Dispatch
+    from msgservice.node.outlet_progress import OutletProgress
     from msgservice.node.receivers import Receivers
 
 
@@ -39,6 +40,9 @@ class DeliveryShared(Protocol):
 
     def wall(self) -> int:
         """The wall clock, milliseconds."""
+
+    def check_dead_letters(self, outlet: OutletProgress) -> None:
+        """It has new dead letters: pause it where they are too many."""
 
 
 class IngressShared(DeliveryShared, Protocol):

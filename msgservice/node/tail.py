@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Container
 
 from msgservice.limits import BATCH_INDEX_BITS, BATCH_OVERHEAD
-from msgservice.records import Batch
+from msgservice.records import Audience, Batch
 
 SCAN_MAX = 4096  # batches looked at in one call: a turn of the reactor stays short
 COMPACT = 1024
+PLACE_BYTES = 8  # of a batch that nobody is to get: its place alone is kept
+
+_NOBODYS = Batch("", "", 0, 0, "", Audience(0, ()), b"", 0, 0, 0)
 
 
 class Tail:
@@ -40,11 +43,16 @@ class Tail:
         assert batch.number == self.next_number, (batch.number, self.next_number)
         self.next_number += 1
         batches = self._batches
-        batches.append(batch)
-        self._bytes += batch.size + BATCH_OVERHEAD
+        if batch.audience.members:
+            batches.append(batch)
+            self._bytes += batch.size + BATCH_OVERHEAD
+        else:
+            batches.append(_NOBODYS)
+            self._bytes += PLACE_BYTES
         head = self._head
         while self._bytes > self._bytes_max and head < len(batches):
-            self._bytes -= batches[head].size + BATCH_OVERHEAD
+            gone = batches[head]
+            self._bytes -= PLACE_BYTES if gone is _NOBODYS else gone.size + BATCH_OVERHEAD
             head += 1
         self._head = head
         if head > COMPACT and head * 2 > len(batches):

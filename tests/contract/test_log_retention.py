@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from msgservice.errors import LimitReached, ProtocolError
 from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.records import (
     Batch,
+    DeadLetter,
     Known,
     Piece,
     RefusedBatch,
@@ -123,17 +125,135 @@ def test_settled_batches_are_kept_for_their_time_and_up_to_their_bytes(
     audience = log.log.audience([1])
     batches = [make_batch(audience, i, [b"x" * 1000]) for i in (1, 2, 3, 4)]
     for i, batch in enumerate(batches):
-        log.append(batch, now=NOW + i)
-    drop_all(log, NOW + 5000)
+        log.append(batch)
+        drop_all(log, i * 1000)
     assert len(log.read([audience])) == 4  # not settled
     settle(log, 1, batches[3], 4)
-    drop_all(log, NOW + 5000)
+    drop_all(log, 5000)
     assert numbers(log.read([audience])) == [3, 4]  # more than 2,500 bytes otherwise
-    drop_all(log, NOW + 10_002)
+    drop_all(log, 11_999)
+    assert numbers(log.read([audience])) == [3, 4]
+    drop_all(log, 12_000)
     assert numbers(log.read([audience])) == [4]  # the third is older than 10 s
-    drop_all(log, NOW + 10_003)
+    log.reopen()  # where the clock of the next process begins is nothing
+    drop_all(log, 700_000)
+    assert numbers(log.read([audience])) == [4]
+    drop_all(log, 701_000)
     assert numbers(log.read([audience])) == []
     log.close()
+
+
+def test_5_who_is_connected_is_not_away_however_quiet(log: Driver) -> None:
+    audience = log.log.audience([1])
+    for name in ("quiet", "gone"):
+        batch = make_batch(audience, incarnation=name)
+        log.append(batch)
+    settle(log, 1, batch, 2)
+    here = [("shop", "quiet")]
+    for day in range(10):
+        log.wait(log.log.retain(day * 24 * HOUR, here))
+    assert [log.log.resume("shop", name).floor for name in ("quiet", "gone")] == [2, 1]
+    log.reopen()
+    for day in (0, 6):  # away from the last day on
+        drop_all(log, day * 24 * HOUR)
+    assert log.log.resume("shop", "quiet").floor == 2
+    drop_all(log, 8 * 24 * HOUR)
+    assert log.log.resume("shop", "quiet").floor == 1
+
+
+FEW = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0, incarnations=10)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_5_beyond_the_limit_those_go_first_that_said_goodbye(kind: str, tmp_path: Path) -> None:
+    log = Driver(kind, tmp_path, FEW).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    drop_all(log, 0)
+    names = [f"i{number:02}" for number in range(40)]
+    batches = [make_batch(audience, incarnation=name) for name in names]
+    log.append(*batches)
+    settle(log, 1, batches[30], 31)  # the last nine still wait
+    here = [("shop", "i00")]
+    left = [("shop", name) for name in names[5:20]]
+
+    def known() -> list[str]:
+        return [name for name in names if log.log.resume("shop", name).floor == 2]
+
+    log.wait(log.log.retain(1, here, left))
+    assert known() == names[:5] + names[20:]
+    log.wait(log.log.retain(2 * HOUR, here))
+    drop_all(log, 2 * HOUR + 1)
+    assert {"i00", *names[31:]} <= set(known())  # who is here, and of whom something waits
+    log.close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_5_a_crowd_that_was_cut_off_is_bounded_too(kind: str, tmp_path: Path) -> None:
+    log = Driver(kind, tmp_path, FEW).open()
+    audience = log.log.audience([])
+    names = [f"i{number:03}" for number in range(150)]
+    log.append(*[make_batch(audience, incarnation=name) for name in names])
+    drop_all(log, 0)
+    drop_all(log, 1)
+    left = [name for name in names if log.log.resume("shop", name).floor == 2]
+    assert len(left) == FEW.incarnations
+    log.close()
+
+
+def test_19_history_gives_way_to_what_is_to_come(tmp_path: Path) -> None:
+    limits = Limits(reserve_bytes=1024, max_bytes=100_000, keep_seconds=3600)
+    log = Driver("memory", tmp_path, limits).open()
+    log.receivers(1, 2)
+    audience = log.log.audience([1])
+    sequence = 1
+    for _ in range(50):
+        batches = [make_batch(audience, sequence + n, [b"x" * 10_000]) for n in range(3)]
+        assert log.append(*batches) == batches
+        sequence += 3
+        settle(log, 1, batches[-1], 3)
+    log.wait(log.log.retain(1))
+    assert 50_000 < log.log.room().used <= 100_000 - 100_000 // 8
+    waiting = [make_batch(audience, sequence + n, [b"x" * 10_000]) for n in range(12)]
+    outcomes = log.append(*waiting)
+    assert outcomes[:9] == waiting[:9]
+    assert all(isinstance(outcome, RefusedBatch) for outcome in outcomes[9:])
+
+
+def test_12_dead_letters_count_and_go_with_their_receiver(log: Driver) -> None:
+    audience = log.log.audience([1, 2])
+    batch = make_batch(audience, 1, [b"x" * 1000])
+    log.append(batch)
+    letter = DeadLetter(1, batch.first, "shop", "i1", 1, "s", b"\x91\xc4\x00" * 1000, "", 1, NOW)
+    log.progress(1, batch.last, settled={Status.DEAD: 1}, dead=[letter])
+    settle(log, 2, batch, 1)
+    drop_all(log)
+    assert 3000 < log.log.dead_bytes(1) == log.log.room().used < 3500
+    before = log.log.dead_bytes(1)
+    log.reopen()
+    assert before == log.log.dead_bytes(1) == log.log.room().used
+    log.append(removed=[1])
+    drop_all(log)
+    assert log.log.dead_bytes(1) == log.log.room().used == 0
+    assert log.wait(log.log.dead_letters(1, -1, 10)) == []
+
+
+def test_one_sender_may_not_leave_holes_without_end(tmp_path: Path) -> None:
+    log = Driver("memory", tmp_path, Limits(reserve_bytes=1024, sender_ranges=3)).open()
+    audience = log.log.audience([])
+    holed = [make_batch(audience, n, after=n - 1) for n in (10, 20, 30)]
+    assert log.append(*holed) == holed
+    one, joined, other = (
+        make_batch(audience, 40, after=39),
+        make_batch(audience, 31, after=30),
+        make_batch(audience, 1, incarnation="i2"),
+    )
+    refused, *taken = log.append(one, joined, other)
+    assert taken == [joined, other]
+    assert isinstance(refused, RefusedBatch)
+    assert isinstance(refused.error, LimitReached)
+    assert isinstance(refused.error, ProtocolError)  # its connection ends, and no other
+    assert refused.error.limit == "sender_ranges"
 
 
 def test_11_final_states_outlive_their_batches(log: Driver) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from msgservice.core.frames import Transfer
 from msgservice.limits import Limits
-from msgservice.message import Action
+from msgservice.message import Action, Status
 from tests.nodes import NodeWorld, ScriptedPeer
 
 YEAR = 365 * 24 * 3600 * 1000  # ms
@@ -65,3 +65,52 @@ def test_17_after_a_restart_a_retry_waits_no_longer_than_retries_do(wall: Wall, 
     again = world.peer("billing", receive=ORDERS)
     world.settle(310)
     assert [b"one"] == again.bodies()
+
+
+@pytest.mark.parametrize("jump", [-YEAR, YEAR])
+def test_17_a_jump_forgets_nobody_and_nothing(wall: Wall, jump: int) -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", receive=ORDERS, answering=True)
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle(3)
+    shop.connection.abort()
+    world.settle(1)
+    wall.offset += jump
+    world.settle(5)
+    again = world.peer("shop", status_from=1)
+    assert again.node_resume is not None
+    assert again.node_resume.floor == 2
+    assert again.statuses() == {("billing", int(Status.ACKNOWLEDGED)): [(1, 1)]}
+    billing.answering = False
+    again.transfer(1, "orders.new", [b"one"])  # its ACK was lost
+    world.settle(1)
+    assert billing.bodies() == []
+
+
+@pytest.mark.parametrize("jump", [-YEAR, YEAR])
+def test_17_history_is_kept_as_long_as_it_is_to_be(wall: Wall, jump: int) -> None:
+    world = NodeWorld(Limits(keep_seconds=100.0))
+    shop = world.peer("shop")
+    shop.transfer(1, "nobody.waits", [b"one"])
+    world.settle(3)
+    wall.offset += jump
+    world.settle(60)
+    assert world.log.room().used > 0
+    world.settle(60)
+    assert world.log.room().used == 0
+
+
+def test_5_a_connected_sender_is_not_away(wall: Wall) -> None:
+    world = NodeWorld(Limits(keep_seconds=0.0, keep_bytes=0, sender_days=0.01, heartbeat=1e6))
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle(3)
+    for _ in range(15):  # two hours
+        world.settle(480)
+    assert shop.lost_because is None
+    assert world.log.resume("shop", "i1").floor == 2
+    shop.connection.abort()
+    for _ in range(12):
+        world.settle(480)
+    assert world.log.resume("shop", "i1").floor == 1

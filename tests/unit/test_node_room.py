@@ -1,0 +1,126 @@
+"""What takes room, what gives way, and that refusals for want of room are said (SEMANTICS 19)."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, formatEvent
+
+from msgservice.core.frames import Ack, Nack, Transfer
+from msgservice.limits import Limits
+from msgservice.message import Action
+from msgservice.node.node import REFUSED_FOR, SAY_AGAIN
+from tests.nodes import NodeWorld, ScriptedPeer
+
+ALL = {"subjects": [">"]}
+
+
+def said(logged: list[LogEvent], words: str) -> list[str]:
+    return [text for event in logged if words in (text := formatEvent(event))]
+
+
+def test_19_history_that_nobody_waits_for_gives_way(logged: list[LogEvent]) -> None:
+    world = NodeWorld(Limits(max_bytes=1_000_000, keep_seconds=3600))
+    world.peer("billing", receive=ALL, answering=True)
+    shop = world.peer("shop")
+    for number in range(1, 41):
+        shop.transfer(number, "a", [bytes(100_000)])
+        world.settle(0.3)
+    assert shop.take(Nack) == []
+    assert said(logged, "refused") == []
+
+
+def test_19_refusals_are_said_once_in_a_while_and_that_they_are_over(
+    logged: list[LogEvent],
+) -> None:
+    world = NodeWorld(Limits(max_bytes=1_000_000, backlog_bytes=900_000))
+    world.peer("billing", receive=ALL)
+    billing = world.peer("archive", receive=ALL)
+    shop = world.peer("shop")
+    for number in range(1, 10):
+        shop.transfer(number, "a", [bytes(99_000)])
+        world.settle()
+    for _ in range(int(SAY_AGAIN) - 10):
+        if shop.take(Nack):
+            shop.connection.abort()
+            shop = world.peer("shop")
+        shop.transfer(10, "b", [bytes(150_000)])
+        world.settle(1)
+    assert len(said(logged, "messages are refused, their senders keep them: log full")) == 1
+    assert billing.take(Transfer)
+    for receiver in ("billing", "archive"):
+        Deferred.fromCoroutine(world.node.remove_receiver(receiver))
+    world.settle(REFUSED_FOR + 3)
+    assert len(said(logged, "messages are taken again")) == 1
+
+
+def rejecting(world: NodeWorld, billing: ScriptedPeer, numbers: range) -> None:
+    shop = world.peer("shop", incarnation=f"from-{numbers.start}")
+    for number in numbers:
+        shop.transfer(number, "a", [bytes(10_000)])
+        world.settle()
+        for transfer in billing.take(Transfer):
+            billing.nack(transfer.sequence, transfer.sequence, Action.DEAD, 0, "no")
+        world.settle(0.1)
+    shop.connection.abort()
+    world.settle(3)
+
+
+def test_46_a_receiver_is_paused_at_its_limit_of_dead_letters(logged: list[LogEvent]) -> None:
+    world = NodeWorld(Limits(dead_bytes=50_000, keep_seconds=0.0, keep_bytes=0))
+    other = world.peer("other", receive=ALL, answering=True)
+    billing = world.peer("billing", receive=ALL)
+    rejecting(world, billing, range(1, 9))
+    assert 50_000 < world.log.dead_bytes(2) < 61_000
+    assert billing.bye is not None
+    reason = billing.bye[1]
+    assert reason.startswith("paused: its dead letters take 5")
+    assert reason.endswith("dead_bytes = 50000")
+    outlet = world.node.dispatch.outlets[2]
+    assert world.node.state_of(outlet)["last_error"] == reason
+    assert len(said(logged, "receiver billing is paused")) == 1
+    assert other.lost_because is None
+    world.node.stopService()
+    world.settle(1)
+    world.start()
+    state = world.node.state_of(world.node.dispatch.outlets[2])
+    assert (state["paused"], state["last_error"]) == (True, reason)
+    Deferred.fromCoroutine(world.node.remove_receiver("billing"))
+    world.settle(5)
+    assert world.log.room().used == 0
+
+
+def test_46_dead_letters_are_room_that_is_taken() -> None:
+    world = NodeWorld(Limits(max_bytes=100_000, dead_bytes=90_000, keep_seconds=0.0, keep_bytes=0))
+    billing = world.peer("billing", receive=ALL)
+    rejecting(world, billing, range(1, 9))
+    assert 50_000 < world.log.room().used < 52_000  # some were refused, with their copies' room
+    shop = world.peer("shop")
+    shop.transfer(1, "a", [bytes(60_000)])
+    world.settle()
+    assert shop.take(Ack) == []
+    (nack,) = shop.take(Nack)
+    assert nack.action == Action.LATER
+
+
+def test_46_a_quarter_of_the_log_unless_said_otherwise() -> None:
+    assert Limits(max_bytes=1000).dead_bytes_max == 250
+    with pytest.raises(ValueError, match="dead_bytes"):
+        Limits(dead_bytes=-1)
+
+
+def test_24_a_producer_that_said_goodbye_is_forgotten_first() -> None:
+    world = NodeWorld(Limits(keep_seconds=0.0, keep_bytes=0, incarnations=3))
+    for number in range(10):
+        shop = world.peer("cron", incarnation=f"i{number}")
+        shop.transfer(1, "nobody.waits", [b"tick"])
+        world.settle()
+        if number >= 2:
+            shop.connection.bye(1, "done")
+        else:
+            shop.connection.abort()  # it may come back with what was not answered
+        world.settle(2)
+    world.settle(5)
+    known = [n for n in range(10) if world.log.resume("cron", f"i{n}").floor == 2]
+    assert len(known) == 3
+    assert known[:2] == [0, 1]
