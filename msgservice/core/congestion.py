@@ -3,11 +3,19 @@
 Called by the sending half of a session with sizes and times; sends nothing and decides nothing
 about loss (that is `core.recovery`). NewReno as in RFC 9002 §7, slow start left early by HyStart++
 (RFC 9406), a reduction undone when every loss behind it is proven wrong. Bytes and seconds.
+
+A path that loses at random is told from a full one by an experiment. The first loss halves the
+window, as everywhere. Where packets that left after that are lost all the same, and no round trip
+shows a queue, the loss does not depend on how much is sent: the reduction is undone, and for some
+round trips a loss takes off only what exceeds a share that is put up with. Then the experiment is
+made again.
 """
 
 from __future__ import annotations
 
 import math
+
+from msgservice.core.recovery import RoundTrip
 
 WINDOW_INITIAL = 10  # datagrams (RFC 9002 §7.2)
 WINDOW_MIN = 2  # datagrams
@@ -22,6 +30,17 @@ CONSERVATIVE_ROUNDS = 5
 # A burst may hold what leaves in this time: finer timers than that cost more than they smooth.
 BURST_SECONDS = 0.002
 RTT_UNKNOWN = 0.1
+# So many packets after a reduction show whether less is lost for it.
+WATCHED = 16
+# A round trip that is longer than the shortest by an eighth, within these bounds, shows a queue.
+QUEUE_MIN = RTT_THRESHOLD_MIN
+QUEUE_MAX = RTT_THRESHOLD_MAX
+# Round trips for which a path counts as one that loses at random, before it is tried again.
+TOLERANCE_ROUNDS = 32
+# While it does, the window may exceed what arrives of it by half: a third lost costs nothing.
+TOLERANCE = 1.5
+# The share that is lost is a mean over about so many packets.
+LOSS_MEMORY = 64
 
 
 class NewReno:
@@ -34,10 +53,13 @@ class NewReno:
         "_event_lost",
         "_event_spurious",
         "_last_round_rtt",
+        "_loss",
         "_recovery_start",
         "_round_end",
         "_round_rtt",
         "_round_samples",
+        "_tolerates_until",
+        "_watched",
         "in_flight",
         "size_max",
         "threshold",
@@ -55,6 +77,9 @@ class NewReno:
         self._before = (self.window, self.threshold)
         self._event_lost = 0
         self._event_spurious = 0
+        self._watched = 0  # packets that are still to show whether the last reduction helped
+        self._tolerates_until = -math.inf
+        self._loss = 0.0  # the share that is lost, while some of it is put up with
         # HyStart++ counts round trips by packet number.
         self._round_end = 0
         self._round_rtt = math.inf
@@ -109,29 +134,70 @@ class NewReno:
                 self._conservative = 1
                 self._conservative_rtt = self._round_rtt
 
-    def on_lost(self, size: int, count: int, newest_sent_at: float, now: float) -> None:
+    @property
+    def watches(self) -> bool:
+        """Whether `on_outcome` is to be told what arrives and what is lost."""
+        return self._watched > 0 or self._loss > 0
+
+    def on_outcome(self, arrived: int, lost: int, oldest_sent_at: float) -> None:
+        """Take note of how many packets arrived and were lost; the oldest of them left then."""
+        if self._loss:
+            keep = 1 - 1 / LOSS_MEMORY
+            self._loss = 1 - (1 - self._loss * keep**arrived) * keep**lost
+        if self._watched and oldest_sent_at > self._recovery_start:
+            self._watched = max(0, self._watched - arrived)
+
+    def on_lost(
+        self, size: int, count: int, newest_sent_at: float, now: float, trip: RoundTrip
+    ) -> None:
         """Take note that `count` packets of `size` bytes were lost: at most one reduction per
         round."""
         self.in_flight -= size
         if newest_sent_at <= self._recovery_start:
             self._event_lost += count
             return
+        queued = self._shows_queue(trip)
+        if self._watched and not queued:
+            # As much is lost as before the reduction: it was not for what we sent.
+            self._undo()
+            self._tolerates_until = now + TOLERANCE_ROUNDS * trip.smoothed
+            self._loss = min(count / WATCHED, 1.0)
+            self._watched = 0
+        reduction = REDUCTION
+        if queued or now >= self._tolerates_until:
+            self._loss = 0.0
+            self._tolerates_until = -math.inf
+            self._watched = 0 if queued else WATCHED
+        else:
+            reduction = max(REDUCTION, TOLERANCE * (1 - self._loss))
+        if reduction >= 1:
+            return
         self._before = (self.window, self.threshold)
         self._event_lost, self._event_spurious = count, 0
         self._recovery_start = now
         self._conservative = 0
-        self.window = max(self.window * REDUCTION, WINDOW_MIN * self.unit)
+        self.window = max(self.window * reduction, WINDOW_MIN * self.unit)
         self.threshold = self.window
+
+    @staticmethod
+    def _shows_queue(trip: RoundTrip) -> bool:
+        """Whether packets wait somewhere on the path, as far as the round trips show it."""
+        rise = max(QUEUE_MIN, min(trip.smallest / RTT_DIVISOR, QUEUE_MAX))
+        return min(trip.latest, trip.smoothed) > trip.smallest + rise
+
+    def _undo(self) -> None:
+        window, threshold = self._before
+        self.window = max(self.window, window)
+        self.threshold = max(self.threshold, threshold)
+        self._event_lost = self._event_spurious = 0
+        self._recovery_start = -math.inf
 
     def on_spurious(self, count: int) -> None:
         """Take note that `count` packets counted as lost had arrived; undo when all of them had."""
         self._event_spurious += count
         if self._event_lost and self._event_spurious >= self._event_lost:
-            window, threshold = self._before
-            self.window = max(self.window, window)
-            self.threshold = max(self.threshold, threshold)
-            self._event_lost = self._event_spurious = 0
-            self._recovery_start = -math.inf
+            self._undo()
+            self._watched = 0
 
     def on_timeouts(self, now: float) -> None:
         """Fall to the least window: several timeouts in a row went unanswered (RFC 9002 §7.6)."""
@@ -139,6 +205,7 @@ class NewReno:
         self.window = float(WINDOW_MIN * self.unit)
         self._recovery_start = now
         self._event_lost = 0
+        self._watched = 0
         self._conservative = 0
 
 

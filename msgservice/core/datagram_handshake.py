@@ -20,6 +20,12 @@ from msgservice.errors import LimitReached
 HELLOS_PER_COOKIE = 3
 # Handshakes that go unanswered are repeated at least so often, in seconds: one small datagram.
 HANDSHAKE_MAX = 10.0
+# So many are repeated after the same time, as losses want it; what lasts longer is no loss, and the
+# time doubles.
+HELLOS_LINEAR = 4
+# Before one is repeated to who has answered before: three of its round trips, as RFC 6298 has it
+# after a first sample, and so much more.
+HELLO_MARGIN = 0.1
 
 
 class Handshakes(SessionTable):
@@ -67,7 +73,11 @@ class Handshakes(SessionTable):
         if opening.cookie and opening.tries_cookie > HELLOS_PER_COOKIE:
             opening.cookie = b""
             opening.tries_cookie = 1
-        wait = RTO_INITIAL * 2 ** min(opening.tries - 1, 8) * (1 + self._jitter() / 2)
+            opening.wait = RTO_INITIAL
+        if opening.tries == 1 and not opening.cookie:
+            opening.began_at = now
+        first = opening.wait * (1 + self._jitter() / 2)
+        wait = first * 2 ** min(max(opening.tries - HELLOS_LINEAR, 0), 8)
         opening.at = now + min(wait, HANDSHAKE_MAX)
         body = self._terms(opening.random) + (opening.cookie or wire.NO_COOKIE)
         return self._sealed(
@@ -112,7 +122,7 @@ class Handshakes(SessionTable):
             self._receive_opened(buffer, at, key_id, identifier, address, now)
         elif letter == wire.RESET and size == wire.RESET_BODY.size:
             (echo,) = wire.RESET_BODY.unpack_from(buffer, at)
-            self._receive_reset(echo, role, identifier, address)
+            self._receive_reset(echo, role, key_id, identifier, address)
         else:
             self.counters["ignored"] += 1
 
@@ -187,6 +197,9 @@ class Handshakes(SessionTable):
         if opening is None:
             return
         if not opening.cookie:
+            if opening.tries == 1:  # it is known which one was answered
+                trip = now - opening.began_at
+                opening.wait = min(3 * trip + HELLO_MARGIN, RTO_INITIAL)
             opening.cookie = cookie
             opening.tries_cookie = 0
             opening.tries = 0
@@ -261,11 +274,19 @@ class Handshakes(SessionTable):
         body = wire.RESET_BODY.pack(number)
         self._out.append((address, [self._sealed(wire.RESET, role, key_id, identifier, body)]))
 
-    def _receive_reset(self, echo: int, role: int, identifier: int, address: Address) -> None:
+    def _receive_reset(
+        self, echo: int, role: int, key_id: int, identifier: int, address: Address
+    ) -> None:
         session = self._sessions.get((address, identifier))
         if session is not None:
             session.catch_up()
-        if session is None or role == session.role or echo not in session.recovery.in_flight:
+        if (
+            session is None
+            or role == session.role
+            # Whoever has another key of ours, an old one say, has no say in this session.
+            or key_id != session.key_id
+            or echo not in session.recovery.in_flight
+        ):
             self.counters["ignored"] += 1
             return
         peer = self.peers.get(address)

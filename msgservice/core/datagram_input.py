@@ -169,6 +169,8 @@ class SessionInput(SessionState):
                 )
                 congestion.on_acknowledged(size, arrived[0][0])
             congestion.in_flight -= size
+            if congestion.watches:
+                congestion.on_outcome(len(arrived), 0, arrived[0][0])
             self._probes = 0
         if lost:
             self._receive_lost(lost, now)
@@ -180,7 +182,10 @@ class SessionInput(SessionState):
         for sent in lost:
             size += sent[1]
             self._send_again(sent)
-        self.congestion.on_lost(size, len(lost), lost[-1][0], now)
+        congestion = self.congestion
+        if congestion.watches:
+            congestion.on_outcome(0, len(lost), lost[0][0])
+        congestion.on_lost(size, len(lost), lost[-1][0], now, self.recovery.round_trip)
 
     def _send_again(self, sent: Sent) -> None:
         receiving, sending = self.receiving, self.sending

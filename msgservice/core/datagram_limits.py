@@ -36,8 +36,6 @@ class DatagramLimits:
     # Handshakes and resets answered in a second: what a flood may cost.
     handshakes_per_second: int = 2000
     resets_per_second: int = 200
-    # RFC 6298 asks for 1 s; 0.2 s is allowed on private links (docs/udp.md).
-    rto_min: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the field."""
@@ -47,8 +45,6 @@ class DatagramLimits:
             raise ValueError("message_bytes must be from 1 to 4294967295")
         if self.keepalive < 0:
             raise ValueError("keepalive must not be below 0")
-        if not 0.2 <= self.rto_min <= 60:
-            raise ValueError("rto_min must be from 0.2 to 60")
         for name in self.__slots__:
             if name != "keepalive" and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0")

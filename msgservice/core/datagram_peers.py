@@ -10,6 +10,7 @@ from msgservice.core.datagram_chunks import Answer, SendQueue, TooLarge
 from msgservice.core.datagram_cookie import Address
 from msgservice.core.datagram_receiver import Delivery
 from msgservice.core.datagram_session import Session
+from msgservice.core.recovery import RTO_INITIAL
 
 
 class Mark(NamedTuple):
@@ -22,7 +23,9 @@ class Mark(NamedTuple):
 class Opening:
     """A handshake that this side began."""
 
-    __slots__ = ("at", "cookie", "identifier", "random", "tries", "tries_cookie")
+    __slots__ = (
+        "at", "began_at", "cookie", "identifier", "random", "tries", "tries_cookie", "wait",
+    )  # fmt: skip
 
     def __init__(self, identifier: int, random: bytes, now: float) -> None:
         self.identifier = identifier
@@ -31,6 +34,8 @@ class Opening:
         self.tries = 0
         self.tries_cookie = 0
         self.at = now
+        self.began_at = now
+        self.wait = RTO_INITIAL  # before an unanswered one is repeated
 
 
 class Peer:

@@ -123,7 +123,7 @@ class SessionState:
         self._limits = limits
         self.congestion = NewReno(datagram_bytes, limits.congestion_bytes)
         self.pacer = Pacer(datagram_bytes)
-        self.recovery = Recovery(jitter, limits.rto_min)
+        self.recovery = Recovery(jitter)
         self.sending = SendingHalf(
             queue,
             settled,

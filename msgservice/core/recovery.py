@@ -3,8 +3,8 @@
 Called by `core.datagram_input` and `core.datagram_output`. Keeps the packets in flight by packet
 number, estimates the round trip (RFC 6298), declares loss by packet and time thresholds (RFC 9002
 §6.1) that start at 3 and 9/8 and grow when a loss is proven wrong (RFC 8985's adaptive window in
-spirit), and runs the timeout: first a probe of the tail after two round trips (RFC 8985 §7), then
-the retransmission timeout, doubling, with jitter. Every transmission has a packet number of its
+spirit), and runs the timeout: a probe after two round trips (RFC 8985 §7), and again after waits
+that double, with jitter (RFC 9002 §6.2). Every transmission has a packet number of its
 own, so every sample can be used and a needless retransmission proves itself; Karn's rule is not
 needed. Times are seconds of the caller's clock.
 """
@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 RTO_INITIAL = 1.0
-RTO_MIN = 1.0
 RTO_MAX = 60.0
 # The longest that a peer waits before it acknowledges (PROTOCOL §UDP).
 ACK_DELAY_MAX = 0.025
@@ -47,10 +46,9 @@ Outcome = tuple[list[Sent], list[Sent], int]
 class RoundTrip:
     """Round-trip estimate of RFC 6298, in seconds."""
 
-    __slots__ = ("_floor", "latest", "smallest", "smoothed", "variation")
+    __slots__ = ("latest", "smallest", "smoothed", "variation")
 
-    def __init__(self, rto_min: float = RTO_MIN) -> None:
-        self._floor = rto_min
+    def __init__(self) -> None:
         self.latest = 0.0
         self.smallest = math.inf
         self.smoothed = 0.0
@@ -72,20 +70,13 @@ class RoundTrip:
         self.smoothed += (rtt - self.smoothed) / 8
 
     @property
-    def rto(self) -> float:
-        """The retransmission timeout without backoff."""
-        if not self.smoothed:
-            return RTO_INITIAL
-        spread = max(4 * self.variation, GRANULARITY)
-        return min(max(self._floor, self.smoothed + spread + ACK_DELAY_MAX), RTO_MAX)
-
-    @property
-    def probe(self) -> float:
-        """When the tail of what was sent is probed: after two round trips (RFC 8985 §7.2)."""
+    def timeout(self) -> float:
+        """How long to wait for an acknowledgement before asking: at least two round trips (RFC
+        8985 §7.2), without backoff."""
         if not self.smoothed:
             return RTO_INITIAL
         spread = max(4 * self.variation, self.smoothed, GRANULARITY)
-        return min(self.smoothed + spread + ACK_DELAY_MAX, self.rto)
+        return min(self.smoothed + spread + ACK_DELAY_MAX, RTO_MAX)
 
 
 class Recovery:
@@ -97,8 +88,8 @@ class Recovery:
         "packet_threshold", "round_trip", "spurious", "time_threshold", "timeouts",
     )  # fmt: skip
 
-    def __init__(self, jitter: Callable[[], float], rto_min: float = RTO_MIN) -> None:
-        self.round_trip = RoundTrip(rto_min)
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self.round_trip = RoundTrip()
         self.in_flight: dict[int, Sent] = {}
         self.next_number = 1
         self.largest = 0
@@ -231,17 +222,18 @@ class Recovery:
         return lost
 
     def timeout_at(self) -> float | None:
-        """Return when the retransmission timeout (or the tail's probe before it) is due."""
+        """Return when a probe of what is in flight is due."""
         if not self.in_flight:
             return None
         return self.last_sent_at + self._wait
 
     @property
     def _wait(self) -> float:
-        if self.timeouts == 0:
-            wait = self.round_trip.probe
-        else:
-            wait = self.round_trip.rto * 2 ** min(self.timeouts - 1, 16) * self._rto_jitter
+        # No least time (RFC 9002 §6.2.1): a probe carries a number of its own, so a needless one
+        # spoils no measure, and where a quarter is lost one second each adds up to minutes.
+        wait: float = self.round_trip.timeout * 2 ** min(self.timeouts, 16)
+        if self.timeouts:
+            wait *= self._rto_jitter
         return min(wait, RTO_MAX)
 
     def receive_timeout(self, now: float) -> None:

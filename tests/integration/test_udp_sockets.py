@@ -14,7 +14,6 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import deferLater
 
-from msgservice.core.datagram_limits import DatagramLimits
 from msgservice.errors import CannotListen, NodeFailure
 from msgservice.transport.datagram_peer import DatagramPeer
 from msgservice.transport.datagram_socket import DatagramSocket
@@ -127,12 +126,11 @@ async def test_messages_of_all_sizes_cross_and_are_answered(
 async def test_a_lossy_proxy_loses_nothing_and_doubles_nothing(
     opened: list[Any], loss: float, key: bytes | None
 ) -> None:
-    limits = DatagramLimits(rto_min=0.2)
-    server = listening(opened, key=key, limits=limits)
+    server = listening(opened, key=key)
     proxy = Proxy(server.address, loss=loss)
     port = reactor.listenUDP(0, proxy, interface="127.0.0.1", maxPacketSize=65_535)  # type: ignore[attr-defined]  # the real one
     opened.append(port)
-    client = listening(opened, key=key, limits=limits)
+    client = listening(opened, key=key)
     to = ("127.0.0.1", port.getHost().port)
     rng = random.Random(7)
     bodies = [b"%d:" % n + bytes(rng.randrange(0, 1500)) for n in range(300)]
@@ -152,10 +150,8 @@ async def test_a_lossy_proxy_loses_nothing_and_doubles_nothing(
 async def test_at_30_percent_loss_both_ways_everything_is_handled_once_and_answered(
     opened: list[Any], key: bytes | None
 ) -> None:
-    # The least timeout that may be set: with that of 1 s the same takes several times as long. And
-    # four clients at once, as each of them mostly waits for timeouts that double.
-    limits = DatagramLimits(rto_min=0.2)
-    server = listening(opened, key=key, limits=limits)
+    # Four clients at once, as each of them mostly waits for timeouts that double.
+    server = listening(opened, key=key)
     proxies = [Proxy(server.address, loss=0.3, seed=number) for number in range(4)]
     clients: list[Recorder] = []
     sent: list[bytes] = []
@@ -164,7 +160,7 @@ async def test_at_30_percent_loss_both_ways_everything_is_handled_once_and_answe
     for number, proxy in enumerate(proxies):
         port = reactor.listenUDP(0, proxy, interface="127.0.0.1", maxPacketSize=65_535)  # type: ignore[attr-defined]  # the real one
         opened.append(port)
-        client = listening(opened, key=key, limits=limits)
+        client = listening(opened, key=key)
         clients.append(client)
         to = ("127.0.0.1", port.getHost().port)
         bodies = [b"%d/%d:" % (number, n) + bytes(rng.randrange(0, 150)) for n in range(500)]
@@ -214,14 +210,13 @@ async def test_nobody_at_the_port_fails_within_the_patience(opened: list[Any]) -
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_begins_anew_at_its_port_is_found_again(opened: list[Any]) -> None:
-    limits = DatagramLimits(rto_min=0.2)
-    first = listening(opened, limits=limits)
-    client = listening(opened, limits=limits)
+    first = listening(opened)
+    client = listening(opened)
     await client.send_message(b"one", first.address)
     host, port = first.address
     first._socket.close()  # type: ignore[union-attr]  # as a crash does: nobody is told
     first._closed = True
-    second = Recorder(reactor, limits=limits)
+    second = Recorder(reactor)
     second.listen(port)
     opened.append(second)
 

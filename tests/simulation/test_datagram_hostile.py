@@ -414,6 +414,29 @@ def test_a_reset_is_believed_only_for_a_packet_in_flight() -> None:
     assert session is a.endpoint.peers[b.address].session
 
 
+@pytest.mark.parametrize(("sealed_with", "ends"), [(2, True), (1, False)])
+def test_a_reset_is_believed_only_when_sealed_with_the_key_of_its_session(
+    sealed_with: int, ends: bool
+) -> None:
+    both = Keys({2: KEY[::-1], 1: KEY}, ChaCha20Poly1305)  # the old one is still understood
+    world = World(1)
+    a, b = world.host(1, keys=both), world.host(2, keys=both)
+    a.send(b.address, b"x")
+    world.run(2)
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    world.default = Path(down=True)
+    a.send(b.address, b"y")
+    a.turn()
+    number = next(iter(session.recovery.in_flight))
+    seal = both.handshake_seal(sealed_with, wire.RESET)
+    assert seal is not None
+    header = wire.HEADER.pack(wire.RESET, 1, sealed_with, wire.RESPONDER, session.identifier, 5)
+    a.receive(seal.close(header, wire.RESET_BODY.pack(number)), b.address)
+
+    assert ends == (session is not a.endpoint.peers[b.address].session)
+
+
 def test_more_than_the_granted_window_is_not_taken() -> None:
     world = World(1)
     limits = DatagramLimits(window_messages=10, window_bytes=10_000)

@@ -20,13 +20,13 @@ def recovery(jitter: float = 0.0, sent: int = 0, every: float = 0.001) -> Recove
 
 def test_the_round_trip_is_estimated_as_rfc_6298_says() -> None:
     trip = RoundTrip()
-    assert 1.0 == trip.rto
+    assert 1.0 == trip.timeout
     trip.sample(0.1)
     assert (0.1, 0.05) == (trip.smoothed, trip.variation)
     trip.sample(0.2)
     assert trip.variation == pytest.approx(0.05 * 3 / 4 + 0.1 / 4)
     assert trip.smoothed == pytest.approx(0.1 * 7 / 8 + 0.2 / 8)
-    assert 1.0 == trip.rto  # the floor
+    assert trip.timeout == pytest.approx(trip.smoothed + 4 * trip.variation + 0.025)
 
 
 def test_the_delay_of_the_other_side_is_taken_off_but_never_below_the_smallest() -> None:
@@ -139,10 +139,70 @@ def test_the_timeout_probes_first_then_doubles_with_jitter_to_a_minute() -> None
         due = made.timeout_at()
         assert due is not None
         waits.append(due)
-    assert [1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0, 60.0] == pytest.approx(waits)
+    first = 0.325 * 2 * 1.25
+    assert [min(first * 2**n, 60.0) for n in range(10)] == pytest.approx(waits)
     made.receive_ranges([(1, 1)], 0.0, 0.2)
     assert 0 == made.timeouts
     assert made.timeout_at() is None
+
+
+def full_path() -> RoundTrip:
+    """Round trips that have grown: packets wait before a bottleneck."""
+    trip = RoundTrip()
+    for rtt in (0.1, *[0.2] * 20):
+        trip.sample(rtt)
+    return trip
+
+
+def empty_path() -> RoundTrip:
+    trip = RoundTrip()
+    trip.sample(0.1)
+    return trip
+
+
+def test_a_loss_that_the_reduction_did_not_lessen_is_put_up_with_for_some_round_trips() -> None:
+    window = NewReno(UNIT, 10**9)
+    window.on_lost(UNIT, 1, 1.0, 2.0, empty_path())
+    assert 5 * UNIT == window.window
+    assert window.watches
+    window.on_outcome(3, 0, 2.1)
+    window.on_outcome(0, 1, 2.1)
+    window.on_lost(UNIT, 1, 2.1, 2.2, empty_path())
+    assert 10 * UNIT == window.window
+    assert window.slow_start
+
+    window.on_outcome(0, 3, 2.3)
+    window.on_lost(3 * UNIT, 3, 2.3, 2.5, empty_path())
+    assert 10 * UNIT == window.window
+    window.on_lost(UNIT, 1, 9.0, 9.1, empty_path())  # and then it is tried again
+    assert 5 * UNIT == window.window
+
+
+def test_a_share_above_a_third_takes_off_what_exceeds_it() -> None:
+    window = NewReno(UNIT, 10**9)
+    window.on_lost(UNIT, 1, 1.0, 2.0, empty_path())
+    window.on_lost(UNIT, 1, 2.1, 2.2, empty_path())
+    for _ in range(200):
+        window.on_outcome(1, 1, 2.3)  # half is lost
+    window.on_lost(UNIT, 1, 2.3, 2.5, empty_path())
+    assert window.window == pytest.approx(7.5 * UNIT, rel=0.05)
+
+
+def test_a_loss_after_sixteen_packets_that_arrived_halves_again() -> None:
+    window = NewReno(UNIT, 10**9)
+    window.on_lost(UNIT, 1, 1.0, 2.0, empty_path())
+    window.on_outcome(16, 0, 2.1)
+    assert not window.watches
+    window.on_lost(UNIT, 1, 2.2, 2.3, empty_path())
+    assert 2.5 * UNIT == window.window
+
+
+def test_a_queue_makes_every_loss_one_of_a_full_path() -> None:
+    window = NewReno(UNIT, 10**9)
+    window.on_lost(UNIT, 1, 1.0, 2.0, empty_path())
+    window.on_lost(UNIT, 1, 2.1, 2.2, full_path())
+    assert 2.5 * UNIT == window.window
+    assert not window.watches
 
 
 def test_the_window_doubles_then_halves_at_most_once_per_round_trip() -> None:
@@ -151,20 +211,20 @@ def test_the_window_doubles_then_halves_at_most_once_per_round_trip() -> None:
     window.in_flight = 10 * UNIT
     window.on_acknowledged(10 * UNIT, 1.0)
     assert 20 * UNIT == window.window
-    window.on_lost(UNIT, 1, 1.5, 2.0)
-    window.on_lost(UNIT, 1, 1.9, 2.1)
+    window.on_lost(UNIT, 1, 1.5, 2.0, full_path())
+    window.on_lost(UNIT, 1, 1.9, 2.1, full_path())
     assert 10 * UNIT == window.window
     window.on_acknowledged(5 * UNIT, 1.9)  # left before the reduction
     assert 10 * UNIT == window.window
     window.on_acknowledged(10 * UNIT, 2.5)
     assert 11 * UNIT == window.window
-    window.on_lost(UNIT, 1, 2.6, 3.0)
+    window.on_lost(UNIT, 1, 2.6, 3.0, full_path())
     assert 5.5 * UNIT == window.window
 
 
 def test_a_reduction_that_was_needless_is_undone() -> None:
     window = NewReno(UNIT, 10**9)
-    window.on_lost(2 * UNIT, 2, 1.0, 2.0)
+    window.on_lost(2 * UNIT, 2, 1.0, 2.0, full_path())
     window.on_spurious(1)
     assert 5 * UNIT == window.window
     window.on_spurious(1)
@@ -202,7 +262,7 @@ def test_the_pacer_lets_ten_datagrams_go_and_then_what_the_rate_says() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("datagram_bytes", 511), ("datagram_bytes", 65_508), ("message_bytes", 0), ("peers", 0),
-     ("keepalive", -1.0), ("rto_min", 0.1), ("idle_timeout", 0.0), ("window_messages", 0)],
+     ("keepalive", -1.0), ("idle_timeout", 0.0), ("window_messages", 0)],
 )  # fmt: skip
 def test_a_limit_that_cannot_work_is_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
