@@ -64,6 +64,12 @@ class ILog(Interface):
         Raises `LimitReached` beyond `limits.audiences`.
         """
 
+    def take_forgotten() -> list[int]:
+        """Return *now* the numbers of removed receivers that were forgotten since the last call.
+
+        Nothing in the log refers to them any more.
+        """
+
     def resume(sender: str, incarnation: str) -> Resume:
         """Return *now* the `records.Resume` of this incarnation (committed state)."""
 

@@ -64,7 +64,10 @@ class Limits:
     # --- tables
     exceptions: int = 10_000  # ranges per receiver (SEMANTICS 20)
     audiences: int = 10_000
+    to_audiences: int = 0  # of these, that `to` may make; 0: three quarters
+    sender_audiences: int = 1_000  # of these, that the `to` of one sender may make
     receivers: int = 10_000
+    removed_receivers: int = 10_000  # that something in the log still refers to
     subjects: int = 10_000  # subjects whose audience is remembered in RAM
     patterns: int = 1_000  # patterns of one receiver
     requests: int = 1_000  # pending at once on one connection
@@ -94,6 +97,7 @@ class Limits:
                 "keep_seconds",
                 "keep_bytes",
                 "dead_bytes",
+                "to_audiences",
             )
             if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
                 raise ValueError(f"{field.name} must be above 0, not {value}")
@@ -120,6 +124,11 @@ class Limits:
     def body_bytes(self) -> int:
         """The largest message body, in bytes."""
         return self.max_batch - MESSAGE_OVERHEAD
+
+    @property
+    def to_audiences_max(self) -> int:
+        """How many audiences `to` may make; the rest is for those that patterns make."""
+        return self.to_audiences or -(-self.audiences * 3 // 4)
 
     @property
     def backlog_bytes_max(self) -> int:

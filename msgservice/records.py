@@ -34,6 +34,8 @@ class Audience:
     number: int
     members: tuple[int, ...]  # receiver numbers, rising
     stored: bool = False  # its row is committed; written with the first batch that has it
+    waiting: int = 0  # batches that have it and whose group has not ended (`node.commits`)
+    gone: bool = False  # forgotten by its log, which gives the set another number now
 
 
 NOBODY = Audience(0, ())  # of a run so old that its audience is not known any more

@@ -84,6 +84,7 @@ class StoreLog:
         self._limits = limits
         self._audiences: dict[tuple[int, ...], Audience] = {}
         self._next_audience = 1
+        self._looked_in_vain = False  # for audiences to forget, since the last group
         self._store: Store
         self._opened = False
         self._appending = False
@@ -128,6 +129,7 @@ class StoreLog:
 
         def done(result: T) -> T:
             self._appending = False
+            self._looked_in_vain = False
             if store.wants_checkpoint and self._opened:
                 # Behind this group's answer, before the next group.
                 self._write(store.maintain).addErrback(lambda failure: None)
@@ -153,9 +155,19 @@ class StoreLog:
         return found
 
     def _forget_unused(self) -> None:
-        """Make room among the audiences: those that no batch has ever had, or has any more."""
-        for key in [key for key, found in self._audiences.items() if not found.stored]:
-            del self._audiences[key]
+        """Make room among the audiences: those that no batch has, nor one that waits to be stored.
+
+        Where there is none, the look at all of them is repeated when something may have changed.
+        """
+        if not self._looked_in_vain:
+            unused = [
+                key
+                for key, found in self._audiences.items()
+                if not found.stored and not found.waiting
+            ]
+            for key in unused:
+                self._audiences.pop(key).gone = True
+            self._looked_in_vain = len(self._audiences) >= self._limits.audiences
         if len(self._audiences) >= self._limits.audiences:
             raise LimitReached("audiences", self._limits.audiences)
 
@@ -253,7 +265,16 @@ class StoreLog:
             store.maintain()
             return more
 
-        return self._write(job)
+        return self._write(job).addBoth(self._retained)
+
+    def _retained(self, result: T) -> T:
+        self._looked_in_vain = False
+        return result
+
+    def take_forgotten(self) -> list[int]:
+        """See `ILog.take_forgotten`."""
+        forgotten = self._store.forgotten
+        return [forgotten.popleft() for _ in range(len(forgotten))]
 
     def dead_bytes(self, receiver: int) -> int:
         """See `ILog.dead_bytes`."""

@@ -438,13 +438,28 @@ def _tidy(store: Store, here: Collection[Key]) -> bool:
             (as_json([(number, at.collected) for number, at in collected.items()]),),
         )
     )
+    forgotten = _unreferred_receivers(store, {total.audience.number for total in unused})
+    numbers = (as_json(forgotten),)
+    operations += [
+        (f"delete from {table} where {column} in (select value from json_each(?))", numbers)  # noqa: S608 - fixed names
+        for table, column in (
+            ("exception", "receiver"),
+            ("progress", "receiver"),
+            ("receiver", "number"),
+        )
+        if forgotten
+    ]
     store.transact(operations)
     state.receivers.update(collected)
+    for number in forgotten:
+        del state.receivers[number]
+        del state.rows[number]
+    store.forgotten.extend(forgotten)
     for total in unused:
         total.audience.stored = False  # so that its next batch writes it again
         del state.totals[total.audience.number]
         state.dirty_totals.discard(total.audience.number)
-    more = more or len(unused) == FORGET_MAX
+    more = more or FORGET_MAX in (len(unused), len(forgotten))
     if not more:
         store.tidied_at = state.age
     return more
@@ -541,8 +556,43 @@ def _unused_audiences(store: Store) -> list[Totals]:
         for total in state.totals.values()
         if total.last <= total.dropped
         and total.last < state.oldest
+        and not total.audience.waiting
         and (many or any(_is_removed(store, number) for number in total.audience.members))
     ]
+
+
+def _unreferred_receivers(store: Store, unused: set[int]) -> list[int]:
+    """Return removed receivers that nothing refers to, once these audiences are forgotten.
+
+    The highest number stays, whatever it is: it says which were used.
+    """
+    state = store.state
+    removed = {number for number, at in state.receivers.items() if at.removed}
+    removed.discard(max(state.receivers, default=0))
+    for number, total in state.totals.items():
+        if not removed:
+            return []
+        if number not in unused:
+            removed.difference_update(total.audience.members)
+    picked = sorted(removed)[:FORGET_MAX]
+    if picked:
+        numbers = as_json(picked)
+        kept = [
+            *rows(
+                store.db,
+                "select distinct receiver from finished"
+                " where receiver in (select value from json_each(?)) and at >= ?",
+                (numbers, state.age - FINISHED_DAYS * DAY),
+            ),
+            *rows(
+                store.db,
+                "select distinct receiver from dead"
+                " where receiver in (select value from json_each(?))",
+                (numbers,),
+            ),
+        ]
+        removed.difference_update(number for (number,) in kept)
+    return [number for number in picked if number in removed]
 
 
 def _is_removed(store: Store, number: int) -> bool:

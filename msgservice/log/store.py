@@ -11,6 +11,7 @@ Invariant: `state` is what the last commit left; see `state.py`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
@@ -89,6 +90,8 @@ class Store:
         self.left: set[Key] = set()  # senders that said goodbye with all answered, since the start
         self.coming = 0  # bytes of the group that history is to give way to now
         self._elapsed: int | None = None
+        # Numbers of receivers; filled by the writer, emptied by the reactor's thread.
+        self.forgotten: deque[int] = deque()
         # Never more in the WAL than what the low watermark keeps free for it.
         self._checkpoint_bytes = min(
             CHECKPOINT_BYTES, reserve.watermark if reserve is not None else CHECKPOINT_BYTES

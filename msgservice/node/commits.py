@@ -105,6 +105,7 @@ class Commits:
 
     def batch(self, batch: Batch, source: Source) -> None:
         """Store a batch with the next group; `kick` when the turn is over."""
+        batch.audience.waiting += 1
         self._next.batches.append(batch)
         self._sources.append(source)
         self.uncommitted_bytes += batch.size + BATCH_OVERHEAD
@@ -116,6 +117,7 @@ class Commits:
         for batch, owner in zip(self._next.batches, self._sources, strict=True):
             if owner is source and unwanted(batch):
                 withdrawn.append(batch)
+                batch.audience.waiting -= 1
                 self.uncommitted_bytes -= batch.size + BATCH_OVERHEAD
             else:
                 kept.append((batch, owner))
@@ -242,6 +244,7 @@ class Commits:
         size = 0
         for batch, source, outcome in zip(batches, sources, outcomes, strict=True):
             size += batch.size
+            batch.audience.waiting -= 1
             if outcome is batch:
                 fresh.append(batch)
             elif isinstance(outcome, Known):
@@ -295,6 +298,7 @@ class Commits:
         by_source: dict[int, tuple[Source, list[Batch]]] = {}
         for batch, source in zip(group.batches, sources, strict=True):
             by_source.setdefault(id(source), (source, []))[1].append(batch)
+            batch.audience.waiting -= 1
             self.uncommitted_bytes -= batch.size + BATCH_OVERHEAD
         for source, batches in by_source.values():
             try:

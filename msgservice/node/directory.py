@@ -7,8 +7,11 @@ taken in afterwards (SEMANTICS 8).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import nsmallest
+
+from twisted.logger import Logger
 
 from msgservice.core.subjects import SubjectMatcher, check_name, check_pattern
 from msgservice.errors import LimitReached, UnknownReceiver
@@ -18,12 +21,25 @@ from msgservice.records import Audience, ReceiverRow
 
 
 class Directory:
-    """See the module. `made(audience)` is called for each audience the first time it is used."""
+    """See the module.
 
-    def __init__(self, log: ILog, limits: Limits, made: Callable[[Audience], None]) -> None:
+    `made(audience)` is called for each audience the first time it is used, `unmade(audience)` when
+    nothing is left that has it.
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        log: ILog,
+        limits: Limits,
+        made: Callable[[Audience], None],
+        unmade: Callable[[Audience], None],
+    ) -> None:
         self._log = log
         self._limits = limits
         self._made = made
+        self._unmade = unmade
         self._by_name: dict[str, ReceiverRow] = {}
         self._by_number: dict[int, ReceiverRow] = {}
         self._matcher: SubjectMatcher[int] = SubjectMatcher()
@@ -31,7 +47,10 @@ class Directory:
         self._by_subject: dict[str, Audience] = {}
         self._by_names: dict[tuple[str, ...], Audience] = {}
         self._names_held = 0  # in the keys of that
-        self._known: set[int] = set()
+        self._known: dict[int, Audience] = {}
+        self._asked_by: dict[int, str] = {}  # audience that `to` has made -> its sender
+        self._asked: Counter[str] = Counter()  # sender -> how many of them
+        self._told_full = False  # that an audience was refused, since there was room
         self._suspended: set[int] = set()  # numbers that are left out of patterns' audiences
 
     # --- getters
@@ -74,22 +93,23 @@ class Directory:
         The subject must be well-formed.
         """
         found = self._by_subject.get(subject)
-        if found is None:
+        if found is None or found.gone:
             found = self._intern(self._matcher.match(subject) - self._suspended)
             if len(self._by_subject) >= self._limits.subjects:
                 self._by_subject.clear()  # a cache: what is used comes back
             self._by_subject[subject] = found
         return found
 
-    def audience_of(self, names: Sequence[str]) -> Audience:
-        """The audience that consists of these, suspended or not.
+    def audience_of(self, names: Sequence[str], sender: str = "") -> Audience:
+        """The audience that consists of these, suspended or not; `sender` asks for it.
 
-        `UnknownReceiver` names the first unknown one.
+        `UnknownReceiver` names the first unknown one. `LimitReached`: one sender may have only so
+        many sets, and all together leave room for those that patterns make.
         """
         key = tuple(names)
         found = self._by_names.get(key)
-        if found is None:
-            found = self._intern(self.named(name).number for name in key)
+        if found is None or found.gone:
+            found = self._intern((self.named(name).number for name in key), sender)
             # Each entry holds its names: they are what takes memory, not the entries.
             self._names_held += len(key)
             if self._names_held > self._limits.subjects:
@@ -98,12 +118,58 @@ class Directory:
             self._by_names[key] = found
         return found
 
-    def _intern(self, numbers: Iterable[int]) -> Audience:
-        audience = self._log.audience(tuple(sorted(set(numbers))))
-        if audience.number not in self._known:
-            self._known.add(audience.number)
-            self._made(audience)
+    def _intern(self, numbers: Iterable[int], sender: str | None = None) -> Audience:
+        members = tuple(sorted(set(numbers)))
+        if len(self._known) >= 2 * self._limits.audiences:
+            self.collect()  # what the log has forgotten meanwhile
+        try:
+            audience = self._log.audience(members)
+            if audience.number not in self._known:
+                if sender is not None and not audience.stored:
+                    self._check_asked(sender)
+                    self._asked_by[audience.number] = sender
+                    self._asked[sender] += 1
+                self._known[audience.number] = audience
+                self._made(audience)
+        except LimitReached as limit:
+            if not self._told_full:
+                self._told_full = True
+                self._logger.warn(
+                    "no new set of receivers is taken, the last from {sender}: {error}; messages"
+                    " for one wait with their senders",
+                    sender="a subject" if sender is None else f"'to' of {sender!r}",
+                    error=str(limit),
+                )
+            raise
         return audience
+
+    def _check_asked(self, sender: str) -> None:
+        limits = self._limits
+        if self._asked[sender] >= limits.sender_audiences:
+            self.collect()
+            if self._asked[sender] >= limits.sender_audiences:
+                raise LimitReached("sender_audiences", limits.sender_audiences)
+        if len(self._asked_by) >= limits.to_audiences_max:
+            self.collect()
+            if len(self._asked_by) >= limits.to_audiences_max:
+                raise LimitReached("to_audiences", limits.to_audiences_max)
+
+    def collect(self) -> None:
+        """Let go of the audiences that nothing has any more, and of forgotten receivers."""
+        unused = [one for one in self._known.values() if not one.stored and not one.waiting]
+        for audience in unused:
+            del self._known[audience.number]
+            sender = self._asked_by.pop(audience.number, None)
+            if sender is not None:
+                self._asked[sender] -= 1
+                if not self._asked[sender]:
+                    del self._asked[sender]
+            self._unmade(audience)
+        if unused:
+            self._forget()
+            self._told_full = False
+        for number in self._log.take_forgotten():
+            self._by_number.pop(number, None)
 
     # --- changes, in memory; the caller stores the row
 
@@ -117,7 +183,7 @@ class Directory:
                 for pattern in row.patterns:
                     self._matcher.add(pattern, row.number)
         for audience in audiences:
-            self._known.add(audience.number)
+            self._known[audience.number] = audience
             self._made(audience)
 
     def new_row(self, name: str, patterns: Sequence[str]) -> ReceiverRow:
@@ -126,6 +192,8 @@ class Directory:
         self._check_patterns(patterns)
         if len(self._by_name) >= self._limits.receivers:
             raise LimitReached("receivers", self._limits.receivers)
+        if len(self._by_number) - len(self._by_name) >= self._limits.removed_receivers:
+            raise LimitReached("removed_receivers", self._limits.removed_receivers)
         row = ReceiverRow(number=self._next_number, name=name, patterns=tuple(patterns), cursor=-1)
         self._next_number += 1
         return row

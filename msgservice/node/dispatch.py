@@ -74,6 +74,19 @@ class Dispatch:
         if self._full:
             self._mark_audiences()
 
+    def audience_unmade(self, audience: Audience) -> None:
+        """Nothing in the log has this audience any more, and nothing that waits to be stored."""
+        number = audience.number
+        size = self._stored_bytes.pop(number, 0)
+        for member in audience.members:
+            outlet = self.outlets.get(member)
+            if outlet is not None:
+                outlet.queued_bytes += size
+                outlet.audiences.discard(number)
+        self._audiences.pop(number, None)
+        self._live.pop(number, None)
+        self._full_audiences.pop(number, None)
+
     def connected(self, outlet: Outlet) -> None:
         """Its connection stands: it is fed from now on."""
         for number in outlet.audiences:

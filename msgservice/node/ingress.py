@@ -187,7 +187,7 @@ class Ingress:
                     f"'to' has {len(transfer.to)} names, receivers = {self._node.limits.receivers}"
                     " allowed"
                 )
-            return directory.audience_of(transfer.to)
+            return directory.audience_of(transfer.to, self._name)
         audience = directory.audience(subject)
         if transfer.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(subject)

@@ -172,7 +172,9 @@ class NodeService(Service):
             after_group=self._after_group,
             fatal=self._fatal,
         )
-        self.directory = Directory(self.log, limits, self.dispatch.audience_made)
+        self.directory = Directory(
+            self.log, limits, self.dispatch.audience_made, self.dispatch.audience_unmade
+        )
         self.tracker = Tracker(self.log, self.directory, self.clock)
         self.receivers.load(snapshot)
         self.directory.load(snapshot.receivers, snapshot.audiences)
@@ -250,6 +252,7 @@ class NodeService(Service):
 
     def _retained(self, more: bool) -> None:
         if self.running_now:
+            self.directory.collect()
             self._retaining = self.clock.callLater(0.01 if more else RETAIN_EVERY, self._retain)
 
     def _retain_failed(self, failure: Failure) -> None:

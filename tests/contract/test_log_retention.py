@@ -449,3 +449,34 @@ def test_21_random_histories_stay_whole_and_accounted(log: Driver, seed: int) ->
     while page := log.read(audiences, position_of(found[-1], 0xFFFF) if found else -1):
         found += numbers(page)
     assert kept == found
+
+
+def test_20_an_audience_that_waits_to_be_stored_is_not_given_to_another(log: Driver) -> None:
+    waiting = log.log.audience([1])
+    waiting.waiting += 1
+    for number in range(2, 2 + 3 * KEEP_NOTHING.audiences):
+        log.log.audience([number])
+    assert log.log.audience([1]) is waiting
+    assert not waiting.gone
+
+
+def test_removed_receivers_are_forgotten_when_nothing_refers_to_them(log: Driver) -> None:
+    log.receivers(3, 4)
+    audience = log.log.audience([1, 3])
+    batch = make_batch(audience, 1)
+    log.append(batch)
+    settle(log, 1, batch, 1)
+    settle(log, 3, batch, 1)
+    log.append(removed=[3, 4])
+    drop_all(log)
+    log.log._store.tidied_at = None
+    drop_all(log, NOW + 2)  # what became of its message is still known for some days
+    assert log.log.take_forgotten() == []
+    later = NOW + 8 * 24 * HOUR
+    drop_all(log, later)
+    drop_all(log, later + HOUR)
+    # The highest number stays: numbers are never used again.
+    assert log.log.take_forgotten() == [3]
+    assert log.log.take_forgotten() == []
+    log.reopen()
+    assert [row.number for row in log.snapshot.receivers] == [1, 2, 4]
