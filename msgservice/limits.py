@@ -85,6 +85,8 @@ class Limits:
     incarnations: int = 1_000  # remembered of senders that are away with all settled
     sender_ranges: int = 10_000  # taken above the floor, of one incarnation
     dead_bytes: int = 0  # dead letters of one receiver; 0: a quarter of max_bytes
+    # --- what the node says on standard output and error
+    output_bytes: int = 1024 * 1024  # that wait for their reader; more is dropped
     # --- stopping
     stop_timeout: float = 10.0
 

@@ -19,6 +19,7 @@ from twisted.python.usage import UsageError
 
 from msgservice.config import Config, Flags, load_config
 from msgservice.errors import ConfigError
+from msgservice.output import keep_flowing
 
 
 class Options(UsageOptions):
@@ -95,6 +96,7 @@ def _build(config: Config) -> IService:
     from msgservice.node.assembly import build_service
 
     bridge_logging()
+    keep_flowing(reactor, config.limits.output_bytes)
     service: IService = build_service(config, reactor=reactor)
     return service
 

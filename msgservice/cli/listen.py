@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from msgservice.attachment import Attachment
 from msgservice.cli.session import Session, node_options
-from msgservice.errors import Refused
+from msgservice.errors import MsgServiceError, Refused
 from msgservice.received import ReceivedMessage
 from msgservice.receiver import Receiver
 
@@ -73,6 +73,13 @@ async def _forget(session: Session, reactor: Any, client: Any, name: str) -> Non
     await session.request(reactor, client, subject, name=name, confirm=waiting)
 
 
+class CannotPrint(MsgServiceError):
+    """Standard output takes nothing: that is this command's trouble, and no message's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot print what comes: {error.strerror}; it waits at the node")
+
+
 class Watch:
     """Looks whether the connection stands; what ends it for good ends the command."""
 
@@ -120,6 +127,7 @@ class Printer:
         self.done: Deferred[None] = Deferred()
         self._reactor = reactor
         self._is_done = False
+        self._error: CannotPrint | None = None
         self._out, self._left = out, count
         self._form = _as_json if as_json else _with_subject if out.isatty() else _bare
         self._surplus: list[Deferred[None]] = []
@@ -132,10 +140,12 @@ class Printer:
             self._out.write(self._form(message) + b"\n")
             self._out.flush()
         except BrokenPipeError:
-            # Who read it has read enough. What is still buffered must not fail again at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
-            self._finish()
-            return self._keep()
+            # Who read it has read enough.
+            return self._end_output(None)
+        except OSError as error:
+            # A full disk, most likely. A failed attempt would not be the message's fault, and each
+            # would soon have had all of its own.
+            return self._end_output(CannotPrint(error))
         if self._left is not None:
             self._left -= 1
             if self._left == 0:
@@ -148,6 +158,13 @@ class Printer:
         for kept in surplus:
             kept.cancel()
 
+    def _end_output(self, error: CannotPrint | None) -> Deferred[None]:
+        # What is still buffered must not fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+        self._error = error
+        self._finish()
+        return self._keep()
+
     def _finish(self) -> None:
         self._is_done = True
         # Not now: whoever waits stops the receiver, which still has to hear what this call returns.
@@ -155,7 +172,10 @@ class Printer:
 
     def _fire(self) -> None:
         if not self.done.called:  # else it was cancelled by a signal
-            self.done.callback(None)
+            if self._error is None:
+                self.done.callback(None)
+            else:
+                self.done.errback(self._error)
 
     def _keep(self) -> Deferred[None]:
         kept: Deferred[None] = Deferred()

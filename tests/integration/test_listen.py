@@ -106,6 +106,29 @@ def test_the_end_of_a_pipe_ends_it(msgservice: Command) -> None:
     assert 0 < msgservice.receiver("pipe")["queued"] < 100_000
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_an_output_that_takes_nothing_ends_it_and_costs_no_message_an_attempt(
+    msgservice: Command, form: tuple[str, ...]
+) -> None:
+    name = f"full-{len(form)}"
+    msgservice("receivers", "add", name, name)
+    msgservice("send", name, stdin=b"a line\n" * 100)
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [BIN / "msgservice", "listen", name, "--node", msgservice.node, *form],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE,
+        )
+    assert 1 == ended.returncode
+    assert b"No space left on device" in ended.stderr
+    assert 1 == ended.stderr.count(b"\n")
+    row = msgservice.receiver(name)
+    assert (100, 0) == (row["queued"], row["attempts"])
+    assert not any(row["settled"].values())
+    assert 100 == msgservice("listen", name, "--count", "100").out.count("a line")
+
+
 def test_one_that_is_replaced_ends(msgservice: Command) -> None:
     first = start(msgservice, "listen", "twice", "twice", stderr=subprocess.PIPE)
     while "twice" not in msgservice("receivers", "list").out:

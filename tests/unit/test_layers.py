@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "msgservice"
 
 # Lowest first; a module may import its own layer and those before it.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "limits"),
+    ("errors", "limits", "output"),
     ("message", "codecs", "interfaces", "records"),
     ("core",),
     ("log", "transport", "clock", "connection"),
