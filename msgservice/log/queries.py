@@ -20,7 +20,7 @@ from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import Run
 from msgservice.log.schema import as_json, one, rows
 from msgservice.log.state import SETTLED, State
-from msgservice.message import Status
+from msgservice.message import Status, header_size, message_sizes
 from msgservice.records import (
     NOBODY,
     Account,
@@ -33,6 +33,7 @@ from msgservice.records import (
 
 PAGE_BYTES = 4 * 1024 * 1024  # one read transaction (SEMANTICS 19)
 PAGE_ROWS = 4096
+SPLIT_MAX = 64  # batches looked into for what of them is settled, in one account
 _CRC_PIECE = 5 * 1024
 
 _decode_json = msgspec.json.Decoder(list[list[int]]).decode
@@ -245,6 +246,54 @@ def bytes_from(db: apsw.Connection, audiences: Iterable[int], position: int) -> 
     )
 
 
+def queued_bytes(
+    db: apsw.Connection, cursor: int, audiences: Sequence[int], final: Sequence[tuple[int, int]]
+) -> int:
+    """Return the bytes of what is not final at a receiver: exact but for very many split batches.
+
+    A batch's header counts with its first message. Of more than `SPLIT_MAX` batches that are
+    settled in part, those beyond count whole.
+    """
+    waiting = bytes_from(db, audiences, cursor)
+    split: dict[int, list[tuple[int, int]]] = {}  # number -> settled indexes, first and last
+
+    def settled_in(first: int, last: int) -> None:
+        """Note the part of one batch."""
+        split.setdefault(number_of(first), []).append((first & 0xFFFF, last & 0xFFFF))
+
+    if waiting and cursor >= 0:
+        settled_in(position_of(number_of(cursor)), cursor)
+    for first, last in final:
+        first = max(first, cursor + 1)
+        begin = first if not first & 0xFFFF else position_of(number_of(first) + 1)
+        if begin != first:
+            settled_in(first, min(last, begin - 1))
+        if begin <= last:
+            inside = bytes_from(db, audiences, begin - 1) - bytes_from(db, audiences, last)
+            waiting -= inside
+            settled_in(position_of(number_of(last)), last)
+    return waiting - _settled_bytes(db, set(audiences), split)
+
+
+def _settled_bytes(
+    db: apsw.Connection, audiences: set[int], split: dict[int, list[tuple[int, int]]]
+) -> int:
+    """Return the bytes of the settled parts of these batches; one that is settled whole is none."""
+    size_sum = 0
+    for number in sorted(split)[:SPLIT_MAX]:
+        row = one(db, "select audience, count, frame from batch where number = ?", (number,))
+        if row is None or row[0] not in audiences or row[2] is None:
+            continue
+        _audience, count, frame = row
+        parts = [part for part in split[number] if part[0] or part[1] < count - 1]
+        if parts:
+            sizes = message_sizes(frame)
+            for first, last in parts:
+                size_sum += sum(sizes[first : last + 1])
+                size_sum += 0 if first else header_size(frame)
+    return size_sum
+
+
 def count_up_to(db: apsw.Connection, audiences: Iterable[int], position: int) -> int:
     """Return how many messages of these audiences have a position of at most `position`."""
     return int(
@@ -265,16 +314,6 @@ def count_all(db: apsw.Connection, audiences: Iterable[int]) -> int:
     return int(one(db, _ALL, (as_json(list(audiences)),)))
 
 
-def queued(
-    db: apsw.Connection, receiver: int, cursor: int, audiences: Sequence[int], routed: int
-) -> int:
-    """Return what is not final at a receiver, from the log alone.
-
-    All of its audiences less what lies before its cursor, less the final exceptions above it.
-    """
-    return queued_of(db, cursor, audiences, routed, final_above(db, receiver, cursor))
-
-
 def final_above(db: apsw.Connection, receiver: int, cursor: int) -> list[tuple[int, int]]:
     """Return the positions above a receiver's cursor that are final there."""
     found = rows(
@@ -293,7 +332,10 @@ def queued_of(
     routed: int,
     final: Iterable[tuple[int, int]],
 ) -> int:
-    """Return what is not final at a receiver, its final exceptions above the cursor given."""
+    """Return what is not final at a receiver, from the log alone.
+
+    All of its audiences less what lies before its cursor, less its `final` exceptions above it.
+    """
     waiting = routed - count_up_to(db, audiences, cursor)
     for first, last in final:
         first = max(first, cursor + 1)
@@ -321,14 +363,15 @@ def account(db: apsw.Connection, receiver: int, members: dict[int, list[int]]) -
     cursor, _removed, collected, *settled, base = row
     audiences = members.get(receiver, [])
     routed = count_all(db, audiences)
+    final = final_above(db, receiver, cursor)
     return Account(
         receiver=receiver,
         routed=routed + collected + base,
-        queued=queued(db, receiver, cursor, audiences, routed),
+        queued=queued_of(db, cursor, audiences, routed, final),
         settled={
             int(status): count for status, count in zip(SETTLED, settled, strict=True) if count
         },
-        queued_bytes=bytes_from(db, audiences, cursor),
+        queued_bytes=queued_bytes(db, cursor, audiences, final),
     )
 
 

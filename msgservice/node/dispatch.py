@@ -150,7 +150,7 @@ class Dispatch:
             if outlet.queued_bytes * 2 < limit and not row.suspended:
                 continue
             if outlet.caught_up:
-                # At start it was all that lies above the cursor, settled there or not.
+                # At start it may have been more: of very many split batches all was counted.
                 outlet.queued_bytes = 0
             at_limit = outlet.queued_bytes >= limit
             suspend = row.on_full == "suspend" and (

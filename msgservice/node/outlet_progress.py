@@ -31,8 +31,7 @@ class OutletProgress:
 
     def __init__(self, node: DeliveryShared, row: ReceiverRow) -> None:
         self.row = row
-        # For the backlog limit: exact for what was stored since the start; of what was there then,
-        # all that lies above the cursor, until it has caught up.
+        # For the backlog limit: at start as the log's account says, then counted.
         self.queued_bytes = 0
         self.last_error = ""
         self._node = node

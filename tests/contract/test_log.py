@@ -12,7 +12,7 @@ from zope.interface.verify import verifyObject
 from msgservice.errors import ContentChanged, LimitReached, LogFull
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
-from msgservice.message import Status, decode_messages
+from msgservice.message import Status, decode_messages, header_size, message_sizes
 from msgservice.records import (
     Batch,
     DeadLetter,
@@ -609,6 +609,43 @@ def test_a_damaged_row_of_one_receiver_costs_that_receiver_and_not_the_log(log: 
     removed = next(r for r in log.snapshot.receivers if r.number == 1)
     assert removed.settled == {Status.REMOVED: 6}
     assert log.wait(log.log.audit()) == []
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_18_what_waits_is_counted_exactly_however_it_was_settled(log: Driver, seed: int) -> None:
+    rng = random.Random(seed)
+    log.receivers(1, 2)
+    mine, other = log.log.audience([1]), log.log.audience([2])
+    batches: list[Batch] = []
+    sequence = 1
+    for _ in range(14):
+        bodies = [bytes(rng.randrange(1, 400)) for _ in range(rng.choice([1, 1, 3, 20]))]
+        batch = make_batch(rng.choice([mine, mine, other]), sequence, bodies)
+        sequence += len(bodies)
+        log.append(batch)
+        batches.append(batch)
+    sizes: dict[int, int] = {}
+    for batch in batches:
+        if batch.audience is mine:
+            for index, size in enumerate(message_sizes(batch.messages)):
+                header = 0 if index else header_size(batch.messages)
+                sizes[batch.first + index] = size + header
+    places = sorted(sizes)
+    cursor = rng.choice([places[0] - 1, *places[:8]])
+    above = [place for place in places if place > cursor]
+    rows = []
+    while above:
+        skip, take = rng.randrange(1, 6), rng.randrange(1, 9)
+        part, above = above[skip : skip + take], above[skip + take :]
+        if part:
+            rows.append(exception(1, part[0], part[-1], Status.ACKNOWLEDGED))
+    done = {p for p in places if p <= cursor}
+    done |= {p for row in rows for p in places if row.first <= p <= row.last}
+    log.progress(1, cursor, exceptions=rows, settled={Status.ACKNOWLEDGED: len(done)})
+    account = next(a for a in log.wait(log.log.accounts()) if a.receiver == 1)
+    assert account.queued == len(places) - len(done)
+    assert account.queued_bytes == sum(sizes[p] for p in places if p not in done)
+    assert account.unaccounted == 0
 
 
 # --- history, find, dead letters -----------------------------------------------------------------
