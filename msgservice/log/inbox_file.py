@@ -27,7 +27,15 @@ from msgservice.errors import DataFolderUnusable, LogFailed, LogUnavailable, Rej
 from msgservice.log.base import told_as_damage
 from msgservice.log.folder import FolderLock, check_filesystem, make_folder
 from msgservice.log.inbox_rejections import Fresh, Rejections
-from msgservice.log.schema import check_sqlite, connect, one, prepare, rows
+from msgservice.log.schema import (
+    check_sqlite,
+    connect,
+    full_is_told,
+    is_full,
+    one,
+    prepare,
+    rows,
+)
 from msgservice.log.staging import encode_ranges
 from msgservice.log.state import Key, SenderState
 from msgservice.log.writer import Worker
@@ -378,11 +386,12 @@ class InboxFile:
         """On the worker's thread: nothing else touches the connection meanwhile."""
         db = self._db
         assert db is not None
-        db.execute(_COMMIT)
+        with full_is_told(db):
+            db.execute(_COMMIT)
         self._commits += 1
         if self._commits % CHECKPOINT_COMMITS == 0:
             # No room for that is no reason to take back what is committed.
-            with suppress(apsw.FullError):
+            with suppress(apsw.FullError), full_is_told(db):
                 db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _committed(
@@ -416,7 +425,7 @@ class InboxFile:
     def _undo(self, failure: Failure) -> Exception:
         """Roll back what could not be committed; return what to tell."""
         assert self._db is not None
-        full = failure.check(apsw.FullError, apsw.BusyError) is not None
+        full = failure.check(apsw.BusyError) is not None or is_full(self._db, failure.value)
         try:
             if self._db.in_transaction:
                 self._db.execute(_ROLLBACK)

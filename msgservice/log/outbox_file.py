@@ -27,8 +27,16 @@ from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnav
 from msgservice.log.base import told_as_damage
 from msgservice.log.folder import FolderLock, check_filesystem, make_folder
 from msgservice.log.outbox_backlog import Backlog, OutboxRun
-from msgservice.log.schema import as_json, check_sqlite, connect, insert_steps, one, prepare
-from msgservice.log.wholeness import Mark, MarkFile, MarkWriter, read_mark
+from msgservice.log.schema import (
+    as_json,
+    check_sqlite,
+    connect,
+    insert_steps,
+    is_full,
+    one,
+    prepare,
+)
+from msgservice.log.wholeness import Mark, MarkWriter, begin_mark, read_mark
 from msgservice.log.writer import Worker
 
 APPLICATION_ID = 0x6D736F62  # "msob"
@@ -155,8 +163,14 @@ class OutboxFile:
         except BaseException:
             self._lock.release()
             raise
-        file = MarkFile(self._mark_path)
-        file.write(Mark(_MARKED, snapshot.sequence, 0, 0))
+        try:
+            file = begin_mark(self._mark_path, Mark(_MARKED, snapshot.sequence, 0, 0))
+        except OSError as error:
+            assert self._db is not None
+            self._db.close(True)
+            self._lock.release()
+            reason = f"{self._mark_path.name}: {error.strerror or error}"
+            raise DataFolderUnusable(str(self.path), reason) from error
         self._marks = MarkWriter(file)
         return snapshot
 
@@ -434,13 +448,13 @@ class OutboxFile:
             for sql, parameters in steps:
                 db.execute(sql, parameters)
             db.execute("commit")
-        except apsw.FullError as error:
-            if checkpoint:
-                return  # the transaction is in the write-ahead log all the same
-            if db.in_transaction:
-                db.execute("rollback")
-            raise LogUnavailable(str(error)) from error
         except apsw.Error as error:
+            if is_full(db, error):
+                if checkpoint:
+                    return  # the transaction is in the write-ahead log all the same
+                if db.in_transaction:
+                    db.execute("rollback")
+                raise LogUnavailable(f"no room: {error}") from error
             # As for a log (SEMANTICS 19), but here the process can only be told: what is not
             # synced was not told either.
             self._failed = LogFailed(

@@ -17,7 +17,7 @@ import msgspec
 
 from msgservice.limits import RUNS_REMEMBERED
 from msgservice.log import history
-from msgservice.log.schema import as_json, insert_steps, one, rows
+from msgservice.log.schema import as_json, full_is_told, insert_steps, one, rows
 from msgservice.log.staging import DEAD_OVERHEAD, Operation, age_operations
 from msgservice.log.state import Key, ReceiverState, SenderState, Totals
 from msgservice.log.store import Store
@@ -608,7 +608,8 @@ def _shrink(store: Store) -> bool:
         return False
     try:
         # Each row that this statement steps through is one page.
-        rows(store.db, f"pragma incremental_vacuum({min(spare, VACUUM_PAGES)})")
+        with full_is_told(store.db):
+            rows(store.db, f"pragma incremental_vacuum({min(spare, VACUUM_PAGES)})")
     except apsw.FullError:
         return False  # tried again with the next call
     store.wrote(min(spare, VACUUM_PAGES) * 64)

@@ -8,9 +8,10 @@ writes messages.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 
 APPLICATION_ID = 0x6D736773  # "msgs"
 SCHEMA_VERSION = 3
+
+BACKUP_PAGES = 1000  # of one step
+COPY_MARGIN = 1024 * 1024  # bytes that a migration may take beside the copy
 
 BUSY_WAIT_MS = 5000  # for the other connection of this process, which reads pages
 
@@ -242,6 +246,37 @@ def check_sqlite() -> None:
         )
 
 
+# What a write fails with when there is no room for it: the disk, a quota, a limit on the file.
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# A sync that failed is more than that: nothing written before it is to be trusted.
+_FAILED_SYNCS = (apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_DIR_FSYNC)
+
+
+def is_full(db: apsw.Connection, error: BaseException | None) -> bool:
+    """Whether this error of the connection's last call means that there is no room.
+
+    SQLite has a code of its own for ENOSPC only; all others are failed writes to it.
+    """
+    if isinstance(error, apsw.FullError):
+        return True
+    return (
+        isinstance(error, (apsw.IOError, apsw.CantOpenError))
+        and getattr(error, "extendedresult", 0) not in _FAILED_SYNCS
+        and db.system_errno in FULL_ERRNOS
+    )
+
+
+@contextmanager
+def full_is_told(db: apsw.Connection) -> Iterator[None]:
+    """Turn what means that there is no room into `apsw.FullError`."""
+    try:
+        yield
+    except (apsw.IOError, apsw.CantOpenError) as error:
+        if is_full(db, error):
+            raise apsw.FullError(f"no room: {error}") from error
+        raise
+
+
 def make_private(path: str | Path) -> None:
     """Files of ours are their owner's alone, whatever the umask and the folder's mode.
 
@@ -272,6 +307,12 @@ def connect(path: str, *, vfs: str | None = None, readonly: bool = False) -> aps
         with suppress(OSError):  # SQLite says it better
             make_private(path)
     db = apsw.Connection(path, flags=flags, vfs=vfs, statementcachesize=256)
+    with full_is_told(db):
+        _prepare_connection(db, readonly=readonly)
+    return db
+
+
+def _prepare_connection(db: apsw.Connection, *, readonly: bool) -> None:
     db.set_busy_timeout(BUSY_WAIT_MS)
     # A close must not fold a damaged WAL into the file before it has been looked at.
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -285,7 +326,6 @@ def connect(path: str, *, vfs: str | None = None, readonly: bool = False) -> aps
     db.execute("pragma cache_size = -16384")
     if readonly:
         db.execute("pragma query_only = 1")
-    return db
 
 
 def version_of(db: apsw.Connection) -> int:
@@ -326,6 +366,7 @@ def migrate(db: apsw.Connection, path: Path | None) -> list[str]:
     if version > SCHEMA_VERSION:
         raise LogTooNew(version, SCHEMA_VERSION)
     notices = []
+    copy: Path | None = None
     for target in range(version + 1, SCHEMA_VERSION + 1):
         if version and path is not None:
             copy = path.with_name(f"{path.name}.before-{target}")
@@ -340,29 +381,76 @@ def migrate(db: apsw.Connection, path: Path | None) -> list[str]:
         except BaseException:
             if db.in_transaction:
                 db.execute("rollback")
+            if copy is not None:
+                copy.unlink(missing_ok=True)  # of a file that is as it was: it only takes room
             raise
     return notices
 
 
 def backup(db: apsw.Connection, target: Path) -> None:
-    """Write a whole, synced copy of the database to `target`, replacing what is there."""
+    """Write a whole, synced copy of the database to `target`, replacing what is there.
+
+    It is of the moment when it begins, however much is written meanwhile. Raises
+    `DataFolderUnusable` where there is no room for it, and leaves nothing behind then.
+    """
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
-    make_private(partial)
-    copy = apsw.Connection(str(partial))
+    needed = one(db, "pragma page_count") * one(db, "pragma page_size") + COPY_MARGIN
+    _check_room(target, needed)
     try:
-        with copy.backup("main", db, "main") as running:
-            while not running.done:
-                running.step(1000)
-    finally:
-        copy.close()
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    partial.replace(target)
+        make_private(partial)
+        _copy_pages(db, partial)
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        partial.replace(target)
+    except (apsw.FullError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno not in FULL_ERRNOS:
+            raise
+        _check_room(target, needed)
+        raise DataFolderUnusable(str(target.parent), _no_room(target, needed, "too few")) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(target.parent)
+
+
+def _copy_pages(db: apsw.Connection, partial: Path) -> None:
+    # Inside a transaction that reads: otherwise a backup begins anew after every commit of another
+    # connection, and under load never ends.
+    db.execute("begin")
+    try:
+        one(db, "select count(*) from sqlite_schema")
+        copy = apsw.Connection(str(partial))
+        try:
+            with full_is_told(copy), copy.backup("main", db, "main") as running:
+                while not running.done:
+                    _step(running)
+        finally:
+            copy.close()
+    finally:
+        db.execute("rollback")
+
+
+def _step(running: apsw.Backup) -> None:
+    running.step(BACKUP_PAGES)
+
+
+def _check_room(target: Path, needed: int) -> None:
+    found = os.statvfs(target.parent)
+    free = found.f_bavail * found.f_frsize
+    if free < needed:
+        raise DataFolderUnusable(str(target.parent), _no_room(target, needed, str(free)))
+
+
+def _no_room(target: Path, needed: int, free: str) -> str:
+    return (
+        f"the copy {target.name} needs {needed} bytes, {free} are free: make room; nothing was"
+        " changed"
+    )
 
 
 def sync_folder(folder: Path) -> None:

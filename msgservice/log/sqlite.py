@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -19,7 +20,7 @@ from msgservice.errors import DataFolderUnusable, LogDamaged
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog, told_as_damage
 from msgservice.log.folder import LOCK_NAME, FolderLock, Reserve, check_filesystem, make_folder
-from msgservice.log.schema import check_sqlite, connect, migrate
+from msgservice.log.schema import FULL_ERRNOS, check_sqlite, connect, migrate
 from msgservice.log.store import Store
 from msgservice.log.wholeness import (
     MARK_INTERVAL,
@@ -27,6 +28,7 @@ from msgservice.log.wholeness import (
     Mark,
     MarkFile,
     MarkWriter,
+    begin_mark,
     check_mark,
     read_mark,
 )
@@ -137,15 +139,33 @@ class SqliteLog(StoreLog):
             raise LogDamaged(f"{LOG_NAME} is missing", 1, mark.number)
         try:
             with told_as_damage(mark.number if mark is not None else 0):
-                notices = self._check_and_load(path, mark)
+                try:
+                    notices = self._check_and_load(path, mark)
+                except apsw.FullError:
+                    if not self._reserve.give_up():
+                        raise
+                    notices = self._check_and_load(path, mark)
         except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError) as error:
             raise DataFolderUnusable(str(self.folder), str(error)) from error
         store.fullness()
         state = store.state
-        file = MarkFile(mark_path)
-        file.write(Mark(state.log_id, state.next_number - 1, state.commits, state.chain))
+        mark = Mark(state.log_id, state.next_number - 1, state.commits, state.chain)
+        try:
+            file = self._begin_mark(mark_path, mark)
+        except OSError as error:
+            store.db.close(True)
+            reason = f"{MARK_NAME}: {error.strerror or error}"
+            raise DataFolderUnusable(str(self.folder), reason) from error
         store.marks = MarkWriter(file, self._mark_interval)
         return store.snapshot(notices)
+
+    def _begin_mark(self, path: Path, mark: Mark) -> MarkFile:
+        try:
+            return begin_mark(path, mark)
+        except OSError as error:
+            if error.errno not in FULL_ERRNOS or not self._reserve.give_up():
+                raise
+            return begin_mark(path, mark)
 
     def _check_and_load(self, path: Path, mark: Mark | None) -> list[str]:
         store = self._store
@@ -156,7 +176,8 @@ class SqliteLog(StoreLog):
             store.load()
             check_mark(mark, store.state, store.db)
             store.save()
-            store.checkpoint(truncate=True, raising=True)
+            with suppress(apsw.FullError):  # what is in the WAL is synced there
+                store.fold()
         except BaseException:
             # Without folding the WAL in: a damaged one stays as it is, for whoever repairs it.
             store.db.close(True)

@@ -23,7 +23,7 @@ from msgservice.log import queries
 from msgservice.log.dedupe import forget_numbers, take_batches
 from msgservice.log.folder import Reserve
 from msgservice.log.loading import load, snapshot
-from msgservice.log.schema import BUSY_WAIT_MS, connect, one
+from msgservice.log.schema import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
 from msgservice.log.staging import (
     Operation,
     age_operations,
@@ -269,7 +269,18 @@ class Store:
             self.state.adopt(staged)
 
     def transact(self, operations: list[Operation]) -> None:
-        """Run the operations in one transaction; a single one is its own."""
+        """Run the operations in one transaction; a single one is its own.
+
+        Raises `apsw.FullError` where there is no room, whatever the system calls that.
+        """
+        try:
+            self._transact(operations)
+        except (apsw.IOError, apsw.CantOpenError) as error:
+            if is_full(self.db, error):
+                raise apsw.FullError(f"no room: {error}") from error
+            raise
+
+    def _transact(self, operations: list[Operation]) -> None:
         db = self.db
         if not operations:
             return
@@ -310,7 +321,7 @@ class Store:
             self.db.close(True)
             self.connect()
             self.load()
-            self.checkpoint(truncate=True, raising=True)
+            self.fold()
         except (apsw.Error, LogDamaged) as second:
             self.failed = LogFailed(f"{error}; then reopening failed: {second}")
             raise self.failed from second
@@ -326,14 +337,27 @@ class Store:
         state = self.state
         mark = Mark(state.log_id, state.next_number - 1, state.commits, state.chain)
         self.marks.submit(mark)
+        if self.marks.is_full and self.reserve is not None:
+            self.reserve.give_up()  # for the mark; accepting stops until it can be made again
         try:
             if self._strict:
-                self.marks.wait(mark)
+                self._wait_for(mark)
             elif self.marks.error is not None:
                 raise self.marks.error
         except OSError as error:
             self.failed = LogFailed(f"the high-water mark cannot be written: {error}")
             raise self.failed from error
+
+    def _wait_for(self, mark: Mark) -> None:
+        assert self.marks is not None
+        try:
+            self.marks.wait(mark)
+        except OSError as error:
+            if error.errno not in FULL_ERRNOS or self.reserve is None:
+                raise
+            if not self.reserve.give_up():
+                raise
+            self.marks.wait(mark)
 
     # --- saving and folding --------------------------------------------------------------------
 
@@ -384,9 +408,22 @@ class Store:
             if raising:
                 raise
         except apsw.Error as error:
+            if is_full(self.db, error):
+                if raising:
+                    raise apsw.FullError(f"no room: {error}") from error
+                return
             if raising:
                 raise
             self._recover(Staged(self.state), error)
+
+    def fold(self) -> None:
+        """Fold the WAL into the file and sync it, on the reserve's blocks if need be, or raise."""
+        try:
+            self.checkpoint(truncate=True, raising=True)
+        except apsw.FullError:
+            if self.reserve is None or not self.reserve.give_up():
+                raise
+            self.checkpoint(truncate=True, raising=True)
 
     def _begin_wal_anew(self) -> None:
         """Wait for readers, who were always somewhere in the WAL; a page of theirs is short."""

@@ -21,7 +21,7 @@ import apsw
 
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import chain_of
-from msgservice.log.schema import one, open_private, sync_folder
+from msgservice.log.schema import FULL_ERRNOS, one, open_private, sync_folder
 from msgservice.log.state import State
 
 MARK_NAME = "log.mark"
@@ -75,10 +75,14 @@ class MarkFile:
         new = not path.exists()
         self._descriptor = open_private(path)
         self._turn = 0
-        if new or os.fstat(self._descriptor).st_size < _FILE_SIZE:
-            os.posix_fallocate(self._descriptor, 0, _FILE_SIZE)
-            os.fsync(self._descriptor)
-            sync_folder(path.parent)
+        try:
+            if new or os.fstat(self._descriptor).st_size < _FILE_SIZE:
+                os.posix_fallocate(self._descriptor, 0, _FILE_SIZE)
+                os.fsync(self._descriptor)
+                sync_folder(path.parent)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
 
     def write(self, mark: Mark) -> None:
         """Write and sync."""
@@ -91,10 +95,22 @@ class MarkFile:
         os.close(self._descriptor)
 
 
+def begin_mark(path: Path, mark: Mark) -> MarkFile:
+    """Open the file, made if needed, and write the first mark; raises `OSError`."""
+    file = MarkFile(path)
+    try:
+        file.write(mark)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 # Seconds between two marks. A mark for every group would be as many syncs again as the groups are,
 # on the same disk at the same time (bench/latency.py: a tenth of a message's way); what the mark
 # does not cover yet is guarded by `PeerForgot`, as the last group always is (SEMANTICS 22).
 MARK_INTERVAL = 0.005
+FULL_WAIT = 0.2  # seconds until a mark that had no room is tried again
 
 
 class MarkWriter:
@@ -113,9 +129,15 @@ class MarkWriter:
         self._stopping = threading.Event()
         self._next: Mark | None = None
         self._written: Mark | None = None
+        self._full: OSError | None = None  # no room for the newest: it is tried again
         self.error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="msgservice log mark", daemon=True)
         self._thread.start()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there was no room for the newest mark; it is written as soon as there is."""
+        return self._full is not None
 
     def submit(self, mark: Mark) -> None:
         """Have this mark written, unless a newer one comes first."""
@@ -124,15 +146,33 @@ class MarkWriter:
             self._submitted.notify()
 
     def wait(self, mark: Mark) -> None:
-        """Return when `mark` or a newer one is synced; raises the `OSError` that prevents it."""
+        """Return when `mark` or a newer one is synced; raises the `OSError` that prevents it.
+
+        Where that is want of room, it may be called again once there is some.
+        """
         with self._synced:
-            while self.error is None and not (
-                self._written is not None
-                and (self._written.number, self._written.commits) >= (mark.number, mark.commits)
+            self._full = None
+            while (
+                self.error is None
+                and self._full is None
+                and not (
+                    self._written is not None
+                    and (self._written.number, self._written.commits) >= (mark.number, mark.commits)
+                )
             ):
                 self._synced.wait()
-            if self.error is not None:
-                raise self.error
+            error = self.error or self._full
+            if error is not None:
+                raise error
+
+    def _put_back(self, mark: Mark, error: OSError) -> bool:
+        """Wait before a mark that had no room is tried again; False when all is to end."""
+        with self._synced:
+            self._full = error
+            if self._next is None:
+                self._next = mark
+            self._synced.notify_all()
+        return not self._stopping.wait(FULL_WAIT)
 
     def stop(self) -> None:
         """Write what is waiting, end the thread and close the file."""
@@ -153,11 +193,16 @@ class MarkWriter:
             try:
                 self._file.write(mark)
             except OSError as error:
+                if error.errno in FULL_ERRNOS:
+                    if self._put_back(mark, error):
+                        continue
+                    return
                 with self._synced:
                     self.error = error
                     self._synced.notify_all()
                 return
             with self._synced:
+                self._full = None
                 self._written = mark
                 self._synced.notify_all()
             if self._interval:
