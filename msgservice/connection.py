@@ -25,7 +25,7 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.core.session import Greeted, Opened, PeerBye, PeerError, Session, State
-from msgservice.errors import LimitReached, ProtocolError
+from msgservice.errors import ConnectionLimit, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.records import Resume
@@ -38,13 +38,6 @@ ANSWERS = "answers"  # the peer has not read its answers
 
 PREFIX_BYTES = 4
 RANGE_BYTES = 20  # of a RESUME's range, as encoded, at most
-
-
-class LimitReachedOnConnection(ProtocolError, LimitReached):
-    """A limit of one connection: that connection ends."""
-
-    def __init__(self, limit: str, value: int) -> None:
-        LimitReached.__init__(self, limit, value)
 
 
 class Owner(Protocol):
@@ -316,10 +309,11 @@ class Connection:
         limit = self._limits.unauthenticated_bytes
         ranges = self.session.ranges_max if self.session.state is State.RESUMING else 0
         if self._before_open > limit + RANGE_BYTES * ranges:
-            raise LimitReachedOnConnection("unauthenticated_bytes", limit)
+            raise ConnectionLimit("unauthenticated_bytes", limit)
 
     def _event(self, event: object) -> None:
         if isinstance(event, Greeted):
+            self._rearm()  # its heartbeat may be so short that silence is due before a RESUME
             self.owner.greeted(self, event.hello)
         elif isinstance(event, Opened):
             assert self.channel is not None

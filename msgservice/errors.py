@@ -1,7 +1,8 @@
 """The error tree: every error that msgservice raises on purpose, and its code on the wire.
 
 `ProtocolError` and what is below it is the fault of the other side of a connection; it ends that
-connection with an ERROR frame that carries `wire_code`. `Refused` and what is below it is about
+connection with an ERROR frame that carries `wire_code`; `passes` says whether the same may be said
+again later, and be taken. `Refused` and what is below it is about
 one message that was never accepted. Errors carry facts as attributes; the sentence is for people.
 `docs/errors.md` lists them all, and a test compares it with this module.
 """
@@ -23,6 +24,7 @@ class ProtocolError(MsgServiceError):
     """The peer sent what it may not send; this connection ends, no other is touched."""
 
     wire_code: ClassVar[int] = 1
+    passes: ClassVar[bool] = False
 
 
 class MalformedFrame(ProtocolError):
@@ -75,6 +77,7 @@ class DeadlinePassed(ProtocolError):
     """The peer took longer than allowed: for its HELLO, for half a frame, for reading."""
 
     wire_code = 7
+    passes = True
 
     def __init__(self, what: str, seconds: float) -> None:
         super().__init__(f"{what} not within {seconds:g} s")
@@ -122,7 +125,7 @@ class ContentChanged(ProtocolError):
 
 
 class NameMismatch(ProtocolError):
-    """The peer is not who it must be (SEMANTICS 27), or the name is held (SEMANTICS 5)."""
+    """The peer is not who it must be (SEMANTICS 27)."""
 
     wire_code = 12
 
@@ -137,6 +140,7 @@ class HalfOpen(ProtocolError):
     """Nothing was heard from the peer for 2.5 heartbeats."""
 
     wire_code = 14
+    passes = True
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"nothing heard for {seconds:g} s")
@@ -161,6 +165,38 @@ class WindowExceeded(ProtocolError):
     def __init__(self, unit: str, unanswered: int, limit: int) -> None:
         super().__init__(f"{unanswered} {unit} unanswered, at most {limit} allowed (window_{unit})")
         self.unit, self.unanswered, self.limit = unit, unanswered, limit
+
+
+class NameHeld(ProtocolError):
+    """A receiver's name was replaced too often, and is held for a while (SEMANTICS 5)."""
+
+    wire_code = 17
+    passes = True
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(f"receiver {name!r} was replaced too often: it is held for {seconds:g} s")
+        self.name, self.seconds = name, seconds
+
+
+class ConfiguredOtherwise(ProtocolError):
+    """A receiver asks for patterns or an order other than those that the node has configured."""
+
+    wire_code = 18
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"the {what} of {name!r} is configured, and another one")
+        self.name, self.what = name, what
+
+
+class ConnectionLimit(ProtocolError):
+    """A limit of the node, named, leaves this connection no room."""
+
+    wire_code = 19
+    passes = True
+
+    def __init__(self, limit: str, value: int) -> None:
+        super().__init__(f"limit {limit} = {value} reached")
+        self.limit, self.value = limit, value
 
 
 # --- One message was not accepted ---------------------------------------------------------------

@@ -39,6 +39,7 @@ class HelloOptions(msgspec.Struct, omit_defaults=True):
     max_batch: Integer | None = None  # bytes
     heartbeat: Integer | None = None  # ms
     window: Pair | None = None  # messages, bytes that I take unanswered
+    requests: Integer | None = None  # calls that I take unanswered
     auth: list[str] | None = None
     node: Name | None = None
     lease: Integer | None = None

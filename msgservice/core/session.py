@@ -213,13 +213,16 @@ class Session:
         Raises nothing: what the other side did wrong ends in `failed`.
         """
         act = TABLE[self.state][type(frame)]
+        if self.bye_received and type(frame) is Transfer and self.state is State.CLOSING:
+            act = Act.REFUSE  # it crossed nothing: its sender had said that none would follow
         if act is Act.PASS:
             return frame
         if act is Act.IGNORE:
             return None
         try:
             if act is Act.REFUSE:
-                raise UnexpectedFrame(type(frame).__name__, self.state.name.lower())
+                state = "behind BYE" if self.bye_received else self.state.name.lower()
+                raise UnexpectedFrame(type(frame).__name__, state)
             return self._take(frame, now)
         except ProtocolError as error:
             self.fail(error)

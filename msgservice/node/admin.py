@@ -21,7 +21,6 @@ from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.admin_pages import PAGE_ROWS, Page
 from msgservice.node.ingress import hash_of
 from msgservice.records import Account, Found
-from msgservice.transport.addresses import describe
 
 if TYPE_CHECKING:
     from msgservice.node.node import NodeService
@@ -85,9 +84,9 @@ class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
 Handler = Callable[[Any], Awaitable[dict[str, Any]]]
 
 
-def _message(ok: bool, body: bytes) -> msgspec.Raw:
+def _message(ok: bool, body: bytes, **headers: str) -> msgspec.Raw:
     kind = JSON_TYPE if ok else TextCodec.content_type
-    return msgspec.Raw(_encode(WireMessage(body, {"content-type": kind})))
+    return msgspec.Raw(_encode(WireMessage(body, {"content-type": kind, **headers})))
 
 
 def _counts(account: Account | None) -> dict[str, Any]:
@@ -105,6 +104,13 @@ def refusal_of(reply: Reply, reason: str) -> Reply:
     """Return what is said in place of a reply that cannot be sent."""
     message = _message(False, reason.encode())
     return Reply([(number, False, message) for number, _, _ in reply.replies])
+
+
+def busy(request: Request, calls: int, limit: int) -> Reply:
+    """Return the answer to calls beyond what a connection may have unanswered: not now."""
+    text = f"limit requests = {limit} reached: wait for answers".encode()
+    message = _message(False, text, limit="requests")
+    return Reply([(request.id + call, False, message) for call in range(calls)])
 
 
 class Admin:
@@ -166,7 +172,7 @@ class Admin:
             "name": node.node_name,
             "log_id": node.log_id,
             "version": installed,
-            "listeners": [describe(port.getHost()) for port in node.ports],
+            "listeners": node.listeners,
             "connections": len(node.connections.peers),
             "room": {
                 "used": room.used,

@@ -6,6 +6,7 @@ Newest connection wins: for senders per name and incarnation, for receivers per 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -13,11 +14,17 @@ from twisted.logger import Logger
 
 from msgservice.connection import UNCOMMITTED, Connection
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED
-from msgservice.errors import BadAddress, NameMismatch, NotSupported
+from msgservice.errors import BadAddress, NameHeld
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
 from msgservice.node.shared import Shared
+
+
+def _same_program(older: Peer, newer: Peer) -> bool:
+    """Whether one program came back: where no close travels, its last connection seems to live."""
+    hellos = [each.connection.session.peer for each in (older, newer) if each.connection]
+    return len({hello.incarnation for hello in hellos if hello is not None}) == 1
 
 
 class Connections:
@@ -144,14 +151,13 @@ class Connections:
     # --- of receivers
 
     def hold_check(self, outlet: Outlet) -> None:
-        """Raise `NameMismatch` while the name is held, `NotSupported` while it is paused."""
+        """Raise `NameHeld` while the name is held."""
         number = outlet.row.number
-        if outlet.row.paused:
-            raise NotSupported(f"receiving while {outlet.name!r} is paused")
         until = self._held.get(number)
         if until is not None:
-            if self._node.now() < until:
-                raise NameMismatch(f"receiver {outlet.name!r} was replaced too often: it is held")
+            left = until - self._node.now()
+            if left > 0:
+                raise NameHeld(outlet.name, math.ceil(left))
             del self._held[number]
 
     def replace(self, outlet: Outlet, peer: Peer) -> bool:
@@ -169,7 +175,8 @@ class Connections:
         if newer is other:
             return False
         self._receiving[number] = peer
-        self._count_replacement(outlet)
+        if not _same_program(older, newer):
+            self._count_replacement(outlet)
         return True
 
     def _count_replacement(self, outlet: Outlet) -> None:

@@ -84,6 +84,7 @@ class NodeService(Service):
         self.insecure = insecure
         self.limits = Limits() if limits is None else limits
         self.ports: list[IListeningPort] = []
+        self.listeners: list[str] = []  # the same for people, each with its own scheme
         self.transports = Transports(rng=rng)
         self.running_now = False
         self._listen = tuple(listen)
@@ -148,7 +149,8 @@ class NodeService(Service):
                 self.clock, description, self.connections.make_user, self.limits
             )
             self.ports.append(port)
-            self._logger.info("listening on {listener}", listener=_describe(description, port))
+            self.listeners.append(_describe(description, port))
+            self._logger.info("listening on {listener}", listener=self.listeners[-1])
         for outlet in self.dispatch:
             if outlet.row.paused:
                 outlet.last_error = self.too_many_dead(outlet) or outlet.last_error
@@ -399,4 +401,6 @@ def _describe(description: str, port: IListeningPort) -> str:
     number = getattr(host, "port", None)
     if number is None:
         return description
-    return f"{description.split(':')[0]}:{getattr(host, 'host', '')}:{number}"
+    name = str(getattr(host, "host", ""))
+    where = f"[{name}]" if ":" in name else name
+    return f"{description.split(':')[0]}:{where}:{number}"

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.connection import Connection, LimitReachedOnConnection
+from msgservice.connection import Connection
 from msgservice.core.frames import (
     BYE_CLOSING,
     BYE_PAUSED,
@@ -31,6 +31,8 @@ from msgservice.core.frames import (
 )
 from msgservice.core.subjects import check_name
 from msgservice.errors import (
+    BadSubject,
+    ConnectionLimit,
     FrameTooLarge,
     LimitReached,
     NameMismatch,
@@ -39,7 +41,7 @@ from msgservice.errors import (
     UnexpectedFrame,
 )
 from msgservice.message import decode_messages
-from msgservice.node.admin import refusal_of
+from msgservice.node.admin import busy, refusal_of
 from msgservice.node.ingress import Ingress
 from msgservice.node.memory import went_back
 from msgservice.node.outlet import Outlet
@@ -98,8 +100,10 @@ class Peer:
         elif receive is not None:
             try:
                 outlet = self._node.receivers.attaching(hello.name, receive)
-            except (LimitReached, ValueError) as error:
-                raise NameMismatch(f"cannot attach {hello.name!r}: {error}") from None
+            except LimitReached as error:
+                raise ConnectionLimit(error.limit, error.value) from None
+            except ValueError as error:
+                raise BadSubject(", ".join(receive.subjects or ()), str(error)) from None
         else:
             outlet = None
         # What is not a receiver has taken nothing: its ranges count as everything else it says.
@@ -147,6 +151,7 @@ class Peer:
                     max_batch=limits.max_batch,
                     heartbeat=int(limits.heartbeat * 1000),
                     window=(limits.window_messages, limits.window_bytes),
+                    requests=limits.requests,
                     receive=receive,
                 ),
             )
@@ -373,7 +378,8 @@ class Peer:
     def _request(self, frame: Request) -> None:
         calls = len(decode_messages(frame.messages))
         if self._requests + calls > self._node.limits.requests:
-            raise LimitReachedOnConnection("requests", self._node.limits.requests)
+            self._send([busy(frame, calls, self._node.limits.requests)])
+            return
         self._requests += calls
         self._answering += 1
         local = self.connection is not None and getattr(

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from msgservice.core.backoff import delay_of
 from msgservice.core.frames import BYE_PAUSED, BYE_REMOVED, ReceiveOptions
-from msgservice.errors import NameMismatch, NotSupported, UnknownReceiver
+from msgservice.errors import ConfiguredOtherwise, NotSupported, UnknownReceiver
 from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
 from msgservice.node.outlet import Outlet
 from msgservice.node.shared import Shared
@@ -121,12 +121,14 @@ class Receivers:
             return self._add(row)
         outlet = self._node.dispatch.outlets[row.number]
         self._node.connections.hold_check(outlet)
+        if row.paused:
+            return outlet  # it is sent away once its session is open, and has changed nothing
         changes, order = False, row.order
         if row.configured:
             if patterns and set(patterns) != set(row.patterns):
-                raise NameMismatch(f"the patterns of {name!r} are configured, and other ones")
+                raise ConfiguredOtherwise(name, "subjects")
             if receive.order not in (None, row.order):
-                raise NameMismatch(f"the order of {name!r} is configured, and another one")
+                raise ConfiguredOtherwise(name, "order")
         else:
             patterns, order = patterns or row.patterns, receive.order or row.order
             changes = self._changes_row(row, patterns, order)

@@ -175,8 +175,8 @@ def test_newest_connection_of_a_receiver_wins() -> None:
 
 def test_a_name_that_is_replaced_too_often_is_held() -> None:
     world = NodeWorld()
-    for _ in range(world.limits.replacements + 3):
-        last = world.peer("billing", receive=ORDERS)
+    for number in range(world.limits.replacements + 3):
+        last = world.peer("billing", incarnation=f"i{number % 2}", receive=ORDERS)
     assert last.lost_because is not None
     world.settle(31.0)
     assert world.peer("billing", receive=ORDERS).lost_because is None

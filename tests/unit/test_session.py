@@ -153,6 +153,18 @@ def test_every_frame_survives_its_encoding(kind: type[Frame]) -> None:
     assert encode_frame(decode_frame(encode_frame(frame))) == encode_frame(frame)
 
 
+def test_a_transfer_behind_a_bye_crossed_nothing_and_ends_the_connection() -> None:
+    session = session_in(State.OPEN)
+    session.receive(Bye(0, "goodbye"), 0.0)
+    session.receive(SAMPLES[Transfer], 0.0)
+    assert isinstance(session.failed, UnexpectedFrame)
+    assert "Transfer frame while behind BYE" == str(session.failed)
+
+    ours = session_in(State.CLOSING)  # we said BYE: what crosses it is left unanswered
+    ours.receive(SAMPLES[Transfer], 0.0)
+    assert ours.failed is None
+
+
 # --- opening
 
 

@@ -1,0 +1,135 @@
+"""What a node says when it says no: codes that tell "later" from "never", and no ERROR for busy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from msgservice import Limits, errors
+from msgservice.connection import Connection
+from msgservice.core.frames import BYE_PAUSED, Hello, Reply, Request, Transfer
+from msgservice.message import WireMessage, encode_messages
+from tests.nodes import NodeWorld, ScriptedPeer
+
+
+class Mute(ScriptedPeer):
+    """Says HELLO, and nothing else."""
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        pass
+
+
+ORDERS = {"subjects": ["orders.>"]}
+
+
+def calls(first: int, count: int) -> Request:
+    messages = encode_messages([WireMessage(b"{}")] * count)
+    return Request(first, "$node.info", msgspec.Raw(messages))
+
+
+def test_calls_beyond_what_is_answered_at_once_are_told_so_and_the_connection_goes_on() -> None:
+    world = NodeWorld(Limits(requests=5))
+    shop = world.peer("shop")
+    assert shop.node_hello is not None
+    assert 5 == shop.node_hello.options.requests
+    shop.connection.send(calls(1, 6))
+    world.settle()
+    (reply,) = shop.take(Reply)
+    assert [(number, False) for number in range(1, 7)] == [each[:2] for each in reply.replies]
+    message = msgspec.msgpack.decode(reply.replies[0][2], type=WireMessage)
+    assert message.headers is not None
+    assert "requests" == message.headers["limit"]
+
+    assert shop.lost_because is None
+    shop.connection.send(calls(10, 5))
+    world.settle()
+    assert all(ok for reply in shop.take(Reply) for _, ok, _ in reply.replies)
+
+
+def test_calls_count_until_they_are_answered() -> None:
+    world = NodeWorld(Limits(requests=5))
+    shop = world.peer("shop")
+    waiting: list[Deferred[Any]] = []
+
+    def answer(frame: Request, local: bool) -> Deferred[Any]:
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    world.node.answer = answer  # type: ignore[method-assign,assignment]  # one that takes its time
+    shop.connection.send(calls(1, 3))
+    shop.connection.send(calls(4, 3))
+    world.settle()
+    (busy,) = shop.take(Reply)
+    assert [4, 5, 6] == [number for number, _, _ in busy.replies]
+    waiting.pop().callback(Reply([]))
+    shop.connection.send(calls(7, 3))
+    world.settle()
+    assert 1 == len(waiting)
+
+
+def test_who_attaches_while_paused_is_told_so_by_a_bye_and_changes_nothing() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    world.peer("billing", receive=ORDERS).connection.abort()
+    assert shop.request("$node.receivers.pause", {"name": "billing"})[0]
+    billing = world.peer("billing", receive={"subjects": ["other.>"]})
+    world.settle(1.0)
+    assert billing.bye is not None
+    assert BYE_PAUSED == billing.bye[0]
+    assert billing.connection.peer_error == 0
+    _, listed = shop.request("$node.receivers.list", {})
+    assert ["orders.>"] == listed["receivers"][0]["subjects"]
+
+    assert shop.request("$node.receivers.resume", {"name": "billing"})[0]
+    again = world.peer("billing", receive={})
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    assert [b"one"] == again.bodies()
+
+
+def test_a_program_that_comes_back_is_not_taken_for_two() -> None:
+    # Over UDP no close travels: the last connection of one that was killed seems to live.
+    world = NodeWorld()
+    for _ in range(world.limits.replacements + 3):
+        last = world.peer("billing", receive=ORDERS)
+        world.settle(0.1)
+        assert last.lost_because is None
+
+
+def test_a_name_that_is_held_is_an_error_that_passes() -> None:
+    world = NodeWorld()
+    for number in range(world.limits.replacements + 3):
+        last = world.peer("billing", incarnation=f"i{number % 2}", receive=ORDERS)
+    assert errors.NameHeld.wire_code == last.connection.peer_error
+    assert errors.NameHeld.passes
+
+
+def test_too_many_receivers_are_an_error_that_passes_and_names_the_limit() -> None:
+    world = NodeWorld(Limits(receivers=1))
+    world.peer("billing", receive=ORDERS)
+    other = world.peer("archive", receive=ORDERS)
+    assert errors.ConnectionLimit.wire_code == other.connection.peer_error
+    assert other.lost_because is not None
+    assert "receivers = 1" in other.lost_because
+
+
+def test_silence_counts_from_the_first_second_on() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", kind=Mute, heartbeat=1000)
+    world.clock.pump([0.5] * 6)
+    assert shop.lost_because is not None
+    assert errors.HalfOpen.wire_code == shop.connection.peer_error
+    assert world.clock.seconds() < world.limits.hello_timeout
+
+
+def test_a_transfer_behind_a_bye_is_refused() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"one"])
+    shop.connection.channel.send(msgspec.msgpack.encode([12, 0]))  # type: ignore[union-attr]  # it stands
+    shop.transfer(2, "orders.new", [b"two"])
+    world.settle()
+    assert errors.UnexpectedFrame.wire_code == shop.connection.peer_error
+    assert not shop.take(Transfer)
