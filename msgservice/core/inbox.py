@@ -82,13 +82,13 @@ class Marks:
                 return []
         return self.taken.missing(first, last)
 
-    def check(self, first: int, last: int, messages: Messages) -> None:
+    def check(self, first: int, last: int, messages: Messages, subject: str) -> None:
         """Remember a run's content; `ContentChanged` if it came before with another (SEMANTICS 4).
 
-        As far as the last 1,024 runs go, and `fingerprint` sees.
+        As far as the last 1,024 runs go, and `fingerprint` sees. The subject is part of it.
         """
         prints, key = self._prints, (first, last)
-        found = fingerprint(messages)
+        found = fingerprint(messages) << 32 | crc32(subject.encode())
         known = prints.get(key)
         if known is None:
             prints[key] = found
@@ -262,7 +262,7 @@ class Inbox:
             return None
         marks = self.marks
         marks.settle_below(transfer.floor)
-        marks.check(first, last, transfer.messages)
+        marks.check(first, last, transfer.messages, transfer.subject)
         parts = marks.missing(first, last)
         if len(parts) != 1 or parts[0] != (first, last):
             for low, high in _gaps(first, last, parts):

@@ -15,7 +15,7 @@ from zlib import crc32
 import msgspec
 
 from msgservice.errors import ContentChanged, LimitReached, LogFull, ProtocolError
-from msgservice.log.state import Key, SenderState, Staged
+from msgservice.log.state import Key, SenderState, Staged, State
 from msgservice.message import cut_messages
 from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, Piece, RefusedBatch
 
@@ -36,6 +36,12 @@ class Run(msgspec.Struct, frozen=True):
     crc: int
     audience: Audience
     frame: bytes | memoryview | msgspec.Raw | None
+    mark: int | None = None  # `mark_of` its subject; None in logs written before it was kept
+
+
+def mark_of(subject: str) -> int:
+    """Return what is kept of a run's subject when its row goes: from 1 to 2^30."""
+    return (crc32(subject.encode()) & 0x3FFF_FFFF) + 1
 
 
 Lookup = Callable[[int, int, int], Sequence[Run]]
@@ -213,7 +219,15 @@ def _take_known(
         runs = [
             *lookup(sender.id, first, last),
             *(
-                Run(b.number, b.sequence, b.count, b.crc, b.audience, b.messages)
+                Run(
+                    b.number,
+                    b.sequence,
+                    b.count,
+                    b.crc,
+                    b.audience,
+                    b.messages,
+                    mark_of(b.subject),
+                )
                 for b in staged.fresh
                 if b.sender == batch.sender
                 and b.incarnation == batch.incarnation
@@ -222,7 +236,7 @@ def _take_known(
             ),
         ]
         for run in runs:
-            if not _same_content(batch, run):
+            if not (_same_content(batch, run) and _same_names(staged.state, batch, run)):
                 return RefusedBatch(ContentChanged(first, last))
         pieces = tuple(_cut(batch, low, high) for low, high in missing)
         size = sum(piece.size for piece in pieces)
@@ -250,6 +264,8 @@ def _take_known(
 
 def _same_content(batch: Batch, run: Run) -> bool:
     """Whether `batch` agrees with `run` where they overlap, as far as that is still known."""
+    if run.mark is not None and run.mark != mark_of(batch.subject):
+        return False
     if run.sequence == batch.sequence and run.count == batch.count:
         return run.crc == batch.crc
     if run.frame is None:
@@ -262,6 +278,22 @@ def _same_content(batch: Batch, run: Run) -> bool:
     return cut_messages(
         batch.messages, first - batch.sequence, end - batch.sequence
     ) == cut_messages(run.frame, first - run.sequence, end - run.sequence)
+
+
+def _same_names(state: State, batch: Batch, run: Run) -> bool:
+    """Whether a batch for whom its sender named is for those who the run was for, by their names.
+
+    Who was removed and added again has another number and the same name.
+    """
+    if not batch.addressed or run.audience is NOBODY or run.audience is batch.audience:
+        return True
+    rows = state.rows
+    members = (*batch.audience.members, *run.audience.members)
+    if any(number not in rows for number in members):
+        return True  # it was forgotten since
+    return {rows[number].name for number in batch.audience.members} == {
+        rows[number].name for number in run.audience.members
+    }
 
 
 def _cut(batch: Batch, first: int, last: int) -> Batch:
@@ -280,6 +312,7 @@ def _cut(batch: Batch, first: int, last: int) -> Batch:
         crc=crc32(messages),
         after=batch.after if start == 0 else first - 1,
         flags=batch.flags,
+        addressed=batch.addressed,
         ids=tuple((index - start, name) for index, name in batch.ids if start <= index < stop),
         origin=batch.origin
         if batch.origin is None or start == 0

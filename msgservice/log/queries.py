@@ -17,7 +17,7 @@ import apsw
 import msgspec
 
 from msgservice.errors import LogDamaged
-from msgservice.log.dedupe import Run
+from msgservice.log.dedupe import Run, mark_of
 from msgservice.log.schema import as_json, one, rows
 from msgservice.log.state import SETTLED, State
 from msgservice.message import Status, header_size, message_sizes
@@ -35,6 +35,7 @@ PAGE_BYTES = 4 * 1024 * 1024  # one read transaction (SEMANTICS 19)
 PAGE_ROWS = 4096
 SPLIT_MAX = 64  # batches looked into for what of them is settled, in one account
 _CRC_PIECE = 5 * 1024
+CRC_MAX = 2**32 - 1
 
 _decode_json = msgspec.json.Decoder(list[list[int]]).decode
 _decode_rows = msgspec.json.Decoder(
@@ -180,19 +181,20 @@ def audience_of(state: State, number: int) -> Audience:
 def runs_of(db: apsw.Connection, state: State, sender: int, first: int, last: int) -> list[Run]:
     """Return what is still known of a sender's runs that overlap these sequences, rising."""
     found = []
-    for table, frame in (("batch", "frame"), ("run", "null")):
+    for table, frame, subject in (("batch", "frame", "subject"), ("run", "null", "null")):
         overlapping = rows(
             db,
-            f"select number, sequence, count, crc, audience, {frame} from {table}"  # noqa: S608
+            f"select number, sequence, count, crc, audience, {frame}, {subject} from {table}"  # noqa: S608
             " where sender = ?1 and sequence <= ?3 and sequence + count > ?2"
             " and sequence >= coalesce((select max(sequence) from "
             f"{table} where sender = ?1 and sequence <= ?2), 0)",  # fixed names, no input
             (sender, first, last),
         )
-        found += [
-            Run(number, sequence, count, crc, audience_of(state, audience), blob)
-            for number, sequence, count, crc, audience, blob in overlapping
-        ]
+        for number, sequence, count, crc, audience, blob, text in overlapping:
+            # Of a row that has gone, the mark of its subject stands above its CRC.
+            mark = mark_of(text) if text is not None else crc >> 32 or None
+            whom = audience_of(state, audience)
+            found.append(Run(number, sequence, count, crc & CRC_MAX, whom, blob, mark))
     found.sort(key=lambda run: run.sequence)
     return found
 

@@ -17,6 +17,7 @@ import msgspec
 
 from msgservice.limits import RUNS_REMEMBERED
 from msgservice.log import history
+from msgservice.log.dedupe import mark_of
 from msgservice.log.schema import as_json, full_is_told, insert_steps, one, rows
 from msgservice.log.staging import DEAD_OVERHEAD, Operation, age_operations
 from msgservice.log.state import Key, ReceiverState, SenderState, Totals
@@ -73,6 +74,10 @@ select json_group_array(json_array(number, audience, sender, sequence, count, cr
     where number between ?1 and ?2 order by number)
 """
 
+_SUBJECTS = """
+select json_group_array(json_array(number, subject)) from batch where number between ?1 and ?2
+"""
+
 _FORGET_RUNS = (
     "delete from run where sender = ?1 and sequence < (select sequence from run"
     " where sender = ?1 order by sequence desc limit 1 offset ?2)"
@@ -91,6 +96,7 @@ delete from exception where (receiver, first) in (
 
 Range = tuple[int, int, int, str]  # first and last sequence, state, reason
 
+_decode_subjects = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _decode = msgspec.json.Decoder(list[list[int]]).decode
 
 
@@ -261,7 +267,7 @@ def _remove(store: Store, picked: Sequence[tuple[int, int, int]]) -> bool:
     if head:
         oldest, chain = head[-1][0] + 1, head[-1][6]
         operations += _finish(store, head)
-        operations += _remember_runs(head)
+        operations += _remember_runs(store, head)
         operations += [
             ("delete from batch where number < ?", (oldest,)),
             ("delete from message_id where position < ?", (position_of(oldest),)),
@@ -391,11 +397,17 @@ def _extend(found: list[Range], begin: int, end: int, status: Status, reason: st
     found.append((begin, end, int(status), reason))
 
 
-def _remember_runs(head: Sequence[list[int]]) -> list[Operation]:
-    """Keep the CRCs of each sender's last runs, whose rows go (SEMANTICS 4)."""
+def _remember_runs(store: Store, head: Sequence[list[int]]) -> list[Operation]:
+    """Keep what tells each sender's last runs from others, whose rows go (SEMANTICS 4).
+
+    That is the CRC of the messages, and above it a mark of the subject.
+    """
     newest: dict[int, list[tuple[int, int, int, int, int, int]]] = {}
+    subjects = _decode_subjects(one(store.db, _SUBJECTS, (head[0][0], head[-1][0])))
+    marks = {number: mark_of(subject) for number, subject in subjects}
     for number, audience, sender, sequence, count, crc, _chain in head:
-        newest.setdefault(sender, []).append((sender, sequence, count, crc, audience, number))
+        content = marks[number] << 32 | crc
+        newest.setdefault(sender, []).append((sender, sequence, count, content, audience, number))
     operations: list[Operation] = []
     for sender, found in newest.items():
         found.sort(key=lambda run: run[1])

@@ -133,6 +133,7 @@ class Ingress:
             _ids(messages) if tagged else (),
             Origin(self._name, first, self._hash, (self._node.log_id,)),
             floor=transfer.floor,
+            addressed=transfer.to is not None,
         )
         commits = self._node.commits
         self.waiting += 1

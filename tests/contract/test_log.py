@@ -648,6 +648,46 @@ def test_18_what_waits_is_counted_exactly_however_it_was_settled(log: Driver, se
     assert account.unaccounted == 0
 
 
+def test_4_the_same_messages_for_another_subject_are_other_content(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1, [b"a", b"b"], subject="orders.new"))
+    for first, bodies in ((1, [b"a", b"b"]), (2, [b"b"]), (1, [b"a", b"b", b"c"])):
+        (outcome,) = log.append(make_batch(audience, first, bodies, subject="orders.old"))
+        assert isinstance(outcome, RefusedBatch)
+        assert isinstance(outcome.error, ContentChanged)
+        (outcome,) = log.append(make_batch(audience, first, bodies[:2], subject="orders.new"))
+        assert isinstance(outcome, Known)
+
+
+def test_4_the_same_messages_in_one_group_for_another_subject_are_other_content(
+    log: Driver,
+) -> None:
+    audience = log.log.audience([1])
+    first, second = log.append(
+        make_batch(audience, 1, [b"a"], subject="orders.new"),
+        make_batch(audience, 1, [b"a"], subject="orders.old"),
+    )
+    assert isinstance(first, Batch)
+    assert isinstance(second, RefusedBatch)
+
+
+def test_4_the_same_messages_for_others_that_to_names_are_other_content(log: Driver) -> None:
+    log.receivers(1, 2)
+    one, both = log.log.audience([1]), log.log.audience([1, 2])
+    log.append(make_batch(one, 1, [b"a"]))
+    (outcome,) = log.append(make_batch(both, 1, [b"a"]))  # by patterns: those may have changed
+    assert isinstance(outcome, Known)
+    again = make_batch(both, 1, [b"a"])
+    again.addressed = True
+    (outcome,) = log.append(again)
+    assert isinstance(outcome, RefusedBatch)
+    assert isinstance(outcome.error, ContentChanged)
+    same = make_batch(one, 1, [b"a"])
+    same.addressed = True
+    (outcome,) = log.append(same)
+    assert isinstance(outcome, Known)
+
+
 # --- history, find, dead letters -----------------------------------------------------------------
 
 

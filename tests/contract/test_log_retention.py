@@ -480,3 +480,35 @@ def test_removed_receivers_are_forgotten_when_nothing_refers_to_them(log: Driver
     assert log.log.take_forgotten() == []
     log.reopen()
     assert [row.number for row in log.snapshot.receivers] == [1, 2, 4]
+
+
+def test_4_the_subject_is_remembered_when_the_row_has_gone(log: Driver) -> None:
+    audience = log.log.audience([1])
+    batch = make_batch(audience, 1, [b"a"], subject="orders.new")
+    log.append(batch)
+    settle(log, 1, batch, 1)
+    drop_all(log)
+    log.reopen()
+    assert log.log._store.state.oldest == 2
+    (outcome,) = log.append(make_batch(audience, 1, [b"a"], subject="orders.old"))
+    assert isinstance(outcome, RefusedBatch)
+    (outcome,) = log.append(make_batch(audience, 1, [b"a"], subject="orders.new"))
+    assert isinstance(outcome, Known)
+    (outcome,) = log.append(make_batch(audience, 1, [b"b"], subject="orders.new"))
+    assert isinstance(outcome, RefusedBatch)
+
+
+def test_4_of_a_log_without_remembered_subjects_only_the_messages_count(tmp_path: Path) -> None:
+    log = Driver("memory", tmp_path, KEEP_NOTHING).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    batch = make_batch(audience, 1, [b"a"], subject="orders.new")
+    log.append(batch)
+    settle(log, 1, batch, 1)
+    drop_all(log)
+    log.log._store.db.execute("update run set crc = crc & 4294967295")
+    (outcome,) = log.append(make_batch(audience, 1, [b"a"], subject="orders.old"))
+    assert isinstance(outcome, Known)
+    (outcome,) = log.append(make_batch(audience, 1, [b"b"], subject="orders.new"))
+    assert isinstance(outcome, RefusedBatch)
+    log.close()

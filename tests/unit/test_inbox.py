@@ -342,6 +342,13 @@ def test_4_the_same_sequences_with_other_content_are_an_error(peer: Peer) -> Non
     assert (caught.value.first, caught.value.last) == (1, 2)
 
 
+def test_4_the_same_messages_for_another_subject_are_other_content(peer: Peer) -> None:
+    peer.take(1, 2, "orders.new")
+    assert peer.send(1, 2, "orders.new") is None
+    with pytest.raises(ContentChanged):
+        peer.send(1, 2, "orders.old")
+
+
 def test_4_also_while_they_are_being_handled(peer: Peer) -> None:
     peer.new(1, 2)
     with pytest.raises(ContentChanged):
