@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from typing import Any
 
 from twisted.application.service import Application, IService
 from twisted.logger import Logger, LogLevel
@@ -97,8 +99,22 @@ def _build(config: Config) -> IService:
 
     bridge_logging()
     keep_flowing(reactor, config.limits.output_bytes)
+    reactor.callWhenRunning(_expect_hangup, reactor)
     service: IService = build_service(config, reactor=reactor)
     return service
+
+
+def _expect_hangup(reactor: Any) -> None:
+    """Let SIGHUP, which many send after a renewal, end nothing."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not where it is ignored, as by nohup
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_hung_up))
+
+
+def _hung_up() -> None:
+    Logger(namespace=__name__).info(
+        "SIGHUP: certificates are read anew by themselves when their files change; what else the"
+        " configuration says needs a restart"
+    )
 
 
 class _Bridge(logging.Handler):

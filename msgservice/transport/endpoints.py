@@ -13,19 +13,22 @@ Option names are those of Twisted's own endpoint strings. Listeners are on loopb
 `interface` says otherwise. `trustRoots` is a file or a folder of PEM certificates: for a client,
 who may have signed the server's certificate (default: the system's list); for a server, who must
 have signed its clients' (default: clients need none). Any other scheme is handed to Twisted, so
-that endpoint plugins work. `ssl:` is not: Twisted's client of that name checks no host name.
+that endpoint plugins work. Certificates and keys are read anew for the next connection when their
+files have changed. `ssl:` is not: Twisted's client of that name checks no host name.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import Certificate as X509Certificate
 from cryptography.x509 import load_pem_x509_certificates
+from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from twisted.internet.endpoints import (
     HostnameEndpoint,
@@ -38,7 +41,12 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
     wrapServerTLS,
 )
-from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLServerConnectionCreator,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
 from twisted.internet.ssl import (
     Certificate,
     CertificateOptions,
@@ -46,6 +54,8 @@ from twisted.internet.ssl import (
     optionsForClientTLS,
     trustRootFromCertificates,
 )
+from twisted.logger import Logger
+from zope.interface import implementer
 
 from msgservice.errors import BadAddress
 from msgservice.transport.addresses import LOOPBACK, Address, ip_of, parse_address
@@ -68,13 +78,8 @@ def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
         address.only(
             "timeout", "bindAddress", "hostname", "trustRoots", "certificate", "privateKey"
         )
-        host, _ = address.host_and_port()
-        options = optionsForClientTLS(
-            address.options.get("hostname", host),
-            trustRoot=_trust_root(address),
-            extraCertificateOptions=_own_certificate(address),
-        )
-        return wrapClientTLS(options, _dial(reactor, address))
+        creator = _ClientCreator(address, _client_options)
+        return wrapClientTLS(creator, _dial(reactor, address), reactor)
     if address.scheme == "unix":
         address.only("timeout")
         path = address.one_part("PATH")
@@ -94,7 +99,9 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         return _listen(reactor, address)
     if address.scheme in ("tls", "ssl"):
         address.only("interface", "backlog", "privateKey", "certificate", "certKey", "trustRoots")
-        return wrapServerTLS(_server_options(address), _listen(reactor, address))
+        return wrapServerTLS(
+            _ServerCreator(address, _server_options), _listen(reactor, address), reactor
+        )
     if address.scheme == "unix":
         address.only("mode", "backlog")
         path = address.one_part("PATH")
@@ -131,6 +138,82 @@ def _listen(reactor: Any, address: Address) -> IStreamServerEndpoint:
 
 def _backlog(address: Address) -> int:
     return int(address.number("backlog", BACKLOG))
+
+
+T = TypeVar("T")
+
+
+class _Renewed(Generic[T]):
+    """What is made of the files of an address: anew, for the next connection, when they change.
+
+    Files that make no sense, as one that is half replaced, are told, and what was goes on.
+    """
+
+    _logger = Logger()
+
+    def __init__(self, address: Address, make: Callable[[Address], T]) -> None:
+        self._address = address
+        self._make = make
+        self._stamps = _stamps(address)  # before they are read: what changes meanwhile is noticed
+        self._made = make(address)
+
+    def get(self) -> T:
+        """Return it as the files are now, where they can be used."""
+        stamps = _stamps(self._address)
+        if stamps != self._stamps:
+            self._stamps = stamps
+            try:
+                self._made = self._make(self._address)
+            except BadAddress as error:
+                self._logger.error(
+                    "a renewed certificate cannot be used, the one before goes on: {error}",
+                    error=str(error),
+                )
+            else:
+                self._logger.info(
+                    "certificates of {address} were read anew", address=self._address.text
+                )
+        return self._made
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class _ServerCreator(_Renewed[CertificateOptions]):
+    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        return SSL.Connection(self.get().getContext(), None)
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _ClientCreator(_Renewed[Any]):
+    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        connection: SSL.Connection = self.get().clientConnectionForTLS(tlsProtocol)
+        return connection
+
+
+def _stamps(address: Address) -> list[tuple[str, int, int, int]]:
+    """Return what changes when a file that the address names is written or replaced."""
+    named = [address.options.get(key) for key in _FILE_OPTIONS]
+    stamps = []
+    for name in dict.fromkeys(name for name in named if name is not None):
+        path = Path(name)
+        for file in [path, *sorted(path.glob("*.pem"))] if path.is_dir() else [path]:
+            try:
+                found = file.stat()
+            except OSError:
+                continue
+            stamps.append((str(file), found.st_ino, found.st_mtime_ns, found.st_size))
+    return stamps
+
+
+_FILE_OPTIONS = ("privateKey", "certificate", "certKey", "trustRoots")
+
+
+def _client_options(address: Address) -> Any:
+    host, _ = address.host_and_port()
+    return optionsForClientTLS(
+        address.options.get("hostname", host),
+        trustRoot=_trust_root(address),
+        extraCertificateOptions=_own_certificate(address),
+    )
 
 
 def _server_options(address: Address) -> CertificateOptions:

@@ -37,6 +37,16 @@ def test_node_says_what_it_listens_on_and_stops_cleanly(
     assert (tmp_path / "var" / "msgservice").is_dir()
 
 
+@pytest.mark.parametrize("command", [TWIST, TWISTD], ids=["twist", "twistd"])
+def test_a_hangup_ends_nothing(command: tuple[str, ...], tmp_path: Path) -> None:
+    with running(*command, "--listen", "tcp:0", cwd=tmp_path) as node:
+        (port,) = node.ports()
+        node.send(signal.SIGHUP)
+        node.wait_for("SIGHUP: certificates are read anew")
+        assert accepts(port)
+        assert node.stop() in (0, -signal.SIGTERM)
+
+
 def test_configuration_file_is_found_wherever_the_node_is_started(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs
 
 from msgservice.errors import CannotListen, DeadlinePassed, FrameTooLarge
 from msgservice.interfaces import IConnector
@@ -364,6 +365,64 @@ async def test_tls_carries_frames_both_ways(net: Net, authority: Authority) -> N
     await connector.stopService()
     assert client.is_lost
     await server.until_lost()
+
+
+def served(port: int, authority: Authority) -> str:
+    """Return the serial number of the certificate that a new connection is shown."""
+    context = ssl.create_default_context(cafile=str(authority.ca_file))
+    with (
+        socket.create_connection(("127.0.0.1", port), 20) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as made,
+    ):
+        shown = made.getpeercert()
+    assert shown is not None
+    return str(shown["serialNumber"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_renewed_certificate_is_served_without_a_restart(
+    net: Net, authority: Authority
+) -> None:
+    port = await net.listen(authority.listener())
+    client, _ = net.dial(f"tls:localhost:{port}:trustRoots={authority.ca_file}")
+    await client.until_opened()
+    first = await deferToThread(served, port, authority)
+    assert first == await deferToThread(served, port, authority)
+    authority.issue("localhost")
+    assert first != await deferToThread(served, port, authority)
+    assert not client.is_lost
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_certificate_that_is_half_replaced_is_not_served(
+    net: Net, authority: Authority
+) -> None:
+    port = await net.listen(authority.listener())
+    first = await deferToThread(served, port, authority)
+    key = authority.folder / "localhost.key"
+    old_key = key.read_bytes()
+    authority.issue("localhost")
+    new_key = key.read_bytes()
+    key.write_bytes(old_key)
+    with capturedLogs() as events:
+        assert first == await deferToThread(served, port, authority)
+        assert first == await deferToThread(served, port, authority)
+    assert 1 == sum("the key in" in event.get("error", "") for event in events)
+    key.write_bytes(new_key)
+    assert first != await deferToThread(served, port, authority)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_renewed_authority_is_trusted_by_who_dials_next(
+    net: Net, authority: Authority
+) -> None:
+    port = await net.listen(authority.listener())
+    good = authority.ca_file.read_bytes()
+    trustme.CA().cert_pem.write_to_path(str(authority.ca_file))
+    client, connector = net.dial(f"tls:localhost:{port}:trustRoots={authority.ca_file}")
+    assert "certificate verify failed" in await attempt_fails(connector)
+    authority.ca_file.write_bytes(good)
+    await client.until_opened()
 
 
 @pytest_twisted.ensureDeferred
