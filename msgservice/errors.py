@@ -383,6 +383,13 @@ class LogFailed(LogError):
     """
 
 
+class LogReplaced(LogFailed):
+    """Other files lie where those were that a running node has open (SEMANTICS 33).
+
+    What it acknowledged since is in the files that it has open, and nowhere else.
+    """
+
+
 class LogLocked(LogError):
     """Another process holds the data folder, outbox or inbox (SEMANTICS 26, 33)."""
 

@@ -261,6 +261,7 @@ class StoreLog:
         store = self._store
 
         def job() -> bool:
+            store.check_files()
             more = store.guard(lambda: retention.retain(store, elapsed, here, left))
             store.maintain()
             return more

@@ -35,7 +35,7 @@ def copy_log(
         raise DataFolderUnusable(str(source), "there is no log in it")
     make_folder(folder)
     check_filesystem(folder)
-    lock = FolderLock(folder / LOCK_NAME)
+    lock = FolderLock(folder / LOCK_NAME, folder=folder)
     lock.acquire()
     try:
         if (folder / LOG_NAME).exists():

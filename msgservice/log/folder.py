@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,45 +78,114 @@ def make_folder(folder: Path) -> None:
         raise DataFolderUnusable(str(folder), "it is not writable")
 
 
+Identity = tuple[int, int]  # device, inode
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+class FileWatch:
+    """Sees whether files that are open are still the ones that their names lead to.
+
+    Names are all that a second process, a backup or a clean-up knows of them. Make one when all of
+    the files are open.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self._folder = folder
+        self._paths = {path: _identity(path) for path in map(folder.joinpath, names)}
+        self._folder_identity = _identity(folder)
+
+    @property
+    def replaced(self) -> str | None:
+        """The name of a file that is another one now, or None."""
+        for path, before in self._paths.items():
+            now = _identity(path)
+            if before is not None and now is not None and now != before:
+                return path.name
+        return None
+
+    @property
+    def gone(self) -> str | None:
+        """What is not there any more: the folder, or the name of a file; or None."""
+        if _identity(self._folder) != self._folder_identity:
+            return str(self._folder)
+        for path, before in self._paths.items():
+            if before is not None and _identity(path) is None:
+                return path.name
+        return None
+
+
 class FolderLock:
     """Holds a file for this process until `release`.
 
-    `held`: what errors name, instead of the folder.
+    `held`: what errors name, instead of the folder. `folder`: is held as well, where all of it is
+    one process's: it stays the same when somebody replaces all that is in it.
     """
 
-    def __init__(self, path: Path, held: Path | None = None) -> None:
+    def __init__(self, path: Path, held: Path | None = None, folder: Path | None = None) -> None:
         self._path = path
         self._held = str(held or path.parent)
+        self._folder = folder
         self._descriptor: int | None = None
+        self._folder_descriptor: int | None = None
 
     def acquire(self) -> None:
         """Take the lock; raises `LogLocked` with the holder's pid."""
-        try:
-            descriptor = open_private(self._path)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise DataFolderUnusable(self._held, reason) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                reason = f"cannot be locked: {error.strerror}"
-                raise DataFolderUnusable(self._held, reason) from None
-            raise LogLocked(
-                self._held, f"process {holder}" if holder else "another process"
-            ) from None
+        while True:
+            descriptor = self._open(self._path)
+            self._lock(descriptor, descriptor)
+            found = os.fstat(descriptor)
+            if _identity(self._path) == (found.st_dev, found.st_ino):
+                break
+            os.close(descriptor)  # it was replaced since it was opened: that one locks nobody out
+        if self._folder is not None:
+            folder = self._open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._lock(folder, descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._folder_descriptor = folder
         with suppress(OSError):  # no room: the lock holds all the same, its pid is for people
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
 
+    def _open(self, path: Path, flags: int | None = None) -> int:
+        try:
+            return open_private(path) if flags is None else os.open(path, flags)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataFolderUnusable(self._held, reason) from None
+
+    def _lock(self, descriptor: int, told_by: int) -> None:
+        """Lock a descriptor, or close it and raise; `told_by`: of the file that names a holder."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(told_by, 64, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                reason = f"cannot be locked: {error.strerror}"
+                raise DataFolderUnusable(self._held, reason) from None
+            if descriptor != told_by:
+                holder = ""  # of another file, that came with a backup
+            raise LogLocked(
+                self._held, f"process {holder}" if holder else "another process"
+            ) from None
+
     def release(self) -> None:
         """Let go; the file stays, so that nobody can hold a lock on an unlinked one."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        for descriptor in (self._folder_descriptor, self._descriptor):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._folder_descriptor = self._descriptor = None
 
 
 class Reserve:

@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from msgservice.core.inbox import sendable
 from msgservice.errors import DataFolderUnusable, LogFailed, LogUnavailable, Reject
 from msgservice.log.base import told_as_damage
-from msgservice.log.folder import FolderLock, check_filesystem, make_folder
+from msgservice.log.folder import FileWatch, FolderLock, check_filesystem, make_folder
 from msgservice.log.inbox_rejections import Fresh, Rejections
 from msgservice.log.schema import (
     check_sqlite,
@@ -156,6 +156,7 @@ class InboxFile:
         self._entropy = entropy
         self._vfs = vfs
         self._lock = FolderLock(self.path.with_name(self.path.name + ".lock"), held=self.path)
+        self._watch: FileWatch | None = None
         self._db: apsw.Connection | None = None
         self._worker: Worker | None = None
         self._marks: dict[Key, SenderState] = {}
@@ -227,6 +228,7 @@ class InboxFile:
             self._rejections.load(db)
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             db.authorizer = self._authorize
+            self._watch = FileWatch(self.path.parent, (self.path.name, self.path.name + ".lock"))
         except BaseException:
             db.close(True)
             raise
@@ -386,6 +388,8 @@ class InboxFile:
         """On the worker's thread: nothing else touches the connection meanwhile."""
         db = self._db
         assert db is not None
+        if self._watch is not None and (name := self._watch.replaced or self._watch.gone):
+            raise OSError(f"{name} was replaced or removed while the inbox was in use")
         with full_is_told(db):
             db.execute(_COMMIT)
         self._commits += 1

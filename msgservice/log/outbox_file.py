@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnavailable, OutboxFull
 from msgservice.log.base import told_as_damage
-from msgservice.log.folder import FolderLock, check_filesystem, make_folder
+from msgservice.log.folder import FileWatch, FolderLock, check_filesystem, make_folder
 from msgservice.log.outbox_backlog import Backlog, OutboxRun
 from msgservice.log.schema import (
     as_json,
@@ -107,6 +107,7 @@ class OutboxFile:
         self._lock = FolderLock(self.path.with_name(self.path.name + ".lock"), held=self.path)
         self._mark_path = self.path.with_name(self.path.name + ".mark")
         self._marks: MarkWriter | None = None
+        self._watch: FileWatch | None = None
         self._db: apsw.Connection | None = None
         self._worker: Worker | None = None
         self._backlog: Backlog | None = None
@@ -172,6 +173,8 @@ class OutboxFile:
             reason = f"{self._mark_path.name}: {error.strerror or error}"
             raise DataFolderUnusable(str(self.path), reason) from error
         self._marks = MarkWriter(file)
+        names = (self.path.name, self._mark_path.name, self.path.name + ".lock")
+        self._watch = FileWatch(self.path.parent, names)
         return snapshot
 
     def _load(self, mark: Mark | None) -> OutboxSnapshot:
@@ -440,6 +443,12 @@ class OutboxFile:
             raise self._failed
         db = self._db
         assert db is not None
+        if self._watch is not None and (name := self._watch.replaced or self._watch.gone):
+            self._failed = LogFailed(
+                f"{name} was replaced or removed while the outbox was in use; it takes nothing"
+                " until it is opened again: close the client, then connect with this outbox anew"
+            )
+            raise self._failed
         try:
             if checkpoint:
                 db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)

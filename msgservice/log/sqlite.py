@@ -19,7 +19,14 @@ from twisted.internet.interfaces import IReactorFromThreads
 from msgservice.errors import DataFolderUnusable, LogDamaged
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog, told_as_damage
-from msgservice.log.folder import LOCK_NAME, FolderLock, Reserve, check_filesystem, make_folder
+from msgservice.log.folder import (
+    LOCK_NAME,
+    FileWatch,
+    FolderLock,
+    Reserve,
+    check_filesystem,
+    make_folder,
+)
 from msgservice.log.schema import FULL_ERRNOS, check_sqlite, connect, migrate
 from msgservice.log.store import Store
 from msgservice.log.wholeness import (
@@ -38,6 +45,7 @@ from msgservice.records import Snapshot
 T = TypeVar("T")
 
 LOG_NAME = "log.db"
+WATCHED = (LOG_NAME, LOG_NAME + "-wal", LOG_NAME + "-shm", MARK_NAME, LOCK_NAME)
 
 
 class SqliteLog(StoreLog):
@@ -66,7 +74,7 @@ class SqliteLog(StoreLog):
         self._reactor = reactor
         self._entropy = entropy
         self._vfs = vfs
-        self._lock = FolderLock(self.folder / LOCK_NAME)
+        self._lock = FolderLock(self.folder / LOCK_NAME, folder=self.folder)
         self._reserve = Reserve(self.folder, limits.reserve_bytes)
         self._writer: Worker | None = None
         self._reader: Worker | None = None
@@ -169,9 +177,15 @@ class SqliteLog(StoreLog):
 
     def _check_and_load(self, path: Path, mark: Mark | None) -> list[str]:
         store = self._store
+        is_new = not path.exists()
         store.connect()
         try:
             notices = migrate(store.db, path)
+            if is_new:
+                notices.append(
+                    f"a new, empty log begins in {self.folder}: if there was one before, stop now"
+                    " and put it back"
+                )
             store.create(self._entropy(16).hex())
             store.load()
             check_mark(mark, store.state, store.db)
@@ -186,6 +200,8 @@ class SqliteLog(StoreLog):
 
     def _open_reader(self) -> None:
         self._reading = connect(str(self.folder / LOG_NAME), vfs=self._vfs, readonly=True)
+        self._store.watch_files = lambda: FileWatch(self.folder, WATCHED)
+        self._store.begin_watch()
 
     # --- closing -------------------------------------------------------------------------------
 

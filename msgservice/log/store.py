@@ -17,11 +17,11 @@ from typing import Literal, TypeVar
 
 import apsw
 
-from msgservice.errors import LogDamaged, LogFailed, LogFull, LogUnavailable
+from msgservice.errors import LogDamaged, LogFailed, LogFull, LogReplaced, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log import queries
 from msgservice.log.dedupe import forget_numbers, take_batches
-from msgservice.log.folder import Reserve
+from msgservice.log.folder import FileWatch, Reserve
 from msgservice.log.loading import load, snapshot
 from msgservice.log.schema import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
 from msgservice.log.staging import (
@@ -88,6 +88,8 @@ class Store:
         self.gave_way_at: int | None = None  # … and last found nothing that could give way
         self.looked_at: int | None = None  # … and last found nobody to forget before the time
         self.left: set[Key] = set()  # senders that said goodbye with all answered, since the start
+        self.watch_files: Callable[[], FileWatch] | None = None
+        self._watch: FileWatch | None = None
         self.coming = 0  # bytes of the group that history is to give way to now
         self._elapsed: int | None = None
         # Numbers of receivers; filled by the writer, emptied by the reactor's thread.
@@ -310,6 +312,25 @@ class Store:
             self.failed = LogFailed(f"the log cannot be written: {error}")
             raise self.failed from error
 
+    def begin_watch(self) -> None:
+        """Remember which files are open, now that all of them are."""
+        self._watch = None if self.watch_files is None else self.watch_files()
+
+    def check_files(self) -> None:
+        """Raise `LogFailed`, from now on, where what is open is no longer what the folder has."""
+        watch = self._watch
+        if watch is None or self.failed is not None:
+            return
+        if (name := watch.replaced) is not None:
+            self.failed = LogReplaced(
+                f"{name} was replaced while the log was in use: what was acknowledged since is in"
+                " the files that this process has open, and nowhere else"
+            )
+        elif (name := watch.gone) is not None:
+            self.failed = LogFailed(f"{name} was removed or moved away while the log was in use")
+        if self.failed is not None:
+            raise self.failed
+
     def _recover(self, staged: Staged, error: Exception) -> bool:
         """Reopen after a failed write or sync; return whether the group is in the log after all.
 
@@ -317,11 +338,13 @@ class Store:
         trusted to a later sync: every page of the WAL is written anew into the file, and that
         synced, before anything is answered (SEMANTICS 19).
         """
+        self.check_files()  # it is opened by its name
         try:
             self.db.close(True)
             self.connect()
             self.load()
             self.fold()
+            self.begin_watch()
         except (apsw.Error, LogDamaged) as second:
             self.failed = LogFailed(f"{error}; then reopening failed: {second}")
             raise self.failed from second

@@ -21,6 +21,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from msgservice.errors import LogReplaced
 from msgservice.limits import Limits
 from msgservice.log.sqlite import SqliteLog
 from msgservice.node.node import NodeService
@@ -104,8 +105,18 @@ def build_service(config: Any, *, reactor: Any) -> Node:
     )
 
 
+HOLD_SAYS = 60.0  # seconds between two lines of a node that only holds its files
+
+
 def end_process(reactor: Any, error: Exception) -> None:
-    """Say why, stop the reactor, and let the process end with a status other than 0."""
+    """Say why, stop the reactor, and let the process end with a status other than 0.
+
+    One whose files were replaced does not end: they go with it, and what it acknowledged is in no
+    others. It takes and delivers nothing, and keeps the folder, until somebody stops it.
+    """
+    if isinstance(error, LogReplaced):
+        _hold(reactor, error)
+        return
     _logger.critical("the node cannot go on: {error}", error=str(error))
     # twist and twistd end with 0 after `reactor.stop`, whatever was the reason.
     reactor.addSystemEventTrigger("after", "shutdown", _exit_failed)
@@ -113,6 +124,16 @@ def end_process(reactor: Any, error: Exception) -> None:
         reactor.stop()
     else:
         reactor.callWhenRunning(reactor.stop)
+
+
+def _hold(reactor: Any, error: LogReplaced) -> None:
+    _logger.critical(
+        "the node takes and delivers nothing any more, and waits to be stopped: {error}. Copy them"
+        " first if you need them: /proc/{pid}/fd",
+        error=str(error),
+        pid=os.getpid(),
+    )
+    reactor.callLater(HOLD_SAYS, _hold, reactor, error)
 
 
 def _exit_failed() -> None:

@@ -101,6 +101,11 @@ class Commits:
         self._due: IDelayedCall | None = None
         self._idle_waiters: list[Deferred[None]] = []
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no group is started any more."""
+        return self._stopped
+
     # --- what goes in
 
     def batch(self, batch: Batch, source: Source) -> None:

@@ -192,6 +192,7 @@ class NodeService(Service):
 
     def _fatal(self, error: LogFailed) -> None:
         self._logger.critical("{error}", error=str(error))
+        self.connections.refuse()
         self.connections.abort()
         self._failed(error)
 
@@ -258,6 +259,11 @@ class NodeService(Service):
             self._retaining = self.clock.callLater(0.01 if more else RETAIN_EVERY, self._retain)
 
     def _retain_failed(self, failure: Failure) -> None:
+        if isinstance(failure.value, LogFailed):
+            if not self.commits.is_stopped:
+                self.commits.stop()
+                self._fatal(failure.value)
+            return
         self._logger.failure("retention", failure)
         self._retained(False)
 
