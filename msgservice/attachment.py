@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 REPLACED = "a newer connection has this receiver's name"
 REMOVED = "the receiver was removed from the node"
+QUIET_TURNS = 3  # turns without a run before what was discarded is asked for: two PINGs, usually
 Dial = Callable[[Callable[[], IChannelUser]], IService]
 
 
@@ -213,6 +214,7 @@ class NodeConnection:
         self._receiver = way.receiver
         self._handling = way.receiver.handling
         self._sender: Sender | None = None
+        self._quiet = 0  # turns since the last run
 
     def channel_up(self, connection: Connection) -> None:
         """Say who we are, and what we want."""
@@ -258,6 +260,7 @@ class NodeConnection:
         if type(frame) is Transfer:
             sender = self._sender
             assert sender is not None
+            self._quiet = 0
             if self._handling.is_stopping or sender.connection is not connection:
                 return  # unanswered: it comes again
             raw = frame.messages
@@ -283,8 +286,15 @@ class NodeConnection:
             raise UnexpectedFrame(type(frame).__name__, "a receiver listens")
 
     def turn_ended(self, connection: Connection) -> None:
-        """The answers of this turn leave."""
+        """The answers of this turn leave.
+
+        A node that has nothing to send says PING: after some of these without a run, nothing that
+        was discarded is on its way any more.
+        """
         if self._sender is not None:
+            self._quiet += 1
+            if self._quiet >= QUIET_TURNS and self._sender.connection is connection:
+                self._sender.inbox.ask_for_discarded()
             self._handling.turn_ended(self._sender)
 
     def writable(self, connection: Connection) -> None:

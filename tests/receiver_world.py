@@ -190,6 +190,7 @@ class Node:
         after: int | None = None,
         origin: Origin | None = None,
         flags: int = 0,
+        lane: str | None = None,
     ) -> int:
         """Give a run to the outbox; return its first sequence."""
         first = self.outbox.loaded_to + 1 if sequence is None else sequence
@@ -198,7 +199,8 @@ class Node:
         messages = encode_messages(
             [b if isinstance(b, WireMessage) else WireMessage(b) for b in bodies]
         )
-        lane = subject if self.order == "strict" else None
+        if lane is None and self.order == "strict":
+            lane = subject
         self.outbox.offer(
             Run(
                 first,

@@ -18,13 +18,14 @@ import msgspec
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.errors import ContentChanged, MalformedFrame
-from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED
+from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED, WINDOW_MESSAGES_MAX
 from msgservice.message import Action
 from msgservice.records import Rejected, Resume
 
 ACK_RANGES_MAX = 400  # of one frame: fits in 8 KiB, so in any frame that the other side takes
 REASON_BYTES_MAX = 4000  # of a NACK; UTF-8, for the same reason
 SAMPLE_BYTES = 1024
+ASKED_MAX = 400  # NACKs at once for what was discarded and did not come again
 REJECTED_MAX = 10_000  # rejections remembered; one that is forgotten is handled again
 
 
@@ -124,9 +125,22 @@ class Answers:
 
     `receive` is called for each TRANSFER; everything it lets through is answered exactly once, by
     `take_over` or `refuse`, in any order.
+
+    What it discards comes again, in order, once the sender has taken the lane back. A sender that
+    sees other lanes than this side would wait for ever for an answer to it: what it passes by is
+    asked for again (`_pass`, `ask_for_discarded`). A sender as it should be is never asked so, and
+    has nothing in flight that it could take back for it.
     """
 
-    __slots__ = ("_acked", "_discarding", "_nacks", "_refusals", "received")
+    __slots__ = (
+        "_acked",
+        "_discarded",
+        "_discarded_runs",
+        "_discarding",
+        "_nacks",
+        "_refusals",
+        "received",
+    )
 
     def __init__(self) -> None:
         self.received = RangeSet()  # what the sender sent here: all that may be answered
@@ -135,6 +149,8 @@ class Answers:
         self._nacks = 0
         # lane -> how many NACKs the sender must have acted on, and from where it takes back
         self._discarding: dict[Hashable, tuple[int, int]] = {}
+        self._discarded: dict[Hashable, RangeSet] = {}  # lane -> what is to come again
+        self._discarded_runs = 0  # since that was empty
 
     def receive(self, transfer: Transfer, last: int, lane: Hashable) -> bool:
         """Whether the run is to be looked at; False: its lane is being discarded.
@@ -150,6 +166,7 @@ class Answers:
             discarding = self._discarding.get(lane)
             if discarding is not None:
                 if transfer.nacks < discarding[0]:
+                    self._discard(first, last, lane)
                     return False
                 del self._discarding[lane]
         if transfer.floor > first:
@@ -158,7 +175,55 @@ class Answers:
         if after is not None and after >= first:
             raise MalformedFrame(f"after {after} is not below sequence {first}")
         self.received.add(first if after is None else after + 1, last)
+        if self._discarded:
+            self._pass(first, last, lane)
         return True
+
+    def _discard(self, first: int, last: int, lane: Hashable) -> None:
+        if self._discarded_runs >= WINDOW_MESSAGES_MAX:
+            raise MalformedFrame("more runs of lanes that were taken back than any window holds")
+        self._discarded_runs += 1
+        self._discarded.setdefault(lane, RangeSet()).add(first, last)
+
+    def _pass(self, first: int, last: int, lane: Hashable) -> None:
+        """A run of this lane is let through: what of the lane lies before it was passed by."""
+        discarded = self._discarded.get(lane)
+        if discarded is not None:
+            discarded.remove(first, last)
+            if discarded.first is not None and discarded.first < first:
+                for low, high in discarded.within(discarded.first, first - 1):
+                    self._ask_for(low, high)
+                discarded.remove_below(first)
+            if not discarded:
+                self._forget_discarded(lane)
+
+    def ask_for_discarded(self, ranges_max: int = ASKED_MAX) -> bool:
+        """Ask for what was discarded and has not come again, though its lane goes on.
+
+        For when nothing has come for long and nothing is being handled. Returns whether there was
+        any.
+        """
+        asked = 0
+        for lane in [lane for lane in self._discarded if lane not in self._discarding]:
+            discarded = self._discarded[lane]
+            for low, high in discarded:
+                if asked == ranges_max:
+                    return True
+                asked += 1
+                self._ask_for(low, high)
+                discarded.remove(low, high)
+            self._forget_discarded(lane)
+        return asked > 0
+
+    def _ask_for(self, first: int, last: int) -> None:
+        self._nacks += 1
+        self.received.add(first, last)
+        self._refusals.append(Nack(first, last, int(Action.LATER), 0, "discarded, not sent again"))
+
+    def _forget_discarded(self, lane: Hashable) -> None:
+        del self._discarded[lane]
+        if not self._discarded:
+            self._discarded_runs = 0
 
     def take_over(self, first: int, last: int) -> None:
         """Responsibility for these was taken; what was not received here is not answered here."""
@@ -330,6 +395,10 @@ class Inbox:
     def abandoned(self, first: int, last: int) -> None:
         """These will not be handled, nor answered: the sender has kept them and sends again."""
         self._taking.remove(first, last)
+
+    def ask_for_discarded(self) -> bool:
+        """See `Answers`; not while anything is with the handler, which its lane may wait for."""
+        return not self._taking and self.answers.ask_for_discarded()
 
     def is_taking(self, first: int) -> bool:
         """Whether this sequence is with the handler."""

@@ -1,0 +1,91 @@
+"""A receiver does not hang on a node that sees other lanes than it does (DELIVERY: lanes)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from msgservice import Retry
+from msgservice.core.frames import Nack, Transfer
+from msgservice.core.inbox import Answers
+from msgservice.message import Action
+from msgservice.received import ReceivedMessage
+from tests.receiver_world import World
+
+
+@pytest.mark.parametrize("behind", [0, 1, 5])
+def test_3_what_a_node_never_sends_again_is_asked_for(behind: int) -> None:
+    """One lane here is two there: what the other sent before the retry is waited for for ever."""
+    seen: list[bytes] = []
+
+    def handle(message: ReceivedMessage) -> None:
+        seen.append(message.body)
+        if seen == [b"1"]:
+            raise Retry(1.0)
+
+    world = World(handle)
+    world.node.offer([b"1"], lane="one")
+    world.node.offer([b"2"], lane="other")
+    world.node.offer([b"3"], lane="one")
+    world.run(5)
+    for n in range(behind):
+        world.node.offer([b"later"], lane="one" if n % 2 else "other")
+    world.run(120)  # a quiet node says PING, which tells that nothing else is on its way
+    assert set(seen) >= {b"1", b"2", b"3"}
+    assert world.node.outbox.cursor == 3 + behind
+    assert world.node.losses == []
+    assert world.diallers[0].dialled == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_3_however_the_lanes_of_the_node_differ_everything_is_handled(seed: int) -> None:
+    rng = random.Random(seed)
+    seen: list[bytes] = []
+
+    def handle(message: ReceivedMessage) -> None:
+        if rng.random() < 0.1:
+            raise Retry(0.05)
+        seen.append(message.body)
+
+    world = World(handle)
+    for n in range(60):
+        world.node.offer([b"%d" % n], rng.choice("ab"), lane=rng.choice("xyz"))
+        if rng.random() < 0.2:
+            world.run(0.1)
+    world.run(300)
+    assert set(seen) == {b"%d" % n for n in range(60)}
+    assert world.node.outbox.cursor == 60
+    assert world.node.losses == []
+
+
+def run(sequence: int, nacks: int = 0) -> Transfer:
+    return Transfer(sequence, "a", None, nacks=nacks)  # type: ignore[arg-type]  # not looked at
+
+
+def test_3_a_node_as_it_should_be_is_asked_for_nothing() -> None:
+    answers = Answers()
+    assert answers.receive(run(1), 1, "a")
+    answers.refuse(1, 1, Action.RETRY, "a", 0, "")
+    for n in (2, 3, 4):
+        assert not answers.receive(run(n), n, "a")
+    assert not answers.ask_for_discarded()  # its lane waits for the sender
+    for n in (1, 2, 3, 4):
+        assert answers.receive(run(n, nacks=1), n, "a")
+        answers.take_over(n, n)
+    assert not answers.ask_for_discarded()
+    assert [frame for frame in answers.take_frames() if isinstance(frame, Nack)][1:] == []
+
+
+def test_3_what_is_asked_for_in_one_go_is_bounded() -> None:
+    answers = Answers()
+    assert answers.receive(run(1), 1, "a")
+    answers.refuse(1, 1, Action.RETRY, "a", 0, "")
+    for n in range(3, 2003, 2):
+        assert not answers.receive(run(n), n, "a")
+    assert answers.receive(run(1, nacks=1), 1, "a")
+    answers.take_frames()
+    turns = []
+    while answers.ask_for_discarded():
+        turns.append(len(answers.take_frames()))
+    assert turns == [400, 400, 200]
