@@ -48,7 +48,7 @@ from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import describe, is_local
 from msgservice.transport.pacing import Turn, Watch
-from msgservice.transport.sockets import reason_of, tune, write_now
+from msgservice.transport.sockets import reason_of, tune, unwritten, write_now
 from msgservice.transport.strings import LinearStringReceiver
 
 # Handed to the transport at once. Its own mark is 64 KiB, so it asks for more as soon as the
@@ -402,7 +402,7 @@ class FrameProtocol(LinearStringReceiver):
         half = None
         if splitter.partial and not self.paused:
             half = (splitter.completed, splitter.partial // PROGRESS_BYTES)
-        unread = self._drained_count if self._full else None
+        unread = (self._drained_count, unwritten(self.transport)) if self._full else None
         if self._half_frame.stalled(half, now):
             self._fail(DeadlinePassed("the rest of a frame", limits.frame_timeout))
         elif self._unread.stalled(unread, now):

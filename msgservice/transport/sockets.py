@@ -32,6 +32,16 @@ def tune(transport: Any, limits: Limits) -> None:
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
+def unwritten(transport: Any) -> int:
+    """Return how many bytes a socket's transport holds that the kernel has not taken.
+
+    On a slow link it takes a part now and then, long before all is gone.
+    """
+    if isinstance(transport, TLSMemoryBIOProtocol):
+        transport = transport.transport
+    return len(getattr(transport, "dataBuffer", b"")) - int(getattr(transport, "offset", 0))
+
+
 def reason_of(failure: Failure) -> str:
     """Return in a few words why a connection failed or ended."""
     error = failure.value

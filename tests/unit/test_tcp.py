@@ -350,6 +350,20 @@ def test_a_peer_that_reads_nothing_is_dropped_when_its_time_is_over() -> None:
     assert world.user.names() == ["opened", "failed", "lost"]
 
 
+def test_a_peer_on_a_slow_link_is_not_dropped_while_the_kernel_takes_a_part() -> None:
+    world = World(room=1)
+    transport: Any = world.transport
+    transport.dataBuffer, transport.offset = bytes(256 * 1024), 0
+    world.channel.send(bytes(300_000))
+    world.end_turn()
+    for _ in range(8):
+        world.pass_seconds(LIMITS.write_timeout - 5)
+        transport.offset += 1000
+    assert not world.transport.disconnected
+    world.pass_seconds(2 * LIMITS.write_timeout)
+    assert world.transport.disconnected
+
+
 def test_a_peer_that_reads_slowly_is_not_dropped() -> None:
     world = World(room=1)
     for _ in range(20):
