@@ -1,0 +1,1 @@
+"""A peer that checks any implementation of a client or receiver: `python -m tests.conformance`."""

@@ -1,0 +1,46 @@
+"""`python -m tests.conformance.ours client|receiver|listener PORT`: our own, for the kit."""
+
+from __future__ import annotations
+
+import sys
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredSemaphore
+
+from msgservice import Limits, Receiver, connect
+
+LIMITS = Limits(link_delay_min=0.05, link_delay_max=0.1, bye_timeout=5.0)
+
+
+async def send(address: str) -> None:
+    """Send for ever, whatever becomes of it."""
+    client = await connect(reactor, address, name="shop", limits=LIMITS)
+    pace = DeferredSemaphore(10)
+    number = 0
+    while True:
+        number += 1
+        await pace.acquire()
+        sent = client.send("orders.new", b"%d" % number)
+        sent.addErrback(lambda failure: None).addCallback(lambda _: pace.release())
+
+
+async def handle(message: object) -> None:
+    """Take it."""
+
+
+def main(role: str, port: str) -> None:
+    """Run one."""
+    if role == "client":
+        Deferred.fromCoroutine(send(f"tcp:127.0.0.1:{port}"))
+    else:
+        receiver = Receiver(reactor, name="billing", handler=handle, limits=LIMITS)
+        if role == "receiver":
+            receiver.attach(f"tcp:127.0.0.1:{port}", subjects=["conformance.>"])
+        else:
+            receiver.listen(f"tcp:{port}:interface=127.0.0.1")
+        receiver.startService()
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -1,0 +1,89 @@
+"""The kit finds what is wrong, and nothing where nothing is; ours are right."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.conformance.kit import Kit
+from tests.conformance.minimal import Minimal, MinimalClient, MinimalReceiver
+
+CLIENT_FAULTS = {
+    "sends too early": "waits_for_hello",
+    "resumes too early": "waits_for_hello",
+    "answers no ping": "answers_pings",
+    "answers another ping": "answers_pings",
+    "sends texts for bodies": "sends_well_formed_runs",
+    "a new incarnation each time": "says_hello",
+    "changes what it sends again": "sent_again_what_was_unanswered",
+    "forgets what is unanswered": "sent_again_what_was_unanswered",
+    "does not believe RESUME": "believes_resume",
+    "knows no window": "keeps_to_the_window",
+    "counts no NACK": "takes_a_lane_back",
+    "goes on behind a NACK": "takes_a_lane_back",
+    "goes on after BYE": "stops_at_bye",
+    "believes any ACK": "refuses_an_answer_to_what_it_never_sent",
+    "takes any version": "refuses_another_version",
+    "goes on after nonsense": "refuses_what_is_no_frame",
+}
+RECEIVER_FAULTS = {
+    "answers no ping": "answers_pings",
+    "acknowledges nothing": "acknowledges_what_came",
+    "acknowledges more": "acknowledges_what_came",
+    "acknowledges gaps": "leaves_a_hole_alone",
+    "acknowledges once": "acknowledges_again_what_comes_again",
+    "forgets": "remembers_what_it_acknowledged",
+    "mixes incarnations up": "knows_another_incarnation",
+    "answers no request": "answers_requests",
+}
+
+
+def found(kind: type[Minimal], fault: str) -> dict[str, str]:
+    """What the kit says of it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        peer = kind(listener.getsockname()[1], fault)
+        peer.start()
+        kit = Kit(lambda: listener.accept()[0], 1.5)
+        kit.run(lambda text: None)
+        peer.stopped = True
+    return kit.wrong
+
+
+@pytest.mark.parametrize("kind", [MinimalClient, MinimalReceiver])
+def test_nothing_is_wrong_with_who_keeps_to_the_page(kind: type[Minimal]) -> None:
+    assert {} == found(kind, "")
+
+
+@pytest.mark.parametrize(("fault", "scenario"), CLIENT_FAULTS.items())
+def test_what_a_client_does_wrong_is_found(fault: str, scenario: str) -> None:
+    assert scenario in found(MinimalClient, fault)
+
+
+@pytest.mark.parametrize(("fault", "scenario"), RECEIVER_FAULTS.items())
+def test_what_a_receiver_does_wrong_is_found(fault: str, scenario: str) -> None:
+    assert scenario in found(MinimalReceiver, fault)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        return int(made.getsockname()[1])
+
+
+@pytest.mark.parametrize("role", ["client", "receiver", "listener"])
+def test_ours_are_right(role: str) -> None:
+    port = str(free_port())
+    ours = subprocess.Popen([sys.executable, "-m", "tests.conformance.ours", role, port])
+    try:
+        kit = [sys.executable, "-m", "tests.conformance", f"tcp:127.0.0.1:{port}"]
+        if role == "listener":
+            kit.append("--dial")
+        done = subprocess.run(kit, stdout=subprocess.PIPE, text=True, timeout=300)
+    finally:
+        ours.terminate()
+        ours.wait()
+    assert "0 wrong" in done.stdout, done.stdout
+    assert 0 == done.returncode
