@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from msgservice.core.frames import KINDS, Auth, decode_frame, encode_frame
+from tests.protocol_vectors import VECTORS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
 
@@ -34,3 +35,20 @@ def test_every_kind_has_an_example() -> None:
 @pytest.mark.parametrize("number", range(1, len(KINDS) + 1))
 def test_every_kind_has_a_section(number: int) -> None:
     assert re.search(rf"^###.*\b{number} [A-Z]+ `\[{number}[,\]]", PAGE, re.MULTILINE)
+
+
+def conversation() -> dict[str, bytes]:
+    blocks = re.findall(r"```\{code-block\} text\n:name: wire-([a-z-]+)\n\n([0-9a-f \n]+)```", PAGE)
+    return {name: bytes.fromhex(text) for name, text in blocks}
+
+
+def test_the_conversation_on_the_page_is_the_one_that_the_code_speaks() -> None:
+    assert VECTORS == conversation()
+
+
+@pytest.mark.parametrize("data", VECTORS.values(), ids=VECTORS)
+def test_every_frame_of_the_conversation_decodes_and_encodes_to_itself(data: bytes) -> None:
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        frame, data = data[4 : 4 + size], data[4 + size :]
+        assert frame == encode_frame(decode_frame(frame))
