@@ -32,7 +32,7 @@ STATES_MAX = 4096  # (sender, receiver) pairs whose states one call writes
 DAY = 24 * 3600 * 1000
 FINISHED_DAYS = 7
 HOUR = 3600 * 1000
-LOOK_AGAIN = 60 * 1000  # ms between two looks for senders that found none
+LOOK_AGAIN = 60 * 1000  # ms between two looks for what may be forgotten before its time
 CROWD = 10  # times `incarnations`
 WAYS_MAX = 4  # calls' worth of history that give way for one group
 DEAD_MAX = 512  # dead letters of one call
@@ -140,11 +140,20 @@ def give_way(store: Store, coming: int) -> None:
 def _retain(store: Store, here: Collection[Key]) -> bool:
     more = _remove_settled(store)
     state = store.state
-    if store.tidied_at is None or state.age - store.tidied_at >= HOUR:
+    if store.tidied_at is None or state.age - store.tidied_at >= _tidy_every(store):
         more = _tidy(store, here) or more
     elif len(state.senders) - len(here) > store.limits.incarnations:
         more = _forget_early(store, here) or more
     return _remove_dead_letters(store) or more
+
+
+def _tidy_every(store: Store) -> int:
+    """How long it may be until what nothing refers to is looked for again, in ms.
+
+    Where it stands in the way of new messages, for lack of room among the audiences, not long.
+    """
+    full = len(store.state.totals) >= store.limits.audiences
+    return LOOK_AGAIN if full else HOUR
 
 
 def _remove_settled(store: Store) -> bool:

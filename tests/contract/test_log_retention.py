@@ -460,6 +460,22 @@ def test_20_an_audience_that_waits_to_be_stored_is_not_given_to_another(log: Dri
     assert not waiting.gone
 
 
+def test_20_audiences_that_nothing_has_any_more_make_room_within_minutes(log: Driver) -> None:
+    limit = KEEP_NOTHING.audiences
+    drop_all(log, NOW)  # it was looked for what may go a moment ago
+    log.receivers(*range(3, limit + 2))
+    for other in range(2, limit + 2):
+        batch = make_batch(log.log.audience([1, other]), other, after=0)
+        log.append(batch)
+        settle(log, 1, batch, 1)
+        settle(log, other, batch, 1)
+    with pytest.raises(LimitReached):
+        log.log.audience([1])
+    drop_all(log)
+    drop_all(log, NOW + HOUR // 20)
+    assert (1,) == log.log.audience([1]).members
+
+
 def test_removed_receivers_are_forgotten_when_nothing_refers_to_them(log: Driver) -> None:
     log.receivers(3, 4)
     audience = log.log.audience([1, 3])
