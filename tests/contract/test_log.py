@@ -256,8 +256,9 @@ def test_4_content_is_compared_after_a_restart(log: Driver) -> None:
 def test_5_incarnations_of_a_name_are_senders_of_their_own(log: Driver) -> None:
     audience = log.log.audience([1])
     log.append(make_batch(audience), make_batch(audience, incarnation="i2"))
-    assert numbers(log.read([audience])) == [1, 2]
-    assert Resume() == log.log.resume("shop", "i3")
+    log.append(make_batch(audience, bodies=[b"b"], incarnation="i3"))
+    assert numbers(log.read([audience])) == [1, 2, 3]
+    assert Resume() == log.log.resume("shop", "i4")
 
 
 def test_resume_survives_a_restart(log: Driver) -> None:

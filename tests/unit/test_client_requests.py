@@ -48,6 +48,19 @@ def test_an_answer_is_given_as_content(content: object) -> None:
     assert content == now(asked)
 
 
+def test_30_answers_in_any_order_reach_each_its_own_request() -> None:
+    world = ClientWorld()
+    asked = [world.client.request("prices.get", b"%d" % number) for number in range(3)]
+    world.settle()
+    late, second, third = world.node.requests
+    asked[0].addErrback(lambda failure: failure.trap(CancelledError))
+    asked[0].cancel()
+    for request in (third, late, second):
+        echo(world.node.connection, request)
+    world.settle()
+    assert [b"1", b"2"] == [now(asked[1]), now(asked[2])]
+
+
 def test_30_nobody_answers() -> None:
     world = ClientWorld()
     refuse(str(NoResponder("prices.get")), world)
