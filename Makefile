@@ -5,8 +5,9 @@ FILE ?= examples/lines.txt
 CONFIG ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
+MACHINE_SEEDS ?= 1-2000
 
-.PHONY: run test lint demo bench docs news fuzz soak clean
+.PHONY: run test lint demo bench docs news fuzz soak machines clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -45,6 +46,10 @@ fuzz: .venv/.made
 # Real processes under a mixed load, killed with SIGKILL: the last line says how many, and what was lost.
 soak: .venv/.made
 	$(BIN)/python -m tests.soak --kills $(KILLS)
+
+# Model machines: each part against a plain model of it; shrunk failures are printed as tests.
+machines: .venv/.made
+	$(BIN)/python -m tests.machines --seeds $(MACHINE_SEEDS)
 
 .venv/.docs: .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -1,0 +1,16 @@
+"""The machines, by name."""
+
+from __future__ import annotations
+
+from tests.machines.client import ClientMachine
+from tests.machines.directory import DirectoryMachine
+from tests.machines.inbox import InboxMachine
+from tests.machines.machine import Machine
+from tests.machines.outbox import OutboxMachine
+
+KINDS: dict[str, type[Machine]] = {
+    "outbox": OutboxMachine,
+    "inbox": InboxMachine,
+    "client": ClientMachine,
+    "directory": DirectoryMachine,
+}

@@ -1,0 +1,656 @@
+"""`core.outbox` against a plain model of what it holds, what was sent, and who answered what.
+
+The peer is a model too: it obeys the protocol's rules for lanes (a NACK takes its lane back, what
+arrives before the sender has heard of it is dropped unanswered) and answers any part in any way.
+Answers travel as encoded frames. The owner is played as the node's outlet does it: it offers what
+the outbox wants, unloads, restarts from rows that may be older than what was settled.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from msgservice.core.frames import Ack, Frame, Nack, Transfer, decode_frame, encode_frame
+from msgservice.core.outbox import Outbox
+from msgservice.core.ranges import RangeSet
+from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run, Settled
+from msgservice.errors import ProtocolError
+from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
+from tests.machines.machine import Machine, Violation, require
+
+LANES = ("a", "b", "c")
+DRAIN_TURNS = 3000
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One batch of the owner's log."""
+
+    first: int
+    subject: str
+    bodies: tuple[bytes, ...]
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.bodies) - 1
+
+
+@dataclass
+class Rows:
+    """What of an outbox is on the owner's disk."""
+
+    cursor: int
+    above: list[tuple[int, int]]
+    tried: dict[int, tuple[int, float]]
+    final: dict[int, Status]
+
+
+@dataclass
+class Arrived:
+    """What the peer let through and has not answered: sequences `first` to `last`."""
+
+    subject: str
+    after: int
+    first: int
+    last: int
+
+
+class OutboxMachine(Machine):
+    """See the module."""
+
+    OPERATIONS: ClassVar[dict[str, int]] = {
+        "append": 30,
+        "offer": 20,
+        "offer_more": 2,
+        "connect": 20,
+        "pump": 30,
+        "pump_part": 5,
+        "arrive": 30,
+        "take": 20,
+        "take_part": 8,
+        "take_many": 5,
+        "retry": 10,
+        "later": 6,
+        "reject": 8,
+        "deliver": 40,
+        "pass_time": 15,
+        "cut": 5,
+        "unload": 4,
+        "commit": 5,
+        "restart": 2,
+        "change_order": 1,
+        "pause": 1,
+        "forget": 1,
+        "lie": 5,
+    }
+    ALWAYS = frozenset({"append", "offer", "connect", "pump", "arrive", "take", "deliver"})
+    STEPS = 250
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.ordered = rng.random() < 0.7
+        self.window = (rng.choice([1, 3, 10, 1000]), rng.choice([60, 500, 100_000]))
+        self.max_attempts = rng.choice([0, 0, 2, 3])
+        self.behind_max = rng.choice([2, 5, 50, 10_000])
+        self.behind_bytes_max = rng.choice([200, 100_000])
+        self.message_max = rng.choice([10, 40, 200])  # bytes of the largest body
+        self.now = 0.0
+        # the owner
+        self.log: list[Logged] = []
+        self.bodies: dict[int, bytes] = {}
+        self.subjects: dict[int, str] = {}
+        self.next = 1
+        self.offered = 0  # index of the next batch of the log to offer
+        self.over_offered = False
+        self.final: dict[int, Status] = {}
+        self.failures: dict[int, int] = {}  # tries that failed, of each message
+        self.nacked: set[int] = set()  # told "again" or "later" once
+        self.rows = Rows(0, [], {}, {})
+        self.refuses: set[int] = set()  # the peer said that it is dead
+        self.acked: set[int] = set()  # the peer said that it has it
+        # the connection
+        self.peer_window: tuple[int, int] | None = None
+        self.batch_max = 0
+        self.sent: set[int] = set()  # on this connection, gaps included
+        self.flying: dict[int, int] = {}  # sequence -> bytes of its body
+        self.to_peer: deque[Transfer] = deque()
+        self.to_owner: deque[bytes] = deque()
+        # the peer
+        self.taken: set[int] = set()
+        self.gaps: set[int] = set()
+        self.rejected: set[int] = set()
+        self.pending: list[Arrived] = []
+        self.nacks = 0
+        self.discarding: dict[str, int] = {}
+        self.outbox = self._new(0)
+
+    def _new(self, cursor: int) -> Outbox:
+        return Outbox(
+            ordered=self.ordered,
+            cursor=cursor,
+            window=self.window,
+            retry_delay=lambda attempts: min(2.0 ** (attempts - 1), 8.0),
+            max_attempts=self.max_attempts,
+            behind_max=self.behind_max,
+            behind_bytes_max=self.behind_bytes_max,
+        )
+
+    # --- the owner
+
+    def do_append(self, rng: random.Random) -> None:
+        if len(self.log) >= 80:
+            return
+        self.next += rng.choice([0, 0, 0, 1, 7])
+        subject = rng.choice(LANES)
+        bodies = []
+        for number in range(self.next, self.next + rng.choice([1, 1, 2, 5, 9])):
+            body = b"%d:" % number + b"x" * rng.choice([0, 5, self.message_max])
+            self.bodies[number], self.subjects[number] = body, subject
+            bodies.append(body)
+        self.log.append(Logged(self.next, subject, tuple(bodies)))
+        self.next += len(bodies)
+
+    def do_offer(self, rng: random.Random) -> None:
+        outbox = self.outbox
+        while self.offered < len(self.log) and outbox.wants:
+            self._offer_next()
+        if self.offered == len(self.log) and rng.random() < 0.3:
+            outbox.skip_to(self.next - 1)
+
+    def do_offer_more(self, rng: random.Random) -> None:
+        """A page holds more than what is wanted, as a page of the log does."""
+        for _ in range(rng.randint(1, 4)):
+            if self.offered < len(self.log):
+                self.over_offered = True
+                self._offer_next()
+
+    def _offer_next(self) -> None:
+        one = self.log[self.offered]
+        self.offered += 1
+        outbox = self.outbox
+        if one.last <= outbox.loaded_to:
+            return
+        messages = encode_messages([WireMessage(body) for body in one.bodies])
+        lane = ("shop", one.subject) if self.ordered else None
+        run = Run(
+            one.first, len(one.bodies), one.subject, lane, messages, len(messages), outbox.loaded_to
+        )
+        if one.first <= outbox.loaded_to:
+            outbox.offer_rest(run)
+        else:
+            outbox.offer(run)
+
+    def do_unload(self, rng: random.Random) -> None:
+        if not self.outbox.connected:
+            self._drain()
+            self.outbox.unload()
+            self.offered = 0
+
+    def do_change_order(self, rng: random.Random) -> None:
+        if not self.outbox.connected:
+            self._drain()
+            self.outbox.unload()
+            self.offered = 0
+            self.outbox.ordered = self.ordered = not self.ordered
+
+    def do_commit(self, rng: random.Random) -> None:
+        outbox = self.outbox
+        self._drain()
+        tried = {run.first: (run.attempts, run.due) for run in outbox.waiting if run.attempts}
+        self.rows = Rows(outbox.cursor, list(outbox.above), tried, dict(self.final))
+        outbox.committed = max(outbox.committed, outbox.cursor)
+
+    def do_restart(self, rng: random.Random) -> None:
+        self._cut()
+        rows = self.rows
+        self.outbox = self._new(rows.cursor)
+        self.outbox.restore(rows.above, rows.tried)
+        self.final = dict(rows.final)
+        self.offered = 0
+
+    def do_pass_time(self, rng: random.Random) -> None:
+        due = self.outbox.next_deadline()
+        if due is not None and rng.random() < 0.5:
+            self.now = max(self.now, due)
+        else:
+            self.now += rng.choice([0.01, 0.3, 2.0, 20.0])
+
+    def do_pause(self, rng: random.Random) -> None:
+        self.outbox.paused = not self.outbox.paused
+
+    # --- the connection
+
+    def do_connect(self, rng: random.Random) -> None:
+        if self.outbox.connected:
+            return
+        window = rng.choice([None, (1, 10), (4, 60), (1000, 10**6), (0, 0), (0, 10**6), (10, 0)])
+        self._connect(window, rng.choice([10**6, 10**6, 1000, 60]))
+
+    def _connect(self, window: tuple[int, int] | None, batch_max: int) -> None:
+        marks = RangeSet((number, number) for number in sorted(self.taken | self.gaps))
+        floor = 1
+        while marks and marks.covers(floor, floor):
+            found = marks.range_of(floor)
+            assert found is not None
+            floor = found[1] + 1
+        marks.remove_below(floor)
+        self.acked |= self.taken
+        self.outbox.receive_resume(floor, tuple(marks))
+        self._drain()
+        self.outbox.connect(window, batch_max)
+        self.peer_window, self.batch_max = window, batch_max
+        self.sent, self.flying = set(), {}
+        self.to_peer.clear()
+        self.to_owner.clear()
+        self.pending, self.discarding, self.nacks = [], {}, 0
+
+    def do_cut(self, rng: random.Random) -> None:
+        self._cut()
+
+    def _cut(self) -> None:
+        if len(self.flying) == 1:
+            (lost,) = self.flying
+            self.failures[lost] = self.failures.get(lost, 0) + 1  # if it was being probed
+            self.nacked.add(lost)
+        self.outbox.disconnect(self.now)
+        self._drain()
+        self.flying = {}
+        self.to_peer.clear()
+        self.to_owner.clear()
+        self.pending, self.discarding = [], {}
+
+    def do_forget(self, rng: random.Random) -> None:
+        """The peer comes back without its memory."""
+        self._cut()
+        self.taken, self.gaps, self.rejected = set(), set(), set()
+
+    def do_pump(self, rng: random.Random) -> None:
+        self._send(self.outbox.take_transfers(self.now))
+
+    def do_pump_part(self, rng: random.Random) -> None:
+        transfers = self.outbox.take_transfers(
+            self.now, lambda run: rng.randint(0, run.count), rng.choice([1, 60, 10**6])
+        )
+        self._send(transfers)
+
+    def _send(self, transfers: list[Transfer]) -> None:
+        self._drain()
+        for transfer in transfers:
+            self._check_sent(transfer)
+            self.to_peer.append(transfer)
+
+    def _check_sent(self, transfer: Transfer) -> None:
+        messages = decode_messages(transfer.messages)
+        first, count = transfer.sequence, len(messages)
+        last = first + count - 1
+        after = first - 1 if transfer.after is None else transfer.after
+        require(count, "an empty transfer", first)
+        require(len(bytes(transfer.messages)) <= self.batch_max, "more than the peer takes", first)
+        require(transfer.floor - 1 <= self.outbox.committed, "the floor is not stored", first)
+        require(transfer.floor <= first, "the floor is above what is sent", first)
+        for number, message in zip(range(first, last + 1), messages, strict=True):
+            require(self.bodies.get(number) == message.body, "other content", number, message.body)
+            require(self.subjects[number] == transfer.subject, "other subject", number)
+            require(number not in self.final, "sent again what is settled", number)
+            require(number not in self.flying, "sent what is in flight", number)
+        for number in range(after + 1, first):
+            open_one = number in self.bodies and number not in self.final
+            require(not open_one, "a gap over what is open", after, first, number)
+        flying = len(self.flying)
+        if flying:
+            room, bytes_room = self.window
+            if self.peer_window is not None:
+                room = min(room, self.peer_window[0])
+                bytes_room = min(bytes_room, self.peer_window[1])
+            require(flying + count <= room, "more messages than the window", flying, count, room)
+            size = sum(self.flying.values()) + sum(len(m.body) for m in messages)
+            require(size <= bytes_room, "more bytes than the window", size, bytes_room)
+        self._check_order(first, transfer.subject)
+        for number, message in zip(range(first, last + 1), messages, strict=True):
+            self.flying[number] = len(message.body)
+        self.sent.update(range(after + 1, last + 1))
+
+    def _check_order(self, first: int, subject: str) -> None:
+        """Nothing of the lane that is lower may be open and not on its way before this."""
+        if self.ordered:
+            for number in self._loaded():
+                if number >= first:
+                    break
+                if self.subjects[number] == subject and number not in self.final:
+                    require(number in self.flying, "lane order broken", number, first)
+        elif first not in self.nacked:
+            for number in self._loaded():
+                if number >= first:
+                    break
+                if number not in self.final and number not in self.flying:
+                    require(number in self.nacked, "not in rising order", number, first)
+
+    def _loaded(self) -> Iterator[int]:
+        for one in self.log:
+            for number in range(one.first, one.last + 1):
+                if number > self.outbox.loaded_to:
+                    return
+                yield number
+
+    # --- the peer
+
+    def do_arrive(self, rng: random.Random) -> None:
+        for _ in range(rng.randint(1, 4)):
+            if self.to_peer:
+                self._arrive(self.to_peer.popleft())
+
+    def _arrive(self, transfer: Transfer) -> None:
+        count = len(decode_messages(transfer.messages))
+        first, last = transfer.sequence, transfer.sequence + count - 1
+        require(transfer.nacks <= self.nacks, "more nacks than were sent", transfer.nacks)
+        subject = transfer.subject
+        if self.ordered and subject in self.discarding:
+            if transfer.nacks < self.discarding[subject]:
+                return
+            del self.discarding[subject]
+        after = first - 1 if transfer.after is None else transfer.after
+        for number in range(first, last + 1):
+            if number in self.rejected:
+                self._answer(Nack(number, number, int(Action.DEAD), 0, "no"))
+        parts = RangeSet([(first, last)])
+        for number in self.rejected & set(range(first, last + 1)):
+            parts.remove(number, number)
+        for low, high in parts:
+            self.pending.append(Arrived(subject, after if low == first else low - 1, low, high))
+
+    def _answer(self, frame: Frame) -> None:
+        self.to_owner.append(encode_frame(frame))
+
+    def _pick(self, rng: random.Random) -> Arrived | None:
+        if not self.pending:
+            return None
+        if not self.ordered:
+            return rng.choice(self.pending)
+        subject = rng.choice(sorted({one.subject for one in self.pending}))
+        return next(one for one in self.pending if one.subject == subject)
+
+    def _take(self, one: Arrived, last: int) -> tuple[int, int]:
+        """Handle what arrived, up to `last`; return the range to acknowledge."""
+        after = one.after
+        for number in range(one.first, last + 1):
+            if number in self.taken:
+                continue
+            if self.ordered:
+                lower = [
+                    n
+                    for n in self._loaded()
+                    if n < number
+                    and self.subjects[n] == one.subject
+                    and n not in self.taken
+                    and n not in self.final
+                    and n not in self.rejected
+                ]
+                require(not lower, "handled out of order", lower, number)
+            self.taken.add(number)
+        self.gaps.update(range(after + 1, one.first))
+        if last == one.last:
+            self.pending.remove(one)
+        else:
+            one.first, one.after = last + 1, last
+        return after + 1, last
+
+    def do_take(self, rng: random.Random) -> None:
+        one = self._pick(rng)
+        if one is not None:
+            self._answer(Ack([self._take(one, one.last)]))
+
+    def do_take_part(self, rng: random.Random) -> None:
+        one = self._pick(rng)
+        if one is not None:
+            self._answer(Ack([self._take(one, rng.randint(one.first, one.last))]))
+
+    def do_take_many(self, rng: random.Random) -> None:
+        """One ACK of many ranges."""
+        ranges = RangeSet()
+        for _ in range(rng.randint(1, 12)):
+            one = self._pick(rng)
+            if one is not None:
+                ranges.add(*self._take(one, rng.randint(one.first, one.last)))
+        if ranges:
+            self._answer(Ack(list(ranges)))
+
+    def do_retry(self, rng: random.Random) -> None:
+        self._refuse(rng, Action.RETRY)
+
+    def do_later(self, rng: random.Random) -> None:
+        self._refuse(rng, Action.LATER)
+
+    def _refuse(self, rng: random.Random, action: Action) -> None:
+        one = self._pick(rng)
+        if one is None:
+            return
+        at = rng.randint(one.first, one.last)
+        if at > one.first:
+            self._answer(Ack([self._take(one, at - 1)]))
+        last = rng.choice([at, one.last, rng.randint(at, one.last)])
+        self.nacks += 1
+        if self.ordered:
+            self.discarding[one.subject] = self.nacks
+            self.pending = [other for other in self.pending if other.subject != one.subject]
+        elif last == one.last:
+            self.pending.remove(one)
+        else:
+            one.first, one.after = last + 1, last
+        self._answer(Nack(at, last, int(action), rng.choice([0, 0, 10, 3000]), "again"))
+
+    def do_reject(self, rng: random.Random) -> None:
+        one = self._pick(rng)
+        if one is None:
+            return
+        at = rng.randint(one.first, one.last)
+        if at > one.first:
+            self._answer(Ack([self._take(one, at - 1)]))
+        last = rng.randint(at, one.last)
+        self.rejected.update(range(at, last + 1))
+        if last == one.last:
+            self.pending.remove(one)
+        else:
+            one.first, one.after = last + 1, last
+        action = rng.choice([Action.DEAD, Action.REFUSED])
+        self._answer(Nack(at, last, int(action), 0, "never"))
+
+    def do_lie(self, rng: random.Random) -> None:
+        """An answer about what was not sent, or is answered, or makes no sense: no harm is done."""
+        if not self.outbox.connected:
+            return
+        first = rng.randint(0, self.next + 3)
+        ends = [first, rng.choice([rng.randint(0, self.next + 3), first + rng.randint(0, 3)])]
+        if any(n in self.bodies and n not in self.final for n in range(ends[0], ends[1] + 1)):
+            return  # a peer may say what it likes of what it was given
+        first, last = ends
+        sensible = set(range(first, last + 1)) <= self.sent and first <= last
+        frame = rng.choice(
+            [
+                Ack([(first, last)]),
+                Nack(first, last, rng.choice([1, 2, 3, 4]), 0, "a lie"),
+            ]
+        )
+        before = dict(self.final), self.outbox.cursor
+        try:
+            self._apply(encode_frame(frame))
+        except ProtocolError:
+            self._cut()
+            return
+        if isinstance(frame, Nack) and frame.action in (Action.RETRY, Action.LATER):
+            self.nacks += 1
+        self._drain()
+        require(sensible, "an answer about what was not sent is believed", frame)
+        require(before == (self.final, self.outbox.cursor), "a lie changed something", frame)
+
+    def do_deliver(self, rng: random.Random) -> None:
+        for _ in range(rng.randint(1, 4)):
+            if self.to_owner and self.outbox.connected:
+                self._apply(self.to_owner.popleft())
+        self._drain()
+
+    def _apply(self, data: bytes) -> None:
+        frame = decode_frame(data)
+        outbox = self.outbox
+        if isinstance(frame, Ack):
+            for first, last in frame.ranges:
+                answered = set(range(first, last + 1)) & set(self.flying)
+                self.acked |= answered
+            outbox.receive_acks(frame.ranges)
+            for first, last in frame.ranges:
+                for number in range(first, last + 1):
+                    self.flying.pop(number, None)
+            return
+        assert isinstance(frame, Nack)
+        first, last, action = frame.first, frame.last, Action(frame.action)
+        numbers = [number for number in range(first, last + 1) if number in self.flying]
+        if action in (Action.DEAD, Action.REFUSED):
+            self.refuses.update(numbers)
+        elif action is Action.RETRY:
+            for number in numbers:
+                self.failures[number] = self.failures.get(number, 0) + 1
+        outbox.receive_nack(first, last, action, frame.delay / 1000, frame.reason, self.now)
+        for number in numbers:
+            del self.flying[number]
+        if action in (Action.RETRY, Action.LATER):
+            self.nacked.update(numbers)
+            if self.ordered and numbers:
+                subject = self.subjects[numbers[0]]
+                for number in [n for n in self.flying if n > first]:
+                    if self.subjects[number] == subject:
+                        del self.flying[number]
+
+    # --- what must hold
+
+    def _drain(self) -> None:
+        for one in self.outbox.take_settled():
+            self._note(one)
+
+    def _note(self, one: Settled) -> None:
+        require(one.first <= one.last, "an empty range is settled", one.first, one.last)
+        for number in range(one.first, one.last + 1):
+            require(number in self.bodies, "settled what is not there", number)
+            require(number not in self.final, "settled twice", number, one.status)
+            self.final[number] = one.status
+            self.flying.pop(number, None)
+            if one.status is Status.ACKNOWLEDGED:
+                require(number in self.acked, "acknowledged and never taken", number)
+            elif one.status is Status.DEAD:
+                tries = self.failures.get(number, 0)
+                given_up = self.max_attempts and tries >= self.max_attempts
+                require(
+                    number in self.refuses or given_up,
+                    "dead without a reason",
+                    number,
+                    one.reason,
+                    tries,
+                )
+            else:
+                raise Violation("settled as what cannot be", number, one.status)
+
+    def check(self, after: str) -> None:
+        self._drain()  # an offer settles what the peer's RESUME has taken
+        outbox = self.outbox
+        self._check_counters()
+        loaded = set(self._loaded())
+        open_ones = {number for number in loaded if number not in self.final}
+        cursor = outbox.cursor
+        below = {number for number in open_ones if number <= cursor}
+        require(not below, "the cursor is above what is open", cursor, below)
+        for first, last in outbox.above:
+            wrong = open_ones & set(range(first, last + 1))
+            require(not wrong, "final above the cursor, and open", wrong)
+        require(
+            outbox.in_flight_messages == len(self.flying),
+            "in flight is not what is unanswered",
+            outbox.in_flight_messages,
+            sorted(self.flying),
+        )
+        if not self.over_offered:
+            most = self.behind_max + 3 * min(self.window[0], 100) + 100
+            found = len(outbox.above) + len(outbox.waiting)
+            require(found <= most, "more exceptions than the limit", found, most)
+
+    def _check_counters(self) -> None:
+        """The counters are what the open runs add up to."""
+        outbox = self.outbox
+        sums = {state: [0, 0, 0] for state in (READY, FLIGHT, WAITING, BEHIND)}
+        for run in outbox._open:
+            of_state = sums[run.state]
+            of_state[0] += 1
+            of_state[1] += run.count
+            of_state[2] += run.size
+            require(len(bytes(run.messages)) == run.size, "a run's size is wrong", run.first)
+        flight = (outbox.in_flight_messages, outbox.in_flight_bytes)
+        require(flight == tuple(sums[FLIGHT][1:]), "counter: in flight", flight, sums[FLIGHT])
+        require(outbox.ready == tuple(sums[READY][1:]), "counter: ready", outbox.ready, sums[READY])
+        behind = [outbox._behind, outbox._behind_bytes]
+        require(behind == sums[BEHIND][::2], "counter: behind", behind, sums[BEHIND])
+        waiting = [outbox._waiting, outbox._waiting_bytes]
+        require(waiting == sums[WAITING][::2], "counter: waiting", waiting, sums[WAITING])
+
+    def _stuck(self) -> str:
+        """Say in which way nothing moves any more."""
+        outbox = self.outbox
+        if outbox.in_flight_messages:
+            return "stuck: in flight, and nobody has it"
+        if outbox.ready[0]:
+            return "stuck: ready, and not sent"
+        if outbox.open_runs:
+            return "stuck: open, and nothing is due"
+        if 0 in (outbox.window_messages, outbox.window_bytes):
+            return "stuck: no window, nothing is wanted"
+        return "stuck: nothing is wanted"
+
+    def finish(self) -> None:
+        """The peer answers everything and the owner offers what is wanted: all is settled."""
+        self._cut()
+        self.outbox.paused = False
+        window = random.Random(self.next).choice([None, None, (1, 1), (0, 0), (5, 10**6)])
+        self._connect(window, 10**6)
+        for _ in range(DRAIN_TURNS):
+            moved = False
+            while self.offered < len(self.log) and self.outbox.wants:
+                self._offer_next()
+                moved = True
+            transfers = self.outbox.take_transfers(self.now)
+            self._send(transfers)
+            while self.to_peer:
+                self._arrive(self.to_peer.popleft())
+                moved = True
+            while self.pending:
+                self._answer(Ack([self._take(self.pending[0], self.pending[0].last)]))
+            while self.to_owner:
+                self._apply(self.to_owner.popleft())
+                moved = True
+            self._drain()
+            self.check("drain")
+            if self.offered == len(self.log) and self.outbox.idle:
+                break
+            if not moved:
+                due = self.outbox.next_deadline()
+                if due is None:
+                    raise Violation(self._stuck(), len(self.outbox.above), self.outbox.ready)
+                self.now = max(self.now, due)
+        else:
+            raise Violation("not drained", self.outbox.open_runs)
+        missing = set(self.bodies) - set(self.final)
+        require(not missing, "never settled", sorted(missing)[:5])
+        outbox = self.outbox
+        outbox.skip_to(self.next - 1)
+        require(outbox.cursor == self.next - 1, "the cursor stays behind", outbox.cursor)
+        left = (
+            list(outbox.above),
+            outbox.ready,
+            outbox.in_flight_messages,
+            outbox.in_flight_bytes,
+            len(outbox.waiting),
+            outbox._behind,
+            outbox._waiting,
+            len(outbox._lanes),
+            len(outbox._tried),
+        )
+        require(left == ([], (0, 0), 0, 0, 0, 0, 0, 0, 0), "something is left behind", left)

@@ -1,0 +1,64 @@
+"""Some seeds of each model machine; `python -m tests.machines --seeds FIRST-LAST` plays more."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from twisted.logger import LogEvent
+
+from tests.machines.kinds import KINDS
+from tests.machines.machine import Machine, as_test, play, replay, require, search, shrink, steps_of
+
+SEEDS = {"client": 60, "directory": 60}
+CHUNKS = 4  # so that two workers share them
+
+
+@pytest.fixture(autouse=True)
+def logged_by_a_machine(logged_failures: list[LogEvent]) -> Iterator[None]:
+    """What is logged is looked at by the machines themselves."""
+    yield
+    logged_failures.clear()
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("name", SEEDS)
+def test_no_seed_breaks_a_rule(name: str, chunk: int) -> None:
+    count = SEEDS[name] // CHUNKS
+    found = search(KINDS[name], range(1 + chunk * count, 1 + (chunk + 1) * count))
+    for failure in found.values():
+        pytest.fail(as_test(shrink(failure)) + failure.told)
+
+
+class CountingMachine(Machine):
+    """Breaks where three of its steps have come, whatever else has."""
+
+    OPERATIONS = {"count": 1, "rest": 3}
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.counted = 0
+
+    def do_count(self, rng: random.Random) -> None:
+        self.counted += 1
+        require(self.counted < 3, "counted to three")
+
+    def do_rest(self, rng: random.Random) -> None:
+        pass
+
+
+def test_a_failure_is_shrunk_to_what_it_needs_and_told_as_a_test() -> None:
+    failure = next(f for seed in range(1, 50) if (f := play(CountingMachine, seed)) is not None)
+    smallest = shrink(failure)
+    assert ["count"] * 3 == [name for name, _ in smallest.steps]
+    assert "counted to three" == smallest.sign
+    assert f"replay(CountingMachine, {failure.seed}, [" in as_test(smallest)
+    with pytest.raises(AssertionError, match="counted to three"):
+        replay(CountingMachine, failure.seed, smallest.steps)
+
+
+def test_a_seed_plays_the_same_steps_again() -> None:
+    for kind in KINDS.values():
+        assert steps_of(kind, 7) == steps_of(kind, 7)
+        assert steps_of(kind, 7) != steps_of(kind, 8)
