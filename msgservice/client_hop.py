@@ -126,6 +126,7 @@ class NodeHop:
             retry_delay=lambda attempts: delay_of(
                 attempts, delay_min=limits.link_delay_min, delay_max=limits.link_delay_max
             ),
+            larger_is_dead=True,
         )
         self._user = user
         self._new_incarnation = new_incarnation
@@ -357,8 +358,7 @@ class NodeHop:
             return
         match frame:
             case Ack():
-                for first, last in frame.ranges:
-                    self.outbox.receive_ack(first, last)
+                self.outbox.receive_acks(frame.ranges)
             case Routed():
                 self.runs.receive_routed(frame.first, frame.last, frame.audience, frame.position)
             case StatusFrame():

@@ -8,8 +8,9 @@ checked, once at ingress, and then stored and sent on as the same bytes.
 from __future__ import annotations
 
 import enum
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Annotated
 
 import msgspec
@@ -20,6 +21,8 @@ from msgservice.limits import INTEGER_MAX, NAME_BYTES_MAX
 Integer = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 Name = Annotated[str, msgspec.Meta(max_length=NAME_BYTES_MAX)]
 Headers = dict[str, str]
+
+ARRAY_HEADER_MAX = 5  # bytes of a msgpack array's header, at most
 
 FLAG_RETAIN = 1
 FLAG_REPLAY = 2
@@ -154,6 +157,42 @@ def split_messages(messages: bytes | memoryview | msgspec.Raw, bounds: list[int]
     """Return the runs between each two of these places (rising, from 0 to the end)."""
     parts = _decode_parts(messages)
     return [_encode(parts[a:b]) for a, b in pairwise(bounds)]
+
+
+class MessageParts:
+    """Where each message of a run begins, found once: a cut then costs no more than its bounds."""
+
+    __slots__ = ("_begins", "_view")
+
+    def __init__(self, messages: bytes | memoryview | msgspec.Raw) -> None:
+        sizes = message_sizes(messages)
+        self._view = memoryview(messages)
+        self._begins = list(accumulate(sizes, initial=header_size(messages)))
+
+    def size(self, start: int, stop: int) -> int:
+        """Return the size of the run of messages `start` to `stop` (exclusive), in bytes."""
+        begins = self._begins
+        return len(array_header(stop - start)) + begins[stop] - begins[start]
+
+    def fitting(self, start: int, stop: int, size_max: int) -> int:
+        """How many of the messages from `start` on fit into a run of so many bytes."""
+        begins = self._begins
+        room = begins[start] + size_max - ARRAY_HEADER_MAX
+        return max(0, bisect_right(begins, room, start, stop + 1) - 1 - start)
+
+    def run(self, start: int, stop: int) -> bytes:
+        """Return the run of messages `start` to `stop` (exclusive). Copies them."""
+        begins = self._begins
+        return array_header(stop - start) + self._view[begins[start] : begins[stop]]
+
+
+def array_header(count: int) -> bytes:
+    """Return the header of a msgpack array of so many elements, as short as it can be."""
+    if count < 16:
+        return bytes((0x90 | count,))
+    if count < 1 << 16:
+        return b"\xdc" + count.to_bytes(2, "big")
+    return b"\xdd" + count.to_bytes(4, "big")
 
 
 def header_size(messages: bytes | memoryview | msgspec.Raw) -> int:

@@ -17,6 +17,8 @@ progress is durable.
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -25,27 +27,18 @@ from msgservice.core.backoff import again_delay
 from msgservice.core.frames import Transfer
 from msgservice.core.outbox_states import RunStates
 from msgservice.core.ranges import RangeSet
-from msgservice.core.runs import (
-    FLIGHT,
-    READY,
-    WAITING,
-    OpenRuns,
-    Run,
-    cut_run,
-    shatter_run,
-)
+from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run, cut_run, parts_of, shatter_run
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
-from msgservice.message import Action, Status, message_sizes
-
-ARRAY_HEADER = 5  # bytes of a msgpack array header, at most
+from msgservice.message import Action, Status
 
 
 class Outbox(RunStates):
     """See the module. Times are seconds of the owner's monotonic clock.
 
     `retry_delay(attempts)` gives the pause before a message is tried again. `max_attempts` 0
-    means no end of patience (a producer towards its node).
+    means no end of patience (a producer towards its node). A message larger than the other side
+    takes waits for a connection that takes it, or is dead (`larger_is_dead`).
     """
 
     def __init__(
@@ -58,6 +51,7 @@ class Outbox(RunStates):
         max_attempts: int = 0,
         behind_max: int = 10_000,
         behind_bytes_max: int = 16 * 1024 * 1024,
+        larger_is_dead: bool = False,
     ) -> None:
         super().__init__(ordered, cursor)
         self.window_messages, self.window_bytes = self._own_window = window
@@ -65,38 +59,55 @@ class Outbox(RunStates):
         self.paused = False
         self.committed = cursor  # the owner's durable cursor: what `floor` says
         self.behind_max, self.behind_bytes_max = behind_max, behind_bytes_max
+        self.larger_is_dead = larger_is_dead
+        self.larger: Run | None = None  # the last one that waits for a side that takes it
         self._retry_delay = retry_delay
         self._resumed = RangeSet()  # taken by the other side, not loaded yet
         self._tried: dict[int, tuple[int, float]] = {}  # of messages not loaded yet
+        self._tried_falling: list[int] = []  # their sequences
+        # How many messages may be in flight, or None: the window alone says so.
+        self._flight_max: int | None = None
         # of the connection
         self.connected = False
         self._sent = RangeSet()
         self._nacks = 0
-        self._batch_max = 0
-        self._heard = False  # something was settled on this connection
-        self.probing = False
+        self.batch_max = 0  # bytes of one run that the other side takes
 
     # --- getters
 
     @property
     def wants(self) -> bool:
-        """Whether more runs should be offered: the next window is not full yet."""
-        return (
-            self._ready_messages < self.window_messages
-            and self._ready_bytes < self.window_bytes
-            and self._behind + self._waiting < self.behind_max
-            and self._behind_bytes + self._waiting_bytes < self.behind_bytes_max
+        """Whether more runs should be offered: the next window is not full yet.
+
+        What lies between the cursor and what is final above it is loaded whatever waits: it is
+        what all of that waits for.
+        """
+        ready = self._tallies[READY]
+        if ready.runs and (
+            ready.messages >= self.window_messages or ready.size >= self.window_bytes
+        ):
+            return False
+        behind, waiting = self._tallies[BEHIND], self._tallies[WAITING]
+        if (
+            behind.runs + waiting.runs < self.behind_max
+            and behind.size + waiting.size < self.behind_bytes_max
             and len(self._above) < self.behind_max
-        )
+        ):
+            return True
+        last = self._above.last
+        return last is not None and self.loaded_to < last and len(self._above) >= self.behind_max
+
+    @property
+    def probing(self) -> bool:
+        """Whether one message at a time is sent, to find the one that the other side dies of."""
+        return self._flight_max == 1
 
     def next_deadline(self) -> float | None:
         """When a retry is due, or None: also while it has no room, which only an answer makes."""
-        retries = self._retries
-        while retries and retries[0][2].state != WAITING:
-            heapq.heappop(retries)
-        if not retries or not self.connected or self.paused or not self._room(retries[0][2]):
+        if not self.connected or self.paused:
             return None
-        return retries[0][0]
+        run = self._next_retry()
+        return None if run is None or not self._room(run) else run.due
 
     # --- verbs
 
@@ -109,8 +120,12 @@ class Outbox(RunStates):
         """
         for first, last in settled:
             self._above.add(first, last)
-        self._tried.update(tried)
+        self._remember_tried(tried)
         self._trim_above()
+
+    def _remember_tried(self, tried: dict[int, tuple[int, float]]) -> None:
+        self._tried.update(tried)
+        self._tried_falling = sorted(self._tried, reverse=True)
 
     def offer(self, run: Run) -> None:
         """Load the next run; what of it is final already is left out. Runs rise."""
@@ -139,54 +154,64 @@ class Outbox(RunStates):
     def unload(self) -> None:
         """Forget what is open, for the owner to offer it again from the cursor on."""
         assert not self.connected
-        for run in self._open:
-            if run.attempts:
-                self._tried[run.first] = (run.attempts, run.due)
+        self._remember_tried(
+            {
+                run.first: (run.attempts, run.due if run.due < math.inf else 0.0)
+                for run in self._open
+                if run.attempts
+            }
+        )
         self.loaded_to = self.cursor
-        self._open = OpenRuns()
-        self._ready.clear()
-        self._lanes.clear()
-        self._retries.clear()
-        self._ready_messages = self._ready_bytes = self._behind = self._behind_bytes = 0
-        self._waiting = self._waiting_bytes = 0
+        self._forget_open()
 
     def _load(self, run: Run) -> None:
         first, last = run.first, run.last
-        self._open.add(run)
-        rest = self._place_tried(run) if self._tried else run
-        if rest is not None:
-            self._place(rest)
-        if self._resumed:
-            for low, high in self._resumed.within(first, last):
+        for piece in self._cut_tried(run) if self._tried_falling else (run,):
+            # Each is placed before the next is open: a lane that gets stuck takes what is there.
+            self._open.add(piece)
+            self._place(piece)
+        resumed = self._resumed
+        if resumed:
+            taken = resumed.within(first, last)
+            if len(taken) > 1:
+                self._cut_at(taken)
+            for low, high in taken:
                 self._settle_between(low, high, Status.ACKNOWLEDGED)
-            self._resumed.remove_below(self.loaded_to + 1)
+            if not resumed.overlaps(last + 1, INTEGER_MAX):
+                self._resumed = RangeSet()
 
-    def _place_tried(self, run: Run) -> Run | None:
-        """Cut out the messages that were tried before, and place them; return what is left."""
-        rest: Run | None = run
-        for number in sorted(n for n in self._tried if run.first <= n <= run.last):
-            assert rest is not None
-            tried = rest
-            if number > rest.first:
-                tried = self._split(rest, number)
-                self._place(rest)
-            rest = self._split(tried, number + 1) if tried.count > 1 else None
-            tried.attempts, tried.due = self._tried.pop(number)
-            self._place(tried)
-        return rest
+    def _cut_tried(self, run: Run) -> list[Run]:
+        """Cut out the messages that were tried before, and tell them so."""
+        falling, last = self._tried_falling, run.last
+        numbers: list[int] = []
+        while falling and falling[-1] <= last:
+            number = falling.pop()
+            if number < run.first:
+                del self._tried[number]  # it is settled, or gone
+            else:
+                numbers.append(number)
+        bounds = {at for number in numbers for at in (number, number + 1) if run.first < at <= last}
+        places = sorted(bounds)
+        pieces = [run, *(shatter_run(run, places) if places else ())]
+        firsts = [run.first, *places]
+        for number in numbers:
+            piece = pieces[bisect_left(firsts, number)]
+            piece.attempts, piece.due = self._tried.pop(number)
+        return pieces
 
     def _place(self, run: Run) -> None:
         """Give a loaded run its state."""
         stuck = self._lanes.get(run.lane) if self._lanes else None
         if stuck is not None:
             self._put_behind(stuck, run)
-        elif run.attempts and not (self.ordered and self._has_older(run)):
-            self._wait(run, run.due)
+        elif not run.attempts:
+            self._make_ready(run)
+        elif not self.ordered:
+            self._begin_waiting(run, run.due)
         else:
             self._make_ready(run)
-
-    def _has_older(self, run: Run) -> bool:
-        return any(r.lane == run.lane and r.first < run.first for r in self._open)
+            if self._front(run.lane).lowest() is run:  # else what is older goes first
+                self._wait(run, run.due)
 
     # --- the connection
 
@@ -196,36 +221,45 @@ class Outbox(RunStates):
         own_messages, own_bytes = self._own_window
         self.window_messages = min(own_messages, window[0]) if window else own_messages
         self.window_bytes = min(own_bytes, window[1]) if window else own_bytes
-        self._batch_max = batch_max
+        self.batch_max = batch_max
         self._nacks = 0
         self._sent = RangeSet()
-        self._heard = False
+        self._proved = False
         self.connected = True
+        self.larger = None
+        self._let_go()
 
     def disconnect(self, now: float) -> None:
-        """The connection has gone: what was in flight is ready again, in rising order."""
+        """The connection has gone: what was in flight is ready again, in rising order.
+
+        The next flight is half as large, until all of this one was answered: so a message that
+        the other side dies of is alone after a few of these, and then it is what has failed.
+        """
         if not self.connected:
             return
         self.connected = False
-        lost = [run for run in self._open if run.state == FLIGHT]
-        if not lost:
+        messages = self._flight.messages
+        if not messages:
             return
-        heads = {id(lane.head) for lane in self._lanes.values()}
-        was_alone = self.probing and len(lost) == 1 and lost[0].count == 1
+        lost = [run for run in self._open if run.state == FLIGHT]
+        was_alone = self._flight_max == 1
+        self._unproven = RangeSet()
         for run in lost:
             self._land(run)
-            if id(run) in heads:
-                self._wait(run, now)
-        for run in lost:
-            stuck = self._lanes.get(run.lane) if self._lanes else None
-            if stuck is not None and run.first < stuck.head.first:
-                self._wait(run, now)  # older than the head: the lane waits for it first
-        if not self._heard:
-            if was_alone:
-                # The other side was given this one message alone and went away (SEMANTICS 14).
-                self._failed(lost[0], now, 0, "connection lost while it was handled")
-            self.probing = True
-        self._refill_ready()
+        if self._lanes:
+            for lane in dict.fromkeys(run.lane for run in lost):
+                if lane in self._lanes:  # what is oldest of it goes first, alone
+                    lowest = self._front(lane).lowest()
+                    assert lowest is not None
+                    self._wait(lowest, now)
+        self._flight_max = max(1, messages // 2)
+        if was_alone:
+            # The other side was given this one message alone and went away (SEMANTICS 14).
+            self._failed(lost[0], now, 0, "connection lost while it was handled")
+        else:
+            for run in lost:
+                if run.state in (READY, WAITING):
+                    self._unproven.add(run.first, run.last)
 
     def receive_resume(self, floor: int, ranges: Sequence[tuple[int, int]]) -> None:
         """The other side has taken all below `floor` and these: none of it is sent again.
@@ -237,45 +271,27 @@ class Outbox(RunStates):
         self._resumed.remove_below(self.loaded_to + 1)
         if floor > 1:
             self._settle_between(0, floor - 1, Status.ACKNOWLEDGED)
+        if len(ranges) > 1:
+            self._cut_at(ranges)
         for first, last in ranges:
             self._settle_between(first, last, Status.ACKNOWLEDGED)
-        self._refill_ready()
 
     def receive_ack(self, first: int, last: int) -> None:
         """The other side took these over. `NeverSent` if they were not sent on this connection."""
-        if not self._sent.covers(first, last):
-            raise NeverSent(first, last)
-        self._heard = True
-        self.probing = False
-        self._settle_between(first, last, Status.ACKNOWLEDGED)
+        self.receive_acks([(first, last)])
 
     def receive_acks(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Some ranges of one frame. A run that many of them cut is decoded once, not for each."""
+        """The ranges of one frame, which rise. A run that many of them cut is read once."""
+        covers = self._sent.covers
+        for first, last in ranges:
+            if not covers(first, last):
+                raise NeverSent(first, last)
         if len(ranges) > 1:
-            for first, last in ranges:
-                if not self._sent.covers(first, last):
-                    raise NeverSent(first, last)
             self._cut_at(ranges)
         for first, last in ranges:
-            self.receive_ack(first, last)
-
-    def _cut_at(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Cut the runs in flight at the bounds of these ranges, each run in one go."""
-        cuts: dict[int, tuple[Run, set[int]]] = {}
-        for first, last in ranges:
-            for at in (first, last + 1):
-                for run in self._open.between(at - 1, at):
-                    if run.first < at <= run.last and run.state == FLIGHT:
-                        cuts.setdefault(run.first, (run, set()))[1].add(at)
-        for run, places in cuts.values():
-            if len(places) > 1:
-                pieces = shatter_run(run, sorted(places))
-                self.in_flight_bytes += sum(piece.size for piece in pieces) - run.size
-                head = pieces[0]
-                run.messages, run.size, run.count = head.messages, head.size, head.count
-                for piece in pieces[1:]:
-                    piece.state = FLIGHT
-                    self._open.add(piece)
+            self._settle_between(first, last, Status.ACKNOWLEDGED)
+        if self._proved:
+            self._enlarge_flight()
 
     def receive_nack(
         self, first: int, last: int, action: Action, delay: float, reason: str, now: float
@@ -283,26 +299,33 @@ class Outbox(RunStates):
         """The other side did not take these over; `delay` in seconds, 0: this side's backoff."""
         if not self._sent.covers(first, last):
             raise NeverSent(first, last)
-        self._heard = True
-        self.probing = False
         if action in (Action.DEAD, Action.REFUSED):
             self._settle_between(first, last, Status.DEAD, reason, action)
-            return
-        self._nacks += 1
-        for run in self._open.between(first, last):
-            if run.state != FLIGHT:
-                continue
-            head = run
-            if head.first < first:
-                head = self._split(head, first)  # what came before still waits for its ACK
-            if head.last > last:
-                self._split(head, last + 1)
-            self._land(head)
-            if action == Action.RETRY:
-                self._failed(head, now, delay, reason)
-            else:
-                head.laters += 1
-                self._wait(head, now + self._pause(delay, head.laters))
+        else:
+            self._nacks += 1
+            for run in self._open.between(first, last) if self._flight.runs else ():
+                if run.state != FLIGHT:
+                    continue
+                head = run
+                if head.first < first:
+                    head = self._split(head, first)  # what came before still waits for its ACK
+                if head.last > last:
+                    self._split(head, last + 1)
+                if action == Action.RETRY:
+                    self._failed(head, now, delay, reason)
+                else:
+                    head.laters += 1
+                    self._wait(head, now + self._pause(delay, head.laters))
+        if self._proved:
+            self._enlarge_flight()
+
+    def _enlarge_flight(self) -> None:
+        """A whole flight was answered: the next may be twice as large, up to the window."""
+        self._proved = False
+        if self._flight_max is not None:
+            self._flight_max *= 2
+            if self._flight_max >= self.window_messages:
+                self._flight_max = None
 
     def _pause(self, asked: float, times: int) -> float:
         return again_delay(asked, times) if asked else self._retry_delay(times)
@@ -314,6 +337,18 @@ class Outbox(RunStates):
             self._settle(run, Status.DEAD, reason, Action.RETRY)
         else:
             self._wait(run, now + self._pause(delay, run.attempts))
+            self._failed_tries.append((run, reason))
+
+    def _next_retry(self) -> Run | None:
+        """The waiting run that is due first, or None."""
+        retries, by_first = self._retries, self._open.by_first
+        while retries:
+            due, first = retries[0]
+            run = by_first.get(first)
+            if run is not None and run.state == WAITING and run.due == due:
+                return run
+            heapq.heappop(retries)
+        return None
 
     # --- to the world
 
@@ -333,44 +368,32 @@ class Outbox(RunStates):
         if not self.connected or self.paused:
             return []
         transfers: list[Transfer] = []
-        retries = self._retries
-        while retries and retries[0][0] <= now:
-            run = retries[0][2]
-            if run.state != WAITING or run.due != retries[0][0]:
-                heapq.heappop(retries)
+        while (run := self._next_retry()) is not None and run.due <= now:
+            if self._is_larger(run):
                 continue
-            if not self._room(run):
+            if not self._may_leave(run, allow):
                 return transfers
-            if allow is not None and not self._allowed(run, allow):
-                return transfers
-            heapq.heappop(retries)
-            if run.size > self._batch_max and run.count == 1:
-                self._too_large(run)
-            else:
-                if run.count > 1 and (self.probing or run.size > self._batch_max):
-                    self._split(run, run.first + 1)
-                self._wait_no_more(run)
-                self._send(run, transfers)
-        ready = self._ready
-        stop_at = self.in_flight_bytes + bytes_max
-        while ready and self.in_flight_bytes < stop_at:
-            run = ready[0]
-            if run.state != READY:
-                ready.popleft()
-                continue
-            if self.probing and run.count > 1:
-                if self.in_flight_messages:
-                    break
-                self._split(run, run.first + 1)
-            elif run.size > self._batch_max and not self._fit(run):
-                continue
-            if not self._room(run):
-                break
-            if allow is not None and not self._allowed(run, allow):
-                break
-            self._pop_ready()
             self._send(run, transfers)
+        ready = self._ready
+        stop_at = self._flight.size + bytes_max
+        while self._flight.size < stop_at and (run := ready.first()) is not None:
+            if run.size > self.batch_max and self._is_larger(run):
+                continue
+            if not self._may_leave(run, allow):
+                break
+            self._send(run, transfers)
+        if self._flight_max is not None and not self._unproven:
+            for run in self._open:
+                if run.state == FLIGHT:
+                    self._unproven.add(run.first, run.last)
         return transfers
+
+    def _may_leave(self, run: Run, allow: Callable[[Run], int] | None) -> bool:
+        """Cut the run to what may leave of it now; False if nothing may."""
+        room = self._room(run)
+        if 0 < room < run.count:
+            self._split(run, run.first + room)
+        return room > 0 and (allow is None or self._allowed(run, allow))
 
     def _allowed(self, run: Run, allow: Callable[[Run], int]) -> bool:
         """Cut the run to what is allowed of it; False if nothing is."""
@@ -379,20 +402,21 @@ class Outbox(RunStates):
             self._split(run, run.first + count)
         return count > 0
 
-    def _room(self, run: Run) -> bool:
-        flying = self.in_flight_messages
-        if not flying:
-            return True
-        return (
-            not self.probing
-            and flying + run.count <= self.window_messages
-            and self.in_flight_bytes + run.size <= self.window_bytes
-        )
+    def _room(self, run: Run) -> int:
+        """How many of its messages have room in this flight: all, unless that is limited."""
+        flying, count = self._flight.messages, run.count
+        if self._flight_max is not None:
+            count = min(count, self._flight_max - flying)
+        if flying and (
+            flying + count > self.window_messages
+            or self._flight.size + run.size > self.window_bytes
+        ):
+            return 0
+        return count
 
     def _send(self, run: Run, transfers: list[Transfer]) -> None:
-        run.state = FLIGHT
-        self.in_flight_messages += run.count
-        self.in_flight_bytes += run.size
+        self._leave(run)
+        self._enter(run, FLIGHT)
         first = run.first
         after = run.after
         self._sent.add(after + 1, first + run.count - 1)
@@ -413,23 +437,24 @@ class Outbox(RunStates):
             )
         )
 
-    def _fit(self, run: Run) -> bool:
-        """Cut the first ready run to what the other side takes; False if nothing is left of it."""
-        fitting, size = 0, ARRAY_HEADER
-        for message_size in message_sizes(run.messages):
-            size += message_size
-            if size > self._batch_max:
-                break
-            fitting += 1
-        if fitting == 0:
-            if run.count > 1:
-                self._split(run, run.first + 1)
-            self._too_large(run)
-            return False
-        if fitting < run.count:
-            self._split(run, run.first + fitting)
-        return True
+    def _is_larger(self, run: Run) -> bool:
+        """Cut a run to what the other side takes; True if it takes nothing of it.
 
-    def _too_large(self, run: Run) -> None:
-        reason = f"message of {run.size} bytes, the receiver takes {self._batch_max}"
-        self._settle(run, Status.DEAD, reason, Action.DEAD)
+        A run that waits for another try is cut to its first message.
+        """
+        if run.size <= self.batch_max:
+            return False
+        fitting = parts_of(run).fitting(run.part, run.part + run.count, self.batch_max)
+        if run.state == WAITING:
+            fitting = min(1, fitting)
+        if run.count > 1:
+            self._split(run, run.first + max(1, fitting))
+        if run.size <= self.batch_max:
+            return False
+        if self.larger_is_dead:
+            reason = f"message of {run.size} bytes, the receiver takes {self.batch_max}"
+            self._settle(run, Status.DEAD, reason, Action.DEAD)
+        else:
+            self.larger = run
+            self._wait(run, math.inf)
+        return True

@@ -1,21 +1,22 @@
 """The runs that an outbox has open: the state of each, how it changes, what is counted. Sans-IO.
 
-    READY     waits for nothing but being sent; in the queue, rising but for what came back
+    READY     waits for nothing but being sent; the lowest goes first
     FLIGHT    sent on this connection, not answered
     WAITING   for another try; where order is kept, its lane's head
     BEHIND    its lane's head waits, or has its next try
     FINAL     settled: no longer open
 
-Each change of state keeps the counters that the windows and bounds go by. When it happens, and
-what goes over the wire, is decided in `core.outbox`.
+A run changes its state in `_enter` and `_leave` alone, which count it, and is cut in `_split` and
+`_cut_at` alone. When it happens, and what goes over the wire, is decided in `core.outbox`.
+
+The lanes are indexed when the first of them gets stuck, since before that nobody asks for one.
 """
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Sequence
 
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import (
@@ -23,14 +24,18 @@ from msgservice.core.runs import (
     FINAL,
     FLIGHT,
     READY,
+    STALE_MAX,
     WAITING,
     OpenRuns,
+    ReadyQueue,
     Run,
     Settled,
     cut_run,
-    first_of,
+    shatter_run,
+    trim_run,
 )
-from msgservice.message import Status, cut_messages
+from msgservice.limits import INTEGER_MAX
+from msgservice.message import Status
 
 
 class StuckLane:
@@ -40,7 +45,16 @@ class StuckLane:
 
     def __init__(self, head: Run) -> None:
         self.head = head
-        self.behind: list[Run] = []  # rising
+        self.behind = OpenRuns()
+
+
+class Tally:
+    """How many runs are in one state, and what they are in all."""
+
+    __slots__ = ("messages", "runs", "size")
+
+    def __init__(self) -> None:
+        self.runs = self.messages = self.size = 0
 
 
 class RunStates:
@@ -49,20 +63,24 @@ class RunStates:
     def __init__(self, ordered: bool, cursor: int) -> None:
         self.ordered = ordered
         self.loaded_to = cursor  # everything up to here was offered
-        self.in_flight_messages = 0
-        self.in_flight_bytes = 0
-        self._open = OpenRuns()
-        self._ready: deque[Run] = deque()
-        self._ready_messages = 0
-        self._ready_bytes = 0
-        self._behind = 0  # runs
-        self._behind_bytes = 0
-        self._waiting = 0  # runs
-        self._waiting_bytes = 0
-        self._lanes: dict[Hashable, StuckLane] = {}
-        self._retries: list[tuple[float, int, Run]] = []  # due, first, run
         self._above = RangeSet()  # final, above the cursor
         self._settled: list[Settled] = []
+        self._failed_tries: list[tuple[Run, str]] = []
+        # What of a flight must be answered before another may be larger.
+        self._unproven = RangeSet()
+        self._proved = False  # the last of it was, since this was looked at
+        self._forget_open()
+
+    def _forget_open(self) -> None:
+        self._open = OpenRuns()
+        self._ready = ReadyQueue(self._open)
+        self._tallies = [Tally() for _ in range(FINAL)]
+        self._flight = self._tallies[FLIGHT]
+        self._lanes: dict[Hashable, StuckLane] = {}
+        # By lane: what is open of it and not behind. None: no lane was stuck yet.
+        self._fronts: dict[Hashable, OpenRuns] | None = None
+        self._retries: list[tuple[float, int]] = []  # due, first; void where that does not wait
+        self._held: list[int] = []  # first of those that wait for a side that takes larger ones
 
     # --- getters
 
@@ -93,13 +111,28 @@ class RunStates:
 
     @property
     def waiting(self) -> list[Run]:
-        """Runs that wait for another try; `due` says when."""
-        return [run for _, _, run in self._retries if run.state == WAITING]
+        """Runs that wait for another try, each once; `due` says when."""
+        found: dict[int, Run] = {}
+        for due, first in self._retries:
+            run = self._open.by_first.get(first)
+            if run is not None and run.state == WAITING and run.due == due:
+                found[first] = run
+        return list(found.values())
 
     @property
     def ready(self) -> tuple[int, int]:
         """Messages and bytes that wait for nothing but being sent."""
         return self._ready_messages, self._ready_bytes
+
+    @property
+    def in_flight_messages(self) -> int:
+        """Messages sent on this connection and not answered."""
+        return self._flight.messages
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """The bytes of these."""
+        return self._flight.size
 
     def in_flight_at(self, sequence: int) -> bool:
         """Whether this sequence was sent and is not answered."""
@@ -110,100 +143,126 @@ class RunStates:
         """Whether something became final since the last `take_settled`."""
         return bool(self._settled)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a try has failed since the last `take_failed`."""
+        return bool(self._failed_tries)
+
+    @property
+    def _ready_messages(self) -> int:
+        return self._tallies[READY].messages
+
+    @property
+    def _ready_bytes(self) -> int:
+        return self._tallies[READY].size
+
+    @property
+    def _behind(self) -> int:
+        return self._tallies[BEHIND].runs
+
+    @property
+    def _behind_bytes(self) -> int:
+        return self._tallies[BEHIND].size
+
+    @property
+    def _waiting(self) -> int:
+        return self._tallies[WAITING].runs
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return self._tallies[WAITING].size
+
     # --- changes of state
 
+    def _enter(self, run: Run, state: int) -> None:
+        run.state = state
+        tally = self._tallies[state]
+        tally.runs += 1
+        tally.messages += run.count
+        tally.size += run.size
+
+    def _leave(self, run: Run) -> None:
+        tally = self._tallies[run.state]
+        tally.runs -= 1
+        tally.messages -= run.count
+        tally.size -= run.size
+
+    def _was_answered(self, run: Run) -> None:
+        """The other side is alive that had this run, or it is not given to it for now."""
+        unproven = self._unproven
+        if unproven:
+            unproven.remove(run.first, run.last)
+            if not unproven:
+                self._proved = True
+
     def _make_ready(self, run: Run) -> None:
-        run.state = READY
-        self._ready.append(run)
-        self._ready_messages += run.count
-        self._ready_bytes += run.size
+        """Let a run that is in no state yet be sent."""
+        self._enter(run, READY)
+        self._ready.push(run)
+        if self._fronts is not None:
+            self._to_front(run)
 
     def _put_behind(self, stuck: StuckLane, run: Run) -> None:
-        if run.state == WAITING:
-            self._wait_no_more(run)
-        run.state = BEHIND
-        behind = stuck.behind
-        if not behind or run.first > behind[-1].first:
-            behind.append(run)
-        else:
-            behind.insert(bisect_left(behind, run.first, key=first_of), run)
-        self._behind += 1
-        self._behind_bytes += run.size
-
-    def _refill_ready(self) -> None:
-        """Build the queue of ready runs anew from what is open."""
-        self._ready.clear()
-        self._ready_messages = self._ready_bytes = 0
-        for run in self._open:
-            if run.state == READY:
-                self._make_ready(run)
+        """Let a run that is in no state now wait for its lane's head."""
+        self._enter(run, BEHIND)
+        stuck.behind.add(run)
 
     def _wait(self, run: Run, due: float) -> None:
-        """Let the run wait for another try; where order is kept, its lane waits behind it."""
-        if run.state != WAITING:
-            self._waiting += 1
-            self._waiting_bytes += run.size
-        run.state, run.due = WAITING, due
-        heapq.heappush(self._retries, (due, run.first, run))
-        if not self.ordered:
+        """Let the run, in flight or waiting, wait for another try; so does its lane behind it."""
+        self._was_answered(run)
+        self._leave(run)
+        self._begin_waiting(run, due)
+        if self.ordered:
+            self._take_back(run)
+
+    def _begin_waiting(self, run: Run, due: float) -> None:
+        self._enter(run, WAITING)
+        run.due = due
+        if due == math.inf:
+            self._held.append(run.first)
             return
-        stuck = self._lanes.get(run.lane)
-        if stuck is not None and stuck.head is run:
-            return
-        behind = [
-            r for r in self._open if r.lane == run.lane and r.first > run.first and r is not run
-        ]
-        ready = any(r.state == READY for r in behind)
-        self._release(stuck)
-        stuck = self._lanes[run.lane] = StuckLane(run)
-        for other in behind:
-            if other.state == FLIGHT:
-                self._land(other)
-            self._put_behind(stuck, other)
-        if ready:
-            self._refill_ready()
+        retries = self._retries
+        heapq.heappush(retries, (due, run.first))
+        if len(retries) > STALE_MAX + 2 * self._waiting:
+            retries[:] = sorted({(one.due, one.first) for one in self.waiting})
 
-    def _wait_no_more(self, run: Run) -> None:
-        self._waiting -= 1
-        self._waiting_bytes -= run.size
+    def _take_back(self, head: Run) -> None:
+        """Nothing of the lane is sent behind this run before it is settled."""
+        lane = head.lane
+        stuck = self._lanes.get(lane)
+        if stuck is None:
+            stuck = self._lanes[lane] = StuckLane(head)
+        stuck.head = head
+        front = self._front(lane)
+        back = front.between(head.last + 1, INTEGER_MAX)
+        for run in back:
+            front.discard(run)
+            self._was_answered(run)
+            self._leave(run)
+            self._enter(run, BEHIND)
+        stuck.behind.add_all(back)
 
-    def _release(self, stuck: StuckLane | None) -> None:
-        """The lane is no longer stuck; the caller says what becomes of what was behind."""
-        if stuck is not None:
-            del self._lanes[stuck.head.lane]
-            self._behind -= len(stuck.behind)
-            self._behind_bytes -= sum(run.size for run in stuck.behind)
+    def _front(self, lane: Hashable) -> OpenRuns:
+        """What is open of a lane and not behind its head; for lanes that have such runs."""
+        if self._fronts is None:
+            self._fronts = {}
+            for run in self._open:
+                if run.state != BEHIND:
+                    self._to_front(run)
+        return self._fronts[lane]
 
-    def _split(self, run: Run, at: int) -> Run:
-        """Cut an open run before sequence `at`; return the new run that begins there."""
-        size, count = run.size, run.count
-        rest = cut_run(run, at, run.last)
-        head_messages = cut_messages(run.messages, 0, at - run.first)
-        run.messages, run.size, run.count = head_messages, len(head_messages), at - run.first
-        grown = run.size + rest.size - size
-        self._open.add(rest)
-        if run.state == FLIGHT:
-            rest.state = FLIGHT
-            self.in_flight_bytes += grown
-        elif run.state == READY and run in self._ready:
-            self._ready.insert(self._ready.index(run) + 1, rest)
-            self._ready_bytes += grown
-        elif run.state == BEHIND:
-            self._behind_bytes += run.size - size
-            self._put_behind(self._lanes[run.lane], rest)
-        elif run.state == WAITING:
-            self._waiting_bytes += run.size - size
-            if self.ordered:
-                self._put_behind(self._lanes[run.lane], rest)
-            else:
-                self._wait(rest, run.due)
-        assert run.count + rest.count == count
-        return rest
+    def _to_front(self, run: Run) -> None:
+        assert self._fronts is not None
+        front = self._fronts.get(run.lane)
+        if front is None:
+            front = self._fronts[run.lane] = OpenRuns()
+        front.add(run)
 
     def _land(self, run: Run) -> None:
-        run.state = READY
-        self.in_flight_messages -= run.count
-        self.in_flight_bytes -= run.size
+        """The run, in flight, waiting or behind, is ready again, where it was in its lane."""
+        self._leave(run)
+        self._enter(run, READY)
+        self._ready.push(run)
 
     def _settle_between(
         self, first: int, last: int, status: Status, reason: str = "", action: int = 0
@@ -217,18 +276,10 @@ class RunStates:
             self._settle(run, status, reason, action)
 
     def _settle(self, run: Run, status: Status, reason: str = "", action: int = 0) -> None:
-        if run.state == FLIGHT:
-            self.in_flight_messages -= run.count
-            self.in_flight_bytes -= run.size
-        elif run.state == BEHIND:
-            self._lanes[run.lane].behind.remove(run)
-            self._behind -= 1
-            self._behind_bytes -= run.size
-        elif run.state == READY:  # its place in the queue goes when it is its turn
-            self._ready_messages -= run.count
-            self._ready_bytes -= run.size
-        elif run.state == WAITING:
-            self._wait_no_more(run)
+        lane, was_behind = run.lane, run.state == BEHIND
+        if self._unproven:
+            self._was_answered(run)
+        self._leave(run)
         run.state = FINAL
         lowest = self._open.lowest()
         self._open.discard(run)
@@ -239,23 +290,92 @@ class RunStates:
             self._above.add(run.after + 1, last)
         elif self._above:
             self._trim_above()
-        if self._lanes:
-            stuck = self._lanes.get(run.lane)
-            if stuck is not None and stuck.head is run:
-                self._release(stuck)
-                for behind in reversed(stuck.behind):  # older than what is ready: before it
-                    behind.state = READY
-                    self._ready.appendleft(behind)
-                    self._ready_messages += behind.count
-                    self._ready_bytes += behind.size
+        fronts = self._fronts
+        if fronts is None:
+            return
+        if was_behind:
+            self._lanes[lane].behind.discard(run)
+            return
+        front = fronts[lane]
+        front.discard(run)
+        stuck = self._lanes.get(lane)
+        if stuck is not None and stuck.head is run:
+            self._release(stuck, front)
+        if not front:
+            del fronts[lane]
+            if not fronts:
+                self._fronts = None
+
+    def _release(self, stuck: StuckLane, front: OpenRuns) -> None:
+        """The lane goes on: what was behind its head is ready."""
+        del self._lanes[stuck.head.lane]
+        behind = list(stuck.behind)
+        for run in behind:
+            self._land(run)
+        front.add_all(behind)
+
+    def _let_go(self) -> None:
+        """What waited for a side that takes larger messages is ready, and its lane with it."""
+        held, self._held = self._held, []
+        for first in held:
+            run = self._open.by_first.get(first)
+            if run is not None and run.state == WAITING and run.due == math.inf:
+                self._land(run)
+                if self.ordered:
+                    self._release(self._lanes[run.lane], self._front(run.lane))
 
     def _trim_above(self) -> None:
         self._above.remove_below(self.cursor + 1)
 
-    def _pop_ready(self) -> None:
-        run = self._ready.popleft()
-        self._ready_messages -= run.count
-        self._ready_bytes -= run.size
+    # --- cuts
+
+    def _split(self, run: Run, at: int) -> Run:
+        """Cut an open run before sequence `at`; return the new run that begins there."""
+        tally = self._tallies[run.state]
+        size = run.size
+        rest = cut_run(run, at, run.last)
+        trim_run(run, at - 1)
+        tally.size += run.size - size
+        tally.messages -= rest.count
+        self._open.add(rest)
+        self._place_rest(run, rest)
+        return rest
+
+    def _place_rest(self, run: Run, rest: Run) -> None:
+        """Give what was cut off from the end of a run its state."""
+        state = run.state
+        if state == BEHIND or (state == WAITING and self.ordered):
+            self._put_behind(self._lanes[run.lane], rest)
+        elif state == WAITING:
+            self._begin_waiting(rest, run.due)
+        else:
+            self._enter(rest, state)
+            if state == READY:
+                self._ready.push(rest)
+            if self._fronts is not None:
+                self._to_front(rest)
+
+    def _cut_at(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Cut the open runs at the bounds of these ranges, which rise, all in one go."""
+        cuts: dict[int, tuple[Run, list[int]]] = {}
+        between = self._open.between
+        for first, last in ranges:
+            for at in (first, last + 1):
+                for run in between(at, at):
+                    if run.first < at:
+                        places = cuts.setdefault(run.first, (run, []))[1]
+                        if not places or places[-1] < at:
+                            places.append(at)
+        cut: list[tuple[Run, Run]] = []
+        for run, places in cuts.values():
+            tally = self._tallies[run.state]
+            size, count = run.size, run.count
+            cut += [(run, piece) for piece in shatter_run(run, places)]
+            tally.size += run.size - size
+            tally.messages += run.count - count
+        self._open.add_all([piece for _, piece in cut])
+        for run, piece in cut:
+            self._place_rest(run, piece)
 
     # --- to the world
 
@@ -263,3 +383,8 @@ class RunStates:
         """What became final since the last call, in the order it did."""
         settled, self._settled = self._settled, []
         return settled
+
+    def take_failed(self) -> list[tuple[Run, str]]:
+        """What failed and is to be tried again since the last call, and why."""
+        failed, self._failed_tries = self._failed_tries, []
+        return failed

@@ -20,7 +20,7 @@ class RangeSet:
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
         self._firsts: list[int] = []
         self._lasts: list[int] = []
-        for first, last in ranges:
+        for first, last in sorted(ranges):  # each is added at the end
             self.add(first, last)
 
     def __iter__(self) -> Iterator[Range]:

@@ -1,20 +1,24 @@
-"""Runs as an outbox handles them, and the collection of those that are open.
+"""Runs as an outbox handles them, and the collections that it keeps them in.
 
-Values and one container; what happens to a run is decided in `core.outbox`.
+Values and containers; what happens to a run is decided in `core.outbox`.
 """
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Iterator
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from msgservice.message import Status, cut_messages, split_messages
+from msgservice.message import MessageParts, Status
 from msgservice.records import Origin
 
 FLIGHT_COMPACT = 1024  # entries that have gone before the list of open runs is cut
+FEW = 16  # runs that are put in one by one; more are merged
+STALE_MAX = 64  # entries of a queue that may be void, besides as many as there are runs
 
 READY, FLIGHT, WAITING, BEHIND, FINAL = range(5)
 
@@ -26,7 +30,7 @@ class Run(msgspec.Struct, gc=False, eq=False):
     count: int
     subject: str
     lane: Hashable  # None: no order
-    messages: bytes | memoryview | msgspec.Raw
+    encoded: bytes | memoryview | msgspec.Raw | None  # None: `parts` has them
     size: int
     after: int  # nothing between `after` and `first` is open for the other side
     source: Any = None
@@ -37,6 +41,17 @@ class Run(msgspec.Struct, gc=False, eq=False):
     laters: int = 0  # how often the other side said "not now"
     due: float = 0.0  # of a waiting one
     state: int = 0
+    parts: MessageParts | None = None  # of the run that this was cut from
+    part: int = 0  # where among these it begins
+
+    @property
+    def messages(self) -> bytes | memoryview | msgspec.Raw:
+        """The messages as they travel; of a piece they are put together when they are wanted."""
+        encoded = self.encoded
+        if encoded is None:
+            assert self.parts is not None
+            encoded = self.encoded = self.parts.run(self.part, self.part + self.count)
+        return encoded
 
     @property
     def last(self) -> int:
@@ -56,7 +71,10 @@ class Settled(msgspec.Struct, gc=False, frozen=True):
 
 
 class OpenRuns:
-    """Runs by first sequence, rising. Appending and taking from the front are O(1)."""
+    """Runs by first sequence, rising. Appending and taking from the front are O(1).
+
+    What has gone leaves its place in the list when it is come upon: each is passed over once.
+    """
 
     __slots__ = ("_firsts", "_head", "by_first")
 
@@ -83,16 +101,38 @@ class OpenRuns:
                 firsts.insert(at, first)
         self.by_first[first] = run
 
+    def add_all(self, runs: Sequence[Run]) -> None:
+        """Add runs, which rise; many of them in one pass over the list."""
+        if not runs:
+            return
+        firsts, head = self._firsts, self._head
+        low, high = runs[0].first, runs[-1].first
+        at = bisect_left(firsts, low, head)
+        stop = bisect_left(firsts, high, at)
+        by_first = self.by_first
+        if at == stop:  # nothing lies between them
+            by_first.update((run.first, run) for run in runs)
+            if stop < len(firsts) and firsts[stop] == high:
+                stop += 1
+            firsts[at:stop] = [run.first for run in runs]
+        elif len(runs) <= FEW:
+            for run in runs:
+                self.add(run)
+        else:
+            by_first.update((run.first, run) for run in runs)
+            self._firsts = sorted(by_first)
+            self._head = 0
+
     def discard(self, run: Run) -> None:
         """Take a run out."""
         del self.by_first[run.first]
         firsts, head = self._firsts, self._head
         while head < len(firsts) and firsts[head] not in self.by_first:
             head += 1
-        if head > FLIGHT_COMPACT and head * 2 > len(firsts):
-            del firsts[:head]
-            head = 0
         self._head = head
+        if len(firsts) > FLIGHT_COMPACT + 2 * len(self.by_first):
+            self._firsts = [n for n in firsts[head:] if n in self.by_first]
+            self._head = 0
 
     def lowest(self) -> Run | None:
         """The run with the lowest sequence, or None."""
@@ -100,25 +140,68 @@ class OpenRuns:
 
     def between(self, first: int, last: int) -> list[Run]:
         """Open runs that overlap `first` to `last`, rising."""
-        firsts, by_first = self._firsts, self.by_first
-        low = max(bisect_right(firsts, first, self._head) - 1, self._head)
-        while low > self._head and firsts[low] not in by_first:
+        firsts, by_first, head = self._firsts, self.by_first, self._head
+        begin = bisect_right(firsts, first, head) - 1
+        low = max(begin, head)
+        while low > head and firsts[low] not in by_first:
             low -= 1  # the run that begins before `first` may be behind ones that have gone
+        if low < begin:
+            del firsts[low + 1 : begin + 1]
         high = bisect_right(firsts, last, low)
         found = [by_first[n] for n in firsts[low:high] if n in by_first]
+        if len(found) < high - low:
+            firsts[low:high] = [run.first for run in found]
         if found and found[0].last < first:
             del found[0]
         return found
 
 
-def shatter_run(run: Run, places: list[int]) -> list[Run]:
-    """Return the run cut before each of these sequences (rising), decoded once."""
-    bounds = [run.first, *places, run.last + 1]
-    pieces = split_messages(run.messages, [at - run.first for at in bounds])
-    return [
-        _part(run, first, stop - first, messages)
-        for first, stop, messages in zip(bounds[:-1], bounds[1:], pieces, strict=True)
-    ]
+class ReadyQueue:
+    """The runs among `open_runs` that wait for nothing but being sent; the lowest is first.
+
+    Its entries are sequences, and void where the run there is not ready: nobody takes one out.
+    """
+
+    __slots__ = ("_back", "_open", "_rising")
+
+    def __init__(self, open_runs: OpenRuns) -> None:
+        self._open = open_runs
+        self._rising: deque[int] = deque()
+        self._back: list[int] = []  # a heap: what came back, lower than what is rising
+
+    def __iter__(self) -> Iterator[Run]:
+        by_first = self._open.by_first
+        found = [by_first[n] for n in sorted({*self._back, *self._rising}) if n in by_first]
+        return iter([run for run in found if run.state == READY])
+
+    def push(self, run: Run) -> None:
+        """A run is ready now."""
+        rising, back = self._rising, self._back
+        if not rising or run.first > rising[-1]:
+            rising.append(run.first)
+            return
+        heapq.heappush(back, run.first)
+        if len(back) > STALE_MAX + 2 * len(self._open):
+            by_first = self._open.by_first
+            kept = {n for n in back if n in by_first and by_first[n].state == READY}
+            self._back = sorted(kept)
+
+    def first(self) -> Run | None:
+        """The ready run with the lowest sequence, or None."""
+        by_first, rising, back = self._open.by_first, self._rising, self._back
+        while back and (not rising or back[0] <= rising[0]):
+            run = by_first.get(back[0])
+            if run is not None and run.state == READY:
+                return run
+            heapq.heappop(back)
+        while rising:
+            run = by_first.get(rising[0])
+            if run is not None and run.state == READY:
+                return run
+            rising.popleft()
+            if back and (not rising or back[0] <= rising[0]):
+                return self.first()
+        return None
 
 
 def first_of(run: Run) -> int:
@@ -128,11 +211,9 @@ def first_of(run: Run) -> int:
 
 def cut_run(run: Run, first: int, last: int) -> Run:
     """Return sequences `first` to `last` of a run as a run of their own."""
-    messages = cut_messages(run.messages, first - run.first, last - run.first + 1)
-    return _part(run, first, last - first + 1, messages)
-
-
-def _part(run: Run, first: int, count: int, messages: bytes) -> Run:
+    parts = parts_of(run)
+    start = run.part + first - run.first
+    count = last - first + 1
     origin = run.origin
     if origin is not None and first != run.first:
         sequence = origin.sequence + first - run.first
@@ -142,8 +223,8 @@ def _part(run: Run, first: int, count: int, messages: bytes) -> Run:
         count,
         run.subject,
         run.lane,
-        messages,
-        len(messages),
+        None,
+        parts.size(start, start + count),
         run.after if first == run.first else first - 1,
         run.source,
         run.to,
@@ -151,4 +232,31 @@ def _part(run: Run, first: int, count: int, messages: bytes) -> Run:
         origin,
         run.attempts,
         run.laters,
+        parts=parts,
+        part=start,
     )
+
+
+def trim_run(run: Run, last: int) -> None:
+    """Let the run end with sequence `last`, which is one of its own but not its last."""
+    parts = parts_of(run)
+    run.encoded = None
+    run.count = last - run.first + 1
+    run.size = parts.size(run.part, run.part + run.count)
+
+
+def shatter_run(run: Run, places: Sequence[int]) -> list[Run]:
+    """Cut the run before each of these sequences (rising); return the pieces behind the first."""
+    ends = [*(at - 1 for at in places[1:]), run.last]
+    pieces = [cut_run(run, first, last) for first, last in zip(places, ends, strict=True)]
+    trim_run(run, places[0] - 1)
+    return pieces
+
+
+def parts_of(run: Run) -> MessageParts:
+    """Return what this run is cut by; `run.part` is where it begins there."""
+    parts = run.parts
+    if parts is None:
+        assert run.encoded is not None
+        parts = run.parts = MessageParts(run.encoded)
+    return parts

@@ -261,6 +261,12 @@ class Outlet(OutletProgress):
             if self.pace is None
             else self._take_paced()
         )
+        larger = outbox.larger
+        if larger is not None:
+            self.last_error = (
+                f"position {larger.first} waits: a message of {larger.size} bytes,"
+                f" and the receiver takes {outbox.batch_max}"
+            )
         if transfers:
             connection.send_now(transfers)
             if outbox.in_flight_bytes - before >= TURN_BYTES:

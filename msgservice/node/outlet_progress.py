@@ -7,7 +7,9 @@ answers, is the business of `node.outlet`.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from typing import NamedTuple
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -15,10 +17,14 @@ from twisted.python.failure import Failure
 from msgservice.connection import Connection
 from msgservice.core.outbox import Outbox
 from msgservice.core.ranges import RangeSet
-from msgservice.core.runs import Settled
-from msgservice.message import Status, cut_messages, header_size
+from msgservice.core.runs import FINAL, Run, Settled, cut_run
+from msgservice.message import MessageParts, Status, array_header, header_size
 from msgservice.node.shared import DeliveryShared
 from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow
+
+# Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
+DEAD_LETTERS_MAX = 2048
+REASON_MAX = 1000  # characters of a reason that is kept
 
 
 class OutletProgress:
@@ -36,12 +42,9 @@ class OutletProgress:
         self.last_error = ""
         self._node = node
         self._new: list[Settled] = []  # settled, in no group yet
-        # In groups under way, oldest first: what was settled, and the cursor after it.
-        self._storing: deque[tuple[list[Settled], int]] = deque()
-        self._rows: dict[int, ExceptionRow] = {}  # by first position: to be stored
-        self._taken: tuple[dict[int, ExceptionRow], bool] = ({}, False)
+        self._failed: list[tuple[Run, str]] = []  # to be tried again, in no group yet
         self._inbox_changed = False
-        self._noted: dict[int, int] = {}  # first -> attempts, of waiting ones that are stored
+        self._storing: deque[_Taken] = deque()  # in groups under way, oldest first
         self._acked = RangeSet()  # acknowledged above the cursor
 
     @property
@@ -52,141 +55,149 @@ class OutletProgress:
     # --- gathering
 
     def _drain(self) -> None:
-        settled = self.outbox.take_settled()
-        self._note_waiting()
-        if not settled:
-            if self._rows:
-                self._node.commits.progress(self)
-            return
-        cursor = self.outbox.cursor
-        self._new += settled
-        acked = self._acked
-        for one in settled:
-            if one.status is not Status.ACKNOWLEDGED:
-                self._rows[one.first] = ExceptionRow(
-                    self.row.number,
-                    one.first,
-                    one.last,
-                    one.status,
-                    one.run.attempts,
-                    0,
-                    one.reason[:1000],
-                )
-            elif one.last > cursor:
-                acked.add(one.run.after + 1 if one.first == one.run.first else one.first, one.last)
-                self._note_acked(one.last)
-        if acked:
-            acked.remove_below(cursor + 1)
-        self._node.commits.progress(self)
-
-    def _note_acked(self, position: int) -> None:
-        """Store the whole range that this is part of now: it replaces what it has grown over."""
-        found = self._acked.range_of(position)
-        assert found is not None
-        low, high = found
-        rows = self._rows
-        for old in [n for n in rows if low <= n <= high]:
-            if rows[old].status in (Status.ACKNOWLEDGED, Status.QUEUED):
-                del rows[old]
-        rows[low] = ExceptionRow(self.row.number, low, high, Status.ACKNOWLEDGED)
-
-    def _note_waiting(self) -> None:
-        """Attempts and times of messages that wait for another try survive a restart."""
-        waiting = self.outbox.waiting
-        if not waiting:
-            if self._noted:
-                self._noted = {}
-            return
-        now, wall = self._node.now(), self._node.wall()
-        noted = {}
-        for run in waiting:
-            if not run.attempts:
-                continue
-            noted[run.first] = run.attempts
-            if self._noted.get(run.first) != run.attempts:
-                next_at = wall + int(max(0.0, run.due - now) * 1000)
-                self._rows[run.first] = ExceptionRow(
-                    self.row.number,
-                    run.first,
-                    run.last,
-                    Status.QUEUED,
-                    run.attempts,
-                    next_at,
-                    self.last_error[:1000],
-                )
-        self._noted = noted
+        outbox = self.outbox
+        if outbox.has_settled or outbox.has_failed:
+            self._new += outbox.take_settled()
+            self._failed += outbox.take_failed()
+            self._node.commits.progress(self)
 
     # --- for a group
 
     def take_progress(self) -> Progress:
-        """See `Progressing`."""
-        settled, self._new = self._new, []
-        rows, self._rows = self._rows, {}
+        """See `Progressing`.
+
+        What one answer made dead may be more than a group takes: then the cursor stays below
+        the rest, which is part of the next group, and of no row before.
+        """
+        settled = self._portion()
+        cursor = self.outbox.cursor
+        if self._new:
+            cursor = min(cursor, min([one.first for one in self._new]) - 1)
+        failed, self._failed = self._failed, []
         counts: dict[int, int] = {}
         size = 0
+        rows: list[ExceptionRow] = []
         dead: list[DeadLetter] = []
+        acked = self._acked
+        above: list[int] = []
+        number = self.row.number
         for one in settled:
-            count = one.last - one.first + 1
-            counts[one.status] = counts.get(one.status, 0) + count
+            run, first, last, status = one.run, one.first, one.last, one.status
+            counts[status] = counts.get(status, 0) + last - first + 1
             size += _size_of(one)
-            if one.status is Status.DEAD:
+            if status is Status.ACKNOWLEDGED:
+                if last > cursor:
+                    acked.add(run.after + 1 if first == run.first else first, last)
+                    above.append(last)
+                continue
+            reason = one.reason[:REASON_MAX]
+            rows.append(ExceptionRow(number, first, last, status, run.attempts, 0, reason))
+            if status is Status.DEAD:
                 dead += self._dead_letters(one)
-        self._taken = (rows, self._inbox_changed)
+        if acked:
+            acked.remove_below(cursor + 1)
+        taken = _Taken(settled, failed, self._inbox_changed, cursor)
         inbox = self.row.inbox if self._inbox_changed else None
         self._inbox_changed = False
         self.queued_bytes -= size
-        self.row.cursor = cursor = self.outbox.cursor
-        self._storing.append((settled, cursor))
+        self.row.cursor = cursor
+        self._storing.append(taken)
         return Progress(
-            receiver=self.row.number,
+            receiver=number,
             cursor=cursor,
-            exceptions=sorted(rows.values(), key=_acknowledged_first),
+            exceptions=[*self._acked_rows(above), *self._failed_rows(failed, cursor), *rows],
             settled=counts,
             settled_bytes=size,
             dead=dead,
             inbox=inbox,
         )
 
-    def _dead_letters(self, one: Settled) -> list[DeadLetter]:
-        batch: Batch = one.run.source
-        letters = []
-        for position in range(one.first, one.last + 1):
-            index = position - batch.first
-            letters.append(
-                DeadLetter(
+    def _portion(self) -> list[Settled]:
+        """Take out of what is new as much as one group takes: all, but for dead letters."""
+        new, room = self._new, DEAD_LETTERS_MAX
+        for at, one in enumerate(new):
+            if one.status is Status.DEAD:
+                count = one.last - one.first + 1
+                if count > room:
+                    taken, left = _cut_settled(one, room)
+                    self._new = [left, *new[at + 1 :]]
+                    return [*new[:at], *taken]
+                room -= count
+        self._new = []
+        return new
+
+    def _acked_rows(self, positions: list[int]) -> list[ExceptionRow]:
+        """The whole ranges that these are part of now; each replaces what it has grown over."""
+        found = {self._acked.range_of(position) for position in positions}
+        return [
+            ExceptionRow(self.row.number, *one, Status.ACKNOWLEDGED)
+            for one in found
+            if one is not None
+        ]
+
+    def _failed_rows(self, failed: list[tuple[Run, str]], cursor: int) -> list[ExceptionRow]:
+        """Attempts and times of messages that wait for another try survive a restart."""
+        if not failed:
+            return []
+        now, wall = self._node.now(), self._node.wall()
+        rows = {}
+        for run, reason in failed:
+            # It may have been loaded anew since, and answered.
+            if run.state != FINAL and run.first > cursor and run.first not in self._acked:
+                pause = run.due - now
+                next_at = wall + (int(pause * 1000) if 0 < pause < math.inf else 0)
+                rows[run.first] = ExceptionRow(
                     self.row.number,
-                    position,
-                    batch.sender,
-                    batch.incarnation,
-                    batch.sequence + index,
-                    batch.subject,
-                    cut_messages(batch.messages, index, index + 1),
-                    one.reason,
-                    one.run.attempts,
-                    self._node.wall(),
+                    run.first,
+                    run.last,
+                    Status.QUEUED,
+                    run.attempts,
+                    next_at,
+                    reason[:REASON_MAX],
                 )
+        return list(rows.values())
+
+    def _dead_letters(self, one: Settled) -> list[DeadLetter]:
+        run = one.run
+        batch: Batch = run.source
+        parts, start = run.parts, run.part - run.first
+        if parts is None:
+            parts = MessageParts(batch.messages)
+        wall = self._node.wall()
+        return [
+            DeadLetter(
+                self.row.number,
+                position,
+                batch.sender,
+                batch.incarnation,
+                batch.sequence + position - batch.first,
+                batch.subject,
+                parts.run(start + position, start + position + 1),
+                one.reason,
+                run.attempts,
+                wall,
             )
-        return letters
+            for position in range(one.first, one.last + 1)
+        ]
 
     def progress_stored(self) -> None:
         """See `Progressing`."""
-        settled, cursor = self._storing.popleft()
-        self.outbox.committed = max(self.outbox.committed, cursor)
-        if settled:
-            self._node.tracker.settled(self.name, settled)
-            if any([one.status is Status.DEAD for one in settled]):  # noqa: C419 - faster
+        taken = self._storing.popleft()
+        self.outbox.committed = max(self.outbox.committed, taken.cursor)
+        if self._new:
+            self._node.commits.progress(self)
+        if taken.settled:
+            self._node.tracker.settled(self.name, taken.settled)
+            if any([one.status is Status.DEAD for one in taken.settled]):  # noqa: C419 - faster
                 self._node.check_dead_letters(self)
 
     def progress_failed(self) -> None:
         """See `Progressing`."""
-        settled, _ = self._storing.popleft()
-        self._new = settled + self._new
-        rows, inbox_changed = self._taken
-        # What was answered meanwhile is no longer waiting: its row would hide the answer.
-        rows = {n: row for n, row in rows.items() if row.status.final or n not in self._acked}
-        self._rows = rows | self._rows
-        self._inbox_changed = self._inbox_changed or inbox_changed
-        self.queued_bytes += sum(_size_of(one) for one in settled)
+        taken = self._storing.popleft()
+        self._new = taken.settled + self._new
+        self._failed = taken.failed + self._failed
+        self._inbox_changed = self._inbox_changed or taken.inbox_changed
+        self.queued_bytes += sum(_size_of(one) for one in taken.settled)
 
     def fault(self, failure: Failure) -> None:
         """See `Progressing`. Senders are told anew what they may have missed by it."""
@@ -198,6 +209,29 @@ class OutletProgress:
         self._node.tracker.tell_all_again()
 
 
+class _Taken(NamedTuple):
+    """What a group under way has of one receiver, and the cursor after it."""
+
+    settled: list[Settled]
+    failed: list[tuple[Run, str]]
+    inbox_changed: bool
+    cursor: int
+
+
+def _cut_settled(one: Settled, count: int) -> tuple[list[Settled], Settled]:
+    """Return the first `count` messages of it, none or one value, and the rest."""
+    if not count:
+        return [], one
+    at = one.first + count
+    pieces = (cut_run(one.run, one.first, at - 1), cut_run(one.run, at, one.last))
+    for piece in pieces:
+        piece.state = FINAL
+    taken, left = (
+        Settled(run, run.first, run.last, one.status, one.reason, one.action) for run in pieces
+    )
+    return [taken], left
+
+
 def _size_of(settled: Settled) -> int:
     """Return the bytes of its batch that these messages are: those of all its parts add up to it.
 
@@ -205,13 +239,7 @@ def _size_of(settled: Settled) -> int:
     """
     run = settled.run
     batch: Batch = run.source
-    if run.messages is batch.messages:
+    if run.encoded is batch.messages:
         return batch.size
-    size = run.size - header_size(run.messages)
+    size = run.size - len(array_header(run.count))
     return size + header_size(batch.messages) if run.first == batch.first else size
-
-
-def _acknowledged_first(row: ExceptionRow) -> bool:
-    # A grown range of acknowledged ones replaces all that begins inside it; what is final
-    # otherwise is written after it.
-    return row.status is not Status.ACKNOWLEDGED

@@ -250,21 +250,24 @@ def test_the_window_of_a_receiver_is_kept() -> None:
     assert 1 == len(billing.take(Transfer))
 
 
-def test_a_receiver_that_takes_less_gets_the_run_cut_and_what_is_too_large_is_dead() -> None:
+def test_a_receiver_that_takes_less_gets_the_run_cut_and_what_is_too_large_waits() -> None:
     world = NodeWorld()
     shop = world.peer("shop", status_from=1)
     billing = world.peer("billing", receive=ORDERS, max_batch=1000, answering=False)
     shop.transfer(1, "orders.new", [b"a" * 400, b"b" * 400, b"c" * 400, b"d" * 2000, b"e"])
     world.settle()
     transfers = billing.take(Transfer)
-    assert [2, 1, 1] == [len(decode_messages(t.messages)) for t in transfers]
+    assert [2, 1] == [len(decode_messages(t.messages)) for t in transfers]
     for transfer in transfers:
         billing.ack(transfer)
     world.settle()
-    statuses = shop.statuses()
-    assert [(4, 4)] == statuses[("billing", Status.DEAD)]
-    acknowledged = RangeSet(statuses[("billing", Status.ACKNOWLEDGED)])
-    assert RangeSet([(1, 3), (5, 5)]) == acknowledged
+    assert {("billing", Status.ACKNOWLEDGED): [(1, 3)]} == shop.statuses()
+    outlet = next(iter(world.node.dispatch))
+    assert "waits: a message of 2008 bytes, and the receiver takes 1000" in outlet.last_error
+    billing.connection.abort()
+    world.settle()
+    billing = world.peer("billing", receive=ORDERS)
+    assert [b"d" * 2000, b"e"] == billing.bodies()
 
 
 def test_3_without_order_each_message_is_answered_alone() -> None:

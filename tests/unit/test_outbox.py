@@ -11,7 +11,14 @@ from msgservice.core.frames import Transfer
 from msgservice.core.outbox import Outbox
 from msgservice.core.runs import Run
 from msgservice.errors import NeverSent
-from msgservice.message import Action, BareMessage, Status, decode_messages, encode_messages
+from msgservice.message import (
+    Action,
+    BareMessage,
+    Status,
+    decode_messages,
+    encode_messages,
+    message_sizes,
+)
 
 WINDOW = (1000, 1 << 20)
 BATCH_MAX = 1 << 20
@@ -25,6 +32,7 @@ def make_outbox(
     max_attempts: int = 0,
     batch_max: int = BATCH_MAX,
     connected: bool = True,
+    larger_is_dead: bool = False,
 ) -> Outbox:
     outbox = Outbox(
         ordered=ordered,
@@ -32,6 +40,7 @@ def make_outbox(
         window=window,
         retry_delay=lambda attempts: 2.0**attempts,
         max_attempts=max_attempts,
+        larger_is_dead=larger_is_dead,
     )
     if connected:
         outbox.connect(None, batch_max)
@@ -222,7 +231,11 @@ def test_3_after_a_reconnect_the_unanswered_rises_before_anything_new() -> None:
     outbox.disconnect(0.0)
     outbox.offer(run(4, 1, "b"))
     outbox.connect(None, BATCH_MAX)
-    assert [(1, 1), (3, 3), (4, 4)] == spans(outbox.take_transfers(0.0))
+    assert [(1, 1)] == spans(outbox.take_transfers(0.0))
+    outbox.receive_ack(1, 1)
+    assert [(3, 3)] == spans(outbox.take_transfers(0.0))
+    outbox.receive_ack(3, 3)
+    assert [(4, 4)] == spans(outbox.take_transfers(0.0))
 
 
 def test_3_after_a_reconnect_a_stuck_lane_is_still_stuck() -> None:
@@ -234,6 +247,7 @@ def test_3_after_a_reconnect_a_stuck_lane_is_still_stuck() -> None:
     outbox.connect(None, BATCH_MAX)
     (other,) = outbox.take_transfers(1.0)
     assert (3, 0) == (other.sequence, other.nacks)
+    outbox.receive_ack(3, 3)
     assert [(1, 1)] == spans(outbox.take_transfers(10.0))
 
 
@@ -352,34 +366,82 @@ def test_14_a_lost_connection_counts_only_for_one_message_that_was_alone() -> No
     outbox = make_outbox(max_attempts=2)
     offer(outbox, run(1, 3), run(4, 1, "b"))
     outbox.disconnect(0.0)  # several were in flight: nobody is to blame, but look closer
+    outbox.connect(None, BATCH_MAX)
+    assert [(1, 2)] == spans(outbox.take_transfers(0.0))
+    outbox.disconnect(0.0)
     assert outbox.probing
     outbox.connect(None, BATCH_MAX)
     assert [(1, 1)] == spans(outbox.take_transfers(0.0))
+    assert [] == outbox.take_failed()
     outbox.disconnect(0.0)
+    assert [(1, 1)] == [(one.first, one.attempts) for one, _ in outbox.take_failed()]
     outbox.connect(None, BATCH_MAX)
     assert [(4, 4)] == spans(outbox.take_transfers(0.0))  # the other lane is not behind it
     outbox.receive_ack(4, 4)
-    assert not outbox.probing
+    assert not outbox.probing  # another was answered whole, so this may be one of two again
     assert [(1, 1)] == spans(outbox.take_transfers(2.0))
-    outbox.disconnect(2.0)  # something was heard: the connection is no sign against the message
-    outbox.connect(None, BATCH_MAX)
-    assert [(1, 1)] == spans(outbox.take_transfers(3.0))
-    outbox.disconnect(3.0)
+    outbox.disconnect(2.0)
+    assert outbox.probing
     outbox.connect(None, BATCH_MAX)
     assert [(1, 1)] == spans(outbox.take_transfers(3.0))
     outbox.disconnect(3.0)
     assert [(4, 4, Status.ACKNOWLEDGED), (1, 1, Status.DEAD)] == settled(outbox)
 
 
-def test_14_probing_sends_one_message_until_something_is_answered() -> None:
-    outbox = make_outbox()
-    offer(outbox, run(1, 3), run(4, 3))
+def test_14_flights_grow_by_what_was_answered_whole() -> None:
+    outbox = make_outbox(window=(64, 1 << 20))
+    offer(outbox, run(1, 8))
+    outbox.offer(run(9, 100, "b"))
     outbox.disconnect(0.0)
     outbox.connect(None, BATCH_MAX)
-    assert [(1, 1)] == spans(outbox.take_transfers(0.0))
-    assert [] == outbox.take_transfers(0.0)
-    outbox.receive_ack(1, 1)
-    assert [(2, 3), (4, 6)] == spans(outbox.take_transfers(0.0))
+    assert [(1, 4)] == spans(outbox.take_transfers(0.0))
+    outbox.receive_ack(1, 2)
+    assert [(5, 6)] == spans(outbox.take_transfers(0.0))
+    outbox.receive_ack(5, 6)
+    assert [(7, 8)] == spans(outbox.take_transfers(0.0))
+    outbox.receive_ack(7, 8)
+    assert [(9, 10)] == spans(outbox.take_transfers(0.0))  # 3 and 4 may yet be what it dies of
+    outbox.receive_ack(3, 4)  # the last of what was in flight when the connection was lost
+    assert 8 == sum(last - first + 1 for first, last in spans(outbox.take_transfers(0.0))) + 2
+    outbox.receive_ack(9, 16)
+    assert 16 == sum(last - first + 1 for first, last in spans(outbox.take_transfers(0.0)))
+    outbox.receive_ack(17, 32)
+    outbox.take_transfers(0.0)
+    outbox.receive_ack(33, 64)
+    assert [(65, 108)] == spans(outbox.take_transfers(0.0))
+
+
+@pytest.mark.parametrize("answered", ["what came before it", "other lanes", "nothing"])
+@pytest.mark.parametrize("at", [1, 2, 40_000, 65_535, 65_536])
+def test_14_a_message_that_its_receiver_dies_of_is_found_in_17_lost_connections(
+    at: int, answered: str
+) -> None:
+    outbox = make_outbox(window=(65_536, 1 << 30), max_attempts=3, connected=False)
+    for first in range(1, 65_537, 4096):
+        outbox.offer(run(first, 4096))
+    other = 70_000
+    losses = 0
+    while not outbox.take_failed():
+        losses += 1
+        outbox.connect(None, BATCH_MAX)
+        for _ in range(40):
+            if answered == "other lanes":
+                outbox.offer(run(other, 1, "b", after=other - 1))
+                other += 1
+            sent = [
+                (t.sequence, t.sequence + len(decode_messages(t.messages)) - 1)
+                for t in outbox.take_transfers(0.0)
+            ]
+            for first, last in sent:
+                if first > 65_536 or last < at:
+                    outbox.receive_ack(first, last)
+                elif first < at and answered == "what came before it":
+                    outbox.receive_ack(first, at - 1)
+            if any(first <= at <= last for first, last in sent) and answered != "other lanes":
+                break
+        outbox.disconnect(0.0)
+    assert losses <= 17
+    assert {at} == {one.first for one in outbox.waiting}
 
 
 # --- window and size
@@ -432,8 +494,8 @@ def test_a_run_is_cut_to_what_the_other_side_takes() -> None:
     assert_empty(outbox, 9)
 
 
-def test_a_message_too_large_for_the_other_side_is_dead_and_the_rest_travels() -> None:
-    outbox = make_outbox(batch_max=20)
+def test_a_message_too_large_for_the_other_side_is_dead_where_that_is_asked_for() -> None:
+    outbox = make_outbox(batch_max=20, larger_is_dead=True)
     messages = encode_messages([BareMessage(b) for b in (b"1", b"x" * 30, b"3")])
     transfers = offer(outbox, Run(1, 3, "a", "a", messages, len(messages), 0))
     bodies = [m.body for t in transfers for m in decode_messages(t.messages)]
@@ -444,6 +506,35 @@ def test_a_message_too_large_for_the_other_side_is_dead_and_the_rest_travels() -
     outbox.receive_ack(1, 1)
     outbox.receive_ack(3, 3)
     assert_empty(outbox, 3)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_message_too_large_for_the_other_side_waits_for_one_that_takes_it(
+    ordered: bool,
+) -> None:
+    outbox = make_outbox(batch_max=20, ordered=ordered)
+    messages = encode_messages([BareMessage(b) for b in (b"1", b"x" * 30, b"3")])
+    sent = offer(outbox, Run(1, 3, "a", "a", messages, len(messages), 0), run(4, 1, "b"))
+    bodies = [m.body for t in sent for m in decode_messages(t.messages)]
+    assert [b"1", b"4"] == bodies if ordered else [b"1", b"3", b"4"] == bodies
+    assert outbox.larger is not None
+    assert (2, 34) == (outbox.larger.first, outbox.larger.size)
+    assert outbox.next_deadline() is None
+    assert [] == settled(outbox)
+    assert [] == outbox.take_transfers(1e9)
+    for transfer in sent:
+        outbox.receive_ack(transfer.sequence, transfer.sequence)
+    outbox.disconnect(0.0)
+    outbox.connect(None, 20)  # it has not grown: nothing is lost, nothing else stands still
+    assert [] == outbox.take_transfers(0.0)
+    outbox.disconnect(0.0)
+    outbox.unload()
+    outbox.offer_rest(Run(1, 3, "a", "a", messages, len(messages), 0))
+    outbox.connect(None, BATCH_MAX)
+    assert outbox.larger is None
+    assert [2] == [t.sequence for t in outbox.take_transfers(0.0)]
+    outbox.receive_ack(2, 3 if ordered else 2)
+    assert outbox.idle
 
 
 def test_a_paused_one_sends_nothing() -> None:
@@ -501,6 +592,67 @@ def test_14_a_run_that_waits_is_cut_for_a_receiver_that_is_probed() -> None:
     assert settled(outbox) == [(1, 1, Status.DEAD)]
 
 
+def test_3_a_lane_taken_back_at_the_first_message_of_its_head_is_taken_back_whole() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, 3), run(4))
+    outbox.receive_nack(1, 3, Action.LATER, 1.0, "all three", 0.0)
+    assert [(1, 3)] == spans(outbox.take_transfers(1.0))
+    outbox.receive_nack(1, 1, Action.RETRY, 1.0, "the first of them", 1.0)
+    assert 0 == outbox.in_flight_messages
+    assert [(1, 1)] == spans(outbox.take_transfers(2.0))
+    outbox.receive_ack(1, 1)
+    assert [(2, 3), (4, 4)] == spans(outbox.take_transfers(2.0))
+    outbox.receive_acks([(2, 4)])
+    assert_empty(outbox, 4)
+
+
+def test_20_what_lies_below_what_is_final_is_loaded_whatever_the_limits_say() -> None:
+    outbox = Outbox(
+        ordered=True, cursor=0, window=(4, 999), retry_delay=lambda attempts: 9.0, behind_max=5
+    )
+    outbox.restore([(n, n) for n in range(2, 40, 2)], {})
+    loaded = 1
+    outbox.connect(None, 999)
+    while outbox.cursor < 39:
+        assert outbox.wants
+        while outbox.wants and loaded < 40:
+            outbox.offer(run(loaded, lane=f"{loaded}"))
+            loaded += 1
+        for transfer in outbox.take_transfers(0.0):
+            outbox.receive_ack(transfer.sequence, transfer.sequence)
+    assert_empty(outbox, 39)
+
+
+@pytest.mark.parametrize("window", [(0, 0), (10, 0), (0, 1000)])
+def test_a_window_of_nothing_gets_one_run_at_a_time(window: tuple[int, int]) -> None:
+    outbox = make_outbox(connected=False)
+    outbox.connect(window, BATCH_MAX)
+    for n in (1, 2, 3):
+        assert outbox.wants
+        assert [(n, n)] == spans(offer(outbox, run(n)))
+        assert [] == outbox.take_transfers(0.0)
+        outbox.receive_ack(n, n)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_14_a_retry_inside_a_run_is_counted_once_when_it_is_loaded_again(ordered: bool) -> None:
+    outbox = make_outbox(ordered=ordered)
+    offer(outbox, run(1, 300))
+    outbox.receive_ack(1, 1)
+    outbox.receive_nack(2, 2, Action.RETRY, 1.0, "", 0.0)
+    outbox.disconnect(0.0)
+    outbox.unload()
+    outbox.offer_rest(run(1, 300))
+    assert [2] == [one.first for one in outbox.waiting]
+    assert (0 if ordered else 298) == outbox.ready[0]
+    outbox.connect(None, BATCH_MAX)
+    for _ in range(30):
+        for first, last in spans(outbox.take_transfers(1.0)):
+            outbox.receive_ack(first, last)
+    assert (0, 0) == outbox.ready
+    assert_empty(outbox, 300)
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_retry_that_is_due_and_has_no_room_waits_for_an_answer_and_not_for_a_timer(
     ordered: bool,
@@ -520,15 +672,19 @@ def test_3_scattered_acknowledgements_of_a_large_run_cut_it_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoded: list[int] = []
-    monkeypatch.setattr(
-        "msgservice.core.runs.cut_messages", lambda *_: decoded.append(1)
-    )  # a cut for each range would be quadratic
+
+    def sizes(messages: bytes) -> list[int]:
+        decoded.append(1)
+        return message_sizes(messages)
+
+    # Once for each range would be quadratic.
+    monkeypatch.setattr("msgservice.message.message_sizes", sizes)
     outbox = make_outbox(ordered=False)
     large = run(1, 4000)
     outbox.offer(large)
     assert [(1, 4000)] == spans(outbox.take_transfers(0.0))
     outbox.receive_acks([(n, n) for n in range(2, 4000, 2)])
-    assert [] == decoded
+    assert [1] == decoded
     settled = outbox.take_settled()
     assert [(n, n) for n in range(2, 4000, 2)] == [(s.first, s.last) for s in settled]
     assert 2001 == outbox.in_flight_messages
