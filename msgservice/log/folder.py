@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from msgservice.errors import DataFolderUnusable, LogLocked
+from msgservice.log.files import OS, Files
 from msgservice.log.schema import open_private, sync_folder
 
 LOCK_NAME = "lock"
@@ -128,7 +129,14 @@ class FolderLock:
     one process's: it stays the same when somebody replaces all that is in it.
     """
 
-    def __init__(self, path: Path, held: Path | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        held: Path | None = None,
+        folder: Path | None = None,
+        files: Files = OS,
+    ) -> None:
+        self._files = files
         self._path = path
         self._held = str(held or path.parent)
         self._folder = folder
@@ -143,23 +151,25 @@ class FolderLock:
             found = os.fstat(descriptor)
             if _identity(self._path) == (found.st_dev, found.st_ino):
                 break
-            os.close(descriptor)  # it was replaced since it was opened: that one locks nobody out
+            self._files.close(descriptor)  # replaced since it was opened: it locks nobody out
         if self._folder is not None:
             folder = self._open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._lock(folder, descriptor)
             except BaseException:
-                os.close(descriptor)
+                self._files.close(descriptor)
                 raise
             self._folder_descriptor = folder
         with suppress(OSError):  # no room: the lock holds all the same, its pid is for people
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            self._files.ftruncate(descriptor, 0)
+            self._files.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
 
     def _open(self, path: Path, flags: int | None = None) -> int:
         try:
-            return open_private(path) if flags is None else os.open(path, flags)
+            if flags is None:
+                return open_private(path, self._files)
+            return self._files.open(path, flags)
         except OSError as error:
             reason = error.strerror or str(error)
             raise DataFolderUnusable(self._held, reason) from None
@@ -170,7 +180,7 @@ class FolderLock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(told_by, 64, 0).decode(errors="replace").strip()
-            os.close(descriptor)
+            self._files.close(descriptor)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 reason = f"cannot be locked: {error.strerror}"
                 raise DataFolderUnusable(self._held, reason) from None
@@ -184,14 +194,15 @@ class FolderLock:
         """Let go; the file stays, so that nobody can hold a lock on an unlinked one."""
         for descriptor in (self._folder_descriptor, self._descriptor):
             if descriptor is not None:
-                os.close(descriptor)
+                self._files.close(descriptor)
         self._folder_descriptor = self._descriptor = None
 
 
 class Reserve:
     """Blocks kept for the hour when the disk is full."""
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, size: int, files: Files = OS) -> None:
+        self._files = files
         self._folder = folder
         self._path = folder / RESERVE_NAME
         self._size = size
@@ -204,7 +215,7 @@ class Reserve:
 
     def free(self) -> int:
         """Return the bytes free on the filesystem for this process."""
-        found = os.statvfs(self._folder)
+        found = self._files.statvfs(self._folder)
         return found.f_bavail * found.f_frsize
 
     def make(self) -> bool:
@@ -215,14 +226,15 @@ class Reserve:
             present = self._path.stat().st_blocks * 512 if self._path.exists() else 0
             if self.free() + present < self._size + 2 * self.watermark:
                 return False
-            descriptor = open_private(self._path)
+            descriptor = open_private(self._path, self._files)
             try:
-                os.posix_fallocate(descriptor, 0, self._size)
-                os.ftruncate(descriptor, self._size)  # a larger one of an older configuration
-                os.fsync(descriptor)
+                self._files.posix_fallocate(descriptor, 0, self._size)
+                # A larger one, of an older configuration, is cut.
+                self._files.ftruncate(descriptor, self._size)
+                self._files.fsync(descriptor)
             finally:
-                os.close(descriptor)
-            sync_folder(self._folder)
+                self._files.close(descriptor)
+            sync_folder(self._folder, self._files)
         except OSError:
             self.give_up()
             return False
@@ -233,7 +245,7 @@ class Reserve:
         """Give the blocks back to the filesystem; return whether there were any."""
         self.whole = False
         try:
-            self._path.unlink()
+            self._files.unlink(self._path)
         except OSError:
             return False
         return True

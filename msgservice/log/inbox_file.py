@@ -25,8 +25,10 @@ from twisted.python.failure import Failure
 from msgservice.core.inbox import sendable
 from msgservice.errors import DataFolderUnusable, LogFailed, LogUnavailable, Reject
 from msgservice.log.base import told_as_damage
+from msgservice.log.files import OS, Files
 from msgservice.log.folder import FileWatch, FolderLock, check_filesystem, make_folder
 from msgservice.log.inbox_rejections import Fresh, Rejections
+from msgservice.log.machine import Jobs, OwnThreads, Threads
 from msgservice.log.schema import (
     check_sqlite,
     connect,
@@ -38,7 +40,6 @@ from msgservice.log.schema import (
 )
 from msgservice.log.staging import encode_ranges
 from msgservice.log.state import Key, SenderState
-from msgservice.log.writer import Worker
 from msgservice.records import Rejected, Resume
 
 APPLICATION_ID = 0x6D736962  # "msib"
@@ -149,16 +150,21 @@ class InboxFile:
         reactor: IReactorFromThreads,
         entropy: Callable[[int], bytes] = os.urandom,
         vfs: str | None = None,
+        files: Files = OS,
+        threads: Threads | None = None,
     ) -> None:
         self.path = Path(path)
         self.inbox = ""  # names this inbox: HELLO `inbox`
-        self._reactor = reactor
         self._entropy = entropy
         self._vfs = vfs
-        self._lock = FolderLock(self.path.with_name(self.path.name + ".lock"), held=self.path)
+        self._files = files
+        self._threads = OwnThreads(reactor) if threads is None else threads
+        self._lock = FolderLock(
+            self.path.with_name(self.path.name + ".lock"), held=self.path, files=files
+        )
         self._watch: FileWatch | None = None
         self._db: apsw.Connection | None = None
-        self._worker: Worker | None = None
+        self._worker: Jobs | None = None
         self._marks: dict[Key, SenderState] = {}
         self._rejections = Rejections()
         self._waiting: list[_Run[Any] | _Call] = []
@@ -176,7 +182,7 @@ class InboxFile:
         Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
         """
         assert self._worker is None, "opened once"
-        self._worker = Worker(self._reactor, "msgservice inbox")
+        self._worker = self._threads.worker("msgservice inbox")
         return self._worker.submit(self._open_file).addCallbacks(self._remember, self._not_opened)
 
     def _remember(self, inbox: str) -> str:
@@ -205,7 +211,7 @@ class InboxFile:
             raise
 
     def _load(self) -> str:
-        db = self._db = connect(str(self.path), vfs=self._vfs)
+        db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
         try:
             prepare(db, APPLICATION_ID, _TABLES)
             inbox = one(db, "select inbox from msgservice_head")

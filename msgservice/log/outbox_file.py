@@ -25,7 +25,9 @@ from twisted.python.failure import Failure
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnavailable, OutboxFull
 from msgservice.log.base import told_as_damage
+from msgservice.log.files import OS, Files
 from msgservice.log.folder import FileWatch, FolderLock, check_filesystem, make_folder
+from msgservice.log.machine import Jobs, Marks, OwnThreads, Threads
 from msgservice.log.outbox_backlog import Backlog, OutboxRun
 from msgservice.log.schema import (
     as_json,
@@ -36,8 +38,7 @@ from msgservice.log.schema import (
     one,
     prepare,
 )
-from msgservice.log.wholeness import Mark, MarkWriter, begin_mark, read_mark
-from msgservice.log.writer import Worker
+from msgservice.log.wholeness import MARK_INTERVAL, Mark, begin_mark, read_mark
 
 APPLICATION_ID = 0x6D736F62  # "msob"
 SIZE_MAX = 1024 * 1024 * 1024  # bytes of open runs, unless told otherwise
@@ -94,22 +95,27 @@ class OutboxFile:
         size_max: int = SIZE_MAX,
         entropy: Callable[[int], bytes] = os.urandom,
         vfs: str | None = None,
+        files: Files = OS,
+        threads: Threads | None = None,
     ) -> None:
         self.path = Path(path)
         self.incarnation = ""
         self.sequence = 0  # the last sequence that was handed in
         self.settled_to = 0  # no crash brings anything back up to here: SEMANTICS 1, `floor`
         self.size = 0  # bytes of open runs
-        self._reactor = reactor
         self._size_max = size_max
         self._entropy = entropy
         self._vfs = vfs
-        self._lock = FolderLock(self.path.with_name(self.path.name + ".lock"), held=self.path)
+        self._files = files
+        self._threads = OwnThreads(reactor) if threads is None else threads
+        self._lock = FolderLock(
+            self.path.with_name(self.path.name + ".lock"), held=self.path, files=files
+        )
         self._mark_path = self.path.with_name(self.path.name + ".mark")
-        self._marks: MarkWriter | None = None
+        self._marks: Marks | None = None
         self._watch: FileWatch | None = None
         self._db: apsw.Connection | None = None
-        self._worker: Worker | None = None
+        self._worker: Jobs | None = None
         self._backlog: Backlog | None = None
         self._opened = False
         self._failed: LogFailed | None = None
@@ -129,7 +135,7 @@ class OutboxFile:
         Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
         """
         assert self._worker is None, "opened once"
-        self._worker = Worker(self._reactor, "msgservice outbox")
+        self._worker = self._threads.worker("msgservice outbox")
         return self._worker.submit(self._open_file).addCallbacks(self._remember, self._not_opened)
 
     def _not_opened(self, failure: Failure) -> Failure:
@@ -165,20 +171,21 @@ class OutboxFile:
             self._lock.release()
             raise
         try:
-            file = begin_mark(self._mark_path, Mark(_MARKED, snapshot.sequence, 0, 0))
+            first = Mark(_MARKED, snapshot.sequence, 0, 0)
+            file = begin_mark(self._mark_path, first, self._files)
         except OSError as error:
             assert self._db is not None
             self._db.close(True)
             self._lock.release()
             reason = f"{self._mark_path.name}: {error.strerror or error}"
             raise DataFolderUnusable(str(self.path), reason) from error
-        self._marks = MarkWriter(file)
+        self._marks = self._threads.marks(file, MARK_INTERVAL)
         names = (self.path.name, self._mark_path.name, self.path.name + ".lock")
         self._watch = FileWatch(self.path.parent, names)
         return snapshot
 
     def _load(self, mark: Mark | None) -> OutboxSnapshot:
-        db = self._db = connect(str(self.path), vfs=self._vfs)
+        db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
         try:
             prepare(db, APPLICATION_ID, _TABLES)
             head = one(db, "select incarnation, sequence from head")

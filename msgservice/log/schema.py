@@ -20,6 +20,7 @@ import apsw
 import msgspec
 
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
+from msgservice.log.files import OS, Files
 
 APPLICATION_ID = 0x6D736773  # "msgs"
 SCHEMA_VERSION = 3
@@ -277,7 +278,7 @@ def full_is_told(db: apsw.Connection) -> Iterator[None]:
         raise
 
 
-def make_private(path: str | Path) -> None:
+def make_private(path: str | Path, files: Files = OS) -> None:
     """Files of ours are their owner's alone, whatever the umask and the folder's mode.
 
     SQLite makes a file with 0644 less the umask, and gives the write-ahead log and the shared
@@ -285,27 +286,29 @@ def make_private(path: str | Path) -> None:
     exists is left as it is: who opened it to others did so on purpose.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         return
     try:
         os.fchmod(descriptor, 0o600)
     finally:
-        os.close(descriptor)
+        files.close(descriptor)
 
 
-def open_private(path: str | Path) -> int:
+def open_private(path: str | Path, files: Files = OS) -> int:
     """Return a descriptor of the file, for reading and writing; made as `make_private` does."""
-    make_private(path)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    make_private(path, files)
+    return files.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def connect(path: str, *, vfs: str | None = None, readonly: bool = False) -> apsw.Connection:
+def connect(
+    path: str, *, vfs: str | None = None, readonly: bool = False, files: Files = OS
+) -> apsw.Connection:
     """Return a connection with every pragma that durability depends on set explicitly."""
     flags = apsw.SQLITE_OPEN_READWRITE | (0 if readonly else apsw.SQLITE_OPEN_CREATE)
     if path != ":memory:" and not readonly:
         with suppress(OSError):  # SQLite says it better
-            make_private(path)
+            make_private(path, files)
     db = apsw.Connection(path, flags=flags, vfs=vfs, statementcachesize=256)
     with full_is_told(db):
         _prepare_connection(db, readonly=readonly)
@@ -356,7 +359,7 @@ def prepare(db: apsw.Connection, application: int, script: str) -> None:
         raise LogTooNew(version, 1)
 
 
-def migrate(db: apsw.Connection, path: Path | None) -> list[str]:
+def migrate(db: apsw.Connection, path: Path | None, files: Files = OS) -> list[str]:
     """Bring the file to this version; return what was done, as sentences.
 
     A file that holds something is copied to `NAME.before-VERSION` first, and the copy synced.
@@ -370,7 +373,7 @@ def migrate(db: apsw.Connection, path: Path | None) -> list[str]:
     for target in range(version + 1, SCHEMA_VERSION + 1):
         if version and path is not None:
             copy = path.with_name(f"{path.name}.before-{target}")
-            backup(db, copy)
+            backup(db, copy, files=files)
             notices.append(f"migrated from version {target - 1} to {target}; copy in {copy.name}")
         db.execute("begin immediate")
         try:
@@ -387,35 +390,35 @@ def migrate(db: apsw.Connection, path: Path | None) -> list[str]:
     return notices
 
 
-def backup(db: apsw.Connection, target: Path) -> None:
+def backup(db: apsw.Connection, target: Path, files: Files = OS) -> None:
     """Write a whole, synced copy of the database to `target`, replacing what is there.
 
     It is of the moment when it begins, however much is written meanwhile. Raises
     `DataFolderUnusable` where there is no room for it, and leaves nothing behind then.
     """
     partial = target.with_name(target.name + ".partial")
-    partial.unlink(missing_ok=True)
+    _remove(partial, files)
     needed = one(db, "pragma page_count") * one(db, "pragma page_size") + COPY_MARGIN
-    _check_room(target, needed)
+    _check_room(target, needed, files)
     try:
-        make_private(partial)
+        make_private(partial, files)
         _copy_pages(db, partial)
-        descriptor = os.open(partial, os.O_RDONLY)
+        descriptor = files.open(partial, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            files.fsync(descriptor)
         finally:
-            os.close(descriptor)
-        partial.replace(target)
+            files.close(descriptor)
+        files.replace(partial, target)
     except (apsw.FullError, OSError) as error:
-        partial.unlink(missing_ok=True)
+        _remove(partial, files)
         if isinstance(error, OSError) and error.errno not in FULL_ERRNOS:
             raise
-        _check_room(target, needed)
+        _check_room(target, needed, files)
         raise DataFolderUnusable(str(target.parent), _no_room(target, needed, "too few")) from error
     except BaseException:
-        partial.unlink(missing_ok=True)
+        _remove(partial, files)
         raise
-    sync_folder(target.parent)
+    sync_folder(target.parent, files)
 
 
 def _copy_pages(db: apsw.Connection, partial: Path) -> None:
@@ -439,8 +442,13 @@ def _step(running: apsw.Backup) -> None:
     running.step(BACKUP_PAGES)
 
 
-def _check_room(target: Path, needed: int) -> None:
-    found = os.statvfs(target.parent)
+def _remove(partial: Path, files: Files) -> None:
+    with suppress(FileNotFoundError):
+        files.unlink(partial)
+
+
+def _check_room(target: Path, needed: int, files: Files) -> None:
+    found = files.statvfs(target.parent)
     free = found.f_bavail * found.f_frsize
     if free < needed:
         raise DataFolderUnusable(str(target.parent), _no_room(target, needed, str(free)))
@@ -453,10 +461,10 @@ def _no_room(target: Path, needed: int, free: str) -> str:
     )
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path, files: Files = OS) -> None:
     """Make renames and new files in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = files.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        files.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        files.close(descriptor)

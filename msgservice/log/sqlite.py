@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from msgservice.errors import DataFolderUnusable, LogDamaged
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog, told_as_damage
+from msgservice.log.files import OS, Files
 from msgservice.log.folder import (
     LOCK_NAME,
     FileWatch,
@@ -27,6 +28,7 @@ from msgservice.log.folder import (
     check_filesystem,
     make_folder,
 )
+from msgservice.log.machine import Jobs, OwnThreads, Threads
 from msgservice.log.schema import FULL_ERRNOS, check_sqlite, connect, migrate
 from msgservice.log.store import Store
 from msgservice.log.wholeness import (
@@ -34,12 +36,10 @@ from msgservice.log.wholeness import (
     MARK_NAME,
     Mark,
     MarkFile,
-    MarkWriter,
     begin_mark,
     check_mark,
     read_mark,
 )
-from msgservice.log.writer import Worker
 from msgservice.records import Snapshot
 
 T = TypeVar("T")
@@ -67,17 +67,20 @@ class SqliteLog(StoreLog):
         mark: Literal["behind", "strict"] = "behind",
         entropy: Callable[[int], bytes] = os.urandom,
         vfs: str | None = None,
+        files: Files = OS,
+        threads: Threads | None = None,
         faults: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__(limits=limits)
         self.folder = Path(path)
-        self._reactor = reactor
         self._entropy = entropy
         self._vfs = vfs
-        self._lock = FolderLock(self.folder / LOCK_NAME, folder=self.folder)
-        self._reserve = Reserve(self.folder, limits.reserve_bytes)
-        self._writer: Worker | None = None
-        self._reader: Worker | None = None
+        self._files = files
+        self._threads = OwnThreads(reactor) if threads is None else threads
+        self._lock = FolderLock(self.folder / LOCK_NAME, folder=self.folder, files=files)
+        self._reserve = Reserve(self.folder, limits.reserve_bytes, files)
+        self._writer: Jobs | None = None
+        self._reader: Jobs | None = None
         self._reading: apsw.Connection | None = None
         self._closed: Deferred[None] | None = None
         self._mark_interval = 0.0 if mark == "strict" else MARK_INTERVAL
@@ -88,6 +91,7 @@ class SqliteLog(StoreLog):
             reserve=self._reserve,
             mark=mark,
             vfs=vfs,
+            files=files,
             faults=faults,
         )
 
@@ -112,8 +116,8 @@ class SqliteLog(StoreLog):
     def open(self) -> Deferred[Snapshot]:
         """See `ILog.open`."""
         assert self._writer is None, "opened once"
-        self._writer = Worker(self._reactor, "msgservice log writer")
-        self._reader = Worker(self._reactor, "msgservice log reader")
+        self._writer = self._threads.worker("msgservice log writer")
+        self._reader = self._threads.worker("msgservice log reader")
         return Deferred.fromCoroutine(self._open())
 
     async def _open(self) -> Snapshot:
@@ -164,23 +168,23 @@ class SqliteLog(StoreLog):
             store.db.close(True)
             reason = f"{MARK_NAME}: {error.strerror or error}"
             raise DataFolderUnusable(str(self.folder), reason) from error
-        store.marks = MarkWriter(file, self._mark_interval)
+        store.marks = self._threads.marks(file, self._mark_interval)
         return store.snapshot(notices)
 
     def _begin_mark(self, path: Path, mark: Mark) -> MarkFile:
         try:
-            return begin_mark(path, mark)
+            return begin_mark(path, mark, self._files)
         except OSError as error:
             if error.errno not in FULL_ERRNOS or not self._reserve.give_up():
                 raise
-            return begin_mark(path, mark)
+            return begin_mark(path, mark, self._files)
 
     def _check_and_load(self, path: Path, mark: Mark | None) -> list[str]:
         store = self._store
         is_new = not path.exists()
         store.connect()
         try:
-            notices = migrate(store.db, path)
+            notices = migrate(store.db, path, self._files)
             if is_new:
                 notices.append(
                     f"a new, empty log begins in {self.folder}: if there was one before, stop now"
@@ -199,7 +203,9 @@ class SqliteLog(StoreLog):
         return notices
 
     def _open_reader(self) -> None:
-        self._reading = connect(str(self.folder / LOG_NAME), vfs=self._vfs, readonly=True)
+        self._reading = connect(
+            str(self.folder / LOG_NAME), vfs=self._vfs, files=self._files, readonly=True
+        )
         self._store.watch_files = lambda: FileWatch(self.folder, WATCHED)
         self._store.begin_watch()
 

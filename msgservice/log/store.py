@@ -21,8 +21,10 @@ from msgservice.errors import LogDamaged, LogFailed, LogFull, LogReplaced, LogUn
 from msgservice.limits import Limits
 from msgservice.log import queries
 from msgservice.log.dedupe import forget_numbers, take_batches
+from msgservice.log.files import OS, Files
 from msgservice.log.folder import FileWatch, Reserve
 from msgservice.log.loading import load, snapshot
+from msgservice.log.machine import Marks
 from msgservice.log.schema import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
 from msgservice.log.staging import (
     Operation,
@@ -35,7 +37,7 @@ from msgservice.log.staging import (
     stage_removals,
 )
 from msgservice.log.state import Key, Staged, State
-from msgservice.log.wholeness import Mark, MarkWriter
+from msgservice.log.wholeness import Mark
 from msgservice.records import Audience, Batch, Group, Outcome, RefusedBatch, Room, Snapshot
 
 T = TypeVar("T")
@@ -70,11 +72,12 @@ class Store:
         reserve: Reserve | None = None,
         mark: Literal["behind", "strict"] = "behind",
         vfs: str | None = None,
+        files: Files = OS,
         faults: Callable[[str], None] | None = None,
     ) -> None:
         self.limits = limits
         self.state = State()
-        self.marks: MarkWriter | None = None
+        self.marks: Marks | None = None
         self.failed: LogFailed | None = None
         self.db: apsw.Connection = None  # type: ignore[assignment]  # set by `open`
         self._path = path
@@ -82,6 +85,7 @@ class Store:
         self.reserve = reserve
         self._strict = mark == "strict"
         self._vfs = vfs
+        self._files = files
         self._faults = faults or (lambda point: None)
         # By the age of the log, ms: when retention last forgot what nobody needs; never, at first.
         self.tidied_at: int | None = None
@@ -106,7 +110,7 @@ class Store:
 
     def connect(self) -> None:
         """Open the connection; nothing is read yet."""
-        self.db = connect(self._path, vfs=self._vfs)
+        self.db = connect(self._path, vfs=self._vfs, files=self._files)
 
     def create(self, log_id: str) -> None:
         """Write what a new log begins with, if this file is a new one."""

@@ -21,6 +21,7 @@ import apsw
 
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import chain_of
+from msgservice.log.files import OS, Files
 from msgservice.log.schema import FULL_ERRNOS, one, open_private, sync_folder
 from msgservice.log.state import State
 
@@ -71,33 +72,34 @@ def read_mark(path: Path) -> Mark | None:
 class MarkFile:
     """The open mark file; `write` returns when the mark is synced."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Files = OS) -> None:
+        self._files = files
         new = not path.exists()
-        self._descriptor = open_private(path)
+        self._descriptor = open_private(path, files)
         self._turn = 0
         try:
             if new or os.fstat(self._descriptor).st_size < _FILE_SIZE:
-                os.posix_fallocate(self._descriptor, 0, _FILE_SIZE)
-                os.fsync(self._descriptor)
-                sync_folder(path.parent)
+                self._files.posix_fallocate(self._descriptor, 0, _FILE_SIZE)
+                self._files.fsync(self._descriptor)
+                sync_folder(path.parent, files)
         except BaseException:
-            os.close(self._descriptor)
+            self._files.close(self._descriptor)
             raise
 
     def write(self, mark: Mark) -> None:
         """Write and sync."""
-        os.pwrite(self._descriptor, mark.encode(), _PLACES[self._turn])
-        os.fdatasync(self._descriptor)
+        self._files.pwrite(self._descriptor, mark.encode(), _PLACES[self._turn])
+        self._files.fdatasync(self._descriptor)
         self._turn = 1 - self._turn
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        self._files.close(self._descriptor)
 
 
-def begin_mark(path: Path, mark: Mark) -> MarkFile:
+def begin_mark(path: Path, mark: Mark, files: Files = OS) -> MarkFile:
     """Open the file, made if needed, and write the first mark; raises `OSError`."""
-    file = MarkFile(path)
+    file = MarkFile(path, files)
     try:
         file.write(mark)
     except BaseException:

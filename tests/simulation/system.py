@@ -14,13 +14,12 @@ outlive it: the node's log, and a receiver's stored inbox where it has one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from msgservice.client import Client
@@ -38,6 +37,7 @@ from msgservice.transport.udp import UdpPort, UdpTransport
 from tests.faulty import Faults, FaultyWorld
 from tests.faulty_datagrams import datagram_net
 from tests.faulty_transport import FaultyTransport, Process
+from tests.simdisk import SimThreads
 from tests.simulation.udp_watch import UdpWatch, WatchedTransport
 
 # Crashes count as attempts of what is probed, and are not what is meant here; the node pauses its
@@ -395,33 +395,17 @@ class NodeParty(Party):
         self.service.stopService()
 
 
-class ClockWorker:
-    """A `log.writer.Worker` without a thread: each job is done a little later."""
-
-    def __init__(self, clock: Any) -> None:
-        self._clock = clock
-
-    def submit(self, job: Callable[[], Any]) -> Deferred[Any]:
-        """See `Worker`."""
-        return deferLater(self._clock, DISK_DELAY, job)
-
-    def stop(self) -> None:
-        """See `Worker`."""
-
-
 class ClockInbox(InboxFile):
     """A stored inbox, its real file and its real SQLite, in a simulated process."""
 
     def __init__(self, path: Path, system: System, process: Process) -> None:
         reactor: Any = process.clock
-        super().__init__(path, reactor=reactor, entropy=system.world.random.randbytes)
-
-    def open(self) -> Deferred[str]:
-        """See `InboxFile`."""
-        worker: Any = ClockWorker(self._reactor)
-        self._worker = worker
-        opening: Deferred[str] = worker.submit(self._open_file)
-        return opening.addCallbacks(self._remember, self._not_opened)
+        super().__init__(
+            path,
+            reactor=reactor,
+            entropy=system.world.random.randbytes,
+            threads=SimThreads(reactor, lambda: DISK_DELAY),
+        )
 
     def _open_file(self) -> str:
         inbox = super()._open_file()
