@@ -6,8 +6,9 @@ CONFIG ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
 MACHINE_SEEDS ?= 1-2000
+POINTS ?= 2000
 
-.PHONY: run test lint demo bench docs news fuzz soak machines clean
+.PHONY: run test lint demo bench docs news fuzz soak powerloss machines clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -50,6 +51,10 @@ soak: .venv/.made
 # Model machines: each part against a plain model of it; shrunk failures are printed as tests.
 machines: .venv/.made
 	$(BIN)/python -m tests.machines --seeds $(MACHINE_SEEDS)
+
+# The power fails at POINTS moments of log, outbox and inbox, on a simulated disk.
+powerloss: .venv/.made
+	$(BIN)/python -m tests.powerloss --points $(POINTS)
 
 .venv/.docs: .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
