@@ -16,6 +16,7 @@ from zlib import crc32
 import msgspec
 
 from msgservice.core.frames import Ack, Nack, Transfer
+from msgservice.core.lanes import lane_of
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.errors import ContentChanged, MalformedFrame
 from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED, WINDOW_MESSAGES_MAX
@@ -310,8 +311,7 @@ class Inbox:
         """The lane of a run: the first sender's name and the subject, or None."""
         if not self.ordered:
             return None
-        origin = transfer.origin
-        return (origin.sender if origin is not None else None, transfer.subject)
+        return lane_of(transfer.origin, "", transfer.subject)
 
     def receive_transfer(self, transfer: Transfer, count: int) -> Arrival | None:
         """Return what of the run is new, or None: repeated, being handled, or discarded.

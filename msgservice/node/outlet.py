@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from msgservice.connection import Connection
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
+from msgservice.core.lanes import lane_of
 from msgservice.core.outbox import Outbox
 from msgservice.core.runs import Run
 from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
@@ -330,7 +331,7 @@ class Outlet(OutletProgress):
             first,
             batch.count,
             batch.subject,
-            (batch.sender, batch.subject) if outbox.ordered else None,
+            lane_of(batch.origin, batch.sender, batch.subject) if outbox.ordered else None,
             batch.messages,
             batch.size,
             outbox.loaded_to,
