@@ -286,6 +286,9 @@ class SimFiles:
         self._disk.rename(self._disk.name_of(source), self._disk.name_of(target))
         Path(source).replace(target)
 
+    def sync(self) -> None:
+        """See `os.sync`: nothing is promised by it, and no quota is simulated."""
+
     def statvfs(self, path: str | os.PathLike[str]) -> Any:
         """See `os.statvfs`: the room that the disk says it has."""
         free = self._disk.free

@@ -41,6 +41,9 @@ class Files(Protocol):
     def replace(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """See `os.replace`."""
 
+    def sync(self) -> None:
+        """See `os.sync`."""
+
     def statvfs(self, path: str | os.PathLike[str]) -> os.statvfs_result:
         """See `os.statvfs`."""
 

@@ -207,6 +207,9 @@ class Reserve:
         self._path = folder / RESERVE_NAME
         self._size = size
         self.whole = False
+        # What a quota leaves is told by nothing but trying: so much is asked for, for a moment,
+        # before anything is accepted again.
+        self._is_probing = False
 
     @property
     def watermark(self) -> int:
@@ -228,8 +231,9 @@ class Reserve:
                 return False
             descriptor = open_private(self._path, self._files)
             try:
-                self._files.posix_fallocate(descriptor, 0, self._size)
-                # A larger one, of an older configuration, is cut.
+                beside = 2 * self.watermark if self._is_probing else 0
+                self._files.posix_fallocate(descriptor, 0, self._size + beside)
+                # What was asked for besides is given back; so is what an older configuration had.
                 self._files.ftruncate(descriptor, self._size)
                 self._files.fsync(descriptor)
             finally:
@@ -239,13 +243,20 @@ class Reserve:
             self.give_up()
             return False
         self.whole = True
+        self._is_probing = False
         return True
 
-    def give_up(self) -> bool:
-        """Give the blocks back to the filesystem; return whether there were any."""
+    def give_up(self, *, at_once: bool = False) -> bool:
+        """Give the blocks back to the filesystem; return whether there were any.
+
+        `at_once`: also where the filesystem counts them for a quota until it has written that.
+        """
         self.whole = False
         try:
             self._files.unlink(self._path)
         except OSError:
             return False
+        if at_once:
+            self._is_probing = True
+            self._files.sync()
         return True

@@ -213,6 +213,11 @@ class Store:
 
     def make_room(self, job: Callable[[], T]) -> T:
         """Run a job that met a full disk again: with an empty WAL, then without the reserve."""
+        reserve = self.reserve
+        if reserve is not None and reserve.free() >= reserve.watermark:
+            # A quota, or a limit on files: a filesystem that copies on write has no room then even
+            # to change a page of the shared memory, and the kernel ends the process for that.
+            reserve.give_up(at_once=True)
         # Folding needs next to no room, and the WAL's own blocks are used again.
         self.checkpoint(truncate=True)
         try:

@@ -22,6 +22,7 @@ from msgservice.errors import DataFolderUnusable, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log import schema
 from msgservice.log.copying import copy_log
+from msgservice.log.folder import Reserve
 from msgservice.log.inbox_file import InboxFile
 from msgservice.log.outbox_backlog import OutboxRun
 from msgservice.log.outbox_file import OutboxFile
@@ -76,6 +77,21 @@ def test_19_a_limit_on_files_refuses_and_ends_nothing(
     assert log.append(again) == [again]
     assert log.wait(log.log.audit()) == []
     log.close()
+
+
+def test_19_after_a_quota_was_met_more_than_the_reserve_is_asked_for(
+    file_limit: Callable[[int | None], None], tmp_path: Path
+) -> None:
+    size = 256 * 1024
+    reserve = Reserve(tmp_path, size)
+    assert reserve.make()
+    assert reserve.give_up(at_once=True)
+    file_limit(size + reserve.watermark)
+    assert not reserve.make()  # it would be whole, with next to nothing beside it
+    assert list(tmp_path.iterdir()) == []
+    file_limit(None)
+    assert reserve.make()
+    assert (tmp_path / "reserve").stat().st_size == size
 
 
 def do_all(steps: Iterable[Callable[[], object]]) -> None:
