@@ -18,6 +18,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.tail import Tail
 from msgservice.records import Audience, Batch, ReceiverRow
 
+SAY_AGAIN = 60.0  # seconds between two warnings that one receiver's messages are refused
 JUDGE_EVERY = 0.1  # seconds between two judgements of the backlogs (SEMANTICS 18)
 
 
@@ -43,6 +44,7 @@ class Dispatch:
         self._stored_bytes: dict[int, int] = {}  # by audience number, since the last judgement
         self._full: set[int] = set()  # numbers of receivers
         self._full_audiences: dict[int, str] = {}  # audience number -> why
+        self._said_full: dict[int, float] = {}  # by receiver number: when it was said last
         self._judging: IDelayedCall | None = None
 
     def __iter__(self) -> Iterator[Outlet]:
@@ -59,6 +61,7 @@ class Dispatch:
         outlet.stop()
         self.outlets.pop(outlet.row.number, None)
         self._full.discard(outlet.row.number)
+        self._said_full.pop(outlet.row.number, None)
         self._mark_audiences()
 
     def audience_made(self, audience: Audience) -> None:
@@ -162,6 +165,8 @@ class Dispatch:
                 changed = True
                 self._suspend(outlet, suspend, limit)
         if changed or full != self._full:
+            for number in full - self._full:
+                self._say_full(self.outlets[number])
             self._full = full
             self._mark_audiences()
         if full and self._judging is None:
@@ -189,6 +194,20 @@ class Dispatch:
                 queued=outlet.queued_bytes,
                 limit=limit,
             )
+
+    def _say_full(self, outlet: Outlet) -> None:
+        """Say who is refused messages; one at the edge of its limit is not said each time."""
+        number, now = outlet.row.number, self._clock.seconds()
+        if outlet.row.suspended or now - self._said_full.get(number, -SAY_AGAIN) < SAY_AGAIN:
+            return
+        self._said_full[number] = now
+        self._logger.warn(
+            "messages for receiver {name} are refused, their senders keep them: {queued} bytes wait"
+            " for it, its limit is {limit}",
+            name=outlet.name,
+            queued=outlet.queued_bytes,
+            limit=self.backlog_bytes_max(outlet.row),
+        )
 
     def _mark_audiences(self) -> None:
         self._full_audiences = {}

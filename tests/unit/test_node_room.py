@@ -54,6 +54,19 @@ def test_19_refusals_are_said_once_in_a_while_and_that_they_are_over(
     assert len(said(logged, "messages are taken again")) == 1
 
 
+def test_18_a_receiver_that_is_refused_messages_is_said_once_in_a_while(
+    logged: list[LogEvent],
+) -> None:
+    world = NodeWorld(Limits(backlog_bytes=50_000))
+    world.peer("billing", receive=ALL)
+    shop = world.peer("shop")
+    for number in range(1, 7):
+        shop.transfer(number, "a", [bytes(10_000)])
+        world.settle(0.3)
+    (line,) = said(logged, "messages for receiver billing are refused, their senders keep them")
+    assert "its limit is 50000" in line
+
+
 def rejecting(world: NodeWorld, billing: ScriptedPeer, numbers: range) -> None:
     shop = world.peer("shop", incarnation=f"from-{numbers.start}")
     for number in numbers:
