@@ -32,9 +32,10 @@ BURST_SECONDS = 0.002
 RTT_UNKNOWN = 0.1
 # So many packets after a reduction show whether less is lost for it.
 WATCHED = 16
-# A round trip that is longer than the shortest by an eighth, within these bounds, shows a queue.
-QUEUE_MIN = RTT_THRESHOLD_MIN
-QUEUE_MAX = RTT_THRESHOLD_MAX
+# A round trip that is longer than the shortest by a quarter, and by so much, shows a queue. A
+# busy machine is late by some ms without one; what is shorter is left to the experiment.
+QUEUE_MIN = 0.02
+QUEUE_DIVISOR = 4
 # Round trips for which a path counts as one that loses at random, before it is tried again.
 TOLERANCE_ROUNDS = 32
 # While it does, the window may exceed what arrives of it by half: a third lost costs nothing.
@@ -182,7 +183,7 @@ class NewReno:
     @staticmethod
     def _shows_queue(trip: RoundTrip) -> bool:
         """Whether packets wait somewhere on the path, as far as the round trips show it."""
-        rise = max(QUEUE_MIN, min(trip.smallest / RTT_DIVISOR, QUEUE_MAX))
+        rise = max(QUEUE_MIN, trip.smallest / QUEUE_DIVISOR)
         return min(trip.latest, trip.smoothed) > trip.smallest + rise
 
     def _undo(self) -> None:
