@@ -360,3 +360,8 @@ async def test_the_same_sequence_retried_over_tcp_is_the_same_message(
 async def send_all(client: Any, count: int) -> None:
     for number in range(count):
         await client.send("orders.new", b"%d" % number)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_names_its_listeners_with_their_own_schemes(hops: Hops) -> None:
+    assert [f"udp:127.0.0.1:{hops.udp}", f"tcp:127.0.0.1:{hops.tcp}"] == hops.node.listeners
