@@ -8,7 +8,7 @@ KILLS ?= 200
 MACHINE_SEEDS ?= 1-2000
 POINTS ?= 2000
 
-.PHONY: run test lint demo bench docs news fuzz soak powerloss machines clean
+.PHONY: run test lint demo bench docs news fuzz soak powerloss machines mutants clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -55,6 +55,10 @@ machines: .venv/.made
 # The power fails at POINTS moments of log, outbox and inbox, on a simulated disk.
 powerloss: .venv/.made
 	$(BIN)/python -m tests.powerloss --points $(POINTS)
+
+# Planted bugs: each must be found by the proof that is named for it, and by its sign.
+mutants: .venv/.made
+	$(BIN)/python -m tests.mutants
 
 .venv/.docs: .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

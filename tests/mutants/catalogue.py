@@ -1,0 +1,535 @@
+"""The planted bugs: classics of services like this one, and every fault that this one had.
+
+Each says what must find it, and by which sign: a proof that finds something else has not
+understood it. A mutant that does not fit its function any more is an error, not a pass.
+"""
+
+from __future__ import annotations
+
+from tests.mutants.plant import ByMachine, ByTest, Mutant
+
+
+def _by(machine: str, *signs: str, seeds: int = 1500) -> ByMachine:
+    return ByMachine(machine=machine, signs=signs, seeds=seeds)
+
+
+def _test(path: str, sign: str) -> ByTest:
+    return ByTest(path=path, sign=sign)
+
+
+OUTBOX = "msgservice.core.outbox:Outbox"
+STATES = "msgservice.core.outbox_states:RunStates"
+INBOX = "msgservice.core.inbox:Inbox"
+MARKS = "msgservice.core.inbox:Marks"
+ANSWERS = "msgservice.core.inbox:Answers"
+INGRESS = "msgservice.node.ingress:Ingress"
+
+_ALL = [
+    # --- the outbox
+    Mutant(
+        name="lost-retry-timer",
+        at=f"{OUTBOX}.next_deadline",
+        old="return None if run is None or not self._room(run) else run.due",
+        new="return None",
+        catcher=_by("outbox", "stuck: open, and nothing is due"),
+    ),
+    Mutant(
+        name="cursor-off-by-one",
+        at=f"{STATES}.cursor",
+        old="lowest.first - 1",
+        new="lowest.first",
+        catcher=_by("outbox", "the cursor is above what is open"),
+    ),
+    Mutant(
+        name="window-not-enforced",
+        at=f"{OUTBOX}._room",
+        old="flying + count > self.window_messages",
+        new="flying + count > self.window_messages + 1",
+        catcher=_by("outbox", "more messages than the window"),
+    ),
+    Mutant(
+        name="window-bytes-not-enforced",
+        at=f"{OUTBOX}._room",
+        old="or self._flight.size + run.size > self.window_bytes",
+        new="",
+        catcher=_by("outbox", "more bytes than the window"),
+    ),
+    Mutant(
+        name="unsorted-resend",
+        at="msgservice.core.runs:ReadyQueue.push",
+        old="heapq.heappush(back, run.first)",
+        new="back.append(run.first)",
+        catcher=_by("outbox", "lane order broken", "not in rising order"),
+    ),
+    Mutant(
+        name="stuck-lane-goes-on",
+        at=f"{OUTBOX}._place",
+        old="if stuck is not None:",
+        new="if stuck is not None and run.attempts:",
+        catcher=_by("outbox", "lane order broken"),
+    ),
+    Mutant(
+        name="floor-too-high",
+        at=f"{OUTBOX}._send",
+        old="self.committed + 1",
+        new="self.cursor + 1",
+        catcher=_by("outbox", "the floor is not stored"),
+    ),
+    Mutant(
+        name="gap-over-what-is-open",
+        at=f"{OUTBOX}._send",
+        old="None if after == first - 1 else after",
+        new="0 if first > 1 else None",
+        catcher=_by("outbox", "a gap over what is open"),
+    ),
+    Mutant(
+        name="what-was-sent-before-counts",
+        at=f"{OUTBOX}.connect",
+        old="self._sent = RangeSet()",
+        new="pass",
+        catcher=_by("outbox", "an answer about what was not sent is believed"),
+    ),
+    Mutant(
+        name="nacks-of-before-count",
+        at=f"{OUTBOX}.connect",
+        old="self._nacks = 0",
+        new="pass",
+        catcher=_by("outbox", "more nacks than were sent"),
+    ),
+    Mutant(
+        name="later-is-an-attempt",
+        at=f"{OUTBOX}.receive_nack",
+        old="if action == Action.RETRY:",
+        new="if True:",
+        catcher=_by("outbox", "dead without a reason"),
+    ),
+    Mutant(
+        name="resume-settles-one-more",
+        at=f"{OUTBOX}.receive_resume",
+        old="self._settle_between(first, last, Status.ACKNOWLEDGED)",
+        new="self._settle_between(first, last + 1, Status.ACKNOWLEDGED)",
+        catcher=_by("outbox", "acknowledged and never taken"),
+    ),
+    Mutant(
+        name="larger-than-the-peer-takes",
+        at=f"{OUTBOX}._is_larger",
+        old="if run.size <= self.batch_max:\n        return False\n    fitting",
+        new="if run.size <= self.batch_max + 20:\n        return False\n    fitting",
+        catcher=_by("outbox", "more than the peer takes"),
+    ),
+    Mutant(
+        name="split-keeps-no-count",
+        at=f"{STATES}._split",
+        old="tally.size += run.size - size",
+        new="pass",
+        catcher=_by("outbox", "counter: ready", "counter: in flight"),
+    ),
+    Mutant(
+        name="settled-is-loaded-again",
+        at=f"{OUTBOX}.offer",
+        old="missing = self._above.missing(first, last)",
+        new="missing = [(first, last)]",
+        catcher=_by("outbox", "settled twice", "final above the cursor, and open"),
+    ),
+    # --- the inbox
+    Mutant(
+        name="forgets-marks",
+        at=f"{MARKS}.take",
+        old="max(after + 1, 1), last",
+        new="max(after + 1, 1), last - 1",
+        catcher=_by("inbox", "handled, and not in the marks"),
+    ),
+    Mutant(
+        name="marks-a-gap-nobody-declared",
+        at=f"{MARKS}.take",
+        old="max(after + 1, 1), last",
+        new="1, last",
+        catcher=_by("inbox", "in the marks, and not handled"),
+    ),
+    Mutant(
+        name="being-taken-is-taken",
+        at=f"{INBOX}.receive_transfer",
+        old="parts = [new for low, high in parts for new in self._taking.missing(low, high)]",
+        new="answers.take_over(first, last); parts = []",
+        catcher=_by("inbox", "acknowledged and never handled"),
+    ),
+    Mutant(
+        name="given-twice-to-the-handler",
+        at=f"{INBOX}.receive_transfer",
+        old="if self._taking and self._taking.overlaps(first, last):",
+        new="if False:",
+        catcher=_by("inbox", "handled twice", "what the handler has is not what is noted"),
+    ),
+    Mutant(
+        name="rejected-comes-again",
+        at=f"{INBOX}.receive_transfer",
+        old="if self._rejected:",
+        new="if False:",
+        catcher=_by("inbox", "handled after it was rejected"),
+    ),
+    Mutant(
+        name="the-lane-goes-on-after-a-nack",
+        at=f"{ANSWERS}.receive",
+        old="if transfer.nacks < ",
+        new="if transfer.nacks + 1 < ",
+        catcher=_by("inbox", "handled out of order", "answered more often than it came"),
+    ),
+    Mutant(
+        name="answers-what-came-on-another-connection",
+        at=f"{ANSWERS}.take_over",
+        old="for low, high in self.received.within(first, last):",
+        new="for low, high in [(first, last)]:",
+        catcher=_by("inbox", "answered more often than it came", "NeverSent in receive_ack"),
+    ),
+    # --- the node
+    Mutant(
+        name="ack-before-the-sync",
+        at=f"{INGRESS}.received",
+        old="commits.batch(batch, self)",
+        new="commits.batch(batch, self); self.answers.take_over(first, last); self.flush_soon();"
+        " self._out += self._node.tracker.routed(self.watch, batch) if self.watch else []",
+        catcher=_by("client", "accepted and never stored"),
+    ),
+    Mutant(
+        name="drop-on-full",
+        at=f"{INGRESS}._refused",
+        old="self.answers.refuse(first, last, Action.LATER, batch.subject, delay, str(error))",
+        new="pass",
+        catcher=_by("client", "send never fires", "never accepted"),
+    ),
+    Mutant(
+        name="status-before-stored",
+        at="msgservice.node.outlet_progress:OutletProgress.take_progress",
+        old="settled = self._portion()",
+        new="settled = self._portion();"
+        " self._node.tracker.settled(self.name, settled); self._node.tracker.flush()",
+        catcher=_by("directory", "told before it was stored"),
+    ),
+    Mutant(
+        name="audience-one-short",
+        at="msgservice.node.directory:Directory.audience",
+        old="self._matcher.match(subject) - self._suspended",
+        new="sorted(self._matcher.match(subject) - self._suspended)[:2]",
+        catcher=_by("directory", "another audience than who matches"),
+    ),
+    Mutant(
+        name="paused-gets-messages",
+        at="msgservice.node.receivers:Receivers.pause",
+        old="self._node.connections.send_away(outlet, BYE_PAUSED, reason)",
+        new="pass",
+        catcher=_test("tests/unit/test_node.py tests/unit/test_node_edges.py", "paus"),
+    ),
+    Mutant(
+        name="lost-wake-up-of-a-group",
+        at="msgservice.node.commits:Commits._stored",
+        old="if self._running:\n        return",
+        new="return",
+        catcher=_by("client", "send never fires", "never accepted", "never settled"),
+    ),
+    Mutant(
+        name="a-failed-group-s-progress-is-forgotten",
+        at="msgservice.node.outlet_progress:OutletProgress.progress_failed",
+        old="self._new = taken.settled + self._new",
+        new="pass",
+        catcher=_by("directory", "never settled", "unaccounted", "the audit finds something"),
+    ),
+    # --- the log
+    Mutant(
+        name="retention-too-early",
+        at="msgservice.log.retention:_settled_to",
+        old="settled = _PINNED",
+        new="return _PINNED",
+        catcher=_test("tests/contract/test_log_retention.py", "test_"),
+    ),
+    Mutant(
+        name="dedupe-without-incarnation",
+        at="msgservice.log.state:Staged.sender",
+        old="committed = self.state.senders.get(key)",
+        new="known = [s for k, s in self.state.senders.items() if k[0] == key[0]];"
+        " committed = known[0] if known else None",
+        catcher=_by("client", "accepted and never stored"),
+    ),
+    Mutant(
+        name="the-second-of-a-full-group-is-stored",
+        at="msgservice.log.dedupe:take_batches",
+        old="outcomes.append(RefusedBatch(full))\n                continue",
+        new="outcomes.append(RefusedBatch(full)); full = None\n                continue",
+        catcher=_test("tests/contract/test_log.py", "takes_the_rest_of_the_group"),
+    ),
+    # --- acknowledged UDP
+    Mutant(
+        name="cookie-not-checked",
+        at="msgservice.core.datagram_cookie:CookieJar.check",
+        old="return hmac.compare_digest(",
+        new="return True or hmac.compare_digest(",
+        catcher=_test(
+            "tests/simulation/test_datagram_hostile.py::"
+            "test_a_cookie_serves_its_own_address_session_and_time_only",
+            "cookie",
+        ),
+    ),
+    # --- requests
+    Mutant(
+        name="reply-to-the-wrong-request",
+        at="msgservice.client_requests:Requests.replied",
+        old="call = self._take(number)",
+        new="call = self._take(min(self._calls, default=0))",
+        catcher=_test("tests/unit/test_client_requests.py", "answers_in_any_order"),
+    ),
+    # --- the client
+    Mutant(
+        name="room-is-not-given-back",
+        at="msgservice.client_flow:Flow.give_room",
+        old="self.room_messages += messages",
+        new="self.room_messages += messages - (messages > 1)",
+        catcher=_by("client", "unanswered is not 0"),
+    ),
+    Mutant(
+        name="outbox-file-forgets-what-is-not-answered",
+        at="msgservice.log.outbox_file:OutboxFile.settle",
+        old="for first, last in ranges:",
+        new="for first, last in [(first, last + 1) for first, last in ranges]:",
+        catcher=_by("client", "accepted and never stored"),
+    ),
+    # --- faults that this service had
+    Mutant(
+        name="an-answer-is-owed-to-what-came-first",
+        at=f"{ANSWERS}.discards",
+        old="discarding is not None and discarding[1] < first",
+        new="discarding is not None",
+        catcher=_test(
+            "tests/unit/test_node_refusals.py", "late_refusal_behind_one_at_the_door_is_answered"
+        ),
+    ),
+    Mutant(
+        name="restored-outbox-compared-at-equal-cuts-only",
+        at="msgservice.client_hop:NodeHop._differs",
+        old="return at > last and zlib.crc32(join_messages(parts)) != crc",
+        new="return False",
+        catcher=_test("tests/unit/test_client_disk.py", "test_6_an_older_copy_gives_sequences"),
+    ),
+    Mutant(
+        name="ages-by-the-wall-clock",
+        at="msgservice.node.node:NodeService._retain",
+        old="int(self.now() * 1000)",
+        new="self.wall()",
+        catcher=_by("client", "stored twice"),
+    ),
+    Mutant(
+        name="quiet-is-away",
+        at="msgservice.log.retention:_note_presence",
+        old="for key in here:",
+        new="for key in ():",
+        catcher=_test("tests/contract/test_log_retention.py", "not_away_however_quiet"),
+    ),
+    Mutant(
+        name="send-never-fires-where-all-has-gone",
+        at="msgservice.node.tracker:Tracker._page",
+        old="in page.gone:",
+        new="in ():",
+        catcher=_by("client", "send never fires", "never accepted"),
+    ),
+    Mutant(
+        name="an-inverted-range-is-believed",
+        at="msgservice.core.frames:wrong_ranges",
+        old="if not above < first <= last:",
+        new="if not above < first:",
+        catcher=_by(
+            "outbox",
+            "an answer about what was not sent is believed",
+            "an empty range is settled",
+        ),
+    ),
+    Mutant(
+        name="origin-from-anybody",
+        at="msgservice.node.ingress:_check_origin",
+        old="if transfer.origin is not None:",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_refusals.py", "test_60_what_only_nodes_say"),
+    ),
+    Mutant(
+        name="removal-before-its-progress",
+        at="msgservice.log.staging:stage_removals",
+        old="for step in group.progress:",
+        new="for step in ():",
+        catcher=_by("directory", "told one state, kept another", seeds=3000),
+    ),
+    Mutant(
+        name="a-refused-hello-has-changed-things",
+        at="msgservice.node.receivers:Receivers.attaching",
+        old="self._node.connections.hold_check(outlet)",
+        new="self._node.directory.set_patterns(row, patterns or row.patterns);"
+        " self._node.connections.hold_check(outlet)",
+        catcher=_by("directory", "a refused HELLO changed a receiver"),
+    ),
+    Mutant(
+        name="history-does-not-give-way",
+        at="msgservice.log.retention:give_way",
+        old="if store.failed is not None or",
+        new="if True or",
+        catcher=_by(
+            "directory",
+            "everything is settled, and nothing is taken",
+            "send never fires",
+            "never accepted",
+        ),
+    ),
+    Mutant(
+        name="dead-letters-of-the-removed-stay",
+        at="msgservice.log.retention:_remove_dead_letters",
+        old="state = store.state",
+        new="return False",
+        catcher=_test("tests/contract/test_log_retention.py", "go_with_their_receiver"),
+    ),
+    Mutant(
+        name="audiences-pass-their-limit-in-one-read",
+        at="msgservice.log.base:StoreLog._forget_unused",
+        old="not found.stored and not found.waiting",
+        new="not found.stored",
+        catcher=_test("tests/unit/test_node_sets.py", "holds_within_one_read"),
+    ),
+    Mutant(
+        name="removed-receivers-are-kept-for-ever",
+        at="msgservice.log.retention:_unreferred_receivers",
+        old="picked = sorted(removed)[:FORGET_MAX]",
+        new="picked = []",
+        catcher=_test("tests/contract/test_log_retention.py", "removed_receivers_are_forgotten"),
+    ),
+    Mutant(
+        name="settled-above-a-stuck-one-is-backlog",
+        at="msgservice.log.queries:account",
+        old="queued_bytes=queued_bytes(db, cursor, audiences, final)",
+        new="queued_bytes=bytes_from(db, audiences, cursor)",
+        catcher=_by("directory", "called full, and little waits"),
+    ),
+    Mutant(
+        name="who-does-not-read-is-read",
+        at="msgservice.connection:Connection.has_room",
+        old="return self.is_writable and (",
+        new="return True or (",
+        catcher=_test(
+            "tests/unit/test_connection_reading.py",
+            "a_peer_that_does_not_read_its_answers_is_not_read",
+        ),
+    ),
+    Mutant(
+        name="a-resume-without-end",
+        at="msgservice.core.session:Session._take_resume",
+        old="if len(self._ranges) > self.ranges_max:",
+        new="if False:",
+        catcher=_test("tests/unit/test_connection_reading.py", "ranges_of_a_resume_are_bounded"),
+    ),
+    Mutant(
+        name="a-paused-sender-is-half-open",
+        at="msgservice.core.session:Session.reading_paused",
+        old="self._paused = True",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_connection_reading.py",
+            "a_sender_that_the_node_itself_pauses_is_not_half_open",
+        ),
+    ),
+    Mutant(
+        name="only-whole-frames-are-a-sign-of-life",
+        at="msgservice.connection:Connection._fire",
+        old="session.heard(self.channel.heard_at)",
+        new="pass",
+        catcher=_test("tests/unit/test_connection_reading.py", "part_of_a_frame_is_a_sign_of_life"),
+    ),
+    Mutant(
+        name="rows-of-a-group-are-swept-for-each",
+        at="msgservice.node.outlet_progress:OutletProgress._acked_rows",
+        old="for position in positions}",
+        new="for position in positions if [other for other in positions]}",
+        catcher=_test(
+            "tests/bounds/test_reactor.py", "test_twice_as_many_answers_cost_twice_as_much"
+        ),
+    ),
+    Mutant(
+        name="a-lane-is-looked-for-among-all",
+        at=f"{STATES}._take_back",
+        old="back = front.between(head.last + 1, INTEGER_MAX)",
+        new="back = [r for r in self._open if r.lane == lane and r.first > head.last"
+        " and r.state != BEHIND]",
+        catcher=_test(
+            "tests/bounds/test_reactor.py", "test_twice_as_many_answers_cost_twice_as_much"
+        ),
+    ),
+    Mutant(
+        name="the-rest-of-a-head-stays-in-flight",
+        at=f"{STATES}._take_back",
+        old="stuck.head = head",
+        new="if stuck.head is head and len(stuck.behind): return\n    stuck.head = head",
+        catcher=_by(
+            "outbox", "in flight is not what is unanswered", "lane order broken", seeds=12_000
+        ),
+    ),
+    Mutant(
+        name="a-limit-forbids-what-would-relieve-it",
+        at=f"{OUTBOX}.wants",
+        old="return last is not None and",
+        new="return False and",
+        catcher=_by("outbox", "stuck: nothing is wanted", seeds=12_000),
+    ),
+    Mutant(
+        name="no-window-wants-nothing",
+        at=f"{OUTBOX}.wants",
+        old="if ready.runs and (",
+        new="if (",
+        catcher=_by("outbox", "stuck: no window, nothing is wanted"),
+    ),
+    Mutant(
+        name="counted-twice-when-loaded-again",
+        at=f"{OUTBOX}._place",
+        old="self._put_behind(stuck, run)",
+        new="self._put_behind(stuck, run); self._enter(run, BEHIND)",
+        catcher=_by("outbox", "counter: behind"),
+    ),
+    Mutant(
+        name="a-small-batch-kills-what-is-larger",
+        at=f"{OUTBOX}._is_larger",
+        old="if self.larger_is_dead:",
+        new="if True:",
+        catcher=_by("outbox", "dead without a reason"),
+    ),
+    Mutant(
+        name="a-killer-is-never-alone",
+        at=f"{OUTBOX}.disconnect",
+        old="max(1, messages // 2)",
+        new="max(2, messages // 2)",
+        catcher=_test("tests/unit/test_outbox.py", "that_its_receiver_dies_of"),
+    ),
+    Mutant(
+        name="a-reset-under-another-key",
+        at="msgservice.core.datagram_handshake:Handshakes._receive_reset",
+        old="or key_id != session.key_id",
+        new="",
+        catcher=_test(
+            "tests/simulation/test_datagram_hostile.py",
+            "a_reset_is_believed_only_when_sealed_with_the_key",
+        ),
+    ),
+    Mutant(
+        name="a-timer-on-the-wall-clock",
+        at="msgservice.clock:MonotonicTimers._tick",
+        old="if has_jumped:",
+        new="if False:",
+        catcher=_test("tests/unit/test_clock.py", "test_17_a_clock_that_goes_back_an_hour"),
+    ),
+    Mutant(
+        name="insecure-opens-administration",
+        at="msgservice.node.admin:Admin._call",
+        old="if not local and is_reserved(subject):",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_doors.py", "administration"),
+    ),
+    Mutant(
+        name="files-for-everybody",
+        at="msgservice.log.schema:make_private",
+        old="os.fchmod(descriptor, 0o600)",
+        new="os.fchmod(descriptor, 0o644)",
+        catcher=_test("tests/unit/test_log_folder.py", "owners_alone"),
+    ),
+]
+
+MUTANTS = {mutant.name: mutant for mutant in _ALL}
