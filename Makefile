@@ -7,8 +7,9 @@ FUZZ_SECONDS ?= 60
 KILLS ?= 200
 MACHINE_SEEDS ?= 1-2000
 POINTS ?= 2000
+PLACES ?= 2000
 
-.PHONY: run test lint demo bench docs news fuzz soak powerloss machines mutants clean
+.PHONY: run test lint demo bench docs news fuzz soak powerloss damage machines mutants clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -59,6 +60,10 @@ powerloss: .venv/.made
 # Planted bugs: each must be found by the proof that is named for it, and by its sign.
 mutants: .venv/.made
 	$(BIN)/python -m tests.mutants
+
+# Files of log, outbox and inbox damaged in PLACES places: reported, or harmless.
+damage: .venv/.made
+	$(BIN)/python -m tests.damage --places $(PLACES)
 
 .venv/.docs: .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -23,7 +23,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
 from msgservice.core.inbox import sendable
-from msgservice.errors import DataFolderUnusable, LogFailed, LogUnavailable, Reject
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnavailable, Reject
 from msgservice.log.base import told_as_damage
 from msgservice.log.files import OS, Files
 from msgservice.log.folder import FileWatch, FolderLock, check_filesystem, make_folder
@@ -218,6 +218,8 @@ class InboxFile:
             if inbox is None:
                 inbox = self._entropy(16).hex()
                 db.execute("insert into msgservice_head values (1, ?)", (inbox,))
+            if not isinstance(inbox, str):
+                raise LogDamaged("the id of the inbox is unreadable", 0, 0)
             for sender, incarnation, floor, ranges, last in rows(
                 db, "select sender, incarnation, floor, ranges, last from msgservice_mark"
             ):
@@ -238,7 +240,6 @@ class InboxFile:
         except BaseException:
             db.close(True)
             raise
-        assert isinstance(inbox, str)
         return inbox
 
     def _authorize(

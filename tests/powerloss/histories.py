@@ -215,7 +215,7 @@ class InboxLife:
             threads=SimThreads(clock, lambda: 0.001),
         )
         inbox = self.driver.wait(self.file.open())
-        written = set(self.driver.wait(self.file.transaction(_written)))
+        written = set(self.driver.wait(self.file.transaction(written_by_handlers)))
         resume = self.file.resume("node", "i1")
         marked = set(range(1, resume.floor)) | {
             n for low, high in resume.ranges for n in range(low, high + 1)
@@ -268,7 +268,8 @@ def _write(number: int, transaction: Transaction) -> None:
     transaction.execute("insert into effect values (?, zeroblob(?))", (number, number % 7 * 200))
 
 
-def _written(transaction: Transaction) -> list[int]:
+def written_by_handlers(transaction: Transaction) -> list[int]:
+    """Return the numbers of the messages whose effects are there."""
     transaction.execute("create table if not exists effect (number integer, body blob)")
     return [int(row[0]) for row in transaction.execute("select number from effect order by number")]
 

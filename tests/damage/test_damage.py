@@ -1,0 +1,62 @@
+"""Damage in drawn places is reported or harmless, and the looking does find what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import apsw
+import pytest
+
+from msgservice.errors import LogDamaged
+from msgservice.log import outbox_file
+from msgservice.log.wholeness import Mark
+from tests.damage.damages import Finding, play
+from tests.powerloss.histories import InboxLife
+from tests.simdisk import SimDisk
+
+SEEDS = {"log": 4, "outbox": 3, "inbox": 3}  # `make damage` looks at 2,000 places
+
+
+# Not promised: what has neither a checksum nor a recount (CONTRIBUTING, "Damage").
+def is_unguarded(finding: Finding) -> bool:
+    return finding.verdict == "silent" and (
+        finding.why.startswith("('dead letters', ") or " inbox.db: " in finding.place
+    )
+
+
+@pytest.mark.parametrize("kind", SEEDS)
+def test_damage_is_reported_or_harmless(kind: str) -> None:
+    findings = [finding for seed in range(SEEDS[kind]) for finding in play(kind, seed)]
+    missed = [
+        finding
+        for finding in findings
+        if finding.verdict in ("silent", "raw") and not is_unguarded(finding)
+    ]
+    assert missed == []
+    # The damage did hit something.
+    assert any(finding.verdict == "reported" for finding in findings)
+
+
+def test_an_outbox_without_its_mark_would_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blind(path: Path) -> Mark | None:
+        return Mark("outbox", 0, 0, 0) if path.exists() else None
+
+    monkeypatch.setattr(outbox_file, "read_mark", blind)
+    findings = [finding for seed in range(6) for finding in play("outbox", seed)]
+    assert any(finding.verdict == "silent" for finding in findings)
+
+
+def test_an_inbox_whose_id_is_unreadable_is_damaged(tmp_path: Path) -> None:
+    random = Random(1)
+    disk = SimDisk(tmp_path / "whole", random)
+    life = InboxLife(random)
+    life.begin(disk)
+    life.driver.wait(life.file.close())
+    db = apsw.Connection(str(disk.folder / "inbox.db"))
+    db.execute("update msgservice_head set inbox = x'00'")
+    db.close()
+    left = {"inbox.db": (disk.folder / "inbox.db").read_bytes()}
+    again = InboxLife(random)
+    with pytest.raises(LogDamaged, match="the id of the inbox is unreadable"):
+        again.begin(SimDisk(tmp_path / "damaged", random, left))
