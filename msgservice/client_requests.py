@@ -105,10 +105,11 @@ class Requests:
     def replied(self, reply: Reply) -> None:
         """Answers. Raises `MalformedFrame` for what is no message."""
         for number, ok, raw in reply.replies:
+            if number not in self._calls:
+                continue  # late: it was given up, and what it says is not looked at
             message = decode_message(raw)
             call = self._take(number)
-            if call is None:
-                continue  # late: it was given up
+            assert call is not None
             if ok:
                 _answer(call, message)
             else:

@@ -6,6 +6,7 @@ Open to local connections. An error is answered as `ok = false` with a sentence.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,15 @@ def _counts(account: Account | None) -> dict[str, Any]:
     }
 
 
+@cache
+def installed_version() -> str:
+    """The version of this installation. Looked up once: it is read from a file, and parsed."""
+    try:
+        return version("msgservice")
+    except PackageNotFoundError:
+        return "unknown"
+
+
 def refusal_of(reply: Reply, reason: str) -> Reply:
     """Return what is said in place of a reply that cannot be sent."""
     message = _message(False, reason.encode())
@@ -164,14 +174,10 @@ class Admin:
     async def _info(self, _: _Nothing) -> dict[str, Any]:
         node = self._node
         room = node.log.room()
-        try:
-            installed = version("msgservice")
-        except PackageNotFoundError:
-            installed = "unknown"
         return {
             "name": node.node_name,
             "log_id": node.log_id,
-            "version": installed,
+            "version": installed_version(),
             "listeners": node.listeners,
             "connections": len(node.connections.peers),
             "room": {
