@@ -441,9 +441,7 @@ _ALL = [
         at="msgservice.node.outlet_progress:OutletProgress._acked_rows",
         old="for position in positions}",
         new="for position in positions if [other for other in positions]}",
-        catcher=_test(
-            "tests/bounds/test_reactor.py", "test_twice_as_many_answers_cost_twice_as_much"
-        ),
+        catcher=_test("tests/bounds/test_reactor.py -k twice_as_many", "twice_as_many_answers"),
     ),
     Mutant(
         name="a-lane-is-looked-for-among-all",
@@ -451,9 +449,7 @@ _ALL = [
         old="back = front.between(head.last + 1, INTEGER_MAX)",
         new="back = [r for r in self._open if r.lane == lane and r.first > head.last"
         " and r.state != BEHIND]",
-        catcher=_test(
-            "tests/bounds/test_reactor.py", "test_twice_as_many_answers_cost_twice_as_much"
-        ),
+        catcher=_test("tests/bounds/test_reactor.py -k twice_as_many", "twice_as_many_answers"),
     ),
     Mutant(
         name="the-rest-of-a-head-stays-in-flight",
@@ -497,7 +493,7 @@ _ALL = [
         at=f"{OUTBOX}.disconnect",
         old="max(1, messages // 2)",
         new="max(2, messages // 2)",
-        catcher=_test("tests/unit/test_outbox.py", "that_its_receiver_dies_of"),
+        catcher=_test("tests/unit/test_outbox.py -k dies_of", "that_its_receiver_dies_of"),
     ),
     Mutant(
         name="a-reset-under-another-key",
