@@ -352,7 +352,10 @@ _ALL = [
         at="msgservice.log.staging:stage_removals",
         old="for step in group.progress:",
         new="for step in ():",
-        catcher=_by("directory", "told one state, kept another", seeds=3000),
+        catcher=_test(
+            "tests/contract/test_log.py -k group_of_its_removal",
+            "group_of_its_removal_stays_settled",
+        ),
     ),
     Mutant(
         name="a-refused-hello-has-changed-things",
@@ -386,7 +389,9 @@ _ALL = [
         at="msgservice.log.base:StoreLog._forget_unused",
         old="not found.stored and not found.waiting",
         new="not found.stored",
-        catcher=_test("tests/unit/test_node_sets.py", "holds_within_one_read"),
+        catcher=_test(
+            "tests/contract/test_log_retention.py -k waits_to_be_stored", "waits_to_be_stored"
+        ),
     ),
     Mutant(
         name="removed-receivers-are-kept-for-ever",
@@ -400,7 +405,9 @@ _ALL = [
         at="msgservice.log.queries:account",
         old="queued_bytes=queued_bytes(db, cursor, audiences, final)",
         new="queued_bytes=bytes_from(db, audiences, cursor)",
-        catcher=_by("directory", "called full, and little waits"),
+        catcher=_test(
+            "tests/contract/test_log.py -k counted_exactly", "what_waits_is_counted_exactly"
+        ),
     ),
     Mutant(
         name="who-does-not-read-is-read",
@@ -418,16 +425,6 @@ _ALL = [
         old="if len(self._ranges) > self.ranges_max:",
         new="if False:",
         catcher=_test("tests/unit/test_connection_reading.py", "ranges_of_a_resume_are_bounded"),
-    ),
-    Mutant(
-        name="a-paused-sender-is-half-open",
-        at="msgservice.core.session:Session.reading_paused",
-        old="self._paused = True",
-        new="pass",
-        catcher=_test(
-            "tests/unit/test_connection_reading.py",
-            "a_sender_that_the_node_itself_pauses_is_not_half_open",
-        ),
     ),
     Mutant(
         name="only-whole-frames-are-a-sign-of-life",
