@@ -177,6 +177,7 @@ class MonotonicTimers:
         self._reactor = reactor
         self._heap: list[DelayedCall] = []
         self._soon: deque[DelayedCall] = deque()
+        self._running: deque[DelayedCall] = deque()  # those of it whose turn it is
         self._active = 0  # calls, in both
         self._cancelled = 0  # of the heap
         self._waking: IDelayedCall | None = None  # of the reactor, for the first of the heap …
@@ -223,7 +224,7 @@ class MonotonicTimers:
 
     def getDelayedCalls(self) -> list[IDelayedCall]:
         """See `IReactorTime`."""
-        return [call for call in (*self._soon, *self._heap) if call.active()]
+        return [call for call in (*self._running, *self._soon, *self._heap) if call.active()]
 
     # --- from the calls
 
@@ -268,8 +269,10 @@ class MonotonicTimers:
     # --- inside
 
     def _run_soon(self) -> None:
-        for _ in range(len(self._soon)):  # what these ask for is of the next turn
-            call = self._soon.popleft()
+        soon, self._soon = self._soon, deque()  # what these ask for is of the next turn
+        self._running = soon
+        while soon:  # one of them may take the others back
+            call = soon.popleft()
             if not call.cancelled:
                 self._call(call)
 

@@ -175,3 +175,30 @@ def test_a_clock_of_a_test_is_the_only_time_there_is() -> None:
     clock = Clock()
     assert clock is timed(clock)
     assert clock.seconds == monotonic_of(clock)
+
+
+def test_a_call_that_takes_back_the_last_of_its_turn_fails_nothing() -> None:
+    reactor, made = Reactor(), list[str]()
+
+    def first() -> None:
+        second.cancel()  # nothing is waited for now
+        reactor.timers.callLater(0, lambda: made.append("third"))
+        made.append("first")
+
+    reactor.timers.callLater(0, first)
+    second = reactor.timers.callLater(0, lambda: made.append("second"))
+    reactor.advance(0)
+    assert ["first", "third"] == made
+
+
+def test_17_a_tick_that_makes_such_a_call_goes_on_ticking() -> None:
+    reactor, made = Reactor(), list[float]()
+    reactor.timers.callLater(0, lambda: second.cancel())
+    second = reactor.timers.callLater(0, lambda: made.append(-1.0))
+    reactor.jump(-HOUR)
+    reactor.monotonic += TICK
+    reactor.ticks.pass_one()  # it notices the jump, and makes both calls itself
+    later(reactor, 1.0, made)
+    reactor.jump(-HOUR)
+    reactor.pass_seconds(3)
+    assert [1.0] == pytest.approx(made, abs=TICK + 0.06)
