@@ -136,7 +136,7 @@ class Answers:
     __slots__ = (
         "_acked",
         "_discarded",
-        "_discarded_runs",
+        "_discarded_ranges",
         "_discarding",
         "_nacks",
         "_refusals",
@@ -151,7 +151,7 @@ class Answers:
         # lane -> how many NACKs the sender must have acted on, and from where it takes back
         self._discarding: dict[Hashable, tuple[int, int]] = {}
         self._discarded: dict[Hashable, RangeSet] = {}  # lane -> what is to come again
-        self._discarded_runs = 0  # since that was empty
+        self._discarded_ranges = 0  # of all lanes
 
     def receive(self, transfer: Transfer, last: int, lane: Hashable) -> bool:
         """Whether the run is to be looked at; False: its lane is being discarded.
@@ -181,22 +181,26 @@ class Answers:
         return True
 
     def _discard(self, first: int, last: int, lane: Hashable) -> None:
-        if self._discarded_runs >= WINDOW_MESSAGES_MAX:
+        if self._discarded_ranges >= WINDOW_MESSAGES_MAX:
             raise MalformedFrame("more runs of lanes that were taken back than any window holds")
-        self._discarded_runs += 1
-        self._discarded.setdefault(lane, RangeSet()).add(first, last)
+        discarded = self._discarded.setdefault(lane, RangeSet())
+        before = len(discarded)
+        discarded.add(first, last)
+        self._discarded_ranges += len(discarded) - before
 
     def _pass(self, first: int, last: int, lane: Hashable) -> None:
         """A run of this lane is let through: what of the lane lies before it was passed by."""
         discarded = self._discarded.get(lane)
         if discarded is not None:
+            before = len(discarded)
             discarded.remove(first, last)
             if discarded.first is not None and discarded.first < first:
                 for low, high in discarded.within(discarded.first, first - 1):
                     self._ask_for(low, high)
                 discarded.remove_below(first)
+            self._discarded_ranges += len(discarded) - before
             if not discarded:
-                self._forget_discarded(lane)
+                del self._discarded[lane]
 
     def ask_for_discarded(self, ranges_max: int = ASKED_MAX) -> bool:
         """Ask for what was discarded and has not come again, though its lane goes on.
@@ -213,18 +217,14 @@ class Answers:
                 asked += 1
                 self._ask_for(low, high)
                 discarded.remove(low, high)
-            self._forget_discarded(lane)
+                self._discarded_ranges -= 1
+            del self._discarded[lane]
         return asked > 0
 
     def _ask_for(self, first: int, last: int) -> None:
         self._nacks += 1
         self.received.add(first, last)
         self._refusals.append(Nack(first, last, int(Action.LATER), 0, "discarded, not sent again"))
-
-    def _forget_discarded(self, lane: Hashable) -> None:
-        del self._discarded[lane]
-        if not self._discarded:
-            self._discarded_runs = 0
 
     def take_over(self, first: int, last: int) -> None:
         """Responsibility for these was taken; what was not received here is not answered here."""

@@ -9,6 +9,7 @@ import pytest
 from msgservice import Retry
 from msgservice.core.frames import Nack, Transfer
 from msgservice.core.inbox import Answers
+from msgservice.errors import MalformedFrame
 from msgservice.message import Action
 from msgservice.received import ReceivedMessage
 from tests.receiver_world import World
@@ -89,3 +90,32 @@ def test_3_what_is_asked_for_in_one_go_is_bounded() -> None:
     while answers.ask_for_discarded():
         turns.append(len(answers.take_frames()))
     assert turns == [400, 400, 200]
+
+
+def test_3_how_long_a_connection_stands_does_not_count_as_what_is_discarded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One lane has always something discarded, so there is never nothing."""
+    monkeypatch.setattr("msgservice.core.inbox.WINDOW_MESSAGES_MAX", 4)
+    answers = Answers()
+    for turn in range(50):
+        lane, sequence, nacks = "ab"[turn % 2], 2 * turn + 1, turn
+        assert answers.receive(run(sequence, nacks), sequence, lane)
+        answers.refuse(sequence, sequence, Action.RETRY, lane, 0, "")
+        assert not answers.receive(run(sequence + 1, nacks), sequence + 1, lane)
+        if turn:  # the other lane goes on, this one has not yet
+            other = "ba"[turn % 2]
+            for again in (sequence - 2, sequence - 1):
+                assert answers.receive(run(again, nacks + 1), again, other)
+                answers.take_over(again, again)
+
+
+def test_3_what_is_discarded_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgservice.core.inbox.WINDOW_MESSAGES_MAX", 4)
+    answers = Answers()
+    assert answers.receive(run(1), 1, "a")
+    answers.refuse(1, 1, Action.RETRY, "a", 0, "")
+    for n in (3, 5, 7, 9):
+        assert not answers.receive(run(n), n, "a")
+    with pytest.raises(MalformedFrame):
+        answers.receive(run(11), 11, "a")
