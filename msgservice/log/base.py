@@ -117,7 +117,7 @@ class StoreLog:
     def _remember(self, snapshot: Snapshot) -> Snapshot:
         self._opened = True
         numbers = [audience.number for audience in self._audiences.values()]
-        self._next_audience = max(numbers, default=0) + 1
+        self._next_audience = max(self._store.state.audiences_used, *numbers, 0) + 1
         return snapshot
 
     def append(self, group: Group) -> Deferred[list[Outcome]]:

@@ -12,7 +12,7 @@ from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history
 from msgservice.log.schema import one, rows
-from msgservice.log.staging import COMMITS_ROW, DEAD_OVERHEAD, OPEN
+from msgservice.log.staging import AUDIENCES_USED, COMMITS_ROW, DEAD_OVERHEAD, OPEN
 from msgservice.log.state import ReceiverState, SenderState, State, Totals
 from msgservice.log.wholeness import replay
 from msgservice.records import Audience, ExceptionRow, ReceiverRow, Snapshot
@@ -63,6 +63,10 @@ def _load_ages(db: apsw.Connection, state: State) -> None:
 def _load_audiences(
     db: apsw.Connection, state: State, interned: dict[tuple[int, ...], Audience]
 ) -> None:
+    used = one(db, "select value from meta where key = ?", (AUDIENCES_USED,))
+    if used is None:  # none was collected, or by a version that did not say so
+        used = one(db, "select max(audience) from run") or 0
+    state.audiences_used = used
     found = rows(db, "select number, members, messages, bytes, last, dropped from audience")
     for number, text, messages, size, last, dropped in found:
         members = tuple(json.loads(text))

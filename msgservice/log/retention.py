@@ -19,7 +19,12 @@ from msgservice.limits import RUNS_REMEMBERED
 from msgservice.log import history
 from msgservice.log.dedupe import mark_of
 from msgservice.log.schema import as_json, full_is_told, insert_steps, one, rows
-from msgservice.log.staging import DEAD_OVERHEAD, Operation, age_operations
+from msgservice.log.staging import (
+    DEAD_OVERHEAD,
+    Operation,
+    age_operations,
+    used_audiences_operation,
+)
 from msgservice.log.state import Key, ReceiverState, SenderState, Totals
 from msgservice.log.store import Store
 from msgservice.message import Status
@@ -446,6 +451,9 @@ def _tidy(store: Store, here: Collection[Key]) -> bool:
         *age_operations(state),
     ]
     collected: dict[int, ReceiverState] = {}
+    used = max([total.audience.number for total in unused], default=0)
+    if used > state.audiences_used:
+        operations.append(used_audiences_operation(used))
     for total in unused:
         operations.append(("delete from audience where number = ?", (total.audience.number,)))
         for number in total.audience.members:
@@ -472,6 +480,7 @@ def _tidy(store: Store, here: Collection[Key]) -> bool:
     ]
     store.transact(operations)
     state.receivers.update(collected)
+    state.audiences_used = max(state.audiences_used, used)
     for number in forgotten:
         del state.receivers[number]
         del state.rows[number]

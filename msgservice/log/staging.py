@@ -28,6 +28,7 @@ Operation = tuple[str, Any]  # SQL, parameters
 
 # Row of the table progress whose cursor counts the groups that held more than batches.
 COMMITS_ROW = -1
+AUDIENCES_USED = "audiences_used"  # key of the table meta
 DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message
 OPEN = (int(Status.QUEUED), int(Status.ACKNOWLEDGED))  # rows that go when the cursor passed them
 
@@ -336,6 +337,14 @@ def age_operations(state: State) -> list[Operation]:
         (_SAVE_META, ("age", state.age)),
         (_SAVE_META, ("ages", as_json(state.ages))),
     ]
+
+
+def used_audiences_operation(number: int) -> Operation:
+    """Return the operation that keeps numbers up to this one from other audiences.
+
+    Senders' last runs go on to refer to them when nothing else does.
+    """
+    return (_SAVE_META, (AUDIENCES_USED, number))
 
 
 def encode_ranges(sender: SenderState) -> bytes:

@@ -145,6 +145,7 @@ class State:
     chain: int = 0
     used: int = 0
     commits: int = 0
+    audiences_used: int = 0  # numbers up to here were given to audiences that are stored no more
     saved: int = 0  # what is in the tables of senders and audiences; later batches are replayed
     oldest: int = 1
     oldest_chain: int = 0

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from msgservice.errors import LimitReached, ProtocolError
@@ -394,6 +395,32 @@ def test_20_unused_audiences_are_collected_and_their_counts_kept(log: Driver) ->
     log.progress(1, position_of(1000), settled={Status.ACKNOWLEDGED: 2})
     log.progress(3, position_of(1000), settled={Status.ACKNOWLEDGED: 2})
     assert {0} == set(log.unaccounted())
+
+
+@pytest.mark.parametrize("addressed", [False, True])
+def test_8_the_number_of_a_collected_audience_is_no_other_audience_s_after_a_restart(
+    log: Driver, addressed: bool
+) -> None:
+    log.receivers(*range(3, 31))
+    for other in range(3, 31):
+        batch = make_batch(log.log.audience([1, other]), other, after=other - 1)
+        log.append(batch)
+        settle(log, 1, batch, 1)
+        settle(log, other, batch, 1)
+    drop_all(log)
+    log.reopen()
+    assert log.snapshot.audiences == []
+    others = [log.log.audience([2, other]) for other in range(3, 31)]
+    log.append(*[make_batch(one, n) for n, one in enumerate(others, 500)])
+    repeats = [
+        msgspec.structs.replace(
+            make_batch(log.log.audience([1, other]), other), addressed=addressed
+        )
+        for other in range(3, 31)
+    ]
+    for outcome in log.append(*repeats):  # the answers were lost
+        assert isinstance(outcome, Known)
+        assert [()] == [piece.audience.members for piece in outcome.pieces]
 
 
 def test_ids_go_with_their_batches(log: Driver) -> None:
