@@ -118,11 +118,6 @@ class Limits:
         return self.max_batch + FRAME_OVERHEAD
 
     @property
-    def resume_ranges(self) -> int:
-        """The most ranges of a receiver's RESUME: what is known, and gaps in what is under way."""
-        return self.exceptions + self.window_messages // 2 + 1
-
-    @property
     def body_bytes(self) -> int:
         """The largest message body, in bytes."""
         return self.max_batch - MESSAGE_OVERHEAD

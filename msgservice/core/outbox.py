@@ -377,6 +377,8 @@ class Outbox(RunStates):
         ready = self._ready
         stop_at = self._flight.size + bytes_max
         while self._flight.size < stop_at and (run := ready.first()) is not None:
+            if self._is_one_too_many(run):
+                break
             if run.size > self.batch_max and self._is_larger(run):
                 continue
             if not self._may_leave(run, allow):
@@ -387,6 +389,17 @@ class Outbox(RunStates):
                 if run.state == FLIGHT:
                     self._unproven.add(run.first, run.last)
         return transfers
+
+    def _is_one_too_many(self, run: Run) -> bool:
+        """Whether the run lies above all that is final, of which there is as much as may be.
+
+        Else what was loaded before goes on to be sent, and the other side takes more ranges than
+        it can name in a RESUME.
+        """
+        above = self._above
+        if len(above) < self.behind_max:
+            return False
+        return above.last is not None and run.first > above.last
 
     def _may_leave(self, run: Run, allow: Callable[[Run], int] | None) -> bool:
         """Cut the run to what may leave of it now; False if nothing may."""

@@ -97,6 +97,13 @@ class Outlet(OutletProgress):
     # --- getters
 
     @property
+    def resume_ranges(self) -> int:
+        """The most ranges of its RESUME: what is known, and gaps in what was under way."""
+        limits, row = self._node.limits, self.row
+        known = max(limits.exceptions, len(self.outbox.above))  # the limit may have been higher
+        return known + max(limits.window_messages, row.window_messages or 0) // 2 + 1
+
+    @property
     def idle(self) -> bool:
         """Nothing is in flight."""
         return self.outbox.in_flight_messages == 0

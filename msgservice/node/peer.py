@@ -107,7 +107,7 @@ class Peer:
         else:
             outlet = None
         # What is not a receiver has taken nothing: its ranges count as everything else it says.
-        connection.session.ranges_max = self._node.limits.resume_ranges if outlet else 0
+        connection.session.ranges_max = outlet.resume_ranges if outlet else 0
         self.outlet = outlet
         self._inbox = hello.options.inbox
         stored = self._node.receivers.stored()

@@ -7,10 +7,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from msgservice.core.frames import Transfer
+from msgservice.core.frames import Ack, Transfer
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
-from msgservice.message import Status
+from msgservice.message import Action, Status
 from msgservice.records import Resume
 from tests.nodes import NodeWorld
 
@@ -51,3 +51,45 @@ def test_11_what_a_resume_settles_while_the_backlog_is_loaded_is_told_at_once() 
     world.peer("billing", receive=ORDERS, resume=Resume(1, taken))
     world.settle(0.1)
     assert shop.statuses()["billing", Status.ACKNOWLEDGED] == [(1, 2)]
+
+
+def test_20_a_resume_may_say_all_that_a_larger_window_lets_through() -> None:
+    world = NodeWorld(Limits(exceptions=4, window_messages=8))
+    Deferred.fromCoroutine(
+        world.node.receivers.add("billing", ["orders.>"], order="none", window=(200, None))
+    )
+    world.settle()
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"x"] * 8)
+    world.settle()
+    taken = tuple((n, n) for n in range(1, 200, 2))  # each other one of a whole window
+    billing = world.peer("billing", receive={}, resume=Resume(1, taken))
+    world.settle()
+    assert billing.lost_because is None
+    assert billing.take(Transfer)
+
+
+def test_20_a_resume_may_say_all_that_the_node_knows_though_limits_are_lower_now() -> None:
+    world = NodeWorld(Limits(exceptions=40, window_messages=8))
+    receive = {"subjects": ["orders.>"], "order": "none"}
+    billing = world.peer("billing", receive=receive)
+    shop = world.peer("shop")
+    taken = []
+    for turn in range(8):
+        shop.transfer(turn * 4 + 1, "orders.new", [b"x"] * 4)
+        world.settle()
+        for transfer in billing.take(Transfer):
+            first = transfer.sequence
+            billing.connection.send(Ack([(first, first), (first + 2, first + 2)]))
+            billing.nack(first + 1, first + 1, Action.LATER, 99_000)
+            billing.nack(first + 3, first + 3, Action.LATER, 99_000)
+            taken += [(first, first), (first + 2, first + 2)]
+    world.settle()
+    assert len(taken) == 16
+    world.node.stopService()
+    world.settle(20)
+    world.limits = Limits(exceptions=4, window_messages=8)
+    world.start()
+    billing = world.peer("billing", receive=receive, resume=Resume(1, tuple(taken)))
+    world.settle()
+    assert billing.lost_because is None

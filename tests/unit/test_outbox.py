@@ -690,3 +690,33 @@ def test_3_scattered_acknowledgements_of_a_large_run_cut_it_once(
     assert 2001 == outbox.in_flight_messages
     outbox.receive_acks([(1, 4000)])
     assert (0, 0, 4000) == (outbox.in_flight_messages, outbox.in_flight_bytes, outbox.cursor)
+
+
+def test_20_at_the_limit_of_exceptions_nothing_new_is_sent() -> None:
+    """Not what was loaded before it was reached, either: else a RESUME could not say it all."""
+    outbox = Outbox(
+        ordered=False, cursor=0, window=(40, 9999), retry_delay=lambda attempts: 9.0, behind_max=10
+    )
+    outbox.connect(None, BATCH_MAX)
+    loaded, sent = 0, 0
+
+    def fill() -> None:
+        nonlocal loaded
+        while outbox.wants:
+            outbox.offer(run(loaded + 1, 10))
+            loaded += 10
+
+    for _ in range(9):
+        fill()
+        flight = spans(outbox.take_transfers(0.0))
+        fill()  # as a node does, while these are on their way
+        for n in [n for first, last in flight for n in range(first, last + 1)]:
+            sent = max(sent, n)
+            if n % 2:
+                outbox.receive_ack(n, n)
+            else:
+                outbox.receive_nack(n, n, Action.LATER, 5.0, "", 0.0)
+    assert 10 <= len(outbox.above) <= 10 + 40 // 2
+    for first, _ in spans(outbox.take_transfers(9.0)):
+        outbox.receive_ack(first, first)
+    assert sent < spans(outbox.take_transfers(9.0))[0][0]  # there is room again
