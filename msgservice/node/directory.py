@@ -50,6 +50,7 @@ class Directory:
         self._known: dict[int, Audience] = {}
         self._asked_by: dict[int, str] = {}  # audience that `to` has made -> its sender
         self._asked: Counter[str] = Counter()  # sender -> how many of them
+        self._looked = False  # for room among the sets that `to` makes, since the node did
         self._told_full = False  # that an audience was refused, since there was room
         self._suspended: set[int] = set()  # numbers that are left out of patterns' audiences
 
@@ -146,16 +147,23 @@ class Directory:
     def _check_asked(self, sender: str) -> None:
         limits = self._limits
         if self._asked[sender] >= limits.sender_audiences:
-            self.collect()
+            self._make_room()
             if self._asked[sender] >= limits.sender_audiences:
                 raise LimitReached("sender_audiences", limits.sender_audiences)
         if len(self._asked_by) >= limits.to_audiences_max:
-            self.collect()
+            self._make_room()
             if len(self._asked_by) >= limits.to_audiences_max:
                 raise LimitReached("to_audiences", limits.to_audiences_max)
 
+    def _make_room(self) -> None:
+        """Collect, unless that was done since the node last did: one frame costs no look at all."""
+        if not self._looked:
+            self.collect()
+            self._looked = True
+
     def collect(self) -> None:
         """Let go of the audiences that nothing has any more, and of forgotten receivers."""
+        self._looked = False
         unused = [one for one in self._known.values() if not one.stored and not one.waiting]
         for audience in unused:
             del self._known[audience.number]

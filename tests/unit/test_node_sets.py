@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 from twisted.python.failure import Failure
@@ -106,3 +107,24 @@ def test_removed_receivers_are_limited() -> None:
     assert isinstance(failure, Failure)
     assert failure.check(LimitReached)
     assert world.peer("r9", receive={"subjects": [">"]}).lost_because is not None
+
+
+def test_20_what_is_refused_for_want_of_room_costs_no_look_at_all_sets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is quadratic in what one sender may send at once."""
+    world, sets = world_with_receivers(Limits(sender_audiences=5), 12)
+    shop = world.peer("shop")
+    looks, collect = [0], world.node.directory.collect
+
+    def counted() -> None:
+        looks[0] += 1
+        collect()
+
+    monkeypatch.setattr(world.node.directory, "collect", counted)
+    for sequence, names in enumerate(sets[:300], 1):
+        shop.transfer(sequence, f"z.{sequence}", [b"x"], to=names)
+    world.settle(0.1)
+    assert acked(shop) == 5
+    assert len(shop.take(Nack)) == 295
+    assert looks[0] <= 3
