@@ -8,8 +8,10 @@ KILLS ?= 200
 MACHINE_SEEDS ?= 1-2000
 POINTS ?= 2000
 PLACES ?= 2000
+SEEDS ?= 300
+FIRST ?= 0
 
-.PHONY: run test lint demo bench docs news fuzz soak powerloss damage machines mutants clean
+.PHONY: run test lint demo bench docs news fuzz soak powerloss damage machines mutants simulate clean
 .DELETE_ON_ERROR:
 
 .venv: .venv/.made
@@ -38,6 +40,10 @@ demo: .venv/.made
 
 bench: .venv/.made
 	$(BIN)/python -m bench
+
+# SEEDS of the whole system on all cores, beginning with FIRST; names and shrinks what it finds.
+simulate: .venv/.made
+	$(BIN)/python -bb -m tests.simulation.swarm $(SEEDS) --first $(FIRST)
 
 # Each target for FUZZ_SECONDS, from where the last time ended; stops at the first finding.
 fuzz: .venv/.made

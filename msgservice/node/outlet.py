@@ -316,7 +316,11 @@ class Outlet(OutletProgress):
         tail = self._node.tail
         while outbox.wants:
             page = tail.after(
-                outbox.loaded_to, self.audiences, outbox.window_bytes, outbox.window_messages
+                outbox.loaded_to,
+                self.audiences,
+                # A window that contains 0 takes one run: a page of nothing would be read for ever.
+                max(1, outbox.window_bytes),
+                max(1, outbox.window_messages),
             )
             if page is None:
                 self._read()

@@ -199,3 +199,20 @@ def test_a_smaller_window_after_a_restart_counts_from_then_on() -> None:
     world.settle()
     assert shop.lost_because is not None
     assert "at most 2 allowed" in shop.lost_because
+
+
+@pytest.mark.parametrize("window", [(0, 0), (0, 1000), (5, 0)])
+def test_a_receiver_whose_window_contains_0_gets_one_run_at_a_time_also_while_it_lags(
+    window: tuple[int, int],
+) -> None:
+    world, _ = holding_world(Limits())
+    shop = world.peer("shop")
+    billing = world.peer("billing", receive=ORDERS)
+    billing.connection.abort()
+    world.settle()
+    for number in (1, 2, 3):
+        shop.transfer(number, "orders.new", [b"%d" % number])
+        world.settle()
+    billing = world.peer("billing", receive=ORDERS, window=window)
+    got = [taken(billing) for _ in range(3)]
+    assert [[1], [1], [1]] == got

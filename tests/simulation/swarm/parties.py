@@ -1,0 +1,673 @@
+"""Who takes part: the node, producers and receivers of the library, each in a process of its own.
+
+A party lives, is killed between any two events, and lives again with what its disk holds; disks can
+be copied and put back (`save`, `restore`). What it does and what it was told is noted in `Sent` and
+`handled`, for the checkers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import apsw
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from msgservice.client import Client
+from msgservice.client_disk import DiskOutbox
+from msgservice.clock import TICK, MonotonicTimers, Ticks, TimedReactor
+from msgservice.errors import ClientClosed, Reject, Retry
+from msgservice.log.memory import MemoryLog
+from msgservice.log.outbox_file import OutboxFile
+from msgservice.log.store import Store
+from msgservice.node.node import NodeService
+from msgservice.receipt import Receipt
+from msgservice.receiver import Receiver
+from msgservice.transport.registry import Transports
+from tests.faulty_transport import FaultyTransport, Process
+from tests.simdisk import SimMarks, SimThreads
+from tests.simulation import system
+from tests.simulation.swarm.meter import Meter
+from tests.simulation.swarm.plan import Part
+from tests.simulation.swarm.witness import Party as Tapped
+from tests.simulation.swarm.witness import TapTransport, TapUser
+
+if TYPE_CHECKING:
+    from tests.simulation.swarm.world import World
+
+ADDRESS = "faulty:node"
+
+
+class WallReactor:
+    """What a reactor's time is: the wall clock, and timers that are set by it.
+
+    A jump of the wall clock (`jump`) delays or hastens what is due.
+    """
+
+    def __init__(self, process: Process, skew: Callable[[], float]) -> None:
+        self._clock = process.clock
+        self._skew = skew
+        self._calls: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clock, name)
+
+    def seconds(self) -> float:
+        """See `IReactorTime`."""
+        return self._clock.seconds() + self._skew()
+
+    def callLater(self, delay: float, callable: Callable[..., Any], *args: Any, **kw: Any) -> Any:  # noqa: A002
+        """See `IReactorTime`."""
+        call = self._clock.callLater(delay, callable, *args, **kw)
+        self._calls.append(call)
+        if len(self._calls) > 200:
+            self._calls = [one for one in self._calls if one.active()]
+        return call
+
+    def jump(self, seconds: float) -> None:
+        """The wall clock jumps."""
+        now = self._clock.seconds()
+        for call in self._calls:
+            if call.active():
+                call.reset(max(0.0, call.getTime() - now - seconds))
+
+
+class SwarmTicks(Ticks):
+    """The kernel's timer: by a monotonic clock, whatever the wall clock does."""
+
+    def __init__(self, process: Process, tick: Callable[[], None]) -> None:
+        self._process = process
+        self._tick = tick
+        self._call: Any = None
+
+    def start(self) -> None:
+        """See `Ticks`."""
+        if self._call is None:
+            self._call = self._process.clock.callLater(TICK, self._ticks)
+
+    def _ticks(self) -> None:
+        self._call = self._process.clock.callLater(TICK, self._ticks)
+        self._tick()
+
+    def stop(self) -> None:
+        """See `Ticks`."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+
+class PartyClock:
+    """A process's clock, whose calls are metered."""
+
+    def __init__(self, clock: Any, meter: Meter | None = None) -> None:
+        self._clock = clock
+        self._meter = meter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clock, name)
+
+    def callLater(self, delay: float, callable: Callable[..., Any], *args: Any, **kw: Any) -> Any:  # noqa: A002
+        """See `IReactorTime`."""
+        if self._meter is not None:
+            return self._clock.callLater(delay, self._meter.run, callable, *args, **kw)
+        return self._clock.callLater(delay, callable, *args, **kw)
+
+
+class Party(Tapped):
+    """Somebody who lives, is killed, and lives again."""
+
+    def __init__(self, world: World, name: str, role: str) -> None:
+        self.world = world
+        self.name = name
+        self.role = role
+        self.taps: list[TapUser] = []
+        self.lives = 0
+        self.is_leaving = False
+        self.process: Process
+        self.clock: Any
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs, and means to go on."""
+        return self.lives > 0 and self.process.clock.alive and not self.is_leaving
+
+    def start(self) -> None:
+        """Begin a life with what is on disk."""
+        if self.lives and self.process.clock.alive:
+            return
+        self.lives += 1
+        self.is_leaving = False
+        self.taps = []
+        self.process = Process(self.world.net, self.name)
+        clock: Any = self.process.clock
+        self.reactor: WallReactor | None = None
+        if self.world.plan.world.get("timers") == "wall":
+            # As beside a real reactor: the product's own timers, on a clock that jumps.
+            self.reactor = WallReactor(self.process, lambda: self.world.skew)
+            timers = MonotonicTimers(
+                self.reactor,
+                monotonic=clock.seconds,
+                make_ticks=lambda _, tick: SwarmTicks(self.process, tick),
+            )
+            clock = TimedReactor(self.reactor, timers)
+        self.clock = PartyClock(clock, self.meter)
+        self.begin()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Make what runs in the new process."""
+
+    def transport(self) -> Any:
+        """Return the tapped transport of the process."""
+        return TapTransport(self.world.witness, self, FaultyTransport(self.world.net, self.process))
+
+    def leave(self) -> None:
+        """Stop in order."""
+        if self.is_up:
+            self.is_leaving = True
+            self.stop()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Begin to end what runs."""
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        if self.lives and self.process.clock.alive:
+            self.world.witness.losses[self.name] += len(self.taps)
+            self.process.kill()
+            self.died()
+
+    def died(self) -> None:
+        """Close what the kernel closes."""
+
+    def save(self) -> None:
+        """Copy what is on its disk."""
+
+    def restore(self) -> None:
+        """Put an older copy back; the process must not run."""
+
+    def cut(self) -> None:
+        """Break its connections."""
+        for tap in list(self.taps):
+            if tap.channel is not None:
+                tap.channel.inner._link.cut()
+
+    def hold(self, held: bool, way: str) -> None:
+        """Let it hear nothing, or not be heard."""
+        for tap in list(self.taps):
+            channel = tap.channel
+            if channel is None:
+                continue
+            if way in ("in", "both"):
+                channel.hold(held)
+            other = channel.inner.other.user
+            other = getattr(other, "_user", other) if not isinstance(other, TapUser) else other
+            if way in ("out", "both") and isinstance(other, TapUser) and other.channel is not None:
+                other.channel.hold(held)
+
+
+# --- the node -----------------------------------------------------------------------------------
+
+
+class Disk:
+    """The node's disk, as a reserve (`log.folder.Reserve`) sees it."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+        self.whole = True
+        self.watermark = 1000
+
+    def free(self) -> int:
+        """See `Reserve`."""
+        return 0 if self.is_full else 10**9
+
+    def make(self) -> bool:
+        """See `Reserve`."""
+        self.whole = self.whole or not self.is_full
+        return self.whole
+
+    def give_up(self) -> bool:
+        """See `Reserve`."""
+        was, self.whole = self.whole, False
+        return was
+
+    def write(self, point: str) -> None:
+        """What the store tells before it commits: fails where there is no room."""
+        if point == "before commit" and self.is_full and self.whole:
+            raise apsw.FullError("database or disk is full")
+
+
+class MeteredLog(MemoryLog):
+    """The log in memory, whose jobs are metered."""
+
+    meter: Meter
+
+    def _later(self, job: Callable[[], Any]) -> Deferred[Any]:
+        return super()._later(lambda: self.meter.job(self._store.db, job))
+
+
+class NodeParty(Party):
+    """The node, and its log's disk."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, "node", "node")
+        self.failures: list[Exception] = []
+        self.log: MeteredLog
+        self.service: NodeService
+        self.disk = Disk()
+        self.meter = world.meter
+        self._store: Any = None
+        self._saved: list[apsw.Connection] = []
+
+    def begin(self) -> None:
+        """See `Party`."""
+        world = self.world
+        log = self.log = MeteredLog(
+            reactor=self.clock,
+            limits=world.limits,
+            delay=world.plan.world.get("disk_delay", 0.003),
+            entropy=world.random.randbytes,
+            faults=self.disk.write,
+        )
+        log.meter = world.meter
+        if self._store is not None:
+            # What the process before had not begun to write is never written.
+            log._store.db, log._made = self._store.db, True
+        self._store = log._store
+        log._store.reserve = self.disk  # type: ignore[assignment]  # it is one, without files
+        service = self.service = NodeService(
+            self.clock,
+            log=log,
+            listen=[ADDRESS],
+            limits=world.limits,
+            rng=world.random.random,
+            failed=self.failures.append,
+        )
+        service._wall = world.wall
+        service.transports = Transports([self.transport()])
+        service.startService()
+
+    def stop(self) -> None:
+        """See `Party`."""
+        self.service.stopService()
+
+    def save(self) -> None:
+        """See `Party`."""
+        copy = apsw.Connection(":memory:")
+        if self._store is not None and self._store.db is not None:
+            with copy.backup("main", self._store.db, "main") as backup:
+                backup.step()
+            self._saved.append(copy)
+
+    def restore(self) -> None:
+        """See `Party`. Half of them as a snapshot of the machine, the others by `restore`."""
+        if self._saved:
+            self.world.witness.forgetful = True
+            db = self._saved.pop()
+            if self.world.random.random() < 0.5:
+                log_id = self.world.random.randbytes(16).hex()
+                db.execute("update meta set value = ? where key = 'log_id'", (log_id,))
+            self._store = Store(":memory:", limits=self.world.limits, audiences={})
+            self._store.db = db
+
+
+# --- producers ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Sent:
+    """A message that a program handed over, and what it was told."""
+
+    body: bytes
+    producer: str
+    life: int
+    subject: str
+    to: tuple[str, ...] | None
+    at: float
+    number: int
+    kept_at: float | None = None  # `send` fired
+    accepted_at: float | None = None  # the node has it
+    receipt: Receipt | None = None
+    error: Exception | None = None
+    settled: dict[str, Any] | None = None
+    tags: set[str] = field(default_factory=set)
+
+    @property
+    def audience(self) -> tuple[str, ...]:
+        """Whom it is for, as the sender was told."""
+        return self.receipt.receivers if self.receipt is not None and self.accepted_at else ()
+
+
+class ClockOutbox(OutboxFile):
+    """A stored outbox, its real file and its real SQLite, in a simulated process."""
+
+    def __init__(self, path: Path, world: World, clock: Any) -> None:
+        super().__init__(
+            path,
+            reactor=clock,
+            entropy=world.random.randbytes,
+            threads=SimThreads(clock, lambda: system.DISK_DELAY),
+        )
+        self._is_over = False
+
+    def _open_file(self) -> Any:
+        snapshot = super()._open_file()
+        assert self._db is not None
+        # Processes are killed here, not machines: what was written is there.
+        self._db.execute("pragma synchronous = off")
+        return snapshot
+
+    def _close_file(self, gone: list[int]) -> None:
+        self._is_over = True
+        super()._close_file(gone)
+
+    def die(self) -> None:
+        """Close what the kernel closes when a process is killed."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._db is not None:
+            self._db.close(True)
+        if isinstance(self._marks, SimMarks):
+            self._marks._file.close()
+        self._lock.release()
+
+
+def copy_files(source: Path, target: Path) -> bool:
+    """Copy a database with all that belongs to it; return whether there was one."""
+    if not source.exists():
+        return False
+    for suffix in ("", "-wal", "-shm", ".mark"):
+        one, other = Path(f"{source}{suffix}"), Path(f"{target}{suffix}")
+        other.unlink(missing_ok=True)
+        if one.exists():
+            shutil.copyfile(one, other)
+    return True
+
+
+class ProducerParty(Party):
+    """A producer of the library: with an outbox on disk, or in memory."""
+
+    def __init__(self, world: World, part: Part, folder: Path) -> None:
+        super().__init__(world, part.name, "producer")
+        self.sent: list[Sent] = []  # of all lives
+        self.client: Client | None = None
+        self.is_stored = bool(part.options.get("outbox"))
+        self.restored_at = -1.0
+        self._path = folder / f"{part.name}.outbox"
+        self._outbox: ClockOutbox | None = None
+
+    def begin(self) -> None:
+        """See `Party`."""
+        self.client = None
+        if not self.is_stored:
+            self._connect(None)
+            return
+        self._outbox = ClockOutbox(self._path, self.world, self.clock)
+        self._outbox.open().addCallbacks(self._opened, self._not_opened)
+
+    def _opened(self, snapshot: Any) -> None:
+        assert self._outbox is not None
+        if not self.is_leaving:
+            self._connect(DiskOutbox(self._outbox, snapshot))
+
+    def _not_opened(self, failure: Failure) -> None:
+        self.world.witness.note("outbox does not open", failure.getErrorMessage())
+
+    def _connect(self, disk: DiskOutbox | None) -> None:
+        world, transport, clock = self.world, self.transport(), self.clock
+        self.client = Client(
+            reactor=clock,
+            name=self.name,
+            connector_factory=lambda make_user: transport.connector(
+                clock, ADDRESS, make_user, world.limits
+            ),
+            limits=world.limits,
+            new_incarnation=lambda: world.random.randbytes(8).hex(),
+            outbox=disk,
+        )
+        self.client.start()
+
+    def send(
+        self, subject: str, count: int, size: int, to: tuple[str, ...] | None, require: bool
+    ) -> None:
+        """Hand over some messages in one turn."""
+        client = self.client
+        if client is None or not self.is_up:
+            return
+        some = [self._make(subject, size, to) for _ in range(count)]
+        if count >= 5:
+            many = client.send_many(subject, [one.body for one in some], to=to, require=require)
+            many.addCallbacks(
+                self._all_kept, self._all_refused, callbackArgs=(some,), errbackArgs=(some,)
+            )
+            return
+        for one in some:
+            client.send(subject, one.body, to=to, require=require).addCallbacks(
+                self._kept, self._refused, callbackArgs=(one,), errbackArgs=(one,)
+            )
+
+    def _make(self, subject: str, size: int, to: tuple[str, ...] | None) -> Sent:
+        number = self.world.next_number()
+        body = f"{self.name}-{self.lives} {subject} {number} ".encode() + b"." * size
+        sent = Sent(body, self.name, self.lives, subject, to, self.world.now, number)
+        self.sent.append(sent)
+        self.world.sent[body] = sent
+        return sent
+
+    def poison(self, subject: str, victim: str) -> None:
+        """Hand over a message that kills the process of a receiver whenever it is handled."""
+        if self.client is not None and self.is_up:
+            one = self._make(subject, 0, None)
+            self.world.poison[one.body] = victim
+            self.client.send(subject, one.body).addCallbacks(
+                self._kept, self._refused, callbackArgs=(one,), errbackArgs=(one,)
+            )
+
+    def _all_kept(self, receipts: Any, some: list[Sent]) -> None:
+        for receipt, sent in zip(receipts, some, strict=True):
+            self._kept(receipt, sent)
+
+    def _all_refused(self, failure: Failure, some: list[Sent]) -> None:
+        for sent in some:
+            self._refused(failure, sent)
+
+    def _kept(self, receipt: Receipt, sent: Sent) -> None:
+        sent.kept_at = self.world.now
+        sent.receipt = receipt
+        if not self.is_stored:
+            self._accepted(receipt, sent)
+        else:
+            receipt.accepted.addCallbacks(
+                self._accepted, self._refused, callbackArgs=(sent,), errbackArgs=(sent,)
+            )
+
+    def _accepted(self, receipt: Receipt, sent: Sent) -> None:
+        sent.accepted_at = self.world.now
+        receipt.settled().addCallback(self._settled, sent)
+
+    def _settled(self, statuses: dict[str, Any], sent: Sent) -> None:
+        sent.settled = statuses
+
+    def _refused(self, failure: Failure, sent: Sent) -> None:
+        assert isinstance(failure.value, Exception)
+        sent.error = failure.value
+        closing = self.is_leaving and failure.check(ClientClosed)
+        if not closing:
+            self.world.refused(sent, failure.value)
+
+    def stop(self) -> None:
+        """See `Party`."""
+        if self.client is not None:
+            self.client.close()
+
+    def died(self) -> None:
+        """See `Party`."""
+        if self._outbox is not None:
+            self._outbox.die()
+
+    def save(self) -> None:
+        """See `Party`."""
+        copy_files(self._path, self._path.with_suffix(".saved"))
+
+    def restore(self) -> None:
+        """See `Party`."""
+        if copy_files(self._path.with_suffix(".saved"), self._path):
+            self.restored_at = self.world.now
+
+
+# --- receivers ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Handling:
+    """What was handled in one life, in order, and under which incarnation of its sender."""
+
+    bodies: list[bytes] = field(default_factory=list)
+    lanes: list[str] = field(default_factory=list)
+
+
+class ReceiverParty(Party):
+    """What all receivers have in common: `patterns`, `lives_of`."""
+
+    def __init__(self, world: World, part: Part) -> None:
+        super().__init__(world, part.name, "receiver")
+        self.part = part
+        self.patterns: tuple[str, ...] = part.options["patterns"]
+        self.order: str = part.options.get("order", "strict")
+        self.histories: list[Handling] = []
+        self.ever: set[bytes] = set()  # handled, whatever was forgotten since
+        self.order_changed = False  # another program has said another order
+        self.restored_at = -1.0
+
+    def comes_back(self) -> None:
+        """Attach again after the node has said not to."""
+
+    def poisoned(self, body: bytes) -> bool:
+        """Die, if this message is one that kills."""
+        if self.world.poison.get(body) != self.name:
+            return False
+        self.clock.callLater(0, self.world.die_of_poison, self, body)
+        return True
+
+
+class LibraryParty(ReceiverParty):
+    """A receiver of the library."""
+
+    def __init__(self, world: World, part: Part, folder: Path) -> None:
+        super().__init__(world, part)
+        self._path = folder / f"{part.name}.inbox" if part.options.get("inbox") else None
+        self._inbox: system.ClockInbox | None = None
+        self._attachment: Any = None
+
+    def begin(self) -> None:
+        """See `Party`."""
+        world, options, clock = self.world, self.part.options, self.clock
+        history = Handling()
+        self.histories.append(history)
+        if self._path is not None:
+            shim: Any = world
+            self._inbox = system.ClockInbox(self._path, shim, self.process)
+        seconds, fails = options.get("pause", 0.0), options.get("fails", 0.0)
+        batch = bool(options.get("batch"))
+
+        async def handle(messages: Any) -> Any:
+            some = messages if batch else [messages]
+            if seconds:
+                pause: Deferred[None] = Deferred()
+                clock.callLater(world.random.uniform(0, seconds), pause.callback, None)
+                await pause
+            if any(self.poisoned(bytes(one.body)) for one in some):
+                await Deferred()
+            if not world.is_healed and world.random.random() < fails:
+                self._fail()
+            writes: list[Any] = []
+            for one in some:
+                body = bytes(one.body)
+                lane = one.origin.incarnation if one.origin is not None else ""
+                if self._inbox is None:
+                    self.ever.add(body)
+                    history.bodies.append(body)
+                    history.lanes.append(lane)
+                else:
+                    writes.append(("insert into done(body, lane) values (?, ?)", (body, lane)))
+            return [TABLE, *writes] if self._inbox is not None else None
+
+        receiver = self._receiver = Receiver(
+            clock,
+            name=self.name,
+            handler=handle,
+            order=self.order,
+            batch=batch,
+            inbox=self._inbox,
+            window=options.get("window"),
+            concurrency=options.get("concurrency", 100),
+            limits=world.limits,
+            transports=Transports([self.transport()]),
+            incarnation=f"{self.name}-{self.lives}",
+        )
+        self._attachment = receiver.attach(ADDRESS, subjects=self.patterns)
+
+    def _fail(self) -> None:
+        random = self.world.random
+        kind = random.randrange(4)
+        if kind == 0:
+            raise Reject("not this one")
+        if kind == 1:
+            raise system.HandlerFault
+        raise Retry(random.choice([None, 0.0, 1.0]))
+
+    def comes_back(self) -> None:
+        """See `ReceiverParty`."""
+        if self.is_up and self._attachment is not None and self._attachment.is_over:
+            self._attachment.start()
+
+    def stop(self) -> None:
+        """See `Party`."""
+        self._receiver.stop()
+
+    def died(self) -> None:
+        """See `Party`."""
+        if self._inbox is not None:
+            self.look()
+            self._inbox.die()
+            self._inbox = None
+
+    def look(self) -> None:
+        """Read what the stored inbox has, into the only history there is."""
+        if self._inbox is None or self._inbox._db is None or self._path is None:
+            return
+        history = Handling()
+        try:
+            db = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READONLY)
+        except apsw.CantOpenError:
+            return
+        try:
+            for body, lane in db.execute("select body, lane from done order by n"):
+                history.bodies.append(body)
+                history.lanes.append(lane)
+        except apsw.SQLError:
+            pass  # nothing was handled yet
+        finally:
+            db.close(True)
+        self.ever.update(history.bodies)
+        self.histories = [history]
+
+    def save(self) -> None:
+        """See `Party`."""
+        if self._path is not None:
+            copy_files(self._path, self._path.with_suffix(".saved"))
+
+    def restore(self) -> None:
+        """See `Party`."""
+        if self._path is not None and copy_files(self._path.with_suffix(".saved"), self._path):
+            self.restored_at = self.world.now
+
+
+TABLE = "create table if not exists done(n integer primary key, body blob, lane text)"

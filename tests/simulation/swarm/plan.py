@@ -1,0 +1,352 @@
+"""What one seed does, as explicit data: who takes part, limits, weather, and timed operations.
+
+Everything that is drawn is drawn here, so that a plan can be cut (`shrink`), printed and played
+again without its seed's other choices. Each seed turns on a random subset of the operations, of the
+faults and of the small limits: what all seeds do, no seed shows alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, NamedTuple
+
+SUBJECTS = ("a.1", "a.2", "b.1", "nobody")
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+
+class Op(NamedTuple):
+    """One thing that happens at a time: `world.World.do_<kind>(who, *args)`."""
+
+    at: float
+    kind: str
+    who: str = ""
+    args: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Somebody who takes part, and how."""
+
+    kind: str  # producer, receiver, scripted
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """See the module. `weather`: what differs from a calm network, see `tests.faulty.Faults`."""
+
+    seed: int
+    limits: dict[str, Any]
+    weather: dict[str, Any]
+    cast: tuple[Part, ...]
+    ops: tuple[Op, ...]
+    world: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def end(self) -> float:
+        """When the last operation begins."""
+        return max((op.at for op in self.ops), default=0.0)
+
+
+# --- small limits: each is drawn or left at its default -----------------------------------------
+
+SMALL: dict[str, tuple[Any, ...]] = {
+    "exceptions": (4, 10, 40),
+    "window_messages": (1, 3, 10, 60),
+    "window_bytes": (5_000, 30_000),
+    "audiences": (4, 8, 20),
+    "receivers": (8, 20),
+    "batch_messages": (1, 3, 20),
+    "max_batch": (4_096, 8_192, 30_000),
+    "max_bytes": (30_000, 60_000, 150_000),
+    "backlog_bytes": (8_000, 40_000),
+    "keep_bytes": (0, 3_000),
+    "keep_seconds": (0.0, 0.0, 5.0),
+    "tail_bytes": (4_000, 20_000),
+    "uncommitted_bytes": (2_000, 16_384),
+    "requests": (5, 50),
+    "max_attempts": (2, 4),
+    "retry_delay_max": (1.5, 10.0),
+    "heartbeat": (2.0, 5.0),
+    "hello_timeout": (3.0,),
+}
+# What else is other than by default, so that no hours pass without anything to see.
+ALWAYS: dict[str, Any] = {
+    "link_delay_max": 3.0,
+    "retry_delay_max": 5.0,
+    "asked_delay_max": 20.0,
+    "max_attempts": 1000,
+    "replacement_hold": 10.0,
+}
+
+
+def _limits(random: Random) -> dict[str, Any]:
+    limits: dict[str, Any] = {}
+    chance = random.choice((0.1, 0.25, 0.5))
+    for name, values in SMALL.items():
+        if random.random() < chance:
+            limits[name] = random.choice(values)
+    return limits
+
+
+def limits_of(plan: Plan) -> dict[str, Any]:
+    """All limits that are in force, with what must go together."""
+    limits = ALWAYS | plan.limits
+    if limits.get("audiences", 10_000) < 100:
+        # Audiences are collected when what was sent to them has gone.
+        limits["keep_seconds"], limits["keep_bytes"] = 0.0, 0
+    if "max_bytes" in limits:
+        # A run must fit into the log, and into half of it: what one receiver may have waiting.
+        limits["max_batch"] = min(limits.get("max_batch", 8_192), 8_192)
+    return limits
+
+
+# --- weather: some kinds never, so that others are seen alone -----------------------------------
+
+
+def _weather(random: Random) -> dict[str, Any]:
+    pick = random.choice
+    if random.random() < 0.35:
+        return {}
+    drawn = {
+        "delay": (0.001, pick([0.002, 0.05, 0.2])),
+        "split": pick([0.0, 0.5]),
+        "hold": pick([0.0, 0.0, 0.02]),
+        "cut": pick([0.0, 0.0, 0.01, 0.05]),
+        "half_open": pick([0.0, 5.0]),
+        "redial": (0.01, pick([0.01, 3.0])),
+    }
+    return {name: value for name, value in drawn.items() if value != 0.0}
+
+
+# --- the cast -----------------------------------------------------------------------------------
+
+
+def _producer(random: Random, name: str) -> Part:
+    options: dict[str, Any] = {}
+    if random.random() < 0.4:
+        options["outbox"] = True
+    return Part("producer", name, options)
+
+
+def _receiver(random: Random, name: str) -> Part:
+    pick, chance = random.choice, random.random
+    options: dict[str, Any] = {"patterns": pick([(">",), ("a.*", "b.>"), ("a.1",), ("a.*",)])}
+    if chance() < 0.35:
+        options["order"] = "none"
+    if chance() < 0.3:
+        options["inbox"] = True
+    if chance() < 0.25:
+        options["batch"] = True
+    if chance() < 0.4:
+        options["concurrency"] = pick([1, 3])
+    if chance() < 0.3:
+        options["window"] = pick([(1, 1), (2, 3_000), (20, 20_000)])
+    if chance() < 0.5:
+        options["pause"] = pick([0.0, 0.02, 0.3])
+    if chance() < 0.4:
+        options["fails"] = pick([0.03, 0.15, 0.4])
+    return Part("receiver", name, options)
+
+
+def _scripted(random: Random, name: str) -> Part:
+    pick, chance = random.choice, random.random
+    options: dict[str, Any] = {"patterns": pick([(">",), ("a.*",), ("a.1", "b.1")])}
+    if chance() < 0.5:
+        options["order"] = "none"
+    if chance() < 0.3:
+        options["window"] = pick([(0, 10_000), (5, 0), (0, 0), (1, 1), (4, 3_000), (50, 10**6)])
+    if chance() < 0.15:
+        options["max_batch"] = pick([1, 200, 1_000, 5_000])
+    if chance() < 0.6:
+        options["nacks"] = pick([0.05, 0.2, 0.4])
+    if chance() < 0.5:
+        options["actions"] = pick([(1,), (4,), (1, 4), (1, 2, 4), (2, 3), (2,)])
+    if chance() < 0.5:
+        options["slow"] = (pick([0.1, 0.3, 0.6]), pick([1.0, 20.0, 300.0]))
+    if chance() < 0.3:
+        options["asks"] = pick([0, 10, 5_000])  # ms, of a NACK
+    return Part("scripted", name, options)
+
+
+def _cast(random: Random) -> tuple[Part, ...]:
+    cast = [_producer(random, "shop")]
+    if random.random() < 0.5:
+        cast.append(_producer(random, "web"))
+    names = ("library", "picky")[: random.choice((0, 1, 1, 2))]
+    cast += [_receiver(random, name) for name in names]
+    if random.random() < 0.6 or all(part.kind == "producer" for part in cast):
+        cast.append(_scripted(random, "scripted"))
+    return tuple(cast)
+
+
+# --- operations ---------------------------------------------------------------------------------
+
+# kind: (chance that a seed has it at all, how many at most)
+KINDS: dict[str, tuple[float, int]] = {
+    "kill": (0.4, 4),
+    "stop": (0.3, 3),
+    "cut": (0.35, 6),
+    "hold": (0.3, 3),
+    "pause": (0.2, 3),
+    "remove": (0.25, 4),
+    "change": (0.2, 3),
+    "intrude": (0.2, 4),
+    "disk": (0.2, 3),
+    "jump": (0.25, 3),
+    "restore": (0.2, 2),
+    "poison": (0.2, 2),
+    "wolf": (0.35, 6),
+    "stray": (0.25, 5),
+    "names": (0.15, 3),
+    "backlog": (0.3, 2),
+}
+WOLF: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("flood", (50, 300)),
+    ("flood", (4096, 0)),
+    ("nack", (2,)),
+    ("nack", (1,)),
+    ("nack", (4,)),
+    ("nack_each", (1,)),
+    ("nack_each", (2,)),
+    ("ack_odd", ()),
+    ("ack_inverted", ()),
+    ("ack_inverted", ()),
+    ("nack_inverted", (1,)),
+    ("nack_inverted", (2,)),
+    ("resume_inverted", ()),
+    ("remove", ()),
+    ("away", (40.0,)),
+)
+STRAY: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("origin", (3,)),
+    ("origin", (20,)),
+    ("again", ("subject",)),
+    ("again", ("cut",)),
+    ("again", ("body",)),
+    ("requests", (5, 3)),
+    ("requests", (100, 12)),
+    ("garbage", ()),
+)
+
+
+def _ops(random: Random, cast: tuple[Part, ...], limits: dict[str, Any]) -> list[Op]:
+    pick, chance = random.choice, random.random
+    span = pick((5.0, 40.0, 40.0, 150.0))
+    producers = [p.name for p in cast if p.kind == "producer"]
+    receivers = [p.name for p in cast if p.kind != "producer"]
+    stored = [p.name for p in cast if p.options.get("outbox") or p.options.get("inbox")]
+    ops: list[Op] = []
+    # Some seeds crowd: what meets within the time of a commit is met by no chance elsewhere.
+    crowds = [random.uniform(0, span) for _ in range(random.randint(1, 4))]
+    crowded = pick((0.0, 0.0, 0.8))
+
+    def at() -> float:
+        if random.random() < crowded:
+            return round(pick(crowds) + random.uniform(0, 0.2), 3)
+        return round(random.uniform(0, span), 3)
+
+    uses_to, requires = chance() < 0.3, chance() < 0.15
+    sizes = pick([(0,), (0, 0, 300), (0, 300, 3_000), (1_000, 3_000), (0, 20_000)])
+    subjects = SUBJECTS[: pick((1, 2, 3, 4))]
+    for _ in range(random.randint(3, 40)):
+        to = None
+        if uses_to and chance() < 0.6:
+            to = tuple(sorted(random.sample(receivers, random.randint(1, len(receivers)))))
+        count = pick((1, 1, 2, 5, 20))
+        ops.append(
+            Op(
+                at(),
+                "send",
+                pick(producers),
+                (pick(subjects), count, pick(sizes), to, requires and chance() < 0.5),
+            )
+        )
+    for kind, (share, most) in KINDS.items():
+        if chance() >= share or (kind == "poison" and limits.get("max_attempts", 1000) > 10):
+            continue
+        for _ in range(random.randint(1, most)):
+            ops += _one(random, kind, at(), span, [*producers, *receivers, "node"], cast, stored)
+    return sorted(ops, key=lambda op: op.at)
+
+
+def _one(
+    random: Random,
+    kind: str,
+    at: float,
+    span: float,
+    everybody: list[str],
+    cast: tuple[Part, ...],
+    stored: list[str],
+) -> list[Op]:
+    pick = random.choice
+    producers = [p.name for p in cast if p.kind == "producer"]
+    receivers = [p.name for p in cast if p.kind != "producer"]
+    seconds = round(pick((0.05, 1.0, 5.0, 35.0, 90.0)) * random.uniform(0.7, 1.3), 3)
+    match kind:
+        case "kill" | "stop":
+            return [Op(at, kind, pick(everybody), (seconds,))]
+        case "cut":
+            return [Op(at, kind, pick(everybody))]
+        case "hold":
+            return [Op(at, kind, pick(everybody[:-1]), (seconds, pick(("in", "out", "both"))))]
+        case "pause":
+            return [Op(at, kind, pick(receivers)), Op(at + seconds, "unpause", pick(receivers))]
+        case "remove":
+            return [Op(at, kind, pick(receivers), (pick((0.0, 0.01, 1.0, 20.0)),))]
+        case "change":
+            patterns = pick([(">",), ("a.1",), ("b.>",), ("a.*", "b.1")])
+            return [Op(at, kind, pick(receivers), (patterns,))]
+        case "intrude":
+            who = pick(receivers)
+            patterns = pick([("a.2",), ("b.>",), (">",), ("never",)])
+            first = [Op(max(0.0, at - 1.0), "pause", who), Op(at + 1.0, "unpause", who)]
+            one = Op(at, kind, who, (patterns, pick(("strict", "none", None))))
+            return [*first, one] if random.random() < 0.5 else [one]
+        case "disk":
+            return [Op(at, kind, "", (seconds,))]
+        case "jump":
+            far = pick((HOUR, -HOUR, 2 * DAY, 8 * DAY, 30 * DAY, -8 * DAY))
+            return [Op(at, kind, "", (far,))]
+        case "restore":
+            who = pick([*stored, *stored, "node"])
+            later = round(random.uniform(at, span), 3)
+            return [Op(at, "save", who), Op(later, kind, who, (round(random.uniform(0, 5), 3),))]
+        case "poison":
+            return [
+                Op(at, kind, pick(producers), (*random.sample(SUBJECTS[:3], 2), pick(receivers)))
+            ]
+        case "wolf":
+            what, args = pick(WOLF)
+            found = [Op(at, kind, what, args)]
+            if not what.startswith("flood"):
+                found.insert(0, Op(max(0.0, at - 0.5), kind, "flood", pick([(30, 10), (300, 0)])))
+            return found
+        case "stray":
+            return [Op(at, kind, *pick(STRAY))]
+        case "names":
+            return [Op(at, kind, pick(producers), (pick((5, 30)),))]
+        case "backlog":
+            return [Op(at, kind, pick(producers), (pick(SUBJECTS[:3]), pick((40, 150))))]
+    raise AssertionError(kind)
+
+
+def draw(seed: int) -> Plan:
+    """Return what this seed does."""
+    random = Random(f"swarm {seed}")
+    cast = _cast(random)
+    limits = _limits(random)
+    world: dict[str, Any] = {"disk_delay": random.choice((0.001, 0.003, 0.05))}
+    if random.random() < 0.25:
+        world["timers"] = "wall"
+    return Plan(
+        seed=seed,
+        limits=limits,
+        weather=_weather(random),
+        cast=cast,
+        ops=tuple(_ops(random, cast, limits)),
+        world=world,
+    )

@@ -1,0 +1,320 @@
+"""What crossed the boundaries: frames at the far ends, in the order in which they crossed.
+
+Every channel of a process is tapped (`TapTransport`). Frames are decoded here with plain msgpack,
+not with the product's decoder, and read for what they say: what was delivered, answered, told.
+Nothing of the product's own accounts comes in here. A tap can also hold a process's channels still,
+so that it hears nothing or is not heard, without a word to either side.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
+from typing import Any, cast
+
+import msgspec
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from msgservice.errors import ProtocolError
+from msgservice.interfaces import IChannel, IChannelUser, ITransport
+from msgservice.limits import Limits
+from tests.simulation.swarm.meter import Meter
+
+HELLO, TRANSFER, ACK, NACK, STATUS, ROUTED = 1, 2, 3, 4, 5, 6
+ERROR, RESUME = 13, 16
+AGAIN, DEAD, REFUSED, LATER = 1, 2, 3, 4
+FINAL = 3  # states from here on never change
+RANGE_MAX = 100_000  # of a range that is looked at one by one
+
+_decode = msgspec.msgpack.Decoder().decode
+
+
+class Violation(AssertionError):
+    """A rule was broken. `sign`: which, in few words, the same for the same fault."""
+
+    def __init__(self, sign: str, what: str) -> None:
+        super().__init__(f"{sign}: {what}")
+        self.sign = sign
+
+
+class Delivered:
+    """Sequences and the bodies that they brought."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[int, bytes] = {}
+        self._sequences: list[int] = []  # rising
+
+    def add(self, sequence: int, body: bytes) -> None:
+        """It came, perhaps again."""
+        if sequence not in self._bodies:
+            insort(self._sequences, sequence)
+        self._bodies[sequence] = body
+
+    def between(self, first: int, last: int) -> list[bytes]:
+        """Return what came of these."""
+        low, high = bisect_left(self._sequences, first), bisect_right(self._sequences, last)
+        return [self._bodies[sequence] for sequence in self._sequences[low:high]]
+
+
+class Witness:
+    """See the module."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._hash = sha256()
+        self.frames = 0
+        self.found: list[Violation] = []
+        # of what was delivered, by receiver and the node's incarnation
+        self.delivered: dict[tuple[str, str], Delivered] = {}
+        self.delivered_as: set[tuple[str, str, bytes]] = set()  # receiver, subject, body
+        self.answered: set[tuple[str, bytes]] = set()  # (receiver, body): ACK or RESUME was said
+        self.rejected: set[tuple[str, bytes]] = set()  # NACK 2 or 3 was said
+        self.tries: Counter[tuple[str, bytes]] = Counter()  # NACK 1 was said
+        self.losses: Counter[str] = Counter()  # connections that a receiver lost
+        self.errors: list[tuple[str, int, str]] = []  # (who was told, code, reason)
+        self.finals: dict[tuple[str, str, str, int], int] = {}  # told to producers
+        self.told_later: Callable[[str], None] = lambda reason: None  # a producer is to wait
+        self.answered_at: dict[tuple[str, bytes], float] = {}
+        self.forgetful = False  # the log went back: what was told before may be told otherwise
+        self.delivered_bytes = 0
+
+    @property
+    def digest(self) -> str:
+        """The same for the same history."""
+        return self._hash.hexdigest()[:16]
+
+    def note(self, sign: str, what: str) -> None:
+        """A rule was broken; the first counts, later ones are often its consequences."""
+        if len(self.found) < 20:
+            self.found.append(Violation(sign, f"at {self._seconds():.3f}: {what}"))
+
+    def crossed(self, who: str, frame: bytes, *, arrives: bool) -> None:
+        """Take note of a frame at the end of a process."""
+        self.frames += 1
+        self._hash.update(f"{self._seconds():.6f}{who}{arrives:d}".encode())
+        self._hash.update(frame)
+
+    # --- of receivers
+
+    def receiver_got(self, tap: TapUser, frame: list[Any]) -> None:
+        """A frame reached a receiver."""
+        if frame[0] == HELLO:
+            tap.far = frame[3]
+        elif frame[0] == TRANSFER:
+            delivered = self.delivered.setdefault((tap.who, tap.far), Delivered())
+            for index, message in enumerate(frame[3]):
+                delivered.add(frame[1] + index, message[0])
+                self.delivered_as.add((tap.who, frame[2], message[0]))
+                self.delivered_bytes += len(message[0])
+
+    def receiver_said(self, tap: TapUser, frame: list[Any]) -> None:
+        """A receiver sent a frame."""
+        if frame[0] == ACK:
+            self._mark(self.answered, tap, frame[1])
+        elif frame[0] == RESUME:
+            self._mark(self.answered, tap, [(0, frame[1] - 1)])
+            self._mark(self.answered, tap, frame[2])
+        elif frame[0] == NACK:
+            if frame[3] == AGAIN:
+                self.tries.update((tap.who, body) for body in self._bodies(tap, [frame[1:3]]))
+            elif frame[3] in (DEAD, REFUSED):
+                self._mark(self.rejected, tap, [frame[1:3]])
+
+    def _mark(
+        self, marks: set[tuple[str, bytes]], tap: TapUser, ranges: Sequence[Sequence[int]]
+    ) -> None:
+        now = self._seconds()
+        for body in self._bodies(tap, ranges):
+            marks.add((tap.who, body))
+            self.answered_at.setdefault((tap.who, body), now)
+
+    def _bodies(self, tap: TapUser, ranges: Sequence[Sequence[int]]) -> Iterator[bytes]:
+        delivered = self.delivered.get((tap.who, tap.far))
+        if delivered is not None:
+            for first, last in ranges:
+                yield from delivered.between(first, last)
+
+    # --- of producers
+
+    def producer_got(self, tap: TapUser, frame: list[Any]) -> None:
+        """A frame reached a producer."""
+        if frame[0] == NACK and frame[3] == LATER and len(frame) > 5:
+            self.told_later(frame[5])
+        if frame[0] == STATUS and frame[3] >= FINAL and not self.forgetful:
+            _, incarnation, receiver, state, ranges, *_ = frame
+            for first, last in ranges:
+                for sequence in range(first, min(last, first + RANGE_MAX) + 1):
+                    key = (tap.who, incarnation, receiver, sequence)
+                    before = self.finals.setdefault(key, state)
+                    if before != state:
+                        self.note(
+                            "a final status changed",
+                            f"{tap.who} was told {before} of its {sequence} at {receiver},"
+                            f" now {state}",
+                        )
+
+    def told_error(self, tap: TapUser, frame: list[Any]) -> None:
+        """Somebody was told an ERROR."""
+        reason = frame[2] if len(frame) > 2 else ""
+        self.errors.append((tap.who, frame[1], reason))
+        if reason == "internal error":
+            self.note("internal error", f"{tap.who} is told an internal error")
+
+
+class Party:
+    """What a tap needs to know of whose process it is."""
+
+    name: str
+    role: str  # node, producer, receiver, other
+    taps: list[TapUser]
+    meter: Meter | None = None
+
+
+class TapChannel:
+    """A channel that notes what is sent, and can be held still."""
+
+    def __init__(self, tap: TapUser, inner: Any) -> None:
+        self._tap = tap
+        self.inner = inner
+        self._is_paused = False
+        self._is_held = False
+
+    def __getattr__(self, name: str) -> Any:
+        """What only looks is the inner one's."""
+        return getattr(self.inner, name)
+
+    def send(self, frame: bytes) -> None:
+        """See `IChannel`."""
+        self._tap.said(frame)
+        self.inner.send(frame)
+
+    def send_now(self, frames: Sequence[bytes]) -> None:
+        """See `IChannel`."""
+        for frame in frames:
+            self._tap.said(frame)
+        self.inner.send_now(frames)
+
+    def established(self) -> None:
+        """See `IChannel`."""
+        self.inner.established()
+
+    def pause(self) -> None:
+        """See `IChannel`."""
+        self._is_paused = True
+        self.inner.pause()
+
+    def resume(self) -> None:
+        """See `IChannel`."""
+        self._is_paused = False
+        if not self._is_held:
+            self.inner.resume()
+
+    def close(self) -> None:
+        """See `IChannel`."""
+        self.inner.close()
+
+    def abort(self) -> None:
+        """See `IChannel`."""
+        self.inner.abort()
+
+    def hold(self, held: bool) -> None:
+        """Read nothing, whatever the user says, until told otherwise."""
+        self._is_held = held
+        if held:
+            self.inner.pause()
+        elif not self._is_paused:
+            self.inner.resume()
+
+    @property
+    def unread_bytes(self) -> int:
+        """What was sent here and the other side has not read."""
+        inner = self.inner
+        return int(inner.other.waiting_bytes) + sum(map(len, inner._written))
+
+
+@implementer(IChannelUser)
+class TapUser:
+    """Passes everything on, and tells the witness."""
+
+    def __init__(self, witness: Witness, party: Party, user: IChannelUser) -> None:
+        self.who = party.name
+        self.far = ""  # the incarnation that the other side has given
+        self.channel: TapChannel | None = None
+        self.is_gone = False
+        self._witness = witness
+        self._party = party
+        self._user = user
+
+    def said(self, frame: bytes) -> None:
+        """The process sends a frame."""
+        if self._party.role == "receiver" and not self.is_gone:
+            self._witness.receiver_said(self, _decode(frame))
+
+    def channel_opened(self, channel: IChannel) -> None:
+        """See `IChannelUser`."""
+        self.channel = tapped = TapChannel(self, channel)
+        self._party.taps.append(self)
+        self._user.channel_opened(cast("IChannel", tapped))
+
+    def frames_received(self, frames: list[bytes]) -> None:
+        """See `IChannelUser`."""
+        witness, role = self._witness, self._party.role
+        for frame in frames:
+            witness.crossed(self.who, frame, arrives=True)
+            if role == "node":
+                continue
+            decoded = _decode(frame)
+            if decoded[0] == ERROR:
+                witness.told_error(self, decoded)
+            elif role == "receiver":
+                witness.receiver_got(self, decoded)
+            elif role == "producer":
+                witness.producer_got(self, decoded)
+        if self._party.meter is not None:
+            self._party.meter.run(self._user.frames_received, frames)
+        else:
+            self._user.frames_received(frames)
+
+    def channel_failed(self, error: ProtocolError) -> None:
+        """See `IChannelUser`."""
+        self._user.channel_failed(error)
+
+    def channel_writable(self, writable: bool) -> None:
+        """See `IChannelUser`."""
+        self._user.channel_writable(writable)
+
+    def channel_lost(self, reason: str) -> None:
+        """See `IChannelUser`."""
+        self.is_gone = True
+        self._party.taps.remove(self)
+        if self._party.role == "receiver":
+            self._witness.losses[self.who] += 1
+        self._user.channel_lost(reason)
+
+
+@implementer(ITransport)
+class TapTransport:
+    """A transport whose channels are tapped for one process."""
+
+    def __init__(self, witness: Witness, party: Party, transport: Any) -> None:
+        self.schemes = transport.schemes
+        self._witness = witness
+        self._party = party
+        self._transport = transport
+
+    def connector(self, reactor: Any, address: str, make_user: Any, limits: Limits) -> Any:
+        """See `ITransport`."""
+        return self._transport.connector(reactor, address, self._tapped(make_user), limits)
+
+    def listen(self, reactor: Any, address: str, make_user: Any, limits: Limits) -> Deferred[Any]:
+        """See `ITransport`."""
+        listening: Deferred[Any] = self._transport.listen(
+            reactor, address, self._tapped(make_user), limits
+        )
+        return listening
+
+    def _tapped(self, make_user: Callable[[], IChannelUser]) -> Callable[[], IChannelUser]:
+        return lambda: TapUser(self._witness, self._party, make_user())

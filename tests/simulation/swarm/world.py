@@ -1,0 +1,497 @@
+"""A plan, played: everybody in virtual time, the operations, the end of all faults, the draining.
+
+    shop, web ─► node ─► library, picky (library receivers), scripted (raw frames)
+    wolf, stray: hostile peers; intruders say they are others
+
+`World.play` returns what was found; the rules are in `checkers`.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from msgservice.errors import (
+    ClientClosed,
+    LimitReached,
+    LogWentBack,
+    MessageTooLarge,
+    NoReceiver,
+    OutboxFull,
+    PeerForgot,
+    Refused,
+    UnknownReceiver,
+)
+from msgservice.limits import Limits
+from tests.faulty import CALM, Faults, FaultyWorld
+from tests.simulation.swarm.checkers import Check
+from tests.simulation.swarm.meter import Meter
+from tests.simulation.swarm.parties import (
+    LibraryParty,
+    NodeParty,
+    Party,
+    ProducerParty,
+    ReceiverParty,
+    Sent,
+)
+from tests.simulation.swarm.plan import Plan, limits_of
+from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
+from tests.simulation.swarm.witness import Violation, Witness
+from tests.simulation.system import HandlerFault
+
+BESIDES = 120  # messages that come half a second apart while another kills their receiver
+DEATHS_MAX = 20  # by one message, besides `max_attempts`, until it is found
+CPU_SECONDS = 60.0  # of a play that takes a second; virtual time cannot see an endless loop
+WALL = 1_700_000_000.0
+STEPS_MAX = 120_000  # events of one play: beyond it something spins
+
+
+class Patterns:
+    """What a receiver's patterns may have been, when: the test's own account of the directory.
+
+    A change that runs is in force and not in force at the same time.
+    """
+
+    def __init__(self) -> None:
+        self.spans: list[list[Any]] = []  # from, to, patterns: those that may be in force
+        self.is_certain = True  # nothing was changed: they are in force
+
+    def may(self, patterns: tuple[str, ...], at: float) -> None:
+        """From now on they may be in force."""
+        self.spans.append([at, None, patterns])
+
+    def end(self, at: float) -> None:
+        """What may be in force now is not from now on."""
+        for span in self.spans:
+            if span[1] is None:
+                span[1] = at
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.limits = Limits(**limits_of(plan))
+        weather = {name: getattr(CALM, name) for name in Faults.__dataclass_fields__} | plan.weather
+        self.net = FaultyWorld(plan.seed, faults=Faults(**weather), limits=self.limits)
+        self.world = self.net  # for what takes a `System`
+        self.random: Random = self.net.random
+        self.witness = Witness(self.net.clock.seconds)
+        self.witness.told_later = lambda reason: Check(self).refusal(reason)
+        self.meter = Meter(lambda what: self.witness.note("too much work", what))
+        self.is_healed = False
+        self.skew = 0.0
+        self.jumped_days = False
+        self.sent: dict[bytes, Sent] = {}
+        self.poison: dict[bytes, str] = {}
+        self.deaths: Counter[bytes] = Counter()  # by which message
+        self.patterns: dict[str, Patterns] = {}
+        self.removed: dict[str, list[float]] = {}
+        self.log_restored_at = -1.0
+        self.is_blocked = False  # by dead letters: what waits may wait on
+        self.steps = 0
+        self._numbers = 0
+        self._intruders: list[Intruder] = []
+        self.node = NodeParty(self)
+        self.producers: dict[str, ProducerParty] = {}
+        self.receivers: dict[str, ReceiverParty] = {}
+        for part in plan.cast:
+            if part.kind == "producer":
+                self.producers[part.name] = ProducerParty(self, part, folder)
+            elif part.kind == "receiver":
+                self.receivers[part.name] = LibraryParty(self, part, folder)
+            else:
+                self.receivers[part.name] = ScriptedParty(self, part)
+        self.parties: dict[str, Party] = {
+            "node": self.node,
+            **self.receivers,
+            **self.producers,
+        }
+        self.wolf: Wolf | None = None
+        self.stray: Stray | None = None
+        if any(op.kind == "wolf" for op in plan.ops):
+            wide = plan.seed % 3 == 0
+            self.wolf = Wolf(self, ("flood.>", "a.1") if wide else ("flood.>",))
+        if any(op.kind == "stray" for op in plan.ops):
+            self.stray = Stray(self)
+
+    # --- getters
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the beginning."""
+        return float(self.net.clock.seconds())
+
+    def wall(self) -> int:
+        """The wall clock of the node's machine, ms."""
+        return int((WALL + self.now + self.skew) * 1000)
+
+    def next_number(self) -> int:
+        """Number the messages of all."""
+        self._numbers += 1
+        return self._numbers
+
+    # --- time
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        while (due := self.net._next()) is not None and due <= end:
+            self._step(due)
+        self.net.clock.advance(max(0.0, end - self.now))
+
+    def _step(self, due: float) -> None:
+        self.steps += 1
+        if self.steps > STEPS_MAX:
+            raise Violation("it spins", f"{self.steps} events by {self.now:.3f}")
+        self.net.clock.advance(max(0.0, due - self.now))
+        found = self.witness.found
+        if found:
+            raise found[0]
+
+    def run_until(self, condition: Callable[[], object], seconds_max: float) -> bool:
+        """Let time pass until `condition()`, which is looked at each second; whether it came."""
+        end = self.now + seconds_max
+        while not condition():
+            if self.now >= end:
+                return False
+            self.run(1.0)
+        return True
+
+    # --- what is told
+
+    def refused(self, sent: Sent, error: Exception) -> None:
+        """A send or its acceptance failed: with what it may fail with, or not."""
+        if isinstance(error, LogWentBack | PeerForgot):
+            party = self.producers[sent.producer]
+            if self.log_restored_at >= 0 or party.restored_at >= 0:
+                return
+        if isinstance(error, UnknownReceiver) and sent.to is not None:
+            return
+        if isinstance(error, NoReceiver | MessageTooLarge | LimitReached | OutboxFull):
+            return
+        if type(error) is Refused and sent.to is not None:
+            return  # `to` names who was removed
+        if type(error) is Refused and "nobody" in str(error):
+            return
+        if type(error) is Refused and "larger" in str(error):
+            return
+        if isinstance(error, ClientClosed):
+            return  # a newer connection of its name: never, here; judged by what is lost
+        self.witness.note("a send fails", f"{sent.body[:40]!r}: {type(error).__name__}: {error}")
+
+    def die_of_poison(self, party: Party, body: bytes) -> None:
+        """A message has killed the process that handled it."""
+        if party.is_up:
+            self.deaths[body] += 1
+            if self.deaths[body] > DEATHS_MAX + self.limits.max_attempts:
+                self.witness.note(
+                    "a message kills for ever", f"{party.name}, {self.deaths[body]} times: {body!r}"
+                )
+            party.kill()
+            self.net.clock.callLater(self.random.uniform(0.2, 1.0), party.start)
+
+    # --- the play
+
+    def play(self) -> Witness:
+        """Play the plan; raises the `Violation` that was found first."""
+
+        @implementer(ILogObserver)
+        class Observer:
+            def __call__(_, event: LogEvent) -> None:  # noqa: N805
+                self._logged(event)
+
+        def never_ends(*_: object) -> None:
+            raise Violation("it never ends", f"{CPU_SECONDS} s of a core by {self.now:.3f}")
+
+        observer = Observer()
+        globalLogPublisher.addObserver(observer)
+        before = signal.signal(signal.SIGVTALRM, never_ends)
+        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+        try:
+            self._play()
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before)
+            globalLogPublisher.removeObserver(observer)
+            self.close()
+        return self.witness
+
+    def _logged(self, event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        if isinstance(failure, Failure) and not failure.check(HandlerFault):
+            frames = failure.getTracebackObject()
+            where = ""
+            sign = "a failure is logged"
+            while frames is not None:
+                code = frames.tb_frame.f_code
+                if "/simulation/swarm/" in code.co_filename and frames.tb_next is None:
+                    sign = "the simulation itself fails"
+                if "/msgservice/" in code.co_filename:
+                    where = f"{code.co_filename.rpartition('/msgservice/')[2]} {code.co_name}"
+                frames = frames.tb_next
+            self.witness.note(sign, f"{type(failure.value).__name__}: {failure.value} in {where}")
+
+    def _play(self) -> None:
+        self.node.start()
+        for party in [*self.receivers.values(), *self.producers.values()]:
+            party.start()
+        for hostile in (self.wolf, self.stray):
+            if hostile is not None:
+                hostile.start()
+        for name, receiver in self.receivers.items():
+            self.patterns[name] = Patterns()
+            self.patterns[name].may(receiver.patterns, 0.0)
+            self.removed[name] = []
+        calm, self.net.faults = self.net.faults, CALM
+        self.run(2.0)
+        self.net.faults = calm
+        for op in self.plan.ops:
+            self.net.clock.callLater(op.at, self._do, op)
+        self.net.clock.callLater(0.5, self._sample)
+        self.run(self.plan.end + 0.01)
+        self.run(2.0)
+        self._heal()
+        check = Check(self)
+        check.drain()
+        check.all()
+
+    def _do(self, op: Any) -> None:
+        if self.is_healed:
+            return
+        self.net.tell(f"{op.kind} {op.who} {op.args}")
+        getattr(self, f"do_{op.kind}")(op.who, *op.args)
+
+    def _sample(self) -> None:
+        """Look at what must be so at every moment."""
+        if self.is_healed:
+            return
+        Check(self).now()
+        self.net.clock.callLater(0.5, self._sample)
+
+    def _heal(self) -> None:
+        """No more faults, of nobody."""
+        self.is_healed = True
+        self.net.heal()
+        self.meter.on = False
+        self.node.disk.is_full = False
+        for hostile in (self.wolf, self.stray, *self._intruders):
+            if hostile is not None:
+                hostile.kill()
+        for party in self.parties.values():
+            party.hold(False, "both")
+        self.run(12.0)  # those that leave have left; nobody is killed any more, but by poison
+        for party in self.parties.values():
+            if party.is_leaving:
+                party.kill()
+            party.start()
+        self.run(0.5)
+        for name, receiver in self.receivers.items():
+            row = self._row(name)
+            if row is not None and row.paused:
+                self._admin(self.node.service.pause_receiver, name, False)
+            if isinstance(receiver, ScriptedParty):
+                receiver.hurry()
+                if receiver.part.options.get("max_batch"):
+                    receiver.cut()
+        if self.wolf is not None and self._row("wolf") is not None:
+            self._admin(self.node.service.remove_receiver, "wolf")
+        self.run(0.5)
+        for receiver in self.receivers.values():
+            receiver.comes_back()
+        for producer in self.producers.values():
+            producer.cut()  # what was told before is told again
+
+    def close(self) -> None:
+        """End what holds files."""
+        for party in (*self.parties.values(), self.wolf, self.stray, *self._intruders):
+            if party is not None:
+                party.kill()
+        for db in [*self.node._saved, self.node._store.db if self.node._store else None]:
+            if db is not None:
+                db.close(True)
+
+    # --- operations
+
+    def _row(self, name: str) -> Any:
+        service = self.node.service
+        return service.directory.get(name) if self.node.is_up and service.running_now else None
+
+    def _admin(self, call: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        done: Deferred[Any] = Deferred.fromCoroutine(call(*args))
+        done.addErrback(self._admin_failed)
+        return done
+
+    def _admin_failed(self, failure: Failure) -> None:
+        failure.trap(ValueError, Exception)
+        if failure.check(AssertionError, KeyError, AttributeError, IndexError, TypeError):
+            self.witness.note("administration fails", failure.getTraceback()[-600:])
+
+    def do_send(self, who: str, *args: Any) -> None:
+        """Hand over some messages."""
+        if not self.is_healed:
+            self.producers[who].send(*args)
+
+    def do_backlog(self, who: str, subject: str, count: int) -> None:
+        """Hand over many messages, each a run of its own."""
+        for _ in range(count):
+            self.producers[who].send(subject, 1, 100, None, False)
+
+    def do_names(self, who: str, count: int) -> None:
+        """Hand over messages for many sets of names."""
+        names = sorted(self.receivers)
+        for index in range(count):
+            some = [name for at, name in enumerate(names) if index >> at & 1] or names[:1]
+            self.producers[who].send("a.1", 1, 0, tuple(some), False)
+            service = self.node.service
+            if service.running_now:
+                name = f"extra{index % 7}"
+                if service.directory.get(name) is None:
+                    self._admin(service.add_receiver, name, ("extra.>",))
+                else:
+                    self._admin(service.remove_receiver, name)
+
+    def do_poison(self, who: str, subject: str, other: str, victim: str) -> None:
+        """Hand over what kills a receiver; on another subject it has enough to do besides."""
+        self.producers[who].poison(subject, victim)
+        for index in range(BESIDES):
+            self.net.clock.callLater(index * 0.5, self.do_send, who, other, 1, 0, None, False)
+
+    def do_kill(self, who: str, seconds: float) -> None:
+        """Kill, and start again after a while."""
+        party = self.parties[who]
+        party.kill()
+        self.net.clock.callLater(seconds, party.start)
+
+    def do_stop(self, who: str, seconds: float) -> None:
+        """Stop in order, and start again after a while."""
+        party = self.parties[who]
+        party.leave()
+        self.net.clock.callLater(max(seconds, 11.0), self._restart, party)
+
+    def _restart(self, party: Party) -> None:
+        if party.is_leaving:
+            party.kill()
+        party.start()
+
+    def do_cut(self, who: str) -> None:
+        """Break connections."""
+        self.parties[who].cut()
+
+    def do_hold(self, who: str, seconds: float, way: str) -> None:
+        """Let nothing pass for a while."""
+        party = self.parties[who]
+        party.hold(True, way)
+        self.net.clock.callLater(seconds, party.hold, False, way)
+
+    def do_pause(self, who: str) -> None:
+        """Pause a receiver."""
+        if self._row(who) is not None:
+            self._admin(self.node.service.pause_receiver, who, True)
+
+    def do_unpause(self, who: str) -> None:
+        """Resume a receiver."""
+        if self._row(who) is not None:
+            self._admin(self.node.service.pause_receiver, who, False)
+
+    def do_remove(self, who: str, seconds: float) -> None:
+        """Remove a receiver; it attaches again after a while."""
+        row = self._row(who)
+        receiver = self.receivers[who]
+        if row is not None:
+            self.removed[who].append(self.now)
+            self.patterns[who].is_certain = False
+            removing = self._admin(self.node.service.remove_receiver, who)
+            removing.addBoth(lambda _: self._removed(who))
+        self.net.clock.callLater(seconds + 0.2, receiver.comes_back)
+        self.net.clock.callLater(seconds + 6.0, receiver.comes_back)
+
+    def _removed(self, who: str) -> None:
+        self.removed[who].append(self.now)
+        self.patterns[who].end(self.now)
+        self.patterns[who].may(self.receivers[who].patterns, self.now)
+
+    def do_change(self, who: str, patterns: tuple[str, ...]) -> None:
+        """Change a receiver's patterns; it says them itself from then on."""
+        if self._row(who) is None:
+            return
+        receiver = self.receivers[who]
+        self.patterns[who].is_certain = False
+        self.patterns[who].may(patterns, self.now)
+        self.patterns[who].may(receiver.patterns, self.now)
+        self._admin(lambda: self.node.service.change_receiver(who, patterns=patterns))
+
+    def do_intrude(self, who: str, patterns: tuple[str, ...], order: str | None) -> None:
+        """Another program takes a receiver's name."""
+        intruder = Intruder(self, who, patterns, order)
+        self._intruders.append(intruder)
+        receiver = self.receivers[who]
+        intruder.start()
+
+        def over() -> None:
+            intruder.kill()
+            if not intruder.was_refused:
+                self.patterns[who].is_certain = False
+                self.patterns[who].may(patterns, 0.0)
+
+        if order is not None and order != receiver.order:
+            receiver.order_changed = True
+        self.net.clock.callLater(3.0, over)
+        self.net.clock.callLater(5.0, receiver.comes_back)
+
+    def do_disk(self, who: str, seconds: float) -> None:
+        """Fill the node's disk for a while."""
+        self.node.disk.is_full = True
+        self.net.clock.callLater(seconds, setattr, self.node.disk, "is_full", False)
+
+    def do_jump(self, who: str, seconds: float) -> None:
+        """Let the wall clock jump."""
+        self.skew += seconds
+        self.jumped_days = True
+        for party in self.parties.values():
+            if party.lives and party.process.clock.alive and party.reactor is not None:
+                party.reactor.jump(seconds)
+
+    def do_save(self, who: str) -> None:
+        """Copy what is on a disk."""
+        self.parties[who].save()
+
+    def do_restore(self, who: str, seconds: float) -> None:
+        """Kill, put the copy back, start again after a while."""
+        party = self.parties[who]
+        party.kill()
+        party.restore()
+        if who == "node" and self.witness.forgetful:
+            self.log_restored_at = self.now
+        self.net.clock.callLater(seconds, party.start)
+
+    def do_wolf(self, who: str, *args: Any) -> None:
+        """The hostile receiver does something."""
+        assert self.wolf is not None
+        if who == "remove":
+            if self._row("wolf") is not None:
+                self._admin(self.node.service.remove_receiver, "wolf")
+            return
+        self._meter_for(3.0)
+        self.wolf.act(who, args)
+
+    def do_stray(self, who: str, *args: Any) -> None:
+        """The hostile sender does something."""
+        assert self.stray is not None
+        if who != "requests":
+            self._meter_for(3.0)
+        self.stray.act(who, args)
+
+    def _meter_for(self, seconds: float) -> None:
+        self.meter.on = True
+        self.net.clock.callLater(seconds, setattr, self.meter, "on", False)
