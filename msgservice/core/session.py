@@ -233,7 +233,7 @@ class Session:
             case Hello():
                 return self._take_hello(frame)
             case ResumeFrame():
-                return self._take_resume(frame)
+                return self._take_resume(frame, now)
             case Ping():
                 if self.has_room:
                     self._out.append(Pong(frame.token))
@@ -267,7 +267,7 @@ class Session:
         self.state = State.RESUMING
         return Greeted(hello)
 
-    def _take_resume(self, frame: ResumeFrame) -> Event | None:
+    def _take_resume(self, frame: ResumeFrame, now: float) -> Event | None:
         if self._ranges and (wrong := wrong_ranges(frame.ranges, self._ranges[-1][1])):
             raise MalformedFrame(f"ResumeFrame: {wrong}")
         self._floor = max(self._floor, frame.floor)
@@ -275,6 +275,8 @@ class Session:
         if len(self._ranges) > self.ranges_max:
             raise MalformedFrame(f"RESUME of more than {self.ranges_max} ranges")
         if frame.more:
+            if len(frame.ranges) == RESUME_RANGES_MAX:  # as many as may follow, on a slow link
+                self._greeting_until = now + self._limits.hello_timeout
             return None
         self.state = State.OPEN
         self._greeting_until = None

@@ -360,3 +360,30 @@ def test_nothing_happens_to_a_closed_session() -> None:
     assert [] == session.take_frames()
     assert session.failed is None
     assert session.next_deadline() is None
+
+
+def many_ranges(session: Session, frames: int, seconds: float, each: int) -> None:
+    """A RESUME in so many frames, one after each pause of so many seconds."""
+    session.receive(Hello(1, "billing", "i1"), 0.0)
+    now, low = 0.0, 1
+    for left in reversed(range(frames)):
+        now += seconds
+        session.heard(now)
+        session.receive_time(now)
+        ranges = [(n, n) for n in range(low, low + 2 * each, 2)]
+        low += 2 * each
+        session.receive(ResumeFrame(1, ranges, None, bool(left)), now)
+
+
+def test_a_resume_of_many_ranges_may_take_its_time_on_a_slow_link() -> None:
+    session = Session(LIMITS, 0.0)
+    many_ranges(session, 40, 1.5, RESUME_RANGES_MAX)
+    assert session.failed is None
+    assert session.is_open
+
+
+@pytest.mark.parametrize("each", [0, 1, RESUME_RANGES_MAX - 1])
+def test_a_resume_in_small_frames_gains_no_time(each: int) -> None:
+    session = Session(LIMITS, 0.0)
+    many_ranges(session, 40, 1.5, each)
+    assert isinstance(session.failed, DeadlinePassed)
