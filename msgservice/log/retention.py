@@ -175,7 +175,7 @@ def _remove_settled(store: Store) -> bool:
 def _note_presence(store: Store, here: Collection[Key], left: Collection[Key]) -> None:
     """Senders are away from when they were last here, however quiet they were."""
     state = store.state
-    store.left.update(left)
+    store.left.update(key for key in left if key in state.senders)  # not who sent nothing
     store.left.difference_update(here)
     for key in here:
         sender = state.senders.get(key)

@@ -137,3 +137,13 @@ def test_24_a_producer_that_said_goodbye_is_forgotten_first() -> None:
     known = [n for n in range(10) if world.log.resume("cron", f"i{n}").floor == 2]
     assert len(known) == 3
     assert known[:2] == [0, 1]
+
+
+def test_24_goodbyes_of_those_who_sent_nothing_are_not_remembered() -> None:
+    """A tool that asks each second is another incarnation each time."""
+    world = NodeWorld()
+    for number in range(20):
+        tool = world.peer("tool", incarnation=f"i{number}")
+        tool.connection.bye(0, "done")
+        world.settle(1.2)
+    assert not world.log._store.left
