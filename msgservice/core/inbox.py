@@ -26,6 +26,7 @@ from msgservice.records import Rejected, Resume
 ACK_RANGES_MAX = 400  # of one frame: fits in 8 KiB, so in any frame that the other side takes
 REASON_BYTES_MAX = 4000  # of a NACK; UTF-8, for the same reason
 SAMPLE_BYTES = 1024
+RECEIVED_MAX = 100_000  # ranges above the floor that a sender leaves on one connection
 ASKED_MAX = 400  # NACKs at once for what was discarded and did not come again
 REJECTED_MAX = 10_000  # rejections remembered; one that is forgotten is handled again
 
@@ -175,7 +176,12 @@ class Answers:
         after = transfer.after
         if after is not None and after >= first:
             raise MalformedFrame(f"after {after} is not below sequence {first}")
-        self.received.add(first if after is None else after + 1, last)
+        received = self.received
+        received.add(first if after is None else after + 1, last)
+        if len(received) > 1:  # what the sender calls settled wants no answer any more
+            received.remove_below(transfer.floor)
+            if len(received) > RECEIVED_MAX:
+                raise MalformedFrame(f"more than {RECEIVED_MAX} holes above the floor")
         if self._discarded:
             self._pass(first, last, lane)
         return True

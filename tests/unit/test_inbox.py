@@ -17,6 +17,7 @@ from msgservice.core.inbox import (
     REASON_BYTES_MAX,
     REJECTED_MAX,
     SAMPLE_BYTES,
+    Answers,
     Arrival,
     Inbox,
     Marks,
@@ -29,6 +30,7 @@ from msgservice.limits import FRAME_OVERHEAD, RUNS_REMEMBERED
 from msgservice.message import Action, BareMessage, encode_messages
 from msgservice.records import Origin
 
+ONE = msgspec.Raw(b"\x91\x91\xc4\x00")
 RETRY, DEAD, LATER = Action.RETRY, Action.DEAD, Action.LATER
 
 
@@ -418,3 +420,23 @@ def test_everything_that_is_let_through_is_owed_until_it_is_said(peer: Peer) -> 
     assert peer.inbox.answers.owes
     assert peer.answers
     assert not peer.inbox.answers.owes
+
+
+def test_1_what_the_sender_has_settled_is_not_remembered_for_answers() -> None:
+    answers = Answers()
+    for n in range(2, 200, 2):  # each refused, and left for ever
+        assert answers.receive(Transfer(n, "a", ONE, floor=n), n, "a")
+        answers.refuse(n, n, Action.REFUSED, "a", 0, "")
+    assert len(answers.received) <= 2
+    assert len(answers.take_frames()) == 99
+
+
+def test_1_holes_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgservice.core.inbox.RECEIVED_MAX", 10)
+    answers = Answers()
+    for n in range(2, 22, 2):
+        assert answers.receive(Transfer(n, "a", ONE), n, "a")
+    assert answers.receive(Transfer(3, "a", ONE), 3, "a")  # it fills one
+    assert answers.receive(Transfer(24, "a", ONE), 24, "a")
+    with pytest.raises(MalformedFrame):
+        answers.receive(Transfer(26, "a", ONE), 26, "a")
