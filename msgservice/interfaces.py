@@ -97,7 +97,10 @@ class ILog(Interface):
         """
 
     def dead_letters(receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
-        """Fire with up to `count_max` `records.DeadLetter` of a receiver number, by position."""
+        """Fire with up to `count_max` `records.DeadLetter` of a receiver number, by position.
+
+        With fewer, at least one if there is any, where their messages are longer than 4 MiB.
+        """
 
     def retain(
         elapsed: int,

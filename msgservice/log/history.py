@@ -30,6 +30,7 @@ from msgservice.records import (
 )
 
 FINISHED_PAGE = 8192  # of one page: ranges that outlived their batches, about
+DEAD_PAGE_BYTES = 4 * 1024 * 1024  # of one page of dead letters, and what the last is longer
 MEMBERS_MAX = 65_536  # of one page: receivers, over all its batches
 
 _decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
@@ -351,11 +352,18 @@ def _position_of_identity(db: apsw.Connection, state: State, identity: str) -> i
 def dead_letters(
     db: apsw.Connection, receiver: int, after: int, count_max: int
 ) -> list[DeadLetter]:
-    """Return a receiver's dead letters above a position, rising."""
-    letters = rows(
-        db,
+    """Return a receiver's dead letters above a position, rising: as many as a page holds."""
+    found = db.execute(
         "select receiver, position, sender, incarnation, sequence, subject, message, reason,"
         " attempts, at from dead where receiver = ? and position > ? order by position limit ?",
         (receiver, after, count_max),
     )
-    return [DeadLetter(*letter) for letter in letters]
+    letters: list[DeadLetter] = []
+    size = 0
+    for row in found:
+        letters.append(DeadLetter(*row))
+        size += len(letters[-1].message)
+        if size >= DEAD_PAGE_BYTES:
+            found.close()
+            break
+    return letters

@@ -26,7 +26,6 @@ from msgservice.records import Account, Found
 if TYPE_CHECKING:
     from msgservice.node.node import NodeService
 
-DEAD_LIST_MAX = 1000
 JSON_TYPE = "application/json"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -273,11 +272,13 @@ class Admin:
 
     async def _dead(self, asked: _DeadList) -> dict[str, Any]:
         row = self._node.directory.named(asked.receiver)
-        limit = min(max(1, asked.limit), DEAD_LIST_MAX)
-        letters = await self._node.log.dead_letters(row.number, asked.after, limit)
-        return {
-            "dead": [
-                {
+        page = Page(asked.limit, self._node.limits)
+        after, more = asked.after, True
+        while more and page.takes:
+            letters = await self._node.log.dead_letters(row.number, after, page.step)
+            more = bool(letters)
+            for one in letters:
+                told = {
                     "position": one.position,
                     "sender": f"{one.sender}/{hash_of(one.incarnation)}/{one.sequence}",
                     "subject": one.subject,
@@ -286,9 +287,10 @@ class Admin:
                     "attempts": one.attempts,
                     "at": one.at,
                 }
-                for one in letters
-            ]
-        }
+                if not page.add(str(one.position), told):
+                    break
+                after = one.position
+        return {"dead": list(page.rows.values()), "next": after if more else None}
 
     async def _audit(self, _: _Nothing) -> dict[str, Any]:
         return {"discrepancies": await self._node.log.audit()}

@@ -788,6 +788,17 @@ def test_12_dead_letters_keep_their_own_copy(log: Driver) -> None:
     assert log.wait(log.log.dead_letters(2, -1, 2)) == []
 
 
+def test_19_a_page_of_dead_letters_is_no_longer_than_others(log: Driver) -> None:
+    log.receivers(1)
+    letters = [
+        DeadLetter(1, p, "shop", "i1", p, "orders.new", bytes(1024 * 1024), "no", 20, NOW)
+        for p in range(1, 7)
+    ]
+    log.progress(1, 40, dead=letters)
+    assert log.wait(log.log.dead_letters(1, 0, 1000)) == letters[:4]
+    assert log.wait(log.log.dead_letters(1, 4, 1000)) == letters[4:]
+
+
 def test_11_a_floor_for_an_unknown_sender_does_nothing(log: Driver) -> None:
     log.append(floors=[SenderFloor(sender="nobody", incarnation="i", status_from=5)])
     assert Resume() == log.log.resume("nobody", "i")

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from msgservice import Limits
 from msgservice.core.frames import Routed
 from msgservice.log.memory import MemoryLog
+from msgservice.message import Action
 from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
 from tests.nodes import NodeWorld, ScriptedPeer
@@ -122,3 +123,25 @@ def test_a_receiver_that_goes_between_two_pages_takes_no_other_with_it() -> None
     world.settle()
     _, second = shop.request("$node.receivers.list", {"limit": 2, "after": first["next"]})
     assert [row["name"] for row in second["receivers"]] == ["receiver-2", "receiver-3"]
+
+
+def test_dead_letters_are_told_in_pages_however_long_their_reasons() -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", receive={"subjects": ["a"]})
+    shop = world.peer("shop")
+    shop.transfer(1, "a", [b"x"] * 1200)
+    world.settle()
+    billing.nack(1 << 16, (1 << 16) + 1199, Action.DEAD, 0, "\N{GREEK SMALL LETTER OMEGA}" * 1000)
+    world.settle(1)
+    told: list[int] = []
+    after, pages = 0, 0
+    while after is not None:
+        ok, answer = shop.request(
+            "$node.dead.list", {"receiver": "billing", "after": after, "limit": 1000}
+        )
+        assert ok, answer
+        told += [one["position"] for one in answer["dead"]]
+        after = answer["next"]
+        pages += 1
+    assert told == list(range(1 << 16, (1 << 16) + 1200))
+    assert pages > 2
