@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 60
 KILLS ?= 200
 MACHINE_SEEDS ?= 1-2000
 POINTS ?= 2000
-PLACES ?= 2000
+DAMAGES ?= 2000
 SEEDS ?= 300
 FIRST ?= 0
 
@@ -67,9 +67,9 @@ powerloss: .venv/.made
 mutants: .venv/.made
 	$(BIN)/python -m tests.mutants
 
-# Files of log, outbox and inbox damaged in PLACES places: reported, or harmless.
+# Files of log, outbox and inbox damaged in DAMAGES places: reported, or harmless.
 damage: .venv/.made
-	$(BIN)/python -m tests.damage --places $(PLACES)
+	$(BIN)/python -m tests.damage --damages $(DAMAGES)
 
 .venv/.docs: .venv/.made
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -27,8 +27,8 @@ from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnav
 from msgservice.log.base import told_as_damage
 from msgservice.log.files import OS, Files
 from msgservice.log.folder import FileWatch, FolderLock, check_filesystem, make_folder
-from msgservice.log.inbox_rejections import Fresh, Rejections
-from msgservice.log.machine import Jobs, OwnThreads, Threads
+from msgservice.log.inbox_rejections import CRC_MASK, Fresh, Rejections, row_crc
+from msgservice.log.machine import Jobs, Marks, OwnThreads, Threads
 from msgservice.log.schema import (
     check_sqlite,
     connect,
@@ -40,6 +40,7 @@ from msgservice.log.schema import (
 )
 from msgservice.log.staging import encode_ranges
 from msgservice.log.state import Key, SenderState
+from msgservice.log.wholeness import MARK_INTERVAL, Mark, begin_mark, read_mark
 from msgservice.records import Rejected, Resume
 
 APPLICATION_ID = 0x6D736962  # "msib"
@@ -47,6 +48,8 @@ APPLICATION_ID = 0x6D736962  # "msib"
 # its turn and an ACK does not wait for what came long after it.
 MESSAGES_MAX = 4096
 CHECKPOINT_COMMITS = 256
+# A file up to this size is looked through at start, handlers' tables too: about 1 s for all of it.
+LOOK_BYTES_MAX = 512 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -61,11 +64,21 @@ create table msgservice_mark(
     primary key (sender, incarnation)
 ) without rowid;
 """
+# Counted and added up with every commit, so that a file that went back in time, or part of one, is
+# seen at the next start. An older program would not count: it refuses the file.
+_VERSION_2 = """
+alter table msgservice_head add column commits integer not null default 0;
+alter table msgservice_head add column crc integer;
+alter table msgservice_head add column tables integer not null default 0;
+"""
 # Our own statements carry a mark, so that the same words from a handler are another statement:
 # a prepared one is not checked again by the authorizer.
 _OWN = " /* msgservice */"
 _BEGIN, _COMMIT, _ROLLBACK = ("begin immediate" + _OWN, "commit" + _OWN, "rollback" + _OWN)
 _SAVE_MARK = "insert or replace into msgservice_mark values (?, ?, ?, ?, ?) /* msgservice */"
+_SAVE_HEAD = "update msgservice_head set commits = ?, crc = ?, tables = ? /* msgservice */"
+# Of all tables; SQLite counts it up whenever one is made or changed.
+_VERSION_OF_TABLES = "pragma schema_version /* msgservice */"
 _FORBIDDEN = {
     apsw.SQLITE_TRANSACTION,
     apsw.SQLITE_SAVEPOINT,
@@ -162,10 +175,15 @@ class InboxFile:
         self._lock = FolderLock(
             self.path.with_name(self.path.name + ".lock"), held=self.path, files=files
         )
+        self._mark_path = self.path.with_name(self.path.name + ".mark")
+        self._high_water: Marks | None = None
         self._watch: FileWatch | None = None
         self._db: apsw.Connection | None = None
         self._worker: Jobs | None = None
         self._marks: dict[Key, SenderState] = {}
+        self._crcs: dict[Key, int] = {}  # of the rows of `_marks`
+        self._total = 0  # of these
+        self._counted = 0  # commits that changed something, since the file was made
         self._rejections = Rejections()
         self._waiting: list[_Run[Any] | _Call] = []
         self._committing: Deferred[None] | None = None
@@ -201,23 +219,41 @@ class InboxFile:
         check_filesystem(self.path.parent)
         self._lock.acquire()
         try:
+            mark = read_mark(self._mark_path)
+            if mark is not None and not self.path.exists():
+                raise LogDamaged(f"{self.path.name} is missing", 0, 0)
             with told_as_damage(0):
-                return self._load()
+                inbox = self._load(mark)
         except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError) as error:
             self._lock.release()
             raise DataFolderUnusable(str(self.path), str(error)) from error
         except BaseException:
             self._lock.release()
             raise
+        try:
+            file = begin_mark(self._mark_path, Mark(inbox, self._counted, 0, 0), self._files)
+        except OSError as error:
+            assert self._db is not None
+            self._db.close(True)
+            self._lock.release()
+            reason = f"{self._mark_path.name}: {error.strerror or error}"
+            raise DataFolderUnusable(str(self.path), reason) from error
+        self._high_water = self._threads.marks(file, MARK_INTERVAL)
+        names = (self.path.name, self._mark_path.name, self.path.name + ".lock")
+        self._watch = FileWatch(self.path.parent, names)
+        return inbox
 
-    def _load(self) -> str:
+    def _load(self, high_water: Mark | None) -> str:
         db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
         try:
-            prepare(db, APPLICATION_ID, _TABLES)
-            inbox = one(db, "select inbox from msgservice_head")
-            if inbox is None:
-                inbox = self._entropy(16).hex()
-                db.execute("insert into msgservice_head values (1, ?)", (inbox,))
+            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2])
+            head = one(db, "select inbox, commits, crc, tables from msgservice_head")
+            if head is None:
+                if high_water is not None:
+                    raise LogDamaged("its head is missing", 0, 0)
+                head = (self._entropy(16).hex(), 0, None, 0)
+                db.execute("insert into msgservice_head values (1, ?, ?, ?, ?)", head)
+            inbox, self._counted, crc, tables = head
             if not isinstance(inbox, str):
                 raise LogDamaged("the id of the inbox is unreadable", 0, 0)
             for sender, incarnation, floor, ranges, last in rows(
@@ -233,14 +269,47 @@ class InboxFile:
                     else msgspec.msgpack.decode(last, type=tuple[int, int, int])
                 )
                 self._marks[mark.key] = mark
+                self._crcs[mark.key] = row_crc(sender, incarnation, floor, ranges, last)
+            self._total = sum(self._crcs.values()) & CRC_MASK
             self._rejections.load(db)
+            self._check_head(db, (inbox, crc, tables), high_water)
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             db.authorizer = self._authorize
-            self._watch = FileWatch(self.path.parent, (self.path.name, self.path.name + ".lock"))
         except BaseException:
             db.close(True)
             raise
         return inbox
+
+    def _check_head(
+        self,
+        db: apsw.Connection,
+        head: tuple[str, int | None, int],
+        high_water: Mark | None,
+    ) -> None:
+        """Raise `LogDamaged` where the file is not as the last commit left it."""
+        inbox, crc, tables = head
+        expected = row_crc(inbox, self._counted, self._total, self._rejections.total, tables)
+        if crc is None and not self._counted and high_water is None:
+            # A new file, or one of before this was kept.
+            db.execute(_SAVE_HEAD, (0, expected, 0))
+        elif crc != expected:
+            raise LogDamaged("its marks are not those of its last commit", 0, 0)
+        # Who changes tables while no receiver runs only counts up.
+        if one(db, _VERSION_OF_TABLES) < tables:
+            raise LogDamaged("its tables are older than its last commit", 0, 0)
+        if high_water is None:
+            if self._counted:
+                raise LogDamaged("the high-water mark is missing or unreadable", 0, 0)
+        elif high_water.log_id != inbox:
+            raise LogDamaged("the high-water mark belongs to another inbox", 0, 0)
+        elif high_water.number > self._counted:
+            lost = high_water.number - self._counted
+            raise LogDamaged(f"its last {lost} commits are missing", 0, 0)
+        if one(db, "pragma page_count") * one(db, "pragma page_size") <= LOOK_BYTES_MAX:
+            # Handlers' tables have no checksums, but pages that are not where they belong are seen.
+            found = one(db, "pragma quick_check(1)")
+            if found != "ok":
+                raise LogDamaged(f"its pages do not hold together: {found}", 0, 0)
 
     def _authorize(
         self, action: int, one: str | None, two: str | None, database: str | None, by: str | None
@@ -277,6 +346,8 @@ class InboxFile:
                 self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         finally:
             self._db.close(True)
+            if self._high_water is not None:
+                self._high_water.stop()
             self._lock.release()
 
     # --- marks ---------------------------------------------------------------------------------
@@ -357,6 +428,7 @@ class InboxFile:
         messages = 0
         try:
             db.execute(_BEGIN)
+            changes = db.total_changes()
             while self._waiting and messages < MESSAGES_MAX:
                 entry = self._waiting.pop(0)
                 entries.append(entry)
@@ -365,17 +437,26 @@ class InboxFile:
                     self._handle_run(db, entry, staged, fresh)
                 else:
                     self._handle_call(db, entry)
+            crcs: dict[Key, int] = {}
+            total = self._total
             for mark in staged.values():
-                db.execute(
-                    _SAVE_MARK,
-                    (
-                        *mark.key,
-                        mark.floor,
-                        encode_ranges(mark),
-                        None if mark.last is None else msgspec.msgpack.encode(mark.last),
-                    ),
+                row = (
+                    *mark.key,
+                    mark.floor,
+                    encode_ranges(mark),
+                    None if mark.last is None else msgspec.msgpack.encode(mark.last),
                 )
+                db.execute(_SAVE_MARK, row)
+                crcs[mark.key] = row_crc(*row)
+                total += crcs[mark.key] - self._crcs.get(mark.key, 0)
+            total &= CRC_MASK
             rejected = self._rejections.save(db, fresh, staged)
+            counted = self._counted
+            if db.total_changes() != changes:  # what only reads has nothing to sync
+                counted += 1
+                tables = one(db, _VERSION_OF_TABLES)
+                crc = row_crc(self.inbox, counted, total, rejected.total, tables)
+                db.execute(_SAVE_HEAD, (counted, crc, tables))
         except BaseException as error:
             # The transaction itself is gone (no room, a failed write), with all in it.
             self._committed(entries, committing, Failure())
@@ -385,13 +466,15 @@ class InboxFile:
 
         def adopt(_: None) -> None:
             self._marks.update(staged)
+            self._crcs.update(crcs)
+            self._total, self._counted = total, counted
             self._rejections.adopt(rejected)
 
-        self._worker.submit(self._commit).addCallback(adopt).addBoth(
+        self._worker.submit(lambda: self._commit(counted)).addCallback(adopt).addBoth(
             lambda result: self._committed(entries, committing, result)
         )
 
-    def _commit(self) -> None:
+    def _commit(self, counted: int) -> None:
         """On the worker's thread: nothing else touches the connection meanwhile."""
         db = self._db
         assert db is not None
@@ -399,6 +482,8 @@ class InboxFile:
             raise OSError(f"{name} was replaced or removed while the inbox was in use")
         with full_is_told(db):
             db.execute(_COMMIT)
+        if self._high_water is not None:
+            self._high_water.submit(Mark(self.inbox, counted, 0, 0))
         self._commits += 1
         if self._commits % CHECKPOINT_COMMITS == 0:
             # No room for that is no reason to take back what is committed.

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import apsw
+import msgspec
 
 from msgservice.core.inbox import REJECTED_MAX
 from msgservice.log.schema import rows
@@ -36,6 +38,12 @@ _FORGET = (
 )
 
 ByFirst = dict[int, Rejected]
+CRC_MASK = 0xFFFFFFFF
+
+
+def row_crc(*row: object) -> int:
+    """Return the CRC of a row; those of a table add up to what the head keeps of it."""
+    return crc32(msgspec.msgpack.encode(row))
 
 
 class Fresh(NamedTuple):
@@ -45,11 +53,19 @@ class Fresh(NamedTuple):
     rejected: Rejected
 
 
+class Saved(NamedTuple):
+    """What is to be adopted when the transaction is committed."""
+
+    changed: dict[Key, ByFirst]
+    total: int
+
+
 class Rejections:
     """The committed state, at most `REJECTED_MAX` entries for each incarnation."""
 
     def __init__(self) -> None:
         self._known: dict[Key, ByFirst] = {}
+        self.total = 0  # of the CRCs of all rows
 
     def load(self, db: apsw.Connection) -> None:
         """Make the table if it is not there; take over what is in it."""
@@ -59,6 +75,10 @@ class Rejections:
         ):
             known = self._known.setdefault((sender, incarnation), {})
             known[first] = Rejected(first, last, reason)
+            self._add(row_crc(sender, incarnation, first, last, reason))
+
+    def _add(self, crc: int) -> None:
+        self.total = (self.total + crc) & CRC_MASK
 
     def of(self, key: Key) -> tuple[Rejected, ...]:
         """Return what was rejected of an incarnation."""
@@ -66,15 +86,20 @@ class Rejections:
 
     def save(
         self, db: apsw.Connection, fresh: Sequence[Fresh], marks: Mapping[Key, SenderState]
-    ) -> dict[Key, ByFirst]:
+    ) -> Saved:
         """Write, in the transaction that runs, what is new, and forget what the floors passed.
 
         Returns what is to be adopted when the transaction is committed.
         """
         changed: dict[Key, ByFirst] = {}
+        total = self.total
         for key, rejected in fresh:
             if key not in changed:
                 changed[key] = dict(self._known.get(key, {}))
+            replaced = changed[key].get(rejected.first)
+            if replaced is not None:
+                total -= row_crc(*key, *replaced)
+            total += row_crc(*key, *rejected)
             changed[key][rejected.first] = rejected
             db.execute(_SAVE, (*key, *rejected))
         for key, mark in marks.items():
@@ -89,9 +114,11 @@ class Rejections:
                 del left[first]
             for first in found.keys() - left.keys():
                 db.execute(_FORGET, (*key, first))
+                total -= row_crc(*key, *found[first])
             changed[key] = left
-        return changed
+        return Saved(changed, total & CRC_MASK)
 
-    def adopt(self, changed: Mapping[Key, ByFirst]) -> None:
+    def adopt(self, saved: Saved) -> None:
         """What `save` returned is committed."""
-        self._known.update(changed)
+        self._known.update(saved.changed)
+        self.total = saved.total

@@ -94,6 +94,17 @@ def _load_senders(db: apsw.Connection, state: State) -> None:
 
 
 def _load_receivers(db: apsw.Connection, state: State) -> None:
+    # Each is made and forgotten together with its progress.
+    lost = rows(
+        db,
+        "select number from receiver where number not in (select receiver from progress)"
+        " union select receiver from progress"
+        " where receiver != ? and receiver not in (select number from receiver)",
+        (COMMITS_ROW,),
+    )
+    if lost:
+        named = ", ".join(str(number) for (number,) in lost[:10])
+        raise LogDamaged(f"of some receivers only a part is there: {named}", 0, 0)
     found = rows(
         db,
         "select number, name, address, patterns, ordering, paused, configured,"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -341,22 +341,26 @@ def version_of(db: apsw.Connection) -> int:
     return version
 
 
-def prepare(db: apsw.Connection, application: int, script: str) -> None:
-    """Make the tables of a small file of one version (outbox, inbox), if it is new.
+def prepare(db: apsw.Connection, application: int, script: str, later: Sequence[str] = ()) -> None:
+    """Make the tables of a small file (outbox, inbox) if it is new, and bring an older one up.
 
-    Raises `LogTooNew`, or `LogDamaged` where the file is something else.
+    `script` makes version 1, the first of `later` leads from that to 2, and so on; all of it is one
+    transaction. Raises `LogTooNew`, or `LogDamaged` where the file is something else.
     """
+    newest = 1 + len(later)
     version = one(db, "pragma user_version")
-    if version == 0:
-        db.execute("begin immediate")
-        db.execute(script)
-        db.pragma("user_version", 1)
-        db.pragma("application_id", application)
-        db.execute("commit")
-    elif db.pragma("application_id") != application:
+    if version and db.pragma("application_id") != application:
         raise LogDamaged("the file is another one than it should be", 0, 0)
-    elif version > 1:
-        raise LogTooNew(version, 1)
+    if version > newest:
+        raise LogTooNew(version, newest)
+    if version == newest:
+        return
+    db.execute("begin immediate")
+    for step in (script, *later)[version:]:
+        db.execute(step)
+    db.pragma("user_version", newest)
+    db.pragma("application_id", application)
+    db.execute("commit")
 
 
 def migrate(db: apsw.Connection, path: Path | None, files: Files = OS) -> list[str]:

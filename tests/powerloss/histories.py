@@ -7,7 +7,7 @@ cut must be there; of what was under way, all or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Protocol, TypeVar
 
@@ -72,10 +72,12 @@ class Driver:
 class LogLife:
     """A `SqliteLog` on a disk, against the model."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, limits: Limits = LIMITS) -> None:
         self.driver = Driver()
         self.random = random
+        self.limits = limits
         self.history = LogHistory(random, self.driver.wait)
+        self.notices: Sequence[str] = ()  # said at the last opening
         self.log: SqliteLog
 
     def begin(self, disk: SimDisk) -> None:
@@ -85,13 +87,14 @@ class LogLife:
         self.log = SqliteLog(
             disk.folder / "data",
             reactor=clock,
-            limits=LIMITS,
+            limits=self.limits,
             entropy=self.random.randbytes,
             vfs=disk.vfs,
             files=disk.files,
             threads=SimThreads(clock, lambda: 0.001),
         )
         snapshot = self.driver.wait(self.log.open())
+        self.notices = snapshot.notices
         self.history.resolve(snapshot)
         check(self.log, snapshot, self.history.model, self.driver.wait)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
-from msgservice.errors import LogFailed, LogLocked, LogUnavailable, Reject
+from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, Reject
 from msgservice.log.inbox_file import Handled, InboxFile, Transaction
 from msgservice.records import Resume
 from tests.faulty_vfs import faulty_vfs
@@ -320,3 +320,166 @@ def test_closing_finishes_what_was_handed_in(path: Path) -> None:
     assert [box.threads.wait(waiter) for waiter in waiters] == [Handled(1, None)] * 2
     with pytest.raises(LogUnavailable):
         box.run(3, "c")
+
+
+# --- damage: a file that went back in time, whole or in part
+
+
+def mark_of(path: Path) -> Path:
+    return path.with_name(path.name + ".mark")
+
+
+def is_damaged(path: Path, sentence: str) -> None:
+    threads = ThreadCalls()
+    file = InboxFile(path, reactor=threads)
+    with pytest.raises(LogDamaged, match=sentence):
+        threads.wait(file.open())
+
+
+def filled(path: Path, first: int, *bodies: str) -> bytes:
+    """Run these in an inbox; return its file, closed."""
+    box = Box(path)
+    box.run(first, *bodies)
+    box.close()
+    return path.read_bytes()
+
+
+def change(path: Path, *statements: str) -> None:
+    db = sqlite3.connect(path)
+    for statement in statements:
+        db.execute(statement)
+    db.commit()
+    db.close()
+
+
+def test_an_older_copy_is_damaged(path: Path) -> None:
+    older = filled(path, 1, "a")
+    filled(path, 2, "b", "c")
+    path.write_bytes(older)
+    is_damaged(path, "its last 1 commits are missing")
+
+
+def test_an_older_copy_with_its_mark_is_what_it_was(path: Path) -> None:
+    older = filled(path, 1, "a"), mark_of(path).read_bytes()
+    filled(path, 2, "b")
+    path.write_bytes(older[0])
+    mark_of(path).write_bytes(older[1])
+    box = Box(path)
+    assert box.done() == ["a"]
+    box.close()
+
+
+def test_a_file_that_is_gone_is_not_begun_anew(path: Path) -> None:
+    filled(path, 1, "a")
+    path.unlink()
+    is_damaged(path, "inbox.db is missing")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_mark_that_is_gone_is_damaged(path: Path, content: bytes | None) -> None:
+    filled(path, 1, "a")
+    mark_of(path).unlink()
+    if content is not None:
+        mark_of(path).write_bytes(content)
+    is_damaged(path, "the high-water mark is missing or unreadable")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "update msgservice_mark set floor = 2",
+        "delete from msgservice_mark",
+        "update msgservice_rejected set reason = 'another'",
+        "delete from msgservice_rejected",
+        "update msgservice_head set tables = 0",
+    ],
+)
+def test_marks_and_rejections_are_those_of_the_last_commit(path: Path, statement: str) -> None:
+    box = Box(path)
+    box.run(1, "a", "b")
+
+    def reject(body: str, transaction: Transaction) -> None:
+        raise Reject("why")
+
+    box.run(3, "c", handle=reject)
+    box.close()
+    change(path, statement)
+    is_damaged(path, "its marks are not those of its last commit")
+
+
+def test_a_head_that_is_gone_is_damaged(path: Path) -> None:
+    filled(path, 1, "a")
+    change(path, "delete from msgservice_head")
+    is_damaged(path, "its head is missing")
+
+
+def test_a_rejection_that_is_forgotten_is_not_missed(path: Path) -> None:
+    box = Box(path)
+
+    def reject(body: str, transaction: Transaction) -> None:
+        raise Reject("why")
+
+    box.run(1, "a", handle=reject)
+    box.run(1, "a", handle=reject)
+    box.run(2, "b", floor=2)
+    assert box.file.rejected("node", "i.1") == ()
+    box.close()
+    assert Box(path).done() == ["b"]
+
+
+def test_a_first_page_of_before_a_table_was_made_is_damaged(path: Path) -> None:
+    threads = ThreadCalls()
+    file = InboxFile(path, reactor=threads)
+    threads.wait(file.open())
+    threads.wait(file.close())
+    first = path.read_bytes()[:4096]
+    whole = filled(path, 1, "a")
+    path.write_bytes(first + whole[4096:])
+    is_damaged(path, "its tables are older than its last commit")
+
+
+def test_pages_of_handlers_that_do_not_hold_together_are_damaged(path: Path) -> None:
+    whole = bytearray(filled(path, 1, *["x" * 3000] * 20))
+    db = sqlite3.connect(path)
+    (page,) = db.execute("select rootpage from sqlite_schema where name = 'done'").fetchone()
+    db.close()
+    at = (page - 1) * 4096
+    whole[at + 3 : at + 5] = b"\0\0"  # it has no cells
+    path.write_bytes(whole)
+    is_damaged(path, "its pages do not hold together")
+
+
+def test_tables_may_be_changed_while_no_receiver_runs(path: Path) -> None:
+    filled(path, 1, "a")
+    change(path, "create index by_body on done(body)", "update done set body = 'A'")
+    box = Box(path)
+    assert box.done() == ["A"]
+    box.close()
+
+
+def test_what_only_reads_is_no_commit(path: Path) -> None:
+    box = Box(path)
+    box.run(1, "a")
+    head = "select commits from msgservice_head"
+    before = box.transaction(lambda tx: tx.execute(head))
+    box.done()
+    assert box.transaction(lambda tx: tx.execute(head)) == before
+    box.close()
+
+
+def test_a_file_of_version_1_is_brought_up(path: Path) -> None:
+    filled(path, 1, "a", "b")
+    change(
+        path,
+        *(f"alter table msgservice_head drop column {n}" for n in ("commits", "crc", "tables")),
+        "pragma user_version = 1",
+    )
+    mark_of(path).unlink()
+    box = Box(path)
+    assert box.file.resume("node", "i.1").floor == 3
+    box.run(3, "c")
+    box.close()
+    box = Box(path)
+    assert box.done() == ["a", "b", "c"]
+    box.close()

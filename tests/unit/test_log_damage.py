@@ -12,6 +12,8 @@ import apsw
 import pytest
 
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogError
+from msgservice.log.audit import TABLES
+from msgservice.log.schema import one
 from msgservice.log.wholeness import Mark, MarkFile, MarkWriter, read_mark
 from msgservice.message import Status
 from msgservice.records import Batch
@@ -218,6 +220,36 @@ def test_21_old_rows_are_checked_by_the_audit(change: str, image: Path, tmp_path
     db.close()
     log = Driver("sqlite", folder).open()
     assert log.wait(log.log.audit()) != []
+    log.close()
+
+
+@pytest.mark.parametrize(("table", "column"), [("receiver", "number"), ("progress", "receiver")])
+def test_a_receiver_of_which_only_a_part_is_there_is_damage(
+    table: str, column: str, image: Path, tmp_path: Path
+) -> None:
+    folder = damaged(image, tmp_path, "log.db", lambda data: None)
+    db = apsw.Connection(str(folder / "log.db"))
+    db.execute(f"delete from {table} where {column} = 1")
+    db.close()
+    with pytest.raises(LogDamaged, match="of some receivers only a part is there: 1"):
+        Driver("sqlite", folder).open()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_audit_follows_the_pages_of_every_table(table: str, tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path / "log").open()
+    log.receivers(1)
+    fill(log, 1, 3)
+    log.close()
+    path = log.folder / "log.db"
+    db = apsw.Connection(str(path))
+    page = one(db, "select rootpage from sqlite_schema where name = ?", (table,))
+    db.close()
+    data = bytearray(path.read_bytes())
+    data[(page - 1) * 4096 + 7] = 99  # free bytes in fragments
+    path.write_bytes(data)
+    log = Driver("sqlite", log.folder).open()
+    assert any(f"table {table}: " in sentence for sentence in log.wait(log.log.audit()))
     log.close()
 
 

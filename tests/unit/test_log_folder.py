@@ -135,7 +135,7 @@ def test_outboxes_and_inboxes_are_their_owners_alone(tmp_path: Path) -> None:
     calls.wait(outbox.open())
     calls.wait(inbox.open())
     assert set(modes(tmp_path).values()) == {0o600}
-    assert len(modes(tmp_path)) == 9
+    assert len(modes(tmp_path)) == 10
     for file in (outbox, inbox):
         calls.wait(file.close())
 
