@@ -248,7 +248,15 @@ def _own_certificate(address: Address) -> dict[str, Any]:
         ) from error
     if key.public_key() != leaf.public_key():
         raise BadAddress(address.text, f"the key in {key_path} is not that of {certificate_path}")
-    return {"privateKey": key, "certificate": leaf, "extraCertChain": chain}
+    own: dict[str, Any] = {"privateKey": key, "certificate": leaf, "extraCertChain": chain}
+    try:
+        CertificateOptions(**own).getContext()  # else each connection would fail with what it says
+    except SSL.Error as error:
+        reason = ", ".join([one[-1] for one in error.args[0]] if error.args else [])
+        raise BadAddress(
+            address.text, f"OpenSSL does not take {certificate_path}: {reason}"
+        ) from error
+    return own
 
 
 def _trust_root(address: Address) -> Any:

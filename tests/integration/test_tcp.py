@@ -10,12 +10,18 @@ import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IListeningPort
@@ -23,7 +29,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 
-from msgservice.errors import CannotListen, DeadlinePassed, FrameTooLarge
+from msgservice.errors import BadAddress, CannotListen, DeadlinePassed, FrameTooLarge
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
@@ -410,6 +416,43 @@ async def test_a_certificate_that_is_half_replaced_is_not_served(
     assert 1 == sum("the key in" in event.get("error", "") for event in events)
     key.write_bytes(new_key)
     assert first != await deferToThread(served, port, authority)
+
+
+def issue_weak(authority: Authority) -> None:
+    """Let the files have a key that OpenSSL takes for too short: RSA of 1024 bits."""
+    key = rsa.generate_private_key(65537, 1024)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    begin = datetime(2000, 1, 1, tzinfo=UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=36_500))
+        .sign(key, hashes.SHA256())
+    )
+    pem = Encoding.PEM
+    (authority.folder / "localhost.crt").write_bytes(made.public_bytes(pem))
+    (authority.folder / "localhost.key").write_bytes(
+        key.private_bytes(pem, PrivateFormat.PKCS8, NoEncryption())
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_certificate_that_openssl_does_not_take_is_not_served(
+    net: Net, authority: Authority
+) -> None:
+    listener = authority.listener()
+    port = await net.listen(listener)
+    first = await deferToThread(served, port, authority)
+    issue_weak(authority)
+    with capturedLogs() as events:
+        assert first == await deferToThread(served, port, authority)
+        assert first == await deferToThread(served, port, authority)
+    assert 1 == sum("ee key too small" in event.get("error", "") for event in events)
+    with pytest.raises(BadAddress, match="ee key too small"):
+        await net.listen(listener)
+    key, chain = authority.folder / "localhost.key", authority.folder / "localhost.crt"
+    with pytest.raises(BadAddress, match="ee key too small"):
+        net.dial(f"tls:localhost:{port}:certificate={chain}:privateKey={key}")
 
 
 @pytest_twisted.ensureDeferred
