@@ -35,7 +35,7 @@ from msgservice.core.ranges import RangeSet
 from msgservice.errors import LogUnavailable
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
-from msgservice.log import outbox_file
+from msgservice.log import machine as log_machine
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, decode_messages
 from msgservice.node.node import NodeService
@@ -84,6 +84,7 @@ class TurnMarks:
     """`log.wholeness.MarkWriter` without a thread: a mark is written when it is submitted."""
 
     error = None
+    is_full = False
 
     def __init__(self, file: Any, interval: float = 0.0) -> None:
         self._file = file
@@ -101,7 +102,7 @@ class TurnMarks:
 @contextmanager
 def no_threads() -> Iterator[None]:
     """The outbox file runs on the clock."""
-    file: Any = outbox_file
+    file: Any = log_machine
     kept = file.Worker, file.MarkWriter
     file.Worker, file.MarkWriter = TurnWorker, TurnMarks
     try:
