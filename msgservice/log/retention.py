@@ -129,16 +129,19 @@ def give_way(store: Store, coming: int) -> None:
     """Make room for so many bytes by removing history that nobody waits for (SEMANTICS 19)."""
     if store.failed is not None or store.gave_way_at == store.state.age:
         return
-    before, store.coming = store.state.used, coming
+    before, store.coming = store.state.taken, coming
     try:
         for _ in range(WAYS_MAX):
             if not _remove_settled(store) or not store.to_give_way:
+                break
+        for _ in range(WAYS_MAX):
+            if not store.to_give_way or not _remove_dead_letters(store):
                 break
     except apsw.FullError:
         pass  # the group itself is told so
     finally:
         store.coming = 0
-    if store.state.used == before:
+    if store.state.taken == before:
         store.gave_way_at = store.state.age  # all of it is waited for: asked again with time
 
 
@@ -545,13 +548,15 @@ def _forget(store: Store, gone: Sequence[SenderState], count: int = FORGET_MAX) 
 
 
 def _remove_dead_letters(store: Store) -> bool:
-    """Remove dead letters of a receiver that was removed, some at a time; more?"""
+    """Remove dead letters of a receiver that was removed, some at a time; more?
+
+    They stay for `keep_seconds`, for people to look at, unless their room is needed.
+    """
     state = store.state
-    for number in state.dead_bytes:
-        if _is_removed(store, number):
-            break
-    else:
+    ready = _spent_letters(store)
+    if not ready:
         return False
+    number = ready[0]
     found = rows(
         store.db,
         "select position, length(message) from dead where receiver = ? order by position limit ?",
@@ -572,9 +577,19 @@ def _remove_dead_letters(store: Store) -> bool:
     dead_bytes = state.dead_bytes | {number: state.dead_bytes[number] - size}
     if not left:
         del dead_bytes[number]
+        store.removed_seen_at.pop(number, None)
     state.dead_bytes = dead_bytes
     store.wrote(size)
-    return bool(left) or any(_is_removed(store, other) for other in dead_bytes)
+    return bool(left) or len(ready) > 1
+
+
+def _spent_letters(store: Store) -> list[int]:
+    """Return the removed receivers whose dead letters may go now."""
+    seen, age = store.removed_seen_at, store.state.age
+    removed = [number for number in store.state.dead_bytes if _is_removed(store, number)]
+    since = age - int(store.limits.keep_seconds * 1000)
+    needed = store.to_give_way > 0
+    return [number for number in removed if seen.setdefault(number, age) <= since or needed]
 
 
 def _unused_audiences(store: Store) -> list[Totals]:

@@ -89,6 +89,8 @@ class Store:
         self._faults = faults or (lambda point: None)
         # By the age of the log, ms: when retention last forgot what nobody needs; never, at first.
         self.tidied_at: int | None = None
+        # Receiver number -> age when retention first saw that it was removed and has dead letters.
+        self.removed_seen_at: dict[int, int] = {}
         self.gave_way_at: int | None = None  # … and last found nothing that could give way
         self.looked_at: int | None = None  # … and last found nobody to forget before the time
         self.left: set[Key] = set()  # senders that said goodbye with all answered, since the start

@@ -239,6 +239,32 @@ def test_12_dead_letters_count_and_go_with_their_receiver(log: Driver) -> None:
     assert log.wait(log.log.dead_letters(1, -1, 10)) == []
 
 
+def test_12_dead_letters_of_a_removed_receiver_stay_for_a_while_unless_their_room_is_needed(
+    tmp_path: Path,
+) -> None:
+    limits = Limits(reserve_bytes=1024, max_bytes=100_000, keep_seconds=3600)
+    log = Driver("memory", tmp_path, limits).open()
+    log.receivers(1, 2)
+    audience = log.log.audience([1, 2])
+    batches = [make_batch(audience, n, [b"x" * 10_000]) for n in (1, 2)]
+    log.append(*batches)
+    for number, batch in zip((1, 2), batches, strict=True):
+        letter = DeadLetter(
+            number, batch.first, "shop", "i1", batch.sequence, "s", b"x" * 40_000, "", 1, NOW
+        )
+        log.progress(number, batch.first, settled={Status.DEAD: 1}, dead=[letter])
+    log.append(removed=[1, 2])
+    for minutes in (0, 30, 59):
+        log.wait(log.log.retain(minutes * 60_000))
+        assert log.log.dead_bytes(1) == log.log.dead_bytes(2) > 40_000
+    waiting = [make_batch(audience, n, [b"x" * 10_000]) for n in (3, 4)]
+    assert log.append(*waiting) == waiting, "refused for what nobody may need"
+    assert min(log.log.dead_bytes(1), log.log.dead_bytes(2)) == 0
+    while log.wait(log.log.retain(61 * 60_000)):
+        pass
+    assert 0 == log.log.dead_bytes(1) == log.log.dead_bytes(2)
+
+
 def test_one_sender_may_not_leave_holes_without_end(tmp_path: Path) -> None:
     log = Driver("memory", tmp_path, Limits(reserve_bytes=1024, sender_ranges=3)).open()
     audience = log.log.audience([])
