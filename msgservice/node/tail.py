@@ -53,6 +53,7 @@ class Tail:
         while self._bytes > self._bytes_max and head < len(batches):
             gone = batches[head]
             self._bytes -= PLACE_BYTES if gone is _NOBODYS else gone.size + BATCH_OVERHEAD
+            batches[head] = _NOBODYS  # its place goes with many others; its bytes go now
             head += 1
         self._head = head
         if head > COMPACT and head * 2 > len(batches):

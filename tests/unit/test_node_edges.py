@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from msgservice.core.frames import (
     AudienceFrame,
     Frame,
     Nack,
+    Reply,
     Request,
     Routed,
     StatusFrame,
@@ -25,7 +27,9 @@ from msgservice.core.frames import (
 from msgservice.limits import FRAME_OVERHEAD
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, WireMessage, encode_messages
-from msgservice.records import Group, Resume
+from msgservice.node.tail import PLACE_BYTES, Tail
+from msgservice.records import Audience, Group, Resume
+from tests.logs import make_batch
 from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -290,13 +294,38 @@ def test_18_one_that_also_receives_is_paused_when_it_hands_in_too_much() -> None
 
 def test_the_tail_is_bounded_in_memory_however_small_the_batches_are() -> None:
     world = NodeWorld(Limits(tail_bytes=100_000))
+    world.peer("archive", receive=ORDERS)
     shop = world.peer("shop")
     for n in range(1, 2001):
         shop.transfer(n, "orders.new", [b"x"])
         if n % 100 == 0:
             world.settle()
     tail = world.node.tail
+    assert tail.next_number == 2001
     assert tail.next_number - tail.first_number < 500
+    assert tail.bytes <= 100_000
+
+
+def test_the_tail_is_bounded_in_memory_where_nobody_is_to_get_the_batches() -> None:
+    tail = Tail(1, bytes_max=1000)
+    for n in range(1, 10_001):
+        tail.append(make_batch(Audience(1, ()), n, [b"x" * 1000], number=n))
+    assert tail.next_number - tail.first_number == 1000 // PLACE_BYTES
+    assert tail.bytes <= 1000
+
+
+def test_the_tail_lets_go_of_a_batch_when_its_bytes_no_longer_count() -> None:
+    tail = Tail(1, bytes_max=100_000)
+    audience = Audience(1, (1,))
+    held = []
+    for n in range(1, 51):
+        batch = make_batch(audience, n, number=n)
+        batch.messages, batch.size = memoryview(bytes(30_000)), 30_000
+        held.append(weakref.ref(batch.messages))
+        tail.append(batch)
+        del batch
+    assert [n for n, one in enumerate(held, 1) if one() is not None] == [48, 49, 50]
+    assert tail.first_number == 48
 
 
 def test_an_audience_too_many_is_refused_and_hurts_nobody() -> None:
@@ -330,14 +359,20 @@ def test_a_request_of_garbage_ends_its_connection_with_an_error() -> None:
     assert other.lost_because is None
 
 
-def test_a_request_of_more_calls_than_may_be_pending_ends_its_connection() -> None:
+def test_a_request_of_more_calls_than_may_be_pending_is_refused_whole_and_hurts_nobody() -> None:
     world = NodeWorld(Limits(requests=10))
     shop = world.peer("shop")
-    calls = encode_messages([WireMessage(b"{}")] * 11)
-    shop.connection.send(Request(1, "$node.info", msgspec.Raw(calls)))
-    world.settle()
-    assert shop.lost_because is not None
-    assert "requests" in shop.lost_because
+    for first, count, taken in ((1, 11, False), (12, 10, True), (22, 11, False)):
+        calls = encode_messages([WireMessage(b"{}")] * count)
+        shop.connection.send(Request(first, "$node.info", msgspec.Raw(calls)))
+        world.settle()
+        answers = [one for reply in shop.take(Reply) for one in reply.replies]
+        assert [number for number, _, _ in answers] == list(range(first, first + count))
+        for _, ok, raw in answers:
+            message = msgspec.msgpack.decode(raw, type=WireMessage)
+            assert ok is taken
+            assert (message.headers or {}).get("limit") == (None if taken else "requests")
+    assert shop.lost_because is None
 
 
 def test_an_answer_too_large_for_a_frame_is_an_error_and_no_silence() -> None:
