@@ -6,6 +6,8 @@ is found, made small, and printed as a test that fails.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.simulation.swarm.shrink import Shrinker, as_test, fails
 from tests.simulation.swarm.witness import Violation
 from tests.simulation.swarm.world import World
 
+ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 60
 # Found, and not mended yet: a receiver whose dead letters are at their limit is resumed, and what
 # waits for it is not sent.
@@ -55,6 +58,19 @@ def test_seeds_differ_in_what_they_turn_on() -> None:
     assert len(set(kinds)) > 200
     for kind in frozenset.union(*kinds):
         assert 3 < sum(kind in some for some in kinds), f"{kind} is hardly ever drawn"
+
+
+def test_the_command_plays_seeds_in_processes_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.simulation.swarm", "2", "--jobs", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    assert "2 seeds, 0 violations" == done.stdout.splitlines()[-1]
 
 
 # --- planted bugs -------------------------------------------------------------------------------
