@@ -160,7 +160,7 @@ def _tidy_every(store: Store) -> int:
 
     Where it stands in the way of new messages, for lack of room among the audiences, not long.
     """
-    full = len(store.state.totals) >= store.limits.audiences
+    full = store.audiences_known >= store.limits.audiences
     return LOOK_AGAIN if full else HOUR
 
 

@@ -175,6 +175,11 @@ class Store:
         return max((number for age, number in state.ages if age <= oldest), default=0)
 
     @property
+    def audiences_known(self) -> int:
+        """How many audiences there are, those included that no batch was stored for yet."""
+        return len(self._audiences)
+
+    @property
     def to_give_way(self) -> int:
         """Bytes of history that must make room for what is to come (SEMANTICS 19)."""
         maximum = self.limits.max_bytes

@@ -239,6 +239,26 @@ def test_12_dead_letters_count_and_go_with_their_receiver(log: Driver) -> None:
     assert log.wait(log.log.dead_letters(1, -1, 10)) == []
 
 
+def test_20_unused_audiences_make_room_although_one_of_all_waits_to_be_stored(
+    tmp_path: Path,
+) -> None:
+    limits = Limits(reserve_bytes=1024, keep_seconds=0, keep_bytes=0, audiences=3)
+    log = Driver("memory", tmp_path, limits).open()
+    log.receivers(1, 2)
+    log.wait(log.log.retain(0))  # the first look for what nobody needs; the next is in an hour
+    for n, members in enumerate(([1], [2]), 1):
+        batch = make_batch(log.log.audience(members), n)
+        log.append(batch)
+        settle(log, members[0], batch, 1)
+    log.log.audience([1, 2]).waiting += 1  # a batch of it is in no group yet
+    with pytest.raises(LimitReached):
+        log.log.audience([])
+    for minutes in range(1, 4):
+        while log.wait(log.log.retain(minutes * 60_000)):
+            pass
+    log.log.audience([])
+
+
 def test_12_dead_letters_of_a_removed_receiver_stay_for_a_while_unless_their_room_is_needed(
     tmp_path: Path,
 ) -> None:
