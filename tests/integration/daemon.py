@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-PATIENCE = 30.0  # seconds; far more than anything here takes, so that a slow machine is no failure
+PATIENCE = 120.0  # seconds; far more than anything here takes, so that a slow machine is no failure
 BIN = Path(sys.executable).parent
 
 

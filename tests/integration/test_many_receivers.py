@@ -7,6 +7,9 @@ import pytest
 from tests.integration.command import Command
 from tests.integration.daemon import running
 
+# A slow machine is no failure: twenty thousand rows are made, told, and drawn as tables.
+pytestmark = pytest.mark.timeout(600)
+
 MANY = 20_000
 NAMES = {f"receiver-{n}" for n in range(MANY)}
 
