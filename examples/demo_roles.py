@@ -61,6 +61,8 @@ async def produce(reactor: Any, args: argparse.Namespace) -> None:
         at += len(part)
         await task.deferLater(reactor, 0.02, lambda: None)
     say(handed_over=at)
+    while client.unanswered:  # the node may be away just now; what is on disk here waits for it
+        await task.deferLater(reactor, 0.02, lambda: None)
     await client.close()
     say(accepted=at)
 

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import apsw
 import pytest
+
+from examples.demo import free_port
+from tests.integration.daemon import running
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,3 +42,19 @@ def test_a_file_with_lines_that_are_the_same_is_refused(tmp_path: Path) -> None:
     played = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert 2 == played.returncode
     assert "the same" in played.stderr
+
+
+def test_the_producer_says_accepted_only_when_the_node_has_every_line(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("".join(f"line {n}\n" for n in range(300)))
+    address = f"tcp:127.0.0.1:{free_port()}"
+    producer = (sys.executable, "-m", "examples.demo_roles", "producer", "--address", address)
+    files = ("--outbox", str(tmp_path / "outbox.db"), "--file", str(lines))
+    listen = f"tcp:{address.rsplit(':', 1)[1]}:interface=127.0.0.1"
+    node = ("twist", "--log-format=text", "msgservice", "--listen", listen)
+    with running(*producer, *files, cwd=ROOT) as shop:
+        shop.wait_for('"handed_over": 300')
+        with running(*node, cwd=tmp_path):
+            shop.wait_for('"accepted": 300')
+    outbox = apsw.Connection(str(tmp_path / "outbox.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    assert outbox.execute("select count(*) from run").get == 0
