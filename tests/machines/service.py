@@ -148,6 +148,8 @@ class WatchedLog:
                 waiter.callback(outcomes)
 
         def note(outcomes: list[Any]) -> None:
+            for row in group.receivers:
+                self._ledger.names[row.number] = row.name
             for batch, outcome in zip(group.batches, outcomes, strict=True):
                 if outcome is batch:
                     self._ledger.stored(batch)
@@ -182,6 +184,7 @@ class Ledger:
         self.cursors: dict[int, int] = {}  # by receiver number
         self.final: dict[int, RangeSet] = {}
         self.expected: Callable[[Batch], None] = lambda batch: None  # compares its audience
+        self.names: dict[int, str] = {}  # by receiver number, also of those that were removed
         self.removed: set[int] = set()
         self.violations: list[Violation] = []  # seen inside the product's own calls
 
@@ -975,13 +978,8 @@ class ServiceMachine(Machine):
                     continue
                 require(run_of(receipt).is_answered, "never accepted", message.body[:30])
                 members = self.ledger.audience[message.body][0]
-                names = {
-                    row.name
-                    for number in members
-                    if (row := self.node.directory.numbered(number)) is not None
-                }
-                if names:
-                    require(set(receipt.receivers) <= names, "another audience", receipt.receivers)
+                names = {self.ledger.names[number] for number in members}
+                require(set(receipt.receivers) <= names, "another audience", receipt.receivers)
                 for name, status in receipt.statuses.items():
                     self._check_state(message, name, status)
 

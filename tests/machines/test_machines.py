@@ -62,3 +62,25 @@ def test_a_seed_plays_the_same_steps_again() -> None:
     for kind in KINDS.values():
         assert steps_of(kind, 7) == steps_of(kind, 7)
         assert steps_of(kind, 7) != steps_of(kind, 8)
+
+
+def test_a_receipt_may_name_receivers_that_are_gone() -> None:
+    """Whom a batch was for is what the log was told of their numbers, not who is there now."""
+    steps = [
+        ("attach", 1239024493),
+        ("send", 2386541275),
+        ("attach", 3924259397),
+        ("send", 1561662856),
+        ("attach", 3637736319),
+        ("add", 1567277050),
+        ("send", 1853522594),
+        ("remove", 3774693373),
+        ("hold_group", 3974285349),
+        ("add", 1763630857),
+        ("remove", 1200285147),
+        ("send", 234452903),
+        ("send", 1322892968),
+        ("send", 721276178),
+        ("restart", 1765697047),
+    ]
+    replay(KINDS["directory"], 710056, steps)
