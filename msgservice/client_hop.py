@@ -424,7 +424,7 @@ class NodeHop:
     def _leave(self, connection: Connection) -> None:
         self._opened = False
         self._early = None
-        self.outbox.disconnect(self._now())
+        self.outbox.disconnect(self._now(), lost=not connection.ends_on_purpose)
         self._apply_settled()
         self.runs.tell_news()
         self._rearm()

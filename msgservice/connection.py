@@ -123,6 +123,11 @@ class Connection:
         return self.session.state is State.OPEN and self.is_writable
 
     @property
+    def ends_on_purpose(self) -> bool:
+        """Whether a side has said BYE: that it ends is no sign of anything then."""
+        return self.session.bye_sent or self.session.bye_received
+
+    @property
     def has_room(self) -> bool:
         """Whether more answers may be queued. In one turn they may be more than is noticed."""
         assert self.channel is not None

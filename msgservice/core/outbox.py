@@ -229,11 +229,12 @@ class Outbox(RunStates):
         self.larger = None
         self._let_go()
 
-    def disconnect(self, now: float) -> None:
+    def disconnect(self, now: float, *, lost: bool = True) -> None:
         """The connection has gone: what was in flight is ready again, in rising order.
 
-        The next flight is half as large, until all of this one was answered: so a message that
-        the other side dies of is alone after a few of these, and then it is what has failed.
+        Where it was lost, the next flight is half as large, until all of this one was answered: so
+        a message that the other side dies of is alone after a few of these, and then it is what
+        has failed. Where a side left on purpose (not `lost`), that says nothing of any message.
         """
         if not self.connected:
             return
@@ -241,23 +242,26 @@ class Outbox(RunStates):
         messages = self._flight.messages
         if not messages:
             return
-        lost = [run for run in self._open if run.state == FLIGHT]
+        unanswered = [run for run in self._open if run.state == FLIGHT]
         was_alone = self._flight_max == 1
-        self._unproven = RangeSet()
-        for run in lost:
+        if lost:
+            self._unproven = RangeSet()
+        for run in unanswered:
             self._land(run)
         if self._lanes:
-            for lane in dict.fromkeys(run.lane for run in lost):
+            for lane in dict.fromkeys(run.lane for run in unanswered):
                 if lane in self._lanes:  # what is oldest of it goes first, alone
                     lowest = self._front(lane).lowest()
                     assert lowest is not None
                     self._wait(lowest, now)
+        if not lost:
+            return
         self._flight_max = max(1, messages // 2)
         if was_alone:
             # The other side was given this one message alone and went away (SEMANTICS 14).
-            self._failed(lost[0], now, 0, "connection lost while it was handled")
+            self._failed(unanswered[0], now, 0, "connection lost while it was handled")
         else:
-            for run in lost:
+            for run in unanswered:
                 if run.state in (READY, WAITING):
                     self._unproven.add(run.first, run.last)
 

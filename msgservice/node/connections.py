@@ -93,6 +93,9 @@ class Connections:
         link = self.links.pop(outlet.row.number, None)
         if link is None:
             return succeed(None)
+        peer = self._receiving.get(outlet.row.number)
+        if peer is not None and peer.dialled:
+            peer.ended_by_us = True
         stopped: Deferred[Any] = link.stopService() or succeed(None)
         return stopped
 
@@ -171,11 +174,14 @@ class Connections:
             self._receiving[number] = peer
             return True
         older, newer = sorted((other, peer), key=lambda each: each.number)
-        older.leave(BYE_REPLACED, "a newer connection of this receiver")
+        # Who dials again has not died. Another process may have come because the older one did, of
+        # a message: where no close travels, nothing else shows it (SEMANTICS 14).
+        same = _same_program(older, newer)
+        older.leave(BYE_REPLACED, "a newer connection of this receiver", lost=not same)
         if newer is other:
             return False
         self._receiving[number] = peer
-        if not _same_program(older, newer):
+        if not same:
             self._count_replacement(outlet)
         return True
 
@@ -262,5 +268,6 @@ class Connections:
     def abort(self) -> None:
         """End all of them at once."""
         for peer in list(self.peers):
+            peer.ended_by_us = True
             if peer.connection is not None:
                 peer.connection.abort()

@@ -165,14 +165,14 @@ class Outlet(OutletProgress):
             self._inbox_changed = True
             self._node.commits.progress(self)
 
-    def detach(self, reason: str) -> None:
-        """The connection has gone."""
+    def detach(self, reason: str, *, lost: bool) -> None:
+        """The connection has gone; `lost`: without anybody's wish (SEMANTICS 14)."""
         self.connection = None
         self.following = False
         self._fed.clear()
         self._fed_bytes = 0
         self.last_error = reason
-        self.outbox.disconnect(self._node.now())
+        self.outbox.disconnect(self._node.now(), lost=lost)
         if self.pace is not None:
             self.pace.cancel()
         self._drain()

@@ -60,6 +60,7 @@ class Peer:
         self.ingress: Ingress | None = None
         self.outlet: Outlet | None = None
         self.leaving = False
+        self.ended_by_us = False  # the node closes it, without a goodbye where it dials no more
         self.said_goodbye = False
         self.number = 0  # rises with each connection of the node
         self.attached = False  # the outlet is ours now
@@ -281,13 +282,19 @@ class Peer:
             self.ingress.stop()
             if self.ingress.watch is not None:
                 self._node.tracker.unwatch(self.ingress.watch)
-        self.detach("" if self.leaving else reason)  # a goodbye is no error
+        lost = not (self.leaving or self.ended_by_us)
+        self.detach("" if self.leaving else reason, lost=lost)  # a goodbye is no error
         self._tell_room()
         if self._expected is not None and not self.attached:
             self._expected.last_error = reason
         self._node.connections.gone(self)
 
     # --- what the node does with it
+
+    @property
+    def dialled(self) -> bool:
+        """Whether the node made the connection."""
+        return self._expected is not None
 
     @property
     def gone(self) -> bool:
@@ -331,26 +338,30 @@ class Peer:
         for waiter in waiters:
             waiter.callback(None)
 
-    def detach(self, reason: str) -> None:
-        """The receiver behind it is no longer ours."""
+    def detach(self, reason: str, *, lost: bool = False) -> None:
+        """The receiver behind it is no longer ours. `lost`: its process may have died."""
         outlet = self.outlet
         if self.attached and outlet is not None:
             self.attached = False
             self._node.dispatch.disconnected(outlet)
-            outlet.detach(reason)
+            outlet.detach(reason, lost=lost)
 
-    def leave(self, code: int, reason: str) -> None:
-        """Send nothing more; close when all is answered, or when its time is over."""
+    def leave(self, code: int, reason: str, *, lost: bool = False) -> None:
+        """Send nothing more; close when all is answered, or when its time is over.
+
+        `lost`: it is replaced by another process, so its own may have died (SEMANTICS 14).
+        """
         connection = self.connection
         if connection is None or connection.gone:
             return
         if self.leaving and code != BYE_REPLACED:
             return
+        lost = lost and not self.leaving
         self.leaving = True
         connection.bye(code, reason)
         if code == BYE_REPLACED:
             # Also when it was about to leave and waits for answers: its place is needed now.
-            self.detach(reason)
+            self.detach(reason, lost=lost)
             delay = self._node.limits.replaced_timeout
             if self._abort is None:
                 self._abort = self._node.clock.callLater(delay, self._abort_now)

@@ -249,14 +249,14 @@ class OutboxMachine(Machine):
         self.pending, self.discarding, self.nacks = [], {}, 0
 
     def do_cut(self, rng: random.Random) -> None:
-        self._cut()
+        self._cut(lost=rng.random() < 0.8)
 
-    def _cut(self) -> None:
-        if len(self.flying) == 1:
-            (lost,) = self.flying
-            self.failures[lost] = self.failures.get(lost, 0) + 1  # if it was being probed
-            self.nacked.add(lost)
-        self.outbox.disconnect(self.now)
+    def _cut(self, *, lost: bool = True) -> None:
+        if lost and len(self.flying) == 1:
+            (alone,) = self.flying
+            self.failures[alone] = self.failures.get(alone, 0) + 1  # if it was being probed
+            self.nacked.add(alone)
+        self.outbox.disconnect(self.now, lost=lost)
         self._drain()
         self.flying = {}
         self.to_peer.clear()

@@ -493,6 +493,20 @@ _ALL = [
         catcher=_test("tests/unit/test_outbox.py -k dies_of", "that_its_receiver_dies_of"),
     ),
     Mutant(
+        name="a-pause-is-an-attempt",
+        at=f"{OUTBOX}.disconnect",
+        old="if not lost:",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_attempts.py", "ends_on_purpose"),
+    ),
+    Mutant(
+        name="replaced-processes-never-died",
+        at="msgservice.node.connections:Connections.replace",
+        old="lost=not same",
+        new="lost=False",
+        catcher=_test("tests/unit/test_node_attempts.py", "processes_die_of_unseen"),
+    ),
+    Mutant(
         name="a-reset-under-another-key",
         at="msgservice.core.datagram_handshake:Handshakes._receive_reset",
         old="or key_id != session.key_id",
