@@ -21,6 +21,9 @@ WINDOW_BYTES_MAX = 4 * MAX_BATCH_MAX
 # What a batch holds besides its messages: the value, its frame, its place. Measured: a million
 # batches of one message would otherwise count a quarter of what they take.
 BATCH_OVERHEAD = 1024
+# Ranges of one RESUME, over all its frames. What a peer may be left to hold must be no more: it
+# could never come back.
+RESUME_RANGES_TOTAL_MAX = 100_000
 RUNS_REMEMBERED = 1024  # runs of an incarnation whose content is compared (SEMANTICS 4)
 
 
@@ -62,7 +65,7 @@ class Limits:
     tail_bytes: int = 48 * 1024 * 1024  # recent batches kept in RAM, with what they cost besides
     uncommitted_bytes: int = 32 * 1024 * 1024  # taken in, not committed; then producers are paused
     # --- tables
-    exceptions: int = 10_000  # ranges per receiver (SEMANTICS 20)
+    exceptions: int = 10_000  # ranges per receiver (SEMANTICS 20), at most 100,000
     audiences: int = 10_000
     to_audiences: int = 0  # of these, that `to` may make; 0: three quarters
     sender_audiences: int = 1_000  # of these, that the `to` of one sender may make
@@ -83,7 +86,7 @@ class Limits:
     keep_bytes: int = 256 * 1024 * 1024  # … and at most so much of it
     sender_days: float = 7.0  # an incarnation away so long, with all settled, is forgotten
     incarnations: int = 1_000  # remembered of senders that are away with all settled
-    sender_ranges: int = 10_000  # taken above the floor, of one incarnation
+    sender_ranges: int = 10_000  # taken above the floor, of one incarnation; at most 100,000
     dead_bytes: int = 0  # dead letters of one receiver; 0: a quarter of max_bytes
     # --- what the node says on standard output and error
     output_bytes: int = 1024 * 1024  # that wait for their reader; more is dropped
@@ -111,6 +114,9 @@ class Limits:
             raise ValueError(f"window_messages must be from 1 to {WINDOW_MESSAGES_MAX}")
         if self.window_bytes > WINDOW_BYTES_MAX:
             raise ValueError(f"window_bytes must be from 1 to {WINDOW_BYTES_MAX}")
+        for name in ("exceptions", "sender_ranges"):
+            if getattr(self, name) > RESUME_RANGES_TOTAL_MAX:
+                raise ValueError(f"{name} must be from 1 to {RESUME_RANGES_TOTAL_MAX}")
 
     @property
     def frame_bytes(self) -> int:

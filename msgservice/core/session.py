@@ -51,10 +51,8 @@ from msgservice.errors import (
     UnexpectedFrame,
     WrongVersion,
 )
-from msgservice.limits import Limits
+from msgservice.limits import RESUME_RANGES_TOTAL_MAX, Limits
 from msgservice.records import Resume
-
-RESUME_RANGES_TOTAL_MAX = 100_000  # of one RESUME, over all its frames
 
 
 class State(enum.Enum):

@@ -14,7 +14,12 @@ from msgservice.config import (
     load_config,
 )
 from msgservice.errors import ConfigError
-from msgservice.limits import WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
+from msgservice.limits import (
+    RESUME_RANGES_TOTAL_MAX,
+    WINDOW_BYTES_MAX,
+    WINDOW_MESSAGES_MAX,
+    Limits,
+)
 from msgservice.transport.rates import Rate
 
 WHOLE = """\
@@ -126,6 +131,17 @@ def test_every_limit_can_be_set(file: Path) -> None:
     assert len(fields(Limits)) == len(doubled)
     text = "[limits]\n" + "".join(f"{name} = {value}\n" for name, value in doubled.items())
     assert Limits(**doubled) == load(file, text).limits  # type: ignore[arg-type]  # ints and floats as declared
+
+
+@pytest.mark.parametrize("name", ["exceptions", "sender_ranges"])
+def test_20_no_more_ranges_may_be_held_than_a_resume_says(file: Path, name: str) -> None:
+    highest = RESUME_RANGES_TOTAL_MAX
+    loaded = load(file, f"[limits]\n{name} = {highest}\n")
+    assert getattr(loaded.limits, name) == highest
+    told = f"2: limits.{name}: must be from 1 to {highest}"
+    assert [told] == problems(file, f"[limits]\n{name} = {highest + 1}\n")
+    with pytest.raises(ValueError, match=name):
+        Limits(**{name: highest + 1})
 
 
 def test_flags_win_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,6 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.core.session import (
-    RESUME_RANGES_TOTAL_MAX,
     Greeted,
     Opened,
     PeerBye,
@@ -48,7 +47,7 @@ from msgservice.errors import (
     UnexpectedFrame,
     WrongVersion,
 )
-from msgservice.limits import Limits
+from msgservice.limits import RESUME_RANGES_TOTAL_MAX, Limits
 from msgservice.records import Resume
 
 LIMITS = Limits(heartbeat=20, silence=2.5, hello_timeout=10, bye_timeout=30)
