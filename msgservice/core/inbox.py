@@ -19,14 +19,21 @@ from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.core.lanes import lane_of
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.errors import ContentChanged, MalformedFrame
-from msgservice.limits import INTEGER_MAX, RUNS_REMEMBERED, WINDOW_MESSAGES_MAX
+from msgservice.limits import (
+    INTEGER_MAX,
+    RESUME_RANGES_TOTAL_MAX,
+    RUNS_REMEMBERED,
+    WINDOW_MESSAGES_MAX,
+)
 from msgservice.message import Action
 from msgservice.records import Rejected, Resume
 
 ACK_RANGES_MAX = 400  # of one frame: fits in 8 KiB, so in any frame that the other side takes
 REASON_BYTES_MAX = 4000  # of a NACK; UTF-8, for the same reason
 SAMPLE_BYTES = 1024
-RECEIVED_MAX = 100_000  # ranges above the floor that a sender leaves on one connection
+# Ranges above the floor that a sender may leave on one connection, by what it has settled and this
+# side has not taken.
+RECEIVED_MAX = RESUME_RANGES_TOTAL_MAX + 1
 ASKED_MAX = 400  # NACKs at once for what was discarded and did not come again
 REJECTED_MAX = 10_000  # rejections remembered; one that is forgotten is handled again
 
@@ -132,6 +139,8 @@ class Answers:
     sees other lanes than this side would wait for ever for an answer to it: what it passes by is
     asked for again (`_pass`, `ask_for_discarded`). A sender as it should be is never asked so, and
     has nothing in flight that it could take back for it.
+
+    `said`: how many ranges this side's RESUME had. What is sent lies between them.
     """
 
     __slots__ = (
@@ -140,12 +149,14 @@ class Answers:
         "_discarded_ranges",
         "_discarding",
         "_nacks",
+        "_received_max",
         "_refusals",
         "received",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, said: int = 0) -> None:
         self.received = RangeSet()  # what the sender sent here: all that may be answered
+        self._received_max = RECEIVED_MAX + said
         self._acked = RangeSet()
         self._refusals: list[Nack] = []
         self._nacks = 0
@@ -180,8 +191,8 @@ class Answers:
         received.add(first if after is None else after + 1, last)
         if len(received) > 1:  # what the sender calls settled wants no answer any more
             received.remove_below(transfer.floor)
-            if len(received) > RECEIVED_MAX:
-                raise MalformedFrame(f"more than {RECEIVED_MAX} holes above the floor")
+            if len(received) > self._received_max:
+                raise MalformedFrame(f"more than {self._received_max} holes above the floor")
         if self._discarded:
             self._pass(first, last, lane)
         return True
@@ -311,7 +322,7 @@ class Inbox:
 
     def reconnect(self) -> None:
         """A new connection of the same sender: nothing is owed on it yet."""
-        self.answers = Answers()
+        self.answers = Answers(len(self.marks.taken))
 
     def lane_of(self, transfer: Transfer) -> Hashable:
         """The lane of a run: the first sender's name and the subject, or None."""

@@ -155,7 +155,9 @@ class Session:
         self.failed: ProtocolError | None = None
         self.bye_sent = False
         self.bye_received = False
-        self.ranges_max = RESUME_RANGES_TOTAL_MAX  # the owner may know that fewer are enough
+        # Of the other side's RESUME: what ends the connection, and what is looked at. The owner may
+        # know better.
+        self.ranges_max = self.ranges_kept = RESUME_RANGES_TOTAL_MAX
         self.has_room = True  # for answers: else one PONG waits, that of the last PING
         self._limits = limits
         self._out: list[Frame] = []
@@ -166,7 +168,8 @@ class Session:
         self._heartbeat = limits.heartbeat
         self._silence = limits.heartbeat * limits.silence
         self._floor = 1
-        self._ranges: list[Range] = []
+        self._ranges: list[Range] = []  # the first ones, and the last that was said
+        self._ranges_said = 0
         self._paused = False
         self._pong: Pong | None = None
 
@@ -269,9 +272,11 @@ class Session:
         if self._ranges and (wrong := wrong_ranges(frame.ranges, self._ranges[-1][1])):
             raise MalformedFrame(f"ResumeFrame: {wrong}")
         self._floor = max(self._floor, frame.floor)
-        self._ranges += frame.ranges
-        if len(self._ranges) > self.ranges_max:
+        self._ranges_said += len(frame.ranges)
+        if self._ranges_said > self.ranges_max:
             raise MalformedFrame(f"RESUME of more than {self.ranges_max} ranges")
+        self._ranges += frame.ranges
+        del self._ranges[self.ranges_kept - 1 : -1]
         if frame.more:
             if len(frame.ranges) == RESUME_RANGES_MAX:  # as many as may follow, on a slow link
                 self._greeting_until = now + self._limits.hello_timeout

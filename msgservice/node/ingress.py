@@ -70,8 +70,9 @@ class Ingress:
         incarnation: str,
         clock: Any,
         answered: Callable[[], None],
+        said: int,
     ) -> None:
-        self.answers = Answers()
+        self.answers = Answers(said)  # ranges that the node's RESUME has
         self.watch: Watch | None = None
         self.accepted = 0  # messages, on this connection
         self.waiting = 0  # batches taken in and not answered; their messages and bytes:

@@ -20,7 +20,12 @@ from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.lanes import lane_of
 from msgservice.core.outbox import Outbox
 from msgservice.core.runs import Run
-from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
+from msgservice.limits import (
+    BATCH_OVERHEAD,
+    INTEGER_MAX,
+    RESUME_RANGES_TOTAL_MAX,
+    WINDOW_MESSAGES_MAX,
+)
 from msgservice.message import Action, Status
 from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.shared import DeliveryShared
@@ -98,10 +103,20 @@ class Outlet(OutletProgress):
 
     @property
     def resume_ranges(self) -> int:
-        """The most ranges of its RESUME: what is known, and gaps in what was under way."""
+        """The ranges of its RESUME that are kept: what is known, and gaps in what was under way.
+
+        It may have taken more, in a window that was larger when it was sent that: this comes to it
+        again, and it drops it.
+        """
         limits, row = self._node.limits, self.row
         known = max(limits.exceptions, len(self.outbox.above))  # the limit may have been higher
         return known + max(limits.window_messages, row.window_messages or 0) // 2 + 1
+
+    @property
+    def resume_ranges_max(self) -> int:
+        """The ranges of its RESUME that it may have in the largest window of all."""
+        known = max(RESUME_RANGES_TOTAL_MAX, len(self.outbox.above))
+        return known + WINDOW_MESSAGES_MAX // 2 + 1
 
     @property
     def idle(self) -> bool:

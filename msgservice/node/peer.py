@@ -108,7 +108,9 @@ class Peer:
         else:
             outlet = None
         # What is not a receiver has taken nothing: its ranges count as everything else it says.
-        connection.session.ranges_max = outlet.resume_ranges if outlet else 0
+        session = connection.session
+        session.ranges_max = outlet.resume_ranges_max if outlet else 0
+        session.ranges_kept = outlet.resume_ranges if outlet else 1
         self.outlet = outlet
         self._inbox = hello.options.inbox
         stored = self._node.receivers.stored()
@@ -140,8 +142,15 @@ class Peer:
             if self._epoch:
                 incarnation += f".{self._epoch}"
             receive = ReceiveOptions(order=outlet.row.order)
+        taken = node.log.resume(hello.name, hello.incarnation)
         self.ingress = Ingress(
-            node, connection, hello.name, hello.incarnation, node.clock, self._close_if_done
+            node,
+            connection,
+            hello.name,
+            hello.incarnation,
+            node.clock,
+            self._close_if_done,
+            len(taken.ranges),
         )
         connection.hello(
             Hello(
@@ -157,7 +166,7 @@ class Peer:
                 ),
             )
         )
-        connection.resume(node.log.resume(hello.name, hello.incarnation))
+        connection.resume(taken)
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Feed it, if it is a receiver; tell it its states, if it wants them."""

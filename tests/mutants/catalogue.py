@@ -422,8 +422,15 @@ _ALL = [
     Mutant(
         name="a-resume-without-end",
         at="msgservice.core.session:Session._take_resume",
-        old="if len(self._ranges) > self.ranges_max:",
+        old="if self._ranges_said > self.ranges_max:",
         new="if False:",
+        catcher=_test("tests/unit/test_connection_reading.py", "ranges_of_a_resume_are_bounded"),
+    ),
+    Mutant(
+        name="all-of-a-resume-is-kept",
+        at="msgservice.core.session:Session._take_resume",
+        old="del self._ranges[self.ranges_kept - 1 : -1]",
+        new="pass",
         catcher=_test("tests/unit/test_connection_reading.py", "ranges_of_a_resume_are_bounded"),
     ),
     Mutant(

@@ -30,7 +30,7 @@ from msgservice.core.frames import (
 )
 from msgservice.core.session import State
 from msgservice.interfaces import IChannel
-from msgservice.limits import Limits
+from msgservice.limits import RESUME_RANGES_TOTAL_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
 from msgservice.node.peer import Peer
@@ -240,9 +240,18 @@ def test_32_the_ranges_of_a_resume_are_bounded_by_what_a_receiver_may_have_taken
     wire.say(hello(receive=ReceiveOptions(subjects=["orders.>"])))
     world.settle()
     wire.say(ResumeFrame(1, ranges, more=True))
+    session = wire.connection.session
+    assert session.ranges_max == RESUME_RANGES_TOTAL_MAX + WINDOW_MESSAGES_MAX // 2 + 1
+    for n in range(1000, 21_000, 200):  # as one that took them in a larger window
+        wire.say(ResumeFrame(1, [(at, at) for at in range(n, n + 200, 2)], more=True))
+        assert len(session._ranges) == 201  # no more are held
     assert not wire.is_closed
-    wire.say(ResumeFrame(1, [(1000, 1000)]))
-    assert "RESUME of more than 201 ranges" in wire.connection.error
+    session.ranges_max = 10_202
+    wire.say(ResumeFrame(1, [(30_000, 30_000)], more=True))
+    assert not wire.is_closed
+    assert session._ranges[-1] == (30_000, 30_000)
+    wire.say(ResumeFrame(1, [(40_000, 40_000)]))
+    assert "RESUME of more than 10202 ranges" in wire.connection.error
 
 
 def test_32_one_that_does_not_receive_has_taken_nothing() -> None:

@@ -15,6 +15,7 @@ from msgservice.core.frames import Ack, Nack, Transfer, encode_frame
 from msgservice.core.inbox import (
     ACK_RANGES_MAX,
     REASON_BYTES_MAX,
+    RECEIVED_MAX,
     REJECTED_MAX,
     SAMPLE_BYTES,
     Answers,
@@ -440,3 +441,13 @@ def test_1_holes_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert answers.receive(Transfer(24, "a", ONE), 24, "a")
     with pytest.raises(MalformedFrame):
         answers.receive(Transfer(26, "a", ONE), 26, "a")
+
+
+def test_1_what_was_said_to_be_taken_may_lie_between_what_comes_again() -> None:
+    """A window as large as may be leaves so many ranges where its answers were lost."""
+    count = 2 * RECEIVED_MAX
+    marks = Marks(1, RangeSet([(n, n) for n in range(2, 2 * count + 2, 2)]))
+    inbox = Inbox(marks, ordered=False)
+    inbox.reconnect()
+    for n in range(1, 2 * count + 3, 2):
+        assert inbox.answers.receive(Transfer(n, "a", ONE), n, None)

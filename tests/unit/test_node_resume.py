@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -12,7 +13,7 @@ from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status
 from msgservice.records import Resume
-from tests.nodes import NodeWorld
+from tests.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 
@@ -93,3 +94,39 @@ def test_20_a_resume_may_say_all_that_the_node_knows_though_limits_are_lower_now
     billing = world.peer("billing", receive=receive, resume=Resume(1, tuple(taken)))
     world.settle()
     assert billing.lost_because is None
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_20_a_resume_may_say_all_that_a_window_let_through_that_is_smaller_now(
+    order: str,
+) -> None:
+    world = NodeWorld(Limits(window_messages=400))
+    receive = {"subjects": ["orders.>"], "order": order}
+    billing = world.peer("billing", receive=receive)
+    shop = world.peer("shop", status_from=1)
+    for n in range(1, 401):
+        shop.transfer(n, f"orders.{n}", [b"x"])
+    world.settle()
+    given = [transfer.sequence for transfer in billing.take(Transfer)]
+    assert len(given) == 400
+    taken = [(one, one) for one in given[::2]]  # each other one, and nobody hears of it
+    world.node.stopService()
+    world.settle(20)
+    world.limits = Limits(exceptions=4, window_messages=8)
+    world.start()
+    shop = world.peer("shop", status_from=1)
+    for _ in range(3):
+        billing = world.peer(
+            "billing", receive=receive, resume=Resume(1, tuple(taken)), answering=True
+        )
+        world.settle(1)
+        assert billing.lost_because is None
+        billing.connection.abort()
+        world.settle(1)
+    assert sum(last - first + 1 for first, last in acknowledged(shop)) == 400
+
+
+def acknowledged(peer: ScriptedPeer) -> list[tuple[int, int]]:
+    told = peer.statuses()
+    assert set(told) == {("billing", Status.ACKNOWLEDGED)}
+    return told["billing", Status.ACKNOWLEDGED]
