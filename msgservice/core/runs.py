@@ -189,18 +189,15 @@ class ReadyQueue:
     def first(self) -> Run | None:
         """The ready run with the lowest sequence, or None."""
         by_first, rising, back = self._open.by_first, self._rising, self._back
-        while back and (not rising or back[0] <= rising[0]):
-            run = by_first.get(back[0])
+        while rising or back:
+            is_back = bool(back) and (not rising or back[0] <= rising[0])
+            run = by_first.get(back[0] if is_back else rising[0])
             if run is not None and run.state == READY:
                 return run
-            heapq.heappop(back)
-        while rising:
-            run = by_first.get(rising[0])
-            if run is not None and run.state == READY:
-                return run
-            rising.popleft()
-            if back and (not rising or back[0] <= rising[0]):
-                return self.first()
+            if is_back:
+                heapq.heappop(back)
+            else:
+                rising.popleft()
         return None
 
 

@@ -720,3 +720,16 @@ def test_20_at_the_limit_of_exceptions_nothing_new_is_sent() -> None:
     for first, _ in spans(outbox.take_transfers(9.0)):
         outbox.receive_ack(first, first)
     assert sent < spans(outbox.take_transfers(9.0))[0][0]  # there is room again
+
+
+def test_what_has_gone_by_turns_from_both_ends_of_the_queue_is_passed_over() -> None:
+    outbox = make_outbox()
+    offer(outbox, run(1, lane="back"))
+    outbox.receive_nack(1, 1, Action.RETRY, 1.0, "", 0.0)
+    for first in range(2, 5001):
+        outbox.offer(run(first, lane=["rising", "back"][first % 2]))
+    outbox.disconnect(0.5)
+    outbox.connect(None, BATCH_MAX)
+    outbox.receive_resume(4999, [])
+    sent = outbox.take_transfers(2.0)
+    assert [4999, 5000] == [transfer.sequence for transfer in sent]
