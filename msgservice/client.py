@@ -364,6 +364,7 @@ class Client(ClientLife):
 
     def replaced(self) -> None:
         """See `HopUser`."""
+        self._ends_for_good = False
         self._begin_closing(ClientClosed("another connection has this name and incarnation"))
         self._finish()
 

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from msgservice.client_flow import Flow
 from msgservice.client_hop import NodeHop
 from msgservice.client_requests import Requests
+from msgservice.core.frames import BYE_CLOSING, BYE_SETTLED
 from msgservice.errors import ClientClosed
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
@@ -43,6 +44,7 @@ class ClientLife:
         self._closed: ClientClosed | None = None  # nothing new is taken
         self._close_waiters: list[Deferred[None]] = []
         self._close_deadline: IDelayedCall | None = None
+        self._ends_for_good = True  # nobody else has the incarnation
         self._is_finishing = False
         self._is_finished = False
 
@@ -99,7 +101,10 @@ class ClientLife:
         self._flow.stop()
         connection = self._hop.connection
         if connection is not None and self._hop.is_open:
-            connection.bye()
+            # Without a disk nobody comes back under this incarnation: where all answers were heard
+            # the node need not know any more what it has taken.
+            is_settled = self._ends_for_good and self._disk is None and not self.unanswered
+            connection.bye(BYE_SETTLED if is_settled else BYE_CLOSING)
         self._hop.stop()
         self._hop.runs.lose_all(self._closed)
         self._requests.close(self._closed)

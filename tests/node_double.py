@@ -212,6 +212,7 @@ class NodeDouble:
         self.on_request: Callable[[Connection, Request], None] = lambda connection, request: None
         self.connections: list[Connection] = []
         self.hellos: list[Hello] = []
+        self.byes: list[int] = []  # their codes
         self.transfers: list[Transfer] = []
         self.stored: list[Stored] = []
         self.requests: list[Request] = []
@@ -338,7 +339,7 @@ class NodeDouble:
         pass
 
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
-        pass
+        self.byes.append(code)
 
     def lost(self, connection: Connection, reason: str) -> None:
         self._unsaid.pop(connection, None)

@@ -76,6 +76,7 @@ CONVERSATION: list[tuple[str, str, list[Frame]]] = [
     ("too-many", "the answers, where too many calls were made at once",
      [answer(False, b"wait", limit="requests"), Pong(7)]),
     ("bye", "A goodbye", [Bye(0, "goodbye")]),
+    ("bye-settled", "A producer that has heard all its answers, and never comes again", [Bye(4)]),
     ("error", "The end of one who spoke another version",
      [ErrorFrame(4, "protocol version 2, this side speaks version 1")]),
 ]  # fmt: skip

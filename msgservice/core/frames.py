@@ -206,6 +206,7 @@ BYE_CLOSING = 0  # the service stops
 BYE_REPLACED = 1  # a newer connection has this name
 BYE_REMOVED = 2  # the receiver was removed; like a replaced one it does not come back by itself
 BYE_PAUSED = 3  # the receiver is paused; it may come back
+BYE_SETTLED = 4  # a sender that has heard all its answers, and ends its incarnation with this
 
 CRC_MAX = 2**32 - 1
 _TRANSFER_HEAD = 0x90 + 1 + len(Transfer.__struct_fields__)  # of the array with every element

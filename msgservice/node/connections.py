@@ -39,7 +39,9 @@ class Connections:
         self._peers_made = 0
         self._senders: dict[tuple[str, str], Peer] = {}
         self._receiving: dict[int, Peer] = {}
-        self._left: list[tuple[str, str]] = []  # senders that said goodbye, not told to the log
+        # Not told to the log yet: senders that ended for ever, and those that were here since.
+        self._left: dict[tuple[str, str], None] = {}
+        self._seen: dict[tuple[str, str], None] = {}
         self._replaced: dict[int, list[float]] = {}
         self._held: dict[int, float] = {}  # receiver number -> until when its name is held
         self._paused = False
@@ -129,6 +131,8 @@ class Connections:
             if newer is other:
                 return False
         self._senders[key] = peer
+        self._seen[key] = None
+        self._left.pop(key, None)
         return True
 
     def gone(self, peer: Peer) -> None:
@@ -136,10 +140,12 @@ class Connections:
         self.peers.pop(peer, None)
         connection = peer.connection
         hello = connection.session.peer if connection is not None else None
-        if hello is not None and self._senders.get((hello.name, hello.incarnation)) is peer:
-            del self._senders[(hello.name, hello.incarnation)]
-            if peer.said_goodbye and peer.ingress is not None and not peer.ingress.waiting:
-                self._left.append((hello.name, hello.incarnation))
+        key = (hello.name, hello.incarnation) if hello is not None else ("", "")
+        if self._senders.get(key) is peer:
+            del self._senders[key]
+            if peer.has_settled and peer.ingress is not None and not peer.ingress.waiting:
+                self._left[key] = None
+                self._seen.pop(key, None)
         if peer.outlet is not None and self._receiving.get(peer.outlet.row.number) is peer:
             del self._receiving[peer.outlet.row.number]
         if self._peers_gone is not None and not self.peers:
@@ -147,9 +153,13 @@ class Connections:
             gone.callback(None)
 
     def take_presence(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Return the senders that are here, and those that said goodbye since the last call."""
-        left, self._left = self._left, []
-        return list(self._senders), left
+        """Return the senders that are here or were since the last call, and those that ended.
+
+        Ended is who needs nothing any more that the log knows of it, as it said itself.
+        """
+        left, seen = self._left, self._seen
+        self._left, self._seen = {}, {}
+        return list(dict.fromkeys([*self._senders, *seen])), list(left)
 
     # --- of receivers
 

@@ -17,6 +17,7 @@ from msgservice.core.frames import (
     BYE_PAUSED,
     BYE_REMOVED,
     BYE_REPLACED,
+    BYE_SETTLED,
     VERSION,
     Ack,
     Frame,
@@ -61,7 +62,7 @@ class Peer:
         self.outlet: Outlet | None = None
         self.leaving = False
         self.ended_by_us = False  # the node closes it, without a goodbye where it dials no more
-        self.said_goodbye = False
+        self.has_settled = False  # the sender needs nothing any more that is known of it
         self.number = 0  # rises with each connection of the node
         self.attached = False  # the outlet is ours now
         self._node = node
@@ -278,7 +279,7 @@ class Peer:
 
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         """It sends nothing more; what it was given may still be answered."""
-        self.said_goodbye = True
+        self.has_settled = code == BYE_SETTLED
         self.leave(BYE_CLOSING, "goodbye")
 
     def lost(self, connection: Connection, reason: str) -> None:

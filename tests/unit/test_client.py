@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
 from msgservice.client import Client
-from msgservice.core.frames import Nack, Transfer
+from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Nack, Transfer
 from msgservice.core.inbox import Inbox
 from msgservice.core.outbox import Outbox
 from msgservice.errors import (
@@ -629,6 +629,36 @@ def test_close_waits_for_the_answers_and_says_bye() -> None:
     assert now(world.client.close()) is None
     assert [] == world.node.connections
     assert [] == world.clock.getDelayedCalls()
+
+
+def test_5_one_that_has_heard_all_answers_ends_its_incarnation() -> None:
+    world = ClientWorld()
+    sent = world.client.send("a", b"1")
+    world.settle()
+    assert now(sent).position
+    world.client.close()
+    world.settle()
+    assert world.node.byes == [BYE_SETTLED]
+
+
+def test_5_one_that_has_not_heard_an_answer_does_not_end_its_incarnation() -> None:
+    world = ClientWorld(limits=Limits(stop_timeout=4))
+    world.node.answering = False
+    error = world.client.send("a", b"1")
+    world.client.close()
+    world.advance(3.0)
+    error_of(error, ClientClosed)
+    assert world.node.byes == [BYE_CLOSING]
+
+
+def test_5_one_that_is_replaced_does_not_end_the_others_incarnation() -> None:
+    world = ClientWorld()
+    sent = world.client.send("a", b"1")
+    world.settle()
+    assert now(sent).position
+    world.node.connection.bye(BYE_REPLACED, "replaced")
+    world.settle()
+    assert world.node.byes == [BYE_CLOSING]
 
 
 def test_close_has_a_deadline_and_what_is_unanswered_is_ambiguous() -> None:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
 from msgservice.client_disk import DiskOutbox, open_outbox
-from msgservice.core.frames import Transfer
+from msgservice.core.frames import BYE_CLOSING, Transfer
 from msgservice.errors import (
     ClientClosed,
     LogFailed,
@@ -100,6 +100,15 @@ def test_26_send_fires_when_it_is_on_disk_and_accepted_when_the_node_has_it(
     world.say_acknowledged(1)
     assert 2 == len(now(settled))
     world.close()
+
+
+def test_5_one_that_comes_back_with_its_disk_does_not_end_its_incarnation(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path)
+    world.client.send("a", b"1")
+    world.written()
+    world.close()
+    assert world.node.bodies() == [b"1"]
+    assert world.node.byes == [BYE_CLOSING]
 
 
 def test_26_send_many_fires_when_it_is_on_disk(tmp_path: Path) -> None:

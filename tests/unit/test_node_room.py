@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, formatEvent
 
-from msgservice.core.frames import Ack, Nack, Transfer
+from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Ack, Nack, Transfer
 from msgservice.limits import Limits
 from msgservice.message import Action
 from msgservice.node.node import REFUSED_FOR, SAY_AGAIN
@@ -122,14 +122,14 @@ def test_46_a_quarter_of_the_log_unless_said_otherwise() -> None:
         Limits(dead_bytes=-1)
 
 
-def test_24_a_producer_that_said_goodbye_is_forgotten_first() -> None:
+def test_5_a_producer_that_ended_its_incarnation_is_forgotten_first() -> None:
     world = NodeWorld(Limits(keep_seconds=0.0, keep_bytes=0, incarnations=3))
     for number in range(10):
         shop = world.peer("cron", incarnation=f"i{number}")
         shop.transfer(1, "nobody.waits", [b"tick"])
         world.settle()
         if number >= 2:
-            shop.connection.bye(1, "done")
+            shop.connection.bye(BYE_SETTLED, "done")
         else:
             shop.connection.abort()  # it may come back with what was not answered
         world.settle(2)
@@ -137,6 +137,61 @@ def test_24_a_producer_that_said_goodbye_is_forgotten_first() -> None:
     known = [n for n in range(10) if world.log.resume("cron", f"i{n}").floor == 2]
     assert len(known) == 3
     assert known[:2] == [0, 1]
+
+
+def take_all(world: NodeWorld, incarnation: str, body: bytes) -> ScriptedPeer:
+    """One more of a producer's incarnations comes, and what it sends is taken."""
+    shop = world.peer("cron", incarnation=incarnation)
+    shop.transfer(1, "nobody.waits", [body])
+    world.settle()
+    return shop
+
+
+def crowd(world: NodeWorld) -> None:
+    """More come and end than are remembered, and are forgotten."""
+    for number in range(8):
+        take_all(world, f"crowd{number}", b"tick").connection.bye(BYE_SETTLED)
+        world.settle(2)
+    world.settle(90)
+
+
+@pytest.mark.parametrize("code", [BYE_CLOSING, BYE_REPLACED, 99])
+def test_5_a_goodbye_whose_last_answer_may_be_lost_ends_no_incarnation(code: int) -> None:
+    """It says BYE and has not heard the ACK: what it sends when it comes back must be known."""
+    world = NodeWorld(Limits(keep_seconds=0.0, keep_bytes=0, incarnations=3))
+    take_all(world, "mine", b"once").connection.bye(code)
+    world.settle()
+    crowd(world)
+    assert world.log.resume("cron", "mine").floor == 2
+    before = world.node.tail.next_number
+    shop = take_all(world, "mine", b"once")
+    assert shop.take(Ack) == [Ack([(1, 1)])]
+    assert world.node.tail.next_number == before
+
+
+def test_5_an_incarnation_that_ended_and_came_back_all_the_same_is_not_ended() -> None:
+    world = NodeWorld(Limits(keep_seconds=0.0, keep_bytes=0, incarnations=3))
+    take_all(world, "mine", b"once").connection.bye(BYE_SETTLED)
+    world.settle()
+    shop = world.peer("cron", incarnation="mine")  # sooner than retention looks
+    shop.transfer(2, "nobody.waits", [b"more"])
+    world.settle()
+    shop.connection.abort()
+    crowd(world)
+    assert world.log.resume("cron", "mine").floor == 3
+
+
+def test_5_what_is_repeated_behind_an_end_is_refused_or_known() -> None:
+    world = NodeWorld()
+    shop = take_all(world, "mine", b"once")
+    before = world.node.tail.next_number
+    shop.connection.bye(BYE_SETTLED)
+    shop.transfer(1, "nobody.waits", [b"once"])  # on the same connection
+    world.settle()
+    assert shop.lost_because is not None
+    again = take_all(world, "mine", b"once")  # who heard the incarnation, on another
+    assert again.take(Ack) == [Ack([(1, 1)])]
+    assert world.node.tail.next_number == before
 
 
 def test_24_goodbyes_of_those_who_sent_nothing_are_not_remembered() -> None:
