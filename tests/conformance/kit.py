@@ -341,7 +341,10 @@ def takes_a_lane_back(meeting: Meeting) -> None:
 
 
 def stops_at_bye(meeting: Meeting) -> None:
-    """After a BYE it sends nothing new, and takes the answers that still come."""
+    """After a BYE it sends nothing new, and takes the answers that still come.
+
+    It comes back under the same incarnation, so it does not say that this one has ended.
+    """
     meeting.greet(window=[1, 1 << 20])
     found = meeting.transfer()
     meeting.wire.send([BYE, 0, "conformance: the node stops"])
@@ -353,6 +356,8 @@ def stops_at_bye(meeting: Meeting) -> None:
             return  # it may close, or leave that to who said BYE
         if frame[0] == TRANSFER:
             raise Wrong("a TRANSFER came after BYE and the ACK behind it")
+        if frame[0] == BYE and element(frame, 1, 0) == 4:
+            raise Wrong("BYE 4 ends an incarnation, and this one has more to send")
 
 
 def refuses_an_answer_to_what_it_never_sent(meeting: Meeting) -> None:

@@ -156,6 +156,8 @@ class MinimalClient(Minimal):
                 self._first = at
             elif frame[0] == BYE:
                 leaving = self.fault != "goes on after BYE"
+                if self.fault == "ends what goes on":
+                    wire.send([BYE, 4])
 
 
 class MinimalReceiver(Minimal):

@@ -25,6 +25,7 @@ CLIENT_FAULTS = {
     "counts no NACK": "takes_a_lane_back",
     "goes on behind a NACK": "takes_a_lane_back",
     "goes on after BYE": "stops_at_bye",
+    "ends what goes on": "stops_at_bye",
     "believes any ACK": "refuses_an_answer_to_what_it_never_sent",
     "takes any version": "refuses_another_version",
     "goes on after nonsense": "refuses_what_is_no_frame",

@@ -725,6 +725,24 @@ def test_a_client_is_a_service_for_those_who_want_one() -> None:
     assert now(stopped) is None
 
 
+@pytest.mark.parametrize(("says_bye", "at_once"), [(True, 8), (False, 4)])
+def test_14_a_node_that_stops_does_not_make_flights_smaller(says_bye: bool, at_once: int) -> None:
+    world = ClientWorld()
+    world.node.answering = False
+    world.client.send_many("a", [b"1"] * 8)
+    world.settle()
+    (sent,) = world.node.transfers
+    world.node.transfers.clear()
+    if says_bye:
+        world.node.connection.bye(BYE_CLOSING, "the node stops")
+        world.settle()
+    world.node.forget()
+    world.node.cut()
+    world.advance(1.0)
+    assert len(decode_messages(sent.messages)) == 8
+    assert len(decode_messages(world.node.transfers[0].messages)) == at_once
+
+
 def test_one_that_is_replaced_does_not_come_back() -> None:
     world = ClientWorld()
     world.node.answering = False
