@@ -7,9 +7,12 @@ from tests.machines.directory import DirectoryMachine
 from tests.machines.inbox import InboxMachine
 from tests.machines.machine import Machine
 from tests.machines.outbox import OutboxMachine
+from tests.machines.outbox_stuck import AgainMachine, AwayMachine
 
 KINDS: dict[str, type[Machine]] = {
     "outbox": OutboxMachine,
+    "outbox-again": AgainMachine,
+    "outbox-away": AwayMachine,
     "inbox": InboxMachine,
     "client": ClientMachine,
     "directory": DirectoryMachine,

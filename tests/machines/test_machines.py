@@ -11,7 +11,14 @@ from twisted.logger import LogEvent
 from tests.machines.kinds import KINDS
 from tests.machines.machine import Machine, as_test, play, replay, require, search, shrink, steps_of
 
-SEEDS = {"outbox": 400, "inbox": 240, "client": 60, "directory": 60}
+SEEDS = {
+    "outbox": 400,
+    "outbox-again": 120,
+    "outbox-away": 120,
+    "inbox": 240,
+    "client": 60,
+    "directory": 60,
+}
 CHUNKS = 4  # so that two workers share them
 
 
