@@ -14,15 +14,10 @@ from zlib import crc32
 
 import msgspec
 
-from msgservice.errors import ContentChanged, LimitReached, LogFull, ProtocolError
+from msgservice.errors import ContentChanged, LimitReached, LogFull
 from msgservice.log.state import Key, SenderState, Staged, State
 from msgservice.message import cut_messages
 from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, Piece, RefusedBatch
-
-
-class TooManyRanges(ProtocolError, LimitReached):
-    """One sender leaves so many holes in its sequences: its connection ends, and no other."""
-
 
 COLUMNS = 16  # of a row of the table batch
 
@@ -253,7 +248,7 @@ def _take_known(
             and sender.missing(begin - 1, begin - 1)
             and sender.missing(last + 1, last + 1)
         ):
-            return RefusedBatch(TooManyRanges("sender_ranges", ranges_max))
+            return RefusedBatch(LimitReached("sender_ranges", ranges_max))
         for piece in pieces:
             end = piece.sequence + piece.count - 1
             if sender.last is None or end > sender.last[1]:

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.errors import LogFailed, LogFull, LogUnavailable
+from msgservice.errors import LimitReached, LogFailed, LogFull, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_OVERHEAD
 from msgservice.records import (
@@ -254,7 +254,9 @@ class Commits:
                 fresh.append(batch)
             elif isinstance(outcome, Known):
                 fresh += outcome.fresh
-            elif isinstance(outcome, RefusedBatch) and isinstance(outcome.error, LogFull):
+            elif isinstance(outcome, RefusedBatch) and isinstance(
+                outcome.error, LogFull | LimitReached
+            ):
                 self._refused += 1
                 self._refused_because = str(outcome.error)
             try:

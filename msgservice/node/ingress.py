@@ -228,8 +228,8 @@ class Ingress:
         if isinstance(error, ProtocolError):
             self._withdraw(lambda waiting: True)
             self._connection.fail(error)
-        elif isinstance(error, LogFull):
-            delay = int(error.delay * 1000)
+        elif isinstance(error, LogFull | LimitReached):
+            delay = int(error.delay * 1000) if isinstance(error, LogFull) else FULL_DELAY_MS
             self.answers.refuse(first, last, Action.LATER, batch.subject, delay, str(error))
             self._withdraw(lambda waiting: waiting.subject == batch.subject)
         else:

@@ -1,0 +1,56 @@
+"""What a sender may have taken out of order: `sender_ranges`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from msgservice.core.frames import Ack, Nack
+from msgservice.limits import Limits
+from msgservice.message import Action
+from tests.nodes import NodeWorld
+
+COUNT = 40
+
+
+def test_20_a_sender_whose_lanes_are_held_up_waits_at_the_limit_and_loses_nothing() -> None:
+    """Every other message is for a receiver that is full: what is taken between is in ranges."""
+    world = NodeWorld(Limits(sender_ranges=5, heartbeat=600.0))
+    adding = world.node.receivers.add("slow", ["slow.>"], backlog_bytes=1)
+    Deferred.fromCoroutine(adding)
+    world.settle()
+    other = world.peer("other")
+    other.transfer(1, "slow.first", [b"x"])
+    world.settle(1)
+    client = world.node.client("shop")
+    world.settle()
+    receipts: list[Any] = []
+    for n in range(COUNT):
+        subject = f"slow.{n}" if n % 2 == 0 else f"fine.{n}"
+        client.send(subject, b"%d" % n).addBoth(receipts.append)
+        world.settle()
+    world.settle(30)
+    assert client._connector.attempts == 1  # it was never turned away
+    assert len(receipts) == 5
+    slow = world.peer("slow", receive={}, answering=True)
+    world.settle(120)
+    assert slow.lost_because is None
+    assert len(receipts) == COUNT
+    assert client._connector.attempts == 1
+
+
+def test_20_one_run_too_many_is_to_come_again_and_holes_may_be_filled() -> None:
+    world = NodeWorld(Limits(sender_ranges=2))
+    shop = world.peer("shop")
+    for n in (3, 6, 9):
+        shop.transfer(n, f"a.{n}", [b"x"], after=n - 1)
+    world.settle()
+    assert [nack.action for nack in shop.take(Nack)] == [Action.LATER]
+    assert shop.take(Ack) == [Ack([(3, 3), (6, 6)])]
+    shop.transfer(1, "a.1", [b"x", b"x"])
+    world.settle()
+    shop.transfer(9, "a.9", [b"x"], after=8, nacks=1)
+    world.settle()
+    assert [one for ack in shop.take(Ack) for one in ack.ranges] == [(1, 2), (9, 9)]
+    assert shop.lost_because is None
