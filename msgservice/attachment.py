@@ -76,8 +76,13 @@ class Way(ABC):
     def make_user(self) -> IChannelUser:
         """Return what stands behind a new channel."""
         receiver = self.receiver
+        owner = NodeConnection(self)
         return Connection(
-            NodeConnection(self), clock=receiver.reactor, now=receiver.now, limits=receiver.limits
+            owner,
+            clock=receiver.reactor,
+            now=receiver.now,
+            limits=receiver.limits,
+            takes=owner.takes,
         )
 
     @abstractmethod
@@ -254,6 +259,20 @@ class NodeConnection:
         self.is_open = True
         self.way.node = self._sender.name
         self.way.ended = ""
+
+    def takes(self, frame: Frame) -> bool:
+        """Whether a frame is looked at now; one that is answered needs room for the answer.
+
+        What was taken is acknowledged in ranges, so runs are handled however slowly the node reads.
+        But what was rejected is refused again each time that it comes.
+        """
+        kind = type(frame)
+        if kind is Request:
+            return self.connection.has_room
+        if kind is Transfer and self._sender is not None:
+            owed = self._sender.inbox.answers.refused_bytes
+            return owed <= self._receiver.limits.answer_bytes or self.connection.is_writable
+        return True
 
     def received(self, connection: Connection, frame: Frame) -> None:
         """Take a run."""

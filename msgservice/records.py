@@ -36,6 +36,7 @@ class Audience:
     stored: bool = False  # its row is committed; written with the first batch that has it
     waiting: int = 0  # batches that have it and whose group has not ended (`node.commits`)
     gone: bool = False  # forgotten by its log, which gives the set another number now
+    asked_by: str | None = None  # the sender whose `to` made it; stored with its row
 
 
 NOBODY = Audience(0, ())  # of a run so old that its audience is not known any more

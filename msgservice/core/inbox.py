@@ -30,6 +30,7 @@ from msgservice.records import Rejected, Resume
 
 ACK_RANGES_MAX = 400  # of one frame: fits in 8 KiB, so in any frame that the other side takes
 REASON_BYTES_MAX = 4000  # of a NACK; UTF-8, for the same reason
+NACK_BYTES = 32  # of a NACK without its reason, at most
 SAMPLE_BYTES = 1024
 # Ranges above the floor that a sender may leave on one connection, by what it has settled and this
 # side has not taken.
@@ -152,6 +153,7 @@ class Answers:
         "_received_max",
         "_refusals",
         "received",
+        "refused_bytes",
     )
 
     def __init__(self, said: int = 0) -> None:
@@ -159,6 +161,9 @@ class Answers:
         self._received_max = RECEIVED_MAX + said
         self._acked = RangeSet()
         self._refusals: list[Nack] = []
+        self.refused_bytes = (
+            0  # of these, about: what is refused again and again has no other bound
+        )
         self._nacks = 0
         # lane -> how many NACKs the sender must have acted on, and from where it takes back
         self._discarding: dict[Hashable, tuple[int, int]] = {}
@@ -241,7 +246,11 @@ class Answers:
     def _ask_for(self, first: int, last: int) -> None:
         self._nacks += 1
         self.received.add(first, last)
-        self._refusals.append(Nack(first, last, int(Action.LATER), 0, "discarded, not sent again"))
+        self._owe(Nack(first, last, int(Action.LATER), 0, "discarded, not sent again"))
+
+    def _owe(self, nack: Nack) -> None:
+        self._refusals.append(nack)
+        self.refused_bytes += NACK_BYTES + len(nack.reason)
 
     def take_over(self, first: int, last: int) -> None:
         """Responsibility for these was taken; what was not received here is not answered here."""
@@ -255,7 +264,7 @@ class Answers:
         self, first: int, last: int, action: Action, lane: Hashable, delay_ms: int, reason: str
     ) -> None:
         """These are not taken. With RETRY and LATER the lane is discarded from here on."""
-        self._refusals.append(Nack(first, last, int(action), delay_ms, sendable(reason)))
+        self._owe(Nack(first, last, int(action), delay_ms, sendable(reason)))
         if action in (Action.RETRY, Action.LATER):
             self._nacks += 1
             if lane is not None:
@@ -284,6 +293,7 @@ class Answers:
         if self._refusals:
             frames += self._refusals
             self._refusals = []
+            self.refused_bytes = 0
         return frames
 
     @property

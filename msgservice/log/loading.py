@@ -12,7 +12,7 @@ from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history
 from msgservice.log.schema import one, rows
-from msgservice.log.staging import AUDIENCES_USED, COMMITS_ROW, DEAD_OVERHEAD, OPEN
+from msgservice.log.staging import ASKED, AUDIENCES_USED, COMMITS_ROW, DEAD_OVERHEAD, OPEN
 from msgservice.log.state import ReceiverState, SenderState, State, Totals
 from msgservice.log.wholeness import replay
 from msgservice.records import Audience, ExceptionRow, ReceiverRow, Snapshot
@@ -67,6 +67,13 @@ def _load_audiences(
     if used is None:  # none was collected, or by a version that did not say so
         used = one(db, "select max(audience) from run") or 0
     state.audiences_used = used
+    asked = dict(
+        rows(
+            db,
+            "select cast(substr(key, ?) as integer), value from meta where key glob ?",
+            (len(ASKED) + 1, f"{ASKED}*"),
+        )
+    )
     found = rows(db, "select number, members, messages, bytes, last, dropped from audience")
     for number, text, messages, size, last, dropped in found:
         members = tuple(json.loads(text))
@@ -74,6 +81,7 @@ def _load_audiences(
         if audience is None or audience.number != number:
             audience = interned[members] = Audience(number, members)
         audience.stored = True
+        audience.asked_by = asked.get(number)
         state.totals[number] = Totals(audience, messages, size, last, dropped)
 
 

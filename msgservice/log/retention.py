@@ -20,6 +20,7 @@ from msgservice.log import history
 from msgservice.log.dedupe import mark_of
 from msgservice.log.schema import as_json, full_is_told, insert_steps, one, rows
 from msgservice.log.staging import (
+    ASKED,
     DEAD_OVERHEAD,
     Operation,
     age_operations,
@@ -459,6 +460,7 @@ def _tidy(store: Store, here: Collection[Key]) -> bool:
         operations.append(used_audiences_operation(used))
     for total in unused:
         operations.append(("delete from audience where number = ?", (total.audience.number,)))
+        operations.append(("delete from meta where key = ?", (f"{ASKED}{total.audience.number}",)))
         for number in total.audience.members:
             at = state.receivers.get(number)
             if at is not None:

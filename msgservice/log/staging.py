@@ -29,6 +29,7 @@ Operation = tuple[str, Any]  # SQL, parameters
 # Row of the table progress whose cursor counts the groups that held more than batches.
 COMMITS_ROW = -1
 AUDIENCES_USED = "audiences_used"  # key of the table meta
+ASKED = "asked:"  # with the number of an audience behind it: the sender whose `to` made that
 DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message
 OPEN = (int(Status.QUEUED), int(Status.ACKNOWLEDGED))  # rows that go when the cursor passed them
 
@@ -175,6 +176,9 @@ def stage_batches(staged: Staged, flat: list[object], operations: list[Operation
     for total in staged.new_audiences:
         members = json.dumps(total.audience.members)
         audiences += (total.audience.number, members, 0, 0, 0, 0)
+        if total.audience.asked_by is not None:
+            asked = f"{ASKED}{total.audience.number}"
+            operations.append((_SAVE_META, (asked, total.audience.asked_by)))
     ids: list[Any] = []
     for batch in staged.fresh:
         if batch.ids:

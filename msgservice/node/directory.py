@@ -13,8 +13,14 @@ from heapq import nsmallest
 
 from twisted.logger import Logger
 
-from msgservice.core.subjects import SubjectMatcher, check_name, check_pattern
-from msgservice.errors import LimitReached, UnknownReceiver
+from msgservice.core.subjects import (
+    SubjectMatcher,
+    check_name,
+    check_pattern,
+    check_subject,
+    is_reserved,
+)
+from msgservice.errors import LimitReached, Refused, UnknownReceiver
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.records import Audience, ReceiverRow
@@ -44,6 +50,7 @@ class Directory:
         self._by_number: dict[int, ReceiverRow] = {}
         self._matcher: SubjectMatcher[int] = SubjectMatcher()
         self._next_number = 1
+        self._checked: dict[str, None] = {}  # subjects
         self._by_subject: dict[str, Audience] = {}
         self._by_names: dict[tuple[str, ...], Audience] = {}
         self._names_held = 0  # in the keys of that
@@ -88,6 +95,20 @@ class Directory:
 
     # --- audiences
 
+    def check(self, subject: str) -> None:
+        """Raise `BadSubject` or `Refused` unless messages may be sent to the subject.
+
+        What was found well-formed is remembered once for all senders: for each connection it would
+        be megabytes that one peer can have as often as it may connect.
+        """
+        if subject not in self._checked:
+            check_subject(subject)
+            if is_reserved(subject):
+                raise Refused(f"subject {subject!r} is the node's own")
+            if len(self._checked) >= self._limits.subjects:
+                self._checked.clear()
+            self._checked[subject] = None
+
     def audience(self, subject: str) -> Audience:
         """The audience of a subject now, without who is suspended (SEMANTICS 18).
 
@@ -126,10 +147,11 @@ class Directory:
         try:
             audience = self._log.audience(members)
             if audience.number not in self._known:
-                if sender is not None and not audience.stored:
-                    self._check_asked(sender)
-                    self._asked_by[audience.number] = sender
-                    self._asked[sender] += 1
+                if not audience.stored:
+                    if sender is not None:
+                        self._check_asked(sender)
+                    audience.asked_by = sender
+                self._count_asked(audience)
                 self._known[audience.number] = audience
                 self._made(audience)
         except LimitReached as limit:
@@ -143,6 +165,11 @@ class Directory:
                 )
             raise
         return audience
+
+    def _count_asked(self, audience: Audience) -> None:
+        if audience.asked_by is not None:
+            self._asked_by[audience.number] = audience.asked_by
+            self._asked[audience.asked_by] += 1
 
     def _check_asked(self, sender: str) -> None:
         limits = self._limits
@@ -192,6 +219,7 @@ class Directory:
                     self._matcher.add(pattern, row.number)
         for audience in audiences:
             self._known[audience.number] = audience
+            self._count_asked(audience)
             self._made(audience)
 
     def new_row(self, name: str, patterns: Sequence[str]) -> ReceiverRow:

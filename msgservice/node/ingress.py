@@ -18,7 +18,6 @@ from twisted.python.failure import Failure
 from msgservice.connection import UNCOMMITTED, Connection
 from msgservice.core.frames import Frame, Transfer
 from msgservice.core.inbox import Answers
-from msgservice.core.subjects import check_subject, is_reserved
 from msgservice.errors import (
     BadName,
     BadSubject,
@@ -85,7 +84,6 @@ class Ingress:
         self._hash = hash_of(incarnation)
         self._clock = clock
         self._answered = answered  # called when everything taken in was answered
-        self._checked: dict[str, None] = {}
         self._out: list[Frame] = []
         self._flush: IDelayedCall | None = None
 
@@ -165,13 +163,7 @@ class Ingress:
 
     def _audience(self, transfer: Transfer, messages: Sequence[WireMessage], size: int) -> Audience:
         subject = transfer.subject
-        if subject not in self._checked:
-            check_subject(subject)
-            if is_reserved(subject):
-                raise Refused(f"subject {subject!r} is the node's own")
-            if len(self._checked) >= self._node.limits.subjects:
-                self._checked.clear()
-            self._checked[subject] = None
+        self._node.directory.check(subject)
         if size > self._node.limits.max_batch:
             raise MessageTooLarge(size, self._node.limits.max_batch)
         if transfer.ttl is not None:

@@ -202,3 +202,17 @@ def test_24_goodbyes_of_those_who_sent_nothing_are_not_remembered() -> None:
         tool.connection.bye(0, "done")
         world.settle(1.2)
     assert not world.log._store.left
+
+
+def test_subjects_that_are_remembered_are_bounded_over_all_connections() -> None:
+    world = NodeWorld(Limits(subjects=50))
+    shops = [world.peer(f"shop{n}") for n in range(3)]
+    for shop in shops:
+        for sequence in range(1, 201):
+            shop.transfer(sequence, f"{shop.hello.name}.{sequence}", [b"x"])
+        world.settle()
+    assert len(world.node.directory._checked) <= 50
+    for peer in world.node.connections.peers:
+        assert peer.ingress is not None
+        held = [value for value in vars(peer.ingress).values() if isinstance(value, dict | set)]
+        assert all(not one for one in held), held

@@ -128,3 +128,45 @@ def test_20_what_is_refused_for_want_of_room_costs_no_look_at_all_sets(
     assert acked(shop) == 5
     assert len(shop.take(Nack)) == 295
     assert looks[0] <= 3
+
+
+def test_20_sets_that_to_has_made_count_as_such_after_a_restart() -> None:
+    limits = Limits(sender_audiences=5, to_audiences=7)
+    world, sets = world_with_receivers(limits, 12)
+    shop = world.peer("shop")
+    for sequence, names in enumerate(sets[:6], 1):
+        shop.transfer(sequence, f"z.{sequence}", [b"x"], to=names)
+    world.settle()
+    assert acked(shop) == 5
+    stopped: list[object] = []
+    world.node.stopService().addBoth(stopped.append)
+    world.settle(limits.stop_timeout + 1)
+    assert stopped == [None]
+    for audience in world.log._audiences.values():
+        audience.asked_by = None  # what is in memory goes with the process
+    world.start()
+    shop, other = world.peer("shop"), world.peer("other")
+    shop.transfer(7, "z.7", [b"x"], to=sets[7])
+    world.settle()
+    assert [nack.reason for nack in shop.take(Nack)] == ["limit sender_audiences = 5 reached"]
+    for sequence, names in enumerate(sets[10:15], 1):
+        other.transfer(sequence, f"z.{sequence}", [b"x"], to=names)
+    world.settle()
+    assert acked(other) == 2
+    assert {nack.reason for nack in other.take(Nack)} == {"limit to_audiences = 7 reached"}
+
+
+def test_20_a_set_that_is_forgotten_leaves_nothing_of_who_made_it() -> None:
+    world = NodeWorld(Limits(audiences=1, keep_seconds=0.0, keep_bytes=0))
+    answering = [world.peer(f"s{n}", receive={"subjects": []}, answering=True) for n in range(3)]
+    shop = world.peer("shop")
+    shop.transfer(1, "z", [b"x"], to=[peer.hello.name for peer in answering])
+    world.settle(0.1)
+    assert acked(shop) == 1
+    db = world.log._store.db
+    asked = "select value from meta where key glob 'asked:*'"
+    assert db.execute(asked).fetchall() == [("shop",)]
+    world.settle(1.2)
+    world.log._store.tidied_at = None
+    world.settle(2.2)
+    assert db.execute(asked).fetchall() == []

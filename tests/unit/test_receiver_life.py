@@ -21,10 +21,11 @@ from msgservice.core.frames import (
     Nack,
     Request,
     Transfer,
+    encode_frame,
 )
-from msgservice.errors import BadName, BadSubject, LimitReached, Retry
+from msgservice.errors import BadName, BadSubject, LimitReached, Reject, Retry
 from msgservice.limits import Limits
-from msgservice.message import Action, BareMessage, encode_messages
+from msgservice.message import Action, BareMessage, WireMessage, encode_messages
 from msgservice.received import ReceivedMessage
 from msgservice.receiver import Receiver
 from tests.receiver_world import Node, World, results_of
@@ -360,6 +361,52 @@ def test_requests_are_refused_not_ignored() -> None:
 
 
 # --- bounds
+
+
+def test_a_node_that_does_not_read_its_answers_is_not_read() -> None:
+    def handler(message: ReceivedMessage) -> None:
+        raise Reject("no" * 500)
+
+    world = World(handler, limits=Limits(answer_bytes=20_000))
+    messages = msgspec.Raw(encode_messages([BareMessage(b"1")]))
+    world.node.offer([b"1"])
+    world.run()
+    connection = next(iter(world.attachment.connections)).connection
+    connection.channel_writable(False)
+    before = len(world.wire.near.sent)
+    again = Transfer(1, "a", msgspec.Raw(encode_messages([WireMessage(b"1")])))
+    for _ in range(100):
+        send_raw(world, again)  # rejected: its answer is given again
+    (sender,) = world.receiver.handling.senders.values()
+    assert world.wire.near.is_paused
+    assert 20_000 < sender.inbox.answers.refused_bytes < 22_000
+    for n in range(100):
+        send_raw(world, Request(n, "a", messages))
+    assert len(world.wire.near.sent) == before
+    connection.channel_writable(True)
+    world.run()
+    assert not world.wire.near.is_paused
+    assert len(world.node.replies) == 100
+    assert len(world.node.nacks) == 101
+
+
+def test_one_read_of_many_requests_makes_no_more_answers_than_the_limit() -> None:
+    world = World(limits=Limits(answer_bytes=1000))
+    messages = msgspec.Raw(encode_messages([BareMessage(b"1")]))
+    connection = next(iter(world.attachment.connections)).connection
+    near = world.wire.near
+    before = len(near.sent)
+
+    def send(frame: bytes) -> None:
+        type(near).send(near, frame)
+        near.unsent += len(frame)
+
+    near.send = send  # type: ignore[method-assign]  # nothing of it is read
+    connection.frames_received([encode_frame(Request(n, "a", messages)) for n in range(500)])
+    connection.channel_writable(False)
+    world.clock.advance(0)
+    assert near.is_paused
+    assert len(near.sent) - before < 30
 
 
 def test_beyond_its_window_it_stops_reading_until_handlers_have_ended() -> None:
