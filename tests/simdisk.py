@@ -474,6 +474,8 @@ class SimMarks:
                 return
             # Written as soon as there is room, unless a newer one comes first.
             self._full, self._next = error, mark
+            if self._timer is not None:
+                self._timer.cancel()
             self._timer = self._clock.callLater(max(self._interval, 0.1), self._fire)
         except PowerFailed as error:
             self.error = OSError(errno.EIO, str(error))

@@ -237,7 +237,17 @@ class StoreLog:
         """See `ILog.accounts`."""
         return Deferred.fromCoroutine(self._accounts(receivers))
 
+    async def _look_at_pages(self) -> None:
+        """Compare what of the file was not compared when it was opened; raises `LogDamaged`.
+
+        There is none of a log in memory.
+        """
+
     async def _audit(self) -> list[str]:
+        try:
+            await self._look_at_pages()
+        except LogDamaged as damage:
+            return [str(damage)]
         await self._write(self._store.save)
         running = audit.Audit(self._store.state)
         while await self._read(running.step):

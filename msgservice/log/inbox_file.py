@@ -29,7 +29,9 @@ from msgservice.log.files import OS, Files
 from msgservice.log.folder import FileWatch, FolderLock, check_filesystem, make_folder
 from msgservice.log.inbox_rejections import CRC_MASK, Fresh, Rejections, row_crc
 from msgservice.log.machine import Jobs, Marks, OwnThreads, Threads
+from msgservice.log.pages import PageSums
 from msgservice.log.schema import (
+    UNUSABLE,
     check_sqlite,
     connect,
     full_is_told,
@@ -71,6 +73,8 @@ alter table msgservice_head add column commits integer not null default 0;
 alter table msgservice_head add column crc integer;
 alter table msgservice_head add column tables integer not null default 0;
 """
+# No other table, but an older program would not keep the sums of pages: it refuses the file.
+_VERSION_3 = ""
 # Our own statements carry a mark, so that the same words from a handler are another statement:
 # a prepared one is not checked again by the authorizer.
 _OWN = " /* msgservice */"
@@ -176,6 +180,7 @@ class InboxFile:
             self.path.with_name(self.path.name + ".lock"), held=self.path, files=files
         )
         self._mark_path = self.path.with_name(self.path.name + ".mark")
+        self._pages = PageSums(self.path, self._mark_path, files)
         self._high_water: Marks | None = None
         self._watch: FileWatch | None = None
         self._db: apsw.Connection | None = None
@@ -224,7 +229,7 @@ class InboxFile:
                 raise LogDamaged(f"{self.path.name} is missing", 0, 0)
             with told_as_damage(0):
                 inbox = self._load(mark)
-        except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError) as error:
+        except UNUSABLE as error:
             self._lock.release()
             raise DataFolderUnusable(str(self.path), str(error)) from error
         except BaseException:
@@ -235,6 +240,7 @@ class InboxFile:
         except OSError as error:
             assert self._db is not None
             self._db.close(True)
+            self._pages.close()
             self._lock.release()
             reason = f"{self._mark_path.name}: {error.strerror or error}"
             raise DataFolderUnusable(str(self.path), reason) from error
@@ -244,9 +250,10 @@ class InboxFile:
         return inbox
 
     def _load(self, high_water: Mark | None) -> str:
+        self._pages.note_files()
         db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
         try:
-            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2])
+            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2, _VERSION_3])
             head = one(db, "select inbox, commits, crc, tables from msgservice_head")
             if head is None:
                 if high_water is not None:
@@ -273,10 +280,12 @@ class InboxFile:
             self._total = sum(self._crcs.values()) & CRC_MASK
             self._rejections.load(db)
             self._check_head(db, (inbox, crc, tables), high_water)
+            self._pages.take(db)
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             db.authorizer = self._authorize
         except BaseException:
             db.close(True)
+            self._pages.close()
             raise
         return inbox
 
@@ -305,8 +314,11 @@ class InboxFile:
         elif high_water.number > self._counted:
             lost = high_water.number - self._counted
             raise LogDamaged(f"its last {lost} commits are missing", 0, 0)
+        self._pages.begin(db)
         if one(db, "pragma page_count") * one(db, "pragma page_size") <= LOOK_BYTES_MAX:
-            # Handlers' tables have no checksums, but pages that are not where they belong are seen.
+            # Handlers' tables have no sums over their rows. What another program has changed is
+            # taken as it is found, so long as it holds together.
+            self._pages.look_at_all()
             found = one(db, "pragma quick_check(1)")
             if found != "ok":
                 raise LogDamaged(f"its pages do not hold together: {found}", 0, 0)
@@ -343,9 +355,11 @@ class InboxFile:
         assert self._db is not None
         try:
             if self._failed is None:
+                self._pages.take(self._db)
                 self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         finally:
             self._db.close(True)
+            self._pages.close()
             if self._high_water is not None:
                 self._high_water.stop()
             self._lock.release()
@@ -487,6 +501,7 @@ class InboxFile:
         self._commits += 1
         if self._commits % CHECKPOINT_COMMITS == 0:
             # No room for that is no reason to take back what is committed.
+            self._pages.take(db)
             with suppress(apsw.FullError), full_is_told(db):
                 db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 

@@ -29,7 +29,9 @@ from msgservice.log.files import OS, Files
 from msgservice.log.folder import FileWatch, FolderLock, check_filesystem, make_folder
 from msgservice.log.machine import Jobs, Marks, OwnThreads, Threads
 from msgservice.log.outbox_backlog import Backlog, OutboxRun
+from msgservice.log.pages import PageSums
 from msgservice.log.schema import (
+    UNUSABLE,
     as_json,
     check_sqlite,
     connect,
@@ -62,6 +64,11 @@ create table run(
     crc integer not null,           -- crc32 of messages
     messages blob not null
 );
+"""
+# Counted, so that one that went missing is seen at the next start. An older program would not keep
+# the sums of pages: it refuses the file.
+_VERSION_2 = """
+alter table head add column renewals integer not null default 0;    -- of the incarnation
 """
 
 
@@ -112,6 +119,7 @@ class OutboxFile:
             self.path.with_name(self.path.name + ".lock"), held=self.path, files=files
         )
         self._mark_path = self.path.with_name(self.path.name + ".mark")
+        self._pages = PageSums(self.path, self._mark_path, files)
         self._marks: Marks | None = None
         self._watch: FileWatch | None = None
         self._db: apsw.Connection | None = None
@@ -119,6 +127,8 @@ class OutboxFile:
         self._backlog: Backlog | None = None
         self._opened = False
         self._failed: LogFailed | None = None
+        self._kept_to = 0  # the last sequence that is committed
+        self._renewals = 0
         self._firsts: list[int] = []  # of open runs, rising
         self._open: dict[int, _Open] = {}  # first -> what is left of a run
         self._waiting: list[tuple[Sequence[OutboxRun], Deferred[None]]] = []
@@ -164,18 +174,19 @@ class OutboxFile:
                 raise LogDamaged(f"{self.path.name} is missing", 1, mark.number)
             with told_as_damage(mark.number if mark is not None else 0):
                 snapshot = self._load(mark)
-        except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError) as error:
+        except UNUSABLE as error:
             self._lock.release()
             raise DataFolderUnusable(str(self.path), str(error)) from error
         except BaseException:
             self._lock.release()
             raise
         try:
-            first = Mark(_MARKED, snapshot.sequence, 0, 0)
+            first = Mark(_MARKED, snapshot.sequence, self._renewals, 0)
             file = begin_mark(self._mark_path, first, self._files)
         except OSError as error:
             assert self._db is not None
             self._db.close(True)
+            self._pages.close()
             self._lock.release()
             reason = f"{self._mark_path.name}: {error.strerror or error}"
             raise DataFolderUnusable(str(self.path), reason) from error
@@ -185,22 +196,30 @@ class OutboxFile:
         return snapshot
 
     def _load(self, mark: Mark | None) -> OutboxSnapshot:
+        self._pages.note_files()
         db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
         try:
-            prepare(db, APPLICATION_ID, _TABLES)
-            head = one(db, "select incarnation, sequence from head")
+            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2])
+            head = one(db, "select incarnation, sequence, renewals from head")
             if head is None:
-                head = (self._entropy(16).hex(), 0)
-                db.execute("insert into head values (1, ?, ?)", head)
-            incarnation, sequence = head
+                head = (self._entropy(16).hex(), 0, 0)
+                db.execute("insert into head values (1, ?, ?, ?)", head)
+            incarnation, sequence, self._renewals = head
+            self._kept_to = sequence
             if mark is None and sequence:
                 raise LogDamaged("the high-water mark is missing or unreadable", 1, sequence)
             if mark is not None and mark.number > sequence:
                 raise LogDamaged("its newest runs are missing", sequence + 1, mark.number)
+            if mark is not None and mark.commits > self._renewals:
+                raise LogDamaged("its newest incarnation is missing", 1, sequence)
+            self._pages.begin(db)
+            self._pages.look_at_all()
             backlog = self._backlog = Backlog(db)
+            self._pages.take(db)
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except BaseException:
             db.close(True)
+            self._pages.close()
             raise
         return OutboxSnapshot(
             incarnation=incarnation,
@@ -243,9 +262,11 @@ class OutboxFile:
         try:
             if self._failed is None:
                 self._write([], gone, self.sequence)
+                self._pages.take(self._db)
                 self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         finally:
             self._db.close(True)
+            self._pages.close()
             self._marks.stop()
             self._lock.release()
 
@@ -352,7 +373,11 @@ class OutboxFile:
         incarnation = self._entropy(16).hex()
 
         def job() -> str:
-            self._commit([("update head set incarnation = ?", (incarnation,))])
+            self._commit(
+                [("update head set incarnation = ?, renewals = renewals + 1", (incarnation,))]
+            )
+            self._renewals += 1
+            self._mark()
             return incarnation
 
         def done(found: str) -> str:
@@ -420,7 +445,6 @@ class OutboxFile:
 
     def _write(self, runs: Sequence[OutboxRun], gone: list[int], sequence: int) -> None:
         """Commit runs and settlements; on the worker's thread."""
-        assert self._marks is not None
         # A run that was settled before it was written (a fast node) is written and removed here.
         flat: list[Any] = []
         for run in runs:
@@ -439,7 +463,13 @@ class OutboxFile:
         if self._written >= CHECKPOINT_BYTES:
             self._commit([], checkpoint=True)
             self._written = 0
-        self._marks.submit(Mark(_MARKED, sequence, 0, 0))
+        self._kept_to = max(self._kept_to, sequence)
+        self._mark()
+
+    def _mark(self) -> None:
+        """Have the newest commit marked; on the worker's thread."""
+        assert self._marks is not None
+        self._marks.submit(Mark(_MARKED, self._kept_to, self._renewals, 0))
 
     def _commit(self, steps: Sequence[tuple[str, Any]], *, checkpoint: bool = False) -> None:
         """Run these in one transaction, or a checkpoint; on the worker's thread.
@@ -458,13 +488,14 @@ class OutboxFile:
             raise self._failed
         try:
             if checkpoint:
+                self._pages.take(db)
                 db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
                 return
             db.execute("begin immediate")
             for sql, parameters in steps:
                 db.execute(sql, parameters)
             db.execute("commit")
-        except apsw.Error as error:
+        except (apsw.Error, OSError, LogDamaged) as error:
             if is_full(db, error):
                 if checkpoint:
                     return  # the transaction is in the write-ahead log all the same

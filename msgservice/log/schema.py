@@ -23,7 +23,7 @@ from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 from msgservice.log.files import OS, Files
 
 APPLICATION_ID = 0x6D736773  # "msgs"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 BACKUP_PAGES = 1000  # of one step
 COPY_MARGIN = 1024 * 1024  # bytes that a migration may take beside the copy
@@ -190,8 +190,12 @@ MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
     1: lambda db: _execute_all(db, _VERSION_1),
     2: lambda db: _execute_all(db, _VERSION_2),
     3: lambda db: _execute_all(db, _VERSION_3),
+    # No other table; but an older program would not keep the sums of pages, so it is to refuse.
+    4: lambda db: None,
 }
 """What leads to each version from the one before it."""
+UNCOPIED = frozenset({4})
+"""Those that change nothing in the file."""
 
 
 def _execute_all(db: apsw.Connection, script: str) -> None:
@@ -234,6 +238,10 @@ def insert_steps(into: str, columns: int, flat: list[Any]) -> list[tuple[str, li
 def as_json(values: Any) -> str:
     """Return `values` as a parameter for json_each."""
     return msgspec.json.encode(values).decode()
+
+
+# What a file or its folder that cannot be used is told as.
+UNUSABLE = (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError, OSError)
 
 
 def check_sqlite() -> None:
@@ -320,8 +328,10 @@ def _prepare_connection(db: apsw.Connection, *, readonly: bool) -> None:
     # A close must not fold a damaged WAL into the file before it has been looked at.
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     db.execute("pragma mmap_size = 0")
-    # A drained backlog gives its pages back to the disk; takes effect in a new file only.
-    db.execute("pragma auto_vacuum = incremental")
+    if not one(db, "pragma page_count"):
+        # A drained backlog gives its pages back to the disk. In a file that has pages it changes
+        # nothing, and is a commit all the same.
+        db.execute("pragma auto_vacuum = incremental")
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = full")
     db.execute("pragma wal_autocheckpoint = 0")
@@ -366,7 +376,8 @@ def prepare(db: apsw.Connection, application: int, script: str, later: Sequence[
 def migrate(db: apsw.Connection, path: Path | None, files: Files = OS) -> list[str]:
     """Bring the file to this version; return what was done, as sentences.
 
-    A file that holds something is copied to `NAME.before-VERSION` first, and the copy synced.
+    A file that holds something is copied to `NAME.before-VERSION` first, and the copy synced,
+    where the migration changes more than the number.
     Raises `LogTooNew`.
     """
     version = version_of(db)
@@ -375,7 +386,9 @@ def migrate(db: apsw.Connection, path: Path | None, files: Files = OS) -> list[s
     notices = []
     copy: Path | None = None
     for target in range(version + 1, SCHEMA_VERSION + 1):
-        if version and path is not None:
+        if version and path is not None and target in UNCOPIED:
+            notices.append(f"migrated from version {target - 1} to {target}")
+        elif version and path is not None:
             copy = path.with_name(f"{path.name}.before-{target}")
             backup(db, copy, files=files)
             notices.append(f"migrated from version {target - 1} to {target}; copy in {copy.name}")

@@ -16,7 +16,7 @@ import apsw
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
-from msgservice.errors import DataFolderUnusable, LogDamaged
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog, told_as_damage
 from msgservice.log.files import OS, Files
@@ -29,6 +29,7 @@ from msgservice.log.folder import (
     make_folder,
 )
 from msgservice.log.machine import Jobs, OwnThreads, Threads
+from msgservice.log.pages import PageSums
 from msgservice.log.schema import FULL_ERRNOS, check_sqlite, connect, migrate
 from msgservice.log.store import Store
 from msgservice.log.wholeness import (
@@ -45,7 +46,12 @@ from msgservice.records import Snapshot
 T = TypeVar("T")
 
 LOG_NAME = "log.db"
+# A file of up to so many pages, 64 MiB, is compared with its sums before it is opened: that takes
+# some 40 ms. A larger one is beside everything else, from its first page on.
+LOOK_PAGES_MAX = 16 * 1024
 WATCHED = (LOG_NAME, LOG_NAME + "-wal", LOG_NAME + "-shm", MARK_NAME, LOCK_NAME)
+# Bytes of a page that goes on with a long value: nearly all are of batches, which have a CRC each.
+SUMMED_OF_VALUES = 512
 
 
 class SqliteLog(StoreLog):
@@ -89,6 +95,9 @@ class SqliteLog(StoreLog):
             limits=limits,
             audiences=self._audiences,
             reserve=self._reserve,
+            pages=PageSums(
+                self.folder / LOG_NAME, self.folder / MARK_NAME, files, begun_by=SUMMED_OF_VALUES
+            ),
             mark=mark,
             vfs=vfs,
             files=files,
@@ -130,7 +139,25 @@ class SqliteLog(StoreLog):
             self._writer.stop()
             self._reader.stop()
             raise
-        return self._remember(snapshot)
+        self._remember(snapshot)
+        Deferred.fromCoroutine(self._look_on())
+        return snapshot
+
+    async def _look_on(self) -> None:
+        """Compare the pages that were not at the start; what is damaged then ends the log."""
+        with suppress(LogDamaged):
+            await self._look_at_pages()
+
+    async def _look_at_pages(self) -> None:
+        store = self._store
+        assert self._reader is not None
+        assert store.pages is not None
+        try:
+            while self._opened and store.pages.pages_left:
+                await self._reader.submit(store.pages.look)
+        except LogDamaged as damage:
+            store.failed = LogFailed(str(damage))
+            raise
 
     def _open_files(self) -> Snapshot:
         check_sqlite()
@@ -166,6 +193,8 @@ class SqliteLog(StoreLog):
             file = self._begin_mark(mark_path, mark)
         except OSError as error:
             store.db.close(True)
+            if store.pages is not None:
+                store.pages.close()
             reason = f"{MARK_NAME}: {error.strerror or error}"
             raise DataFolderUnusable(str(self.folder), reason) from error
         store.marks = self._threads.marks(file, self._mark_interval)
@@ -182,6 +211,8 @@ class SqliteLog(StoreLog):
     def _check_and_load(self, path: Path, mark: Mark | None) -> list[str]:
         store = self._store
         is_new = not path.exists()
+        if store.pages is not None:
+            store.pages.note_files()
         store.connect()
         try:
             notices = migrate(store.db, path, self._files)
@@ -193,14 +224,35 @@ class SqliteLog(StoreLog):
             store.create(self._entropy(16).hex())
             store.load()
             check_mark(mark, store.state, store.db)
+            notices += self._begin_pages()
             store.save()
             with suppress(apsw.FullError):  # what is in the WAL is synced there
                 store.fold()
         except BaseException:
             # Without folding the WAL in: a damaged one stays as it is, for whoever repairs it.
             store.db.close(True)
+            if store.pages is not None:
+                store.pages.close()
             raise
         return notices
+
+    def _begin_pages(self) -> list[str]:
+        """Compare the pages of the file with their sums; a large file's later, in between."""
+        pages = self._store.pages
+        assert pages is not None
+        try:
+            is_foreign = pages.begin(self._store.db)
+        except OSError as error:
+            reason = f"{MARK_NAME}: {error.strerror or error}"
+            raise DataFolderUnusable(str(self.folder), reason) from error
+        if pages.pages_left <= LOOK_PAGES_MAX:
+            pages.look_at_all()
+        if not is_foreign:
+            return []
+        return [
+            f"another program had {LOG_NAME} open: what its pages should hold is not known, and is"
+            " taken from what they hold now"
+        ]
 
     def _open_reader(self) -> None:
         self._reading = connect(

@@ -25,6 +25,7 @@ from msgservice.log.files import OS, Files
 from msgservice.log.folder import FileWatch, Reserve
 from msgservice.log.loading import load, snapshot
 from msgservice.log.machine import Marks
+from msgservice.log.pages import PageSums
 from msgservice.log.schema import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
 from msgservice.log.staging import (
     Operation,
@@ -70,6 +71,7 @@ class Store:
         limits: Limits,
         audiences: dict[tuple[int, ...], Audience],
         reserve: Reserve | None = None,
+        pages: PageSums | None = None,
         mark: Literal["behind", "strict"] = "behind",
         vfs: str | None = None,
         files: Files = OS,
@@ -83,6 +85,7 @@ class Store:
         self._path = path
         self._audiences = audiences
         self.reserve = reserve
+        self.pages = pages
         self._strict = mark == "strict"
         self._vfs = vfs
         self._files = files
@@ -148,6 +151,8 @@ class Store:
             pass  # ages go on from the last save
         finally:
             self.db.close()
+            if self.pages is not None:
+                self.pages.close()
 
     def pass_time(self, elapsed: int) -> None:
         """Let the log grow older. `elapsed`: a monotonic clock, ms; where it begins is nothing."""
@@ -439,6 +444,7 @@ class Store:
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
         try:
             self._faults("before checkpoint")
+            self._note_pages()
             pages, _folded = self.db.wal_checkpoint(mode=mode)
             self._written = 0
             if pages * 4096 > WAL_BYTES:
@@ -454,6 +460,15 @@ class Store:
             if raising:
                 raise
             self._recover(Staged(self.state), error)
+
+    def _note_pages(self) -> None:
+        if self.pages is None:
+            return
+        try:
+            self.pages.take(self.db)
+        except (OSError, LogDamaged) as error:
+            self.failed = LogFailed(f"the log cannot be folded in: {error}")
+            raise self.failed from error
 
     def fold(self) -> None:
         """Fold the WAL into the file and sync it, on the reserve's blocks if need be, or raise."""

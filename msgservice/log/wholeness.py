@@ -30,7 +30,7 @@ _MAGIC = b"msgsmark"
 _record = struct.Struct("<8s32sQQI")
 # Two places, written in turn, each in its own sector and page: a torn write spoils one of them.
 _PLACES = (0, 4096)
-_FILE_SIZE = 8192
+MARKS_SIZE = 8192  # sums of pages follow (`log.pages`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class Mark:
 def read_mark(path: Path) -> Mark | None:
     """Return the newest valid mark of the file, or None where there is none."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MARKS_SIZE)
     except FileNotFoundError:
         return None
     best: Mark | None = None
@@ -69,22 +70,28 @@ def read_mark(path: Path) -> Mark | None:
     return best
 
 
+def open_mark(path: Path, files: Files = OS) -> int:
+    """Return a descriptor of the mark file, made if it is new; raises `OSError`."""
+    new = not path.exists()
+    descriptor = open_private(path, files)
+    try:
+        if new or os.fstat(descriptor).st_size < MARKS_SIZE:
+            files.posix_fallocate(descriptor, 0, MARKS_SIZE)
+            files.fsync(descriptor)
+            sync_folder(path.parent, files)
+    except BaseException:
+        files.close(descriptor)
+        raise
+    return descriptor
+
+
 class MarkFile:
     """The open mark file; `write` returns when the mark is synced."""
 
     def __init__(self, path: Path, files: Files = OS) -> None:
         self._files = files
-        new = not path.exists()
-        self._descriptor = open_private(path, files)
+        self._descriptor = open_mark(path, files)
         self._turn = 0
-        try:
-            if new or os.fstat(self._descriptor).st_size < _FILE_SIZE:
-                self._files.posix_fallocate(self._descriptor, 0, _FILE_SIZE)
-                self._files.fsync(self._descriptor)
-                sync_folder(path.parent, files)
-        except BaseException:
-            self._files.close(self._descriptor)
-            raise
 
     def write(self, mark: Mark) -> None:
         """Write and sync."""

@@ -10,6 +10,7 @@ import pytest
 
 from msgservice.errors import LogDamaged
 from msgservice.log import inbox_file, outbox_file
+from msgservice.log.pages import PageSums
 from msgservice.log.wholeness import Mark
 from tests.damage.damages import play
 from tests.powerloss.histories import InboxLife
@@ -40,6 +41,14 @@ def test_an_inbox_without_its_mark_would_be_silent(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(inbox_file.InboxFile, "_check_head", lambda *_: None)
     findings = [finding for seed in range(3) for finding in play("inbox", seed)]
     assert any(finding.verdict == "silent" for finding in findings)
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("log", 21), ("outbox", 50), ("inbox", 71)])
+def test_pages_without_sums_would_be_silent(
+    kind: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PageSums, "look", lambda _: False)
+    assert any(finding.verdict == "silent" for finding in play(kind, seed))
 
 
 def test_damage_reaches_write_ahead_logs_that_are_not_folded_in() -> None:
