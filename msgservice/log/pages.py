@@ -136,9 +136,13 @@ class PageSums:
         else:
             self._known = known
         if frames:
-            with _Frames(self._wal_path, frames) as wal:
-                self._check_wal(wal.salts, frames)
-                self._hidden.update(wal.newest(0))
+            try:
+                with _Frames(self._wal_path, frames) as wal:
+                    self._check_wal(wal.salts, frames)
+                    self._hidden.update(wal.newest(0))
+            except _WalGone:
+                is_foreign = True
+                self._give_up()
         self._is_begun = True
         return is_foreign
 
@@ -246,32 +250,41 @@ class PageSums:
         frames = _frames(db)
         if not frames:
             return
-        with self._lock, _Frames(self._wal_path, frames) as wal:
-            known = self._known
-            taken, retired = known.frames, known.retired
-            if wal.salts != known.salts:
-                taken, retired = 0, _with_retired(retired, known.salts)
-            if taken == frames:
-                return
-            newest = wal.newest(taken if taken < frames else 0)
-            if self._next <= self._last:
-                self._compare(page for page in sorted(newest) if self._next <= page <= self._last)
-                self._hidden.update(newest)
-            count = one(db, "pragma page_count")
-            # SQLite need not write a page that is free.
-            sums = dict.fromkeys(range(known.pages + 1, count + 1), 0)
-            sums.update(wal.sums_of(newest, self._begun_by))
-            self._known = _Header(known.turn + 1, count, wal.salts, frames, retired)
+        with self._lock:
             try:
-                self._write(sums)
-                self._write_header()
-            except OSError as error:
-                if error.errno not in FULL_ERRNOS:
-                    raise
+                with _Frames(self._wal_path, frames) as wal:
+                    self._take(wal, frames, one(db, "pragma page_count"))
+            except _WalGone:
                 self._give_up()
 
+    def _take(self, wal: _Frames, frames: int, pages: int) -> None:
+        known = self._known
+        taken, retired = known.frames, known.retired
+        if wal.salts != known.salts:
+            taken, retired = 0, _with_retired(retired, known.salts)
+        if taken == frames:
+            return
+        newest = wal.newest(taken if taken < frames else 0)
+        if self._next <= self._last:
+            self._compare(page for page in sorted(newest) if self._next <= page <= self._last)
+            self._hidden.update(newest)
+        # SQLite need not write a page that is free.
+        sums = dict.fromkeys(range(known.pages + 1, pages + 1), 0)
+        sums.update(wal.sums_of(newest, self._begun_by))
+        self._known = _Header(known.turn + 1, pages, wal.salts, frames, retired)
+        try:
+            self._write(sums)
+            self._write_header()
+        except OSError as error:
+            if error.errno not in FULL_ERRNOS:
+                raise
+            self._give_up()
+
     def _give_up(self) -> None:
-        """Without room nothing is known: a fold needs to go on, and is what makes room."""
+        """Forget all sums: what is to be folded in cannot be noted, and is folded in all the same.
+
+        Where there is no room, folding is what makes some.
+        """
         assert self._mark is not None
         self._files.ftruncate(self._mark, MARKS_SIZE)
         self._files.fdatasync(self._mark)
@@ -329,13 +342,26 @@ class PageSums:
                     self._files.unlink(self._wal_path)
 
 
+class _WalGone(Exception):
+    """The write-ahead log is not the file of its name any more.
+
+    Another SQLite in this very process does that: it does not see our locks. What it has folded in
+    is not known to us.
+    """
+
+
 class _Frames:
     """The frames of a write-ahead log, without a copy of them."""
 
     def __init__(self, path: Path, count: int) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        size = _WAL_HEADER + count * _FRAME
         try:
-            size = _WAL_HEADER + count * _FRAME
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise _WalGone from error
+        try:
+            if os.fstat(descriptor).st_size < size:
+                raise _WalGone
             self._map = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)

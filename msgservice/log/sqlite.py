@@ -154,7 +154,8 @@ class SqliteLog(StoreLog):
         assert store.pages is not None
         try:
             while self._opened and store.pages.pages_left:
-                await self._reader.submit(store.pages.look)
+                if not await self._reader.submit(store.pages.look):
+                    break
         except LogDamaged as damage:
             store.failed = LogFailed(str(damage))
             raise

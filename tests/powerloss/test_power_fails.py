@@ -50,7 +50,8 @@ def unsynced_commits(patch: pytest.MonkeyPatch) -> None:
 
 def unsynced_names(patch: pytest.MonkeyPatch) -> None:
     """The folder of a new log is never synced."""
-    patch.setattr("msgservice.log.wholeness.sync_folder", lambda folder, files: None)
+    for module in ("wholeness", "folder"):
+        patch.setattr(f"msgservice.log.{module}.sync_folder", lambda folder, files: None)
 
 
 def mark_first(patch: pytest.MonkeyPatch) -> None:

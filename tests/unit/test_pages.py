@@ -198,6 +198,25 @@ def test_what_another_program_has_changed_is_taken_as_it_is(made: Made, copy: An
         Opened(kind, folder)
 
 
+def test_a_write_ahead_log_that_is_taken_away_meanwhile_is_no_damage(made: Made, copy: Any) -> None:
+    """A program with two SQLites in one process does that: they do not see each other's locks."""
+    kind, _, newer = made
+    if kind == "log":
+        return  # it watches its files, and ends
+    folder = copy(newer)
+    file = Opened(kind, folder)
+    file.fill(31, 32)
+    with sqlite3.connect(folder / NAMES[kind]) as db:
+        db.execute("select count(*) from sqlite_schema").fetchone()
+    db.close()
+    assert not (folder / (NAMES[kind] + "-wal")).exists()
+    file.close()
+    for first in (33, 35):
+        file = Opened(kind, folder)
+        file.fill(first, first + 1)
+        file.close()
+
+
 def test_sums_that_are_gone_are_made_anew(made: Made, copy: Any) -> None:
     kind, older, newer = made
     folder = copy(newer)
