@@ -24,10 +24,10 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Factory
 from twisted.protocols import amp
 
-from msgservice.faces.callbacks import Connection
-from msgservice.faces.callbacks_files import FileRoot
-from msgservice.faces.callbacks_registry import CallbackRegistry
-from msgservice.faces.callbacks_service import CallbackClient, CallbackServer
+from msgservice.faces.callbacks.connection import Connection
+from msgservice.faces.callbacks.files import FileRoot
+from msgservice.faces.callbacks.registry import CallbackRegistry
+from msgservice.faces.callbacks.service import CallbackClient, CallbackServer
 
 PENDING = 64
 COPY_BYTES = 256 * 1024

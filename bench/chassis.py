@@ -58,7 +58,7 @@ def serve_twisted() -> None:
 
 
 def serve_ours(protocol: Any) -> None:
-    from msgservice.faces.chassis import SimpleServer
+    from msgservice.faces.chassis.server import SimpleServer
 
     def say(address: Any) -> None:
         print(address.port, flush=True)

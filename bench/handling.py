@@ -30,7 +30,7 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.message import BareMessage, encode_messages
-from msgservice.receiver import Receiver
+from msgservice.receiver.receiver import Receiver
 from msgservice.records import Origin
 
 RUN, BODY, ROUNDS = 200, b"x" * 256, 5

@@ -89,7 +89,7 @@ def make_key(keyed: bool) -> bytes | None:
 def acked_server(keyed: bool) -> None:
     from twisted.internet import reactor
 
-    from msgservice.transport.datagram_peer import DatagramPeer
+    from msgservice.transport.udp.peer import DatagramPeer
 
     peer = DatagramPeer(reactor, key=make_key(keyed))
     print(peer.listen()[1], flush=True)
@@ -99,7 +99,7 @@ def acked_server(keyed: bool) -> None:
 def acked_client(port: int, size: int, many: bool, keyed: bool) -> dict[str, float]:
     from twisted.internet import reactor
 
-    from msgservice.transport.datagram_peer import DatagramPeer
+    from msgservice.transport.udp.peer import DatagramPeer
 
     peer = DatagramPeer(reactor, key=make_key(keyed))
     peer.listen()
@@ -148,7 +148,7 @@ def acked_client(port: int, size: int, many: bool, keyed: bool) -> dict[str, flo
 def rpc_server(ours: bool) -> None:
     from twisted.internet import protocol, reactor
 
-    from msgservice.transport.datagram_peer import DatagramPeer
+    from msgservice.transport.udp.peer import DatagramPeer
 
     if ours:
 
@@ -171,7 +171,7 @@ def rpc_server(ours: bool) -> None:
 def rpc_client(port: int, ours: bool) -> dict[str, float]:
     from twisted.internet import protocol, reactor
 
-    from msgservice.transport.datagram_peer import DatagramPeer
+    from msgservice.transport.udp.peer import DatagramPeer
 
     to = ("127.0.0.1", port)
     body = bytes(100)

@@ -58,7 +58,7 @@ def flood(port: int) -> dict[str, int]:
 def healthy() -> dict[str, Any]:
     from twisted.internet import reactor
 
-    from msgservice.transport.datagram_peer import DatagramPeer
+    from msgservice.transport.udp.peer import DatagramPeer
 
     server, client = DatagramPeer(reactor), DatagramPeer(reactor)
     to = server.listen()

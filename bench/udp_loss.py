@@ -103,7 +103,7 @@ def receiver(control: socket.socket) -> None:
     """Be the receiving side of both protocols."""
     from twisted.internet import reactor
 
-    from msgservice.transport.datagram_peer import DatagramPeer
+    from msgservice.transport.udp.peer import DatagramPeer
 
     enter_namespace(1, control)
     listener = socket.create_server((ADDRESSES[1], PORT))
@@ -133,7 +133,7 @@ def sender(control: socket.socket) -> None:
     from twisted.internet import reactor
     from twisted.internet.threads import blockingCallFromThread
 
-    from msgservice.transport.datagram_peer import DatagramPeer
+    from msgservice.transport.udp.peer import DatagramPeer
 
     enter_namespace(0, control)
     control.sendall(b"ready\n")

@@ -12,9 +12,9 @@ from typing import Any
 from twisted.internet import defer, task
 
 from msgservice.faces.callbacks import Connection
-from msgservice.faces.callbacks_files import FileRoot
-from msgservice.faces.callbacks_registry import CallbackRegistry
-from msgservice.faces.callbacks_service import CallbackClient, CallbackServer
+from msgservice.faces.callbacks.files import FileRoot
+from msgservice.faces.callbacks.registry import CallbackRegistry
+from msgservice.faces.callbacks.service import CallbackClient, CallbackServer
 
 DRONES = 3
 

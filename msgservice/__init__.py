@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msgservice.client import Client
-    from msgservice.client_connect import connect
+    from msgservice.client.client import Client
+    from msgservice.client.connect import connect
+    from msgservice.client.receipt import Receipt
     from msgservice.errors import Reject, Retry
-    from msgservice.limits import Limits
+    from msgservice.limits import Limits, Rate
     from msgservice.message import Status
     from msgservice.node.assembly import Node
-    from msgservice.receipt import Receipt
-    from msgservice.receiver import Receiver
-    from msgservice.transport.datagram_peer import DatagramPeer
-    from msgservice.transport.rates import Rate, RateLimits
+    from msgservice.node.pace import RateLimits
+    from msgservice.receiver.receiver import Receiver
+    from msgservice.transport.udp.peer import DatagramPeer
 
 __all__ = [
     "Client",
@@ -36,18 +36,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Client": "msgservice.client",
-    "DatagramPeer": "msgservice.transport.datagram_peer",
+    "Client": "msgservice.client.client",
+    "DatagramPeer": "msgservice.transport.udp.peer",
     "Limits": "msgservice.limits",
     "Node": "msgservice.node.assembly",
-    "Rate": "msgservice.transport.rates",
-    "RateLimits": "msgservice.transport.rates",
-    "Receipt": "msgservice.receipt",
-    "Receiver": "msgservice.receiver",
+    "Rate": "msgservice.node.pace",
+    "RateLimits": "msgservice.node.pace",
+    "Receipt": "msgservice.client.receipt",
+    "Receiver": "msgservice.receiver.receiver",
     "Reject": "msgservice.errors",
     "Retry": "msgservice.errors",
     "Status": "msgservice.message",
-    "connect": "msgservice.client_connect",
+    "connect": "msgservice.client.connect",
 }
 
 

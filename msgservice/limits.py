@@ -28,6 +28,26 @@ RUNS_REMEMBERED = 1024  # runs of an incarnation whose content is compared (SEMA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Messages and bytes per second (None: no limit), and how many seconds' worth at once."""
+
+    messages: float | None = None
+    bytes: float | None = None
+    burst_seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that would let nothing through, ever."""
+        for value in (self.messages, self.bytes, self.burst_seconds):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"a rate must be above 0 and finite, not {value}")
+
+    @property
+    def limits(self) -> bool:
+        """Whether it limits anything."""
+        return self.messages is not None or self.bytes is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Limits that an operator may set, in `[limits]` of the configuration; all in plain units."""
 

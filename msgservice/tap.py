@@ -19,7 +19,7 @@ from twisted.python.components import Componentized
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
-from msgservice.config import Config, Flags, load_config
+from msgservice.config.config import Config, Flags, load_config
 from msgservice.errors import ConfigError
 from msgservice.output import keep_flowing
 

@@ -5,7 +5,7 @@ from twisted.internet import reactor
 
 from examples.chassis_echo import Echo
 from msgservice.faces.chassis import SimpleServer
-from msgservice.faces.chassis_service import ChassisService
+from msgservice.faces.chassis.service import ChassisService
 
 application = Application("chassis")
 server = SimpleServer(protocol=Echo, endpoint="tcp:1601:interface=127.0.0.1")

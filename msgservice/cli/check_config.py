@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from msgservice.cli.output import ExitCode, console
-from msgservice.config import Config, load_config
+from msgservice.config.config import Config, load_config
 from msgservice.errors import ConfigError
 
 

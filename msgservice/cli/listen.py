@@ -13,11 +13,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from msgservice.attachment import Attachment
 from msgservice.cli.session import Session, node_options
 from msgservice.errors import MsgServiceError, Refused
-from msgservice.received import ReceivedMessage
-from msgservice.receiver import Receiver
+from msgservice.receiver.received import ReceivedMessage
+from msgservice.receiver.receiver import Receiver
+from msgservice.receiver.ways import Attachment
 
 WATCH_SECONDS = 0.5  # between two looks at the connection
 

@@ -9,7 +9,7 @@ import click
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 from msgservice.cli.threads import in_daemon_thread
-from msgservice.config_addresses import check_receiver_address
+from msgservice.config.addresses import check_receiver_address
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import Refused
 from msgservice.transport.addresses import parse_address

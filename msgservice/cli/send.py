@@ -17,11 +17,11 @@ from twisted.python.failure import Failure
 from msgservice.cli.lines import LineReader
 from msgservice.cli.output import console, plain_table
 from msgservice.cli.session import SENDER, Session, node_options
-from msgservice.client import Client
+from msgservice.client.client import Client
+from msgservice.client.receipt import Receipt
 from msgservice.errors import MsgServiceError, NotDelivered
 from msgservice.limits import MAX_BATCH_MAX
 from msgservice.message import Status
-from msgservice.receipt import Receipt
 
 # Runs of lines that may be on their way at once: enough to hide a sync behind the next read.
 RUNS_IN_FLIGHT = 8

@@ -32,7 +32,7 @@ from twisted.logger import (
 from zope.interface import provider
 
 from msgservice.cli.output import ExitCode, console
-from msgservice.client import Client
+from msgservice.client.client import Client
 from msgservice.clock import timed
 from msgservice.errors import (
     Ambiguous,

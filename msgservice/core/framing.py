@@ -1,7 +1,7 @@
 """Length-prefixed frames: bytes in, whole frames out, in time linear in the bytes.
 
-The wire is that of Twisted's `Int32StringReceiver`: four bytes of length, big-endian, then so
-many bytes. Stands between a byte stream (`transport.tcp`) and `core.frames`; knows nothing of
+The wire is that of Twisted's `Int32StringReceiver`: four bytes of length, big-endian, then so many
+bytes. Stands between a byte stream (`transport.tcp.transport`) and `core.frames`; knows nothing of
 either, nor of deadlines: `partial` and `completed` are what the transport needs to keep those.
 
 Invariant: what is held is the beginning of at most one frame, and never more than its prefix

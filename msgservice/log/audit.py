@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import apsw
 
+from msgservice.disk.database import one
 from msgservice.errors import LogDamaged
-from msgservice.log.schema import one
 from msgservice.log.state import State
 from msgservice.log.wholeness import chained_rows
 from msgservice.records import Account

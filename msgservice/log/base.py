@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import apsw
-import msgspec
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
@@ -39,29 +38,6 @@ T = TypeVar("T")
 
 # Receivers whose account is taken in one read transaction.
 ACCOUNTS_PAGE = 32
-
-
-# What reading garbage can raise, from SQLite or from the decoders of what it gave.
-GARBAGE = (
-    apsw.CorruptError,
-    apsw.NotADBError,
-    apsw.SQLError,
-    apsw.MismatchError,
-    msgspec.MsgspecError,
-    ValueError,
-    TypeError,
-    LookupError,
-)
-
-
-@contextmanager
-def told_as_damage(last: int) -> Iterator[None]:
-    """Turn what a damaged file makes of our code into `LogDamaged`."""
-    try:
-        yield
-    except GARBAGE as error:
-        reason = f"unreadable: {type(error).__name__}: {error}"
-        raise LogDamaged(reason, 0, last) from error
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import apsw
 
+from msgservice.disk.damage import told_as_damage
+from msgservice.disk.database import backup, check_sqlite, connect, sync_folder
+from msgservice.disk.folder import LOCK_NAME, FolderLock, check_filesystem, make_folder
+from msgservice.disk.mark import MARK_NAME, Mark, MarkFile
 from msgservice.errors import DataFolderUnusable
-from msgservice.log.base import told_as_damage
-from msgservice.log.folder import LOCK_NAME, FolderLock, check_filesystem, make_folder
 from msgservice.log.loading import load
-from msgservice.log.schema import backup, check_sqlite, connect, sync_folder, version_of
+from msgservice.log.schema import version_of
 from msgservice.log.sqlite import LOG_NAME
-from msgservice.log.wholeness import MARK_NAME, Mark, MarkFile
 
 
 def copy_log(

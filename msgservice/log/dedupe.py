@@ -14,8 +14,9 @@ from zlib import crc32
 
 import msgspec
 
+from msgservice.core.marks import Key, SenderState
 from msgservice.errors import ContentChanged, LimitReached, LogFull
-from msgservice.log.state import Key, SenderState, Staged, State
+from msgservice.log.state import Staged, State
 from msgservice.message import cut_messages
 from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, Piece, RefusedBatch
 

@@ -12,11 +12,12 @@ from itertools import accumulate
 import apsw
 import msgspec
 
+from msgservice.core.marks import SenderState
 from msgservice.core.ranges import RangeSet
+from msgservice.disk.database import as_json, one, rows
 from msgservice.limits import INTEGER_MAX
 from msgservice.log.queries import audience_of, runs_of
-from msgservice.log.schema import as_json, one, rows
-from msgservice.log.state import SenderState, State
+from msgservice.log.state import State
 from msgservice.message import Status
 from msgservice.records import (
     DeadLetter,

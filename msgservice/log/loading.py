@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import apsw
 import msgspec
 
+from msgservice.core.marks import SenderState
+from msgservice.disk.database import one, rows
 from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history
-from msgservice.log.schema import one, rows
 from msgservice.log.staging import ASKED, AUDIENCES_USED, COMMITS_ROW, DEAD_OVERHEAD, OPEN
-from msgservice.log.state import ReceiverState, SenderState, State, Totals
+from msgservice.log.state import ReceiverState, State, Totals
 from msgservice.log.wholeness import replay
 from msgservice.records import Audience, ExceptionRow, ReceiverRow, Snapshot
 

@@ -16,9 +16,9 @@ from zlib import crc32
 import apsw
 import msgspec
 
+from msgservice.disk.database import as_json, one, rows
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import Run, mark_of
-from msgservice.log.schema import as_json, one, rows
 from msgservice.log.state import SETTLED, State
 from msgservice.message import Status, header_size, message_sizes
 from msgservice.records import (

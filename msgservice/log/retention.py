@@ -15,10 +15,11 @@ from typing import Any
 import apsw
 import msgspec
 
+from msgservice.core.marks import Key, SenderState
+from msgservice.disk.database import as_json, full_is_told, insert_steps, one, rows
 from msgservice.limits import RUNS_REMEMBERED
 from msgservice.log import history
 from msgservice.log.dedupe import mark_of
-from msgservice.log.schema import as_json, full_is_told, insert_steps, one, rows
 from msgservice.log.staging import (
     ASKED,
     DEAD_OVERHEAD,
@@ -26,7 +27,7 @@ from msgservice.log.staging import (
     age_operations,
     used_audiences_operation,
 )
-from msgservice.log.state import Key, ReceiverState, SenderState, Totals
+from msgservice.log.state import ReceiverState, Totals
 from msgservice.log.store import Store
 from msgservice.message import Status
 from msgservice.records import ExceptionRow, number_of, position_of

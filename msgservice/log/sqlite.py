@@ -16,11 +16,10 @@ import apsw
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
-from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed
-from msgservice.limits import Limits
-from msgservice.log.base import StoreLog, told_as_damage
-from msgservice.log.files import OS, Files
-from msgservice.log.folder import (
+from msgservice.disk.damage import told_as_damage
+from msgservice.disk.database import FULL_ERRNOS, check_sqlite, connect
+from msgservice.disk.files import OS, Files
+from msgservice.disk.folder import (
     LOCK_NAME,
     FileWatch,
     FolderLock,
@@ -28,19 +27,15 @@ from msgservice.log.folder import (
     check_filesystem,
     make_folder,
 )
-from msgservice.log.machine import Jobs, OwnThreads, Threads
-from msgservice.log.pages import PageSums
-from msgservice.log.schema import FULL_ERRNOS, check_sqlite, connect, migrate
+from msgservice.disk.machine import Jobs, OwnThreads, Threads
+from msgservice.disk.mark import MARK_INTERVAL, MARK_NAME, Mark, MarkFile, begin_mark, read_mark
+from msgservice.disk.pages import PageSums
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed
+from msgservice.limits import Limits
+from msgservice.log.base import StoreLog
+from msgservice.log.schema import migrate
 from msgservice.log.store import Store
-from msgservice.log.wholeness import (
-    MARK_INTERVAL,
-    MARK_NAME,
-    Mark,
-    MarkFile,
-    begin_mark,
-    check_mark,
-    read_mark,
-)
+from msgservice.log.wholeness import check_mark
 from msgservice.records import Snapshot
 
 T = TypeVar("T")

@@ -15,12 +15,13 @@ from typing import Any
 import apsw
 import msgspec
 
+from msgservice.core.marks import encode_ranges
 from msgservice.core.ranges import RangeSet
+from msgservice.disk.database import as_json, insert_steps
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries
 from msgservice.log.dedupe import COLUMNS
-from msgservice.log.schema import as_json, insert_steps
-from msgservice.log.state import ReceiverState, SenderState, Staged, State, hash_of
+from msgservice.log.state import ReceiverState, Staged, State, hash_of
 from msgservice.message import Status
 from msgservice.records import ExceptionRow, Group, ReceiverRow
 
@@ -349,8 +350,3 @@ def used_audiences_operation(number: int) -> Operation:
     Senders' last runs go on to refer to them when nothing else does.
     """
     return (_SAVE_META, (AUDIENCES_USED, number))
-
-
-def encode_ranges(sender: SenderState) -> bytes:
-    """Return the ranges above the floor as they are kept in the table."""
-    return msgspec.msgpack.encode(list(sender.ranges) if sender.ranges is not None else [])

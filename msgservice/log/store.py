@@ -17,16 +17,18 @@ from typing import Literal, TypeVar
 
 import apsw
 
+from msgservice.core.marks import Key
+from msgservice.disk.database import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
+from msgservice.disk.files import OS, Files
+from msgservice.disk.folder import FileWatch, Reserve
+from msgservice.disk.machine import Marks
+from msgservice.disk.mark import Mark
+from msgservice.disk.pages import PageSums
 from msgservice.errors import LogDamaged, LogFailed, LogFull, LogReplaced, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log import queries
 from msgservice.log.dedupe import forget_numbers, take_batches
-from msgservice.log.files import OS, Files
-from msgservice.log.folder import FileWatch, Reserve
 from msgservice.log.loading import load, snapshot
-from msgservice.log.machine import Marks
-from msgservice.log.pages import PageSums
-from msgservice.log.schema import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
 from msgservice.log.staging import (
     Operation,
     age_operations,
@@ -37,8 +39,7 @@ from msgservice.log.staging import (
     stage_receivers,
     stage_removals,
 )
-from msgservice.log.state import Key, Staged, State
-from msgservice.log.wholeness import Mark
+from msgservice.log.state import Staged, State
 from msgservice.records import Audience, Batch, Group, Outcome, RefusedBatch, Room, Snapshot
 
 T = TypeVar("T")

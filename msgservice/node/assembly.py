@@ -22,11 +22,10 @@ from typing import Any
 from twisted.logger import Logger
 
 from msgservice.errors import LogReplaced
-from msgservice.limits import Limits
+from msgservice.limits import Limits, Rate
 from msgservice.log.sqlite import SqliteLog
 from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
-from msgservice.transport.rates import Rate
 
 SWITCH_INTERVAL = 0.0005  # seconds; the writer thread must win the interpreter back quickly
 EXIT_FAILED = 1

@@ -21,13 +21,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from msgservice.attachment import Attachment
-from msgservice.client import Client
+from msgservice.client.client import Client
 from msgservice.clock import monotonic_of, timed, wall_of
 from msgservice.core.frames import Reply, Request
 from msgservice.errors import LogFailed
 from msgservice.interfaces import IChannelUser, IConnector, ILog
-from msgservice.limits import Limits
+from msgservice.limits import Limits, Rate
 from msgservice.message import Status
 from msgservice.node.admin import Admin
 from msgservice.node.commits import Commits
@@ -36,13 +35,14 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlet
 from msgservice.node.outlet_progress import OutletProgress
+from msgservice.node.pace import RateLimits
 from msgservice.node.receivers import Receivers
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
-from msgservice.receiver import Receiver
+from msgservice.receiver.receiver import Receiver
+from msgservice.receiver.ways import Attachment
 from msgservice.records import Batch, ReceiverRow, Snapshot
 from msgservice.transport.local import LocalConnector
-from msgservice.transport.rates import Rate, RateLimits
 from msgservice.transport.registry import Transports
 
 RETAIN_EVERY = 1.0  # seconds between two passes of retention

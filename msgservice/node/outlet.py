@@ -28,9 +28,9 @@ from msgservice.limits import (
 )
 from msgservice.message import Action, Status
 from msgservice.node.outlet_progress import OutletProgress
+from msgservice.node.pace import Pace
 from msgservice.node.shared import DeliveryShared
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Resume
-from msgservice.transport.rates import Pace
 
 NOTES_MAX = 100
 # What one receiver is sent in one turn of the reactor; others wait for that turn.

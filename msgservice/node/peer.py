@@ -44,9 +44,9 @@ from msgservice.errors import (
 from msgservice.message import decode_messages
 from msgservice.node.admin import busy, refusal_of
 from msgservice.node.ingress import Ingress
-from msgservice.node.memory import went_back
 from msgservice.node.outlet import Outlet
 from msgservice.node.shared import Shared
+from msgservice.node.went_back import went_back
 from msgservice.records import Resume, SenderFloor
 
 

@@ -17,11 +17,11 @@ from twisted.python.failure import Failure
 from msgservice.core.backoff import delay_of
 from msgservice.core.frames import BYE_PAUSED, BYE_REMOVED, ReceiveOptions
 from msgservice.errors import ConfiguredOtherwise, NotSupported, UnknownReceiver
-from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
+from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Rate
 from msgservice.node.outlet import Outlet
+from msgservice.node.pace import RateLimits
 from msgservice.node.shared import Shared
 from msgservice.records import ON_FULL, ReceiverRow, Snapshot
-from msgservice.transport.rates import Rate, RateLimits
 
 
 class Receivers:

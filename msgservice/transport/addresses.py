@@ -2,7 +2,7 @@
 
 An address is an endpoint string as Twisted has them, `scheme:part:part:name=value`, where a
 backslash takes the meaning from a colon and brackets do the same for an IPv6 address,
-`tcp:[::1]:7410`. Making endpoints of them is the business of `transport.endpoints`.
+`tcp:[::1]:7410`. Making endpoints of them is the business of `transport.tcp.endpoints`.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from twisted.plugin import getPlugins
 from msgservice.errors import BadAddress
 from msgservice.interfaces import ITransport
 from msgservice.transport.addresses import parse_address
-from msgservice.transport.tcp import TcpTransport
-from msgservice.transport.udp import UdpTransport
+from msgservice.transport.tcp.transport import TcpTransport
+from msgservice.transport.udp.transport import UdpTransport
 
 _HOST_AND_PORT = re.compile(r"[\w.-]+:[0-9]{1,5}")
 

@@ -19,9 +19,9 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
 from msgservice.node.peer import Peer
 from tests.bounds.meter import Meter, TooMuchWork, unmetered
-from tests.channels import Recorder
-from tests.node_double import Pipe
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.channels import Recorder
+from tests.kit.node_double import Pipe
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 T = TypeVar("T")
 PROGRESS_STEPS = 1000  # between two looks at SQLite's work

@@ -16,9 +16,9 @@ from msgservice.message import Status
 from tests.bounds.cases import ANSWERS, largest, reads, smallest
 from tests.bounds.meter import LIMIT, Meter, TooMuchWork
 from tests.bounds.stage import NodeStage, TurnClock, hello
-from tests.clients import ClientWorld
-from tests.node_double import Pipe
-from tests.receiver_world import World
+from tests.kit.clients import ClientWorld
+from tests.kit.node_double import Pipe
+from tests.kit.receiver_world import World
 
 IN_FLIGHT = 8192
 LARGEST = largest()

@@ -12,11 +12,11 @@ from zope.interface.verify import verifyObject
 from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel
 from msgservice.limits import Limits
-from msgservice.transport.channel import FrameProtocol
 from msgservice.transport.local import connect_locally
-from msgservice.transport.pacing import Turn
-from tests.channels import Recorder
-from tests.faulty import CALM, FaultyWorld
+from msgservice.transport.tcp.channel import FrameProtocol
+from msgservice.transport.tcp.pacing import Turn
+from tests.kit.channels import Recorder
+from tests.kit.faulty import CALM, FaultyWorld
 
 LIMITS = Limits()
 

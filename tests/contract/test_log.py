@@ -28,7 +28,7 @@ from msgservice.records import (
     StateRange,
     position_of,
 )
-from tests.logs import NOW, SMALL, Driver, exception, make_batch, numbers
+from tests.kit.logs import NOW, SMALL, Driver, exception, make_batch, numbers
 
 KINDS = ("memory", "sqlite")
 

@@ -22,7 +22,7 @@ from msgservice.records import (
     StateRange,
     position_of,
 )
-from tests.logs import NOW, Driver, exception, make_batch, numbers
+from tests.kit.logs import NOW, Driver, exception, make_batch, numbers
 
 HOUR = 3600 * 1000
 KEEP_NOTHING = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0, audiences=40)

@@ -18,13 +18,13 @@ from random import Random
 
 import apsw
 
+from msgservice.client.outbox_file import OutboxFile
 from msgservice.errors import LogError
 from msgservice.limits import Limits
-from msgservice.log.inbox_file import InboxFile
-from msgservice.log.outbox_file import OutboxFile
 from msgservice.log.sqlite import SqliteLog
+from msgservice.receiver.inbox_file import InboxFile
+from tests.kit.simdisk import SECTOR, SimDisk
 from tests.powerloss.histories import InboxLife, LogLife, OutboxLife
-from tests.simdisk import SECTOR, SimDisk
 
 STEPS = 40
 DAMAGES = 20  # of one history

@@ -8,13 +8,14 @@ from random import Random
 import apsw
 import pytest
 
+from msgservice.client import outbox_file
+from msgservice.disk.mark import Mark
+from msgservice.disk.pages import PageSums
 from msgservice.errors import LogDamaged
-from msgservice.log import inbox_file, outbox_file
-from msgservice.log.pages import PageSums
-from msgservice.log.wholeness import Mark
+from msgservice.receiver import inbox_file
 from tests.damage.damages import play
+from tests.kit.simdisk import SimDisk
 from tests.powerloss.histories import InboxLife
-from tests.simdisk import SimDisk
 
 SEEDS = {"log": 4, "outbox": 3, "inbox": 3}  # `make damage` looks at 2,000 places
 

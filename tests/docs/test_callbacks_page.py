@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from msgservice.core.callbacks_events import CallbackLimits
+from msgservice.faces.callbacks.protocol.events import CallbackLimits
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TEXT = (CHECKOUT / "docs" / "callbacks.md").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from msgservice.faces.chassis import ChassisLimits
+from msgservice.faces.chassis.server import ChassisLimits
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGE = (CHECKOUT / "docs" / "chassis.md").read_text()

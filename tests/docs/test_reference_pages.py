@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from msgservice import config, config_addresses, errors
+from msgservice import errors
+from msgservice.config import addresses as config_addresses
+from msgservice.config import config
 from msgservice.limits import Limits
 from msgservice.tap import Options
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from msgservice.config import load_config
-from msgservice.config_toml import parse_document
+from msgservice.config.config import load_config
+from msgservice.config.toml import parse_document
 from msgservice.core.subjects import (
     SubjectMatcher,
     check_name,

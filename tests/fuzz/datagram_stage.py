@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from msgservice.core import datagram_wire as wire
-from msgservice.core.datagram import Endpoint
-from msgservice.core.datagram_keys import Keys, NoKeys
-from msgservice.core.datagram_limits import DatagramLimits
-from msgservice.core.datagram_receiver import NUMBER_RANGES_MAX
-from msgservice.core.datagram_session import Session
-from msgservice.core.recovery import LOST_MAX
+from msgservice.core.datagram import wire
+from msgservice.core.datagram.endpoint import Endpoint
+from msgservice.core.datagram.keys import Keys, NoKeys
+from msgservice.core.datagram.limits import DatagramLimits
+from msgservice.core.datagram.receiver import NUMBER_RANGES_MAX
+from msgservice.core.datagram.recovery import LOST_MAX
+from msgservice.core.datagram.session import Session
 from msgservice.errors import LimitReached
 from tests.simulation.datagram_paths import Address, Host, World
 

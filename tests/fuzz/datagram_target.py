@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from msgservice.core import datagram_wire as wire
+from msgservice.core.datagram import wire
 from tests.fuzz.choices import Choices
 from tests.fuzz.datagram_stage import FRIEND, HEALTHY, TARGET, Held, Stage
 from tests.simulation.datagram_paths import Address, Host

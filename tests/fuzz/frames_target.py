@@ -39,7 +39,7 @@ from msgservice.message import (
     message_sizes,
     split_messages,
 )
-from msgservice.received import RunFacts, decode_received
+from msgservice.receiver.received import RunFacts, decode_received
 from tests.fuzz.choices import Choices
 
 LIMITS = (0, 1, 7, 40, 300, 65_536)

@@ -38,7 +38,7 @@ def load(name: str) -> Target:
 
 def plant_an_error() -> None:
     """Let a RUN raise that begins with nonce 0, which no honest peer gives."""
-    from msgservice.core.datagram_receiver import ReceivingHalf
+    from msgservice.core.datagram.receiver import ReceivingHalf
 
     receive_run = ReceivingHalf.receive_run
 
@@ -52,7 +52,7 @@ def plant_an_error() -> None:
 
 def plant_a_repeat() -> None:
     """Let messages that come again in a new packet be handed on again."""
-    from msgservice.core.datagram_receiver import ReceivingHalf
+    from msgservice.core.datagram.receiver import ReceivingHalf
 
     receive_run = ReceivingHalf.receive_run
 

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from msgservice.faces import messaging
-from msgservice.faces.callbacks_files import FileRoot
+from msgservice.faces.callbacks.files import FileRoot
+from msgservice.faces.messaging import manager as messaging
 
 CONTENT = bytes(range(256)) * 1200
 WANTED = {"request", "unicode", "nothing", "order", "pushed", "fetched", "empty", "counted"}
@@ -141,7 +141,7 @@ def run_selectors(role: str, port: int) -> None:
 def run_twisted(role: str, port: int) -> None:
     from twisted.internet import reactor as any_reactor
 
-    from msgservice.faces.callbacks_service import CallbackClient, CallbackServer
+    from msgservice.faces.callbacks.service import CallbackClient, CallbackServer
 
     reactor: Any = any_reactor
     options: dict[str, Any] = {"files": FileRoot(), "on_connected": begin}

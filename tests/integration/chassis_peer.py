@@ -16,7 +16,7 @@ from zope.interface import implementer
 
 from msgservice.faces import axon as Axon
 from msgservice.faces.axon.Ipc import producerFinished
-from msgservice.faces.chassis import ServerCore, SimpleServer
+from msgservice.faces.chassis.server import ServerCore, SimpleServer
 
 
 @implementer(IHalfCloseableProtocol)

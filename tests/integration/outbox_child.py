@@ -13,9 +13,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 
-import msgservice.client_disk  # noqa: F401 - what the modules take is not what is measured
+import msgservice.client.disk  # noqa: F401 - what the modules take is not what is measured
 from msgservice import connect
-from msgservice.client import Client
+from msgservice.client.client import Client
 
 
 def peak() -> int:

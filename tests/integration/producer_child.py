@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 
 from msgservice import connect
-from msgservice.client import Client
+from msgservice.client.client import Client
 
 
 async def produce(reactor: Any, address: str, outbox: str, count: int) -> None:

@@ -19,7 +19,6 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent
 from zope.interface.verify import verifyObject
 
-from msgservice.core.callbacks_events import CallbackLimits
 from msgservice.errors import (
     Ambiguous,
     CannotListen,
@@ -29,14 +28,15 @@ from msgservice.errors import (
     RequestFailed,
     RequestTimeout,
 )
-from msgservice.faces.callbacks import Connection
-from msgservice.faces.callbacks_protocol import CallbackProtocol
-from msgservice.faces.callbacks_registry import CallbackRegistry
-from msgservice.faces.callbacks_service import CallbackClient, CallbackServer
-from tests.callbacks_vectors import CUT_OFF, EMPTY, VECTORS
-from tests.callbacks_world import ENCODER, HELLO, World, failure_of, in_reactor
+from msgservice.faces.callbacks.connection import Connection
+from msgservice.faces.callbacks.protocol.events import CallbackLimits
+from msgservice.faces.callbacks.registry import CallbackRegistry
+from msgservice.faces.callbacks.service import CallbackClient, CallbackServer
+from msgservice.faces.callbacks.stream import CallbackProtocol
+from tests.kit.callbacks_vectors import CUT_OFF, EMPTY, VECTORS
+from tests.kit.callbacks_world import ENCODER, HELLO, World, failure_of, in_reactor
 
-pytest_plugins = ["tests.callbacks_fixtures"]
+pytest_plugins = ["tests.kit.callbacks_fixtures"]
 
 
 # --- bytes ----------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from msgservice.errors import UnknownReceiver
-from msgservice.faces.callbacks import Connection
-from msgservice.faces.callbacks_durable import ActionGateway, DurableActions
-from msgservice.faces.callbacks_registry import CallbackRegistry
-from msgservice.faces.callbacks_service import CallbackClient, CallbackServer
+from msgservice.faces.callbacks.connection import Connection
+from msgservice.faces.callbacks.durable import ActionGateway, DurableActions
+from msgservice.faces.callbacks.registry import CallbackRegistry
+from msgservice.faces.callbacks.service import CallbackClient, CallbackServer
 from msgservice.message import Status
 from msgservice.node.assembly import Node
-from msgservice.receiver import Receiver
+from msgservice.receiver.receiver import Receiver
 
 ORIGIN = "inside the process"
 

@@ -7,10 +7,10 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import deferLater
 
-from msgservice.faces.callbacks_discovery import ServerBeacon, ServerWatch
-from msgservice.faces.callbacks_net import ServerAddress
-from msgservice.faces.callbacks_registry import CallbackRegistry
-from msgservice.faces.callbacks_service import CallbackClient, CallbackServer
+from msgservice.faces.callbacks.discovery import ServerBeacon, ServerWatch
+from msgservice.faces.callbacks.net import ServerAddress
+from msgservice.faces.callbacks.registry import CallbackRegistry
+from msgservice.faces.callbacks.service import CallbackClient, CallbackServer
 
 
 @pytest.fixture

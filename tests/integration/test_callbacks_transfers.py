@@ -15,12 +15,12 @@ from msgservice.errors import (
     RequestFailed,
     TransferFailed,
 )
-from msgservice.faces.callbacks import Connection
-from msgservice.faces.callbacks_files import IncomingFile
-from tests.callbacks_vectors import VECTORS
-from tests.callbacks_world import ENCODER, HELLO, Raw, World, failure_of, in_reactor
+from msgservice.faces.callbacks.connection import Connection
+from msgservice.faces.callbacks.files import IncomingFile
+from tests.kit.callbacks_vectors import VECTORS
+from tests.kit.callbacks_world import ENCODER, HELLO, Raw, World, failure_of, in_reactor
 
-pytest_plugins = ["tests.callbacks_fixtures"]
+pytest_plugins = ["tests.kit.callbacks_fixtures"]
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -32,9 +32,9 @@ from zope.interface.verify import verifyClass, verifyObject
 from msgservice.errors import CannotListen
 from msgservice.faces.axon.Ipc import producerFinished
 from msgservice.faces.axon.scheduler import scheduler_for
-from msgservice.faces.chassis import ChassisFactory, ServerCore, SimpleServer, TCPServer
-from msgservice.faces.chassis_connection import Connection
-from msgservice.faces.chassis_service import ChassisService
+from msgservice.faces.chassis.connection import Connection
+from msgservice.faces.chassis.server import ChassisFactory, ServerCore, SimpleServer, TCPServer
+from msgservice.faces.chassis.service import ChassisService
 from tests.integration.chassis_peer import Stage, co_echo, echo, handler, server_of
 
 pytest_plugins = ("tests.integration.chassis_stage",)
@@ -169,7 +169,7 @@ RUN = """
 import sys
 from examples.chassis_echo import Echo
 from msgservice.faces import axon as Axon
-from msgservice.faces.chassis import SimpleServer
+from msgservice.faces.chassis.server import SimpleServer
 
 class Once(Axon.Component.component):
     Outboxes = ["outbox", "signal", "serversignal"]

@@ -13,7 +13,7 @@ from msgservice.errors import LogFull, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.records import Batch, Progress, RefusedBatch
-from tests.logs import NOW, Driver, make_batch
+from tests.kit.logs import NOW, Driver, make_batch
 
 SIZE = 6 * 1024 * 1024
 RESERVE = 1024 * 1024

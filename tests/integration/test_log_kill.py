@@ -11,8 +11,8 @@ import pytest
 
 from msgservice.message import decode_messages
 from msgservice.records import Batch
-from tests.log_child import LIMITS
-from tests.logs import Driver
+from tests.kit.log_child import LIMITS
+from tests.kit.logs import Driver
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 12
@@ -21,7 +21,7 @@ KILLS = 12
 def run_until(folder: Path, lines_max: int) -> tuple[int, int]:
     """Run the child, kill it after so many lines; return the last it was told."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "tests.log_child", str(folder)],
+        [sys.executable, "-m", "tests.kit.log_child", str(folder)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from zlib import crc32
 
-from msgservice.log import outbox_file
-from msgservice.log.schema import connect, prepare
-from msgservice.log.wholeness import Mark, MarkFile
+from msgservice.client import outbox_file
+from msgservice.disk.database import connect, prepare
+from msgservice.disk.mark import Mark, MarkFile
 from msgservice.message import encode_bodies
 
 LEFT = 1_000_000

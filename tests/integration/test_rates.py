@@ -12,7 +12,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 
 from msgservice import Receiver, connect
-from msgservice.config import load_config
+from msgservice.config.config import load_config
 from msgservice.node.assembly import build_service
 
 reactor: Any = installed_reactor

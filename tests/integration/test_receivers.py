@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 
 from msgservice import Client, Limits, Node, Receiver, connect
 from msgservice.errors import BadAddress, CannotListen, InsecureListener
-from msgservice.received import ReceivedMessage
+from msgservice.receiver.received import ReceivedMessage
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)
@@ -183,7 +183,7 @@ def _insert(message: ReceivedMessage, transaction: Any) -> None:
 async def test_25_with_a_stored_inbox_two_lives_of_a_receiver_write_everything_once(
     scene: Scene,
 ) -> None:
-    from msgservice.log.inbox_file import InboxFile
+    from msgservice.receiver.inbox_file import InboxFile
 
     path = scene.folder / "inbox.db"
     client = await scene.client()

@@ -21,7 +21,7 @@ from msgservice import Receiver, connect
 from msgservice.core.framing import FrameSplitter
 from msgservice.limits import Limits
 from tests.integration.daemon import running
-from tests.syscalls import Call, durable_at, read_calls, trace, works
+from tests.kit.syscalls import Call, durable_at, read_calls, trace, works
 
 pytestmark = pytest.mark.skipif(not works(), reason="strace is not there, or may not trace")
 

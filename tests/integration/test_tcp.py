@@ -33,7 +33,7 @@ from msgservice.errors import BadAddress, CannotListen, DeadlinePassed, FrameToo
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
-from tests.channels import Recorder
+from tests.kit.channels import Recorder
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(30)

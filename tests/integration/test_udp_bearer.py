@@ -21,9 +21,9 @@ from msgservice.limits import Limits
 from msgservice.node.assembly import Node
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.registry import Transports
-from msgservice.transport.udp import UdpTransport
-from tests.channels import Recorder
+from msgservice.transport.udp.transport import UdpTransport
 from tests.integration.test_udp_sockets import Proxy
+from tests.kit.channels import Recorder
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)

@@ -12,7 +12,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
-from msgservice.transport.datagram_peer import DatagramPeer
+from msgservice.transport.udp.peer import DatagramPeer
 
 
 class PagePeer:

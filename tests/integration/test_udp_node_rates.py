@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from msgservice import Receiver, connect
-from msgservice.config import load_config
+from msgservice.config.config import load_config
 from msgservice.node.assembly import Node, build_service
 
 reactor: Any = installed_reactor

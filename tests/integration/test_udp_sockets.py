@@ -15,8 +15,8 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import deferLater
 
 from msgservice.errors import CannotListen, NodeFailure
-from msgservice.transport.datagram_peer import DatagramPeer
-from msgservice.transport.datagram_socket import DatagramSocket
+from msgservice.transport.udp.peer import DatagramPeer
+from msgservice.transport.udp.socket import DatagramSocket
 
 Address = tuple[str, int]
 KEY = bytes(range(32))

@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 
 from msgservice import Limits, Node, Receiver, connect
 from msgservice.clock import timed
-from msgservice.received import ReceivedMessage
+from msgservice.receiver.received import ReceivedMessage
 
 LIMITS = Limits(link_delay_min=0.4, link_delay_max=0.5, keep_seconds=0)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from examples.chassis_echo import Echo, Greeter
 from msgservice.faces import axon as Axon
-from msgservice.faces.chassis import ServerCore, SimpleServer
+from msgservice.faces.chassis.server import ServerCore, SimpleServer
 
 
 class Lines(Axon.Component.component):

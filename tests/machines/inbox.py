@@ -312,7 +312,7 @@ class InboxMachine(Machine):
         self._refuse(rng, Action.DEAD)
 
     def _refuse(self, rng: random.Random, action: Action) -> None:
-        """As `handling.engine` does it: what came before is taken, nothing behind it is begun."""
+        """As the engine does it: what came before is taken, nothing behind it is begun."""
         job = self._pick(rng)
         if job is None:
             return

@@ -26,25 +26,25 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from msgservice.client import Client
-from msgservice.client_disk import DiskOutbox, open_outbox
-from msgservice.client_handed import HandedRun
+from msgservice.client.client import Client
+from msgservice.client.disk import DiskOutbox, open_outbox
+from msgservice.client.handed import HandedRun
+from msgservice.client.receipt import Receipt
 from msgservice.connection import Connection
 from msgservice.core.frames import Ack, Frame, Nack, StatusFrame, Transfer
 from msgservice.core.ranges import RangeSet
+from msgservice.disk import machine as log_machine
 from msgservice.errors import LogUnavailable
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
-from msgservice.log import machine as log_machine
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, decode_messages
 from msgservice.node.node import NodeService
 from msgservice.node.peer import Peer
-from msgservice.receipt import Receipt
 from msgservice.records import Batch, Group, Known, Progress, Resume
+from tests.kit.node_double import Pipe
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 from tests.machines.machine import Machine, Violation, require
-from tests.node_double import Pipe
-from tests.nodes import NodeWorld, ScriptedPeer
 
 WEEK = 7 * 24 * 3600
 SUBJECTS = ("orders.eu", "orders.us", "news")
@@ -54,7 +54,7 @@ DISK_BYTES = 1 << 22
 
 
 class TurnWorker:
-    """`log.writer.Worker` without a thread: each job runs in a later turn of the clock."""
+    """`disk.worker.Worker` without a thread: each job runs in a later turn of the clock."""
 
     def __init__(self, reactor: Any, name: str) -> None:
         self._clock = reactor
@@ -81,7 +81,7 @@ class TurnWorker:
 
 
 class TurnMarks:
-    """`log.wholeness.MarkWriter` without a thread: a mark is written when it is submitted."""
+    """`disk.mark.MarkWriter` without a thread: a mark is written when it is submitted."""
 
     error = None
     is_full = False

@@ -259,7 +259,7 @@ _ALL = [
     # --- acknowledged UDP
     Mutant(
         name="cookie-not-checked",
-        at="msgservice.core.datagram_cookie:CookieJar.check",
+        at="msgservice.core.datagram.cookie:CookieJar.check",
         old="return hmac.compare_digest(",
         new="return True or hmac.compare_digest(",
         catcher=_test(
@@ -271,7 +271,7 @@ _ALL = [
     # --- requests
     Mutant(
         name="reply-to-the-wrong-request",
-        at="msgservice.client_requests:Requests.replied",
+        at="msgservice.client.requests:Requests.replied",
         old="call = self._take(number)",
         new="call = self._take(min(self._calls, default=0))",
         catcher=_test("tests/unit/test_client_requests.py", "answers_in_any_order"),
@@ -279,14 +279,14 @@ _ALL = [
     # --- the client
     Mutant(
         name="room-is-not-given-back",
-        at="msgservice.client_flow:Flow.give_room",
+        at="msgservice.client.flow:Flow.give_room",
         old="self.room_messages += messages",
         new="self.room_messages += messages - (messages > 1)",
         catcher=_by("client", "unanswered is not 0"),
     ),
     Mutant(
         name="outbox-file-forgets-what-is-not-answered",
-        at="msgservice.log.outbox_file:OutboxFile.settle",
+        at="msgservice.client.outbox_file:OutboxFile.settle",
         old="for first, last in ranges:",
         new="for first, last in [(first, last + 1) for first, last in ranges]:",
         catcher=_by("client", "accepted and never stored"),
@@ -303,7 +303,7 @@ _ALL = [
     ),
     Mutant(
         name="restored-outbox-compared-at-equal-cuts-only",
-        at="msgservice.client_hop:NodeHop._differs",
+        at="msgservice.client.hop:NodeHop._differs",
         old="return at > last and zlib.crc32(join_messages(parts)) != crc",
         new="return False",
         catcher=_test("tests/unit/test_client_disk.py", "test_6_an_older_copy_gives_sequences"),
@@ -516,7 +516,7 @@ _ALL = [
     ),
     Mutant(
         name="a-reset-under-another-key",
-        at="msgservice.core.datagram_handshake:Handshakes._receive_reset",
+        at="msgservice.core.datagram.handshake:Handshakes._receive_reset",
         old="or key_id != session.key_id",
         new="",
         catcher=_test(

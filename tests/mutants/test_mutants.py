@@ -43,7 +43,7 @@ def test_there_are_as_many_as_promised() -> None:
 
 def test_a_mutant_that_does_not_fit_is_an_error() -> None:
     catcher = ByMachine(machine="outbox", signs=("stuck",))
-    mutant = Mutant(name="x", at="tests.clients:now", old="nothing", new="", catcher=catcher)
+    mutant = Mutant(name="x", at="tests.kit.clients:now", old="nothing", new="", catcher=catcher)
     with pytest.raises(DoesNotFit, match="is 0 times"):
         compiled(mutant)
 

@@ -15,14 +15,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from msgservice.client.outbox_backlog import OutboxRun
+from msgservice.client.outbox_file import OutboxFile
 from msgservice.limits import Limits
-from msgservice.log.inbox_file import InboxFile, Transaction
-from msgservice.log.outbox_backlog import OutboxRun
-from msgservice.log.outbox_file import OutboxFile
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, encode_messages
+from msgservice.receiver.inbox_file import InboxFile, Transaction
+from tests.kit.simdisk import SimDisk, SimThreads
 from tests.powerloss.log_model import LogHistory, check
-from tests.simdisk import SimDisk, SimThreads
 
 T = TypeVar("T")
 # A checkpoint every 16 KiB; nothing is kept that may go.

@@ -32,7 +32,7 @@ from msgservice.records import (
     Snapshot,
     position_of,
 )
-from tests.logs import NOW, make_batch
+from tests.kit.logs import NOW, make_batch
 
 T = TypeVar("T")
 Key = tuple[str, str]

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from random import Random
 
+from tests.kit.simdisk import SimDisk
 from tests.powerloss.histories import KINDS, History, Stopped
-from tests.simdisk import SimDisk
 
 STEPS_MAX = 60
 OPERATIONS_MAX = 900  # about what so many steps take

@@ -10,15 +10,18 @@ import apsw
 import pytest
 from twisted.internet.task import Clock
 
-from msgservice.log import inbox_file, outbox_file, schema, store
+from msgservice.client import outbox_file
+from msgservice.disk import database
+from msgservice.disk.mark import Mark
+from msgservice.log import store
 from msgservice.log.memory import MemoryLog
 from msgservice.log.staging import Operation
-from msgservice.log.wholeness import Mark
-from tests.logs import Driver as LogDriver
+from msgservice.receiver import inbox_file
+from tests.kit.logs import Driver as LogDriver
+from tests.kit.simdisk import SECTOR, SimDisk
 from tests.powerloss.histories import LIMITS
 from tests.powerloss.log_model import LogHistory, check
 from tests.powerloss.play import KINDS, found_by, play
-from tests.simdisk import SECTOR, SimDisk
 
 # apsw reports what a file raises while something else is raised: a dead disk does so at every call.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -37,7 +40,7 @@ def test_what_was_told_outlives_power_failures(kind: str, tmp_path: Path) -> Non
 
 def unsynced_commits(patch: pytest.MonkeyPatch) -> None:
     """Commits are told before they are synced."""
-    connect = schema.connect
+    connect = database.connect
 
     def careless(path: str, **options: object) -> apsw.Connection:
         db = connect(path, **options)  # type: ignore[arg-type]  # as they came

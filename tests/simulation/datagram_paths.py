@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from msgservice.core.datagram import Endpoint
-from msgservice.core.datagram_keys import Keys
-from msgservice.core.datagram_limits import DatagramLimits
-from msgservice.core.datagram_wire import REPLY_FAILED, REPLY_OK
+from msgservice.core.datagram.endpoint import Endpoint
+from msgservice.core.datagram.keys import Keys
+from msgservice.core.datagram.limits import DatagramLimits
+from msgservice.core.datagram.wire import REPLY_FAILED, REPLY_OK
 
 Address = tuple[str, int]
 # Timers of one moment, far above what all hosts of a world need.

@@ -22,22 +22,22 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from msgservice.client import Client
+from msgservice.client.client import Client
+from msgservice.client.receipt import Receipt
 from msgservice.errors import ClientClosed, Reject, Retry
 from msgservice.limits import Limits
-from msgservice.log.inbox_file import InboxFile
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
 from msgservice.node.node import NodeService
-from msgservice.receipt import Receipt
-from msgservice.receiver import Receiver
+from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.receiver import Receiver
 from msgservice.records import Account, ReceiverRow
 from msgservice.transport.registry import Transports
-from msgservice.transport.udp import UdpPort, UdpTransport
-from tests.faulty import Faults, FaultyWorld
-from tests.faulty_datagrams import datagram_net
-from tests.faulty_transport import FaultyTransport, Process
-from tests.simdisk import SimThreads
+from msgservice.transport.udp.transport import UdpPort, UdpTransport
+from tests.kit.faulty import Faults, FaultyWorld
+from tests.kit.faulty_datagrams import datagram_net
+from tests.kit.faulty_transport import FaultyTransport, Process
+from tests.kit.simdisk import SimThreads
 from tests.simulation.udp_watch import UdpWatch, WatchedTransport
 
 # Crashes count as attempts of what is probed, and are not what is meant here; the node pauses its

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msgservice.core import datagram_wire as wire
-from msgservice.core.datagram_keys import Keys
-from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram import wire
+from msgservice.core.datagram.keys import Keys
+from msgservice.core.datagram.limits import DatagramLimits
 from tests.fuzz.datagram_stage import Stage
 from tests.fuzz.datagram_target import INSIDER, KEYED, ORDERED, PATIENT, SCENES
 from tests.fuzz.datagram_target import run as run_play
@@ -202,7 +202,7 @@ def test_a_hello_is_answered_by_less_and_makes_no_state() -> None:
 
 
 def test_a_cookie_serves_its_own_address_session_and_time_only() -> None:
-    from msgservice.core.datagram_cookie import CookieJar
+    from msgservice.core.datagram.cookie import CookieJar
 
     jar = CookieJar(b"s" * 32, 30.0)
     cookie = jar.make(("127.0.0.1", 5), 7, bytes(16), 100.0)

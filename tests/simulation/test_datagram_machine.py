@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.errors import LimitReached, MessageTooLarge
 from tests.simulation.datagram_paths import Host, Path, World
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.errors import MessageTooLarge
 from tests.simulation.datagram_paths import Bottleneck, Host, Path, World
 

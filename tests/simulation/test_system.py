@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from twisted.logger import LogEvent
 
-from msgservice.core.datagram_receiver import ReceivingHalf
+from msgservice.core.datagram.receiver import ReceivingHalf
 from msgservice.core.inbox import Inbox, Marks
 from msgservice.message import Status
-from msgservice.transport import udp, udp_bearer, udp_connector
-from tests.faulty import CALM, Faults
+from msgservice.transport.udp import bearer as udp_bearer
+from msgservice.transport.udp import connector as udp_connector
+from msgservice.transport.udp import transport as udp
+from tests.kit.faulty import CALM, Faults
 from tests.simulation.seeds import seeds
 from tests.simulation.system import HandlerFault, System
 

@@ -1,8 +1,8 @@
 """What every channel over acknowledged UDP must keep, looked at frame by frame.
 
-A watched transport is `transport.udp` with a note of what goes in and comes out of each session:
-frames come out as they went in, each once, none left out; and none counts as taken by the other
-side before it was handed over there. The rules of delivery alone would hide most of what goes
+A watched transport is `transport.udp.transport` with a note of what goes in and comes out of each
+session: frames come out as they went in, each once, none left out; and none counts as taken by the
+other side before it was handed over there. The rules of delivery alone would hide most of what goes
 wrong here: the hop above repairs it. What is found is in `UdpWatch.found`, as sentences.
 """
 
@@ -18,8 +18,8 @@ from zope.interface import implementer
 from msgservice.errors import ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
-from msgservice.transport.udp import UdpTransport
-from msgservice.transport.udp_bearer import UdpChannel
+from msgservice.transport.udp.bearer import UdpChannel
+from msgservice.transport.udp.transport import UdpTransport
 
 Key = tuple[int, int]  # session id, role of the sender
 MakeUser = Callable[[], IChannelUser]

@@ -19,8 +19,8 @@ Place = tuple[str, str | None, str, str]
 NODE: dict[str, Place] = {
     "before the commit": ("msgservice.log.store", "Store", "transact", "before"),
     "after the commit": ("msgservice.log.store", "Store", "transact", "after"),
-    "before the mark": ("msgservice.log.wholeness", "MarkFile", "write", "before"),
-    "after the mark": ("msgservice.log.wholeness", "MarkFile", "write", "after"),
+    "before the mark": ("msgservice.disk.mark", "MarkFile", "write", "before"),
+    "after the mark": ("msgservice.disk.mark", "MarkFile", "write", "after"),
     "before a checkpoint": ("msgservice.log.store", "Store", "checkpoint", "before"),
     "after a checkpoint": ("msgservice.log.store", "Store", "checkpoint", "after"),
     "while it recovers": ("msgservice.log.store", "Store", "load", "after"),
@@ -34,16 +34,26 @@ NODE: dict[str, Place] = {
     "in retention": ("msgservice.log.base", "StoreLog", "retain", "after"),
 }
 PRODUCER: dict[str, Place] = {
-    "before the outbox's commit": ("msgservice.log.outbox_file", "OutboxFile", "_write", "before"),
-    "after the outbox's commit": ("msgservice.log.outbox_file", "OutboxFile", "_write", "after"),
-    "when the node answers": ("msgservice.client_hop", "NodeHop", "turn_ended", "before"),
-    "after the node's answer": ("msgservice.client_hop", "NodeHop", "turn_ended", "after"),
-    "while the outbox opens": ("msgservice.log.outbox_file", "OutboxFile", "_load", "after"),
+    "before the outbox's commit": (
+        "msgservice.client.outbox_file",
+        "OutboxFile",
+        "_write",
+        "before",
+    ),
+    "after the outbox's commit": ("msgservice.client.outbox_file", "OutboxFile", "_write", "after"),
+    "when the node answers": ("msgservice.client.hop", "NodeHop", "turn_ended", "before"),
+    "after the node's answer": ("msgservice.client.hop", "NodeHop", "turn_ended", "after"),
+    "while the outbox opens": ("msgservice.client.outbox_file", "OutboxFile", "_load", "after"),
 }
 RECEIVER: dict[str, Place] = {
-    "before the inbox's commit": ("msgservice.log.inbox_file", "InboxFile", "_commit", "before"),
-    "after the inbox's commit": ("msgservice.log.inbox_file", "InboxFile", "_commit", "after"),
-    "while the inbox opens": ("msgservice.log.inbox_file", "InboxFile", "_load", "after"),
+    "before the inbox's commit": (
+        "msgservice.receiver.inbox_file",
+        "InboxFile",
+        "_commit",
+        "before",
+    ),
+    "after the inbox's commit": ("msgservice.receiver.inbox_file", "InboxFile", "_commit", "after"),
+    "while the inbox opens": ("msgservice.receiver.inbox_file", "InboxFile", "_load", "after"),
 }
 POINTS: dict[str, dict[str, Place]] = {
     "node": NODE,

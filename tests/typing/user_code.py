@@ -6,9 +6,9 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 
 from msgservice import Client, Limits, Node, Receipt, Receiver, Reject, Retry, Status, connect
+from msgservice.client.receipt import Receipts
 from msgservice.errors import NoReceiver, NotDelivered
-from msgservice.receipt import Receipts
-from msgservice.received import ReceivedMessage
+from msgservice.receiver.received import ReceivedMessage
 
 
 async def produce(reactor: Any) -> dict[str, Status]:

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
-from msgservice.transport.datagram_peer import DatagramPeer
+from msgservice.transport.udp.peer import DatagramPeer
 
 Address = tuple[str, int]
 

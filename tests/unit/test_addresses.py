@@ -34,9 +34,9 @@ from msgservice.transport.addresses import (
     parse_address,
     quote,
 )
-from msgservice.transport.endpoints import client_endpoint, server_endpoint
 from msgservice.transport.registry import Transports
-from tests.channels import Recorder
+from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
+from tests.kit.channels import Recorder
 
 
 def test_an_address_is_a_scheme_parts_and_options() -> None:

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from msgservice.core.callbacks_wire import Encoder
 from msgservice.errors import MalformedFrame
-from msgservice.faces.callbacks_discovery import ServerBeacon, ServerWatch
-from msgservice.faces.callbacks_net import ServerAddress, parse_server_ip
-from tests.callbacks_vectors import VECTORS
+from msgservice.faces.callbacks.discovery import ServerBeacon, ServerWatch
+from msgservice.faces.callbacks.net import ServerAddress, parse_server_ip
+from msgservice.faces.callbacks.protocol.wire import Encoder
+from tests.kit.callbacks_vectors import VECTORS
 
 ADDRESS = ServerAddress(host="192.168.1.101", port=25000, server_id="0042", start_time=1700000000.5)
 

@@ -8,8 +8,7 @@ import random
 
 import pytest
 
-from msgservice.core.callbacks import CallbackPeer
-from msgservice.core.callbacks_events import (
+from msgservice.faces.callbacks.protocol.events import (
     ActionReceived,
     Failed,
     FileData,
@@ -19,7 +18,8 @@ from msgservice.core.callbacks_events import (
     RequestReceived,
     ResponseReceived,
 )
-from msgservice.core.callbacks_sending import FilePiece
+from msgservice.faces.callbacks.protocol.peer import CallbackPeer
+from msgservice.faces.callbacks.protocol.sending import FilePiece
 
 MESSAGES = 20
 SEEDS = range(40)

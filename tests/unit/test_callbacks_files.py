@@ -17,10 +17,10 @@ from rich.console import Console
 from twisted.internet.defer import Deferred
 
 from msgservice.errors import PathRefused, TransferFailed
-from msgservice.faces.callbacks_arrival import WAITING_BYTES_MAX, Arrival
-from msgservice.faces.callbacks_files import FileRoot, IncomingFile
-from msgservice.faces.callbacks_progress import ProgressBar
-from msgservice.faces.callbacks_registry import CallbackRegistry
+from msgservice.faces.callbacks.arrival import WAITING_BYTES_MAX, Arrival
+from msgservice.faces.callbacks.files import FileRoot, IncomingFile
+from msgservice.faces.callbacks.progress import ProgressBar
+from msgservice.faces.callbacks.registry import CallbackRegistry
 
 
 @pytest.fixture

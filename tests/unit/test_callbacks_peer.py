@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgservice.core.callbacks import CallbackPeer
-from msgservice.core.callbacks_events import (
+from msgservice.errors import LimitReached
+from msgservice.faces.callbacks.protocol.events import (
     ActionReceived,
     CallbackLimits,
     ErrorReceived,
@@ -34,10 +34,10 @@ from msgservice.core.callbacks_events import (
     RequestTimedOut,
     ResponseReceived,
 )
-from msgservice.core.callbacks_extension import HELLO_SECONDS_MAX, RESUME_BYTES_MIN
-from msgservice.core.callbacks_sending import FilePiece
-from msgservice.core.callbacks_wire import Encoder
-from msgservice.errors import LimitReached
+from msgservice.faces.callbacks.protocol.extension import HELLO_SECONDS_MAX, RESUME_BYTES_MIN
+from msgservice.faces.callbacks.protocol.peer import CallbackPeer
+from msgservice.faces.callbacks.protocol.sending import FilePiece
+from msgservice.faces.callbacks.protocol.wire import Encoder
 
 ENCODER = Encoder("little")
 

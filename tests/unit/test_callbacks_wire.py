@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgservice.core.callbacks import CallbackPeer
-from msgservice.core.callbacks_events import (
+from msgservice.errors import FrameTooLarge, MalformedFrame
+from msgservice.faces.callbacks.protocol.events import (
     ActionReceived,
     CallbackLimits,
     Event,
@@ -23,10 +23,10 @@ from msgservice.core.callbacks_events import (
     RequestReceived,
     ResponseReceived,
 )
-from msgservice.core.callbacks_reader import MessageReader, Whole
-from msgservice.core.callbacks_wire import Encoder, decode_json, parse_header
-from msgservice.errors import FrameTooLarge, MalformedFrame
-from tests.callbacks_vectors import VECTORS
+from msgservice.faces.callbacks.protocol.peer import CallbackPeer
+from msgservice.faces.callbacks.protocol.reader import MessageReader, Whole
+from msgservice.faces.callbacks.protocol.wire import Encoder, decode_json, parse_header
+from tests.kit.callbacks_vectors import VECTORS
 
 LITTLE = Encoder("little")
 DISCOVERY = {"host": "192.168.1.101", "port": "25000", "id": "0042", "start_time": "1700000000.5"}

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from msgservice.client import Client
+from msgservice.client import Client, Receipt
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Nack, Transfer
 from msgservice.core.inbox import Inbox
 from msgservice.core.outbox import Outbox
@@ -30,9 +30,8 @@ from msgservice.errors import (
 )
 from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Action, decode_messages
-from msgservice.receipt import Receipt
-from tests.clients import ClientWorld, error_of, errors_logged, now
-from tests.node_double import Pipe
+from tests.kit.clients import ClientWorld, error_of, errors_logged, now
+from tests.kit.node_double import Pipe
 
 
 def counts(transfers: list[Transfer]) -> list[tuple[str, int]]:

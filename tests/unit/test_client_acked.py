@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgservice.client_acked import RANGES_MAX, Acked, highest_of
+from msgservice.client.acked import RANGES_MAX, Acked, highest_of
 from msgservice.records import Resume
 
 

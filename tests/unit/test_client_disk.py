@@ -13,7 +13,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
-from msgservice.client_disk import DiskOutbox, open_outbox
+from msgservice.client.disk import DiskOutbox, open_outbox
 from msgservice.core.frames import BYE_CLOSING, Transfer
 from msgservice.errors import (
     ClientClosed,
@@ -24,9 +24,9 @@ from msgservice.errors import (
     Refused,
 )
 from msgservice.message import Action
-from tests.clients import ClientWorld, error_of, errors_logged, now
-from tests.faulty_vfs import faulty_vfs
-from tests.threads import ThreadCalls
+from tests.kit.clients import ClientWorld, error_of, errors_logged, now
+from tests.kit.faulty_vfs import faulty_vfs
+from tests.kit.threads import ThreadCalls
 
 BYTES_MAX = 1 << 20
 
@@ -175,7 +175,7 @@ def test_26_what_an_earlier_process_left_travels_as_it_was_handed_over(tmp_path:
 
 @pytest.fixture
 def pages_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msgservice.log.outbox_backlog.PAGE_RUNS", 3)
+    monkeypatch.setattr("msgservice.client.outbox_backlog.PAGE_RUNS", 3)
 
 
 def left_behind(folder: Path, count: int) -> DiskWorld:

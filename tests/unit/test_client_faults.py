@@ -13,13 +13,13 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from msgservice.client.receipt import Receipt
 from msgservice.core.frames import Transfer
 from msgservice.errors import Refused
 from msgservice.limits import Limits
 from msgservice.message import Action, Status
-from msgservice.receipt import Receipt
-from tests.clients import ClientWorld
-from tests.node_double import Refusal
+from tests.kit.clients import ClientWorld
+from tests.kit.node_double import Refusal
 
 SUBJECTS = ["a", "b", "c"]
 

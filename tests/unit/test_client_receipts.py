@@ -9,13 +9,13 @@ import weakref
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from msgservice.client_handed import HandedRun, Piece, Receivers
-from msgservice.client_runs import HandedRuns
+from msgservice.client.handed import HandedRun, Piece, Receivers
+from msgservice.client.receipt import Receipt
+from msgservice.client.runs import HandedRuns
 from msgservice.core.frames import Routed
 from msgservice.errors import ClientClosed, NoReceiver, NotDelivered, Refused
 from msgservice.message import Action, Status
-from msgservice.receipt import Receipt
-from tests.clients import ClientWorld, error_of, now
+from tests.kit.clients import ClientWorld, error_of, now
 
 
 def sent(world: ClientWorld, subject: str = "a", count: int = 1) -> list[Receipt]:

@@ -20,7 +20,7 @@ from msgservice.errors import (
 )
 from msgservice.limits import Limits
 from msgservice.message import WireMessage, decode_messages
-from tests.clients import ClientWorld, error_of, now
+from tests.kit.clients import ClientWorld, error_of, now
 
 JSON = {"content-type": "application/json"}
 

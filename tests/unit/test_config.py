@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from msgservice.config import (
+from msgservice.config.config import (
     LISTEN_DEFAULT,
     Config,
     Flags,
@@ -19,8 +19,8 @@ from msgservice.limits import (
     WINDOW_BYTES_MAX,
     WINDOW_MESSAGES_MAX,
     Limits,
+    Rate,
 )
-from msgservice.transport.rates import Rate
 
 WHOLE = """\
 [node]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgservice.config_toml import Document, KeyPath, parse_document
+from msgservice.config.toml import Document, KeyPath, parse_document
 
 TEXT = '''\
 # a comment

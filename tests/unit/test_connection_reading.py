@@ -35,7 +35,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
 from msgservice.node.peer import Peer
 from msgservice.transport.local import LocalChannel
-from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 ONE = msgspec.Raw(encode_messages([WireMessage(b"x")]))

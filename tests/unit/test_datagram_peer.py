@@ -20,7 +20,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from msgservice.core.datagram_limits import DatagramLimits
+from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.errors import (
     CannotListen,
     HandlerFailed,
@@ -31,7 +31,7 @@ from msgservice.errors import (
     PeerClosed,
     Refused,
 )
-from msgservice.transport.datagram_peer import DatagramPeer
+from msgservice.transport.udp.peer import DatagramPeer
 from tests.unit.datagram_net import Address, Net
 
 A: Address = ("127.0.0.1", 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from msgservice.core.datagram_reassembly import COST_FACTOR, Reassembly
+from msgservice.core.datagram.reassembly import COST_FACTOR, Reassembly
 
 BYTES_MAX = 1024 * 1024
 # What a message's piece has of a datagram of 512 bytes, with a key.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from msgservice.core.congestion import NewReno, Pacer
-from msgservice.core.datagram_limits import DatagramLimits
-from msgservice.core.recovery import Recovery, RoundTrip
+from msgservice.core.datagram.congestion import NewReno, Pacer
+from msgservice.core.datagram.limits import DatagramLimits
+from msgservice.core.datagram.recovery import Recovery, RoundTrip
 
 UNIT = 1200
 

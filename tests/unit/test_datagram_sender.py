@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msgservice.core.datagram_chunks import SendQueue
-from msgservice.core.datagram_sender import SendingHalf
+from msgservice.core.datagram.chunks import SendQueue
+from msgservice.core.datagram.sender import SendingHalf
 
 
 def half(bodies: int, room: int) -> SendingHalf:

@@ -15,9 +15,9 @@ from zope.interface.verify import verifyObject
 from msgservice.errors import BadAddress
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
-from msgservice.transport.dialling import Connector
 from msgservice.transport.registry import Transports
-from tests.channels import Recorder
+from msgservice.transport.tcp.dialling import Connector
+from tests.kit.channels import Recorder
 
 
 class Peer:

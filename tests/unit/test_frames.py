@@ -9,7 +9,7 @@ import pytest
 from msgservice.core.frames import decode_frame
 from msgservice.errors import MalformedFrame
 from msgservice.message import decode_message, decode_messages
-from msgservice.received import RunFacts, decode_received
+from msgservice.receiver.received import RunFacts, decode_received
 
 NO_UTF8 = b"\xa2\xff\xff"
 DEEP = b"\x91" * 100_000 + b"\x01"

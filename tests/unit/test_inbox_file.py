@@ -12,10 +12,10 @@ import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, Reject
-from msgservice.log.inbox_file import Handled, InboxFile, Transaction
+from msgservice.receiver.inbox_file import Handled, InboxFile, Transaction
 from msgservice.records import Resume
-from tests.faulty_vfs import faulty_vfs
-from tests.threads import ThreadCalls
+from tests.kit.faulty_vfs import faulty_vfs
+from tests.kit.threads import ThreadCalls
 
 
 class Box:
@@ -129,7 +129,7 @@ def test_25_a_rejection_is_kept_until_the_senders_floor_passes_it(box: Box, path
 def test_25_rejections_of_one_incarnation_are_bounded(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.log.inbox_rejections.REJECTED_MAX", 3)
+    monkeypatch.setattr("msgservice.receiver.inbox_rejections.REJECTED_MAX", 3)
     for sequence in range(1, 6):
         box.run(sequence, "x", handle=reject)
     assert [one.first for one in box.file.rejected("node", "i.1")] == [3, 4, 5]
@@ -284,7 +284,7 @@ def test_no_room_fails_all_of_the_transaction_and_it_can_be_handed_in_again(path
 def test_25_no_room_for_a_checkpoint_takes_back_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.log.inbox_file.CHECKPOINT_COMMITS", 1)
+    monkeypatch.setattr("msgservice.receiver.inbox_file.CHECKPOINT_COMMITS", 1)
     with faulty_vfs() as faults:
         box = Box(path, vfs="faulty")
         faults.full = lambda name: name == "inbox.db"

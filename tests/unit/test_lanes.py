@@ -9,7 +9,7 @@ from msgservice.core.inbox import Inbox
 from msgservice.core.lanes import lane_of
 from msgservice.message import encode_bodies
 from msgservice.records import Audience, Batch, Origin
-from tests.nodes import NodeWorld
+from tests.kit.nodes import NodeWorld
 
 
 @pytest.mark.parametrize("hop", ["shop", "near-node"])

@@ -9,7 +9,7 @@ import pytest
 from msgservice.errors import DataFolderUnusable
 from msgservice.log.copying import copy_log
 from msgservice.records import Batch, Known
-from tests.logs import Driver, make_batch, numbers
+from tests.kit.logs import Driver, make_batch, numbers
 
 
 def test_6_a_copy_of_a_log_in_use_is_whole_and_has_another_id(tmp_path: Path) -> None:

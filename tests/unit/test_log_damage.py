@@ -11,13 +11,13 @@ from pathlib import Path
 import apsw
 import pytest
 
+from msgservice.disk.database import one
+from msgservice.disk.mark import Mark, MarkFile, MarkWriter, read_mark
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogError
 from msgservice.log.audit import TABLES
-from msgservice.log.schema import one
-from msgservice.log.wholeness import Mark, MarkFile, MarkWriter, read_mark
 from msgservice.message import Status
 from msgservice.records import Batch
-from tests.logs import Driver, make_batch
+from tests.kit.logs import Driver, make_batch
 
 GROUPS = 60
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msgservice.core.marks import SenderState
 from msgservice.core.ranges import RangeSet
-from msgservice.log.state import SenderState
 from msgservice.records import Known, RefusedBatch
-from tests.logs import Driver, make_batch
+from tests.kit.logs import Driver, make_batch
 
 RUNS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), max_size=30)
 

@@ -11,8 +11,8 @@ from msgservice.errors import LogFailed, LogFull, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.records import Batch, Known, Progress, RefusedBatch, Resume, SenderFloor
-from tests.faulty_vfs import Faults, faulty_vfs
-from tests.logs import NOW, Driver, make_batch, numbers
+from tests.kit.faulty_vfs import Faults, faulty_vfs
+from tests.kit.logs import NOW, Driver, make_batch, numbers
 
 WAL = "log.db-wal"
 
@@ -233,7 +233,8 @@ def test_19_the_wal_stays_small_beside_readers_that_never_rest(
     """Their short transactions overlap, so there is always somebody somewhere in the WAL."""
     import threading
 
-    from msgservice.log import schema, store
+    from msgservice.disk import database
+    from msgservice.log import store
 
     monkeypatch.setattr(store, "CHECKPOINT_BYTES", 64 * 1024)
     monkeypatch.setattr(store, "WAL_BYTES", 256 * 1024)
@@ -242,7 +243,7 @@ def test_19_the_wal_stays_small_beside_readers_that_never_rest(
     done = threading.Event()
 
     def read() -> None:
-        reader = schema.connect(str(tmp_path / "log.db"), readonly=True)
+        reader = database.connect(str(tmp_path / "log.db"), readonly=True)
         while not done.is_set():
             reader.execute("begin")
             reader.execute("select max(number) from batch").fetchall()

@@ -13,17 +13,18 @@ from pathlib import Path
 import apsw
 import pytest
 
+from msgservice.client.outbox_file import OutboxFile
+from msgservice.disk import database
+from msgservice.disk.folder import Reserve, check_filesystem, filesystem_of
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogLocked, LogTooNew
 from msgservice.limits import Limits
 from msgservice.log import schema
 from msgservice.log.copying import copy_log
-from msgservice.log.folder import Reserve, check_filesystem, filesystem_of
-from msgservice.log.inbox_file import InboxFile
-from msgservice.log.outbox_file import OutboxFile
 from msgservice.message import Status
+from msgservice.receiver.inbox_file import InboxFile
 from msgservice.records import Batch, Known
-from tests.logs import Driver, make_batch
-from tests.threads import ThreadCalls
+from tests.kit.logs import Driver, make_batch
+from tests.kit.threads import ThreadCalls
 
 MOUNTS = """\
 /dev/sda1 / ext4 rw 0 0
@@ -45,7 +46,7 @@ def test_33_a_folder_is_held_by_one_log(tmp_path: Path) -> None:
 
 def test_33_the_lock_names_another_process_and_goes_with_it(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from msgservice.log.folder import FolderLock\n"
+        "import sys; from pathlib import Path; from msgservice.disk.folder import FolderLock\n"
         "FolderLock(Path(sys.argv[1]) / 'lock').acquire(); print('held', flush=True); input()"
     )
     holder = subprocess.Popen(
@@ -241,7 +242,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(
 
 def test_durability_is_set_explicitly(tmp_path: Path) -> None:
     log = Driver("sqlite", tmp_path).open()
-    db = schema.connect(str(tmp_path / "log.db"))
+    db = database.connect(str(tmp_path / "log.db"))
     found = {
         name: db.pragma(name)
         for name in ("journal_mode", "synchronous", "wal_autocheckpoint", "mmap_size")

@@ -14,7 +14,7 @@ import pytest
 from msgservice.log import history, staging
 from msgservice.message import Status
 from msgservice.records import ExceptionRow, Group, History, Progress, position_of
-from tests.logs import NOW, Driver, exception, make_batch
+from tests.kit.logs import NOW, Driver, exception, make_batch
 
 Row = tuple[int, int, int, int, str]  # receiver, first, last, status, reason
 

@@ -18,19 +18,20 @@ import apsw
 import pytest
 from twisted.internet.defer import Deferred
 
+from msgservice.client.outbox_backlog import OutboxRun
+from msgservice.client.outbox_file import OutboxFile
+from msgservice.disk import database
+from msgservice.disk.folder import Reserve
+from msgservice.disk.mark import Mark, MarkFile, MarkWriter
 from msgservice.errors import DataFolderUnusable, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log import schema
 from msgservice.log.copying import copy_log
-from msgservice.log.folder import Reserve
-from msgservice.log.inbox_file import InboxFile
-from msgservice.log.outbox_backlog import OutboxRun
-from msgservice.log.outbox_file import OutboxFile
-from msgservice.log.wholeness import Mark, MarkFile, MarkWriter
 from msgservice.message import Status
+from msgservice.receiver.inbox_file import InboxFile
 from msgservice.records import Batch, RefusedBatch
-from tests.logs import Driver, make_batch
-from tests.threads import ThreadCalls
+from tests.kit.logs import Driver, make_batch
+from tests.kit.threads import ThreadCalls
 
 LIMITS = Limits(reserve_bytes=64 * 1024)
 FILE_BYTES = 400 * 1024
@@ -181,7 +182,7 @@ def test_a_migration_looks_for_room_first(monkeypatch: pytest.MonkeyPatch, tmp_p
     before = older_log(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "msgservice.log.schema.os.statvfs",
+            "msgservice.disk.database.os.statvfs",
             lambda _: SimpleNamespace(f_bavail=10, f_frsize=4096),
         )
         with pytest.raises(DataFolderUnusable, match=r"needs \d+ bytes, 40960 are free: make room"):
@@ -216,7 +217,7 @@ def test_a_backup_ends_however_much_is_written_meanwhile(
         log.append(make_batch(audience, 1000 + steps))
         running.step(100)
 
-    monkeypatch.setattr(schema, "_step", step)
+    monkeypatch.setattr(database, "_step", step)
     copy_log(tmp_path / "log", tmp_path / "copy")
     assert steps > 10
     copy = Driver("sqlite", tmp_path / "copy", LIMITS).open()

@@ -11,16 +11,16 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent
 
+from msgservice.client.outbox_backlog import OutboxRun
+from msgservice.client.outbox_file import OutboxFile
+from msgservice.disk.folder import FolderLock
 from msgservice.errors import LogFailed, LogLocked, LogReplaced
 from msgservice.limits import Limits
-from msgservice.log.folder import FolderLock
-from msgservice.log.inbox_file import InboxFile
-from msgservice.log.outbox_backlog import OutboxRun
-from msgservice.log.outbox_file import OutboxFile
 from msgservice.node.assembly import HOLD_SAYS, end_process
-from tests.logs import Driver, make_batch
-from tests.nodes import NodeWorld
-from tests.threads import ThreadCalls
+from msgservice.receiver.inbox_file import InboxFile
+from tests.kit.logs import Driver, make_batch
+from tests.kit.nodes import NodeWorld
+from tests.kit.threads import ThreadCalls
 
 LIMITS = Limits(reserve_bytes=64 * 1024)
 

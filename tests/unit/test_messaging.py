@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from msgservice.core.callbacks_wire import Encoder
-from msgservice.faces import messaging
-from msgservice.faces.callbacks_files import FileRoot, IncomingFile
-from msgservice.faces.callbacks_registry import DEFAULT
-from tests.callbacks_vectors import CUT_OFF, VECTORS
+from msgservice.faces.callbacks.files import FileRoot, IncomingFile
+from msgservice.faces.callbacks.protocol.wire import Encoder
+from msgservice.faces.callbacks.registry import DEFAULT
+from msgservice.faces.messaging import manager as messaging
+from tests.kit.callbacks_vectors import CUT_OFF, VECTORS
 
 EMPTY = inspect.Parameter.empty
 
@@ -108,7 +108,7 @@ def test_attributes_of_a_new_message_are_the_documented_ones() -> None:
 
 def test_no_twisted_is_imported() -> None:
     code = (
-        "import sys, msgservice.faces.messaging;"
+        "import sys, msgservice.faces.messaging.manager;"
         "print([name for name in sys.modules if name.split('.')[0] in ('twisted', 'zope')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

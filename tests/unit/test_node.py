@@ -12,7 +12,7 @@ from msgservice.core.ranges import RangeSet
 from msgservice.errors import LogFailed
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
-from tests.nodes import FailingLog, NodeWorld
+from tests.kit.nodes import FailingLog, NodeWorld
 
 ORDERS = {"subjects": ["orders.>"]}
 

@@ -14,7 +14,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import Action
 from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 MANY = 20_000
 LIMITS = Limits(receivers=MANY)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from msgservice.records import ReceiverRow
-from tests.nodes import NodeWorld
+from tests.kit.nodes import NodeWorld
 
 ORDERS = {"subjects": ["orders.>"]}
 OTHER = {"subjects": ["evil.>"], "order": "none"}

@@ -7,7 +7,7 @@ import pytest
 from msgservice import Limits
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.message import Action
-from tests.nodes import NodeWorld
+from tests.kit.nodes import NodeWorld
 
 ORDERS = {"subjects": ["orders.>"]}
 

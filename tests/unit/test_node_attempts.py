@@ -23,7 +23,7 @@ from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.records import Resume
 from msgservice.transport.local import LocalConnector
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 

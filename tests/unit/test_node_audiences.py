@@ -6,6 +6,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from msgservice import Limits
+from msgservice.client.receipt import Receipt
 from msgservice.core.frames import (
     Ack,
     AudienceFrame,
@@ -16,8 +17,7 @@ from msgservice.core.frames import (
 )
 from msgservice.limits import FRAME_OVERHEAD
 from msgservice.node import tracker as tracker_module
-from msgservice.receipt import Receipt
-from tests.nodes import NodeWorld
+from tests.kit.nodes import NodeWorld
 
 SMALL = Limits(max_batch=4096)
 

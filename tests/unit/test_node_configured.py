@@ -13,7 +13,7 @@ from msgservice.limits import WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
-from tests.nodes import NodeWorld
+from tests.kit.nodes import NodeWorld
 
 
 def restart(world: NodeWorld, *rows: ReceiverRow) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from msgservice.connection import Connection
 from msgservice.transport.local import LocalChannel
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 

@@ -29,8 +29,8 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, WireMessage, encode_messages
 from msgservice.node.tail import PLACE_BYTES, Tail
 from msgservice.records import Audience, Group, Resume
-from tests.logs import make_batch
-from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.logs import make_batch
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 

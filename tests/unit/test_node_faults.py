@@ -12,7 +12,7 @@ from msgservice.message import Status
 from msgservice.node import tracker
 from msgservice.node.ingress import Ingress
 from msgservice.node.outlet import Outlet
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"], "order": "none"}
 Failures = list[LogEvent]

@@ -13,7 +13,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
 from msgservice.node import tracker
 from msgservice.records import History, StateRange
-from tests.nodes import FailingLog, NodeWorld
+from tests.kit.nodes import FailingLog, NodeWorld
 
 KEEP_NOTHING = Limits(keep_seconds=0.0, keep_bytes=0)
 

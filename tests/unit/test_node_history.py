@@ -19,7 +19,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, decode_messages
 from msgservice.transport import local
 from msgservice.transport.local import LocalChannel
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"], "order": "none"}
 KEEP_NOTHING = Limits(keep_seconds=0, keep_bytes=0)

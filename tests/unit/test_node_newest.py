@@ -15,7 +15,7 @@ from msgservice.core.frames import VERSION, Ack, Hello, HelloOptions, ReceiveOpt
 from msgservice.node.peer import Peer
 from msgservice.records import Resume
 from msgservice.transport.local import connect_locally
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 
 class LatePeer(ScriptedPeer):

@@ -11,7 +11,7 @@ from msgservice.core.frames import Ack, Transfer
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, WireMessage, decode_messages, encode_messages
-from tests.nodes import FailingLog, NodeWorld
+from tests.kit.nodes import FailingLog, NodeWorld
 
 ORDERS = {"subjects": ["orders.>"]}
 

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from msgservice.core.frames import Ack, Nack
 from msgservice.limits import Limits
 from msgservice.message import Action
-from tests.nodes import NodeWorld
+from tests.kit.nodes import NodeWorld
 
 COUNT = 40
 

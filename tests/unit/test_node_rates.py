@@ -11,9 +11,10 @@ from twisted.internet.task import Clock
 from msgservice.connection import Connection
 from msgservice.core.frames import Frame, Transfer
 from msgservice.core.runs import Run
+from msgservice.limits import Rate
 from msgservice.message import Action, WireMessage, decode_messages, encode_messages
-from msgservice.transport.rates import Rate, RateLimits
-from tests.nodes import NodeWorld, ScriptedPeer
+from msgservice.node.pace import RateLimits
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 STEP = 0.01  # seconds

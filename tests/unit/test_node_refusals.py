@@ -14,7 +14,7 @@ from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, WireMessage, encode_messages
 from msgservice.records import Origin
-from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 LARGE = b"1" * 4200
 SIZE = len(encode_messages([WireMessage(LARGE)]))

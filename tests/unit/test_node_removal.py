@@ -15,7 +15,7 @@ from msgservice.core.frames import Reply, Request
 from msgservice.errors import UnknownReceiver
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status, WireMessage, encode_messages
-from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 NOWHERE = "unix:/nowhere/at/all"

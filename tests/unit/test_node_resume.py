@@ -13,7 +13,7 @@ from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status
 from msgservice.records import Resume
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 

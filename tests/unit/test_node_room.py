@@ -10,7 +10,7 @@ from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Ack, 
 from msgservice.limits import Limits
 from msgservice.message import Action
 from msgservice.node.node import REFUSED_FOR, SAY_AGAIN
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ALL = {"subjects": [">"]}
 

@@ -13,7 +13,7 @@ from msgservice.core.frames import Ack, Nack
 from msgservice.errors import LimitReached
 from msgservice.limits import Limits
 from msgservice.message import Action
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 
 def acked(peer: ScriptedPeer) -> int:

@@ -13,7 +13,7 @@ from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Action
 from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 LIMIT = 1000
 

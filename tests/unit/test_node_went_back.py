@@ -13,7 +13,7 @@ from msgservice.core.frames import Transfer
 from msgservice.log.memory import MemoryLog
 from msgservice.message import decode_messages
 from msgservice.records import Resume
-from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 from tests.unit.test_node_resume import SlowReader
 
 ORDERS = {"subjects": ["orders.>"]}

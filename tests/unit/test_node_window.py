@@ -16,7 +16,7 @@ from msgservice.errors import LogFull
 from msgservice.log.memory import MemoryLog
 from msgservice.message import decode_messages
 from msgservice.records import RefusedBatch
-from tests.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 

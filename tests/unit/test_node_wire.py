@@ -11,7 +11,7 @@ from msgservice import Limits, errors
 from msgservice.connection import Connection
 from msgservice.core.frames import BYE_PAUSED, Hello, Reply, Request, Transfer
 from msgservice.message import WireMessage, encode_messages
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 
 class Mute(ScriptedPeer):

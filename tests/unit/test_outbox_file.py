@@ -11,11 +11,11 @@ import apsw
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
+from msgservice.client.outbox_backlog import OutboxRun
+from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, OutboxFull
-from msgservice.log.outbox_backlog import OutboxRun
-from msgservice.log.outbox_file import OutboxFile, OutboxSnapshot
-from tests.faulty_vfs import Faults, faulty_vfs
-from tests.threads import ThreadCalls
+from tests.kit.faulty_vfs import Faults, faulty_vfs
+from tests.kit.threads import ThreadCalls
 
 
 def run(first: int, count: int = 1, **more: Any) -> OutboxRun:
@@ -79,7 +79,7 @@ def test_many_runs_of_one_append_come_back(count: int, path: Path) -> None:
 def test_what_was_there_is_read_in_pages_and_new_runs_are_none_of_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.log.outbox_backlog.PAGE_RUNS", 3)
+    monkeypatch.setattr("msgservice.client.outbox_backlog.PAGE_RUNS", 3)
     box = Box(path)
     runs = [run(i) for i in range(1, 9)]
     box.append(*runs)
@@ -111,7 +111,7 @@ def test_what_was_there_is_read_in_pages_and_new_runs_are_none_of_it(
 def test_a_page_is_bounded_in_bytes_and_has_at_least_one_run(
     limit: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.log.outbox_backlog.PAGE_BYTES", limit)
+    monkeypatch.setattr("msgservice.client.outbox_backlog.PAGE_BYTES", limit)
     box = Box(path)
     box.append(*[OutboxRun(i, 1, "a", b"\x91\x91\xc4\x14" + b"x" * 20) for i in range(1, 8)])
     box.close()
@@ -246,7 +246,7 @@ def test_no_room_on_the_disk_fails_the_append_alone(path: Path) -> None:
 def test_no_room_for_a_checkpoint_takes_back_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.log.outbox_file.CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr("msgservice.client.outbox_file.CHECKPOINT_BYTES", 1)
     with faulty_vfs() as faults:
         box = Box(path, vfs="faulty")
         faults.full = lambda name: name == "outbox.db"
@@ -308,7 +308,7 @@ def test_damage_is_reported(damage: str, path: Path, tmp_path: Path) -> None:
         box.append(run(i))
     box.threads.wait(box.file.renew())  # the mark of the last run is written by now, or is soon
     assert box.file._marks is not None
-    from msgservice.log.wholeness import Mark
+    from msgservice.disk.mark import Mark
 
     box.file._marks.wait(Mark("outbox", 19, 0, 0))
     image = tmp_path / "image"

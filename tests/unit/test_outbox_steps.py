@@ -16,7 +16,7 @@ from msgservice.core.frames import Ack, Frame, Nack, Transfer, encode_frame
 from msgservice.message import Action
 from msgservice.node import outlet_progress
 from msgservice.records import Resume
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 SIZE = 1000
 GROWTH_MAX = 2.5  # for twice as much

@@ -19,20 +19,20 @@ from typing import Any
 import apsw
 import pytest
 
+from msgservice.client.outbox_backlog import OutboxRun
+from msgservice.client.outbox_file import OutboxFile
+from msgservice.disk.mark import MARKS_SIZE
+from msgservice.disk.pages import PAGE
 from msgservice.errors import LogDamaged, LogError, LogFailed
 from msgservice.log import sqlite
 from msgservice.log.base import StoreLog
-from msgservice.log.inbox_file import InboxFile
-from msgservice.log.outbox_backlog import OutboxRun
-from msgservice.log.outbox_file import OutboxFile
-from msgservice.log.pages import PAGE
-from msgservice.log.wholeness import MARKS_SIZE
 from msgservice.message import Status
+from msgservice.receiver.inbox_file import InboxFile
 from msgservice.records import DeadLetter, ExceptionRow, Progress
-from tests.logs import Driver, make_batch
+from tests.kit.logs import Driver, make_batch
+from tests.kit.simdisk import SimDisk, SimThreads
+from tests.kit.threads import ThreadCalls
 from tests.powerloss.histories import Driver as Clocked
-from tests.simdisk import SimDisk, SimThreads
-from tests.threads import ThreadCalls
 
 NAMES = {"log": "log.db", "outbox": "outbox.db", "inbox": "inbox.db"}
 

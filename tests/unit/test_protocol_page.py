@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from msgservice.core.frames import KINDS, Auth, decode_frame, encode_frame
-from tests.protocol_vectors import VECTORS
+from tests.kit.protocol_vectors import VECTORS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
 

@@ -13,9 +13,9 @@ from twisted.logger import LogEvent
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.errors import Reject, Retry
 from msgservice.message import Action, Status, WireMessage
-from msgservice.received import ReceivedMessage
+from msgservice.receiver.received import ReceivedMessage
 from msgservice.records import Origin
-from tests.receiver_world import Node, World
+from tests.kit.receiver_world import Node, World
 
 
 class Waiting:

@@ -17,12 +17,12 @@ from twisted.logger import LogEvent
 from msgservice.core.frames import Ack
 from msgservice.core.inbox import Marks
 from msgservice.errors import LogLocked, LogUnavailable, Reject, Retry
-from msgservice.log.inbox_file import InboxFile
 from msgservice.message import Action
-from msgservice.received import ReceivedMessage
-from msgservice.receiver import Receiver
-from tests.faulty_vfs import faulty_vfs
-from tests.receiver_world import Node, ThreadedClock, World, results_of
+from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.received import ReceivedMessage
+from msgservice.receiver.receiver import Receiver
+from tests.kit.faulty_vfs import faulty_vfs
+from tests.kit.receiver_world import Node, ThreadedClock, World, results_of
 
 TABLE = "create table if not exists done(body blob, n integer primary key)"
 
@@ -422,7 +422,7 @@ def test_a_commit_that_fails_is_no_attempt_and_the_run_comes_again(path: Path) -
         def run(self, *arguments: Any, **more: Any) -> Deferred[Any]:
             from twisted.internet.defer import fail, succeed
 
-            from msgservice.log.inbox_file import Handled
+            from msgservice.receiver.inbox_file import Handled
 
             self.runs += 1
             if self.runs == 1:
@@ -549,7 +549,7 @@ def test_25_a_rejection_that_is_not_committed_is_not_told(path: Path) -> None:
 def test_19_a_failed_inbox_stops_the_receiver_and_starting_it_again_recovers(
     path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[LogEvent]
 ) -> None:
-    monkeypatch.setattr("msgservice.receiver.InboxFile", partial(InboxFile, vfs="faulty"))
+    monkeypatch.setattr("msgservice.receiver.receiver.InboxFile", partial(InboxFile, vfs="faulty"))
     with faulty_vfs() as faults:
         world = world_of(path)
         world.node.offer([b"1"])

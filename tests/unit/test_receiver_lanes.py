@@ -11,8 +11,8 @@ from msgservice.core.frames import Nack, Transfer
 from msgservice.core.inbox import Answers
 from msgservice.errors import MalformedFrame
 from msgservice.message import Action
-from msgservice.received import ReceivedMessage
-from tests.receiver_world import World
+from msgservice.receiver.received import ReceivedMessage
+from tests.kit.receiver_world import World
 
 
 @pytest.mark.parametrize("behind", [0, 1, 5])

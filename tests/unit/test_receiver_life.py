@@ -26,9 +26,9 @@ from msgservice.core.frames import (
 from msgservice.errors import BadName, BadSubject, LimitReached, Reject, Retry
 from msgservice.limits import Limits
 from msgservice.message import Action, BareMessage, WireMessage, encode_messages
-from msgservice.received import ReceivedMessage
 from msgservice.receiver import Receiver
-from tests.receiver_world import Node, World, results_of
+from msgservice.receiver.received import ReceivedMessage
+from tests.kit.receiver_world import Node, World, results_of
 from tests.unit.test_receiver import Waiting
 
 
@@ -447,10 +447,10 @@ def test_answers_wait_for_a_transport_that_has_no_room_and_leave_as_one() -> Non
 
 
 def test_marks_of_incarnations_that_are_away_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msgservice.receiver.SENDERS_MAX", 2)
+    monkeypatch.setattr("msgservice.receiver.reception.SENDERS_MAX", 2)
     world = World()
     for number in range(5):
-        world.receiver.sender("node", f"other.{number}")
+        world.receiver._reception.sender("node", f"other.{number}")
     assert list(world.receiver.handling.senders) == [("node", "log.1"), ("node", "other.4")]
 
 

@@ -14,8 +14,8 @@ from msgservice.core.frames import Ack
 from msgservice.errors import Reject, Retry
 from msgservice.limits import Limits
 from msgservice.message import Action
-from msgservice.received import ReceivedMessage
-from tests.receiver_world import World, results_of
+from msgservice.receiver.received import ReceivedMessage
+from tests.kit.receiver_world import World, results_of
 
 
 class Blocking:

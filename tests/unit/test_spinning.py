@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from msgservice.transport.datagram_peer import DatagramPeer
-from msgservice.transport.datagram_socket import SPINS_MAX, DatagramSocket
-from msgservice.transport.spinning import WANTED_MAX, WANTED_MIN, Spin
+from msgservice.transport.udp.peer import DatagramPeer
+from msgservice.transport.udp.socket import SPINS_MAX, DatagramSocket
+from msgservice.transport.udp.spinning import WANTED_MAX, WANTED_MIN, Spin
 
 SPIN = 0.0001
 

@@ -10,7 +10,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.usage import UsageError
 from zope.interface import implementer
 
-from msgservice.config import Config
+from msgservice.config.config import Config
 from msgservice.errors import ConfigError
 from msgservice.tap import Options, bridge_logging, make_application, makeService
 

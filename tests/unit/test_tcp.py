@@ -22,10 +22,10 @@ from zope.interface.verify import verifyObject
 from msgservice.errors import DeadlinePassed, FrameTooLarge
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
-from msgservice.transport.channel import PIECE_BYTES, QUEUE_BYTES, ChannelState, FrameProtocol
-from msgservice.transport.pacing import Turn
-from msgservice.transport.strings import LinearStringReceiver
-from tests.channels import Recorder
+from msgservice.transport.tcp.channel import PIECE_BYTES, QUEUE_BYTES, ChannelState, FrameProtocol
+from msgservice.transport.tcp.pacing import Turn
+from msgservice.transport.tcp.strings import LinearStringReceiver
+from tests.kit.channels import Recorder
 
 LIMITS = Limits()
 

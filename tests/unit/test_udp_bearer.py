@@ -6,12 +6,12 @@ import pytest
 
 from msgservice.errors import FrameTooLarge
 from msgservice.limits import Limits
-from msgservice.transport.udp import UdpTransport
-from msgservice.transport.udp_connector import UdpConnector
-from tests.channels import Recorder
-from tests.faulty import CALM, FaultyWorld
-from tests.faulty_datagrams import Address, DatagramPort, datagram_net
-from tests.faulty_transport import Process
+from msgservice.transport.udp.connector import UdpConnector
+from msgservice.transport.udp.transport import UdpTransport
+from tests.kit.channels import Recorder
+from tests.kit.faulty import CALM, FaultyWorld
+from tests.kit.faulty_datagrams import Address, DatagramPort, datagram_net
+from tests.kit.faulty_transport import Process
 
 LIMITS = Limits()
 

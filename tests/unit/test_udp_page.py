@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from msgservice.core import datagram_wire as wire
+from msgservice.core.datagram import wire
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "udp.md"
 EXAMPLES = {

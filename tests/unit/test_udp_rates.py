@@ -8,7 +8,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from msgservice.transport.rates import Rate, RateLimits
+from msgservice.limits import Rate
+from msgservice.node.pace import RateLimits
 
 
 def passed(

@@ -8,7 +8,7 @@ import pytest
 from msgservice.core.frames import Transfer
 from msgservice.limits import Limits
 from msgservice.message import Action, Status
-from tests.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 YEAR = 365 * 24 * 3600 * 1000  # ms
 ORDERS = {"subjects": ["orders.>"]}

@@ -8,7 +8,7 @@
 * `process`: one component's `main`, resumed step by step;
 * `scheduler`: who runs next, and the pauses of components that wait.
 
-Nothing here knows of sockets: that is `msgservice.faces.chassis`.
+Nothing here knows of sockets: that is `msgservice.faces.chassis.server`.
 """
 
 from msgservice.faces.axon import AdaptiveCommsComponent, AxonExceptions, Component, Ipc

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from msgservice.message import Status
-from tests.faulty import BUFFER_BYTES
+from tests.kit.faulty import BUFFER_BYTES
 from tests.simulation.swarm.witness import Violation
 
 if TYPE_CHECKING:

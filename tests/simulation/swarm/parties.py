@@ -18,19 +18,19 @@ import apsw
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from msgservice.client import Client
-from msgservice.client_disk import DiskOutbox
+from msgservice.client.client import Client
+from msgservice.client.disk import DiskOutbox
+from msgservice.client.outbox_file import OutboxFile
+from msgservice.client.receipt import Receipt
 from msgservice.clock import TICK, MonotonicTimers, Ticks, TimedReactor
 from msgservice.errors import ClientClosed, Reject, Retry
 from msgservice.log.memory import MemoryLog
-from msgservice.log.outbox_file import OutboxFile
 from msgservice.log.store import Store
 from msgservice.node.node import NodeService
-from msgservice.receipt import Receipt
-from msgservice.receiver import Receiver
+from msgservice.receiver.receiver import Receiver
 from msgservice.transport.registry import Transports
-from tests.faulty_transport import FaultyTransport, Process
-from tests.simdisk import SimMarks, SimThreads
+from tests.kit.faulty_transport import FaultyTransport, Process
+from tests.kit.simdisk import SimMarks, SimThreads
 from tests.simulation import system
 from tests.simulation.swarm.meter import Meter
 from tests.simulation.swarm.plan import Part
@@ -216,7 +216,7 @@ class Party(Tapped):
 
 
 class Disk:
-    """The node's disk, as a reserve (`log.folder.Reserve`) sees it."""
+    """The node's disk, as a reserve (`disk.folder.Reserve`) sees it."""
 
     def __init__(self) -> None:
         self.is_full = False

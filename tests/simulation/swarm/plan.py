@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """See the module. `weather`: what differs from a calm network, see `tests.faulty.Faults`."""
+    """See the module. `weather`: what differs from a calm network (`tests.kit.faulty.Faults`)."""
 
     seed: int
     limits: dict[str, Any]

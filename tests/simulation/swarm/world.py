@@ -32,7 +32,7 @@ from msgservice.errors import (
     UnknownReceiver,
 )
 from msgservice.limits import Limits
-from tests.faulty import CALM, Faults, FaultyWorld
+from tests.kit.faulty import CALM, Faults, FaultyWorld
 from tests.simulation.swarm.checkers import Check
 from tests.simulation.swarm.meter import Meter
 from tests.simulation.swarm.parties import (

@@ -1,0 +1,59 @@
+"""What the node has acknowledged to this producer, held against what it says that it has.
+
+SEMANTICS 6: a node that has seen more than was ever sent, or other content, is not talking of this
+log; one that no longer has what it acknowledged has lost it. Sans-IO; `client.hop` acts on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgservice.core.ranges import Range, RangeSet
+from msgservice.records import Resume
+
+# What was refused leaves holes; beyond so many ranges the older half of the holes is closed.
+RANGES_MAX = 1000
+
+
+class Acked:
+    """See the module. `sequence`: the last that an earlier process gave; `open_ranges`: of its
+    sequences, those that are not answered yet.
+    """
+
+    def __init__(self, sequence: int, open_ranges: Iterable[Range]) -> None:
+        self._ranges = RangeSet([(1, sequence)])
+        for first, last in open_ranges:
+            self._ranges.remove(first, last)
+        # All the rest was answered, but some of it may have been refused: nobody knows any more.
+        self._is_guess = sequence > 0
+
+    def add(self, first: int, last: int) -> None:
+        """The node took these over."""
+        self._ranges.add(first, last)
+        if len(self._ranges) > RANGES_MAX:
+            ranges = list(self._ranges)
+            # `floor` has told the node of these long ago.
+            self._ranges.add(ranges[0][0], ranges[len(ranges) // 2][1])
+
+    def begin_anew(self) -> None:
+        """Another incarnation: the node has acknowledged nothing to it."""
+        self._ranges = RangeSet()
+        self._is_guess = False
+
+    def take_forgotten(self, resume: Resume) -> list[Range]:
+        """Return what was acknowledged and is not in `resume`; it is told once."""
+        taken = RangeSet(resume.ranges)
+        taken.add(1, resume.floor - 1)
+        if self._is_guess and resume.last is not None:
+            taken.add(1, resume.last[1])  # the holes below it are what the node refused
+        self._is_guess = False
+        forgotten = [gone for first, last in self._ranges for gone in taken.missing(first, last)]
+        for first, last in forgotten:
+            self._ranges.remove(first, last)
+        return forgotten
+
+
+def highest_of(resume: Resume) -> int:
+    """Return the highest sequence that the node has seen."""
+    seen = max([resume.floor - 1, *(last for _, last in resume.ranges)])
+    return seen if resume.last is None else max(seen, resume.last[1])

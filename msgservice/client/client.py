@@ -1,0 +1,408 @@
+"""The producer's API: `Client`; `client.connect` makes one that dials.
+
+    send, send_many -> client_gather (runs of one turn) -> client_hop (sequences, outbox, session)
+    node's answers -> client_hop -> receipt.HandedRun -> Deferreds and `Receipt`s
+
+What cancelling means, everywhere here: the wait ends, with `CancelledError`; the message or the
+request itself is not called back and may still be delivered. Only cancelling the Deferred of
+`connect` stops what it began: the dialling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, fail, succeed
+
+from msgservice.client.flow import Flow
+from msgservice.client.gathering import BARE_OVERHEAD, Gathering
+from msgservice.client.handed import joined
+from msgservice.client.hop import NodeHop
+from msgservice.client.life import ClientLife
+from msgservice.client.receipt import Receipt, Receipts
+from msgservice.client.requests import Requests
+from msgservice.clock import monotonic_of, timed
+from msgservice.connection import Connection
+from msgservice.core.frames import Reply
+from msgservice.core.runs import Settled
+from msgservice.core.subjects import check_name, check_subject
+from msgservice.errors import (
+    ClientClosed,
+    MsgServiceError,
+    NotYetBuilt,
+)
+from msgservice.interfaces import IChannelUser, IConnector
+from msgservice.limits import Limits
+from msgservice.message import FLAG_REQUIRE, Headers, encode_mixed
+
+# What may be handed over and not accepted yet, the window included; `send` fails beyond it.
+HELD_MESSAGES = 1_000_000
+HELD_BYTES = 256 * 1024 * 1024
+if TYPE_CHECKING:
+    from msgservice.client.disk import DiskOutbox
+
+ConnectorFactory = Callable[[Callable[[], IChannelUser]], IConnector]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """How it stands with the connection to the node, for people."""
+
+    connected: bool
+    error: str | None  # the last one, or None
+    attempts: int  # failures in a row
+    next_try: float | None  # seconds until it dials again, while it waits
+    unanswered: int  # messages handed over that the node has not answered yet
+
+    def __str__(self) -> str:
+        state = "connected" if self.connected else f"not connected ({self.error or 'dialling'})"
+        again = "" if self.next_try is None else f", next try in {self.next_try:.1f} s"
+        return f"{state}, {self.attempts} failures in a row{again}, {self.unanswered} unanswered"
+
+
+class Client(ClientLife):
+    """Hands messages to one node. Make one with `connect`, or embed one (see `start`).
+
+    `connector_factory(make_user)` returns the `IConnector` that keeps the connection: a socket's,
+    or one inside the process. `window`: (messages, bytes) unanswered at once, and where `blocked`
+    begins; `held`: (messages, bytes) beyond which `send` fails. `require`: the default of `send`.
+    `new_incarnation` returns a fresh secret text (SEMANTICS 5). `outbox`: opened by
+    `client.disk.open_outbox`; the client closes it. It brings its own incarnation, and `held`
+    should be its limit too.
+    """
+
+    def __init__(
+        self,
+        *,
+        reactor: Any,
+        name: str,
+        connector_factory: ConnectorFactory,
+        limits: Limits,
+        new_incarnation: Callable[[], str],
+        window: tuple[int, int] | None = None,
+        held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
+        require: bool = False,
+        outbox: DiskOutbox | None = None,
+    ) -> None:
+        reactor = timed(reactor)
+        super().__init__(reactor, limits, outbox)
+        check_name(name)
+        self.name = name
+        now = monotonic_of(reactor)
+        window = window or (limits.window_messages, limits.window_bytes)
+        self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, window[0])
+        self._growing = self._gathering.open
+        self._run_messages = self._gathering.run_messages
+        self._hop = NodeHop(
+            self,
+            name=name,
+            incarnation=new_incarnation() if outbox is None else outbox.incarnation,
+            new_incarnation=(
+                (lambda: succeed(new_incarnation())) if outbox is None else outbox.renew
+            ),
+            sequence=0 if outbox is None else outbox.given,
+            disk=outbox,
+            window=window,
+            clock=reactor,
+            now=now,
+            limits=limits,
+        )
+        self._flow = Flow(
+            hop=self._hop,
+            gathering=self._gathering,
+            disk=outbox,
+            reactor=reactor,
+            limits=limits,
+            window=window,
+            held=held,
+            wrote=self._wrote,
+        )
+        if outbox is not None:
+            self._flow.give_room(-outbox.left_messages, -outbox.left_bytes)
+        self._requests = Requests(
+            clock=reactor, now=now, pending_max=limits.requests, bytes_max=limits.window_bytes
+        )
+        self._connector = connector_factory(self._hop.connect)
+        self._attempts_at_error = 0  # how often was dialled when the hop's last error came
+
+    # --- getters
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session with the node stands."""
+        return self._hop.is_open
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the window is full of unanswered messages: what is sent now waits.
+
+        A program that does not await its sends should stop until this is False again. With
+        `outbox=` the disk takes what the window does not: then, whether that is (nearly) full.
+        """
+        return self._flow.blocked
+
+    @property
+    def sequence(self) -> int:
+        """The last sequence that was ever given; with `outbox=`, the last one on disk.
+
+        Of one producer that sends nothing else, it says how many of its messages were handed
+        over: after a crash it goes on from there.
+        """
+        return self._hop.sequence if self._disk is None else self._disk.sequence
+
+    def why(self) -> Why:
+        """How it stands with the connection: last error, attempts, next try."""
+        connector = self._connector
+        error: str | None = self._hop.last_error
+        if not error or connector.attempts > self._attempts_at_error:
+            error = connector.last_error or error
+        return Why(
+            connected=self.connected,
+            error=None if self.connected else error or None,
+            attempts=connector.failures,
+            next_try=connector.next_attempt_in,
+            unanswered=self.unanswered,
+        )
+
+    # --- sending
+
+    def send(
+        self,
+        subject: str,
+        content: Any,
+        *,
+        to: Sequence[str] | None = None,
+        headers: Headers | None = None,
+        id: str | None = None,  # noqa: A002 - the name that the field has everywhere
+        require: bool | None = None,
+        idempotency_key: str | None = None,
+        ttl: float | None = None,
+        delay: float | None = None,
+        retain: bool = False,
+        promise: Any = None,
+    ) -> Deferred[Receipt]:
+        """Hand over one message; fires with its `Receipt` when the node has it on disk.
+
+        `content`: bytes as they are; text, and what JSON can say, by their codec, named in
+        `headers["content-type"]`. `to`: names of receivers, instead of those whose patterns
+        match. `id`: the sender's own name for it. `require`: refuse it if it is for nobody.
+
+        Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
+        `TypeError` (content without a form), `LimitReached` (too much is held), `NotYetBuilt`
+        (the options after `require`), `ClientClosed`; after the node's answer with
+        `UnknownReceiver`, `NoReceiver` or `Refused`; with `ClientClosed` (an `Ambiguous`) when
+        the client is closed before the answer. Cancelling ends the wait only.
+        """
+        if (
+            type(content) is bytes
+            and to is None
+            and headers is None
+            and id is None
+            and require is None
+            and idempotency_key is None
+            and ttl is None
+            and delay is None
+            and promise is None
+            and not retain
+        ):
+            # The usual case, and the one that is measured: another body for a run that grows.
+            gather = self._growing.get(subject)
+            if gather is not None and gather.plain and gather.bare:
+                flow = self._flow
+                size = len(content) + BARE_OVERHEAD
+                filled = gather.size + size
+                if filled <= gather.limit and size <= flow.room_bytes and flow.room_messages > 0:
+                    gather.size = filled
+                    flow.room_bytes -= size
+                    flow.room_messages -= 1
+                    gather.items.append(content)
+                    waiter: Deferred[Receipt] = Deferred()
+                    waiters = gather.waiters
+                    waiters.append(waiter)
+                    if len(waiters) >= self._run_messages:
+                        self._gathering.cut(gather)
+                    return waiter
+        for option, value in (
+            ("idempotency_key", idempotency_key),
+            ("ttl", ttl),
+            ("delay", delay),
+            ("retain", retain or None),
+            ("promise", promise),
+        ):
+            if value is not None:
+                return fail(NotYetBuilt(option))
+        try:
+            return self._send(subject, content, to, headers, id, require)
+        except (MsgServiceError, TypeError) as error:
+            return fail(error)
+
+    def _send(
+        self,
+        subject: str,
+        content: Any,
+        to: Sequence[str] | None,
+        headers: Headers | None,
+        own_id: str | None,
+        require: bool | None,
+    ) -> Deferred[Receipt]:
+        gathering = self._gathering
+        self._check_open()
+        gathering.check_subject(subject)
+        names = gathering.check_to(to)
+        item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(names))
+        self._flow.take_room(1, size)
+        gather = gathering.gather(subject, names, self._flags(require))
+        if gather.size + size > gather.limit:
+            gathering.cut(gather)
+            gather = gathering.gather(subject, names, self._flags(require))
+        waiter: Deferred[Receipt] = Deferred()
+        gather.add(item, size, own_id, waiter)
+        if len(gather.waiters) >= self._run_messages:
+            gathering.cut(gather)
+        self._flow.schedule()
+        return waiter
+
+    def send_many(
+        self,
+        subject: str,
+        bodies: Sequence[Any],
+        *,
+        to: Sequence[str] | None = None,
+        headers: Headers | None = None,
+        require: bool | None = None,
+    ) -> Deferred[Receipts]:
+        """Hand over some messages of one subject; fires with `Receipts` when all are on disk.
+
+        The fast path: one Deferred for all. Each of `bodies` is content as for `send`, and each
+        message has the same `headers`. Errors as for `send`; those before sending are about the
+        whole call, a refusal by the node may be about a part of it: then some of the others may
+        have been accepted. Cancelling ends the wait only.
+        """
+        try:
+            self._check_open()
+            gathering = self._gathering
+            gathering.check_subject(subject)
+            names = gathering.check_to(to)
+            parcels = gathering.prepare_run(subject, bodies, names, headers, self._flags(require))
+            self._flow.take_room(
+                sum(parcel.run.count for parcel in parcels),
+                sum(len(parcel.messages) for parcel in parcels),
+            )
+        except (MsgServiceError, TypeError) as error:
+            return fail(error)
+        waiter = joined([parcel.run for parcel in parcels])
+        for parcel in parcels:
+            gathering.put(parcel)
+        self._flow.schedule()
+        return waiter
+
+    def request(
+        self, subject: str, content: Any, timeout: float = 30, *, headers: Headers | None = None
+    ) -> Deferred[Any]:
+        """Ask one receiver that answers on `subject`; fires with the content of its answer.
+
+        Not stored, and sent at most once. `timeout` in seconds. Fails with `NoResponder`,
+        `RequestTimeout`, `RequestFailed` (the other side says why), `Ambiguous` (the connection
+        was lost after it was sent), `LimitReached` (`limits.requests` are pending, or
+        `limits.window_bytes` of them), or as `send` does before sending. Cancelling ends the
+        wait only.
+        """
+        try:
+            self._check_open()
+            check_subject(subject)
+            item, _ = self._gathering.prepare(
+                content, headers, None, self._gathering.limit_of(None)
+            )
+        except (MsgServiceError, TypeError) as error:
+            return fail(error)
+        if not 0 < timeout <= TIMEOUT_MAX:
+            return fail(ValueError(f"timeout must be above 0, at most {TIMEOUT_MAX} s"))
+        return self._requests.call(subject, encode_mixed([item]), timeout)
+
+    def _flags(self, require: bool | None) -> int:
+        if require is None:
+            return self._gathering.default_flags
+        return FLAG_REQUIRE if require else 0
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise ClientClosed(str(self._closed))
+
+    # --- client_hop.HopUser
+
+    def opened(self, connection: Connection) -> None:
+        """See `HopUser`."""
+        self._gathering.fit(self._hop.batch_max)
+        self._requests.opened(connection)
+        waiters, self._connect_waiters = self._connect_waiters, []
+        for waiter in waiters:
+            waiter.callback(self)
+
+    def settled(self, settled: list[Settled]) -> None:
+        """See `HopUser`."""
+        self._flow.settled(settled)
+
+    def answers_applied(self) -> None:
+        """See `HopUser`."""
+        self._flow.go_on()
+        if self._closed is not None:
+            self._look_whether_done()
+
+    def replied(self, reply: Reply) -> None:
+        """See `HopUser`."""
+        self._requests.replied(reply)
+
+    def closed(self, reason: str) -> None:
+        """See `HopUser`."""
+        self._attempts_at_error = self._connector.attempts
+        self._requests.lost()
+        if self._closed is not None:
+            self._look_whether_done()
+
+    def replaced(self) -> None:
+        """See `HopUser`."""
+        self._ends_for_good = False
+        self._begin_closing(ClientClosed("another connection has this name and incarnation"))
+        self._finish()
+
+    # --- its life
+
+    def start(self) -> None:
+        """Begin to dial; for clients that were not made by `connect`."""
+        self._connector.startService()
+
+    def when_connected(self) -> Deferred[Client]:
+        """Fires with the client when a session stands; at once if one does."""
+        if self._closed is not None:
+            return fail(ClientClosed(str(self._closed)))
+        if self.connected:
+            return succeed(self)
+        waiter: Deferred[Client] = Deferred(lambda d: self._connect_waiters.remove(d))
+        self._connect_waiters.append(waiter)
+        return waiter
+
+    def as_service(self) -> IService:
+        """Return an `IService` that starts and closes this client, for `setServiceParent`."""
+        service: IService = _ClientService(self)
+        return service
+
+
+TIMEOUT_MAX = 24 * 3600.0  # seconds; a request that may take longer is a message
+
+
+class _ClientService(Service):
+    """See `Client.as_service`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def startService(self) -> None:
+        super().startService()
+        self._client.start()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return self._client.close()

@@ -1,0 +1,96 @@
+"""Making a client that dials: `connect`. What it is then, is in `client`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
+
+from msgservice.client.client import HELD_BYTES, HELD_MESSAGES, Client
+from msgservice.errors import MsgServiceError
+from msgservice.interfaces import IChannelUser, IConnector
+from msgservice.limits import Limits
+from msgservice.transport.registry import Transports
+
+if TYPE_CHECKING:
+    from msgservice.client.disk import DiskOutbox
+
+
+def connect(
+    reactor: Any,
+    address: str,
+    *,
+    name: str,
+    limits: Limits | None = None,
+    outbox: str | Path | None = None,
+    window: tuple[int, int] | None = None,
+    held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
+    require: bool = False,
+    transports: Transports | None = None,
+    new_incarnation: Callable[[], str] = lambda: secrets.token_hex(16),
+) -> Deferred[Client]:
+    """Dial a node; fires with a `Client` when the first session stands.
+
+    From then on the client reconnects by itself until `close`, and sends again what was not
+    acknowledged. `address`: `tcp:127.0.0.1:7410`, `tls:…`, `unix:…`. `name`: of this sender.
+
+    `outbox`: path of a file that keeps what is handed over until the node has it, across crashes
+    of this process; `held` is its limit, and this Deferred fires as soon as the file is open,
+    connected or not (`when_connected` tells the rest): from then on `send` works.
+
+    The others are as for `Client`. Fails with `BadAddress`, `BadName`; for the outbox with
+    `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
+    """
+    limits = Limits() if limits is None else limits
+
+    def connector_factory(make_user: Callable[[], IChannelUser]) -> IConnector:
+        transport = (transports or Transports()).find(address)
+        connector: IConnector = transport.connector(reactor, address, make_user, limits)
+        return connector
+
+    def begin(disk: DiskOutbox | None) -> Client:
+        client = Client(
+            reactor=reactor,
+            name=name,
+            connector_factory=connector_factory,
+            limits=limits,
+            new_incarnation=new_incarnation,
+            window=window,
+            held=held,
+            require=require,
+            outbox=disk,
+        )
+        client.start()
+        return client
+
+    if outbox is not None:
+        # Only here: SQLite is none of the business of a producer that does not use it.
+        from msgservice.client.disk import open_outbox
+
+        return open_outbox(reactor, outbox, bytes_max=held[1]).addCallback(_with_disk, begin)
+    try:
+        client = begin(None)
+    except MsgServiceError as error:
+        return fail(error)
+    waiting = client.when_connected()
+    opened: Deferred[Client] = Deferred(lambda _: _give_up(client, waiting))
+    waiting.chainDeferred(opened)
+    return opened
+
+
+def _with_disk(disk: DiskOutbox, begin: Callable[[DiskOutbox], Client]) -> Any:
+    try:
+        return begin(disk)
+    except MsgServiceError:
+        failure = Failure()
+        return disk.close().addBoth(lambda _: failure)
+
+
+def _give_up(client: Client, waiting: Deferred[Client]) -> None:
+    """Nobody waits for this connection any more; `close` cannot fail."""
+    waiting.cancel()  # which fires, with `CancelledError`, what is chained to it
+    client.close()

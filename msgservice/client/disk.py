@@ -1,0 +1,141 @@
+"""The client's outbox on disk: what is handed over is kept there before `send` fires.
+
+A turn's runs are one append, so what a crash leaves is whole turns (SEMANTICS 26). What this
+process hands over is also in memory, in the hop's outbox; what an earlier one left is read in
+pages, as the node takes it.
+
+What the file is, and how it is written, lives in `client.outbox_file`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from msgservice.client.handed import HandedRun
+from msgservice.client.outbox_backlog import OutboxRun
+from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
+from msgservice.core.runs import Run
+
+
+class DiskOutbox:
+    """An open file, and what it held then. Make one with `open_outbox`."""
+
+    def __init__(self, file: OutboxFile, snapshot: OutboxSnapshot) -> None:
+        self.incarnation = snapshot.incarnation
+        self.given = snapshot.sequence  # the last sequence that was ever given
+        self.sequence = snapshot.sequence  # the last that is on disk
+        self.writing = 0  # appends whose sync has not ended
+        # What an earlier process left open.
+        self.left_messages, self.left_bytes = snapshot.messages, snapshot.messages_bytes
+        self.left_ranges = snapshot.open_ranges
+        self._file = file
+        self._loaded = snapshot.runs
+
+    def take_loaded(self) -> list[Run]:
+        """The first of what an earlier process left, rising. Each run has no receipts."""
+        loaded, self._loaded = self._loaded, ()
+        return [_run_of(run) for run in loaded]
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is more of that."""
+        return self._file.has_more
+
+    def read(self) -> Deferred[list[Run]]:
+        """Read the next page of it; fails as `OutboxFile.read` does."""
+        return self._file.read().addCallback(lambda page: [_run_of(run) for run in page])
+
+    def is_unread(self, last: int) -> bool:
+        """Whether what was left up to `last` may be in the file and not in memory."""
+        return self._file.is_unread(last)
+
+    def between(self, first: int, last: int) -> Deferred[list[Run]]:
+        """Look at what the file has of these sequences; fails as `OutboxFile.read` does."""
+        return self._file.between(first, last).addCallback(lambda runs: [_run_of(r) for r in runs])
+
+    def keep(self, runs: Sequence[Run]) -> Deferred[None]:
+        """Write these in one transaction; fires when they are synced.
+
+        Fails with `OutboxFull` or `LogUnavailable`: then none of them is kept, and their sequences
+        stay unused. After `LogFailed` that is not known until the outbox is opened again.
+        """
+        self.writing += 1
+        kept = [
+            OutboxRun(
+                run.first,
+                run.count,
+                run.subject,
+                run.messages,
+                tuple(run.to) if run.to is not None else None,
+                run.flags,
+            )
+            for run in runs
+        ]
+        return self._file.append(kept).addBoth(self._written, runs[-1].last)
+
+    def _written(self, result: Failure | None, last: int) -> Failure | None:
+        self.writing -= 1
+        if not isinstance(result, Failure):
+            self.sequence = last
+        return result
+
+    def settled_to(self) -> int:
+        """Up to which sequence nothing will be sent again, whatever crashes: `floor`."""
+        return self._file.settled_to
+
+    def settle(self, ranges: list[tuple[int, int]]) -> None:
+        """The node has answered these: they are no longer needed."""
+        self._file.settle(ranges)
+
+    def renew(self) -> Deferred[str]:
+        """Take a new incarnation; fires when it is synced."""
+        return self._file.renew()
+
+    def close(self) -> Deferred[None]:
+        """Write what waits, close, unlock."""
+        return self._file.close()
+
+
+def _run_of(kept: OutboxRun) -> Run:
+    size = memoryview(kept.messages).nbytes
+    handed = HandedRun(kept.subject, kept.count, None, cost=size)
+    handed.first = kept.first
+    return Run(
+        kept.first,
+        kept.count,
+        kept.subject,
+        kept.subject,
+        kept.messages,
+        size,
+        kept.first - 1,
+        handed,
+        list(kept.to) if kept.to is not None else None,
+        kept.flags,
+    )
+
+
+def open_outbox(
+    reactor: Any, path: str | Path, *, bytes_max: int, vfs: str | None = None
+) -> Deferred[DiskOutbox]:
+    """Open the outbox at `path`, made if needed; at most `bytes_max` bytes of open messages.
+
+    Fails with `LogLocked` (another process has it), `LogTooNew`, `LogDamaged`,
+    `DataFolderUnusable`. Cancelling ends the wait; what was opened then is closed again.
+    """
+    file = OutboxFile(path, reactor=reactor, size_max=bytes_max, vfs=vfs)
+    opened: Deferred[DiskOutbox] = Deferred()
+
+    def done(snapshot: OutboxSnapshot) -> Deferred[None] | None:
+        if opened.called:  # it was cancelled
+            return file.close()
+        opened.callback(DiskOutbox(file, snapshot))
+        return None
+
+    # Where `opened` was cancelled, `Deferred` swallows this one late result.
+    file.open().addCallbacks(done, opened.errback)
+    return opened

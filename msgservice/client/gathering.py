@@ -1,0 +1,285 @@
+"""What one turn of a client's program hands over, gathered into runs.
+
+Messages of one subject and one set of options share a run, also when others were sent between
+them: no order is promised among subjects. Within a subject the order holds, so another set of
+options begins another run. A run is cut when it is full; the rest when it is taken.
+
+Called by `client`; calls nothing but values. Sequences are given later (`client.hop`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from msgservice.client.handed import HandedRun
+from msgservice.client.receipt import Receipt
+from msgservice.codecs import encode_content
+from msgservice.core.subjects import check_name, check_subject, is_reserved
+from msgservice.errors import BadName, BadSubject, MessageTooLarge, Refused
+from msgservice.limits import FRAME_OVERHEAD, MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
+from msgservice.message import Headers, WireMessage, encode_bodies, encode_mixed
+
+# As long as runs are cut often enough to keep node and receivers busy side by side, longer ones
+# save little: what is left per run is below a tenth of what a Deferred per message costs.
+RUN_MESSAGES = 200
+BARE_OVERHEAD = 6  # bytes of a message beside its body, at most, when it is nothing but a body
+ARRAY_HEADER = 5
+# What a TRANSFER has beside messages and `to`: subject, integers, headers. PROTOCOL allows 8 KiB.
+TO_BYTES_FREE = FRAME_OVERHEAD - 1024
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Parcel(NamedTuple):
+    """A run that is ready to get its sequences."""
+
+    run: HandedRun
+    messages: bytes
+    to: list[str] | None
+    flags: int
+
+
+class Prepared(NamedTuple):
+    """One message, checked: a bare body, or an encoded message; and its size in a run."""
+
+    item: bytes | msgspec.Raw
+    size: int
+
+
+class Gather:
+    """A run that is growing: what `send` adds to."""
+
+    __slots__ = (
+        "bare",
+        "flags",
+        "ids",
+        "items",
+        "limit",
+        "plain",
+        "size",
+        "subject",
+        "to",
+        "waiters",
+    )
+
+    def __init__(
+        self, subject: str, to: tuple[str, ...] | None, flags: int, limit: int, *, plain: bool
+    ) -> None:
+        self.subject, self.to, self.flags = subject, to, flags
+        self.plain = plain  # nothing asked for that `send` does not do by itself
+        self.limit = limit  # bytes
+        self.size = ARRAY_HEADER
+        self.items: list[Any] = []
+        self.bare = True
+        self.waiters: list[Deferred[Receipt]] = []
+        self.ids: dict[int, str] | None = None
+
+    def add(
+        self, item: bytes | msgspec.Raw, size: int, own_id: str | None, waiter: Deferred[Receipt]
+    ) -> None:
+        """Add a message; the caller looks whether it fits."""
+        if type(item) is not bytes:
+            self.bare = False
+        if own_id is not None:
+            if self.ids is None:
+                self.ids = {}
+            self.ids[len(self.items)] = own_id
+        self.items.append(item)
+        self.waiters.append(waiter)
+        self.size += size
+
+    def parcel(self) -> Parcel:
+        """Return the run."""
+        items = self.items
+        messages = encode_bodies(items) if self.bare else encode_mixed(items)
+        cost = self.size - ARRAY_HEADER
+        run = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
+        return Parcel(run, messages, list(self.to) if self.to is not None else None, self.flags)
+
+
+class Gathering:
+    """All that was handed over and not taken yet, in the order in which it may travel."""
+
+    def __init__(self, limits: Limits, default_flags: int, window_messages: int) -> None:
+        self.open: dict[str, Gather] = {}  # by subject
+        self.default_flags = default_flags
+        self._limits = limits
+        self._cut: list[Parcel] = []
+        self._subjects: set[str] = set()  # well-formed ones
+        self._run_bytes = self._body_bytes = 0
+        self.run_messages = min(RUN_MESSAGES, limits.batch_messages, window_messages)
+        self.fit(limits.max_batch)
+
+    # --- getters
+
+    @property
+    def has_cut(self) -> bool:
+        """Whether there are runs that cannot grow any more."""
+        return bool(self._cut)
+
+    def __bool__(self) -> bool:
+        return bool(self._cut or self.open)
+
+    def limit_of(self, to: tuple[str, ...] | None) -> int:
+        """Bytes of a run's messages; a long `to` takes its room from them."""
+        if to is None:
+            return self._run_bytes
+        size = sum(len(name.encode()) + 2 for name in to)
+        return self._run_bytes - max(0, size - TO_BYTES_FREE)
+
+    # --- verbs
+
+    def fit(self, max_batch: int) -> None:
+        """The node takes runs of so many bytes."""
+        self._run_bytes = min(max_batch, self._limits.max_batch)
+        self._body_bytes = self._run_bytes - MESSAGE_OVERHEAD
+        for gather in self.open.values():
+            gather.limit = self.limit_of(gather.to)
+
+    def gather(self, subject: str, to: tuple[str, ...] | None, flags: int) -> Gather:
+        """Return the growing run for these; what grew there with other options is cut."""
+        found = self.open.get(subject)
+        if found is not None:
+            if found.to == to and found.flags == flags:
+                return found
+            self.cut(found)
+        plain = to is None and flags == self.default_flags
+        new = self.open[subject] = Gather(subject, to, flags, self.limit_of(to), plain=plain)
+        return new
+
+    def cut(self, gather: Gather) -> None:
+        """This run grows no more."""
+        del self.open[gather.subject]
+        self._cut.append(gather.parcel())
+
+    def put(self, parcel: Parcel) -> None:
+        """Add a run that is whole already, behind what its subject has."""
+        before = self.open.get(parcel.run.subject)
+        if before is not None:
+            self.cut(before)
+        self._cut.append(parcel)
+
+    def take(self, *, only_cut: bool = False) -> list[Parcel]:
+        """Return the runs, those of each subject in order."""
+        parcels, self._cut = self._cut, []
+        if not only_cut:
+            parcels += [gather.parcel() for gather in self.open.values()]
+            self.open.clear()
+        return parcels
+
+    # --- checks: each raises the error that names what is wrong
+
+    def check_subject(self, subject: str) -> None:
+        """`BadSubject` unless messages may be sent to `subject`."""
+        if subject in self._subjects:
+            return
+        check_subject(subject)
+        if is_reserved(subject):
+            raise BadSubject(subject, "'$' begins the node's own subjects")
+        if len(self._subjects) >= self._limits.subjects:
+            self._subjects.clear()
+        self._subjects.add(subject)
+
+    def check_to(self, to: Sequence[str] | None) -> tuple[str, ...] | None:
+        """`BadName` unless all of these may be receivers."""
+        if to is None:
+            return None
+        if isinstance(to, str):
+            raise BadName(to, "`to` is a list of names")
+        if not to:
+            raise Refused("`to` names nobody")
+        for name in to:
+            check_name(name)
+        return tuple(to)
+
+    def prepare(
+        self,
+        content: Any,
+        headers: Headers | None,
+        own_id: str | None,
+        limit: int,
+    ) -> Prepared:
+        """Return the message; `MessageTooLarge`, or `TypeError` where content has no form."""
+        body, headers = encode_content(content, headers)
+        if len(body) > self._body_bytes:
+            raise MessageTooLarge(len(body), self._body_bytes)
+        if not headers and own_id is None:
+            size = len(body) + BARE_OVERHEAD
+            item: bytes | msgspec.Raw = body
+        else:
+            _check_headers(headers)
+            if own_id is not None:
+                _check_id(own_id)
+            item = msgspec.Raw(_encode(WireMessage(body, headers or None, own_id)))
+            size = len(memoryview(item))
+        if size > limit - ARRAY_HEADER:
+            raise MessageTooLarge(size, limit - ARRAY_HEADER)
+        return Prepared(item, size)
+
+    def prepare_run(
+        self,
+        subject: str,
+        bodies: Sequence[Any],
+        to: tuple[str, ...] | None,
+        headers: Headers | None,
+        flags: int,
+    ) -> list[Parcel]:
+        """Return the runs of a `send_many`: one, unless that would be too large."""
+        limit = self.limit_of(to)
+        names = list(to) if to is not None else None
+        count_max = self._limits.batch_messages
+        if not headers and bodies and len(bodies) <= count_max:
+            size = _bytes_in(bodies)
+            # Less than a run, so that none of them is too large for a message either.
+            if 0 < size <= limit - MESSAGE_OVERHEAD - len(bodies) * BARE_OVERHEAD:
+                return [_parcel(subject, len(bodies), encode_bodies(bodies), names, flags)]
+        parcels: list[Parcel] = []
+        items: list[bytes | msgspec.Raw] = []
+        filled = ARRAY_HEADER
+        for content in bodies:
+            item, size = self.prepare(content, headers, None, limit)
+            if items and (filled + size > limit or len(items) >= count_max):
+                messages = encode_mixed(items)
+                parcels.append(_parcel(subject, len(items), messages, names, flags))
+                items, filled = [], ARRAY_HEADER
+            items.append(item)
+            filled += size
+        if items:
+            parcels.append(_parcel(subject, len(items), encode_mixed(items), names, flags))
+        return parcels
+
+
+def _parcel(subject: str, count: int, messages: bytes, to: list[str] | None, flags: int) -> Parcel:
+    return Parcel(HandedRun(subject, count, None, cost=len(messages)), messages, to, flags)
+
+
+def _bytes_in(bodies: Sequence[Any]) -> int:
+    """How many bytes these are together; 0 if not all of them are bytes."""
+    try:
+        return len(b"".join(bodies))  # tells both in half the time that two looks would take
+    except TypeError:
+        return 0
+
+
+def _check_headers(headers: Headers | None) -> None:
+    for name, value in (headers or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise Refused(f"header {name!r}: names and values are text")
+        try:
+            name.encode()
+            value.encode()
+        except UnicodeEncodeError:
+            raise Refused(f"header {name!r} is no UTF-8") from None
+
+
+def _check_id(own_id: str) -> None:
+    try:
+        size = len(own_id.encode())
+    except UnicodeEncodeError:
+        raise BadName(own_id, "it is no UTF-8") from None
+    if not 1 <= size <= NAME_BYTES_MAX:
+        raise BadName(own_id, f"an id has 1 to {NAME_BYTES_MAX} bytes, not {size}")

@@ -1,0 +1,502 @@
+"""What stands behind receipts: a run of messages that was handed over, and what is known of it.
+
+What the node says comes as ranges and is applied per run and receiver, never per message; one
+message is looked at only when somebody asks or waits.
+
+What does not live here: what a program sees (`receipt`), which runs there are (`client.runs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+from twisted.internet.defer import Deferred
+
+from msgservice.client.receipt import Receipt, Receipts, Wait
+from msgservice.core.ranges import Range, RangeSet
+from msgservice.errors import MsgServiceError, NoReceiver, NotDelivered
+from msgservice.message import Status
+
+
+class Keeper(Protocol):
+    """Who knows the runs by their sequences (`client.runs`)."""
+
+    def changed(self, run: HandedRun) -> None:
+        """The run is waited for now, or was settled: how it is kept may change."""
+
+    def has_news(self, run: HandedRun) -> None:
+        """The run's `tell_news` is to be called when all that came with this is applied."""
+
+
+class Receivers:
+    """The audience of some messages, by name."""
+
+    __slots__ = ("members", "names")
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self.members = frozenset(self.names)
+
+
+class Piece(NamedTuple):
+    """What ROUTED said of some sequences: who they are for, and where the log has the first."""
+
+    first: int
+    last: int
+    position: int  # 0: the log no longer has it
+    audience: Receivers
+
+
+class _Watcher(NamedTuple):
+    wait: Wait
+    first: int
+    last: int
+    name: str | None
+    deferred: Deferred[Any]
+
+
+class HandedRun:
+    """Messages of one subject that travel together, and what is known of them.
+
+    `waiters` are the Deferreds of `send`, one for each message, until they have fired;
+    `on_answered`, if set, is called once: when each message was accepted (kept on disk, with
+    `outbox=`) or refused.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_accepted",
+        "_fired",
+        "_keeper",
+        "_lost",
+        "_open",
+        "_others",
+        "_pieces",
+        "_refused",
+        "_sent",
+        "_settled",
+        "_unanswered",
+        "_watchers",
+        "cost",
+        "count",
+        "first",
+        "ids",
+        "left",
+        "on_answered",
+        "subject",
+        "waiters",
+    )
+
+    def __init__(
+        self,
+        subject: str,
+        count: int,
+        waiters: list[Deferred[Receipt]] | None,
+        ids: dict[int, str] | None = None,
+        *,
+        cost: int = 0,
+    ) -> None:
+        self.subject = subject
+        self.first = 0  # no sequence yet
+        self.count = self.left = count
+        self.cost = cost  # bytes of room it takes, until none of it is `left` to be answered
+        self.waiters = waiters
+        self.ids = ids  # index -> the sender's own id, of those that have one
+        self.on_answered: Callable[[], None] | None = None
+        self._keeper: Keeper | None = None
+        self._pieces: list[Piece] = []
+        self._unanswered = count
+        self._open = 0  # pairs of message and receiver that were routed and are not final
+        # receiver -> sequences whose state is final; None: all of them, the usual case
+        self._settled: dict[str, RangeSet | None] = {}
+        # Filled only where something is unusual:
+        self._accepted: RangeSet | None = None  # acknowledged by the node in parts, or unrouted
+        self._fired: RangeSet | None = None
+        self._refused: list[tuple[int, int, MsgServiceError]] | None = None
+        self._others: dict[str, list[tuple[int, int, Status, str]]] | None = None
+        self._sent: dict[str, RangeSet] | None = None
+        self._watchers: list[_Watcher] | None = None
+        self._lost: MsgServiceError | None = None
+
+    # --- getters
+
+    @property
+    def last(self) -> int:
+        """The last sequence."""
+        return self.first + self.count - 1
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether each message was accepted or refused."""
+        return self._unanswered == 0
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody waits for news."""
+        return bool(self._watchers)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more can become of any of its messages."""
+        return (self._unanswered == 0 and self._open == 0) or self._lost is not None
+
+    def error_of(self, sequence: int) -> MsgServiceError | None:
+        """Why this message was not accepted, or None."""
+        for first, last, error in self._refused or ():
+            if first <= sequence <= last:
+                return error
+        return None
+
+    def first_error(self) -> MsgServiceError | None:
+        """Why some of it was not accepted, or None."""
+        return self._refused[0][2] if self._refused else None if self.is_answered else self._lost
+
+    def piece_of(self, sequence: int) -> Piece | None:
+        """What ROUTED said of this message, or None."""
+        for piece in self._pieces:
+            if piece.first <= sequence <= piece.last:
+                return piece
+        return None
+
+    def statuses_of(self, sequence: int) -> dict[str, Status]:
+        """The state of one message at each receiver of its audience, as far as it is known."""
+        piece = self.piece_of(sequence) if self.error_of(sequence) is None else None
+        names = piece.audience.names if piece is not None else ()
+        return {name: self._status(sequence, name) for name in names}
+
+    def counts(self) -> dict[str, dict[Status, int]]:
+        """How many of its messages have which state, for each receiver."""
+        counts: dict[str, dict[Status, int]] = {}
+        for piece in self._pieces:
+            for name in piece.audience.names:
+                of_name = counts.setdefault(name, {})
+                for sequence in range(piece.first, piece.last + 1):
+                    status = self._status(sequence, name)
+                    of_name[status] = of_name.get(status, 0) + 1
+        return counts
+
+    def _status(self, sequence: int, name: str) -> Status:
+        if self._is_final(name, sequence, sequence):
+            other = self._other(sequence, sequence, name)
+            return Status.ACKNOWLEDGED if other is None else other[0]
+        if self._sent is not None and name in self._sent and sequence in self._sent[name]:
+            return Status.SENT
+        return Status.QUEUED
+
+    def _other(self, first: int, last: int, name: str) -> tuple[Status, str] | None:
+        """The first final state other than acknowledged in this range."""
+        if self._others is not None:
+            for low, high, status, reason in self._others.get(name, ()):
+                if low <= last and first <= high:
+                    return status, reason
+        return None
+
+    # --- from the world; each may fire Deferreds, so callers finish their own work first
+
+    def numbered(self, first: int, keeper: Keeper) -> None:
+        """The run has its sequences now."""
+        self.first, self._keeper = first, keeper
+
+    def stored(self) -> None:
+        """The run is in the producer's own outbox on disk: `send` has done its work."""
+        waiters, self.waiters = self.waiters, None
+        if waiters is not None:
+            for index, waiter in enumerate(waiters):
+                waiter.callback(Receipt(self, index))
+        self._tell_answered()
+
+    def accepted(self, first: int, last: int) -> None:
+        """The node took these over. They count when ROUTED has come for them too."""
+        pieces = self._pieces
+        if (
+            last - first + 1 == self.count == self._unanswered
+            and self._accepted is None
+            and len(pieces) == 1
+            and pieces[0].last - pieces[0].first == last - first
+        ):
+            self._unanswered = 0
+            waiters, self.waiters = self.waiters, None
+            if waiters is not None:
+                for index, waiter in enumerate(waiters):
+                    waiter.callback(Receipt(self, index))
+            self._after_change()
+        else:
+            if self._accepted is None:
+                self._accepted = RangeSet()
+            self._accepted.add(first, last)
+            self._fire_parts()
+            self._after_change()
+
+    def refused(self, first: int, last: int, error: MsgServiceError) -> None:
+        """The node did not accept these, and never will."""
+        if self._fired is None:
+            self._fired = RangeSet()
+        if self._refused is None:
+            self._refused = []
+        self._refused.append((first, last, error))
+        for low, high in self._fired.missing(first, last):
+            self._fired.add(low, high)
+            self._unanswered -= high - low + 1
+            if self.waiters is not None:
+                for waiter in self.waiters[low - self.first : high - self.first + 1]:
+                    waiter.errback(error)
+        self._after_change()
+
+    def routed(self, piece: Piece) -> None:
+        """The node says who these are for. It may say so again after a reconnect."""
+        pieces = self._pieces
+        if pieces and not piece.position and not piece.audience.names:
+            # It knows nothing of them any more: what it said before is worth more.
+            told = RangeSet((old.first, old.last) for old in pieces)
+            news = [piece._replace(first=a, last=b) for a, b in told.missing(*piece[:2])]
+            if not news:
+                return
+            self._pieces = sorted([*pieces, *news], key=lambda p: p.first)
+            self._recount()
+        elif not pieces and piece.first == self.first and piece.last == self.last:
+            pieces.append(piece)
+            self._open = self.count * len(piece.audience.names)
+            if self._settled or self._accepted is not None:
+                self._recount()
+        elif piece not in pieces:
+            rest = [p for old in pieces for p in _around(old, piece.first, piece.last)]
+            self._pieces = sorted([*rest, piece], key=lambda p: p.first)
+            self._recount()
+        if self._accepted is not None:
+            self._fire_parts()
+            self._after_change()
+
+    def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
+        """The node says that these have this state at this receiver; repeats change nothing.
+
+        Whoever waits is told by `tell_news`: once for what came together.
+        """
+        own_last = self.first + self.count - 1
+        if (
+            first <= self.first
+            and last >= own_last
+            and status is Status.ACKNOWLEDGED
+            and name not in self._settled
+        ):
+            self._settled[name] = None
+            self._open -= self._routed_count(name, self.first, own_last)
+        else:
+            first, last = max(first, self.first), min(last, own_last)
+            if status < Status.ACKNOWLEDGED:
+                self._mark_passing(name, status, first, last)
+                return
+            news = self._make_final(name, first, last)
+            if not news:
+                return
+            for low, high in news:
+                self._open -= self._routed_count(name, low, high)
+                if status is not Status.ACKNOWLEDGED:
+                    if self._others is None:
+                        self._others = {}
+                    self._others.setdefault(name, []).append((low, high, status, reason))
+        if self._watchers or self._open == 0:
+            assert self._keeper is not None
+            self._keeper.has_news(self)
+
+    def tell_news(self) -> None:
+        """Fire what waited for what was marked."""
+        self._after_change()
+
+    def lost(self, error: MsgServiceError) -> None:
+        """Nothing more will be heard of this run: what is unknown stays unknown."""
+        if self._lost is not None:
+            return
+        self._lost = error
+        waiters, self.waiters = self.waiters, None
+        if waiters is not None:
+            fired = self._fired
+            for index, waiter in enumerate(waiters):
+                if fired is None or self.first + index not in fired:
+                    waiter.errback(error)
+        self._after_change()
+        self._tell_answered()
+
+    # --- inside
+
+    def _is_final(self, name: str, first: int, last: int) -> bool:
+        if name not in self._settled:
+            return False
+        final = self._settled[name]
+        return final is None or final.covers(first, last)
+
+    def _make_final(self, name: str, first: int, last: int) -> list[Range]:
+        """Note that these are final; return those that were not."""
+        final = self._settled.setdefault(name, RangeSet())
+        if final is None:
+            return []
+        news = final.missing(first, last)
+        for low, high in news:
+            final.add(low, high)
+        return news
+
+    def _mark_passing(self, name: str, status: Status, first: int, last: int) -> None:
+        if self._sent is None:
+            self._sent = {}
+        sent = self._sent.setdefault(name, RangeSet())
+        if status is Status.SENT:
+            sent.add(first, last)
+        else:
+            sent.remove(first, last)
+
+    def _routed_count(self, name: str, first: int, last: int) -> int:
+        pieces = self._pieces
+        if len(pieces) == 1 and pieces[0].first <= first and last <= pieces[0].last:
+            return last - first + 1 if name in pieces[0].audience.members else 0
+        return sum(
+            min(last, p.last) - max(first, p.first) + 1
+            for p in self._pieces
+            if p.first <= last and first <= p.last and name in p.audience.members
+        )
+
+    def _recount(self) -> None:
+        self._open = sum((p.last - p.first + 1) * len(p.audience.names) for p in self._pieces)
+        for name, final in self._settled.items():
+            ranges = [(self.first, self.last)] if final is None else final
+            self._open -= sum(self._routed_count(name, low, high) for low, high in ranges)
+
+    def _fire_parts(self) -> None:
+        """Fire for what is accepted and routed now and was not before."""
+        assert self._accepted is not None
+        if self._fired is None:
+            self._fired = RangeSet()
+        news: list[Range] = []
+        for piece in self._pieces:
+            for low, high in self._accepted.within(piece.first, piece.last):
+                news += self._fired.missing(low, high)
+        for low, high in news:
+            self._fired.add(low, high)
+            self._unanswered -= high - low + 1
+        waiters = self.waiters
+        if waiters is not None:
+            for low, high in news:
+                for index in range(low - self.first, high - self.first + 1):
+                    waiters[index].callback(Receipt(self, index))
+
+    def _tell_answered(self) -> None:
+        call, self.on_answered = self.on_answered, None
+        if call is not None:
+            call()
+
+    def _after_change(self) -> None:
+        if self._unanswered == 0 and self.on_answered is not None:
+            self._tell_answered()
+        if self._watchers:
+            watchers, self._watchers = self._watchers, []
+            done: list[tuple[Deferred[Any], object]] = []
+            for watcher in watchers:
+                outcome = self._outcome(watcher)
+                if outcome is None:
+                    self._watchers.append(watcher)
+                else:
+                    done.append((watcher.deferred, outcome))
+            for deferred, outcome in done:
+                _fire(deferred, outcome)
+        if self._keeper is not None:
+            self._keeper.changed(self)
+
+    # --- waiting
+
+    def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
+        """Return a Deferred of its own for this wait. Cancelling it ends the wait only."""
+        deferred: Deferred[Any] = Deferred(self._unwatch)
+        watcher = _Watcher(wait, first, last, name, deferred)
+        outcome = self._outcome(watcher)
+        if outcome is not None:
+            _fire(deferred, outcome)
+            return deferred
+        if self._watchers is None:
+            self._watchers = []
+        self._watchers.append(watcher)
+        assert self._keeper is not None
+        self._keeper.changed(self)
+        return deferred
+
+    def _unwatch(self, deferred: Deferred[Any]) -> None:
+        self._watchers = [w for w in self._watchers or () if w.deferred is not deferred]
+        if self._keeper is not None:
+            self._keeper.changed(self)
+
+    def _outcome(self, watcher: _Watcher) -> object:
+        """What the watcher's Deferred fires with: an exception fails it; None: not yet."""
+        wait, first, last, name, _ = watcher
+        for low, high, error in self._refused or ():
+            if low <= last and first <= high:
+                return self if wait is Wait.SETTLED else error
+        if self._unanswered and not self._is_known(first, last):
+            return self._end(wait)
+        if wait is Wait.ACCEPTED:
+            return self
+        others = self._others if wait is Wait.ACKNOWLEDGED else None
+        done = True
+        for piece in self._pieces:
+            low, high = max(first, piece.first), min(last, piece.last)
+            if low > high:
+                continue
+            names = piece.audience.names
+            if wait is Wait.ACKNOWLEDGED:
+                if not names:
+                    return NoReceiver(self.subject)
+                if name is not None and name not in piece.audience.members:
+                    return NotDelivered(name, "not in the audience", None)
+            for receiver in names if name is None else (name,):
+                if others and (other := self._other(low, high, receiver)) is not None:
+                    return NotDelivered(receiver, other[0].name.lower(), other[1] or None)
+                done = done and self._is_final(receiver, low, high)
+        return self if done else self._end(wait)
+
+    def _end(self, wait: Wait) -> object:
+        if self._lost is not None and wait is Wait.SETTLED:
+            return self
+        return self._lost
+
+    def _is_known(self, first: int, last: int) -> bool:
+        return self._fired is not None and self._fired.covers(first, last)
+
+
+def _around(piece: Piece, first: int, last: int) -> list[Piece]:
+    """What of a piece lies outside `first` to `last`."""
+    if piece.last < first or last < piece.first:
+        return [piece]
+    rest = []
+    if piece.first < first:
+        rest.append(piece._replace(last=first - 1))
+    if piece.last > last:
+        position = piece.position and piece.position + last + 1 - piece.first
+        rest.append(piece._replace(first=last + 1, position=position))
+    return rest
+
+
+def _fire(deferred: Deferred[Any], outcome: object) -> None:
+    if isinstance(outcome, Exception):
+        deferred.errback(outcome)
+    else:
+        deferred.callback(outcome)
+
+
+def joined(runs: list[HandedRun]) -> Deferred[Receipts]:
+    """Fire when all of these were answered."""
+    waiter: Deferred[Receipts] = Deferred()
+    receipts = Receipts(runs)
+    left = len(runs)
+
+    def answered() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            error = next((e for run in runs if (e := run.first_error()) is not None), None)
+            if error is None:
+                waiter.callback(receipts)
+            else:
+                waiter.errback(error)
+
+    for run in runs:
+        run.on_answered = answered
+    if not runs:
+        waiter.callback(receipts)
+    return waiter

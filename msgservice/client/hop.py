@@ -1,0 +1,518 @@
+"""The client's side of the hop to its node: sequences, outbox, and the session on a connection.
+
+It takes runs (`number`, `offer`), sends them as the window allows, and applies what the node says
+to the runs that stand behind the receipts. Which connections there are is the connector's
+business; gathering, limits and the public API are the client's.
+
+Invariants: a sequence is given once per incarnation and never again; what was offered stays until
+the node has acknowledged or refused it; nothing is sent before the node's RESUME was applied.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.client.acked import Acked, highest_of
+from msgservice.client.gathering import Parcel
+from msgservice.client.handed import HandedRun
+from msgservice.client.runs import HandedRuns
+from msgservice.connection import Connection
+from msgservice.core.audiences import AudienceParts
+from msgservice.core.backoff import delay_of
+from msgservice.core.frames import (
+    BYE_REPLACED,
+    VERSION,
+    Ack,
+    AudienceFrame,
+    Frame,
+    Hello,
+    HelloOptions,
+    Nack,
+    Reply,
+    Routed,
+    StatusFrame,
+)
+from msgservice.core.outbox import Outbox
+from msgservice.core.runs import Run, Settled, first_of
+from msgservice.errors import (
+    ContentChanged,
+    LogWentBack,
+    MessageTooLarge,
+    MsgServiceError,
+    NoReceiver,
+    PeerForgot,
+    Refused,
+    UnexpectedFrame,
+    UnknownReceiver,
+)
+from msgservice.limits import Limits
+from msgservice.message import Action, Status, cut_messages, join_messages
+from msgservice.records import Resume
+
+if TYPE_CHECKING:
+    from msgservice.client.disk import DiskOutbox
+
+# Audiences are interned by the node, but the numbers of a long connection are all told; and a node
+# may have been given more receivers than the limit that this side knows.
+FACTOR = 10
+
+
+class HopUser(Protocol):
+    """Who stands behind the hop: the client."""
+
+    def opened(self, connection: Connection) -> None:
+        """A session stands: requests may be sent."""
+
+    def settled(self, settled: list[Settled]) -> None:
+        """These are no longer held; their runs are told next."""
+
+    def answers_applied(self) -> None:
+        """What one read brought is applied: there may be room for more."""
+
+    def replied(self, reply: Reply) -> None:
+        """Answers to requests."""
+
+    def closed(self, reason: str) -> None:
+        """The session has gone, or could not be opened."""
+
+    def replaced(self) -> None:
+        """Another connection has this name and incarnation: do not come back."""
+
+
+class NodeHop:
+    """See the module; it is the `connection.Owner` of the client's connections.
+
+    `sequence`: the last one that was ever given. `new_incarnation` fires with a fresh secret
+    (SEMANTICS 5), kept where the outbox is kept. `disk`: the outbox, where it is a file; see
+    `client.disk.DiskOutbox`. What an earlier process left in it is read as the node takes it.
+    """
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        user: HopUser,
+        *,
+        name: str,
+        incarnation: str,
+        new_incarnation: Callable[[], Deferred[str]],
+        sequence: int,
+        disk: DiskOutbox | None,
+        window: tuple[int, int],
+        clock: Any,
+        now: Callable[[], float],
+        limits: Limits,
+    ) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.sequence = sequence
+        self.runs = HandedRuns()
+        self.connection: Connection | None = None
+        self.batch_max = limits.max_batch  # of the node, as last heard
+        self.peer_name = ""
+        self.last_error = ""
+        loaded = disk.take_loaded() if disk is not None else []
+        self.outbox = Outbox(
+            ordered=True,
+            cursor=loaded[0].first - 1 if loaded else sequence,
+            window=window,
+            retry_delay=lambda attempts: delay_of(
+                attempts, delay_min=limits.link_delay_min, delay_max=limits.link_delay_max
+            ),
+            larger_is_dead=True,
+        )
+        self._user = user
+        self._new_incarnation = new_incarnation
+        self._disk = disk
+        self._clock, self._now, self._limits = clock, now, limits
+        self._window = window
+        self._opened = False  # the session of the connection is open
+        self._audience_parts = AudienceParts(0)  # of the connection
+        self._is_stopped = False
+        self._timer: IDelayedCall | None = None
+        self._is_renewing = False  # the next incarnation is on its way to the disk
+        self._hello_due: Connection | None = None  # it waits for that
+        self._acked = Acked(sequence, disk.left_ranges if disk is not None else ())
+        self._left_to = sequence  # up to here it is what an earlier process left
+        self._is_reading = False  # the next page of that
+        self._early: list[Frame] | None = None  # that came before the session could begin
+        self._behind: list[Run] = []  # new ones, that wait until all of it was read
+        self._offer(loaded)
+        if not self._has_more:
+            self.outbox.skip_to(sequence)
+
+    # --- getters
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a session stands."""
+        return self._opened
+
+    @property
+    def in_flight(self) -> int:
+        """Messages sent on this connection and not answered."""
+        return self.outbox.in_flight_messages if self._opened else self._window[0]
+
+    # --- verbs
+
+    def connect(self) -> Connection:
+        """Return a connection of this hop, for a channel that is about to open."""
+        return Connection(self, clock=self._clock, now=self._now, limits=self._limits)
+
+    def number(self, parcels: Sequence[Parcel]) -> list[Run]:
+        """Give these runs their sequences."""
+        runs = []
+        sequence = self.sequence
+        for handed, messages, to, flags in parcels:
+            first = sequence + 1
+            self.runs.add(handed, first)
+            subject = handed.subject
+            runs.append(
+                Run(
+                    first,
+                    handed.count,
+                    subject,
+                    subject,
+                    messages,
+                    len(messages),
+                    sequence,
+                    handed,
+                    to,
+                    flags,
+                )
+            )
+            sequence += handed.count
+        self.sequence = sequence
+        return runs
+
+    @property
+    def _has_more(self) -> bool:
+        return self._disk is not None and self._disk.has_more
+
+    def offer(self, runs: Sequence[Run]) -> None:
+        """Send these runs, as soon and as often as it takes. They rise; `pump` after it."""
+        if self._is_reading or self._has_more:
+            self._behind += runs
+        else:
+            self._offer(runs)
+
+    def _offer(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            run.after = self.outbox.loaded_to  # what lies between was never kept, or is settled
+            self.outbox.offer(run)
+
+    def pump(self) -> None:
+        """Send what may be sent now."""
+        if self._is_stopped:
+            return
+        connection = self.connection
+        if connection is not None and self._opened and connection.is_open:
+            outbox = self.outbox
+            disk = self._disk
+            # What is settled in memory only may come again after a crash: then the node may not be
+            # told that it will not.
+            outbox.committed = outbox.cursor if disk is None else disk.settled_to()
+            connection.send_now(outbox.take_transfers(self._now()))
+            self._apply_settled()  # what turned out to be too large for the node
+            if disk is not None and disk.has_more:
+                self._read()
+        self._rearm()
+
+    def _read(self) -> None:
+        """Read more of what an earlier process left, once the window has room for it."""
+        if not self._is_reading and self.outbox.wants:
+            assert self._disk is not None
+            self._is_reading = True
+            reading = self._disk.read().addCallbacks(self._have_read, self._not_read)
+            reading.addErrback(lambda f: self._logger.failure("after reading the outbox", f))
+
+    def _have_read(self, runs: list[Run]) -> None:
+        self._is_reading = False
+        self._offer(runs)
+        if not self._has_more:
+            self.outbox.skip_to(self._left_to)
+            behind, self._behind = self._behind, []
+            self._offer(behind)
+        self.pump()
+
+    def _not_read(self, failure: Failure) -> None:
+        self._is_reading = False  # the next answer, or connection, tries again
+        self.last_error = f"the outbox cannot be read: {failure.getErrorMessage()}"
+        if not self._is_stopped:
+            self._logger.failure("{name}: the outbox cannot be read", failure, name=self.name)
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._is_stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _rearm(self) -> None:
+        due = None if self._is_stopped else self.outbox.next_deadline()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            self._timer = self._clock.callLater(max(0.001, due - self._now()), self._retry)
+
+    def _retry(self) -> None:
+        self._timer = None
+        self.pump()
+
+    # --- connection.Owner
+
+    def channel_up(self, connection: Connection) -> None:
+        """See `connection.Owner`."""
+        before, self.connection = self.connection, connection
+        if before is not None:
+            self._leave(before)
+            before.abort()
+            self._user.closed("another connection took its place")
+        if self._is_renewing:
+            self._hello_due = connection
+        else:
+            self._say_hello(connection)
+
+    def _say_hello(self, connection: Connection) -> None:
+        lowest = self.runs.lowest()
+        heartbeat_ms = int(self._limits.heartbeat * 1000)
+        options = HelloOptions(
+            max_batch=self._limits.max_batch,
+            heartbeat=heartbeat_ms,
+            status_from=self.sequence + 1 if lowest is None else lowest,
+        )
+        connection.hello(Hello(VERSION, self.name, self.incarnation, options))
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        """See `connection.Owner`. A client takes no transfers, so it has taken none."""
+        self.peer_name = hello.name
+        connection.resume(Resume())
+
+    def opened(self, connection: Connection, resume: Resume) -> None:
+        """See `connection.Owner`."""
+        if connection is not self.connection:
+            return
+        last, disk = resume.last, self._disk
+        if last is None or disk is None or not disk.is_unread(last[1]):
+            self._opened_with(connection, resume, [])
+            return
+        # What the node took last is not in memory yet: the file is asked before anything is
+        # settled by it, and what the node says meanwhile waits.
+        assert connection.channel is not None
+        connection.channel.pause()
+        self._early = []
+        looking = disk.between(last[0], last[1])
+        looking.addCallback(lambda runs: self._looked(connection, resume, runs))
+        looking.addErrback(lambda failure: self._not_looked(connection, failure))
+
+    def _looked(self, connection: Connection, resume: Resume, runs: list[Run]) -> None:
+        if connection is not self.connection or connection.gone or self._is_stopped:
+            return
+        early, self._early = self._early, None
+        self._opened_with(connection, resume, runs)
+        for frame in early or ():
+            self.received(connection, frame)
+        self.turn_ended(connection)
+        if connection.channel is not None:
+            connection.channel.resume()
+
+    def _not_looked(self, connection: Connection, failure: Failure) -> None:
+        self._not_read(failure)
+        connection.abort()
+
+    def _opened_with(self, connection: Connection, resume: Resume, unread: list[Run]) -> None:
+        """Begin the session. `unread`: runs of the file where the node's newest run lies."""
+        hello = connection.session.peer
+        assert hello is not None
+        wrong = self._compare(resume, unread)
+        if wrong is not None:
+            self._begin_anew(wrong)
+            connection.abort()
+            return
+        self.batch_max = min(
+            hello.options.max_batch or self._limits.max_batch, self._limits.max_batch
+        )
+        self._opened = True
+        self._audience_parts = AudienceParts(FACTOR * self._limits.receivers)
+        self.runs.connected()
+        self.outbox.receive_resume(resume.floor, resume.ranges)
+        self.outbox.connect(hello.options.window, self.batch_max)
+        self._user.opened(connection)
+        self._apply_settled()
+        self._user.answers_applied()
+        self.pump()
+
+    def received(self, connection: Connection, frame: Frame) -> None:
+        """See `connection.Owner`."""
+        if connection is not self.connection or not self._opened:
+            if connection is self.connection and self._early is not None:
+                self._early.append(frame)
+            return
+        match frame:
+            case Ack():
+                self.outbox.receive_acks(frame.ranges)
+            case Routed():
+                self.runs.receive_routed(frame.first, frame.last, frame.audience, frame.position)
+            case StatusFrame():
+                if frame.incarnation == self.incarnation:
+                    status = Status(frame.state)
+                    self.runs.receive_status(frame.receiver, status, frame.ranges, frame.reason)
+            case AudienceFrame():
+                audience = self._audience_parts.receive(frame)
+                if audience is not None:
+                    self.runs.receive_audience(*audience, FACTOR * self._limits.audiences)
+            case Nack():
+                self.outbox.receive_nack(
+                    frame.first,
+                    frame.last,
+                    Action(frame.action),
+                    frame.delay / 1000,
+                    frame.reason,
+                    self._now(),
+                )
+            case Reply():
+                self._user.replied(frame)
+            case _:
+                raise UnexpectedFrame(type(frame).__name__, "a client")
+
+    def turn_ended(self, connection: Connection) -> None:
+        """See `connection.Owner`."""
+        if connection is self.connection and self._opened:
+            self._apply_settled()
+            self.runs.tell_news()
+            self._user.answers_applied()
+            if not self.outbox.idle or self._has_more:
+                self.pump()
+
+    def writable(self, connection: Connection) -> None:
+        """See `connection.Owner`."""
+        if connection is self.connection:
+            self.pump()
+
+    def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
+        """See `connection.Owner`: nothing more is sent there, the answers still count."""
+        if connection is self.connection and code == BYE_REPLACED:
+            self._logger.error(
+                "{name}: another connection has this incarnation: {reason}",
+                name=self.name,
+                reason=reason,
+            )
+            self._user.replaced()
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        """See `connection.Owner`."""
+        if connection is not self.connection:
+            return
+        self.connection = None
+        self._leave(connection)
+        self.last_error = reason
+        code = connection.peer_error
+        if code == ContentChanged.wire_code:
+            self._begin_anew(LogWentBack(self.peer_name, self.sequence, self.sequence))
+        self._user.closed(reason)
+
+    # --- inside
+
+    def _leave(self, connection: Connection) -> None:
+        self._opened = False
+        self._early = None
+        self.outbox.disconnect(self._now(), lost=not connection.ends_on_purpose)
+        self._apply_settled()
+        self.runs.tell_news()
+        self._rearm()
+
+    def _apply_settled(self) -> None:
+        """Tell what the outbox found final; fires Deferreds, so all else is done before."""
+        settled = self.outbox.take_settled()
+        if not settled:
+            return
+        for one in settled:
+            if one.status is Status.ACKNOWLEDGED:
+                self._acked.add(one.first, one.last)
+        self._user.settled(settled)
+        for one in settled:
+            handed: HandedRun = one.run.source
+            if one.status is Status.ACKNOWLEDGED:
+                handed.accepted(one.first, one.last)
+            else:
+                handed.refused(one.first, one.last, self._error_of(one))
+
+    def _error_of(self, settled: Settled) -> MsgServiceError:
+        """The error that a refusal stands for; the node says it with a NACK's reason."""
+        reason = settled.reason
+        if settled.run.size > self.batch_max:
+            return MessageTooLarge(settled.run.size, self.batch_max)
+        if reason.startswith("unknown receiver"):
+            return UnknownReceiver(reason.removeprefix("unknown receiver").strip(" '\""))
+        if reason.startswith("no receiver"):
+            return NoReceiver(settled.run.subject)
+        return Refused(reason)
+
+    def _compare(self, resume: Resume, unread: list[Run]) -> LogWentBack | None:
+        """Hold what the node has taken against what this side knows (SEMANTICS 6)."""
+        seen = highest_of(resume)
+        if seen > self.sequence or (
+            resume.last is not None and self._differs(*resume.last, unread)
+        ):
+            return LogWentBack(self.peer_name, self.sequence, seen)
+        for low, high in self._acked.take_forgotten(resume):
+            forgot = PeerForgot(self.peer_name, low, high)
+            self._logger.error("{name}: {error}", name=self.name, error=str(forgot))
+            self.last_error = str(forgot)
+            self.runs.lose(low, high, forgot, answered=True)
+        return None
+
+    def _differs(self, first: int, last: int, crc: int, unread: list[Run]) -> bool:
+        """Whether what this side holds at these sequences is something else, however it is cut.
+
+        Where some of them were answered here, nothing is left to compare.
+        """
+        held = {run.first: run for run in unread}
+        held |= {run.first: run for run in self._behind}
+        held |= {run.first: run for run in self.outbox.open_between(first, last)}
+        at, parts = first, []
+        for run in sorted(held.values(), key=first_of):
+            if run.last < at or run.first > last:
+                continue
+            if run.first == first and run.last == last:
+                return zlib.crc32(run.messages) != crc
+            if run.first > at:
+                return False
+            end = min(run.last, last)
+            parts.append(cut_messages(run.messages, at - run.first, end - run.first + 1))
+            at = end + 1
+        return at > last and zlib.crc32(join_messages(parts)) != crc
+
+    def _begin_anew(self, error: LogWentBack) -> None:
+        """Take a new incarnation: what is open is sent under it, with the same numbers."""
+        self._logger.error(
+            "{name}: {error}; going on as a new incarnation, what is open is sent again",
+            name=self.name,
+            error=str(error),
+        )
+        self.last_error = str(error)
+        self._acked.begin_anew()
+        self._is_renewing = True
+        self._new_incarnation().addCallbacks(self._renewed, self._not_renewed)
+        self.runs.lose(1, self.sequence, error, answered=True)
+
+    def _renewed(self, incarnation: str) -> None:
+        self.incarnation = incarnation
+        self._is_renewing = False
+        due, self._hello_due = self._hello_due, None
+        if due is not None and due is self.connection:
+            self._say_hello(due)
+
+    def _not_renewed(self, failure: Failure) -> None:
+        # Nothing is sent under the old one; the connection ends for want of a HELLO, and `why`
+        # tells. The disk that failed fails every `send` as well.
+        self._logger.failure("{name}: no new incarnation", failure, name=self.name)
+        self.last_error = f"no new incarnation: {failure.value}"

@@ -1,0 +1,118 @@
+"""What an outbox's file held when it was opened, read in pages: it need not fit into memory.
+
+Part of `client.outbox_file`. At start all of it is looked at once and checked, and the first page
+kept; the next ones are read when the node has taken those before. What is appended meanwhile has
+higher sequences, and is in memory anyhow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from zlib import crc32
+
+import apsw
+import msgspec
+
+from msgservice.core.ranges import RangeSet
+from msgservice.disk.database import one
+from msgservice.errors import LogDamaged
+
+# Of one page. A run of one message takes about 1 KiB in memory besides what it says.
+PAGE_RUNS = 4096
+PAGE_BYTES = 4 * 1024 * 1024
+
+ROW_BYTES = 64  # what a run costs on disk beside its messages
+
+
+class OutboxRun(msgspec.Struct, frozen=True, gc=False):
+    """A run as the producer's outbox keeps it; message *i* has the sequence `first + i`."""
+
+    first: int
+    count: int
+    subject: str
+    messages: bytes | memoryview | msgspec.Raw
+    to: tuple[str, ...] | None = None
+    flags: int = 0
+
+    @property
+    def last(self) -> int:
+        """Its last sequence."""
+        return self.first + self.count - 1
+
+    @property
+    def size(self) -> int:
+        """What it counts against the limit, in bytes."""
+        return memoryview(self.messages).nbytes + ROW_BYTES
+
+
+class Backlog:
+    """Where reading stands. `open`: all sequences that were open at start; sizes in bytes."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self.open = RangeSet()
+        self.messages = 0
+        self.messages_bytes = 0
+        self.size = 0  # as `OutboxRun.size` counts
+        self.read_to = 0  # everything up to here was read
+        self._last = 0
+        first: list[OutboxRun] = []
+        page_bytes = 0
+        for run in _runs(db, 0):
+            self.open.add(run.first, run.last)
+            self.messages += run.count
+            self.messages_bytes += len(run.messages)
+            self.size += run.size
+            self._last = run.last
+            if len(first) < PAGE_RUNS and page_bytes < PAGE_BYTES:
+                first.append(run)
+                page_bytes += len(run.messages)
+                self.read_to = run.last
+        self.first_page = tuple(first)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are runs that were not read."""
+        return self.read_to < self._last
+
+    def is_unread(self, last: int) -> bool:
+        """Whether sequences up to `last` may be in the file alone."""
+        return self.read_to < min(last, self._last)
+
+    def between(self, db: apsw.Connection, first: int, last: int) -> list[OutboxRun]:
+        """Read the runs that overlap `first` to `last`, rising; they do not count as read."""
+        before = one(db, "select max(first) from run where first <= ?", (first,))
+        found = []
+        for run in _runs(db, first - 1 if before is None else before - 1):
+            if run.first > last:
+                break
+            if run.last >= first:
+                found.append(run)
+        return found
+
+    def page(self, db: apsw.Connection) -> list[OutboxRun]:
+        """Read the next page; `was_read` makes it count."""
+        page: list[OutboxRun] = []
+        size = 0
+        for run in _runs(db, self.read_to):
+            if run.first > self._last or len(page) >= PAGE_RUNS or size >= PAGE_BYTES:
+                break
+            page.append(run)
+            size += len(run.messages)
+        return page
+
+    def was_read(self, page: Iterable[OutboxRun]) -> None:
+        """These are in memory now."""
+        self.read_to = max((run.last for run in page), default=self._last)
+
+
+def _runs(db: apsw.Connection, after: int) -> Iterator[OutboxRun]:
+    """Yield the open runs above a sequence, rising, each checked."""
+    for first, count, subject, to, flags, crc, messages in db.execute(
+        "select first, count, subject, audience, flags, crc, messages from run"
+        " where first > ? order by first",
+        (after,),
+    ):
+        if crc32(messages) != crc:
+            raise LogDamaged("a run's messages were changed", first, first + count - 1)
+        names = None if to is None else tuple(msgspec.json.decode(to, type=list[str]))
+        yield OutboxRun(first, count, subject, messages, names, flags)

@@ -1,0 +1,535 @@
+"""The producer's outbox on disk: what was handed over and is not yet the node's (SEMANTICS 26).
+
+Runs go in with their sequences and stay until all of a run is settled. `append` fires after the
+sync; what is appended while a commit runs goes into the next one. A settlement that a crash loses
+only means that a run is sent again, so settlements ride with later commits. A high-water mark
+beside the file guards its tail, as it does for a log. Nothing here knows what is in flight.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import apsw
+import msgspec
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.failure import Failure
+
+from msgservice.client.outbox_backlog import Backlog, OutboxRun
+from msgservice.core.ranges import RangeSet
+from msgservice.disk.damage import told_as_damage
+from msgservice.disk.database import (
+    UNUSABLE,
+    as_json,
+    check_sqlite,
+    connect,
+    insert_steps,
+    is_full,
+    one,
+    prepare,
+)
+from msgservice.disk.files import OS, Files
+from msgservice.disk.folder import FileWatch, FolderLock, check_filesystem, make_folder
+from msgservice.disk.machine import Jobs, Marks, OwnThreads, Threads
+from msgservice.disk.mark import MARK_INTERVAL, Mark, begin_mark, read_mark
+from msgservice.disk.pages import PageSums
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnavailable, OutboxFull
+
+APPLICATION_ID = 0x6D736F62  # "msob"
+SIZE_MAX = 1024 * 1024 * 1024  # bytes of open runs, unless told otherwise
+# Settlements of so many bytes are written without waiting for the next append.
+SETTLED_BYTES = 1024 * 1024
+CHECKPOINT_BYTES = 8 * 1024 * 1024
+_MARKED = "outbox"  # what the mark is for; the incarnation may change
+
+_TABLES = """
+create table head(
+    id integer primary key check (id = 1),
+    incarnation text not null,
+    sequence integer not null       -- the last that the file ever held
+);
+create table run(
+    first integer primary key,
+    count integer not null,
+    subject text not null,
+    audience text,                  -- JSON list of names, or null
+    flags integer not null,
+    crc integer not null,           -- crc32 of messages
+    messages blob not null
+);
+"""
+# Counted, so that one that went missing is seen at the next start. An older program would not keep
+# the sums of pages: it refuses the file.
+_VERSION_2 = """
+alter table head add column renewals integer not null default 0;    -- of the incarnation
+"""
+
+
+_DELETE = "delete from run where first in (select value from json_each(?))"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxSnapshot:
+    """What an outbox held when it was opened."""
+
+    incarnation: str
+    sequence: int  # the last that it ever held; 0 for a new one
+    runs: tuple[OutboxRun, ...]  # the first page of open ones, rising; the rest by `read`
+    open_ranges: tuple[tuple[int, int], ...]  # all that is open
+    messages: int  # of all open runs
+    messages_bytes: int
+
+
+class OutboxFile:
+    """The outbox in the file `path`; its folder is made if needed.
+
+    `size_max`: bytes of open runs. `entropy` gives the random bytes of an incarnation. `vfs`: for
+    tests, a SQLite VFS by name.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        reactor: IReactorFromThreads,
+        size_max: int = SIZE_MAX,
+        entropy: Callable[[int], bytes] = os.urandom,
+        vfs: str | None = None,
+        files: Files = OS,
+        threads: Threads | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.incarnation = ""
+        self.sequence = 0  # the last sequence that was handed in
+        self.settled_to = 0  # no crash brings anything back up to here: SEMANTICS 1, `floor`
+        self.size = 0  # bytes of open runs
+        self._size_max = size_max
+        self._entropy = entropy
+        self._vfs = vfs
+        self._files = files
+        self._threads = OwnThreads(reactor) if threads is None else threads
+        self._lock = FolderLock(
+            self.path.with_name(self.path.name + ".lock"), held=self.path, files=files
+        )
+        self._mark_path = self.path.with_name(self.path.name + ".mark")
+        self._pages = PageSums(self.path, self._mark_path, files)
+        self._marks: Marks | None = None
+        self._watch: FileWatch | None = None
+        self._db: apsw.Connection | None = None
+        self._worker: Jobs | None = None
+        self._backlog: Backlog | None = None
+        self._opened = False
+        self._failed: LogFailed | None = None
+        self._kept_to = 0  # the last sequence that is committed
+        self._renewals = 0
+        self._firsts: list[int] = []  # of open runs, rising
+        self._open: dict[int, _Open] = {}  # first -> what is left of a run
+        self._waiting: list[tuple[Sequence[OutboxRun], Deferred[None]]] = []
+        self._gone: list[int] = []  # firsts of settled runs whose rows are still there
+        self._gone_bytes = 0
+        self._committing: Deferred[None] | None = None
+        self._written = 0
+
+    # --- opening and closing -------------------------------------------------------------------
+
+    def open(self) -> Deferred[OutboxSnapshot]:
+        """Lock, check and load.
+
+        Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
+        """
+        assert self._worker is None, "opened once"
+        self._worker = self._threads.worker("msgservice outbox")
+        return self._worker.submit(self._open_file).addCallbacks(self._remember, self._not_opened)
+
+    def _not_opened(self, failure: Failure) -> Failure:
+        assert self._worker is not None
+        self._worker.stop()
+        return failure
+
+    def _remember(self, snapshot: OutboxSnapshot) -> OutboxSnapshot:
+        assert self._backlog is not None
+        self.incarnation = snapshot.incarnation
+        self.sequence = snapshot.sequence
+        self.size = self._backlog.size
+        self._index(snapshot.runs)
+        self.settled_to = self._lowest()
+        self._opened = True
+        return snapshot
+
+    def _open_file(self) -> OutboxSnapshot:
+        check_sqlite()
+        make_folder(self.path.parent)
+        check_filesystem(self.path.parent)
+        self._lock.acquire()
+        try:
+            mark = read_mark(self._mark_path)
+            if mark is not None and not self.path.exists():
+                raise LogDamaged(f"{self.path.name} is missing", 1, mark.number)
+            with told_as_damage(mark.number if mark is not None else 0):
+                snapshot = self._load(mark)
+        except UNUSABLE as error:
+            self._lock.release()
+            raise DataFolderUnusable(str(self.path), str(error)) from error
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
+            first = Mark(_MARKED, snapshot.sequence, self._renewals, 0)
+            file = begin_mark(self._mark_path, first, self._files)
+        except OSError as error:
+            assert self._db is not None
+            self._db.close(True)
+            self._pages.close()
+            self._lock.release()
+            reason = f"{self._mark_path.name}: {error.strerror or error}"
+            raise DataFolderUnusable(str(self.path), reason) from error
+        self._marks = self._threads.marks(file, MARK_INTERVAL)
+        names = (self.path.name, self._mark_path.name, self.path.name + ".lock")
+        self._watch = FileWatch(self.path.parent, names)
+        return snapshot
+
+    def _load(self, mark: Mark | None) -> OutboxSnapshot:
+        self._pages.note_files()
+        db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
+        try:
+            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2])
+            head = one(db, "select incarnation, sequence, renewals from head")
+            if head is None:
+                head = (self._entropy(16).hex(), 0, 0)
+                db.execute("insert into head values (1, ?, ?, ?)", head)
+            incarnation, sequence, self._renewals = head
+            self._kept_to = sequence
+            if mark is None and sequence:
+                raise LogDamaged("the high-water mark is missing or unreadable", 1, sequence)
+            if mark is not None and mark.number > sequence:
+                raise LogDamaged("its newest runs are missing", sequence + 1, mark.number)
+            if mark is not None and mark.commits > self._renewals:
+                raise LogDamaged("its newest incarnation is missing", 1, sequence)
+            self._pages.begin(db)
+            self._pages.look_at_all()
+            backlog = self._backlog = Backlog(db)
+            self._pages.take(db)
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except BaseException:
+            db.close(True)
+            self._pages.close()
+            raise
+        return OutboxSnapshot(
+            incarnation=incarnation,
+            sequence=sequence,
+            runs=backlog.first_page,
+            open_ranges=tuple(backlog.open),
+            messages=backlog.messages,
+            messages_bytes=backlog.messages_bytes,
+        )
+
+    def close(self) -> Deferred[None]:
+        """Write what is waiting, close and unlock. Safe to call twice."""
+        if not self._opened:
+            return succeed(None)
+        self._opened = False
+        return Deferred.fromCoroutine(self._close())
+
+    async def _close(self) -> None:
+        assert self._worker is not None
+        while self._committing is not None or self._waiting:
+            await self._idle()
+        gone, self._gone = self._gone, []
+        try:
+            await self._worker.submit(lambda: self._close_file(gone))
+        finally:
+            self._worker.stop()
+
+    def _idle(self) -> Deferred[None]:
+        """Return a Deferred that fires when the commit that runs now is done."""
+        waiter: Deferred[None] = Deferred()
+        if self._committing is None:
+            self._start()
+        assert self._committing is not None
+        self._committing.addCallback(lambda _: waiter.callback(None))
+        return waiter
+
+    def _close_file(self, gone: list[int]) -> None:
+        assert self._db is not None
+        assert self._marks is not None
+        try:
+            if self._failed is None:
+                self._write([], gone, self.sequence)
+                self._pages.take(self._db)
+                self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        finally:
+            self._db.close(True)
+            self._pages.close()
+            self._marks.stop()
+            self._lock.release()
+
+    # --- reading what was there at the start ------------------------------------------------------
+
+    @property
+    def has_more(self) -> bool:
+        """Whether open runs of before the start are still to be read."""
+        return self._backlog is not None and self._backlog.has_more
+
+    def read(self) -> Deferred[list[OutboxRun]]:
+        """Read the next page of them, rising; one call at a time.
+
+        Fails with `LogUnavailable` when the file is closed, `LogDamaged`, or as SQLite does.
+        """
+        if not self._opened:
+            return fail(LogUnavailable("the outbox is not open"))
+        assert self._worker is not None
+
+        def job() -> list[OutboxRun]:
+            assert self._backlog is not None
+            assert self._db is not None
+            return self._backlog.page(self._db)
+
+        def done(page: list[OutboxRun]) -> list[OutboxRun]:
+            assert self._backlog is not None
+            self._index(page)
+            self._backlog.was_read(page)
+            return page
+
+        return self._worker.submit(job).addCallback(done)
+
+    def is_unread(self, last: int) -> bool:
+        """Whether sequences up to `last` may be in the file and not in memory."""
+        return self._backlog is not None and self._backlog.is_unread(last)
+
+    def between(self, first: int, last: int) -> Deferred[list[OutboxRun]]:
+        """Look at what the file has of these sequences, rising; fails as `read` does."""
+        if not self._opened:
+            return fail(LogUnavailable("the outbox is not open"))
+        assert self._worker is not None
+
+        def job() -> list[OutboxRun]:
+            assert self._backlog is not None
+            assert self._db is not None
+            return self._backlog.between(self._db, first, last)
+
+        return self._worker.submit(job)
+
+    # --- runs ----------------------------------------------------------------------------------
+
+    def append(self, runs: Sequence[OutboxRun]) -> Deferred[None]:
+        """Keep these runs; fires after the sync. Cancelling stops the wait, not the write.
+
+        Each begins above all sequences handed in before. Fails with `OutboxFull` (nothing kept),
+        `LogUnavailable` (nothing kept, try again later), `LogFailed` (whether they are kept is seen
+        when the file is opened again, and nothing is taken before). A run that failed leaves
+        its sequences unused: what comes next must begin above them all the same.
+        """
+        if self._failed is not None:
+            return fail(self._failed)
+        if not self._opened:
+            return fail(LogUnavailable("the outbox is not open"))
+        size = sum(run.size for run in runs)
+        if self.size + size > self._size_max:
+            return fail(OutboxFull(self.size + size, self._size_max))
+        for run in runs:
+            if run.first <= self.sequence:
+                raise ValueError(f"run begins at {run.first}, {self.sequence} was handed in before")
+            self.sequence = run.last
+            self._add(run)
+        waiter: Deferred[None] = Deferred()
+        self._waiting.append((runs, waiter))
+        self._start()
+        return waiter
+
+    def settle(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Forget what is the node's now (or was refused): runs go when all of them is settled."""
+        for first, last in ranges:
+            at = max(0, bisect_left(self._firsts, first) - 1)
+            done: list[int] = []
+            while at < len(self._firsts) and self._firsts[at] <= last:
+                entry = self._open[self._firsts[at]]
+                if entry.settle(first, last):
+                    done.append(at)
+                at += 1
+            for index in reversed(done):
+                start = self._firsts[index]
+                entry = self._open.pop(start)
+                self.size -= entry.size
+                self._gone_bytes += entry.size
+                self._gone.append(start)
+            if done:
+                del self._firsts[done[0] : done[-1] + 1]
+        if self._gone_bytes >= SETTLED_BYTES:
+            self._start()
+
+    def renew(self) -> Deferred[str]:
+        """Take a new incarnation (SEMANTICS 4, 6); fires with it when it is synced.
+
+        Fails with `LogUnavailable` or `LogFailed`, as `append` does.
+        """
+        assert self._worker is not None
+        incarnation = self._entropy(16).hex()
+
+        def job() -> str:
+            self._commit(
+                [("update head set incarnation = ?, renewals = renewals + 1", (incarnation,))]
+            )
+            self._renewals += 1
+            self._mark()
+            return incarnation
+
+        def done(found: str) -> str:
+            self.incarnation = found
+            return found
+
+        return self._worker.submit(job).addCallback(done)
+
+    def _add(self, run: OutboxRun) -> None:
+        self._firsts.append(run.first)
+        self._open[run.first] = _Open(run.first, run.last, run.size)
+        self.size += run.size
+
+    def _index(self, page: Sequence[OutboxRun]) -> None:
+        """Runs of the file that are in memory from now on; what was appended has higher numbers."""
+        if page:
+            at = bisect_left(self._firsts, page[0].first)
+            self._firsts[at:at] = [run.first for run in page]
+            for run in page:
+                self._open[run.first] = _Open(run.first, run.last, run.size)
+
+    def _remove(self, runs: Sequence[OutboxRun]) -> None:
+        """Take runs back that could not be written."""
+        for run in runs:
+            if self._open.pop(run.first, None) is not None:
+                self._firsts.remove(run.first)
+                self.size -= run.size
+
+    def _lowest(self) -> int:
+        """Return up to where nothing is open, in memory: on disk once it is committed."""
+        lowest = self._firsts[0] - 1 if self._firsts else self.sequence
+        backlog = self._backlog
+        return min(lowest, backlog.read_to) if backlog and backlog.has_more else lowest
+
+    # --- commits -------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Commit what is waiting, unless a commit runs."""
+        if self._committing is not None or self._worker is None:
+            return
+        group, self._waiting = self._waiting, []
+        gone, self._gone, self._gone_bytes = self._gone, [], 0
+        runs = [run for some, _ in group for run in some]
+        sequence, settled_to = self.sequence, self._lowest()
+        committing = self._committing = self._worker.submit(
+            lambda: self._write(runs, gone, sequence)
+        )
+
+        def done(result: object) -> None:
+            self._committing = None
+            if isinstance(result, Failure):
+                self._remove(runs)
+                self._gone += gone
+            else:
+                self.settled_to = settled_to
+            if self._waiting and self._failed is None:
+                self._start()
+            for _, waiter in group:
+                if isinstance(result, Failure):
+                    waiter.errback(result)
+                else:
+                    waiter.callback(None)
+
+        committing.addBoth(done)
+
+    def _write(self, runs: Sequence[OutboxRun], gone: list[int], sequence: int) -> None:
+        """Commit runs and settlements; on the worker's thread."""
+        # A run that was settled before it was written (a fast node) is written and removed here.
+        flat: list[Any] = []
+        for run in runs:
+            to = None if run.to is None else as_json(run.to)
+            crc = crc32(run.messages)
+            flat += (run.first, run.count, run.subject, to, run.flags, crc, run.messages)
+        steps: list[tuple[str, Any]] = [*insert_steps("into run", 7, flat)]
+        if gone:
+            text = msgspec.json.encode(gone).decode()
+            steps.append(
+                ("delete from run where first in (select value from json_each(?))", (text,))
+            )
+        steps.append(("update head set sequence = max(sequence, ?)", (sequence,)))
+        self._commit(steps)
+        self._written += sum(run.size for run in runs) + 4096 * 4
+        if self._written >= CHECKPOINT_BYTES:
+            self._commit([], checkpoint=True)
+            self._written = 0
+        self._kept_to = max(self._kept_to, sequence)
+        self._mark()
+
+    def _mark(self) -> None:
+        """Have the newest commit marked; on the worker's thread."""
+        assert self._marks is not None
+        self._marks.submit(Mark(_MARKED, self._kept_to, self._renewals, 0))
+
+    def _commit(self, steps: Sequence[tuple[str, Any]], *, checkpoint: bool = False) -> None:
+        """Run these in one transaction, or a checkpoint; on the worker's thread.
+
+        After a failed write or sync the handle is not used again (SEMANTICS 19).
+        """
+        if self._failed is not None:
+            raise self._failed
+        db = self._db
+        assert db is not None
+        if self._watch is not None and (name := self._watch.replaced or self._watch.gone):
+            self._failed = LogFailed(
+                f"{name} was replaced or removed while the outbox was in use; it takes nothing"
+                " until it is opened again: close the client, then connect with this outbox anew"
+            )
+            raise self._failed
+        try:
+            if checkpoint:
+                self._pages.take(db)
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                return
+            db.execute("begin immediate")
+            for sql, parameters in steps:
+                db.execute(sql, parameters)
+            db.execute("commit")
+        except (apsw.Error, OSError, LogDamaged) as error:
+            if is_full(db, error):
+                if checkpoint:
+                    return  # the transaction is in the write-ahead log all the same
+                if db.in_transaction:
+                    db.execute("rollback")
+                raise LogUnavailable(f"no room: {error}") from error
+            # As for a log (SEMANTICS 19), but here the process can only be told: what is not
+            # synced was not told either.
+            self._failed = LogFailed(
+                f"the outbox {self.path} cannot be written: {error}; it takes nothing until it is"
+                " opened again: close the client, then connect with this outbox anew"
+            )
+            raise self._failed from error
+
+
+class _Open:
+    """What is left of one run."""
+
+    __slots__ = ("first", "last", "settled", "size")
+
+    def __init__(self, first: int, last: int, size: int) -> None:
+        self.first = first
+        self.last = last
+        self.size = size
+        self.settled: RangeSet | None = None  # None: nothing yet
+
+    def settle(self, first: int, last: int) -> bool:
+        """Mark sequences as settled; return whether all are."""
+        first, last = max(first, self.first), min(last, self.last)
+        if first > last:
+            return False
+        if (first, last) == (self.first, self.last):
+            return True
+        if self.settled is None:
+            self.settled = RangeSet()
+        self.settled.add(first, last)
+        return self.settled.covers(self.first, self.last)

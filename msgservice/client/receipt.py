@@ -1,0 +1,252 @@
+"""Receipts: what `Client.send` and `Client.send_many` give.
+
+Messages that were handed over together share one `client.handed.HandedRun`; a `Receipt` is that
+run and an index, made when its Deferred fires. So a receipt costs next to nothing, and what the
+node says later is noted once for all of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum, auto
+from typing import Any, Protocol, overload
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from msgservice.message import Status
+
+
+class Wait(Enum):
+    """What somebody waits for."""
+
+    ACCEPTED = auto()
+    ACKNOWLEDGED = auto()
+    SETTLED = auto()
+
+
+class Names(Protocol):
+    """An audience, by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The receivers' names."""
+
+
+class Place(Protocol):
+    """Where the node's log has some messages, and for whom (ROUTED)."""
+
+    @property
+    def first(self) -> int:
+        """The sequence of the first of them."""
+
+    @property
+    def position(self) -> int:
+        """The position of the first; 0: the log no longer has it."""
+
+    @property
+    def audience(self) -> Names:
+        """Whom they are for."""
+
+
+class AskedRun(Protocol):
+    """A run of messages that was handed over, as its receipts ask it."""
+
+    @property
+    def subject(self) -> str:
+        """What it was sent to."""
+
+    @property
+    def first(self) -> int:
+        """The sequence of its first message."""
+
+    @property
+    def last(self) -> int:
+        """The sequence of its last message."""
+
+    @property
+    def count(self) -> int:
+        """How many messages it has."""
+
+    @property
+    def ids(self) -> dict[int, str] | None:
+        """Index -> the sender's own id, of those that have one."""
+
+    def piece_of(self, sequence: int) -> Place | None:
+        """What ROUTED said of this message, or None."""
+
+    def statuses_of(self, sequence: int) -> dict[str, Status]:
+        """The state of one message at each receiver, as far as it is known."""
+
+    def counts(self) -> dict[str, dict[Status, int]]:
+        """How many of its messages have which state, for each receiver."""
+
+    def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
+        """Return a Deferred of its own for this wait."""
+
+
+# Not tracked by the collector: a program may hold millions, and they refer to nothing but runs.
+class Receipt(msgspec.Struct, eq=False, gc=False):
+    """One message that was handed over: where it is, and what becomes of it.
+
+    Every call that waits returns a Deferred of its own; cancelling it ends that wait and
+    nothing else. Keep the receipt for as long as you want to ask.
+    """
+
+    run: AskedRun
+    index: int
+
+    def __repr__(self) -> str:
+        return f"<Receipt {self.run.subject!r} sequence {self.sequence} position {self.position}>"
+
+    @property
+    def sequence(self) -> int:
+        """The number that the message has in its sender's own counting, from 1."""
+        return self.run.first + self.index
+
+    @property
+    def id(self) -> str | None:
+        """The id that the sender gave, or None."""
+        return self.run.ids.get(self.index) if self.run.ids is not None else None
+
+    @property
+    def position(self) -> int | None:
+        """Where the node's log has it.
+
+        None while that is unknown: not accepted yet (`outbox=`), or no longer in the log when
+        a lost answer was asked for again.
+        """
+        piece = self.run.piece_of(self.sequence)
+        if piece is None or piece.position == 0:
+            return None
+        return piece.position + self.sequence - piece.first
+
+    @property
+    def receivers(self) -> tuple[str, ...]:
+        """The names of those it is for: fixed when it was accepted, `()` before, or for nobody."""
+        piece = self.run.piece_of(self.sequence)
+        return piece.audience.names if piece is not None else ()
+
+    @property
+    def statuses(self) -> dict[str, Status]:
+        """Its `Status` at each receiver, as last heard from the node."""
+        return self.run.statuses_of(self.sequence)
+
+    @property
+    def accepted(self) -> Deferred[Receipt]:
+        """Fires with this receipt when the node has the message on disk.
+
+        Without `outbox=` that is already so. Fails with `Refused`, or `ClientClosed`.
+        """
+        waiting: Deferred[Any] = self.run.watch(Wait.ACCEPTED, self.sequence, self.sequence)
+        return waiting.addCallback(lambda _: self)
+
+    def acknowledged(self, name: str | None = None) -> Deferred[None]:
+        """Fires with None when the receiver `name`, or everyone it is for, has acknowledged.
+
+        Fails with `NotDelivered` as soon as one of them has another final state, `NoReceiver`
+        if it is for nobody, `Refused` if it was not accepted, `ClientClosed` when the client is
+        closed before, `LogWentBack` or `PeerForgot` when nothing more can be known.
+        """
+        waiting = self.run.watch(Wait.ACKNOWLEDGED, self.sequence, self.sequence, name)
+        return waiting.addCallback(_nothing)
+
+    def settled(self) -> Deferred[dict[str, Status]]:
+        """Fires with `statuses` once all are final, or can no longer become known. Never fails."""
+        waiting: Deferred[Any] = self.run.watch(Wait.SETTLED, self.sequence, self.sequence)
+        return waiting.addCallback(lambda _: self.statuses)
+
+
+class Receipts:
+    """The receipts of one `send_many`, in the order of its bodies."""
+
+    __slots__ = ("_runs",)
+
+    def __init__(self, runs: Sequence[AskedRun]) -> None:
+        self._runs = runs
+
+    def __len__(self) -> int:
+        return sum(run.count for run in self._runs)
+
+    def __iter__(self) -> Iterator[Receipt]:
+        return (Receipt(run, index) for run in self._runs for index in range(run.count))
+
+    @overload
+    def __getitem__(self, at: int) -> Receipt: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Receipt]: ...
+    def __getitem__(self, at: int | slice) -> Receipt | list[Receipt]:
+        if isinstance(at, slice):
+            return list(self)[at]
+        left = at + len(self) if at < 0 else at
+        for run in self._runs if left >= 0 else ():
+            if left < run.count:
+                return Receipt(run, left)
+            left -= run.count
+        raise IndexError(at)
+
+    def __repr__(self) -> str:
+        return f"<Receipts of {len(self)} messages>"
+
+    @property
+    def sequence(self) -> int:
+        """The sequence of the last message; 0 where there is none."""
+        return self._runs[-1].last if self._runs else 0
+
+    @property
+    def accepted(self) -> Deferred[Receipts]:
+        """As `Receipt.accepted`, for all of them."""
+        return self._all(Wait.ACCEPTED).addCallback(lambda _: self)
+
+    def acknowledged(self, name: str | None = None) -> Deferred[None]:
+        """As `Receipt.acknowledged`, for all of them: fails as soon as one cannot be."""
+        return self._all(Wait.ACKNOWLEDGED, name).addCallback(_nothing)
+
+    def settled(self) -> Deferred[dict[str, dict[Status, int]]]:
+        """Fires when all states are final, with how many have which, by receiver. Never fails."""
+        return self._all(Wait.SETTLED).addCallback(lambda _: self.counts())
+
+    def counts(self) -> dict[str, dict[Status, int]]:
+        """How many messages have which `Status`, by receiver."""
+        total: dict[str, dict[Status, int]] = {}
+        for run in self._runs:
+            for name, counts in run.counts().items():
+                of_name = total.setdefault(name, {})
+                for status, count in counts.items():
+                    of_name[status] = of_name.get(status, 0) + count
+        return total
+
+    def _all(self, wait: Wait, name: str | None = None) -> Deferred[Any]:
+        waits = [run.watch(wait, run.first, run.last, name) for run in self._runs]
+        return all_of(waits)
+
+
+def _nothing(_: object) -> None:
+    return None
+
+
+def all_of(waits: list[Deferred[Any]]) -> Deferred[None]:
+    """Fire when all have fired; fail as the first that fails. Cancelling cancels all."""
+
+    def cancel(_: Deferred[None]) -> None:
+        for wait in waits:
+            wait.cancel()
+
+    together: Deferred[None] = Deferred(cancel)
+    left = len(waits)
+
+    def one(result: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and not together.called:
+            together.callback(None)
+
+    def failed(failure: Any) -> None:
+        if not together.called:
+            together.errback(failure)
+
+    if not waits:
+        together.callback(None)
+    for wait in waits:
+        wait.addCallbacks(one, failed)
+    return together

@@ -1,0 +1,141 @@
+"""The runs that a client handed over, found by sequence: what ROUTED and STATUS are applied to.
+
+A run is kept while its messages are not all answered, or somebody waits for its news; beyond
+that only as long as somebody holds one of its receipts. So what a client remembers follows what
+its program remembers, not what receivers that are away have left undone.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from weakref import ref
+
+from msgservice.client.handed import HandedRun, Piece, Receivers
+from msgservice.errors import MalformedFrame, MsgServiceError
+from msgservice.message import Status
+
+SWEEP_MIN = 1024  # entries below which no sweep is worth its time
+
+
+class HandedRuns:
+    """See the module. It is the `receipt.Keeper` of its runs."""
+
+    def __init__(self) -> None:
+        self._firsts: list[int] = []  # rising; may hold some that have gone
+        self._held: dict[int, HandedRun] = {}
+        self._faint: dict[int, ref[HandedRun]] = {}  # answered, and nobody waits
+        self._sweep_at = SWEEP_MIN
+        self._audiences: dict[int, Receivers] = {}
+        self._news: dict[HandedRun, None] = {}  # who waits for these is not told yet
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._held) + sum(1 for faint in self._faint.values() if faint() is not None)
+
+    # --- getters
+
+    def lowest(self) -> int | None:
+        """The first sequence of the oldest run that is kept, or None: PROTOCOL `status_from`."""
+        self._sweep()
+        return self._firsts[0] if self._firsts else None
+
+    def between(self, first: int, last: int) -> list[HandedRun]:
+        """The runs kept that overlap `first` to `last`, rising."""
+        firsts = self._firsts
+        low = max(bisect_right(firsts, first) - 1, 0)
+        high = bisect_right(firsts, last, low)
+        found = []
+        for number in firsts[low:high]:
+            run = self._get(number)
+            if run is not None and run.last >= first:
+                found.append(run)
+        return found
+
+    def _get(self, first: int) -> HandedRun | None:
+        run = self._held.get(first)
+        if run is None and (faint := self._faint.get(first)) is not None:
+            run = faint()
+        return run
+
+    # --- verbs
+
+    def add(self, run: HandedRun, first: int) -> None:
+        """Keep a run; it gets its sequences here. Runs rise."""
+        assert not self._firsts or first > self._firsts[-1], first
+        run.numbered(first, self)
+        self._firsts.append(first)
+        self._held[first] = run
+        if len(self._firsts) >= self._sweep_at:
+            self._sweep()
+
+    def changed(self, run: HandedRun) -> None:
+        """See `receipt.Keeper`."""
+        first = run.first
+        if run.is_settled:
+            self._held.pop(first, None)
+            self._faint.pop(first, None)
+        elif run.is_watched or not run.is_answered:
+            self._held[first] = run
+            self._faint.pop(first, None)
+        elif first in self._held:
+            del self._held[first]
+            self._faint[first] = ref(run)
+
+    def has_news(self, run: HandedRun) -> None:
+        """See `receipt.Keeper`."""
+        self._news[run] = None
+
+    def tell_news(self) -> None:
+        """All that came together is applied: tell who waits for it."""
+        news, self._news = self._news, {}
+        for run in news:
+            run.tell_news()
+
+    def lose(self, first: int, last: int, error: MsgServiceError, *, answered: bool) -> None:
+        """Nothing more will be heard of these runs; `answered`: only of those that were."""
+        for run in self.between(first, last):
+            if run.is_answered or not answered:
+                run.lost(error)
+
+    def lose_all(self, error: MsgServiceError) -> None:
+        """Nothing more will be heard of any run."""
+        if self._firsts:
+            self.lose(self._firsts[0], 2**62, error, answered=False)
+
+    def _sweep(self) -> None:
+        """Forget those that have gone. Its cost is paid by the entries added since the last."""
+        self._faint = {n: faint for n, faint in self._faint.items() if faint() is not None}
+        held, faint = self._held, self._faint
+        self._firsts = [n for n in self._firsts if n in held or n in faint]
+        self._sweep_at = max(SWEEP_MIN, 2 * len(self._firsts))
+
+    # --- from the world
+
+    def connected(self) -> None:
+        """A new connection: audiences are told anew."""
+        self._audiences.clear()
+
+    def receive_audience(self, number: int, receivers: list[str], audiences_max: int) -> None:
+        """The node names an audience."""
+        self._audiences.pop(number, None)
+        if len(self._audiences) >= audiences_max:
+            # The node names again what it names no more often than this.
+            del self._audiences[next(iter(self._audiences))]
+        self._audiences[number] = Receivers(receivers)
+
+    def receive_routed(self, first: int, last: int, audience: int, position: int) -> None:
+        """The node says who these are for."""
+        named = self._audiences.get(audience)
+        if named is None or last < first:
+            raise MalformedFrame(f"ROUTED {first} to {last} with unknown audience {audience}")
+        for run in self.between(first, last):
+            low, high = max(first, run.first), min(last, run.last)
+            run.routed(Piece(low, high, position and position + low - first, named))
+
+    def receive_status(
+        self, receiver: str, status: Status, ranges: list[tuple[int, int]], reason: str
+    ) -> None:
+        """The node says what became of these at a receiver."""
+        for first, last in ranges:
+            for run in self.between(first, last):
+                run.marked(receiver, status, first, last, reason)

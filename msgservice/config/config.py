@@ -1,0 +1,318 @@
+"""The configuration: one frozen `Config`, read from one TOML file and checked once, whole.
+
+Everything that is wrong is told at once, each with its line, its key and what is allowed. A value
+may also come from a flag of `twistd`, which wins over the file and is named instead of a line.
+`docs/configuration.md` is this module for people, and a test compares the two.
+
+Here stand the values and the rules for them; `config.reader` finds them and their lines.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+
+from msgservice.config.addresses import (
+    LISTENERS_LATER,
+    absolute_address,
+    check_listener_address,
+    check_receiver_address,
+    key_of,
+    listeners,
+)
+from msgservice.config.reader import Reader, Table, read_text, shown
+from msgservice.config.toml import Document, KeyPath, parse_document
+from msgservice.core.subjects import check_name, check_pattern
+from msgservice.errors import ConfigError
+from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits, Rate
+from msgservice.records import ON_FULL
+
+DATA_DEFAULT = "var/msgservice"
+ORDERS = ("strict", "none")
+
+SECTIONS = ("node", "listen", "receiver", "rate", "limits")
+NODE_KEYS = ("name", "data", "insecure")
+RECEIVER_KEYS = (
+    "name",
+    "address",
+    "subjects",
+    "order",
+    "paused",
+    "window",
+    "rate",
+    "on_full",
+    "backlog_bytes",
+)
+WINDOW_KEYS = ("messages", "bytes")
+RATE_KEYS = ("messages", "bytes", "burst_seconds")
+LISTENER_HINTS = dict.fromkeys(LISTENERS_LATER, "is not built yet")
+SECTION_HINTS = {
+    "receivers": "each receiver is a [[receiver]] of its own",
+    "retention": "retention is set in [limits]: keep_seconds, keep_bytes, sender_days",
+}
+LIMIT_KEYS = tuple(f.name for f in fields(Limits))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenConfig:
+    """One listener: the transport that serves it, and where."""
+
+    transport: str  # its key in [listen]: "tcp", "unix"
+    address: str  # server endpoint string
+
+
+LISTEN_DEFAULT = (ListenConfig(transport="tcp", address="tcp:7410:interface=127.0.0.1"),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiverConfig:
+    """One [[receiver]]. What it says wins over what an attach asks for (SEMANTICS 27)."""
+
+    name: str
+    address: str | None = None  # client endpoint string that the node dials; None: it attaches
+    subjects: tuple[str, ...] = ()  # patterns; none: it gets only what names it in `to`
+    order: str = "strict"  # or "none"
+    paused: bool = False
+    window_messages: int | None = None  # None: what the receiver says in its HELLO
+    window_bytes: int | None = None
+    on_full: str = "refuse"  # or "suspend": what happens at the limit of its backlog
+    backlog_bytes: int = 0  # that limit; 0: limits.backlog_bytes
+    rate: Rate | None = None  # None: as fast as it takes them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All that a node is told at start. Its paths are absolute: `twistd` changes directory."""
+
+    name: str | None = None  # None: the name that the log was made with
+    data: Path = field(default_factory=lambda: Path(DATA_DEFAULT))
+    insecure: bool = False  # listeners beyond this machine may open without authentication
+    listen: tuple[ListenConfig, ...] = LISTEN_DEFAULT
+    receivers: tuple[ReceiverConfig, ...] = ()
+    rate: Rate | None = None  # of all receivers together
+    limits: Limits = field(default_factory=Limits)
+    file: Path | None = None  # where it was read from
+
+    def __post_init__(self) -> None:
+        """Make `data` absolute."""
+        object.__setattr__(self, "data", absolute_path(self.data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flags:
+    """What a command line says instead of the file. None, or empty: it says nothing."""
+
+    name: str | None = None
+    data: str | None = None
+    listen: tuple[str, ...] = ()  # server endpoint strings; any replaces the whole of [listen]
+    insecure: bool | None = None
+    limits: Mapping[str, str] = field(default_factory=dict)  # field of Limits -> its value as text
+
+
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """Return `path` from the root, links left alone."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve() follows links
+
+
+def load_config(file: str | os.PathLike[str] | None = None, flags: Flags | None = None) -> Config:
+    """Return the configuration of `file` (None: the defaults), with `flags` put over it.
+
+    Relative paths in the file, and the default one, begin at the file's own folder, so that the
+    same data is found wherever the node is started; without a file, and in flags, they begin at
+    the current folder. Raises `ConfigError` with all that is wrong.
+    """
+    path = None if file is None else absolute_path(file)
+    document = Document({}) if path is None else parse_document(read_text(path, str(file)))
+    reader = Reader(str(file), document)
+    _put_flags_over(reader, flags or Flags())
+    config = _read(reader, Path.cwd() if path is None else path.parent)
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return replace(config, file=path)
+
+
+def _put_flags_over(reader: Reader, flags: Flags) -> None:
+    here = Path.cwd()
+    if flags.name is not None:
+        reader.put(("node", "name"), flags.name, "--name")
+    if flags.data is not None:
+        reader.put(("node", "data"), str(absolute_path(flags.data)), "--data")
+    if flags.insecure is not None:
+        reader.put(("node", "insecure"), flags.insecure, "--insecure")
+    for name, text in flags.limits.items():
+        reader.put(("limits", name), _number(text), "--limit")
+    if flags.listen:
+        listen: dict[str, list[str]] = {}
+        for address in flags.listen:
+            listen.setdefault(key_of(address), []).append(absolute_address(address, here))
+        reader.put(("listen",), listen, "--listen")
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _read(reader: Reader, folder: Path) -> Config:
+    reader.table((), SECTIONS, hints=SECTION_HINTS)
+    reader.table(("node",), NODE_KEYS)
+    name = reader.value(("node", "name"), str, None)
+    if name is not None:
+        reader.check(("node", "name"), check_name, name)
+    data = reader.value(("node", "data"), str, DATA_DEFAULT)
+    if not data:
+        reader.problem(("node", "data"), "must name a folder")
+    insecure = reader.value(("node", "insecure"), bool, False)
+    limits = _limits(reader)
+    return Config(
+        name=name,
+        data=absolute_path(folder / data),
+        insecure=insecure,
+        listen=_listen(reader, folder, insecure),
+        receivers=_receivers(reader, folder, limits),
+        rate=_rate(reader, ("rate",)),
+        limits=limits,
+    )
+
+
+def _limits(reader: Reader) -> Limits:
+    """Return the limits; each field is judged alone, by `Limits` itself."""
+    given = {}
+    if reader.table(("limits",), LIMIT_KEYS):
+        for limit in fields(Limits):
+            path = ("limits", limit.name)
+            value = reader.value(path, type(limit.default), None)
+            if value is None:
+                continue
+            try:
+                Limits(**{limit.name: value})
+            except ValueError as error:
+                reader.problem(path, str(error).removeprefix(f"{limit.name} "))
+            else:
+                given[limit.name] = value
+    return Limits(**given)
+
+
+def _listen(reader: Reader, folder: Path, insecure: bool) -> tuple[ListenConfig, ...]:
+    known = listeners()
+    if not reader.table(("listen",), known, hints=LISTENER_HINTS):
+        return LISTEN_DEFAULT
+    found: list[ListenConfig] = []
+    for transport in known:
+        path = ("listen", transport)
+        check = partial(check_listener_address, transport, insecure=insecure)
+        value = reader.value(path, str | list[str], [])
+        for text in [value] if isinstance(value, str) else value:
+            listener = ListenConfig(transport=transport, address=absolute_address(text, folder))
+            if not reader.check(path, check, listener.address):
+                continue
+            if listener in found:
+                reader.problem(path, f"{text!r} is there twice")
+            found.append(listener)
+    return tuple(found)
+
+
+def _receivers(reader: Reader, folder: Path, limits: Limits) -> tuple[ReceiverConfig, ...]:
+    tables = reader.value(("receiver",), list[Table], [])
+    if len(tables) > limits.receivers:
+        reader.problem(
+            ("receiver",), f"{len(tables)} receivers, at most {limits.receivers} allowed"
+        )
+    found: list[ReceiverConfig] = []
+    named: dict[str, KeyPath] = {}
+    for index in range(len(tables)):
+        path = ("receiver", index)
+        receiver = _receiver(reader, path, folder, limits)
+        if receiver is None:
+            continue
+        if receiver.name in named:
+            first = reader.place(named[receiver.name])
+            reader.problem((*path, "name"), f"{receiver.name!r} is another receiver's, at {first}")
+        named.setdefault(receiver.name, (*path, "name"))
+        found.append(receiver)
+    return tuple(found)
+
+
+def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> ReceiverConfig | None:
+    """Return the receiver at `path`; None where it has no name that it could be told by."""
+    reader.table(path, RECEIVER_KEYS)
+    name = reader.required((*path, "name"), str)
+    named = name is not None and reader.check((*path, "name"), check_name, name)
+    address = reader.value((*path, "address"), str, None)
+    if address is not None:
+        address = absolute_address(address, folder)
+        reader.check((*path, "address"), check_receiver_address, address)
+    order = reader.value((*path, "order"), str, "strict")
+    if order not in ORDERS:
+        reader.problem((*path, "order"), f'must be "strict" or "none", not {shown(order)}')
+    on_full = reader.value((*path, "on_full"), str, "refuse")
+    if on_full not in ON_FULL:
+        reader.problem((*path, "on_full"), f'must be "refuse" or "suspend", not {shown(on_full)}')
+    backlog_bytes = reader.value((*path, "backlog_bytes"), int, 0)
+    if not 0 <= backlog_bytes <= INTEGER_MAX:
+        reader.problem(
+            (*path, "backlog_bytes"), f"must be from 0 to {INTEGER_MAX}, not {backlog_bytes}"
+        )
+    window = (*path, "window")
+    reader.table(window, WINDOW_KEYS)
+    receiver = ReceiverConfig(
+        name=name or "",
+        address=address,
+        subjects=_subjects(reader, (*path, "subjects"), limits),
+        order=order,
+        paused=reader.value((*path, "paused"), bool, False),
+        window_messages=_from_one(reader, (*window, "messages"), WINDOW_MESSAGES_MAX),
+        window_bytes=_from_one(reader, (*window, "bytes"), WINDOW_BYTES_MAX),
+        on_full=on_full,
+        backlog_bytes=backlog_bytes,
+        rate=_rate(reader, (*path, "rate")),
+    )
+    return receiver if named else None
+
+
+def _subjects(reader: Reader, path: KeyPath, limits: Limits) -> tuple[str, ...]:
+    subjects = reader.required(path, list[str]) or []
+    if len(subjects) > limits.patterns:
+        reader.problem(path, f"{len(subjects)} patterns, at most {limits.patterns} allowed")
+    seen: set[str] = set()
+    for subject in subjects:
+        if reader.check(path, check_pattern, subject) and subject in seen:
+            reader.problem(path, f"{subject!r} is there twice")
+        seen.add(subject)
+    return tuple(subjects)
+
+
+def _rate(reader: Reader, path: KeyPath) -> Rate | None:
+    """Return the rate at `path`; each key is judged alone, by `Rate` itself."""
+    if not reader.table(path, RATE_KEYS):
+        return None
+    given = {}
+    for key in RATE_KEYS:
+        value = reader.value((*path, key), float, None)
+        if value is None:
+            continue
+        try:
+            Rate(**{key: value})
+        except ValueError as error:
+            reader.problem((*path, key), str(error).removeprefix("a rate "))
+        else:
+            given[key] = value
+    table = reader.value(path, Table, {})
+    if "messages" not in table and "bytes" not in table:
+        reader.problem(path, "must say messages, bytes or both")
+    return Rate(**given)
+
+
+def _from_one(reader: Reader, path: KeyPath, highest: int) -> int | None:
+    value: int | None = reader.value(path, int, None)
+    if value is not None and not 1 <= value <= highest:
+        reader.problem(path, f"must be from 1 to {highest}, not {value}")
+        return None
+    return value

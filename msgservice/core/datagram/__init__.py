@@ -1,0 +1,1 @@
+"""Acknowledged UDP, sans-IO: `endpoint` is all that one socket says and hears."""

@@ -1,0 +1,339 @@
+"""An endpoint of acknowledged UDP: all that one socket says and hears.
+
+The driver (`transport.udp.peer`, or a simulation) calls it; it calls `core.datagram.session`.
+Sans-IO:
+
+* `receive_datagrams` (from the socket), `receive_time` (from the timer);
+* `send`, `send_run`, `handle`, `reply`, `close` (from the application);
+* `take_effects`, `take_datagrams` (to the world);
+* `next_deadline` says when `receive_time` is wanted.
+
+Here: the way in and out, and the timer. How sessions begin is `core.datagram.handshake`, when
+messages have failed `core.datagram.patience`, what is kept `core.datagram.table`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+
+from msgservice.core.datagram import wire
+from msgservice.core.datagram.cookie import Address
+from msgservice.core.datagram.handshake import Handshakes
+from msgservice.core.datagram.patience import Patience
+from msgservice.core.datagram.peers import Effects, Peer, Waiting
+from msgservice.core.datagram.recovery import ACK_DELAY_MAX
+from msgservice.core.datagram.session import Session
+from msgservice.errors import LimitReached, MessageTooLarge
+
+
+class Endpoint(Handshakes, Patience):
+    """All sessions of one socket; see the module, and `SessionTable` for what it is made with."""
+
+    # --- from the application
+
+    def send(self, address: Address, body: bytes, token: object, now: float) -> None:
+        """Queue one message; `token` comes back when it is settled.
+
+        Raises MessageTooLarge or LimitReached, and then nothing was queued. What turns out to be
+        too large for the other side when a session begins comes back in `too_large`.
+        """
+        self.send_to(self.peer(address, now), body, token)
+
+    def send_to(self, peer: Peer, body: bytes, token: object) -> None:
+        """Do as `send` does, for one of `peers`."""
+        queue, limits = peer.queue, self.limits
+        size = len(body)
+        if size > peer.message_bytes:
+            raise MessageTooLarge(size, peer.message_bytes)
+        if len(queue.bodies) - queue.head >= limits.queue_messages:
+            raise LimitReached("queue_messages", limits.queue_messages)
+        queue.waiting_bytes += size
+        if queue.waiting_bytes > limits.queue_bytes:
+            queue.waiting_bytes -= size
+            raise LimitReached("queue_bytes", limits.queue_bytes)
+        queue.bodies.append(body)
+        queue.tokens.append(token)
+        queue.enqueued += 1
+        self._ready[peer.address] = peer
+
+    def send_run(
+        self, address: Address, bodies: Sequence[bytes], tokens: Sequence[object], now: float
+    ) -> int:
+        """Queue messages for one address, and return the ordinal of the first."""
+        peer = self.peer(address, now)
+        queue, limits = peer.queue, self.limits
+        largest = max(map(len, bodies), default=0)
+        if largest > peer.message_bytes:
+            raise MessageTooLarge(largest, peer.message_bytes)
+        if len(queue) + len(bodies) > limits.queue_messages:
+            raise LimitReached("queue_messages", limits.queue_messages)
+        size = sum(map(len, bodies))
+        if queue.waiting_bytes + size > limits.queue_bytes:
+            raise LimitReached("queue_bytes", limits.queue_bytes)
+        queue.waiting_bytes += size
+        queue.bodies += bodies
+        queue.tokens += tokens
+        first = queue.enqueued
+        queue.enqueued += len(bodies)
+        self._ready[address] = peer
+        return first
+
+    def connect(self, address: Address, now: float) -> None:
+        """Begin a session with an address though nothing waits for it, unless there is one."""
+        peer = self.peer(address, now)
+        if peer.session is None and peer.opening is None:
+            self._open(peer, now)
+            self._ready[address] = peer
+
+    def handle(self, session: Session, first: int, last: int, size: int) -> None:
+        """Say that these nonces were handled, with empty replies."""
+        session.receiving.handle(first, last, size)
+        self._wake(session)
+
+    def reply(self, session: Session, nonce: int, status: int, body: bytes, size: int) -> None:
+        """Say that a nonce was handled, with this reply; MessageTooLarge where one of both sides
+        does not take it."""
+        if len(body) > session.message_bytes:
+            raise MessageTooLarge(len(body), session.message_bytes)
+        session.receiving.reply(nonce, status, body, size)
+        self._wake(session)
+
+    def close(self, address: Address, now: float) -> list[object]:
+        """End the session with an address: tell it, and forget it.
+
+        Returns the tokens of what was open or waiting; it is not sent again.
+        """
+        peer = self.peers.pop(address, None)
+        if peer is None:
+            return []
+        tokens = peer.queue.take_below(peer.queue.enqueued)
+        for session in (peer.session, peer.candidate):
+            if session is not None:
+                session.close()
+                out = session.take_datagrams(now)
+                self._out.append((address, out[-1:]))
+                tokens += session.sending.give_up(peer.queue.enqueued, 0, [])
+                self._drop_session(session)
+        self._ready.pop(address, None)
+        return tokens
+
+    # --- getters
+
+    def next_deadline(self) -> float | None:
+        """Return when `receive_time` is wanted next."""
+        heap = self._heap
+        self.rescheduled = False
+        while heap and heap[0][0] != heap[0][2].due:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
+
+    def waiting(self) -> Iterator[Waiting]:
+        """Yield every message that is not settled, per address in order."""
+        for peer in self.peers.values():
+            session, opening = peer.session, peer.opening
+            due = None if peer.due == math.inf else peer.due
+            if session is not None:
+                for nonce, transmissions in session.sending.open_messages():
+                    yield Waiting(peer.address, nonce, transmissions, due)
+            tries = opening.tries if opening is not None else 0
+            nonce = session.sending.next_nonce if session is not None else 1
+            for index in range(len(peer.queue)):
+                yield Waiting(peer.address, nonce + index, tries, due)
+
+    # --- to the world
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether `take_effects` would return anything."""
+        return bool(
+            self._settled
+            or self._answers
+            or self._deliveries
+            or self._failures
+            or self._too_large
+            or self._events
+        )
+
+    def take_effects(self) -> Effects:
+        """Return what happened since the last call, each thing exactly once."""
+        effects = Effects(
+            self._deliveries,
+            self._settled[:],
+            self._answers[:],
+            self._failures,
+            self._too_large,
+            self._events,
+        )
+        # Sessions hold on to these two.
+        self._settled.clear()
+        self._answers.clear()
+        self._deliveries, self._failures = [], []
+        self._too_large, self._events = [], []
+        return effects
+
+    def take_datagrams(self, now: float) -> list[tuple[Address, list[bytes]]]:
+        """Return what is to be sent now, per address in order."""
+        out, self._out = self._out, []
+        while self._ready:
+            ready, self._ready = self._ready, {}
+            for peer in ready.values():
+                self._pump(peer, out, now)
+        return out
+
+    def catch_up(self) -> None:
+        """Do what was put off until the datagrams had left: call it after each
+        `take_datagrams`."""
+        late = self._late_sessions
+        if late:
+            for session in late:
+                session.catch_up()
+            late.clear()
+
+    # --- pumping
+
+    def _pump(self, peer: Peer, out: list[tuple[Address, list[bytes]]], now: float) -> None:
+        if self.peers.get(peer.address) is not peer:
+            return
+        queue = peer.queue
+        session = peer.session
+        if session is not None and session.spent and not session.sending.open:
+            self._end_spent(peer, session, out, now)
+            session = peer.session
+        if session is not None:
+            datagrams = session.take_datagrams(now)
+            if datagrams:
+                out.append((peer.address, datagrams))
+        elif queue.head < len(queue.bodies) and peer.opening is None:
+            self._open(peer, now)
+        # A candidate says nothing before it has proven itself, and is the session then: what it
+        # took of the queue would be lost with it.
+        opening = peer.opening
+        if opening is not None and now >= opening.at:
+            out.append((peer.address, [self._hello(peer, opening, now)]))
+        # Where the peer's timer fires soon anyway, no deadline of its can be earlier: the
+        # arithmetic is done when it fires, not with every datagram.
+        if (
+            peer.due > now + ACK_DELAY_MAX
+            or opening is not None
+            or (session is not None and session.urgent_deadline)
+        ):
+            self._schedule(peer, now)
+
+    def _end_spent(
+        self, peer: Peer, session: Session, out: list[tuple[Address, list[bytes]]], now: float
+    ) -> None:
+        """End a session in which messages were given up: their nonces are missing for ever."""
+        session.close()
+        datagrams = session.take_datagrams(now)
+        if datagrams:
+            out.append((peer.address, datagrams))
+        self._lose(peer, session)
+
+    def _schedule(self, peer: Peer, now: float) -> None:
+        if self._patience is not None:
+            self._mark(peer, now)
+        deadlines = []
+        if peer.session is not None:
+            deadlines.append(peer.session.next_deadline(now))
+        if peer.candidate is not None:
+            deadlines.append(peer.candidate.next_deadline(now))
+        if peer.opening is not None:
+            deadlines.append(peer.opening.at)
+        if peer.marks and self._patience is not None:
+            # Where only tries are missing, each of them has a time of its own.
+            if self._gives_up(peer, now):
+                deadlines.append(now)
+            else:
+                begins = (peer.marks[0].at, peer.heard_at)
+                deadlines += [at + self._patience for at in begins if at + self._patience > now]
+        due = min((at for at in deadlines if at is not None), default=math.inf)
+        if due < peer.due:
+            peer.due = due
+            if due < math.inf:
+                self.rescheduled = True
+                self._heap_count += 1
+                heapq.heappush(self._heap, (due, self._heap_count, peer))
+
+    # --- from the world: time
+
+    def receive_time(self, now: float) -> None:
+        """Do what is due by now."""
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            due, _, peer = heapq.heappop(heap)
+            if due != peer.due or self.peers.get(peer.address) is not peer:
+                continue
+            peer.due = math.inf
+            for session in (peer.session, peer.candidate):
+                if session is not None:
+                    session.receive_time(now)
+            self._give_up(peer, now)
+            self._ready[peer.address] = peer
+        if now - self._swept_at >= self.limits.idle_timeout / 4:
+            self._sweep(now, urgent=False)
+
+    # --- from the world: datagrams
+
+    def receive_datagrams(self, data: bytes, segment: int, address: Address, now: float) -> None:
+        """Take datagrams of one source, `segment` bytes each but the last (0: there is one).
+
+        Never raises for what a peer sent; what cannot be understood is counted and ignored.
+        """
+        whole = len(data)
+        if not segment:
+            segment = whole
+        unpack = wire.HEADER.unpack_from
+        session: Session | None = None
+        peer = self.peers.get(address)
+        if peer is not None:
+            session = peer.session
+        start = 0
+        while start < whole:
+            end = start + segment
+            if end > whole:
+                end = whole
+            if end - start < wire.HEADER_BYTES + 4 or data[start + 1] != wire.VERSION:
+                self.counters["ignored"] += 1
+                start = end
+                continue
+            letter, _, key_id, role, identifier, number = unpack(data, start)
+            if letter == wire.MESSAGES or letter == wire.ACKNOWLEDGEMENT:
+                if session is None or session.identifier != identifier:
+                    if session is not None and session.heard_at == now:
+                        self._after_packets(session, now)  # what this read brought it so far
+                    session = self._sessions.get((address, identifier))
+                if session is None:
+                    self._reset(data, start, end, key_id, identifier, number, address, now)
+                elif role == session.role or key_id != session.key_id or role > 1:
+                    self.counters["ignored"] += 1
+                else:
+                    opened = session.seal.open(data, start, end)
+                    if opened is None:
+                        self.counters["forged"] += 1
+                    else:
+                        session.receive_packet(number, letter, *opened, now)
+            else:
+                self._receive_handshake(
+                    letter, data, start, end, key_id, role, identifier, number, address, now
+                )
+            start = end
+        if session is not None and session.heard_at == now:
+            self._after_packets(session, now)
+
+    def _after_packets(self, session: Session, now: float) -> None:
+        peer = self.peers.get(session.address)
+        if peer is None:
+            return
+        if session is peer.candidate and session.proven:
+            self._promote(peer)
+        peer.heard_at = now
+        peer.failed = False
+        deliveries = session.receiving.deliveries
+        if deliveries:
+            session.receiving.deliveries = []
+            self._deliveries.append((session, deliveries))
+        if session.closed_by_peer:
+            self._lose(peer, session)
+        self._ready[session.address] = peer

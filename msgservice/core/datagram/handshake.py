@@ -1,0 +1,294 @@
+"""How sessions of acknowledged UDP begin and are reset: cookies, hellos, what strangers may cost.
+
+Part of `core.datagram.endpoint`. Nothing is kept for an address that has not shown, by a cookie,
+that it receives what is sent to it, and what is answered before that is never longer than what
+came. `docs/udp.md` describes the exchange.
+"""
+
+from __future__ import annotations
+
+from msgservice.core.datagram import wire
+from msgservice.core.datagram.cookie import Address
+from msgservice.core.datagram.peers import Opening, Peer
+from msgservice.core.datagram.recovery import RTO_INITIAL
+from msgservice.core.datagram.session import Session
+from msgservice.core.datagram.table import SessionTable
+from msgservice.errors import LimitReached
+
+# With a cookie that was not answered so often, the other side may have a new secret: ask for
+# another.
+HELLOS_PER_COOKIE = 3
+# Handshakes that go unanswered are repeated at least so often, in seconds: one small datagram.
+HANDSHAKE_MAX = 10.0
+# So many are repeated after the same time, as losses want it; what lasts longer is no loss, and the
+# time doubles.
+HELLOS_LINEAR = 4
+# Before one is repeated to who has answered before: three of its round trips, as RFC 6298 has it
+# after a first sample, and so much more.
+HELLO_MARGIN = 0.1
+
+
+class Handshakes(SessionTable):
+    """Opens and resets sessions; see the module."""
+
+    def ignores(self, letter: int, now: float) -> bool:
+        """Whether a datagram that begins with this byte is ignored if its address is not in
+        `peers`.
+
+        For the driver, so that a flood costs no more than being read: `receive_datagrams` would
+        come to the same.
+        """
+        budget = self._strangers.get(letter)
+        if budget is not None and now >= budget.next_at:
+            return False
+        self.counters["ignored"] += 1
+        return True
+
+    def _open(self, peer: Peer, now: float) -> None:
+        identifier = int.from_bytes(self._entropy(8), "big")
+        peer.opening = Opening(identifier, self._entropy(wire.RANDOM_BYTES), now)
+
+    def _sealed(self, letter: int, role: int, key_id: int, identifier: int, body: bytes) -> bytes:
+        salt = int.from_bytes(self._entropy(8), "big")
+        header = wire.HEADER.pack(letter, wire.VERSION, key_id, role, identifier, salt)
+        seal = self._keys.handshake_seal(key_id, letter)
+        assert seal is not None
+        return seal.close(header, body)
+
+    def _terms(self, random: bytes) -> bytes:
+        limits = self.limits
+        return wire.TERMS.pack(
+            random,
+            limits.window_messages,
+            limits.window_bytes,
+            limits.message_bytes,
+            limits.datagram_bytes,
+        )
+
+    def _hello(self, peer: Peer, opening: Opening, now: float) -> bytes:
+        if opening.tries:
+            peer.tried_at.append(now)
+        opening.tries += 1
+        opening.tries_cookie += 1
+        if opening.cookie and opening.tries_cookie > HELLOS_PER_COOKIE:
+            opening.cookie = b""
+            opening.tries_cookie = 1
+            opening.wait = RTO_INITIAL
+        if opening.tries == 1 and not opening.cookie:
+            opening.began_at = now
+        first = opening.wait * (1 + self._jitter() / 2)
+        wait = first * 2 ** min(max(opening.tries - HELLOS_LINEAR, 0), 8)
+        opening.at = now + min(wait, HANDSHAKE_MAX)
+        body = self._terms(opening.random) + (opening.cookie or wire.NO_COOKIE)
+        return self._sealed(
+            wire.HELLO, wire.INITIATOR, self._keys.current, opening.identifier, body
+        )
+
+    def _receive_handshake(
+        self,
+        letter: int,
+        data: bytes,
+        start: int,
+        end: int,
+        key_id: int,
+        role: int,
+        identifier: int,
+        number: int,
+        address: Address,
+        now: float,
+    ) -> None:
+        if letter == wire.HELLO:
+            peer = self.peers.get(address)
+            known = peer is not None and peer.opening is not None
+            if not known and not self._handshakes.spend(now):
+                self.counters["ignored"] += 1
+                return
+        elif letter not in (wire.COOKIE, wire.OPENED, wire.RESET):
+            self.counters["ignored"] += 1
+            return
+        seal = self._keys.handshake_seal(key_id, letter)
+        opened = seal.open(data, start, end) if seal is not None else None
+        if opened is None:
+            self.counters["forged"] += 1
+            return
+        buffer, at, behind = opened
+        size = behind - at
+        if letter == wire.HELLO and role == wire.INITIATOR and size == wire.HELLO_BODY_BYTES:
+            body = buffer[at:behind]
+            self._receive_hello(body, key_id, identifier, address, now)
+        elif letter == wire.COOKIE and role == wire.RESPONDER and size == wire.COOKIE_BYTES:
+            self._receive_cookie(buffer[at:behind], key_id, identifier, address, now)
+        elif letter == wire.OPENED and role == wire.RESPONDER and size == wire.TERMS.size:
+            self._receive_opened(buffer, at, key_id, identifier, address, now)
+        elif letter == wire.RESET and size == wire.RESET_BODY.size:
+            (echo,) = wire.RESET_BODY.unpack_from(buffer, at)
+            self._receive_reset(echo, role, key_id, identifier, address)
+        else:
+            self.counters["ignored"] += 1
+
+    def _receive_hello(
+        self, body: bytes, key_id: int, identifier: int, address: Address, now: float
+    ) -> None:
+        self.counters["handshakes"] += 1
+        try:
+            terms = wire.decode_terms(body, 0)
+        except wire.DecodeErrors:
+            self.counters["ignored"] += 1
+            return
+        cookie = body[wire.TERMS.size :]
+        if not self._jar.check(cookie, address, identifier, terms.random, now):
+            cookie = self._jar.make(address, identifier, terms.random, now)
+            answer = self._sealed(wire.COOKIE, wire.RESPONDER, key_id, identifier, cookie)
+            self._out.append((address, [answer]))
+            return
+        known = self._sessions.get((address, identifier))
+        if known is not None:  # the answer was lost: the same again
+            if known.role == wire.RESPONDER:
+                self._send_opened(known, known.own_random)
+            return
+        if (address, identifier) in self._ended:
+            # An H that the net or somebody repeated: its sender had the answer long ago. A session
+            # made of it would have the name of one that the sender may still take for alive.
+            self.counters["ignored"] += 1
+            return
+        try:
+            peer = self.peer(address, now)
+        except LimitReached:
+            self.counters["refused_peers"] += 1
+            return
+        opening = peer.opening
+        if opening is not None:
+            if opening.identifier < identifier:
+                return  # both began: the lower session id wins, and ours is on its way
+            peer.opening = None
+        random = self._entropy(wire.RANDOM_BYTES)
+        seal = self._keys.session_seal(key_id, wire.RESPONDER, terms.random, random)
+        session = self._make_session(
+            peer, identifier, wire.RESPONDER, key_id, seal, random, terms, now
+        )
+        if peer.candidate is not None:
+            self._drop_session(peer.candidate)
+            peer.candidate = None
+        if peer.session is None:
+            self._install(peer, session)
+        else:
+            peer.candidate = session
+        self._send_opened(session, random)
+        self._ready[address] = peer
+
+    def _send_opened(self, session: Session, random: bytes) -> None:
+        answer = self._sealed(
+            wire.OPENED, wire.RESPONDER, session.key_id, session.identifier, self._terms(random)
+        )
+        self._out.append((session.address, [answer]))
+
+    def _opening(self, address: Address, identifier: int, key_id: int) -> Opening | None:
+        peer = self.peers.get(address)
+        opening = peer.opening if peer is not None else None
+        if opening is None or opening.identifier != identifier or key_id != self._keys.current:
+            self.counters["ignored"] += 1
+            return None
+        return opening
+
+    def _receive_cookie(
+        self, cookie: bytes, key_id: int, identifier: int, address: Address, now: float
+    ) -> None:
+        opening = self._opening(address, identifier, key_id)
+        if opening is None:
+            return
+        if not opening.cookie:
+            if opening.tries == 1:  # it is known which one was answered
+                trip = now - opening.began_at
+                opening.wait = min(3 * trip + HELLO_MARGIN, RTO_INITIAL)
+            opening.cookie = cookie
+            opening.tries_cookie = 0
+            opening.tries = 0
+            opening.at = now
+            self._ready[address] = self.peers[address]
+
+    def _receive_opened(
+        self, buffer: bytes, at: int, key_id: int, identifier: int, address: Address, now: float
+    ) -> None:
+        opening = self._opening(address, identifier, key_id)
+        if opening is None:
+            return
+        try:
+            terms = wire.decode_terms(buffer, at)
+        except wire.DecodeErrors:
+            self.counters["ignored"] += 1
+            return
+        peer = self.peers[address]
+        seal = self._keys.session_seal(key_id, wire.INITIATOR, opening.random, terms.random)
+        session = self._make_session(
+            peer, identifier, wire.INITIATOR, key_id, seal, opening.random, terms, now
+        )
+        peer.opening = None
+        self._install(peer, session)
+        peer.heard_at = now
+        peer.failed = False
+        self._ready[address] = peer
+
+    # --- resets
+
+    def _reset(
+        self,
+        data: bytes,
+        start: int,
+        end: int,
+        key_id: int,
+        identifier: int,
+        number: int,
+        address: Address,
+        now: float,
+    ) -> None:
+        """Answer a packet of an unknown session: shorter than it, and not too often.
+
+        A session that is known at another address has moved, if the packet is a new one of its.
+        An old one was repeated by somebody who wants the answer: sent on to the real address, it
+        would end the session there.
+        """
+        seal = self._keys.handshake_seal(key_id, wire.RESET)
+        known = self._identifiers.get(identifier)
+        peer = self.peers.get(address)
+        opening = peer.opening if peer is not None else None
+        if (
+            seal is None
+            # What the responder says first has overtaken its O, and will come again.
+            or (opening is not None and opening.identifier == identifier)
+            or (
+                known is not None
+                and not (known.receiving.is_new(number) and known.seal.open(data, start, end))
+            )
+        ):
+            self.counters["ignored"] += 1
+            return
+        size = wire.HEADER_BYTES + wire.RESET_BODY.size + seal.overhead
+        if end - start < size or not self._resets.spend(now):
+            self.counters["ignored"] += 1
+            return
+        if isinstance(seal, wire.ChecksumSeal) and seal.open(data, start, end) is None:
+            self.counters["forged"] += 1
+            return
+        self.counters["resets"] += 1
+        role = 1 - (data[start + 3] & 1)
+        body = wire.RESET_BODY.pack(number)
+        self._out.append((address, [self._sealed(wire.RESET, role, key_id, identifier, body)]))
+
+    def _receive_reset(
+        self, echo: int, role: int, key_id: int, identifier: int, address: Address
+    ) -> None:
+        session = self._sessions.get((address, identifier))
+        if session is not None:
+            session.catch_up()
+        if (
+            session is None
+            or role == session.role
+            # Whoever has another key of ours, an old one say, has no say in this session.
+            or key_id != session.key_id
+            or echo not in session.recovery.in_flight
+        ):
+            self.counters["ignored"] += 1
+            return
+        peer = self.peers.get(address)
+        if peer is not None:
+            self._lose(peer, session)

@@ -1,0 +1,369 @@
+"""The sending half of a session: messages get nonces, travel in chunks, and are settled.
+
+Called by `core.datagram.output` and `core.datagram.input`. A message is open from the moment it is
+packed until its nonce is handled (or given up), exactly once each. The token that was handed in
+with a message comes back in `settled` (empty reply) or `answered` (a reply, or a failure). Not
+here: when something is lost (`core.datagram.recovery`), how much may leave
+(`core.datagram.congestion`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from msgservice.core.datagram.chunks import Answer, Chunk, Piece, SendQueue, Token
+from msgservice.core.datagram.wire import (
+    FRAGMENT_HEAD,
+    RUN_COUNT_MAX,
+    RUN_HEAD,
+    encode_run,
+)
+
+# Settled chunks at the front are dropped in strides: deleting from a list's front moves all of it.
+STRIDE = 256
+
+_SETTLED: Token = object()
+
+
+class SendingHalf:
+    """Open messages of one session, in rising order of nonce."""
+
+    __slots__ = (
+        "_bases",
+        "_head",
+        "_large",
+        "answered",
+        "carried",
+        "chunks",
+        "credit_bytes",
+        "credit_messages",
+        "firsts",
+        "next_nonce",
+        "open",
+        "ordinal_base",
+        "packed_bytes",
+        "queue",
+        "retransmit",
+        "settled",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        queue: SendQueue,
+        settled: list[Token],
+        answered: list[Answer],
+        *,
+        credit_messages: int,
+        credit_bytes: int,
+    ) -> None:
+        self.queue = queue
+        self.settled = settled
+        self.answered = answered
+        self.credit_messages = credit_messages
+        self.credit_bytes = credit_bytes
+        self.next_nonce = 1
+        # The ordinals of the first nonces, then ordinal_base + n is that of nonce n; before some of
+        # what waited was given up it was another: (the first nonce behind, the base before).
+        self.carried: list[int] = []
+        self.ordinal_base = 0
+        self._bases: list[tuple[int, int]] = []
+        self.open = 0
+        self.packed_bytes = 0
+        self.retransmit: list[Chunk | Piece] = []
+        self.firsts: list[int] = []
+        self.chunks: list[Chunk] = []
+        self._head = 0
+        self._large: tuple[Chunk, int] | None = None  # being cut, and how far
+
+    def begin(self, queue: SendQueue) -> None:
+        """Send the messages of this queue from now on; none was sent before."""
+        assert self.next_nonce == 1, self.next_nonce
+        self.queue = queue
+        self.ordinal_base = queue.first_ordinal - 1
+        self.carried, queue.carried = queue.carried, []
+
+    # --- getters
+
+    def ordinal(self, nonce: int) -> int:
+        """Return which message of the address this is, counted from 0 over all sessions."""
+        if nonce <= len(self.carried):
+            return self.carried[nonce - 1]
+        for behind, base in self._bases:
+            if nonce < behind:
+                return base + nonce
+        return self.ordinal_base + nonce
+
+    def skip_waiting(self, count: int) -> None:
+        """Take note that so many messages at the head of the queue will get no nonce."""
+        sent = self.next_nonce - 1
+        if sent > len(self.carried):
+            lowest = self.firsts[self._head] if self._head < len(self.firsts) else self.next_nonce
+            self._bases = [pair for pair in self._bases if pair[0] > lowest]
+            self._bases.append((self.next_nonce, self.ordinal_base))
+        del self.carried[sent : sent + count]
+        self.ordinal_base += count
+
+    @property
+    def floor(self) -> int:
+        """The lowest nonce that is open, or the next."""
+        chunks, at = self.chunks, self._head
+        while at < len(chunks) and not chunks[at].remaining:
+            at += 1
+        if at == len(chunks):
+            return self.next_nonce
+        chunk = chunks[at]
+        for index, token in enumerate(chunk.tokens):
+            if token is not _SETTLED:
+                return chunk.first + index
+        raise AssertionError("a chunk with open messages has none")
+
+    def is_open(self, nonce: int) -> bool:
+        """Whether the nonce was sent and is not settled."""
+        at = bisect_right(self.firsts, nonce, self._head) - 1
+        if at < self._head:
+            return False
+        chunk = self.chunks[at]
+        index = nonce - chunk.first
+        return index < chunk.count and chunk.remaining > 0 and chunk.tokens[index] is not _SETTLED
+
+    def open_messages(self) -> Iterator[tuple[int, int]]:
+        """Yield (nonce, transmissions of its chunk) of what is open."""
+        for chunk in self.chunks[self._head :]:
+            for index, token in enumerate(chunk.tokens):
+                if token is not _SETTLED:
+                    yield chunk.first + index, chunk.transmissions
+
+    @property
+    def cutting(self) -> bool:
+        """Whether a large message is being sent in pieces."""
+        return self._large is not None
+
+    # --- to the world
+
+    def take_new(self, room: int) -> Chunk | Piece | None:
+        """Return the next chunk or piece that fits `room` bytes; None if none, or no credit is
+        left."""
+        if self._large is not None:
+            return self._next_piece(room)
+        queue = self.queue
+        bodies, head = queue.bodies, queue.head
+        waiting = len(bodies) - head
+        if not waiting:
+            return None
+        allowed = self.credit_messages - self.next_nonce + 1
+        if allowed < 1:
+            if self.open:
+                return None
+            allowed = 1  # one may always be sent when nothing is open
+        used = RUN_HEAD.size + 2 + len(bodies[head])
+        if used > room:
+            return self._cut_large(room)
+        stop = head + min(waiting, allowed, RUN_COUNT_MAX)
+        end = head + 1
+        while end < stop:
+            longer = used + len(bodies[end]) + 2
+            if longer > room:
+                break
+            used = longer
+            end += 1
+        count = end - head
+        size = used - RUN_HEAD.size - 2 * count
+        if self.packed_bytes + size > self.credit_bytes and self.open:
+            return None
+        self.packed_bytes += size
+        queue.waiting_bytes -= size
+        first = self.next_nonce
+        chunk = Chunk(first, queue.tokens[head:end], encode_run(first, bodies[head:end]), None)
+        queue.head = end
+        if end == len(bodies) or end >= 4096:
+            queue.drop_taken()
+        self._add(chunk)
+        return chunk
+
+    def _add(self, chunk: Chunk) -> None:
+        self.firsts.append(chunk.first)
+        self.chunks.append(chunk)
+        self.next_nonce += chunk.count
+        self.open += chunk.count
+
+    def _cut_large(self, room: int) -> Chunk | Piece | None:
+        queue = self.queue
+        data = queue.bodies[queue.head]
+        if self.packed_bytes + len(data) > self.credit_bytes and self.open:
+            return None
+        self.packed_bytes += len(data)
+        queue.waiting_bytes -= len(data)
+        chunk = Chunk(self.next_nonce, [queue.tokens[queue.head]], b"", data)
+        queue.head += 1
+        queue.drop_taken()
+        self._add(chunk)
+        self._large = (chunk, 0)
+        return self._next_piece(room)
+
+    def _next_piece(self, room: int) -> Piece:
+        assert self._large is not None
+        chunk, offset = self._large
+        assert chunk.data is not None
+        length = min(room - FRAGMENT_HEAD.size, len(chunk.data) - offset)
+        behind = offset + length
+        self._large = (chunk, behind) if behind < len(chunk.data) else None
+        return Piece(chunk, offset, length)
+
+    def take_lost(self) -> Chunk | Piece | None:
+        """Return what is to be sent again next, or None."""
+        retransmit = self.retransmit
+        while retransmit:
+            item = retransmit.pop(0)
+            if isinstance(item, Chunk):
+                if not item.received and item.remaining:
+                    return item
+            elif not item.needless:
+                return item
+        return None
+
+    # --- from the world
+
+    def receive_handled(self, first: int, last: int) -> int:
+        """Settle the nonces from `first` to `last` with an empty reply; return how many were
+        open."""
+        chunks, at = self.chunks, self._head
+        before = self.open
+        settled = self.settled
+        end = len(chunks)
+        if at == end or last < chunks[at].first:
+            return 0
+        if first > chunks[at].first:
+            at = max(at, bisect_right(self.firsts, first, at) - 1)
+        while at < end:
+            chunk = chunks[at]
+            low = chunk.first
+            if low > last:
+                break
+            high = low + chunk.count - 1
+            if first <= low and high <= last and chunk.remaining == chunk.count:
+                settled += chunk.tokens
+                self.open -= chunk.count
+                chunk.remaining = 0
+                chunk.tokens = []
+            elif chunk.remaining:
+                tokens = chunk.tokens
+                for index in range(max(first, low) - low, min(last, high) - low + 1):
+                    token = tokens[index]
+                    if token is not _SETTLED:
+                        settled.append(token)
+                        tokens[index] = _SETTLED
+                        chunk.remaining -= 1
+                        self.open -= 1
+            at += 1
+        self._drop_settled()
+        return before - self.open
+
+    def receive_reply(self, nonce: int, status: int, body: bytes) -> bool:
+        """Settle one nonce with its reply; return whether it was open."""
+        if len(self.chunks) == 1:
+            only = self.chunks[0]
+            if only.first == nonce and only.count == 1 and only.remaining:
+                # One request and its reply: the usual case of a conversation.
+                self.answered.append((only.tokens[0], self.ordinal(nonce), status, body))
+                only.remaining = self.open = 0
+                only.tokens = []
+                self.chunks.clear()
+                self.firsts.clear()
+                return True
+        at = bisect_right(self.firsts, nonce, self._head) - 1
+        if at < self._head:
+            return False
+        chunk = self.chunks[at]
+        index = nonce - chunk.first
+        if not chunk.remaining or index >= chunk.count or chunk.tokens[index] is _SETTLED:
+            return False
+        token = chunk.tokens[index]
+        self.answered.append((token, self.ordinal(nonce), status, body))
+        chunk.tokens[index] = _SETTLED
+        chunk.remaining -= 1
+        self.open -= 1
+        if not chunk.remaining:
+            chunk.tokens = []
+            self._drop_settled()
+        return True
+
+    def _drop_settled(self) -> None:
+        chunks, at = self.chunks, self._head
+        end = len(chunks)
+        while at < end and not chunks[at].remaining:
+            at += 1
+        if at == end:
+            chunks.clear()
+            self.firsts.clear()
+            at = 0
+        elif at >= STRIDE:
+            del chunks[:at]
+            del self.firsts[:at]
+            at = 0
+        self._head = at
+
+    def exhausted(self, ordinal: int, retries: int, asked: list[int]) -> bool:
+        """Whether `give_up` would find anything."""
+        for chunk in self.chunks[self._head :]:
+            if self.ordinal(chunk.first) >= ordinal:
+                break
+            if chunk.remaining and chunk.tries(asked) >= retries:
+                for nonce, token in enumerate(chunk.tokens, chunk.first):
+                    if token is not _SETTLED and self.ordinal(nonce) < ordinal:
+                        return True
+        return False
+
+    def give_up(self, ordinal: int, retries: int, asked: list[int]) -> list[Token]:
+        """Settle the messages below `ordinal` that were retried often enough; return their tokens.
+
+        `retries`: retransmissions and asks that a message must have had; `asked`: for each ask,
+        the nonce up to which it asked.
+        """
+        tokens: list[Token] = []
+        chunks = self.chunks
+        for at in range(self._head, len(chunks)):
+            chunk = chunks[at]
+            if self.ordinal(chunk.first) >= ordinal:
+                break
+            if chunk.tries(asked) < retries:
+                continue
+            for index in range(chunk.count if chunk.remaining else 0):
+                if self.ordinal(chunk.first + index) >= ordinal:
+                    break
+                token = chunk.tokens[index]
+                if token is not _SETTLED:
+                    tokens.append(token)
+                    chunk.tokens[index] = _SETTLED
+                    chunk.remaining -= 1
+                    self.open -= 1
+            if not chunk.remaining:
+                chunk.tokens = []
+                chunk.received = True  # what is still to be sent of it is not sent again
+                if self._large is not None and self._large[0] is chunk:
+                    self._large = None
+        self._drop_settled()
+        return tokens
+
+    def take_open(self) -> tuple[list[bytes], list[Token], list[int]]:
+        """Return what is open, to be sent in another session; this half is of no use afterwards.
+
+        Returns bodies, tokens and ordinals, as `SendQueue.put_back` takes them.
+        """
+        bodies: list[bytes] = []
+        tokens: list[Token] = []
+        ordinals: list[int] = []
+        for chunk in self.chunks[self._head :]:
+            if not chunk.remaining:
+                continue
+            for nonce, (body, token) in enumerate(
+                zip(chunk.bodies(), chunk.tokens, strict=True), chunk.first
+            ):
+                if token is not _SETTLED:
+                    bodies.append(body)
+                    tokens.append(token)
+                    ordinals.append(self.ordinal(nonce))
+        self.chunks.clear()
+        self.firsts.clear()
+        self._head = self.open = 0
+        return bodies, tokens, ordinals + self.carried[self.next_nonce - 1 :]

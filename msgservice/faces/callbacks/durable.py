@@ -1,0 +1,183 @@
+"""Actions that wait in a node for peers that are away.
+
+    DurableActions.send_message -> node's log -> outbox of the peer -> ActionGateway -> Connection
+
+The program that commands hands an action to the node. The gateway, where the peers connect,
+attaches a receiver to the node for every peer that is there, and only while it is there: meanwhile
+the node's outbox keeps what is for it. An action counts as delivered when the peer has answered a
+request that was sent after it, since peers handle what they get in order; a connection that breaks
+off before that has the action sent again. The protocol itself has no such promise (callbacks.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.logger import Logger
+
+from msgservice.client.client import Client
+from msgservice.client.receipt import Receipt
+from msgservice.clock import timed
+from msgservice.core.subjects import check_name
+from msgservice.errors import (
+    FrameTooLarge,
+    MsgServiceError,
+    Reject,
+    RequestFailed,
+    Retry,
+)
+from msgservice.faces.callbacks.connection import Connection
+from msgservice.receiver.received import ReceivedMessage
+from msgservice.receiver.receiver import Receiver
+
+SUBJECT = "callbacks.action"
+
+
+class DurableActions:
+    """Sends actions to peers by their names, through a node."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def send_message(
+        self,
+        peer: str,
+        action: str,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> "Deferred[Receipt]":
+        """Have `peer` run the callback of `action`, whenever it is there.
+
+        Fires when the node has it on disk; `receipt.acknowledged(peer)` fires when the peer has
+        handled it. Fails as `Client.send`: with `UnknownReceiver` for a peer that was never there
+        and is not configured.
+        """
+        content = {"action": action, "args": list(args), "kwargs": dict(kwargs or {})}
+        return self._client.send(SUBJECT, content, to=[peer])
+
+
+class ActionGateway:
+    """Brings actions from a node to the peers that are connected.
+
+    `CallbackServer(..., on_connected=gateway.connected, on_disconnected=gateway.disconnected)`.
+
+    Args:
+        reactor: clock and sockets.
+        attach: attaches a receiver to the node: `lambda r: r.attach("tcp:127.0.0.1:7410")`.
+        name_request: the request that peers answer with their name, as the original's do.
+        barrier: the request that a peer answers after an action; any that it knows, and between
+            our own peers even one that it does not know.
+        seconds_max: for the answer to either.
+        accept: says whether a connection may have this name; by default it may.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        attach: Callable[[Receiver], Any],
+        *,
+        name_request: str = "id",
+        barrier: str = "id",
+        seconds_max: float = 30.0,
+        accept: Callable[[Connection, str], bool] = lambda connection, name: True,
+    ) -> None:
+        self._reactor = timed(reactor)
+        self._attach = attach
+        self._name_request, self._barrier = name_request, barrier
+        self._seconds_max = seconds_max
+        self._accept = accept
+        self._receivers: dict[Connection, Receiver] = {}
+        # A name's receiver ends before its next one begins, or the node would have two of them.
+        self._ending: dict[str, Deferred[Any]] = {}
+
+    @property
+    def peers(self) -> set[str]:
+        """The names of those that are connected."""
+        return {receiver.name for receiver in self._receivers.values()}
+
+    def connected(self, connection: Connection) -> None:
+        """Ask the peer for its name, and let the node send to it."""
+        d = Deferred.fromCoroutine(self._begin(connection))
+        d.addErrback(lambda f: self._log.failure("a peer of the gateway", f))
+
+    async def _begin(self, connection: Connection) -> None:
+        try:
+            name = await connection.request(self._name_request, timeout=self._seconds_max)
+            check_name(name if isinstance(name, str) else str(name))
+        except MsgServiceError as error:
+            self._log.warn(
+                "{peer} has no name, so it gets no durable actions: {reason}",
+                peer=connection.peer_address,
+                reason=str(error),
+            )
+            return
+        name = str(name)
+        if not self._accept(connection, name):
+            self._log.warn("{peer} may not be {name}", peer=connection.peer_address, name=name)
+            return
+        for other, receiver in list(self._receivers.items()):
+            if receiver.name == name:
+                self.disconnected(other)  # it is back before its old connection is known dead
+        ending = self._ending.get(name)
+        if ending is not None:
+            waiter: Deferred[None] = Deferred()
+            ending.addBoth(_tell, waiter)
+            await waiter
+        if not connection.is_connected:
+            return
+
+        def handle(message: ReceivedMessage) -> Any:
+            return self._pass_on(connection, message)
+
+        receiver = Receiver(self._reactor, name=name, handler=handle)
+        self._receivers[connection] = receiver
+        self._attach(receiver)
+
+    def disconnected(self, connection: Connection) -> None:
+        """Leave what is for the peer in the node."""
+        receiver = self._receivers.pop(connection, None)
+        if receiver is None:
+            return
+        ending = maybeDeferred(receiver.stop)
+        self._ending[receiver.name] = ending
+
+        def ended(result: Any) -> Any:
+            if self._ending.get(receiver.name) is ending:
+                del self._ending[receiver.name]
+            return result
+
+        ending.addBoth(ended)
+        ending.addErrback(lambda f: self._log.failure("end of {name}", f, name=receiver.name))
+
+    def stop(self) -> "Deferred[None]":
+        """Leave the node; fires when it is done."""
+        for connection in list(self._receivers):
+            self.disconnected(connection)
+        waiters: list[Deferred[None]] = []
+        for ending in list(self._ending.values()):
+            waiters.append(Deferred())
+            ending.addBoth(_tell, waiters[-1])
+        return gatherResults(waiters).addCallback(lambda _: None)
+
+    async def _pass_on(self, connection: Connection, message: ReceivedMessage) -> None:
+        match message.content:
+            case {"action": str(action), "args": list(args), "kwargs": dict(kwargs)}:
+                pass
+            case _:
+                raise Reject("not an action: an object with action, args and kwargs is needed")
+        try:
+            connection.send_message(action, args, kwargs)
+            await connection.request(self._barrier, timeout=self._seconds_max)
+        except (TypeError, ValueError, FrameTooLarge) as error:
+            raise Reject(f"cannot be written: {error}") from error
+        except RequestFailed:
+            pass  # it said so after it had handled the action
+        except MsgServiceError as error:
+            raise Retry(reason=f"the peer went away: {error}") from error
+
+
+def _tell(result: Any, waiter: "Deferred[None]") -> Any:
+    waiter.callback(None)
+    return result

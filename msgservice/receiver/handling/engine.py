@@ -1,0 +1,462 @@
+"""Running handlers: in which order, how many at once, and what their outcome means.
+
+A run that arrives becomes *work* (one for each of its new parts) in its *lane*. A lane with work
+is *ready*; `_pump` takes one step of one ready lane after the other, until the turn has lasted
+`SLICE_SECONDS`, or `concurrency` units are in flight. A *unit* is what one call of the handler
+gets: a message, or with `batch` a part of a run. It ends at once (a plain handler), or is a
+*flight* until its Deferred fires or its thread comes back. In a lane that keeps order (key not
+None) one unit at a time; without order a lane does not wait for its flights.
+
+What the handler said becomes marks and answers in the sender's `core.inbox.Inbox`; answers of one
+turn leave together. A plain handler costs no Deferred and no bookkeeping for each message: a loop
+over the run, and one `taken` at its end.
+
+Connections are the business of `receiver`, threads and transactions that of the modules beside.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.core.inbox import Arrival
+from msgservice.message import Action
+from msgservice.receiver.handling.coroutines import begin
+from msgservice.receiver.handling.outcomes import describe_failure, judge
+from msgservice.receiver.handling.work import Flight, Lane, Sender, Work
+from msgservice.receiver.received import ReceivedMessage
+
+SLICE_SECONDS = 0.05  # handlers run so long in one turn of the reactor, then others have theirs
+# Messages between two looks at the clock: as many as took about a quarter of a slice last time.
+CHUNK_MIN, CHUNK_MAX = 16, 256
+CHUNK_SECONDS = SLICE_SECONDS / 4
+LANES_KEPT = 1000  # lanes without work, of one sender, that are kept for when there is some
+
+Handler = Callable[[Any], Any]
+PENDING = (Deferred, CoroutineType)
+
+
+class Handling:
+    """See the module. `clock`: `IReactorTime`; `now`: monotonic seconds."""
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        name: str,
+        clock: Any,
+        now: Callable[[], float],
+        batch: bool,
+        concurrency: int,
+    ) -> None:
+        self.senders: dict[tuple[str, str], Sender] = {}
+        self.is_stopping = False
+        self._handler = handler
+        self._name = name
+        self._clock = clock
+        self._now = now
+        self._batch = batch
+        self._step = self._step_batch if batch else self._step_each
+        self._concurrency = concurrency
+        self._ready: deque[Lane] = deque()
+        self._flights: set[Flight] = set()
+        self._touched: set[Sender] = set()
+        self._chunk = CHUNK_MIN
+        self._until = 0.0  # when the slice is over; 0: it has not begun
+        self._is_pumping = False
+        self._begun: list[ReceivedMessage] = []  # what the step that runs has still to handle
+        self._is_inside = False  # a connection's turn: `turn_ended` follows
+        self._turn_call: IDelayedCall | None = None
+        self._idle: Deferred[None] | None = None
+
+    # --- getters
+
+    @property
+    def in_flight(self) -> int:
+        """Handlers that have not ended."""
+        return len(self._flights)
+
+    # --- from the world
+
+    def take(
+        self,
+        sender: Sender,
+        arrival: Arrival,
+        messages: list[ReceivedMessage],
+        size: int,
+    ) -> None:
+        """Handle the new parts of a run (`size` in bytes), in their turn.
+
+        To be called while a connection's turn runs, at whose end `turn_ended` is called.
+        """
+        if self.is_stopping:
+            return  # the sender has it, and sends it again
+        key = arrival.lane
+        lane = sender.lanes.get(key)
+        if lane is None:
+            lane = sender.lanes[key] = Lane(sender, key)
+        for first, last in arrival.parts:
+            work = Work(sender, arrival, messages, first, last, size)
+            size = 0
+            lane.queue.append(work)
+            sender.hold(work)
+        if not lane.is_ready and (key is None or not lane.flying):
+            lane.is_ready = True
+            self._ready.append(lane)
+        self._is_inside = True
+        try:
+            self._pump()
+        finally:
+            self._is_inside = False
+
+    def turn_ended(self, sender: Sender) -> None:
+        """The connection's turn is over: its answers leave."""
+        self._until = 0.0
+        self._touched.add(sender)
+        self._flush()
+
+    def reconnected(self, sender: Sender) -> None:
+        """A new connection of the sender: bring its marks up to date before they are told."""
+        self._tell_all(sender)
+        sender.inbox.reconnect()
+        sender.is_paused = sender.is_leaving = False
+
+    def lost(self) -> None:
+        """A connection has gone, perhaps in the middle of its turn."""
+        if self._touched or self._ready:
+            self._schedule()
+
+    # --- verbs
+
+    def start(self) -> None:
+        """Take work from here on."""
+        self.is_stopping = False
+
+    def stop(self, timeout: float) -> Deferred[None]:
+        """Start no handler any more; fire when those that run have ended, or were cancelled.
+
+        After `timeout` seconds they are: what a cancelled one had is sent again later, without
+        having counted. Threads cannot be cancelled; they are left alone. Called by a handler, it
+        waits for that one too: what its step has handled is answered first.
+        """
+        self.is_stopping = True
+        if self._is_pumping:
+            self._begun.clear()  # which ends the loop over it
+        else:
+            self._abandon_all()
+            if not self._flights:
+                self._flush_all()
+                return succeed(None)
+        idle: Deferred[None] = Deferred()
+        self._idle = idle
+        deadline = self._clock.callLater(timeout, self._cancel)
+
+        def ended(result: Any) -> Any:
+            if deadline.active():
+                deadline.cancel()
+            return result
+
+        return idle.addBoth(ended)
+
+    def stop_threads(self) -> None:
+        """Let go of the threads that handlers run on, where there are any."""
+
+    def _cancel(self) -> None:
+        for flight in list(self._flights):
+            if flight.deferred is not None:
+                flight.deferred.cancel()
+        if self._flights:
+            self._logger.warn(
+                "receiver {receiver}: {count} handlers do not end",
+                receiver=self._name,
+                count=len(self._flights),
+            )
+        self._is_idle()
+
+    def _is_idle(self) -> None:
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            self._flush_all()
+            idle.callback(None)
+
+    def _flush_all(self) -> None:
+        """The last answers leave, also where the transport has no room: there is no later."""
+        self._flush()
+        for sender in self.senders.values():
+            sender.flush(is_last=True)
+
+    # --- turns
+
+    def _touch(self, sender: Sender) -> None:
+        """The sender is owed something: its answers leave at the end of this turn."""
+        self._touched.add(sender)
+        if not self._is_inside:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if self._turn_call is None:
+            self._turn_call = self._clock.callLater(0, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_call = None
+        self._until = 0.0
+        if self._idle is not None:  # a handler has stopped the receiver, and its step is over
+            self._abandon_all()
+            if not self._flights:
+                self._is_idle()
+        self._pump()
+        self._flush()
+
+    def _flush(self) -> None:
+        touched, self._touched = self._touched, set()
+        for sender in touched:
+            if sender.dirty:
+                self._tell_all(sender)
+            sender.flush()
+            if sender.is_paused:
+                sender.go_on()
+
+    def _pump(self) -> None:
+        """Take steps of ready lanes. Never inside itself, whatever a handler sets off."""
+        if self._is_pumping or not self._ready:
+            return
+        self._is_pumping = True
+        try:
+            ready, flights = self._ready, self._flights
+            began = self._now()
+            if not self._until:
+                self._until = began + SLICE_SECONDS
+            while ready and len(flights) < self._concurrency and not self.is_stopping:
+                lane = ready.popleft()
+                lane.is_ready = False
+                if not lane.queue or (lane.flying and lane.key is not None):
+                    continue  # something that the handler set off got it ready meanwhile
+                self._advance(lane, self._step(lane, lane.queue[0]))
+                if ready:
+                    ended = self._now()
+                    self._pace(ended - began, lane)
+                    if ended >= self._until:
+                        self._schedule()
+                        return
+                    began = ended
+        finally:
+            self._is_pumping = False
+            self._begun = []  # keeps no message in memory
+            if self.is_stopping:
+                self._schedule()
+
+    def _pace(self, seconds: float, lane: Lane) -> None:
+        """Choose how many messages are handled between two looks at the clock."""
+        if seconds > CHUNK_SECONDS * 2:
+            self._chunk = max(CHUNK_MIN, self._chunk // 4)
+        elif seconds < CHUNK_SECONDS / 4 and self._chunk < CHUNK_MAX and lane.queue:
+            self._chunk *= 2
+
+    def _advance(self, lane: Lane, goes_on: bool) -> None:
+        """Tell what a step has ended, and get the lane ready for its next if it goes on."""
+        queue = lane.queue
+        if queue:
+            work = queue[0]
+            if work.at == work.stop:
+                queue.popleft()
+                self._tell(work)
+            elif work.at > work.told:
+                work.sender.dirty.add(work)
+                self._touch(work.sender)
+        if queue:
+            if goes_on and not lane.is_ready and not self.is_stopping:
+                lane.is_ready = True
+                self._ready.append(lane)
+        elif len(lane.sender.lanes) > LANES_KEPT and not lane.flying:
+            lane.sender.lanes.pop(lane.key, None)
+
+    # --- steps: each returns whether the lane may go on
+
+    def _step_each(self, lane: Lane, work: Work) -> bool:
+        handler, at = self._handler, work.at
+        stop = min(at + self._chunk, work.stop)
+        self._begun = messages = work.messages[at:stop]
+        try:
+            for message in messages:
+                result = handler(message)
+                if result is not None and isinstance(result, PENDING):
+                    if isinstance(result, CoroutineType):
+                        result = begin(result)
+                    if result is not None:
+                        if not self._fly(lane, work, at, at + 1, result):
+                            return False
+                        if work.at != at + 1 or len(self._flights) >= self._concurrency:
+                            return True  # it has failed, or no more may be in flight
+                at += 1
+        except BaseException:  # as a Deferred would: no handler may end the reactor
+            self._failed(lane, work, at, at + 1, Failure())
+            return True
+        work.at = at
+        return True
+
+    def _step_batch(self, lane: Lane, work: Work) -> bool:
+        first, stop = work.at, work.stop
+        try:
+            result = self._handler(work.messages[first:stop])
+            if isinstance(result, CoroutineType):
+                result = begin(result)
+        except BaseException:  # see `_step_each`
+            self._failed(lane, work, first, stop, Failure())
+            return True
+        if isinstance(result, Deferred):
+            return self._fly(lane, work, first, stop, result)
+        work.at = stop
+        return True
+
+    # --- flights
+
+    def _fly(self, lane: Lane, work: Work, first: int, stop: int, pending: Deferred[Any]) -> bool:
+        """Wait for a Deferred, unless it has fired already."""
+        work.at = first
+        flight = Flight(lane, work, first, stop)
+        pending.addBoth(self._landed, flight)
+        if flight.outcome is not None:
+            failure = flight.outcome[0]
+            if failure is None:
+                work.at = stop
+            else:
+                self._failed(lane, work, first, stop, failure)
+            return True
+        flight.deferred = pending
+        return self._started(flight)
+
+    def _started(self, flight: Flight) -> bool:
+        lane, work = flight.lane, flight.work
+        self._flights.add(flight)
+        lane.flying += 1
+        if lane.key is not None:
+            return False
+        self._tell(work)
+        work.told = work.at = flight.stop
+        return True
+
+    def _landed(self, result: Any, flight: Flight) -> None:
+        failure = result if isinstance(result, Failure) else None
+        if flight not in self._flights:
+            flight.outcome = (failure,)  # it has ended before it was in flight
+        else:
+            done = 0 if failure is not None else flight.stop - flight.first
+            self._ended(flight, done, failure, flight.stop - flight.first)
+
+    def _ended(self, flight: Flight, done: int, failure: Failure | None, unit: int) -> None:
+        """The first `done` messages of a flight were handled, the `unit` after them failed."""
+        lane, work = flight.lane, flight.work
+        at = flight.first + done
+        if lane.key is not None:
+            work.at = at
+            if failure is not None:
+                self._failed(lane, work, at, at + unit, failure)
+        else:
+            if done:
+                self._taken(work, flight.first, at)
+            if failure is not None:
+                self._refused(work, at, at + unit, failure)
+                if at + unit < flight.stop:
+                    lane.queue.append(work.sender.cut(work, at + unit, flight.stop))
+        self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        """The flight is over; what waited for it may go on."""
+        self._flights.discard(flight)
+        lane = flight.lane
+        lane.flying -= 1
+        is_ending = self.is_stopping and not self._is_pumping  # else the end of the step is
+        if is_ending:
+            self._abandon(lane)
+        self._advance(lane, goes_on=True)
+        if not self.is_stopping:
+            self._pump()
+        elif is_ending and not self._flights:
+            self._is_idle()
+
+    # --- outcomes
+
+    def _tell(self, work: Work) -> None:
+        """What has ended in a row is taken."""
+        first, work.told = work.told, work.at
+        if work.at > first:
+            self._taken(work, first, work.at)
+
+    def _tell_all(self, sender: Sender) -> None:
+        dirty, sender.dirty = sender.dirty, set()
+        for work in dirty:
+            self._tell(work)
+
+    def _taken(self, work: Work, first: int, stop: int) -> None:
+        sender = work.sender
+        sender.inbox.taken(work.arrival, work.base + first, work.base + stop - 1)
+        sender.release(work, stop - first)
+        self._touch(sender)
+
+    def _failed(self, lane: Lane, work: Work, first: int, stop: int, failure: Failure) -> None:
+        """What came before is taken, these were not, and in a lane with order, nothing behind."""
+        work.at = first
+        self._tell(work)
+        action = self._refused(work, first, stop, failure)
+        work.told = work.at = stop
+        if action is not Action.DEAD and lane.key is not None:
+            self._give_up(lane, set())
+
+    def _refused(self, work: Work, first: int, stop: int, failure: Failure) -> Action:
+        sender = work.sender
+        action, delay_ms, reason = self._judge(failure, work, first)
+        sender.inbox.refused(
+            work.arrival, work.base + first, work.base + stop - 1, action, delay_ms, reason
+        )
+        sender.release(work, stop - first)
+        self._touch(sender)
+        return action
+
+    def _abandon_all(self) -> None:
+        for sender in self.senders.values():
+            for lane in sender.lanes.values():
+                lane.is_ready = False
+                self._abandon(lane)
+        self._ready.clear()
+
+    def _abandon(self, lane: Lane) -> None:
+        """Nothing more of the lane is begun: its sender sends it again."""
+        flying = {flight.work for flight in self._flights if flight.lane is lane}
+        self._give_up(lane, flying if lane.key is not None else set())
+
+    def _give_up(self, lane: Lane, but: set[Work]) -> None:
+        kept = []
+        for work in lane.queue:
+            if work in but:
+                kept.append(work)
+            elif work.at < work.stop:
+                sender, base = work.sender, work.base
+                self._tell(work)
+                sender.inbox.abandoned(base + work.at, base + work.stop - 1)
+                sender.release(work, work.stop - work.at)
+                work.told = work.at = work.stop
+        lane.queue.clear()
+        lane.queue.extend(kept)
+
+    def _judge(self, failure: Failure, work: Work, first: int) -> tuple[Action, int, str]:
+        outcome = judge(failure)
+        if outcome is not None:
+            return outcome
+        if self.is_stopping and failure.check(CancelledError):
+            return Action.LATER, 0, f"receiver {self._name} stops"
+        self._logger.failure(
+            "handler of {receiver} failed at position {position}",
+            failure,
+            receiver=self._name,
+            position=work.base + first,
+        )
+        return Action.RETRY, 0, describe_failure(failure)

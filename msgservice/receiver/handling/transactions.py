@@ -1,0 +1,294 @@
+"""Handlers with a stored inbox: what they write and the mark commit together (SEMANTICS 25).
+
+    handle(message, transaction)   writes at once; all runs that wait share a transaction
+    handle(message)                computes, now or in its own time, and returns its writes:
+                                   None, a callable that takes the transaction, or a list of
+                                   statements, each `sql` or `(sql, parameters)`;
+                                   with `threads` it computes on one, and may block
+
+A run is acknowledged after the commit that holds it. The work of a lane is handed in as a whole;
+when a message of it fails, a gate keeps what comes behind from being handled before it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from zlib import crc32
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
+
+from msgservice.errors import LogError, LogFailed, Reject
+from msgservice.message import Action
+from msgservice.receiver.handling.engine import Handler, Handling
+from msgservice.receiver.handling.threads import HandlerThreads
+from msgservice.receiver.handling.work import Flight, Lane, Work
+from msgservice.records import Rejected, Resume
+
+UNAVAILABLE_MS = 1000  # what could not be committed is sent again after this
+
+Item = tuple[int, Any]
+
+
+class Handled(Protocol):
+    """What `StoredInbox.run` fires with: so many are committed; the next one raised `error`."""
+
+    @property
+    def count(self) -> int:
+        """How many items."""
+
+    @property
+    def error(self) -> Exception | None:
+        """What was raised, or None."""
+
+
+class StoredInbox(Protocol):
+    """What is needed of `receiver.inbox_file.InboxFile`; see there."""
+
+    inbox: str
+
+    def open(self) -> Deferred[str]:
+        """Fire with the inbox's id."""
+
+    def close(self) -> Deferred[None]:
+        """Fire when it is closed."""
+
+    def resume(self, sender: str, incarnation: str) -> Resume:
+        """Return *now* what was taken."""
+
+    def rejected(self, sender: str, incarnation: str) -> Sequence[Rejected]:
+        """Return *now* what was rejected and may come again."""
+
+    def run(
+        self,
+        sender: str,
+        incarnation: str,
+        items: Sequence[Item],
+        handle: Callable[[Any, Any], object],
+        *,
+        after: int,
+        first: int | None = None,
+        last: tuple[int, int, int] | None = None,
+        floor: int = 0,
+    ) -> Deferred[Any]:
+        """Handle and commit; fire with `Handled`."""
+
+
+class _Behind(Exception):
+    """A message that waits for one before it that failed, or for the receiver's next start."""
+
+
+class _Gate:
+    """Shut when a message of a lane has failed, or the receiver stops."""
+
+    __slots__ = ("handler", "handling", "is_shut")
+
+    def __init__(self, handler: Callable[..., Any], handling: Handling) -> None:
+        self.handler = handler
+        self.handling = handling
+        self.is_shut = False
+
+    def __call__(self, unit: Any, transaction: Any) -> Any:
+        if self.is_shut or self.handling.is_stopping:
+            raise _Behind
+        try:
+            return self.handler(unit, transaction)
+        except BaseException:
+            self.is_shut = True
+            raise
+
+
+class StoredHandling(Handling):
+    """As `Handling`, with a stored inbox, which is open while handlers run.
+
+    `failed(error)` is called when the inbox can no longer be written. Raises `ValueError` for a
+    handler that wants both a thread and the transaction.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        inbox: StoredInbox,
+        failed: Callable[[LogFailed], None],
+        batch: bool,
+        threads: int = 0,
+        **more: Any,
+    ) -> None:
+        super().__init__(handler, batch=batch, **more)
+        self.inbox = inbox
+        self._inbox_failed = failed
+        self._threads = HandlerThreads(threads, self._name) if threads else None
+        takes = takes_transaction(handler)
+        if takes and threads:
+            raise ValueError(
+                "with threads and inbox a handler gets no transaction: SQLite has one writer, so"
+                " handlers that block would wait for each other; take the message only, and"
+                " return the writes"
+            )
+        self._step = self._step_transaction if takes else self._step_computed
+
+    def stop_threads(self) -> None:
+        """See `Handling`."""
+        if self._threads is not None:
+            self._threads.stop()
+
+    # --- handlers that write at once
+
+    def _step_transaction(self, lane: Lane, work: Work) -> bool:
+        works = [work] if lane.key is None else list(lane.queue)
+        gate = _Gate(self._handler, self)
+        for each in works:
+            first, stop = each.at, each.stop
+            if first == stop:
+                continue
+            messages = each.messages[first:stop]
+            base = each.base
+            items: list[Item] = (
+                [(base + stop - 1, messages)]
+                if self._batch
+                else list(enumerate(messages, base + first))
+            )
+            flight = Flight(lane, each, first, stop)
+            self._started(flight)
+            self._run(each, first, stop, items, gate).addBoth(self._committed, flight)
+        return lane.key is None
+
+    def _committed(self, result: Any, flight: Flight) -> None:
+        length = flight.stop - flight.first
+        if isinstance(result, Failure):
+            self._ended(flight, 0, result, length)
+            return
+        unit = length if self._batch else 1
+        failure = None if result.error is None else Failure(result.error)
+        self._ended(flight, result.count * unit, failure, unit)
+
+    def _ended(self, flight: Flight, done: int, failure: Failure | None, unit: int) -> None:
+        if flight.lane.key is not None and not flight.work.open:
+            self._forget(flight)  # given up, when one before it failed
+        elif failure is not None and failure.check(_Behind):
+            work, at = flight.work, flight.first + done
+            if flight.lane.key is None:
+                if done:
+                    self._taken(work, flight.first, at)
+                flight.lane.queue.append(work.sender.cut(work, at, flight.stop))
+            elif done:
+                work.at = at
+            self._forget(flight)
+        else:
+            super()._ended(flight, done, failure, unit)
+
+    # --- handlers that compute first
+
+    def _step_computed(self, lane: Lane, work: Work) -> bool:
+        first = work.at
+        stop = work.stop if self._batch else first + 1
+        messages = work.messages[first:stop]
+        unit = messages if self._batch else messages[0]
+        computing: Deferred[Any]
+        if self._threads is None:
+            computing = maybeDeferred(self._handler, unit)
+        else:
+            computing = self._threads.result_of(self._clock, self._handler, unit)
+        # What was rejected before there was a transaction gets one as well, to be kept in.
+        computing.addErrback(_rejection_of).addCallback(self._store, work, first, stop)
+        return self._fly(lane, work, first, stop, computing)
+
+    def _store(self, writes: Any, work: Work, first: int, stop: int) -> Deferred[None]:
+        items = [(work.base + stop - 1, writes)]
+
+        def check(handled: Handled) -> None:
+            if handled.error is not None:
+                raise handled.error
+
+        return self._run(work, first, stop, items, write).addCallback(check)
+
+    # --- both
+
+    def _run(
+        self,
+        work: Work,
+        first: int,
+        stop: int,
+        items: list[Item],
+        handle: Callable[[Any, Any], object],
+    ) -> Deferred[Any]:
+        transfer, base = work.arrival.transfer, work.base
+        after = base + first - 1
+        if first == 0 and transfer.after is not None:
+            after = transfer.after
+        last = None
+        count = work.arrival.count
+        if stop == count:
+            last = (base, base + count - 1, crc32(transfer.messages))
+        sender = work.sender
+        return self.inbox.run(
+            sender.name,
+            sender.incarnation,
+            items,
+            handle,
+            after=after,
+            first=base + first,
+            last=last,
+            floor=transfer.floor,
+        )
+
+    def _judge(self, failure: Failure, work: Work, first: int) -> tuple[Action, int, str]:
+        error = failure.value
+        if not isinstance(error, LogError):
+            return super()._judge(failure, work, first)
+        if isinstance(error, LogFailed):
+            self._inbox_failed(error)
+        self._logger.error(
+            "receiver {receiver} cannot commit to its inbox: {error}",
+            receiver=self._name,
+            error=str(error),
+        )
+        return Action.LATER, UNAVAILABLE_MS, f"inbox: {error}"
+
+
+def takes_transaction(handler: Callable[..., Any]) -> bool:
+    """Return whether a handler takes `(message, transaction)`, or only the message.
+
+    Raises `TypeError` for a coroutine function that wants a transaction: none stays open while
+    it waits.
+    """
+    try:
+        inspect.signature(handler).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True  # a builtin that does not say: it is plain in any case
+    if inspect.iscoroutinefunction(handler):
+        raise TypeError(
+            "a coroutine function gets no transaction: take the message only, and return the writes"
+        )
+    return True
+
+
+def _rejection_of(failure: Failure) -> Any:
+    return failure.value if failure.check(Reject) else failure
+
+
+def write(writes: Any, transaction: Any) -> object:
+    """Write what a handler has computed, or raise the `Reject` that it did."""
+    if isinstance(writes, Reject):
+        raise writes
+    if writes is None:
+        return None
+    if callable(writes):
+        return writes(transaction)
+    if not isinstance(writes, list | tuple):
+        raise TypeError(
+            "a handler with an inbox returns None, a callable or a list of statements,"
+            f" not {type(writes).__name__}"
+        )
+    for statement in writes:
+        if isinstance(statement, str):
+            transaction.execute(statement)
+        else:
+            sql, parameters = statement
+            transaction.execute(sql, parameters)
+    return None

@@ -1,0 +1,164 @@
+"""What the engine works on: senders, lanes, the work in them, and what is in flight.
+
+State and its small rules only; who does what when is decided in `receiver.handling.engine`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from msgservice.connection import WINDOW, Connection
+from msgservice.core.inbox import Arrival, Inbox
+from msgservice.receiver.received import ReceivedMessage
+
+
+class Sender:
+    """One incarnation of one node: what was taken of it, what is being handled, the connection."""
+
+    __slots__ = (
+        "connection",
+        "dirty",
+        "held_bytes",
+        "held_messages",
+        "inbox",
+        "incarnation",
+        "is_leaving",
+        "is_paused",
+        "lanes",
+        "name",
+        "window",
+        "works",
+    )
+
+    def __init__(self, name: str, incarnation: str, inbox: Inbox, window: tuple[int, int]) -> None:
+        self.name, self.incarnation = name, incarnation
+        self.inbox = inbox
+        self.connection: Connection | None = None
+        self.lanes: dict[Hashable, Lane] = {}
+        self.dirty: set[Work] = set()  # has ended messages that the inbox was not told of
+        self.window = window
+        self.works = 0
+        self.held_messages = 0
+        self.held_bytes = 0
+        self.is_paused = False
+        self.is_leaving = False  # the node has said BYE: close when all is answered
+
+    def hold(self, work: Work) -> None:
+        """Count what was taken and is not handled; beyond the window, stop reading.
+
+        A single run is never beyond it: its sender may send that whatever the window.
+        """
+        self.works += 1
+        self.held_messages += work.open
+        self.held_bytes += work.size
+        if self.works > 1 and not self.is_paused and not self._has_room():
+            self.is_paused = True
+            if self.connection is not None:
+                self.connection.pause(WINDOW)
+
+    def release(self, work: Work, count: int) -> None:
+        """Some messages of the work ended, or were given up."""
+        work.open -= count
+        self.held_messages -= count
+        if not work.open:
+            self.works -= 1
+            self.held_bytes -= work.size
+
+    def cut(self, work: Work, first: int, stop: int) -> Work:
+        """Return messages `first` to `stop` (exclusive) of the work as work of their own."""
+        base = work.base
+        rest = Work(self, work.arrival, work.messages, base + first, base + stop - 1, 0)
+        self.hold(rest)
+        self.release(work, stop - first)
+        return rest
+
+    def go_on(self) -> None:
+        """Read again if there is room. What arrived meanwhile may arrive inside this call."""
+        if self.is_paused and (self.works <= 1 or self._has_room()):
+            self.is_paused = False
+            if self.connection is not None:
+                self.connection.resume_reading(WINDOW)
+
+    def _has_room(self) -> bool:
+        messages, size = self.window
+        return self.held_messages <= messages and self.held_bytes <= size
+
+    def flush(self, *, is_last: bool = False) -> None:
+        """Send the answers that are owed, as soon as the transport has room for them.
+
+        `is_last`: now, for the connection is closed next. They are one ACK and the NACKs of what
+        was taken, so the window bounds them.
+        """
+        connection = self.connection
+        if connection is None or not (connection.is_writable or is_last):
+            return
+        answers = self.inbox.answers
+        if answers.owes:
+            connection.send_all([*answers.take_frames()])
+        if self.is_leaving and not self.works:
+            connection.close()
+
+
+class Work:
+    """A new part of a run: messages `at` … `stop - 1` are to be handled, in that order.
+
+    In a lane with order everything below `at` has ended. Below `told` the inbox knows.
+    """
+
+    __slots__ = (
+        "arrival",
+        "at",
+        "base",
+        "messages",
+        "open",
+        "sender",
+        "size",
+        "stop",
+        "told",
+    )
+
+    def __init__(
+        self,
+        sender: Sender,
+        arrival: Arrival,
+        messages: list[ReceivedMessage],
+        first: int,
+        last: int,
+        size: int,
+    ) -> None:
+        self.sender = sender
+        self.arrival = arrival
+        self.messages = messages
+        self.base = arrival.transfer.sequence
+        self.at = self.told = first - self.base
+        self.stop = last - self.base + 1
+        self.open = self.stop - self.at  # messages that have not ended
+        self.size = size
+
+
+class Lane:
+    """The work of one lane, in the order in which it arrived."""
+
+    __slots__ = ("flying", "is_ready", "key", "queue", "sender")
+
+    def __init__(self, sender: Sender, key: Hashable) -> None:
+        self.sender = sender
+        self.key = key
+        self.queue: deque[Work] = deque()
+        self.flying = 0  # flights
+        self.is_ready = False  # waits for its step
+
+
+class Flight:
+    """A unit whose handler has not ended: messages `first` … `stop - 1` of the work."""
+
+    __slots__ = ("deferred", "first", "lane", "outcome", "stop", "work")
+
+    def __init__(self, lane: Lane, work: Work, first: int, stop: int) -> None:
+        self.lane, self.work, self.first, self.stop = lane, work, first, stop
+        self.deferred: Deferred[Any] | None = None
+        self.outcome: Any = None

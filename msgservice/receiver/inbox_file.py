@@ -1,0 +1,617 @@
+"""A receiver's stored inbox: what its handler writes commits together with the mark (SEMANTICS 25).
+
+Handlers run on the reactor's thread, inside one SQLite transaction for all runs that are waiting;
+only the commit, the part that waits for the disk, runs on a worker's thread. Runs that arrive
+meanwhile form the next transaction. So an effect that a handler writes through its transaction
+happens once, however often its message is sent.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import apsw
+import msgspec
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.failure import Failure
+
+from msgservice.core.inbox import sendable
+from msgservice.core.marks import Key, SenderState, encode_ranges
+from msgservice.disk.damage import told_as_damage
+from msgservice.disk.database import (
+    UNUSABLE,
+    check_sqlite,
+    connect,
+    full_is_told,
+    is_full,
+    one,
+    prepare,
+    rows,
+)
+from msgservice.disk.files import OS, Files
+from msgservice.disk.folder import FileWatch, FolderLock, check_filesystem, make_folder
+from msgservice.disk.machine import Jobs, Marks, OwnThreads, Threads
+from msgservice.disk.mark import MARK_INTERVAL, Mark, begin_mark, read_mark
+from msgservice.disk.pages import PageSums
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnavailable, Reject
+from msgservice.receiver.inbox_rejections import CRC_MASK, Fresh, Rejections, row_crc
+from msgservice.records import Rejected, Resume
+
+APPLICATION_ID = 0x6D736962  # "msib"
+# Messages of one transaction: it is committed before more are handled, so that the reactor gets
+# its turn and an ACK does not wait for what came long after it.
+MESSAGES_MAX = 4096
+CHECKPOINT_COMMITS = 256
+# A file up to this size is looked through at start, handlers' tables too: about 1 s for all of it.
+LOOK_BYTES_MAX = 512 * 1024 * 1024
+
+T = TypeVar("T")
+
+_TABLES = """
+create table msgservice_head(id integer primary key check (id = 1), inbox text not null);
+create table msgservice_mark(
+    sender text not null,
+    incarnation text not null,
+    floor integer not null,
+    ranges blob not null,
+    last blob,
+    primary key (sender, incarnation)
+) without rowid;
+"""
+# Counted and added up with every commit, so that a file that went back in time, or part of one, is
+# seen at the next start. An older program would not count: it refuses the file.
+_VERSION_2 = """
+alter table msgservice_head add column commits integer not null default 0;
+alter table msgservice_head add column crc integer;
+alter table msgservice_head add column tables integer not null default 0;
+"""
+# No other table, but an older program would not keep the sums of pages: it refuses the file.
+_VERSION_3 = ""
+# Our own statements carry a mark, so that the same words from a handler are another statement:
+# a prepared one is not checked again by the authorizer.
+_OWN = " /* msgservice */"
+_BEGIN, _COMMIT, _ROLLBACK = ("begin immediate" + _OWN, "commit" + _OWN, "rollback" + _OWN)
+_SAVE_MARK = "insert or replace into msgservice_mark values (?, ?, ?, ?, ?) /* msgservice */"
+_SAVE_HEAD = "update msgservice_head set commits = ?, crc = ?, tables = ? /* msgservice */"
+# Of all tables; SQLite counts it up whenever one is made or changed.
+_VERSION_OF_TABLES = "pragma schema_version /* msgservice */"
+_FORBIDDEN = {
+    apsw.SQLITE_TRANSACTION,
+    apsw.SQLITE_SAVEPOINT,
+    apsw.SQLITE_ATTACH,
+    apsw.SQLITE_DETACH,
+    apsw.SQLITE_PRAGMA,
+}
+_WRITES = {apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE, apsw.SQLITE_DROP_TABLE}
+
+
+class Transaction:
+    """What a handler writes through. Valid only while the handler runs.
+
+    The tables are the handler's own; those that begin with `msgservice_` are not. Beginning,
+    committing, attaching and pragmas are refused.
+    """
+
+    __slots__ = ("_db",)
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db: apsw.Connection | None = db
+
+    def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        """Run a statement; return its rows."""
+        return self._connection().execute(sql, parameters).fetchall()
+
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> None:
+        """Run a statement for each of `parameters`."""
+        self._connection().executemany(sql, parameters)
+
+    def _connection(self) -> apsw.Connection:
+        if self._db is None:
+            raise RuntimeError("this transaction is over: write in the handler, before it returns")
+        return self._db
+
+    def _end(self) -> None:
+        self._db = None
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """What became of a run: the first `count` messages are committed with their marks.
+
+    `error`: what the handler raised for the next one, or None when all are committed.
+    """
+
+    count: int
+    error: Exception | None
+
+
+@dataclass(slots=True)
+class _Run(Generic[T]):
+    key: Key
+    after: int
+    items: Sequence[tuple[int, T]]
+    handle: Callable[[T, Transaction], object]
+    first: int | None
+    last: tuple[int, int, int] | None
+    floor: int
+    waiter: Deferred[Handled]
+    handled: Handled | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    work: Callable[[Transaction], Any]
+    waiter: Deferred[Any]
+    result: Any = None
+    error: Exception | None = None
+
+
+class InboxFile:
+    """The stored inbox in the file `path`; its folder is made if needed.
+
+    `entropy` gives the random bytes of a new inbox's id. `vfs`: for tests.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        reactor: IReactorFromThreads,
+        entropy: Callable[[int], bytes] = os.urandom,
+        vfs: str | None = None,
+        files: Files = OS,
+        threads: Threads | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.inbox = ""  # names this inbox: HELLO `inbox`
+        self._entropy = entropy
+        self._vfs = vfs
+        self._files = files
+        self._threads = OwnThreads(reactor) if threads is None else threads
+        self._lock = FolderLock(
+            self.path.with_name(self.path.name + ".lock"), held=self.path, files=files
+        )
+        self._mark_path = self.path.with_name(self.path.name + ".mark")
+        self._pages = PageSums(self.path, self._mark_path, files)
+        self._high_water: Marks | None = None
+        self._watch: FileWatch | None = None
+        self._db: apsw.Connection | None = None
+        self._worker: Jobs | None = None
+        self._marks: dict[Key, SenderState] = {}
+        self._crcs: dict[Key, int] = {}  # of the rows of `_marks`
+        self._total = 0  # of these
+        self._counted = 0  # commits that changed something, since the file was made
+        self._rejections = Rejections()
+        self._waiting: list[_Run[Any] | _Call] = []
+        self._committing: Deferred[None] | None = None
+        self._opened = False
+        self._failed: LogFailed | None = None
+        self._guarded = False
+        self._commits = 0
+
+    # --- opening and closing -------------------------------------------------------------------
+
+    def open(self) -> Deferred[str]:
+        """Lock, check and load; fires with the inbox's id.
+
+        Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
+        """
+        assert self._worker is None, "opened once"
+        self._worker = self._threads.worker("msgservice inbox")
+        return self._worker.submit(self._open_file).addCallbacks(self._remember, self._not_opened)
+
+    def _remember(self, inbox: str) -> str:
+        self.inbox = inbox
+        self._opened = True
+        return inbox
+
+    def _not_opened(self, failure: Failure) -> Failure:
+        assert self._worker is not None
+        self._worker.stop()
+        return failure
+
+    def _open_file(self) -> str:
+        check_sqlite()
+        make_folder(self.path.parent)
+        check_filesystem(self.path.parent)
+        self._lock.acquire()
+        try:
+            mark = read_mark(self._mark_path)
+            if mark is not None and not self.path.exists():
+                raise LogDamaged(f"{self.path.name} is missing", 0, 0)
+            with told_as_damage(0):
+                inbox = self._load(mark)
+        except UNUSABLE as error:
+            self._lock.release()
+            raise DataFolderUnusable(str(self.path), str(error)) from error
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
+            file = begin_mark(self._mark_path, Mark(inbox, self._counted, 0, 0), self._files)
+        except OSError as error:
+            assert self._db is not None
+            self._db.close(True)
+            self._pages.close()
+            self._lock.release()
+            reason = f"{self._mark_path.name}: {error.strerror or error}"
+            raise DataFolderUnusable(str(self.path), reason) from error
+        self._high_water = self._threads.marks(file, MARK_INTERVAL)
+        names = (self.path.name, self._mark_path.name, self.path.name + ".lock")
+        self._watch = FileWatch(self.path.parent, names)
+        return inbox
+
+    def _load(self, high_water: Mark | None) -> str:
+        self._pages.note_files()
+        db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
+        try:
+            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2, _VERSION_3])
+            head = one(db, "select inbox, commits, crc, tables from msgservice_head")
+            if head is None:
+                if high_water is not None:
+                    raise LogDamaged("its head is missing", 0, 0)
+                head = (self._entropy(16).hex(), 0, None, 0)
+                db.execute("insert into msgservice_head values (1, ?, ?, ?, ?)", head)
+            inbox, self._counted, crc, tables = head
+            if not isinstance(inbox, str):
+                raise LogDamaged("the id of the inbox is unreadable", 0, 0)
+            for sender, incarnation, floor, ranges, last in rows(
+                db, "select sender, incarnation, floor, ranges, last from msgservice_mark"
+            ):
+                mark = SenderState(0, (sender, incarnation), 0)
+                for low, high in msgspec.msgpack.decode(ranges, type=list[tuple[int, int]]):
+                    mark.take(low, high)
+                mark.floor = max(mark.floor, floor)
+                mark.last = (
+                    None
+                    if last is None
+                    else msgspec.msgpack.decode(last, type=tuple[int, int, int])
+                )
+                self._marks[mark.key] = mark
+                self._crcs[mark.key] = row_crc(sender, incarnation, floor, ranges, last)
+            self._total = sum(self._crcs.values()) & CRC_MASK
+            self._rejections.load(db)
+            self._check_head(db, (inbox, crc, tables), high_water)
+            self._pages.take(db)
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            db.authorizer = self._authorize
+        except BaseException:
+            db.close(True)
+            self._pages.close()
+            raise
+        return inbox
+
+    def _check_head(
+        self,
+        db: apsw.Connection,
+        head: tuple[str, int | None, int],
+        high_water: Mark | None,
+    ) -> None:
+        """Raise `LogDamaged` where the file is not as the last commit left it."""
+        inbox, crc, tables = head
+        expected = row_crc(inbox, self._counted, self._total, self._rejections.total, tables)
+        if crc is None and not self._counted and high_water is None:
+            # A new file, or one of before this was kept.
+            db.execute(_SAVE_HEAD, (0, expected, 0))
+        elif crc != expected:
+            raise LogDamaged("its marks are not those of its last commit", 0, 0)
+        # Who changes tables while no receiver runs only counts up.
+        if one(db, _VERSION_OF_TABLES) < tables:
+            raise LogDamaged("its tables are older than its last commit", 0, 0)
+        if high_water is None:
+            if self._counted:
+                raise LogDamaged("the high-water mark is missing or unreadable", 0, 0)
+        elif high_water.log_id != inbox:
+            raise LogDamaged("the high-water mark belongs to another inbox", 0, 0)
+        elif high_water.number > self._counted:
+            lost = high_water.number - self._counted
+            raise LogDamaged(f"its last {lost} commits are missing", 0, 0)
+        self._pages.begin(db)
+        if one(db, "pragma page_count") * one(db, "pragma page_size") <= LOOK_BYTES_MAX:
+            # Handlers' tables have no sums over their rows. What another program has changed is
+            # taken as it is found, so long as it holds together.
+            self._pages.look_at_all()
+            found = one(db, "pragma quick_check(1)")
+            if found != "ok":
+                raise LogDamaged(f"its pages do not hold together: {found}", 0, 0)
+
+    def _authorize(
+        self, action: int, one: str | None, two: str | None, database: str | None, by: str | None
+    ) -> int:
+        """Keep handlers out of the transaction itself and of our tables."""
+        if self._guarded and (
+            action in _FORBIDDEN or (action in _WRITES and (one or "").startswith("msgservice_"))
+        ):
+            return apsw.SQLITE_DENY
+        return apsw.SQLITE_OK
+
+    def close(self) -> Deferred[None]:
+        """Finish what was handed in, close and unlock. Safe to call twice."""
+        if not self._opened:
+            return succeed(None)
+        self._opened = False
+        return Deferred.fromCoroutine(self._close())
+
+    async def _close(self) -> None:
+        assert self._worker is not None
+        while self._committing is not None:
+            waiter: Deferred[None] = Deferred()
+            self._committing.chainDeferred(waiter)
+            await waiter
+        try:
+            await self._worker.submit(self._close_file)
+        finally:
+            self._worker.stop()
+
+    def _close_file(self) -> None:
+        assert self._db is not None
+        try:
+            if self._failed is None:
+                self._pages.take(self._db)
+                self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        finally:
+            self._db.close(True)
+            self._pages.close()
+            if self._high_water is not None:
+                self._high_water.stop()
+            self._lock.release()
+
+    # --- marks ---------------------------------------------------------------------------------
+
+    def resume(self, sender: str, incarnation: str) -> Resume:
+        """Return *now* what was taken of this incarnation (committed state)."""
+        mark = self._marks.get((sender, incarnation))
+        if mark is None:
+            return Resume()
+        ranges = tuple(mark.ranges) if mark.ranges is not None else ()
+        return Resume(floor=mark.floor, ranges=ranges, last=mark.last)
+
+    def rejected(self, sender: str, incarnation: str) -> tuple[Rejected, ...]:
+        """Return *now* what was rejected of this incarnation and may still come again."""
+        return self._rejections.of((sender, incarnation))
+
+    def run(
+        self,
+        sender: str,
+        incarnation: str,
+        items: Sequence[tuple[int, T]],
+        handle: Callable[[T, Transaction], object],
+        *,
+        after: int,
+        first: int | None = None,
+        last: tuple[int, int, int] | None = None,
+        floor: int = 0,
+    ) -> Deferred[Handled]:
+        """Handle messages once each: `handle(message, transaction)`, their writes and the marks.
+
+        `items`: (sequence, message), rising; those taken before are skipped. `after`: nothing of
+        the sender's between it and the first of `items` is open; that gap is taken with it.
+        `first`: where the first of `items` begins, when it stands for several sequences.
+        `last`: (first, last, crc) of the run, remembered when all of it is committed. `floor`: all
+        of the sender's below it is settled (SEMANTICS 1), whatever becomes of this run.
+
+        Fires with a `Handled` after the commit's sync. When `handle` raises for a message, what
+        it wrote for that one is undone, those before it are committed, those behind it are not
+        handled. A `Reject` is committed like a mark, see `rejected`.
+        `handle` must be done when it returns: an awaitable result is an error. Fails
+        with `LogUnavailable` (nothing of the run is committed) or `LogFailed`.
+        """
+        waiter: Deferred[Handled] = Deferred()
+        key = (sender, incarnation)
+        return self._enter(_Run(key, after, items, handle, first, last, floor, waiter), waiter)
+
+    def transaction(self, work: Callable[[Transaction], T]) -> Deferred[T]:
+        """Run `work(transaction)`; fires with its result after the commit's sync.
+
+        When it raises, what it wrote is undone and this fails with that.
+        """
+        waiter: Deferred[T] = Deferred()
+        return self._enter(_Call(work, waiter), waiter)
+
+    def _enter(self, entry: _Run[Any] | _Call, waiter: Deferred[T]) -> Deferred[T]:
+        if self._failed is not None:
+            return fail(self._failed)
+        if not self._opened:
+            return fail(LogUnavailable("the inbox is not open"))
+        self._waiting.append(entry)
+        self._start()
+        return waiter
+
+    # --- transactions --------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Handle what is waiting and have it committed, unless a commit runs."""
+        if self._committing is not None or not self._waiting:
+            return
+        db = self._db
+        assert db is not None
+        assert self._worker is not None
+        # Handlers run now, and may hand in more: that has its turn behind them.
+        committing = self._committing = Deferred[None]()
+        staged: dict[Key, SenderState] = {}
+        fresh: list[Fresh] = []
+        entries: list[_Run[Any] | _Call] = []
+        messages = 0
+        try:
+            db.execute(_BEGIN)
+            changes = db.total_changes()
+            while self._waiting and messages < MESSAGES_MAX:
+                entry = self._waiting.pop(0)
+                entries.append(entry)
+                if isinstance(entry, _Run):
+                    messages += len(entry.items)
+                    self._handle_run(db, entry, staged, fresh)
+                else:
+                    self._handle_call(db, entry)
+            crcs: dict[Key, int] = {}
+            total = self._total
+            for mark in staged.values():
+                row = (
+                    *mark.key,
+                    mark.floor,
+                    encode_ranges(mark),
+                    None if mark.last is None else msgspec.msgpack.encode(mark.last),
+                )
+                db.execute(_SAVE_MARK, row)
+                crcs[mark.key] = row_crc(*row)
+                total += crcs[mark.key] - self._crcs.get(mark.key, 0)
+            total &= CRC_MASK
+            rejected = self._rejections.save(db, fresh, staged)
+            counted = self._counted
+            if db.total_changes() != changes:  # what only reads has nothing to sync
+                counted += 1
+                tables = one(db, _VERSION_OF_TABLES)
+                crc = row_crc(self.inbox, counted, total, rejected.total, tables)
+                db.execute(_SAVE_HEAD, (counted, crc, tables))
+        except BaseException as error:
+            # The transaction itself is gone (no room, a failed write), with all in it.
+            self._committed(entries, committing, Failure())
+            if not isinstance(error, apsw.Error):
+                raise  # the process is being ended from inside a handler, or it is our bug
+            return
+
+        def adopt(_: None) -> None:
+            self._marks.update(staged)
+            self._crcs.update(crcs)
+            self._total, self._counted = total, counted
+            self._rejections.adopt(rejected)
+
+        self._worker.submit(lambda: self._commit(counted)).addCallback(adopt).addBoth(
+            lambda result: self._committed(entries, committing, result)
+        )
+
+    def _commit(self, counted: int) -> None:
+        """On the worker's thread: nothing else touches the connection meanwhile."""
+        db = self._db
+        assert db is not None
+        if self._watch is not None and (name := self._watch.replaced or self._watch.gone):
+            raise OSError(f"{name} was replaced or removed while the inbox was in use")
+        with full_is_told(db):
+            db.execute(_COMMIT)
+        if self._high_water is not None:
+            self._high_water.submit(Mark(self.inbox, counted, 0, 0))
+        self._commits += 1
+        if self._commits % CHECKPOINT_COMMITS == 0:
+            # No room for that is no reason to take back what is committed.
+            self._pages.take(db)
+            with suppress(apsw.FullError), full_is_told(db):
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def _committed(
+        self,
+        entries: list[_Run[Any] | _Call],
+        committing: Deferred[None],
+        result: object,
+    ) -> None:
+        """Tell everybody what became of their runs, and go on."""
+        failure: Exception | None = None
+        if isinstance(result, Failure):
+            failure = self._undo(result)
+        self._committing = None
+        for entry in entries:
+            if failure is not None:
+                entry.waiter.errback(failure)
+            elif isinstance(entry, _Run):
+                assert entry.handled is not None
+                entry.waiter.callback(entry.handled)
+            elif entry.error is not None:
+                entry.waiter.errback(entry.error)
+            else:
+                entry.waiter.callback(entry.result)
+        if self._failed is not None:
+            waiting, self._waiting = self._waiting, []
+            for entry in waiting:
+                entry.waiter.errback(self._failed)
+        self._start()
+        committing.callback(None)
+
+    def _undo(self, failure: Failure) -> Exception:
+        """Roll back what could not be committed; return what to tell."""
+        assert self._db is not None
+        full = failure.check(apsw.BusyError) is not None or is_full(self._db, failure.value)
+        try:
+            if self._db.in_transaction:
+                self._db.execute(_ROLLBACK)
+        except apsw.Error:
+            full = False
+        if full:
+            return LogUnavailable(failure.getErrorMessage())
+        # A failed sync: nothing was told, and nothing can be trusted any more (SEMANTICS 19).
+        self._failed = LogFailed(
+            f"the inbox {self.path} cannot be written: {failure.getErrorMessage()}; nothing is"
+            " handled until it is opened again: start the receiver again (startService)"
+        )
+        return self._failed
+
+    def _handle_run(
+        self,
+        db: apsw.Connection,
+        run: _Run[Any],
+        staged: dict[Key, SenderState],
+        fresh: list[Fresh],
+    ) -> None:
+        mark = staged.get(run.key)
+        if mark is None:
+            known = self._marks.get(run.key)
+            mark = staged[run.key] = (
+                known.copy() if known is not None else SenderState(0, run.key, 0)
+            )
+        if run.floor > mark.floor:
+            mark.take(mark.floor, run.floor - 1)
+        after = run.after
+        for count, (sequence, message) in enumerate(run.items):
+            if mark.missing(sequence, sequence):
+                error = self._guarded_call(db, run.handle, message)[1]
+                if error is not None:
+                    run.handled = Handled(count, error)
+                    if isinstance(error, Reject):
+                        first = run.first if run.first is not None and not count else sequence
+                        reason = sendable(error.reason)
+                        fresh.append(Fresh(run.key, Rejected(first, sequence, reason)))
+                    return
+            mark.take(min(after + 1, sequence), sequence)
+            after = sequence
+        if run.last is not None and (mark.last is None or run.last[1] > mark.last[1]):
+            mark.last = run.last
+        run.handled = Handled(len(run.items), None)
+
+    def _handle_call(self, db: apsw.Connection, call: _Call) -> None:
+        call.result, call.error = self._guarded_call(db, call.work)
+
+    def _guarded_call(
+        self, db: apsw.Connection, work: Callable[..., Any], *arguments: Any
+    ) -> tuple[Any, Exception | None]:
+        """Run `work(*arguments, transaction)` in a savepoint; return (result, what it raised)."""
+        db.execute("savepoint message" + _OWN)
+        transaction = Transaction(db)
+        self._guarded = True
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = work(*arguments, transaction)
+            if inspect.isawaitable(result) or isinstance(result, Deferred):
+                if inspect.iscoroutine(result):
+                    result.close()
+                error = TypeError(
+                    "a handler with a transaction must be done when it returns:"
+                    " compute first, then write"
+                )
+        except Exception as raised:
+            error = raised
+        finally:
+            self._guarded = False
+            transaction._end()  # noqa: SLF001 - ours
+        if not db.in_transaction:
+            # SQLite rolled everything back under the handler (no room, a failed write).
+            raise error if isinstance(error, apsw.Error) else apsw.FullError(str(error))
+        if error is not None:
+            db.execute("rollback to message" + _OWN)
+        db.execute("release message" + _OWN)
+        return result, error

@@ -1,0 +1,209 @@
+"""The receiver's end of one connection to a node: HELLO, what was taken already, runs, answers.
+
+What it shares with the receiver's other connections is the `Reception`; how the channel came to be
+is the business of `receiver.ways`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from msgservice.connection import Connection
+from msgservice.core.frames import (
+    BYE_REMOVED,
+    BYE_REPLACED,
+    VERSION,
+    Frame,
+    Hello,
+    ReceiveOptions,
+    Reply,
+    Request,
+    Transfer,
+)
+from msgservice.errors import MalformedFrame, NameMismatch, UnexpectedFrame
+from msgservice.message import BareMessage, decode_messages
+from msgservice.receiver.handling.work import Sender
+from msgservice.receiver.received import RunFacts, decode_received
+from msgservice.receiver.reception import Reception
+from msgservice.records import Resume
+
+REPLACED = "a newer connection has this receiver's name"
+REMOVED = "the receiver was removed from the node"
+QUIET_TURNS = 3  # turns without a run before what was discarded is asked for: two PINGs, usually
+
+
+class Opened(Protocol):
+    """The way that a connection came by (`ways.Way`)."""
+
+    node: str | None
+    ended: str
+    connections: set[NodeConnection]
+
+    @property
+    def reception(self) -> Reception:
+        """What the connections of the receiver share."""
+
+    @property
+    def receive(self) -> ReceiveOptions:
+        """What is asked of the nodes that this way leads to."""
+
+    def sent_away(self, reason: str, *, replaced: bool) -> None:
+        """The node wants no connection of this receiver any more."""
+
+
+class NodeConnection:
+    """What stands behind one connection to a node: see `connection.Owner`."""
+
+    _logger = Logger()
+
+    connection: Connection
+
+    def __init__(self, way: Opened) -> None:
+        self.way = way
+        self.is_open = False
+        self.gone: Deferred[None] = Deferred()
+        self._reception = way.reception
+        self._handling = way.reception.handling
+        self._sender: Sender | None = None
+        self._quiet = 0  # turns since the last run
+
+    def channel_up(self, connection: Connection) -> None:
+        """Say who we are, and what we want."""
+        self.connection = connection
+        self.way.connections.add(self)
+        reception = self._reception
+        options = reception.hello_options(self.way.receive)
+        connection.hello(Hello(VERSION, reception.name, reception.incarnation, options))
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        """Tell the node what was taken of it: here its older connection ends, if there is one."""
+        receive = hello.options.receive
+        if receive is None:
+            raise NameMismatch(f"{hello.name!r} does not send to receivers")
+        order = receive.order or self._reception.order
+        if order not in ("strict", "none"):
+            raise MalformedFrame(f"HELLO: order {order!r}")
+        sender = self._reception.sender(hello.name, hello.incarnation)
+        sender.inbox.ordered = order == "strict"
+        older = sender.connection
+        if older is not None and older is not connection:
+            older.owner.replaced_by_newer()  # type: ignore[attr-defined]  # all owners here are ours
+        self._handling.reconnected(sender)
+        sender.connection = connection
+        self._sender = sender
+        connection.resume(sender.inbox.marks.resume())
+
+    def replaced_by_newer(self) -> None:
+        """A newer connection to the same node stands; what is answered here counts no more."""
+        self.connection.bye(BYE_REPLACED, REPLACED)
+        self.connection.close()
+        self.way.sent_away(REPLACED, replaced=True)
+
+    def opened(self, connection: Connection, resume: Resume) -> None:
+        """Messages may come. What the node has taken of ours is nothing: we send none."""
+        assert self._sender is not None
+        self.is_open = True
+        self.way.node = self._sender.name
+        self.way.ended = ""
+
+    def takes(self, frame: Frame) -> bool:
+        """Whether a frame is looked at now; one that is answered needs room for the answer.
+
+        What was taken is acknowledged in ranges, so runs are handled however slowly the node reads.
+        But what was rejected is refused again each time that it comes.
+        """
+        kind = type(frame)
+        if kind is Request:
+            return self.connection.has_room
+        if kind is Transfer and self._sender is not None:
+            owed = self._sender.inbox.answers.refused_bytes
+            return owed <= self._reception.limits.answer_bytes or self.connection.is_writable
+        return True
+
+    def received(self, connection: Connection, frame: Frame) -> None:
+        """Take a run."""
+        if type(frame) is Transfer:
+            sender = self._sender
+            assert sender is not None
+            self._quiet = 0
+            if self._handling.is_stopping or sender.connection is not connection:
+                return  # unanswered: it comes again
+            raw = frame.messages
+            facts = RunFacts(
+                frame.sequence,
+                frame.subject,
+                sender.name,
+                frame.origin,
+                frame.flags,
+                self._reception.decode,
+            )
+            messages = decode_received(raw, facts)
+            count = len(messages)
+            if not 0 < count <= self._reception.limits.batch_messages:
+                most = self._reception.limits.batch_messages
+                raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
+            arrival = sender.inbox.receive_transfer(frame, count)
+            if arrival is not None:
+                self._handling.take(sender, arrival, messages, len(memoryview(raw)))
+        elif type(frame) is Request:
+            connection.send(_refusal(frame))
+        else:
+            raise UnexpectedFrame(type(frame).__name__, "a receiver listens")
+
+    def turn_ended(self, connection: Connection) -> None:
+        """The answers of this turn leave.
+
+        A node that has nothing to send says PING: after some of these without a run, nothing that
+        was discarded is on its way any more.
+        """
+        if self._sender is not None:
+            self._quiet += 1
+            if self._quiet >= QUIET_TURNS and self._sender.connection is connection:
+                self._sender.inbox.ask_for_discarded()
+            self._handling.turn_ended(self._sender)
+
+    def writable(self, connection: Connection) -> None:
+        """Answers that waited leave."""
+        if self._sender is not None and self._sender.connection is connection:
+            self._sender.flush()
+
+    def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
+        """Close when all is answered; `turn_ended` follows, and looks for the first time."""
+        self.way.ended = f"the node says: {reason or 'closing'}"
+        if code in (BYE_REPLACED, BYE_REMOVED):
+            why = REPLACED if code == BYE_REPLACED else REMOVED
+            self._logger.warn(
+                "receiver {receiver} at {peer} does not come back by itself: {why}",
+                receiver=self._reception.name,
+                peer=connection.peer,
+                why=why,
+            )
+            connection.close()
+            self.way.sent_away(why, replaced=code == BYE_REPLACED)
+        elif self._sender is not None:
+            self._sender.is_leaving = True
+        else:
+            connection.close()
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        """What was not answered comes again on the next connection."""
+        self.is_open = False
+        self.way.connections.discard(self)
+        if not self.way.ended:
+            self.way.ended = reason
+        sender = self._sender
+        if sender is not None and sender.connection is connection:
+            sender.connection = None
+        self._handling.lost()
+        self.gone.callback(None)
+
+
+def _refusal(request: Request) -> Reply:
+    """Return the answer to requests; a receiver of this version has no handler for them."""
+    no = msgspec.Raw(msgspec.msgpack.encode(BareMessage(b"requests are not supported")))
+    count = len(decode_messages(request.messages))
+    return Reply([(request.id + i, False, no) for i in range(count)])

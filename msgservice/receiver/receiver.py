@@ -1,0 +1,381 @@
+"""The receiving side's public face: `Receiver`.
+
+    node ─ TRANSFER ─► way ─► inbox ─► handling ─► your handler
+         ◄─ ACK, NACK ─┘                │ its outcome
+                       └◄───────────────┘
+
+Here: what a user says about a receiver, its nodes, starting and stopping. Connections live in
+`receiver.ways`, order, turns and outcomes in `handling`, what was taken in `core.inbox`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.clock import monotonic_of, timed
+from msgservice.codecs import decode_content
+from msgservice.core.frames import ReceiveOptions
+from msgservice.core.subjects import check_name, check_pattern
+from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError
+from msgservice.interfaces import IChannelUser, IConnector
+from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.receiver.handling.engine import Handling
+from msgservice.receiver.handling.threads import ThreadedHandling
+from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox
+from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.received import Decode
+from msgservice.receiver.reception import Reception
+from msgservice.receiver.ways import Attachment, Dial, FindsTransport, Listening, Way
+from msgservice.transport.addresses import check_listener
+from msgservice.transport.registry import Transports
+
+CONCURRENCY = 100  # asynchronous handlers that run at once; the window alone would allow 65,536
+
+
+class Receiver(Service):
+    """A named receiver of messages, and the handler that gets them.
+
+    It works from its first `attach` or `listen` on; as a child of a service, from the service's
+    start on. `handler(message)` returns None, a Deferred, or is a coroutine function; see
+    docs/receiver.md for what its outcome means. With `batch` it gets a list of messages, which
+    are acknowledged or sent again as one; with `threads` it may block; with `inbox` (a file) what
+    it writes through the inbox's transaction happens once; with both, it blocks and returns its
+    writes.
+
+    `order`: "strict" or "none"; what the node answers holds. `window`: how much is taken
+    unanswered, `(messages, bytes)` or messages. `concurrency`: asynchronous handlers at once.
+    `shared`: several connections share the name's messages (order "none"). `transports`: finds
+    the transport of an address. `decode(body, headers)` makes `message.content`.
+
+    Raises `BadName`, and `ValueError` or `TypeError` for arguments that cannot be.
+    """
+
+    logger = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        name: str,
+        handler: Callable[..., Any],
+        batch: bool = False,
+        threads: int = 0,
+        inbox: str | Path | StoredInbox | None = None,
+        order: str = "strict",
+        window: int | tuple[int, int] | None = None,
+        shared: bool = False,
+        concurrency: int = CONCURRENCY,
+        limits: Limits | None = None,
+        transports: FindsTransport | None = None,
+        decode: Decode = decode_content,
+        incarnation: str | None = None,
+    ) -> None:
+        check_name(name)
+        if not callable(handler):
+            raise TypeError(f"handler must be callable, not {handler!r}")
+        if order not in ("strict", "none"):
+            raise ValueError(f'order must be "strict" or "none", not {order!r}')
+        if shared and order != "none":
+            raise ValueError('shared needs order="none"')
+        if threads < 0 or concurrency < 1:
+            raise ValueError("threads must be 0 or more, concurrency 1 or more")
+        if threads and inspect.iscoroutinefunction(handler):
+            raise TypeError("a coroutine function cannot run on threads")
+        self.reactor = reactor = timed(reactor)
+        now = monotonic_of(reactor)
+        self.name: str = name
+        self.limits = limits if limits is not None else Limits()
+        self.transports: FindsTransport = Transports() if transports is None else transports
+        self.ways: list[Way] = []
+        self._shared = shared
+        self._stopping: list[Deferred[None]] | None = None
+        self._inbox_path = inbox if isinstance(inbox, str | Path) else None
+        self._is_inbox_spent = False  # it was opened; each start needs one that was not
+        self._is_ready = False
+        self._not_ready: list[Deferred[None]] = []
+        self._why = ""  # the inbox cannot be used
+        how: dict[str, Any] = {"name": name, "clock": reactor, "now": now, "batch": batch}
+        stored: StoredInbox | None = None
+        self.handling: Handling
+        if inbox is not None:
+            stored = self._make_inbox(inbox) if isinstance(inbox, str | Path) else inbox
+            self.handling = StoredHandling(
+                handler,
+                inbox=stored,
+                failed=self._inbox_failed,
+                threads=threads,
+                concurrency=threads or concurrency,
+                **how,
+            )
+        elif threads:
+            self.handling = ThreadedHandling(handler, threads=threads, **how)
+        else:
+            self.handling = Handling(handler, concurrency=concurrency, **how)
+        self._reception = Reception(
+            name=name,
+            incarnation=uuid.uuid4().hex if incarnation is None else incarnation,
+            order=order,
+            window=_window(window, self.limits),
+            limits=self.limits,
+            reactor=reactor,
+            now=now,
+            decode=decode,
+            handling=self.handling,
+            inbox=stored,
+        )
+
+    # --- getters
+
+    @property
+    def incarnation(self) -> str:
+        """The life of this receiver that nodes hear of: its inbox file's, or one of this object."""
+        return self._reception.incarnation
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can arrive from any node."""
+        return any(way.connected for way in self.ways)
+
+    # --- verbs
+
+    def attach(
+        self,
+        address: str,
+        *,
+        subjects: Sequence[str] | None = None,
+        start: str | int | datetime = "new",
+    ) -> Attachment:
+        """Dial a node, for ever, and receive what matches `subjects` from it.
+
+        `subjects`: patterns; None: those that the node's configuration has for this name.
+        `start`: "new", "first", a position or a time (aware datetime), from which on a receiver
+        that the node does not know yet gets messages. Raises `BadAddress`, `BadSubject`.
+        """
+        transport = self.transports.find(address)
+
+        def dial(make_user: Callable[[], IChannelUser]) -> IConnector:
+            return transport.connector(self.reactor, address, make_user, self.limits)
+
+        return self.attach_through(dial, address=address, subjects=subjects, start=start)
+
+    def attach_through(
+        self,
+        dial: Dial,
+        *,
+        address: str,
+        subjects: Sequence[str] | None = None,
+        start: str | int | datetime = "new",
+    ) -> Attachment:
+        """As `attach`, by any means: `dial(make_user)` returns the service that connects.
+
+        It calls `make_user() -> IChannelUser` for each channel. `address` is for people.
+        """
+        receive = ReceiveOptions(
+            subjects=_patterns(subjects, self.limits),
+            start=_start(start),
+            order=self._reception.order,
+            shared=self._shared,
+        )
+        attachment = Attachment(self._reception, address, receive, dial)
+        self.ways.append(attachment)
+        if self._is_ready:
+            attachment.start()
+        elif not self.running and self.parent is None:
+            self.startService()
+        elif self._why:
+            attachment.ended = self._why
+        return attachment
+
+    def listen(self, address: str, *, insecure: bool = False) -> Deferred[Listening]:
+        """Let nodes dial in; fire with the `Listening` (an `IListeningPort`) when it is open.
+
+        `address`: a server endpoint, `tcp:7420`; loopback unless it says another interface, which
+        needs `insecure=True`. Fails with `CannotListen`, `InsecureListener`, `BadAddress`. What
+        such a receiver gets is in the node's configuration.
+        """
+        receive = ReceiveOptions(order=self._reception.order, shared=self._shared)
+        listening = Listening(self._reception, self.transports, address, receive)
+
+        async def open_port() -> Listening:
+            self.transports.find(address)
+            check_listener(address, insecure)
+            await self.ready()
+            if not self.running:
+                raise CannotListen(address, "the receiver was stopped")
+            await listening.start()
+            self.ways.append(listening)
+            return listening
+
+        if not self.running and self.parent is None:
+            self.startService()
+        return Deferred.fromCoroutine(open_port())
+
+    def stop(self) -> Deferred[None]:
+        """Take no more, let handlers end, send their answers, close; fire when all is done.
+
+        Handlers have `limits.stop_timeout` seconds; then they are cancelled, and what they had
+        is sent again when the receiver is back, not counted as an attempt. Cancelling the
+        Deferred stops the wait only. Safe to call twice.
+        """
+        waiter: Deferred[None] = Deferred()
+        if self._stopping is not None:
+            self._stopping.append(waiter)
+            return waiter
+        if not self.running:
+            return succeed(None)
+        Service.stopService(self)
+        self._stopping = [waiter]
+        stopped = Deferred.fromCoroutine(self._stop())
+
+        def tell(result: Any) -> None:
+            waiters, self._stopping = self._stopping or [], None
+            for each in waiters:
+                if not each.called:
+                    each.callback(None)
+
+        stopped.addErrback(lambda failure: self.logger.failure("stopping", failure))
+        stopped.addBoth(tell)
+        return waiter
+
+    async def _stop(self) -> None:
+        if not self._is_ready:
+            try:
+                await self.ready()
+            except MsgServiceError:
+                return  # it never was
+        for way in self.ways:
+            way.stop_taking()
+        await self.handling.stop(self.limits.stop_timeout)
+        self.handling.stop_threads()
+        gone = []
+        for way in self.ways:
+            gone += [link.gone for link in way.connections]
+            way.say_bye()
+        await gatherResults([way.stop() for way in self.ways])
+        for each in gone:
+            await each
+        self._is_ready = False
+        if self._reception.inbox is not None:
+            await self._reception.inbox.close()
+        for way in self.ways:
+            way.ended = self._why or way.ended
+
+    def ready(self) -> Deferred[None]:
+        """Fire when nodes may connect: the stored inbox is open, or there is none.
+
+        Fails with what opening it failed with: `LogLocked`, `LogTooNew`, `LogDamaged`,
+        `DataFolderUnusable`. Cancelling it stops the wait only.
+        """
+        if self._is_ready:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._not_ready.append(waiter)
+        return waiter
+
+    # --- IService
+
+    def startService(self) -> None:  # noqa: D102  # Twisted's
+        if self.running:
+            return
+        Service.startService(self)
+        self.handling.start()
+        self._why = ""
+        inbox = self._reception.inbox
+        if inbox is None:
+            self._begin()
+        else:
+            if self._inbox_path is not None and self._is_inbox_spent:
+                inbox = self._reception.inbox = self._make_inbox(self._inbox_path)
+                cast("StoredHandling", self.handling).inbox = inbox
+            self._is_inbox_spent = True
+            opening = inbox.open().addCallbacks(self._begin, self._inbox_unusable)
+            opening.addErrback(lambda failure: self.logger.failure("starting", failure))
+
+    def _begin(self, inbox: str = "") -> None:
+        self._is_ready = True
+        for way in self.ways if self.running else ():
+            if isinstance(way, Attachment):
+                way.start()
+            elif isinstance(way, Listening):
+                way.start().addErrback(
+                    lambda failure: self.logger.failure("listening again", failure)
+                )
+        waiters, self._not_ready = self._not_ready, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.callback(None)
+
+    def _inbox_unusable(self, failure: Failure) -> None:
+        self.running = 0
+        self._why = failure.getErrorMessage()
+        for way in self.ways:
+            way.ended = self._why
+        self.logger.error(
+            "receiver {receiver} does not start: {error}", receiver=self.name, error=self._why
+        )
+        waiters, self._not_ready = self._not_ready, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.errback(failure)
+
+    def _inbox_failed(self, error: LogFailed) -> None:
+        """Take nothing more: what is on disk is no longer known (SEMANTICS 19)."""
+        if self._stopping is None and self.running:
+            self._why = str(error)
+            self.logger.critical(
+                "receiver {receiver} stops: {error}", receiver=self.name, error=self._why
+            )
+            self.stop()
+
+    def _make_inbox(self, path: str | Path) -> StoredInbox:
+        return InboxFile(path, reactor=self.reactor)
+
+    def stopService(self) -> Deferred[None]:  # noqa: D102  # Twisted's
+        return self.stop()
+
+
+def _window(window: int | tuple[int, int] | None, limits: Limits) -> tuple[int, int]:
+    if window is None:
+        return limits.window_messages, limits.window_bytes
+    messages, size = (window, limits.window_bytes) if isinstance(window, int) else window
+    if not 0 < messages <= INTEGER_MAX or not 0 < size <= INTEGER_MAX:
+        raise ValueError(f"window must be above 0, not {window!r}")
+    return messages, size
+
+
+def _patterns(subjects: Sequence[str] | None, limits: Limits) -> list[str] | None:
+    if subjects is None:
+        return None
+    if isinstance(subjects, str):
+        raise TypeError(f"subjects is a list of patterns, not {subjects!r}")
+    if not subjects:
+        raise ValueError("subjects has no patterns; leave it out for those the node has")
+    if len(subjects) > limits.patterns:
+        raise LimitReached("patterns", limits.patterns)
+    for pattern in subjects:
+        check_pattern(pattern)
+    return list(subjects)
+
+
+def _start(start: str | int | datetime) -> str | int:
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise ValueError(f"start {start} has no time zone")
+        return f"@{start.isoformat()}"
+    if isinstance(start, int):
+        if not 0 <= start <= INTEGER_MAX:
+            raise ValueError(f"start must be from 0 to {INTEGER_MAX}, not {start}")
+        return start
+    if start not in ("new", "first") and not start.startswith("@"):
+        raise ValueError(f'start must be "new", "first", a position or a time, not {start!r}')
+    return start

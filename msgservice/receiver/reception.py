@@ -1,0 +1,69 @@
+"""The reception of a receiver: what all of its connections share, and say of it in their HELLO.
+
+One value, made by `Receiver` and handed to its ways. Nothing here connects, stops or runs a
+handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from msgservice.core.frames import HelloOptions, ReceiveOptions
+from msgservice.core.inbox import Inbox, Marks
+from msgservice.core.ranges import RangeSet
+from msgservice.limits import Limits
+from msgservice.receiver.handling.engine import Handling
+from msgservice.receiver.handling.transactions import StoredInbox
+from msgservice.receiver.handling.work import Sender
+from msgservice.receiver.received import Decode
+
+# Incarnations of nodes whose marks are kept while they are away: one for each log that ever sent.
+SENDERS_MAX = 1000
+
+
+@dataclass(slots=True, kw_only=True)
+class Reception:
+    """What a receiver is to the nodes that send to it. `inbox`: the file of this start, or None."""
+
+    name: str
+    incarnation: str
+    order: str
+    window: tuple[int, int]
+    limits: Limits
+    reactor: Any
+    now: Callable[[], float]
+    decode: Decode
+    handling: Handling
+    inbox: StoredInbox | None
+
+    def hello_options(self, receive: ReceiveOptions) -> HelloOptions:
+        """Return what a HELLO says about this receiver."""
+        return HelloOptions(
+            max_batch=self.limits.max_batch,
+            heartbeat=round(self.limits.heartbeat * 1000),
+            window=self.window,
+            inbox=self.inbox.inbox if self.inbox is not None else None,
+            receive=receive,
+        )
+
+    def sender(self, name: str, incarnation: str) -> Sender:
+        """Return what is known of an incarnation of a node."""
+        senders = self.handling.senders
+        sender = senders.pop((name, incarnation), None)
+        if sender is None:
+            if len(senders) >= SENDERS_MAX:
+                idle = [k for k, s in senders.items() if s.connection is None and not s.works]
+                for key in idle[:1]:
+                    del senders[key]
+            inbox = Inbox()
+            if self.inbox is not None:
+                known = self.inbox.resume(name, incarnation)
+                marks = Marks(known.floor, RangeSet(known.ranges), known.last)
+                inbox = Inbox(marks, rejected=self.inbox.rejected(name, incarnation))
+            sender = Sender(name, incarnation, inbox, self.window)
+        senders[name, incarnation] = (
+            sender  # the one that was here last is the last to be forgotten
+        )
+        return sender

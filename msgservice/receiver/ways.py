@@ -1,0 +1,200 @@
+"""How nodes reach a receiver: it dials one (`Attachment`), or is dialled (`Listening`).
+
+Each connection has a `node_connection.NodeConnection` behind it. What a receiver is, and how it
+stops, is the business of `receiver.receiver`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.application.service import IService
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from msgservice.connection import STOPPING, Connection
+from msgservice.core.frames import ReceiveOptions
+from msgservice.interfaces import IChannelUser, ITransport
+from msgservice.receiver.node_connection import NodeConnection
+from msgservice.receiver.reception import Reception
+
+Dial = Callable[[Callable[[], IChannelUser]], IService]
+
+
+class FindsTransport(Protocol):
+    """What a `transport.registry.Transports` is asked."""
+
+    def find(self, address: str) -> ITransport:
+        """Return the transport that serves this address."""
+
+
+class Way(ABC):
+    """One way to the receiver. `node`: the name that the node gave last, or None."""
+
+    _logger = Logger()
+
+    def __init__(self, reception: Reception, address: str, receive: ReceiveOptions) -> None:
+        self.address = address
+        self.node: str | None = None
+        self.ended = ""  # why the last connection did
+        self.reception = reception
+        self.receive = receive
+        self.connections: set[NodeConnection] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can arrive now."""
+        return any(link.is_open for link in self.connections)
+
+    @property
+    def error(self) -> str:
+        """Why there is no connection, for people; empty while there is one, or none was tried."""
+        return "" if self.connected else self.ended
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connected else self.error or "not connected"
+        return f"<{type(self).__name__} of {self.reception.name}, {self.address}: {state}>"
+
+    def make_user(self) -> IChannelUser:
+        """Return what stands behind a new channel."""
+        here = self.reception
+        owner = NodeConnection(self)
+        return Connection(
+            owner, clock=here.reactor, now=here.now, limits=here.limits, takes=owner.takes
+        )
+
+    @abstractmethod
+    def stop(self) -> Deferred[None]:
+        """Close what there is; fire when that is done."""
+
+    def stop_taking(self) -> None:
+        """Read no more from the connections that stand, and make no new ones."""
+        for link in self.connections:
+            link.connection.pause(STOPPING)
+
+    def say_bye(self) -> None:
+        """All that is to be answered was."""
+        for link in list(self.connections):
+            link.connection.bye()
+
+    def sent_away(self, reason: str, *, replaced: bool) -> None:
+        """The node wants no connection of this receiver any more."""
+        self.ended = reason
+
+
+class Attachment(Way):
+    """A node that the receiver dials, again and again, and what became of it.
+
+    `is_over`: it does not come back by itself; `start` dials again. Because a newer connection
+    took the receiver's name (`is_replaced`), or the receiver was removed from the node: then it
+    would be made again.
+    """
+
+    def __init__(
+        self, reception: Reception, address: str, receive: ReceiveOptions, dial: Dial
+    ) -> None:
+        super().__init__(reception, address, receive)
+        self.is_over = False
+        self.is_replaced = False
+        self._connector = dial(self.make_user)
+
+    @property
+    def error(self) -> str:
+        """See `Way`."""
+        if self.connected:
+            return ""
+        return self.ended or getattr(self._connector, "last_error", None) or ""
+
+    def start(self) -> None:
+        """Dial, and keep dialling."""
+        self.is_over = self.is_replaced = False
+        if not self._connector.running:
+            self._connector.startService()
+
+    def stop(self) -> Deferred[None]:
+        """Close the connection and stop dialling; fire when it has gone.
+
+        Handlers that run go on; what they were given will not be sent again to this process.
+        """
+        if not self._connector.running:
+            return succeed(None)
+        stopped = self._connector.stopService()
+        return succeed(None) if stopped is None else stopped
+
+    def stop_taking(self) -> None:
+        """See `Way`."""
+        super().stop_taking()
+        if not self.connections:
+            _end(self.stop(), self._logger)
+
+    def sent_away(self, reason: str, *, replaced: bool) -> None:
+        """See `Way`."""
+        super().sent_away(reason, replaced=replaced)
+        self.is_over = True
+        self.is_replaced = replaced
+        _end(self.stop(), self._logger)
+
+
+@implementer(IListeningPort)
+class Listening(Way):
+    """A port on which nodes dial the receiver; an `IListeningPort`."""
+
+    def __init__(
+        self,
+        reception: Reception,
+        transports: FindsTransport,
+        address: str,
+        receive: ReceiveOptions,
+    ) -> None:
+        super().__init__(reception, address, receive)
+        self._transports = transports
+        self._port: IListeningPort | None = None
+
+    def start(self) -> Deferred[Listening]:
+        """Open the port; fire with itself. Fails with `CannotListen`, `BadAddress`."""
+        transport = self._transports.find(self.address)
+        here = self.reception
+        opening: Deferred[IListeningPort] = transport.listen(
+            here.reactor, self.address, self.make_user, here.limits
+        )
+
+        def opened(port: IListeningPort) -> Listening:
+            self._port = port
+            return self
+
+        return opening.addCallback(opened)
+
+    def getHost(self) -> Any:
+        """Return the address of the port."""
+        assert self._port is not None
+        return self._port.getHost()
+
+    def startListening(self) -> None:
+        """Listen again after `stopListening`."""
+        assert self._port is not None
+        self._port.startListening()
+
+    def stopListening(self) -> Deferred[None]:
+        """Accept no more connections; those that stand go on."""
+        port, self._port = self._port, None
+        stopped = None if port is None else port.stopListening()
+        return succeed(None) if stopped is None else stopped
+
+    def stop_taking(self) -> None:
+        """See `Way`."""
+        super().stop_taking()
+        _end(self.stopListening(), self._logger)
+
+    def stop(self) -> Deferred[None]:
+        """Close the port and its connections; fire when the port is closed."""
+        for link in list(self.connections):
+            link.connection.close()
+        return self.stopListening()
+
+
+def _end(deferred: Deferred[None], logger: Logger) -> None:
+    deferred.addErrback(lambda failure: logger.failure("closing a connection", failure))

@@ -1,0 +1,1 @@
+"""The protocol over TCP, TLS and Unix sockets."""

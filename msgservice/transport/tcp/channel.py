@@ -1,0 +1,434 @@
+"""Frames over a byte stream: one connection, TCP, TLS or Unix socket, either end.
+
+    transport -> dataReceived -> core.framing -> IChannelUser.frames_received, all of one delivery
+    IChannel.send -> queue -> end of the turn -> one writeSequence -> transport
+
+Writes of one reactor turn leave together: at the end of the delivery that caused them, else in a
+`callLater(0)` that all channels of a factory share; or with the next `send_now`. The transport
+gets at most `PIECE_BYTES` more than it asked for, the rest waits here, so that a reader's pace can
+be watched: the channel fails when the peer reads nothing for `limits.write_timeout`, or leaves a
+frame unfinished for `limits.frame_timeout`.
+
+    state       what it means                                   goes on with
+    OPENING     TLS is still shaking hands; no user yet         done -> OPEN
+    OPEN        frames travel                                   close() -> CLOSING
+    CLOSING     what is queued leaves, nothing is received      all is written -> LINGERING
+    LINGERING   the peer may read it, then closes               lost -> LOST
+    ABORTED     nothing leaves, nothing is received             lost -> LOST
+    LOST        the user knows
+
+All but LOST go to ABORTED by abort(), or when they take too long.
+
+Who is dialled or listened to is the business of `transport.tcp.dialling` and
+`transport.tcp.listening`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHandshakeListener,
+    IPushProducer,
+)
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from msgservice.clock import monotonic_of
+from msgservice.core.framing import PREFIX_BYTES, encode_prefix
+from msgservice.errors import DeadlinePassed, FrameTooLarge, ProtocolError
+from msgservice.interfaces import IChannel, IChannelUser
+from msgservice.limits import Limits
+from msgservice.transport.addresses import describe, is_local
+from msgservice.transport.tcp.pacing import Turn, Watch
+from msgservice.transport.tcp.sockets import reason_of, tune, unwritten, write_now
+from msgservice.transport.tcp.strings import LinearStringReceiver
+
+# Handed to the transport at once. Its own mark is 64 KiB, so it asks for more as soon as the
+# kernel has taken one of these; smaller ones cost more turns, larger ones make progress coarser.
+PIECE_BYTES = 256 * 1024
+# Queued here beyond what the transport holds; the user is told to stop above it.
+QUEUE_BYTES = 256 * 1024
+# A half frame that grows by less than this within `frame_timeout` is not making progress.
+PROGRESS_BYTES = 64 * 1024
+
+
+class ChannelState(enum.Enum):
+    """See the module."""
+
+    OPENING = enum.auto()
+    OPEN = enum.auto()
+    CLOSING = enum.auto()
+    LINGERING = enum.auto()
+    ABORTED = enum.auto()
+    LOST = enum.auto()
+
+
+class ChannelOwner(Protocol):
+    """Who made the connection, and keeps account of it: a listener or a dialler."""
+
+    def channel_established(self, channel: FrameProtocol) -> None:
+        """The peer is known; see `IChannel.established`."""
+
+    def channel_gone(self, channel: FrameProtocol, reason: str) -> None:
+        """The connection has gone, whether it ever opened or not."""
+
+
+@implementer(IPushProducer)
+class _Gate:
+    """What is registered with the transport, which calls it when its buffer fills and empties.
+
+    Not the protocol itself: there, `pauseProducing` means what is read.
+    """
+
+    def __init__(self, channel: FrameProtocol) -> None:
+        self._channel = channel
+
+    def pauseProducing(self) -> None:
+        self._channel.transport_full()
+
+    def resumeProducing(self) -> None:
+        self._channel.transport_drained()
+
+    def stopProducing(self) -> None:
+        """`connectionLost` follows."""
+
+
+@implementer(IChannel, IHandshakeListener)
+class FrameProtocol(LinearStringReceiver):
+    """The channel of one connection. `make_user` is called once it stands, TLS included."""
+
+    _logger = Logger()
+
+    transport: Any
+    peer = "unknown"
+    local_only = False
+    proven = False
+
+    def __init__(
+        self,
+        *,
+        reactor: Any,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        owner: ChannelOwner,
+        turn: Turn,
+    ) -> None:
+        self.MAX_LENGTH = limits.frame_bytes
+        super().__init__()
+        self.state = ChannelState.OPENING
+        self.heard_at = 0.0
+        self._reactor = reactor
+        self._now = monotonic_of(reactor)
+        self._make_user = make_user
+        self._user: IChannelUser | None = None
+        self._limits = limits
+        self._owner = owner
+        self._turn = turn
+        self._in_turn = False  # the queue is looked at when the call that runs now is done
+        self._scheduled = False  # … or when this reactor turn is
+        self._known = False
+        self._error: ProtocolError | None = None
+        self._queue: deque[bytes] = deque()
+        self._queued = 0  # bytes
+        self._offset = 0  # of the first in the queue, what is written already
+        self._full = False
+        self._drained_count = 0
+        self._told_writable = True
+        self._half_frame = Watch(limits.frame_timeout)
+        self._unread = Watch(limits.write_timeout)
+        self._watching: IDelayedCall | None = None
+        self._deadline: IDelayedCall | None = None  # of the handshake, then of closing
+
+    # --- IChannel
+
+    @property
+    def unsent(self) -> int:
+        """See `IChannel`; without what the transport holds, which asks for more when it is out."""
+        return self._queued
+
+    def send(self, frame: bytes) -> None:
+        """See `IChannel`; dropped once the channel is closed."""
+        self._put((frame,))
+        if not self._scheduled:
+            self._schedule()
+
+    def send_now(self, frames: Sequence[bytes]) -> None:
+        """See `IChannel`; dropped once the channel is closed."""
+        try:
+            self._put(frames)
+        finally:
+            if not self._in_turn:
+                self._end_turn()
+
+    def _put(self, frames: Sequence[bytes]) -> None:
+        size_max, is_open = self.MAX_LENGTH, self.state is ChannelState.OPEN
+        for frame in frames:
+            size = len(frame)
+            if size > size_max:
+                raise FrameTooLarge(size, size_max)
+            if is_open:
+                self._queue += (encode_prefix(size), frame)
+                self._queued += size + PREFIX_BYTES
+
+    def established(self) -> None:
+        """See `IChannel`."""
+        if not self._known:
+            self._known = True
+            self._owner.channel_established(self)
+
+    def pause(self) -> None:
+        """See `IChannel`. What is decrypted already may still come."""
+        if self.state is ChannelState.OPEN:
+            self.pauseProducing()
+
+    def resume(self) -> None:
+        """See `IChannel`."""
+        if self.state is ChannelState.OPEN:
+            self.resumeProducing()
+            self._watch()
+
+    def close(self) -> None:
+        """See `IChannel`; aborted after `limits.close_timeout`."""
+        if self.state is ChannelState.OPENING:
+            self.abort()
+        elif self.state is ChannelState.OPEN:
+            self.state = ChannelState.CLOSING
+            self._stop_watching()
+            self._deadline = self._reactor.callLater(self._limits.close_timeout, self._too_slow)
+            self._schedule()
+
+    def abort(self) -> None:
+        """See `IChannel`."""
+        if self.state in (ChannelState.ABORTED, ChannelState.LOST):
+            return
+        self.state = ChannelState.ABORTED
+        self._stop_watching()
+        self._stop_deadline()
+        self._queue.clear()
+        self._queued = 0
+        self.transport.abortConnection()
+
+    # --- Twisted's
+
+    def connectionMade(self) -> None:  # noqa: D102
+        tls = isinstance(self.transport, TLSMemoryBIOProtocol)
+        address = self.transport.getPeer()
+        self.peer = describe(address, "tls" if tls else "tcp")
+        self.local_only = is_local(address)
+        tune(self.transport, self._limits)
+        if tls:
+            self._deadline = self._reactor.callLater(self._limits.hello_timeout, self._too_slow)
+        else:
+            self._open()
+
+    def handshakeCompleted(self) -> None:  # noqa: D102
+        # Called even where the peer's certificate was just refused; and again at renegotiations.
+        if self.state is ChannelState.OPENING and not self.transport.disconnecting:
+            self._stop_deadline()
+            self._open()
+
+    @property
+    def length_limit(self) -> int:  # noqa: D102
+        if self._known:
+            return self.MAX_LENGTH
+        return min(self.MAX_LENGTH, self._limits.unauthenticated_bytes)
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: D102
+        if self.state is ChannelState.OPEN and self._error is None:
+            self.heard_at = self._now()
+            super().dataReceived(data)
+            if self._watching is None and self._splitter.partial:
+                self._watch()
+
+    def strings_received(self, strings: list[bytes]) -> None:  # noqa: D102
+        assert self._user is not None
+        self._call(self._user.frames_received, strings)
+
+    def stringReceived(self, string: bytes) -> None:  # noqa: D102
+        self.strings_received([string])
+
+    def lengthLimitExceeded(self, length: int) -> None:  # noqa: D102
+        self._fail(FrameTooLarge(length, self.length_limit))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: D102
+        if self.state is ChannelState.LOST:
+            return
+        self.state = ChannelState.LOST
+        self._stop_watching()
+        self._stop_deadline()
+        self._queue.clear()
+        self._queued = 0
+        text = str(self._error) if self._error is not None else reason_of(reason)
+        if self._user is not None:
+            self._call(self._user.channel_lost, text)
+        self._owner.channel_gone(self, text)
+
+    # --- the transport's buffer
+
+    def transport_full(self) -> None:
+        """The transport holds more than it wants; may be called from inside our own write."""
+        self._full = True
+        if not self._in_turn:
+            self._end_turn()
+
+    def transport_drained(self) -> None:
+        """The kernel has taken all that the transport held."""
+        self._full = False
+        self._drained_count += 1
+        if not self._in_turn:
+            self._end_turn()
+
+    def flush(self) -> None:
+        """Write what was queued in this turn."""
+        self._scheduled = False
+        if not self._in_turn:
+            self._end_turn()
+
+    # --- inside
+
+    def _schedule(self) -> None:
+        if not self._in_turn and not self._scheduled:
+            self._scheduled = True
+            self._turn.add(self)
+
+    def _open(self) -> None:
+        self.state = ChannelState.OPEN
+        self.transport.registerProducer(_Gate(self), True)
+        try:
+            self._user = self._make_user()
+        except Exception:
+            self._logger.failure("no user for the connection with {peer}", peer=self.peer)
+            self.abort()
+            return
+        self._call(self._user.channel_opened, self)
+
+    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
+        """Call the user, then write what it sent; its faults end this connection only."""
+        outermost, self._in_turn = not self._in_turn, True
+        try:
+            function(argument)
+        except Exception:
+            self._logger.failure("connection with {peer} failed", peer=self.peer)
+            self.abort()
+        finally:
+            if outermost:
+                self._in_turn = False
+        if outermost and (self._queue or self.state is not ChannelState.OPEN):
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        self._in_turn = True
+        try:
+            while self._queue and not self._full:
+                self._write_piece()
+            writable = self._queued <= (0 if not self._told_writable else QUEUE_BYTES)
+        finally:
+            self._in_turn = False
+        if self.state is ChannelState.OPEN:
+            if self._full and self._watching is None:
+                self._watch()
+            if writable is not self._told_writable:
+                self._told_writable = writable
+                assert self._user is not None
+                self._call(self._user.channel_writable, writable)
+        elif self.state is ChannelState.CLOSING and not self._queue:
+            self._finish()
+
+    def _write_piece(self) -> None:
+        if self._queued <= PIECE_BYTES and not self._offset:
+            piece = self._queue
+            self._queue = deque()
+            self._queued = 0
+            write_now(self.transport, piece)
+            return
+        room = PIECE_BYTES
+        cut: list[bytes] = []
+        while self._queue and room:
+            first = self._queue[0]
+            rest = len(first) - self._offset
+            if rest > room:
+                cut.append(first[self._offset : self._offset + room])
+                self._offset += room
+                rest = room
+            else:
+                cut.append(first[self._offset :] if self._offset else first)
+                self._offset = 0
+                self._queue.popleft()
+            room -= rest
+            self._queued -= rest
+        write_now(self.transport, cut)
+
+    def _finish(self) -> None:
+        """Close, now that everything is with the transport. The deadline still runs."""
+        self.state = ChannelState.LINGERING
+        transport = self.transport
+        # A transport with a producer does not close (TRAP of loseConnection); nor while paused.
+        transport.unregisterProducer()
+        if isinstance(transport, FileDescriptor):
+            # Half-close and go on reading: closing a socket that holds unread bytes resets the
+            # connection, and the peer would lose what it has not read yet of our last frames.
+            self.paused = False
+            transport.resumeProducing()
+            transport.loseWriteConnection()
+        else:
+            transport.loseConnection()
+
+    def _fail(self, error: ProtocolError, *, abort: bool = False) -> None:
+        if self._error is not None or self.state is not ChannelState.OPEN:
+            return
+        self._error = error
+        assert self._user is not None
+        self._call(self._user.channel_failed, error)
+        if abort:
+            self.abort()
+        else:
+            self.close()
+
+    def _watch(self) -> None:
+        """Look whether the peer makes progress, and again in a while if there is need."""
+        self._stop_watching()
+        if self.state is not ChannelState.OPEN:
+            return
+        now = self._now()
+        splitter, limits = self._splitter, self._limits
+        half = None
+        if splitter.partial and not self.paused:
+            half = (splitter.completed, splitter.partial // PROGRESS_BYTES)
+        unread = (self._drained_count, unwritten(self.transport)) if self._full else None
+        if self._half_frame.stalled(half, now):
+            self._fail(DeadlinePassed("the rest of a frame", limits.frame_timeout))
+        elif self._unread.stalled(unread, now):
+            # Nothing can be said to a peer that does not read.
+            self._fail(DeadlinePassed("reading what was sent", limits.write_timeout), abort=True)
+        elif half is not None or unread is not None:
+            interval = min(limits.frame_timeout, limits.write_timeout) / 10
+            self._watching = self._reactor.callLater(interval, self._look_again)
+
+    def _look_again(self) -> None:
+        self._watching = None
+        self._watch()
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if self.state is ChannelState.OPENING:
+            self._error = DeadlinePassed("TLS handshake", self._limits.hello_timeout)
+        self.abort()
+
+    def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

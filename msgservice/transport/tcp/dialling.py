@@ -1,0 +1,268 @@
+"""Keeping one connection to one address: dial, dial again, tell why it does not work.
+
+`ClientService` has the states; the handshake is the session's (its `prepareConnection` leaves
+connections open and believes in dead ones), and so is the judgement what a success is: the count
+of failures is our own, and only a connection that was established and stayed so for a while
+clears it (TRAP: `ClientService` dials a peer that accepts and drops at the first delay for ever).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.application.internet import ClientService
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory
+from twisted.logger import ILogObserver, LogEvent, Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from msgservice.clock import monotonic_of
+from msgservice.core.backoff import Backoff
+from msgservice.interfaces import IChannel, IChannelUser, IConnector
+from msgservice.limits import Limits
+from msgservice.transport.tcp.channel import FrameProtocol
+from msgservice.transport.tcp.pacing import Turn
+from msgservice.transport.tcp.sockets import reason_of
+
+
+@implementer(IReactorTime)
+class _Clock:
+    """The reactor's `callLater` for `ClientService`, remembering the wait between attempts.
+
+    The service makes no other delayed calls, and offers no way to end a wait early.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self.wait: IDelayedCall | None = None
+
+    def seconds(self) -> float:
+        seconds: float = self._reactor.seconds()
+        return seconds
+
+    def callLater(
+        self,
+        delay: float,
+        callable: Callable[..., Any],  # noqa: A002  # the interface's name for it
+        *args: object,
+        **kwargs: object,
+    ) -> IDelayedCall:
+        wait: IDelayedCall = self._reactor.callLater(delay, callable, *args, **kwargs)
+        self.wait = wait
+        return wait
+
+    def getDelayedCalls(self) -> Sequence[IDelayedCall]:
+        calls: Sequence[IDelayedCall] = self._reactor.getDelayedCalls()
+        return calls
+
+
+@implementer(ILogObserver)
+class _Silent:
+    def __call__(self, event: LogEvent) -> None:
+        pass
+
+
+@implementer(IStreamClientEndpoint)
+class _Counted:
+    """An endpoint that says when it is dialled and how that failed."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, connector: Connector) -> None:
+        self._endpoint = endpoint
+        self._connector = connector
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        self._connector.attempts += 1
+        return self._endpoint.connect(factory).addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> Failure:
+        if not failure.check(CancelledError):
+            self._connector.attempt_failed(reason_of(failure))
+        return failure
+
+
+class _Dialled(Factory):
+    noisy = False
+
+    def __init__(self, build: Callable[[], FrameProtocol]) -> None:
+        self._build = build
+
+    def buildProtocol(self, addr: IAddress | None) -> FrameProtocol:
+        return self._build()
+
+
+@implementer(IConnector)
+class Connector(ClientService):
+    """See `IConnector`. Never more than one connection at a time."""
+
+    _logger = Logger()
+    # Its own note about every retry would be a line for each receiver that is away, for ever;
+    # `_warn_once` says what there is to say.
+    _log = Logger(observer=_Silent())
+
+    def __init__(
+        self,
+        *,
+        reactor: Any,
+        address: str,
+        endpoint: IStreamClientEndpoint,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        rng: Callable[[], float],
+    ) -> None:
+        self.address = address
+        self.attempts = 0
+        self.last_error: str | None = None
+        self._reactor = reactor
+        self._now = monotonic_of(reactor)
+        self._make_user = make_user
+        self._limits = limits
+        self._turn = Turn(reactor)
+        self._clock = _Clock(reactor)
+        self._channel: FrameProtocol | None = None
+        self._warned = False
+        self._stop_waiters: list[Deferred[None]] = []
+        self._stop_deadline: IDelayedCall | None = None
+        self._backoff = Backoff(
+            delay_min=limits.link_delay_min,
+            delay_max=limits.link_delay_max,
+            healthy=limits.link_healthy,
+            rng=rng,
+        )
+        super().__init__(
+            _Counted(endpoint, self),
+            _Dialled(self._build),
+            retryPolicy=self._backoff.policy(self._now),
+            clock=self._clock,
+        )
+
+    # --- getters
+
+    @property
+    def channel(self) -> IChannel | None:
+        """The live connection, established or not."""
+        return self._channel
+
+    @property
+    def failures(self) -> int:
+        """Failures in a row; what the delays follow."""
+        return self._backoff.failures
+
+    @property
+    def next_attempt_in(self) -> float | None:
+        """Seconds until the next attempt; None while there is a connection, or an attempt."""
+        wait = self._clock.wait
+        if wait is None or not wait.active():
+            return None
+        return max(0.0, wait.getTime() - self._clock.seconds())
+
+    # --- verbs
+
+    def poke(self) -> None:
+        """Dial now, if waiting: there is a sign of life from the other side."""
+        self._backoff.poke(self._now())
+        wait = self._clock.wait
+        if wait is not None and wait.active():
+            wait.reset(0)
+
+    def stopService(self) -> Deferred[None]:
+        """Send what is queued, close, stop dialling; fire within `limits.stop_timeout`.
+
+        Start again only after that. Safe to call twice, and before any start.
+        """
+        stopped: Deferred[None] = Deferred()
+        self._stop_waiters.append(stopped)
+        if self._stop_deadline is None:
+            self._stop_deadline = self._reactor.callLater(
+                self._limits.stop_timeout, self._stop_overdue
+            )
+        if self._channel is None:
+            self._stop_dialling()
+        else:
+            # First our own way of closing: that of ClientService closes the transport under the
+            # queue, and waits without end for a peer that does not read.
+            self._channel.close()
+        return stopped
+
+    # --- from the channel and the endpoint
+
+    def attempt_failed(self, reason: str) -> None:
+        """Note why an attempt failed, or a connection ended."""
+        self.last_error = reason
+        self._warn_once()
+
+    def channel_established(self, channel: FrameProtocol) -> None:
+        """See `ChannelOwner`."""
+        self._backoff.established(self._now())
+        self.last_error = None
+        if self._warned:
+            self._warned = False
+            self._logger.info("connected to {address} again", address=self.address)
+
+    def channel_gone(self, channel: FrameProtocol, reason: str) -> None:
+        """See `ChannelOwner`."""
+        if self._channel is not channel:
+            return
+        self._channel = None
+        if self._stop_waiters:
+            self._stop_dialling()
+        else:
+            self.attempt_failed(reason)
+
+    # --- inside
+
+    def _build(self) -> FrameProtocol:
+        channel = FrameProtocol(
+            reactor=self._reactor,
+            make_user=self._make_user,
+            limits=self._limits,
+            owner=self,
+            turn=self._turn,
+        )
+        # A name with several addresses is dialled at all of them, and two may answer at once:
+        # the first is kept, the endpoint drops the other.
+        if self._channel is None:
+            self._channel = channel
+        return channel
+
+    def _stop_dialling(self) -> None:
+        super().stopService().addBoth(lambda _: self._stopped())
+
+    def _stop_overdue(self) -> None:
+        self._stop_deadline = None
+        self._logger.warn("connection to {address} does not end", address=self.address)
+        if self._channel is not None:
+            self._channel.abort()
+        self._stopped()
+
+    def _stopped(self) -> None:
+        if self._stop_deadline is not None:
+            self._stop_deadline.cancel()
+            self._stop_deadline = None
+        waiters, self._stop_waiters = self._stop_waiters, []
+        # In a turn of its own: ClientService cannot be called from inside its own transitions,
+        # and whoever waits may well start or stop this again.
+        self._reactor.callLater(0, _fire, waiters)
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            self._warned = True
+            self._logger.warn(
+                "no connection to {address}: {reason} (will be tried again)",
+                address=self.address,
+                reason=self.last_error,
+            )
+
+
+def _fire(waiters: list[Deferred[None]]) -> None:
+    for waiter in waiters:
+        waiter.callback(None)

@@ -1,0 +1,118 @@
+"""Accepting connections: each becomes a channel with its own user, up to a limit.
+
+Twisted's `LimitConnectionsByPeer` does not work (it indexes an address object), and counts by
+peer where what must be bounded is memory and file descriptors, so the count is our own. Beyond
+it a connection is accepted and closed at once: left in the kernel's queue, a peer would take it
+for a node that does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IStreamServerEndpoint,
+)
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.errors import CannotListen
+from msgservice.interfaces import IChannelUser
+from msgservice.limits import Limits
+from msgservice.transport.addresses import describe
+from msgservice.transport.tcp.channel import FrameProtocol
+from msgservice.transport.tcp.pacing import Turn
+
+
+class ConnectionCount:
+    """How many accepted connections are open, over all listeners that share it."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.refused = 0
+
+
+class _Refused(Protocol):
+    """A connection beyond the limit. A protocol, not None, which TLS wrappers cannot take."""
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        self.transport.abortConnection()
+
+
+class ChannelFactory(Factory):
+    """Makes a channel of each accepted connection."""
+
+    noisy = False
+    _logger = Logger()
+
+    def __init__(
+        self,
+        *,
+        reactor: Any,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        count: ConnectionCount,
+    ) -> None:
+        self._reactor = reactor
+        self._make_user = make_user
+        self._limits = limits
+        self._count = count
+        self._turn = Turn(reactor)
+        self._at_limit = False
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:  # noqa: D102  # Twisted's
+        if self._count.open >= self._limits.connections:
+            self._count.refused += 1
+            if not self._at_limit:
+                self._at_limit = True
+                self._logger.warn(
+                    "limit connections = {limit} reached, refusing {peer} and others",
+                    limit=self._limits.connections,
+                    peer=describe(addr) if addr is not None else "a peer",
+                )
+            return _Refused()
+        self._count.open += 1
+        return FrameProtocol(
+            reactor=self._reactor,
+            make_user=self._make_user,
+            limits=self._limits,
+            owner=self,
+            turn=self._turn,
+        )
+
+    def channel_established(self, channel: FrameProtocol) -> None:
+        """See `ChannelOwner`."""
+
+    def channel_gone(self, channel: FrameProtocol, reason: str) -> None:
+        """See `ChannelOwner`."""
+        self._count.open -= 1
+        self._at_limit = False
+        self._logger.debug("{peer} has gone: {reason}", peer=channel.peer, reason=reason)
+
+
+def listen_on(
+    endpoint: IStreamServerEndpoint, address: str, factory: ChannelFactory
+) -> Deferred[IListeningPort]:
+    """Fire with the port; fail with `CannotListen` and the reason for people."""
+
+    def failed(failure: Failure) -> IListeningPort:
+        error: Any = failure.value
+        if isinstance(error, CannotListenError):
+            error = error.socketError  # an OSError, or the sentence below
+        if isinstance(error, OSError):
+            raise CannotListen(address, error.strerror or str(error)) from error
+        if error == "Cannot acquire lock":
+            raise CannotListen(address, "another process listens there, and holds its lock file")
+        failure.raiseException()
+        raise AssertionError("raiseException raises")
+
+    listening: Deferred[IListeningPort] = endpoint.listen(factory)
+    return listening.addErrback(failed)

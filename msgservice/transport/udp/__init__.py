@@ -1,0 +1,1 @@
+"""The protocol over acknowledged UDP, and `DatagramPeer`, which is usable alone."""

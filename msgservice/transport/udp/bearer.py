@@ -1,0 +1,370 @@
+"""Channels over acknowledged UDP: one session is one channel, its messages are the frames.
+
+A session that is lost ends its channel, and nothing of it is sent again here: the hop above knows
+what was not acknowledged, and sends it over whatever connection comes next. Who dials and who
+listens is in `udp.connector` and `udp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from msgservice.core.datagram.cookie import Address as DatagramAddress
+from msgservice.core.datagram.limits import DatagramLimits
+from msgservice.core.datagram.receiver import Delivery
+from msgservice.core.datagram.session import Session
+from msgservice.errors import FrameTooLarge, LimitReached, ProtocolError
+from msgservice.interfaces import IChannel, IChannelUser
+from msgservice.limits import Limits
+from msgservice.transport.addresses import (
+    is_local_host,
+)
+from msgservice.transport.udp.peer import DatagramPeer
+
+# Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
+QUEUE_BYTES_HIGH = 2 * 1024 * 1024
+QUEUE_BYTES_LOW = 512 * 1024
+
+
+class _Frame:
+    """A frame under way; settled when the peer has taken it."""
+
+    __slots__ = ("_channel", "_size")
+
+    def __init__(self, channel: UdpChannel, size: int) -> None:
+        self._channel = channel
+        self._size = size
+
+    def settle(self) -> None:
+        """Take note that the peer has taken it."""
+        self._channel.frame_taken(self._size)
+
+    def errback(self, failure: Failure) -> None:
+        """Take note that it was dropped with its session: the hop above sends it again."""
+
+
+@implementer(IChannel)
+class UdpChannel:
+    """One session, seen as a connection."""
+
+    def __init__(self, bearer: Bearer, session: Session, limits: Limits) -> None:
+        self._bearer = bearer
+        self._limits = limits
+        self._queued = 0
+        self._told_writable = True
+        self._paused = False
+        self._held: list[Delivery] = []
+        self._deadline: IDelayedCall | None = None
+        self._known = False
+        self._reason = "closed by the other side, or lost"
+        self.user: IChannelUser | None = None
+        self.session = session
+        # A frame that the other side would not take fails here, as one beyond our own limit: the
+        # connection that it is for ends with the reason, instead of trying it for ever.
+        self._frame_bytes = min(limits.frame_bytes, session.message_bytes)
+        self.closing = False
+        self.gone = False
+        host, port = session.address
+        self.peer = f"udp:[{host}]:{port}" if ":" in host else f"udp:{host}:{port}"
+        self.local_only = is_local_host(host)
+        self.proven = bearer.is_keyed
+
+    # --- IChannel
+
+    @property
+    def unsent(self) -> int:
+        """See `IChannel`."""
+        return self._queued
+
+    @property
+    def heard_at(self) -> float:
+        """See `IChannel`: any datagram of the session, a chunk of a large frame too."""
+        return self.session.heard_at
+
+    def send(self, frame: bytes) -> None:
+        """See `IChannel`."""
+        size = len(frame)
+        if size > self._frame_bytes:
+            raise FrameTooLarge(size, self._frame_bytes)
+        if self.closing or self.gone:
+            return
+        self._queued += size
+        self._bearer.send_frame(self, frame, _Frame(self, size))
+
+    def send_now(self, frames: Sequence[bytes]) -> None:
+        """See `IChannel`."""
+        for frame in frames:
+            self.send(frame)
+        if not self.gone:
+            self._bearer.flush()
+
+    def established(self) -> None:
+        """See `IChannel`."""
+        if not self._known:
+            self._known = True
+            self._bearer.channel_established(self)
+
+    def pause(self) -> None:
+        """See `IChannel`: what comes is held unhandled, so the peer's window closes."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """See `IChannel`."""
+        self._paused = False
+        if self._held:
+            self._bearer.soon(self._hand_on)
+
+    def close(self) -> None:
+        """See `IChannel`."""
+        if self.closing or self.gone:
+            return
+        self.closing = True
+        self._reason = "closed"
+        self._deadline = self._bearer.later(self._limits.close_timeout, self.abort)
+        self._bearer.soon(self._close_if_sent)
+
+    def abort(self) -> None:
+        """See `IChannel`."""
+        if not self.gone:
+            self.closing = True
+            if self._reason != "closed":
+                self._reason = "aborted"
+            self._bearer.end_session(self.session)
+
+    # --- from the bearer
+
+    def deliver(self, deliveries: list[Delivery]) -> None:
+        """Take frames that came, in order."""
+        self._held += deliveries
+        if not self._paused:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._paused or not self._held:
+            return
+        held, self._held = self._held, []
+        first, (last, bodies, _) = held[0][0], held[-1]
+        self._bearer.handled(
+            self.session, first, last + len(bodies) - 1, sum([size for _, _, size in held])
+        )
+        if self.closing or self.gone or self.user is None:
+            return
+        frames = [frame for _, bodies, _ in held for frame in bodies]
+        if not self._known:
+            size_max = self._limits.unauthenticated_bytes
+            for frame in frames:
+                if len(frame) > size_max:
+                    self._fail(FrameTooLarge(len(frame), size_max))
+                    return
+        try:
+            self.user.frames_received(frames)
+        except Exception:  # a user's fault ends its own connection, no other
+            Bearer.log.failure("connection with {peer} failed", peer=self.peer)
+            self.abort()
+
+    def _fail(self, error: ProtocolError) -> None:
+        assert self.user is not None
+        self._reason = str(error)
+        self.user.channel_failed(error)
+        self.abort()
+
+    def frame_taken(self, size: int) -> None:
+        """Take note that the peer has taken a frame of ours."""
+        self._queued -= size
+
+    def end_turn(self) -> None:
+        """Tell the user whether there is room; close when all is sent."""
+        if self.gone:
+            return
+        if self.closing:
+            self._close_if_sent()
+            return
+        limit = QUEUE_BYTES_HIGH if self._told_writable else QUEUE_BYTES_LOW
+        writable = self._queued <= limit
+        if writable is not self._told_writable and self.user is not None:
+            self._told_writable = writable
+            self.user.channel_writable(writable)
+
+    def _close_if_sent(self) -> None:
+        if not self.gone and not self._queued:
+            self._bearer.end_session(self.session)
+
+    def lost(self) -> None:
+        """The session has gone: tell the user, once."""
+        if self.gone:
+            return
+        self.gone = True
+        self._held.clear()
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        if self.user is not None:
+            self.user.channel_lost(self._reason)
+        self._bearer.channel_gone(self, self._reason)
+
+
+class Bearer(DatagramPeer):
+    """A `DatagramPeer` whose messages are frames and whose sessions are channels."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        key: dict[int, bytes] | None,
+        insecure: bool,
+        established: Callable[[UdpChannel], None],
+        gone: Callable[[UdpChannel, str], None],
+        rng: Callable[[], float],
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        super().__init__(
+            reactor,
+            send_timeout=None,
+            key=key,
+            insecure=insecure,
+            limits=datagram_limits(limits),
+            entropy=entropy,
+            jitter=rng,
+            ordered=True,
+            carry_over=False,
+            spin=0.0,  # the reactor has more to do than one conversation
+        )
+        self.is_keyed = key is not None  # then nothing opens that is not sealed with it
+        self._make_user = make_user
+        self._frame_limits = limits
+        self._channels: dict[Session, UdpChannel] = {}
+        self._active: dict[UdpChannel, None] = {}
+        self._dialled: DatagramAddress | None = None
+        self.channel_established = established
+        self.channel_gone = gone
+
+    @property
+    def channels(self) -> list[UdpChannel]:
+        """The live channels."""
+        return list(self._channels.values())
+
+    # --- for channels and connectors
+
+    def dial(self, host: str, port: int) -> None:
+        """Begin a session; from now on nobody else is heard."""
+        _, self._dialled = self._check(b"", (host, port))  # as the socket writes it
+        self._endpoint.connect(self._dialled, self._seconds())
+        self.soon(self._nothing)
+
+    def _nothing(self) -> None:
+        pass
+
+    def soon(self, act: Callable[[], None]) -> None:
+        """Do something in a turn of its own, and send what follows from it."""
+
+        def turn() -> None:
+            if not self._closed:
+                act()
+                self._turn()
+
+        self._reactor.callLater(0, turn)
+
+    def later(self, seconds: float, act: Callable[[], None]) -> IDelayedCall:
+        """Do something after a while."""
+        call: IDelayedCall = self._reactor.callLater(seconds, act)
+        return call
+
+    def send_frame(self, channel: UdpChannel, frame: bytes, token: _Frame) -> None:
+        """Queue a frame; all of one turn of the reactor leave together."""
+        peer = self._peers.get(channel.session.address)
+        if peer is None or peer.session is not channel.session:
+            return  # it ended in this very turn, and its user is told next: no other shall have it
+        self._active[channel] = None
+        try:
+            self._endpoint.send(channel.session.address, frame, token, self._seconds())
+        except LimitReached as error:
+            # The user went on for 256 MiB after it was told to stop.
+            self.log.error("{peer}: {error}", peer=channel.peer, error=error)
+            self.soon(channel.abort)
+            return
+        if not self._in_turn and self._turn_call is None:
+            self._turn_call = self._reactor.callLater(0, self._turn_later)
+
+    def flush(self) -> None:
+        """Send what is queued now; users hear of what came at the end of the turn, not in here."""
+        if not self._in_turn and not self._closed:
+            self._write()
+            if self._endpoint.rescheduled:
+                self._arm()
+
+    def handled(self, session: Session, first: int, last: int, size: int) -> None:
+        """Let frames count as taken."""
+        self._endpoint.handle(session, first, last, size)
+
+    def end_session(self, session: Session) -> None:
+        """End a session and its channel; the peer is told."""
+        peer = self._peers.get(session.address)
+        if peer is not None and peer.session is session:
+            self._endpoint.close(session.address, self._seconds())
+        self.soon(self._nothing)
+
+    # --- from `DatagramPeer`
+
+    def _receive(self, data: bytes, segment: int, address: DatagramAddress) -> None:
+        if self._dialled is None or address == self._dialled:
+            super()._receive(data, segment, address)
+
+    def _take_effects(self) -> None:
+        deliveries, settled, _, _, _, events = self._endpoint.take_effects()
+        touched = self._active
+        self._active = {}
+        for token in settled:
+            token.settle()  # type: ignore[attr-defined]  # all tokens here are frames
+        for session, parts in deliveries:
+            channel = self._channel_of(session)
+            if channel is not None:
+                channel.deliver(parts)
+        for event, session in events:
+            if event == "opened":
+                self._channel_of(session)
+            else:
+                lost = self._channels.pop(session, None)
+                if lost is not None:
+                    lost.lost()
+        for channel in [*touched, *self._channels.values()]:
+            channel.end_turn()
+
+    def _channel_of(self, session: Session) -> UdpChannel | None:
+        channel = self._channels.get(session)
+        if channel is None:
+            channel = UdpChannel(self, session, self._frame_limits)
+            self._channels[session] = channel
+            try:
+                channel.user = self._make_user()
+            except Exception:  # ends this connection only
+                self.log.failure("no user for the connection with {peer}", peer=channel.peer)
+                self.soon(channel.abort)
+                return None
+            channel.user.channel_opened(channel)
+        return channel
+
+    def close(self) -> None:
+        """End all channels, tell all peers, and close the socket."""
+        super().close()
+        channels, self._channels = self.channels, {}
+        for channel in channels:
+            channel.lost()
+
+
+def datagram_limits(limits: Limits) -> DatagramLimits:
+    """Return the limits of the layer below that fit those of frames."""
+    return DatagramLimits(
+        message_bytes=limits.frame_bytes,
+        window_bytes=max(4 * 1024 * 1024, 2 * limits.frame_bytes),
+        queue_bytes=max(256 * 1024 * 1024, 4 * limits.frame_bytes),
+        peers=limits.connections,
+    )

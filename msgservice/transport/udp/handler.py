@@ -1,0 +1,141 @@
+"""How a `DatagramPeer` lets its handler have what came, and says what became of it.
+
+What the handler returns or raises is the answer of one message; all that were handled without one
+are told in few ranges. Not here: how answers travel (`core.datagram.endpoint`), and what the other
+side's answers settle (`udp.peer`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from inspect import iscoroutine
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.core.datagram.cookie import Address
+from msgservice.core.datagram.endpoint import Endpoint
+from msgservice.core.datagram.receiver import Delivery
+from msgservice.core.datagram.session import Session
+from msgservice.core.datagram.wire import REPLY_FAILED, REPLY_OK
+from msgservice.errors import (
+    MessageTooLarge,
+)
+
+Result = bytes | None | Deferred[bytes | None] | Coroutine[Any, Any, bytes | None]
+
+# A handler's error is told in so many bytes at most: it is for people, not a channel.
+REASON_BYTES_MAX = 1000
+
+
+class DatagramHandler(ABC):
+    """The handling half of a `DatagramPeer`; see the module."""
+
+    _log = Logger()
+    _endpoint: Endpoint
+
+    def handle_message(self, data: bytes, address: Address) -> Result:  # noqa: B027 - may do nothing
+        """Handle a message, and return its reply: bytes, None for an empty one, or a Deferred of
+        either.
+
+        It is called once for each message of a session. What it raises is told to the sender, whose
+        Deferred fails with `HandlerFailed`; the message counts as handled.
+        """
+
+    @abstractmethod
+    def _answered_later(self) -> None:
+        """An answer came outside a turn: let it leave."""
+
+    def _deliver(self, session: Session, parts: list[Delivery]) -> None:
+        """Let the handler have all that came in this turn; say what it handled, in few ranges."""
+        handle, address = self.handle_message, session.address
+        start = last = 0
+        handled_size = 0
+        for first, bodies, size in parts:
+            others: list[tuple[int, Any]] = []
+            nonce = first
+            for body in bodies:
+                try:
+                    result = handle(body, address)
+                except Exception:  # whatever a handler raises is its answer
+                    result = cast("Any", Failure())
+                if result is not None:
+                    others.append((nonce, result))
+                nonce += 1
+            if others:
+                self._take_results(session, first, bodies, others)
+            elif first == last + 1 and last:
+                last = nonce - 1
+                handled_size += size
+            else:
+                if last:
+                    self._endpoint.handle(session, start, last, handled_size)
+                start, last, handled_size = first, nonce - 1, size
+        if last:
+            self._endpoint.handle(session, start, last, handled_size)
+
+    def _take_results(
+        self, session: Session, first: int, bodies: list[bytes], others: list[tuple[int, Any]]
+    ) -> None:
+        """Settle a run in which some messages were answered, or not yet."""
+        start = first
+        for nonce, result in others:
+            if start < nonce:
+                self._handle_part(session, first, bodies, start, nonce - 1)
+            start = nonce + 1
+            self._take_result(result, session, nonce, len(bodies[nonce - first]))
+        last = first + len(bodies) - 1
+        if start <= last:
+            self._handle_part(session, first, bodies, start, last)
+
+    def _handle_part(
+        self, session: Session, first: int, bodies: list[bytes], start: int, last: int
+    ) -> None:
+        size = sum(map(len, bodies[start - first : last - first + 1]))
+        self._endpoint.handle(session, start, last, size)
+
+    def _take_result(self, result: Any, session: Session, nonce: int, size: int) -> None:
+        if type(result) is bytes:
+            self._reply(result, session, nonce, size)
+        elif isinstance(result, Deferred) or iscoroutine(result):
+            d = result if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
+            d.addBoth(self._later_result, session, nonce, size)
+            d.addErrback(
+                lambda f: self._log.failure("answer to {address}", f, address=session.address)
+            )
+        else:
+            self._reply(result, session, nonce, size)
+
+    def _later_result(self, result: Any, session: Session, nonce: int, size: int) -> None:
+        self._reply(result, session, nonce, size)
+        self._answered_later()
+
+    def _reply(self, result: Any, session: Session, nonce: int, size: int) -> None:
+        status = REPLY_OK
+        if result is None or (type(result) is bytes and not result):
+            self._endpoint.handle(session, nonce, nonce, size)
+            return
+        if isinstance(result, Failure):
+            self._log.failure(
+                "handling message {nonce} of {address}",
+                result,
+                nonce=nonce,
+                address=session.address,
+            )
+            status = REPLY_FAILED
+            result = (
+                f"{result.type.__name__ if result.type else 'error'}: {result.getErrorMessage()}"
+            )
+        elif not isinstance(result, bytes | bytearray | memoryview):
+            status = REPLY_FAILED
+            result = f"TypeError: the handler returned {type(result).__name__}, not bytes"
+        elif len(result) > session.message_bytes:
+            status = REPLY_FAILED
+            result = str(MessageTooLarge(len(result), session.message_bytes))
+        if isinstance(result, str):
+            result = result.encode(errors="replace")
+            result = result[: min(REASON_BYTES_MAX, session.message_bytes)]
+        self._endpoint.reply(session, nonce, status, bytes(result), size)

@@ -1,0 +1,144 @@
+"""What tests of logs share: batches, groups, and a log that is waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from zlib import crc32
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
+from msgservice.log.sqlite import SqliteLog
+from msgservice.message import BareMessage, Status, encode_messages
+from msgservice.records import (
+    Audience,
+    Batch,
+    ExceptionRow,
+    Group,
+    Outcome,
+    Progress,
+    ReceiverRow,
+    Snapshot,
+)
+from tests.kit.threads import ThreadCalls
+
+T = TypeVar("T")
+
+NOW = 1_800_000_000_000
+SMALL = Limits(reserve_bytes=8 * 1024 * 1024, keep_seconds=0)
+
+
+def make_batch(
+    audience: Audience,
+    sequence: int = 1,
+    bodies: Iterable[bytes] = (b"a",),
+    *,
+    sender: str = "shop",
+    incarnation: str = "i1",
+    subject: str = "orders.new",
+    after: int | None = None,
+    **more: Any,
+) -> Batch:
+    messages = encode_messages([BareMessage(body) for body in bodies])
+    return Batch(
+        sender=sender,
+        incarnation=incarnation,
+        sequence=sequence,
+        count=len(list(bodies)),
+        subject=subject,
+        audience=audience,
+        messages=messages,
+        size=len(messages),
+        crc=crc32(messages),
+        after=sequence - 1 if after is None else after,
+        **more,
+    )
+
+
+class Driver:
+    """A log, whichever, whose Deferreds are waited for."""
+
+    def __init__(self, kind: str, folder: Path, limits: Limits = SMALL, **more: Any) -> None:
+        self.kind = kind
+        self.folder = folder
+        self.limits = limits
+        self.more = more
+        self.threads = ThreadCalls()
+        self.clock = Clock()
+        self.log: SqliteLog | MemoryLog
+        self.snapshot: Snapshot
+        self._make()
+
+    def _make(self) -> None:
+        if self.kind == "sqlite":
+            self.log = SqliteLog(self.folder, reactor=self.threads, limits=self.limits, **self.more)
+        else:
+            self.log = MemoryLog(reactor=self.clock, limits=self.limits, **self.more)
+
+    def wait(self, waiter: Deferred[T]) -> T:
+        if self.kind == "sqlite":
+            return self.threads.wait(waiter)
+        results: list[Any] = []
+        waiter.addBoth(results.append)
+        for _ in range(10_000):
+            if results:
+                break
+            self.clock.advance(0)
+        (result,) = results
+        if hasattr(result, "raiseException"):
+            result.raiseException()
+        return result  # type: ignore[no-any-return]  # whatever it fired with
+
+    def open(self) -> Driver:
+        self.snapshot = self.wait(self.log.open())
+        return self
+
+    def close(self) -> None:
+        self.wait(self.log.close())
+
+    def reopen(self) -> Driver:
+        """Close, and open the same content again."""
+        self.close()
+        if self.kind == "sqlite":
+            self._make()
+        return self.open()
+
+    def append(self, *batches: Batch, now: int = NOW, **parts: Any) -> list[Outcome]:
+        return self.wait(self.log.append(Group(now=now, batches=list(batches), **parts)))
+
+    def receivers(self, *numbers: int) -> None:
+        rows = [
+            ReceiverRow(number=number, name=f"r{number}", patterns=(">",), cursor=-1)
+            for number in numbers
+        ]
+        self.append(receivers=rows)
+
+    def progress(self, receiver: int, cursor: int, **parts: Any) -> None:
+        self.append(progress=[Progress(receiver=receiver, cursor=cursor, **parts)])
+
+    def read(
+        self,
+        audiences: Collection[Audience],
+        after: int = -1,
+        bytes_max: int = 1 << 20,
+        messages_max: int = 1000,
+    ) -> list[Batch]:
+        numbers = [audience.number for audience in audiences]
+        return self.wait(self.log.read(numbers, after, bytes_max, messages_max))
+
+    def unaccounted(self) -> list[int]:
+        return [account.unaccounted for account in self.wait(self.log.accounts())]
+
+
+def exception(
+    receiver: int, first: int, last: int, status: Status = Status.DEAD, **more: Any
+) -> ExceptionRow:
+    return ExceptionRow(receiver, first, last, status, **more)
+
+
+def numbers(batches: Sequence[Outcome]) -> list[int]:
+    return [batch.number for batch in batches if isinstance(batch, Batch)]
