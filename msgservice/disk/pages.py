@@ -40,6 +40,7 @@ _SUMS = 127  # of one sector, which ends with a CRC of its own: a torn one knows
 _HEADERS = (MARKS_SIZE, MARKS_SIZE + 4096)  # written in turn, as the marks are
 _SECTORS_AT = MARKS_SIZE + 2 * 4096
 _MAGIC = b"msgspage"
+_GAP = 64  # sectors: others that are no further apart are read and written in one piece
 _RETIRED_MAX = 112
 # Magic, turn, pages, salts and frames of the write-ahead log taken last, how many retired follow.
 _header = struct.Struct("<8sQI8sII")
@@ -253,12 +254,12 @@ class PageSums:
         with self._lock:
             try:
                 with _Frames(self._wal_path, frames) as wal:
-                    self._take(wal, frames, one(db, "pragma page_count"))
+                    self._take(wal, frames)
             except _WalGone:
                 self._give_up()
 
-    def _take(self, wal: _Frames, frames: int, pages: int) -> None:
-        known = self._known
+    def _take(self, wal: _Frames, frames: int) -> None:
+        known, pages = self._known, wal.pages
         taken, retired = known.frames, known.retired
         if wal.salts != known.salts:
             taken, retired = 0, _with_retired(retired, known.salts)
@@ -294,38 +295,42 @@ class PageSums:
     def _sector(self, number: int) -> array[int]:
         """Return the sums of a sector; zero where none is known."""
         assert self._mark is not None
-        data = os.pread(self._mark, _SECTOR, _SECTORS_AT + number * _SECTOR)
-        body = data[: _SUMS * 4]
-        if data[_SUMS * 4 :] != struct.pack("<I", crc32(body, number)):
-            return array("I", bytes(_SUMS * 4))
-        return array("I", body)
+        return _sums_of(os.pread(self._mark, _SECTOR, _SECTORS_AT + number * _SECTOR), number)
 
     def _write(self, sums: dict[int, int]) -> None:
-        """Write these sums, in as few pieces as it goes."""
+        """Write these sums, in few pieces: at each call others may take the interpreter's lock."""
         assert self._mark is not None
         pages = sorted(sums)
-        piece, begun, at = bytearray(), 0, 0
-        while at < len(pages):
-            number = (pages[at] - 1) // _SUMS
-            end = bisect_right(pages, (number + 1) * _SUMS, at)
-            some = pages[at:end]
-            first = number * _SUMS + 1
+        sectors = sorted({(page - 1) // _SUMS for page in pages})
+        at = 0
+        while at < len(sectors):
+            end = at + 1
+            while end < len(sectors) and sectors[end] - sectors[end - 1] <= _GAP:
+                end += 1
+            self._write_piece(sums, pages, sectors[at], sectors[end - 1])
+            at = end
+
+    def _write_piece(self, sums: dict[int, int], pages: list[int], first: int, last: int) -> None:
+        """Write the sums of some sectors; `pages`: those that `sums` has, rising."""
+        assert self._mark is not None
+        place = _SECTORS_AT + first * _SECTOR
+        data = os.pread(self._mark, (last + 1 - first) * _SECTOR, place)
+        piece = bytearray()
+        at = bisect_right(pages, first * _SUMS)
+        for number in range(first, last + 1):
+            begin = (number - first) * _SECTOR
+            sector = _sums_of(data[begin : begin + _SECTOR], number)
+            stop = bisect_right(pages, (number + 1) * _SUMS, at)
+            some, before = pages[at:stop], number * _SUMS + 1
+            at = stop
             if len(some) == _SUMS:
                 sector = array("I", [sums[page] for page in some])
             else:
-                sector = self._sector(number)
                 for page in some:
-                    sector[page - first] = sums[page]
-            if piece and number != begun + len(piece) // _SECTOR:
-                self._files.pwrite(self._mark, bytes(piece), _SECTORS_AT + begun * _SECTOR)
-                piece.clear()
-            if not piece:
-                begun = number
+                    sector[page - before] = sums[page]
             body = sector.tobytes()
             piece += body + struct.pack("<I", crc32(body, number))
-            at = end
-        if piece:
-            self._files.pwrite(self._mark, bytes(piece), _SECTORS_AT + begun * _SECTOR)
+        self._files.pwrite(self._mark, bytes(piece), place)
 
     def close(self) -> None:
         """Close what is open, behind the connections."""
@@ -362,12 +367,16 @@ class _Frames:
         try:
             if os.fstat(descriptor).st_size < size:
                 raise _WalGone
-            self._map = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+            flags = mmap.MAP_SHARED
+            self._map = mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ)
         finally:
             os.close(descriptor)
         self._view = memoryview(self._map)
         self._count = count
         self.salts = bytes(self._view[16:24])
+        # The last frame is of a commit, and says how many pages the file has then.
+        at = size - _FRAME + 4
+        self.pages = int.from_bytes(self._view[at : at + 4], "big")
 
     def __enter__(self) -> _Frames:
         return self
@@ -392,6 +401,13 @@ class _Frames:
             # As `_sum`: there are some thousands, between two groups.
             sums[page] = crc32(view[at : at + (PAGE if view[at] else whole)]) or 1
         return sums
+
+
+def _sums_of(sector: bytes, number: int) -> array[int]:
+    body = sector[: _SUMS * 4]
+    if sector[_SUMS * 4 :] != struct.pack("<I", crc32(body, number)):
+        return array("I", bytes(_SUMS * 4))
+    return array("I", body)
 
 
 def _sum(page: memoryview, begun_by: int | None) -> int:
