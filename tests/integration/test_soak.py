@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.soak.judge import Evidence, audience_of, expects, lost, wrong
-from tests.soak.points import POINTS, Place, arm, find
+from tests.soak.points import Place, arm, every_point, find
 from tests.soak.soak import soak
 
 KILLS = 4  # `make soak` does 200
@@ -18,17 +18,17 @@ def test_nothing_promised_is_lost_whoever_is_killed(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     said: list[str] = [f"seed {seed}"]
     try:
-        promised, found = soak(tmp_path, KILLS, seed, said.append)
+        verdict = soak(tmp_path, KILLS, seed, said.append)
     except BaseException:
         print("\n".join(said))
         raise
-    assert [] == found, said
-    assert promised > 1000
+    assert [] == verdict.found, said
+    assert verdict.promised > 1000
 
 
 @pytest.mark.parametrize(
     "place",
-    [place for points in POINTS.values() for place in points.values()],
+    every_point().values(),
     ids=lambda place: f"{place[2]} {place[3]}",
 )
 def test_every_named_point_is_a_method_of_the_product(place: Place) -> None:
@@ -108,6 +108,18 @@ def test_the_judge_finds_what_the_table_has_twice_out_of_order_or_by_mistake() -
     assert "once's table has shop's 5 2 times" in found
     assert "once handled shop's 97, which is not for it" in found
     assert any("lane 2 of shop out of order" in line for line in found)
+
+
+def test_the_judge_finds_what_failed_within_a_process() -> None:
+    evidence = evidence_of(*ledgers())
+    evidence.read_output("node", "12:00 [msgservice.node#info] listening\n")
+    assert [] == wrong(evidence)
+    evidence.read_output("node", "12:00 [msgservice.connection#critical] it failed\n\tTraceback\n")
+    evidence.read_output("udp", "Unhandled error in Deferred:\n")
+    assert [
+        "node printed: 12:00 [msgservice.connection#critical] it failed",
+        "udp printed: Unhandled error in Deferred:",
+    ] == wrong(evidence)
 
 
 def test_the_judge_finds_a_final_state_that_is_not_true() -> None:

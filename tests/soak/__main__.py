@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.soak.points import every_point
 from tests.soak.soak import soak
 
 
@@ -23,14 +24,19 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"seed {args.seed}, in {folder}", flush=True)
     began = time.monotonic()
-    promised, found = soak(
+    verdict = soak(
         folder, args.kills, args.seed, lambda line: print(line, file=sys.stderr, flush=True)
     )
-    print(f"{promised} messages promised, {time.monotonic() - began:.0f} s")
-    for line in found[:20]:
+    print(f"{verdict.promised} messages promised, {time.monotonic() - began:.0f} s")
+    for line in verdict.found[:20]:
         print(line)
-    print(f"{args.kills} kills, {len(found)} lost" if found else f"{args.kills} kills, 0 lost")
-    return 1 if found else 0
+    points = len(every_point())
+    missed = verdict.not_reached if args.kills >= 2 * points else []
+    for point in missed:
+        print(f"no process came to: {point}")
+    print(f"{points - len(verdict.not_reached)} of {points} named points reached")
+    print(f"{args.kills} kills, {len(verdict.found)} lost")
+    return 1 if verdict.found or missed else 0
 
 
 if __name__ == "__main__":

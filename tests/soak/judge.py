@@ -66,6 +66,12 @@ class Evidence:
             elif what == "failed":
                 self.failed.append(f"{name}: {line.strip()}")
 
+    def read_output(self, name: str, output: str) -> None:
+        """Take in what a process printed: nobody may fail within, whoever was killed."""
+        for line in output.splitlines():
+            if "#critical]" in line or line.startswith(("Traceback", "Unhandled")):
+                self.failed.append(f"{name} printed: {line}")
+
     def read_receiver(self, name: str, lines: Iterable[str]) -> None:
         """Take in the ledger of a receiver."""
         lives = self.lives.setdefault(name, [])

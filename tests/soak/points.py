@@ -63,6 +63,15 @@ POINTS: dict[str, dict[str, Place]] = {
     "udp": {},
     "dialled": {},
 }
+# Where a process comes by when it starts, and not again.
+ONCE_A_LIFE = ("while it recovers", "while the outbox opens", "while the inbox opens")
+
+
+def every_point() -> dict[tuple[str, str], Place]:
+    """Return the points of everybody, by role and name."""
+    return {
+        (role, name): place for role, all_of in POINTS.items() for name, place in all_of.items()
+    }
 
 
 def find(place: Place) -> tuple[Any, str, Callable[..., Any]]:

@@ -27,7 +27,7 @@ from tests.soak.judge import LANES, is_rejected, is_retried, picks_dialled
 from tests.soak.points import POINTS, arm
 
 LIMITS = Limits(link_delay_min=0.05, link_delay_max=0.3)
-OPEN_MAX = 400  # sends that a producer has under way
+OPEN_MAX = 400  # messages of a producer, in its outbox too, that the node has not taken
 PAD = b"." * 200
 TABLE = "create table if not exists output (sender text, number integer, lane integer)"
 
@@ -75,7 +75,7 @@ class Producer:
         """Go on until the load is over and all is told."""
         self._ledger.say("life", self._number)
         while not self._over.exists():
-            for _ in range(min(20, OPEN_MAX - self._open)):
+            for _ in range(min(20, OPEN_MAX - max(self._open, self._client.unanswered))):
                 self._send()
             await deferLater(self._reactor, 0.005)
         while self._open or self._unsettled or self._client.unanswered:

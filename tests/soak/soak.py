@@ -3,8 +3,8 @@
     shop (outbox on disk), web (none) ─► node ─► once (stored inbox), udp (over UDP), dialled
 
 Half of the kills fall at random moments; for the other half the next life is armed with a named
-point of `points`, and ends itself there. At the end everybody lives, the load is over, and what
-the ledgers say is judged by `judge`.
+point of `points`, each in its turn, and ends itself there. At the end everybody lives, the load is
+over, and what the ledgers say is judged by `judge`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -24,16 +26,16 @@ from typing import Any
 import apsw
 
 from tests.soak.judge import Evidence, lost, wrong
-from tests.soak.points import POINTS
+from tests.soak.points import ONCE_A_LIFE, POINTS, every_point
 
 ROOT = Path(__file__).resolve().parents[2]
 RECEIVERS = ("once", "udp", "dialled")
 PRODUCERS = ("shop", "web")
 # Who is killed how often, in proportion.
 WEIGHTS = {"node": 10, "shop": 4, "web": 2, "once": 4, "udp": 2, "dialled": 2}
-POINT_SECONDS = 10.0  # for an armed process to come to its point; then it is killed where it is
+POINT_SECONDS = 20.0  # for an armed process to come to its point; then it is killed where it is
 STEP_SECONDS = 60.0  # for some messages to get through: nothing else is a measure of being alive
-DRAIN_SECONDS = 240.0
+DRAIN_SECONDS = 1200.0  # for all that is left, as long as some get through
 POLL = 0.02
 CONFIG = """\
 [node]
@@ -61,6 +63,7 @@ subjects = ["load.>"]
 link_delay_min = 0.05
 link_delay_max = 0.3
 keep_seconds = 0
+backlog_bytes = 2_000_000
 reserve_bytes = 8_388_608
 """
 
@@ -80,6 +83,8 @@ class Soak:
         self.folder = folder
         self.random = Random(seed)
         self.kills: Counter[str] = Counter()
+        self.reached: Counter[tuple[str, str]] = Counter()
+        self._points: list[tuple[str, str, int]] = []  # role, point and visit of the kills to come
         self._tell = tell
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._clock = Event()  # never set: waiting for it is a pause
@@ -109,7 +114,8 @@ class Soak:
 
     def wait(self, what: str, ready: Callable[[], bool], seconds: float) -> None:
         """Wait for something that must come. `AssertionError` with all output where it does not."""
-        for _ in range(int(seconds / POLL)):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
             if ready():
                 return
             self.check_alive()
@@ -139,29 +145,59 @@ class Soak:
             self.wait("progress", lambda told=told: self.size("shop") > told + 500, STEP_SECONDS)  # type: ignore[misc]  # a lambda's default
             self._kill_one(number)
         (self.folder / "over").touch()
-        self.wait("the producers' end", self._producers_done, DRAIN_SECONDS)
-        self.wait("nothing queued", self._is_drained, DRAIN_SECONDS)
+        self._drain("the producers' end", self._producers_done)
+        self._drain("nothing queued", self._is_drained)
         discrepancies = self.ask("$node.audit")["discrepancies"]
         assert [] == discrepancies, discrepancies
 
+    def _drain(self, what: str, ready: Callable[[], bool]) -> None:
+        """Wait while messages get through: a step in which none does is a stall."""
+        end = time.monotonic() + DRAIN_SECONDS
+        while not ready():
+            before = self._progress()
+
+            def moved(before: list[int] = before) -> bool:
+                return self._progress() != before or ready()
+
+            self.wait(f"{what}, or any message", moved, STEP_SECONDS)
+            assert time.monotonic() < end, f"{what}: not within {DRAIN_SECONDS:g} s\n{self.said()}"
+
+    def _progress(self) -> list[int]:
+        """Return what changes when a message gets through to anybody."""
+        inbox = self.folder / "once.db-wal"
+        changed = inbox.stat().st_mtime_ns if inbox.exists() else 0
+        return [changed, *map(self.size, POINTS)]
+
     def _kill_one(self, number: int) -> None:
         random = self.random
+        point, visits = "", 1
         role = random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        if number % 2:
+            role, point, visits = self._next_point()
         self._clock.wait(random.uniform(0.0, 0.1))
         self._end(role)
-        points = POINTS[role]
-        point = ""
-        if points and number % 2:
-            point = random.choice(list(points))
-            self.start(role, point, random.choice([1, 1, 2, 5, 20]))
+        how = point or "at random"
+        if point:
+            self.start(role, point, visits)
             try:
                 self._processes[role].wait(POINT_SECONDS)
+                self.reached[role, point] += 1
             except subprocess.TimeoutExpired:
-                point += " (not reached)"
+                how += f" (visit {visits} not reached)"
+                self._points.insert(0, (role, point, 1))
             self._end(role)
-        self.kills[f"{role} {point}".strip()] += 1
-        self._tell(f"{number + 1}: {role} {point or 'at random'}")
+        self.kills[role] += 1
+        self._tell(f"{number + 1}: {role} {how}")
         self.start(role)
+
+    def _next_point(self) -> tuple[str, str, int]:
+        """Return whom to kill where, at which visit: all points in turn, each time mixed anew."""
+        if not self._points:
+            for role, point in every_point():
+                visits = 1 if point in ONCE_A_LIFE else self.random.choice([1, 1, 2, 5])
+                self._points.append((role, point, visits))
+            self.random.shuffle(self._points)
+        return self._points.pop()
 
     def _end(self, role: str) -> None:
         process = self._processes[role]
@@ -198,6 +234,8 @@ class Soak:
         evidence = Evidence()
         for name in PRODUCERS:
             evidence.read_producer(name, (self.folder / f"{name}.ledger").read_text().splitlines())
+        for name in POINTS:
+            evidence.read_output(name, (self.folder / f"{name}.out").read_text(errors="replace"))
         for name in ("udp", "dialled"):
             evidence.read_receiver(name, (self.folder / f"{name}.ledger").read_text().splitlines())
         db = apsw.Connection(str(self.folder / "once.db"))
@@ -209,8 +247,17 @@ class Soak:
         return evidence
 
 
-def soak(folder: Path, kills: int, seed: int, tell: Callable[[str], None]) -> tuple[int, list[str]]:
-    """Run a soak; return how many messages were promised, and all that is not as it should be."""
+@dataclass(frozen=True)
+class Verdict:
+    """What a soak has shown. `found`: all that is not as it should be, a line each."""
+
+    promised: int
+    found: list[str]
+    not_reached: list[str]  # named points that no process ended itself at
+
+
+def soak(folder: Path, kills: int, seed: int, tell: Callable[[str], None]) -> Verdict:
+    """Run a soak, and judge it."""
     one = Soak(folder, seed, tell)
     try:
         one.run(kills)
@@ -218,4 +265,6 @@ def soak(folder: Path, kills: int, seed: int, tell: Callable[[str], None]) -> tu
         one.stop()
     evidence = one.evidence()
     tell(", ".join(f"{name}: {count}" for name, count in sorted(one.kills.items())))
-    return sum(map(len, evidence.told.values())), lost(evidence) + wrong(evidence)
+    promised = sum(map(len, evidence.told.values()))
+    not_reached = [f"{role} {point}" for role, point in every_point().keys() - one.reached.keys()]
+    return Verdict(promised, lost(evidence) + wrong(evidence), sorted(not_reached))
