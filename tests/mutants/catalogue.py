@@ -416,6 +416,13 @@ _ALL = [
         ),
     ),
     Mutant(
+        name="what-strangers-say-is-bounded-for-each-frame",
+        at="msgservice.connection:Connection._count_before_open",
+        old="self._before_open += size",
+        new="self._before_open = size",
+        catcher=_test("tests/unit/test_connection_reading.py -k bounded_in_all", "bounded_in_all"),
+    ),
+    Mutant(
         name="a-resume-without-end",
         at="msgservice.core.session:Session._take_resume",
         old="if self._ranges_said > self.ranges_max:",
