@@ -22,6 +22,29 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_stopped: list[bool] = []
+
+
+def pytest_sessionstart() -> None:
+    """Note when the reactor stops; it cannot be started again."""
+    from twisted.internet import reactor  # not before pytest-twisted has chosen one
+
+    reactor.addSystemEventTrigger("before", "shutdown", _stopped.append, True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """End the session where the reactor has stopped: each further test would fail by that alone.
+
+    A SIGTERM to this process does it, for the reactor takes that for its own.
+    """
+    if _stopped:
+        reason = "the reactor was stopped, by SIGTERM or a test: no other test can run"
+        if hasattr(item.config, "workeroutput"):
+            item.session.shouldstop = reason  # what a worker of xdist tells its controller
+        pytest.exit(reason, returncode=3)
+
+
 @pytest.fixture(autouse=True)
 def logged_failures(request: pytest.FixtureRequest) -> Iterator[list[LogEvent]]:
     """Return the list of failures logged so far; a test that expects some clears it."""
