@@ -547,7 +547,7 @@ _ALL = [
     ),
     Mutant(
         name="files-for-everybody",
-        at="msgservice.log.schema:make_private",
+        at="msgservice.disk.database:make_private",
         old="os.fchmod(descriptor, 0o600)",
         new="os.fchmod(descriptor, 0o644)",
         catcher=_test("tests/unit/test_log_folder.py", "owners_alone"),
