@@ -139,3 +139,43 @@ def test_part_of_a_frame_counts_as_heard() -> None:
         net.run(0.001)
     assert [] == node.users[0].frames
     assert channel.heard_at > before
+
+
+def test_one_that_takes_nothing_of_what_waits_for_it_is_let_go_though_it_is_heard() -> None:
+    net = Net()
+    node, client = Side(net, "node"), Side(net, "client")
+    node.listen(7410)
+    client.dial(7410)
+    net.run(1)
+    near, far = node.users[0], client.users[0]
+    assert near.channel is not None
+    assert far.channel is not None
+    far.channel.pause()
+    for _ in range(30):
+        near.send(bytes(500_000))
+    for _ in range(int(LIMITS.write_timeout) - 2):
+        net.run(1)
+        far.send(b"a sign of life")
+    assert not near.is_lost
+    assert near.channel.heard_at > LIMITS.write_timeout - 5
+    net.run(10)
+    assert near.is_lost
+    assert "reading what was sent not within 30 s" in str(near.events)
+
+
+def test_one_that_takes_a_little_of_it_now_and_then_is_kept() -> None:
+    net = Net()
+    node, client = Side(net, "node"), Side(net, "client")
+    node.listen(7410)
+    client.dial(7410)
+    net.run(1)
+    near, far = node.users[0], client.users[0]
+    assert far.channel is not None
+    far.channel.pause()
+    for _ in range(30):
+        near.send(bytes(500_000))
+    for _ in range(4):
+        net.run(LIMITS.write_timeout - 5)
+        far.channel.resume()  # which takes what has come
+        far.channel.pause()
+    assert not near.is_lost

@@ -187,6 +187,11 @@ class SendingHalf:
         self.next_nonce += chunk.count
         self.open += chunk.count
 
+    @property
+    def sent_to(self) -> tuple[int, int]:
+        """How far the peer has let this side come: the next nonce, and the place in a large one."""
+        return self.next_nonce, 0 if self._large is None else self._large[1]
+
     def _cut_large(self, room: int) -> Chunk | Piece | None:
         queue = self.queue
         data = queue.bodies[queue.head]

@@ -19,12 +19,13 @@ from msgservice.core.datagram.cookie import Address as DatagramAddress
 from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.receiver import Delivery
 from msgservice.core.datagram.session import Session
-from msgservice.errors import FrameTooLarge, LimitReached, ProtocolError
+from msgservice.errors import DeadlinePassed, FrameTooLarge, LimitReached, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import (
     is_local_host,
 )
+from msgservice.transport.pacing import Watch
 from msgservice.transport.udp.peer import DatagramPeer
 
 # Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
@@ -61,6 +62,9 @@ class UdpChannel:
         self._paused = False
         self._held: list[Delivery] = []
         self._deadline: IDelayedCall | None = None
+        self._taken = 0  # frames of ours
+        self._unread = Watch(limits.write_timeout)
+        self._watching: IDelayedCall | None = None
         self._known = False
         self._reason = "closed by the other side, or lost"
         self.user: IChannelUser | None = None
@@ -177,6 +181,7 @@ class UdpChannel:
     def frame_taken(self, size: int) -> None:
         """Take note that the peer has taken a frame of ours."""
         self._queued -= size
+        self._taken += 1
 
     def end_turn(self) -> None:
         """Tell the user whether there is room; close when all is sent."""
@@ -189,7 +194,22 @@ class UdpChannel:
         writable = self._queued <= limit
         if writable is not self._told_writable and self.user is not None:
             self._told_writable = writable
+            if not writable and self._watching is None:
+                self._watch()
             self.user.channel_writable(writable)
+
+    def _watch(self) -> None:
+        """Look whether a peer that has much before it takes any of it, as a TCP connection does.
+
+        Datagrams come from one that answers heartbeats, and no silence shows that it takes nothing.
+        """
+        self._watching = None
+        if self._told_writable or self.closing or self.gone:
+            return
+        if self._unread.stalled((self._taken, self.session.sending.sent_to), self._bearer.now()):
+            self._fail(DeadlinePassed("reading what was sent", self._limits.write_timeout))
+        else:
+            self._watching = self._bearer.later(self._limits.write_timeout / 10, self._watch)
 
     def _close_if_sent(self) -> None:
         if not self.gone and not self._queued:
@@ -272,6 +292,10 @@ class Bearer(DatagramPeer):
                 self._turn()
 
         self._reactor.callLater(0, turn)
+
+    def now(self) -> float:
+        """The time by the clock that never jumps."""
+        return self._seconds()
 
     def later(self, seconds: float, act: Callable[[], None]) -> IDelayedCall:
         """Do something after a while."""
