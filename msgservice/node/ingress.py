@@ -42,6 +42,7 @@ from msgservice.message import (
     FLAGS_KNOWN,
     Action,
     WireMessage,
+    count_of,
     decode_known_messages,
 )
 from msgservice.node.shared import IngressShared
@@ -91,12 +92,12 @@ class Ingress:
 
     def received(self, transfer: Transfer) -> None:
         """Take a run in, or owe a NACK for it. Raises `MalformedFrame`, `WindowExceeded`."""
-        messages, known = decode_known_messages(transfer.messages)
-        count = len(messages)
         limits = self._node.limits
-        raw = memoryview(transfer.messages)
-        if not 0 < count <= limits.batch_messages:
+        count = count_of(transfer.messages)
+        if not 0 < count <= limits.batch_messages:  # before they are decoded, which takes long
             raise MalformedFrame(f"{count} messages in a run, 1 to {limits.batch_messages} allowed")
+        messages, known = decode_known_messages(transfer.messages)
+        raw = memoryview(transfer.messages)
         first, subject = transfer.sequence, transfer.subject
         last = first + count - 1
         if not self.answers.receive(transfer, last, subject):

@@ -41,7 +41,7 @@ from msgservice.errors import (
     ProtocolError,
     UnexpectedFrame,
 )
-from msgservice.message import decode_messages
+from msgservice.message import count_of, decode_messages
 from msgservice.node.admin import busy, refusal_of
 from msgservice.node.ingress import Ingress
 from msgservice.node.outlet import Outlet
@@ -397,10 +397,11 @@ class Peer:
     # --- requests
 
     def _request(self, frame: Request) -> None:
-        calls = len(decode_messages(frame.messages))
+        calls = count_of(frame.messages)
         if self._requests + calls > self._node.limits.requests:
             self._send([busy(frame, calls, self._node.limits.requests)])
             return
+        decode_messages(frame.messages)  # raises `MalformedFrame`
         self._requests += calls
         self._answering += 1
         local = self.connection is not None and getattr(

@@ -25,7 +25,7 @@ from msgservice.core.frames import (
     Transfer,
 )
 from msgservice.errors import MalformedFrame, NameMismatch, UnexpectedFrame
-from msgservice.message import BareMessage, decode_messages
+from msgservice.message import BareMessage, count_of
 from msgservice.receiver.handling.work import Sender
 from msgservice.receiver.received import RunFacts, decode_received
 from msgservice.receiver.reception import Reception
@@ -133,6 +133,9 @@ class NodeConnection:
             if self._handling.is_stopping or sender.connection is not connection:
                 return  # unanswered: it comes again
             raw = frame.messages
+            count, most = count_of(raw), self._receiver.limits.batch_messages
+            if not 0 < count <= most:  # before they are decoded, which takes long
+                raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
             facts = RunFacts(
                 frame.sequence,
                 frame.subject,
@@ -142,10 +145,6 @@ class NodeConnection:
                 self._reception.decode,
             )
             messages = decode_received(raw, facts)
-            count = len(messages)
-            if not 0 < count <= self._reception.limits.batch_messages:
-                most = self._reception.limits.batch_messages
-                raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
             arrival = sender.inbox.receive_transfer(frame, count)
             if arrival is not None:
                 self._handling.take(sender, arrival, messages, len(memoryview(raw)))
@@ -205,5 +204,5 @@ class NodeConnection:
 def _refusal(request: Request) -> Reply:
     """Return the answer to requests; a receiver of this version has no handler for them."""
     no = msgspec.Raw(msgspec.msgpack.encode(BareMessage(b"requests are not supported")))
-    count = len(decode_messages(request.messages))
+    count = count_of(request.messages)
     return Reply([(request.id + i, False, no) for i in range(count)])

@@ -133,3 +133,18 @@ def test_a_transfer_behind_a_bye_is_refused() -> None:
     world.settle()
     assert errors.UnexpectedFrame.wire_code == shop.connection.peer_error
     assert not shop.take(Transfer)
+
+
+def test_messages_are_counted_before_they_are_decoded() -> None:
+    undecodable = msgspec.Raw(b"\xdc\x13\x88" + b"\x01" * 5000)
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.connection.send(Transfer(1, "orders.new", undecodable))
+    world.settle()
+    assert "5000 messages in a run, 1 to 4096 allowed" in str(shop.lost_because)
+    other = world.peer("other")
+    other.connection.send(Request(1, "$node.info", undecodable))
+    world.settle()
+    assert other.lost_because is None
+    (reply,) = other.take(Reply)
+    assert len(reply.replies) == 5000

@@ -318,6 +318,8 @@ def transfer(sequence: int, *bodies: bytes, **more: Any) -> Transfer:
     [
         (transfer(1), "sequence without messages"),
         (Transfer(1, "a", msgspec.Raw(b"\x91\x01")), "messages: Expected"),
+        # Counted before they are decoded.
+        (Transfer(1, "a", msgspec.Raw(b"\xdc\xff\xff" + b"\x01" * 65_535)), "65535 messages, from"),
         (transfer(2**53 - 1, b"1", b"2"), "pass 2^53"),
         (transfer(5, b"1", nacks=1), "nacks 1, only 0 were sent"),
         (transfer(5, b"1", after=5), "after 5 is not below"),
