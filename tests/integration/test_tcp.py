@@ -563,6 +563,23 @@ async def test_a_peer_that_does_not_read_is_dropped_on_tls_too(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_unix_socket_whose_lock_names_a_process_that_is_another_now_is_taken_over(
+    net: Net, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.sock"
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(path))
+    left.close()  # as a killed process leaves it
+    # In a container the node has the same id each time.
+    (tmp_path / "a.sock.lock").symlink_to(str(os.getpid()))
+    await net.listen(f"unix:{path}")
+    client, _ = net.dial(f"unix:{path}")
+    await client.until_opened()
+    with pytest.raises(CannotListen):
+        await net.listen(f"unix:{path}")
+
+
+@pytest_twisted.ensureDeferred
 async def test_unix_sockets_carry_frames_and_are_local(net: Net, tmp_path: Path) -> None:
     path = tmp_path / "node.sock"
     await net.listen(f"unix:{path}")

@@ -20,7 +20,9 @@ files have changed. `ssl:` is not: Twisted's client of that name checks no host 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -68,6 +70,38 @@ UNIX_MODE = "600"
 UNIX_PATH_BYTES = 107  # sun_path of unix(7), less its final NUL
 
 
+class _UnixServerEndpoint(UNIXServerEndpoint):
+    """Listens at a path whose lock may be one that a killed process has left.
+
+    Twisted asks whether the process lives whose id is in the lock. That may be another by now; in
+    a container it is this one, whose id is the same at each start. Whether somebody listens at the
+    path is what tells.
+    """
+
+    def listen(self, protocolFactory: Any) -> Any:
+        """See `IStreamServerEndpoint`."""
+        path = Path(os.fsdecode(self._address))
+        lock = path.with_name(f"{path.name}.lock")
+        if lock.is_symlink() and not _is_listened_at(path):
+            with suppress(OSError):
+                if path.is_socket():
+                    path.unlink()
+                lock.unlink()
+        return super().listen(protocolFactory)
+
+
+def _is_listened_at(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            pass  # its queue is full, or it is not ours to ask
+        return True
+
+
 def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
     """Return the endpoint that dials this address; `BadAddress` where there is none."""
     address = parse_address(text)
@@ -112,7 +146,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         if not mode.isascii() or any(digit not in "01234567" for digit in mode) or len(mode) != 3:
             raise BadAddress(text, f"mode must be three octal digits, not {mode!r}")
         # wantPID: the lock beside the socket tells a stale one, left by a killed process.
-        return UNIXServerEndpoint(reactor, path, _backlog(address), int(mode, 8), wantPID=True)
+        return _UnixServerEndpoint(reactor, path, _backlog(address), int(mode, 8), wantPID=True)
     try:
         listening: IStreamServerEndpoint = serverFromString(reactor, text)
         return listening
