@@ -133,7 +133,7 @@ class NodeConnection:
             if self._handling.is_stopping or sender.connection is not connection:
                 return  # unanswered: it comes again
             raw = frame.messages
-            count, most = count_of(raw), self._receiver.limits.batch_messages
+            count, most = count_of(raw), self._reception.limits.batch_messages
             if not 0 < count <= most:  # before they are decoded, which takes long
                 raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
             facts = RunFacts(

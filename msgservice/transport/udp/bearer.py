@@ -25,7 +25,7 @@ from msgservice.limits import Limits
 from msgservice.transport.addresses import (
     is_local_host,
 )
-from msgservice.transport.pacing import Watch
+from msgservice.transport.tcp.pacing import Watch
 from msgservice.transport.udp.peer import DatagramPeer
 
 # Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
