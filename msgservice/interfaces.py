@@ -64,6 +64,12 @@ class ILog(Interface):
         Raises `LimitReached` beyond `limits.audiences`.
         """
 
+    def want_room() -> None:
+        """Take note *now* that something was refused for want of a place in a table.
+
+        What nothing refers to, audiences and removed receivers, is soon looked for then.
+        """
+
     def take_forgotten() -> list[int]:
         """Return *now* the numbers of removed receivers that were forgotten since the last call.
 

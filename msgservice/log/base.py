@@ -130,6 +130,10 @@ class StoreLog:
             self._next_audience += 1
         return found
 
+    def want_room(self) -> None:
+        """See `ILog.want_room`."""
+        self._store.is_room_wanted = True
+
     def _forget_unused(self) -> None:
         """Make room among the audiences: those that no batch has, nor one that waits to be stored.
 

@@ -160,10 +160,10 @@ def _retain(store: Store, here: Collection[Key]) -> bool:
 def _tidy_every(store: Store) -> int:
     """How long it may be until what nothing refers to is looked for again, in ms.
 
-    Where it stands in the way of new messages, for lack of room among the audiences, not long.
+    Where it stands in the way of new messages or receivers, for want of a place, not long.
     """
     full = store.audiences_known >= store.limits.audiences
-    return LOOK_AGAIN if full else HOUR
+    return LOOK_AGAIN if full or store.is_room_wanted else HOUR
 
 
 def _remove_settled(store: Store) -> bool:
@@ -498,6 +498,7 @@ def _tidy(store: Store, here: Collection[Key]) -> bool:
     more = more or FORGET_MAX in (len(unused), len(forgotten))
     if not more:
         store.tidied_at = state.age
+        store.is_room_wanted = False  # who still finds none says so again
     return more
 
 
@@ -596,9 +597,12 @@ def _spent_letters(store: Store) -> list[int]:
 
 
 def _unused_audiences(store: Store) -> list[Totals]:
-    """Return audiences without batches: those of removed receivers, and all when there are many."""
+    """Return audiences without batches: those of removed receivers, and all when there are many.
+
+    All too where a limit below that of all, of one sender for example, has stood in the way.
+    """
     state = store.state
-    many = len(state.totals) > store.limits.audiences // 2
+    many = len(state.totals) > store.limits.audiences // 2 or store.is_room_wanted
     return [
         total
         for total in state.totals.values()

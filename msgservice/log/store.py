@@ -97,6 +97,8 @@ class Store:
         self.removed_seen_at: dict[int, int] = {}
         self.gave_way_at: int | None = None  # … and last found nothing that could give way
         self.looked_at: int | None = None  # … and last found nobody to forget before the time
+        # Set by the reactor's thread: a new audience or receiver was refused for want of a place.
+        self.is_room_wanted = False
         self.left: set[Key] = set()  # senders that said goodbye with all answered, since the start
         self.watch_files: Callable[[], FileWatch] | None = None
         self._watch: FileWatch | None = None

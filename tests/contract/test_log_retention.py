@@ -259,6 +259,24 @@ def test_20_unused_audiences_make_room_although_one_of_all_waits_to_be_stored(
     log.log.audience([])
 
 
+def test_20_unused_audiences_make_room_where_a_lower_limit_than_that_of_all_is_reached(
+    tmp_path: Path,
+) -> None:
+    limits = Limits(reserve_bytes=1024, keep_seconds=0, keep_bytes=0, audiences=40)
+    log = Driver("memory", tmp_path, limits).open()
+    log.receivers(1, 2)
+    log.wait(log.log.retain(0))  # the first look for what nobody needs; the next is in an hour
+    audience = log.log.audience([1])
+    batch = make_batch(audience)
+    log.append(batch)
+    settle(log, 1, batch, 1)
+    log.log.want_room()  # as one sender is told who has made as many sets as he may
+    for minutes in range(1, 4):
+        while log.wait(log.log.retain(minutes * 60_000)):
+            pass
+    assert not audience.stored
+
+
 def test_12_dead_letters_of_a_removed_receiver_stay_for_a_while_unless_their_room_is_needed(
     tmp_path: Path,
 ) -> None:

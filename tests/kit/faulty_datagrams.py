@@ -88,6 +88,10 @@ class DatagramNet:
             return world.between(world.faults.delay)
         return world.faults.delay[0]
 
+    def part(self, source: str, to: str, until: float) -> None:
+        """Let nothing pass from one process to another until then."""
+        self._down[source, to] = until
+
     def _is_down(self, source: str, to: str) -> bool:
         world = self._world
         now = world.clock.seconds()

@@ -11,6 +11,7 @@ one order. Give all three to `SqliteLog`, `OutboxFile` or `InboxFile`:
     disk.cut_at = 17     # the power fails in the middle of the 17th operation from now on
     disk.crash()         # ... or here; nothing of the old process can write any more
     disk = disk.restart()  # another folder, with what was left
+    disk = disk.killed()   # ... or all of it: only the process was killed, not the machine
 
 What a power failure leaves of a file: what was synced, and of each later write any of its sectors.
 Of names that were made, removed or changed since their folder was synced, the first few (a journal
@@ -113,9 +114,11 @@ class SimDisk:
         self.is_dead = False
         self.operations = 0
         self.cut_at: int | None = None  # the power fails in this one
+        self.when_cut: Callable[[], None] = lambda: None
+        self.capacity: int | None = None  # bytes of all files; beyond it there is no room
         self.fail_sync: Callable[[str], bool] = lambda name: False
         self.full: Callable[[str], int] = lambda name: 0  # an errno, or 0
-        self.free = 1 << 40
+        self._free = 1 << 40
         self._names: dict[str, Kept] = {}
         self._durable_names: dict[str, Kept] = {}
         self._renaming: list[tuple[str, Kept | None]] = []  # since the folder was synced
@@ -148,6 +151,14 @@ class SimDisk:
         left = {name: kept.after_power_failure(self.random) for name, kept in names.items()}
         return SimDisk(self.root, self.random, left)
 
+    def killed(self) -> SimDisk:
+        """Return a disk that holds all that was written, in what is synced and what is not."""
+        self.is_dead = True
+        disk = SimDisk(self.root, self.random, self.copy())
+        disk._names, disk._durable_names = self._names, self._durable_names
+        disk._renaming = self._renaming
+        return disk
+
     def copy(self) -> dict[str, bytes]:
         """Return all files as they stand."""
         return {name: (self.folder / name).read_bytes() for name in self._names}
@@ -156,13 +167,38 @@ class SimDisk:
         """Let the VFS go, once nothing is open on it."""
         self._vfs.unregister()
 
+    # --- room
+
+    @property
+    def used(self) -> int:
+        """Bytes of all files."""
+        return sum((self.folder / name).stat().st_size for name in self._names)
+
+    @property
+    def free(self) -> int:
+        """Bytes that it says are free."""
+        return self._free if self.capacity is None else max(0, self.capacity - self.used)
+
+    @free.setter
+    def free(self, size: int) -> None:
+        self._free = size
+
+    def _check_room(self, name: str, size: int) -> None:
+        if self.capacity is None:
+            return
+        path = self.folder / name
+        grows = size - (path.stat().st_size if path.exists() else 0)
+        if grows > 0 and self.used + grows > self.capacity:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     # --- what happens to files
 
     def step(self) -> None:
         """Count an operation; the power may fail in it. Raises `PowerFailed`."""
         self.operations += 1
-        if self.cut_at is not None and self.operations >= self.cut_at:
+        if self.cut_at is not None and self.operations >= self.cut_at and not self.is_dead:
             self.is_dead = True
+            self.when_cut()
         if self.is_dead:
             raise PowerFailed("the power failed")
 
@@ -183,6 +219,7 @@ class SimDisk:
         number = self.full(name)
         if number:
             raise OSError(number, os.strerror(number))
+        self._check_room(name, offset + len(data))
         kept = self.made(name)
         try:
             self.step()
@@ -192,7 +229,8 @@ class SimDisk:
         kept.write(offset, data)
 
     def truncate(self, name: str, size: int) -> None:
-        """Give a file another length."""
+        """Give a file another length. `OSError` where there is no room."""
+        self._check_room(name, size)
         self.step()
         self.made(name).truncate(size)
 

@@ -24,23 +24,22 @@ from msgservice.client.outbox_file import OutboxFile
 from msgservice.client.receipt import Receipt
 from msgservice.clock import TICK, MonotonicTimers, Ticks, TimedReactor
 from msgservice.errors import ClientClosed, Reject, Retry
-from msgservice.log.memory import MemoryLog
-from msgservice.log.store import Store
 from msgservice.node.node import NodeService
 from msgservice.receiver.receiver import Receiver
 from msgservice.transport.registry import Transports
+from msgservice.transport.udp.udp import UdpTransport
 from tests.kit.faulty_transport import FaultyTransport, Process
 from tests.kit.simdisk import SimMarks, SimThreads
 from tests.simulation import system
+from tests.simulation.swarm.disks import MemoryDisk, SimulatedDisk
 from tests.simulation.swarm.meter import Meter
 from tests.simulation.swarm.plan import Part
 from tests.simulation.swarm.witness import Party as Tapped
 from tests.simulation.swarm.witness import TapTransport, TapUser
+from tests.simulation.udp_watch import WatchedTransport
 
 if TYPE_CHECKING:
     from tests.simulation.swarm.world import World
-
-ADDRESS = "faulty:node"
 
 
 class WallReactor:
@@ -162,9 +161,20 @@ class Party(Tapped):
     def begin(self) -> None:
         """Make what runs in the new process."""
 
-    def transport(self) -> Any:
-        """Return the tapped transport of the process."""
-        return TapTransport(self.world.witness, self, FaultyTransport(self.world.net, self.process))
+    def transports(self) -> Transports:
+        """Return the tapped transports of the process."""
+        world = self.world
+        udp = UdpTransport(rng=world.random.random, entropy=world.random.randbytes)
+        inner = [FaultyTransport(world.net, self.process), WatchedTransport(world.udp_watch, udp)]
+        return Transports([TapTransport(world.witness, self, one) for one in inner])
+
+    def connector(self, make_user: Any) -> Any:
+        """Return what dials the node."""
+        world = self.world
+        address = world.address_of_node(self.name)
+        return (
+            self.transports().find(address).connector(self.clock, address, make_user, world.limits)
+        )
 
     def leave(self) -> None:
         """Stop in order."""
@@ -195,8 +205,16 @@ class Party(Tapped):
     def cut(self) -> None:
         """Break its connections."""
         for tap in list(self.taps):
-            if tap.channel is not None:
-                tap.channel.inner._link.cut()
+            link = getattr(tap.channel and tap.channel.inner, "_link", None)
+            if link is not None:
+                link.cut()
+            elif tap.channel is not None and self.world.is_healed:
+                tap.channel.inner.abort()  # nothing is kept apart any more
+        world = self.world
+        until = world.now + world.random.choice((0.5, 10.0, 80.0))
+        for name in world.over_udp if self.name == "node" else {self.name} & world.over_udp:
+            world.datagrams.part("node", name, until)
+            world.datagrams.part(name, "node", until)
 
     def hold(self, held: bool, way: str) -> None:
         """Let it hear nothing, or not be heard."""
@@ -206,6 +224,11 @@ class Party(Tapped):
                 continue
             if way in ("in", "both"):
                 channel.hold(held)
+            if not hasattr(channel.inner, "other"):  # over UDP
+                until = self.world.now + 1e6 if held else 0.0
+                if way in ("out", "both"):
+                    self.world.datagrams.part(self.name, "node", until)
+                continue
             other = channel.inner.other.user
             other = getattr(other, "_user", other) if not isinstance(other, TapUser) else other
             if way in ("out", "both") and isinstance(other, TapUser) and other.channel is not None:
@@ -215,106 +238,59 @@ class Party(Tapped):
 # --- the node -----------------------------------------------------------------------------------
 
 
-class Disk:
-    """The node's disk, as a reserve (`disk.folder.Reserve`) sees it."""
-
-    def __init__(self) -> None:
-        self.is_full = False
-        self.whole = True
-        self.watermark = 1000
-
-    def free(self) -> int:
-        """See `Reserve`."""
-        return 0 if self.is_full else 10**9
-
-    def make(self) -> bool:
-        """See `Reserve`."""
-        self.whole = self.whole or not self.is_full
-        return self.whole
-
-    def give_up(self) -> bool:
-        """See `Reserve`."""
-        was, self.whole = self.whole, False
-        return was
-
-    def write(self, point: str) -> None:
-        """What the store tells before it commits: fails where there is no room."""
-        if point == "before commit" and self.is_full and self.whole:
-            raise apsw.FullError("database or disk is full")
-
-
-class MeteredLog(MemoryLog):
-    """The log in memory, whose jobs are metered."""
-
-    meter: Meter
-
-    def _later(self, job: Callable[[], Any]) -> Deferred[Any]:
-        return super()._later(lambda: self.meter.job(self._store.db, job))
-
-
 class NodeParty(Party):
     """The node, and its log's disk."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, folder: Path) -> None:
         super().__init__(world, "node", "node")
         self.failures: list[Exception] = []
-        self.log: MeteredLog
+        self.log: Any  # MeteredMemoryLog | MeteredSqliteLog
         self.service: NodeService
-        self.disk = Disk()
         self.meter = world.meter
-        self._store: Any = None
-        self._saved: list[apsw.Connection] = []
+        self.saved_at: list[float] = []
+        self.is_stored = world.plan.world.get("log") == "sqlite"
+        self.disk: Any = (
+            SimulatedDisk(world, folder / "disk", self.kill)
+            if self.is_stored
+            else MemoryDisk(world)
+        )
 
     def begin(self) -> None:
         """See `Party`."""
         world = self.world
-        log = self.log = MeteredLog(
-            reactor=self.clock,
-            limits=world.limits,
-            delay=world.plan.world.get("disk_delay", 0.003),
-            entropy=world.random.randbytes,
-            faults=self.disk.write,
-        )
-        log.meter = world.meter
-        if self._store is not None:
-            # What the process before had not begun to write is never written.
-            log._store.db, log._made = self._store.db, True
-        self._store = log._store
-        log._store.reserve = self.disk  # type: ignore[assignment]  # it is one, without files
+        self.log = self.disk.begin(self.clock)
+        self.failures = []
         service = self.service = NodeService(
             self.clock,
-            log=log,
-            listen=[ADDRESS],
+            log=self.log,
+            listen=world.node_addresses,
+            receivers=world.configured,
             limits=world.limits,
             rng=world.random.random,
             failed=self.failures.append,
         )
         service._wall = world.wall
-        service.transports = Transports([self.transport()])
+        service.transports = self.transports()
         service.startService()
 
     def stop(self) -> None:
         """See `Party`."""
         self.service.stopService()
 
+    def died(self) -> None:
+        """See `Party`."""
+        self.disk.died()
+
     def save(self) -> None:
         """See `Party`."""
-        copy = apsw.Connection(":memory:")
-        if self._store is not None and self._store.db is not None:
-            with copy.backup("main", self._store.db, "main") as backup:
-                backup.step()
-            self._saved.append(copy)
+        if self.disk.save():
+            self.saved_at.append(self.world.now)
 
     def restore(self) -> None:
         """See `Party`. Half of them as a snapshot of the machine, the others by `restore`."""
-        if self._saved:
-            self.world.witness.forgetful = True
-            db = self._saved.pop()
-            if self.world.random.random() < 0.5:
-                log_id = self.world.random.randbytes(16).hex()
-                db.execute("update meta set value = ? where key = 'log_id'", (log_id,))
-            self._store = Store(":memory:", limits=self.world.limits, audiences={})
-            self._store.db = db
+        if self.saved_at:
+            self.world.log_went_back(self.saved_at.pop())
+            self.disk.restore(as_copy=self.world.random.random() < 0.5)
 
 
 # --- producers ----------------------------------------------------------------------------------
@@ -421,13 +397,11 @@ class ProducerParty(Party):
         self.world.witness.note("outbox does not open", failure.getErrorMessage())
 
     def _connect(self, disk: DiskOutbox | None) -> None:
-        world, transport, clock = self.world, self.transport(), self.clock
+        world = self.world
         self.client = Client(
-            reactor=clock,
+            reactor=self.clock,
             name=self.name,
-            connector_factory=lambda make_user: transport.connector(
-                clock, ADDRESS, make_user, world.limits
-            ),
+            connector_factory=self.connector,
             limits=world.limits,
             new_incarnation=lambda: world.random.randbytes(8).hex(),
             outbox=disk,
@@ -543,6 +517,8 @@ class ReceiverParty(Party):
         self.order: str = part.options.get("order", "strict")
         self.histories: list[Handling] = []
         self.ever: set[bytes] = set()  # handled, whatever was forgotten since
+        # The node dials it; "configured": and is told so by its configuration.
+        self.is_dialled = bool(part.options.get("dialled"))
         self.order_changed = False  # another program has said another order
         self.restored_at = -1.0
 
@@ -609,10 +585,15 @@ class LibraryParty(ReceiverParty):
             window=options.get("window"),
             concurrency=options.get("concurrency", 100),
             limits=world.limits,
-            transports=Transports([self.transport()]),
+            transports=self.transports(),
             incarnation=f"{self.name}-{self.lives}",
         )
-        self._attachment = receiver.attach(ADDRESS, subjects=self.patterns)
+        if self.is_dialled:
+            receiver.listen(world.address_of_receiver(self.name, dialled=False), insecure=True)
+        else:
+            self._attachment = receiver.attach(
+                world.address_of_node(self.name), subjects=self.patterns
+            )
 
     def _fail(self) -> None:
         random = self.world.random
@@ -625,7 +606,9 @@ class LibraryParty(ReceiverParty):
 
     def comes_back(self) -> None:
         """See `ReceiverParty`."""
-        if self.is_up and self._attachment is not None and self._attachment.is_over:
+        if self.is_dialled:
+            self.world.add_dialled(self)
+        elif self.is_up and self._attachment is not None and self._attachment.is_over:
             self._attachment.start()
 
     def stop(self) -> None:

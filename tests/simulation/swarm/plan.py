@@ -7,7 +7,7 @@ faults and of the small limits: what all seeds do, no seed shows alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -334,6 +334,88 @@ def _one(
     raise AssertionError(kind)
 
 
+# --- what was added later: drawn apart, so that the rest of a seed stays what it was -------------
+
+# Small limits that only some histories come near.
+SMALLER: dict[str, tuple[Any, ...]] = {
+    "dead_bytes": (500, 20_000),
+    "incarnations": (1, 3),
+    "sender_ranges": (3, 50),
+    "to_audiences": (2, 5),
+    "sender_audiences": (1, 4),
+    "removed_receivers": (1, 3),
+    "answer_bytes": (2_000,),
+    "answering": (1, 3),
+    "subjects": (1, 2),
+    "replacements": (1,),
+    "write_timeout": (5.0,),
+    "close_timeout": (1.0,),
+    "link_healthy": (0.5,),
+}
+SQLITE = 1 / 8  # of the seeds have the real log on a simulated disk
+RESERVE_BYTES = 64 * 1024  # so that it checkpoints every 16 KiB
+
+
+def _widen(random: Random, plan: Plan) -> Plan:
+    pick, chance = random.choice, random.random
+    world, limits, weather = dict(plan.world), dict(plan.limits), dict(plan.weather)
+    cast, ops = list(plan.cast), list(plan.ops)
+    span = max(plan.end, 5.0)
+
+    def at() -> float:
+        return round(random.uniform(0, span), 3)
+
+    if chance() < 0.4:
+        share = pick((0.1, 0.4))
+        limits |= {name: pick(some) for name, some in SMALLER.items() if chance() < share}
+    if chance() < SQLITE:
+        world["log"] = "sqlite"
+        limits["reserve_bytes"] = RESERVE_BYTES
+        if chance() < 0.7:
+            for _ in range(random.randint(1, 3)):
+                operations = pick((0, random.randint(1, 20), random.randint(1, 300)))
+                ops.append(Op(at(), "power", "", (operations, round(random.uniform(0.1, 20), 3))))
+        if chance() < 0.3:
+            ops += [Op(at(), "sync") for _ in range(random.randint(1, 3))]
+    receivers = [part for part in cast if part.kind == "receiver"]
+    dialled = set()
+    if receivers and chance() < 0.3:
+        for part in receivers:
+            if chance() < 0.7:
+                options = part.options | {"dialled": pick(("added", "configured"))}
+                cast[cast.index(part)] = Part(part.kind, part.name, options)
+                dialled.add(part.name)
+        # Who takes the name of one that is dialled changes it for good: that is not meant here.
+        ops = [op for op in ops if op.kind != "intrude" or op.who not in dialled]
+    if chance() < 0.3:
+        world["udp"] = tuple(part.name for part in cast if chance() < 0.6)
+        weather |= _datagrams(random)
+    if chance() < 0.15:
+        who = pick([part.name for part in cast if part.kind != "producer"])
+        ops.append(Op(0.0, "suspend", who, (pick((300, 3_000, 20_000)),)))
+    return replace(
+        plan,
+        limits=limits,
+        weather=weather,
+        cast=tuple(cast),
+        ops=tuple(sorted(ops, key=lambda op: op.at)),
+        world=world,
+    )
+
+
+def _datagrams(random: Random) -> dict[str, Any]:
+    pick = random.choice
+    drawn = {
+        "loss": pick([0.0, 0.05, 0.3]),
+        "duplicate": pick([0.0, 0.1]),
+        "reorder": pick([0.0, 0.3, 0.8]),
+        "damage": pick([0.0, 0.02]),
+        "busy": pick([0.0, 0.3]),
+        "partition": pick([0.0, 0.0, 0.002]),
+    }
+    return {name: value for name, value in drawn.items() if value != 0.0}
+
+
 def draw(seed: int) -> Plan:
     """Return what this seed does."""
     random = Random(f"swarm {seed}")
@@ -342,7 +424,7 @@ def draw(seed: int) -> Plan:
     world: dict[str, Any] = {"disk_delay": random.choice((0.001, 0.003, 0.05))}
     if random.random() < 0.25:
         world["timers"] = "wall"
-    return Plan(
+    plan = Plan(
         seed=seed,
         limits=limits,
         weather=_weather(random),
@@ -350,3 +432,4 @@ def draw(seed: int) -> Plan:
         ops=tuple(_ops(random, cast, limits)),
         world=world,
     )
+    return _widen(Random(f"wider {seed}"), plan)

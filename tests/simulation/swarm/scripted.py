@@ -30,7 +30,7 @@ from msgservice.core.frames import (
 from msgservice.core.ranges import RangeSet
 from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.records import Origin, Resume
-from tests.simulation.swarm.parties import ADDRESS, Handling, Party, ReceiverParty
+from tests.simulation.swarm.parties import Handling, Party, ReceiverParty
 from tests.simulation.swarm.plan import Part
 
 if TYPE_CHECKING:
@@ -105,10 +105,8 @@ class RawParty(Party):
             self.peer = self.make_peer()
             return self.peer.connection
 
-        self.connector = self.transport().connector(
-            self.clock, ADDRESS, make_user, self.world.limits
-        )
-        self.connector.startService()
+        self.dialling = self.connector(make_user)
+        self.dialling.startService()
 
     def died(self) -> None:
         """See `Party`."""
@@ -116,13 +114,13 @@ class RawParty(Party):
 
     def sent_away(self, code: int) -> None:
         """The node says BYE."""
-        if code in (1, 2) and self.connector.running:
+        if code in (1, 2) and self.dialling.running:
             self.stays_away = True
-            self.connector.stopService()
+            self.dialling.stopService()
 
     def stop(self) -> None:
         """See `Party`."""
-        self.connector.stopService()
+        self.dialling.stopService()
         self.kill()
 
 
@@ -160,8 +158,11 @@ class ScriptedPeer(RawPeer):
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """See `Owner`."""
         self.far = hello.incarnation
-        taken = self.party.taken.setdefault(self.far, RangeSet())
-        connection.resume(Resume(ranges=tuple(taken), last=self.party.newest(self.far)))
+        party = self.party
+        taken = party.taken.setdefault(self.far, RangeSet())
+        # What was rejected leaves gaps: without the floor there would be ever more ranges.
+        floor = party.floors.get(self.far, 1)
+        connection.resume(Resume(floor, tuple(taken), last=party.newest(self.far)))
 
     def received(self, connection: Connection, frame: Any) -> None:
         """See `Owner`."""
@@ -179,6 +180,9 @@ class ScriptedPeer(RawPeer):
         last = frame.sequence + len(messages) - 1
         low = frame.sequence if frame.after is None else frame.after + 1
         taken = party.taken[self.far]
+        if frame.floor > party.floors.get(self.far, 1):
+            party.floors[self.far] = frame.floor
+            taken.remove_below(frame.floor)
         party.runs[self.far, last] = (frame.sequence, last, crc32(memoryview(frame.messages)))
         for index, message in enumerate(messages):
             sequence = frame.sequence + index
@@ -284,23 +288,24 @@ class ScriptedParty(ReceiverParty, RawParty):
 
     def __init__(self, world: World, part: Part) -> None:
         super().__init__(world, part)
-        self.taken: dict[str, RangeSet] = {}
+        self.taken: dict[str, RangeSet] = {}  # above the floor
+        self.floors: dict[str, int] = {}  # all below is settled, as the node has said
         self.dead: set[tuple[str, int]] = set()
         self.runs: dict[tuple[str, int], tuple[int, int, int]] = {}
 
     def newest(self, far: str) -> tuple[int, int, int] | None:
         """The newest run that was taken whole (SEMANTICS 6)."""
-        taken = self.taken[far]
+        taken, floor = self.taken[far], self.floors.get(far, 1)
         whole = [
             run
             for (name, last), run in self.runs.items()
-            if name == far and taken.covers(run[0], last)
+            if name == far and (last < floor or taken.covers(max(run[0], floor), last))
         ]
         return max(whole, key=lambda run: run[1], default=None)
 
     def begin(self) -> None:
         """See `Party`."""
-        self.taken = {}
+        self.taken, self.floors = {}, {}
         self.dead = set()
         self.runs = {}
         self.histories.append(Handling())
@@ -337,7 +342,7 @@ class ScriptedParty(ReceiverParty, RawParty):
         """See `ReceiverParty`."""
         if self.is_up and self.stays_away:
             self.stays_away = False
-            self.connector.startService()
+            self.dialling.startService()
 
     def hurry(self) -> None:
         """Be slow no more."""
@@ -479,9 +484,9 @@ class Wolf(RawParty):
                 self.inverts_resume = True
                 connection.abort()
             case "away":
-                self.connector.stopService()
+                self.dialling.stopService()
                 connection.abort()
-                self.clock.callLater(args[0], self.connector.startService)
+                self.clock.callLater(args[0], self.dialling.startService)
 
 
 class Stray(RawParty):

@@ -232,6 +232,8 @@ class TapChannel:
     def unread_bytes(self) -> int:
         """What was sent here and the other side has not read."""
         inner = self.inner
+        if not hasattr(inner, "other"):
+            return 0  # over UDP: what it holds for a peer is bounded by `unsent`
         return int(inner.other.waiting_bytes) + sum(map(len, inner._written))
 
 

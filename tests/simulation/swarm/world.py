@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import apsw
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
@@ -23,6 +24,8 @@ from zope.interface import implementer
 from msgservice.errors import (
     ClientClosed,
     LimitReached,
+    LogFailed,
+    LogUnavailable,
     LogWentBack,
     MessageTooLarge,
     NoReceiver,
@@ -32,7 +35,9 @@ from msgservice.errors import (
     UnknownReceiver,
 )
 from msgservice.limits import Limits
+from msgservice.records import ReceiverRow
 from tests.kit.faulty import CALM, Faults, FaultyWorld
+from tests.kit.faulty_datagrams import datagram_net
 from tests.simulation.swarm.checkers import Check
 from tests.simulation.swarm.meter import Meter
 from tests.simulation.swarm.parties import (
@@ -47,6 +52,7 @@ from tests.simulation.swarm.plan import Plan, limits_of
 from tests.simulation.swarm.scripted import Intruder, ScriptedParty, Stray, Wolf
 from tests.simulation.swarm.witness import Violation, Witness
 from tests.simulation.system import HandlerFault
+from tests.simulation.udp_watch import UdpWatch
 
 BESIDES = 120  # messages that come half a second apart while another kills their receiver
 DEATHS_MAX = 20  # by one message, besides `max_attempts`, until it is found
@@ -102,7 +108,11 @@ class World:
         self.steps = 0
         self._numbers = 0
         self._intruders: list[Intruder] = []
-        self.node = NodeParty(self)
+        self.over_udp: set[str] = set(plan.world.get("udp", ()))  # whose links are UDP
+        self.udp_watch = UdpWatch()
+        self.datagrams = datagram_net(self.net)
+        self.suspends: set[str] = set()  # receivers with on_full = "suspend"
+        self.node = NodeParty(self, folder)
         self.producers: dict[str, ProducerParty] = {}
         self.receivers: dict[str, ReceiverParty] = {}
         for part in plan.cast:
@@ -124,6 +134,53 @@ class World:
             self.wolf = Wolf(self, ("flood.>", "a.1") if wide else ("flood.>",))
         if any(op.kind == "stray" for op in plan.ops):
             self.stray = Stray(self)
+
+    # --- addresses
+
+    @property
+    def node_addresses(self) -> list[str]:
+        """Where the node listens."""
+        return ["faulty:node", "udp:7410"] if self.over_udp else ["faulty:node"]
+
+    def address_of_node(self, name: str) -> str:
+        """What `name` dials."""
+        return "udp:127.0.0.1:7410" if name in self.over_udp else "faulty:node"
+
+    def address_of_receiver(self, name: str, *, dialled: bool) -> str:
+        """Where the receiver `name` listens; how that is dialled."""
+        if name not in self.over_udp:
+            return f"faulty:{name}"
+        port = 7420 + sorted(self.receivers).index(name)
+        return f"udp:127.0.0.1:{port}" if dialled else f"udp:{port}"
+
+    @property
+    def configured(self) -> list[ReceiverRow]:
+        """The receivers of the node's configuration."""
+        return [
+            ReceiverRow(
+                number=0,
+                name=name,
+                address=self.address_of_receiver(name, dialled=True),
+                patterns=receiver.patterns,
+                order=receiver.order,
+            )
+            for name, receiver in self.receivers.items()
+            if receiver.part.options.get("dialled") == "configured"
+        ]
+
+    def add_dialled(self, receiver: ReceiverParty) -> None:
+        """Tell the node of a receiver that it is to dial, unless it knows it."""
+        node = self.node
+        if not (node.is_up and node.service.running_now) or self._row(receiver.name) is not None:
+            return
+        self._admin(
+            lambda: node.service.add_receiver(
+                receiver.name,
+                receiver.patterns,
+                address=self.address_of_receiver(receiver.name, dialled=True),
+                order=receiver.order,
+            )
+        )
 
     # --- getters
 
@@ -229,6 +286,8 @@ class World:
 
     def _logged(self, event: LogEvent) -> None:
         failure = event.get("log_failure")
+        if isinstance(failure, Failure) and self._is_disk_s(failure):
+            return
         if isinstance(failure, Failure) and not failure.check(HandlerFault):
             frames = failure.getTracebackObject()
             where = ""
@@ -242,6 +301,15 @@ class World:
                 frames = frames.tb_next
             self.witness.note(sign, f"{type(failure.value).__name__}: {failure.value} in {where}")
 
+    def _is_disk_s(self, failure: Failure) -> bool:
+        """Whether it is what a faulty disk does: said in a process that is dead, or of its syncs."""
+        node = self.node
+        if not node.is_stored:
+            return False
+        if not node.process.clock.alive and failure.check(apsw.Error, LogFailed, LogUnavailable):
+            return True
+        return bool(node.disk.sync_failed and failure.check(LogUnavailable, LogFailed))
+
     def _play(self) -> None:
         self.node.start()
         for party in [*self.receivers.values(), *self.producers.values()]:
@@ -254,7 +322,11 @@ class World:
             self.patterns[name].may(receiver.patterns, 0.0)
             self.removed[name] = []
         calm, self.net.faults = self.net.faults, CALM
-        self.run(2.0)
+        self.run(0.5)
+        for receiver in self.receivers.values():
+            if receiver.is_dialled:
+                receiver.comes_back()
+        self.run(1.5)
         self.net.faults = calm
         for op in self.plan.ops:
             self.net.clock.callLater(op.at, self._do, op)
@@ -285,6 +357,7 @@ class World:
         self.net.heal()
         self.meter.on = False
         self.node.disk.is_full = False
+        self.node.disk.calm()
         for hostile in (self.wolf, self.stray, *self._intruders):
             if hostile is not None:
                 hostile.kill()
@@ -317,9 +390,7 @@ class World:
         for party in (*self.parties.values(), self.wolf, self.stray, *self._intruders):
             if party is not None:
                 party.kill()
-        for db in [*self.node._saved, self.node._store.db if self.node._store else None]:
-            if db is not None:
-                db.close(True)
+        self.node.disk.close()
 
     # --- operations
 
@@ -471,9 +542,42 @@ class World:
         party = self.parties[who]
         party.kill()
         party.restore()
-        if who == "node" and self.witness.forgetful:
-            self.log_restored_at = self.now
         self.net.clock.callLater(seconds, party.start)
+
+    def log_went_back(self, saved_at: float) -> None:
+        """The node's log is that of an earlier moment."""
+        self.witness.forgetful = True
+        self.log_restored_at = self.now
+
+    def do_power(self, who: str, operations: int, seconds: float) -> None:
+        """The power of the node's machine fails, at once or in one of the next operations."""
+        node = self.node
+        if not operations:
+            node.disk.lose_power()
+            self.do_kill("node", seconds)
+            return
+        lives = node.lives
+        node.disk.lose_power_in(operations)
+
+        def again() -> None:
+            if node.lives == lives:
+                node.kill()
+                node.start()
+
+        self.net.clock.callLater(seconds, again)
+
+    def do_sync(self, who: str) -> None:
+        """A sync of the node's log fails."""
+        self.node.disk.fail_sync()
+
+    def do_suspend(self, who: str, size: int) -> None:
+        """From now on a receiver is left out of audiences while so many bytes wait for it."""
+        if self._row(who) is None:
+            return
+        self.suspends.add(who)
+        self.patterns[who].is_certain = False
+        service = self.node.service
+        self._admin(lambda: service.change_receiver(who, on_full="suspend", backlog_bytes=size))
 
     def do_wolf(self, who: str, *args: Any) -> None:
         """The hostile receiver does something."""
