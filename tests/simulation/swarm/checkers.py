@@ -105,8 +105,11 @@ class Check:
         seconds += 4 * limits.retry_delay_max + 2 * limits.asked_delay_max
         if self.world.poison:
             seconds += 20.0 * (17 + min(limits.max_attempts, 20)) * len(self.world.poison)
-        if limits.audiences < 100:
-            seconds += 3700.0  # audiences are collected once an hour
+        places = min(limits.to_audiences_max, limits.sender_audiences, limits.audiences)
+        named = sum(one.to is not None for one in self.world.sent.values())
+        if places < 100:
+            # Sets of receivers that nothing has any more make room within two minutes.
+            seconds += 120.0 * (1 + named / places)
         if limits.keep_seconds < 3600 and limits.max_bytes < 10**6:
             seconds += limits.keep_seconds * 3
         seconds += 0.1 * len(self.world.sent)

@@ -302,7 +302,7 @@ class World:
             self.witness.note(sign, f"{type(failure.value).__name__}: {failure.value} in {where}")
 
     def _is_disk_s(self, failure: Failure) -> bool:
-        """Whether it is what a faulty disk does: said in a process that is dead, or of its syncs."""
+        """Whether it is what a faulty disk does: said in a dead process, or of syncs."""
         node = self.node
         if not node.is_stored:
             return False
