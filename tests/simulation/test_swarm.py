@@ -88,8 +88,8 @@ def _stands_still(patch: pytest.MonkeyPatch) -> None:
     """After a connection was lost nothing is loaded any more."""
     disconnect = Outbox.disconnect
 
-    def lost(self: Outbox, *args: Any) -> Any:
-        result = disconnect(self, *args)
+    def lost(self: Outbox, *args: Any, **kw: Any) -> Any:
+        result = disconnect(self, *args, **kw)
         self.behind_max = 0
         return result
 
