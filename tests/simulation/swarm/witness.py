@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ HELLO, TRANSFER, ACK, NACK, STATUS, ROUTED = 1, 2, 3, 4, 5, 6
 ERROR, RESUME = 13, 16
 AGAIN, DEAD, REFUSED, LATER = 1, 2, 3, 4
 FINAL = 3  # states from here on never change
+NODE_HEARS = {bytes([kind]) for kind in (HELLO, ACK, NACK, RESUME)}  # the frame's second byte
 RANGE_MAX = 100_000  # of a range that is looked at one by one
 
 _decode = msgspec.msgpack.Decoder().decode
@@ -119,23 +121,35 @@ class Witness:
             self._mark(self.answered, tap, frame[2])
         elif frame[0] == NACK:
             if frame[3] == AGAIN:
-                self.tries.update((tap.who, body) for body in self._bodies(tap, [frame[1:3]]))
+                bodies = self._bodies(tap.who, tap.far, [frame[1:3]])
+                self.tries.update((tap.who, body) for body in bodies)
             elif frame[3] in (DEAD, REFUSED):
                 self._mark(self.rejected, tap, [frame[1:3]])
 
     def _mark(
         self, marks: set[tuple[str, bytes]], tap: TapUser, ranges: Sequence[Sequence[int]]
     ) -> None:
-        now = self._seconds()
-        for body in self._bodies(tap, ranges):
-            marks.add((tap.who, body))
-            self.answered_at.setdefault((tap.who, body), now)
+        marks.update((tap.who, body) for body in self._bodies(tap.who, tap.far, ranges))
 
-    def _bodies(self, tap: TapUser, ranges: Sequence[Sequence[int]]) -> Iterator[bytes]:
-        delivered = self.delivered.get((tap.who, tap.far))
+    def _bodies(self, who: str, far: str, ranges: Sequence[Sequence[int]]) -> Iterator[bytes]:
+        delivered = self.delivered.get((who, far))
         if delivered is not None:
             for first, last in ranges:
                 yield from delivered.between(first, last)
+
+    # --- of the node
+
+    def node_got(self, tap: TapUser, frame: list[Any]) -> None:
+        """An answer reached the node: from now on it may know."""
+        if frame[0] == HELLO:
+            tap.peer = frame[2]
+            return
+        ranges = frame[1] if frame[0] == ACK else frame[2] if frame[0] == RESUME else [frame[1:3]]
+        if frame[0] == NACK and frame[3] not in (DEAD, REFUSED):
+            return
+        now = self._seconds()
+        for body in self._bodies(tap.peer, tap.far, ranges):
+            self.answered_at.setdefault((tap.peer, body), now)
 
     # --- of producers
 
@@ -243,7 +257,8 @@ class TapUser:
 
     def __init__(self, witness: Witness, party: Party, user: IChannelUser) -> None:
         self.who = party.name
-        self.far = ""  # the incarnation that the other side has given
+        self.far = ""  # the incarnation that the other side has given; the node: its own
+        self.peer = ""  # who the other side says it is
         self.channel: TapChannel | None = None
         self.is_gone = False
         self._witness = witness
@@ -254,6 +269,8 @@ class TapUser:
         """The process sends a frame."""
         if self._party.role == "receiver" and not self.is_gone:
             self._witness.receiver_said(self, _decode(frame))
+        elif self._party.role == "node" and frame[1] == HELLO:
+            self.far = _decode(frame)[3]
 
     def channel_opened(self, channel: IChannel) -> None:
         """See `IChannelUser`."""
@@ -267,6 +284,9 @@ class TapUser:
         for frame in frames:
             witness.crossed(self.who, frame, arrives=True)
             if role == "node":
+                if frame[1:2] in NODE_HEARS:
+                    with suppress(ValueError, TypeError, LookupError):  # hostile peers say anything
+                        witness.node_got(self, _decode(frame))
                 continue
             decoded = _decode(frame)
             if decoded[0] == ERROR:
