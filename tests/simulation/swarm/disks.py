@@ -19,7 +19,7 @@ from msgservice.log.copying import copy_log
 from msgservice.log.memory import MemoryLog
 from msgservice.log.sqlite import SqliteLog
 from msgservice.log.store import Store
-from tests.simdisk import SimDisk, SimThreads
+from tests.kit.simdisk import SimDisk, SimThreads
 from tests.simulation.swarm.meter import Meter
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from msgservice.errors import ClientClosed, Reject, Retry
 from msgservice.node.node import NodeService
 from msgservice.receiver.receiver import Receiver
 from msgservice.transport.registry import Transports
-from msgservice.transport.udp.udp import UdpTransport
+from msgservice.transport.udp.transport import UdpTransport
 from tests.kit.faulty_transport import FaultyTransport, Process
 from tests.kit.simdisk import SimMarks, SimThreads
 from tests.simulation import system
