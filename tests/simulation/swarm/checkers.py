@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tests.simulation.swarm.parties import Handling, ProducerParty, ReceiverParty, Sent
     from tests.simulation.swarm.world import World
 
-UNDER_WAY = 10.0  # seconds until what a process that was killed had sent has arrived
 REFUSAL_GRACE = 5.0  # seconds until what was answered counts no more
 PAGE_SLACK = 400_000  # bytes of a log's file beside its messages: tables, indexes, free pages
 
@@ -231,8 +230,9 @@ class Check:
         world = self.world
         restored = world.log_restored_at
         if sent.error is None and sent.kept_at is not None:
-            accepted = sent.accepted_at
-            if accepted is not None and accepted <= restored + UNDER_WAY:
+            over = self.witness.accepted_over.get(sent.body, -1.0)
+            saved = world.log_saved_at
+            if over < restored and (sent.accepted_at is None or sent.accepted_at >= saved):
                 return  # what was put back does not know it, and senders were told so
             for name in sent.audience:
                 self._check_delivery(sent, name)

@@ -80,6 +80,10 @@ class Witness:
         self.finals: dict[tuple[str, str, str, int], int] = {}  # told to producers
         self.told_later: Callable[[str], None] = lambda reason: None  # a producer is to wait
         self.answered_at: dict[tuple[str, bytes], float] = {}
+        # of what was handed to the node, by producer and its incarnation
+        self.handed: dict[tuple[str, str], Delivered] = {}
+        # when the connection began over which a message was last said to be accepted
+        self.accepted_over: dict[bytes, float] = {}
         self.forgetful = False  # the log went back: what was told before may be told otherwise
         self.delivered_bytes = 0
 
@@ -153,8 +157,23 @@ class Witness:
 
     # --- of producers
 
+    def producer_said(self, tap: TapUser, frame: list[Any]) -> None:
+        """A producer sent a frame."""
+        if frame[0] == HELLO:
+            tap.far = frame[3]
+            return
+        handed = self.handed.setdefault((tap.who, tap.far), Delivered())
+        for index, message in enumerate(frame[3]):
+            handed.add(frame[1] + index, message[0])
+
     def producer_got(self, tap: TapUser, frame: list[Any]) -> None:
         """A frame reached a producer."""
+        if frame[0] in (ACK, RESUME):
+            # Not what is below the floor of a RESUME: that is as the producer has said itself.
+            handed = self.handed.get((tap.who, tap.far), Delivered())
+            for first, last in frame[1] if frame[0] == ACK else frame[2]:
+                for body in handed.between(first, last):
+                    self.accepted_over[body] = tap.opened_at
         if frame[0] == NACK and frame[3] == LATER and len(frame) > 5:
             self.told_later(frame[5])
         if frame[0] == STATUS and frame[3] >= FINAL and not self.forgetful:
@@ -257,9 +276,10 @@ class TapUser:
 
     def __init__(self, witness: Witness, party: Party, user: IChannelUser) -> None:
         self.who = party.name
-        self.far = ""  # the incarnation that the other side has given; the node: its own
+        self.far = ""  # the incarnation that the other side has given; for the others: their own
         self.peer = ""  # who the other side says it is
         self.channel: TapChannel | None = None
+        self.opened_at = 0.0
         self.is_gone = False
         self._witness = witness
         self._party = party
@@ -269,12 +289,15 @@ class TapUser:
         """The process sends a frame."""
         if self._party.role == "receiver" and not self.is_gone:
             self._witness.receiver_said(self, _decode(frame))
+        elif self._party.role == "producer" and frame[1] in (HELLO, TRANSFER):
+            self._witness.producer_said(self, _decode(frame))
         elif self._party.role == "node" and frame[1] == HELLO:
             self.far = _decode(frame)[3]
 
     def channel_opened(self, channel: IChannel) -> None:
         """See `IChannelUser`."""
         self.channel = tapped = TapChannel(self, channel)
+        self.opened_at = self._witness._seconds()
         self._party.taps.append(self)
         self._user.channel_opened(cast("IChannel", tapped))
 

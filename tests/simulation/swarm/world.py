@@ -103,7 +103,7 @@ class World:
         self.deaths: Counter[bytes] = Counter()  # by which message
         self.patterns: dict[str, Patterns] = {}
         self.removed: dict[str, list[float]] = {}
-        self.log_restored_at = -1.0
+        self.log_restored_at = self.log_saved_at = -1.0
         self.is_blocked = False  # by dead letters: what waits may wait on
         self.steps = 0
         self._numbers = 0
@@ -548,6 +548,9 @@ class World:
         """The node's log is that of an earlier moment."""
         self.witness.forgetful = True
         self.log_restored_at = self.now
+        # What was accepted before every copy that was put back is in all of them.
+        earlier = self.log_saved_at
+        self.log_saved_at = saved_at if earlier < 0 else min(earlier, saved_at)
 
     def do_power(self, who: str, operations: int, seconds: float) -> None:
         """The power of the node's machine fails, at once or in one of the next operations."""
