@@ -430,6 +430,20 @@ _ALL = [
         catcher=_test("tests/unit/test_connection_reading.py", "ranges_of_a_resume_are_bounded"),
     ),
     Mutant(
+        name="held-up-senders-are-refused",
+        at=f"{INGRESS}._refused",
+        old="isinstance(error, LogFull | LimitReached)",
+        new="isinstance(error, LogFull)",
+        catcher=_test("tests/unit/test_node_ranges.py", "lanes_are_held_up"),
+    ),
+    Mutant(
+        name="every-goodbye-ends-an-incarnation",
+        at="msgservice.node.peer:Peer.peer_leaves",
+        old="code == BYE_SETTLED",
+        new="True",
+        catcher=_test("tests/unit/test_node_room.py", "ends_no_incarnation"),
+    ),
+    Mutant(
         name="all-of-a-resume-is-kept",
         at="msgservice.core.session:Session._take_resume",
         old="del self._ranges[self.ranges_kept - 1 : -1]",
