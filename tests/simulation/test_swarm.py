@@ -16,8 +16,12 @@ from typing import Any
 import pytest
 from twisted.logger import LogEvent
 
+from msgservice.core.datagram.receiver import ReceivingHalf
 from msgservice.core.inbox import Inbox, Marks
 from msgservice.core.outbox import Outbox
+from msgservice.log.store import Store
+from msgservice.node.directory import Directory
+from msgservice.records import ReceiverRow
 from tests.simulation.seeds import seeds
 from tests.simulation.swarm.plan import Op, Part, Plan, draw
 from tests.simulation.swarm.shrink import Shrinker, as_test, fails
@@ -122,6 +126,63 @@ def test_a_planted_bug_is_found_and_shrunk_to_a_test_of_a_few_lines(
         scope[f"test_seed_{seed}"]()
     monkeypatch.undo()
     scope[f"test_seed_{seed}"]()  # without the bug it holds
+
+
+def _syncs_nothing(patch: pytest.MonkeyPatch) -> None:
+    """The log is never synced."""
+    connect = Store.connect
+
+    def connected(self: Store) -> None:
+        connect(self)
+        self.db.execute("pragma synchronous = off")
+
+    patch.setattr(Store, "connect", connected)
+
+
+def _hands_on_again(patch: pytest.MonkeyPatch) -> None:
+    """A session of datagrams hands on again what comes again."""
+    receive = ReceivingHalf.receive_run
+
+    def receive_run(self: ReceivingHalf, first: int, bodies: list[bytes], size: int) -> None:
+        if first + len(bodies) <= self.next_nonce:
+            self.deliveries.append((first, bodies, size))
+        receive(self, first, bodies, size)
+
+    patch.setattr(ReceivingHalf, "receive_run", receive_run)
+
+
+def _stays_suspended(patch: pytest.MonkeyPatch) -> None:
+    """Who was suspended once is left out of audiences for ever."""
+
+    def suspend(self: Directory, row: ReceiverRow, suspended: bool) -> None:
+        row.suspended = suspended
+        self._suspended.add(row.number)
+        self._by_subject.clear()
+
+    patch.setattr(Directory, "set_suspended", suspend)
+
+
+ADDED = [
+    (_syncs_nothing, "the node ends"),
+    (_hands_on_again, "a session of datagrams lies"),
+    (_stays_suspended, "left out for ever"),
+]
+
+
+@pytest.mark.parametrize(("plant", "sign"), ADDED, ids=[plant.__name__ for plant, _ in ADDED])
+def test_a_bug_planted_where_the_swarm_was_widened_is_found(
+    plant: Any, sign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    kinds = {"_syncs_nothing": "power", "_stays_suspended": "suspend"}
+    for seed in range(300):
+        plan = draw(seed)
+        kind = kinds.get(plant.__name__)
+        if kind in {op.kind for op in plan.ops} if kind else plan.world.get("udp"):
+            found = fails(plan)
+            if found is not None and found.sign == sign:
+                return
+    pytest.fail("not found")
 
 
 def test_what_does_not_matter_goes_faults_first() -> None:

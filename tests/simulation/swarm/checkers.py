@@ -211,6 +211,7 @@ class Check:
         """Everything that can be judged at the end."""
         world = self.world
         world.run(5.0)
+        self._check_taken_in_again()
         self.now()
         for receiver in world.receivers.values():
             if hasattr(receiver, "look"):
@@ -225,6 +226,27 @@ class Check:
         self._check_size()
         if self.witness.found:
             raise self.witness.found[0]
+
+    def _check_taken_in_again(self) -> None:
+        """SEMANTICS 18: who was suspended, and has got all, is in new audiences again."""
+        world = self.world
+        names = [
+            name
+            for name in sorted(world.suspends)
+            if not world.receivers[name].is_dialled
+            and any(matches(one, "a.1") for one in world.receivers[name].patterns)
+            and (row := world.node.service.directory.get(name)) is not None
+            and not row.paused
+        ]
+        if not names or world.is_blocked:
+            return
+        producer = next(iter(world.producers.values()))
+        producer.send("a.1", 1, 0, None, False)
+        world.run(60.0)
+        sent = producer.sent[-1]
+        for name in names:
+            if sent.accepted_at is not None and name not in sent.audience:
+                self.fail("left out for ever", f"{name}, of {sent.body!r}")
 
     def _check_sent(self, sent: Sent) -> None:
         world = self.world
