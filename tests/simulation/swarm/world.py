@@ -306,9 +306,12 @@ class World:
         node = self.node
         if not node.is_stored:
             return False
-        if not node.process.clock.alive and failure.check(apsw.Error, LogFailed, LogUnavailable):
+        theirs = (apsw.Error, LogFailed, LogUnavailable)
+        if not node.process.clock.alive and failure.check(*theirs):
             return True
-        return bool(node.disk.sync_failed and failure.check(LogUnavailable, LogFailed))
+        return bool(
+            node.disk.sync_failed and failure.check(apsw.IOError, LogFailed, LogUnavailable)
+        )
 
     def _play(self) -> None:
         self.node.start()
