@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
+
+import apsw
 
 # About twice what 4,096 NACKs in one read take, the most of what is linear: some 50 ms each.
 LINES_MAX = 2_500_000
@@ -72,7 +75,8 @@ class Meter:
         try:
             return call()
         finally:
-            db.set_progress_handler(None)
+            with suppress(apsw.ConnectionClosedError):  # a job reopens it after a failed sync
+                db.set_progress_handler(None)
             sys.settrace(tracing)
             self.steps_max = max(self.steps_max, steps)
             if steps > STEPS_MAX:
