@@ -9,13 +9,13 @@ from functools import partial
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from msgservice.core.datagram import wire
 from msgservice.core.datagram.keys import Keys
 from msgservice.core.datagram.limits import DatagramLimits
-from tests.fuzz.datagram_stage import Stage
+from tests.fuzz.datagram_stage import TARGET, Stage
 from tests.fuzz.datagram_target import INSIDER, KEYED, ORDERED, PATIENT, SCENES
 from tests.fuzz.datagram_target import run as run_play
 from tests.simulation.datagram_paths import Address, Host, Path, World
@@ -118,11 +118,29 @@ SETTINGS = st.sampled_from(
 
 @settings(max_examples=400, deadline=None)
 @given(setting=SETTINGS, scene=st.integers(0, len(SCENES) - 1), acts=st.binary(max_size=120))
+# A responder closed a session that nothing had come in yet, and made it again, with another key, of
+# an H that was repeated: each took what the other said for forged, for ever.
+@example(setting=KEYED, scene=2, acts=bytes.fromhex("66020000000001 00ea00"))
 def test_no_play_of_outsiders_and_insiders_breaks_what_must_be_so(
     setting: int, scene: int, acts: bytes
 ) -> None:
     # The same plays and rules as `make fuzz`, which knows what an act reaches; see there.
     run_play(bytes([setting, scene]) + acts)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_session_that_ended_before_its_initiator_heard_of_it_makes_room_for_another(
+    keyed: bool,
+) -> None:
+    stage = Stage(keyed=keyed, insider=False)
+    stage.send(stage.target, stage.friend, 30)
+    while not stage.friend.endpoint.peers:
+        stage.pass_on()
+    stage.wire.clear()  # the answer is lost, and so is what tells of the end
+    stage.friend_restarted = True
+    stage.friend.endpoint.close(TARGET, stage.world.now)
+    stage.friend.turn()
+    stage.finish()
 
 
 @settings(max_examples=300, deadline=None)

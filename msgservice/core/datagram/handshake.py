@@ -15,8 +15,8 @@ from msgservice.core.datagram.session import Session
 from msgservice.core.datagram.table import SessionTable
 from msgservice.errors import LimitReached
 
-# With a cookie that was not answered so often, the other side may have a new secret: ask for
-# another.
+# With a cookie that was not answered so often, the other side may have a new secret, or have ended
+# a session of this name that we never heard of: ask for another, under another name.
 HELLOS_PER_COOKIE = 3
 # Handshakes that go unanswered are repeated at least so often, in seconds: one small datagram.
 HANDSHAKE_MAX = 10.0
@@ -71,6 +71,8 @@ class Handshakes(SessionTable):
         opening.tries += 1
         opening.tries_cookie += 1
         if opening.cookie and opening.tries_cookie > HELLOS_PER_COOKIE:
+            opening.identifier = int.from_bytes(self._entropy(8), "big")
+            opening.random = self._entropy(wire.RANDOM_BYTES)
             opening.cookie = b""
             opening.tries_cookie = 1
             opening.wait = RTO_INITIAL
@@ -147,8 +149,9 @@ class Handshakes(SessionTable):
                 self._send_opened(known, known.own_random)
             return
         if (address, identifier) in self._ended:
-            # An H that the net or somebody repeated: its sender had the answer long ago. A session
-            # made of it would have the name of one that the sender may still take for alive.
+            # An H that the net or somebody repeated. A session made of it would have the name of
+            # one that the sender may still take for alive, and another key: each would hold what
+            # the other says for forged. A sender that had no answer comes under another name.
             self.counters["ignored"] += 1
             return
         try:

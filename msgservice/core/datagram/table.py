@@ -207,7 +207,7 @@ class SessionTable:
         key = (session.address, session.identifier)
         if self._sessions.pop(key, None) is None:
             return
-        if session.proven and session.role == wire.RESPONDER:
+        if session.role == wire.RESPONDER:
             self._ended[key] = None
             if len(self._ended) > ENDED_MAX:
                 del self._ended[next(iter(self._ended))]
