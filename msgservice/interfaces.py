@@ -64,10 +64,12 @@ class ILog(Interface):
         Raises `LimitReached` beyond `limits.audiences`.
         """
 
-    def want_room() -> None:
+    def want_room(limit: str, sender: str = "") -> None:
         """Take note *now* that something was refused for want of a place in a table.
 
-        What nothing refers to, audiences and removed receivers, is soon looked for then.
+        `limit`: which there are, as `LimitReached` names it; of `sender_audiences`, `sender`'s.
+        What nothing refers to, audiences and removed receivers, is soon looked for then, and
+        history that every receiver has settled gives way where it has the places of audiences.
         """
 
     def take_forgotten() -> list[int]:

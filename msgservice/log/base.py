@@ -130,9 +130,11 @@ class StoreLog:
             self._next_audience += 1
         return found
 
-    def want_room(self) -> None:
+    def want_room(self, limit: str, sender: str = "") -> None:
         """See `ILog.want_room`."""
-        self._store.is_room_wanted = True
+        place = (limit, sender if limit == "sender_audiences" else "")
+        if place not in self._store.places_wanted:
+            self._store.places_wanted |= {place}
 
     def _forget_unused(self) -> None:
         """Make room among the audiences: those that no batch has, nor one that waits to be stored.

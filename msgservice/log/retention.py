@@ -18,7 +18,7 @@ import msgspec
 from msgservice.core.marks import Key, SenderState
 from msgservice.disk.database import as_json, full_is_told, insert_steps, one, rows
 from msgservice.limits import RUNS_REMEMBERED
-from msgservice.log import history
+from msgservice.log import history, places
 from msgservice.log.dedupe import mark_of
 from msgservice.log.staging import (
     ASKED,
@@ -47,8 +47,6 @@ FORGET_MAX = 1000  # senders and audiences of one call
 FREE_PAGES_KEPT = 16 * 1024  # 64 MiB stay in the file for the next backlog
 VACUUM_PAGES = 2048  # given back to the disk in one call
 
-_PINNED = 2**62  # beyond every position
-
 _CANDIDATES = """
 select json_group_array(json_array(number, audience, count, size)) from (
     select b.number, b.audience, b.count, b.size
@@ -73,6 +71,13 @@ select total(coalesce(
             and number > json_extract(a.value, '$[1]') order by number limit 1),
         json_extract(a.value, '$[3]')))
 from json_each(?1) as a
+"""
+
+# History that gives way: all batches of a range that have their frames.
+_IN_THE_WAY = """
+select json_group_array(json_array(number, audience, size)) from (
+    select number, audience, size from batch
+    where number between ?1 and ?2 and frame is not null order by number limit ?3)
 """
 
 _HEAD = """
@@ -151,7 +156,7 @@ def _retain(store: Store, here: Collection[Key]) -> bool:
     more = _remove_settled(store)
     state = store.state
     if store.tidied_at is None or state.age - store.tidied_at >= _tidy_every(store):
-        more = _tidy(store, here) or more
+        more = _make_places(store) or _tidy(store, here) or more
     elif len(state.senders) - len(here) > store.limits.incarnations:
         more = _forget_early(store, here) or more
     return _remove_dead_letters(store) or more
@@ -163,18 +168,38 @@ def _tidy_every(store: Store) -> int:
     Where it stands in the way of new messages or receivers, for want of a place, not long.
     """
     full = store.audiences_known >= store.limits.audiences
-    return LOOK_AGAIN if full or store.is_room_wanted else HOUR
+    return LOOK_AGAIN if full or store.places_wanted else HOUR
 
 
 def _remove_settled(store: Store) -> bool:
     picked, more = _pick(store)
-    if picked and picked[-1][0] > store.state.saved:
-        store.save()
-        if picked[-1][0] > store.state.saved:
-            raise apsw.FullError("save")
     if picked or _head_is_dropped(store):
         more = _remove(store, picked) or more
     return more
+
+
+def _make_places(store: Store) -> bool:
+    """Remove history that has the places of sets that are wanted (SEMANTICS 19); more?
+
+    It is looked for once, and then goes in as many calls as it takes.
+    """
+    state = store.state
+    if store.gives_way_below is None:
+        store.gives_way_below = places.gives_way_below(store) if store.places_wanted else 0
+    below, before = store.gives_way_below, state.oldest
+    if before >= below:
+        return False
+    picked: list[tuple[int, int, int]] = []
+    size_sum = 0
+    for number, audience, size in _decode(
+        one(store.db, _IN_THE_WAY, (before, below - 1, BATCHES_MAX))
+    ):
+        picked.append((number, audience, size))
+        size_sum += size
+        if size_sum >= BYTES_MAX:
+            break
+    _remove(store, picked)
+    return state.oldest < below and (bool(picked) or state.oldest > before)
 
 
 def _note_presence(store: Store, here: Collection[Key], left: Collection[Key]) -> None:
@@ -192,19 +217,6 @@ def _note_presence(store: Store, here: Collection[Key], left: Collection[Key]) -
 # --- which ----------------------------------------------------------------------------------------
 
 
-def _settled_to(store: Store, total: Totals) -> int:
-    """Return the position up to which every receiver of an audience is past its batches."""
-    state = store.state
-    settled = _PINNED
-    for number in total.audience.members:
-        at = state.receivers.get(number)
-        if at is None:
-            return -1  # not made yet: it wants all
-        if not at.removed:
-            settled = min(settled, at.cursor)
-    return settled
-
-
 def _pick(store: Store) -> tuple[list[tuple[int, int, int]], bool]:
     """Return the batches whose frames go now, as (number, audience, size), rising; and: more?"""
     db, limits = store.db, store.limits
@@ -215,7 +227,7 @@ def _pick(store: Store) -> tuple[list[tuple[int, int, int]], bool]:
     bounds: list[tuple[int, int, int, int]] = []
     settled: dict[int, int] = {}
     for total in waiting:
-        position = _settled_to(store, total)
+        position = places.settled_to(store, total)
         if position < 0:
             continue
         last = min(number_of(position), total.last)
@@ -239,7 +251,7 @@ def _pick(store: Store) -> tuple[list[tuple[int, int, int]], bool]:
         entry = shown.setdefault(audience, [0, 0])
         entry[0] += 1
         entry[1] = max(entry[1], number)
-    horizon = min((last for share, last in shown.values() if share == each), default=_PINNED)
+    horizon = min((last for share, last in shown.values() if share == each), default=places.PINNED)
     kept = int(one(db, _SETTLED_BYTES, (text,)))
     old_below = store.kept_long_enough
     keep_bytes = min(limits.keep_bytes, kept - store.to_give_way)
@@ -255,7 +267,7 @@ def _pick(store: Store) -> tuple[list[tuple[int, int, int]], bool]:
         picked.append((number, audience, size))
         size_sum += size
         kept -= size
-    return picked, len(bounds) >= AUDIENCES_MAX or horizon < _PINNED
+    return picked, len(bounds) >= AUDIENCES_MAX or horizon < places.PINNED
 
 
 def _head_is_dropped(store: Store) -> bool:
@@ -273,6 +285,10 @@ def _head_is_dropped(store: Store) -> bool:
 def _remove(store: Store, picked: Sequence[tuple[int, int, int]]) -> bool:
     """Remove the picked frames, and the oldest rows that have none; return whether more may go."""
     state = store.state
+    if picked and picked[-1][0] > state.saved:
+        store.save()
+        if picked[-1][0] > state.saved:
+            raise apsw.FullError("save")
     numbers = {number for number, _, _ in picked}
     totals: dict[int, Totals] = {}
     for number, audience, _ in picked:
@@ -498,7 +514,8 @@ def _tidy(store: Store, here: Collection[Key]) -> bool:
     more = more or FORGET_MAX in (len(unused), len(forgotten))
     if not more:
         store.tidied_at = state.age
-        store.is_room_wanted = False  # who still finds none says so again
+        store.gives_way_below = None
+        store.places_wanted = frozenset()  # who still finds none says so again
     return more
 
 
@@ -602,7 +619,7 @@ def _unused_audiences(store: Store) -> list[Totals]:
     All too where a limit below that of all, of one sender for example, has stood in the way.
     """
     state = store.state
-    many = len(state.totals) > store.limits.audiences // 2 or store.is_room_wanted
+    many = len(state.totals) > store.limits.audiences // 2 or bool(store.places_wanted)
     return [
         total
         for total in state.totals.values()

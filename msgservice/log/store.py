@@ -97,8 +97,10 @@ class Store:
         self.removed_seen_at: dict[int, int] = {}
         self.gave_way_at: int | None = None  # … and last found nothing that could give way
         self.looked_at: int | None = None  # … and last found nobody to forget before the time
-        # Set by the reactor's thread: a new audience or receiver was refused for want of a place.
-        self.is_room_wanted = False
+        # Set anew by the reactor's thread: a new audience or receiver was refused for want of a
+        # place. The limit, and of `sender_audiences` whose.
+        self.places_wanted: frozenset[tuple[str, str]] = frozenset()
+        self.gives_way_below: int | None = None  # number: settled history does, for such places
         self.left: set[Key] = set()  # senders that said goodbye with all answered, since the start
         self.watch_files: Callable[[], FileWatch] | None = None
         self._watch: FileWatch | None = None

@@ -155,7 +155,7 @@ class Directory:
                 self._known[audience.number] = audience
                 self._made(audience)
         except LimitReached as limit:
-            self._log.want_room()
+            self._log.want_room(limit.limit, sender or "")
             if not self._told_full:
                 self._told_full = True
                 self._logger.warn(
@@ -230,7 +230,7 @@ class Directory:
         if len(self._by_name) >= self._limits.receivers:
             raise LimitReached("receivers", self._limits.receivers)
         if len(self._by_number) - len(self._by_name) >= self._limits.removed_receivers:
-            self._log.want_room()
+            self._log.want_room("removed_receivers")
             raise LimitReached("removed_receivers", self._limits.removed_receivers)
         row = ReceiverRow(number=self._next_number, name=name, patterns=tuple(patterns), cursor=-1)
         self._next_number += 1

@@ -270,11 +270,102 @@ def test_20_unused_audiences_make_room_where_a_lower_limit_than_that_of_all_is_r
     batch = make_batch(audience)
     log.append(batch)
     settle(log, 1, batch, 1)
-    log.log.want_room()  # as one sender is told who has made as many sets as he may
+    log.log.want_room("sender_audiences", "shop")  # as one is told who has made as many as he may
     for minutes in range(1, 4):
         while log.wait(log.log.retain(minutes * 60_000)):
             pass
     assert not audience.stored
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def keeping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
+    """A log that keeps its history for an hour, after its first look for what nobody needs."""
+    limits = Limits(
+        reserve_bytes=64 * 1024, keep_seconds=3600, sender_audiences=16, to_audiences=3, audiences=9
+    )
+    driver = Driver(request.param, tmp_path / "data", limits).open()
+    driver.receivers(1, 2, 3, 4)
+    drop_all(driver, 0)
+    yield driver
+    assert driver.wait(driver.log.audit()) == []
+    driver.reopen()
+    assert driver.wait(driver.log.audit()) == []
+    driver.close()
+
+
+def sets_of(log: Driver, *asked: tuple[str | None, list[int]]) -> list[Batch]:
+    """One batch for each set of receivers, made by the `to` of a sender, or by a pattern."""
+    batches = []
+    for sequence, (sender, members) in enumerate(asked, 1):
+        audience = log.log.audience(members)
+        audience.asked_by = sender
+        batches.append(make_batch(audience, sequence))
+    assert log.append(*batches) == batches
+    return batches
+
+
+def pass_minutes(log: Driver, minutes: range) -> None:
+    for minute in minutes:
+        drop_all(log, minute * 60_000)
+
+
+def kept(log: Driver, batches: list[Batch]) -> list[int]:
+    return numbers(log.read([batch.audience for batch in batches]))
+
+
+@pytest.mark.parametrize(
+    ("limit", "sender", "left"),
+    [
+        ("sender_audiences", "shop", [4, 5, 6, 7]),  # an eighth of 16: two sets of this sender
+        ("to_audiences", "", [2, 3, 4, 5, 6, 7]),  # of whichever sender
+        ("audiences", "", [2, 3, 4, 5, 6, 7]),
+        ("removed_receivers", "", [1, 2, 3, 4, 5, 6, 7]),  # history holds no place of these
+    ],
+)
+def test_19_history_gives_way_to_a_set_of_receivers_oldest_first_and_no_more_than_that(
+    keeping: Driver, limit: str, sender: str, left: list[int]
+) -> None:
+    log = keeping
+    asked = [("web", [1]), ("shop", [2]), ("shop", [3]), (None, [4]), (None, [1, 2])]
+    batches = sets_of(log, *asked, ("shop", [1, 3]), ("web", [2, 3]))
+    for number, count in ((1, 3), (2, 3), (3, 3), (4, 1)):
+        settle(log, number, batches[-1], count)
+    pass_minutes(log, range(1, 4))
+    assert [1, 2, 3, 4, 5, 6, 7] == kept(log, batches)
+    log.log.want_room(limit, sender)
+    pass_minutes(log, range(4, 8))
+    assert left == kept(log, batches)
+    stored = [batch.number for batch in batches if batch.audience.stored]
+    assert left == stored or limit == "removed_receivers"
+
+
+def test_19_history_behind_what_is_waited_for_does_not_give_way(keeping: Driver) -> None:
+    log = keeping
+    batches = sets_of(log, ("shop", [1]), (None, [2]), ("shop", [3]))
+    settle(log, 1, batches[-1], 1)
+    settle(log, 3, batches[-1], 1)
+    for minutes in (range(1, 3), range(3, 5)):
+        log.log.want_room("sender_audiences", "shop")
+        pass_minutes(log, minutes)
+        # Nothing is gained by the third: its row stays until the second has gone.
+        assert [2, 3] == kept(log, batches)
+    settle(log, 2, batches[1], 1)
+    log.log.want_room("sender_audiences", "shop")
+    pass_minutes(log, range(5, 8))
+    assert [] == kept(log, batches)
+    assert not any(batch.audience.stored for batch in (batches[0], batches[2]))
+
+
+def test_19_a_dead_letter_stays_when_the_history_around_it_gives_way(keeping: Driver) -> None:
+    log = keeping
+    (batch,) = sets_of(log, ("shop", [1]))
+    letter = DeadLetter(1, batch.first, "shop", "i1", 1, "s", b"message", "", 1, NOW)
+    log.progress(1, batch.last, settled={Status.DEAD: 1}, dead=[letter])
+    log.log.want_room("sender_audiences", "shop")
+    pass_minutes(log, range(1, 4))
+    assert [] == kept(log, [batch])
+    (found,) = log.wait(log.log.dead_letters(1, -1, 10))
+    assert b"message" == found.message
 
 
 def test_12_dead_letters_of_a_removed_receiver_stay_for_a_while_unless_their_room_is_needed(

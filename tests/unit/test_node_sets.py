@@ -93,6 +93,31 @@ def test_20_sets_of_receivers_that_come_and_go_cost_nothing_for_ever() -> None:
     assert acked(shop) == 1
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(sender_audiences=2), Limits(to_audiences=2), Limits(audiences=2, to_audiences=2)],
+    ids=["of one sender", "of all", "of all and of patterns"],
+)
+def test_19_nobody_waits_for_the_place_of_a_set_that_only_history_has(limits: Limits) -> None:
+    world = NodeWorld(limits)
+    names = [f"r{n}" for n in range(3)]
+    for name in names:
+        world.peer(name, receive={"subjects": [f"only.{name}"]}, answering=True)
+    shop = world.peer("shop")
+    nacks = taken = 0
+    for sequence, name in enumerate(names, 1):
+        for _ in range(15):  # each ten seconds, as long as it is told to wait
+            shop.transfer(sequence, "z", [b"x"], to=[name], nacks=nacks)
+            for _ in range(10):
+                world.settle(1.0)
+            nacks += len(shop.take(Nack))
+            if acked(shop):
+                taken += 1
+                break
+    assert 3 == taken
+    assert limits.keep_seconds == 3600.0
+
+
 def test_removed_receivers_are_limited() -> None:
     world = NodeWorld(Limits(removed_receivers=2))
     for n in range(2):

@@ -95,12 +95,6 @@ def _limits(random: Random) -> dict[str, Any]:
 def limits_of(plan: Plan) -> dict[str, Any]:
     """All limits that are in force, with what must go together."""
     limits = ALWAYS | plan.limits
-    if limits.get("audiences", 10_000) < 100 or limits.keys() & {
-        "to_audiences",
-        "sender_audiences",
-    }:
-        # Audiences are collected when what was sent to them has gone.
-        limits["keep_seconds"], limits["keep_bytes"] = 0.0, 0
     if "max_bytes" in limits:
         # A run must fit into the log, and into half of it: what one receiver may have waiting.
         limits["max_batch"] = min(limits.get("max_batch", 8_192), 8_192)
