@@ -236,10 +236,17 @@ _ALL = [
     # --- the log
     Mutant(
         name="retention-too-early",
-        at="msgservice.log.retention:_settled_to",
-        old="settled = _PINNED",
-        new="return _PINNED",
+        at="msgservice.log.places:settled_to",
+        old="settled = PINNED",
+        new="return PINNED",
         catcher=_test("tests/contract/test_log_retention.py", "test_"),
+    ),
+    Mutant(
+        name="history-that-is-waited-for-gives-way",
+        at="msgservice.log.places:gives_way_below",
+        old="waited_for = _first_waited_for(store)",
+        new="waited_for = PINNED",
+        catcher=_test("tests/contract/test_log_retention.py", "behind_what_is_waited_for"),
     ),
     Mutant(
         name="dedupe-without-incarnation",
