@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from twisted.internet.base import DelayedCall
 from twisted.internet.interfaces import (
@@ -35,6 +35,8 @@ from zope.interface import directlyProvides, implementer, providedBy
 TICK = 0.5  # seconds between two looks whether the reactor's clock has jumped
 JUMP = 0.05  # seconds by which it has, more than a clock that is only being adjusted
 CANCELLED_MAX = 64  # calls that were cancelled are kept until they are so many, and half of all
+
+R = TypeVar("R")
 
 
 def monotonic_of(reactor: Any) -> Callable[[], float]:
@@ -54,7 +56,7 @@ def wall_of(reactor: Any) -> Callable[[], int]:
     return lambda: int(reactor.seconds() * 1000)
 
 
-def timed(reactor: Any) -> Any:
+def timed(reactor: R) -> R:
     """Return the reactor, on whose `callLater` and `seconds` the wall clock has no influence.
 
     The same one each time, so that all of a process share its timers. A `Clock` is returned as
@@ -62,14 +64,28 @@ def timed(reactor: Any) -> Any:
     """
     if isinstance(reactor, TimedReactor | Clock) or not IReactorCore.providedBy(reactor):
         return reactor
-    made = vars(reactor).get(_KEPT)
+    made: TimedReactor | None = vars(reactor).get(_KEPT)
     if made is None:
         made = TimedReactor(reactor, MonotonicTimers(reactor))
         setattr(reactor, _KEPT, made)
-    return made
+    return cast("R", made)  # it passes on all else
 
 
 _KEPT = "_msgservice_timed"
+
+
+class Time:
+    """The time beside one reactor, for parts that need more of it than timers.
+
+    `clock`: its timers; `now`: a monotonic clock, seconds; `wall`: the wall clock, milliseconds.
+    """
+
+    __slots__ = ("clock", "now", "wall")
+
+    def __init__(self, reactor: Any) -> None:
+        self.clock: IReactorTime = timed(reactor)
+        self.now = monotonic_of(reactor)
+        self.wall = wall_of(reactor)
 
 
 class TimedReactor:

@@ -95,7 +95,7 @@ def _build(config: Config) -> IService:
         raise ConfigError([f"a node runs on Linux, not on {sys.platform} (docs/platforms.md)"])
     from twisted.internet import reactor
 
-    from msgservice.node.assembly import build_service
+    from msgservice.node.service import build_service
 
     bridge_logging()
     keep_flowing(reactor, config.limits.output_bytes)

@@ -5,30 +5,30 @@ Open to local connections. An error is answered as `ok = false` with a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from msgservice.codecs import TextCodec
 from msgservice.core.frames import Reply, Request
 from msgservice.core.subjects import is_reserved
 from msgservice.errors import MsgServiceError, NoResponder
+from msgservice.interfaces import ILog
+from msgservice.limits import Limits
 from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.admin_pages import PAGE_ROWS, Page
+from msgservice.node.connections import Connections
+from msgservice.node.directory import Directory
+from msgservice.node.dispatch import Dispatch
 from msgservice.node.ingress import hash_of
+from msgservice.node.receivers import Receivers
+from msgservice.node.replies import message
 from msgservice.records import Account, Found
 
-if TYPE_CHECKING:
-    from msgservice.node.node import NodeService
-
-JSON_TYPE = "application/json"
-
-_encode = msgspec.msgpack.Encoder().encode
 _to_json = msgspec.json.Encoder().encode
 
 
@@ -84,11 +84,6 @@ class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
 Handler = Callable[[Any], Awaitable[dict[str, Any]]]
 
 
-def _message(ok: bool, body: bytes, **headers: str) -> msgspec.Raw:
-    kind = JSON_TYPE if ok else TextCodec.content_type
-    return msgspec.Raw(_encode(WireMessage(body, {"content-type": kind, **headers})))
-
-
 def _counts(account: Account | None) -> dict[str, Any]:
     counts = {} if account is None else account.settled
     return {
@@ -109,26 +104,33 @@ def installed_version() -> str:
         return "unknown"
 
 
-def refusal_of(reply: Reply, reason: str) -> Reply:
-    """Return what is said in place of a reply that cannot be sent."""
-    message = _message(False, reason.encode())
-    return Reply([(number, False, message) for number, _, _ in reply.replies])
-
-
-def busy(request: Request, calls: int, limit: int) -> Reply:
-    """Return the answer to calls beyond what a connection may have unanswered: not now."""
-    text = f"limit requests = {limit} reached: wait for answers".encode()
-    message = _message(False, text, limit="requests")
-    return Reply([(request.id + call, False, message) for call in range(calls)])
-
-
 class Admin:
-    """See the module."""
+    """What answers requests to `$node.*`. `listeners`: what the node listens on, for people."""
 
     _logger = Logger()
 
-    def __init__(self, node: NodeService) -> None:
-        self._node = node
+    def __init__(
+        self,
+        *,
+        name: str,
+        log_id: str,
+        listeners: Sequence[str],
+        log: ILog,
+        directory: Directory,
+        dispatch: Dispatch,
+        connections: Connections,
+        receivers: Receivers,
+        limits: Limits,
+    ) -> None:
+        self._name = name
+        self._log_id = log_id
+        self._listeners = listeners
+        self._log = log
+        self._directory = directory
+        self._dispatch = dispatch
+        self._connections = connections
+        self._receivers = receivers
+        self._limits = limits
         self._handlers: dict[str, tuple[type[msgspec.Struct], Handler]] = {
             "$node.info": (_Nothing, self._info),
             "$node.receivers.list": (_List, self._list),
@@ -151,7 +153,7 @@ class Admin:
         replies = []
         for index, call in enumerate(calls):
             ok, body = await self._call(request.subject, call, local)
-            replies.append((request.id + index, ok, _message(ok, body)))
+            replies.append((request.id + index, ok, message(ok, body)))
         return Reply(replies)
 
     async def _call(self, subject: str, call: WireMessage, local: bool) -> tuple[bool, bytes]:
@@ -171,14 +173,13 @@ class Admin:
             return False, b"internal error: see the node's log"
 
     async def _info(self, _: _Nothing) -> dict[str, Any]:
-        node = self._node
-        room = node.log.room()
+        room = self._log.room()
         return {
-            "name": node.node_name,
-            "log_id": node.log_id,
+            "name": self._name,
+            "log_id": self._log_id,
             "version": installed_version(),
-            "listeners": node.listeners,
-            "connections": len(node.connections.peers),
+            "listeners": list(self._listeners),
+            "connections": len(self._connections.peers),
             "room": {
                 "used": room.used,
                 "maximum": room.maximum,
@@ -188,19 +189,18 @@ class Admin:
         }
 
     async def _list(self, asked: _List) -> dict[str, Any]:
-        node = self._node
-        page = Page(asked.limit, node.limits)
+        page = Page(asked.limit, self._limits)
         after, more = asked.after, True
         while more and page.takes:
-            names = node.directory.names_after(after, page.step + 1)
+            names = self._directory.names_after(after, page.step + 1)
             more = len(names) > page.step
-            rows = [node.directory.named(name) for name in names[: page.step]]
-            accounts = await node.log.accounts([row.number for row in rows])
+            rows = [self._directory.named(name) for name in names[: page.step]]
+            accounts = await self._log.accounts([row.number for row in rows])
             found = {one.receiver: one for one in accounts}
             for row in rows:
-                outlet = node.dispatch.outlets.get(row.number)
+                outlet = self._dispatch.outlets.get(row.number)
                 if outlet is not None and not page.add(
-                    row.name, node.state_of(outlet) | _counts(found.get(row.number))
+                    row.name, self._receivers.state_of(outlet) | _counts(found.get(row.number))
                 ):
                     more = True
                     break
@@ -208,7 +208,7 @@ class Admin:
         return {"receivers": list(page.rows.values()), "next": after if more else None}
 
     async def _add(self, asked: _Add) -> dict[str, Any]:
-        await self._node.receivers.add(
+        await self._receivers.add(
             asked.name,
             asked.subjects,
             address=asked.address,
@@ -220,7 +220,7 @@ class Admin:
         return {"name": asked.name}
 
     async def _change(self, asked: _Change) -> dict[str, Any]:
-        await self._node.receivers.change(
+        await self._receivers.change(
             asked.name,
             patterns=asked.subjects,
             address=asked.address,
@@ -231,30 +231,30 @@ class Admin:
         return {"name": asked.name}
 
     async def _pause(self, asked: _Name) -> dict[str, Any]:
-        await self._node.receivers.pause(asked.name, True)
+        await self._receivers.pause(asked.name, True)
         return {"name": asked.name, "paused": True}
 
     async def _resume(self, asked: _Name) -> dict[str, Any]:
-        await self._node.receivers.pause(asked.name, False)
+        await self._receivers.pause(asked.name, False)
         return {"name": asked.name, "paused": False}
 
     async def _remove(self, asked: _Remove) -> dict[str, Any]:
-        receivers = self._node.receivers
+        receivers = self._receivers
         if asked.confirm is None:
-            return {"queued": await receivers.queued(self._node.directory.named(asked.name).number)}
+            return {"queued": await receivers.queued(self._directory.named(asked.name).number)}
         return {"removed": await receivers.remove(asked.name, asked.confirm)}
 
     async def _status(self, asked: _Status) -> dict[str, Any]:
-        page = Page(asked.limit, self._node.limits)
+        page = Page(asked.limit, self._limits)
         limit = min(max(1, asked.limit), PAGE_ROWS)
-        found: Found | None = await self._node.log.find(asked.id, asked.after, limit)
+        found: Found | None = await self._log.find(asked.id, asked.after, limit)
         if found is None:
             raise ValueError(f"no message {asked.id!r} in the log")
         after, more = asked.after, found.more
         for number, (stored, attempts, reason) in found.states.items():
-            row = self._node.directory.numbered(number)
+            row = self._directory.numbered(number)
             if row is not None:
-                status = self._node.status_of(number, found.position, stored)
+                status = self._dispatch.status_of(number, found.position, stored)
                 told = {"status": status.name.lower(), "attempts": attempts, "reason": reason}
                 if not page.add(row.name, told):
                     more = True
@@ -271,11 +271,11 @@ class Admin:
         }
 
     async def _dead(self, asked: _DeadList) -> dict[str, Any]:
-        row = self._node.directory.named(asked.receiver)
-        page = Page(asked.limit, self._node.limits)
+        row = self._directory.named(asked.receiver)
+        page = Page(asked.limit, self._limits)
         after, more = asked.after, True
         while more and page.takes:
-            letters = await self._node.log.dead_letters(row.number, after, page.step)
+            letters = await self._log.dead_letters(row.number, after, page.step)
             more = bool(letters)
             for one in letters:
                 told = {
@@ -293,4 +293,4 @@ class Admin:
         return {"dead": list(page.rows.values()), "next": after if more else None}
 
     async def _audit(self, _: _Nothing) -> dict[str, Any]:
-        return {"discrepancies": await self._node.log.audit()}
+        return {"discrepancies": await self._log.audit()}

@@ -1,141 +1,187 @@
-"""How a node is put together: the whole graph on one page. Read this first.
+"""How a node is put together: every part of it by name, on one page. Read this first.
 
-    transport (tcp, …) ─ Connection ─ Peer ─┬─ Ingress ── Commits ── ILog
-                                            └─ Outlet ──── (progress) ┘
+    transport (tcp, …) ─ Connection ─ Peer ─┬─ Greeter: who is it?
+                                            ├─ Ingress ─ Acceptance ─ Commits ─ ILog
+                                            └─ Outlet ───── (progress) ──┘
     Commits ─ after each group ─► Tracker (STATUS) and Dispatch (Tail, Outlets)
     Directory: who receives what, and Receivers, which changes it.  Connections: who is there.
-    Admin: `$node.*`.
+    Admin: `$node.*`.  Upkeep: retention.
 
-`build_service` makes the service of `twistd msgservice` from a checked `Config`; `Node` is for
-programs that embed one.
+A part names what it works with in its `__init__`. Where two need each other, one of them asks
+through a Protocol in its own file, or a function that is given here. `NodeService` (`node`) opens
+the log, has all of this made, and starts and stops it; `service` is what programs use.
 """
 
 from __future__ import annotations
 
-import os
-import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-from twisted.logger import Logger
-
-from msgservice.errors import LogReplaced
+from msgservice.clock import Time
+from msgservice.errors import LogFailed
+from msgservice.interfaces import ILog
 from msgservice.limits import Limits, Rate
-from msgservice.log.sqlite import SqliteLog
-from msgservice.node.node import NodeService
-from msgservice.records import ReceiverRow
+from msgservice.node.acceptance import Acceptance
+from msgservice.node.admin import Admin
+from msgservice.node.commits import Commits
+from msgservice.node.connections import Connections
+from msgservice.node.directory import Directory
+from msgservice.node.dispatch import Dispatch
+from msgservice.node.greeting import Greeter
+from msgservice.node.outlet import Outlet, Outlets
+from msgservice.node.pace import RateLimits
+from msgservice.node.peer import Peer
+from msgservice.node.receivers import Receivers
+from msgservice.node.tail import Tail
+from msgservice.node.tracker import Tracker
+from msgservice.node.upkeep import Upkeep
+from msgservice.records import Batch, Snapshot
+from msgservice.transport.registry import Transports
 
-SWITCH_INTERVAL = 0.0005  # seconds; the writer thread must win the interpreter back quickly
-EXIT_FAILED = 1
 
-_logger = Logger(namespace="msgservice.node")
+@dataclass(frozen=True)
+class Facts:
+    """What a node says of itself."""
+
+    name: str
+    log_id: str
+    insecure: bool
+    listeners: Sequence[str]  # grows while the node starts
 
 
-class Node(NodeService):
-    """A node on a data folder, an `IService`: `setServiceParent` or `startService` it.
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one node, wired."""
 
-    `data`: its folder, made if missing. `listen`: endpoint strings, none by default (an embedded
-    node needs none: `node.client`). `failed`: called when it cannot start or go on; by default
-    that is logged and the process ends with status 1. `rate`, `rates`: see `NodeService`.
+    tail: Tail
+    commits: Commits
+    dispatch: Dispatch
+    directory: Directory
+    tracker: Tracker
+    outlets: Outlets
+    connections: Connections
+    receivers: Receivers
+    greeter: Greeter
+    admin: Admin
+    upkeep: Upkeep
+
+
+def assemble(
+    log: ILog,
+    snapshot: Snapshot,
+    *,
+    facts: Facts,
+    time: Time,
+    limits: Limits,
+    transports: Transports,
+    rate: Rate | None,
+    rates: Mapping[str, Rate],
+    rng: Callable[[], float],
+    fatal: Callable[[LogFailed], None],
+) -> Parts:
+    """Return the parts of a node on an open log, knowing what the log knows; nothing runs yet.
+
+    `fatal` is called with the error when the log, and so the node, cannot go on.
     """
 
-    def __init__(
-        self,
-        reactor: Any,
-        data: str | os.PathLike[str],
-        *,
-        name: str = "",
-        listen: Sequence[str] = (),
-        receivers: Sequence[ReceiverRow] = (),
-        limits: Limits | None = None,
-        insecure: bool = False,
-        rate: Rate | None = None,
-        rates: Mapping[str, Rate] | None = None,
-        failed: Callable[[Exception], None] | None = None,
-    ) -> None:
-        limits = Limits() if limits is None else limits
-        super().__init__(
-            reactor,
-            log=SqliteLog(Path(data).absolute(), reactor=reactor, limits=limits),
-            name=name,
-            listen=listen,
-            receivers=receivers,
+    def after_group(batches: list[Batch]) -> None:
+        tracker.flush()
+        dispatch.stored(batches)
+        if commits.uncommitted_bytes <= limits.uncommitted_bytes // 2:
+            connections.resume_senders()
+
+    def make_peer(expected: Outlet | None) -> Peer:
+        return Peer(
+            expected,
+            greeter=greeter,
+            acceptance=acceptance,
+            commits=commits,
+            tracker=tracker,
+            dispatch=dispatch,
+            register=connections,
+            requests=admin,
+            clock=time.clock,
             limits=limits,
-            insecure=insecure,
-            rate=rate,
-            rates=rates,
-            rng=random.SystemRandom().random,
-            failed=failed or (lambda error: end_process(reactor, error)),
         )
 
-
-def build_service(config: Any, *, reactor: Any) -> Node:
-    """Return the service for a `config.Config`."""
-    # A commit must win the interpreter back from a busy reactor for each of its steps; with the
-    # default of 5 ms a group takes up to five times longer (bench/fanout.py).
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    return Node(
-        reactor,
-        config.data,
-        name=config.name or "",
-        listen=[one.address for one in config.listen],
-        receivers=[
-            ReceiverRow(
-                number=0,
-                name=one.name,
-                address=one.address,
-                patterns=tuple(one.subjects),
-                order=one.order,
-                paused=one.paused,
-                configured=True,
-                window_messages=one.window_messages,
-                window_bytes=one.window_bytes,
-                on_full=one.on_full,
-                backlog_bytes=one.backlog_bytes,
-            )
-            for one in config.receivers
-        ],
-        limits=config.limits,
-        insecure=config.insecure,
-        rate=config.rate,
-        rates={one.name: one.rate for one in config.receivers if one.rate is not None},
+    # From the log to the receivers.
+    tail = Tail(snapshot.next_number, limits.tail_bytes)
+    commits = Commits(log, time=time, after_group=after_group, fatal=fatal)
+    dispatch = Dispatch(
+        tail, limits, time.clock, lambda row, suspended: receivers.set_suspended(row, suspended)
+    )
+    directory = Directory(log, limits, dispatch.audience_made, dispatch.audience_unmade)
+    tracker = Tracker(log, directory, time.clock)
+    outlets = Outlets(
+        log=log,
+        tail=tail,
+        commits=commits,
+        tracker=tracker,
+        time=time,
+        limits=limits,
+        rates=rates,
+        total=RateLimits(time.clock, total=rate, seconds=time.now),
+        rng=rng,
+        dead_stored=lambda outlet: receivers.dead_stored(outlet),
     )
 
-
-HOLD_SAYS = 60.0  # seconds between two lines of a node that only holds its files
-
-
-def end_process(reactor: Any, error: Exception) -> None:
-    """Say why, stop the reactor, and let the process end with a status other than 0.
-
-    One whose files were replaced does not end: they go with it, and what it acknowledged is in no
-    others. It takes and delivers nothing, and keeps the folder, until somebody stops it.
-    """
-    if isinstance(error, LogReplaced):
-        _hold(reactor, error)
-        return
-    _logger.critical("the node cannot go on: {error}", error=str(error))
-    # twist and twistd end with 0 after `reactor.stop`, whatever was the reason.
-    reactor.addSystemEventTrigger("after", "shutdown", _exit_failed)
-    if reactor.running:
-        reactor.stop()
-    else:
-        reactor.callWhenRunning(reactor.stop)
-
-
-def _hold(reactor: Any, error: LogReplaced) -> None:
-    _logger.critical(
-        "the node takes and delivers nothing any more, and waits to be stopped: {error}. Copy them"
-        " first if you need them: /proc/{pid}/fd",
-        error=str(error),
-        pid=os.getpid(),
+    # Who is there.
+    connections = Connections(
+        make_peer, dispatch=dispatch, transports=transports, time=time, limits=limits
     )
-    reactor.callLater(HOLD_SAYS, _hold, reactor, error)
+    receivers = Receivers(
+        log=log,
+        tail=tail,
+        commits=commits,
+        tracker=tracker,
+        directory=directory,
+        dispatch=dispatch,
+        outlets=outlets,
+        connections=connections,
+        time=time,
+        rng=rng,
+        limits=limits,
+    )
 
+    # What a connection may do.
+    greeter = Greeter(
+        name=facts.name,
+        log_id=facts.log_id,
+        insecure=facts.insecure,
+        log=log,
+        tail=tail,
+        receivers=receivers,
+        places=connections,
+        limits=limits,
+    )
+    acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits)
+    admin = Admin(
+        name=facts.name,
+        log_id=facts.log_id,
+        listeners=facts.listeners,
+        log=log,
+        directory=directory,
+        dispatch=dispatch,
+        connections=connections,
+        receivers=receivers,
+        limits=limits,
+    )
+    upkeep = Upkeep(
+        log, commits=commits, connections=connections, directory=directory, time=time, fatal=fatal
+    )
 
-def _exit_failed() -> None:
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(EXIT_FAILED)
+    receivers.load(snapshot)
+    directory.load(snapshot.receivers, snapshot.audiences)
+    return Parts(
+        tail=tail,
+        commits=commits,
+        dispatch=dispatch,
+        directory=directory,
+        tracker=tracker,
+        outlets=outlets,
+        connections=connections,
+        receivers=receivers,
+        greeter=greeter,
+        admin=admin,
+        upkeep=upkeep,
+    )

@@ -8,13 +8,14 @@ order: the directory's changes, the batches, the progress.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.clock import Time
 from msgservice.errors import LimitReached, LogFailed, LogFull, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_OVERHEAD
@@ -77,8 +78,7 @@ class Commits:
         self,
         log: ILog,
         *,
-        clock: Any,
-        wall: Callable[[], int],
+        time: Time,
         after_group: Callable[[list[Batch]], None],
         fatal: Callable[[LogFailed], None],
     ) -> None:
@@ -87,8 +87,7 @@ class Commits:
         self._refused_because: str | None = None
         self.groups = 0  # how many were stored
         self._log = log
-        self._clock = clock
-        self._wall = wall
+        self._time = time
         self._after_group = after_group
         self._fatal = fatal
         self._next = Group()
@@ -180,7 +179,7 @@ class Commits:
         if self._running:
             return
         if self._due is None:
-            self._due = self._clock.callLater(delay, self._kick_due)
+            self._due = self._time.clock.callLater(delay, self._kick_due)
         elif not delay:
             self._due.reset(0.0)
 
@@ -203,7 +202,7 @@ class Commits:
         waiters, self._waiters = self._waiters, []
         self._next = Group()
         self._running = True
-        group.now = self._wall()
+        group.now = self._time.wall()
         self._log.append(group).addBoth(self._ended, group, sources, waiters, progressing)
 
     def _ended(
@@ -320,7 +319,7 @@ class Commits:
         self._waiters = waiters + self._waiters
         self._after_group([])
         if self._due is None:
-            self._due = self._clock.callLater(RETRY_DELAY, self._kick_due)
+            self._due = self._time.clock.callLater(RETRY_DELAY, self._kick_due)
 
     def take_refusals(self) -> tuple[str | None, int]:
         """Return why the log refused runs since the last call, or None, and how many."""

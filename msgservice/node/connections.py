@@ -7,18 +7,22 @@ Newest connection wins: for senders per name and incarnation, for receivers per 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 
+from msgservice.clock import Time
 from msgservice.connection import UNCOMMITTED, Connection
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED
 from msgservice.errors import BadAddress, NameHeld
 from msgservice.interfaces import IChannelUser, IConnector
+from msgservice.limits import Limits
+from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
-from msgservice.node.shared import Shared
+from msgservice.transport.registry import Transports
 
 
 def _same_program(older: Peer, newer: Peer) -> bool:
@@ -28,14 +32,26 @@ def _same_program(older: Peer, newer: Peer) -> bool:
 
 
 class Connections:
-    """See the module."""
+    """The connections of a node. `make_peer(outlet)`: one more, of what was dialled or of None."""
 
     _logger = Logger()
 
-    def __init__(self, node: Shared) -> None:
+    def __init__(
+        self,
+        make_peer: Callable[[Outlet | None], Peer],
+        *,
+        dispatch: Dispatch,
+        transports: Transports,
+        time: Time,
+        limits: Limits,
+    ) -> None:
         self.peers: dict[Peer, None] = {}
         self.links: dict[int, IConnector] = {}  # by receiver number
-        self._node = node
+        self.make_peer = make_peer
+        self._dispatch = dispatch
+        self._transports = transports
+        self._time = time
+        self._limits = limits
         self._peers_made = 0
         self._senders: dict[tuple[str, str], Peer] = {}
         self._receiving: dict[int, Peer] = {}
@@ -52,12 +68,12 @@ class Connections:
 
     def make_user(self) -> IChannelUser:
         """Return what stands behind a channel that was accepted."""
-        return self._connection(Peer(self._node))
+        return self._connection(None)
 
-    def _connection(self, peer: Peer) -> Connection:
-        node = self._node
+    def _connection(self, expected: Outlet | None) -> Connection:
+        peer, time = self.make_peer(expected), self._time
         return Connection(
-            peer, clock=node.clock, now=node.now, limits=node.limits, takes=peer.takes
+            peer, clock=time.clock, now=time.now, limits=self._limits, takes=peer.takes
         )
 
     def dial(self, outlet: Outlet) -> None:
@@ -82,13 +98,10 @@ class Connections:
         self._connector(address, None)
 
     def _connector(self, address: str, expected: Outlet | None) -> IConnector:
-        node = self._node
-        return node.transports.find(address).connector(
-            node.clock,
-            address,
-            lambda: self._connection(Peer(node, expected=expected)),
-            node.limits,
+        connector: IConnector = self._transports.find(address).connector(
+            self._time.clock, address, lambda: self._connection(expected), self._limits
         )
+        return connector
 
     def undial(self, outlet: Outlet) -> Deferred[Any]:
         """Dial it no more; fire when the connection that was dialled has gone."""
@@ -168,7 +181,7 @@ class Connections:
         number = outlet.row.number
         until = self._held.get(number)
         if until is not None:
-            left = until - self._node.now()
+            left = until - self._time.now()
             if left > 0:
                 raise NameHeld(outlet.name, math.ceil(left))
             del self._held[number]
@@ -198,7 +211,7 @@ class Connections:
     def _count_replacement(self, outlet: Outlet) -> None:
         """Hold a name whose receivers replace each other too often."""
         number = outlet.row.number
-        now, limits = self._node.now(), self._node.limits
+        now, limits = self._time.now(), self._limits
         recent = [t for t in self._replaced.get(number, []) if t > now - limits.replacement_window]
         self._replaced[number] = [*recent, now]
         if len(recent) + 1 > limits.replacements:
@@ -261,14 +274,13 @@ class Connections:
 
     async def stop(self) -> None:
         """Say goodbye to all of them; return when they have gone, within `stop_timeout`."""
-        node = self._node
         gone: Deferred[None] = Deferred()
         self._peers_gone = gone
-        links = [self.undial(outlet) for outlet in node.dispatch]
+        links = [self.undial(outlet) for outlet in self._dispatch]
         # Not when all is stored: with a producer that goes on sending, that time never comes.
         for peer in list(self.peers):
             peer.leave(BYE_CLOSING, "the node stops")
-        deadline = node.clock.callLater(node.limits.stop_timeout, self.abort)
+        deadline = self._time.clock.callLater(self._limits.stop_timeout, self.abort)
         if self.peers:
             await gone
         await gatherResults(links)

@@ -7,13 +7,13 @@ away cost nothing here, however many they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.limits import Limits
+from msgservice.message import Status
 from msgservice.node.outlet import Outlet
 from msgservice.node.tail import Tail
 from msgservice.records import Audience, Batch, ReceiverRow
@@ -31,7 +31,7 @@ class Dispatch:
         self,
         tail: Tail,
         limits: Limits,
-        clock: Any,
+        clock: IReactorTime,
         set_suspended: Callable[[ReceiverRow, bool], None],
     ) -> None:
         self.outlets: dict[int, Outlet] = {}  # by receiver number
@@ -221,6 +221,15 @@ class Dispatch:
                 )
                 for audience in outlet.audiences:
                     self._full_audiences[audience] = reason
+
+    # --- for people
+
+    def status_of(self, number: int, position: int, stored: Status) -> Status:
+        """The status to show: `sent` is a view of `queued` (SEMANTICS 10)."""
+        outlet = self.outlets.get(number)
+        if stored is Status.QUEUED and outlet is not None and outlet.in_flight(position):
+            return Status.SENT
+        return stored
 
     def stop(self) -> None:
         """No timer is left behind."""

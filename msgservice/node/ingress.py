@@ -1,17 +1,17 @@
 """What one connected sender hands in: checked, stored, acknowledged. The only place that ACKs.
 
 A TRANSFER is decoded once, to check it, and then stored as the bytes that came. Everything that
-can fail is checked before it is queued; the answer leaves after the commit that holds it.
+can fail is checked before it is queued (`acceptance`); the answer leaves after the commit that
+holds it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -25,29 +25,16 @@ from msgservice.errors import (
     LimitReached,
     LogFull,
     LogUnavailable,
-    MalformedFrame,
-    MessageTooLarge,
-    NoReceiver,
-    NotYetBuilt,
     ProtocolError,
     Refused,
     WindowExceeded,
 )
-from msgservice.limits import BATCH_INDEX_BITS
-from msgservice.message import (
-    FLAG_REPLAY,
-    FLAG_REQUIRE,
-    FLAG_RETAIN,
-    FLAG_UNKNOWN_ELEMENT,
-    FLAGS_KNOWN,
-    Action,
-    WireMessage,
-    count_of,
-    decode_known_messages,
-)
-from msgservice.node.shared import IngressShared
-from msgservice.node.tracker import Watch
-from msgservice.records import Audience, Batch, Known, Origin, Outcome, RefusedBatch
+from msgservice.limits import Limits
+from msgservice.message import Action
+from msgservice.node.acceptance import Acceptance
+from msgservice.node.commits import Commits
+from msgservice.node.tracker import Tracker, Watch
+from msgservice.records import Batch, Known, Outcome, RefusedBatch
 
 FULL_DELAY_MS = 1000  # how soon a refused sender asks again
 
@@ -57,34 +44,54 @@ def hash_of(incarnation: str) -> str:
     return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
 
 
+class Senders(Protocol):
+    """All the senders of a node (`connections`)."""
+
+    def pause_senders(self) -> None:
+        """Too much is taken in and not committed: read from none of them for now."""
+
+
 class Ingress:
-    """See the module. One for each connection."""
+    """What one connection hands in.
+
+    `said`: how many ranges the node's RESUME has. `answered` is called when everything that was
+    taken in was answered.
+    """
 
     _logger = Logger()
 
     def __init__(
         self,
-        node: IngressShared,
         connection: Connection,
         name: str,
         incarnation: str,
-        clock: Any,
-        answered: Callable[[], None],
+        *,
+        acceptance: Acceptance,
+        commits: Commits,
+        tracker: Tracker,
+        senders: Senders,
+        clock: IReactorTime,
+        limits: Limits,
         said: int,
+        answered: Callable[[], None],
     ) -> None:
-        self.answers = Answers(said)  # ranges that the node's RESUME has
+        self.answers = Answers(said)
         self.watch: Watch | None = None
         self.accepted = 0  # messages, on this connection
         self.waiting = 0  # batches taken in and not answered; their messages and bytes:
         self._waiting_messages = 0
         self._waiting_bytes = 0
-        self._node = node
+        self._acceptance = acceptance
+        self._commits = commits
+        self._tracker = tracker
+        self._senders = senders
         self._connection = connection
         self._name = name
         self._incarnation = incarnation
         self._hash = hash_of(incarnation)
         self._clock = clock
-        self._answered = answered  # called when everything taken in was answered
+        self._limits = limits
+        self._answered = answered
         self._out: list[Frame] = []
         self._flush: IDelayedCall | None = None
 
@@ -92,11 +99,9 @@ class Ingress:
 
     def received(self, transfer: Transfer) -> None:
         """Take a run in, or owe a NACK for it. Raises `MalformedFrame`, `WindowExceeded`."""
-        limits = self._node.limits
-        count = count_of(transfer.messages)
-        if not 0 < count <= limits.batch_messages:  # before they are decoded, which takes long
-            raise MalformedFrame(f"{count} messages in a run, 1 to {limits.batch_messages} allowed")
-        messages, known = decode_known_messages(transfer.messages)
+        acceptance = self._acceptance
+        messages, known = acceptance.decode(transfer)
+        count = len(messages)
         raw = memoryview(transfer.messages)
         first, subject = transfer.sequence, transfer.subject
         last = first + count - 1
@@ -105,43 +110,35 @@ class Ingress:
         if self.waiting:
             self._check_window(count, raw.nbytes)
         try:
-            _check_origin(transfer, known)
-            audience = self._audience(transfer, messages, raw.nbytes)
+            audience = acceptance.audience(
+                transfer, messages, raw.nbytes, known=known, sender=self._name
+            )
         except (Refused, BadSubject, BadName) as refused:
             self._refuse(first, last, subject, Action.REFUSED, 0, str(refused))
             return
         except LimitReached as limit:
             self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, str(limit))
             return
-        full = self._node.log_full() or self._node.dispatch.full(audience)
+        full = acceptance.full(audience)
         if full is not None:
             self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, full)
             return
-        tagged = [m for m in messages if m.id is not None]
-        batch = Batch(
-            self._name,
-            self._incarnation,
-            first,
-            count,
-            subject,
+        batch = acceptance.batch(
+            transfer,
+            messages,
+            raw,
             audience,
-            transfer.messages,
-            raw.nbytes,
-            zlib.crc32(raw),
-            first - 1 if transfer.after is None else transfer.after,
-            transfer.flags,
-            _ids(messages) if tagged else (),
-            Origin(self._name, first, self._hash, (self._node.log_id,)),
-            floor=transfer.floor,
-            addressed=transfer.to is not None,
+            sender=self._name,
+            incarnation=self._incarnation,
+            incarnation_hash=self._hash,
         )
-        commits = self._node.commits
+        commits = self._commits
         self.waiting += 1
         self._waiting_messages += count
         self._waiting_bytes += batch.size
         commits.batch(batch, self)
-        if commits.uncommitted_bytes > limits.uncommitted_bytes:
-            self._node.connections.pause_senders()
+        if commits.uncommitted_bytes > self._limits.uncommitted_bytes:
+            self._senders.pause_senders()
             # Also one that receives, which others' messages do not pause.
             self._connection.pause(UNCOMMITTED)
 
@@ -150,7 +147,7 @@ class Ingress:
 
         What is answered here may not have reached the sender: it counts at least what this does.
         """
-        limits = self._node.limits
+        limits = self._limits
         messages, size = self._waiting_messages + count, self._waiting_bytes + size
         if messages > limits.window_messages:
             raise WindowExceeded("messages", messages, limits.window_messages)
@@ -161,32 +158,6 @@ class Ingress:
         self.waiting -= 1
         self._waiting_messages -= batch.count
         self._waiting_bytes -= batch.size
-
-    def _audience(self, transfer: Transfer, messages: Sequence[WireMessage], size: int) -> Audience:
-        subject = transfer.subject
-        self._node.directory.check(subject)
-        if size > self._node.limits.max_batch:
-            raise MessageTooLarge(size, self._node.limits.max_batch)
-        if transfer.ttl is not None:
-            raise NotYetBuilt("ttl")
-        if transfer.delay is not None:
-            raise NotYetBuilt("delay")
-        if transfer.flags & FLAG_RETAIN:
-            raise NotYetBuilt("retain")
-        if any([m.key is not None for m in messages]):  # noqa: C419 - a list is faster here
-            raise NotYetBuilt("idempotency_key")
-        directory = self._node.directory
-        if transfer.to is not None:
-            if len(transfer.to) > self._node.limits.receivers:
-                raise Refused(
-                    f"'to' has {len(transfer.to)} names, receivers = {self._node.limits.receivers}"
-                    " allowed"
-                )
-            return directory.audience_of(transfer.to, self._name)
-        audience = directory.audience(subject)
-        if transfer.flags & FLAG_REQUIRE and not audience.members:
-            raise NoReceiver(subject)
-        return audience
 
     def _refuse(
         self, first: int, last: int, lane: str, action: Action, delay_ms: int, reason: str
@@ -202,13 +173,13 @@ class Ingress:
         first, last = batch.sequence, batch.sequence + batch.count - 1
         if outcome is batch:
             if self.watch is not None:
-                self._out += self._node.tracker.routed(self.watch, batch)
+                self._out += self._tracker.routed(self.watch, batch)
             self.answers.take_over(min(batch.after + 1, first), last)
             self.accepted += batch.count
         elif isinstance(outcome, Known):
             if self.watch is not None:
                 for piece in outcome.pieces:
-                    self._out += self._node.tracker.routed(self.watch, piece)
+                    self._out += self._tracker.routed(self.watch, piece)
             self.answers.take_over(first, last)
         else:
             assert isinstance(outcome, RefusedBatch)
@@ -240,7 +211,7 @@ class Ingress:
         self._connection.fault(f"sender {self._name!r}", failure)
 
     def _withdraw(self, unwanted: Callable[[Batch], bool]) -> None:
-        for batch in self._node.commits.withdraw(self, unwanted):
+        for batch in self._commits.withdraw(self, unwanted):
             self._no_longer_waits(batch)
 
     # --- to the sender
@@ -283,29 +254,3 @@ class Ingress:
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
-
-
-def _check_origin(transfer: Transfer, known: bool) -> None:
-    """Raise `Refused` for what only a node may say, and for what this node does not know.
-
-    No connection is a node's in this version. A forged origin would put a run into another
-    sender's lane, and make a receiver that knows messages by their identity drop the real one.
-    What is not known is not stored either: it could ask for something that would not be done.
-    """
-    if transfer.origin is not None:
-        raise Refused("'origin' is taken from nodes only")
-    flags = transfer.flags
-    if flags & FLAG_REPLAY:
-        raise Refused("the flag 'replay' (2) is taken from nodes only")
-    if flags & FLAG_UNKNOWN_ELEMENT:
-        raise Refused("a TRANSFER with more elements than this node knows")
-    if flags & ~FLAGS_KNOWN:
-        raise Refused(f"flags {flags & ~FLAGS_KNOWN} are not known to this node")
-    if not known:
-        raise Refused("a message with more elements than this node knows")
-
-
-def _ids(messages: Sequence[WireMessage]) -> tuple[tuple[int, str], ...]:
-    limit = 1 << BATCH_INDEX_BITS
-    assert len(messages) <= limit
-    return tuple((i, m.id) for i, m in enumerate(messages) if m.id is not None)

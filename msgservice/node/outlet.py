@@ -9,27 +9,34 @@ What became of the messages, and how the log is told, lives in `node.outlet_prog
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from msgservice.clock import Time
 from msgservice.connection import Connection
+from msgservice.core.backoff import delay_of
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.lanes import lane_of
 from msgservice.core.outbox import Outbox
 from msgservice.core.runs import Run
+from msgservice.interfaces import ILog
 from msgservice.limits import (
     BATCH_OVERHEAD,
     INTEGER_MAX,
     RESUME_RANGES_TOTAL_MAX,
     WINDOW_MESSAGES_MAX,
+    Limits,
+    Rate,
 )
 from msgservice.message import Action, Status
+from msgservice.node.commits import Commits
 from msgservice.node.outlet_progress import OutletProgress
-from msgservice.node.pace import Pace
-from msgservice.node.shared import DeliveryShared
+from msgservice.node.pace import Pace, RateLimits
+from msgservice.node.tail import Tail
+from msgservice.node.tracker import Tracker
 from msgservice.records import Batch, ExceptionRow, ReceiverRow, Resume
 
 NOTES_MAX = 100
@@ -48,18 +55,28 @@ class Outlet(OutletProgress):
 
     def __init__(
         self,
-        node: DeliveryShared,
         row: ReceiverRow,
-        exceptions: list[ExceptionRow],
+        exceptions: Sequence[ExceptionRow],
+        *,
+        log: ILog,
+        tail: Tail,
+        commits: Commits,
+        tracker: Tracker,
+        time: Time,
+        limits: Limits,
         retry_delay: Callable[[int], float],
+        dead_stored: Callable[[OutletProgress], None],
         pace: Pace | None = None,
     ) -> None:
-        super().__init__(node, row)
+        super().__init__(row, commits=commits, tracker=tracker, time=time, dead_stored=dead_stored)
         self.pace = pace  # None: nothing limits its rate
         self.connection: Connection | None = None
         self.following = False
         self.audiences: set[int] = set()  # numbers of those it is in
         self.notes: dict[int, tuple[int, str]] = {}  # NOTE: sequence -> attempts, reason
+        self._log = log
+        self._tail = tail
+        self._limits = limits
         self._retry_delay = retry_delay
         self._fed: deque[Batch] = deque()
         self._fed_bytes = 0
@@ -72,8 +89,8 @@ class Outlet(OutletProgress):
         self._acked_to = 0  # the highest position acknowledged since the start
         self.outbox = self._make_outbox(exceptions)
 
-    def _make_outbox(self, exceptions: list[ExceptionRow]) -> Outbox:
-        row, limits = self.row, self._node.limits
+    def _make_outbox(self, exceptions: Sequence[ExceptionRow]) -> Outbox:
+        row, limits = self.row, self._limits
         outbox = Outbox(
             ordered=row.order == "strict",
             cursor=row.cursor,
@@ -87,7 +104,7 @@ class Outlet(OutletProgress):
             behind_bytes_max=limits.window_bytes,
         )
         settled, tried = [], {}
-        now, wall = self._node.now(), self._node.wall()
+        now, wall = self._time.now(), self._time.wall()
         for one in exceptions:
             if one.status.final:
                 settled.append((one.first, one.last))
@@ -108,7 +125,7 @@ class Outlet(OutletProgress):
         It may have taken more, in a window that was larger when it was sent that: this comes to it
         again, and it drops it.
         """
-        limits, row = self._node.limits, self.row
+        limits, row = self._limits, self.row
         known = max(limits.exceptions, len(self.outbox.above))  # the limit may have been higher
         return known + max(limits.window_messages, row.window_messages or 0) // 2 + 1
 
@@ -158,7 +175,7 @@ class Outlet(OutletProgress):
         options = peer.options
         outbox = self.outbox
         outbox.receive_resume(resume.floor, resume.ranges)
-        batch_max = min(options.max_batch or INTEGER_MAX, self._node.limits.max_batch)
+        batch_max = min(options.max_batch or INTEGER_MAX, self._limits.max_batch)
         outbox.connect(options.window, batch_max)
         self.following = False
         self._drain()
@@ -178,7 +195,7 @@ class Outlet(OutletProgress):
         if inbox != self.row.inbox:
             self.row.inbox = inbox
             self._inbox_changed = True
-            self._node.commits.progress(self)
+            self._commits.progress(self)
 
     def detach(self, reason: str, *, lost: bool) -> None:
         """The connection has gone; `lost`: without anybody's wish (SEMANTICS 14)."""
@@ -187,7 +204,7 @@ class Outlet(OutletProgress):
         self._fed.clear()
         self._fed_bytes = 0
         self.last_error = reason
-        self.outbox.disconnect(self._node.now(), lost=lost)
+        self.outbox.disconnect(self._time.now(), lost=lost)
         if self.pace is not None:
             self.pace.cancel()
         self._drain()
@@ -196,7 +213,7 @@ class Outlet(OutletProgress):
             self._timer.cancel()
             self._timer = None
         if self._unload is None:
-            self._unload = self._node.clock.callLater(UNLOAD_AFTER, self._unload_now)
+            self._unload = self._time.clock.callLater(UNLOAD_AFTER, self._unload_now)
 
     def _unload_now(self) -> None:
         self._unload = None
@@ -222,8 +239,8 @@ class Outlet(OutletProgress):
             assert isinstance(frame, Nack)
             self.last_error = frame.reason
             delay = frame.delay / 1000
-            if delay > self._node.limits.asked_delay_max:
-                delay = self._node.limits.asked_delay_max
+            if delay > self._limits.asked_delay_max:
+                delay = self._limits.asked_delay_max
                 self.last_error = (
                     f"{frame.reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
                     f" {delay:g} s)"
@@ -234,7 +251,7 @@ class Outlet(OutletProgress):
                 Action(frame.action),
                 delay,
                 frame.reason,
-                self._node.now(),
+                self._time.now(),
             )
 
     def note(self, sequence: int, attempts: int, reason: str) -> None:
@@ -254,7 +271,7 @@ class Outlet(OutletProgress):
         busy = self.outbox.in_flight_messages > 0
         if busy is not self._busy:
             self._busy = busy
-            self._node.commits.expect(self, busy)
+            self._commits.expect(self, busy)
 
     # --- what goes out
 
@@ -280,7 +297,7 @@ class Outlet(OutletProgress):
         self._fill()
         before = outbox.in_flight_bytes
         transfers = (
-            outbox.take_transfers(self._node.now(), None, TURN_BYTES)
+            outbox.take_transfers(self._time.now(), None, TURN_BYTES)
             if self.pace is None
             else self._take_paced()
         )
@@ -303,7 +320,7 @@ class Outlet(OutletProgress):
 
     def _pump_later(self) -> None:
         if self._pumping is None:
-            self._pumping = self._node.clock.callLater(0, self._pump_again)
+            self._pumping = self._time.clock.callLater(0, self._pump_again)
 
     def _pump_again(self) -> None:
         self._pumping = None
@@ -313,7 +330,7 @@ class Outlet(OutletProgress):
         pace = self.pace
         assert pace is not None
         pace.begin(*self.outbox.ready)
-        transfers = self.outbox.take_transfers(self._node.now(), pace.allow)
+        transfers = self.outbox.take_transfers(self._time.now(), pace.allow)
         pace.end()
         return transfers
 
@@ -328,7 +345,7 @@ class Outlet(OutletProgress):
             self._offer(batch)
         if self.following or fed:
             return
-        tail = self._node.tail
+        tail = self._tail
         while outbox.wants:
             page = tail.after(
                 outbox.loaded_to,
@@ -377,11 +394,9 @@ class Outlet(OutletProgress):
             return
         self._reading = True
         outbox = self.outbox
-        reading = self._node.log.read(
-            tuple(self.audiences), outbox.loaded_to, PAGE_BYTES, PAGE_MESSAGES
-        )
+        reading = self._log.read(tuple(self.audiences), outbox.loaded_to, PAGE_BYTES, PAGE_MESSAGES)
         # Whatever has a lower number than this is stored, so that the reader sees it.
-        end = (self._node.tail.next_number << 16) - 1
+        end = (self._tail.next_number << 16) - 1
         asked = (self.connection, outbox.loaded_to, end)
         reading.addCallback(self._have_read, asked).addErrback(self._read_failed)
 
@@ -401,7 +416,7 @@ class Outlet(OutletProgress):
         self._reading = False
         self.last_error = failure.getErrorMessage()
         self._logger.failure("reading the log for {name}", failure, name=self.name)
-        self._rearm_at(self._node.now() + 1.0)
+        self._rearm_at(self._time.now() + 1.0)
 
     def _rearm(self) -> None:
         # Who waits for room at its rate sends nothing before, retries neither.
@@ -417,8 +432,65 @@ class Outlet(OutletProgress):
                 return
             self._timer.cancel()
         self._timer_due = due
-        self._timer = self._node.clock.callLater(max(0.001, due - self._node.now()), self._fire)
+        self._timer = self._time.clock.callLater(max(0.001, due - self._time.now()), self._fire)
 
     def _fire(self) -> None:
         self._timer = None
         self.pump()
+
+
+class Outlets:
+    """Makes the outlets of a node. `rates`: what each may get, by its name; `total`: all of them.
+
+    `dead_stored(outlet)` is called when new dead letters of one are on disk.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: ILog,
+        tail: Tail,
+        commits: Commits,
+        tracker: Tracker,
+        time: Time,
+        limits: Limits,
+        rates: Mapping[str, Rate],
+        total: RateLimits,
+        rng: Callable[[], float],
+        dead_stored: Callable[[OutletProgress], None],
+    ) -> None:
+        self.rates = dict(rates)
+        self._log = log
+        self._tail = tail
+        self._commits = commits
+        self._tracker = tracker
+        self._time = time
+        self._limits = limits
+        self._total = total
+        self._rng = rng
+        self._dead_stored = dead_stored
+
+    def make(self, row: ReceiverRow, exceptions: Sequence[ExceptionRow] = ()) -> Outlet:
+        """Return the outlet of a receiver. `exceptions`: what the log has beside its cursor."""
+        return Outlet(
+            row,
+            exceptions,
+            log=self._log,
+            tail=self._tail,
+            commits=self._commits,
+            tracker=self._tracker,
+            time=self._time,
+            limits=self._limits,
+            retry_delay=self._retry_delay,
+            dead_stored=self._dead_stored,
+            pace=self._total.pace(self.rates.get(row.name)),
+        )
+
+    def _retry_delay(self, attempts: int) -> float:
+        return delay_of(
+            attempts,
+            delay_min=self._limits.retry_delay_min,
+            delay_max=self._limits.retry_delay_max,
+            # Half of it is certain: a failed handler is not called again at once.
+            jitter=0.5 + self._rng() / 2,
+        )

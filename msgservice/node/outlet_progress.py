@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.clock import Time
 from msgservice.connection import Connection
 from msgservice.core.outbox import Outbox
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import FINAL, Run, Settled, cut_run
 from msgservice.message import MessageParts, Status, array_header, header_size
-from msgservice.node.shared import DeliveryShared
+from msgservice.node.commits import Commits
+from msgservice.node.tracker import Tracker
 from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow
 
 # Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
@@ -28,19 +31,33 @@ REASON_MAX = 1000  # characters of a reason that is kept
 
 
 class OutletProgress:
-    """See the module; it is `commits.Progressing`."""
+    """See the module; it is `commits.Progressing`.
+
+    `dead_stored(outlet)` is called when new dead letters of it are on disk.
+    """
 
     _logger = Logger()
 
     connection: Connection | None
     outbox: Outbox
 
-    def __init__(self, node: DeliveryShared, row: ReceiverRow) -> None:
+    def __init__(
+        self,
+        row: ReceiverRow,
+        *,
+        commits: Commits,
+        tracker: Tracker,
+        time: Time,
+        dead_stored: Callable[[OutletProgress], None],
+    ) -> None:
         self.row = row
         # For the backlog limit: at start as the log's account says, then counted.
         self.queued_bytes = 0
         self.last_error = ""
-        self._node = node
+        self._commits = commits
+        self._tracker = tracker
+        self._time = time
+        self._dead_stored = dead_stored
         self._new: list[Settled] = []  # settled, in no group yet
         self._failed: list[tuple[Run, str]] = []  # to be tried again, in no group yet
         self._inbox_changed = False
@@ -59,7 +76,7 @@ class OutletProgress:
         if outbox.has_settled or outbox.has_failed:
             self._new += outbox.take_settled()
             self._failed += outbox.take_failed()
-            self._node.commits.progress(self)
+            self._commits.progress(self)
 
     # --- for a group
 
@@ -139,7 +156,7 @@ class OutletProgress:
         """Attempts and times of messages that wait for another try survive a restart."""
         if not failed:
             return []
-        now, wall = self._node.now(), self._node.wall()
+        now, wall = self._time.now(), self._time.wall()
         rows = {}
         for run, reason in failed:
             # It may have been loaded anew since, and answered.
@@ -163,7 +180,7 @@ class OutletProgress:
         parts, start = run.parts, run.part - run.first
         if parts is None:
             parts = MessageParts(batch.messages)
-        wall = self._node.wall()
+        wall = self._time.wall()
         return [
             DeadLetter(
                 self.row.number,
@@ -185,11 +202,11 @@ class OutletProgress:
         taken = self._storing.popleft()
         self.outbox.committed = max(self.outbox.committed, taken.cursor)
         if self._new:
-            self._node.commits.progress(self)
+            self._commits.progress(self)
         if taken.settled:
-            self._node.tracker.settled(self.name, taken.settled)
+            self._tracker.settled(self.name, taken.settled)
             if any([one.status is Status.DEAD for one in taken.settled]):  # noqa: C419 - faster
-                self._node.check_dead_letters(self)
+                self._dead_stored(self)
 
     def progress_failed(self) -> None:
         """See `Progressing`."""
@@ -206,7 +223,7 @@ class OutletProgress:
             connection.fault(f"receiver {self.name!r}", failure)
         else:
             self._logger.failure("telling receiver {name} failed", failure, name=self.name)
-        self._node.tracker.tell_all_again()
+        self._tracker.tell_all_again()
 
 
 class _Taken(NamedTuple):

@@ -1,61 +1,91 @@
 """One connection of a node, dialled or accepted: who it is, and what it is for.
 
-A peer may hand messages in (an `Ingress`), may be a receiver (an `Outlet` is attached), and may
-ask requests. The node speaks after it was greeted, since what it says depends on who is there.
+A peer is greeted first (`greeting`). It may hand messages in then (an `Ingress`), may be a receiver
+(an `Outlet` is attached), and may ask requests.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.connection import Connection
 from msgservice.core.frames import (
     BYE_CLOSING,
-    BYE_PAUSED,
-    BYE_REMOVED,
     BYE_REPLACED,
     BYE_SETTLED,
-    VERSION,
     Ack,
     Frame,
     Hello,
-    HelloOptions,
     Nack,
     Note,
-    ReceiveOptions,
     Reply,
     Request,
     Transfer,
 )
-from msgservice.core.subjects import check_name
-from msgservice.errors import (
-    BadSubject,
-    ConnectionLimit,
-    FrameTooLarge,
-    LimitReached,
-    NameMismatch,
-    NotAuthenticated,
-    ProtocolError,
-    UnexpectedFrame,
-)
+from msgservice.errors import FrameTooLarge, ProtocolError, UnexpectedFrame
+from msgservice.limits import Limits
 from msgservice.message import count_of, decode_messages
-from msgservice.node.admin import busy, refusal_of
-from msgservice.node.ingress import Ingress
+from msgservice.node.acceptance import Acceptance
+from msgservice.node.commits import Commits
+from msgservice.node.dispatch import Dispatch
+from msgservice.node.greeting import Greeter, Guest
+from msgservice.node.ingress import Ingress, Senders
 from msgservice.node.outlet import Outlet
-from msgservice.node.shared import Shared
-from msgservice.node.went_back import went_back
+from msgservice.node.replies import busy, refusal_of
+from msgservice.node.tracker import Tracker
 from msgservice.records import Resume, SenderFloor
 
 
+class Register(Senders, Protocol):
+    """All the connections of a node (`connections`)."""
+
+    def up(self, peer: Peer) -> None:
+        """A connection stands."""
+
+    def opened(self, peer: Peer) -> bool:
+        """Its session is open. Returns whether it may stay."""
+
+    def replace(self, outlet: Outlet, peer: Peer) -> bool:
+        """Let it be the receiver's connection, if it is the newest. Returns whether it is."""
+
+    def gone(self, peer: Peer) -> None:
+        """It has ended."""
+
+
+class Requests(Protocol):
+    """What answers the requests of peers (`admin`)."""
+
+    def answer(self, request: Request, local: bool) -> Deferred[Reply]:
+        """Answer each call of a request. `local`: it comes from this machine."""
+
+
 class Peer:
-    """See the module (`connection.Owner`). `expected`: the outlet that was dialled, or None."""
+    """A connection of a node (`connection.Owner`, `greeting.Visitor`, `tracker.Told`).
+
+    `expected`: the outlet that was dialled, or None.
+    """
 
     _logger = Logger()
 
-    def __init__(self, node: Shared, expected: Outlet | None = None) -> None:
+    def __init__(
+        self,
+        expected: Outlet | None = None,
+        *,
+        greeter: Greeter,
+        acceptance: Acceptance,
+        commits: Commits,
+        tracker: Tracker,
+        dispatch: Dispatch,
+        register: Register,
+        requests: Requests,
+        clock: IReactorTime,
+        limits: Limits,
+    ) -> None:
         self.name = ""
         self.connection: Connection | None = None
         self.ingress: Ingress | None = None
@@ -65,13 +95,19 @@ class Peer:
         self.has_settled = False  # the sender needs nothing any more that is known of it
         self.number = 0  # rises with each connection of the node
         self.attached = False  # the outlet is ours now
-        self._node = node
         self._expected = expected
-        self._resume: Resume | None = None
-        self._inbox: str | None = None
-        self._epoch = ""  # of the incarnation that was said
+        self._greeter = greeter
+        self._acceptance = acceptance
+        self._commits = commits
+        self._tracker = tracker
+        self._dispatch = dispatch
+        self._register = register
+        self._requests = requests
+        self._clock = clock
+        self._limits = limits
+        self._guest: Guest | None = None
         self._abort: IDelayedCall | None = None
-        self._requests = 0  # calls that are being answered, and the frames they came in
+        self._calls = 0  # that are being answered, and the frames they came in
         self._answering = 0
         self._sent_any = False
         self._room_waiters: list[Deferred[None]] = []
@@ -81,146 +117,31 @@ class Peer:
     def channel_up(self, connection: Connection) -> None:
         """The node waits to be greeted."""
         self.connection = connection
-        self._node.connections.up(self)
+        self._register.up(self)
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
-        """Check who it is; answer once a receiver that is new is stored."""
-        check_name(hello.name)
-        check_name(hello.incarnation)
-        channel = connection.channel
-        assert channel is not None
-        # Where a peer is proves him only where nobody else can be; a key does everywhere.
-        trusted = channel.local_only or channel.proven or self._node.insecure
-        if not trusted and self._expected is None:
-            raise NotAuthenticated("this listener takes local connections only")
-        self.name = hello.name
-        receive = hello.options.receive
-        if self._expected is not None:
-            self._check_expected(self._expected, hello)
-            self._node.connections.hold_check(self._expected)
-            outlet: Outlet | None = self._expected
-        elif receive is not None:
-            try:
-                outlet = self._node.receivers.attaching(hello.name, receive)
-            except LimitReached as error:
-                raise ConnectionLimit(error.limit, error.value) from None
-            except ValueError as error:
-                raise BadSubject(", ".join(receive.subjects or ()), str(error)) from None
-        else:
-            outlet = None
-        # What is not a receiver has taken nothing: its ranges count as everything else it says.
-        session = connection.session
-        session.ranges_max = outlet.resume_ranges_max if outlet else 0
-        session.ranges_kept = outlet.resume_ranges if outlet else 1
-        self.outlet = outlet
-        self._inbox = hello.options.inbox
-        stored = self._node.receivers.stored()
-        stored.addCallback(lambda _: self._answer(hello))
-        stored.addErrback(self._not_answered)
-
-    def _check_expected(self, outlet: Outlet, hello: Hello) -> None:
-        if hello.options.receive is None or hello.name != outlet.name:
-            raise NameMismatch(
-                f"dialled receiver {outlet.name!r}, but {hello.name!r} answered"
-                + ("" if hello.options.receive is not None else ", which does not receive")
-            )
-
-    def _not_answered(self, failure: Failure) -> None:
-        self._logger.failure("greeting {name}", failure, name=self.name)
-        if self.connection is not None:
-            self.connection.abort()
-
-    def _answer(self, hello: Hello) -> None:
-        connection, node, outlet = self.connection, self._node, self.outlet
-        if connection is None or connection.gone:
-            return
-        limits = node.limits
-        incarnation = node.log_id
-        receive = None
-        if outlet is not None:
-            self._epoch = outlet.row.epoch
-            incarnation = f"{node.log_id}.{outlet.row.number}"
-            if self._epoch:
-                incarnation += f".{self._epoch}"
-            receive = ReceiveOptions(order=outlet.row.order)
-        taken = node.log.resume(hello.name, hello.incarnation)
-        self.ingress = Ingress(
-            node,
-            connection,
-            hello.name,
-            hello.incarnation,
-            node.clock,
-            self._close_if_done,
-            len(taken.ranges),
-        )
-        connection.hello(
-            Hello(
-                VERSION,
-                node.node_name,
-                incarnation,
-                HelloOptions(
-                    max_batch=limits.max_batch,
-                    heartbeat=int(limits.heartbeat * 1000),
-                    window=(limits.window_messages, limits.window_bytes),
-                    requests=limits.requests,
-                    receive=receive,
-                ),
-            )
-        )
-        connection.resume(taken)
+        """Let it be seen who that is, and answer."""
+        self._greeter.greeted(self, connection, hello, self._expected)
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Feed it, if it is a receiver; tell it its states, if it wants them."""
-        node = self._node
+        guest, hello = self._guest, connection.session.peer
+        assert guest is not None
+        assert hello is not None
         assert self.ingress is not None
-        assert connection.session.peer is not None
-        if not node.connections.opened(self):
+        if not self._register.opened(self):
             return
-        status_from = connection.session.peer.options.status_from
+        status_from = hello.options.status_from
         if status_from is not None:
-            incarnation = connection.session.peer.incarnation
-            node.commits.floor(
-                SenderFloor(sender=self.name, incarnation=incarnation, status_from=status_from)
+            self._commits.floor(
+                SenderFloor(
+                    sender=guest.name, incarnation=guest.incarnation, status_from=status_from
+                )
             )
-            self.ingress.watch = node.tracker.watch(self, self.name, incarnation, status_from)
-        outlet = self.outlet
-        if outlet is None:
-            return
-        comparing = Deferred.fromCoroutine(
-            went_back(node.log, node.tail.next_number, outlet, resume)
-        )
-        comparing.addCallback(lambda error: self._compared(outlet, resume, error))
-        comparing.addErrback(self._not_answered)
-
-    def _compared(self, outlet: Outlet, resume: Resume, error: ProtocolError | None) -> None:
-        """Go on with a receiver whose RESUME was held against the log."""
-        connection = self.connection
-        if connection is None or connection.gone or self.leaving:
-            return
-        if outlet.row.removed:  # since it was greeted
-            self.leave(BYE_REMOVED, "removed")
-        elif outlet.row.paused:
-            self.leave(BYE_PAUSED, "paused")
-        elif outlet.row.epoch != self._epoch:
-            connection.abort()  # greeted under the incarnation that another connection ended
-        elif error is not None:
-            outlet.last_error = str(error)
-            self._logger.error(
-                "{error}; going on as a new incarnation towards it: all that waits for it is sent,"
-                " some of it perhaps again",
-                error=str(error),
+            self.ingress.watch = self._tracker.watch(
+                self, guest.name, guest.incarnation, status_from
             )
-            self._node.receivers.begin_anew(outlet.row)
-            connection.fail(error)
-        else:
-            self._take_place(connection, outlet, resume)
-
-    def _take_place(self, connection: Connection, outlet: Outlet, resume: Resume) -> None:
-        node = self._node
-        if node.connections.replace(outlet, self):
-            self.attached = True
-            outlet.attach(connection, resume, self._inbox)
-            node.dispatch.connected(outlet)
+        self._greeter.opened(self, connection, guest, resume)
 
     def takes(self, frame: Frame) -> bool:
         """Whether a frame is looked at now; one that is answered needs room for the answer."""
@@ -230,7 +151,7 @@ class Peer:
             return self.connection.has_room
         if kind is Request:
             assert self.connection is not None
-            return self.connection.has_room and self._answering < self._node.limits.answering
+            return self.connection.has_room and self._answering < self._limits.answering
         return True
 
     def received(self, connection: Connection, frame: Frame) -> None:
@@ -269,7 +190,7 @@ class Peer:
     def _store(self) -> None:
         if self._sent_any:
             self._sent_any = False
-            self._node.commits.kick()
+            self._commits.kick()
 
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""
@@ -291,13 +212,47 @@ class Peer:
         if self.ingress is not None:
             self.ingress.stop()
             if self.ingress.watch is not None:
-                self._node.tracker.unwatch(self.ingress.watch)
+                self._tracker.unwatch(self.ingress.watch)
         lost = not (self.leaving or self.ended_by_us)
         self.detach("" if self.leaving else reason, lost=lost)  # a goodbye is no error
         self._tell_room()
         if self._expected is not None and not self.attached:
             self._expected.last_error = reason
-        self._node.connections.gone(self)
+        self._register.gone(self)
+
+    # --- `greeting.Visitor`
+
+    def admitted(self, guest: Guest) -> None:
+        """See `Visitor`."""
+        self._guest = guest
+        self.name, self.outlet = guest.name, guest.outlet
+
+    def answering(self, guest: Guest, said: int) -> None:
+        """See `Visitor`."""
+        assert self.connection is not None
+        self.ingress = Ingress(
+            self.connection,
+            guest.name,
+            guest.incarnation,
+            acceptance=self._acceptance,
+            commits=self._commits,
+            tracker=self._tracker,
+            senders=self._register,
+            clock=self._clock,
+            limits=self._limits,
+            said=said,
+            answered=self._close_if_done,
+        )
+
+    def seated(self, outlet: Outlet, resume: Resume) -> None:
+        """See `Visitor`: feed it, unless another connection of its is newer."""
+        connection, guest = self.connection, self._guest
+        assert connection is not None
+        assert guest is not None
+        if self._register.replace(outlet, self):
+            self.attached = True
+            outlet.attach(connection, resume, guest.inbox)
+            self._dispatch.connected(outlet)
 
     # --- what the node does with it
 
@@ -353,7 +308,7 @@ class Peer:
         outlet = self.outlet
         if self.attached and outlet is not None:
             self.attached = False
-            self._node.dispatch.disconnected(outlet)
+            self._dispatch.disconnected(outlet)
             outlet.detach(reason, lost=lost)
 
     def leave(self, code: int, reason: str, *, lost: bool = False) -> None:
@@ -372,9 +327,9 @@ class Peer:
         if code == BYE_REPLACED:
             # Also when it was about to leave and waits for answers: its place is needed now.
             self.detach(reason, lost=lost)
-            delay = self._node.limits.replaced_timeout
+            delay = self._limits.replaced_timeout
             if self._abort is None:
-                self._abort = self._node.clock.callLater(delay, self._abort_now)
+                self._abort = self._clock.callLater(delay, self._abort_now)
         else:
             if self.ingress is not None:
                 self.ingress.flush()
@@ -398,20 +353,20 @@ class Peer:
 
     def _request(self, frame: Request) -> None:
         calls = count_of(frame.messages)
-        if self._requests + calls > self._node.limits.requests:
-            self._send([busy(frame, calls, self._node.limits.requests)])
+        if self._calls + calls > self._limits.requests:
+            self._send([busy(frame, calls, self._limits.requests)])
             return
         decode_messages(frame.messages)  # raises `MalformedFrame`
-        self._requests += calls
+        self._calls += calls
         self._answering += 1
         local = self.connection is not None and getattr(
             self.connection.channel, "local_only", False
         )
-        answer: Deferred[Reply] = self._node.answer(frame, local)
+        answer: Deferred[Reply] = self._requests.answer(frame, local)
         answer.addBoth(self._answered, calls)
 
     def _answered(self, reply: Reply | Failure, calls: int) -> None:
-        self._requests -= calls
+        self._calls -= calls
         self._answering -= 1
         if self.connection is not None:
             self.connection.go_on_soon()

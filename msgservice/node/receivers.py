@@ -7,39 +7,61 @@ configuration come in here as well (`configure`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.core.backoff import delay_of
+from msgservice.clock import Time
 from msgservice.core.frames import BYE_PAUSED, BYE_REMOVED, ReceiveOptions
 from msgservice.errors import ConfiguredOtherwise, NotSupported, UnknownReceiver
-from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Rate
-from msgservice.node.outlet import Outlet
-from msgservice.node.pace import RateLimits
-from msgservice.node.shared import Shared
+from msgservice.interfaces import ILog
+from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
+from msgservice.node.commits import Commits
+from msgservice.node.connections import Connections
+from msgservice.node.directory import Directory
+from msgservice.node.dispatch import Dispatch
+from msgservice.node.outlet import Outlet, Outlets
+from msgservice.node.outlet_progress import OutletProgress
+from msgservice.node.tail import Tail
+from msgservice.node.tracker import Tracker
 from msgservice.records import ON_FULL, ReceiverRow, Snapshot
 
 
 class Receivers:
-    """See the module. `rates`: what each may get, by its name; `rate_limits`: all together."""
+    """The receivers of a node. They are dialled and judged while it is `running`."""
 
     _logger = Logger()
 
     def __init__(
         self,
-        node: Shared,
         *,
-        rates: Mapping[str, Rate],
-        rate_limits: RateLimits,
+        log: ILog,
+        tail: Tail,
+        commits: Commits,
+        tracker: Tracker,
+        directory: Directory,
+        dispatch: Dispatch,
+        outlets: Outlets,
+        connections: Connections,
+        time: Time,
+        limits: Limits,
         rng: Callable[[], float],
     ) -> None:
-        self.rates = dict(rates)
-        self._node = node
-        self._rate_limits = rate_limits
+        self.running = False
+        self._log = log
+        self._tail = tail
+        self._commits = commits
+        self._tracker = tracker
+        self._directory = directory
+        self._dispatch = dispatch
+        self._outlets = outlets
+        self._connections = connections
+        self._time = time
+        self._limits = limits
         self._rng = rng
         self._changes = 0  # of the directory, not stored yet
         self._change_waiters: list[Deferred[None]] = []
@@ -51,12 +73,13 @@ class Receivers:
         """Make an outlet for each receiver that the log knows."""
         for row in snapshot.receivers:
             if not row.removed:
-                self._node.dispatch.add(self._outlet(row, snapshot.exceptions.get(row.number, [])))
+                outlet = self._outlets.make(row, snapshot.exceptions.get(row.number, ()))
+                self._dispatch.add(outlet)
 
     async def configure(self, rows: Sequence[ReceiverRow]) -> None:
         """Bring the receivers of the configuration into the log: made, or as it says now."""
         configured = {row.name for row in rows}
-        for known in self._node.directory:
+        for known in self._directory:
             if known.configured and known.name not in configured:
                 known.configured = False  # the file no longer says it: it is the operator's now
                 self._store(known)
@@ -64,7 +87,7 @@ class Receivers:
             await self._configure(row)
 
     async def _configure(self, wanted: ReceiverRow) -> None:
-        row = self._node.directory.get(wanted.name)
+        row = self._directory.get(wanted.name)
         if row is None:
             await self.add(
                 wanted.name,
@@ -86,19 +109,13 @@ class Receivers:
         row.on_full, row.backlog_bytes = wanted.on_full, wanted.backlog_bytes
         await self.change(wanted.name, patterns=wanted.patterns, order=wanted.order)
 
-    def _outlet(self, row: ReceiverRow, exceptions: list[Any]) -> Outlet:
-        pace = self._rate_limits.pace(self.rates.get(row.name))
-        return Outlet(self._node, row, exceptions, self._retry_delay, pace)
-
-    def _retry_delay(self, attempts: int) -> float:
-        limits = self._node.limits
-        return delay_of(
-            attempts,
-            delay_min=limits.retry_delay_min,
-            delay_max=limits.retry_delay_max,
-            # Half of it is certain: a failed handler is not called again at once.
-            jitter=0.5 + self._rng() / 2,
-        )
+    def start(self) -> None:
+        """Dial who is to be dialled; who comes later is from now on."""
+        for outlet in self._dispatch:
+            if outlet.row.paused:
+                outlet.last_error = self.too_many_dead(outlet) or outlet.last_error
+            self._connections.dial(outlet)
+        self.running = True
 
     # --- at run time
 
@@ -113,14 +130,14 @@ class Receivers:
             raise NotSupported(f"receive.start = {receive.start!r}")
         if receive.order not in (None, "strict", "none"):
             raise NotSupported(f"receive.order = {receive.order!r}")
-        row = self._node.directory.get(name)
+        row = self._directory.get(name)
         patterns = tuple(receive.subjects or ())
         if row is None:
-            row = self._node.directory.new_row(name, patterns)
+            row = self._directory.new_row(name, patterns)
             row.order = receive.order or "strict"
             return self._add(row)
-        outlet = self._node.dispatch.outlets[row.number]
-        self._node.connections.hold_check(outlet)
+        outlet = self._dispatch.outlets[row.number]
+        self._connections.hold_check(outlet)
         if row.paused:
             return outlet  # it is sent away once its session is open, and has changed nothing
         changes, order = False, row.order
@@ -134,7 +151,7 @@ class Receivers:
             changes = self._changes_row(row, patterns, order)
         if changes:
             outlet = self._change(outlet, patterns, order, by_itself=True)
-        link = self._node.connections.links.get(row.number)
+        link = self._connections.links.get(row.number)
         if link is not None:
             link.poke()  # a sign of life (SEMANTICS 14)
         return outlet
@@ -147,20 +164,20 @@ class Receivers:
         self, outlet: Outlet, patterns: tuple[str, ...], order: str, *, by_itself: bool = False
     ) -> Outlet:
         row = outlet.row
-        self._node.directory.set_patterns(row, patterns)
+        self._directory.set_patterns(row, patterns)
         if order != row.order:
-            self._node.connections.give_up_place(outlet, "the receiver's order changed", by_itself)
+            self._connections.give_up_place(outlet, "the receiver's order changed", by_itself)
             row.order = order
             outlet.set_order(order)
         self._store(row)
         return outlet
 
     def _add(self, row: ReceiverRow) -> Outlet:
-        row.created_at = self._node.wall()
-        row.cursor = (self._node.tail.next_number << 16) - 1
-        outlet = self._outlet(row, [])
-        self._node.dispatch.add(outlet)
-        self._node.directory.add(row)
+        row.created_at = self._time.wall()
+        row.cursor = (self._tail.next_number << 16) - 1
+        outlet = self._outlets.make(row)
+        self._dispatch.add(outlet)
+        self._directory.add(row)
         self._store(row)
         self._logger.info("receiver {name} added: {row}", name=row.name, row=list(row.patterns))
         return outlet
@@ -184,22 +201,22 @@ class Receivers:
         limit of the node (SEMANTICS 18). `window`: messages and bytes that it takes unanswered;
         None: what it says itself.
         """
-        if self._node.directory.get(name) is not None:
+        if self._directory.get(name) is not None:
             raise ValueError(f"receiver {name!r} is there already")
         if order not in ("strict", "none"):
             raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
         if address is not None:
-            self._node.connections.check(address)
+            self._connections.check(address)
         check_on_full(on_full, backlog_bytes)
         check_window(window)
-        row = self._node.directory.new_row(name, patterns)
+        row = self._directory.new_row(name, patterns)
         row.address, row.order, row.paused, row.configured = address, order, paused, configured
         row.window_messages, row.window_bytes = window
         row.on_full, row.backlog_bytes = on_full, backlog_bytes
         outlet = self._add(row)
         await self.stored()
-        if self._node.running_now:
-            self._node.connections.dial(outlet)
+        if self.running:
+            self._connections.dial(outlet)
         return row
 
     async def change(
@@ -213,12 +230,12 @@ class Receivers:
         backlog_bytes: int | None = None,
     ) -> ReceiverRow:
         """Change what a receiver gets from now on, where it is dialled, or its backlog's limit."""
-        row = self._node.directory.named(name)
-        outlet = self._node.dispatch.outlets[row.number]
+        row = self._directory.named(name)
+        outlet = self._dispatch.outlets[row.number]
         if order not in (None, "strict", "none"):
             raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
         if address is not None:
-            self._node.connections.check(address)
+            self._connections.check(address)
         check_on_full(on_full or row.on_full, backlog_bytes or 0)
         self._change(
             outlet, tuple(row.patterns if patterns is None else patterns), order or row.order
@@ -230,11 +247,11 @@ class Receivers:
         if address is not None and address != row.address:
             row.address = address
             self._store(row)
-            await self._node.connections.undial(outlet)
+            await self._connections.undial(outlet)
         await self.stored()
-        if self._node.running_now:
-            self._node.dispatch.judge()
-            self._node.connections.dial(outlet)
+        if self.running:
+            self._dispatch.judge()
+            self._connections.dial(outlet)
         return row
 
     async def pause(self, name: str, paused: bool, reason: str = "paused") -> ReceiverRow:
@@ -242,16 +259,16 @@ class Receivers:
 
         `reason`: why it is paused, for people and for the receiver.
         """
-        row = self._node.directory.named(name)
-        outlet = self._node.dispatch.outlets[row.number]
+        row = self._directory.named(name)
+        outlet = self._dispatch.outlets[row.number]
         row.paused = paused
         stored = self._store(row)
         if paused:
-            self._node.connections.send_away(outlet, BYE_PAUSED, reason)
+            self._connections.send_away(outlet, BYE_PAUSED, reason)
             outlet.last_error = reason
-            await self._node.connections.undial(outlet)
+            await self._connections.undial(outlet)
         else:
-            self._node.connections.dial(outlet)
+            self._connections.dial(outlet)
         await stored
         return row
 
@@ -261,7 +278,7 @@ class Receivers:
         Several who ask at once get the same answer, when it is on disk. `UnknownReceiver` where
         there is none (any more); `ValueError` where more than `confirmed` messages wait for it.
         """
-        row = self._node.directory.named(name)
+        row = self._directory.named(name)
         queued = await self.queued(row.number)
         if confirmed is not None and queued > confirmed:
             raise ValueError(f"{queued} messages wait for {name!r} by now, {confirmed} confirmed")
@@ -282,15 +299,15 @@ class Receivers:
             waiter.callback(result)
 
     async def _remove(self, row: ReceiverRow, queued: int) -> int:
-        outlet = self._node.dispatch.outlets[row.number]
-        self._node.directory.remove(row)
-        self._node.connections.send_away(outlet, BYE_REMOVED, "removed")
-        self._node.connections.forget(outlet)
-        self._node.dispatch.remove(outlet)
-        removed = self._node.commits.removal(row.number)
-        await self._node.connections.undial(outlet)
+        outlet = self._dispatch.outlets[row.number]
+        self._directory.remove(row)
+        self._connections.send_away(outlet, BYE_REMOVED, "removed")
+        self._connections.forget(outlet)
+        self._dispatch.remove(outlet)
+        removed = self._commits.removal(row.number)
+        await self._connections.undial(outlet)
         await removed
-        self._node.tracker.tell_all_again()
+        self._tracker.tell_all_again()
         self._logger.info("receiver {name} removed", name=row.name)
         return queued
 
@@ -301,20 +318,64 @@ class Receivers:
 
     async def queued(self, number: int) -> int:
         """How many messages wait for a receiver."""
-        accounts = await self._node.log.accounts()
+        accounts = await self._log.accounts()
         return sum(one.queued for one in accounts if one.receiver == number)
+
+    # --- dead letters
+
+    def dead_stored(self, outlet: OutletProgress) -> None:
+        """Pause a receiver whose dead letters are at their limit; it has new ones."""
+        reason = self.too_many_dead(outlet)
+        if reason is None or outlet.row.paused or outlet.row.removed:
+            return
+        self._logger.warn("receiver {name} is {reason}", name=outlet.name, reason=reason)
+        paused = Deferred.fromCoroutine(self.pause(outlet.name, True, reason))
+        paused.addErrback(lambda failure: self._logger.failure("pausing a receiver", failure))
+
+    def too_many_dead(self, outlet: OutletProgress) -> str | None:
+        """Return why this receiver is to get nothing more until there are fewer, or None."""
+        size, limit = self._log.dead_bytes(outlet.row.number), self._limits.dead_bytes_max
+        if size < limit:
+            return None
+        return f"paused: its dead letters take {size} bytes, dead_bytes = {limit}"
+
+    # --- for people
+
+    def state_of(self, outlet: Outlet) -> dict[str, Any]:
+        """What can be said of a receiver without asking the log."""
+        row, link = outlet.row, self._connections.links.get(outlet.row.number)
+        waiting = [run for run in outlet.outbox.waiting if run.attempts]
+        rate = self._outlets.rates.get(outlet.name)
+        return {
+            "name": outlet.name,
+            "address": row.address,
+            "subjects": list(row.patterns),
+            "order": row.order,
+            "paused": row.paused,
+            "on_full": row.on_full,
+            "backlog_bytes": self._dispatch.backlog_bytes_max(row),
+            "suspended": row.suspended,
+            "rate": None if rate is None else asdict(rate),
+            "connected": outlet.connection is not None,
+            "cursor": outlet.outbox.cursor,
+            "attempts": max([run.attempts for run in waiting], default=0),
+            "last_error": outlet.last_error or (getattr(link, "last_error", "") or ""),
+            "next_try_s": getattr(link, "next_attempt_in", None)
+            if outlet.connection is None
+            else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),
+        }
 
     # --- storing
 
     def _store(self, row: ReceiverRow) -> Deferred[None]:
         self._changes += 1
-        stored = self._node.commits.receiver(row)
+        stored = self._commits.receiver(row)
         stored.addCallback(self._change_stored)
         return stored
 
     def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
         """Leave it out of new audiences, or take it in again (SEMANTICS 18)."""
-        self._node.directory.set_suspended(row, suspended)
+        self._directory.set_suspended(row, suspended)
         self._store(row)
 
     def _change_stored(self, _: None) -> None:

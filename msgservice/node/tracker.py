@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -102,7 +102,7 @@ class Tracker:
 
     _logger = Logger()
 
-    def __init__(self, log: ILog, directory: Directory, clock: Any) -> None:
+    def __init__(self, log: ILog, directory: Directory, clock: IReactorTime) -> None:
         self._log = log
         self._directory = directory
         self._clock = clock

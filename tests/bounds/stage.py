@@ -17,7 +17,6 @@ from msgservice.core.frames import VERSION, Hello, HelloOptions, Transfer, encod
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
-from msgservice.node.peer import Peer
 from tests.bounds.meter import Meter, TooMuchWork, unmetered
 from tests.kit.channels import Recorder
 from tests.kit.node_double import Pipe
@@ -111,7 +110,7 @@ class NodeStage(NodeWorld):
         """The node's end of a peer's connection."""
         found = next(
             one.connection
-            for one in self.node.connections.peers
+            for one in self.node.parts.connections.peers
             if one.name == peer.hello.name and one.connection is not None
         )
         assert found is not None
@@ -124,7 +123,10 @@ class NodeStage(NodeWorld):
         near.other, pipe.other = pipe, near
         near.user = Recorder()
         connection = Connection(
-            Peer(self.node), clock=self.clock, now=self.clock.seconds, limits=self.limits
+            self.node.parts.connections.make_peer(None),
+            clock=self.clock,
+            now=self.clock.seconds,
+            limits=self.limits,
         )
         pipe.user = connection
         connection.channel_opened(pipe)

@@ -49,7 +49,7 @@ async def receiver(stage: Stage, server: Any, node: Any, name: bytes) -> Peer:
     """Return a peer that is attached to the node as `name`."""
     peer = await stage.connect(server)
     peer.transport.write(name + b"\r\n")
-    await stage.until(lambda: node.directory.get(name.decode()) is not None)
+    await stage.until(lambda: node.parts.directory.get(name.decode()) is not None)
     return peer
 
 

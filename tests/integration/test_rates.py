@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice import Receiver, connect
 from msgservice.config.config import load_config
-from msgservice.node.assembly import build_service
+from msgservice.node.service import build_service
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)

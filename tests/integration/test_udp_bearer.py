@@ -18,7 +18,7 @@ from msgservice import Receiver, connect
 from msgservice.errors import BadAddress, CannotListen, InsecureListener
 from msgservice.interfaces import IChannel, IConnector, ITransport
 from msgservice.limits import Limits
-from msgservice.node.assembly import Node
+from msgservice.node.service import Node
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpTransport
@@ -271,7 +271,7 @@ async def test_producer_node_and_receivers_have_the_same_guarantees_over_udp(
     hops.closing.append(second.stop)
     address = f"udp:127.0.0.1:{lossy(hops, port.getHost().port)}"
     await hops.node.add_receiver("dialled", ["orders.>"], address=address)
-    await until(lambda: hops.node.directory.get("attached") is not None)
+    await until(lambda: hops.node.parts.directory.get("attached") is not None)
     client = await connect(reactor, f"udp:127.0.0.1:{lossy(hops, hops.udp)}", name="shop")
     hops.closing.append(client.close)
 
@@ -329,7 +329,7 @@ async def test_the_same_sequence_retried_over_tcp_is_the_same_message(
     receiver = Receiver(reactor, name="billing", handler=lambda m: seen.append(m.body))
     receiver.attach(f"tcp:127.0.0.1:{hops.tcp}", subjects=["orders.>"])
     hops.closing.append(receiver.stop)
-    await until(lambda: hops.node.directory.get("billing") is not None)
+    await until(lambda: hops.node.parts.directory.get("billing") is not None)
 
     # A path on which the node hears the producer, and the producer never hears that it was taken.
     deaf = Proxy(("127.0.0.1", hops.udp), loss=0.0, damage=0.0)

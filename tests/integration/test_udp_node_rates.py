@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 
 from msgservice import Receiver, connect
 from msgservice.config.config import load_config
-from msgservice.node.assembly import Node, build_service
+from msgservice.node.service import Node, build_service
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)

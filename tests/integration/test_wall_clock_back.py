@@ -55,7 +55,7 @@ def test_a_timed_reactor_is_the_reactor_in_all_but_its_time() -> None:
     assert one is timed(reactor) is timed(one)
     assert IReactorCore.providedBy(one)
     assert IReactorFDSet.providedBy(one) == IReactorFDSet.providedBy(reactor)
-    assert one.addReader == reactor.addReader  # type: ignore[attr-defined]  # of most reactors
+    assert one.addReader == reactor.addReader
 
 
 @pytest_twisted.ensureDeferred

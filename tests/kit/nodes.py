@@ -229,7 +229,7 @@ class NodeWorld:
         )
         peer = kind(self, hello, resume or Resume())
         peer.answering = answering
-        far = self.node.connections.make_user()
+        far = self.node.parts.connections.make_user()
         connect_locally(peer.connection, far, clock=self.clock, limits=self.limits, name=name)
         self.settle()
         return peer

@@ -76,7 +76,7 @@ class DirectoryMachine(ServiceMachine):
 
     def do_remove(self, rng: random.Random) -> None:
         name = rng.choice(RECEIVERS)
-        row = self.node.directory.get(name)
+        row = self.node.parts.directory.get(name)
         self._ask(self.node.remove_receiver(name))
         if row is not None and row.removed:
             model = self.receivers.pop(name) if name in self.receivers else None

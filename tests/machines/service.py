@@ -40,7 +40,6 @@ from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, decode_messages
 from msgservice.node.node import NodeService
-from msgservice.node.peer import Peer
 from msgservice.records import Batch, Group, Known, Progress, Resume
 from tests.kit.node_double import Pipe
 from tests.kit.nodes import NodeWorld, ScriptedPeer
@@ -421,7 +420,10 @@ class HeldConnector(Service):
         far = HeldPipe(service.clock, "client", limits.frame_bytes)
         near.other, far.other = far, near
         far.user = Connection(
-            Peer(service.node), clock=service.clock, now=service.clock.seconds, limits=limits
+            service.node.parts.connections.make_peer(None),
+            clock=service.clock,
+            now=service.clock.seconds,
+            limits=limits,
         )
         self.near = near
         near.user = _Ear(self._make_user(), self)
@@ -648,7 +650,8 @@ class ServiceMachine(Machine):
     def _note_version(self) -> None:
         if self.node_is_up:
             rows = {
-                row.number: (row.name, row.patterns, row.on_full) for row in self.node.directory
+                row.number: (row.name, row.patterns, row.on_full)
+                for row in self.node.parts.directory
             }
             if rows != self.versions[-1]:
                 self.versions.append(rows)
@@ -765,7 +768,7 @@ class ServiceMachine(Machine):
         patterns: tuple[str, ...] = rng.choice(PATTERNS)
         order = rng.choice(["strict", "strict", "none"])
         if model is not None and rng.random() < 0.6:
-            row = self.node.directory.get(name)
+            row = self.node.parts.directory.get(name)
             if row is not None:
                 patterns, order = row.patterns, row.order
         self.attach(name, patterns, order)
@@ -774,12 +777,12 @@ class ServiceMachine(Machine):
         """Say HELLO as this receiver; a refusal changes nothing."""
         if not self.node_is_up:
             return False
-        row = self.node.directory.get(name)
+        row = self.node.parts.directory.get(name)
         before = None if row is None else (row.number, row.patterns, row.order)
         model = self.receivers.get(name) or ModelReceiver(self, name)
         older = model.peer
         peer = self.world.receiver(model, patterns, order)
-        row = self.node.directory.get(name)
+        row = self.node.parts.directory.get(name)
         refused = peer.connection.gone or peer.bye is not None
         if refused:
             after = None if row is None else (row.number, row.patterns, row.order)
@@ -815,7 +818,7 @@ class ServiceMachine(Machine):
     def do_restart(self, rng: random.Random) -> None:
         self.world.restart(killed=rng.random() < 0.6)
         for model in list(self.receivers.values()):
-            row = self.node.directory.get(model.name)
+            row = self.node.parts.directory.get(model.name)
             if row is not None and not row.paused and rng.random() < 0.7:
                 self.attach(model.name, row.patterns, row.order)
 
@@ -824,8 +827,8 @@ class ServiceMachine(Machine):
         self.settle(1)
         if self.watched.holds or not self.node_is_up:
             return
-        for number in self.node.dispatch._full:
-            outlet = self.node.dispatch.outlets[number]
+        for number in self.node.parts.dispatch._full:
+            outlet = self.node.parts.dispatch.outlets[number]
             model = self.receivers.get(outlet.name)
             waits = 0
             for body, stored in self.ledger.audience.items():
@@ -905,7 +908,7 @@ class ServiceMachine(Machine):
         self.check("history")
 
     def _everybody_answers(self) -> None:
-        for row in list(self.node.directory):
+        for row in list(self.node.parts.directory):
             model = self.receivers.get(row.name)
             if model is None:
                 model = self.receivers[row.name] = ModelReceiver(self, row.name)
@@ -1010,7 +1013,7 @@ class ServiceMachine(Machine):
         self.settle(1)
         require(audit == [[]], "the audit finds something", audit)
         for account in accounts[0]:
-            row = self.node.directory.numbered(account.receiver)
+            row = self.node.parts.directory.numbered(account.receiver)
             name = row.name if row is not None else str(account.receiver)
             require(not account.unaccounted, "unaccounted", name, account.unaccounted)
             require(not account.queued, "still queued in the end", name, account.queued)
@@ -1019,12 +1022,12 @@ class ServiceMachine(Machine):
         """Nothing waits for anybody: what is sent now is taken at once, and no queue is left."""
         node = self.node
         require(
-            len(node.dispatch._audiences) <= self.limits.audiences,
+            len(node.parts.dispatch._audiences) <= self.limits.audiences,
             "more audiences than the limit",
-            len(node.dispatch._audiences),
+            len(node.parts.dispatch._audiences),
         )
-        require(node.commits.uncommitted_bytes == 0, "uncommitted bytes are left")
-        for outlet in node.dispatch:
+        require(node.parts.commits.uncommitted_bytes == 0, "uncommitted bytes are left")
+        for outlet in node.parts.dispatch:
             left = (outlet.outbox.in_flight_messages, outlet.outbox.open_runs)
             require(left == (0, 0), "an outbox is not empty", outlet.name, left)
         for producer in self.producers:
@@ -1045,10 +1048,10 @@ class ServiceMachine(Machine):
         room = self.node.log.room()
         return [
             producer.client.why(),
-            f"log full: {self.node.log_full()}",
+            f"log full: {room.full}",
             f"used {room.used} of {self.limits.max_bytes}",
-            f"full: {self.node.dispatch._full_audiences}",
-            f"audiences {len(self.node.dispatch._audiences)} of {self.limits.audiences}",
+            f"full: {self.node.parts.dispatch._full_audiences}",
+            f"audiences {len(self.node.parts.dispatch._audiences)} of {self.limits.audiences}",
         ]
 
 
@@ -1068,8 +1071,8 @@ class _World(NodeWorld):
             rng=lambda: 1.0,
             failed=self.failures.append,
         )
-        wall = self.node._wall
-        self.node._wall = lambda: wall() + machine.wall_offset
+        wall = self.node.time.wall
+        self.node.time.wall = lambda: wall() + machine.wall_offset
         self.node.startService()
         for _ in range(20):
             self.settle(0.2)
@@ -1111,7 +1114,7 @@ class _World(NodeWorld):
             for pipe in machine.pipes:
                 if not pipe.is_down:
                     pipe.cut("killed")
-            for peer in list(self.node.connections.peers):
+            for peer in list(self.node.parts.connections.peers):
                 if peer.connection is not None:
                     peer.connection.abort()
             self.settle()
@@ -1132,11 +1135,9 @@ class _World(NodeWorld):
         """A killed process has no timers."""
         node = self.node
         node.running_now = False
-        node.commits.stop()
-        node.dispatch.stop()
-        if node._retaining is not None and node._retaining.active():
-            node._retaining.cancel()
-        node._retaining = None
+        node.parts.commits.stop()
+        node.parts.dispatch.stop()
+        node.parts.upkeep.stop()
 
 
 def run_of(receipt: Receipt) -> HandedRun:

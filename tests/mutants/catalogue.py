@@ -187,7 +187,7 @@ _ALL = [
         at=f"{INGRESS}.received",
         old="commits.batch(batch, self)",
         new="commits.batch(batch, self); self.answers.take_over(first, last); self.flush_soon();"
-        " self._out += self._node.tracker.routed(self.watch, batch) if self.watch else []",
+        " self._out += self._tracker.routed(self.watch, batch) if self.watch else []",
         catcher=_by("client", "accepted and never stored"),
     ),
     Mutant(
@@ -202,7 +202,7 @@ _ALL = [
         at="msgservice.node.outlet_progress:OutletProgress.take_progress",
         old="settled = self._portion()",
         new="settled = self._portion();"
-        " self._node.tracker.settled(self.name, settled); self._node.tracker.flush()",
+        " self._tracker.settled(self.name, settled); self._tracker.flush()",
         catcher=_by("directory", "told before it was stored"),
     ),
     Mutant(
@@ -215,7 +215,7 @@ _ALL = [
     Mutant(
         name="paused-gets-messages",
         at="msgservice.node.receivers:Receivers.pause",
-        old="self._node.connections.send_away(outlet, BYE_PAUSED, reason)",
+        old="self._connections.send_away(outlet, BYE_PAUSED, reason)",
         new="pass",
         catcher=_test("tests/unit/test_node.py tests/unit/test_node_edges.py", "paus"),
     ),
@@ -317,9 +317,9 @@ _ALL = [
     ),
     Mutant(
         name="ages-by-the-wall-clock",
-        at="msgservice.node.node:NodeService._retain",
-        old="int(self.now() * 1000)",
-        new="self.wall()",
+        at="msgservice.node.upkeep:Upkeep._retain",
+        old="int(self._time.now() * 1000)",
+        new="self._time.wall()",
         catcher=_by("client", "stored twice"),
     ),
     Mutant(
@@ -349,7 +349,7 @@ _ALL = [
     ),
     Mutant(
         name="origin-from-anybody",
-        at="msgservice.node.ingress:_check_origin",
+        at="msgservice.node.acceptance:_check_origin",
         old="if transfer.origin is not None:",
         new="if False:",
         catcher=_test("tests/unit/test_node_refusals.py", "test_60_what_only_nodes_say"),
@@ -367,9 +367,9 @@ _ALL = [
     Mutant(
         name="a-refused-hello-has-changed-things",
         at="msgservice.node.receivers:Receivers.attaching",
-        old="self._node.connections.hold_check(outlet)",
-        new="self._node.directory.set_patterns(row, patterns or row.patterns);"
-        " self._node.connections.hold_check(outlet)",
+        old="self._connections.hold_check(outlet)",
+        new="self._directory.set_patterns(row, patterns or row.patterns);"
+        " self._connections.hold_check(outlet)",
         catcher=_by("directory", "a refused HELLO changed a receiver"),
     ),
     Mutant(

@@ -169,7 +169,7 @@ class System:
     def knows_all(self) -> bool:
         """Whether the audience of what is sent now is complete."""
         node = self.node.service
-        return node.running_now and all(node.directory.get(name) for name in PATTERNS)
+        return node.running_now and all(node.parts.directory.get(name) for name in PATTERNS)
 
     def settle_in(self) -> None:
         """Let everybody find each other."""
@@ -270,7 +270,7 @@ class System:
             producer.check()
         for account in self.accounts():
             assert (0, 0) == (account.unaccounted, account.queued), account
-        for row in self.node.service.directory:
+        for row in self.node.service.parts.directory:
             assert row.epoch == "", f"{row.name} was taken for one that remembers another log"
         self.check_nothing_is_left()
 

@@ -33,7 +33,6 @@ from msgservice.interfaces import IChannel
 from msgservice.limits import RESUME_RANGES_TOTAL_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
-from msgservice.node.peer import Peer
 from msgservice.transport.local import LocalChannel
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
@@ -63,7 +62,7 @@ class Wire:
         self.is_closed = False
         self.is_taken = True  # by the other side, at once
         self.connection = Connection(
-            peer := Peer(world.node),
+            peer := world.node.parts.connections.make_peer(None),
             clock=world.clock,
             now=world.clock.seconds,
             limits=world.limits,
@@ -169,7 +168,7 @@ def test_requests_of_one_connection_are_answered_so_many_at_once() -> None:
         waiting.append(Deferred())
         return waiting[-1]
 
-    world.node.answer = answer  # type: ignore[method-assign]  # answers come when the test says
+    world.node.parts.admin.answer = answer  # type: ignore[method-assign]  # answers come when the test says
     wire = opened(world)
     wire.say(*[question() for _ in range(7)])
     world.settle()
@@ -206,7 +205,7 @@ def test_answers_of_a_receiver_are_taken_though_it_is_slow_to_read() -> None:
     wire.say(Ack([(transfer.sequence, transfer.sequence)]))
     world.settle()
     assert wire.is_reading
-    assert 1 == world.node.dispatch.outlets[1].outbox.cursor >> 16
+    assert 1 == world.node.parts.dispatch.outlets[1].outbox.cursor >> 16
 
 
 def test_many_pings_of_a_peer_that_does_not_read_cost_one_pong() -> None:
@@ -292,7 +291,7 @@ def test_what_a_paused_sender_says_is_heard_within_half_a_heartbeat() -> None:
     world, _, shop = paused_sender()
     shop.connection.bye(BYE_CLOSING)
     world.settle(1)
-    (peer,) = world.node.connections.peers
+    (peer,) = world.node.parts.connections.peers
     assert peer.connection is not None
     assert not peer.connection.session.bye_received
     world.settle(world.limits.heartbeat / 2)

@@ -16,7 +16,7 @@ from tests.kit.nodes import NodeWorld
 def test_59_the_outlet_and_the_receiver_see_the_lane_of_the_first_sender(hop: str) -> None:
     world = NodeWorld()
     billing = world.peer("billing", receive={"subjects": [">"]})
-    outlet = next(iter(world.node.dispatch))
+    outlet = next(iter(world.node.parts.dispatch))
     raw = encode_bodies([b"x"])
     origin = Origin("shop", 7, "hash", ("there",))
     position = outlet.outbox.loaded_to + 1

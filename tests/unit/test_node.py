@@ -262,7 +262,7 @@ def test_a_receiver_that_takes_less_gets_the_run_cut_and_what_is_too_large_waits
         billing.ack(transfer)
     world.settle()
     assert {("billing", Status.ACKNOWLEDGED): [(1, 3)]} == shop.statuses()
-    outlet = next(iter(world.node.dispatch))
+    outlet = next(iter(world.node.parts.dispatch))
     assert "waits: a message of 2008 bytes, and the receiver takes 1000" in outlet.last_error
     billing.connection.abort()
     world.settle()
@@ -463,7 +463,7 @@ def test_producers_are_paused_while_too_much_waits_for_the_disk() -> None:
     for n in range(1, 20):
         shop.transfer(n, "orders.new", [bytes(300)])
         world.settle()
-    taken_in = world.node.commits.uncommitted_bytes
+    taken_in = world.node.parts.commits.uncommitted_bytes
     assert taken_in < 3000
     log.release()
     world.settle()

@@ -15,7 +15,7 @@ OTHER = {"subjects": ["evil.>"], "order": "none"}
 
 
 def row_of(world: NodeWorld) -> ReceiverRow:
-    row = world.node.directory.get("billing")
+    row = world.node.parts.directory.get("billing")
     assert row is not None
     return row
 
@@ -48,7 +48,7 @@ def test_27_who_is_turned_away_because_the_name_is_held_changes_nothing() -> Non
     hold(world, [ORDERS])
     assert world.peer("billing", incarnation="b", receive=OTHER).lost_because is not None
     assert_unchanged(world)
-    assert next(iter(world.node.dispatch)).connection is not None
+    assert next(iter(world.node.parts.dispatch)).connection is not None
 
 
 @pytest.mark.parametrize("other", [{"order": "none"}, {"subjects": ["x.>"]}, OTHER])
@@ -57,7 +57,7 @@ def test_27_programs_that_differ_in_what_they_ask_for_are_held_too(other: dict[s
     let_in = hold(world, [{**ORDERS, "order": "strict"}, {**ORDERS, **other}])
     assert let_in == world.limits.replacements + 2
     # The one that won last is there, as it asked; who was turned away has not changed it.
-    assert next(iter(world.node.dispatch)).connection is not None
+    assert next(iter(world.node.parts.dispatch)).connection is not None
     wanted = {**ORDERS, **(other if (let_in - 1) % 2 else {"order": "strict"})}
     assert row_of(world).patterns == tuple(wanted["subjects"])
 
@@ -73,5 +73,5 @@ def test_27_an_operator_who_changes_the_order_replaces_nobody() -> None:
 
 
 def row_order(world: NodeWorld) -> str:
-    row = world.node.directory.get("billing")
+    row = world.node.parts.directory.get("billing")
     return "strict" if row is None else row.order

@@ -46,7 +46,7 @@ def test_remembered_lists_of_names_are_bounded_by_their_names() -> None:
     world = NodeWorld(Limits(subjects=100))
     for n in range(8):
         world.peer(f"receiver-{n}", receive={"subjects": []}).connection.abort()
-    directory = world.node.directory
+    directory = world.node.parts.directory
     for n in range(200):
         names = [f"receiver-{k % 8}" for k in range(30 + n)]
         audience = directory.audience_of(names)

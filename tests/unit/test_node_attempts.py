@@ -47,7 +47,7 @@ class Probed:
 
     @property
     def outbox(self) -> Any:
-        (outlet,) = self.world.node.dispatch
+        (outlet,) = self.world.node.parts.dispatch
         return outlet.outbox
 
     def come(self, incarnation: str, **receive: Any) -> ScriptedPeer:
@@ -62,7 +62,7 @@ class Probed:
         return attempts
 
     def identity(self) -> str:
-        (outlet,) = self.world.node.dispatch
+        (outlet,) = self.world.node.parts.dispatch
         return f"log:{outlet.outbox.cursor + 1}"
 
 
@@ -212,7 +212,7 @@ class Here:
 
 
 def _another_address(world: NodeWorld) -> None:
-    receivers = world.node.receivers
+    receivers = world.node.parts.receivers
     changed = receivers.change("billing", address="here:b")
     Deferred.fromCoroutine(changed)
 
@@ -237,7 +237,7 @@ def test_14_a_receiver_that_is_dialled_no_more_is_nobodys_attempt(
     world.settle()
     here.peers[-1].connection.abort()
     world.settle(2 * world.limits.link_delay_min)
-    (outlet,) = world.node.dispatch
+    (outlet,) = world.node.parts.dispatch
     assert outlet.outbox.probing
     assert here.peers[-1].bodies() == [b"one"]
     ends(world)
@@ -258,5 +258,5 @@ def test_14_a_dialled_receiver_that_goes_by_itself_is_an_attempt() -> None:
     for _ in range(2):
         here.peers[-1].connection.abort()
         world.settle(2 * world.limits.link_delay_min)
-    (outlet,) = world.node.dispatch
+    (outlet,) = world.node.parts.dispatch
     assert [1] == [run.attempts for run in outlet.outbox._open]

@@ -87,7 +87,7 @@ def test_a_frame_too_large_for_one_sender_ends_its_connection_alone(
     billing = world.peer("billing", receive={"subjects": ["orders.>"]})
     shop, other = world.peer("shop", status_from=1), world.peer("other")
     huge = [StatusFrame("i1", "billing", 3, [(n, n) for n in range(9000)])]
-    tracker = world.node.tracker
+    tracker = world.node.parts.tracker
     if of == "routed":
         monkeypatch.setattr(tracker, "routed", lambda *_: huge)
     shop.transfer(1, "orders.new", [b"one"])

@@ -42,9 +42,9 @@ def row(**fields: object) -> ReceiverRow:
 def test_what_the_file_says_is_made_and_then_kept() -> None:
     world = NodeWorld()
     restart(world, row())
-    number = world.node.directory.named("billing").number
+    number = world.node.parts.directory.named("billing").number
     restart(world, row(patterns=("orders.new",)))
-    found = world.node.directory.named("billing")
+    found = world.node.parts.directory.named("billing")
     assert (number, ("orders.new",), True) == (found.number, found.patterns, found.configured)
 
 
@@ -52,8 +52,8 @@ def test_an_address_that_the_file_no_longer_has_is_not_dialled() -> None:
     world = NodeWorld()
     restart(world, row(address="unix:/nowhere/at/all", paused=True))
     restart(world, row())
-    assert world.node.directory.named("billing").address is None
-    assert {} == world.node.connections.links
+    assert world.node.parts.directory.named("billing").address is None
+    assert {} == world.node.parts.connections.links
 
 
 def test_a_receiver_that_the_file_no_longer_has_stays_and_may_change_itself() -> None:
@@ -61,7 +61,7 @@ def test_a_receiver_that_the_file_no_longer_has_stays_and_may_change_itself() ->
     restart(world, row())
     restart(world)
     assert world.peer("billing", receive={"subjects": ["other.>"]}).lost_because is None
-    assert ("other.>",) == world.node.directory.named("billing").patterns
+    assert ("other.>",) == world.node.parts.directory.named("billing").patterns
 
 
 def test_paused_at_run_time_stays_paused() -> None:
@@ -70,7 +70,7 @@ def test_paused_at_run_time_stays_paused() -> None:
     shop = world.peer("shop")
     assert shop.request("$node.receivers.pause", {"name": "billing"})[0]
     restart(world, row())
-    assert world.node.directory.named("billing").paused
+    assert world.node.parts.directory.named("billing").paused
 
 
 def test_a_window_beyond_its_bound_is_refused_by_the_node_too() -> None:
@@ -83,7 +83,7 @@ def test_a_window_beyond_its_bound_is_refused_by_the_node_too() -> None:
         assert isinstance(refused, Failure)
         assert isinstance(refused.value, ValueError)
         assert "of a window must be from 1 to" in str(refused.value)
-    assert world.node.directory.get("billing") is None
+    assert world.node.parts.directory.get("billing") is None
 
 
 INCOMPLETE = ["tcp:localhost", "tcp:localhost:port", "udp:127.0.0.1", "unix:", "carrier-pigeon:1"]
@@ -100,19 +100,19 @@ def test_an_address_that_cannot_be_dialled_is_refused_before_it_is_stored(addres
     assert shop.request("$node.receivers.add", asked | {"address": None})[0]
     assert not shop.request("$node.receivers.change", {"name": "billing", "address": address})[0]
     restart(world)
-    assert world.node.directory.named("billing").address is None
+    assert world.node.parts.directory.named("billing").address is None
 
 
 def test_an_address_in_the_log_that_cannot_be_dialled_stops_nobody_else() -> None:
     world = NodeWorld()
     restart(world, row(paused=True), row(name="other"))
-    stored = world.node.directory.named("billing")
+    stored = world.node.parts.directory.named("billing")
     stored.address, stored.paused = "tcp:localhost", False
-    world.node.receivers._store(stored)
+    world.node.parts.receivers._store(stored)
     world.settle()
     restart(world)
     assert world.node.running_now
-    outlet = world.node.dispatch.outlets[world.node.directory.named("billing").number]
+    outlet = world.node.parts.dispatch.outlets[world.node.parts.directory.named("billing").number]
     assert "tcp:localhost" in outlet.last_error
     assert world.peer("other", receive={"subjects": ["orders.>"]}).lost_because is None
 

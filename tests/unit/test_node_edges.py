@@ -286,7 +286,7 @@ def test_18_one_that_also_receives_is_paused_when_it_hands_in_too_much() -> None
     for n in range(1, 40):
         both.transfer(n, "orders.new", [bytes(1000)])
         world.settle()
-    assert world.node.commits.uncommitted_bytes < 20_000
+    assert world.node.parts.commits.uncommitted_bytes < 20_000
     log.release()
     world.settle(1)
     assert both.take(Ack)[-1].ranges[-1][1] == 39
@@ -300,7 +300,7 @@ def test_the_tail_is_bounded_in_memory_however_small_the_batches_are() -> None:
         shop.transfer(n, "orders.new", [b"x"])
         if n % 100 == 0:
             world.settle()
-    tail = world.node.tail
+    tail = world.node.parts.tail
     assert tail.next_number == 2001
     assert tail.next_number - tail.first_number < 500
     assert tail.bytes <= 100_000
@@ -409,7 +409,7 @@ def test_1_the_floor_rises_though_there_is_always_a_group_under_way() -> None:
     world.settle(0.1)
     shop = world.peer("shop", kind=Streaming)
     assert isinstance(shop, Streaming)
-    (outlet,) = world.node.dispatch
+    (outlet,) = world.node.parts.dispatch
     before = outlet.outbox.committed
     for _ in range(20):
         shop.send_next()
@@ -440,7 +440,7 @@ def test_what_was_taken_in_before_a_fault_of_the_same_turn_is_stored(then: str) 
 def test_a_receiver_that_says_goodbye_leaves_no_error_behind() -> None:
     world = NodeWorld()
     billing = world.peer("billing", receive={"subjects": ["orders.>"]})
-    outlet = world.node.dispatch.outlets[world.node.directory.named("billing").number]
+    outlet = world.node.parts.dispatch.outlets[world.node.parts.directory.named("billing").number]
     billing.connection.bye()
     world.settle(1.0)
     assert outlet.connection is None

@@ -61,7 +61,7 @@ def test_a_fault_while_one_sender_is_answered_ends_its_connection_alone(
     assert [[(1, 1)]] == [ack.ranges for ack in again.take(Ack)]
     assert {("billing", Status.ACKNOWLEDGED)} == set(again.statuses())
     assert billing.lost_because is None
-    assert 0 == world.node.commits.uncommitted_bytes
+    assert 0 == world.node.parts.commits.uncommitted_bytes
 
 
 def test_a_fault_while_one_receiver_is_told_ends_its_connection_alone(
@@ -74,9 +74,9 @@ def test_a_fault_while_one_receiver_is_told_ends_its_connection_alone(
     shop.transfer(1, "orders.new", [b"one"])
     world.settle()
     with monkeypatch.context() as patch:
-        real = world.node.tracker.settled
+        real = world.node.parts.tracker.settled
         patch.setattr(
-            world.node.tracker,
+            world.node.parts.tracker,
             "settled",
             lambda name, s: fails() if name == "bad" else real(name, s),
         )

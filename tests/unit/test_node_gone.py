@@ -69,7 +69,7 @@ def test_8_telling_of_what_has_gone_takes_no_audience() -> None:
         other.transfer(sequence, f"z.{sequence}", [b"x"], to=subset)
         world.settle()
     known = dict(world.log._audiences)
-    rows = [world.node.directory.named(name) for name in ("a", "b")]
+    rows = [world.node.parts.directory.named(name) for name in ("a", "b")]
     assert not {(row.number,) for row in rows} & {one.members for one in known.values()}
     back = world.peer("shop", status_from=1)
     assert back.lost_because is None
@@ -91,9 +91,11 @@ def test_8_numbers_of_what_has_gone_come_round_and_are_named_anew(
         StateRange(receiver, Status.ACKNOWLEDGED, n, n)
         for n, receiver in enumerate([1, 2, 3, 2, 1], 1)
     )
-    watch = next(iter(world.node.tracker._watches.values()))
+    watch = next(iter(world.node.parts.tracker._watches.values()))
     frames = [
-        f for make in world.node.tracker._page(watch, History((), states, None)) for f in make()
+        f
+        for make in world.node.parts.tracker._page(watch, History((), states, None))
+        for f in make()
     ]
     named: dict[int, list[str]] = {}
     found = []

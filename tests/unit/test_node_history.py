@@ -179,7 +179,7 @@ def test_11_a_page_that_cannot_be_read_is_read_again_while_its_sender_is_there(
 ) -> None:
     world, log = world_with_a_past(monkeypatch)
     broken = UnreadableLog(log._log)
-    monkeypatch.setattr(world.node.tracker, "_log", broken)
+    monkeypatch.setattr(world.node.parts.tracker, "_log", broken)
     shop = world.peer("shop", status_from=1)
     assert broken.pages == 1
     world.clock.pump([0.5] * 240)

@@ -12,7 +12,6 @@ import pytest
 
 from msgservice.connection import Connection
 from msgservice.core.frames import VERSION, Ack, Hello, HelloOptions, ReceiveOptions
-from msgservice.node.peer import Peer
 from msgservice.records import Resume
 from msgservice.transport.local import connect_locally
 from tests.kit.nodes import NodeWorld, ScriptedPeer
@@ -33,7 +32,10 @@ def connect_late(world: NodeWorld, name: str, receive: dict[str, Any] | None) ->
     options = HelloOptions(receive=None if receive is None else ReceiveOptions(**receive))
     peer = LatePeer(world, Hello(VERSION, name, "i1", options), Resume())
     far = Connection(
-        Peer(world.node), clock=world.clock, now=world.clock.seconds, limits=world.limits
+        world.node.parts.connections.make_peer(None),
+        clock=world.clock,
+        now=world.clock.seconds,
+        limits=world.limits,
     )
     connect_locally(peer.connection, far, clock=world.clock, limits=world.limits, name=name)
     world.settle()

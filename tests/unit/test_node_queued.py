@@ -80,7 +80,7 @@ def test_18_what_waits_for_a_receiver_is_counted_to_the_byte(steps: list[Step], 
         log.fail_next = fails and what in ("ack", "dead") and bool(in_a_row)
         fails = what == "log fails" or (fails and not log.fail_next)
         world.settle(1.2)
-        [outlet] = world.node.dispatch.outlets.values()
+        [outlet] = world.node.parts.dispatch.outlets.values()
         assert outlet.queued_bytes == sum(waiting.values())
     world.node.stopService()
     world.settle()
@@ -98,7 +98,7 @@ def test_18_a_header_that_is_wider_than_it_must_be_is_counted_as_it_came() -> No
     wide = msgspec.Raw(b"\xdd\x00\x00\x00\x02" + parts)
     shop.connection.send(Transfer(1, "orders.new", wide))
     world.settle(0.3)
-    [outlet] = world.node.dispatch.outlets.values()
+    [outlet] = world.node.parts.dispatch.outlets.values()
     assert outlet.queued_bytes == 5 + len(parts)
     [transfer] = billing.take(Transfer)
     first = transfer.sequence

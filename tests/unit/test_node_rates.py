@@ -149,7 +149,7 @@ def test_A11_who_has_no_rate_waits_for_nobody() -> None:
     assert numbered(0, 500) == fast.bodies
     slow.look()
     assert len(slow.bodies) <= 1
-    assert world.node.dispatch.outlets[2].pace is None
+    assert world.node.parts.dispatch.outlets[2].pace is None
 
 
 def test_A11_the_rate_of_all_bounds_the_sum_and_is_shared() -> None:
@@ -230,7 +230,7 @@ def test_the_list_of_receivers_shows_the_rate_and_the_log_does_not_keep_it() -> 
     world.settle(world.limits.stop_timeout + 1)
     world.rates = None
     world.start()
-    assert all(outlet.pace is None for outlet in world.node.dispatch)
+    assert all(outlet.pace is None for outlet in world.node.parts.dispatch)
 
 
 def test_A11_who_goes_away_leaves_the_line() -> None:

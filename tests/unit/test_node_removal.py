@@ -162,4 +162,4 @@ def test_who_is_removed_while_it_is_made_or_changed_is_never_dialled(change: str
     world.settle()
     assert removed == [0]
     assert len(made) == 1
-    assert node.connections.links == {}
+    assert node.parts.connections.links == {}

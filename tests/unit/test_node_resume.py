@@ -57,7 +57,7 @@ def test_11_what_a_resume_settles_while_the_backlog_is_loaded_is_told_at_once() 
 def test_20_a_resume_may_say_all_that_a_larger_window_lets_through() -> None:
     world = NodeWorld(Limits(exceptions=4, window_messages=8))
     Deferred.fromCoroutine(
-        world.node.receivers.add("billing", ["orders.>"], order="none", window=(200, None))
+        world.node.parts.receivers.add("billing", ["orders.>"], order="none", window=(200, None))
     )
     world.settle()
     shop = world.peer("shop")

@@ -9,7 +9,7 @@ from twisted.logger import LogEvent, formatEvent
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Ack, Nack, Transfer
 from msgservice.limits import Limits
 from msgservice.message import Action
-from msgservice.node.node import REFUSED_FOR, SAY_AGAIN
+from msgservice.node.upkeep import REFUSED_FOR, SAY_AGAIN
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ALL = {"subjects": [">"]}
@@ -89,14 +89,14 @@ def test_46_a_receiver_is_paused_at_its_limit_of_dead_letters(logged: list[LogEv
     reason = billing.bye[1]
     assert reason.startswith("paused: its dead letters take 5")
     assert reason.endswith("dead_bytes = 50000")
-    outlet = world.node.dispatch.outlets[2]
-    assert world.node.state_of(outlet)["last_error"] == reason
+    outlet = world.node.parts.dispatch.outlets[2]
+    assert world.node.parts.receivers.state_of(outlet)["last_error"] == reason
     assert len(said(logged, "receiver billing is paused")) == 1
     assert other.lost_because is None
     world.node.stopService()
     world.settle(1)
     world.start()
-    state = world.node.state_of(world.node.dispatch.outlets[2])
+    state = world.node.parts.receivers.state_of(world.node.parts.dispatch.outlets[2])
     assert (state["paused"], state["last_error"]) == (True, reason)
     Deferred.fromCoroutine(world.node.remove_receiver("billing"))
     world.settle(5)
@@ -163,10 +163,10 @@ def test_5_a_goodbye_whose_last_answer_may_be_lost_ends_no_incarnation(code: int
     world.settle()
     crowd(world)
     assert world.log.resume("cron", "mine").floor == 2
-    before = world.node.tail.next_number
+    before = world.node.parts.tail.next_number
     shop = take_all(world, "mine", b"once")
     assert shop.take(Ack) == [Ack([(1, 1)])]
-    assert world.node.tail.next_number == before
+    assert world.node.parts.tail.next_number == before
 
 
 def test_5_an_incarnation_that_ended_and_came_back_all_the_same_is_not_ended() -> None:
@@ -184,14 +184,14 @@ def test_5_an_incarnation_that_ended_and_came_back_all_the_same_is_not_ended() -
 def test_5_what_is_repeated_behind_an_end_is_refused_or_known() -> None:
     world = NodeWorld()
     shop = take_all(world, "mine", b"once")
-    before = world.node.tail.next_number
+    before = world.node.parts.tail.next_number
     shop.connection.bye(BYE_SETTLED)
     shop.transfer(1, "nobody.waits", [b"once"])  # on the same connection
     world.settle()
     assert shop.lost_because is not None
     again = take_all(world, "mine", b"once")  # who heard the incarnation, on another
     assert again.take(Ack) == [Ack([(1, 1)])]
-    assert world.node.tail.next_number == before
+    assert world.node.parts.tail.next_number == before
 
 
 def test_24_goodbyes_of_those_who_sent_nothing_are_not_remembered() -> None:
@@ -211,8 +211,8 @@ def test_subjects_that_are_remembered_are_bounded_over_all_connections() -> None
         for sequence in range(1, 201):
             shop.transfer(sequence, f"{shop.hello.name}.{sequence}", [b"x"])
         world.settle()
-    assert len(world.node.directory._checked) <= 50
-    for peer in world.node.connections.peers:
+    assert len(world.node.parts.directory._checked) <= 50
+    for peer in world.node.parts.connections.peers:
         assert peer.ingress is not None
         held = [value for value in vars(peer.ingress).values() if isinstance(value, dict | set)]
         assert all(not one for one in held), held

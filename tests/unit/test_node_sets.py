@@ -77,7 +77,7 @@ def test_20_sets_of_receivers_that_come_and_go_cost_nothing_for_ever() -> None:
         world.log._store.tidied_at = None
         world.settle(2.2)
     assert acked(shop) == 40
-    dispatch, directory = world.node.dispatch, world.node.directory
+    dispatch, directory = world.node.parts.dispatch, world.node.parts.directory
     (stay,) = dispatch
     assert len(dispatch._audiences) <= 2
     assert len(dispatch._live) <= 2
@@ -140,13 +140,13 @@ def test_20_what_is_refused_for_want_of_room_costs_no_look_at_all_sets(
     """Nothing is quadratic in what one sender may send at once."""
     world, sets = world_with_receivers(Limits(sender_audiences=5), 12)
     shop = world.peer("shop")
-    looks, collect = [0], world.node.directory.collect
+    looks, collect = [0], world.node.parts.directory.collect
 
     def counted() -> None:
         looks[0] += 1
         collect()
 
-    monkeypatch.setattr(world.node.directory, "collect", counted)
+    monkeypatch.setattr(world.node.parts.directory, "collect", counted)
     for sequence, names in enumerate(sets[:300], 1):
         shop.transfer(sequence, f"z.{sequence}", [b"x"], to=names)
     world.settle(0.1)

@@ -65,7 +65,7 @@ def test_6_what_was_taken_and_not_heard_of_is_compared_and_settled(runs: int) ->
     billing = world.peer("billing", receive=ORDERS, resume=resume_of(transfers[-1]), **options)
     assert billing.lost_because is None
     assert billing.bodies() == []
-    (row,) = world.node.directory
+    (row,) = world.node.parts.directory
     assert row.epoch == ""
 
 

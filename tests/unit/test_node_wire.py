@@ -57,7 +57,7 @@ def test_calls_count_until_they_are_answered() -> None:
         waiting.append(Deferred())
         return waiting[-1]
 
-    world.node.answer = answer  # type: ignore[method-assign,assignment]  # one that takes its time
+    world.node.parts.admin.answer = answer  # type: ignore[method-assign,assignment]  # one that takes its time
     shop.connection.send(calls(1, 3))
     shop.connection.send(calls(4, 3))
     world.settle()

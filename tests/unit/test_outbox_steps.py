@@ -55,7 +55,7 @@ def sent(
 
 
 def taking(world: NodeWorld, frames: list[Frame]) -> Callable[[], None]:
-    connection = next(iter(world.node.dispatch)).connection
+    connection = next(iter(world.node.parts.dispatch)).connection
     assert connection is not None
     data = [encode_frame(frame) for frame in frames]
 
@@ -105,7 +105,7 @@ def reattach(count: int) -> Callable[[], None]:
     taking(world, frames)()
     billing.connection.abort()
     world.settle(40)
-    outbox = next(iter(world.node.dispatch)).outbox
+    outbox = next(iter(world.node.parts.dispatch)).outbox
     assert outbox.idle
     taken = [(t.sequence, t.sequence) for t in transfers[1::2]]
 
@@ -156,7 +156,7 @@ def test_dead_letters_go_to_the_log_in_portions_and_the_cursor_with_them(
     monkeypatch.setattr(outlet_progress, "DEAD_LETTERS_MAX", 64)
     world, billing, transfers = sent(1000, 100)
     shop = world.peer("shop", status_from=1)
-    outlet = next(iter(world.node.dispatch))
+    outlet = next(iter(world.node.parts.dispatch))
     world.settle(1)
     assert outlet.queued_bytes > 0
     taken: list[tuple[int, int]] = []

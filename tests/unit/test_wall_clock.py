@@ -27,7 +27,7 @@ class Wall:
 @pytest.fixture
 def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
     wall = Wall()
-    monkeypatch.setattr("msgservice.node.node.wall_of", wall.of)
+    monkeypatch.setattr("msgservice.clock.wall_of", wall.of)
     return wall
 
 

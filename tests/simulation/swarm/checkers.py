@@ -132,7 +132,7 @@ class Check:
         """Whether dead letters, which only an operator may delete, take the room of the others."""
         world = self.world
         limit = world.limits.dead_bytes_max
-        for row in world.node.service.directory:
+        for row in world.node.service.parts.directory:
             dead = (
                 f"select coalesce(sum(length(message)), 0) from dead where receiver = {row.number}"
             )
@@ -162,7 +162,7 @@ class Check:
         world = self.world
         world.node.log.accounts().addCallbacks(accounts.extend, lambda f: accounts.append(None))
         world.run(0.2)
-        names = {row.number: row.name for row in world.node.service.directory}
+        names = {row.number: row.name for row in world.node.service.parts.directory}
         return {
             names.get(one.receiver, str(one.receiver)): one.queued
             for one in accounts
@@ -178,7 +178,7 @@ class Check:
                 f"{outlet.name}: {queued[outlet.name]} queued,"
                 f" connected {outlet.connection is not None}, paused {outlet.row.paused},"
                 f" in flight {outlet.outbox.in_flight_messages}, error {outlet.last_error!r}"
-                for outlet in world.node.service.dispatch
+                for outlet in world.node.service.parts.dispatch
                 if outlet.name in queued
             ]
             return "a receiver stalls", "; ".join(rows) + f"; {room}"
@@ -235,7 +235,7 @@ class Check:
             for name in sorted(world.suspends)
             if not world.receivers[name].is_dialled
             and any(matches(one, "a.1") for one in world.receivers[name].patterns)
-            and (row := world.node.service.directory.get(name)) is not None
+            and (row := world.node.service.parts.directory.get(name)) is not None
             and not row.paused
         ]
         if not names or world.is_blocked:
@@ -380,7 +380,7 @@ class Check:
             if not found or not hasattr(found[0], "states"):
                 continue
             for number, (stored, _, _) in found[0].states.items():
-                row = node.directory.numbered(number)
+                row = node.parts.directory.numbered(number)
                 told = receipt.statuses.get(row.name) if row is not None else None
                 if row is not None and told is not None and told.final and told is not stored:
                     self.fail(
@@ -393,9 +393,9 @@ class Check:
         if self.world.is_blocked:
             return
         node = self.world.node.service
-        if node.commits.uncommitted_bytes:
-            self.fail("memory is left", f"{node.commits.uncommitted_bytes} bytes uncommitted")
-        for outlet in node.dispatch:
+        if node.parts.commits.uncommitted_bytes:
+            self.fail("memory is left", f"{node.parts.commits.uncommitted_bytes} bytes uncommitted")
+        for outlet in node.parts.dispatch:
             outbox = outlet.outbox
             left = {
                 "in flight": outbox.in_flight_messages,

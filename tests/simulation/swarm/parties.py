@@ -269,7 +269,7 @@ class NodeParty(Party):
             rng=world.random.random,
             failed=self.failures.append,
         )
-        service._wall = world.wall
+        service.time.wall = world.wall
         service.transports = self.transports()
         service.startService()
 

@@ -399,7 +399,9 @@ class World:
 
     def _row(self, name: str) -> Any:
         service = self.node.service
-        return service.directory.get(name) if self.node.is_up and service.running_now else None
+        return (
+            service.parts.directory.get(name) if self.node.is_up and service.running_now else None
+        )
 
     def _admin(self, call: Callable[..., Any], *args: Any) -> Deferred[Any]:
         done: Deferred[Any] = Deferred.fromCoroutine(call(*args))
@@ -430,7 +432,7 @@ class World:
             service = self.node.service
             if service.running_now:
                 name = f"extra{index % 7}"
-                if service.directory.get(name) is None:
+                if service.parts.directory.get(name) is None:
                     self._admin(service.add_receiver, name, ("extra.>",))
                 else:
                     self._admin(service.remove_receiver, name)

@@ -1,0 +1,165 @@
+"""Whether a run of messages may be taken in, and for whom it is: its checks and its audience.
+
+All that can be refused is refused here, before anything is stored. Nothing here belongs to a
+connection; what one sender may have unanswered is the business of `ingress`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgservice.core.frames import Transfer
+from msgservice.errors import (
+    MalformedFrame,
+    MessageTooLarge,
+    NoReceiver,
+    NotYetBuilt,
+    Refused,
+)
+from msgservice.interfaces import ILog
+from msgservice.limits import BATCH_INDEX_BITS, Limits
+from msgservice.message import (
+    FLAG_REPLAY,
+    FLAG_REQUIRE,
+    FLAG_RETAIN,
+    FLAG_UNKNOWN_ELEMENT,
+    FLAGS_KNOWN,
+    WireMessage,
+    count_of,
+    decode_known_messages,
+)
+from msgservice.node.directory import Directory
+from msgservice.records import Audience, Batch, Origin
+
+
+class Backlogs(Protocol):
+    """Who is too far behind to be sent more (`dispatch`)."""
+
+    def full(self, audience: Audience) -> str | None:
+        """Why this audience takes nothing now, or None."""
+
+
+class Acceptance:
+    """The checks of a node on what is handed in."""
+
+    def __init__(
+        self, directory: Directory, backlogs: Backlogs, log: ILog, *, log_id: str, limits: Limits
+    ) -> None:
+        self._directory = directory
+        self._backlogs = backlogs
+        self._log = log
+        self._log_id = log_id
+        self._limits = limits
+
+    def decode(self, transfer: Transfer) -> tuple[Sequence[WireMessage], bool]:
+        """Return the messages of a run, and whether this node knows all of their elements.
+
+        Raises `MalformedFrame`.
+        """
+        count, count_max = count_of(transfer.messages), self._limits.batch_messages
+        if not 0 < count <= count_max:  # before they are decoded, which takes long
+            raise MalformedFrame(f"{count} messages in a run, 1 to {count_max} allowed")
+        return decode_known_messages(transfer.messages)
+
+    def audience(
+        self,
+        transfer: Transfer,
+        messages: Sequence[WireMessage],
+        size: int,
+        *,
+        known: bool,
+        sender: str,
+    ) -> Audience:
+        """Return who a run is for now.
+
+        Raises `Refused`, `BadSubject` or `BadName` for what is never taken, `LimitReached` for
+        what may be later.
+        """
+        _check_origin(transfer, known)
+        subject = transfer.subject
+        directory, limits = self._directory, self._limits
+        directory.check(subject)
+        if size > limits.max_batch:
+            raise MessageTooLarge(size, limits.max_batch)
+        if transfer.ttl is not None:
+            raise NotYetBuilt("ttl")
+        if transfer.delay is not None:
+            raise NotYetBuilt("delay")
+        if transfer.flags & FLAG_RETAIN:
+            raise NotYetBuilt("retain")
+        if any([m.key is not None for m in messages]):  # noqa: C419 - a list is faster here
+            raise NotYetBuilt("idempotency_key")
+        if transfer.to is not None:
+            if len(transfer.to) > limits.receivers:
+                raise Refused(
+                    f"'to' has {len(transfer.to)} names, receivers = {limits.receivers} allowed"
+                )
+            return directory.audience_of(transfer.to, sender)
+        audience = directory.audience(subject)
+        if transfer.flags & FLAG_REQUIRE and not audience.members:
+            raise NoReceiver(subject)
+        return audience
+
+    def full(self, audience: Audience) -> str | None:
+        """Why there is no room now for messages to this audience, or None."""
+        return self._log.room().full or self._backlogs.full(audience)
+
+    def batch(
+        self,
+        transfer: Transfer,
+        messages: Sequence[WireMessage],
+        raw: memoryview,
+        audience: Audience,
+        *,
+        sender: str,
+        incarnation: str,
+        incarnation_hash: str,
+    ) -> Batch:
+        """Return what is stored of a run: the bytes that came. `raw`: the same bytes."""
+        first = transfer.sequence
+        tagged = [m for m in messages if m.id is not None]
+        return Batch(
+            sender,
+            incarnation,
+            first,
+            len(messages),
+            transfer.subject,
+            audience,
+            transfer.messages,
+            raw.nbytes,
+            zlib.crc32(raw),
+            first - 1 if transfer.after is None else transfer.after,
+            transfer.flags,
+            _ids(messages) if tagged else (),
+            Origin(sender, first, incarnation_hash, (self._log_id,)),
+            floor=transfer.floor,
+            addressed=transfer.to is not None,
+        )
+
+
+def _check_origin(transfer: Transfer, known: bool) -> None:
+    """Raise `Refused` for what only a node may say, and for what this node does not know.
+
+    No connection is a node's in this version. A forged origin would put a run into another
+    sender's lane, and make a receiver that knows messages by their identity drop the real one.
+    What is not known is not stored either: it could ask for something that would not be done.
+    """
+    if transfer.origin is not None:
+        raise Refused("'origin' is taken from nodes only")
+    flags = transfer.flags
+    if flags & FLAG_REPLAY:
+        raise Refused("the flag 'replay' (2) is taken from nodes only")
+    if flags & FLAG_UNKNOWN_ELEMENT:
+        raise Refused("a TRANSFER with more elements than this node knows")
+    if flags & ~FLAGS_KNOWN:
+        raise Refused(f"flags {flags & ~FLAGS_KNOWN} are not known to this node")
+    if not known:
+        raise Refused("a message with more elements than this node knows")
+
+
+def _ids(messages: Sequence[WireMessage]) -> tuple[tuple[int, str], ...]:
+    limit = 1 << BATCH_INDEX_BITS
+    assert len(messages) <= limit
+    return tuple((i, m.id) for i, m in enumerate(messages) if m.id is not None)

@@ -1,0 +1,239 @@
+"""The greeting of a connection: HELLO, who it is, and RESUME, before anything else is said.
+
+A peer says its name first; it may be turned away by it. The node answers once a receiver that is
+new is stored, since its HELLO says the receiver's number. What a receiver says to have taken is
+held against the log before it gets anything (`went_back`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.connection import Connection
+from msgservice.core.frames import (
+    BYE_PAUSED,
+    BYE_REMOVED,
+    VERSION,
+    Hello,
+    HelloOptions,
+    ReceiveOptions,
+)
+from msgservice.core.subjects import check_name
+from msgservice.errors import (
+    BadSubject,
+    ConnectionLimit,
+    LimitReached,
+    NameMismatch,
+    NotAuthenticated,
+    ProtocolError,
+)
+from msgservice.interfaces import ILog
+from msgservice.limits import Limits
+from msgservice.node.outlet import Outlet
+from msgservice.node.tail import Tail
+from msgservice.node.went_back import went_back
+from msgservice.records import ReceiverRow, Resume
+
+
+@dataclass(slots=True)
+class Guest:
+    """Who has said hello on one connection. `epoch`: of the node's incarnation that was said."""
+
+    name: str
+    incarnation: str
+    outlet: Outlet | None
+    inbox: str | None
+    epoch: str = ""
+
+
+class Visitor(Protocol):
+    """A connection that is greeted (`peer`)."""
+
+    leaving: bool
+
+    def admitted(self, guest: Guest) -> None:
+        """This is who it is; the answer follows when all that was changed for it is stored."""
+
+    def answering(self, guest: Guest, said: int) -> None:
+        """The answer leaves now, with `said` ranges in its RESUME; then it may hand in."""
+
+    def seated(self, outlet: Outlet, resume: Resume) -> None:
+        """It is a receiver, and nothing speaks against feeding it."""
+
+    def leave(self, code: int, reason: str) -> None:
+        """Send nothing more; close when all is answered."""
+
+
+class Attaching(Protocol):
+    """The receivers of a node (`receivers`)."""
+
+    def attaching(self, name: str, receive: ReceiveOptions) -> Outlet:
+        """A peer says that it is the receiver of this name; raise what speaks against it."""
+
+    def stored(self) -> Deferred[None]:
+        """Fire when all changes so far are stored."""
+
+    def begin_anew(self, row: ReceiverRow) -> None:
+        """Take another incarnation towards a receiver."""
+
+
+class Places(Protocol):
+    """Who has the place of each receiver (`connections`)."""
+
+    def hold_check(self, outlet: Outlet) -> None:
+        """Raise `NameHeld` while the name is held."""
+
+
+class Greeter:
+    """Greets the connections of a node. `insecure`: peers need not be local, nor prove a key."""
+
+    _logger = Logger()
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        log_id: str,
+        insecure: bool,
+        log: ILog,
+        tail: Tail,
+        receivers: Attaching,
+        places: Places,
+        limits: Limits,
+    ) -> None:
+        self.insecure = insecure
+        self._name = name
+        self._log_id = log_id
+        self._log = log
+        self._tail = tail
+        self._receivers = receivers
+        self._places = places
+        self._limits = limits
+
+    def greeted(
+        self, visitor: Visitor, connection: Connection, hello: Hello, expected: Outlet | None
+    ) -> None:
+        """Check who it is; answer once a receiver that is new is stored.
+
+        `expected`: the outlet that was dialled, or None.
+        """
+        check_name(hello.name)
+        check_name(hello.incarnation)
+        channel = connection.channel
+        assert channel is not None
+        # Where a peer is proves him only where nobody else can be; a key does everywhere.
+        trusted = channel.local_only or channel.proven or self.insecure
+        if not trusted and expected is None:
+            raise NotAuthenticated("this listener takes local connections only")
+        outlet = self._outlet(hello, expected)
+        # What is not a receiver has taken nothing: its ranges count as everything else it says.
+        session = connection.session
+        session.ranges_max = outlet.resume_ranges_max if outlet else 0
+        session.ranges_kept = outlet.resume_ranges if outlet else 1
+        guest = Guest(hello.name, hello.incarnation, outlet, hello.options.inbox)
+        visitor.admitted(guest)
+        stored = self._receivers.stored()
+        stored.addCallback(lambda _: self._answer(visitor, connection, guest))
+        stored.addErrback(self._not_greeted, connection, guest)
+
+    def _outlet(self, hello: Hello, expected: Outlet | None) -> Outlet | None:
+        receive = hello.options.receive
+        if expected is not None:
+            if receive is None or hello.name != expected.name:
+                raise NameMismatch(
+                    f"dialled receiver {expected.name!r}, but {hello.name!r} answered"
+                    + ("" if receive is not None else ", which does not receive")
+                )
+            self._places.hold_check(expected)
+            return expected
+        if receive is None:
+            return None
+        try:
+            return self._receivers.attaching(hello.name, receive)
+        except LimitReached as error:
+            raise ConnectionLimit(error.limit, error.value) from None
+        except ValueError as error:
+            raise BadSubject(", ".join(receive.subjects or ()), str(error)) from None
+
+    def _not_greeted(self, failure: Failure, connection: Connection, guest: Guest) -> None:
+        self._logger.failure("greeting {name}", failure, name=guest.name)
+        connection.abort()
+
+    def _answer(self, visitor: Visitor, connection: Connection, guest: Guest) -> None:
+        if connection.gone:
+            return
+        limits, outlet = self._limits, guest.outlet
+        incarnation = self._log_id
+        receive = None
+        if outlet is not None:
+            guest.epoch = outlet.row.epoch
+            incarnation = f"{self._log_id}.{outlet.row.number}"
+            if guest.epoch:
+                incarnation += f".{guest.epoch}"
+            receive = ReceiveOptions(order=outlet.row.order)
+        taken = self._log.resume(guest.name, guest.incarnation)
+        visitor.answering(guest, len(taken.ranges))
+        connection.hello(
+            Hello(
+                VERSION,
+                self._name,
+                incarnation,
+                HelloOptions(
+                    max_batch=limits.max_batch,
+                    heartbeat=int(limits.heartbeat * 1000),
+                    window=(limits.window_messages, limits.window_bytes),
+                    requests=limits.requests,
+                    receive=receive,
+                ),
+            )
+        )
+        connection.resume(taken)
+
+    def opened(
+        self, visitor: Visitor, connection: Connection, guest: Guest, resume: Resume
+    ) -> None:
+        """Hold a receiver's RESUME against the log, and let it have its place, or not."""
+        outlet = guest.outlet
+        if outlet is None:
+            return
+        comparing = Deferred.fromCoroutine(
+            went_back(self._log, self._tail.next_number, outlet, resume)
+        )
+        comparing.addCallback(
+            lambda error: self._compared(visitor, connection, guest, outlet, resume, error)
+        )
+        comparing.addErrback(self._not_greeted, connection, guest)
+
+    def _compared(
+        self,
+        visitor: Visitor,
+        connection: Connection,
+        guest: Guest,
+        outlet: Outlet,
+        resume: Resume,
+        error: ProtocolError | None,
+    ) -> None:
+        if connection.gone or visitor.leaving:
+            return
+        if outlet.row.removed:  # since it was greeted
+            visitor.leave(BYE_REMOVED, "removed")
+        elif outlet.row.paused:
+            visitor.leave(BYE_PAUSED, "paused")
+        elif outlet.row.epoch != guest.epoch:
+            connection.abort()  # greeted under the incarnation that another connection ended
+        elif error is not None:
+            outlet.last_error = str(error)
+            self._logger.error(
+                "{error}; going on as a new incarnation towards it: all that waits for it is sent,"
+                " some of it perhaps again",
+                error=str(error),
+            )
+            self._receivers.begin_anew(outlet.row)
+            connection.fail(error)
+        else:
+            visitor.seated(outlet, resume)
