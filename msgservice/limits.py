@@ -24,6 +24,9 @@ BATCH_OVERHEAD = 1024
 # Ranges of one RESUME, over all its frames. What a peer may be left to hold must be no more: it
 # could never come back.
 RESUME_RANGES_TOTAL_MAX = 100_000
+# A sender that is away and did not say that it has ended is known so long at least, but in a crowd
+# (SEMANTICS 5).
+SENDER_KNOWN_SECONDS = 3600
 RUNS_REMEMBERED = 1024  # runs of an incarnation whose content is compared (SEMANTICS 4)
 
 

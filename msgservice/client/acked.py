@@ -1,7 +1,8 @@
 """What the node has acknowledged to this producer, held against what it says that it has.
 
 SEMANTICS 6: a node that has seen more than was ever sent, or other content, is not talking of this
-log; one that no longer has what it acknowledged has lost it. Sans-IO; `client.hop` acts on it.
+log; one that no longer has what it acknowledged has lost it, unless it may have forgotten the whole
+incarnation, all settled (SEMANTICS 5). Sans-IO; `client.hop` acts on it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from msgservice.core.ranges import Range, RangeSet
+from msgservice.limits import SENDER_KNOWN_SECONDS
 from msgservice.records import Resume
 
 # What was refused leaves holes; beyond so many ranges the older half of the holes is closed.
@@ -17,10 +19,12 @@ RANGES_MAX = 1000
 
 class Acked:
     """See the module. `sequence`: the last that an earlier process gave; `open_ranges`: of its
-    sequences, those that are not answered yet.
+    sequences, those that are not answered yet; `log_id`: of the node that it gave them to, or "".
     """
 
-    def __init__(self, sequence: int, open_ranges: Iterable[Range]) -> None:
+    def __init__(self, sequence: int, open_ranges: Iterable[Range], log_id: str = "") -> None:
+        self.log_id = log_id  # of the node that acknowledged; "" where that is not known
+        self._left_at: float | None = None  # when it was last connected; None: in another process
         self._ranges = RangeSet([(1, sequence)])
         for first, last in open_ranges:
             self._ranges.remove(first, last)
@@ -34,6 +38,26 @@ class Acked:
             ranges = list(self._ranges)
             # `floor` has told the node of these long ago.
             self._ranges.add(ranges[0][0], ranges[len(ranges) // 2][1])
+
+    def left(self, now: float) -> None:
+        """The connection has ended; `now` is monotonic."""
+        self._left_at = now
+
+    def is_forgotten(self, resume: Resume, log_id: str, now: float) -> bool:
+        """Whether the node, with the log that it had, forgot one who was away, as it does in time.
+
+        All was settled then. A log that lost its tail knows nothing either of one whose first
+        messages were in it; but that shows at once, and before the hour nobody is forgotten.
+        """
+        if highest_of(resume) or not self._ranges or log_id != self.log_id:
+            return False
+        return self._left_at is None or now - self._left_at >= SENDER_KNOWN_SECONDS
+
+    def take_all(self) -> list[Range]:
+        """Return all that was acknowledged; nothing is, from now on."""
+        ranges = list(self._ranges)
+        self.begin_anew()
+        return ranges
 
     def begin_anew(self) -> None:
         """Another incarnation: the node has acknowledged nothing to it."""

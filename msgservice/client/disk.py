@@ -27,6 +27,7 @@ class DiskOutbox:
 
     def __init__(self, file: OutboxFile, snapshot: OutboxSnapshot) -> None:
         self.incarnation = snapshot.incarnation
+        self.log_id = snapshot.log_id  # of the node that it was given to, as far as is known
         self.given = snapshot.sequence  # the last sequence that was ever given
         self.sequence = snapshot.sequence  # the last that is on disk
         self.writing = 0  # appends whose sync has not ended
@@ -91,6 +92,12 @@ class DiskOutbox:
     def settle(self, ranges: list[tuple[int, int]]) -> None:
         """The node has answered these: they are no longer needed."""
         self._file.settle(ranges)
+
+    def note_log(self, log_id: str) -> None:
+        """Keep the log id of the node that is connected, before what it answers is settled."""
+        if log_id != self.log_id:
+            self.log_id = log_id
+            self._file.note_log(log_id)
 
     def renew(self) -> Deferred[str]:
         """Take a new incarnation; fires when it is synced."""

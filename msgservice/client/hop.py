@@ -42,6 +42,7 @@ from msgservice.core.frames import (
 from msgservice.core.outbox import Outbox
 from msgservice.core.runs import Run, Settled, first_of
 from msgservice.errors import (
+    Ambiguous,
     ContentChanged,
     LogWentBack,
     MessageTooLarge,
@@ -139,7 +140,9 @@ class NodeHop:
         self._timer: IDelayedCall | None = None
         self._is_renewing = False  # the next incarnation is on its way to the disk
         self._hello_due: Connection | None = None  # it waits for that
-        self._acked = Acked(sequence, disk.left_ranges if disk is not None else ())
+        self._acked = (
+            Acked(sequence, ()) if disk is None else Acked(sequence, disk.left_ranges, disk.log_id)
+        )
         self._left_to = sequence  # up to here it is what an earlier process left
         self._is_reading = False  # the next page of that
         self._early: list[Frame] | None = None  # that came before the session could begin
@@ -332,11 +335,14 @@ class NodeHop:
         """Begin the session. `unread`: runs of the file where the node's newest run lies."""
         hello = connection.session.peer
         assert hello is not None
-        wrong = self._compare(resume, unread)
+        wrong = self._compare(resume, unread, hello.incarnation)
         if wrong is not None:
             self._begin_anew(wrong)
             connection.abort()
             return
+        self._acked.log_id = hello.incarnation
+        if self._disk is not None:
+            self._disk.note_log(hello.incarnation)
         self.batch_max = min(
             hello.options.max_batch or self._limits.max_batch, self._limits.max_batch
         )
@@ -422,6 +428,8 @@ class NodeHop:
     # --- inside
 
     def _leave(self, connection: Connection) -> None:
+        if self._opened:
+            self._acked.left(self._now())
         self._opened = False
         self._early = None
         self.outbox.disconnect(self._now(), lost=not connection.ends_on_purpose)
@@ -456,13 +464,22 @@ class NodeHop:
             return NoReceiver(settled.run.subject)
         return Refused(reason)
 
-    def _compare(self, resume: Resume, unread: list[Run]) -> LogWentBack | None:
+    def _compare(self, resume: Resume, unread: list[Run], log_id: str) -> LogWentBack | None:
         """Hold what the node has taken against what this side knows (SEMANTICS 6)."""
         seen = highest_of(resume)
         if seen > self.sequence or (
             resume.last is not None and self._differs(*resume.last, unread)
         ):
             return LogWentBack(self.peer_name, self.sequence, seen)
+        if self._acked.is_forgotten(resume, log_id, self._now()):
+            self._logger.info(
+                "{name}: {node} has forgotten who was away for so long: all of it was settled",
+                name=self.name,
+                node=self.peer_name,
+            )
+            unknown = Ambiguous(f"settled, but {self.peer_name!r} has forgotten how")
+            for low, high in self._acked.take_all():
+                self.runs.lose(low, high, unknown, answered=True)
         for low, high in self._acked.take_forgotten(resume):
             forgot = PeerForgot(self.peer_name, low, high)
             self._logger.error("{name}: {error}", name=self.name, error=str(forgot))

@@ -70,6 +70,10 @@ create table run(
 _VERSION_2 = """
 alter table head add column renewals integer not null default 0;    -- of the incarnation
 """
+# Which log has what is no longer here.
+_VERSION_3 = """
+alter table head add column log_id text not null default '';
+"""
 
 
 _DELETE = "delete from run where first in (select value from json_each(?))"
@@ -85,6 +89,7 @@ class OutboxSnapshot:
     open_ranges: tuple[tuple[int, int], ...]  # all that is open
     messages: int  # of all open runs
     messages_bytes: int
+    log_id: str = ""  # as `note_log` was last told
 
 
 class OutboxFile:
@@ -199,12 +204,12 @@ class OutboxFile:
         self._pages.note_files()
         db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
         try:
-            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2])
-            head = one(db, "select incarnation, sequence, renewals from head")
+            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2, _VERSION_3])
+            head = one(db, "select incarnation, sequence, renewals, log_id from head")
             if head is None:
-                head = (self._entropy(16).hex(), 0, 0)
-                db.execute("insert into head values (1, ?, ?, ?)", head)
-            incarnation, sequence, self._renewals = head
+                head = (self._entropy(16).hex(), 0, 0, "")
+                db.execute("insert into head values (1, ?, ?, ?, ?)", head)
+            incarnation, sequence, self._renewals, log_id = head
             self._kept_to = sequence
             if mark is None and sequence:
                 raise LogDamaged("the high-water mark is missing or unreadable", 1, sequence)
@@ -228,6 +233,7 @@ class OutboxFile:
             open_ranges=tuple(backlog.open),
             messages=backlog.messages,
             messages_bytes=backlog.messages_bytes,
+            log_id=log_id,
         )
 
     def close(self) -> Deferred[None]:
@@ -363,6 +369,19 @@ class OutboxFile:
                 del self._firsts[done[0] : done[-1] + 1]
         if self._gone_bytes >= SETTLED_BYTES:
             self._start()
+
+    def note_log(self, log_id: str) -> None:
+        """Keep the id of the log that takes what is here; written before anything settled later.
+
+        Where that fails, whatever is handed in next fails with the reason.
+        """
+        if not self._opened:
+            return
+        assert self._worker is not None
+        noting = self._worker.submit(
+            lambda: self._commit([("update head set log_id = ?", (log_id,))])
+        )
+        noting.addErrback(lambda failure: failure.trap(LogFailed, LogUnavailable) and None)
 
     def renew(self) -> Deferred[str]:
         """Take a new incarnation (SEMANTICS 4, 6); fires with it when it is synced.

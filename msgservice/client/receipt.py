@@ -146,7 +146,8 @@ class Receipt(msgspec.Struct, eq=False, gc=False):
 
         Fails with `NotDelivered` as soon as one of them has another final state, `NoReceiver`
         if it is for nobody, `Refused` if it was not accepted, `ClientClosed` when the client is
-        closed before, `LogWentBack` or `PeerForgot` when nothing more can be known.
+        closed before, `LogWentBack` or `PeerForgot` when nothing more can be known, and
+        `Ambiguous` where the node has forgotten how it was settled.
         """
         waiting = self.run.watch(Wait.ACKNOWLEDGED, self.sequence, self.sequence, name)
         return waiting.addCallback(_nothing)

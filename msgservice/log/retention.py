@@ -17,7 +17,7 @@ import msgspec
 
 from msgservice.core.marks import Key, SenderState
 from msgservice.disk.database import as_json, full_is_told, insert_steps, one, rows
-from msgservice.limits import RUNS_REMEMBERED
+from msgservice.limits import RUNS_REMEMBERED, SENDER_KNOWN_SECONDS
 from msgservice.log import history, places
 from msgservice.log.dedupe import mark_of
 from msgservice.log.staging import (
@@ -531,7 +531,8 @@ def _forget_early(store: Store, here: Collection[Key]) -> bool:
         return False
     present = set(here)
     away = [sender for sender in state.senders.values() if sender.key not in present]
-    long_ago = state.age - (HOUR if len(away) <= CROWD * limit else 0)
+    known = SENDER_KNOWN_SECONDS * 1000 if len(away) <= CROWD * limit else 0
+    long_ago = state.age - known
     gone = [s for s in away if s.key in store.left or s.seen_at <= long_ago]
     gone.sort(key=lambda sender: (sender.key not in store.left, sender.seen_at))
     before = len(state.senders)

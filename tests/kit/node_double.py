@@ -203,6 +203,7 @@ class NodeDouble:
     def __init__(self, clock: Any, limits: Limits | None = None) -> None:
         self.clock = clock
         self.limits = limits or Limits()
+        self.log_id = "log-1"
         self.max_batch: int | None = None
         self.window: tuple[int, int] | None = None
         self.is_up = True
@@ -259,6 +260,11 @@ class NodeDouble:
 
     def forget(self) -> None:
         """Come back from a backup that has nothing."""
+        self.log_id = "log-2"
+        self.forget_incarnations()
+
+    def forget_incarnations(self) -> None:
+        """Forget all senders, as a node does with those that have been away for long."""
         self.inboxes.clear()
         self.routed.clear()
 
@@ -270,7 +276,7 @@ class NodeDouble:
     def greeted(self, connection: Connection, hello: Hello) -> None:
         self.hellos.append(hello)
         options = HelloOptions(max_batch=self.max_batch, window=self.window)
-        connection.hello(Hello(VERSION, "node", "log-1", options))
+        connection.hello(Hello(VERSION, "node", self.log_id, options))
         inbox = self.inboxes.setdefault(hello.incarnation, Inbox())
         inbox.reconnect()
         connection.resume(inbox.marks.resume())

@@ -18,6 +18,7 @@ from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Nack,
 from msgservice.core.inbox import Inbox
 from msgservice.core.outbox import Outbox
 from msgservice.errors import (
+    Ambiguous,
     BadName,
     BadSubject,
     ClientClosed,
@@ -592,6 +593,52 @@ def test_6_a_node_that_forgot_is_reported_and_gets_what_is_still_held(
     world.node.cut()
     world.advance(1.0)
     assert 1 == len(errors_logged(logged))
+
+
+def test_5_a_node_that_forgot_one_who_was_long_away_has_lost_nothing(
+    logged: list[LogEvent],
+) -> None:
+    world = ClientWorld()
+    receipt = now(world.settled(world.client.send("a", b"x")))
+    waiting = receipt.acknowledged()
+    world.node.is_up = False
+    world.node.cut()
+    world.advance(2 * 3600.0)
+    world.node.forget_incarnations()
+    world.node.is_up = True
+    world.advance(1.0)
+    assert world.client.connected
+    assert [] == errors_logged(logged)
+    assert world.client.why().error is None
+    # It was settled, and how is not known there any more.
+    assert "forgotten" in str(error_of(waiting, Ambiguous))
+    assert now(world.settled(world.client.send("a", b"y"))).sequence == 2
+    world.node.cut()
+    world.advance(1.0)
+    assert [] == errors_logged(logged)
+
+
+@pytest.mark.parametrize("change", ["another log", "a moment ago"])
+def test_6_a_node_that_knows_nothing_has_lost_what_it_would_not_have_forgotten(
+    change: str, logged: list[LogEvent]
+) -> None:
+    world = ClientWorld()
+    now(world.settled(world.client.send("a", b"x")))
+    if change == "another log":
+        world.node.is_up = False
+        world.node.cut()
+        world.advance(2 * 3600.0)
+        world.node.forget()
+        world.node.is_up = True
+    else:
+        world.advance(60.0)
+        world.node.cut()
+        world.node.forget_incarnations()
+    world.advance(1.0)
+    assert world.client.connected
+    assert ["'node' has forgotten sequences 1 to 1, which it had acknowledged"] == errors_logged(
+        logged
+    )
 
 
 def test_6_what_was_refused_is_not_taken_for_forgotten(logged: list[LogEvent]) -> None:

@@ -533,11 +533,36 @@ def test_6_a_node_that_forgot_is_reported_after_a_restart_too(
     world.client.send_many("a", [b"x"] * 5)
     world.written()
     world.close()
-    again = DiskWorld(tmp_path)
+    again = DiskWorld(tmp_path, start=False)
+    again.node.forget()
+    again.start()
     assert ["'node' has forgotten sequences 1 to 5, which it had acknowledged"] == errors_logged(
         logged
     )
     again.close()
+
+
+def test_5_a_node_that_forgot_who_was_long_away_is_no_loss_after_a_restart(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    world = DiskWorld(tmp_path)
+    world.client.send_many("a", [b"x"] * 5)
+    world.written()
+    world.close()
+    again = DiskWorld(tmp_path)
+    assert [] == errors_logged(logged)
+    sent = again.client.send("a", b"new")
+    again.written()
+    assert now(now(sent).accepted).sequence == 6
+    again.close()
+    # What it has of this process it may not lose.
+    third = DiskWorld(tmp_path, start=False)
+    third.node.forget()
+    third.start()
+    assert ["'node' has forgotten sequences 1 to 6, which it had acknowledged"] == errors_logged(
+        logged
+    )
+    third.close()
 
 
 def test_6_what_was_refused_before_a_restart_is_not_taken_for_forgotten(
