@@ -1,3 +1,3 @@
-"""`tests.kit.threads` under its former path, for programs outside this checkout; tests import the kit."""
+"""`tests.kit.threads` under its former path, for programs outside; tests import the kit."""
 
 from tests.kit.threads import *  # noqa: F403
