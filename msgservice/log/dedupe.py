@@ -85,8 +85,9 @@ def take_batches(
 ) -> tuple[list[Outcome], list[object]]:
     """Return the outcomes, and the new rows as one flat list of parameters.
 
-    `full`: why nothing new may be stored, or None. A refused batch refuses every later one of the
-    group that would have to be stored, so that no lane gets out of order.
+    `full`: why nothing new may be stored, or None. A batch that is refused for it refuses every
+    later one of the group that would have to be stored, and one that is refused for its sender's
+    ranges those of its lane: so that no lane gets out of order.
     """
     outcomes: list[Outcome] = []
     rows: list[object] = []
@@ -95,6 +96,7 @@ def take_batches(
     subject: str | None = None
     number, chain, used = staged.number, staged.chain, staged.used
     link, fresh = _link, staged.fresh
+    held: dict[tuple[Key, str], LimitReached] = {}  # lanes that wait for room among the ranges
     for batch in batches:
         if key is None or batch.sender != key[0] or batch.incarnation != key[1]:
             key = (batch.sender, batch.incarnation)
@@ -103,7 +105,10 @@ def take_batches(
         new: Sequence[Batch]
         if batch.floor > sender.floor:
             sender.settle_below(batch.floor)  # what was refused leaves no hole
-        if sender.ranges is None and batch.after < sender.floor <= sequence:
+        why: LogFull | LimitReached | None = full
+        if held and why is None:
+            why = held.get((key, batch.subject))
+        if sender.ranges is None and batch.after < sender.floor <= sequence and why is full:
             if full is None and used + size > used_max:
                 full = LogFull(f"{used} bytes are used, at most {used_max} allowed")
             if full is not None:
@@ -115,15 +120,18 @@ def take_batches(
             outcomes.append(batch)
             new = (batch,)
         else:
-            outcome = _take_known(staged, sender, batch, used, used_max, full, ranges_max, lookup)
+            outcome = _take_known(staged, sender, batch, used, used_max, why, ranges_max, lookup)
             outcomes.append(outcome)
             if outcome is batch:
                 new = (batch,)
             elif isinstance(outcome, Known):
                 new = outcome.fresh
             else:
-                if isinstance(outcome, RefusedBatch) and isinstance(outcome.error, LogFull):
+                assert isinstance(outcome, RefusedBatch)
+                if isinstance(outcome.error, LogFull):
                     full = outcome.error
+                elif isinstance(outcome.error, LimitReached):
+                    held[key, batch.subject] = outcome.error
                 continue
         for item in new:
             if item.audience is not audience:
@@ -200,7 +208,7 @@ def _take_known(
     batch: Batch,
     used: int,
     used_max: int,
-    full: LogFull | None,
+    full: LogFull | LimitReached | None,
     ranges_max: int,
     lookup: Lookup,
 ) -> Outcome:

@@ -54,3 +54,27 @@ def test_20_one_run_too_many_is_to_come_again_and_holes_may_be_filled() -> None:
     world.settle()
     assert [one for ack in shop.take(Ack) for one in ack.ranges] == [(1, 2), (9, 9)]
     assert shop.lost_because is None
+
+
+def test_3_what_is_behind_one_run_too_many_waits_with_it_where_it_would_fill_a_hole() -> None:
+    """A producer that starts again sends a lane whole that was stuck, with others' taken."""
+    world = NodeWorld(Limits(sender_ranges=2))
+    billing = world.peer("billing", receive={"subjects": [">"]}, answering=True)
+    shop = world.peer("shop")
+    for n in (3, 12):
+        shop.transfer(n, f"m.{n}", [b"%d" % n], after=n - 1)
+    world.settle()
+    shop.take(Ack)
+    for n in (10, 11):
+        shop.transfer(n, "lane", [b"%d" % n])
+    shop.transfer(13, "m.13", [b"13"])
+    world.settle()
+    assert [(nack.first, nack.action) for nack in shop.take(Nack)] == [(10, Action.LATER)]
+    assert shop.take(Ack) == [Ack([(13, 13)])]
+    shop.transfer(4, "m.4", [b"4"] * 6, nacks=1)
+    for n in (10, 11):
+        shop.transfer(n, "lane", [b"%d" % n], nacks=1)
+    world.settle()
+    assert [one for ack in shop.take(Ack) for one in ack.ranges] == [(4, 11)]
+    assert world.log.resume("shop", "i1").ranges == ((3, 13),)
+    assert billing.lost_because is None
