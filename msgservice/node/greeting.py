@@ -42,13 +42,19 @@ from msgservice.records import ReceiverRow, Resume
 
 @dataclass(slots=True)
 class Guest:
-    """Who has said hello on one connection. `epoch`: of the node's incarnation that was said."""
+    """Who has said hello on one connection.
+
+    `was_paused`: its receiver, so that what it asked for was not looked at. `epoch`: of the node's
+    incarnation that was said; `order`: that was said.
+    """
 
     name: str
     incarnation: str
     outlet: Outlet | None
     inbox: str | None
+    was_paused: bool
     epoch: str = ""
+    order: str = ""
 
 
 class Visitor(Protocol):
@@ -135,7 +141,10 @@ class Greeter:
         session = connection.session
         session.ranges_max = outlet.resume_ranges_max if outlet else 0
         session.ranges_kept = outlet.resume_ranges if outlet else 1
-        guest = Guest(hello.name, hello.incarnation, outlet, hello.options.inbox)
+        was_paused = outlet is not None and outlet.row.paused
+        guest = Guest(
+            hello.name, hello.incarnation, outlet, hello.options.inbox, was_paused=was_paused
+        )
         visitor.admitted(guest)
         stored = self._receivers.stored()
         stored.addCallback(lambda _: self._answer(visitor, connection, guest))
@@ -171,11 +180,11 @@ class Greeter:
         incarnation = self._log_id
         receive = None
         if outlet is not None:
-            guest.epoch = outlet.row.epoch
+            guest.epoch, guest.order = outlet.row.epoch, outlet.row.order
             incarnation = f"{self._log_id}.{outlet.row.number}"
             if guest.epoch:
                 incarnation += f".{guest.epoch}"
-            receive = ReceiveOptions(order=outlet.row.order)
+            receive = ReceiveOptions(order=guest.order)
         taken = self._log.resume(guest.name, guest.incarnation)
         visitor.answering(guest, len(taken.ranges))
         connection.hello(
@@ -224,8 +233,13 @@ class Greeter:
             visitor.leave(BYE_REMOVED, "removed")
         elif outlet.row.paused:
             visitor.leave(BYE_PAUSED, "paused")
-        elif outlet.row.epoch != guest.epoch:
-            connection.abort()  # greeted under the incarnation that another connection ended
+        elif (
+            outlet.row.epoch != guest.epoch  # that of another connection, which has ended it
+            or outlet.row.order != guest.order
+            or guest.was_paused
+        ):
+            # What was said no longer holds, or what it asked for was passed by: it comes again.
+            connection.abort()
         elif error is not None:
             outlet.last_error = str(error)
             self._logger.error(

@@ -17,6 +17,7 @@ from msgservice.core.frames import (
     AudienceFrame,
     Frame,
     Nack,
+    ReceiveOptions,
     Reply,
     Request,
     Routed,
@@ -153,6 +154,43 @@ def test_10_who_was_greeted_before_its_receiver_was_paused_or_removed_is_fed_not
     world.settle()
     assert billing.bodies() == []
     assert not billing.connection.is_open
+
+
+def test_27_one_that_was_greeted_while_paused_gets_what_it_asked_for_or_nothing() -> None:
+    """What it asked for is not looked at while its receiver is paused."""
+    world = NodeWorld()
+    admin = world.peer("admin")
+    world.peer("billing", receive=ORDERS)
+    admin.request("$node.receivers.pause", {"name": "billing"})
+    world.settle(2)
+    billing = world.peer("billing", receive={"subjects": ["bills.>"]}, kind=Slow)
+    admin.request("$node.receivers.resume", {"name": "billing"})
+    billing.connection.resume(Resume())
+    world.settle()
+    assert billing.lost_because is not None
+    billing = world.peer("billing", receive={"subjects": ["bills.>"]})
+    world.peer("shop").transfer(1, "bills.new", [b"one"])
+    world.settle()
+    assert billing.bodies() == [b"one"]
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_3_one_that_was_told_another_order_than_there_is_now_is_fed_nothing(order: str) -> None:
+    world = NodeWorld()
+    world.peer("billing", receive={**ORDERS, "order": order}).connection.abort()
+    world.settle()
+    billing = world.peer("billing", receive={}, kind=Slow)
+    assert billing.node_hello is not None
+    assert billing.node_hello.options.receive == ReceiveOptions(order=order)
+    other = "none" if order == "strict" else "strict"
+    Deferred.fromCoroutine(world.node.change_receiver("billing", order=other))
+    world.settle()
+    billing.connection.resume(Resume())
+    world.peer("shop").transfer(1, "orders.new", [b"one"])
+    world.settle()
+    assert billing.bodies() == []
+    assert billing.lost_because is not None
+    assert world.peer("billing", receive={}).bodies() == [b"one"]
 
 
 # --- what senders are told
