@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -26,7 +26,7 @@ import msgspec
 from msgservice.core.backoff import again_delay
 from msgservice.core.frames import Transfer
 from msgservice.core.outbox_states import RunStates
-from msgservice.core.ranges import RangeSet
+from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run, cut_run, parts_of, shatter_run
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
@@ -63,8 +63,8 @@ class Outbox(RunStates):
         self.larger: Run | None = None  # the last one that waits for a side that takes it
         self._retry_delay = retry_delay
         self._resumed = RangeSet()  # taken by the other side, not loaded yet
-        self._tried: dict[int, tuple[int, float]] = {}  # of messages not loaded yet
-        self._tried_falling: list[int] = []  # their sequences
+        self._tried: dict[Range, tuple[int, float]] = {}  # of messages not loaded yet
+        self._tried_falling: list[Range] = []  # the keys of that
         # How many messages may be in flight, or None: the window alone says so.
         self._flight_max: int | None = None
         # of the connection
@@ -111,19 +111,17 @@ class Outbox(RunStates):
 
     # --- verbs
 
-    def restore(
-        self, settled: Sequence[tuple[int, int]], tried: dict[int, tuple[int, float]]
-    ) -> None:
+    def restore(self, settled: Sequence[Range], tried: dict[Range, tuple[int, float]]) -> None:
         """Take over, after a restart, what is final above the cursor, and what was tried.
 
-        `tried`: sequence -> (attempts, when the next is due).
+        `tried`: first and last sequence -> (attempts, when the next is due).
         """
         for first, last in settled:
             self._above.add(first, last)
         self._remember_tried(tried)
         self._trim_above()
 
-    def _remember_tried(self, tried: dict[int, tuple[int, float]]) -> None:
+    def _remember_tried(self, tried: dict[Range, tuple[int, float]]) -> None:
         self._tried.update(tried)
         self._tried_falling = sorted(self._tried, reverse=True)
 
@@ -156,7 +154,7 @@ class Outbox(RunStates):
         assert not self.connected
         self._remember_tried(
             {
-                run.first: (run.attempts, run.due if run.due < math.inf else 0.0)
+                (run.first, run.last): (run.attempts, run.due if run.due < math.inf else 0.0)
                 for run in self._open
                 if run.attempts
             }
@@ -182,21 +180,27 @@ class Outbox(RunStates):
 
     def _cut_tried(self, run: Run) -> list[Run]:
         """Cut out the messages that were tried before, and tell them so."""
-        falling, last = self._tried_falling, run.last
-        numbers: list[int] = []
-        while falling and falling[-1] <= last:
-            number = falling.pop()
-            if number < run.first:
-                del self._tried[number]  # it is settled, or gone
-            else:
-                numbers.append(number)
-        bounds = {at for number in numbers for at in (number, number + 1) if run.first < at <= last}
+        falling, first, last = self._tried_falling, run.first, run.last
+        found: list[tuple[int, int, tuple[int, float]]] = []
+        behind: dict[Range, tuple[int, float]] = {}
+        while falling and falling[-1][0] <= last:
+            low, high = key = falling.pop()
+            tried = self._tried.pop(key)
+            if high > last:  # this run is a part of what was tried: the rest was final, or follows
+                behind[last + 1, high] = tried
+            if high >= first:  # else it is settled, or gone
+                found.append((max(low, first), min(high, last), tried))
+        for key, tried in behind.items():
+            if key not in self._tried:
+                self._tried[key] = tried
+                falling.append(key)
+        bounds = {at for low, high, _ in found for at in (low, high + 1) if first < at <= last}
         places = sorted(bounds)
         pieces = [run, *(shatter_run(run, places) if places else ())]
-        firsts = [run.first, *places]
-        for number in numbers:
-            piece = pieces[bisect_left(firsts, number)]
-            piece.attempts, piece.due = self._tried.pop(number)
+        firsts = [first, *places]
+        for low, high, tried in found:
+            for piece in pieces[bisect_left(firsts, low) : bisect_right(firsts, high)]:
+                piece.attempts, piece.due = tried
         return pieces
 
     def _place(self, run: Run) -> None:

@@ -112,7 +112,7 @@ class Outlet(OutletProgress):
                     self._acked.add(one.first, one.last)
             else:
                 pause = min(max(0, one.next_at - wall) / 1000, limits.retry_delay_max)
-                tried[one.first] = (one.attempts, now + pause)
+                tried[one.first, one.last] = (one.attempts, now + pause)
         outbox.restore(settled, tried)
         return outbox
 

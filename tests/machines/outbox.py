@@ -45,7 +45,7 @@ class Rows:
 
     cursor: int
     above: list[tuple[int, int]]
-    tried: dict[int, tuple[int, float]]
+    tried: dict[tuple[int, int], tuple[int, float]]
     final: dict[int, Status]
 
 
@@ -200,7 +200,9 @@ class OutboxMachine(Machine):
     def do_commit(self, rng: random.Random) -> None:
         outbox = self.outbox
         self._drain()
-        tried = {run.first: (run.attempts, run.due) for run in outbox.waiting if run.attempts}
+        tried = {
+            (run.first, run.last): (run.attempts, run.due) for run in outbox.waiting if run.attempts
+        }
         self.rows = Rows(outbox.cursor, list(outbox.above), tried, dict(self.final))
         outbox.committed = max(outbox.committed, outbox.cursor)
 

@@ -330,7 +330,7 @@ def test_14_patience_without_end_where_no_most_is_given() -> None:
 
 def test_14_attempts_are_kept_over_a_restart() -> None:
     outbox = make_outbox(max_attempts=3, cursor=1)
-    outbox.restore([], {2: (2, 7.0)})
+    outbox.restore([], {(2, 2): (2, 7.0)})
     assert [] == spans(offer(outbox, run(2, 2)))
     assert 7.0 == outbox.next_deadline()
     assert [(2, 2)] == spans(outbox.take_transfers(7.0))
@@ -339,9 +339,35 @@ def test_14_attempts_are_kept_over_a_restart() -> None:
     assert [(3, 3)] == spans(outbox.take_transfers(7.0))
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("again", ["restart", "unload"])
+def test_14_attempts_of_messages_that_failed_together_are_kept(again: str, ordered: bool) -> None:
+    """A handler of whole batches fails for all of them at once."""
+    outbox = make_outbox(max_attempts=3, ordered=ordered)
+    offer(outbox, run(1, 5))
+    for now in (0.0, 10.0):
+        outbox.receive_nack(2, 4, Action.RETRY, 0, "", now)
+        outbox.receive_acks([(1, 1)])
+        outbox.take_transfers(now + 10)
+    outbox.disconnect(20.0, lost=False)
+    if again == "unload":
+        outbox.unload()
+        outbox.connect(None, BATCH_MAX)
+        outbox.offer(run(2, 4))
+    else:
+        outbox = make_outbox(max_attempts=3, ordered=ordered)
+        outbox.restore([(1, 1), (3, 3)], {(2, 4): (2, 0.0)})
+        outbox.offer(run(1, 5))
+    tries = {n: one.attempts for one in outbox.open_between(1, 5) for n in (one.first, one.last)}
+    assert tries == {2: 2, 4: 2, 5: 0}
+    outbox.take_transfers(20.0)
+    outbox.receive_nack(2, 2, Action.RETRY, 0, "", 20.0)
+    assert (2, 2, Status.DEAD) in settled(outbox)
+
+
 def test_14_after_a_restart_what_is_older_in_the_lane_goes_first() -> None:
     outbox = make_outbox(max_attempts=3)
-    outbox.restore([], {2: (2, 7.0)})
+    outbox.restore([], {(2, 2): (2, 7.0)})
     assert [(1, 1), (2, 2), (3, 3)] == spans(offer(outbox, run(1, 3)))
     outbox.receive_nack(2, 2, Action.RETRY, 0, "", 0.0)
     assert [(2, 2, Status.DEAD)] == settled(outbox)
