@@ -1,0 +1,751 @@
+"""Each part of a node alone, with doubles of what it works with (`tests/kit/doubles.py`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from msgservice.clock import Time
+from msgservice.core.frames import (
+    BYE_PAUSED,
+    VERSION,
+    Ack,
+    AudienceFrame,
+    Hello,
+    HelloOptions,
+    Nack,
+    ReceiveOptions,
+    Reply,
+    Request,
+    Routed,
+    StatusFrame,
+    Transfer,
+)
+from msgservice.core.runs import Run, Settled
+from msgservice.errors import (
+    LogFailed,
+    LogUnavailable,
+    MalformedFrame,
+    NameHeld,
+    NotAuthenticated,
+    Refused,
+)
+from msgservice.limits import Limits, Rate
+from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
+from msgservice.node.acceptance import Acceptance
+from msgservice.node.admin import Admin
+from msgservice.node.commits import Commits
+from msgservice.node.connections import Connections
+from msgservice.node.directory import Directory
+from msgservice.node.dispatch import JUDGE_EVERY, Dispatch
+from msgservice.node.greeting import Greeter, Guest
+from msgservice.node.ingress import Ingress
+from msgservice.node.outlet import Outlet, Outlets
+from msgservice.node.outlet_progress import OutletProgress
+from msgservice.node.pace import RateLimits
+from msgservice.node.peer import Peer
+from msgservice.node.receivers import Receivers
+from msgservice.node.replies import busy
+from msgservice.node.tail import Tail
+from msgservice.node.tracker import Tracker
+from msgservice.node.upkeep import RETAIN_EVERY, Upkeep
+from msgservice.node.went_back import went_back
+from msgservice.records import (
+    Account,
+    Audience,
+    Batch,
+    History,
+    ReceiverRow,
+    Resume,
+    Room,
+    position_of,
+)
+from tests.kit.doubles import double
+from tests.kit.logs import make_batch
+
+LIMITS = Limits()
+BILLING = Audience(1, (1,), stored=True)
+
+
+def never(*args: object) -> None:
+    raise AssertionError(f"called with {args}")
+
+
+def run_of(*bodies: bytes) -> msgspec.Raw:
+    return msgspec.Raw(encode_messages([WireMessage(body) for body in bodies]))
+
+
+def stored(batch: Batch, number: int = 1) -> Batch:
+    batch.number = number
+    return batch
+
+
+def a_log(**more: Any) -> Any:
+    """A log with room, that knows no sender."""
+    methods = {
+        "room": lambda: Room(used=0, maximum=1000, free=1000, full=None),
+        "resume": lambda sender, incarnation: Resume(),
+        "dead_bytes": lambda number: 0,
+        "take_forgotten": list,
+    }
+    return double(**(methods | more))
+
+
+def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **more: Any) -> Outlet:
+    time = Time(clock or Clock())
+    collaborators: dict[str, Any] = {
+        "log": a_log(),
+        "tail": Tail(1, 1_000_000),
+        "commits": double(),
+        "tracker": double(),
+        "time": time,
+        "limits": LIMITS,
+        "retry_delay": lambda attempts: 1.0,
+        "dead_stored": lambda outlet: None,
+    }
+    row = row or ReceiverRow(number=1, name="billing", cursor=position_of(1) - 1)
+    return Outlet(row, (), **(collaborators | more))
+
+
+def a_connection(**more: Any) -> Any:
+    """A connection whose session is open, of a receiver that names no limits."""
+    peer = Hello(VERSION, "billing", "i1", HelloOptions(window=(1000, 1_000_000)))
+    attributes = {
+        "gone": False,
+        "is_open": True,
+        "is_writable": True,
+        "has_room": True,
+        "channel": double(local_only=True, proven=False),
+        "session": double(peer=peer),
+    }
+    return double(**(attributes | more))
+
+
+# --- what comes in
+
+
+@pytest.fixture
+def acceptance() -> Acceptance:
+    directory = double(audience=lambda subject: BILLING)
+    return Acceptance(directory, double(), a_log(), log_id="log", limits=LIMITS)
+
+
+def test_acceptance_makes_of_a_run_the_batch_that_is_stored(acceptance: Acceptance) -> None:
+    transfer = Transfer(5, "orders.new", run_of(b"one", b"two"))
+    messages, known = acceptance.decode(transfer)
+    raw = memoryview(transfer.messages)
+    audience = acceptance.audience(transfer, messages, raw.nbytes, known=known, sender="shop")
+    batch = acceptance.batch(
+        transfer, messages, raw, audience, sender="shop", incarnation="i", incarnation_hash="h"
+    )
+    assert (BILLING, 5, 2) == (batch.audience, batch.sequence, batch.count)
+    assert bytes(raw) == bytes(batch.messages)
+    assert batch.origin is not None
+    assert ("log",) == batch.origin.path
+
+
+def test_acceptance_refuses_what_only_a_node_may_say(acceptance: Acceptance) -> None:
+    transfer = Transfer(5, "orders.new", run_of(b"one"), flags=2)
+    messages, known = acceptance.decode(transfer)
+    with pytest.raises(Refused, match="replay"):
+        acceptance.audience(transfer, messages, 10, known=known, sender="shop")
+
+
+def test_acceptance_takes_no_run_of_nothing(acceptance: Acceptance) -> None:
+    with pytest.raises(MalformedFrame):
+        acceptance.decode(Transfer(5, "orders.new", run_of()))
+
+
+def test_acceptance_says_who_is_too_far_behind() -> None:
+    behind = double(full=lambda audience: "billing is behind")
+    acceptance = Acceptance(double(), behind, a_log(), log_id="log", limits=LIMITS)
+    assert "billing is behind" == acceptance.full(BILLING)
+
+
+def an_ingress(connection: Any, **more: Any) -> Ingress:
+    directory = double(audience=lambda subject: BILLING)
+    collaborators: dict[str, Any] = {
+        "acceptance": Acceptance(directory, double(), a_log(), log_id="log", limits=LIMITS),
+        "commits": double(uncommitted_bytes=0),
+        "tracker": double(),
+        "senders": double(),
+        "clock": Clock(),
+        "limits": LIMITS,
+        "said": 0,
+        "answered": lambda: None,
+    }
+    return Ingress(connection, "shop", "i1", **(collaborators | more))
+
+
+def test_ingress_acknowledges_what_is_stored_and_nothing_before() -> None:
+    connection, commits, told = a_connection(), double(uncommitted_bytes=0), []
+    ingress = an_ingress(connection, commits=commits, answered=lambda: told.append(1))
+    ingress.received(Transfer(1, "orders.new", run_of(b"one", b"two")))
+    ingress.flush()
+    assert ([], []) == (connection.told("send_now"), told)
+    ((batch, _),) = commits.told("batch")
+    ingress.stored(batch, batch)
+    ingress.flush()
+    (((ack,),),) = connection.told("send_now")
+    assert (Ack([(1, 2)]), [1]) == (ack, told)
+
+
+def test_ingress_pauses_the_senders_when_too_much_is_not_committed() -> None:
+    connection, senders = a_connection(), double()
+    much = double(uncommitted_bytes=LIMITS.uncommitted_bytes + 1)
+    ingress = an_ingress(connection, commits=much, senders=senders)
+    ingress.received(Transfer(1, "orders.new", run_of(b"one")))
+    assert [()] == senders.told("pause_senders")
+    assert connection.told("pause")
+
+
+# --- the log
+
+
+def a_commits(log: Any, clock: Clock, **more: Any) -> Commits:
+    functions: dict[str, Any] = {"after_group": lambda batches: None, "fatal": never}
+    return Commits(log, time=Time(clock), **(functions | more))
+
+
+def test_commits_put_into_the_next_group_what_comes_while_one_runs() -> None:
+    groups: list[tuple[Any, Deferred[Any]]] = []
+
+    def append(group: Any) -> Deferred[Any]:
+        groups.append((group, Deferred()))
+        return groups[-1][1]
+
+    after: list[list[Batch]] = []
+    commits = a_commits(double(append=append), Clock(), after_group=after.append)
+    source = double()
+    first, second, third = (make_batch(BILLING, sequence) for sequence in (1, 2, 3))
+    commits.batch(first, source)
+    commits.kick()
+    for batch in (second, third):
+        commits.batch(batch, source)
+        commits.kick()
+    assert [[first]] == [group.batches for group, _ in groups]
+    groups[0][1].callback([first])
+    assert [second, third] == groups[1][0].batches
+    assert ([[first]], [(first, first)]) == (after, source.told("stored"))
+
+
+def test_commits_tell_the_source_that_its_group_failed() -> None:
+    log = double(append=lambda group: fail(LogUnavailable("the disk says no")))
+    commits, source = a_commits(log, Clock()), double()
+    commits.batch(make_batch(BILLING), source)
+    commits.kick()
+    assert ["failed", "flush"] == [name for name, _ in source.calls]
+    assert 0 == commits.uncommitted_bytes
+
+
+def test_upkeep_lets_the_log_retain_once_a_second() -> None:
+    clock = Clock()
+    log = a_log(retain=lambda now, here, left: succeed(False))
+    upkeep = Upkeep(
+        log,
+        commits=double(take_refusals=lambda: (None, 0)),
+        connections=double(take_presence=lambda: ([("shop", "i1")], [])),
+        directory=double(),
+        time=Time(clock),
+        fatal=never,
+    )
+    upkeep.start()
+    clock.pump([RETAIN_EVERY] * 3)
+    assert [(at, [("shop", "i1")], []) for at in (1000, 2000, 3000)] == log.told("retain")
+    upkeep.stop()
+    assert [] == clock.getDelayedCalls()
+
+
+def test_upkeep_says_that_the_log_cannot_go_on() -> None:
+    clock = Clock()
+    told: list[LogFailed] = []
+    upkeep = Upkeep(
+        a_log(retain=lambda now, here, left: fail(LogFailed("gone"))),
+        commits=double(take_refusals=lambda: (None, 0), is_stopped=False),
+        connections=double(take_presence=lambda: ([], [])),
+        directory=double(),
+        time=Time(clock),
+        fatal=told.append,
+    )
+    upkeep.start()
+    clock.advance(RETAIN_EVERY)
+    assert ["gone"] == [str(error) for error in told]
+
+
+# --- who receives what
+
+
+def test_directory_tells_of_an_audience_when_it_is_used_first() -> None:
+    made: list[Audience] = []
+    log = a_log(audience=lambda members: Audience(7, members))
+    directory = Directory(log, LIMITS, made.append, never)
+    directory.add(directory.new_row("billing", ["orders.>"]))
+    found = [directory.audience("orders.new"), directory.audience("orders.new")]
+    assert made == [found[0]]
+    assert found[1] is found[0]
+    assert ["billing"] == directory.names(found[0])
+
+
+class AskedReceivers:
+    """`Receivers` on a real directory, and doubles of all else."""
+
+    def __init__(self, **more: Any) -> None:
+        self.dead_bytes = 0
+        log = a_log(
+            accounts=lambda numbers=None: succeed([]), dead_bytes=lambda number: self.dead_bytes
+        )
+        self.stored: list[Deferred[None]] = []
+        self.directory = Directory(log, LIMITS, lambda made: None, lambda unmade: None)
+        self.commits = double(receiver=self._store, removal=self._store)
+        self.connections = double(links={}, undial=lambda outlet: succeed(None))
+        self.dispatch = Dispatch(Tail(1, 1), LIMITS, Clock(), never)
+        self.receivers = Receivers(
+            log=log,
+            tail=Tail(3, 1),
+            commits=self.commits,
+            tracker=double(),
+            directory=self.directory,
+            dispatch=self.dispatch,
+            outlets=double(make=an_outlet, rates={}),
+            connections=self.connections,
+            time=Time(Clock()),
+            limits=LIMITS,
+            rng=lambda: 0.5,
+        )
+
+    def _store(self, changed: object) -> Deferred[None]:
+        self.stored.append(Deferred())
+        return self.stored[-1]
+
+    def on_disk(self) -> None:
+        waiting, self.stored = self.stored, []
+        for one in waiting:
+            one.callback(None)
+
+
+def test_receivers_make_one_that_attaches_and_say_when_that_is_stored() -> None:
+    asked = AskedReceivers()
+    outlet = asked.receivers.attaching("billing", ReceiveOptions(subjects=["orders.>"]))
+    assert asked.directory.named("billing") is outlet.row
+    assert position_of(3) - 1 == outlet.row.cursor  # what comes from now on
+    when: list[None] = []
+    asked.receivers.stored().addCallback(when.append)
+    assert [] == when
+    asked.on_disk()
+    assert [None] == when
+
+
+def test_receivers_dial_one_that_was_added_while_they_run_only() -> None:
+    asked = AskedReceivers()
+    for name, dialled in (("before", 0), ("since", 1)):
+        done: list[ReceiverRow] = []
+        adding = asked.receivers.add(name, ["orders.>"], address="tcp:127.0.0.1:1")
+        Deferred.fromCoroutine(adding).addCallback(done.append)
+        asked.on_disk()
+        assert [name] == [row.name for row in done]
+        assert dialled == len(asked.connections.told("dial"))
+        asked.receivers.running = True
+
+
+def test_receivers_pause_one_with_too_many_dead_letters() -> None:
+    asked = AskedReceivers()
+    outlet = asked.receivers.attaching("billing", ReceiveOptions(subjects=["orders.>"]))
+    asked.dead_bytes = LIMITS.dead_bytes_max
+    asked.receivers.dead_stored(outlet)
+    assert outlet.row.paused
+    ((sent_away, code, reason),) = asked.connections.told("send_away")
+    assert (outlet, BYE_PAUSED) == (sent_away, code)
+    assert "dead_bytes" in reason
+
+
+# --- what goes out
+
+
+def test_dispatch_feeds_who_follows_and_pumps_who_is_connected() -> None:
+    clock, tail = Clock(), Tail(1, 1_000_000)
+    dispatch = Dispatch(tail, LIMITS, clock, never)
+    follows, lags, away = (
+        double(
+            row=ReceiverRow(number=number, name=str(number)),
+            audiences=set(),
+            connection=connection,
+            following=following,
+            queued_bytes=0,
+            caught_up=True,
+        )
+        for number, connection, following in ((1, 1, True), (2, 1, False), (3, None, False))
+    )
+    for outlet in (follows, lags, away):
+        dispatch.add(outlet)
+    audience = Audience(1, (1, 2, 3))
+    dispatch.audience_made(audience)
+    batch = stored(make_batch(audience))
+    dispatch.stored([batch])
+    assert 2 == tail.next_number
+    assert [["feed", "pump"], ["pump"], []] == [
+        [name for name, _ in outlet.calls] for outlet in (follows, lags, away)
+    ]
+
+
+def test_dispatch_suspends_who_is_too_far_behind() -> None:
+    clock, suspended = Clock(), []
+    dispatch = Dispatch(
+        Tail(1, 1_000_000), LIMITS, clock, lambda row, yes: suspended.append((row.name, yes))
+    )
+    outlet = an_outlet(ReceiverRow(number=1, name="slow", on_full="suspend", backlog_bytes=10))
+    dispatch.add(outlet)
+    audience = Audience(1, (1,))
+    dispatch.audience_made(audience)
+    dispatch.stored([stored(make_batch(audience, bodies=[b"x" * 20]))])
+    clock.advance(JUDGE_EVERY)
+    assert [("slow", True)] == suspended
+    assert dispatch.full(audience) is not None
+
+
+def test_outlet_sends_what_the_tail_has_and_stores_what_was_answered() -> None:
+    tail, commits, connection = Tail(1, 1_000_000), double(), a_connection()
+    outlet = an_outlet(tail=tail, commits=commits)
+    outlet.audiences.add(BILLING.number)
+    batch = stored(make_batch(BILLING, bodies=[b"one", b"two"]))
+    tail.append(batch)
+    outlet.attach(connection, Resume(), None)
+    (((transfer,),),) = connection.told("send_now")
+    assert (batch.first, "orders.new") == (transfer.sequence, transfer.subject)
+    assert not outlet.idle
+    outlet.received(Ack([(batch.first, batch.last)]))
+    outlet.turn_ended()
+    assert outlet.idle
+    assert (outlet,) in commits.told("progress")
+
+
+def test_outlet_reads_from_the_log_what_the_tail_has_no_more() -> None:
+    page = [stored(make_batch(BILLING))]
+    pages = [page, []]
+    log = a_log(read=lambda audiences, after, size, count: succeed(pages.pop(0)))
+    outlet = an_outlet(log=log, tail=Tail(2, 1), limits=LIMITS)
+    outlet.audiences.add(BILLING.number)
+    connection = a_connection()
+    outlet.attach(connection, Resume(), None)
+    ((frames,),) = connection.told("send_now")
+    assert [page[0].first] == [frame.sequence for frame in frames]
+
+
+def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_stored() -> None:
+    commits, tracker = double(), double()
+    dead: list[OutletProgress] = []
+    outlet = an_outlet(commits=commits, tracker=tracker, dead_stored=dead.append)
+    batch = stored(make_batch(BILLING))
+    outlet.outbox.offer(
+        Run(batch.first, 1, "orders.new", None, batch.messages, batch.size, batch.first - 1, batch)
+    )
+    outlet.attach(a_connection(), Resume(), None)
+    outlet.received(Nack(batch.first, batch.last, Action.DEAD, 0, "no"))
+    outlet.turn_ended()
+    progress = outlet.take_progress()
+    assert {Status.DEAD: 1} == progress.settled
+    (letter,) = progress.dead
+    assert ("no", [b"a"]) == (letter.reason, [m.body for m in decode_messages(letter.message)])
+    assert ([], []) == (tracker.told("settled"), dead)
+    outlet.progress_stored()
+    assert 1 == len(tracker.told("settled"))
+    assert [outlet] == dead
+
+
+def test_outlets_make_one_with_the_rate_of_its_name() -> None:
+    clock = Clock()
+    outlets = Outlets(
+        log=a_log(),
+        tail=Tail(1, 1),
+        commits=double(),
+        tracker=double(),
+        time=Time(clock),
+        limits=LIMITS,
+        rates={"billing": Rate(messages=5)},
+        total=RateLimits(clock),
+        rng=lambda: 1.0,
+        dead_stored=never,
+    )
+    made = [outlets.make(ReceiverRow(number=1, name=name)) for name in ("billing", "mail")]
+    assert [True, False] == [one.pace is not None for one in made]
+
+
+class TellsProducers:
+    """A `Tracker` with one sender that wants its states from sequence 1 on."""
+
+    def __init__(self) -> None:
+        nothing = History(pieces=(), states=(), next=None)
+        log = double(history=lambda *asked: succeed(nothing))
+        directory = double(names=lambda audience: ["billing"])
+        self.tracker = Tracker(log, directory, Clock())
+        self.peer = double(gone=False, is_writable=True, room=lambda: succeed(None))
+        self.watch = self.tracker.watch(self.peer, "shop", "i1", 1)
+
+
+def test_tracker_names_an_audience_once_on_a_connection() -> None:
+    scene = TellsProducers()
+    batches = [stored(make_batch(BILLING, number), number) for number in (1, 2)]
+    frames = [scene.tracker.routed(scene.watch, batch) for batch in batches]
+    assert [[AudienceFrame, Routed], [Routed]] == [[type(f) for f in one] for one in frames]
+
+
+def test_tracker_tells_a_range_of_what_a_group_settled() -> None:
+    scene = TellsProducers()
+    batch = stored(make_batch(BILLING, 11, [b"a", b"b", b"c"]))
+    run = Run(
+        batch.first, 3, "orders.new", None, batch.messages, batch.size, batch.first - 1, batch
+    )
+    settled = Settled(run, batch.first, batch.last, Status.ACKNOWLEDGED)
+    scene.tracker.settled("billing", [settled])
+    assert [] == scene.peer.told("tell")
+    scene.tracker.flush()
+    (((frame,),),) = scene.peer.told("tell")
+    assert StatusFrame("i1", "billing", Status.ACKNOWLEDGED, [(11, 13)], "") == frame
+
+
+# --- connections
+
+
+def a_greeter(**more: Any) -> Greeter:
+    collaborators: dict[str, Any] = {
+        "name": "node-1",
+        "log_id": "log",
+        "insecure": False,
+        "log": a_log(),
+        "tail": Tail(1, 1),
+        "receivers": double(stored=lambda: succeed(None)),
+        "places": double(),
+        "limits": LIMITS,
+    }
+    return Greeter(**(collaborators | more))
+
+
+def test_greeter_answers_when_a_receiver_that_is_new_is_stored() -> None:
+    outlet, waiter = an_outlet(), Deferred[None]()
+    receivers = double(attaching=lambda name, receive: outlet, stored=lambda: waiter)
+    visitor, connection = double(leaving=False), a_connection()
+    hello = Hello(VERSION, "billing", "i1", HelloOptions(receive=ReceiveOptions(subjects=["a.>"])))
+    a_greeter(receivers=receivers).greeted(visitor, connection, hello, None)
+    ((guest,),) = visitor.told("admitted")
+    assert ("billing", outlet) == (guest.name, guest.outlet)
+    assert [] == connection.told("hello")
+    waiter.callback(None)
+    ((said,),) = connection.told("hello")
+    assert ("node-1", "log.1") == (said.name, said.incarnation)
+    assert [(Resume(),)] == connection.told("resume")
+    assert [(guest, 0)] == visitor.told("answering")
+
+
+def test_greeter_lets_only_local_peers_in_unless_they_prove_a_key() -> None:
+    hello = Hello(VERSION, "shop", "i1", HelloOptions())
+    far = a_connection(channel=double(local_only=False, proven=False))
+    with pytest.raises(NotAuthenticated):
+        a_greeter().greeted(double(), far, hello, None)
+    proven = a_connection(channel=double(local_only=False, proven=True))
+    a_greeter().greeted(double(), proven, hello, None)
+    assert proven.told("hello")
+
+
+def test_greeter_begins_anew_towards_a_receiver_that_has_more_than_the_log() -> None:
+    outlet, receivers = an_outlet(), double()
+    visitor, connection = double(leaving=False), a_connection()
+    guest = Guest("billing", "i1", outlet, None, was_paused=False, order="strict")
+    a_greeter(receivers=receivers).opened(visitor, connection, guest, Resume(floor=position_of(9)))
+    assert [(outlet.row,)] == receivers.told("begin_anew")
+    assert connection.told("fail")
+    assert [] == visitor.told("seated")
+
+
+def test_greeter_seats_a_receiver_with_nothing_against_it() -> None:
+    outlet, visitor = an_outlet(), double(leaving=False)
+    a_greeter().opened(
+        visitor,
+        a_connection(),
+        Guest("billing", "i1", outlet, None, was_paused=False, order="strict"),
+        Resume(),
+    )
+    assert [(outlet, Resume())] == visitor.told("seated")
+
+
+def test_went_back_reads_the_log_for_what_was_taken_and_not_answered() -> None:
+    outlet = an_outlet()
+    batch = stored(make_batch(BILLING))
+    asked: list[Sequence[object]] = []
+
+    def read(*args: object) -> Deferred[list[Batch]]:
+        asked.append(args)
+        return succeed([batch])
+
+    results: list[object] = []
+    for crc in (batch.crc, batch.crc + 1):
+        resume = Resume(floor=batch.last + 1, last=(batch.first, batch.last, crc))
+        comparing = went_back(a_log(read=read), 2, outlet, resume)
+        Deferred.fromCoroutine(comparing).addCallback(results.append)
+    assert 2 == len(asked)
+    assert [True, False] == [result is None for result in results]
+
+
+def a_peer(expected: Outlet | None = None, **more: Any) -> Peer:
+    collaborators: dict[str, Any] = {
+        "greeter": double(),
+        "acceptance": double(),
+        "commits": double(),
+        "tracker": double(),
+        "dispatch": double(),
+        "register": double(opened=lambda peer: True, replace=lambda outlet, peer: True),
+        "requests": double(),
+        "clock": Clock(),
+        "limits": LIMITS,
+    }
+    return Peer(expected, **(collaborators | more))
+
+
+def test_peer_feeds_a_receiver_that_was_seated_and_lets_go_of_it_when_it_is_lost() -> None:
+    dispatch, connection, outlet = double(), a_connection(), an_outlet()
+    peer = a_peer(dispatch=dispatch)
+    peer.channel_up(connection)
+    guest = Guest("billing", "i1", outlet, None, was_paused=False, order="strict")
+    peer.admitted(guest)
+    peer.answering(guest, 0)
+    peer.seated(outlet, Resume())
+    fed_by = [outlet.connection]
+    peer.lost(connection, "cut")
+    fed_by.append(outlet.connection)
+    assert [connection, None] == fed_by
+    assert ["connected", "disconnected"] == [name for name, _ in dispatch.calls]
+
+
+def test_peer_answers_no_more_requests_at_once_than_it_said() -> None:
+    answers: list[Deferred[Reply]] = []
+
+    def answer(request: Request, local: bool) -> Deferred[Reply]:
+        answers.append(Deferred())
+        return answers[-1]
+
+    connection = a_connection()
+    peer = a_peer(requests=double(answer=answer), limits=Limits(requests=2))
+    peer.channel_up(connection)
+    for number in (1, 2, 3):
+        peer.received(connection, Request(number, "$node.info", run_of(b"{}")))
+    assert 2 == len(answers)
+    (((refusal,),),) = connection.told("send_now")
+    assert [(3, False)] == [(number, ok) for number, ok, _ in refusal.replies]
+
+
+def some_connections(**more: Any) -> Connections:
+    collaborators: dict[str, Any] = {
+        "dispatch": double(),
+        "transports": double(),
+        "time": Time(Clock()),
+        "limits": LIMITS,
+    }
+    return Connections(lambda expected: a_peer(expected), **(collaborators | more))
+
+
+def one_of(incarnation: str) -> Any:
+    hello = Hello(VERSION, "shop", incarnation, HelloOptions())
+    return double(connection=a_connection(session=double(peer=hello)), attached=False)
+
+
+@pytest.mark.parametrize(("second", "replaced"), [("i1", 1), ("i2", 0)])
+def test_connections_let_the_newest_of_an_incarnation_win(second: str, replaced: int) -> None:
+    connections = some_connections()
+    older, newer = one_of("i1"), one_of(second)
+    for number, peer in enumerate((older, newer)):
+        connections.up(peer)
+        peer.number = number
+        assert connections.opened(peer)
+    assert replaced == len(older.told("leave"))
+    assert [] == newer.told("leave")
+
+
+def test_connections_dial_a_receiver_with_an_address_once() -> None:
+    link = double()
+    transports = double(find=lambda address: double(connector=lambda *args: link))
+    connections = some_connections(transports=transports)
+    outlet = an_outlet(ReceiverRow(number=1, name="billing", address="tcp:127.0.0.1:1"))
+    connections.dial(outlet)
+    connections.dial(outlet)
+    assert [()] == link.told("startService")
+    connections.undial(outlet)
+    assert ({}, [()]) == (connections.links, link.told("stopService"))
+
+
+def test_connections_hold_a_name_that_changes_hands_too_often() -> None:
+    connections = some_connections(limits=Limits(replacements=1))
+    outlet = an_outlet()
+    for number, incarnation in enumerate(("i1", "i2", "i3")):
+        peer = one_of(incarnation)
+        peer.number = number
+        connections.replace(outlet, peer)
+    with pytest.raises(NameHeld):
+        connections.hold_check(outlet)
+
+
+# --- administration
+
+
+def an_admin(**more: Any) -> Admin:
+    collaborators: dict[str, Any] = {
+        "name": "node-1",
+        "log_id": "log",
+        "listeners": ["tcp:127.0.0.1:1"],
+        "log": a_log(),
+        "directory": double(),
+        "dispatch": double(),
+        "connections": double(peers={}),
+        "receivers": double(),
+        "limits": LIMITS,
+    }
+    return Admin(**(collaborators | more))
+
+
+def ask(admin: Admin, subject: str, arguments: object, *, local: bool = True) -> tuple[bool, Any]:
+    replies: list[Reply] = []
+    request = Request(1, subject, run_of(json.dumps(arguments).encode()))
+    admin.answer(request, local).addCallback(replies.append)
+    ((_, ok, raw),) = replies[0].replies
+    body = msgspec.msgpack.decode(raw, type=WireMessage).body
+    return ok, json.loads(body) if ok else body.decode()
+
+
+def test_admin_says_what_the_node_is() -> None:
+    ok, said = ask(an_admin(), "$node.info", {})
+    assert ok
+    assert ("node-1", "log", ["tcp:127.0.0.1:1"]) == (
+        said["name"],
+        said["log_id"],
+        said["listeners"],
+    )
+
+
+def test_admin_answers_local_connections_only() -> None:
+    ok, why = ask(an_admin(), "$node.info", {}, local=False)
+    assert (False, "administration is open to local connections only") == (ok, why)
+
+
+def test_admin_lists_receivers_with_their_accounts() -> None:
+    row = ReceiverRow(number=1, name="billing")
+    admin = an_admin(
+        log=a_log(
+            accounts=lambda numbers: succeed(
+                [Account(receiver=1, routed=3, queued=1, settled={Status.ACKNOWLEDGED: 2})]
+            )
+        ),
+        directory=double(names_after=lambda name, count: ["billing"], named=lambda name: row),
+        dispatch=double(outlets={1: double()}),
+        receivers=double(state_of=lambda outlet: {"name": "billing"}),
+    )
+    ok, said = ask(admin, "$node.receivers.list", {})
+    (one,) = said["receivers"]
+    assert (True, 1, {"acknowledged": 2}) == (ok, one["queued"], one["settled"])
+
+
+def test_busy_answers_each_call_of_a_request() -> None:
+    reply = busy(Request(5, "a", run_of(b"1", b"2")), 2, 7)
+    assert [(5, False), (6, False)] == [(number, ok) for number, ok, _ in reply.replies]
