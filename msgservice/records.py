@@ -74,7 +74,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     number: int = 0  # 0 until stored
     stored_at: int = 0  # wall clock, ms
     floor: int = 0  # every sequence of the sender's below it is settled; not stored with the batch
-    addressed: bool = False  # its audience is who the sender named; not stored with the batch
+    addressed: bool = False  # its audience is who the sender named
 
     @property
     def first(self) -> int:

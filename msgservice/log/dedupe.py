@@ -21,6 +21,10 @@ from msgservice.message import cut_messages
 from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, Piece, RefusedBatch
 
 COLUMNS = 16  # of a row of the table batch
+# What a row's `flags` hold beside those of the frame: whether the sender had named the receivers.
+# Neither is set in rows of before that was kept.
+NAMED, MATCHED = 1 << 30, 1 << 31
+FRAME_FLAGS = NAMED - 1
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -32,12 +36,23 @@ class Run(msgspec.Struct, frozen=True):
     crc: int
     audience: Audience
     frame: bytes | memoryview | msgspec.Raw | None
-    mark: int | None = None  # `mark_of` its subject; None in logs written before it was kept
+    mark: int | None = None  # `mark_of` it; None in logs written before it was kept
 
 
-def mark_of(subject: str) -> int:
-    """Return what is kept of a run's subject when its row goes: from 1 to 2^30."""
-    return (crc32(subject.encode()) & 0x3FFF_FFFF) + 1
+def mark_of(subject: str, named: bool | None) -> int:
+    """Return what is kept of a run when its row goes, beside its CRC: from 1 to 2^30.
+
+    `named`: whether its sender named the receivers; None where that was not kept.
+    """
+    crc = crc32(subject.encode())
+    if named is not None:
+        crc = crc32(b"\0to" if named else b"\0", crc)
+    return (crc & 0x3FFF_FFFF) + 1
+
+
+def named_of(flags: int) -> bool | None:
+    """Return whether the sender of a row named the receivers; None where that was not kept."""
+    return bool(flags & NAMED) if flags & (NAMED | MATCHED) else None
 
 
 Lookup = Callable[[int, int, int], Sequence[Run]]
@@ -145,7 +160,8 @@ def take_batches(
             if item.origin is not None:
                 origin = _encode_origin(item.origin)
                 words = crc32(origin, words)
-            after, flags, crc = item.after, item.flags, item.crc
+            after, crc = item.after, item.crc
+            flags = item.flags | (NAMED if item.addressed else MATCHED)
             chain = crc32(
                 link(
                     number,
@@ -230,7 +246,7 @@ def _take_known(
                     b.crc,
                     b.audience,
                     b.messages,
-                    mark_of(b.subject),
+                    mark_of(b.subject, b.addressed),
                 )
                 for b in staged.fresh
                 if b.sender == batch.sender
@@ -268,7 +284,8 @@ def _take_known(
 
 def _same_content(batch: Batch, run: Run) -> bool:
     """Whether `batch` agrees with `run` where they overlap, as far as that is still known."""
-    if run.mark is not None and run.mark != mark_of(batch.subject):
+    subject = batch.subject
+    if run.mark not in (None, mark_of(subject, batch.addressed), mark_of(subject, None)):
         return False
     if run.sequence == batch.sequence and run.count == batch.count:
         return run.crc == batch.crc

@@ -18,7 +18,7 @@ import msgspec
 
 from msgservice.disk.database import as_json, one, rows
 from msgservice.errors import LogDamaged
-from msgservice.log.dedupe import Run, mark_of
+from msgservice.log.dedupe import FRAME_FLAGS, NAMED, Run, mark_of, named_of
 from msgservice.log.state import SETTLED, State
 from msgservice.message import Status, header_size, message_sizes
 from msgservice.records import (
@@ -150,10 +150,11 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
                 size=size,
                 crc=crc,
                 after=after,
-                flags=flags,
+                flags=flags & FRAME_FLAGS,
                 origin=_decode_origin(bytes.fromhex(origin)) if origin else None,
                 number=number,
                 stored_at=stored_at,
+                addressed=bool(flags & NAMED),
             )
         )
     return batches
@@ -181,18 +182,18 @@ def audience_of(state: State, number: int) -> Audience:
 def runs_of(db: apsw.Connection, state: State, sender: int, first: int, last: int) -> list[Run]:
     """Return what is still known of a sender's runs that overlap these sequences, rising."""
     found = []
-    for table, frame, subject in (("batch", "frame", "subject"), ("run", "null", "null")):
+    for table, columns in (("batch", "frame, subject, flags"), ("run", "null, null, 0")):
         overlapping = rows(
             db,
-            f"select number, sequence, count, crc, audience, {frame}, {subject} from {table}"  # noqa: S608
+            f"select number, sequence, count, crc, audience, {columns} from {table}"  # noqa: S608
             " where sender = ?1 and sequence <= ?3 and sequence + count > ?2"
             " and sequence >= coalesce((select max(sequence) from "
             f"{table} where sender = ?1 and sequence <= ?2), 0)",  # fixed names, no input
             (sender, first, last),
         )
-        for number, sequence, count, crc, audience, blob, text in overlapping:
-            # Of a row that has gone, the mark of its subject stands above its CRC.
-            mark = mark_of(text) if text is not None else crc >> 32 or None
+        for number, sequence, count, crc, audience, blob, text, flags in overlapping:
+            # Of a row that has gone, its mark stands above its CRC.
+            mark = crc >> 32 or None if text is None else mark_of(text, named_of(flags))
             whom = audience_of(state, audience)
             found.append(Run(number, sequence, count, crc & CRC_MAX, whom, blob, mark))
     found.sort(key=lambda run: run.sequence)

@@ -19,7 +19,7 @@ from msgservice.core.marks import Key, SenderState
 from msgservice.disk.database import as_json, full_is_told, insert_steps, one, rows
 from msgservice.limits import RUNS_REMEMBERED, SENDER_KNOWN_SECONDS
 from msgservice.log import history, places
-from msgservice.log.dedupe import mark_of
+from msgservice.log.dedupe import mark_of, named_of
 from msgservice.log.staging import (
     ASKED,
     DEAD_OVERHEAD,
@@ -87,7 +87,8 @@ select json_group_array(json_array(number, audience, sender, sequence, count, cr
 """
 
 _SUBJECTS = """
-select json_group_array(json_array(number, subject)) from batch where number between ?1 and ?2
+select json_group_array(json_array(number, subject, flags)) from batch
+where number between ?1 and ?2
 """
 
 _FORGET_RUNS = (
@@ -108,7 +109,7 @@ delete from exception where (receiver, first) in (
 
 Range = tuple[int, int, int, str]  # first and last sequence, state, reason
 
-_decode_subjects = msgspec.json.Decoder(list[tuple[int, str]]).decode
+_decode_subjects = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
 _decode = msgspec.json.Decoder(list[list[int]]).decode
 
 
@@ -435,11 +436,11 @@ def _extend(found: list[Range], begin: int, end: int, status: Status, reason: st
 def _remember_runs(store: Store, head: Sequence[list[int]]) -> list[Operation]:
     """Keep what tells each sender's last runs from others, whose rows go (SEMANTICS 4).
 
-    That is the CRC of the messages, and above it a mark of the subject.
+    That is the CRC of the messages, and above it a mark of the rest.
     """
     newest: dict[int, list[tuple[int, int, int, int, int, int]]] = {}
     subjects = _decode_subjects(one(store.db, _SUBJECTS, (head[0][0], head[-1][0])))
-    marks = {number: mark_of(subject) for number, subject in subjects}
+    marks = {number: mark_of(subject, named_of(flags)) for number, subject, flags in subjects}
     for number, audience, sender, sequence, count, crc, _chain in head:
         content = marks[number] << 32 | crc
         newest.setdefault(sender, []).append((sender, sequence, count, content, audience, number))

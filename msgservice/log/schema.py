@@ -18,7 +18,7 @@ from msgservice.disk.files import OS, Files
 from msgservice.errors import LogDamaged, LogTooNew
 
 APPLICATION_ID = 0x6D736773  # "msgs"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 _VERSION_1 = """
@@ -177,9 +177,11 @@ MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
     3: lambda db: _execute_all(db, _VERSION_3),
     # No other table; but an older program would not keep the sums of pages, so it is to refuse.
     4: lambda db: None,
+    # Nor here; but an older program would send on the bits of `flags` that are only kept.
+    5: lambda db: None,
 }
 """What leads to each version from the one before it."""
-UNCOPIED = frozenset({4})
+UNCOPIED = frozenset({4, 5})
 """Those that change nothing in the file."""
 
 

@@ -676,18 +676,44 @@ def test_4_the_same_messages_in_one_group_for_another_subject_are_other_content(
 def test_4_the_same_messages_for_others_that_to_names_are_other_content(log: Driver) -> None:
     log.receivers(1, 2)
     one, both = log.log.audience([1]), log.log.audience([1, 2])
-    log.append(make_batch(one, 1, [b"a"]))
-    (outcome,) = log.append(make_batch(both, 1, [b"a"]))  # by patterns: those may have changed
-    assert isinstance(outcome, Known)
-    again = make_batch(both, 1, [b"a"])
-    again.addressed = True
-    (outcome,) = log.append(again)
+    log.append(make_batch(one, 1, [b"a"], addressed=True))
+    (outcome,) = log.append(make_batch(both, 1, [b"a"], addressed=True))
     assert isinstance(outcome, RefusedBatch)
     assert isinstance(outcome.error, ContentChanged)
-    same = make_batch(one, 1, [b"a"])
-    same.addressed = True
-    (outcome,) = log.append(same)
+    (outcome,) = log.append(make_batch(one, 1, [b"a"], addressed=True))
     assert isinstance(outcome, Known)
+    log.append(make_batch(one, 2, [b"b"]))
+    (outcome,) = log.append(make_batch(both, 2, [b"b"]))  # by patterns: those may have changed
+    assert isinstance(outcome, Known)
+
+
+@pytest.mark.parametrize("addressed", [False, True])
+def test_4_whether_to_named_the_receivers_belongs_to_the_content(
+    log: Driver, addressed: bool
+) -> None:
+    audience = log.log.audience([1])
+
+    def other_and_same(first: int, bodies: list[bytes]) -> None:
+        (other,) = log.append(make_batch(audience, first, bodies, addressed=not addressed))
+        assert isinstance(other, RefusedBatch)
+        assert isinstance(other.error, ContentChanged)
+        (same,) = log.append(make_batch(audience, first, bodies, addressed=addressed))
+        assert isinstance(same, Known)
+
+    stored, repeat = log.append(
+        make_batch(audience, 1, [b"a", b"b"], flags=4, addressed=addressed),
+        make_batch(audience, 1, [b"a", b"b"], addressed=not addressed),  # in one group
+    )
+    assert isinstance(stored, Batch)
+    assert isinstance(repeat, RefusedBatch)
+    other_and_same(1, [b"a", b"b"])
+    other_and_same(2, [b"b"])  # cut differently
+    log.reopen()
+    audience = log.log.audience([1])
+    other_and_same(1, [b"a", b"b"])
+    (read,) = log.read([audience])
+    assert read.flags == 4  # what is kept of it does not leave
+    assert read.addressed is addressed
 
 
 # --- history, find, dead letters -----------------------------------------------------------------

@@ -486,6 +486,23 @@ def test_4_content_is_compared_after_the_batch_has_gone(log: Driver) -> None:
     assert isinstance(other, RefusedBatch)
 
 
+@pytest.mark.parametrize("addressed", [False, True])
+def test_4_whether_to_named_the_receivers_is_compared_after_the_batch_has_gone(
+    log: Driver, addressed: bool
+) -> None:
+    audience = log.log.audience([1])
+    batch = make_batch(audience, 1, [b"a"], addressed=addressed)
+    log.append(batch)
+    settle(log, 1, batch, 1)
+    drop_all(log)
+    same, other = log.append(
+        make_batch(audience, 1, [b"a"], addressed=addressed),
+        make_batch(audience, 1, [b"a"], addressed=not addressed),
+    )
+    assert isinstance(same, Known)
+    assert isinstance(other, RefusedBatch)
+
+
 def test_4_content_is_compared_after_the_batches_have_gone_however_it_is_cut(log: Driver) -> None:
     audience = log.log.audience([1])
     batches = [make_batch(audience, i, [b"%d" % i]) for i in (1, 2, 3)]
@@ -557,7 +574,9 @@ def test_8_the_number_of_a_collected_audience_is_no_other_audience_s_after_a_res
 ) -> None:
     log.receivers(*range(3, 31))
     for other in range(3, 31):
-        batch = make_batch(log.log.audience([1, other]), other, after=other - 1)
+        batch = make_batch(
+            log.log.audience([1, other]), other, after=other - 1, addressed=addressed
+        )
         log.append(batch)
         settle(log, 1, batch, 1)
         settle(log, other, batch, 1)
