@@ -337,9 +337,7 @@ class Client(ClientLife):
         """See `HopUser`."""
         self._gathering.fit(self._hop.batch_max)
         self._requests.opened(connection)
-        waiters, self._connect_waiters = self._connect_waiters, []
-        for waiter in waiters:
-            waiter.callback(self)
+        self._connect_waiters.fire(self)
 
     def settled(self, settled: list[Settled]) -> None:
         """See `HopUser`."""
@@ -380,9 +378,7 @@ class Client(ClientLife):
             return fail(ClientClosed(str(self._closed)))
         if self.connected:
             return succeed(self)
-        waiter: Deferred[Client] = Deferred(lambda d: self._connect_waiters.remove(d))
-        self._connect_waiters.append(waiter)
-        return waiter
+        return self._connect_waiters.wait()
 
     def as_service(self) -> IService:
         """Return an `IService` that starts and closes this client, for `setServiceParent`."""

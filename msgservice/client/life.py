@@ -21,6 +21,7 @@ from msgservice.core.frames import BYE_CLOSING, BYE_SETTLED
 from msgservice.errors import ClientClosed
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
+from msgservice.waiters import Waiters
 
 if TYPE_CHECKING:
     from msgservice.client.disk import DiskOutbox
@@ -40,9 +41,9 @@ class ClientLife:
         self._reactor = reactor
         self._limits = limits
         self._disk = disk
-        self._connect_waiters: list[Deferred[Any]] = []
+        self._connect_waiters: Waiters[Any] = Waiters()
         self._closed: ClientClosed | None = None  # nothing new is taken
-        self._close_waiters: list[Deferred[None]] = []
+        self._close_waiters: Waiters[None] = Waiters()
         self._close_deadline: IDelayedCall | None = None
         self._ends_for_good = True  # nobody else has the incarnation
         self._is_finishing = False
@@ -62,8 +63,7 @@ class ClientLife:
         """
         if self._is_finished:
             return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._close_waiters.append(waiter)
+        waiter = self._close_waiters.wait()
         self._begin_closing(ClientClosed("the client was closed"))
         return waiter
 
@@ -108,9 +108,7 @@ class ClientLife:
         self._hop.stop()
         self._hop.runs.lose_all(self._closed)
         self._requests.close(self._closed)
-        waiters, self._connect_waiters = self._connect_waiters, []
-        for waiter in waiters:
-            waiter.errback(self._closed)
+        self._connect_waiters.fail(self._closed)
         self._close_deadline = self._reactor.callLater(
             self._limits.stop_timeout / 2, self._stop_overdue
         )
@@ -135,6 +133,4 @@ class ClientLife:
         if self._close_deadline is not None:
             self._close_deadline.cancel()
             self._close_deadline = None
-        waiters, self._close_waiters = self._close_waiters, []
-        for waiter in waiters:
-            waiter.callback(None)
+        self._close_waiters.fire(None)

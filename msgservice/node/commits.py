@@ -29,6 +29,7 @@ from msgservice.records import (
     RefusedBatch,
     SenderFloor,
 )
+from msgservice.waiters import Waiters
 
 GATHER = 0.001  # seconds that progress waits for that of others
 RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
@@ -92,13 +93,13 @@ class Commits:
         self._fatal = fatal
         self._next = Group()
         self._sources: list[Source] = []
-        self._waiters: list[Deferred[None]] = []
+        self._waiters: Waiters[None] = Waiters()
         self._progressing: dict[Progressing, None] = {}
         self._expected: dict[Progressing, None] = {}
         self._running = False
         self._stopped = False
         self._due: IDelayedCall | None = None
-        self._idle_waiters: list[Deferred[None]] = []
+        self._idle: Waiters[None] = Waiters()
 
     @property
     def is_stopped(self) -> bool:
@@ -162,8 +163,7 @@ class Commits:
         self._next.floors.append(floor)
 
     def _waiter(self) -> Deferred[None]:
-        waiter: Deferred[None] = Deferred()
-        self._waiters.append(waiter)
+        waiter = self._waiters.wait()
         self.kick()
         return waiter
 
@@ -193,13 +193,13 @@ class Commits:
             self._due = None
         group = self._next
         if self._stopped or not (self._progressing or group):
-            self._go_idle()
+            self._idle.fire(None)
             return
         progressing = list(self._progressing)
         self._progressing.clear()
         group.progress = [outlet.take_progress() for outlet in progressing]
         sources, self._sources = self._sources, []
-        waiters, self._waiters = self._waiters, []
+        waiters = self._waiters.take()
         self._next = Group()
         self._running = True
         group.now = self._time.wall()
@@ -210,7 +210,7 @@ class Commits:
         result: list[Outcome] | Failure,
         group: Group,
         sources: list[Source],
-        waiters: list[Deferred[None]],
+        waiters: Waiters[None],
         progressing: list[Progressing],
     ) -> None:
         self._running = False
@@ -224,7 +224,7 @@ class Commits:
             failure = Failure()
             self._logger.failure("the commit loop failed", failure)
             self._stopped = True
-            self._go_idle()
+            self._idle.fire(None)
             self._fatal(LogFailed(failure.getErrorMessage()))
 
     def _stored(
@@ -232,7 +232,7 @@ class Commits:
         outcomes: list[Outcome],
         group: Group,
         sources: list[Source],
-        waiters: list[Deferred[None]],
+        waiters: Waiters[None],
         progressing: list[Progressing],
     ) -> None:
         self.groups += 1
@@ -241,8 +241,7 @@ class Commits:
         refused = any([type(outcome) is RefusedBatch for outcome in outcomes])  # noqa: C419 - speed
         if not refused and self._next:
             self._start()
-        for waiter in waiters:
-            waiter.callback(None)
+        waiters.fire(None)
         batches = group.batches
         fresh: list[Batch] = []
         size = 0
@@ -286,7 +285,7 @@ class Commits:
         failure: Failure,
         group: Group,
         sources: list[Source],
-        waiters: list[Deferred[None]],
+        waiters: Waiters[None],
         progressing: list[Progressing],
     ) -> None:
         failure.trap(LogUnavailable, LogFailed)
@@ -297,7 +296,7 @@ class Commits:
         if not isinstance(error, LogUnavailable):
             assert isinstance(error, LogFailed)
             self._stopped = True
-            self._go_idle()
+            self._idle.fire(None)
             self._fatal(error)
             return
         self._logger.error("a group was not stored: {error}", error=str(error))
@@ -316,7 +315,7 @@ class Commits:
         self._next.receivers = group.receivers + self._next.receivers
         self._next.removed = group.removed + self._next.removed
         self._next.floors = group.floors + self._next.floors
-        self._waiters = waiters + self._waiters
+        self._waiters.put_back(waiters)
         self._after_group([])
         if self._due is None:
             self._due = self._time.clock.callLater(RETRY_DELAY, self._kick_due)
@@ -331,8 +330,7 @@ class Commits:
 
     def idle(self) -> Deferred[None]:
         """Fire when nothing is under way and nothing waits."""
-        waiter: Deferred[None] = Deferred()
-        self._idle_waiters.append(waiter)
+        waiter = self._idle.wait()
         if not self._running:
             self._start()
         return waiter
@@ -343,8 +341,3 @@ class Commits:
         if self._due is not None:
             self._due.cancel()
             self._due = None
-
-    def _go_idle(self) -> None:
-        waiters, self._idle_waiters = self._idle_waiters, []
-        for waiter in waiters:
-            waiter.callback(None)

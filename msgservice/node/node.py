@@ -31,6 +31,7 @@ from msgservice.receiver.ways import Attachment
 from msgservice.records import ReceiverRow
 from msgservice.transport.local import LocalConnector
 from msgservice.transport.registry import Transports
+from msgservice.waiters import Waiters
 
 LAST_GROUP = 1.0  # seconds that a stop gives the disk in any case
 
@@ -94,7 +95,7 @@ class NodeService(Service):
         self._rng = rng
         self._failed = failed
         self._parts: Parts | None = None
-        self._ready: list[Deferred[None]] = []
+        self._ready: Waiters[None] = Waiters()
         self._starting: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
 
@@ -117,9 +118,7 @@ class NodeService(Service):
         """Fire once the node listens. Each caller gets its own Deferred."""
         if self.running_now:
             return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._ready.append(waiter)
-        return waiter
+        return self._ready.wait()
 
     async def _start(self) -> None:
         snapshot = await self.log.open()
@@ -153,16 +152,12 @@ class NodeService(Service):
         parts.receivers.start()
         self.running_now = True
         parts.upkeep.start()
-        waiters, self._ready = self._ready, []
-        for waiter in waiters:
-            waiter.callback(None)
+        self._ready.fire(None)
 
     def _not_started(self, failure: Failure) -> None:
         assert isinstance(failure.value, Exception)
         self._failed(failure.value)
-        waiters, self._ready = self._ready, []
-        for waiter in waiters:
-            waiter.errback(Failure(failure.value))
+        self._ready.fail(failure)
 
     def _fatal(self, error: LogFailed) -> None:
         self._logger.critical("{error}", error=str(error))

@@ -39,6 +39,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.replies import busy, refusal_of
 from msgservice.node.tracker import Tracker
 from msgservice.records import Resume, SenderFloor
+from msgservice.waiters import Waiters
 
 
 class Register(Senders, Protocol):
@@ -110,7 +111,7 @@ class Peer:
         self._calls = 0  # that are being answered, and the frames they came in
         self._answering = 0
         self._sent_any = False
-        self._room_waiters: list[Deferred[None]] = []
+        self._room: Waiters[None] = Waiters()
 
     # --- `connection.Owner`
 
@@ -194,7 +195,7 @@ class Peer:
 
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""
-        self._tell_room()
+        self._room.fire(None)
         if self.attached and self.outlet is not None:
             self.outlet.pump()
 
@@ -215,7 +216,7 @@ class Peer:
                 self._tracker.unwatch(self.ingress.watch)
         lost = not (self.leaving or self.ended_by_us)
         self.detach("" if self.leaving else reason, lost=lost)  # a goodbye is no error
-        self._tell_room()
+        self._room.fire(None)
         if self._expected is not None and not self.attached:
             self._expected.last_error = reason
         self._register.gone(self)
@@ -294,14 +295,7 @@ class Peer:
         """Fire when the transport has room for more, or has gone (`tracker.Told`)."""
         if self.connection is None or self.connection.gone or self.connection.is_writable:
             return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._room_waiters.append(waiter)
-        return waiter
-
-    def _tell_room(self) -> None:
-        waiters, self._room_waiters = self._room_waiters, []
-        for waiter in waiters:
-            waiter.callback(None)
+        return self._room.wait()
 
     def detach(self, reason: str, *, lost: bool = False) -> None:
         """The receiver behind it is no longer ours. `lost`: its process may have died."""

@@ -29,6 +29,7 @@ from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.records import ON_FULL, ReceiverRow, Snapshot
+from msgservice.waiters import Waiters
 
 
 class Receivers:
@@ -64,8 +65,8 @@ class Receivers:
         self._limits = limits
         self._rng = rng
         self._changes = 0  # of the directory, not stored yet
-        self._change_waiters: list[Deferred[None]] = []
-        self._removing: dict[int, list[Deferred[int]]] = {}  # receiver number -> who waits for it
+        self._changed: Waiters[None] = Waiters()
+        self._removing: dict[int, Waiters[int]] = {}  # receiver number -> who waits for it
 
     # --- starting
 
@@ -282,21 +283,23 @@ class Receivers:
         queued = await self.queued(row.number)
         if confirmed is not None and queued > confirmed:
             raise ValueError(f"{queued} messages wait for {name!r} by now, {confirmed} confirmed")
-        waiter: Deferred[int] = Deferred()
         waiters = self._removing.get(row.number)
         if waiters is not None:
-            waiters.append(waiter)
-        elif row.removed:
+            return await waiters.wait()
+        if row.removed:
             raise UnknownReceiver(name)
-        else:
-            self._removing[row.number] = [waiter]
-            removing = Deferred.fromCoroutine(self._remove(row, queued))
-            removing.addBoth(self._removed, row.number)
+        waiters = self._removing[row.number] = Waiters()
+        waiter = waiters.wait()
+        removing = Deferred.fromCoroutine(self._remove(row, queued))
+        removing.addBoth(self._removed, row.number)
         return await waiter
 
     def _removed(self, result: int | Failure, number: int) -> None:
-        for waiter in self._removing.pop(number):
-            waiter.callback(result)
+        waiters = self._removing.pop(number)
+        if isinstance(result, Failure):
+            waiters.fail(result)
+        else:
+            waiters.fire(result)
 
     async def _remove(self, row: ReceiverRow, queued: int) -> int:
         outlet = self._dispatch.outlets[row.number]
@@ -381,17 +384,13 @@ class Receivers:
     def _change_stored(self, _: None) -> None:
         self._changes -= 1
         if not self._changes:
-            waiters, self._change_waiters = self._change_waiters, []
-            for waiter in waiters:
-                waiter.callback(None)
+            self._changed.fire(None)
 
     def stored(self) -> Deferred[None]:
         """Fire when all changes of the directory so far are stored."""
         if not self._changes:
             return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._change_waiters.append(waiter)
-        return waiter
+        return self._changed.wait()
 
 
 def check_window(window: tuple[int | None, int | None]) -> None:

@@ -38,6 +38,7 @@ from msgservice.receiver.reception import Reception
 from msgservice.receiver.ways import Attachment, Dial, FindsTransport, Listening, Way
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.registry import Transports
+from msgservice.waiters import Waiters
 
 CONCURRENCY = 100  # asynchronous handlers that run at once; the window alone would allow 65,536
 
@@ -98,11 +99,11 @@ class Receiver(Service):
         self.transports: FindsTransport = Transports() if transports is None else transports
         self.ways: list[Way] = []
         self._shared = shared
-        self._stopping: list[Deferred[None]] | None = None
+        self._stopping: Waiters[None] | None = None
         self._inbox_path = inbox if isinstance(inbox, str | Path) else None
         self._is_inbox_spent = False  # it was opened; each start needs one that was not
         self._is_ready = False
-        self._not_ready: list[Deferred[None]] = []
+        self._not_ready: Waiters[None] = Waiters()
         self._why = ""  # the inbox cannot be used
         how: dict[str, Any] = {"name": name, "clock": reactor, "now": now, "batch": batch}
         stored: StoredInbox | None = None
@@ -227,21 +228,18 @@ class Receiver(Service):
         is sent again when the receiver is back, not counted as an attempt. Cancelling the
         Deferred stops the wait only. Safe to call twice.
         """
-        waiter: Deferred[None] = Deferred()
         if self._stopping is not None:
-            self._stopping.append(waiter)
-            return waiter
+            return self._stopping.wait()
         if not self.running:
             return succeed(None)
         Service.stopService(self)
-        self._stopping = [waiter]
+        stopping = self._stopping = Waiters()
+        waiter = stopping.wait()
         stopped = Deferred.fromCoroutine(self._stop())
 
         def tell(result: Any) -> None:
-            waiters, self._stopping = self._stopping or [], None
-            for each in waiters:
-                if not each.called:
-                    each.callback(None)
+            self._stopping = None
+            stopping.fire(None)
 
         stopped.addErrback(lambda failure: self.logger.failure("stopping", failure))
         stopped.addBoth(tell)
@@ -278,9 +276,7 @@ class Receiver(Service):
         """
         if self._is_ready:
             return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._not_ready.append(waiter)
-        return waiter
+        return self._not_ready.wait()
 
     # --- IService
 
@@ -310,10 +306,7 @@ class Receiver(Service):
                 way.start().addErrback(
                     lambda failure: self.logger.failure("listening again", failure)
                 )
-        waiters, self._not_ready = self._not_ready, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.callback(None)
+        self._not_ready.fire(None)
 
     def _inbox_unusable(self, failure: Failure) -> None:
         self.running = 0
@@ -323,10 +316,7 @@ class Receiver(Service):
         self.logger.error(
             "receiver {receiver} does not start: {error}", receiver=self.name, error=self._why
         )
-        waiters, self._not_ready = self._not_ready, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.errback(failure)
+        self._not_ready.fail(failure)
 
     def _inbox_failed(self, error: LogFailed) -> None:
         """Take nothing more: what is on disk is no longer known (SEMANTICS 19)."""

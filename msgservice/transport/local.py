@@ -20,6 +20,7 @@ from msgservice.clock import monotonic_of
 from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel, IChannelUser, IConnector
 from msgservice.limits import Limits
+from msgservice.waiters import Waiters
 
 BUFFER_MAX = 4 * 1024 * 1024  # bytes on their way before the sender is told to wait
 
@@ -170,7 +171,7 @@ class LocalConnector(Service):
         self._clock = clock
         self._limits = limits
         self._peer_name = name
-        self._stopped: list[Deferred[None]] = []
+        self._stopped: Waiters[None] = Waiters()
         self._due: IDelayedCall | None = None
 
     @property
@@ -216,9 +217,7 @@ class LocalConnector(Service):
         self.failures += 1
         if self.running:
             self._due = self._clock.callLater(self._limits.link_delay_min, self._dial)
-        waiters, self._stopped = self._stopped, []
-        for waiter in waiters:
-            waiter.callback(None)
+        self._stopped.fire(None)
 
     def stopService(self) -> Deferred[None]:
         """See `IService`."""
@@ -228,8 +227,7 @@ class LocalConnector(Service):
             self._due = None
         if self.channel is None:
             return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._stopped.append(waiter)
+        waiter = self._stopped.wait()
         self.channel.close()
         return waiter
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "msgservice"
 
 # Lowest first; a module may import its own part and those of the layers before it.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "limits", "output"),
+    ("errors", "limits", "output", "waiters"),
     ("message", "codecs", "interfaces", "records"),
     ("core",),
     ("disk",),
@@ -24,7 +24,16 @@ LAYERS: list[tuple[str, ...]] = [
     ("tap", "cli", "web", "testing", ""),
 ]
 # What a face may know of the service; of the node and what lies below it, nothing.
-FACES_MAY_IMPORT = {"errors", "limits", "clock", "client", "receiver", "core.subjects", "faces"}
+FACES_MAY_IMPORT = {
+    "errors",
+    "limits",
+    "waiters",
+    "clock",
+    "client",
+    "receiver",
+    "core.subjects",
+    "faces",
+}
 # What may know a part beside it.
 NEIGHBOURS = {
     ("records", "message"),

@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from msgservice.faces.callbacks.files import IncomingFile
+from msgservice.waiters import Waiters
 
 RunInThread = Callable[..., "Deferred[Any]"]
 # What may wait for the disk; a thread's visit costs about 0.1 ms, so it is worth some.
@@ -41,7 +42,7 @@ class Arrival:
         self._waiting_bytes = 0
         self._is_writing = False
         self._error: BaseException | None = None
-        self._settling: list[Deferred[None]] = []
+        self._settling: Waiters[None] = Waiters()
 
     def write(self, data: memoryview) -> None:
         """Append, now or later."""
@@ -61,8 +62,7 @@ class Arrival:
         """
         if not write:
             self._forget()
-        d: Deferred[None] = Deferred()
-        self._settling.append(d)
+        d = self._settling.wait()
         self._go_on()
         return d
 
@@ -110,12 +110,10 @@ class Arrival:
         ):
             self._write()
             return
-        settling, self._settling = self._settling, []
-        for d in settling:
-            if self._error is None:
-                d.callback(None)
-            else:
-                d.errback(self._error)
+        if self._error is None:
+            self._settling.fire(None)
+        else:
+            self._settling.fail(self._error)
 
     def _forget(self) -> None:
         self._waiting.clear()

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python import threadable
 from twisted.python.failure import Failure
@@ -25,6 +25,7 @@ from msgservice.errors import (
 from msgservice.faces.callbacks.dispatch import Call
 from msgservice.faces.callbacks.driver import Driver
 from msgservice.faces.callbacks.outgoing import FileSent, Progress
+from msgservice.waiters import Waiters
 
 __all__ = ["Connection", "FileSent"]
 
@@ -245,15 +246,9 @@ class Connection(Driver):
         """
         if self._closed is not None:
             return fail(ClientClosed("the connection was closed"))
-        d: Deferred[Connection] = Deferred(self._cancel_waiter)
         if self._wire is not None:
-            d.callback(self)
-        else:
-            self._connect_waiters.append(d)
-        return d
-
-    def _cancel_waiter(self, d: "Deferred[Connection]") -> None:
-        self._connect_waiters.remove(d)
+            return succeed(self)
+        return self._connect_waiters.wait()
 
     def close(self) -> "Deferred[None]":
         """Send what is queued, then end; the Deferred fires when the connection is gone.
@@ -261,11 +256,10 @@ class Connection(Driver):
         A peer that does not take it within `close_seconds_max` is cut off. Requests without an
         answer fail with ClientClosed. Safe to call twice.
         """
-        d: Deferred[None] = Deferred()
         if self._closed is None:
-            self._closed = []
+            self._closed = Waiters()
             self._close_timer = self._reactor.callLater(self.limits.close_seconds_max, self.abort)
-        self._closed.append(d)
+        d = self._closed.wait()
         if self._wire is None:
             self._end()
         else:

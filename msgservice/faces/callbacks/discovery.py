@@ -9,14 +9,17 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.clock import timed
 from msgservice.errors import ProtocolError
 from msgservice.faces.callbacks.net import ServerAddress, parse_server_ip
+from msgservice.waiters import Waiters
 
 DISCOVERY_PORT = 8181
 BROADCAST = "255.255.255.255"
@@ -43,7 +46,7 @@ class ServerWatch(Service):
         self._listeners = [heard] if heard is not None else []
         self._port, self._interface = port, interface
         self._listening: Any = None
-        self._waiting: list[Deferred[ServerAddress | None]] = []
+        self._waiting: Waiters[ServerAddress | None] = Waiters()
 
     @property
     def port(self) -> int:
@@ -65,33 +68,15 @@ class ServerWatch(Service):
     def stopService(self) -> Any:
         """Stop listening; who waits for an address gets None."""
         super().stopService()
-        waiting, self._waiting = self._waiting, []
-        for d in waiting:
-            d.callback(None)
+        self._waiting.fire(None)
         listening, self._listening = self._listening, None
         return maybeDeferred(listening.stopListening) if listening is not None else None
 
     def next_address(self, seconds_max: float) -> "Deferred[ServerAddress | None]":
         """Return the next announcement, None if there is none in that time."""
-
-        def forget(waiting: Deferred[ServerAddress | None]) -> None:
-            self._waiting.remove(waiting)
-
-        def give_up(_: object) -> None:
-            self._waiting.remove(d)
-            d.callback(None)
-
-        d: Deferred[ServerAddress | None] = Deferred(forget)
-        self._waiting.append(d)
-        timer = self._reactor.callLater(seconds_max, give_up, None)
-
-        def stop(result: Any) -> Any:
-            if timer.active():
-                timer.cancel()
-            return result
-
-        d.addBoth(stop)
-        return d
+        heard = self._waiting.wait()
+        heard.addTimeout(seconds_max, self._reactor)
+        return heard.addErrback(_nothing_heard)
 
     def _receive(self, datagram: bytes, address: Any) -> None:
         try:
@@ -99,11 +84,13 @@ class ServerWatch(Service):
         except ProtocolError as error:
             self._log.warn("datagram from {peer}: {reason}", peer=address, reason=str(error))
             return
-        waiting, self._waiting = self._waiting, []
-        for d in waiting:
-            d.callback(server)
+        self._waiting.fire(server)
         for heard in self._listeners:
             heard(server)
+
+
+def _nothing_heard(failure: Failure) -> None:
+    failure.trap(TookTooLong)
 
 
 class ServerBeacon(Service):

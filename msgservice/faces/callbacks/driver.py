@@ -61,6 +61,7 @@ from msgservice.faces.callbacks.protocol.peer import IDS, CallbackPeer
 from msgservice.faces.callbacks.protocol.sending import FilePiece
 from msgservice.faces.callbacks.registry import DEFAULT, CallbackRegistry
 from msgservice.faces.callbacks.stream import WRITE_BYTES_MAX, CallbackProtocol
+from msgservice.waiters import Waiters
 
 # With more than this to send, reading from the peer slows down: it asks faster than it reads.
 SLOW_DOWN_BYTES = 1024 * 1024
@@ -123,7 +124,7 @@ class Driver:
             settled=self._look_whether_settled,
         )
         self._dispatch = Dispatcher(self, self._core)
-        self._settle_waiters: list[Deferred[None]] = []
+        self._settle_waiters: Waiters[None] = Waiters()
         self._wire: CallbackProtocol | None = None
         self._generation = 0  # of connections: an answer goes to the one that asked
         # An event waits while a file is being put in its place: what follows may be about it.
@@ -133,9 +134,9 @@ class Driver:
         self._is_disk_slow = False
         self._slow_down: IDelayedCall | None = None
         self._timer: IDelayedCall | None = None
-        self._closed: list[Deferred[None]] | None = None
+        self._closed: Waiters[None] | None = None
         self._close_timer: IDelayedCall | None = None
-        self._connect_waiters: list[Deferred[Any]] = []
+        self._connect_waiters: Waiters[Any] = Waiters()
         self.peer_address: IAddress | None = None
 
     @property
@@ -173,12 +174,10 @@ class Driver:
         for pending in self._core.pending:
             self._core.forget(pending)
             self._dispatch.fail_request(pending.token, error)
-        connecting, self._connect_waiters = self._connect_waiters, []
-        for unconnected in connecting:
-            unconnected.errback(error)
-        waiting, self._closed = self._closed or [], []
-        for d in waiting:
-            d.callback(None)
+        self._connect_waiters.fail(error)
+        if self._closed is None:
+            self._closed = Waiters()
+        self._closed.fire(None)
 
     # --- from the wire
 
@@ -193,9 +192,7 @@ class Driver:
         self.peer_address = cast("Any", wire.transport).getPeer()
         self._take(self._core.connected(self._reactor.seconds()))
         self._tell(self._on_connected)
-        waiting, self._connect_waiters = self._connect_waiters, []
-        for d in waiting:
-            d.callback(self)
+        self._connect_waiters.fire(self)
         self.flush()
 
     def wire_received(self, data: bytes) -> None:
@@ -318,16 +315,13 @@ class Driver:
 
         A request for a file that broke off is to be sent again with what is here of it.
         """
-        d: Deferred[None] = Deferred(self._settle_waiters.remove)
-        self._settle_waiters.append(d)
+        d = self._settle_waiters.wait()
         self._look_whether_settled()
         return d
 
     def _look_whether_settled(self) -> None:
         if not self._is_holding and self._incoming.is_settled:
-            waiting, self._settle_waiters = self._settle_waiters, []
-            for d in waiting:
-                d.callback(None)
+            self._settle_waiters.fire(None)
 
     def _handle_error(self, event: ErrorReceived, generation: int) -> None:
         if not self._outgoing.refused(event.about.get("transfer"), event.reason):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 from typing import Any, ClassVar, Self, cast
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import (
     IAddress,
@@ -40,6 +40,7 @@ from msgservice.faces.chassis.connection import Connection
 from msgservice.faces.chassis.endpoint import TCPServer
 from msgservice.faces.chassis.factory import ChassisFactory
 from msgservice.faces.chassis.limits import ChassisLimits
+from msgservice.waiters import Waiters
 
 __all__ = [
     "ChassisFactory",
@@ -116,8 +117,8 @@ class ServerCore(AdaptiveCommsComponent):
         self._closing_port = False
         self._refusing = False
         self._deadline: IDelayedCall | None = None
-        self._waiting_for_address: list[Deferred[IAddress]] = []
-        self._waiting_for_end: list[Deferred[None]] = []
+        self._waiting_for_address: Waiters[IAddress] = Waiters()
+        self._waiting_for_end: Waiters[None] = Waiters()
         self._trigger: object = None
         self.listens = True
 
@@ -138,16 +139,13 @@ class ServerCore(AdaptiveCommsComponent):
 
         Cancelling it ends the wait and nothing else.
         """
-        waiter: Deferred[IAddress] = Deferred()
         if self.failure is not None:
-            waiter.errback(self.failure)
-        elif self._process.stopped:
-            waiter.errback(CannotListen(self._describe(), "the server was stopped"))
-        elif self._port is not None:
-            waiter.callback(self._port.getHost())
-        else:
-            self._waiting_for_address.append(waiter)
-        return waiter
+            return fail(self.failure)
+        if self._process.stopped:
+            return fail(CannotListen(self._describe(), "the server was stopped"))
+        if self._port is not None:
+            return succeed(self._port.getHost())
+        return self._waiting_for_address.wait()
 
     # --- Life -------------------------------------------------------------------------------------
 
@@ -220,8 +218,7 @@ class ServerCore(AdaptiveCommsComponent):
             self._fail_address(CannotListen(self._describe(), "the server was stopped"))
         if self._process.stopped:
             return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._waiting_for_end.append(waiter)
+        waiter = self._waiting_for_end.wait()
         if not self._stopping:
             self._stopping = True
             self._process.scheduler.enter(self._stop)
@@ -315,10 +312,7 @@ class ServerCore(AdaptiveCommsComponent):
         self._port = port
         if self._stopping:
             self._close_port()
-        waiters, self._waiting_for_address = self._waiting_for_address, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.callback(port.getHost())
+        self._waiting_for_address.fire(port.getHost())
 
     def _cannot_listen(self, failure: Failure) -> None:
         self._listening = None
@@ -382,18 +376,13 @@ class ServerCore(AdaptiveCommsComponent):
             if failure is not None
             else CannotListen(self._describe(), "the server was stopped")
         )
-        waiters, self._waiting_for_end = self._waiting_for_end, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.callback(None)
+        self._waiting_for_end.fire(None)
         return told
 
     def _fail_address(self, error: BaseException | Failure) -> bool:
-        waiters, self._waiting_for_address = self._waiting_for_address, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.errback(error)
-        return bool(waiters)
+        told = bool(self._waiting_for_address)
+        self._waiting_for_address.fail(error)
+        return told
 
 
 class SimpleServer(ServerCore):

@@ -33,6 +33,7 @@ from msgservice.limits import Limits
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.tcp.sockets import reason_of
+from msgservice.waiters import Waiters
 
 
 @implementer(IReactorTime)
@@ -130,7 +131,7 @@ class Connector(ClientService):
         self._clock = _Clock(reactor)
         self._channel: FrameProtocol | None = None
         self._warned = False
-        self._stop_waiters: list[Deferred[None]] = []
+        self._stop_waiters: Waiters[None] = Waiters()
         self._stop_deadline: IDelayedCall | None = None
         self._backoff = Backoff(
             delay_min=limits.link_delay_min,
@@ -179,8 +180,7 @@ class Connector(ClientService):
 
         Start again only after that. Safe to call twice, and before any start.
         """
-        stopped: Deferred[None] = Deferred()
-        self._stop_waiters.append(stopped)
+        stopped = self._stop_waiters.wait()
         if self._stop_deadline is None:
             self._stop_deadline = self._reactor.callLater(
                 self._limits.stop_timeout, self._stop_overdue
@@ -248,10 +248,9 @@ class Connector(ClientService):
         if self._stop_deadline is not None:
             self._stop_deadline.cancel()
             self._stop_deadline = None
-        waiters, self._stop_waiters = self._stop_waiters, []
         # In a turn of its own: ClientService cannot be called from inside its own transitions,
         # and whoever waits may well start or stop this again.
-        self._reactor.callLater(0, _fire, waiters)
+        self._reactor.callLater(0, self._stop_waiters.take().fire, None)
 
     def _warn_once(self) -> None:
         if not self._warned:
@@ -261,8 +260,3 @@ class Connector(ClientService):
                 address=self.address,
                 reason=self.last_error,
             )
-
-
-def _fire(waiters: list[Deferred[None]]) -> None:
-    for waiter in waiters:
-        waiter.callback(None)

@@ -27,6 +27,7 @@ from msgservice.transport.addresses import (
 )
 from msgservice.transport.udp.addresses import check_dial, is_insecure, read_key
 from msgservice.transport.udp.bearer import Bearer, UdpChannel
+from msgservice.waiters import Waiters
 
 # One attempt to open a session.
 DIAL_TIMEOUT = 30.0
@@ -66,7 +67,7 @@ class UdpConnector(Service):
         self._wait: IDelayedCall | None = None
         self._dialling: IDelayedCall | None = None
         self._warned = False
-        self._stopped: list[Deferred[None]] = []
+        self._stopped: Waiters[None] = Waiters()
         self._rng = rng
         self._entropy = entropy
         self._backoff = Backoff(
@@ -113,8 +114,7 @@ class UdpConnector(Service):
         if self.channel is None:
             self._end_attempt()
             return succeed(None)
-        stopped: Deferred[None] = Deferred()
-        self._stopped.append(stopped)
+        stopped = self._stopped.wait()
         self.channel.close()  # within limits.close_timeout
         return stopped
 
@@ -211,6 +211,4 @@ class UdpConnector(Service):
             self._failed(reason)
             return
         self._end_attempt()
-        waiters, self._stopped = self._stopped, []
-        for waiter in waiters:
-            waiter.callback(None)
+        self._stopped.fire(None)
