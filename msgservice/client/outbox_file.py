@@ -24,23 +24,12 @@ from twisted.python.failure import Failure
 
 from msgservice.client.outbox_backlog import Backlog, OutboxRun
 from msgservice.core.ranges import RangeSet
-from msgservice.disk.damage import told_as_damage
-from msgservice.disk.database import (
-    UNUSABLE,
-    as_json,
-    check_sqlite,
-    connect,
-    insert_steps,
-    is_full,
-    one,
-    prepare,
-)
+from msgservice.disk.database import as_json, insert_steps, is_full, one, prepare
 from msgservice.disk.files import OS, Files
-from msgservice.disk.folder import FileWatch, FolderLock, check_filesystem, make_folder
-from msgservice.disk.machine import Jobs, Marks, OwnThreads, Threads
-from msgservice.disk.mark import MARK_INTERVAL, Mark, begin_mark, read_mark
-from msgservice.disk.pages import PageSums
-from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnavailable, OutboxFull
+from msgservice.disk.guarded import GuardedFile
+from msgservice.disk.machine import Jobs, OwnThreads, Threads
+from msgservice.disk.mark import Mark
+from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, OutboxFull
 
 APPLICATION_ID = 0x6D736F62  # "msob"
 SIZE_MAX = 1024 * 1024 * 1024  # bytes of open runs, unless told otherwise
@@ -117,17 +106,10 @@ class OutboxFile:
         self.size = 0  # bytes of open runs
         self._size_max = size_max
         self._entropy = entropy
-        self._vfs = vfs
-        self._files = files
         self._threads = OwnThreads(reactor) if threads is None else threads
-        self._lock = FolderLock(
-            self.path.with_name(self.path.name + ".lock"), held=self.path, files=files
+        self._file = GuardedFile(
+            self.path, numbered=True, vfs=vfs, files=files, threads=self._threads
         )
-        self._mark_path = self.path.with_name(self.path.name + ".mark")
-        self._pages = PageSums(self.path, self._mark_path, files)
-        self._marks: Marks | None = None
-        self._watch: FileWatch | None = None
-        self._db: apsw.Connection | None = None
         self._worker: Jobs | None = None
         self._backlog: Backlog | None = None
         self._opened = False
@@ -169,64 +151,26 @@ class OutboxFile:
         return snapshot
 
     def _open_file(self) -> OutboxSnapshot:
-        check_sqlite()
-        make_folder(self.path.parent)
-        check_filesystem(self.path.parent)
-        self._lock.acquire()
-        try:
-            mark = read_mark(self._mark_path)
-            if mark is not None and not self.path.exists():
-                raise LogDamaged(f"{self.path.name} is missing", 1, mark.number)
-            with told_as_damage(mark.number if mark is not None else 0):
-                snapshot = self._load(mark)
-        except UNUSABLE as error:
-            self._lock.release()
-            raise DataFolderUnusable(str(self.path), str(error)) from error
-        except BaseException:
-            self._lock.release()
-            raise
-        try:
-            first = Mark(_MARKED, snapshot.sequence, self._renewals, 0)
-            file = begin_mark(self._mark_path, first, self._files)
-        except OSError as error:
-            assert self._db is not None
-            self._db.close(True)
-            self._pages.close()
-            self._lock.release()
-            reason = f"{self._mark_path.name}: {error.strerror or error}"
-            raise DataFolderUnusable(str(self.path), reason) from error
-        self._marks = self._threads.marks(file, MARK_INTERVAL)
-        names = (self.path.name, self._mark_path.name, self.path.name + ".lock")
-        self._watch = FileWatch(self.path.parent, names)
-        return snapshot
+        return self._file.open(self._load)
 
-    def _load(self, mark: Mark | None) -> OutboxSnapshot:
-        self._pages.note_files()
-        db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
-        try:
-            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2, _VERSION_3])
-            head = one(db, "select incarnation, sequence, renewals, log_id from head")
-            if head is None:
-                head = (self._entropy(16).hex(), 0, 0, "")
-                db.execute("insert into head values (1, ?, ?, ?, ?)", head)
-            incarnation, sequence, self._renewals, log_id = head
-            self._kept_to = sequence
-            if mark is None and sequence:
-                raise LogDamaged("the high-water mark is missing or unreadable", 1, sequence)
-            if mark is not None and mark.number > sequence:
-                raise LogDamaged("its newest runs are missing", sequence + 1, mark.number)
-            if mark is not None and mark.commits > self._renewals:
-                raise LogDamaged("its newest incarnation is missing", 1, sequence)
-            self._pages.begin(db)
-            self._pages.look_at_all()
-            backlog = self._backlog = Backlog(db)
-            self._pages.take(db)
-            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        except BaseException:
-            db.close(True)
-            self._pages.close()
-            raise
-        return OutboxSnapshot(
+    def _load(self, db: apsw.Connection, mark: Mark | None) -> tuple[OutboxSnapshot, Mark]:
+        prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2, _VERSION_3])
+        head = one(db, "select incarnation, sequence, renewals, log_id from head")
+        if head is None:
+            head = (self._entropy(16).hex(), 0, 0, "")
+            db.execute("insert into head values (1, ?, ?, ?, ?)", head)
+        incarnation, sequence, self._renewals, log_id = head
+        self._kept_to = sequence
+        if mark is None and sequence:
+            raise LogDamaged("the high-water mark is missing or unreadable", 1, sequence)
+        if mark is not None and mark.number > sequence:
+            raise LogDamaged("its newest runs are missing", sequence + 1, mark.number)
+        if mark is not None and mark.commits > self._renewals:
+            raise LogDamaged("its newest incarnation is missing", 1, sequence)
+        self._file.pages.begin(db)
+        self._file.pages.look_at_all()
+        backlog = self._backlog = Backlog(db)
+        snapshot = OutboxSnapshot(
             incarnation=incarnation,
             sequence=sequence,
             runs=backlog.first_page,
@@ -235,6 +179,7 @@ class OutboxFile:
             messages_bytes=backlog.messages_bytes,
             log_id=log_id,
         )
+        return snapshot, Mark(_MARKED, sequence, self._renewals, 0)
 
     def close(self) -> Deferred[None]:
         """Write what is waiting, close and unlock. Safe to call twice."""
@@ -263,18 +208,10 @@ class OutboxFile:
         return waiter
 
     def _close_file(self, gone: list[int]) -> None:
-        assert self._db is not None
-        assert self._marks is not None
-        try:
+        with self._file.closing():
             if self._failed is None:
                 self._write([], gone, self.sequence)
-                self._pages.take(self._db)
-                self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        finally:
-            self._db.close(True)
-            self._pages.close()
-            self._marks.stop()
-            self._lock.release()
+                self._file.fold(apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     # --- reading what was there at the start ------------------------------------------------------
 
@@ -294,8 +231,7 @@ class OutboxFile:
 
         def job() -> list[OutboxRun]:
             assert self._backlog is not None
-            assert self._db is not None
-            return self._backlog.page(self._db)
+            return self._backlog.page(self._file.db)
 
         def done(page: list[OutboxRun]) -> list[OutboxRun]:
             assert self._backlog is not None
@@ -317,8 +253,7 @@ class OutboxFile:
 
         def job() -> list[OutboxRun]:
             assert self._backlog is not None
-            assert self._db is not None
-            return self._backlog.between(self._db, first, last)
+            return self._backlog.between(self._file.db, first, last)
 
         return self._worker.submit(job)
 
@@ -487,8 +422,7 @@ class OutboxFile:
 
     def _mark(self) -> None:
         """Have the newest commit marked; on the worker's thread."""
-        assert self._marks is not None
-        self._marks.submit(Mark(_MARKED, self._kept_to, self._renewals, 0))
+        self._file.mark(Mark(_MARKED, self._kept_to, self._renewals, 0))
 
     def _commit(self, steps: Sequence[tuple[str, Any]], *, checkpoint: bool = False) -> None:
         """Run these in one transaction, or a checkpoint; on the worker's thread.
@@ -497,9 +431,8 @@ class OutboxFile:
         """
         if self._failed is not None:
             raise self._failed
-        db = self._db
-        assert db is not None
-        if self._watch is not None and (name := self._watch.replaced or self._watch.gone):
+        db = self._file.db
+        if name := self._file.replaced:
             self._failed = LogFailed(
                 f"{name} was replaced or removed while the outbox was in use; it takes nothing"
                 " until it is opened again: close the client, then connect with this outbox anew"
@@ -507,8 +440,7 @@ class OutboxFile:
             raise self._failed
         try:
             if checkpoint:
-                self._pages.take(db)
-                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                self._file.fold()
                 return
             db.execute("begin immediate")
             for sql, parameters in steps:

@@ -24,23 +24,12 @@ from twisted.python.failure import Failure
 
 from msgservice.core.inbox import sendable
 from msgservice.core.marks import Key, SenderState, encode_ranges
-from msgservice.disk.damage import told_as_damage
-from msgservice.disk.database import (
-    UNUSABLE,
-    check_sqlite,
-    connect,
-    full_is_told,
-    is_full,
-    one,
-    prepare,
-    rows,
-)
+from msgservice.disk.database import full_is_told, is_full, one, prepare, rows
 from msgservice.disk.files import OS, Files
-from msgservice.disk.folder import FileWatch, FolderLock, check_filesystem, make_folder
-from msgservice.disk.machine import Jobs, Marks, OwnThreads, Threads
-from msgservice.disk.mark import MARK_INTERVAL, Mark, begin_mark, read_mark
-from msgservice.disk.pages import PageSums
-from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed, LogUnavailable, Reject
+from msgservice.disk.guarded import GuardedFile
+from msgservice.disk.machine import Jobs, OwnThreads, Threads
+from msgservice.disk.mark import Mark
+from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, Reject
 from msgservice.receiver.inbox_rejections import CRC_MASK, Fresh, Rejections, row_crc
 from msgservice.records import Rejected, Resume
 
@@ -172,17 +161,10 @@ class InboxFile:
         self.path = Path(path)
         self.inbox = ""  # names this inbox: HELLO `inbox`
         self._entropy = entropy
-        self._vfs = vfs
-        self._files = files
         self._threads = OwnThreads(reactor) if threads is None else threads
-        self._lock = FolderLock(
-            self.path.with_name(self.path.name + ".lock"), held=self.path, files=files
+        self._file = GuardedFile(
+            self.path, numbered=False, vfs=vfs, files=files, threads=self._threads
         )
-        self._mark_path = self.path.with_name(self.path.name + ".mark")
-        self._pages = PageSums(self.path, self._mark_path, files)
-        self._high_water: Marks | None = None
-        self._watch: FileWatch | None = None
-        self._db: apsw.Connection | None = None
         self._worker: Jobs | None = None
         self._marks: dict[Key, SenderState] = {}
         self._crcs: dict[Key, int] = {}  # of the rows of `_marks`
@@ -218,75 +200,37 @@ class InboxFile:
         return failure
 
     def _open_file(self) -> str:
-        check_sqlite()
-        make_folder(self.path.parent)
-        check_filesystem(self.path.parent)
-        self._lock.acquire()
-        try:
-            mark = read_mark(self._mark_path)
-            if mark is not None and not self.path.exists():
-                raise LogDamaged(f"{self.path.name} is missing", 0, 0)
-            with told_as_damage(0):
-                inbox = self._load(mark)
-        except UNUSABLE as error:
-            self._lock.release()
-            raise DataFolderUnusable(str(self.path), str(error)) from error
-        except BaseException:
-            self._lock.release()
-            raise
-        try:
-            file = begin_mark(self._mark_path, Mark(inbox, self._counted, 0, 0), self._files)
-        except OSError as error:
-            assert self._db is not None
-            self._db.close(True)
-            self._pages.close()
-            self._lock.release()
-            reason = f"{self._mark_path.name}: {error.strerror or error}"
-            raise DataFolderUnusable(str(self.path), reason) from error
-        self._high_water = self._threads.marks(file, MARK_INTERVAL)
-        names = (self.path.name, self._mark_path.name, self.path.name + ".lock")
-        self._watch = FileWatch(self.path.parent, names)
+        inbox = self._file.open(self._load)
+        self._file.db.authorizer = self._authorize
         return inbox
 
-    def _load(self, high_water: Mark | None) -> str:
-        self._pages.note_files()
-        db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
-        try:
-            prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2, _VERSION_3])
-            head = one(db, "select inbox, commits, crc, tables from msgservice_head")
-            if head is None:
-                if high_water is not None:
-                    raise LogDamaged("its head is missing", 0, 0)
-                head = (self._entropy(16).hex(), 0, None, 0)
-                db.execute("insert into msgservice_head values (1, ?, ?, ?, ?)", head)
-            inbox, self._counted, crc, tables = head
-            if not isinstance(inbox, str):
-                raise LogDamaged("the id of the inbox is unreadable", 0, 0)
-            for sender, incarnation, floor, ranges, last in rows(
-                db, "select sender, incarnation, floor, ranges, last from msgservice_mark"
-            ):
-                mark = SenderState(0, (sender, incarnation), 0)
-                for low, high in msgspec.msgpack.decode(ranges, type=list[tuple[int, int]]):
-                    mark.take(low, high)
-                mark.floor = max(mark.floor, floor)
-                mark.last = (
-                    None
-                    if last is None
-                    else msgspec.msgpack.decode(last, type=tuple[int, int, int])
-                )
-                self._marks[mark.key] = mark
-                self._crcs[mark.key] = row_crc(sender, incarnation, floor, ranges, last)
-            self._total = sum(self._crcs.values()) & CRC_MASK
-            self._rejections.load(db)
-            self._check_head(db, (inbox, crc, tables), high_water)
-            self._pages.take(db)
-            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            db.authorizer = self._authorize
-        except BaseException:
-            db.close(True)
-            self._pages.close()
-            raise
-        return inbox
+    def _load(self, db: apsw.Connection, high_water: Mark | None) -> tuple[str, Mark]:
+        prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2, _VERSION_3])
+        head = one(db, "select inbox, commits, crc, tables from msgservice_head")
+        if head is None:
+            if high_water is not None:
+                raise LogDamaged("its head is missing", 0, 0)
+            head = (self._entropy(16).hex(), 0, None, 0)
+            db.execute("insert into msgservice_head values (1, ?, ?, ?, ?)", head)
+        inbox, self._counted, crc, tables = head
+        if not isinstance(inbox, str):
+            raise LogDamaged("the id of the inbox is unreadable", 0, 0)
+        for sender, incarnation, floor, ranges, last in rows(
+            db, "select sender, incarnation, floor, ranges, last from msgservice_mark"
+        ):
+            mark = SenderState(0, (sender, incarnation), 0)
+            for low, high in msgspec.msgpack.decode(ranges, type=list[tuple[int, int]]):
+                mark.take(low, high)
+            mark.floor = max(mark.floor, floor)
+            mark.last = (
+                None if last is None else msgspec.msgpack.decode(last, type=tuple[int, int, int])
+            )
+            self._marks[mark.key] = mark
+            self._crcs[mark.key] = row_crc(sender, incarnation, floor, ranges, last)
+        self._total = sum(self._crcs.values()) & CRC_MASK
+        self._rejections.load(db)
+        self._check_head(db, (inbox, crc, tables), high_water)
+        return inbox, Mark(inbox, self._counted, 0, 0)
 
     def _check_head(
         self,
@@ -313,11 +257,11 @@ class InboxFile:
         elif high_water.number > self._counted:
             lost = high_water.number - self._counted
             raise LogDamaged(f"its last {lost} commits are missing", 0, 0)
-        self._pages.begin(db)
+        self._file.pages.begin(db)
         if one(db, "pragma page_count") * one(db, "pragma page_size") <= LOOK_BYTES_MAX:
             # Handlers' tables have no sums over their rows. What another program has changed is
             # taken as it is found, so long as it holds together.
-            self._pages.look_at_all()
+            self._file.pages.look_at_all()
             found = one(db, "pragma quick_check(1)")
             if found != "ok":
                 raise LogDamaged(f"its pages do not hold together: {found}", 0, 0)
@@ -351,17 +295,9 @@ class InboxFile:
             self._worker.stop()
 
     def _close_file(self) -> None:
-        assert self._db is not None
-        try:
+        with self._file.closing():
             if self._failed is None:
-                self._pages.take(self._db)
-                self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        finally:
-            self._db.close(True)
-            self._pages.close()
-            if self._high_water is not None:
-                self._high_water.stop()
-            self._lock.release()
+                self._file.fold(apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     # --- marks ---------------------------------------------------------------------------------
 
@@ -430,8 +366,7 @@ class InboxFile:
         """Handle what is waiting and have it committed, unless a commit runs."""
         if self._committing is not None or not self._waiting:
             return
-        db = self._db
-        assert db is not None
+        db = self._file.db
         assert self._worker is not None
         # Handlers run now, and may hand in more: that has its turn behind them.
         committing = self._committing = Deferred[None]()
@@ -489,20 +424,17 @@ class InboxFile:
 
     def _commit(self, counted: int) -> None:
         """On the worker's thread: nothing else touches the connection meanwhile."""
-        db = self._db
-        assert db is not None
-        if self._watch is not None and (name := self._watch.replaced or self._watch.gone):
+        db = self._file.db
+        if name := self._file.replaced:
             raise OSError(f"{name} was replaced or removed while the inbox was in use")
         with full_is_told(db):
             db.execute(_COMMIT)
-        if self._high_water is not None:
-            self._high_water.submit(Mark(self.inbox, counted, 0, 0))
+        self._file.mark(Mark(self.inbox, counted, 0, 0))
         self._commits += 1
         if self._commits % CHECKPOINT_COMMITS == 0:
             # No room for that is no reason to take back what is committed.
-            self._pages.take(db)
             with suppress(apsw.FullError), full_is_told(db):
-                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                self._file.fold()
 
     def _committed(
         self,
@@ -534,11 +466,11 @@ class InboxFile:
 
     def _undo(self, failure: Failure) -> Exception:
         """Roll back what could not be committed; return what to tell."""
-        assert self._db is not None
-        full = failure.check(apsw.BusyError) is not None or is_full(self._db, failure.value)
+        db = self._file.db
+        full = failure.check(apsw.BusyError) is not None or is_full(db, failure.value)
         try:
-            if self._db.in_transaction:
-                self._db.execute(_ROLLBACK)
+            if db.in_transaction:
+                db.execute(_ROLLBACK)
         except apsw.Error:
             full = False
         if full:

@@ -545,9 +545,9 @@ class Producer:
             file = disk._file
             worker: Any = file._worker
             worker.is_dead = True
-            assert file._db is not None
-            file._db.close(True)
-            file._lock.release()
+            assert file._file._db is not None
+            file._file._db.close(True)
+            file._file._lock.release()
         for message in self.messages:
             if not message.fired:
                 message.is_lost = True

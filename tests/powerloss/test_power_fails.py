@@ -10,13 +10,11 @@ import apsw
 import pytest
 from twisted.internet.task import Clock
 
-from msgservice.client import outbox_file
-from msgservice.disk import database
+from msgservice.disk import database, guarded
 from msgservice.disk.mark import Mark
 from msgservice.log import store
 from msgservice.log.memory import MemoryLog
 from msgservice.log.staging import Operation
-from msgservice.receiver import inbox_file
 from tests.kit.logs import Driver as LogDriver
 from tests.kit.simdisk import SECTOR, SimDisk
 from tests.powerloss.histories import LIMITS
@@ -47,14 +45,14 @@ def unsynced_commits(patch: pytest.MonkeyPatch) -> None:
         db.execute("pragma synchronous = off")
         return db
 
-    for module in (store, outbox_file, inbox_file):
+    for module in (store, guarded):
         patch.setattr(module, "connect", careless)
 
 
 def unsynced_names(patch: pytest.MonkeyPatch) -> None:
     """The folder of a new log is never synced."""
-    for module in ("wholeness", "folder"):
-        patch.setattr(f"msgservice.log.{module}.sync_folder", lambda folder, files: None)
+    for module in ("mark", "folder"):
+        patch.setattr(f"msgservice.disk.{module}.sync_folder", lambda folder, files: None)
 
 
 def mark_first(patch: pytest.MonkeyPatch) -> None:

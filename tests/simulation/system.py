@@ -409,22 +409,22 @@ class ClockInbox(InboxFile):
 
     def _open_file(self) -> str:
         inbox = super()._open_file()
-        assert self._db is not None
+        assert self._file._db is not None
         # Processes are killed here, not machines: what was written is there.
-        self._db.execute("pragma synchronous = off")
+        self._file._db.execute("pragma synchronous = off")
         return inbox
 
     def die(self) -> None:
         """Close what the kernel closes when a process is killed; its transaction is undone."""
-        if self._db is not None:
-            self._db.close(True)
-        self._lock.release()
+        if self._file._db is not None:
+            self._file._db.close(True)
+        self._file._lock.release()
 
     def bodies(self) -> list[bytes]:
         """Return what is in the handlers' table."""
-        assert self._db is not None
-        self._db.execute(TABLE)
-        return [body for (body,) in self._db.execute("select body from done order by n")]
+        assert self._file._db is not None
+        self._file._db.execute(TABLE)
+        return [body for (body,) in self._file._db.execute("select body from done order by n")]
 
 
 class ReceiverParty(Party):

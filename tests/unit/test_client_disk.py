@@ -336,7 +336,7 @@ def test_a_full_disk_fails_the_turn_and_the_next_may_pass(
     tmp_path: Path, logged: list[LogEvent]
 ) -> None:
     world = DiskWorld(tmp_path, start=False)
-    db = world.disk._file._db
+    db = world.disk._file._file.db
     assert db is not None
     pages = db.execute("pragma page_count").get
     db.execute(f"pragma max_page_count = {pages + 2}")

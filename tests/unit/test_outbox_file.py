@@ -307,10 +307,10 @@ def test_damage_is_reported(damage: str, path: Path, tmp_path: Path) -> None:
     for i in range(1, 20):
         box.append(run(i))
     box.threads.wait(box.file.renew())  # the mark of the last run is written by now, or is soon
-    assert box.file._marks is not None
+    assert box.file._file._marks is not None
     from msgservice.disk.mark import Mark
 
-    box.file._marks.wait(Mark("outbox", 19, 0, 0))
+    box.file._file._marks.wait(Mark("outbox", 19, 0, 0))
     image = tmp_path / "image"
     shutil.copytree(path.parent, image)
     box.close()

@@ -334,9 +334,9 @@ class ClockOutbox(OutboxFile):
 
     def _open_file(self) -> Any:
         snapshot = super()._open_file()
-        assert self._db is not None
+        assert self._file._db is not None
         # Processes are killed here, not machines: what was written is there.
-        self._db.execute("pragma synchronous = off")
+        self._file._db.execute("pragma synchronous = off")
         return snapshot
 
     def _close_file(self, gone: list[int]) -> None:
@@ -348,11 +348,11 @@ class ClockOutbox(OutboxFile):
         if self._is_over:
             return
         self._is_over = True
-        if self._db is not None:
-            self._db.close(True)
-        if isinstance(self._marks, SimMarks):
-            self._marks._file.close()
-        self._lock.release()
+        if self._file._db is not None:
+            self._file._db.close(True)
+        if isinstance(self._file._marks, SimMarks):
+            self._file._marks._file.close()
+        self._file._lock.release()
 
 
 def copy_files(source: Path, target: Path) -> bool:
@@ -624,7 +624,7 @@ class LibraryParty(ReceiverParty):
 
     def look(self) -> None:
         """Read what the stored inbox has, into the only history there is."""
-        if self._inbox is None or self._inbox._db is None or self._path is None:
+        if self._inbox is None or self._inbox._file._db is None or self._path is None:
             return
         history = Handling()
         try:

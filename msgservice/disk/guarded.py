@@ -1,0 +1,130 @@
+"""Guarded files: one SQLite file with its lock, its high-water mark and the sums of its pages.
+
+What a producer's outbox and a receiver's stored inbox have in common: how they are opened, folded
+and closed, beside which files. Knows no table; what the mark's numbers count, its owner says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import apsw
+
+from msgservice.disk.damage import told_as_damage
+from msgservice.disk.database import UNUSABLE, check_sqlite, connect
+from msgservice.disk.files import Files
+from msgservice.disk.folder import FileWatch, FolderLock, check_filesystem, make_folder
+from msgservice.disk.machine import Marks, Threads
+from msgservice.disk.mark import MARK_INTERVAL, Mark, begin_mark, read_mark
+from msgservice.disk.pages import PageSums
+from msgservice.errors import DataFolderUnusable, LogDamaged
+
+T = TypeVar("T")
+
+
+class GuardedFile:
+    """The file `path`, and `path.lock` and `path.mark` beside it; all on its worker's thread.
+
+    `numbered`: whether the number of a mark names something that can be missing.
+    """
+
+    def __init__(
+        self, path: Path, *, numbered: bool, vfs: str | None, files: Files, threads: Threads
+    ) -> None:
+        self.path = path
+        self._numbered = numbered
+        self._vfs = vfs
+        self._files = files
+        self._threads = threads
+        self._lock = FolderLock(path.with_name(path.name + ".lock"), held=path, files=files)
+        self._mark_path = path.with_name(path.name + ".mark")
+        self.pages = PageSums(path, self._mark_path, files)
+        self._db: apsw.Connection | None = None
+        self._marks: Marks | None = None
+        self._watch: FileWatch | None = None
+
+    @property
+    def db(self) -> apsw.Connection:
+        """The connection of an open file."""
+        assert self._db is not None
+        return self._db
+
+    @property
+    def replaced(self) -> str | None:
+        """The name of one of the files that was replaced or removed meanwhile, or None."""
+        return None if self._watch is None else self._watch.replaced or self._watch.gone
+
+    def open(self, load: Callable[[apsw.Connection, Mark | None], tuple[T, Mark]]) -> T:
+        """Lock, check and load: `load` gets the mark that was found, returns that to begin with.
+
+        Raises `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`; nothing is open then.
+        """
+        check_sqlite()
+        make_folder(self.path.parent)
+        check_filesystem(self.path.parent)
+        self._lock.acquire()
+        try:
+            mark = read_mark(self._mark_path)
+            last = mark.number if mark is not None and self._numbered else 0
+            if mark is not None and not self.path.exists():
+                raise LogDamaged(f"{self.path.name} is missing", min(1, last), last)
+            with told_as_damage(last):
+                found, first = self._load(load, mark)
+        except UNUSABLE as error:
+            self._lock.release()
+            raise DataFolderUnusable(str(self.path), str(error)) from error
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
+            file = begin_mark(self._mark_path, first, self._files)
+        except OSError as error:
+            self._close()
+            reason = f"{self._mark_path.name}: {error.strerror or error}"
+            raise DataFolderUnusable(str(self.path), reason) from error
+        self._marks = self._threads.marks(file, MARK_INTERVAL)
+        names = (self.path.name, self._mark_path.name, self.path.name + ".lock")
+        self._watch = FileWatch(self.path.parent, names)
+        return found
+
+    def _load(
+        self, load: Callable[[apsw.Connection, Mark | None], tuple[T, Mark]], mark: Mark | None
+    ) -> tuple[T, Mark]:
+        self.pages.note_files()
+        db = self._db = connect(str(self.path), vfs=self._vfs, files=self._files)
+        try:
+            found = load(db, mark)
+            self.fold(apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except BaseException:
+            db.close(True)
+            self.pages.close()
+            raise
+        return found
+
+    def fold(self, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> None:
+        """Fold the write-ahead log in; raises `apsw.Error`, `OSError`, `LogDamaged`."""
+        self.pages.take(self.db)
+        self.db.wal_checkpoint(mode=mode)
+
+    def mark(self, mark: Mark) -> None:
+        """Have the newest commit marked."""
+        if self._marks is not None:
+            self._marks.submit(mark)
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close and unlock when this is over, however it ends."""
+        try:
+            yield
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self.db.close(True)
+        self.pages.close()
+        if self._marks is not None:
+            self._marks.stop()
+        self._lock.release()
