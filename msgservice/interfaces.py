@@ -52,7 +52,8 @@ class ILog(Interface):
 
         Fires with a list of `records.Outcome`, one for each batch, in order. Each batch that was
         stored whole has its `number` and `stored_at` now. Dedupe by (sender, incarnation,
-        sequence) happens inside the transaction. A batch that is refused does not fail the group,
+        sequence) happens inside the transaction; a batch with a `refusal` is `Known` if all of it
+        was taken before, else refused with that. A batch that is refused does not fail the group,
         nor does a full disk: then every batch is `RefusedBatch(LogFull)` and the rest is stored.
         Fails with `LogUnavailable` (nothing of the group is stored, try again later) or
         `LogFailed` (the process must end).

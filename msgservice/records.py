@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from msgservice.errors import MsgServiceError
+from msgservice.errors import MsgServiceError, Refused
 from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.message import Status
 
@@ -75,6 +75,8 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     stored_at: int = 0  # wall clock, ms
     floor: int = 0  # every sequence of the sender's below it is settled; not stored with the batch
     addressed: bool = False  # its audience is who the sender named
+    # There is nobody for it now: known if it was taken before, else refused with this, not stored.
+    refusal: Refused | None = None
 
     @property
     def first(self) -> int:
@@ -109,7 +111,7 @@ class Known(msgspec.Struct, frozen=True):
 class RefusedBatch(msgspec.Struct, frozen=True):
     """Outcome of a run that was not stored; nothing of it was."""
 
-    error: MsgServiceError  # LogFull, ContentChanged
+    error: MsgServiceError  # LogFull, LimitReached, ContentChanged, or the batch's own refusal
 
 
 Outcome = Batch | Known | RefusedBatch

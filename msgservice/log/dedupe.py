@@ -15,7 +15,7 @@ from zlib import crc32
 import msgspec
 
 from msgservice.core.marks import Key, SenderState
-from msgservice.errors import ContentChanged, LimitReached, LogFull
+from msgservice.errors import ContentChanged, LimitReached, LogFull, Refused
 from msgservice.log.state import Staged, State
 from msgservice.message import cut_messages
 from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, Piece, RefusedBatch
@@ -113,6 +113,9 @@ def take_batches(
     link, fresh = _link, staged.fresh
     held: dict[tuple[Key, str], LimitReached] = {}  # lanes that wait for room among the ranges
     for batch in batches:
+        if batch.refusal is not None:
+            outcomes.append(_take_refused(staged, batch, batch.refusal, lookup))
+            continue
         if key is None or batch.sender != key[0] or batch.incarnation != key[1]:
             key = (batch.sender, batch.incarnation)
             sender = staged.sender(key)
@@ -218,6 +221,16 @@ def forget_numbers(staged: Staged) -> None:
         batch.number = batch.stored_at = 0
 
 
+def _take_refused(staged: Staged, batch: Batch, refusal: Refused, lookup: Lookup) -> Outcome:
+    """Decide about a batch that nobody is for now: who was there when it came first may be gone."""
+    key = (batch.sender, batch.incarnation)
+    if key in staged.senders or key in staged.state.senders:
+        sender = staged.sender(key)
+        if not sender.missing(batch.sequence, batch.sequence + batch.count - 1):
+            return _take_known(staged, sender, batch, 0, 0, None, 0, lookup)
+    return RefusedBatch(refusal)
+
+
 def _take_known(
     staged: Staged,
     sender: SenderState,
@@ -308,6 +321,8 @@ def _same_names(state: State, batch: Batch, run: Run) -> bool:
     """
     if not batch.addressed or run.audience is NOBODY or run.audience is batch.audience:
         return True
+    if batch.refusal is not None:
+        return True  # one of those it names is not there any more
     rows = state.rows
     members = (*batch.audience.members, *run.audience.members)
     if any(number not in rows for number in members):

@@ -116,8 +116,12 @@ class Acceptance:
         sender: str,
         incarnation: str,
         incarnation_hash: str,
+        refusal: Refused | None = None,
     ) -> Batch:
-        """Return what is stored of a run: the bytes that came. `raw`: the same bytes."""
+        """Return what is stored of a run: the bytes that came. `raw`: the same bytes.
+
+        `refusal`: why it is not, unless it was stored before.
+        """
         first = transfer.sequence
         tagged = [m for m in messages if m.id is not None]
         return Batch(
@@ -136,6 +140,7 @@ class Acceptance:
             Origin(sender, first, incarnation_hash, (self._log_id,)),
             floor=transfer.floor,
             addressed=transfer.to is not None,
+            refusal=refusal,
         )
 
 

@@ -25,8 +25,10 @@ from msgservice.errors import (
     LimitReached,
     LogFull,
     LogUnavailable,
+    NoReceiver,
     ProtocolError,
     Refused,
+    UnknownReceiver,
     WindowExceeded,
 )
 from msgservice.limits import Limits
@@ -34,7 +36,7 @@ from msgservice.message import Action
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits
 from msgservice.node.tracker import Tracker, Watch
-from msgservice.records import Batch, Known, Outcome, RefusedBatch
+from msgservice.records import NOBODY, Batch, Known, Outcome, RefusedBatch
 
 FULL_DELAY_MS = 1000  # how soon a refused sender asks again
 
@@ -109,17 +111,22 @@ class Ingress:
             return  # its lane is being discarded
         if self.waiting:
             self._check_window(count, raw.nbytes)
+        refusal: Refused | None = None
         try:
             audience = acceptance.audience(
                 transfer, messages, raw.nbytes, known=known, sender=self._name
             )
+        except (UnknownReceiver, NoReceiver) as nobody:
+            # Who was there when it came over another connection may be gone since: what was
+            # stored then, or is being stored, is answered by that (SEMANTICS 2).
+            audience, refusal = NOBODY, nobody.with_traceback(None)  # which would hold this frame
         except (Refused, BadSubject, BadName) as refused:
             self._refuse(first, last, subject, Action.REFUSED, 0, str(refused))
             return
         except LimitReached as limit:
             self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, str(limit))
             return
-        full = acceptance.full(audience)
+        full = acceptance.full(audience) if refusal is None else None
         if full is not None:
             self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, full)
             return
@@ -131,6 +138,7 @@ class Ingress:
             sender=self._name,
             incarnation=self._incarnation,
             incarnation_hash=self._hash,
+            refusal=refusal,
         )
         commits = self._commits
         self.waiting += 1

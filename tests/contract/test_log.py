@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from zope.interface.verify import verifyObject
 
-from msgservice.errors import ContentChanged, LimitReached, LogFull
+from msgservice.errors import ContentChanged, LimitReached, LogFull, UnknownReceiver
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.message import Status, decode_messages, header_size, message_sizes
 from msgservice.records import (
+    NOBODY,
     Batch,
     DeadLetter,
     Group,
@@ -671,6 +672,28 @@ def test_4_the_same_messages_in_one_group_for_another_subject_are_other_content(
     )
     assert isinstance(first, Batch)
     assert isinstance(second, RefusedBatch)
+
+
+def test_2_what_nobody_is_there_for_any_more_is_known_if_it_was_taken_before(log: Driver) -> None:
+    log.receivers(1)
+    audience = log.log.audience([1])
+    (taken,) = log.append(make_batch(audience, 1, [b"1", b"2"]))
+    assert isinstance(taken, Batch)
+    refusal = UnknownReceiver("gone")
+    again = make_batch(NOBODY, 1, [b"1", b"2"])
+    other = make_batch(NOBODY, 1, [b"1", b"3"])
+    more = make_batch(NOBODY, 2, [b"2", b"3"])
+    stranger = make_batch(NOBODY, 1, [b"1", b"2"], sender="other")
+    for batch in (again, other, more, stranger):
+        batch.refusal = refusal
+    known, changed, *refused = log.append(again, other, more, stranger)
+    assert isinstance(known, Known)
+    assert known.pieces == (Piece(1, 2, audience, taken.first),)
+    assert isinstance(changed, RefusedBatch)
+    assert isinstance(changed.error, ContentChanged)
+    assert refused == [RefusedBatch(refusal)] * 2
+    assert log.log.resume("other", "i1") == Resume()
+    assert log.wait(log.log.audit()) == []
 
 
 def test_4_the_same_messages_for_others_that_to_names_are_other_content(log: Driver) -> None:

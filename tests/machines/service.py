@@ -662,7 +662,8 @@ class ServiceMachine(Machine):
         began = self.began.get(body)
         if began is None:
             return
-        directory = getattr(self.node, "directory", ())  # one that has just been started has none
+        parts = self.node._parts  # one that has just been started has none
+        directory = () if parts is None else parts.directory
         rows = {row.number: (row.name, row.patterns, row.on_full) for row in directory}
         members = set(batch.audience.members)
         for version in [*self.versions[began:], rows]:

@@ -6,14 +6,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.errors import LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
-from msgservice.message import Action, WireMessage, encode_messages
-from msgservice.records import Origin
+from msgservice.message import FLAG_REQUIRE, Action, WireMessage, encode_messages
+from msgservice.records import Origin, Resume
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 LARGE = b"1" * 4200
@@ -143,3 +144,48 @@ def test_40_elements_that_are_not_known_are_refused_and_not_stored(array: list[A
     assert (nack.first, nack.action) == (1, Action.REFUSED)
     assert "more elements" in nack.reason
     assert shop.lost_because is None
+
+
+@pytest.mark.parametrize("fields", [raw(to=["billing"]), raw(flags=FLAG_REQUIRE)], ids=str)
+@pytest.mark.parametrize("stored", ["when it comes again", "later"])
+def test_2_what_was_stored_is_not_refused_when_it_comes_again_and_nobody_is_left(
+    stored: str, fields: dict[str, Any]
+) -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    world.peer("billing", receive={"subjects": ["b"]})
+    shop = world.peer("shop")
+    log.hold = True
+    shop.transfer(1, "b", [b"x"], **fields)
+    world.settle()
+    shop.connection.abort()
+    world.settle()
+    shop = world.peer("shop", status_from=1)
+    assert shop.node_resume == Resume()
+    removing = Deferred.fromCoroutine(world.node.remove_receiver("billing"))
+    world.settle()
+    if stored != "later":
+        log.release()
+        world.settle()
+    shop.transfer(1, "b", [b"x"], **fields)
+    shop.transfer(2, "b", [b"y"], **fields)
+    world.settle()
+    log.release()
+    world.settle()
+    assert removing.called
+    assert [ack.ranges for ack in shop.take(Ack)] == [[(1, 1)]]
+    assert [(nack.first, nack.action) for nack in shop.take(Nack)] == [(2, Action.REFUSED)]
+    assert shop.lost_because is None
+    assert world.node.parts.commits.uncommitted_bytes == 0
+    assert log.resume("shop", "i1").floor == 2
+
+
+def test_2_a_sender_that_is_refused_all_is_not_kept() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop")
+    shop.transfer(1, "b", [b"x"], to=["nobody"])
+    shop.transfer(2, "b", [b"x"], flags=FLAG_REQUIRE)
+    world.settle()
+    assert [nack.action for nack in shop.take(Nack)] == [Action.REFUSED] * 2
+    assert ("shop", "i1") not in world.log._store.state.senders
