@@ -25,7 +25,7 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.core.session import Greeted, Opened, PeerBye, PeerError, Session, State
-from msgservice.errors import ConnectionLimit, ProtocolError
+from msgservice.errors import ConnectionLimit, ProtocolError, stays_refused
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.records import Resume
@@ -121,6 +121,13 @@ class Connection:
     def is_open(self) -> bool:
         """Whether transfers may be sent: the session is open and the transport has room."""
         return self.session.state is State.OPEN and self.is_writable
+
+    @property
+    def refusal(self) -> str | None:
+        """See `IChannelUser`."""
+        failed = self.session.failed
+        code = self.peer_error or (failed.wire_code if failed is not None else 0)
+        return self.error if code and stays_refused(code) else None
 
     @property
     def ends_on_purpose(self) -> bool:

@@ -199,6 +199,19 @@ class ConnectionLimit(ProtocolError):
         self.limit, self.value = limit, value
 
 
+# Codes after which a connection is made again as after any other end: what they stand for passes
+# by itself, may be a fault inside the other side (1), or is mended by a new incarnation (11).
+SOON_AGAIN = frozenset(
+    {error.wire_code for error in ProtocolError.__subclasses__() if error.passes}
+    | {ProtocolError.wire_code, ContentChanged.wire_code}
+)
+
+
+def stays_refused(code: int) -> bool:
+    """Whether an ERROR with this code comes again until somebody changes something."""
+    return code not in SOON_AGAIN
+
+
 # --- One message was not accepted ---------------------------------------------------------------
 
 

@@ -182,7 +182,12 @@ class IChannel(Interface):
 
 
 class IChannelUser(Interface):
-    """What stands behind a channel. Never called from inside `IChannel.send`."""
+    """What stands behind a channel. Never called from inside `IChannel.send`.
+
+    It may have an attribute `refusal`: a str where one side ended the connection for something that
+    does not pass by itself. Whoever dials looks at it when the connection has gone: it tells that,
+    and waits for about `link_delay_max`.
+    """
 
     def channel_opened(channel: IChannel) -> None:
         """The connection stands."""

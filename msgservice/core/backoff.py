@@ -58,6 +58,7 @@ class Backoff:
         self._failures = 0
         self._established_at: float | None = None
         self._poked_at: float | None = None
+        self._refused = False
 
     @property
     def failures(self) -> int:
@@ -75,7 +76,18 @@ class Backoff:
         if since is not None and now - since >= self._healthy:
             self._failures = 0
         self._failures += 1
+        if self._refused:
+            self._refused = False
+            return self.refused_delay()
         return self.delay(self._failures)
+
+    def refused(self) -> None:
+        """The failure that comes next is one that does not pass by itself."""
+        self._refused = True
+
+    def refused_delay(self) -> float:
+        """Return how long to wait after such a one: from half of the longest delay to all of it."""
+        return self._delay_max * (1.0 + self._rng()) / 2
 
     def delay(self, attempt: int) -> float:
         """Return a delay for failure number `attempt`, in seconds; counts nothing."""

@@ -210,13 +210,15 @@ class LocalConnector(Service):
                 name=self._peer_name,
             )
 
-    def lost(self, reason: str) -> None:
+    def lost(self, reason: str, refusal: str | None) -> None:
         """The channel has gone."""
         self.channel = None
-        self.last_error = reason
+        self.last_error = refusal or reason
         self.failures += 1
         if self.running:
-            self._due = self._clock.callLater(self._limits.link_delay_min, self._dial)
+            limits = self._limits
+            delay = limits.link_delay_min if refusal is None else limits.link_delay_max
+            self._due = self._clock.callLater(delay, self._dial)
         self._stopped.fire(None)
 
     def stopService(self) -> Deferred[None]:
@@ -246,4 +248,4 @@ class _Watched:
 
     def channel_lost(self, reason: str) -> None:
         self._user.channel_lost(reason)
-        self._connector.lost(reason)
+        self._connector.lost(reason, getattr(self._user, "refusal", None))

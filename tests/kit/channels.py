@@ -20,6 +20,7 @@ class Recorder:
         self.events: list[tuple[str, Any]] = []
         self.frames: list[bytes] = []  # all, in order
         self.channel: IChannel | None = None
+        self.refusal: str | None = None
         self.on_opened: Callable[[IChannel], object] = lambda channel: None
         self.on_frames: Callable[[list[bytes]], object] = lambda frames: None
         self.on_failed: Callable[[ProtocolError], object] = lambda error: None

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from twisted.internet import error
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from msgservice.connection import Connection
+from msgservice.core.frames import (
+    VERSION,
+    ErrorFrame,
+    Frame,
+    Hello,
+    HelloOptions,
+    encode_frame,
+)
+from msgservice.core.framing import encode_prefix
 from msgservice.errors import BadAddress
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
+from msgservice.transport.local import LocalConnector
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.dialling import Connector
 from tests.kit.channels import Recorder
@@ -27,6 +41,11 @@ class Peer:
         self.protocol = protocol
         self.transport = StringTransport()
         protocol.makeConnection(self.transport)
+
+    def say(self, frame: Frame) -> Peer:
+        data = encode_frame(frame)
+        self.protocol.dataReceived(encode_prefix(len(data)) + data)
+        return self
 
     def lose(self) -> None:
         self.protocol.connectionLost(Failure(error.ConnectionDone()))
@@ -59,10 +78,18 @@ class Endpoint:
         self.dialled[-1][1].errback(error.ConnectionRefusedError())
 
 
+class Silent:
+    """The owner of a connection that says nothing and takes all (`connection.Owner`)."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
 class World:
     """A connector with delays of 0.5 s doubling to 30 s, without jitter, started."""
 
-    def __init__(self, *, start: bool = True) -> None:
+    def __init__(self, *, start: bool = True, real_users: bool = False) -> None:
+        self.real_users = real_users
         self.clock = Clock()
         self.endpoint = Endpoint()
         self.users: list[Recorder] = []
@@ -77,7 +104,10 @@ class World:
         if start:
             self.connector.startService()
 
-    def make_user(self) -> Recorder:
+    def make_user(self) -> Recorder | Connection:
+        if self.real_users:
+            clock = self.clock
+            return Connection(Silent(), clock=clock, now=clock.seconds, limits=Limits())
         self.users.append(Recorder())
         return self.users[-1]
 
@@ -139,6 +169,56 @@ def test_a_peer_that_accepts_and_drops_is_dialled_more_and_more_seldom() -> None
         world.clock.advance(delay)
     assert delays == [0.5, 1, 2, 4, 8]
     assert world.connector.last_error == "Connection was closed cleanly"
+
+
+@pytest.mark.parametrize("code", [8, 12, 13, 15, 18])
+def test_a_peer_that_refuses_for_good_is_asked_again_only_now_and_then(
+    code: int, logged: list[LogEvent]
+) -> None:
+    world = World(real_users=True)
+    for _ in range(3):
+        world.endpoint.accept().say(ErrorFrame(code, "not like this")).lose()
+        assert world.connector.next_attempt_in == 30.0
+        assert world.connector.last_error == f"the other side says: not like this (code {code})"
+        world.clock.advance(30.0)
+    # A peer that passes things again is dialled as one that was away.
+    world.endpoint.accept().say(ErrorFrame(17, "held")).lose()
+    assert world.connector.next_attempt_in == 4.0
+    told = [event for event in logged if event.get("address") == "tcp:node.example:7410"]
+    assert [f"the other side says: not like this (code {code})"] == [e["reason"] for e in told]
+    world.stop()
+
+
+@pytest.mark.parametrize("code", [1, 7, 11, 14, 17, 19])
+def test_what_passes_by_itself_is_tried_again_soon(code: int) -> None:
+    world = World(real_users=True)
+    world.endpoint.accept().say(ErrorFrame(code, "not now")).lose()
+    assert world.connector.next_attempt_in == 0.5
+    world.stop()
+
+
+def test_one_that_this_side_refuses_is_dialled_only_now_and_then() -> None:
+    world = World(real_users=True)
+    world.endpoint.accept().say(Hello(VERSION + 1, "node", "log-1", HelloOptions())).lose()
+    assert world.connector.next_attempt_in == 30.0
+    assert "version" in (world.connector.last_error or "")
+    world.stop()
+
+
+def test_inside_one_process_too_it_is_dialled_only_now_and_then() -> None:
+    clock = Clock()
+    near = Recorder()
+    near.refusal = "another name is configured"
+    connector = LocalConnector(
+        lambda: near, Recorder, lambda: succeed(None), clock, Limits(), "node"
+    )
+    connector.startService()
+    assert connector.channel is not None
+    clock.pump([0, 0])
+    connector.channel.abort()
+    clock.pump([0, 0])
+    assert (connector.next_attempt_in, connector.last_error) == (30.0, near.refusal)
+    connector.stopService()
 
 
 def test_only_a_connection_that_stayed_healthy_clears_the_count() -> None:

@@ -85,6 +85,25 @@ def test_what_is_said_to_a_session_that_has_just_ended_begins_no_other() -> None
     assert [] == [letter for source, _, letter in net.datagrams if source == 7410]
 
 
+def test_one_that_was_refused_for_good_dials_only_now_and_then() -> None:
+    net = Net()
+    node, client = Side(net, "node"), Side(net, "client")
+    node.listen(7410)
+    connector = client.dial(7410)
+    net.run(1)
+    client.users[0].refusal = "another name is configured"
+    assert node.users[0].channel is not None
+    node.users[0].channel.close()
+    net.run(1)
+    assert client.users[0].is_lost
+    assert connector.last_error == "another name is configured"
+    waits = connector.next_attempt_in
+    assert waits is not None
+    assert waits >= Limits().link_delay_max / 2 - 1
+    net.run(Limits().link_delay_max)
+    assert len(client.users) == 2
+
+
 def test_a_connector_hears_nobody_but_whom_it_dials() -> None:
     net = Net()
     node, client, stranger = Side(net, "node"), Side(net, "client"), Side(net, "stranger")

@@ -151,6 +151,11 @@ class FrameProtocol(LinearStringReceiver):
     # --- IChannel
 
     @property
+    def refusal(self) -> str | None:
+        """Why the connection ended, where that does not pass by itself (`IChannelUser`)."""
+        return getattr(self._user, "refusal", None)
+
+    @property
     def unsent(self) -> int:
         """See `IChannel`; without what the transport holds, which asks for more when it is out."""
         return self._queued

@@ -131,6 +131,7 @@ class Connector(ClientService):
         self._clock = _Clock(reactor)
         self._channel: FrameProtocol | None = None
         self._warned = False
+        self._told_refusal = ""  # the last one that was warned of
         self._stop_waiters: Waiters[None] = Waiters()
         self._stop_deadline: IDelayedCall | None = None
         self._backoff = Backoff(
@@ -195,10 +196,11 @@ class Connector(ClientService):
 
     # --- from the channel and the endpoint
 
-    def attempt_failed(self, reason: str) -> None:
-        """Note why an attempt failed, or a connection ended."""
+    def attempt_failed(self, reason: str, *, refused: bool = False) -> None:
+        """Note why an attempt failed, or a connection ended; the same refusal is told once."""
         self.last_error = reason
-        self._warn_once()
+        if not refused or reason != self._told_refusal:
+            self._warn_once(reason if refused else "")
 
     def channel_established(self, channel: FrameProtocol) -> None:
         """See `ChannelOwner`."""
@@ -215,6 +217,9 @@ class Connector(ClientService):
         self._channel = None
         if self._stop_waiters:
             self._stop_dialling()
+        elif (refusal := channel.refusal) is not None:
+            self._backoff.refused()
+            self.attempt_failed(refusal, refused=True)
         else:
             self.attempt_failed(reason)
 
@@ -252,9 +257,10 @@ class Connector(ClientService):
         # and whoever waits may well start or stop this again.
         self._reactor.callLater(0, self._stop_waiters.take().fire, None)
 
-    def _warn_once(self) -> None:
-        if not self._warned:
+    def _warn_once(self, refusal: str) -> None:
+        if not self._warned or refusal:
             self._warned = True
+            self._told_refusal = refusal
             self._logger.warn(
                 "no connection to {address}: {reason} (will be tried again)",
                 address=self.address,

@@ -67,6 +67,7 @@ class UdpConnector(Service):
         self._wait: IDelayedCall | None = None
         self._dialling: IDelayedCall | None = None
         self._warned = False
+        self._told_refusal = ""  # the last one that was warned of
         self._stopped: Waiters[None] = Waiters()
         self._rng = rng
         self._entropy = entropy
@@ -174,15 +175,18 @@ class UdpConnector(Service):
         self._dialling = None
         self._failed(f"no answer within {self._timeout:g} s")
 
-    def _failed(self, reason: str) -> None:
-        self.last_error = reason
+    def _failed(self, reason: str, refusal: str | None = None) -> None:
+        self.last_error = refusal or reason
         self._end_attempt()
-        if not self._warned:
+        if refusal is not None:
+            self._backoff.refused()
+        if refusal != self._told_refusal if refusal is not None else not self._warned:
             self._warned = True
+            self._told_refusal = refusal or ""
             self.log.warn(
                 "no connection to {address}: {reason} (will be tried again)",
                 address=self.address,
-                reason=reason,
+                reason=self.last_error,
             )
         if self.running:
             delay = self._backoff.failed(self._now())
@@ -208,7 +212,7 @@ class UdpConnector(Service):
             return
         self.channel = None
         if self.running:
-            self._failed(reason)
+            self._failed(reason, getattr(channel.user, "refusal", None))
             return
         self._end_attempt()
         self._stopped.fire(None)
