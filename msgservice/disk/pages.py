@@ -289,7 +289,9 @@ class PageSums:
         assert self._mark is not None
         self._files.ftruncate(self._mark, MARKS_SIZE)
         self._files.fdatasync(self._mark)
-        self._known = self._known._replace(pages=0, salts=b"", frames=0)
+        # Of how many pages stays: where nothing is written no sum is known, and none need be struck
+        # out. To strike out those of all pages would take seconds of a large log.
+        self._known = self._known._replace(salts=b"", frames=0)
         self._last = 0
 
     def _sector(self, number: int) -> array[int]:

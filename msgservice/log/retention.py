@@ -22,7 +22,7 @@ from msgservice.log import history, places
 from msgservice.log.dedupe import mark_of, named_of
 from msgservice.log.staging import (
     ASKED,
-    DEAD_OVERHEAD,
+    DEAD_SIZE,
     Operation,
     age_operations,
     used_audiences_operation,
@@ -582,13 +582,14 @@ def _remove_dead_letters(store: Store) -> bool:
     number = ready[0]
     found = rows(
         store.db,
-        "select position, length(message) from dead where receiver = ? order by position limit ?",
+        f"select position, {DEAD_SIZE} from dead"  # noqa: S608 - fixed text
+        " where receiver = ? order by position limit ?",
         (number, DEAD_MAX),
     )
     size, last = 0, -1
     for position, length in found:
         last = position
-        size += length + DEAD_OVERHEAD
+        size += length
         if size >= BYTES_MAX:
             break
     store.transact([("delete from dead where receiver = ? and position <= ?", (number, last))])

@@ -31,7 +31,9 @@ Operation = tuple[str, Any]  # SQL, parameters
 COMMITS_ROW = -1
 AUDIENCES_USED = "audiences_used"  # key of the table meta
 ASKED = "asked:"  # with the number of an audience behind it: the sender whose `to` made that
-DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message
+DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message and its reason
+# What it counts, of its row; octet_length reads neither.
+DEAD_SIZE = f"octet_length(message) + octet_length(reason) + {DEAD_OVERHEAD}"
 OPEN = (int(Status.QUEUED), int(Status.ACKNOWLEDGED))  # rows that go when the cursor passed them
 
 # Many rows in one step, each: see `queries.py` on what a step costs.
@@ -224,7 +226,10 @@ def stage_progress(staged: Staged, group: Group, operations: list[Operation]) ->
             known = staged.dead_bytes.get(step.receiver)
             if known is None:
                 known = staged.state.dead_bytes.get(step.receiver, 0)
-            size = sum(len(letter.message) + DEAD_OVERHEAD for letter in step.dead)
+            size = sum(
+                len(letter.message) + len(letter.reason.encode()) + DEAD_OVERHEAD
+                for letter in step.dead
+            )
             staged.dead_bytes[step.receiver] = known + size
         for letter in step.dead:
             dead += (

@@ -221,11 +221,18 @@ def test_19_history_gives_way_to_what_is_to_come(tmp_path: Path) -> None:
     assert all(isinstance(outcome, RefusedBatch) for outcome in outcomes[9:])
 
 
-def test_12_dead_letters_count_and_go_with_their_receiver(log: Driver) -> None:
+@pytest.mark.parametrize(
+    ("messages", "reason"), [(1000, ""), (100, "\u2026" * 900)], ids=["", "why"]
+)
+def test_12_dead_letters_count_and_go_with_their_receiver(
+    log: Driver, messages: int, reason: str
+) -> None:
+    """Their reasons count as well: with a traceback they may be longer than what failed."""
     audience = log.log.audience([1, 2])
     batch = make_batch(audience, 1, [b"x" * 1000])
     log.append(batch)
-    letter = DeadLetter(1, batch.first, "shop", "i1", 1, "s", b"\x91\xc4\x00" * 1000, "", 1, NOW)
+    body = b"\x91\xc4\x00" * messages
+    letter = DeadLetter(1, batch.first, "shop", "i1", 1, "s", body, reason, 1, NOW)
     log.progress(1, batch.last, settled={Status.DEAD: 1}, dead=[letter])
     settle(log, 2, batch, 1)
     drop_all(log)

@@ -21,8 +21,9 @@ import pytest
 
 from msgservice.client.outbox_backlog import OutboxRun
 from msgservice.client.outbox_file import OutboxFile
+from msgservice.disk.database import connect
 from msgservice.disk.mark import MARKS_SIZE
-from msgservice.disk.pages import PAGE
+from msgservice.disk.pages import PAGE, PageSums
 from msgservice.errors import LogDamaged, LogError, LogFailed
 from msgservice.log import sqlite
 from msgservice.log.base import StoreLog
@@ -374,3 +375,49 @@ def test_without_room_for_sums_the_log_is_folded_in_all_the_same(tmp_path: Path)
     clocked.wait(file.close())
     disk.crash()
     disk.close()
+
+
+def test_after_want_of_room_no_sums_are_struck_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large log these are millions, in memory at once and between two groups."""
+    path = tmp_path / "some.db"
+    pages = PageSums(path, tmp_path / "some.mark")
+    pages.note_files()
+    db = connect(str(path))
+    written: list[int] = []
+    write = pages._write
+
+    def full(sums: dict[int, int]) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    def counted(sums: dict[int, int]) -> None:
+        written.append(len(sums))
+        write(sums)
+
+    def fold(way: Callable[[dict[int, int]], None], body: bytes) -> None:
+        db.execute("insert into t values (?)", (body,))
+        monkeypatch.setattr(pages, "_write", way)
+        pages.take(db)
+        db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    db.execute("create table t(body)")
+    pages.begin(db)
+    pages.look_at_all()
+    fold(counted, b"x" * PAGE * 500)
+    fold(full, b"x")
+    fold(counted, b"x")
+    assert written[0] > 500
+    assert written[1] < 10
+    db.execute("update t set body = ? where rowid = 1", (b"y" * PAGE * 500,))
+    pages.take(db)
+    db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    db.close()
+    pages.close()
+    again = PageSums(path, tmp_path / "some.mark")
+    again.note_files()
+    db = connect(str(path))
+    assert not again.begin(db)
+    again.look_at_all()
+    db.close()
+    again.close()
