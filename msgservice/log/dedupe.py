@@ -111,7 +111,8 @@ def take_batches(
     subject: str | None = None
     number, chain, used = staged.number, staged.chain, staged.used
     link, fresh = _link, staged.fresh
-    held: dict[tuple[Key, str], LimitReached] = {}  # lanes that wait for room among the ranges
+    # Lanes that wait for room among their sender's ranges: from which sequence on, and why.
+    held: dict[tuple[Key, str], tuple[int, LimitReached]] = {}
     for batch in batches:
         if batch.refusal is not None:
             outcomes.append(_take_refused(staged, batch, batch.refusal, lookup))
@@ -125,7 +126,8 @@ def take_batches(
             sender.settle_below(batch.floor)  # what was refused leaves no hole
         why: LogFull | LimitReached | None = full
         if held and why is None:
-            why = held.get((key, batch.subject))
+            head, limit = held.get((key, batch.subject), (sequence, None))
+            why = limit if sequence > head else None
         if sender.ranges is None and batch.after < sender.floor <= sequence and why is full:
             if full is None and used + size > used_max:
                 full = LogFull(f"{used} bytes are used, at most {used_max} allowed")
@@ -149,7 +151,9 @@ def take_batches(
                 if isinstance(outcome.error, LogFull):
                     full = outcome.error
                 elif isinstance(outcome.error, LimitReached):
-                    held[key, batch.subject] = outcome.error
+                    lane = (key, batch.subject)
+                    head, _ = held.get(lane, (sequence, None))
+                    held[lane] = (min(head, sequence), outcome.error)
                 continue
         for item in new:
             if item.audience is not audience:
