@@ -8,7 +8,7 @@ what is behind may take for granted that a range has its ends in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -200,6 +200,8 @@ Frame = (
 )
 
 KINDS: tuple[type[Frame], ...] = Frame.__args__
+CALLS_MAX = 4096  # of one REQUEST
+REFUSALS_MAX = 64  # calls that one REPLY refuses: any `max_batch` has room for it
 RESUME_RANGES_MAX = 1000  # ranges of one RESUME frame; the rest follows with `more`
 
 BYE_CLOSING = 0  # the service stops
@@ -232,6 +234,18 @@ def decode_frame(data: bytes | memoryview) -> Frame:
 
 
 # --- relations between the fields of a frame: each returns what is wrong, or None ----------------
+
+
+def refusals(calls: Iterable[int], message: msgspec.Raw) -> list[Reply]:
+    """Return the frames that say the same `message`, not ok, to each of these calls.
+
+    Of one that is shorter than 100 bytes, frames that any limit allows.
+    """
+    numbers = list(calls)
+    return [
+        Reply([(number, False, message) for number in numbers[at : at + REFUSALS_MAX]])
+        for at in range(0, len(numbers), REFUSALS_MAX)
+    ]
 
 
 def wrong_ranges(ranges: Sequence[Pair], above: int = 0) -> str | None:

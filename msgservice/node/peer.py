@@ -18,6 +18,7 @@ from msgservice.core.frames import (
     BYE_CLOSING,
     BYE_REPLACED,
     BYE_SETTLED,
+    CALLS_MAX,
     Ack,
     Frame,
     Hello,
@@ -27,7 +28,7 @@ from msgservice.core.frames import (
     Request,
     Transfer,
 )
-from msgservice.errors import FrameTooLarge, ProtocolError, UnexpectedFrame
+from msgservice.errors import FrameTooLarge, MalformedFrame, ProtocolError, UnexpectedFrame
 from msgservice.limits import Limits
 from msgservice.message import count_of, decode_messages
 from msgservice.node.acceptance import Acceptance
@@ -346,9 +347,12 @@ class Peer:
     # --- requests
 
     def _request(self, frame: Request) -> None:
-        calls = count_of(frame.messages)
-        if self._calls + calls > self._limits.requests:
-            self._send([busy(frame, calls, self._limits.requests)])
+        calls, calls_max = count_of(frame.messages), self._limits.requests
+        frame_max = min(calls_max, CALLS_MAX)
+        if calls > frame_max:  # not even when all others are answered
+            raise MalformedFrame(f"{calls} calls in a REQUEST, 1 to {frame_max} allowed")
+        if self._calls + calls > calls_max:
+            self._send([*busy(frame, calls, calls_max)])
             return
         decode_messages(frame.messages)  # raises `MalformedFrame`
         self._calls += calls
@@ -370,4 +374,4 @@ class Peer:
         try:
             self._send([reply])
         except FrameTooLarge as error:
-            self.tell([refusal_of(reply, str(error))])
+            self.tell([*refusal_of(reply, str(error))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from msgservice.codecs import TextCodec
-from msgservice.core.frames import Reply, Request
+from msgservice.core.frames import Reply, Request, refusals
 from msgservice.message import WireMessage
 
 JSON_TYPE = "application/json"
@@ -19,14 +19,14 @@ def message(ok: bool, body: bytes, **headers: str) -> msgspec.Raw:
     return msgspec.Raw(_encode(WireMessage(body, {"content-type": kind, **headers})))
 
 
-def refusal_of(reply: Reply, reason: str) -> Reply:
+def refusal_of(reply: Reply, reason: str) -> list[Reply]:
     """Return what is said in place of a reply that cannot be sent."""
     refusal = message(False, reason.encode())
-    return Reply([(number, False, refusal) for number, _, _ in reply.replies])
+    return refusals((number for number, _, _ in reply.replies), refusal)
 
 
-def busy(request: Request, calls: int, limit: int) -> Reply:
+def busy(request: Request, calls: int, limit: int) -> list[Reply]:
     """Return the answer to calls beyond what a connection may have unanswered: not now."""
     text = f"limit requests = {limit} reached: wait for answers".encode()
     refusal = message(False, text, limit="requests")
-    return Reply([(request.id + call, False, refusal) for call in range(calls)])
+    return refusals(range(request.id, request.id + calls), refusal)

@@ -16,6 +16,7 @@ from msgservice.connection import Connection
 from msgservice.core.frames import (
     BYE_REMOVED,
     BYE_REPLACED,
+    CALLS_MAX,
     VERSION,
     Frame,
     Hello,
@@ -23,6 +24,7 @@ from msgservice.core.frames import (
     Reply,
     Request,
     Transfer,
+    refusals,
 )
 from msgservice.errors import MalformedFrame, NameMismatch, UnexpectedFrame
 from msgservice.message import BareMessage, count_of
@@ -149,7 +151,7 @@ class NodeConnection:
             if arrival is not None:
                 self._handling.take(sender, arrival, messages, len(memoryview(raw)))
         elif type(frame) is Request:
-            connection.send(_refusal(frame))
+            connection.send_all(_refusal(frame))
         else:
             raise UnexpectedFrame(type(frame).__name__, "a receiver listens")
 
@@ -201,8 +203,10 @@ class NodeConnection:
         self.gone.callback(None)
 
 
-def _refusal(request: Request) -> Reply:
+def _refusal(request: Request) -> list[Reply]:
     """Return the answer to requests; a receiver of this version has no handler for them."""
     no = msgspec.Raw(msgspec.msgpack.encode(BareMessage(b"requests are not supported")))
     count = count_of(request.messages)
-    return Reply([(request.id + i, False, no) for i in range(count)])
+    if count > CALLS_MAX:
+        raise MalformedFrame(f"{count} calls in a REQUEST, 1 to {CALLS_MAX} allowed")
+    return refusals(range(request.id, request.id + count), no)

@@ -18,7 +18,6 @@ from msgservice.core.frames import (
     Frame,
     Nack,
     ReceiveOptions,
-    Reply,
     Request,
     Routed,
     StatusFrame,
@@ -27,7 +26,7 @@ from msgservice.core.frames import (
 )
 from msgservice.limits import FRAME_OVERHEAD
 from msgservice.log.memory import MemoryLog
-from msgservice.message import Action, Status, WireMessage, encode_messages
+from msgservice.message import Action, Status
 from msgservice.node.tail import PLACE_BYTES, Tail
 from msgservice.records import Audience, Group, Resume
 from tests.kit.logs import make_batch
@@ -395,22 +394,6 @@ def test_a_request_of_garbage_ends_its_connection_with_an_error() -> None:
     assert shop.lost_because is not None
     assert "(code 2)" in shop.lost_because
     assert other.lost_because is None
-
-
-def test_a_request_of_more_calls_than_may_be_pending_is_refused_whole_and_hurts_nobody() -> None:
-    world = NodeWorld(Limits(requests=10))
-    shop = world.peer("shop")
-    for first, count, taken in ((1, 11, False), (12, 10, True), (22, 11, False)):
-        calls = encode_messages([WireMessage(b"{}")] * count)
-        shop.connection.send(Request(first, "$node.info", msgspec.Raw(calls)))
-        world.settle()
-        answers = [one for reply in shop.take(Reply) for one in reply.replies]
-        assert [number for number, _, _ in answers] == list(range(first, first + count))
-        for _, ok, raw in answers:
-            message = msgspec.msgpack.decode(raw, type=WireMessage)
-            assert ok is taken
-            assert (message.headers or {}).get("limit") == (None if taken else "requests")
-    assert shop.lost_because is None
 
 
 def test_an_answer_too_large_for_a_frame_is_an_error_and_no_silence() -> None:

@@ -747,5 +747,5 @@ def test_admin_lists_receivers_with_their_accounts() -> None:
 
 
 def test_busy_answers_each_call_of_a_request() -> None:
-    reply = busy(Request(5, "a", run_of(b"1", b"2")), 2, 7)
+    (reply,) = busy(Request(5, "a", run_of(b"1", b"2")), 2, 7)
     assert [(5, False), (6, False)] == [(number, ok) for number, ok, _ in reply.replies]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from msgservice import Limits, errors
 from msgservice.connection import Connection
@@ -30,22 +30,58 @@ def calls(first: int, count: int) -> Request:
 
 
 def test_calls_beyond_what_is_answered_at_once_are_told_so_and_the_connection_goes_on() -> None:
-    world = NodeWorld(Limits(requests=5))
+    world = NodeWorld(Limits(requests=1000, max_batch=4096))
     shop = world.peer("shop")
     assert shop.node_hello is not None
-    assert 5 == shop.node_hello.options.requests
-    shop.connection.send(calls(1, 6))
+    assert 1000 == shop.node_hello.options.requests
+    takes_its_time: Deferred[Any] = Deferred()
+    admin = world.node.parts.admin
+    at_once = admin.answer
+    admin.answer = lambda frame, local: takes_its_time  # type: ignore[method-assign,assignment]  # a double
+    shop.connection.send(calls(1, 1))
+    shop.connection.send(calls(2, 1000))
     world.settle()
-    (reply,) = shop.take(Reply)
-    assert [(number, False) for number in range(1, 7)] == [each[:2] for each in reply.replies]
-    message = msgspec.msgpack.decode(reply.replies[0][2], type=WireMessage)
+    replies = [each for reply in shop.take(Reply) for each in reply.replies]  # more than one frame
+    assert [(number, False) for number in range(2, 1002)] == [each[:2] for each in replies]
+    message = msgspec.msgpack.decode(replies[0][2], type=WireMessage)
     assert message.headers is not None
     assert "requests" == message.headers["limit"]
 
     assert shop.lost_because is None
-    shop.connection.send(calls(10, 5))
+    admin.answer = at_once  # type: ignore[method-assign]  # a double
+    takes_its_time.callback(Reply([]))
+    shop.connection.send(calls(2000, 5))
     world.settle()
     assert all(ok for reply in shop.take(Reply) for _, ok, _ in reply.replies)
+
+
+def test_more_calls_in_one_frame_than_are_ever_answered_are_an_error() -> None:
+    world = NodeWorld(Limits(requests=5))
+    shop, other = world.peer("shop"), world.peer("other")
+    shop.connection.send(calls(1, 6))
+    world.settle()
+    assert "6 calls in a REQUEST, 1 to 5 allowed" in str(shop.lost_because)
+    assert errors.MalformedFrame.wire_code == shop.connection.peer_error
+    assert not shop.take(Reply)
+    assert other.lost_because is None
+    world = NodeWorld(Limits(requests=100_000))
+    shop = world.peer("shop")
+    shop.connection.send(calls(1, 4097))  # more than any frame may have
+    world.settle()
+    assert "4097 calls in a REQUEST, 1 to 4096 allowed" in str(shop.lost_because)
+
+
+def test_an_answer_that_is_too_large_says_so_to_each_call() -> None:
+    world = NodeWorld(Limits(max_batch=4096))
+    shop = world.peer("shop")
+    no = msgspec.Raw(msgspec.msgpack.encode([b"x" * 20]))
+    large = Reply([(number, True, no) for number in range(1, 1001)])
+    world.node.parts.admin.answer = lambda frame, local: succeed(large)  # type: ignore[method-assign,assignment]  # a double
+    shop.connection.send(calls(1, 1000))
+    world.settle()
+    assert shop.lost_because is None
+    replies = [each[:2] for reply in shop.take(Reply) for each in reply.replies]
+    assert [(number, False) for number in range(1, 1001)] == replies
 
 
 def test_calls_count_until_they_are_answered() -> None:
@@ -145,6 +181,5 @@ def test_messages_are_counted_before_they_are_decoded() -> None:
     other = world.peer("other")
     other.connection.send(Request(1, "$node.info", undecodable))
     world.settle()
-    assert other.lost_because is None
-    (reply,) = other.take(Reply)
-    assert len(reply.replies) == 5000
+    assert "5000 calls in a REQUEST, 1 to 1000 allowed" in str(other.lost_because)
+    assert not other.take(Reply)

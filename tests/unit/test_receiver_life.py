@@ -362,6 +362,17 @@ def test_requests_are_refused_not_ignored() -> None:
     assert [(id_, ok) for id_, ok, _ in reply.replies] == [(7, False), (8, False)]
 
 
+def test_requests_are_refused_by_their_number_before_anything_is_answered() -> None:
+    world = World(limits=Limits(max_batch=8192))
+    calls = [BareMessage(b"")] * 4096
+    send_raw(world, Request(1, "a", msgspec.Raw(encode_messages(calls))))
+    assert 4096 == sum(len(reply.replies) for reply in world.node.replies)
+    world.node.replies.clear()
+    send_raw(world, Request(1, "a", msgspec.Raw(encode_messages([*calls, calls[0]]))))
+    assert "4097 calls in a REQUEST, 1 to 4096 allowed" in world.attachment.error
+    assert not world.node.replies
+
+
 # --- bounds
 
 
