@@ -153,6 +153,7 @@ class Listening(Way):
         super().__init__(reception, address, receive)
         self._transports = transports
         self._port: IListeningPort | None = None
+        self._is_stopped = False
 
     def start(self) -> Deferred[Listening]:
         """Open the port; fire with itself. Fails with `CannotListen`, `BadAddress`."""
@@ -176,12 +177,16 @@ class Listening(Way):
     def startListening(self) -> None:
         """Listen again after `stopListening`."""
         assert self._port is not None
-        self._port.startListening()
+        if self._is_stopped:
+            self._port.startListening()
+            self._is_stopped = False
 
     def stopListening(self) -> Deferred[None]:
         """Accept no more connections; those that stand go on."""
-        port, self._port = self._port, None
-        stopped = None if port is None else port.stopListening()
+        if self._port is None or self._is_stopped:
+            return succeed(None)
+        self._is_stopped = True
+        stopped = self._port.stopListening()
         return succeed(None) if stopped is None else stopped
 
     def stop_taking(self) -> None:

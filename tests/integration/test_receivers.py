@@ -11,6 +11,8 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
 from msgservice import Client, Limits, Node, Receiver, connect
@@ -110,6 +112,18 @@ async def test_a_listening_receiver_is_dialled_by_the_node(scene: Scene) -> None
     receipt = await client.send_many("a.b", BODIES)
     await receipt.acknowledged()
     assert (seen, port.node) == (BODIES, scene.node.node_name)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_receiver_that_has_stopped_listening_listens_again(scene: Scene) -> None:
+    listening = await scene.receiver(lambda message: None).listen("tcp:0")
+    await listening.stopListening()
+    await listening.stopListening()
+    listening.startListening()
+    host: Any = listening.getHost()
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", host.port)
+    protocol: Any = await endpoint.connect(Factory.forProtocol(Protocol))
+    protocol.transport.loseConnection()
 
 
 @pytest_twisted.ensureDeferred
