@@ -123,8 +123,6 @@ class Connections:
         self.peers[peer] = None
         if self._stopping and peer.connection is not None:
             peer.connection.abort()
-        elif self._paused and peer.connection is not None:
-            peer.connection.pause(UNCOMMITTED)
 
     def opened(self, peer: Peer) -> bool:
         """Its session is open: newest connection wins per (name, incarnation).
@@ -146,6 +144,8 @@ class Connections:
         self._senders[key] = peer
         self._seen[key] = None
         self._left.pop(key, None)
+        if self._paused and peer.outlet is None:  # not before: who it is must be heard in time
+            peer.connection.pause(UNCOMMITTED)
         return True
 
     def gone(self, peer: Peer) -> None:
@@ -255,8 +255,9 @@ class Connections:
         if not self._paused:
             self._paused = True
             for peer in self.peers:
-                if peer.ingress is not None and peer.connection is not None and not peer.attached:
-                    peer.connection.pause(UNCOMMITTED)
+                connection = peer.connection
+                if connection is not None and connection.session.is_open and peer.outlet is None:
+                    connection.pause(UNCOMMITTED)
 
     def resume_senders(self) -> None:
         """There is room again."""

@@ -24,7 +24,7 @@ from msgservice.core.frames import (
     Transfer,
     encode_frame,
 )
-from msgservice.limits import FRAME_OVERHEAD
+from msgservice.limits import BATCH_OVERHEAD, FRAME_OVERHEAD
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status
 from msgservice.node.tail import PLACE_BYTES, Tail
@@ -313,6 +313,28 @@ def test_11_states_are_told_in_frames_that_every_client_takes() -> None:
 
 
 # --- bounds
+
+
+def test_18_who_connects_while_producers_are_paused_is_greeted_and_a_receiver_is_fed() -> None:
+    world, log = failing_world(Limits(uncommitted_bytes=1000))
+    shop = world.peer("shop")
+    world.peer("billing", receive=ORDERS).connection.abort()
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    log.hold = True
+    shop.transfer(2, "orders.new", [bytes(2000)])
+    world.settle()
+    late = world.peer("late")
+    late.transfer(1, "orders.new", [b"late"])
+    billing = world.peer("billing", receive={})
+    assert billing.bodies() == [b"one"]
+    waited = world.limits.hello_timeout * 2
+    world.settle(waited)
+    assert (late.lost_because, billing.lost_because) == (None, None)
+    assert world.node.parts.commits.uncommitted_bytes < 3000 + 2 * BATCH_OVERHEAD
+    log.release()
+    world.settle(waited)
+    assert [ack.ranges for ack in late.take(Ack)] == [[(1, 1)]]
 
 
 def test_18_one_that_also_receives_is_paused_when_it_hands_in_too_much() -> None:
