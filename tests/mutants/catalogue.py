@@ -553,6 +553,26 @@ _ALL = [
         ),
     ),
     Mutant(
+        name="a-session-made-again-under-its-name",
+        at="msgservice.core.datagram.table:SessionTable._drop_session",
+        old="if session.role == wire.RESPONDER:",
+        new="if session.proven and session.role == wire.RESPONDER:",
+        catcher=_test(
+            "tests/simulation/test_datagram_hostile.py -k no_play_of_outsiders",
+            "test_no_play_of_outsiders_and_insiders_breaks_what_must_be_so",
+        ),
+    ),
+    Mutant(
+        name="sums-of-pages-are-not-compared",
+        at="msgservice.disk.pages:PageSums._compare",
+        old="if found == known:",
+        new="if found == known or known:",
+        catcher=_test(
+            "tests/unit/test_pages.py -k each_page_of_an_earlier_moment",
+            "test_each_page_of_an_earlier_moment_is_damage",
+        ),
+    ),
+    Mutant(
         name="a-timer-on-the-wall-clock",
         at="msgservice.clock:MonotonicTimers._tick",
         old="if has_jumped:",
