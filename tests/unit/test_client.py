@@ -239,6 +239,13 @@ def test_a_node_that_takes_smaller_batches_is_obeyed() -> None:
     assert (9000, 8192 - 1024) == (late.size, late.size_max)
 
 
+def test_a_node_whose_hello_says_no_bytes_has_said_nothing() -> None:
+    world = ClientWorld(start=False)
+    world.node.max_batch = 0
+    world.start()
+    assert now(world.settled(world.client.send("a", b"x" * 9000))).position
+
+
 def test_a_long_list_of_receivers_takes_its_room_from_the_messages() -> None:
     world = ClientWorld(limits=Limits(max_batch=16384))
     names = [f"receiver-{number:04}" for number in range(1000)]

@@ -183,3 +183,11 @@ def test_messages_are_counted_before_they_are_decoded() -> None:
     world.settle()
     assert "5000 calls in a REQUEST, 1 to 1000 allowed" in str(other.lost_because)
     assert not other.take(Reply)
+
+
+def test_a_receiver_whose_hello_says_no_bytes_has_said_nothing() -> None:
+    world = NodeWorld()
+    billing = world.peer("billing", receive=ORDERS, max_batch=0, heartbeat=0)
+    world.peer("shop").transfer(1, "orders.new", [b"x" * 9000, b"y"])
+    world.settle()
+    assert [b"x" * 9000, b"y"] == billing.bodies()

@@ -5,6 +5,8 @@ All of them together, over a link that fails, are in `test_hop`.
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from msgservice.core.frames import Transfer
@@ -122,6 +124,36 @@ def test_1_what_was_settled_before_a_restart_is_not_loaded_again() -> None:
     outbox.receive_ack(3, 4)
     outbox.receive_ack(7, 8)
     assert_empty(outbox, 8)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("seed", range(40))
+def test_1_rows_of_a_file_that_overlap_lose_nothing_and_send_nothing_twice(
+    seed: int, ordered: bool
+) -> None:
+    rng = random.Random(seed)
+
+    def ranges(count: int) -> list[tuple[int, int]]:
+        firsts = (rng.randint(1, 40) for _ in range(rng.randint(0, count)))
+        return [(first, first + rng.randint(0, 12)) for first in firsts]
+
+    final, tried = ranges(4), ranges(6)
+    outbox = make_outbox(ordered=ordered, max_attempts=9)
+    outbox.restore(final, {one: (rng.randint(1, 5), rng.uniform(0, 9)) for one in tried})
+    at = 1
+    while at <= 60:
+        count = rng.randint(1, 7)
+        outbox.offer(run(at, count, rng.choice("ab")))
+        at += count
+    sent: list[int] = []
+    for now in range(20):
+        for first, last in spans(outbox.take_transfers(float(now))):
+            sent += range(first, last + 1)
+            outbox.receive_ack(first, last)
+    settled_before = {n for first, last in final for n in range(first, last + 1)}
+    assert sorted(sent) == [n for n in range(1, at) if n not in settled_before]
+    assert all(status is Status.ACKNOWLEDGED for *_, status in settled(outbox))
+    assert_empty(outbox, at - 1)
 
 
 def test_1_nothing_for_this_receiver_moves_the_cursor() -> None:
