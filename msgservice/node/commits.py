@@ -42,33 +42,33 @@ class Source(Protocol):
         """The group that held the batch is on disk."""
 
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
-        """The group was not stored: none of these was."""
+        """The commit failed: none of these batches was stored."""
 
     def flush(self) -> None:
-        """All of a group was told: what is owed for it may leave."""
+        """All outcomes of a group were told: acknowledgements that are owed for it may leave."""
 
     def fault(self, failure: Failure) -> None:
-        """Telling it raised this: its connection ends, and no other."""
+        """A call of this object raised `failure`: its connection ends, and no other."""
 
 
 class Progressing(Protocol):
     """Who has progress to store."""
 
     def take_progress(self) -> Progress:
-        """What was settled since the last call; it goes into the group that starts now."""
+        """Return the progress since the last call; it goes into the group that starts now."""
 
     def progress_stored(self) -> None:
-        """What was taken last is on disk."""
+        """The commit that holds the progress that was taken last is synced."""
 
     def progress_failed(self) -> None:
-        """It is not; it must be part of what is taken next."""
+        """The commit failed: progress that was taken last must be in what is taken next."""
 
     def fault(self, failure: Failure) -> None:
-        """Telling it raised this: its connection ends, and no other."""
+        """A call of this object raised `failure`: its connection ends, and no other."""
 
 
 class Commits:
-    """See the module.
+    """The queue of group commits: what is gathered here becomes the next transaction of the log.
 
     `after_group(sources, batches)` is called once per group with what was stored: dispatch.
     """

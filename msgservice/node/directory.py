@@ -27,7 +27,7 @@ from msgservice.records import Audience, ReceiverRow
 
 
 class Directory:
-    """See the module.
+    """The registry of receivers and their subscriptions, which resolves a subject to its audience.
 
     `made(audience)` is called for each audience the first time it is used, `unmade(audience)` when
     nothing is left that has it.

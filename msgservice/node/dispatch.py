@@ -23,7 +23,10 @@ JUDGE_EVERY = 0.1  # seconds between two judgements of the backlogs (SEMANTICS 1
 
 
 class Dispatch:
-    """See the module. `set_suspended` leaves a receiver out of audiences, or takes it in again."""
+    """The dispatcher of stored batches to connected outlets, and the judge of backlogs.
+
+    `set_suspended` leaves a receiver out of audiences, or takes it in again.
+    """
 
     _logger = Logger()
 
@@ -91,12 +94,12 @@ class Dispatch:
         self._full_audiences.pop(number, None)
 
     def connected(self, outlet: Outlet) -> None:
-        """Its connection stands: it is fed from now on."""
+        """The outlet's connection is open: stored batches are fed to it from now on."""
         for number in outlet.audiences:
             self._live[number].append(outlet)
 
     def disconnected(self, outlet: Outlet) -> None:
-        """Its connection has gone."""
+        """The outlet's connection was lost: it is fed nothing more."""
         for number in outlet.audiences:
             live = self._live[number]
             if outlet in live:
@@ -105,7 +108,10 @@ class Dispatch:
     # --- what was stored
 
     def stored(self, batches: list[Batch]) -> None:
-        """These are on disk, rising: to the tail, and to who follows."""
+        """Batches that were committed, in the order of their positions, go to the tail and on.
+
+        Outlets that are following get them directly; those that lag read them later.
+        """
         tail, live, sizes = self._tail, self._live, self._stored_bytes
         touched: dict[Outlet, None] = {}
         for batch in batches:

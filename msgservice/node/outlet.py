@@ -49,7 +49,7 @@ UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let
 
 
 class Outlet(OutletProgress):
-    """See the module. One for each receiver that the directory knows."""
+    """The delivery to one receiver. There is one for each receiver that the directory knows."""
 
     _logger = Logger()
 

@@ -31,7 +31,7 @@ REASON_MAX = 1000  # characters of a reason that is kept
 
 
 class OutletProgress:
-    """See the module; it is `commits.Progressing`.
+    """Delivery progress of one receiver, as `commits.Progressing`: settled messages and retries.
 
     `dead_stored(outlet)` is called when new dead letters of it are on disk.
     """

@@ -98,7 +98,7 @@ class Watch:
 
 
 class Tracker:
-    """See the module."""
+    """The tracker of message statuses, and its subscribers: producers that gave a `status_from`."""
 
     _logger = Logger()
 
