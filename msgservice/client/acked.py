@@ -18,8 +18,10 @@ RANGES_MAX = 1000
 
 
 class Acked:
-    """See the module. `sequence`: the last that an earlier process gave; `open_ranges`: of its
-    sequences, those that are not answered yet; `log_id`: of the node that it gave them to, or "".
+    """The sequences that a node has acknowledged to this producer.
+
+    `sequence`: the last that an earlier process gave; `open_ranges`: of its sequences, those that
+    are not answered yet; `log_id`: of the node that it gave them to, or "".
     """
 
     def __init__(self, sequence: int, open_ranges: Iterable[Range], log_id: str = "") -> None:

@@ -390,7 +390,7 @@ TIMEOUT_MAX = 24 * 3600.0  # seconds; a request that may take longer is a messag
 
 
 class _ClientService(Service):
-    """See `Client.as_service`."""
+    """A Twisted service around a client: closes it when the service stops."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

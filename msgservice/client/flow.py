@@ -34,7 +34,7 @@ HOLD_SECONDS = 0.05
 
 
 class Flow:
-    """See the module. `window`, `held`: (messages, bytes), as `Client` has them.
+    """The flow control of a client. `window`, `held`: (messages, bytes), as `Client` has them.
 
     `wrote` is called when something that was being written to disk is not any more.
     """
@@ -71,7 +71,7 @@ class Flow:
 
     @property
     def blocked(self) -> bool:
-        """See `Client.blocked`."""
+        """Whether producers should pause: backpressure, as `Client.blocked` says it."""
         if self._disk is not None:
             nearly_full = min(self._limits.max_batch, self._held[1] // 8)
             return self.room_messages <= 0 or self.room_bytes < nearly_full

@@ -66,19 +66,19 @@ FACTOR = 10
 
 
 class HopUser(Protocol):
-    """Who stands behind the hop: the client."""
+    """The user of a hop: the client, which is told what the session brings."""
 
     def opened(self, connection: Connection) -> None:
-        """A session stands: requests may be sent."""
+        """A session is open: requests may be sent on its connection."""
 
     def settled(self, settled: list[Settled]) -> None:
-        """These are no longer held; their runs are told next."""
+        """Messages were settled, and have left the outbox; their receipts are told next."""
 
     def answers_applied(self) -> None:
-        """What one read brought is applied: there may be room for more."""
+        """All answers that one read brought were applied: the window may have room again."""
 
     def replied(self, reply: Reply) -> None:
-        """Answers to requests."""
+        """A REPLY came: answers to requests."""
 
     def closed(self, reason: str) -> None:
         """The session has gone, or could not be opened."""
@@ -88,7 +88,7 @@ class HopUser(Protocol):
 
 
 class NodeHop:
-    """See the module; it is the `connection.Owner` of the client's connections.
+    """The client's hop to its node, as `connection.Owner` of its connections.
 
     `sequence`: the last one that was ever given. `new_incarnation` fires with a fresh secret
     (SEMANTICS 5), kept where the outbox is kept. `disk`: the outbox, where it is a file; see

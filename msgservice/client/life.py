@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ClientLife:
-    """See the module."""
+    """The shutdown of a client: waits for answers, then closes the connection and the outbox."""
 
     _logger = Logger()
 

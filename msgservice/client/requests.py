@@ -44,7 +44,7 @@ class _Call:
 
 
 class Requests:
-    """See the module. At most `pending_max` at once, and `bytes_max` bytes of them."""
+    """Pending requests of a client: `pending_max` at most, and `bytes_max` bytes of them."""
 
     def __init__(
         self, *, clock: Any, now: Callable[[], float], pending_max: int, bytes_max: int

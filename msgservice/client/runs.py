@@ -18,7 +18,7 @@ SWEEP_MIN = 1024  # entries below which no sweep is worth its time
 
 
 class HandedRuns:
-    """See the module. It is the `receipt.Keeper` of its runs."""
+    """The index of handed-over runs by sequence. It is the `receipt.Keeper` of these runs."""
 
     def __init__(self) -> None:
         self._firsts: list[int] = []  # rising; may hold some that have gone
