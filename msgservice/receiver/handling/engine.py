@@ -44,7 +44,7 @@ PENDING = (Deferred, CoroutineType)
 
 
 class Handling:
-    """See the module. `clock`: `IReactorTime`; `now`: monotonic seconds."""
+    """The scheduler of handler calls. `clock`: `IReactorTime`; `now`: monotonic seconds."""
 
     _logger = Logger()
 

@@ -34,7 +34,7 @@ class DaemonThread(threading.Thread):
 
 
 class HandlerPool(ThreadPool):
-    """See `DaemonThread`."""
+    """A thread pool whose threads are daemons (`DaemonThread`)."""
 
     threadFactory = DaemonThread
 
