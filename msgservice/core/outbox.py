@@ -34,7 +34,7 @@ from msgservice.message import Action, Status
 
 
 class Outbox(RunStates):
-    """See the module. Times are seconds of the owner's monotonic clock.
+    """The send queue towards one receiver. Times are seconds of the owner's monotonic clock.
 
     `retry_delay(attempts)` gives the pause before a message is tried again. `max_attempts` 0
     means no end of patience (a producer towards its node). A message larger than the other side

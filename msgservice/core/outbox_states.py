@@ -1,9 +1,9 @@
 """The runs that an outbox has open: the state of each, how it changes, what is counted. Sans-IO.
 
-    READY     waits for nothing but being sent; the lowest goes first
-    FLIGHT    sent on this connection, not answered
-    WAITING   for another try; where order is kept, its lane's head
-    BEHIND    its lane's head waits, or has its next try
+    READY     ready to send, in sequence order; a retransmission has its old place in it
+    FLIGHT    sent on this connection, not acknowledged yet
+    WAITING   for its next attempt, after a NACK; where order is kept, the head of its lane
+    BEHIND    blocked: the head of its lane is waiting, or has its next attempt
     FINAL     settled: no longer open
 
 A run changes its state in `_enter` and `_leave` alone, which count it, and is cut in `_split` and
@@ -58,7 +58,10 @@ class Tally:
 
 
 class RunStates:
-    """See the module. What is loaded and not final is open; `cursor`: all below it is final."""
+    """The open runs of an outbox, and the state of each.
+
+    A run that is loaded and not settled is open; below `cursor` all are settled.
+    """
 
     def __init__(self, ordered: bool, cursor: int) -> None:
         self.ordered = ordered
@@ -286,7 +289,8 @@ class RunStates:
         last = run.first + run.count - 1
         self._settled.append(Settled(run, run.first, last, status, reason, action))
         if lowest is not run:
-            # From `after` on: what lies between is nobody's, so that ranges meet.
+            # From `after` on: the sequences between belong to other audiences (SEMANTICS 1), and
+            # with them the ranges of neighbours merge.
             self._above.add(run.after + 1, last)
         elif self._above:
             self._trim_above()

@@ -56,7 +56,7 @@ from msgservice.records import Resume
 
 
 class State(enum.Enum):
-    """See the module."""
+    """The state of a session, from greeting to closed (table of the module)."""
 
     GREETING = enum.auto()
     RESUMING = enum.auto()
@@ -143,7 +143,7 @@ Event = Greeted | Opened | PeerBye | PeerError
 
 
 class Session:
-    """See the module. Times are seconds of the owner's monotonic clock.
+    """The state machine of one connection. Times are seconds of the owner's monotonic clock.
 
     `take_frames` gives what to send, `failed` is set (to a `ProtocolError`) when the connection
     must end: the owner sends what is left, and closes.

@@ -1,8 +1,9 @@
 """When a message has failed: it was retried often enough, and for long enough.
 
 Part of `core.datagram.endpoint`. The age of messages is known by marks (so many were handed in by
-then), the tries of a message by its chunk and the asks after it. What waits and was never sent has
-had no try of its own: it fails only with a node that was asked as often, and not heard for as long.
+then), the attempts of a message by the retransmissions of its chunk and the probes after it. Queued
+messages that were never sent had no attempt of their own: they time out only if the peer is silent,
+probed as often and not heard for as long.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ MARKS_PER_PATIENCE = 64
 
 
 class Patience(SessionTable):
-    """Gives up; see the module."""
+    """The timeouts of messages: gives up those that were retried often enough for long enough."""
 
     def _mark(self, peer: Peer, now: float) -> None:
         """Remember when the newest messages were handed in, as finely as MARKS_PER_PATIENCE
@@ -44,8 +45,10 @@ class Patience(SessionTable):
         return due
 
     def _is_silent(self, peer: Peer, mark: Mark, now: float) -> bool:
-        """Whether what waits below a mark has failed: it has had no try of its own, so it fails
-        only with a node that was asked and not heard."""
+        """Whether queued messages below a mark time out: the peer was probed, and is silent.
+
+        They had no attempt of their own, so nothing else can fail them.
+        """
         assert self._patience is not None
         tried_at, retries = peer.tried_at, self._retries
         return now >= peer.heard_at + self._patience and (

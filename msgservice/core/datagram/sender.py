@@ -63,10 +63,13 @@ class SendingHalf:
         self.credit_messages = credit_messages
         self.credit_bytes = credit_bytes
         self.next_nonce = 1
-        # The ordinals of the first nonces, then ordinal_base + n is that of nonce n; before some of
-        # what waited was given up it was another: (the first nonce behind, the base before).
+        # A message's ordinal counts it over all sessions with the address; nonces begin anew with
+        # each. Messages that an earlier session left get the first nonces; their ordinals:
         self.carried: list[int] = []
+        # of a later nonce n it is ordinal_base + n.
         self.ordinal_base = 0
+        # Queued messages that are given up get no nonce, and raise the base for those behind them.
+        # Each entry: nonces below the first number have the second as their base.
         self._bases: list[tuple[int, int]] = []
         self.open = 0
         self.packed_bytes = 0
