@@ -42,7 +42,7 @@ ACCOUNTS_PAGE = 32
 
 @contextmanager
 def read_transaction(db: apsw.Connection) -> Iterator[apsw.Connection]:
-    """See one state of the log for as long as this lasts: one page."""
+    """A read transaction: all that is read within it, one page, is of one state of the log."""
     db.execute("begin")
     try:
         yield db

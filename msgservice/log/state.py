@@ -55,7 +55,8 @@ class ReceiverState:
         self.bytes = 0
         self.collected = 0
         self.inbox: str | None = None
-        self.open_to = 0  # highest position in a row that goes when the cursor has passed it
+        # The last position of the stored exceptions: once the cursor has passed it, their rows go.
+        self.open_to = 0
 
     def copy(self) -> ReceiverState:
         """Return a copy whose change leaves this one alone."""

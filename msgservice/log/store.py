@@ -59,7 +59,7 @@ FULL_DELAY = 1.0
 
 
 class Store:
-    """See the module. `path` may be `:memory:`.
+    """The writer of one log, over one SQLite connection. `path` may be `:memory:`.
 
     `used_max` and the reserve decide when a log is full; `faults` is called with the name of each
     point where a crash is interesting (tests and the simulator).
