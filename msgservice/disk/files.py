@@ -12,40 +12,40 @@ from typing import Protocol
 
 
 class Files(Protocol):
-    """See the functions of these names in the module `os`."""
+    """File operations that change something or ask for room: those of the module `os`."""
 
     def open(self, path: str | os.PathLike[str], flags: int, mode: int = 0o777) -> int:
-        """See `os.open`."""
+        """A descriptor of a file, made where `flags` say so: `os.open`."""
 
     def close(self, fd: int) -> None:
-        """See `os.close`."""
+        """The descriptor is closed: `os.close`."""
 
     def pwrite(self, fd: int, data: bytes, offset: int, /) -> int:
-        """See `os.pwrite`."""
+        """Bytes are written at an offset, and counted: `os.pwrite`."""
 
     def ftruncate(self, fd: int, length: int, /) -> None:
-        """See `os.ftruncate`."""
+        """The file is cut or extended to this length: `os.ftruncate`."""
 
     def posix_fallocate(self, fd: int, offset: int, length: int, /) -> None:
-        """See `os.posix_fallocate`."""
+        """Room is set aside for a range of the file: `os.posix_fallocate`."""
 
     def fsync(self, fd: int) -> None:
-        """See `os.fsync`."""
+        """The contents of the file, and its metadata, are on disk: `os.fsync`."""
 
     def fdatasync(self, fd: int) -> None:
-        """See `os.fdatasync`."""
+        """The contents of the file are on disk: `os.fdatasync`."""
 
     def unlink(self, path: str | os.PathLike[str]) -> None:
-        """See `os.unlink`."""
+        """The name of a file is removed from its folder: `os.unlink`."""
 
     def replace(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
-        """See `os.replace`."""
+        """The file `src` takes the name `dst`, at once and wholly: `os.replace`."""
 
     def sync(self) -> None:
-        """See `os.sync`."""
+        """All that was written to any file is on disk: `os.sync`."""
 
     def statvfs(self, path: str | os.PathLike[str]) -> os.statvfs_result:
-        """See `os.statvfs`."""
+        """The room of the file system that holds `path`: `os.statvfs`."""
 
 
 OS: Files = os

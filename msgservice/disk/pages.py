@@ -105,7 +105,7 @@ class PageSums:
         self._last = 0
 
     def note_files(self) -> None:
-        """See whether anybody else had the file open last."""
+        """Note the write-ahead log's presence: whether another program had the file open last."""
         if self._had_wal is None:
             self._had_wal = self._wal_path.exists()
 
