@@ -62,7 +62,7 @@ PROGRESS_BYTES = 64 * 1024
 
 
 class ChannelState(enum.Enum):
-    """See the module."""
+    """The state of a channel, from opening to lost (table of the module)."""
 
     OPENING = enum.auto()
     OPEN = enum.auto()
@@ -376,7 +376,7 @@ class FrameProtocol(LinearStringReceiver):
         """Close, now that everything is with the transport. The deadline still runs."""
         self.state = ChannelState.LINGERING
         transport = self.transport
-        # A transport with a producer does not close (TRAP of loseConnection); nor while paused.
+        # A transport with a producer does not close (`loseConnection` waits for it); nor paused.
         transport.unregisterProducer()
         if isinstance(transport, FileDescriptor):
             # Half-close and go on reading: closing a socket that holds unread bytes resets the

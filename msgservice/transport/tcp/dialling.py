@@ -3,7 +3,8 @@
 `ClientService` has the states; the handshake is the session's (its `prepareConnection` leaves
 connections open and believes in dead ones), and so is the judgement what a success is: the count
 of failures is our own, and only a connection that was established and stayed so for a while
-clears it (TRAP: `ClientService` dials a peer that accepts and drops at the first delay for ever).
+clears it (`ClientService` alone takes each connection for a success: it would dial a peer that
+accepts and drops at the shortest delay for ever).
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class _Dialled(Factory):
 
 @implementer(IConnector)
 class Connector(ClientService):
-    """See `IConnector`. Never more than one connection at a time."""
+    """An `IConnector` over TCP, TLS or a Unix socket: one connection at a time."""
 
     _logger = Logger()
     # Its own note about every retry would be a line for each receiver that is away, for ever;

@@ -36,7 +36,7 @@ ANY = "0.0.0.0"  # noqa: S104  # for peers beyond loopback: with a key, or by or
 
 @implementer(IConnector)
 class UdpConnector(Service):
-    """See `IConnector`. Never more than one session at a time."""
+    """An `IConnector` over UDP: one session at a time."""
 
     log = Logger()
 
