@@ -37,7 +37,7 @@ LAST_PAUSE = len(PAUSES_S) - 1
 
 
 class State(Enum):
-    """See the module's docstring."""
+    """The state of a process (table of the module)."""
 
     NEW = "new"
     READY = "ready"

@@ -19,7 +19,7 @@ WRITE_BYTES_MIN = 256 * 1024
 
 
 class Arrival:
-    """See the module. After the first error nothing more is written, and `settled` fails.
+    """A file being received. After the first error nothing more is written, and `settled` fails.
 
     `failed` is called with that error, once.
     """

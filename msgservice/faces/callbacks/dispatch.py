@@ -69,7 +69,7 @@ class IConnection(Shape):
 
 
 class Dispatcher:
-    """See the module."""
+    """The dispatcher of an application's callbacks: actions, requests and answers."""
 
     _log = Logger()
 

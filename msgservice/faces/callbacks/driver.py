@@ -71,7 +71,10 @@ BULK_BYTES = 1024 * 1024
 
 
 class Driver:
-    """See the module; the arguments are those of `Connection`."""
+    """The driver of a callback core: wires, events, timers.
+
+    The arguments are those of `Connection`.
+    """
 
     _log = Logger()
 

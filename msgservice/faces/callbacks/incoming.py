@@ -61,7 +61,7 @@ class Fetching:
 
 
 class Incoming:
-    """See the module. `changed` is called when there may be something to send."""
+    """File downloads of a connection. `changed` is called when there may be something to send."""
 
     _log = Logger()
 

@@ -62,7 +62,7 @@ class Sending:
 
 
 class Outgoing:
-    """See the module. `changed` is called when there may be something to send."""
+    """File uploads of a connection. `changed` is called when there may be something to send."""
 
     _log = Logger()
 
