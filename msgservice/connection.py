@@ -73,7 +73,7 @@ _BEFORE_OPEN = (State.GREETING, State.RESUMING)
 
 @implementer(IChannelUser)
 class Connection:
-    """See the module. `now` is a monotonic clock, `clock` an `IReactorTime`.
+    """A session on a channel. `now` is a monotonic clock, `clock` an `IReactorTime`.
 
     `takes` says of a frame that the owner would get whether it is looked at now. Where it is not,
     it waits with what came behind it, and nothing is read, until the channel has room or the owner
@@ -124,7 +124,7 @@ class Connection:
 
     @property
     def refusal(self) -> str | None:
-        """See `IChannelUser`."""
+        """Why the connection was refused for good, as `IChannelUser` says; None if it was not."""
         failed = self.session.failed
         code = self.peer_error or (failed.wire_code if failed is not None else 0)
         return self.error if code and stays_refused(code) else None
