@@ -5,6 +5,10 @@
 with a monotonic clock, and whoever waits does so through `timed(reactor)`: the same reactor, whose
 time is monotonic. A test's `Clock` is that already, and the only time there is.
 
+A part that waits says `clock: IReactorTime`. `reactor: Any` stands only where a program hands in
+Twisted's reactor, which to a type checker is a module, and where several of its interfaces are
+needed at once: to dial, to listen.
+
 What Twisted itself waits for inside a reactor (a connect that times out, the threads of its
 resolver) stays on the reactor's clock: a jump delays that, and nothing else hangs on it.
 """
@@ -39,7 +43,7 @@ CANCELLED_MAX = 64  # calls that were cancelled are kept until they are so many,
 R = TypeVar("R")
 
 
-def monotonic_of(reactor: Any) -> Callable[[], float]:
+def monotonic_of(reactor: IReactorTime) -> Callable[[], float]:
     """Return the function that measures intervals beside this reactor, in seconds."""
     if isinstance(reactor, TimedReactor):
         return reactor.seconds
@@ -49,7 +53,7 @@ def monotonic_of(reactor: Any) -> Callable[[], float]:
     return seconds
 
 
-def wall_of(reactor: Any) -> Callable[[], int]:
+def wall_of(reactor: IReactorTime) -> Callable[[], int]:
     """Return the function that tells the wall clock beside this reactor, in milliseconds."""
     if IReactorCore.providedBy(reactor):
         return lambda: time.time_ns() // 1_000_000

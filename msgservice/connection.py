@@ -10,9 +10,9 @@ What lives elsewhere: the rules of the session (`core.session`), bytes and socke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -73,7 +73,7 @@ _BEFORE_OPEN = (State.GREETING, State.RESUMING)
 
 @implementer(IChannelUser)
 class Connection:
-    """A session on a channel. `now` is a monotonic clock, `clock` an `IReactorTime`.
+    """A session on a channel. `now` is a monotonic clock.
 
     `takes` says of a frame that the owner would get whether it is looked at now. Where it is not,
     it waits with what came behind it, and nothing is read, until the channel has room or the owner
@@ -86,7 +86,7 @@ class Connection:
         self,
         owner: Owner,
         *,
-        clock: Any,
+        clock: IReactorTime,
         now: Callable[[], float],
         limits: Limits,
         takes: Callable[[Frame], bool] | None = None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any
+
+from twisted.internet.interfaces import IReactorFromThreads
 
 from msgservice.cli.threads import in_daemon_thread
 from msgservice.errors import MessageTooLarge
@@ -16,7 +17,7 @@ CHUNK = 256 * 1024
 class LineReader:
     """Reads a file descriptor; nothing is read before it is asked for."""
 
-    def __init__(self, reactor: Any, descriptor: int) -> None:
+    def __init__(self, reactor: IReactorFromThreads, descriptor: int) -> None:
         self._reactor, self._descriptor = reactor, descriptor
         self._rest = bytearray()
         self._ended = False

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
 
-def in_daemon_thread(reactor: Any, function: Callable[[], T]) -> Deferred[T]:
+def in_daemon_thread(reactor: IReactorFromThreads, function: Callable[[], T]) -> Deferred[T]:
     """Fire with what `function` returns or raises.
 
     The reactor's own pool is waited for at the end of the process, and a read of a terminal can

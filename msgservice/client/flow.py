@@ -10,9 +10,9 @@ handed over and given back when its whole run is answered.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -47,7 +47,7 @@ class Flow:
         hop: NodeHop,
         gathering: Gathering,
         disk: DiskOutbox | None,
-        reactor: Any,
+        reactor: IReactorTime,
         limits: Limits,
         window: tuple[int, int],
         held: tuple[int, int],

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -107,7 +107,7 @@ class NodeHop:
         sequence: int,
         disk: DiskOutbox | None,
         window: tuple[int, int],
-        clock: Any,
+        clock: IReactorTime,
         now: Callable[[], float],
         limits: Limits,
     ) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from msgservice.client.flow import Flow
@@ -37,7 +37,7 @@ class ClientLife:
     _requests: Requests
     _connector: IConnector
 
-    def __init__(self, reactor: Any, limits: Limits, disk: DiskOutbox | None) -> None:
+    def __init__(self, reactor: IReactorTime, limits: Limits, disk: DiskOutbox | None) -> None:
         self._reactor = reactor
         self._limits = limits
         self._disk = disk

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Raw
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from msgservice.codecs import decode_content
 from msgservice.connection import Connection
@@ -47,7 +47,7 @@ class Requests:
     """Pending requests of a client: `pending_max` at most, and `bytes_max` bytes of them."""
 
     def __init__(
-        self, *, clock: Any, now: Callable[[], float], pending_max: int, bytes_max: int
+        self, *, clock: IReactorTime, now: Callable[[], float], pending_max: int, bytes_max: int
     ) -> None:
         self._clock, self._now = clock, now
         self._pending_max, self._bytes_max = pending_max, bytes_max

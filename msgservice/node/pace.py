@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.protocols.htb import Bucket
 
 from msgservice.clock import monotonic_of, timed
@@ -105,7 +105,7 @@ class _Bucket(Bucket):
 class ReceiverRate:
     """What one receiver may get; `spend` before sending."""
 
-    def __init__(self, reactor: Any, messages: _Bucket, size: _Bucket) -> None:
+    def __init__(self, reactor: IReactorTime, messages: _Bucket, size: _Bucket) -> None:
         self._reactor = reactor
         self._buckets = (messages, size)
         self._line: deque[tuple[Deferred[None], list[float]]] = deque()

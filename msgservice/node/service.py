@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from msgservice.errors import LogReplaced
@@ -119,7 +120,7 @@ def end_process(reactor: Any, error: Exception) -> None:
         reactor.callWhenRunning(reactor.stop)
 
 
-def _hold(reactor: Any, error: LogReplaced) -> None:
+def _hold(reactor: IReactorTime, error: LogReplaced) -> None:
     _logger.critical(
         "the node takes and delivers nothing any more, and waits to be stopped: {error}. Copy them"
         " first if you need them: /proc/{pid}/fd",

@@ -8,11 +8,10 @@ as on a socket.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -32,7 +31,7 @@ class LocalChannel:
     local_only = True
     proven = False
 
-    def __init__(self, user: IChannelUser, peer: str, limits: Limits, clock: Any) -> None:
+    def __init__(self, user: IChannelUser, peer: str, limits: Limits, clock: IReactorTime) -> None:
         self.user = user
         self.peer = peer
         self.other: LocalChannel | None = None
@@ -135,7 +134,7 @@ class LocalChannel:
 
 
 def connect_locally(
-    near: IChannelUser, far: IChannelUser, *, clock: Any, limits: Limits, name: str
+    near: IChannelUser, far: IChannelUser, *, clock: IReactorTime, limits: Limits, name: str
 ) -> LocalChannel:
     """Connect two users; return the near one's channel. Both are told in later turns."""
     left = LocalChannel(near, "this process", limits, clock)
@@ -157,7 +156,7 @@ class LocalConnector(Service):
         make_user: Callable[[], IChannelUser],
         make_far: Callable[[], IChannelUser],
         when_ready: Callable[[], Deferred[None]],
-        clock: Any,
+        clock: IReactorTime,
         limits: Limits,
         name: str,
     ) -> None:

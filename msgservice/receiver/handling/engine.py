@@ -22,7 +22,7 @@ from types import CoroutineType
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -44,7 +44,7 @@ PENDING = (Deferred, CoroutineType)
 
 
 class Handling:
-    """The scheduler of handler calls. `clock`: `IReactorTime`; `now`: monotonic seconds."""
+    """The scheduler of handler calls. `now`: monotonic seconds."""
 
     _logger = Logger()
 
@@ -53,7 +53,7 @@ class Handling:
         handler: Handler,
         *,
         name: str,
-        clock: Any,
+        clock: IReactorTime,
         now: Callable[[], float],
         batch: bool,
         concurrency: int,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -42,7 +43,8 @@ class HandlerPool(ThreadPool):
 class HandlerThreads:
     """The threads of one receiver, at most `count`; they are started when there is work."""
 
-    def __init__(self, count: int, name: str) -> None:
+    def __init__(self, count: int, name: str, reactor: IReactorFromThreads) -> None:
+        self.reactor = reactor
         self._count, self._name = count, name
         self._pool: HandlerPool | None = None
 
@@ -50,12 +52,12 @@ class HandlerThreads:
         """Call this on a thread; whatever it returns is dropped, so it does not raise."""
         self._running().callInThread(function, *arguments)
 
-    def result_of(self, clock: Any, handler: Handler, unit: Any) -> Deferred[Any]:
+    def result_of(self, handler: Handler, unit: Any) -> Deferred[Any]:
         """Call a handler on a thread; fires with its result on the reactor's.
 
         Cancelling ends the wait; the handler goes on.
         """
-        return deferToThreadPool(clock, self._running(), _call_checked, handler, unit)
+        return deferToThreadPool(self.reactor, self._running(), _call_checked, handler, unit)
 
     def stop(self) -> None:
         """Let the threads go; one whose handler does not end is left to itself."""
@@ -79,7 +81,7 @@ class ThreadedHandling(Handling):
 
     def __init__(self, handler: Handler, *, threads: int, batch: bool, **more: Any) -> None:
         super().__init__(handler, batch=batch, **more, concurrency=threads)
-        self._threads = HandlerThreads(threads, self._name)
+        self._threads = HandlerThreads(threads, self._name, more["clock"])
         self._step = self._step_thread
 
     def stop_threads(self) -> None:
@@ -100,7 +102,7 @@ class ThreadedHandling(Handling):
             done, failure = _handle_all(self._handler, messages)
         else:
             done, failure = self._handle_each(messages, until)
-        self._clock.callFromThread(self._back, flight, done, failure)
+        self._threads.reactor.callFromThread(self._back, flight, done, failure)
 
     def _handle_each(self, messages: list[Any], until: float) -> tuple[int, Failure | None]:
         handler, now = self._handler, self._now

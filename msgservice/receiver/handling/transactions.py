@@ -120,7 +120,7 @@ class StoredHandling(Handling):
         super().__init__(handler, batch=batch, **more)
         self.inbox = inbox
         self._inbox_failed = failed
-        self._threads = HandlerThreads(threads, self._name) if threads else None
+        self._threads = HandlerThreads(threads, self._name, more["clock"]) if threads else None
         takes = takes_transaction(handler)
         if takes and threads:
             raise ValueError(
@@ -191,7 +191,7 @@ class StoredHandling(Handling):
         if self._threads is None:
             computing = maybeDeferred(self._handler, unit)
         else:
-            computing = self._threads.result_of(self._clock, self._handler, unit)
+            computing = self._threads.result_of(self._handler, unit)
         # What was rejected before there was a transaction gets one as well, to be kept in.
         computing.addErrback(_rejection_of).addCallback(self._store, work, first, stop)
         return self._fly(lane, work, first, stop, computing)

@@ -35,6 +35,7 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
     IPushProducer,
+    IReactorTime,
 )
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -116,7 +117,7 @@ class FrameProtocol(LinearStringReceiver):
     def __init__(
         self,
         *,
-        reactor: Any,
+        reactor: IReactorTime,
         make_user: Callable[[], IChannelUser],
         limits: Limits,
         owner: ChannelOwner,

@@ -44,7 +44,7 @@ class _Clock:
     The service makes no other delayed calls, and offers no way to end a wait early.
     """
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self.wait: IDelayedCall | None = None
 
@@ -114,7 +114,7 @@ class Connector(ClientService):
     def __init__(
         self,
         *,
-        reactor: Any,
+        reactor: IReactorTime,
         address: str,
         endpoint: IStreamClientEndpoint,
         make_user: Callable[[], IChannelUser],

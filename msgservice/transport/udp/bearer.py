@@ -8,9 +8,8 @@ listens is in `udp.connector` and `udp`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -235,7 +234,7 @@ class Bearer(DatagramPeer):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         *,
         make_user: Callable[[], IChannelUser],
         limits: Limits,

@@ -16,7 +16,12 @@ from collections import deque
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IReadDescriptor, IWriteDescriptor
+from twisted.internet.interfaces import (
+    IReactorFDSet,
+    IReactorTime,
+    IReadDescriptor,
+    IWriteDescriptor,
+)
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -72,7 +77,8 @@ class DatagramSocket:
         offload: bool = True,
         spin: Spin | None = None,
     ) -> None:
-        self._reactor = reactor
+        self._reactor: IReactorFDSet = reactor
+        self._clock: IReactorTime = reactor
         self._spin = spin
         self._receive = receive
         self._turn = turn
@@ -261,7 +267,7 @@ class DatagramSocket:
                 break
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
-                    self._wait = self._reactor.callLater(NOBUFS_WAIT, self._flush)
+                    self._wait = self._clock.callLater(NOBUFS_WAIT, self._flush)
                     blocked = True
                     break
                 if segment and error.errno in NO_OFFLOAD:
