@@ -36,6 +36,9 @@ WINDOW = "window"  # a receiver has more than it offered to take
 STOPPING = "stopping"
 ANSWERS = "answers"  # the peer has not read its answers
 
+# Frames of one read that are looked at in one turn, of a session that stands: more of them are as
+# many answers about one message each, which may cost as much as others should wait.
+TURN_FRAMES = 1000
 PREFIX_BYTES = 4
 RANGE_BYTES = 20  # of a RESUME's range, as encoded, at most
 
@@ -74,6 +77,8 @@ _BEFORE_OPEN = (State.GREETING, State.RESUMING)
 @implementer(IChannelUser)
 class Connection:
     """A session on a channel. `now` is a monotonic clock.
+
+    Of a read of very many frames some are looked at in the next turn, so that others have theirs.
 
     `takes` says of a frame that the owner would get whether it is looked at now. Where it is not,
     it waits with what came behind it, and nothing is read, until the channel has room or the owner
@@ -288,7 +293,7 @@ class Connection:
                 frame = decode_frame(data)
                 if session.state in _BEFORE_OPEN:
                     self._count_before_open(len(data))
-                elif takes is not None and not takes(frame):
+                elif at >= TURN_FRAMES or (takes is not None and not takes(frame)):
                     self._hold(frames[at:])
                     break
                 self._is_first = False

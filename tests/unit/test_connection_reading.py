@@ -158,6 +158,19 @@ def test_one_read_of_many_requests_makes_no_more_answers_than_the_limit() -> Non
     assert wire.is_reading
 
 
+def test_a_read_of_very_many_frames_leaves_others_their_turn() -> None:
+    world = NodeWorld()
+    world.peer("other", receive=ORDERS)
+    wire = opened(world)
+    wire.say(*[Ping(n) for n in range(3500)])
+    assert 0 < len(wire.take(Pong)) <= 1000
+    assert not wire.is_reading
+    wire.say(Ping(9000))  # was on its way
+    world.settle()
+    assert [*range(3500), 9000] == [pong.token for pong in wire.take(Pong)]
+    assert wire.is_reading
+
+
 def test_requests_of_one_connection_are_answered_so_many_at_once() -> None:
     world = NodeWorld(Limits(answering=3))
     waiting: list[Any] = []
