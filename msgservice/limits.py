@@ -14,6 +14,8 @@ NAME_BYTES_MAX = 255  # names and subjects, UTF-8
 BATCH_INDEX_BITS = 16  # position = batch number << 16 | index in batch
 FRAME_OVERHEAD = 8 * 1024  # what a frame may be longer than its messages
 MESSAGE_OVERHEAD = 1024  # what the body limit is below `max_batch`
+# What a side makes may be less (`batch_messages`); what another has made is taken up to this.
+BATCH_MESSAGES_MAX = 4096
 MAX_BATCH_MAX = 64 * 1024 * 1024
 # A window is held in memory for each side of each connection: no more may be asked for.
 WINDOW_MESSAGES_MAX = 1024 * 1024
@@ -56,7 +58,7 @@ class Limits:
 
     # --- frames and batches
     max_batch: int = 1024 * 1024  # bytes of one batch's messages, at most 64 MiB
-    batch_messages: int = 4096  # messages of one batch, at most 4096
+    batch_messages: int = BATCH_MESSAGES_MAX  # messages of one batch that is made here
     # --- what a side takes unanswered (HELLO `window`)
     window_messages: int = 65_536  # at most 1,048,576
     window_bytes: int = 16 * 1024 * 1024  # at most 256 MiB
@@ -131,8 +133,8 @@ class Limits:
                 raise ValueError(f"{field.name} must be above 0, not {value}")
         if not 4 * MESSAGE_OVERHEAD <= self.max_batch <= MAX_BATCH_MAX:
             raise ValueError(f"max_batch must be from 4096 to {MAX_BATCH_MAX}")
-        if self.batch_messages > 4096:
-            raise ValueError("batch_messages must be from 1 to 4096")
+        if self.batch_messages > BATCH_MESSAGES_MAX:
+            raise ValueError(f"batch_messages must be from 1 to {BATCH_MESSAGES_MAX}")
         if self.window_messages > WINDOW_MESSAGES_MAX:
             raise ValueError(f"window_messages must be from 1 to {WINDOW_MESSAGES_MAX}")
         if self.window_bytes > WINDOW_BYTES_MAX:

@@ -19,7 +19,7 @@ from msgservice.errors import (
     Refused,
 )
 from msgservice.interfaces import ILog
-from msgservice.limits import BATCH_INDEX_BITS, Limits
+from msgservice.limits import BATCH_INDEX_BITS, BATCH_MESSAGES_MAX, Limits
 from msgservice.message import (
     FLAG_REPLAY,
     FLAG_REQUIRE,
@@ -58,9 +58,9 @@ class Acceptance:
 
         Raises `MalformedFrame`.
         """
-        count, count_max = count_of(transfer.messages), self._limits.batch_messages
-        if not 0 < count <= count_max:  # before they are decoded, which takes long
-            raise MalformedFrame(f"{count} messages in a run, 1 to {count_max} allowed")
+        count = count_of(transfer.messages)
+        if not 0 < count <= BATCH_MESSAGES_MAX:  # before they are decoded, which takes long
+            raise MalformedFrame(f"{count} messages in a run, 1 to {BATCH_MESSAGES_MAX} allowed")
         return decode_known_messages(transfer.messages)
 
     def audience(

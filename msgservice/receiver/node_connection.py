@@ -27,6 +27,7 @@ from msgservice.core.frames import (
     refusals,
 )
 from msgservice.errors import MalformedFrame, NameMismatch, UnexpectedFrame
+from msgservice.limits import BATCH_MESSAGES_MAX
 from msgservice.message import BareMessage, count_of
 from msgservice.receiver.handling.work import Sender
 from msgservice.receiver.received import RunFacts, decode_received
@@ -135,7 +136,7 @@ class NodeConnection:
             if self._handling.is_stopping or sender.connection is not connection:
                 return  # unanswered: it comes again
             raw = frame.messages
-            count, most = count_of(raw), self._reception.limits.batch_messages
+            count, most = count_of(raw), BATCH_MESSAGES_MAX
             if not 0 < count <= most:  # before they are decoded, which takes long
                 raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
             facts = RunFacts(

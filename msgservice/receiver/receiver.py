@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -46,12 +47,12 @@ CONCURRENCY = 100  # asynchronous handlers that run at once; the window alone wo
 class Receiver(Service):
     """A named receiver of messages, and the handler that gets them.
 
-    It works from its first `attach` or `listen` on; as a child of a service, from the service's
-    start on. `handler(message)` returns None, a Deferred, or is a coroutine function; see
-    docs/receiver.md for what its outcome means. With `batch` it gets a list of messages, which
-    are acknowledged or sent again as one; with `threads` it may block; with `inbox` (a file) what
-    it writes through the inbox's transaction happens once; with both, it blocks and returns its
-    writes.
+    It works from its first `attach` or `listen` on, and stops before the reactor does; as a child
+    of a service, from the service's start to its stop. `handler(message)` returns None, a Deferred,
+    or is a coroutine function; see docs/receiver.md for what its outcome means. With `batch` it
+    gets a list of messages, which are acknowledged or sent again as one; with `threads` it may
+    block; with `inbox` (a file) what it writes through the inbox's transaction happens once; with
+    both, it blocks and returns its writes.
 
     `order`: "strict" or "none"; what the node answers holds. `window`: how much is taken
     unanswered, `(messages, bytes)` or messages. `concurrency`: asynchronous handlers at once.
@@ -92,6 +93,8 @@ class Receiver(Service):
             raise ValueError("threads must be 0 or more, concurrency 1 or more")
         if threads and inspect.iscoroutinefunction(handler):
             raise TypeError("a coroutine function cannot run on threads")
+        self._core = reactor if IReactorCore.providedBy(reactor) else None
+        self._at_shutdown: object = None
         self.reactor = reactor = timed(reactor)
         now = monotonic_of(reactor)
         self.name: str = name
@@ -239,6 +242,9 @@ class Receiver(Service):
 
         def tell(result: Any) -> None:
             self._stopping = None
+            if self._at_shutdown is not None and self._core is not None:
+                self._core.removeSystemEventTrigger(self._at_shutdown)
+                self._at_shutdown = None
             stopping.fire(None)
 
         stopped.addErrback(lambda failure: self.logger.failure("stopping", failure))
@@ -284,6 +290,7 @@ class Receiver(Service):
         if self.running:
             return
         Service.startService(self)
+        self._stop_with_reactor()
         self.handling.start()
         self._why = ""
         inbox = self._reception.inbox
@@ -296,6 +303,17 @@ class Receiver(Service):
             self._is_inbox_spent = True
             opening = inbox.open().addCallbacks(self._begin, self._inbox_unusable)
             opening.addErrback(lambda failure: self.logger.failure("starting", failure))
+
+    def _stop_with_reactor(self) -> None:
+        """Say goodbye before the reactor ends, where no parent does: that is no lost connection."""
+        if self._core is None or self.parent is not None or self._at_shutdown is not None:
+            return
+
+        def stop() -> Deferred[None]:
+            self._at_shutdown = None
+            return self.stop()
+
+        self._at_shutdown = self._core.addSystemEventTrigger("before", "shutdown", stop)
 
     def _begin(self, inbox: str = "") -> None:
         self._is_ready = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest_twisted
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from msgservice import Client, Limits, Node, Receiver, connect
 from msgservice.errors import BadAddress, CannotListen, InsecureListener
@@ -252,3 +255,58 @@ async def test_a_node_that_is_not_there_is_dialled_until_it_is(scene: Scene) -> 
     await scene.restart()
     await until(lambda: attachment.connected)
     assert attachment.error == ""
+
+
+RECEIVER_PROGRAM = """
+import sys
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from msgservice import Limits, Receiver
+
+def handle(message):
+    print("handling", flush=True)
+    return Deferred(lambda _: None)
+
+receiver = Receiver(reactor, name="r", handler=handle, limits=Limits(stop_timeout=0.2))
+receiver.attach(sys.argv[1], subjects=["orders.>"])
+reactor.run()
+"""
+
+
+class Program(ProcessProtocol):
+    """A process; `said` fires with its first output, `over` when it has ended."""
+
+    def __init__(self) -> None:
+        self.said: Deferred[bytes] = Deferred()
+        self.over: Deferred[None] = Deferred()
+
+    def outReceived(self, data: bytes) -> None:
+        if not self.said.called:
+            self.said.callback(data)
+
+    def processEnded(self, reason: Failure) -> None:
+        self.over.callback(None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_14_a_program_that_is_told_to_end_says_goodbye_and_that_is_no_attempt(
+    scene: Scene,
+) -> None:
+    client = await scene.client()
+    outlets = scene.node.parts.dispatch
+    sent = False
+    for _ in range(2):
+        program = Program()
+        command = [sys.executable, "-c", RECEIVER_PROGRAM, scene.address]
+        process = reactor.spawnProcess(program, sys.executable, command, env=os.environ)
+        await until(lambda: [outlet for outlet in outlets if outlet.connection is not None])
+        if not sent:
+            await client.send("orders.a", b"1")
+            sent = True
+        await program.said
+        process.signalProcess("TERM")
+        await program.over
+        await until(lambda: [outlet for outlet in outlets if outlet.connection is None])
+    (outlet,) = outlets
+    assert [run.attempts for run in outlet.outbox.waiting] == [0]
+    assert outlet.last_error == ""
