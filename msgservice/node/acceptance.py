@@ -35,7 +35,7 @@ from msgservice.records import Audience, Batch, Origin
 
 
 class Backlogs(Protocol):
-    """Who is too far behind to be sent more (`dispatch`)."""
+    """The backlogs of receivers: which are too far behind to be sent more (`dispatch`)."""
 
     def full(self, audience: Audience) -> str | None:
         """Why this audience takes nothing now, or None."""

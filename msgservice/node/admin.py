@@ -105,7 +105,7 @@ def installed_version() -> str:
 
 
 class Admin:
-    """What answers requests to `$node.*`. `listeners`: what the node listens on, for people."""
+    """The handler of requests to `$node.*`. `listeners`: what the node listens on, for people."""
 
     _logger = Logger()
 

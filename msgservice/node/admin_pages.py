@@ -30,7 +30,7 @@ class Page:
 
     @property
     def step(self) -> int:
-        """How many rows to make before the next look."""
+        """The number of rows to make before the next look."""
         return min(STEP, self._rows_max - len(self.rows))
 
     @property

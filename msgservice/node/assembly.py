@@ -41,7 +41,7 @@ from msgservice.transport.registry import Transports
 
 @dataclass(frozen=True)
 class Facts:
-    """What a node says of itself."""
+    """The facts that a node says of itself."""
 
     name: str
     log_id: str

@@ -36,7 +36,7 @@ RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
 
 
 class Source(Protocol):
-    """Who handed in a batch and wants its outcome."""
+    """The source of a batch, which wants its outcome."""
 
     def stored(self, batch: Batch, outcome: Outcome) -> None:
         """The group that held the batch is on disk."""
@@ -52,7 +52,7 @@ class Source(Protocol):
 
 
 class Progressing(Protocol):
-    """Who has progress to store."""
+    """The owner of delivery progress that is to be stored."""
 
     def take_progress(self) -> Progress:
         """Return the progress since the last call; it goes into the group that starts now."""
@@ -131,7 +131,7 @@ class Commits:
         return withdrawn
 
     def progress(self, outlet: Progressing) -> None:
-        """This one has progress: it is asked for it when the next group starts.
+        """Progress is waiting: its owner is asked for it when the next group starts.
 
         While other receivers still have something to answer, their answers may share that group:
         it waits for them a little, since a group each would be a sync each.

@@ -125,7 +125,7 @@ class Connections:
             peer.connection.abort()
 
     def opened(self, peer: Peer) -> bool:
-        """Its session is open: newest connection wins per (name, incarnation).
+        """The session of a peer is open: the newest connection wins per (name, incarnation).
 
         Returns whether this is it; it is sent away otherwise.
         """
@@ -149,7 +149,7 @@ class Connections:
         return True
 
     def gone(self, peer: Peer) -> None:
-        """It has ended."""
+        """The connection of a peer has ended."""
         self.peers.pop(peer, None)
         connection = peer.connection
         hello = connection.session.peer if connection is not None else None
@@ -260,7 +260,7 @@ class Connections:
                     connection.pause(UNCOMMITTED)
 
     def resume_senders(self) -> None:
-        """There is room again."""
+        """Uncommitted bytes are few again: senders that were paused may go on."""
         if self._paused:
             self._paused = False
             for peer in list(self.peers):

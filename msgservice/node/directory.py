@@ -264,7 +264,7 @@ class Directory:
         self._by_subject.clear()
 
     def remove(self, row: ReceiverRow) -> None:
-        """It is part of no audience from now on."""
+        """The receiver is removed: it is part of no audience from now on."""
         for pattern in row.patterns:
             self._matcher.remove(pattern, row.number)
         row.removed = True

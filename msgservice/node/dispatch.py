@@ -81,7 +81,7 @@ class Dispatch:
             self._mark_audiences()
 
     def audience_unmade(self, audience: Audience) -> None:
-        """Nothing in the log has this audience any more, and nothing that waits to be stored."""
+        """The audience is unused: no batch in the log has it, and none that waits to be stored."""
         number = audience.number
         size = self._stored_bytes.pop(number, 0)
         for member in audience.members:
@@ -137,7 +137,7 @@ class Dispatch:
         return self._full_audiences.get(audience.number) if self._full_audiences else None
 
     def backlog_bytes_max(self, row: ReceiverRow) -> int:
-        """What may wait for this receiver, in bytes."""
+        """The backlog that this receiver may have, in bytes."""
         return row.backlog_bytes or self._limits.backlog_bytes_max
 
     def judge(self, *, starting: bool = False) -> None:

@@ -42,7 +42,7 @@ from msgservice.records import ReceiverRow, Resume
 
 @dataclass(slots=True)
 class Guest:
-    """Who has said hello on one connection.
+    """The peer that has said HELLO on one connection.
 
     `was_paused`: its receiver, so that what it asked for was not looked at. `epoch`: of the node's
     incarnation that was said; `order`: that was said.
@@ -63,13 +63,13 @@ class Visitor(Protocol):
     leaving: bool
 
     def admitted(self, guest: Guest) -> None:
-        """This is who it is; the answer follows when all that was changed for it is stored."""
+        """The guest is known; the answer follows when all that was changed for it is stored."""
 
     def answering(self, guest: Guest, said: int) -> None:
         """The answer leaves now, with `said` ranges in its RESUME; then it may hand in."""
 
     def seated(self, outlet: Outlet, resume: Resume) -> None:
-        """It is a receiver, and nothing speaks against feeding it."""
+        """The guest is a receiver, and nothing speaks against feeding it."""
 
     def leave(self, code: int, reason: str) -> None:
         """Send nothing more; close when all is answered."""
@@ -89,7 +89,7 @@ class Attaching(Protocol):
 
 
 class Places(Protocol):
-    """Who has the place of each receiver (`connections`)."""
+    """The holders of receiver names: which connection has each (`connections`)."""
 
     def hold_check(self, outlet: Outlet) -> None:
         """Raise `NameHeld` while the name is held."""

@@ -47,14 +47,14 @@ def hash_of(incarnation: str) -> str:
 
 
 class Senders(Protocol):
-    """All the senders of a node (`connections`)."""
+    """The senders of a node (`connections`)."""
 
     def pause_senders(self) -> None:
         """Too much is taken in and not committed: read from none of them for now."""
 
 
 class Ingress:
-    """What one connection hands in.
+    """The ingress of one connection: TRANSFERs are checked, stored, acknowledged.
 
     `said`: how many ranges the node's RESUME has. `answered` is called when everything that was
     taken in was answered.

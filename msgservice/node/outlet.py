@@ -137,17 +137,17 @@ class Outlet(OutletProgress):
 
     @property
     def idle(self) -> bool:
-        """Nothing is in flight."""
+        """Whether nothing is in flight."""
         return self.outbox.in_flight_messages == 0
 
     @property
     def caught_up(self) -> bool:
-        """It is fed what is stored, and all of that is settled and on its way to the log."""
+        """Whether it is following, and all it was fed is settled and on its way to the log."""
         return self._all_answered and not self._new and not self._storing
 
     @property
     def _all_answered(self) -> bool:
-        """It is fed what is stored, and nothing of that is to be sent or unanswered."""
+        """Whether it is following, and nothing is to be sent or unanswered."""
         return self.following and not self._fed and self.outbox.idle
 
     def in_flight(self, position: int) -> bool:
@@ -261,7 +261,7 @@ class Outlet(OutletProgress):
         self.notes[sequence] = (attempts, reason)
 
     def turn_ended(self) -> None:
-        """All answers of one read were taken."""
+        """The answers of one read were all taken."""
         self._drain()
         if not self._all_answered:
             self.pump()

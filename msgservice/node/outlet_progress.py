@@ -227,7 +227,7 @@ class OutletProgress:
 
 
 class _Taken(NamedTuple):
-    """What a group under way has of one receiver, and the cursor after it."""
+    """The progress of one receiver in the group under way, and the cursor after it."""
 
     settled: list[Settled]
     failed: list[tuple[Run, str]]

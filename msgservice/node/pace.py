@@ -103,7 +103,7 @@ class _Bucket(Bucket):
 
 
 class ReceiverRate:
-    """What one receiver may get; `spend` before sending."""
+    """The rate limit of one receiver; `spend` before sending."""
 
     def __init__(self, reactor: IReactorTime, messages: _Bucket, size: _Bucket) -> None:
         self._reactor = reactor
@@ -113,7 +113,7 @@ class ReceiverRate:
 
     @property
     def waiting(self) -> int:
-        """How many wait in line."""
+        """The number of waiters in line."""
         return len(self._line)
 
     def spend(self, messages: int, size: int) -> Deferred[None]:

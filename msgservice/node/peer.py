@@ -44,23 +44,23 @@ from msgservice.waiters import Waiters
 
 
 class Register(Senders, Protocol):
-    """All the connections of a node (`connections`)."""
+    """The register of a node's connections (`connections`)."""
 
     def up(self, peer: Peer) -> None:
         """A connection stands."""
 
     def opened(self, peer: Peer) -> bool:
-        """Its session is open. Returns whether it may stay."""
+        """The session of a peer is open. Returns whether it may stay."""
 
     def replace(self, outlet: Outlet, peer: Peer) -> bool:
         """Let it be the receiver's connection, if it is the newest. Returns whether it is."""
 
     def gone(self, peer: Peer) -> None:
-        """It has ended."""
+        """The connection of a peer has ended."""
 
 
 class Requests(Protocol):
-    """What answers the requests of peers (`admin`)."""
+    """The handler of peers' requests (`admin`)."""
 
     def answer(self, request: Request, local: bool) -> Deferred[Reply]:
         """Answer each call of a request. `local`: it comes from this machine."""
@@ -201,7 +201,7 @@ class Peer:
             self.outlet.pump()
 
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
-        """It sends nothing more; what it was given may still be answered."""
+        """The peer said BYE: it sends nothing more; what it was given may still be answered."""
         self.has_settled = code == BYE_SETTLED
         self.leave(BYE_CLOSING, "goodbye")
 

@@ -320,7 +320,7 @@ class Receivers:
         self._store(row)
 
     async def queued(self, number: int) -> int:
-        """How many messages wait for a receiver."""
+        """The number of messages that wait for a receiver."""
         accounts = await self._log.accounts()
         return sum(one.queued for one in accounts if one.receiver == number)
 
@@ -345,7 +345,7 @@ class Receivers:
     # --- for people
 
     def state_of(self, outlet: Outlet) -> dict[str, Any]:
-        """What can be said of a receiver without asking the log."""
+        """The state of a receiver, as far as it is known without asking the log."""
         row, link = outlet.row, self._connections.links.get(outlet.row.number)
         waiting = [run for run in outlet.outbox.waiting if run.attempts]
         rate = self._outlets.rates.get(outlet.name)

@@ -35,7 +35,7 @@ class Tail:
 
     @property
     def bytes(self) -> int:
-        """How many bytes of memory are held, about."""
+        """The memory that is held, in bytes, about."""
         return self._bytes
 
     def append(self, batch: Batch) -> None:

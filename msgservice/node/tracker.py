@@ -117,7 +117,7 @@ class Tracker:
         return watch
 
     def unwatch(self, watch: Watch) -> None:
-        """Its connection has gone."""
+        """The subscription ends: its connection was lost."""
         key = (watch.sender, watch.incarnation)
         if self._watches.get(key) is watch:
             del self._watches[key]
@@ -151,7 +151,7 @@ class Tracker:
     # --- what receivers settled
 
     def settled(self, receiver: str, settled: list[Settled]) -> None:
-        """These are final and stored; `flush` sends it."""
+        """Messages were settled, and that is stored; `flush` sends their statuses."""
         watches = self._watches
         touched = self._touched
         key: tuple[str, str] | None = None
