@@ -49,7 +49,7 @@ ConnectorFactory = Callable[[Callable[[], IChannelUser]], IConnector]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Why:
-    """How it stands with the connection to the node, for people."""
+    """The state of the connection to the node, for people."""
 
     connected: bool
     error: str | None  # the last one, or None
@@ -154,7 +154,7 @@ class Client(ClientLife):
         return self._hop.sequence if self._disk is None else self._disk.sequence
 
     def why(self) -> Why:
-        """How it stands with the connection: last error, attempts, next try."""
+        """The state of the connection: last error, attempts, next try."""
         connector = self._connector
         error: str | None = self._hop.last_error
         if not error or connector.attempts > self._attempts_at_error:

@@ -106,7 +106,7 @@ class Flow:
         self.room_bytes -= size
 
     def give_room(self, messages: int, size: int) -> None:
-        """These are no longer held."""
+        """Messages were settled, and are no longer held: their room is given back."""
         self.room_messages += messages
         self.room_bytes += size
 
@@ -146,7 +146,7 @@ class Flow:
     # --- from the world
 
     def settled(self, settled: list[Settled]) -> None:
-        """These were answered by the node."""
+        """Messages were acknowledged or refused by the node."""
         for one in settled:
             handed, count = one.run.source, one.run.count
             handed.left -= count
@@ -187,7 +187,7 @@ class Flow:
             keeping.addErrback(lambda f: self._logger.failure("after writing the outbox", f))
 
     def _kept(self, _: None, runs: list[Run]) -> None:
-        """They are on disk: `send` has done its work, and they may travel."""
+        """Runs were synced to disk: `send` has done its work, and they may be sent."""
         for run in runs:
             run.source.stored()
         self._hop.offer(runs)

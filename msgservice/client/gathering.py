@@ -102,7 +102,7 @@ class Gather:
 
 
 class Gathering:
-    """All that was handed over and not taken yet, in the order in which it may travel."""
+    """Messages that were handed over and not taken yet, in the order in which they may be sent."""
 
     def __init__(self, limits: Limits, default_flags: int, window_messages: int) -> None:
         self.open: dict[str, Gather] = {}  # by subject
@@ -152,7 +152,7 @@ class Gathering:
         return new
 
     def cut(self, gather: Gather) -> None:
-        """This run grows no more."""
+        """The run is closed: it grows no more."""
         del self.open[gather.subject]
         self._cut.append(gather.parcel())
 
@@ -258,7 +258,7 @@ def _parcel(subject: str, count: int, messages: bytes, to: list[str] | None, fla
 
 
 def _bytes_in(bodies: Sequence[Any]) -> int:
-    """How many bytes these are together; 0 if not all of them are bytes."""
+    """The total size of these in bytes; 0 if not all of them are bytes."""
     try:
         return len(b"".join(bodies))  # tells both in half the time that two looks would take
     except TypeError:

@@ -20,7 +20,7 @@ from msgservice.message import Status
 
 
 class Keeper(Protocol):
-    """Who knows the runs by their sequences (`client.runs`)."""
+    """The index of runs by their sequences (`client.runs`)."""
 
     def changed(self, run: HandedRun) -> None:
         """The run is waited for now, or was settled: how it is kept may change."""
@@ -40,7 +40,7 @@ class Receivers:
 
 
 class Piece(NamedTuple):
-    """What ROUTED said of some sequences: who they are for, and where the log has the first."""
+    """A piece of a run, as ROUTED said: its audience, and the position of its first message."""
 
     first: int
     last: int
@@ -153,7 +153,7 @@ class HandedRun:
         return self._refused[0][2] if self._refused else None if self.is_answered else self._lost
 
     def piece_of(self, sequence: int) -> Piece | None:
-        """What ROUTED said of this message, or None."""
+        """The piece that this message is in, as ROUTED said, or None."""
         for piece in self._pieces:
             if piece.first <= sequence <= piece.last:
                 return piece
@@ -166,7 +166,7 @@ class HandedRun:
         return {name: self._status(sequence, name) for name in names}
 
     def counts(self) -> dict[str, dict[Status, int]]:
-        """How many of its messages have which state, for each receiver."""
+        """The number of messages in each state, for each receiver."""
         counts: dict[str, dict[Status, int]] = {}
         for piece in self._pieces:
             for name in piece.audience.names:
@@ -304,7 +304,7 @@ class HandedRun:
         self._after_change()
 
     def lost(self, error: MsgServiceError) -> None:
-        """Nothing more will be heard of this run: what is unknown stays unknown."""
+        """The run is lost: nothing more will be heard of it, what is unknown stays so."""
         if self._lost is not None:
             return
         self._lost = error

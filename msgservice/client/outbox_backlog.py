@@ -36,12 +36,12 @@ class OutboxRun(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def last(self) -> int:
-        """Its last sequence."""
+        """The last sequence of the run."""
         return self.first + self.count - 1
 
     @property
     def size(self) -> int:
-        """What it counts against the limit, in bytes."""
+        """The size of the run as the limit counts it, in bytes."""
         return memoryview(self.messages).nbytes + ROW_BYTES
 
 
@@ -101,7 +101,7 @@ class Backlog:
         return page
 
     def was_read(self, page: Iterable[OutboxRun]) -> None:
-        """These are in memory now."""
+        """Runs were read: they are in memory now."""
         self.read_to = max((run.last for run in page), default=self._last)
 
 

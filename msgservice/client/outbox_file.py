@@ -70,7 +70,7 @@ _DELETE = "delete from run where first in (select value from json_each(?))"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxSnapshot:
-    """What an outbox held when it was opened."""
+    """The contents of an outbox when it was opened."""
 
     incarnation: str
     sequence: int  # the last that it ever held; 0 for a new one
@@ -463,7 +463,7 @@ class OutboxFile:
 
 
 class _Open:
-    """What is left of one run."""
+    """The unsettled rest of one run."""
 
     __slots__ = ("first", "last", "settled", "size")
 

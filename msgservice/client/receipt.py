@@ -18,7 +18,7 @@ from msgservice.message import Status
 
 
 class Wait(Enum):
-    """What somebody waits for."""
+    """The event that a waiter of a receipt waits for."""
 
     ACCEPTED = auto()
     ACKNOWLEDGED = auto()
@@ -34,7 +34,7 @@ class Names(Protocol):
 
 
 class Place(Protocol):
-    """Where the node's log has some messages, and for whom (ROUTED)."""
+    """The positions of some messages in the node's log, and their audience (ROUTED)."""
 
     @property
     def first(self) -> int:
@@ -54,7 +54,7 @@ class AskedRun(Protocol):
 
     @property
     def subject(self) -> str:
-        """What it was sent to."""
+        """The subject that the run was sent to."""
 
     @property
     def first(self) -> int:
@@ -66,20 +66,20 @@ class AskedRun(Protocol):
 
     @property
     def count(self) -> int:
-        """How many messages it has."""
+        """The number of messages in the run."""
 
     @property
     def ids(self) -> dict[int, str] | None:
         """Index -> the sender's own id, of those that have one."""
 
     def piece_of(self, sequence: int) -> Place | None:
-        """What ROUTED said of this message, or None."""
+        """The piece that this message is in, as ROUTED said, or None."""
 
     def statuses_of(self, sequence: int) -> dict[str, Status]:
         """The state of one message at each receiver, as far as it is known."""
 
     def counts(self) -> dict[str, dict[Status, int]]:
-        """How many of its messages have which state, for each receiver."""
+        """The number of messages in each state, for each receiver."""
 
     def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
         """Return a Deferred of its own for this wait."""
@@ -111,7 +111,7 @@ class Receipt(msgspec.Struct, eq=False, gc=False):
 
     @property
     def position(self) -> int | None:
-        """Where the node's log has it.
+        """The position of the message in the node's log.
 
         None while that is unknown: not accepted yet (`outbox=`), or no longer in the log when
         a lost answer was asked for again.
@@ -129,7 +129,7 @@ class Receipt(msgspec.Struct, eq=False, gc=False):
 
     @property
     def statuses(self) -> dict[str, Status]:
-        """Its `Status` at each receiver, as last heard from the node."""
+        """The `Status` at each receiver, as last heard from the node."""
         return self.run.statuses_of(self.sequence)
 
     @property
@@ -208,7 +208,7 @@ class Receipts:
         return self._all(Wait.SETTLED).addCallback(lambda _: self.counts())
 
     def counts(self) -> dict[str, dict[Status, int]]:
-        """How many messages have which `Status`, by receiver."""
+        """The number of messages with each `Status`, by receiver."""
         total: dict[str, dict[Status, int]] = {}
         for run in self._runs:
             for name, counts in run.counts().items():

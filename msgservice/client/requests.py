@@ -59,7 +59,7 @@ class Requests:
         self._timer: IDelayedCall | None = None
 
     def __len__(self) -> int:
-        """How many are pending."""
+        """The number of pending requests."""
         return len(self._calls)
 
     # --- verbs
@@ -81,7 +81,7 @@ class Requests:
         return deferred
 
     def close(self, error: MsgServiceError) -> None:
-        """All that is pending fails."""
+        """Fail all pending requests."""
         self._connection = None
         self._fail(list(self._calls), lambda call: error)
         self._rearm()

@@ -29,7 +29,7 @@ class HandedRuns:
         self._news: dict[HandedRun, None] = {}  # who waits for these is not told yet
 
     def __len__(self) -> int:
-        """How many are kept."""
+        """The number of runs that are kept."""
         return len(self._held) + sum(1 for faint in self._faint.values() if faint() is not None)
 
     # --- getters
@@ -86,7 +86,7 @@ class HandedRuns:
         self._news[run] = None
 
     def tell_news(self) -> None:
-        """All that came together is applied: tell who waits for it."""
+        """Notify the waiters: all statuses that came together were applied."""
         news, self._news = self._news, {}
         for run in news:
             run.tell_news()
