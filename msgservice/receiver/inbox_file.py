@@ -82,7 +82,7 @@ _WRITES = {apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE, apsw.SQLI
 
 
 class Transaction:
-    """What a handler writes through. Valid only while the handler runs.
+    """The transaction that a handler writes through. Valid only while the handler runs.
 
     The tables are the handler's own; those that begin with `msgservice_` are not. Beginning,
     committing, attaching and pragmas are refused.
@@ -112,7 +112,7 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """What became of a run: the first `count` messages are committed with their marks.
+    """The outcome of a run: the first `count` messages are committed with their marks.
 
     `error`: what the handler raised for the next one, or None when all are committed.
     """

@@ -54,7 +54,7 @@ class Fresh(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What is to be adopted when the transaction is committed."""
+    """Changes that are adopted when the transaction is committed."""
 
     changed: dict[Key, ByFirst]
     total: int
@@ -119,6 +119,6 @@ class Rejections:
         return Saved(changed, total & CRC_MASK)
 
     def adopt(self, saved: Saved) -> None:
-        """What `save` returned is committed."""
+        """Changes that `save` returned are committed."""
         self._known.update(saved.changed)
         self.total = saved.total

@@ -48,18 +48,18 @@ class Opened(Protocol):
 
     @property
     def reception(self) -> Reception:
-        """What the connections of the receiver share."""
+        """The reception that the connections of the receiver share."""
 
     @property
     def receive(self) -> ReceiveOptions:
-        """What is asked of the nodes that this way leads to."""
+        """The options that are asked of the nodes that this way leads to."""
 
     def sent_away(self, reason: str, *, replaced: bool) -> None:
         """The node wants no connection of this receiver any more."""
 
 
 class NodeConnection:
-    """What stands behind one connection to a node: see `connection.Owner`."""
+    """The owner of one connection to a node (`connection.Owner`)."""
 
     _logger = Logger()
 
@@ -192,7 +192,7 @@ class NodeConnection:
             connection.close()
 
     def lost(self, connection: Connection, reason: str) -> None:
-        """What was not answered comes again on the next connection."""
+        """The connection was lost: the node retransmits on the next what was not answered."""
         self.is_open = False
         self.way.connections.discard(self)
         if not self.way.ended:

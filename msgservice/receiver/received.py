@@ -25,7 +25,7 @@ Decode = Callable[[bytes, Headers | None], Any]
 
 
 class RunFacts:
-    """What the messages of one run have in common.
+    """The facts that the messages of one run have in common.
 
     `sequence`: of its first message, as the node counts towards this receiver. `base`: the
     `number` of its first message.
@@ -83,17 +83,17 @@ class ReceivedMessage(msgspec.Struct, array_like=True, gc=False, eq=False):
 
     @property
     def subject(self) -> str:
-        """What it was sent to."""
+        """The subject that the message was sent to."""
         return self.run.subject
 
     @property
     def index(self) -> int:
-        """Its place in its run."""
+        """The index of the message in its run."""
         return self.number - self.run.base
 
     @property
     def headers(self) -> Headers:
-        """Its headers, a dict of str; empty where it has none."""
+        """The headers of the message, a dict of str; empty where it has none."""
         return {} if self._headers is None else self._headers
 
     @property
@@ -122,13 +122,13 @@ class ReceivedMessage(msgspec.Struct, array_like=True, gc=False, eq=False):
 
     @property
     def position(self) -> int:
-        """Where it is in the log of the node that sent it here; rising, unique in that log."""
+        """The position in the log of the node that sent it here; rising, unique in that log."""
         run = self.run
         return run.sequence + self.index
 
     @property
     def origin(self) -> Origin | None:
-        """Where its run entered the first node: sender, incarnation (hashed), nodes passed.
+        """The origin of its run: first sender, incarnation (hashed), nodes passed.
 
         Its `sequence` is that of the first message of the run; this message's is `sequence`.
         """

@@ -25,7 +25,7 @@ SENDERS_MAX = 1000
 
 @dataclass(slots=True, kw_only=True)
 class Reception:
-    """What a receiver is to the nodes that send to it. `inbox`: the file of this start, or None."""
+    """The accepting side of a receiver. `inbox`: the file of this start, or None."""
 
     name: str
     incarnation: str

@@ -26,7 +26,7 @@ Dial = Callable[[Callable[[], IChannelUser]], IService]
 
 
 class FindsTransport(Protocol):
-    """What a `transport.registry.Transports` is asked."""
+    """The registry of transports, as far as it is asked here."""
 
     def find(self, address: str) -> ITransport:
         """Return the transport that serves this address."""
@@ -77,7 +77,7 @@ class Way(ABC):
             link.connection.pause(STOPPING)
 
     def say_bye(self) -> None:
-        """All that is to be answered was."""
+        """Say BYE: all that is to be answered was."""
         for link in list(self.connections):
             link.connection.bye()
 

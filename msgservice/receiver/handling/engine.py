@@ -386,7 +386,7 @@ class Handling:
     # --- outcomes
 
     def _tell(self, work: Work) -> None:
-        """What has ended in a row is taken."""
+        """Messages that have ended in a row are taken."""
         first, work.told = work.told, work.at
         if work.at > first:
             self._taken(work, first, work.at)
@@ -403,7 +403,7 @@ class Handling:
         self._touch(sender)
 
     def _failed(self, lane: Lane, work: Work, first: int, stop: int, failure: Failure) -> None:
-        """What came before is taken, these were not, and in a lane with order, nothing behind."""
+        """The handler failed: what came before is taken, these are not; in order, none behind."""
         work.at = first
         self._tell(work)
         action = self._refused(work, first, stop, failure)
@@ -429,7 +429,7 @@ class Handling:
         self._ready.clear()
 
     def _abandon(self, lane: Lane) -> None:
-        """Nothing more of the lane is begun: its sender sends it again."""
+        """The lane is given up: nothing more of it is begun, its sender retransmits it."""
         flying = {flight.work for flight in self._flights if flight.lane is lane}
         self._give_up(lane, flying if lane.key is not None else set())
 

@@ -33,19 +33,19 @@ Item = tuple[int, Any]
 
 
 class Handled(Protocol):
-    """What `StoredInbox.run` fires with: so many are committed; the next one raised `error`."""
+    """The result of `StoredInbox.run`: so many are committed; the next one raised `error`."""
 
     @property
     def count(self) -> int:
-        """How many items."""
+        """The number of items that are committed."""
 
     @property
     def error(self) -> Exception | None:
-        """What was raised, or None."""
+        """The exception that was raised, or None."""
 
 
 class StoredInbox(Protocol):
-    """What is needed of `receiver.inbox_file.InboxFile`; see there."""
+    """A stored inbox, as far as it is needed here (`receiver.inbox_file.InboxFile`)."""
 
     inbox: str
 

@@ -61,7 +61,7 @@ class Sender:
                 self.connection.pause(WINDOW)
 
     def release(self, work: Work, count: int) -> None:
-        """Some messages of the work ended, or were given up."""
+        """Messages of the work ended, or were given up: the window has their room again."""
         work.open -= count
         self.held_messages -= count
         if not work.open:
