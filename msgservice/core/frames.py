@@ -34,7 +34,7 @@ class ReceiveOptions(msgspec.Struct, omit_defaults=True):
 
 
 class HelloOptions(msgspec.Struct, omit_defaults=True):
-    """What a side says about itself; everything may be left out."""
+    """The options of a HELLO: what a side says of itself; each may be left out."""
 
     max_batch: Integer | None = None  # bytes
     heartbeat: Integer | None = None  # ms

@@ -110,11 +110,11 @@ class Marks:
             raise ContentChanged(first, last)
 
     def take(self, after: int, last: int) -> None:
-        """All from behind `after` to `last` is taken; nothing else is open in it."""
+        """Sequences from behind `after` to `last` are taken; nothing else is open among them."""
         self.taken.add(max(after + 1, 1), last)
 
     def remember(self, first: int, last: int, messages: Messages) -> None:
-        """This run was taken to its end. Its CRC is computed when `last` is asked for."""
+        """The newest run was taken to its end. Its CRC is computed when `last` is asked for."""
         newest = self._newest or self._last
         if newest is None or last >= newest[1]:
             self._newest = (first, last, messages)
@@ -126,12 +126,12 @@ class Marks:
             self.taken.remove_below(floor)
 
     def resume(self) -> Resume:
-        """What a RESUME frame says."""
+        """The marks as a RESUME frame says them."""
         return Resume(self.floor, tuple(self.taken), self.last)
 
 
 class Answers:
-    """What is owed to the sender on one connection, and what of it is discarded.
+    """The acknowledgements owed to a sender on one connection, and the lanes discarded there.
 
     `receive` is called for each TRANSFER; everything it lets through is answered exactly once, by
     `take_over` or `refuse`, in any order.
@@ -263,7 +263,7 @@ class Answers:
     def refuse(
         self, first: int, last: int, action: Action, lane: Hashable, delay_ms: int, reason: str
     ) -> None:
-        """These are not taken. With RETRY and LATER the lane is discarded from here on."""
+        """Sequences are refused with a NACK. RETRY, LATER: the lane is discarded from here on."""
         self._owe(Nack(first, last, int(action), delay_ms, sendable(reason)))
         if action in (Action.RETRY, Action.LATER):
             self._nacks += 1
@@ -399,7 +399,7 @@ class Inbox:
     def refused(
         self, arrival: Arrival, first: int, last: int, action: Action, delay_ms: int, reason: str
     ) -> None:
-        """These were not taken. RETRY, LATER: all of the arrival from `first` on is given up.
+        """Sequences were refused. RETRY, LATER: all of the arrival from `first` on is given up.
 
         What of it has not come again on this connection is answered when it does: what was
         given up by being handled, what was rejected by the same answer.
@@ -420,7 +420,7 @@ class Inbox:
                 del rejected[next(iter(rejected))]
 
     def abandoned(self, first: int, last: int) -> None:
-        """These will not be handled, nor answered: the sender has kept them and sends again."""
+        """Messages will be neither handled nor answered: the sender keeps and retransmits them."""
         self._taking.remove(first, last)
 
     def ask_for_discarded(self) -> bool:

@@ -14,7 +14,7 @@ Key = tuple[str, str]  # (sender's name, incarnation)
 
 
 class SenderState:
-    """What was taken of one incarnation: all below `floor`, and `ranges` above it."""
+    """The marks of one incarnation: taken is all below `floor`, and `ranges` above it."""
 
     __slots__ = ("floor", "id", "key", "last", "ranges", "seen_at", "status_from")
 

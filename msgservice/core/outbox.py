@@ -143,7 +143,7 @@ class Outbox(RunStates):
         self.offer(cut_run(run, self.loaded_to + 1, run.last))
 
     def skip_to(self, position: int) -> None:
-        """Nothing up to `position` is for this receiver, beyond what was offered."""
+        """Positions up to `position` are for other receivers, beyond what was offered."""
         if position > self.loaded_to:
             self.loaded_to = position
             if self._above:

@@ -49,7 +49,7 @@ class StuckLane:
 
 
 class Tally:
-    """How many runs are in one state, and what they are in all."""
+    """A count of the runs in one state, of their messages and bytes."""
 
     __slots__ = ("messages", "runs", "size")
 
@@ -104,12 +104,12 @@ class RunStates:
 
     @property
     def idle(self) -> bool:
-        """Nothing is loaded that is not final."""
+        """Whether all that is loaded is settled."""
         return not self._open
 
     @property
     def above(self) -> RangeSet:
-        """What is final above the cursor; not to be changed."""
+        """The settled ranges above the cursor; not to be changed."""
         return self._above
 
     @property
@@ -230,7 +230,7 @@ class RunStates:
             retries[:] = sorted({(one.due, one.first) for one in self.waiting})
 
     def _take_back(self, head: Run) -> None:
-        """Nothing of the lane is sent behind this run before it is settled."""
+        """The lane is blocked behind this run until it is settled."""
         lane = head.lane
         stuck = self._lanes.get(lane)
         if stuck is None:
@@ -246,7 +246,7 @@ class RunStates:
         stuck.behind.add_all(back)
 
     def _front(self, lane: Hashable) -> OpenRuns:
-        """What is open of a lane and not behind its head; for lanes that have such runs."""
+        """The open runs of a lane that are not behind its head; for lanes that have such runs."""
         if self._fronts is None:
             self._fronts = {}
             for run in self._open:
@@ -319,7 +319,7 @@ class RunStates:
         front.add_all(behind)
 
     def _let_go(self) -> None:
-        """What waited for a side that takes larger messages is ready, and its lane with it."""
+        """A run that waited for a side that takes larger ones is ready, and its lane with it."""
         held, self._held = self._held, []
         for first in held:
             run = self._open.by_first.get(first)
@@ -384,11 +384,11 @@ class RunStates:
     # --- to the world
 
     def take_settled(self) -> list[Settled]:
-        """What became final since the last call, in the order it did."""
+        """Return the messages that were settled since the last call, in the order they were."""
         settled, self._settled = self._settled, []
         return settled
 
     def take_failed(self) -> list[tuple[Run, str]]:
-        """What failed and is to be tried again since the last call, and why."""
+        """Return the failed attempts since the last call that are to be retried, and why."""
         failed, self._failed_tries = self._failed_tries, []
         return failed

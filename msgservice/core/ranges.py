@@ -27,7 +27,7 @@ class RangeSet:
         return iter(list(zip(self._firsts, self._lasts, strict=True)))
 
     def __len__(self) -> int:
-        """How many ranges, not how many integers."""
+        """The number of ranges, not of integers."""
         return len(self._firsts)
 
     def __bool__(self) -> bool:
@@ -49,7 +49,7 @@ class RangeSet:
 
     @property
     def count(self) -> int:
-        """How many integers."""
+        """The number of integers."""
         return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
 
     @property

@@ -66,7 +66,7 @@ class State(enum.Enum):
 
 
 class Act(enum.Enum):
-    """What is done with a frame in a state."""
+    """The action for a frame in a state."""
 
     TAKE = enum.auto()  # here
     PASS = enum.auto()  # to the owner
@@ -196,15 +196,15 @@ class Session:
     # --- from the world
 
     def heard(self, now: float) -> None:
-        """Some bytes came, whatever they are, and be it a part of a frame."""
+        """Bytes were received, be it a part of a frame: the other side lives."""
         self._heard_at = max(self._heard_at, now)
 
     def reading_paused(self) -> None:
-        """Nothing is read from now on: that nothing is heard says nothing of the other side."""
+        """Reading is paused: from now on silence says nothing of the other side."""
         self._paused = True
 
     def reading_resumed(self, now: float) -> None:
-        """It is read again: silence begins now."""
+        """Reading is resumed: silence is counted from now."""
         self._paused = False
         self._heard_at = now
 
@@ -343,7 +343,7 @@ class Session:
     # --- to the world
 
     def take_frames(self) -> list[Frame]:
-        """What is to be sent now."""
+        """Return the frames to send now."""
         if self._pong is not None and self.has_room:
             self._out.append(self._pong)
             self._pong = None
@@ -353,5 +353,5 @@ class Session:
         return frames
 
     def sent(self, now: float) -> None:
-        """Some frames were sent."""
+        """Frames were sent: the time to the next heartbeat is counted from now."""
         self._sent_at = now

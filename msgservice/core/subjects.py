@@ -128,7 +128,7 @@ class SubjectMatcher(Generic[V]):
         self._count = 0
 
     def __len__(self) -> int:
-        """How many pairs of pattern and value."""
+        """The number of pairs of pattern and value."""
         return self._count
 
     def add(self, pattern: str, value: V) -> None:

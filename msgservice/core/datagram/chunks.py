@@ -176,7 +176,7 @@ class Piece(NamedTuple):
 
 
 class Reply:
-    """What a handler answered; remembered until it has arrived."""
+    """The reply of a handler, kept for retransmission until it is acknowledged."""
 
     __slots__ = (
         "arrived",

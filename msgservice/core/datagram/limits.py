@@ -10,7 +10,7 @@ DATAGRAM_BYTES_MAX = 65_507
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatagramLimits:
-    """What an endpoint keeps to. Counts, bytes, seconds."""
+    """The limits of an endpoint. Counts, bytes, seconds."""
 
     # 1,200 bytes cross every path that carries QUIC (RFC 9000 §14).
     datagram_bytes: int = 1200

@@ -14,7 +14,7 @@ from msgservice.core.datagram.session import Session
 
 
 class Mark(NamedTuple):
-    """All messages below this ordinal were handed in by then."""
+    """The age of queued messages: all below this ordinal were handed in by `at`."""
 
     ordinal: int
     at: float
@@ -39,7 +39,7 @@ class Opening:
 
 
 class Peer:
-    """What is known of one address."""
+    """The state of one peer address."""
 
     __slots__ = ("address", "candidate", "due", "failed", "heard_at", "marks", "message_bytes",
                  "opening", "queue", "session", "tried_at")  # fmt: skip
@@ -78,7 +78,7 @@ class Peer:
 
 
 class Effects(NamedTuple):
-    """What an endpoint has to say to its driver."""
+    """The effects of an endpoint: what its driver is to send and to tell."""
 
     deliveries: list[tuple[Session, list[Delivery]]]  # new messages: handle them, then say so
     settled: list[object]  # tokens of messages that were handled with an empty reply

@@ -192,7 +192,7 @@ class SendingHalf:
 
     @property
     def sent_to(self) -> tuple[int, int]:
-        """How far the peer has let this side come: the next nonce, and the place in a large one."""
+        """The progress of sending: the next nonce, and the place in a large message."""
         return self.next_nonce, 0 if self._large is None else self._large[1]
 
     def _cut_large(self, room: int) -> Chunk | Piece | None:

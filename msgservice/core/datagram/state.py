@@ -23,7 +23,7 @@ DELAY_MAX = 0xFFFFFFFF  # microseconds, of a RECEIVED block
 
 
 class Control(NamedTuple):
-    """What a packet carried besides messages and replies, to be told again if it is lost."""
+    """The control blocks of a packet, to be sent anew if it is lost."""
 
     handled: list[tuple[int, int]]
     acknowledged: int  # the newest packet that it acknowledged

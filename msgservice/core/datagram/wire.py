@@ -177,7 +177,7 @@ RESET_BODY = Struct("!Q")
 
 
 class Terms(NamedTuple):
-    """What one side of a session offers: its random bytes, and how much it takes."""
+    """The terms of one side of a session: its random bytes, and the credit that it grants."""
 
     random: bytes
     messages: int
@@ -198,7 +198,7 @@ def decode_terms(data: bytes, at: int) -> Terms:
 
 
 class Aead(Protocol):
-    """What `cryptography`'s ChaCha20Poly1305 offers of itself; handed in, never imported here."""
+    """The cipher, as `cryptography`'s ChaCha20Poly1305 has it; handed in, never imported here."""
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
         """Return the ciphertext with its 16-byte tag."""
