@@ -46,7 +46,7 @@ def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> Stat
 
 
 def _load_ages(db: apsw.Connection, state: State) -> None:
-    """How old the log is; older versions stamped with the wall clock, so it goes on from there."""
+    """The age of the log; older versions stamped with the wall clock, so it goes on from there."""
     age = one(db, "select value from meta where key = 'age'")
     if age is None:
         stamps = one(

@@ -164,7 +164,7 @@ def _retain(store: Store, here: Collection[Key]) -> bool:
 
 
 def _tidy_every(store: Store) -> int:
-    """How long it may be until what nothing refers to is looked for again, in ms.
+    """The interval between two searches for what nothing refers to, in ms.
 
     Where it stands in the way of new messages or receivers, for want of a place, not long.
     """

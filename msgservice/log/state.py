@@ -24,7 +24,7 @@ def hash_of(incarnation: str) -> str:
 
 
 class Totals:
-    """What one audience has had so far."""
+    """The totals of one audience so far."""
 
     __slots__ = ("audience", "bytes", "dropped", "last", "messages")
 
@@ -43,7 +43,7 @@ class Totals:
 
 
 class ReceiverState:
-    """Where one receiver is."""
+    """The progress of one receiver: its cursor, and what it has settled."""
 
     __slots__ = ("bytes", "collected", "cursor", "inbox", "number", "open_to", "removed", "settled")
 

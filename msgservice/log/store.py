@@ -186,7 +186,7 @@ class Store:
 
     @property
     def audiences_known(self) -> int:
-        """How many audiences there are, those included that no batch was stored for yet."""
+        """The number of audiences, those included that no batch was stored for yet."""
         return len(self._audiences)
 
     @property
