@@ -33,7 +33,7 @@ class Marks(Protocol):
 
     @property
     def error(self) -> OSError | None:
-        """What prevents it, if anything does."""
+        """The error that prevents marks from being written, if any."""
 
     @property
     def is_full(self) -> bool:
@@ -50,7 +50,7 @@ class Marks(Protocol):
 
 
 class Threads(Protocol):
-    """Who makes workers and writers of marks."""
+    """The maker of workers and writers of marks."""
 
     def worker(self, name: str) -> Jobs:
         """Begin a worker."""

@@ -31,7 +31,7 @@ MARKS_SIZE = 8192  # sums of pages follow (`disk.pages`)
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What is known to be committed."""
+    """The newest commit that is known to be synced."""
 
     log_id: str
     number: int  # newest batch

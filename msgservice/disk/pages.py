@@ -166,7 +166,7 @@ class PageSums:
 
     @property
     def pages_left(self) -> int:
-        """How many pages `look` has before it."""
+        """The number of pages that `look` has before it."""
         return max(0, self._last + 1 - self._next)
 
     def look_at_all(self) -> None:
