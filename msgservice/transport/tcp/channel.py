@@ -74,7 +74,7 @@ class ChannelState(enum.Enum):
 
 
 class ChannelOwner(Protocol):
-    """Who made the connection, and keeps account of it: a listener or a dialler."""
+    """The owner of a connection, which keeps account of it: a listener or a dialler."""
 
     def channel_established(self, channel: FrameProtocol) -> None:
         """The peer is known; see `IChannel.established`."""
@@ -85,7 +85,7 @@ class ChannelOwner(Protocol):
 
 @implementer(IPushProducer)
 class _Gate:
-    """What is registered with the transport, which calls it when its buffer fills and empties.
+    """The producer registered with the transport, which calls it as its buffer fills and empties.
 
     Not the protocol itself: there, `pauseProducing` means what is read.
     """

@@ -31,7 +31,7 @@ from msgservice.transport.tcp.pacing import Turn
 
 
 class ConnectionCount:
-    """How many accepted connections are open, over all listeners that share it."""
+    """The number of accepted connections that are open, over all listeners that share it."""
 
     def __init__(self) -> None:
         self.open = 0

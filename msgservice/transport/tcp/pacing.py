@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 
 
 class Flushes(Protocol):
-    """What has something to write at the end of a turn."""
+    """A channel that has something to write at the end of a turn."""
 
     def flush(self) -> None:
         """Write it. May not raise."""

@@ -31,7 +31,7 @@ class LinearStringReceiver(Int32StringReceiver):
 
     @property
     def length_limit(self) -> int:
-        """What may be received now, in bytes: `MAX_LENGTH`, unless overridden."""
+        """The size that may be received now, in bytes: `MAX_LENGTH`, unless overridden."""
         return self.MAX_LENGTH
 
     def dataReceived(self, data: bytes) -> None:  # noqa: D102  # Twisted's

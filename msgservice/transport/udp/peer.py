@@ -143,7 +143,7 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
 
     @property
     def address(self) -> Address:
-        """Where this peer listens: (host, port)."""
+        """The address that this peer listens at: (host, port)."""
         if self._socket is not None:
             return self._socket.address
         if self.transport is None:
