@@ -85,7 +85,7 @@ class ReceiverConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """All that a node is told at start. Its paths are absolute: `twistd` changes directory."""
+    """The configuration of a node. Its paths are absolute: `twistd` changes directory."""
 
     name: str | None = None  # None: the name that the log was made with
     data: Path = field(default_factory=lambda: Path(DATA_DEFAULT))
@@ -103,7 +103,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
-    """What a command line says instead of the file. None, or empty: it says nothing."""
+    """Command-line overrides of the file. None, or empty: no override."""
 
     name: str | None = None
     data: str | None = None

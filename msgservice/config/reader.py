@@ -77,7 +77,7 @@ class Reader:
 
     @property
     def problems(self) -> list[str]:
-        """All that is wrong, by line; flags first."""
+        """The problems that were found, by line; flags first."""
         return [sentence for _, sentence in sorted(self._problems, key=lambda p: p[0])]
 
     def put(self, path: KeyPath, value: object, flag: str) -> None:
