@@ -58,7 +58,7 @@ class Connection(Driver):
 
     @property
     def pending_count(self) -> int:
-        """How many requests wait for their answers."""
+        """The number of requests that wait for their answers."""
         return len(self._core.pending)
 
     # --- the documentation's verbs: callbacks, any thread

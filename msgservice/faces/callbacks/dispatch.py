@@ -53,7 +53,7 @@ class Call:
 
 
 class IConnection(Shape):
-    """What is used of the connection, which callbacks get as their first argument."""
+    """The connection as it is used here; callbacks get it as their first argument."""
 
     registry: CallbackRegistry
 

@@ -166,7 +166,7 @@ class Driver:
             self._wire.finish()
 
     def _end(self) -> None:
-        """Nothing will come and nothing will be sent."""
+        """The connection has ended: nothing will come, and nothing will be sent."""
         if self._close_timer is not None and self._close_timer.active():
             self._close_timer.cancel()
         if self._timer is not None and self._timer.active():

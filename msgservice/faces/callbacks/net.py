@@ -60,7 +60,7 @@ def set_keepalive(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
-    """Where a server is, and which: its identity and since when (seconds since the epoch)."""
+    """The address of a server, its identity, and since when (seconds since 1970)."""
 
     host: str
     port: int

@@ -26,7 +26,7 @@ Progress = Callable[[int, int], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSent:
-    """What became of a pushed file: `confirmed` if the receiver said that it has it in place."""
+    """The outcome of a pushed file: `confirmed` if the receiver said that it has it in place."""
 
     path: str
     size: int

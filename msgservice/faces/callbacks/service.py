@@ -87,7 +87,7 @@ class CallbackServer(Service):
 
     @property
     def address(self) -> IAddress | None:
-        """Where it listens, None before it does."""
+        """The address that the server listens at, None before it does."""
         return None if self._port is None else self._port.getHost()
 
     def listen(self) -> "Deferred[IAddress]":

@@ -32,7 +32,7 @@ READ_BYTES = FileDescriptor.bufferSize
 
 
 class IWireOwner(Shape):
-    """What the protocol needs of its connection."""
+    """The owner of a wire: what the protocol needs of its connection."""
 
     def wire_opened(self, wire: "CallbackProtocol") -> None:
         """The connection is up, the TLS handshake done."""
@@ -185,7 +185,7 @@ class CallbackProtocol(Protocol):
 
 
 class _Transport(Shape):
-    """What is used of a transport; ITransport, IConsumer and IPushProducer in one."""
+    """A transport as it is used here: ITransport, IConsumer and IPushProducer in one."""
 
     def write(self, data: bytes) -> None: ...
     def loseConnection(self) -> None: ...

@@ -56,7 +56,7 @@ class Server(Shape):
 
     @property
     def limits(self) -> ChassisLimits:
-        """What each connection may hold."""
+        """The limits of each connection."""
 
     def connection_made(self, connection: Connection) -> None:
         """Give the new connection its handler."""
@@ -66,7 +66,7 @@ class Server(Shape):
 
 
 class Input(Enum):
-    """What the handler still has to get."""
+    """The state of the incoming direction: what the handler still has to get."""
 
     OPEN = "open"
     ENDING = "ending"  # nothing more comes; the handler is not told yet
@@ -74,7 +74,7 @@ class Input(Enum):
 
 
 class Output(Enum):
-    """What the peer still has to get."""
+    """The state of the outgoing direction: what the peer still has to get."""
 
     OPEN = "open"
     FLUSHING = "flushing"  # closing; something may still have to be written
@@ -116,7 +116,7 @@ class Connection(Protocol):
 
     @property
     def handler(self) -> component | None:
-        """Who serves the connection; None until it is attached."""
+        """The handler that serves the connection; None until it is attached."""
         return self._handler
 
     def addresses(self) -> dict[str, Any]:

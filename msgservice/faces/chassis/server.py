@@ -126,7 +126,7 @@ class ServerCore(AdaptiveCommsComponent):
 
     @property
     def address(self) -> IAddress | None:
-        """Where the server listens: with the port that the kernel chose. None if it does not."""
+        """The address that the server listens at, with the kernel's port. None if it does not."""
         return self._port.getHost() if self._port is not None else None
 
     @property

@@ -113,7 +113,7 @@ class SendQueue:
 
     @property
     def head(self) -> Entry | None:
-        """What is sent next, or being sent if it is a file."""
+        """The item that is sent next, or being sent if it is a file."""
         return self._waiting[0] if self._waiting else None
 
     def add(self, entry: Entry) -> None:

@@ -63,7 +63,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestContent(msgspec.Struct, frozen=True):
-    """What a request carries, before its types are checked."""
+    """The content of a request, before its types are checked."""
 
     requested_value: Any
     request_id: Any
@@ -72,14 +72,14 @@ class RequestContent(msgspec.Struct, frozen=True):
 
 
 class ActionContent(msgspec.Struct, frozen=True):
-    """What an action carries, before its types are checked."""
+    """The content of an action, before its types are checked."""
 
     args: Any = None
     kwargs: Any = None
 
 
 class ResponseContent(msgspec.Struct, frozen=True):
-    """What an answer carries."""
+    """The content of an answer."""
 
     value: Any
 
