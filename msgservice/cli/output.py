@@ -13,7 +13,7 @@ WIDTH_IN_PIPE = 240
 
 
 class ExitCode(enum.IntEnum):
-    """How a command ended, for programs."""
+    """Exit statuses: how a command ended, for programs."""
 
     DONE = 0
     REFUSED = 1  # the node said no, or the message was not delivered

@@ -59,5 +59,5 @@ class JsonOfPages:
             self._any = True
 
     def end(self) -> None:
-        """There are no more pages."""
+        """The last page was shown: there are no more."""
         click.echo(self._end + b"}")

@@ -190,7 +190,7 @@ class _Stopped(MsgServiceError):
 
 
 class _Progress:
-    """How many lines are stored; shown where somebody looks."""
+    """A progress display: how many lines are stored, shown on a terminal only."""
 
     def __init__(self, source: BinaryIO, *, shown: bool) -> None:
         self.sent = 0
