@@ -65,7 +65,7 @@ class TextCodec:
 
 
 class _Structured:
-    """What JSON and msgpack have in common: errors, and the limit on depth."""
+    """The common half of the JSON and msgpack codecs: errors, and the limit on depth."""
 
     content_type: str
     _what: str

@@ -44,7 +44,7 @@ RANGE_BYTES = 20  # of a RESUME's range, as encoded, at most
 
 
 class Owner(Protocol):
-    """Who is behind a connection. A `ProtocolError` raised by any of these ends the connection."""
+    """The owner of a connection. A `ProtocolError` raised by any of these ends the connection."""
 
     def channel_up(self, connection: Connection) -> None:
         """The channel stands; nothing was said yet. A client says HELLO now."""
@@ -119,7 +119,7 @@ class Connection:
 
     @property
     def peer(self) -> str:
-        """Where the other side is, for people."""
+        """The address of the other side, for people."""
         return self.channel.peer if self.channel is not None else "nowhere"
 
     @property
@@ -231,7 +231,7 @@ class Connection:
             self._read_again()
 
     def go_on_soon(self) -> None:
-        """What `takes` refused may be taken now."""
+        """Frames that `takes` refused may be taken now."""
         if self._held and self._going_on is None and not self.gone:
             self._going_on = self._clock.callLater(0, self._go_on)
 

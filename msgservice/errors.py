@@ -137,7 +137,7 @@ class NotAuthenticated(ProtocolError):
 
 
 class HalfOpen(ProtocolError):
-    """Nothing was heard from the peer for 2.5 heartbeats."""
+    """The peer is silent: nothing was heard from it for 2.5 heartbeats."""
 
     wire_code = 14
     passes = True

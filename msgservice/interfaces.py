@@ -182,7 +182,7 @@ class IChannel(Interface):
 
 
 class IChannelUser(Interface):
-    """What stands behind a channel. Never called from inside `IChannel.send`.
+    """The user of a channel. Never called from inside `IChannel.send`.
 
     It may have an attribute `refusal`: a str where one side ended the connection for something that
     does not pass by itself. Whoever dials looks at it when the connection has gone: it tells that,
@@ -193,7 +193,7 @@ class IChannelUser(Interface):
         """The connection stands."""
 
     def frames_received(frames: list[bytes]) -> None:
-        """Some frames arrived (a list of bytes). May not raise."""
+        """Frames arrived (a list of bytes). May not raise."""
 
     def channel_failed(error: ProtocolError) -> None:
         """The peer broke a rule that the channel watches (a `ProtocolError`); it will be closed."""

@@ -155,15 +155,15 @@ class Limits:
 
     @property
     def to_audiences_max(self) -> int:
-        """How many audiences `to` may make; the rest is for those that patterns make."""
+        """The number of audiences that `to` may make; the rest is for those that patterns make."""
         return self.to_audiences or -(-self.audiences * 3 // 4)
 
     @property
     def backlog_bytes_max(self) -> int:
-        """What may wait for one receiver, in bytes (SEMANTICS 18)."""
+        """The backlog of one receiver at most, in bytes (SEMANTICS 18)."""
         return self.backlog_bytes or self.max_bytes // 2
 
     @property
     def dead_bytes_max(self) -> int:
-        """What dead letters of one receiver may take, in bytes, until it is paused."""
+        """The dead letters of one receiver at most, in bytes, until it is paused."""
         return self.dead_bytes or self.max_bytes // 4

@@ -34,7 +34,7 @@ FLAG_UNKNOWN_ELEMENT = 1 << 52
 
 
 class Status(enum.IntEnum):
-    """What became of one message at one receiver (SEMANTICS 10); the numbers are the wire's."""
+    """The status of one message at one receiver (SEMANTICS 10); the numbers are the wire's."""
 
     QUEUED = 1
     SENT = 2
@@ -51,7 +51,7 @@ class Status(enum.IntEnum):
 
 
 class Action(enum.IntEnum):
-    """What a NACK asks of the sender (PROTOCOL: NACK)."""
+    """The action that a NACK asks of the sender (PROTOCOL: NACK)."""
 
     RETRY = 1  # again, and it counts as an attempt
     DEAD = 2  # the receiver will never take it
@@ -131,7 +131,7 @@ def decode_message(message: bytes | memoryview | msgspec.Raw) -> WireMessage:
 
 
 def count_of(messages: bytes | memoryview | msgspec.Raw) -> int:
-    """How many elements the msgpack array at the beginning says to have; 0 where there is none."""
+    """The number of elements that a msgpack array at the beginning says to have; 0 without one."""
     head = bytes(memoryview(messages)[:5])
     kind = head[0] if head else 0
     if 0x90 <= kind <= 0x9F:
@@ -160,7 +160,7 @@ def split_messages(messages: bytes | memoryview | msgspec.Raw, bounds: list[int]
 
 
 class MessageParts:
-    """Where each message of a run begins, found once: a cut then costs no more than its bounds."""
+    """The offsets of a run's messages, found once: a cut then costs no more than its bounds."""
 
     __slots__ = ("_begins", "_view")
 
@@ -175,7 +175,7 @@ class MessageParts:
         return len(array_header(stop - start)) + begins[stop] - begins[start]
 
     def fitting(self, start: int, stop: int, size_max: int) -> int:
-        """How many of the messages from `start` on fit into a run of so many bytes."""
+        """The number of messages from `start` on that fit into a run of so many bytes."""
         begins = self._begins
         room = begins[start] + size_max - ARRAY_HEADER_MAX
         return max(0, bisect_right(begins, room, start, stop + 1) - 1 - start)

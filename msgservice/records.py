@@ -43,7 +43,7 @@ NOBODY = Audience(0, ())  # of a run so old that its audience is not known any m
 
 
 class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Where a message entered the first node: PROTOCOL `origin`."""
+    """The origin of a message, where it entered the first node: PROTOCOL `origin`."""
 
     sender: str
     sequence: int
@@ -90,7 +90,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
-    """Some of a sender's sequences, and where the log has them (what ROUTED says)."""
+    """A part of a sender's run: its audience, and its position in the log (what ROUTED says)."""
 
     first: int
     last: int
@@ -182,7 +182,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, kw_only=True):
-    """What one receiver has settled since the last group.
+    """The progress of one receiver: what it has settled since the last group.
 
     Each row of `exceptions` replaces all rows of the receiver that begin inside it. Rows at or
     below the new cursor that say ACKNOWLEDGED or QUEUED go. `settled` counts messages.
@@ -207,7 +207,7 @@ class SenderFloor:
 
 
 class Group(msgspec.Struct):
-    """What one transaction holds. Applied in the order of the fields."""
+    """The contents of one transaction. Applied in the order of the fields."""
 
     now: int = 0  # wall clock, ms
     # Made or changed, cursor not touched in a row that exists; a new row starts at its `cursor`,
@@ -224,7 +224,7 @@ class Group(msgspec.Struct):
 
 
 class Resume(msgspec.Struct, frozen=True):
-    """What a log has taken of one incarnation: PROTOCOL `RESUME`.
+    """The marks that a log has of one incarnation: PROTOCOL `RESUME`.
 
     All below `floor` and all in `ranges` is taken. `last`: `(first, last, crc)` of the newest run.
     """
@@ -282,7 +282,7 @@ class Found(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True, kw_only=True)
 class Snapshot:
-    """What a log hands over when it is opened."""
+    """The contents of a log when it is opened, for the parts of the node."""
 
     log_id: str
     next_number: int
@@ -295,7 +295,7 @@ class Snapshot:
 
 @dataclass(slots=True, kw_only=True)
 class Room:
-    """How full a log is."""
+    """The used and free room of a log."""
 
     used: int  # bytes of batches not yet removed
     maximum: int
