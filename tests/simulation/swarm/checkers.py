@@ -6,6 +6,7 @@ Judged from what crossed the boundaries (`witness`), from what handlers did and 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from msgservice.message import Status
@@ -13,10 +14,11 @@ from tests.kit.faulty import BUFFER_BYTES
 from tests.simulation.swarm.witness import Violation
 
 if TYPE_CHECKING:
-    from tests.simulation.swarm.parties import Handling, ProducerParty, ReceiverParty, Sent
+    from tests.simulation.swarm.parties import Handling, ReceiverParty, Sent
     from tests.simulation.swarm.world import World
 
 REFUSAL_GRACE = 5.0  # seconds until what was answered counts no more
+REST_SECONDS = 60.0  # until what was heard last is stored, told and forgotten
 PAGE_SLACK = 400_000  # bytes of a log's file beside its messages: tables, indexes, free pages
 
 
@@ -41,6 +43,7 @@ class Check:
     def __init__(self, world: World) -> None:
         self.world = world
         self.witness = world.witness
+        self._open: list[Sent] = []  # what is not through yet
 
     def fail(self, sign: str, what: str) -> None:
         """Raise a `Violation`."""
@@ -77,9 +80,11 @@ class Check:
         """
         world = self.world
         name = next((name for name in world.receivers if f"'{name}'" in reason), None)
-        if name is None or "backlog" not in reason or world.log_restored_at >= 0:
+        if name is None or "backlog" not in reason:
             return
         answered_at, before = self.witness.answered_at, world.now - REFUSAL_GRACE
+        if world.log_restored_at >= 0:
+            before = min(before, world.log_saved_at)  # what was answered since then waits again
         waiting = sum(
             len(sent.body) + 16
             for sent in world.sent.values()
@@ -117,16 +122,128 @@ class Check:
         return seconds
 
     def drain(self) -> None:
-        """Wait until all is settled; a stall is a violation."""
+        """Wait until all is through, and nothing of it left; a stall is a violation.
+
+        Through is what has crossed the boundaries: who was to answer a message has done so, and the
+        node has heard it; senders were told. Only then is the product asked what it still has.
+        """
         world = self.world
         seconds = self.drain_seconds
-        if world.run_until(self._is_drained, seconds):
+        end = world.now + seconds
+        self._open = list(world.sent.values())
+        if world.run_until(self._is_through, seconds):
+            self._rest(max(end - world.now, REST_SECONDS))
             return
         self.now()
         if self._dead_letters_block():
             return
-        what = self._what_is_left()
-        self.fail(what[0], f"not drained after {seconds:.0f} s: {what[1]}")
+        counts = Counter(self._waits(sent) for sent in self._open)
+        first = self._open[0]
+        room = world.node.log.room()
+        sign = self._waits(first)[0]
+        if sign == "a send is never answered" and room.full:
+            sign = "a settled log refuses"
+        whats = ", ".join(f"{count} of: {one} {who}" for (one, who), count in counts.items())
+        self.fail(
+            sign,
+            f"not drained after {seconds:.0f} s: {whats}; first {first.body[:40]!r} sent at"
+            f" {first.at:.3f}; {room}; {self.witness.errors[-1:]}; {self._state()}",
+        )
+
+    def _state(self) -> str:
+        """What the product says of itself, for people."""
+        world = self.world
+        outlets = [
+            f"{outlet.name}: connected {outlet.connection is not None}, paused {outlet.row.paused},"
+            f" in flight {outlet.outbox.in_flight_messages}, error {outlet.last_error!r}"
+            for outlet in world.node.service.parts.dispatch
+        ]
+        producers = [
+            f"{one.name}: {one.client.why() if one.client is not None else 'no client'}"
+            for one in world.producers.values()
+        ]
+        return "; ".join([*outlets, *producers])
+
+    def _is_through(self) -> bool:
+        self._open = [sent for sent in self._open if self._waits(sent)[0]]
+        return not self._open
+
+    def _waits(self, sent: Sent) -> tuple[str, str]:
+        """Return what a message still waits for, and of whom; empty: nothing."""
+        world, witness = self.world, self.witness
+        if sent.error is not None:
+            return "", ""
+        producer = world.producers[sent.producer]
+        is_told = sent.life == producer.lives  # the program that has sent it still runs
+        if is_told and sent.accepted_at is None:
+            return "a send is never answered", producer.name
+        if sent.accepted_at is None:
+            if not producer.is_stored or sent.kept_at is None:
+                return "", ""
+            restored = max(producer.restored_at, world.log_restored_at)
+            known = sent.body in witness.accepted_over or sent.body in witness.refused
+            if not known and sent.at > restored:
+                return "an outbox never empties", producer.name
+        for name in self._audience_of(sent):
+            if not self._is_forgotten(sent) and not self._is_answered(sent, name):
+                return "a receiver stalls", name
+        if is_told and sent.settled is None:
+            return "a receipt never settles", producer.name
+        return "", ""
+
+    def _audience_of(self, sent: Sent) -> tuple[str, ...]:
+        """Whom a message is for: as was told, or as it must be where nobody was there to hear it.
+
+        So it is with what a stored outbox sends for a program that has died.
+        """
+        world = self.world
+        witness = self.witness
+        over = witness.accepted_over.get(sent.body)
+        if sent.accepted_at is not None or over is None:
+            return sent.audience
+        if sent.kept_at is None or over < world.log_restored_at or sent.body in witness.refused:
+            return ()
+        return tuple(
+            name
+            for name, patterns in world.patterns.items()
+            if patterns.is_certain
+            and (
+                any(matches(one, sent.subject) for one in world.receivers[name].patterns)
+                if sent.to is None
+                else name in sent.to
+            )
+        )
+
+    def _is_forgotten(self, sent: Sent) -> bool:
+        """Whether the log that was put back does not know a message; senders were told so."""
+        world = self.world
+        over = self.witness.accepted_over.get(sent.body, -1.0)
+        return over < world.log_restored_at and (
+            sent.accepted_at is None or sent.accepted_at >= world.log_saved_at
+        )
+
+    def _is_answered(self, sent: Sent, name: str) -> bool:
+        """Whether the node has heard of this receiver what becomes of a message, as frames say."""
+        world, witness = self.world, self.witness
+        who = (name, sent.body)
+        return (
+            name not in world.receivers
+            or who in witness.answered_at
+            or who in witness.rejected
+            or any(at >= sent.at - 5.0 for at in world.removed[name])
+            or witness.tries[who] + witness.losses[name] >= world.limits.max_attempts
+        )
+
+    def _rest(self, seconds: float) -> None:
+        """Wait until the product has nothing in memory of what is through, nor in its log."""
+        if self.world.run_until(lambda: not self._left() and not self._queued(), seconds):
+            return
+        self.now()
+        if self._dead_letters_block():
+            return
+        if queued := self._queued():
+            self.fail("a receiver stalls", f"{queued} queued; {self._state()}")
+        self.fail("memory is left", f"after {seconds:.0f} s: {self._left()}")
 
     def _dead_letters_block(self) -> bool:
         """Whether dead letters, which only an operator may delete, take the room of the others."""
@@ -140,23 +257,6 @@ class Check:
                 world.is_blocked = True
         return world.is_blocked
 
-    def _is_drained(self) -> bool:
-        world = self.world
-        for producer in world.producers.values():
-            if producer.client is None or any(self._is_open(one) for one in self._living(producer)):
-                return False
-            if producer.is_stored and producer.client.unanswered:
-                return False
-        return not self._queued()
-
-    @staticmethod
-    def _living(producer: ProducerParty) -> list[Sent]:
-        return [one for one in producer.sent if one.life == producer.lives]
-
-    @staticmethod
-    def _is_open(sent: Sent) -> bool:
-        return sent.error is None and sent.settled is None
-
     def _queued(self) -> dict[str, int]:
         accounts: list[Any] = []
         world = self.world
@@ -168,42 +268,6 @@ class Check:
             for one in accounts
             if one is not None and one.queued and not names.get(one.receiver, "x").startswith("ex")
         }
-
-    def _what_is_left(self) -> tuple[str, str]:
-        world = self.world
-        queued = self._queued()
-        room = world.node.log.room()
-        if queued:
-            rows = [
-                f"{outlet.name}: {queued[outlet.name]} queued,"
-                f" connected {outlet.connection is not None}, paused {outlet.row.paused},"
-                f" in flight {outlet.outbox.in_flight_messages}, error {outlet.last_error!r}"
-                for outlet in world.node.service.parts.dispatch
-                if outlet.name in queued
-            ]
-            return "a receiver stalls", "; ".join(rows) + f"; {room}"
-        for producer in world.producers.values():
-            if producer.client is None:
-                return "a producer stalls", f"{producer.name} has no client"
-            left = [one for one in self._living(producer) if self._is_open(one)]
-            unkept = [one for one in left if one.kept_at is None]
-            unsettled = [one for one in left if one.accepted_at is not None]
-            what = (
-                f"{producer.name}: {producer.client.why()}; {len(left)} open, {len(unkept)} of"
-                f" them not answered, {len(unsettled)} accepted and not settled, first"
-                f" {left[0].body[:40] if left else b''!r} sent at"
-                f" {left[0].at if left else 0:.3f}; {room}; {self.witness.errors[-1:]}"
-            )
-            if unkept or any(one.accepted_at is None for one in left):
-                sign = "a send is never answered"
-                if room.full:
-                    sign = "a settled log refuses"
-                return sign, what
-            if unsettled:
-                return "a receipt never settles", what
-            if producer.is_stored and producer.client.unanswered:
-                return "an outbox never empties", what
-        return "not drained", "?"
 
     # --- all of it
 
@@ -240,6 +304,11 @@ class Check:
         ]
         if not names or world.is_blocked:
             return
+        for name in names:
+            # Another program may have said other patterns in its name; it says its own again.
+            world.receivers[name].cut()
+            world.receivers[name].comes_back()
+        world.run(100.0)
         producer = next(iter(world.producers.values()))
         producer.send("a.1", 1, 0, None, False)
         world.run(60.0)
@@ -249,14 +318,8 @@ class Check:
                 self.fail("left out for ever", f"{name}, of {sent.body!r}")
 
     def _check_sent(self, sent: Sent) -> None:
-        world = self.world
-        restored = world.log_restored_at
-        if sent.error is None and sent.kept_at is not None:
-            over = self.witness.accepted_over.get(sent.body, -1.0)
-            saved = world.log_saved_at
-            if over < restored and (sent.accepted_at is None or sent.accepted_at >= saved):
-                return  # what was put back does not know it, and senders were told so
-            for name in sent.audience:
+        if sent.error is None and sent.kept_at is not None and not self._is_forgotten(sent):
+            for name in self._audience_of(sent):
                 self._check_delivery(sent, name)
             self._check_audience(sent)
 
@@ -274,7 +337,7 @@ class Check:
         handled = sent.body in receiver.ever
         removed = any(at >= sent.at - 5.0 for at in world.removed[name])
         if status is Status.ACKNOWLEDGED:
-            if who not in witness.answered and world.log_restored_at < 0:
+            if who not in witness.answered:
                 self.fail("acknowledged, and was not", f"{short!r} at {name}")
             if not handled and who not in witness.rejected and receiver.restored_at < 0:
                 self.fail("acknowledged, not handled", f"{short!r} at {name}")
@@ -297,7 +360,7 @@ class Check:
     def _check_audience(self, sent: Sent) -> None:
         """SEMANTICS 8: the audience is one that the patterns in force allowed."""
         world = self.world
-        if world.log_restored_at >= 0 or sent.accepted_at is None:
+        if sent.accepted_at is None:
             return
         if sent.to is not None:
             if not set(sent.audience) <= set(sent.to):
@@ -354,9 +417,11 @@ class Check:
 
     def _check_stray(self) -> None:
         world = self.world
-        if world.stray is None or world.log_restored_at >= 0:
+        if world.stray is None:
             return
-        for subject, body in world.stray.claimed:
+        for subject, body, opened_at in world.stray.claimed:
+            if opened_at < world.log_restored_at:
+                continue
             for name, patterns in world.patterns.items():
                 if not patterns.is_certain:
                     continue
@@ -367,13 +432,14 @@ class Check:
     def _check_told(self) -> None:
         """What was told is what is kept (and asked for by `$node.status`)."""
         world = self.world
-        if world.log_restored_at >= 0:
-            return
         log, node = world.node.log, world.node.service
         for sent in list(world.sent.values())[:200]:
             receipt = sent.receipt
             if receipt is None or receipt.position is None or sent.accepted_at is None:
                 continue
+            over = self.witness.accepted_over.get(sent.body, -1.0)
+            if min(over, sent.accepted_at) < world.log_restored_at:
+                continue  # of a log that is no more
             found: list[Any] = []
             log.find(f"log:{receipt.position}").addCallbacks(found.append, found.append)
             world.run(0.1)
@@ -388,14 +454,29 @@ class Check:
                         f"{sent.body[:40]!r} at {row.name}: told {told.name}, kept {stored.name}",
                     )
 
-    def _check_left(self) -> None:
-        """Memory: nothing is left of what is settled."""
-        if self.world.is_blocked:
-            return
-        node = self.world.node.service
-        if node.parts.commits.uncommitted_bytes:
-            self.fail("memory is left", f"{node.parts.commits.uncommitted_bytes} bytes uncommitted")
+    def _left(self) -> dict[str, Any]:
+        """What the product's memory has of messages, by name: nothing, when all is through."""
+        world = self.world
+        node = world.node.service
+        found: dict[str, Any] = {
+            "uncommitted bytes": node.parts.commits.uncommitted_bytes,
+            "sources of a group": len(node.parts.commits._sources),
+            "progress of a group": len(node.parts.commits._progressing) + len(node.parts.commits._expected),
+            "senders to be told": len(node.parts.tracker._touched),
+        }
+        for watch in node.parts.tracker._watches.values():
+            found[f"{watch.sender}: statuses to be told"] = len(watch.pending)
+        for peer in node.parts.connections.peers:
+            ingress = peer.ingress
+            if ingress is not None:
+                found[f"{peer.name}: taken in and not answered"] = ingress.waiting
+                found[f"{peer.name}: messages of those"] = ingress._waiting_messages
+                found[f"{peer.name}: bytes of those"] = ingress._waiting_bytes
+                found[f"{peer.name}: answers to be sent"] = len(ingress._out)
+            found[f"{peer.name}: requests"] = peer._requests + peer._answering
         for outlet in node.parts.dispatch:
+            if outlet.name.startswith("extra"):
+                continue  # of receivers that are not there
             outbox = outlet.outbox
             left = {
                 "in flight": outbox.in_flight_messages,
@@ -407,12 +488,26 @@ class Check:
                 "waiting": outbox._waiting,
                 "waiting bytes": outbox._waiting_bytes,
                 "lanes": len(outbox._lanes),
+                "fed": len(outlet._fed),
+                "fed bytes": outlet._fed_bytes,
+                "notes": len(outlet.notes),
+                "queued bytes": outlet.queued_bytes,
+                "settled, not stored": len(outlet._new) + len(outlet._storing),
+                "failed, not stored": len(outlet._failed),
             }
-            if not outlet.name.startswith("extra") and any(left.values()):
-                self.fail("memory is left", f"{outlet.name}: {left}")
-        for producer in self.world.producers.values():
-            if producer.client is not None and producer.client.unanswered:
-                self.fail("memory is left", f"{producer.name}: {producer.client.unanswered}")
+            found |= {f"{outlet.name}: {name}": value for name, value in left.items()}
+        for producer in world.producers.values():
+            if producer.client is not None:
+                found[f"{producer.name}: unanswered"] = producer.client.unanswered
+        return {name: value for name, value in found.items() if value}
+
+    def _check_left(self) -> None:
+        """Memory: nothing is left of what is settled; what is kept of it has its limit."""
+        tail = self.world.node.service.parts.tail
+        if tail.bytes > self.world.limits.tail_bytes:
+            self.fail("a limit is passed", f"{tail.bytes} bytes in the tail")
+        if not self.world.is_blocked and (left := self._left()):
+            self.fail("memory is left", str(left))
 
     def _check_size(self) -> None:
         """The file of the log holds what its limits allow."""

@@ -497,7 +497,8 @@ class Stray(RawParty):
         self.sequence = 0
         self.acked = RangeSet()
         self.again: dict[int, tuple[str, bytes]] = {}  # sequences that were used for another
-        self.claimed: list[tuple[str, bytes]] = []  # of those, what was acknowledged as such
+        # Of those, what was acknowledged as such; and when that connection began.
+        self.claimed: list[tuple[str, bytes, float]] = []
 
     def begin(self) -> None:
         """See `Party`."""
@@ -509,8 +510,11 @@ class Stray(RawParty):
         stray = self
 
         class Peer(RawPeer):
+            opened_at = 0.0
+
             def opened(self, connection: Connection, resume: Resume) -> None:
                 super().opened(connection, resume)
+                self.opened_at = stray.world.now
                 taken = max([resume.floor - 1, *(last for _, last in resume.ranges)])
                 stray.sequence = max(stray.sequence, taken)
 
@@ -520,7 +524,8 @@ class Stray(RawParty):
                         stray.acked.add(first, last)
                         for sequence in range(first, last + 1):
                             if sequence in stray.again:
-                                stray.claimed.append(stray.again.pop(sequence))
+                                claimed = stray.again.pop(sequence)
+                                stray.claimed.append((*claimed, self.opened_at))
 
         return Peer(self)
 

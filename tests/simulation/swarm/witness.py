@@ -82,9 +82,12 @@ class Witness:
         self.answered_at: dict[tuple[str, bytes], float] = {}
         # of what was handed to the node, by producer and its incarnation
         self.handed: dict[tuple[str, str], Delivered] = {}
+        self.floors: dict[tuple[str, str], int] = {}  # below it a producer waits for nothing
         # when the connection began over which a message was last said to be accepted
         self.accepted_over: dict[bytes, float] = {}
-        self.forgetful = False  # the log went back: what was told before may be told otherwise
+        self.refused: set[bytes] = set()  # a producer was told that its message is not taken
+        # When the log last went back: what was told before may be told otherwise.
+        self.went_back_at = -1.0
         self.delivered_bytes = 0
 
     @property
@@ -141,6 +144,11 @@ class Witness:
             for first, last in ranges:
                 yield from delivered.between(first, last)
 
+    def log_went_back(self) -> None:
+        """The node's log is an older one: what it tells from now on may be other."""
+        self.went_back_at = self._seconds()
+        self.finals.clear()
+
     # --- of the node
 
     def node_got(self, tap: TapUser, frame: list[Any]) -> None:
@@ -148,7 +156,9 @@ class Witness:
         if frame[0] == HELLO:
             tap.peer = frame[2]
             return
-        ranges = frame[1] if frame[0] == ACK else frame[2] if frame[0] == RESUME else [frame[1:3]]
+        ranges = frame[1] if frame[0] == ACK else [frame[1:3]]
+        if frame[0] == RESUME:
+            ranges = [(0, frame[1] - 1), *frame[2]]
         if frame[0] == NACK and frame[3] not in (DEAD, REFUSED):
             return
         now = self._seconds()
@@ -163,20 +173,28 @@ class Witness:
             tap.far = frame[3]
             return
         handed = self.handed.setdefault((tap.who, tap.far), Delivered())
+        self.floors[tap.who, tap.far] = max(self.floors.get((tap.who, tap.far), 1), frame[5])
         for index, message in enumerate(frame[3]):
             handed.add(frame[1] + index, message[0])
 
     def producer_got(self, tap: TapUser, frame: list[Any]) -> None:
         """A frame reached a producer."""
         if frame[0] in (ACK, RESUME):
-            # Not what is below the floor of a RESUME: that is as the producer has said itself.
             handed = self.handed.get((tap.who, tap.far), Delivered())
-            for first, last in frame[1] if frame[0] == ACK else frame[2]:
+            ranges = frame[1]
+            if frame[0] == RESUME:
+                # Not what is below the floor that the producer has said itself.
+                floor = self.floors.get((tap.who, tap.far), 1)
+                ranges = [(floor, frame[1] - 1), *frame[2]]
+            for first, last in ranges:
                 for body in handed.between(first, last):
                     self.accepted_over[body] = tap.opened_at
         if frame[0] == NACK and frame[3] == LATER and len(frame) > 5:
             self.told_later(frame[5])
-        if frame[0] == STATUS and frame[3] >= FINAL and not self.forgetful:
+        if frame[0] == NACK and frame[3] in (DEAD, REFUSED):
+            handed = self.handed.get((tap.who, tap.far), Delivered())
+            self.refused.update(handed.between(frame[1], frame[2]))
+        if frame[0] == STATUS and frame[3] >= FINAL and tap.opened_at >= self.went_back_at:
             _, incarnation, receiver, state, ranges, *_ = frame
             for first, last in ranges:
                 for sequence in range(first, min(last, first + RANGE_MAX) + 1):

@@ -75,6 +75,12 @@ class Patterns:
         """From now on they may be in force."""
         self.spans.append([at, None, patterns])
 
+    def go_back(self, saved_at: float, at: float) -> None:
+        """The node's log is that of an earlier moment: what may have been in force then is."""
+        then = [one for start, end, one in self.spans if start <= saved_at <= (end or saved_at)]
+        for one in dict.fromkeys(then):
+            self.may(one, at)
+
     def end(self, at: float) -> None:
         """What may be in force now is not from now on."""
         for span in self.spans:
@@ -231,7 +237,7 @@ class World:
         """A send or its acceptance failed: with what it may fail with, or not."""
         if isinstance(error, LogWentBack | PeerForgot):
             party = self.producers[sent.producer]
-            if self.log_restored_at >= 0 or party.restored_at >= 0:
+            if sent.at <= max(self.log_restored_at, party.restored_at):
                 return
         if isinstance(error, UnknownReceiver) and sent.to is not None:
             return
@@ -551,8 +557,10 @@ class World:
 
     def log_went_back(self, saved_at: float) -> None:
         """The node's log is that of an earlier moment."""
-        self.witness.forgetful = True
+        self.witness.log_went_back()
         self.log_restored_at = self.now
+        for patterns in self.patterns.values():
+            patterns.go_back(saved_at, self.now)
         # What was accepted before every copy that was put back is in all of them.
         earlier = self.log_saved_at
         self.log_saved_at = saved_at if earlier < 0 else min(earlier, saved_at)
