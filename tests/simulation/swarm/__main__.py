@@ -17,6 +17,9 @@ from tests.simulation.swarm.plan import draw
 from tests.simulation.swarm.playing import Played, play, quiet
 from tests.simulation.swarm.shrink import Shrinker, as_test, fails
 
+# Pieces of work that a process does: what the simulation itself keeps of worlds that are over, such
+# as tracebacks of failures, goes with the process. (A world that is played again leaves no more.)
+CHUNKS = 12
 SHRUNK_MAX = 3  # violations of one run that are shrunk, of different signs
 
 
@@ -29,7 +32,9 @@ def main() -> int:
     asked = parser.parse_args()
     begun, seconds, done = time.monotonic(), 0.0, 0
     failed: list[Played] = []
-    with multiprocessing.get_context("spawn").Pool(asked.jobs, initializer=quiet) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        asked.jobs, initializer=quiet, maxtasksperchild=CHUNKS
+    ) as pool:
         wanted = range(asked.first, asked.first + asked.seeds)
         for played in pool.imap_unordered(play, wanted, chunksize=4):
             done += 1

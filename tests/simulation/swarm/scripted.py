@@ -130,7 +130,7 @@ class RawParty(Party):
 class Item:
     """A message that came and is not answered."""
 
-    __slots__ = ("action", "body", "due", "lane", "last", "low", "origin", "sequence")
+    __slots__ = ("action", "body", "due", "lane", "last", "low", "origin", "sequence", "wakes")
 
     def __init__(
         self, sequence: int, low: int, last: int, body: bytes, origin: str, lane: Hashable
@@ -138,6 +138,7 @@ class Item:
         self.sequence, self.low, self.last = sequence, low, last
         self.body, self.origin, self.lane = body, origin, lane
         self.due = 0.0
+        self.wakes = False  # a timer is set for it
         self.action = 0  # 0: ACK
 
 
@@ -223,7 +224,9 @@ class ScriptedPeer(RawPeer):
         while queue:
             item = queue[0]
             if item.due > now:
-                self.party.clock.callLater(item.due - now + 0.001, self.wake, lane)
+                if not item.wakes:
+                    item.wakes = True
+                    self.party.clock.callLater(item.due - now + 0.001, self.wake, lane)
                 return
             if self.party.poisoned(item.body):
                 return

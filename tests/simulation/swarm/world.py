@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import apsw
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from msgservice.errors import (
     ClientClosed,
@@ -269,15 +268,11 @@ class World:
     def play(self) -> Witness:
         """Play the plan; raises the `Violation` that was found first."""
 
-        @implementer(ILogObserver)
-        class Observer:
-            def __call__(_, event: LogEvent) -> None:  # noqa: N805
-                self._logged(event)
-
         def never_ends(*_: object) -> None:
             raise Violation("it never ends", f"{CPU_SECONDS} s of a core by {self.now:.3f}")
 
-        observer = Observer()
+        # No class of its own: zope keeps classes that implement something, and all behind them.
+        observer = cast("ILogObserver", self._logged)
         globalLogPublisher.addObserver(observer)
         before = signal.signal(signal.SIGVTALRM, never_ends)
         signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
