@@ -17,11 +17,14 @@ import pytest
 from twisted.logger import LogEvent
 
 from msgservice.core.datagram.receiver import ReceivingHalf
+from msgservice.core.frames import StatusFrame
 from msgservice.core.inbox import Inbox, Marks
 from msgservice.core.outbox import Outbox
 from msgservice.log.store import Store
+from msgservice.message import Status
+from msgservice.node import tracker
 from msgservice.node.directory import Directory
-from msgservice.records import ReceiverRow
+from msgservice.records import Audience, ReceiverRow
 from tests.simulation.seeds import seeds
 from tests.simulation.swarm.plan import Op, Part, Plan, draw
 from tests.simulation.swarm.shrink import Shrinker, as_test, fails
@@ -182,6 +185,52 @@ def test_a_bug_planted_where_the_swarm_was_widened_is_found(
             found = fails(plan)
             if found is not None and found.sign == sign:
                 return
+    pytest.fail("not found")
+
+
+def _leaves_out(patch: pytest.MonkeyPatch) -> None:
+    """The audience of a subject lacks one of those that it is for."""
+    audience = Directory.audience
+
+    def lacking(self: Directory, subject: str) -> Audience:
+        members = audience(self, subject).members
+        return self._intern(members[:-1] if len(members) > 1 else members)
+
+    patch.setattr(Directory, "audience", lacking)
+
+
+def _says_acknowledged(patch: pytest.MonkeyPatch) -> None:
+    """Senders are told that what was rejected is acknowledged."""
+
+    def told(incarnation: str, receiver: str, state: int, *more: Any) -> StatusFrame:
+        state = Status.ACKNOWLEDGED if state == Status.DEAD else state
+        return StatusFrame(incarnation, receiver, state, *more)
+
+    patch.setattr(tracker, "StatusFrame", told)
+
+
+AFTER = [(_leaves_out, "a wrong audience"), (_says_acknowledged, "acknowledged, and was not")]
+
+
+@pytest.mark.parametrize(("plant", "sign"), AFTER, ids=[plant.__name__ for plant, _ in AFTER])
+def test_a_bug_that_begins_when_an_older_log_was_put_back_is_found(
+    plant: Any, sign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    went_back = World.log_went_back
+    for seed in range(600):
+        plan = draw(seed)
+        if all((op.kind, op.who) != ("restore", "node") for op in plan.ops):
+            continue
+        with monkeypatch.context() as patch:
+
+            def planted(self: World, saved_at: float) -> None:
+                went_back(self, saved_at)
+                plant(patch)
+
+            patch.setattr(World, "log_went_back", planted)
+            found = fails(plan)
+        if found is not None and found.sign == sign:
+            return
     pytest.fail("not found")
 
 
