@@ -13,6 +13,7 @@ from msgservice.log.store import HEADROOM_DIVISOR, Store
 from msgservice.records import Audience, number_of
 
 PINNED = 2**62  # beyond every position
+SETS_MIN = 16  # that make room at once, but never more than half of the limit
 
 # The first batch of each of these audiences with a message behind a position, the lowest of all.
 _WAITED_FOR = """
@@ -59,7 +60,8 @@ def gives_way_below(store: Store) -> int:
     below = 0
     for (limit, _sender), found in last_batches.items():
         found.sort()
-        share = max(1, values[limit] // HEADROOM_DIVISOR)
+        value = values[limit]
+        share = max(1, value // HEADROOM_DIVISOR, min(value // 2, SETS_MIN))
         below = max([below, *(last + 1 for last in found[:share] if last < waited_for)])
     return below
 

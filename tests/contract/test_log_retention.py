@@ -288,7 +288,7 @@ def test_20_unused_audiences_make_room_where_a_lower_limit_than_that_of_all_is_r
 def keeping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
     """A log that keeps its history for an hour, after its first look for what nobody needs."""
     limits = Limits(
-        reserve_bytes=64 * 1024, keep_seconds=3600, sender_audiences=16, to_audiences=3, audiences=9
+        reserve_bytes=64 * 1024, keep_seconds=3600, sender_audiences=4, to_audiences=3, audiences=9
     )
     driver = Driver(request.param, tmp_path / "data", limits).open()
     driver.receivers(1, 2, 3, 4)
@@ -323,9 +323,9 @@ def kept(log: Driver, batches: list[Batch]) -> list[int]:
 @pytest.mark.parametrize(
     ("limit", "sender", "left"),
     [
-        ("sender_audiences", "shop", [4, 5, 6, 7]),  # an eighth of 16: two sets of this sender
+        ("sender_audiences", "shop", [4, 5, 6, 7]),  # half of four: two sets of this sender
         ("to_audiences", "", [2, 3, 4, 5, 6, 7]),  # of whichever sender
-        ("audiences", "", [2, 3, 4, 5, 6, 7]),
+        ("audiences", "", [5, 6, 7]),
         ("removed_receivers", "", [1, 2, 3, 4, 5, 6, 7]),  # history holds no place of these
     ],
 )
