@@ -457,24 +457,25 @@ class Check:
     def _left(self) -> dict[str, Any]:
         """What the product's memory has of messages, by name: nothing, when all is through."""
         world = self.world
-        node = world.node.service
+        parts = world.node.service.parts
+        commits, tracker = parts.commits, parts.tracker
         found: dict[str, Any] = {
-            "uncommitted bytes": node.parts.commits.uncommitted_bytes,
-            "sources of a group": len(node.parts.commits._sources),
-            "progress of a group": len(node.parts.commits._progressing) + len(node.parts.commits._expected),
-            "senders to be told": len(node.parts.tracker._touched),
+            "uncommitted bytes": commits.uncommitted_bytes,
+            "sources of a group": len(commits._sources),
+            "progress of a group": len(commits._progressing) + len(commits._expected),
+            "senders to be told": len(tracker._touched),
         }
-        for watch in node.parts.tracker._watches.values():
+        for watch in tracker._watches.values():
             found[f"{watch.sender}: statuses to be told"] = len(watch.pending)
-        for peer in node.parts.connections.peers:
+        for peer in parts.connections.peers:
             ingress = peer.ingress
             if ingress is not None:
                 found[f"{peer.name}: taken in and not answered"] = ingress.waiting
                 found[f"{peer.name}: messages of those"] = ingress._waiting_messages
                 found[f"{peer.name}: bytes of those"] = ingress._waiting_bytes
                 found[f"{peer.name}: answers to be sent"] = len(ingress._out)
-            found[f"{peer.name}: requests"] = peer._requests + peer._answering
-        for outlet in node.parts.dispatch:
+            found[f"{peer.name}: requests"] = peer._calls + peer._answering
+        for outlet in parts.dispatch:
             if outlet.name.startswith("extra"):
                 continue  # of receivers that are not there
             outbox = outlet.outbox
