@@ -145,7 +145,7 @@ class Acceptance:
 
 
 def _check_origin(transfer: Transfer, known: bool) -> None:
-    """Raise `Refused` for what only a node may say, and for what this node does not know.
+    """Raise `Refused` for `origin` and `replay`, which only nodes say, and for unknown elements.
 
     No connection is a node's in this version. A forged origin would put a run into another
     sender's lane, and make a receiver that knows messages by their identity drop the real one.

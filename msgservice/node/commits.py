@@ -45,7 +45,7 @@ class Source(Protocol):
         """The commit failed: none of these batches was stored."""
 
     def flush(self) -> None:
-        """All outcomes of a group were told: acknowledgements that are owed for it may leave."""
+        """The outcomes of a group were all told: acknowledgements owed for it may leave."""
 
     def fault(self, failure: Failure) -> None:
         """A call of this object raised `failure`: its connection ends, and no other."""
@@ -140,7 +140,7 @@ class Commits:
         self.kick_soon(GATHER if self._expected else 0.0)
 
     def expect(self, outlet: Progressing, answers: bool) -> None:
-        """Whether something is in flight to this one, so that it may have progress soon."""
+        """Expect progress soon: whether something is in flight to this receiver."""
         if answers:
             self._expected[outlet] = None
         elif outlet in self._expected:

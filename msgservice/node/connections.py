@@ -166,7 +166,7 @@ class Connections:
             gone.callback(None)
 
     def take_presence(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-        """Return the senders that are here or were since the last call, and those that ended.
+        """Return the senders connected now or since the last call, and those that ended for good.
 
         Ended is who needs nothing any more that the log knows of it, as it said itself.
         """

@@ -123,7 +123,7 @@ class Directory:
         return found
 
     def audience_of(self, names: Sequence[str], sender: str = "") -> Audience:
-        """The audience that consists of these, suspended or not; `sender` asks for it.
+        """Return the audience of these receivers, suspended or not; `sender` asks for it.
 
         `UnknownReceiver` names the first unknown one. `LimitReached`: one sender may have only so
         many sets, and all together leave room for those that patterns make.

@@ -56,11 +56,11 @@ class Dispatch:
     # --- who is there
 
     def add(self, outlet: Outlet) -> None:
-        """A receiver that the directory knows."""
+        """Add a receiver that the directory knows."""
         self.outlets[outlet.row.number] = outlet
 
     def remove(self, outlet: Outlet) -> None:
-        """A receiver that was removed; it was disconnected before."""
+        """Remove a receiver from dispatch; it was disconnected before."""
         outlet.stop()
         self.outlets.pop(outlet.row.number, None)
         self._full.discard(outlet.row.number)
@@ -68,7 +68,7 @@ class Dispatch:
         self._mark_audiences()
 
     def audience_made(self, audience: Audience) -> None:
-        """An audience is used for the first time."""
+        """The audience is used for the first time: its live receivers are fed from now on."""
         self._audiences[audience.number] = audience
         live = self._live[audience.number] = []
         for number in audience.members:
@@ -133,7 +133,7 @@ class Dispatch:
     # --- who is too far behind
 
     def full(self, audience: Audience) -> str | None:
-        """Why this audience takes nothing now: one of its receivers is too far behind. Or None."""
+        """Return why this audience is refused: a receiver of it is too far behind. Or None."""
         return self._full_audiences.get(audience.number) if self._full_audiences else None
 
     def backlog_bytes_max(self, row: ReceiverRow) -> int:
@@ -238,7 +238,7 @@ class Dispatch:
         return stored
 
     def stop(self) -> None:
-        """No timer is left behind."""
+        """Cancel the timer: none is left behind."""
         if self._judging is not None:
             self._judging.cancel()
             self._judging = None

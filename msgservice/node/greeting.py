@@ -79,7 +79,7 @@ class Attaching(Protocol):
     """The receivers of a node (`receivers`)."""
 
     def attaching(self, name: str, receive: ReceiveOptions) -> Outlet:
-        """A peer says that it is the receiver of this name; raise what speaks against it."""
+        """A peer attaches as the receiver of this name; raise what speaks against it."""
 
     def stored(self) -> Deferred[None]:
         """Fire when all changes so far are stored."""
@@ -124,7 +124,7 @@ class Greeter:
     def greeted(
         self, visitor: Visitor, connection: Connection, hello: Hello, expected: Outlet | None
     ) -> None:
-        """Check who it is; answer once a receiver that is new is stored.
+        """Check a HELLO; answer it once a new receiver is stored.
 
         `expected`: the outlet that was dialled, or None.
         """

@@ -225,12 +225,12 @@ class Ingress:
     # --- to the sender
 
     def flush_soon(self) -> None:
-        """Send what is owed when this turn is over: one ACK for all of it."""
+        """Acknowledge at the end of this turn: one ACK for all that is owed."""
         if self._flush is None:
             self._flush = self._clock.callLater(0, self.flush)
 
     def flush(self) -> None:
-        """Send what is owed now: ROUTED before the ACK that covers it."""
+        """Acknowledge now: ROUTED leaves before the ACK that covers it."""
         if self._flush is not None:
             if self._flush.active():
                 self._flush.cancel()
@@ -240,7 +240,7 @@ class Ingress:
             self._answered()
 
     def send_owed(self) -> None:
-        """Queue what is owed before anything that may refer to it, and that leaves now."""
+        """Queue owed acknowledgements before frames that may refer to them and leave now."""
         self._send_owed(self._connection.send_all)
 
     def _send_owed(self, send: Callable[[list[Frame]], None]) -> None:

@@ -221,7 +221,7 @@ class Outlet(OutletProgress):
             self.outbox.unload()
 
     def stop(self) -> None:
-        """No timer is left behind."""
+        """Cancel the timer: none is left behind."""
         for timer in (self._timer, self._unload, self._pumping):
             if timer is not None and timer.active():
                 timer.cancel()

@@ -85,7 +85,7 @@ class _Bucket(Bucket):
         return max(0.0, self.content - max(self.capacity, amount)) / self.rate
 
     def correct(self, amount: float) -> None:
-        """So much more (or less, below 0) passes than was reserved."""
+        """Correct a reservation: so much more (or less, below 0) passes than was reserved."""
         self.drip()
         self.content = max(0.0, self.content + amount)  # type: ignore[assignment]  # as above
 

@@ -53,7 +53,7 @@ class Register(Senders, Protocol):
         """The session of a peer is open. Returns whether it may stay."""
 
     def replace(self, outlet: Outlet, peer: Peer) -> bool:
-        """Let it be the receiver's connection, if it is the newest. Returns whether it is."""
+        """Make a peer its receiver's connection, if it is the newest. Returns whether it is."""
 
     def gone(self, peer: Peer) -> None:
         """The connection of a peer has ended."""
@@ -122,11 +122,11 @@ class Peer:
         self._register.up(self)
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
-        """Let it be seen who that is, and answer."""
+        """A HELLO came: the greeter checks it, and answers."""
         self._greeter.greeted(self, connection, hello, self._expected)
 
     def opened(self, connection: Connection, resume: Resume) -> None:
-        """Feed it, if it is a receiver; tell it its states, if it wants them."""
+        """The session is open: feed a receiver; subscribe a producer that wants states."""
         guest, hello = self._guest, connection.session.peer
         assert guest is not None
         assert hello is not None
@@ -269,7 +269,7 @@ class Peer:
         return self.connection is None or self.connection.gone
 
     def tell(self, frames: list[Frame]) -> None:
-        """Send these (`tracker.Told`). What no frame can hold ends this connection alone."""
+        """Send frames of the tracker (`tracker.Told`). One too large ends this connection alone."""
         try:
             self._send(frames)
         except FrameTooLarge as error:

@@ -121,7 +121,7 @@ class Receivers:
     # --- at run time
 
     def attaching(self, name: str, receive: ReceiveOptions) -> Outlet:
-        """A peer says that it is the receiver of this name; it is made if new (SEMANTICS 27).
+        """A peer attaches as the receiver of this name, which is made if new (SEMANTICS 27).
 
         Who is turned away has changed nothing: everything that refuses comes before what it does.
         """

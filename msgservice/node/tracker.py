@@ -60,7 +60,7 @@ class Told(Protocol):
         """Send these."""
 
     def fault(self, failure: Failure) -> None:
-        """Telling it raised this: its connection ends, and no other."""
+        """A call of this object raised `failure`: its connection ends, and no other."""
 
     def room(self) -> Deferred[None]:
         """Fire when the transport has room for more, or the connection has gone."""
@@ -129,7 +129,7 @@ class Tracker:
             waiter.callback(None)
 
     def routed(self, watch: Watch, piece: Piece | Batch) -> list[Frame]:
-        """The frames that say who these messages are for; they go before the ACK."""
+        """Return the ROUTED frames of messages, with new audiences; they go before the ACK."""
         if isinstance(piece, Batch):
             first, last = piece.sequence, piece.sequence + piece.count - 1
             audience, position = piece.audience, piece.first
@@ -190,7 +190,7 @@ class Tracker:
                 watch.peer.fault(Failure())
 
     def _tell_changes(self, watch: Watch, pending: Pending) -> None:
-        """Tell these changes, or leave what finds no room to the log, which has them."""
+        """Send changes of states; those that find no room are read from the log later."""
         frames: list[Frame] = []
         missed: list[int] = []
         for (receiver, status, reason), ranges in pending.items():
@@ -212,7 +212,7 @@ class Tracker:
             self._tell_from(watch, watch.status_from)
 
     def _tell_from(self, watch: Watch, first: int) -> None:
-        """Tell it the present states from a sequence on, behind what it is told already."""
+        """Send a subscriber the present states from a sequence on, behind those under way."""
         watch.missed = first if watch.missed is None else min(watch.missed, first)
         if not watch.is_told:
             watch.is_told = True
@@ -306,7 +306,7 @@ class Tracker:
     def _gone_routed(
         self, watch: Watch, first: int, last: int, members: tuple[int, ...]
     ) -> list[Frame]:
-        """As `routed`, of what is in the log no more. Nothing is asked of the log for it."""
+        """ROUTED for messages that the log has no more; nothing is asked of the log for it."""
         audience = watch.gone.get(members)
         if audience is None:
             number = INTEGER_MAX - watch.gone_made % GONE_AUDIENCES_MAX
@@ -319,7 +319,7 @@ class Tracker:
 
 
 def _gone_pieces(page: History) -> list[tuple[int, int, tuple[int, ...]]]:
-    """Sequences whose batches the log has let go: their audience is who settled them."""
+    """Pieces of batches that the log has removed: their audience is who settled them."""
     held = RangeSet((piece.first, piece.last) for piece in page.pieces)
     begin: dict[int, list[int]] = {}  # sequence -> who has a state from here on
     end: dict[int, list[int]] = {}  # ... and who has none from here on
