@@ -46,7 +46,7 @@ class Acked:
         self._left_at = now
 
     def is_forgotten(self, resume: Resume, log_id: str, now: float) -> bool:
-        """Whether the node, with the log that it had, forgot one who was away, as it does in time.
+        """Whether a node with the same log has forgotten an incarnation that was long away.
 
         All was settled then. A log that lost its tail knows nothing either of one whose first
         messages were in it; but that shows at once, and before the hour nobody is forgotten.

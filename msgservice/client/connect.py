@@ -91,6 +91,6 @@ def _with_disk(disk: DiskOutbox, begin: Callable[[DiskOutbox], Client]) -> Any:
 
 
 def _give_up(client: Client, waiting: Deferred[Client]) -> None:
-    """Nobody waits for this connection any more; `close` cannot fail."""
+    """Close a connection that nobody waits for any more; `close` cannot fail."""
     waiting.cancel()  # which fires, with `CancelledError`, what is chained to it
     client.close()

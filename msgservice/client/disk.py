@@ -94,7 +94,7 @@ class DiskOutbox:
         self._file.settle(ranges)
 
     def note_log(self, log_id: str) -> None:
-        """Keep the log id of the node that is connected, before what it answers is settled."""
+        """Keep the log id of the connected node, before acknowledgements of it are settled."""
         if log_id != self.log_id:
             self.log_id = log_id
             self._file.note_log(log_id)

@@ -207,7 +207,7 @@ class HandedRun:
         self._tell_answered()
 
     def accepted(self, first: int, last: int) -> None:
-        """The node took these over. They count when ROUTED has come for them too."""
+        """The node acknowledged messages, which count once ROUTED has come for them too."""
         pieces = self._pieces
         if (
             last - first + 1 == self.count == self._unanswered
@@ -244,7 +244,7 @@ class HandedRun:
         self._after_change()
 
     def routed(self, piece: Piece) -> None:
-        """The node says who these are for. It may say so again after a reconnect."""
+        """ROUTED came: the audience of messages. It may come again after a reconnect."""
         pieces = self._pieces
         if pieces and not piece.position and not piece.audience.names:
             # It knows nothing of them any more: what it said before is worth more.
@@ -268,7 +268,7 @@ class HandedRun:
             self._after_change()
 
     def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
-        """The node says that these have this state at this receiver; repeats change nothing.
+        """STATUS came: the state of messages at a receiver. Repeats change nothing.
 
         Whoever waits is told by `tell_news`: once for what came together.
         """
@@ -326,7 +326,7 @@ class HandedRun:
         return final is None or final.covers(first, last)
 
     def _make_final(self, name: str, first: int, last: int) -> list[Range]:
-        """Note that these are final; return those that were not."""
+        """Note that messages are settled; return those that were not before."""
         final = self._settled.setdefault(name, RangeSet())
         if final is None:
             return []
@@ -403,7 +403,7 @@ class HandedRun:
     # --- waiting
 
     def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
-        """Return a Deferred of its own for this wait. Cancelling it ends the wait only."""
+        """Return a new Deferred for this wait. Cancelling it ends the wait only."""
         deferred: Deferred[Any] = Deferred(self._unwatch)
         watcher = _Watcher(wait, first, last, name, deferred)
         outcome = self._outcome(watcher)
@@ -423,7 +423,7 @@ class HandedRun:
             self._keeper.changed(self)
 
     def _outcome(self, watcher: _Watcher) -> object:
-        """What the watcher's Deferred fires with: an exception fails it; None: not yet."""
+        """The outcome that fires a watcher's Deferred: an exception fails it; None: not yet."""
         wait, first, last, name, _ = watcher
         for low, high, error in self._refused or ():
             if low <= last and first <= high:
@@ -460,7 +460,7 @@ class HandedRun:
 
 
 def _around(piece: Piece, first: int, last: int) -> list[Piece]:
-    """What of a piece lies outside `first` to `last`."""
+    """The parts of a piece that lie outside `first` to `last`."""
     if piece.last < first or last < piece.first:
         return [piece]
     rest = []

@@ -75,7 +75,7 @@ class HopUser(Protocol):
         """Messages were settled, and have left the outbox; their receipts are told next."""
 
     def answers_applied(self) -> None:
-        """All answers that one read brought were applied: the window may have room again."""
+        """The answers that one read brought were all applied: the window may have room again."""
 
     def replied(self, reply: Reply) -> None:
         """A REPLY came: answers to requests."""
@@ -200,7 +200,7 @@ class NodeHop:
         return self._disk is not None and self._disk.has_more
 
     def offer(self, runs: Sequence[Run]) -> None:
-        """Send these runs, as soon and as often as it takes. They rise; `pump` after it."""
+        """Send runs, in rising order, retransmitted until acknowledged; `pump` afterwards."""
         if self._is_reading or self._has_more:
             self._behind += runs
         else:
@@ -465,7 +465,7 @@ class NodeHop:
         return Refused(reason)
 
     def _compare(self, resume: Resume, unread: list[Run], log_id: str) -> LogWentBack | None:
-        """Hold what the node has taken against what this side knows (SEMANTICS 6)."""
+        """Compare the node's RESUME with what this side has sent (SEMANTICS 6)."""
         seen = highest_of(resume)
         if seen > self.sequence or (
             resume.last is not None and self._differs(*resume.last, unread)
@@ -488,7 +488,7 @@ class NodeHop:
         return None
 
     def _differs(self, first: int, last: int, crc: int, unread: list[Run]) -> bool:
-        """Whether what this side holds at these sequences is something else, however it is cut.
+        """Whether the content held here at these sequences differs, however it is cut into runs.
 
         Where some of them were answered here, nothing is left to compare.
         """

@@ -46,7 +46,7 @@ class OutboxRun(msgspec.Struct, frozen=True, gc=False):
 
 
 class Backlog:
-    """Where reading stands. `open`: all sequences that were open at start; sizes in bytes."""
+    """The progress of reading. `open`: all sequences that were open at start; sizes in bytes."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self.open = RangeSet()

@@ -196,11 +196,11 @@ class Receipts:
 
     @property
     def accepted(self) -> Deferred[Receipts]:
-        """As `Receipt.accepted`, for all of them."""
+        """Acceptance of all messages, as `Receipt.accepted`."""
         return self._all(Wait.ACCEPTED).addCallback(lambda _: self)
 
     def acknowledged(self, name: str | None = None) -> Deferred[None]:
-        """As `Receipt.acknowledged`, for all of them: fails as soon as one cannot be."""
+        """Acknowledgement of all messages: fails as soon as one cannot be acknowledged."""
         return self._all(Wait.ACKNOWLEDGED, name).addCallback(_nothing)
 
     def settled(self) -> Deferred[dict[str, dict[Status, int]]]:

@@ -168,7 +168,7 @@ def _answer(call: _Call, message: WireMessage) -> None:
 
 
 def _error_of(call: _Call, message: WireMessage) -> MsgServiceError:
-    """What went wrong: the other side says it in a sentence, as our own errors have them."""
+    """The error of a failed reply: the other side says it in a sentence, as our own have them."""
     text = message.body.decode("utf-8", "replace")[:REASON_MAX]
     if text == str(NoResponder(call.subject)):
         return NoResponder(call.subject)

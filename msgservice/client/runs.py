@@ -92,13 +92,13 @@ class HandedRuns:
             run.tell_news()
 
     def lose(self, first: int, last: int, error: MsgServiceError, *, answered: bool) -> None:
-        """Nothing more will be heard of these runs; `answered`: only of those that were."""
+        """Runs are lost: nothing more will be heard of them; `answered`: of answered ones only."""
         for run in self.between(first, last):
             if run.is_answered or not answered:
                 run.lost(error)
 
     def lose_all(self, error: MsgServiceError) -> None:
-        """Nothing more will be heard of any run."""
+        """All runs are lost: nothing more will be heard of any."""
         if self._firsts:
             self.lose(self._firsts[0], 2**62, error, answered=False)
 
