@@ -87,7 +87,7 @@ class Rejections:
     def save(
         self, db: apsw.Connection, fresh: Sequence[Fresh], marks: Mapping[Key, SenderState]
     ) -> Saved:
-        """Write, in the transaction that runs, what is new, and forget what the floors passed.
+        """Write new rejections in the running transaction; forget those that the floors passed.
 
         Returns what is to be adopted when the transaction is committed.
         """

@@ -83,7 +83,7 @@ class NodeConnection:
         connection.hello(Hello(VERSION, reception.name, reception.incarnation, options))
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
-        """Tell the node what was taken of it: here its older connection ends, if there is one."""
+        """RESUME is sent with the node's marks; its older connection ends here, if there is one."""
         receive = hello.options.receive
         if receive is None:
             raise NameMismatch(f"{hello.name!r} does not send to receivers")

@@ -180,7 +180,7 @@ class Receiver(Service):
         subjects: Sequence[str] | None = None,
         start: str | int | datetime = "new",
     ) -> Attachment:
-        """As `attach`, by any means: `dial(make_user)` returns the service that connects.
+        """Attach by any means: `dial(make_user)` returns the service that connects.
 
         It calls `make_user() -> IChannelUser` for each channel. `address` is for people.
         """

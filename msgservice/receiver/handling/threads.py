@@ -77,7 +77,7 @@ class HandlerThreads:
 
 
 class ThreadedHandling(Handling):
-    """As `Handling`, with the handler on one of `threads` threads."""
+    """A `Handling` whose handler runs on one of `threads` threads."""
 
     def __init__(self, handler: Handler, *, threads: int, batch: bool, **more: Any) -> None:
         super().__init__(handler, batch=batch, **more, concurrency=threads)

@@ -101,7 +101,7 @@ class _Gate:
 
 
 class StoredHandling(Handling):
-    """As `Handling`, with a stored inbox, which is open while handlers run.
+    """A `Handling` with a stored inbox, which is open while handlers run.
 
     `failed(error)` is called when the inbox can no longer be written. Raises `ValueError` for a
     handler that wants both a thread and the transaction.
@@ -273,7 +273,7 @@ def _rejection_of(failure: Failure) -> Any:
 
 
 def write(writes: Any, transaction: Any) -> object:
-    """Write what a handler has computed, or raise the `Reject` that it did."""
+    """Write the result of a handler, or raise the `Reject` that it raised."""
     if isinstance(writes, Reject):
         raise writes
     if writes is None:
