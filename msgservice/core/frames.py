@@ -249,7 +249,7 @@ def refusals(calls: Iterable[int], message: msgspec.Raw) -> list[Reply]:
 
 
 def wrong_ranges(ranges: Sequence[Pair], above: int = 0) -> str | None:
-    """What is wrong with ranges that must rise from behind `above`, without overlaps, or None."""
+    """The fault of ranges that must rise from behind `above`, without overlaps, or None."""
     for first, last in ranges:
         if not above < first <= last:
             return _wrong_range(first, last, above)

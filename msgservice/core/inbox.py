@@ -211,7 +211,7 @@ class Answers:
         self._discarded_ranges += len(discarded) - before
 
     def _pass(self, first: int, last: int, lane: Hashable) -> None:
-        """A run of this lane is let through: what of the lane lies before it was passed by."""
+        """A run of the lane is taken; discarded runs of the lane before it were passed by."""
         discarded = self._discarded.get(lane)
         if discarded is not None:
             before = len(discarded)

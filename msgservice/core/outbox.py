@@ -285,7 +285,7 @@ class Outbox(RunStates):
             self._settle_between(first, last, Status.ACKNOWLEDGED)
 
     def receive_ack(self, first: int, last: int) -> None:
-        """The other side took these over. `NeverSent` if they were not sent on this connection."""
+        """An ACK settles sequences. `NeverSent` if they were not sent on this connection."""
         self.receive_acks([(first, last)])
 
     def receive_acks(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -424,7 +424,7 @@ class Outbox(RunStates):
         return count > 0
 
     def _room(self, run: Run) -> int:
-        """How many of its messages have room in this flight: all, unless that is limited."""
+        """The number of the run's messages that this flight has room for: all, if not limited."""
         flying, count = self._flight.messages, run.count
         if self._flight_max is not None:
             count = min(count, self._flight_max - flying)

@@ -191,7 +191,7 @@ class RunStates:
         tally.size -= run.size
 
     def _was_answered(self, run: Run) -> None:
-        """The other side is alive that had this run, or it is not given to it for now."""
+        """A run of the unproven flight was answered, or is not in flight for now."""
         unproven = self._unproven
         if unproven:
             unproven.remove(run.first, run.last)

@@ -46,7 +46,7 @@ class Run(msgspec.Struct, gc=False, eq=False):
 
     @property
     def messages(self) -> bytes | memoryview | msgspec.Raw:
-        """The messages as they travel; of a piece they are put together when they are wanted."""
+        """The messages as they are sent; those of a cut run are put together when asked for."""
         encoded = self.encoded
         if encoded is None:
             assert self.parts is not None
@@ -251,7 +251,7 @@ def shatter_run(run: Run, places: Sequence[int]) -> list[Run]:
 
 
 def parts_of(run: Run) -> MessageParts:
-    """Return what this run is cut by; `run.part` is where it begins there."""
+    """Return the offsets that the run is cut by; `run.part` is where it begins among them."""
     parts = run.parts
     if parts is None:
         assert run.encoded is not None

@@ -29,7 +29,7 @@ from msgservice.errors import LimitReached, MessageTooLarge
 
 
 class Endpoint(Handshakes, Patience):
-    """All sessions of one socket; see the module, and `SessionTable` for what it is made with."""
+    """The endpoint of one socket: all its sessions. `SessionTable` says what it is made with."""
 
     # --- from the application
 

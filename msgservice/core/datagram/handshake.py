@@ -29,7 +29,7 @@ HELLO_MARGIN = 0.1
 
 
 class Handshakes(SessionTable):
-    """Opens and resets sessions; see the module."""
+    """The handshakes of an endpoint: open and reset sessions."""
 
     def ignores(self, letter: int, now: float) -> bool:
         """Whether a datagram that begins with this byte is ignored if its address is not in

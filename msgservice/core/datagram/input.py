@@ -15,7 +15,7 @@ from msgservice.core.datagram.state import Control, SessionState
 
 
 class SessionInput(SessionState):
-    """The incoming direction of a session; see the module."""
+    """The incoming direction of a session: packets, acknowledgements, losses."""
 
     __slots__ = ()
 

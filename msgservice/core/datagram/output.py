@@ -23,7 +23,7 @@ ONE_BYTES_MAX = wire.RUN_OF_ONE.size + wire.RECEIVED_HEAD.size
 
 
 class SessionOutput(SessionInput):
-    """The outgoing direction of a session; see the module."""
+    """The outgoing direction of a session: packets, retransmissions, acknowledgements."""
 
     __slots__ = ()
 
@@ -245,7 +245,7 @@ class SessionOutput(SessionInput):
         return spent
 
     def _send_item(self, item: Chunk | Piece, out: list[bytes], now: float, *, again: bool) -> int:
-        """Send one chunk or piece; with it, what else there is to say, where it fits."""
+        """Send one chunk or piece, and control blocks with it where they fit."""
         counters = self.counters
         if type(item) is Chunk:
             body = item.payload
@@ -324,7 +324,7 @@ class SessionOutput(SessionInput):
         ]
 
     def _control_blocks(self, room: int, now: float) -> tuple[bytes, Control]:
-        """Return what fits of: what arrived, credit, what is handled, an ask; and its memory."""
+        """Return the control blocks that fit (RECEIVED, credit, HANDLED, an ask), and a note."""
         receiving = self.receiving
         parts: list[bytes] = []
         acknowledged = 0

@@ -301,7 +301,7 @@ class ReceivingHalf:
                 self.reply_bytes -= len(reply.data)
 
     def receive_ask(self, floor: int) -> None:
-        """Answer again what is handled from `floor` on; what is below it the peer has settled."""
+        """Acknowledge again what is handled from `floor` on; the peer has settled all below."""
         for nonce in [nonce for nonce in self.replies if nonce < floor]:
             self.receive_reply_arrival(self.replies[nonce])
         self.handled_pending.remove_below(floor)

@@ -178,7 +178,7 @@ class Recovery:
         return False
 
     def _prove(self, ranges: Sequence[tuple[int, int]], now: float) -> int:
-        """Count what was declared lost and had arrived; raise the thresholds to what it showed."""
+        """Count spurious losses: packets that had arrived. Raise the loss thresholds by them."""
         lost = self._lost
         proven = []
         for first, last in ranges:

@@ -17,7 +17,7 @@ ASK_MAX = 60.0
 
 
 class Session(SessionOutput):
-    """State of one session; see the module."""
+    """One session of acknowledged UDP: its timers, and both its directions."""
 
     __slots__ = ()
 

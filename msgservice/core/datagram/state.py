@@ -47,7 +47,7 @@ class Counters:
 
 
 class SessionState:
-    """State of one session; see the module."""
+    """The state that both directions of a session share."""
 
     __slots__ = (
         "_ask_at",

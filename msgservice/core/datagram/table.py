@@ -23,7 +23,7 @@ ENDED_MAX = 4096
 
 
 class SessionTable:
-    """All sessions of one socket; see the module.
+    """The table of all sessions of one socket, by address and by identifier.
 
     `entropy(n)` returns n random bytes, `jitter()` a float in [0, 1). `patience` and `retries`: a
     message has failed when so many seconds passed and at least so many tries went out; None: never.

@@ -224,7 +224,7 @@ class Seal(Protocol):
 
 
 class ChecksumSeal:
-    """No key: a CRC-32 over header and body, as UDP's own 16 bits let one damage in 65,536 pass."""
+    """A checksum, no key: CRC-32 over header and body, as UDP's 16 bits pass 1 damage in 65,536."""
 
     overhead = 4
 
