@@ -58,7 +58,7 @@ class Audit:
             db.execute("commit")
 
     def _look_at(self, db: apsw.Connection, table: str) -> None:
-        """Have SQLite follow the pages of a table: that they hang together and are its own."""
+        """Have SQLite follow the pages of a table, which must hang together and be its own."""
         for (found,) in db.execute(f"pragma quick_check({table})"):
             if found != "ok":
                 self._say(f"table {table}: {found}")

@@ -52,7 +52,7 @@ def read_transaction(db: apsw.Connection) -> Iterator[apsw.Connection]:
 
 @implementer(ILog)
 class StoreLog:
-    """An `ILog` over a `Store`; see the module."""
+    """An `ILog` over a `Store`: the half of it that runs on the reactor's thread."""
 
     durable = False
 
@@ -137,7 +137,7 @@ class StoreLog:
             self._store.places_wanted |= {place}
 
     def _forget_unused(self) -> None:
-        """Make room among the audiences: those that no batch has, nor one that waits to be stored.
+        """Forget unused audiences: of no stored batch, and of none that waits to be stored.
 
         Where there is none, the look at all of them is repeated when something may have changed.
         """

@@ -40,7 +40,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 def mark_of(subject: str, named: bool | None) -> int:
-    """Return what is kept of a run when its row goes, beside its CRC: from 1 to 2^30.
+    """Return the mark kept of a run when its row is deleted, beside its CRC: 1 to 2^30.
 
     `named`: whether its sender named the receivers; None where that was not kept.
     """
@@ -226,7 +226,7 @@ def forget_numbers(staged: Staged) -> None:
 
 
 def _take_refused(staged: Staged, batch: Batch, refusal: Refused, lookup: Lookup) -> Outcome:
-    """Decide about a batch that nobody is for now: who was there when it came first may be gone."""
+    """Decide about a batch whose audience is empty now: it may have had one when it came first."""
     key = (batch.sender, batch.incarnation)
     if key in staged.senders or key in staged.state.senders:
         sender = staged.sender(key)
@@ -319,7 +319,7 @@ def _same_content(batch: Batch, run: Run) -> bool:
 
 
 def _same_names(state: State, batch: Batch, run: Run) -> bool:
-    """Whether a batch for whom its sender named is for those who the run was for, by their names.
+    """Whether the names in a batch's `to` are the names of the audience that the run had.
 
     Who was removed and added again has another number and the same name.
     """

@@ -128,7 +128,7 @@ class _Exceptions:
         self._reach = list(accumulate((row.last for row in found), max))
 
     def between(self, first: int, last: int) -> list[ExceptionRow]:
-        """Return those that may overlap these positions, rising: few others are among them."""
+        """Return the exceptions that may overlap these positions, rising, and few others."""
         begin = bisect_left(self._reach, first)
         return self._rows[begin : bisect_right(self._firsts, last)]
 
@@ -191,7 +191,7 @@ def _gone(
 def _pieces(
     db: apsw.Connection, state: State, sender: int, first: int, pieces_max: int
 ) -> tuple[list[Piece], int | None]:
-    """Return what is still in the log from `first` on, rising; and where that ends, if it does."""
+    """Return the pieces still in the log from `first` on, rising, and the last sequence, if cut."""
     found = rows(
         db,
         "select sequence, count, number, audience from batch where sender = ?1 and sequence >="
@@ -215,7 +215,7 @@ def _pieces(
 def _finished(
     db: apsw.Connection, sender: int, first: int, end: int | None
 ) -> tuple[list[StateRange], int | None]:
-    """Return what became of removed batches from `first` to `end`, and to where that is all of it.
+    """Return the states of removed batches from `first` to `end`, and how far they are complete.
 
     Every receiver is asked for an equal share; what some leave goes to those that have more.
     """

@@ -123,7 +123,7 @@ def _numbers(
 
 
 def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> list[Batch]:
-    """Return these batches, in this order; those without a frame are left out."""
+    """Return batches by number, in this order; those without a frame are left out."""
     if not numbers:
         return []
     text, frames = one(db, _PAGE, (as_json(numbers),))

@@ -180,7 +180,7 @@ MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
     # Nor here; but an older program would send on the bits of `flags` that are only kept.
     5: lambda db: None,
 }
-"""What leads to each version from the one before it."""
+"""Migrations: what leads to each version of the schema from the one before it."""
 UNCOPIED = frozenset({4, 5})
 """Those that change nothing in the file."""
 
