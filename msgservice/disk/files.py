@@ -42,7 +42,7 @@ class Files(Protocol):
         """The file `src` takes the name `dst`, at once and wholly: `os.replace`."""
 
     def sync(self) -> None:
-        """All that was written to any file is on disk: `os.sync`."""
+        """Data that was written to any file is on disk: `os.sync`."""
 
     def statvfs(self, path: str | os.PathLike[str]) -> os.statvfs_result:
         """The room of the file system that holds `path`: `os.statvfs`."""

@@ -113,7 +113,7 @@ class FileWatch:
 
     @property
     def gone(self) -> str | None:
-        """What is not there any more: the folder, or the name of a file; or None."""
+        """The folder, or the name of a file, that is not there any more; or None."""
         if _identity(self._folder) != self._folder_identity:
             return str(self._folder)
         for path, before in self._paths.items():
