@@ -178,7 +178,7 @@ T = TypeVar("T")
 
 
 class _Renewed(Generic[T]):
-    """What is made of the files of an address: anew, for the next connection, when they change.
+    """TLS options made of the files of an address: anew, for the next connection, on a change.
 
     Files that make no sense, as one that is half replaced, are told, and what was goes on.
     """

@@ -198,7 +198,7 @@ class UdpChannel:
             self.user.channel_writable(writable)
 
     def _watch(self) -> None:
-        """Look whether a peer that has much before it takes any of it, as a TCP connection does.
+        """Watch a peer with much unsent for progress: one that reads nothing is cut off.
 
         Datagrams come from one that answers heartbeats, and no silence shows that it takes nothing.
         """

@@ -32,7 +32,7 @@ REASON_BYTES_MAX = 1000
 
 
 class DatagramHandler(ABC):
-    """The handling half of a `DatagramPeer`; see the module."""
+    """The handling half of a `DatagramPeer`: runs the handler, and returns replies."""
 
     _log = Logger()
     _endpoint: Endpoint

@@ -35,7 +35,7 @@ class UdpPort:
         self._bearer = bearer
 
     def startListening(self) -> None:
-        """Nothing: it was opened by `UdpTransport.listen`."""
+        """Do nothing: the port was opened by `UdpTransport.listen`."""
 
     def stopListening(self) -> Deferred[None]:
         """End all channels, and close the socket."""

@@ -45,7 +45,7 @@ class Run:
 
 
 class SendQueue(Mapping[Hashable, Waiting]):
-    """What waits to be settled, keyed by `mangle(address, nonce)`; a view, always of this
+    """Messages that wait to be settled, keyed by `mangle(address, nonce)`; a view, always of this
     moment."""
 
     def __init__(
