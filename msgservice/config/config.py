@@ -241,7 +241,7 @@ def _receivers(reader: Reader, folder: Path, limits: Limits) -> tuple[ReceiverCo
 
 
 def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> ReceiverConfig | None:
-    """Return the receiver at `path`; None where it has no name that it could be told by."""
+    """Return the receiver at `path`; None where it has no usable name."""
     reader.table(path, RECEIVER_KEYS)
     name = reader.required((*path, "name"), str)
     named = name is not None and reader.check((*path, "name"), check_name, name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KeyPath = tuple[str | int, ...]
-"""Where a value stands: `("receiver", 0, "name")`."""
+"""The path of a value: `("receiver", 0, "name")`."""
 
 SYNTAX_ERRORS_MAX = 20  # more are hardly separate mistakes
 # Ends tried for a statement that is broken and so has none: a look at the whole file for each.
@@ -37,7 +37,7 @@ class SyntaxProblem:
 
 @dataclass(slots=True)
 class Document:
-    """What a TOML text says, where it says it, and what of it could not be read."""
+    """A TOML text: its values, the lines where they stand, and what could not be read."""
 
     values: dict[str, Any]
     lines: dict[KeyPath, int] = field(default_factory=dict)
