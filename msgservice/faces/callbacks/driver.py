@@ -246,7 +246,7 @@ class Driver:
             return b""
 
     def wire_sent(self, count: int) -> None:
-        """So many bytes are out."""
+        """Bytes were written: so many are out."""
         for source in self._core.sent(count):
             self._outgoing.sent(source)
         if self._core.queued_bytes <= SLOW_DOWN_BYTES // 2 and not self._dispatch.is_busy:

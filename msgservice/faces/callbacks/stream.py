@@ -50,7 +50,7 @@ class IWireOwner(Shape):
         """Return what to send next, nothing: nothing for now."""
 
     def wire_sent(self, count: int) -> None:
-        """So many bytes are out of our hands."""
+        """Bytes were written: so many are out of our hands."""
 
 
 @implementer(IHandshakeListener, IPullProducer, IPushProducer)

@@ -194,7 +194,7 @@ class Connection(Protocol):
             self._lose()
 
     def writeConnectionLost(self) -> None:
-        """All that was to be written is with the kernel, and our side of the stream ended."""
+        """The outgoing direction ended: all that was to be written is with the kernel."""
         if self._output is Output.FLUSHING:
             self._output = Output.SHUT
             self._end_write_watch()
