@@ -183,7 +183,7 @@ async def _send_runs(
 
 
 class _Stopped(MsgServiceError):
-    """Some lines were stored, then one was not."""
+    """The input ended early: some lines were stored, then one was not."""
 
     def __init__(self, sent: int, error: MsgServiceError) -> None:
         super().__init__(f"{error}; {sent:,} messages were stored before")
