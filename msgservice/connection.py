@@ -59,7 +59,7 @@ class Owner(Protocol):
         """A frame of an open session."""
 
     def turn_ended(self, connection: Connection) -> None:
-        """All frames of one read were passed on; called only while the session is open."""
+        """The frames of one read were all passed on; called only while the session is open."""
 
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""
@@ -321,7 +321,7 @@ class Connection:
             self.go_on_soon()  # else nothing changes before there is room, or an answer has left
 
     def _count_before_open(self, size: int) -> None:
-        """Bound what is taken from somebody who is not known, be it in however many frames."""
+        """Bound the bytes that are taken from an unauthenticated peer, in however many frames."""
         self._before_open += size + PREFIX_BYTES
         limit = self._limits.unauthenticated_bytes
         ranges = self.session.ranges_max if self.session.state is State.RESUMING else 0

@@ -119,7 +119,7 @@ Outcome = Batch | Known | RefusedBatch
 
 
 ON_FULL = ("refuse", "suspend")
-"""What may happen when a receiver's backlog is at its limit (SEMANTICS 18)."""
+"""The choices when a receiver's backlog is at its limit (SEMANTICS 18)."""
 
 
 @dataclass(slots=True, kw_only=True)
