@@ -58,11 +58,15 @@ T = TypeVar("T")
 class NoAnswer(Ambiguous):
     """The node did not answer in the time that the command gives it."""
 
-    def __init__(self, node: str, seconds: float, why: str | None = None) -> None:
+    def __init__(
+        self, node: str, seconds: float, why: str | None = None, refusal: str | None = None
+    ) -> None:
         because = f" ({why})" if why else ""
         super().__init__(
             f"no answer from {node} within {seconds:g} s{because}: is a node listening there?"
             " (--node, --timeout)"
+            if refusal is None
+            else f"{node} has not taken it within {seconds:g} s: {refusal} (--timeout)"
         )
 
 
@@ -141,7 +145,10 @@ class Session:
                 await self.in_time(reactor, client.when_connected())
             except NoAnswer:
                 raise NoAnswer(self.node, self.timeout, client.why().error) from None
-            yield client
+            try:
+                yield client
+            except NoAnswer:
+                raise NoAnswer(self.node, self.timeout, refusal=client.why().refusal) from None
         finally:
             await client.close()
 

@@ -56,11 +56,14 @@ class Why:
     attempts: int  # failures in a row
     next_try: float | None  # seconds until it dials again, while it waits
     unanswered: int  # messages handed over that the node has not answered yet
+    refusal: str | None = None  # why it takes nothing of them for now, where it said so
 
     def __str__(self) -> str:
         state = "connected" if self.connected else f"not connected ({self.error or 'dialling'})"
         again = "" if self.next_try is None else f", next try in {self.next_try:.1f} s"
-        return f"{state}, {self.attempts} failures in a row{again}, {self.unanswered} unanswered"
+        waits = f", refused for now: {self.refusal}" if self.refusal else ""
+        tries = f"{self.attempts} failures in a row{again}"
+        return f"{state}, {tries}, {self.unanswered} unanswered{waits}"
 
 
 class Client(ClientLife):
@@ -165,6 +168,7 @@ class Client(ClientLife):
             attempts=connector.failures,
             next_try=connector.next_attempt_in,
             unanswered=self.unanswered,
+            refusal=self._hop.refusal or None,
         )
 
     # --- sending

@@ -119,6 +119,7 @@ class NodeHop:
         self.batch_max = limits.max_batch  # of the node, as last heard
         self.peer_name = ""
         self.last_error = ""
+        self.refusal = ""  # why the node takes nothing of what it was sent last; no error
         loaded = disk.take_loaded() if disk is not None else []
         self.outbox = Outbox(
             ordered=True,
@@ -364,6 +365,7 @@ class NodeHop:
             return
         match frame:
             case Ack():
+                self.refusal = ""
                 self.outbox.receive_acks(frame.ranges)
             case Routed():
                 self.runs.receive_routed(frame.first, frame.last, frame.audience, frame.position)
@@ -376,6 +378,7 @@ class NodeHop:
                 if audience is not None:
                     self.runs.receive_audience(*audience, FACTOR * self._limits.audiences)
             case Nack():
+                self._note_refusal(frame)
                 self.outbox.receive_nack(
                     frame.first,
                     frame.last,
@@ -388,6 +391,18 @@ class NodeHop:
                 self._user.replied(frame)
             case _:
                 raise UnexpectedFrame(type(frame).__name__, "a client")
+
+    def _note_refusal(self, nack: Nack) -> None:
+        """Say once that what was handed over waits, and for what."""
+        if nack.action != Action.LATER:
+            return
+        if not self.refusal:
+            self._logger.warn(
+                "{name}: the node takes no more for now: {reason}; what was handed over waits",
+                name=self.name,
+                reason=nack.reason,
+            )
+        self.refusal = nack.reason or "no reason was said"
 
     def turn_ended(self, connection: Connection) -> None:
         """See `connection.Owner`."""

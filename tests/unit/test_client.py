@@ -289,6 +289,8 @@ def test_what_is_not_taken_now_is_sent_again_after_its_delay() -> None:
     world.node.refusal = lambda t: full.pop() if full else None
     sent = world.client.send("a", b"1")
     world.settle()
+    assert world.client.why().refusal == "log full"
+    assert str(world.client.why()).endswith("1 unanswered, refused for now: log full")
     behind = world.client.send("a", b"2")
     world.settle()
     world.clock.advance(1.9)
@@ -298,6 +300,7 @@ def test_what_is_not_taken_now_is_sent_again_after_its_delay() -> None:
     world.settle()
     assert (1, 2) == (now(sent).sequence, now(behind).sequence)
     assert [b"1", b"2"] == world.node.bodies()
+    assert world.client.why().refusal is None
 
 
 def test_a_node_that_answers_what_was_never_sent_is_left() -> None:
