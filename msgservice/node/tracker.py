@@ -57,7 +57,7 @@ class Told(Protocol):
         """Whether the transport has room for more."""
 
     def tell(self, frames: list[Frame]) -> None:
-        """Send these."""
+        """Send frames to a subscriber."""
 
     def fault(self, failure: Failure) -> None:
         """A call of this object raised `failure`: its connection ends, and no other."""
@@ -74,7 +74,7 @@ class Watch:
         "gone",
         "gone_made",
         "incarnation",
-        "is_told",
+        "is_telling",
         "missed",
         "peer",
         "pending",
@@ -92,7 +92,7 @@ class Watch:
         self.gone: dict[tuple[int, ...], Audience] = {}  # of what the log has no more, oldest first
         self.gone_made = 0
         self.pending: Pending = {}
-        self.is_told = False  # its history is on its way
+        self.is_telling = False  # its history is on its way
         self.missed: int | None = None  # from this sequence on it is told from the log
         self.retry: tuple[IDelayedCall, Deferred[None]] | None = None  # of a page that failed
 
@@ -178,7 +178,7 @@ class Tracker:
             ranges.add(max(one.first + offset, watch.status_from), one.last + offset)
 
     def flush(self) -> None:
-        """Send what `settled` gathered."""
+        """Send the statuses that `settled` gathered."""
         touched, self._touched = self._touched, {}
         for watch in touched:
             pending, watch.pending = watch.pending, {}
@@ -214,8 +214,8 @@ class Tracker:
     def _tell_from(self, watch: Watch, first: int) -> None:
         """Send a subscriber the present states from a sequence on, behind those under way."""
         watch.missed = first if watch.missed is None else min(watch.missed, first)
-        if not watch.is_told:
-            watch.is_told = True
+        if not watch.is_telling:
+            watch.is_telling = True
             done = Deferred.fromCoroutine(self._tell_missed(watch))
             done.addErrback(watch.peer.fault)
 
@@ -225,7 +225,7 @@ class Tracker:
                 first, watch.missed = watch.missed, None
                 await self._history(watch, first)
         finally:
-            watch.is_told = False
+            watch.is_telling = False
 
     async def _history(self, watch: Watch, first: int) -> None:
         failures = 0
