@@ -72,7 +72,7 @@ class Acceptance:
         known: bool,
         sender: str,
     ) -> Audience:
-        """Return who a run is for now.
+        """Return the audience of a run as it is now.
 
         Raises `Refused`, `BadSubject` or `BadName` for what is never taken, `LimitReached` for
         what may be later.

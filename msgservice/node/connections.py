@@ -67,7 +67,7 @@ class Connections:
     # --- making them
 
     def make_user(self) -> IChannelUser:
-        """Return what stands behind a channel that was accepted."""
+        """Return the user of an accepted channel: a peer of this node."""
         return self._connection(None)
 
     def _connection(self, expected: Outlet | None) -> Connection:

@@ -245,7 +245,7 @@ class Directory:
         self._forget()
 
     def set_patterns(self, row: ReceiverRow, patterns: Sequence[str]) -> None:
-        """Change what it receives from now on."""
+        """Change the subscription of a receiver from now on."""
         self._check_patterns(patterns)
         for pattern in row.patterns:
             self._matcher.remove(pattern, row.number)
@@ -255,7 +255,7 @@ class Directory:
         self._forget()
 
     def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
-        """Leave it out of the audiences of subjects from now on, or take it in again."""
+        """Suspend a receiver: leave it out of new audiences of subjects, or take it in again."""
         row.suspended = suspended
         if suspended:
             self._suspended.add(row.number)

@@ -141,7 +141,7 @@ class Dispatch:
         return row.backlog_bytes or self._limits.backlog_bytes_max
 
     def judge(self, *, starting: bool = False) -> None:
-        """Mark who is too far behind now; again by itself while there is anybody.
+        """Judge the backlogs: mark receivers that are too far behind; repeated while there are any.
 
         `starting`: who was suspended before the node stopped, and still is, is told of again.
         """

@@ -244,7 +244,7 @@ class Ingress:
         self._send_owed(self._connection.send_all)
 
     def _send_owed(self, send: Callable[[list[Frame]], None]) -> None:
-        """Send what is owed.
+        """Send owed acknowledgements.
 
         What no frame can hold ends this connection: the group that it is about is on disk, and
         what was not answered comes again.

@@ -289,7 +289,7 @@ class Outlet(OutletProgress):
             self._fed_bytes = 0
 
     def pump(self) -> None:
-        """Send what may be sent."""
+        """Send runs, as far as window and rate limit allow."""
         connection = self.connection
         if connection is None or not connection.is_open:
             return
@@ -335,7 +335,7 @@ class Outlet(OutletProgress):
         return transfers
 
     def _fill(self) -> None:
-        """Load what the next window has room for."""
+        """Load the batches that the next window has room for."""
         outbox, fed = self.outbox, self._fed
         if self.following and not fed:
             return

@@ -111,7 +111,7 @@ class Receivers:
         await self.change(wanted.name, patterns=wanted.patterns, order=wanted.order)
 
     def start(self) -> None:
-        """Dial who is to be dialled; who comes later is from now on."""
+        """Start dialling: receivers with an address, and from now on those that come later."""
         for outlet in self._dispatch:
             if outlet.row.paused:
                 outlet.last_error = self.too_many_dead(outlet) or outlet.last_error
@@ -377,7 +377,7 @@ class Receivers:
         return stored
 
     def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
-        """Leave it out of new audiences, or take it in again (SEMANTICS 18)."""
+        """Suspend a receiver: leave it out of new audiences, or take it in again (SEMANTICS 18)."""
         self._directory.set_suspended(row, suspended)
         self._store(row)
 
