@@ -56,11 +56,11 @@ class DiskOutbox:
         return self._file.is_unread(last)
 
     def between(self, first: int, last: int) -> Deferred[list[Run]]:
-        """Look at what the file has of these sequences; fails as `OutboxFile.read` does."""
+        """Read runs of the file by sequence; fails as `OutboxFile.read` does."""
         return self._file.between(first, last).addCallback(lambda runs: [_run_of(r) for r in runs])
 
     def keep(self, runs: Sequence[Run]) -> Deferred[None]:
-        """Write these in one transaction; fires when they are synced.
+        """Write runs in one transaction; fires when they are synced.
 
         Fails with `OutboxFull` or `LogUnavailable`: then none of them is kept, and their sequences
         stay unused. After `LogFailed` that is not known until the outbox is opened again.
@@ -90,7 +90,7 @@ class DiskOutbox:
         return self._file.settled_to
 
     def settle(self, ranges: list[tuple[int, int]]) -> None:
-        """The node has answered these: they are no longer needed."""
+        """Messages were acknowledged or refused: they are no longer needed."""
         self._file.settle(ranges)
 
     def note_log(self, log_id: str) -> None:

@@ -300,7 +300,7 @@ class HandedRun:
             self._keeper.has_news(self)
 
     def tell_news(self) -> None:
-        """Fire what waited for what was marked."""
+        """Fire the Deferreds that waited for the states just marked."""
         self._after_change()
 
     def lost(self, error: MsgServiceError) -> None:

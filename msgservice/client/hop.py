@@ -171,7 +171,7 @@ class NodeHop:
         return Connection(self, clock=self._clock, now=self._now, limits=self._limits)
 
     def number(self, parcels: Sequence[Parcel]) -> list[Run]:
-        """Give these runs their sequences."""
+        """Number runs: give each its sequences."""
         runs = []
         sequence = self.sequence
         for handed, messages, to, flags in parcels:
@@ -213,7 +213,7 @@ class NodeHop:
             self.outbox.offer(run)
 
     def pump(self) -> None:
-        """Send what may be sent now."""
+        """Send the runs that the window has room for."""
         if self._is_stopped:
             return
         connection = self.connection
@@ -453,7 +453,7 @@ class NodeHop:
         self._rearm()
 
     def _apply_settled(self) -> None:
-        """Tell what the outbox found final; fires Deferreds, so all else is done before."""
+        """Tell which messages were settled; fires Deferreds, so all else is done before."""
         settled = self.outbox.take_settled()
         if not settled:
             return
@@ -524,7 +524,7 @@ class NodeHop:
         return at > last and zlib.crc32(join_messages(parts)) != crc
 
     def _begin_anew(self, error: LogWentBack) -> None:
-        """Take a new incarnation: what is open is sent under it, with the same numbers."""
+        """Take a new incarnation: open runs are sent under it, with the same sequences."""
         self._logger.error(
             "{name}: {error}; going on as a new incarnation, what is open is sent again",
             name=self.name,

@@ -246,7 +246,7 @@ class OutboxFile:
         return self._backlog is not None and self._backlog.is_unread(last)
 
     def between(self, first: int, last: int) -> Deferred[list[OutboxRun]]:
-        """Look at what the file has of these sequences, rising; fails as `read` does."""
+        """Read runs by sequence without counting them, rising; fails as `read` does."""
         if not self._opened:
             return fail(LogUnavailable("the outbox is not open"))
         assert self._worker is not None
@@ -260,7 +260,7 @@ class OutboxFile:
     # --- runs ----------------------------------------------------------------------------------
 
     def append(self, runs: Sequence[OutboxRun]) -> Deferred[None]:
-        """Keep these runs; fires after the sync. Cancelling stops the wait, not the write.
+        """Append runs; fires after the sync. Cancelling stops the wait, not the write.
 
         Each begins above all sequences handed in before. Fails with `OutboxFull` (nothing kept),
         `LogUnavailable` (nothing kept, try again later), `LogFailed` (whether they are kept is seen
@@ -285,7 +285,7 @@ class OutboxFile:
         return waiter
 
     def settle(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Forget what is the node's now (or was refused): runs go when all of them is settled."""
+        """Forget settled messages (acknowledged or refused): a run is deleted when all of it is."""
         for first, last in ranges:
             at = max(0, bisect_left(self._firsts, first) - 1)
             done: list[int] = []
@@ -425,7 +425,7 @@ class OutboxFile:
         self._file.mark(Mark(_MARKED, self._kept_to, self._renewals, 0))
 
     def _commit(self, steps: Sequence[tuple[str, Any]], *, checkpoint: bool = False) -> None:
-        """Run these in one transaction, or a checkpoint; on the worker's thread.
+        """Run changes in one transaction, or a checkpoint; on the worker's thread.
 
         After a failed write or sync the handle is not used again (SEMANTICS 19).
         """

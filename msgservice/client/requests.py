@@ -89,7 +89,7 @@ class Requests:
     # --- from the world
 
     def opened(self, connection: Connection) -> None:
-        """A session stands: what waited for it is sent."""
+        """A session is open: requests that waited for it are sent."""
         self._connection = connection
         for number, call in self._calls.items():
             self._send(number, call)

@@ -124,7 +124,7 @@ class HandedRuns:
         self._audiences[number] = Receivers(receivers)
 
     def receive_routed(self, first: int, last: int, audience: int, position: int) -> None:
-        """The node says who these are for."""
+        """ROUTED came: the audience of sequences."""
         named = self._audiences.get(audience)
         if named is None or last < first:
             raise MalformedFrame(f"ROUTED {first} to {last} with unknown audience {audience}")
@@ -135,7 +135,7 @@ class HandedRuns:
     def receive_status(
         self, receiver: str, status: Status, ranges: list[tuple[int, int]], reason: str
     ) -> None:
-        """The node says what became of these at a receiver."""
+        """STATUS came: the state of sequences at a receiver."""
         for first, last in ranges:
             for run in self.between(first, last):
                 run.marked(receiver, status, first, last, reason)
