@@ -75,7 +75,7 @@ class NodeConnection:
         self._quiet = 0  # turns since the last run
 
     def channel_up(self, connection: Connection) -> None:
-        """Say who we are, and what we want."""
+        """Send HELLO: the receiver's name, and its options."""
         self.connection = connection
         self.way.connections.add(self)
         reception = self._reception
@@ -169,7 +169,7 @@ class NodeConnection:
             self._handling.turn_ended(self._sender)
 
     def writable(self, connection: Connection) -> None:
-        """Answers that waited leave."""
+        """The channel has room again: acknowledgements that waited leave."""
         if self._sender is not None and self._sender.connection is connection:
             self._sender.flush()
 

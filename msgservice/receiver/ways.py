@@ -60,7 +60,7 @@ class Way(ABC):
         return f"<{type(self).__name__} of {self.reception.name}, {self.address}: {state}>"
 
     def make_user(self) -> IChannelUser:
-        """Return what stands behind a new channel."""
+        """Return the user of a new channel: a connection to a node."""
         here = self.reception
         owner = NodeConnection(self)
         return Connection(
@@ -69,7 +69,7 @@ class Way(ABC):
 
     @abstractmethod
     def stop(self) -> Deferred[None]:
-        """Close what there is; fire when that is done."""
+        """Close the connections; fire when they have ended."""
 
     def stop_taking(self) -> None:
         """Read no more from the connections that stand, and make no new ones."""

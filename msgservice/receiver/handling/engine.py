@@ -197,7 +197,7 @@ class Handling:
     # --- turns
 
     def _touch(self, sender: Sender) -> None:
-        """The sender is owed something: its answers leave at the end of this turn."""
+        """Acknowledgements are owed to a sender: they leave at the end of this turn."""
         self._touched.add(sender)
         if not self._is_inside:
             self._schedule()

@@ -48,7 +48,7 @@ class Sender:
         self.is_leaving = False  # the node has said BYE: close when all is answered
 
     def hold(self, work: Work) -> None:
-        """Count what was taken and is not handled; beyond the window, stop reading.
+        """Count messages that are not handled yet; beyond the window, stop reading.
 
         A single run is never beyond it: its sender may send that whatever the window.
         """
