@@ -90,7 +90,7 @@ class Nack(msgspec.Struct, array_like=True, tag=4, frozen=True):
 
 
 class StatusFrame(msgspec.Struct, array_like=True, tag=5, frozen=True):
-    """5: what became of the sender's own sequences at that receiver."""
+    """5: the status of the sender's own sequences at that receiver."""
 
     incarnation: Name
     receiver: Name

@@ -225,7 +225,7 @@ class Answers:
                 del self._discarded[lane]
 
     def ask_for_discarded(self, ranges_max: int = ASKED_MAX) -> bool:
-        """Ask for what was discarded and has not come again, though its lane goes on.
+        """Ask again for discarded sequences that did not come, though their lane goes on.
 
         For when nothing has come for long and nothing is being handled. Returns whether there was
         any.
@@ -253,7 +253,7 @@ class Answers:
         self.refused_bytes += NACK_BYTES + len(nack.reason)
 
     def take_over(self, first: int, last: int) -> None:
-        """Responsibility for these was taken; what was not received here is not answered here."""
+        """Acknowledge sequences that were taken, as far as this connection received them."""
         if self.received.covers(first, last):
             self._acked.add(first, last)
         else:
@@ -341,7 +341,7 @@ class Inbox:
         return lane_of(transfer.origin, "", transfer.subject)
 
     def receive_transfer(self, transfer: Transfer, count: int) -> Arrival | None:
-        """Return what of the run is new, or None: repeated, being handled, or discarded.
+        """Return the new part of a run, or None: a duplicate, being handled, or discarded.
 
         A repeat of what is being handled is answered when that ends (SEMANTICS 2). Raises
         `ContentChanged`.
@@ -384,7 +384,7 @@ class Inbox:
         return list(left)
 
     def taken(self, arrival: Arrival, first: int, last: int) -> None:
-        """The handler is done with these, durably if that was promised."""
+        """Sequences are taken: the handler is done with them, durably if that was promised."""
         transfer = arrival.transfer
         start, end = transfer.sequence, transfer.sequence + arrival.count - 1
         after = first - 1

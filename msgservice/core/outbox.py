@@ -112,7 +112,7 @@ class Outbox(RunStates):
     # --- verbs
 
     def restore(self, settled: Sequence[Range], tried: dict[Range, tuple[int, float]]) -> None:
-        """Take over, after a restart, what is final above the cursor, and what was tried.
+        """Restore, after a restart, the settled ranges above the cursor, and attempts.
 
         `tried`: first and last sequence -> (attempts, when the next is due).
         """
@@ -126,7 +126,7 @@ class Outbox(RunStates):
         self._tried_falling = sorted(self._tried, reverse=True)
 
     def offer(self, run: Run) -> None:
-        """Load the next run; what of it is final already is left out. Runs rise."""
+        """Load the next run, in rising order, without what is settled already."""
         first, last = run.first, run.last
         assert first > self.loaded_to, (first, self.loaded_to)
         self.loaded_to = last
@@ -139,7 +139,7 @@ class Outbox(RunStates):
             self._load(run)
 
     def offer_rest(self, run: Run) -> None:
-        """Load what of a run lies above `loaded_to`, which stands inside it."""
+        """Load the part of a run above `loaded_to`, which stands inside it."""
         self.offer(cut_run(run, self.loaded_to + 1, run.last))
 
     def skip_to(self, position: int) -> None:
@@ -150,7 +150,7 @@ class Outbox(RunStates):
                 self._trim_above()
 
     def unload(self) -> None:
-        """Forget what is open, for the owner to offer it again from the cursor on."""
+        """Unload the open runs; the owner offers them again from the cursor on."""
         assert not self.connected
         self._remember_tried(
             {
@@ -270,7 +270,7 @@ class Outbox(RunStates):
                     self._unproven.add(run.first, run.last)
 
     def receive_resume(self, floor: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """The other side has taken all below `floor` and these: none of it is sent again.
+        """RESUME came: all below `floor` and these ranges are taken, and not retransmitted.
 
         To be called before `connect`. What is not loaded yet is settled when it is offered.
         """
@@ -304,7 +304,7 @@ class Outbox(RunStates):
     def receive_nack(
         self, first: int, last: int, action: Action, delay: float, reason: str, now: float
     ) -> None:
-        """The other side did not take these over; `delay` in seconds, 0: this side's backoff."""
+        """A NACK refuses sequences; `delay` in seconds, 0: this side's backoff."""
         if not self._sent.covers(first, last):
             raise NeverSent(first, last)
         if action in (Action.DEAD, Action.REFUSED):

@@ -39,7 +39,7 @@ from msgservice.message import Status
 
 
 class StuckLane:
-    """A lane whose head waits for another try or has it; the rest of the lane is behind."""
+    """A lane whose head waits for its next attempt or has it; the rest of the lane is behind."""
 
     __slots__ = ("behind", "head")
 
@@ -114,7 +114,7 @@ class RunStates:
 
     @property
     def waiting(self) -> list[Run]:
-        """Runs that wait for another try, each once; `due` says when."""
+        """Runs that wait for their next attempt, each once; `due` says when."""
         found: dict[int, Run] = {}
         for due, first in self._retries:
             run = self._open.by_first.get(first)
@@ -211,7 +211,7 @@ class RunStates:
         stuck.behind.add(run)
 
     def _wait(self, run: Run, due: float) -> None:
-        """Let the run, in flight or waiting, wait for another try; so does its lane behind it."""
+        """Let a run, in flight or waiting, wait for its next attempt, and its lane behind it."""
         self._was_answered(run)
         self._leave(run)
         self._begin_waiting(run, due)
@@ -311,7 +311,7 @@ class RunStates:
                 self._fronts = None
 
     def _release(self, stuck: StuckLane, front: OpenRuns) -> None:
-        """The lane goes on: what was behind its head is ready."""
+        """The lane is unblocked: runs behind its head are ready."""
         del self._lanes[stuck.head.lane]
         behind = list(stuck.behind)
         for run in behind:

@@ -302,11 +302,11 @@ class Session:
     # --- verbs
 
     def hello(self, hello: Hello) -> None:
-        """Say who this side is. A client does so at once, a node when it was greeted."""
+        """Send HELLO. A client does so at once, a node when it was greeted."""
         self._out.append(hello)
 
     def resume(self, resume: Resume) -> None:
-        """Say what this side has taken of the other's incarnation: after both HELLOs."""
+        """Send RESUME, what was taken of the other side's incarnation, after both HELLOs."""
         ranges = list(resume.ranges)
         starts = list(range(0, len(ranges), RESUME_RANGES_MAX)) or [0]
         for at in starts:

@@ -157,7 +157,7 @@ class Endpoint(Handshakes, Patience):
         )
 
     def take_effects(self) -> Effects:
-        """Return what happened since the last call, each thing exactly once."""
+        """Return the effects since the last call, each exactly once."""
         effects = Effects(
             self._deliveries,
             self._settled[:],
@@ -174,7 +174,7 @@ class Endpoint(Handshakes, Patience):
         return effects
 
     def take_datagrams(self, now: float) -> list[tuple[Address, list[bytes]]]:
-        """Return what is to be sent now, per address in order."""
+        """Return the datagrams to send now, per address in order."""
         out, self._out = self._out, []
         while self._ready:
             ready, self._ready = self._ready, {}
@@ -259,7 +259,7 @@ class Endpoint(Handshakes, Patience):
     # --- from the world: time
 
     def receive_time(self, now: float) -> None:
-        """Do what is due by now."""
+        """Time has come to `now`: retransmissions, probes and timeouts that are due."""
         heap = self._heap
         while heap and heap[0][0] <= now:
             due, _, peer = heapq.heappop(heap)

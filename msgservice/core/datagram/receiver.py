@@ -316,7 +316,7 @@ class ReceivingHalf:
         ) and self.reply_bytes <= self._limits.window_bytes  # replies pile up unread: grant no more
 
     def grant(self) -> None:
-        """Grant what there is room for."""
+        """Grant the credit that there is room for."""
         limits = self._limits
         self.credit_messages = self.handled_messages + limits.window_messages
         self.credit_bytes = self.handled_bytes + limits.window_bytes

@@ -219,7 +219,7 @@ class SendingHalf:
         return Piece(chunk, offset, length)
 
     def take_lost(self) -> Chunk | Piece | None:
-        """Return what is to be sent again next, or None."""
+        """Return the next retransmission, or None."""
         retransmit = self.retransmit
         while retransmit:
             item = retransmit.pop(0)
@@ -354,7 +354,7 @@ class SendingHalf:
         return tokens
 
     def take_open(self) -> tuple[list[bytes], list[Token], list[int]]:
-        """Return what is open, to be sent in another session; this half is of no use afterwards.
+        """Return the open messages, for another session; this half is of no use afterwards.
 
         Returns bodies, tokens and ordinals, as `SendQueue.put_back` takes them.
         """

@@ -90,7 +90,7 @@ class SessionTable:
     # --- addresses
 
     def peer(self, address: Address, now: float) -> Peer:
-        """Return what is known of an address, made new if nothing is."""
+        """Return the state of an address, made new if nothing is known of it."""
         peer = self.peers.get(address)
         if peer is None:
             if len(self.peers) >= self.limits.peers and not self._sweep(now, urgent=True):
