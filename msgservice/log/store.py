@@ -123,7 +123,7 @@ class Store:
         self.db = connect(self._path, vfs=self._vfs, files=self._files)
 
     def create(self, log_id: str) -> None:
-        """Write what a new log begins with, if this file is a new one."""
+        """Write the first rows of a log, if the file is new."""
         if one(self.db, "select count(*) from head"):
             return
         self.transact(
@@ -142,7 +142,7 @@ class Store:
             self.state.age, self.state.ages = age, ages
 
     def snapshot(self, notices: Sequence[str]) -> Snapshot:
-        """Return what the node needs to begin."""
+        """Return the snapshot that the node begins with."""
         return snapshot(self.db, self.state, notices)
 
     def close(self, *, clean: bool) -> None:
@@ -426,7 +426,7 @@ class Store:
             self.checkpoint()
 
     def save(self) -> None:
-        """Write what the batches since the last save say of senders and audiences."""
+        """Save the state of senders and audiences after the batches since the last save."""
         state = self.state
         last = state.next_number - 1
         if last == state.saved and not state.dirty_senders and not state.dirty_totals:
