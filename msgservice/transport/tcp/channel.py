@@ -294,7 +294,7 @@ class FrameProtocol(LinearStringReceiver):
             self._end_turn()
 
     def flush(self) -> None:
-        """Write what was queued in this turn."""
+        """Write the frames that were queued in this turn."""
         self._scheduled = False
         if not self._in_turn:
             self._end_turn()

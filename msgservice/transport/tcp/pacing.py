@@ -11,7 +11,7 @@ class Flushes(Protocol):
     """A channel that has something to write at the end of a turn."""
 
     def flush(self) -> None:
-        """Write it. May not raise."""
+        """Write the queued frames. May not raise."""
 
 
 class Turn:

@@ -42,11 +42,11 @@ class _Frame:
         self._size = size
 
     def settle(self) -> None:
-        """Take note that the peer has taken it."""
+        """Take note that the peer has acknowledged the frame."""
         self._channel.frame_taken(self._size)
 
     def errback(self, failure: Failure) -> None:
-        """Take note that it was dropped with its session: the hop above sends it again."""
+        """Take note that a frame was dropped with its session: the hop above retransmits."""
 
 
 @implementer(IChannel)
