@@ -31,12 +31,12 @@ from msgservice.errors import (
     UnknownReceiver,
     WindowExceeded,
 )
-from msgservice.limits import Limits
+from msgservice.limits import NAME_BYTES_MAX, Limits
 from msgservice.message import Action
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits
 from msgservice.node.tracker import Tracker, Watch
-from msgservice.records import NOBODY, Batch, Known, Outcome, RefusedBatch
+from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, RefusedBatch
 
 FULL_DELAY_MS = 1000  # how soon a refused sender asks again
 
@@ -83,6 +83,8 @@ class Ingress:
         self.waiting = 0  # batches taken in and not answered; their messages and bytes:
         self._waiting_messages = 0
         self._waiting_bytes = 0
+        self._naming: dict[int, int] = {}  # audiences to be told with what waits: bytes, at most
+        self._naming_bytes = 0
         self._acceptance = acceptance
         self._commits = commits
         self._tracker = tracker
@@ -144,11 +146,33 @@ class Ingress:
         self.waiting += 1
         self._waiting_messages += count
         self._waiting_bytes += batch.size
+        self._owe_names(audience)
         commits.batch(batch, self)
         if commits.uncommitted_bytes > self._limits.uncommitted_bytes:
             self._senders.pause_senders()
             # Also one that receives, which others' messages do not pause.
             self._connection.pause(UNCOMMITTED)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether what is owed with the runs that wait allows another one (`answer_bytes`)."""
+        return self._naming_bytes <= self._limits.answer_bytes
+
+    def _owe_names(self, audience: Audience) -> None:
+        watch = self.watch
+        number = audience.number
+        if watch is not None and number not in watch.audiences and number not in self._naming:
+            self._naming[number] = size = len(audience.members) * NAME_BYTES_MAX
+            self._naming_bytes += size
+
+    def _names_left(self) -> None:
+        """What was told is in the channel now, which counts it."""
+        if not self._naming:
+            return
+        told = self.watch.audiences if self.watch is not None and self.waiting else self._naming
+        self._naming = {n: size for n, size in self._naming.items() if n not in told}
+        self._naming_bytes = sum(self._naming.values())
+        self._connection.go_on_soon()
 
     def _check_window(self, count: int, size: int) -> None:
         """More than HELLO's `window` may not be unanswered, but for a run that is alone.
@@ -256,6 +280,7 @@ class Ingress:
                 send(frames)
             except FrameTooLarge as error:
                 self._connection.fail(error)
+        self._names_left()
 
     def stop(self) -> None:
         """The connection has gone: nothing is owed any more."""

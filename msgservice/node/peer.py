@@ -150,7 +150,8 @@ class Peer:
         kind = type(frame)
         if kind is Transfer:
             assert self.connection is not None
-            return self.connection.has_room
+            assert self.ingress is not None
+            return self.connection.has_room and self.ingress.has_room
         if kind is Request:
             assert self.connection is not None
             return self.connection.has_room and self._answering < self._limits.answering

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
@@ -103,8 +104,8 @@ def hello(**options: Any) -> Hello:
     return Hello(VERSION, "shop", "i1", HelloOptions(**options))
 
 
-def opened(world: NodeWorld, **options: Any) -> Wire:
-    wire = Wire(world)
+def opened(world: NodeWorld, kind: type[Wire] = Wire, **options: Any) -> Wire:
+    wire = kind(world)
     wire.say(hello(**options))
     world.settle()
     wire.say(ResumeFrame(1, []))
@@ -333,3 +334,35 @@ def test_part_of_a_frame_is_a_sign_of_life() -> None:
     assert State.OPEN is wire.connection.session.state
     world.settle(60)
     assert "nothing heard" in wire.connection.error
+
+
+class Narrow(Wire):
+    """A wire that has room for 64 KiB, as a socket's channel has."""
+
+    def send(self, frame: bytes) -> None:
+        super().send(frame)
+        if self.unsent > 64 * 1024:
+            self.connection.channel_writable(False)
+
+
+def test_new_audiences_of_runs_that_wait_count_as_answers() -> None:
+    world = NodeWorld(Limits(answer_bytes=100_000))
+    subjects = [f"all.s{number}" for number in range(50)]
+    for number in range(200):
+        # Of each subject another one is left out: as many audiences as subjects.
+        patterns = [one for one in subjects if one != f"all.s{number}"]
+        Deferred.fromCoroutine(world.node.add_receiver(f"{number:03d}" + "x" * 250, patterns))
+        world.settle()
+    wire = opened(world, Narrow, status_from=1)
+    wire.is_taken = False
+    wire.say(*[Transfer(n + 1, subject, ONE) for n, subject in enumerate(subjects)])
+    world.settle()
+    assert wire.unsent < 3 * 100_000
+    assert not wire.is_reading
+    wire.is_taken = True
+    wire.unsent = 0
+    wire.connection.channel_writable(True)
+    world.settle()
+    acked = [range(first, last + 1) for ack in wire.take(Ack) for first, last in ack.ranges]
+    assert sorted(number for one in acked for number in one) == list(range(1, 51))
+    assert wire.is_reading
