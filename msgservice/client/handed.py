@@ -68,6 +68,7 @@ class HandedRun:
         "__weakref__",
         "_accepted",
         "_fired",
+        "_forgotten",
         "_keeper",
         "_lost",
         "_open",
@@ -118,6 +119,7 @@ class HandedRun:
         self._sent: dict[str, RangeSet] | None = None
         self._watchers: list[_Watcher] | None = None
         self._lost: MsgServiceError | None = None
+        self._forgotten: list[tuple[int, int, MsgServiceError]] | None = None  # after their ACK
 
     # --- getters
 
@@ -303,6 +305,31 @@ class HandedRun:
         """Fire the Deferreds that waited for the states just marked."""
         self._after_change()
 
+    def forgotten(self, first: int, last: int, error: MsgServiceError) -> None:
+        """The node has lost what it had acknowledged of these: no status of it will come."""
+        if self.is_answered:
+            self._forget(first, last, error)
+        elif self._accepted is not None:
+            for low, high in list(self._accepted.within(first, last)):
+                self._forget(low, high, error)
+        self._after_change()
+
+    def _forget(self, first: int, last: int, error: MsgServiceError) -> None:
+        if self._forgotten is None:
+            self._forgotten = []
+        self._forgotten.append((first, last, error))
+        self._pieces = [part for old in self._pieces for part in _around(old, first, last)]
+        self._recount()
+        if self._fired is None:
+            self._fired = RangeSet()
+        for low, high in self._fired.missing(first, last) if self._unanswered else ():
+            # Acknowledged, and ROUTED had not come for it.
+            self._fired.add(low, high)
+            self._unanswered -= high - low + 1
+            if self.waiters is not None:
+                for waiter in self.waiters[low - self.first : high - self.first + 1]:
+                    waiter.errback(error)
+
     def lost(self, error: MsgServiceError) -> None:
         """The run is lost: nothing more will be heard of it, what is unknown stays so."""
         if self._lost is not None:
@@ -432,6 +459,9 @@ class HandedRun:
             return self._end(wait)
         if wait is Wait.ACCEPTED:
             return self
+        for low, high, error in self._forgotten or ():
+            if low <= last and first <= high:
+                return self if wait is Wait.SETTLED else error
         others = self._others if wait is Wait.ACKNOWLEDGED else None
         done = True
         for piece in self._pieces:

@@ -92,10 +92,15 @@ class HandedRuns:
             run.tell_news()
 
     def lose(self, first: int, last: int, error: MsgServiceError, *, answered: bool) -> None:
-        """Runs are lost: nothing more will be heard of them; `answered`: of answered ones only."""
+        """Runs are lost: nothing more will be heard of them; `answered`: of answered ones only.
+
+        What was answered of a run may be a part of it: the rest goes on.
+        """
         for run in self.between(first, last):
-            if run.is_answered or not answered:
+            if not answered or (run.is_answered and first <= run.first and run.last <= last):
                 run.lost(error)
+            else:
+                run.forgotten(max(first, run.first), min(last, run.last), error)
 
     def lose_all(self, error: MsgServiceError) -> None:
         """All runs are lost: nothing more will be heard of any."""

@@ -223,13 +223,20 @@ class Directory:
             self._count_asked(audience)
             self._made(audience)
 
-    def new_row(self, name: str, patterns: Sequence[str]) -> ReceiverRow:
-        """Return a row for a name that is not there yet; `add` makes it count."""
+    def new_row(
+        self, name: str, patterns: Sequence[str], *, configured: bool = False
+    ) -> ReceiverRow:
+        """Return a row for a name that is not there yet; `add` makes it count.
+
+        `configured`: the configuration has it, which bounds how often that happens: a node that
+        could not make it would not start.
+        """
         check_name(name)
         self._check_patterns(patterns)
         if len(self._by_name) >= self._limits.receivers:
             raise LimitReached("receivers", self._limits.receivers)
-        if len(self._by_number) - len(self._by_name) >= self._limits.removed_receivers:
+        removed = len(self._by_number) - len(self._by_name)
+        if removed >= self._limits.removed_receivers and not configured:
             self._log.want_room("removed_receivers")
             raise LimitReached("removed_receivers", self._limits.removed_receivers)
         row = ReceiverRow(number=self._next_number, name=name, patterns=tuple(patterns), cursor=-1)

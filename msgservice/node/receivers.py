@@ -210,7 +210,7 @@ class Receivers:
             self._connections.check(address)
         check_on_full(on_full, backlog_bytes)
         check_window(window)
-        row = self._directory.new_row(name, patterns)
+        row = self._directory.new_row(name, patterns, configured=configured)
         row.address, row.order, row.paused, row.configured = address, order, paused, configured
         row.window_messages, row.window_bytes = window
         row.on_full, row.backlog_bytes = on_full, backlog_bytes

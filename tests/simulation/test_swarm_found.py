@@ -23,3 +23,50 @@ def test_sets_that_nothing_has_any_more_make_room_below_the_limit_of_all() -> No
         ops=(Op(at=17.138, kind="names", who="shop", args=(30,)),),
     )
     assert fails(plan) is None
+
+
+def test_a_node_at_its_limit_of_removed_receivers_starts_with_those_of_its_configuration() -> None:
+    options = {"patterns": ("a.1",), "dialled": "configured"}
+    plan = Plan(
+        seed=489,
+        limits={"removed_receivers": 1},
+        weather={},
+        cast=(Part(kind="receiver", name="library", options=options),),
+        ops=(
+            Op(at=6.862, kind="remove", who="library", args=(20.0,)),
+            Op(at=12.518, kind="kill", who="node", args=(4.585,)),
+        ),
+        world={},
+    )
+    assert fails(plan) is None
+
+
+def test_a_part_of_a_run_that_a_restored_node_has_lost_settles() -> None:
+    sends = (
+        (14.131, ("a.1", 5, 0, None, False)),
+        (35.804, ("a.1", 20, 20000, None, False)),
+        (43.603, ("a.1", 20, 20000, None, False)),
+        (44.952, ("a.1", 1, 0, None, False)),
+        (46.782, ("a.1", 1, 0, None, False)),
+        (52.009, ("a.1", 10, 20000, None, False)),
+    )
+    library = {"patterns": (">",), "pause": 0.3, "fails": 0.03}
+    plan = Plan(
+        seed=435,
+        limits={},
+        weather={"delay": (0.001, 0.002), "cut": 0.05, "half_open": 5.0},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(kind="receiver", name="library", options=library),
+        ),
+        ops=(
+            Op(at=0.139, kind="save", who="node", args=()),
+            Op(at=13.052, kind="cut", who="node", args=()),
+            *(Op(at=at, kind="send", who="shop", args=args) for at, args in sends[:5]),
+            Op(at=51.986, kind="cut", who="node", args=()),
+            Op(at=sends[5][0], kind="send", who="shop", args=sends[5][1]),
+            Op(at=61.687, kind="restore", who="node", args=(0.082,)),
+        ),
+        world={"disk_delay": 0.05},
+    )
+    assert fails(plan) is None
