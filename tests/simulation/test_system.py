@@ -44,7 +44,7 @@ def forgiven_handlers(logged_failures: list[LogEvent]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("order", ["strict", "none"])
-@pytest.mark.parametrize("seed", seeds(16))
+@pytest.mark.parametrize("seed", seeds(8))
 def test_everybody_crashes_and_links_of_both_kinds_fail(
     seed: int, order: str, tmp_path: Path
 ) -> None:
@@ -72,7 +72,7 @@ def check_all_is_acknowledged(system: System) -> None:
 
 
 @pytest.mark.parametrize("weather", WEATHERS)
-@pytest.mark.parametrize("seed", seeds(10))
+@pytest.mark.parametrize("seed", seeds(6))
 def test_semantics_1_to_5_under_a_network_that_fails(
     seed: int, weather: str, tmp_path: Path
 ) -> None:
@@ -82,7 +82,7 @@ def test_semantics_1_to_5_under_a_network_that_fails(
 
 
 @pytest.mark.parametrize("weather", ["calm", *WEATHERS])
-@pytest.mark.parametrize("seed", seeds(10))
+@pytest.mark.parametrize("seed", seeds(6))
 def test_semantics_2_and_6_with_a_node_that_is_killed(
     seed: int, weather: str, tmp_path: Path
 ) -> None:
@@ -92,7 +92,7 @@ def test_semantics_2_and_6_with_a_node_that_is_killed(
 
 
 @pytest.mark.parametrize("weather", WEATHERS)
-@pytest.mark.parametrize("seed", seeds(10))
+@pytest.mark.parametrize("seed", seeds(6))
 def test_semantics_3_and_14_with_handlers_that_fail_too(
     seed: int, weather: str, tmp_path: Path
 ) -> None:
