@@ -8,7 +8,7 @@ from random import Random
 import apsw
 import pytest
 
-from msgservice.client import outbox_file
+from msgservice.disk import guarded
 from msgservice.disk.mark import Mark
 from msgservice.disk.pages import PageSums
 from msgservice.errors import LogDamaged
@@ -33,7 +33,7 @@ def test_an_outbox_without_its_mark_would_be_silent(monkeypatch: pytest.MonkeyPa
     def blind(path: Path) -> Mark | None:
         return Mark("outbox", 0, 0, 0) if path.exists() else None
 
-    monkeypatch.setattr(outbox_file, "read_mark", blind)
+    monkeypatch.setattr(guarded, "read_mark", blind)
     findings = [finding for seed in range(6) for finding in play("outbox", seed)]
     assert any(finding.verdict == "silent" for finding in findings)
 
