@@ -232,18 +232,21 @@ class HandedRun:
 
     def refused(self, first: int, last: int, error: MsgServiceError) -> None:
         """The node did not accept these, and never will."""
-        if self._fired is None:
-            self._fired = RangeSet()
         if self._refused is None:
             self._refused = []
         self._refused.append((first, last, error))
+        self._fail_unanswered(first, last, error)
+        self._after_change()
+
+    def _fail_unanswered(self, first: int, last: int, error: MsgServiceError) -> None:
+        if self._fired is None:
+            self._fired = RangeSet()
         for low, high in self._fired.missing(first, last):
             self._fired.add(low, high)
             self._unanswered -= high - low + 1
             if self.waiters is not None:
                 for waiter in self.waiters[low - self.first : high - self.first + 1]:
                     waiter.errback(error)
-        self._after_change()
 
     def routed(self, piece: Piece) -> None:
         """ROUTED came: the audience of messages. It may come again after a reconnect."""
@@ -320,15 +323,8 @@ class HandedRun:
         self._forgotten.append((first, last, error))
         self._pieces = [part for old in self._pieces for part in _around(old, first, last)]
         self._recount()
-        if self._fired is None:
-            self._fired = RangeSet()
-        for low, high in self._fired.missing(first, last) if self._unanswered else ():
-            # Acknowledged, and ROUTED had not come for it.
-            self._fired.add(low, high)
-            self._unanswered -= high - low + 1
-            if self.waiters is not None:
-                for waiter in self.waiters[low - self.first : high - self.first + 1]:
-                    waiter.errback(error)
+        if self._unanswered:  # some may be acknowledged, and ROUTED had not come for them
+            self._fail_unanswered(first, last, error)
 
     def lost(self, error: MsgServiceError) -> None:
         """The run is lost: nothing more will be heard of it, what is unknown stays so."""

@@ -17,8 +17,8 @@ from tests.simulation.swarm.plan import draw
 from tests.simulation.swarm.playing import Played, play, quiet
 from tests.simulation.swarm.shrink import Shrinker, as_test, fails
 
-# Pieces of work that a process does: what the simulation itself keeps of worlds that are over, such
-# as tracebacks of failures, goes with the process. (A world that is played again leaves no more.)
+# Pieces of work that a process does: some worlds that are over stay in memory, for a cause that is
+# not found, and go with the process.
 CHUNKS = 12
 SHRUNK_MAX = 3  # violations of one run that are shrunk, of different signs
 
