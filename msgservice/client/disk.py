@@ -93,6 +93,10 @@ class DiskOutbox:
         """Messages were acknowledged or refused: they are no longer needed."""
         self._file.settle(ranges)
 
+    def write_settled(self) -> None:
+        """Settlements go to disk now, and `settled_to` moves, without waiting for what is kept."""
+        self._file.write_settled()
+
     def note_log(self, log_id: str) -> None:
         """Keep the log id of the connected node, before acknowledgements of it are settled."""
         if log_id != self.log_id:

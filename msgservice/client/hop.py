@@ -393,9 +393,13 @@ class NodeHop:
                 raise UnexpectedFrame(type(frame).__name__, "a client")
 
     def _note_refusal(self, nack: Nack) -> None:
-        """Say once that what was handed over waits, and for what."""
+        """Say once that what was handed over waits, and for what; help the node to take it."""
         if nack.action != Action.LATER:
             return
+        if self._disk is not None:
+            # It may have no place for more ranges of this sender, and learns of what is settled
+            # between them by the floor alone.
+            self._disk.write_settled()
         if not self.refusal:
             self._logger.warn(
                 "{name}: the node takes no more for now: {reason}; what was handed over waits",

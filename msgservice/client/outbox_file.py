@@ -305,6 +305,11 @@ class OutboxFile:
         if self._gone_bytes >= SETTLED_BYTES:
             self._start()
 
+    def write_settled(self) -> None:
+        """Commit settlements now that would wait for the next commit; `settled_to` moves with it."""
+        if self._gone and self._failed is None:
+            self._start()
+
     def note_log(self, log_id: str) -> None:
         """Keep the id of the log that takes what is here; written before anything settled later.
 

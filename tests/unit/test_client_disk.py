@@ -448,6 +448,32 @@ def test_1_the_floor_never_passes_what_a_crash_brings_back(tmp_path: Path) -> No
     again.close()
 
 
+def test_1_a_node_that_has_no_room_for_more_ranges_is_told_of_what_is_settled(
+    tmp_path: Path,
+) -> None:
+    world = DiskWorld(tmp_path)
+    world.node.cut()
+    world.node.is_up = False
+    for subject in "bbba":
+        world.client.send(subject, b"x")
+        world.written()
+
+    def refuse(transfer: Transfer) -> tuple[Action, int, str] | None:
+        if transfer.subject == "b":
+            return Action.REFUSED, 0, "no"
+        # What comes behind them waits until the node hears that nothing is missing there.
+        return (Action.LATER, 0, "no room") if transfer.floor <= 3 else None
+
+    world.node.refusal = refuse
+    world.node.is_up = True
+    for _ in range(4):
+        world.advance(10.0)
+        world.calls.wait(world.disk.between(0, 0))  # behind all that the thread does
+    assert world.node.bodies("a") == [b"x"]
+    assert world.client.unanswered == 0
+    world.close()
+
+
 def test_6_a_new_incarnation_is_on_disk_before_it_is_used(
     tmp_path: Path, logged: list[LogEvent]
 ) -> None:
