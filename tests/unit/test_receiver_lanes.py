@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from msgservice import Retry
 from msgservice.core.frames import Nack, Transfer
@@ -12,7 +13,7 @@ from msgservice.core.inbox import Answers
 from msgservice.errors import MalformedFrame
 from msgservice.message import Action
 from msgservice.receiver.received import ReceivedMessage
-from tests.kit.receiver_world import World
+from tests.kit.receiver_world import Node, World
 
 
 @pytest.mark.parametrize("behind", [0, 1, 5])
@@ -58,6 +59,47 @@ def test_3_however_the_lanes_of_the_node_differ_everything_is_handled(seed: int)
     assert set(seen) == {b"%d" % n for n in range(60)}
     assert world.node.outbox.cursor == 60
     assert world.node.losses == []
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_3_what_is_left_of_an_earlier_incarnation_of_a_node_is_not_handled_among_the_new(
+    order: str,
+) -> None:
+    """The node has removed the receiver, and added it again while its handlers ran."""
+    begun: list[bytes] = []
+    ends: list[Deferred[None]] = []
+
+    def handle(message: ReceivedMessage) -> Deferred[None]:
+        begun.append(message.body)
+        ends.append(Deferred())
+        return ends[-1]
+
+    world = World(handle, order=order, concurrency=2)
+    world.node.offer([b"1", b"2", b"3"])
+    world.node.offer([b"4"])
+    world.run()
+    at_once = [b"1"] if order == "strict" else [b"1", b"2"]
+    assert begun == at_once
+    node = world.node
+    node.incarnation, node.outbox = "log.2", Node(world.clock, order=order).outbox
+    world.reconnect()
+    node.offer([b"new"])
+    node.offer([b"newer"])
+    world.run()
+    assert begun == at_once
+    for end in ends[: len(at_once)]:
+        end.callback(None)
+    world.run()
+    assert begun == [*at_once, *([b"new"] if order == "strict" else [b"new", b"newer"])]
+    for end in ends[len(at_once) :]:
+        end.callback(None)
+    world.run()
+    if not ends[-1].called:
+        ends[-1].callback(None)
+    world.run()
+    assert begun == [*at_once, b"new", b"newer"]
+    assert node.outbox.cursor == 2
+    assert node.losses == ["aborted"]
 
 
 def run(sequence: int, nacks: int = 0) -> Transfer:

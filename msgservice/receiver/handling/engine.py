@@ -109,7 +109,7 @@ class Handling:
             size = 0
             lane.queue.append(work)
             sender.hold(work)
-        if not lane.is_ready and (key is None or not lane.flying):
+        if not lane.is_ready and not lane.behind and (key is None or not lane.flying):
             lane.is_ready = True
             self._ready.append(lane)
         self._is_inside = True
@@ -125,10 +125,34 @@ class Handling:
         self._flush()
 
     def reconnected(self, sender: Sender) -> None:
-        """A new connection of the sender: bring its marks up to date before they are told."""
+        """A new connection of the sender: bring its marks up to date before they are told.
+
+        Earlier incarnations of the same node that have no connection are over: the node has removed
+        the receiver since, or its log was put back. What is left of them would be handled among
+        what comes now.
+        """
         self._tell_all(sender)
         sender.inbox.reconnect()
         sender.is_paused = sender.is_leaving = False
+        for lane in sender.lanes.values():
+            lane.is_over = False
+        for elder in self.senders.values():
+            is_over = elder.works and elder.connection is None and elder is not sender
+            if is_over and elder.name == sender.name:
+                self._succeed(elder, sender)
+
+    def _succeed(self, elder: Sender, sender: Sender) -> None:
+        """Nothing more of an earlier incarnation is begun; what runs goes before what comes."""
+        for lane in list(elder.lanes.values()):
+            self._abandon(lane)
+            lane.is_over = True
+            if lane.flying and lane.key is not None:
+                later = sender.lanes.get(lane.key)
+                if later is None:
+                    later = sender.lanes[lane.key] = Lane(sender, lane.key)
+                if later not in lane.followers:
+                    lane.followers += (later,)
+                    later.behind += 1
 
     def lost(self) -> None:
         """A connection has gone, perhaps in the middle of its turn."""
@@ -238,7 +262,7 @@ class Handling:
             while ready and len(flights) < self._concurrency and not self.is_stopping:
                 lane = ready.popleft()
                 lane.is_ready = False
-                if not lane.queue or (lane.flying and lane.key is not None):
+                if not lane.queue or lane.behind or (lane.flying and lane.key is not None):
                     continue  # something that the handler set off got it ready meanwhile
                 self._advance(lane, self._step(lane, lane.queue[0]))
                 if ready:
@@ -374,14 +398,25 @@ class Handling:
         self._flights.discard(flight)
         lane = flight.lane
         lane.flying -= 1
+        if lane.followers and not lane.flying:
+            self._release(lane)
         is_ending = self.is_stopping and not self._is_pumping  # else the end of the step is
-        if is_ending:
+        if is_ending or lane.is_over:
             self._abandon(lane)
         self._advance(lane, goes_on=True)
         if not self.is_stopping:
             self._pump()
         elif is_ending and not self._flights:
             self._is_idle()
+
+    def _release(self, lane: Lane) -> None:
+        """The last flight of a lane is over: the lanes that took its place go on."""
+        followers, lane.followers = lane.followers, ()
+        for later in followers:
+            later.behind -= 1
+            if later.queue and not later.behind and not later.is_ready and not self.is_stopping:
+                later.is_ready = True
+                self._ready.append(later)
 
     # --- outcomes
 

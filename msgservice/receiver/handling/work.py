@@ -143,7 +143,7 @@ class Work:
 class Lane:
     """The work of one lane, in the order in which it arrived."""
 
-    __slots__ = ("flying", "is_ready", "key", "queue", "sender")
+    __slots__ = ("behind", "flying", "followers", "is_over", "is_ready", "key", "queue", "sender")
 
     def __init__(self, sender: Sender, key: Hashable) -> None:
         self.sender = sender
@@ -151,6 +151,11 @@ class Lane:
         self.queue: deque[Work] = deque()
         self.flying = 0  # flights
         self.is_ready = False  # waits for its step
+        self.is_over = False  # of an earlier incarnation: nothing is begun
+        # Lanes of earlier incarnations of the node that still have flights: how many this waits
+        # for, and those that wait for this.
+        self.behind = 0
+        self.followers: tuple[Lane, ...] = ()
 
 
 class Flight:
