@@ -306,7 +306,7 @@ class OutboxFile:
             self._start()
 
     def write_settled(self) -> None:
-        """Commit settlements now that would wait for the next commit; `settled_to` moves with it."""
+        """Commit settlements now that would wait for the next commit; `settled_to` moves."""
         if self._gone and self._failed is None:
             self._start()
 
