@@ -307,16 +307,15 @@ def check_endpoint(endpoint: Endpoint) -> None:
         receiving, sending = session.receiving, session.sending
         held = receiving.reassembly.size
         assert 0 <= held <= limits.window_bytes + limits.message_bytes
-        partial = session._replies_partial
-        if partial is not None:
-            assert 0 <= partial.size <= limits.congestion_bytes + limits.message_bytes
+        partial = session.sending.partial_bytes
+        assert 0 <= partial <= limits.congestion_bytes + limits.message_bytes
         taken = receiving.taken_bytes - receiving.handled_bytes
         assert 0 <= taken <= limits.window_bytes + 2 * limits.message_bytes, taken
         assert len(receiving.older) <= NUMBER_RANGES_MAX
         assert len(receiving.taken) <= limits.window_messages + 1
-        assert len(session.recovery._lost) <= LOST_MAX
-        assert session.congestion.in_flight == sum(
-            size for _, size, _ in session.recovery.in_flight.values()
+        assert len(session.flight.recovery._lost) <= LOST_MAX
+        assert session.flight.congestion.in_flight == sum(
+            size for _, size, _ in session.flight.recovery.in_flight.values()
         )
         open_messages = sum(1 for _ in sending.open_messages())
         assert sending.open == open_messages, (sending.open, open_messages)

@@ -305,7 +305,7 @@ def packet(stage: Stage, choices: Choices) -> None:
         raw(stage, choices)
         return
     letter = choices.of(b"WA")
-    number = choices.number((session.recovery.next_number, 2**32, 2**33))
+    number = choices.number((session.flight.recovery.next_number, 2**32, 2**33))
     header = wire.HEADER.pack(
         letter, wire.VERSION, session.key_id, session.role, session.identifier, number
     )
@@ -397,7 +397,7 @@ def _identifiers(stage: Stage) -> list[int]:
 
 def _in_flight(stage: Stage) -> list[int]:
     peer = stage.target.endpoint.peers.get(FRIEND)
-    return list(peer.session.recovery.in_flight) if peer is not None and peer.session else []
+    return list(peer.session.flight.recovery.in_flight) if peer is not None and peer.session else []
 
 
 def changed(stage: Stage, choices: Choices, data: bytes) -> bytes:

@@ -41,7 +41,7 @@ def test_under_loss_all_are_handled_once_with_few_transmissions(loss: float, see
     assert len(b.handled) == len(set(b.handled)) == 400
     session = a.endpoint.peers[b.address].session
     assert session is not None
-    assert session.counters.messages_sent / 400 <= 1.1 / (1 - loss) ** 2
+    assert session.packing.messages_sent / 400 <= 1.1 / (1 - loss) ** 2
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -201,11 +201,11 @@ def test_reordering_is_learned_and_hardly_anything_is_sent_needlessly(seed: int)
     world.run(SETTLING)
     session = a.endpoint.peers[b.address].session
     assert session is not None
-    spurious, sent = session.recovery.spurious, session.counters.packets_sent
+    spurious, sent = session.flight.recovery.spurious, session.flight.packets_sent
 
     world.run(20)
 
-    needless = (session.recovery.spurious - spurious) / (session.counters.packets_sent - sent)
+    needless = (session.flight.recovery.spurious - spurious) / (session.flight.packets_sent - sent)
     assert needless <= 0.02
 
 
@@ -289,8 +289,8 @@ def test_unhandled_messages_are_asked_after_and_answered_late() -> None:
 
     session = a.endpoint.peers[b.address].session
     assert session is not None
-    assert session.counters.asks == 3  # after 2, 6 and 14 seconds
-    assert session.counters.messages_again == 0
+    assert session.sending.asks.count == 3  # after 2, 6 and 14 seconds
+    assert session.packing.messages_again == 0
 
 
 def test_a_slow_handler_closes_the_window_and_memory_stays_bounded() -> None:
@@ -376,7 +376,7 @@ def test_A7_the_retries_of_other_messages_do_not_count() -> None:
     session = a.endpoint.peers[b.address].session
 
     assert session is not None
-    assert session.counters.messages_again > 20
+    assert session.packing.messages_again > 20
     assert [] == a.failed
     world.default = Path()
     assert world.run(30, until=lambda: b"slow" in a.settled)
@@ -489,7 +489,7 @@ def test_a_side_that_stood_still_does_not_poison_the_round_trip(
     world.run(0.03)  # some have arrived, and no answer yet
     session = a.endpoint.peers[b.address].session
     assert session is not None
-    trip = session.recovery.round_trip
+    trip = session.flight.recovery.round_trip
     (a if who == "sender" else b).stand_still(seconds)
     world.run(seconds - 0.01)
     worst = (0.0, 0.0)

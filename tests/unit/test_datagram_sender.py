@@ -6,13 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from msgservice.core.datagram.chunks import SendQueue
+from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.sender import SendingHalf
 
 
 def half(bodies: int, room: int) -> SendingHalf:
     """A session that has sent so many small messages, as many in a datagram as fit `room`."""
     queue = SendQueue()
-    sending = SendingHalf(SendQueue(), [], [], credit_messages=1000, credit_bytes=100_000)
+    sending = SendingHalf(
+        SendQueue(), [], [], DatagramLimits(), credit_messages=1000, credit_bytes=100_000
+    )
     for number in range(bodies):
         queue.bodies.append(b"%3d" % number)
         queue.tokens.append(number)
@@ -29,10 +32,10 @@ def test_A7_the_younger_messages_of_a_datagram_are_not_exhausted_with_the_older(
     chunk.transmissions = 9
     sending.receive_handled(1, 1)
 
-    assert not sending.exhausted(1, 3, [])
-    assert [] == sending.give_up(1, 3, [])
-    assert sending.exhausted(2, 3, [])
-    assert [1] == sending.give_up(2, 3, [])
+    assert not sending.exhausted(1, 3)
+    assert [] == sending.give_up(1, 3)
+    assert sending.exhausted(2, 3)
+    assert [1] == sending.give_up(2, 3)
 
 
 @given(
@@ -53,10 +56,12 @@ def test_A7_exhausted_says_whether_give_up_finds_any(
         chunk.transmissions = transmissions
     for nonce in handled:
         sending.receive_handled(nonce, nonce)
-    expected = sending.exhausted(ordinal, retries, asked)
+    for end in asked:
+        sending.asks.take(0, end)
+    expected = sending.exhausted(ordinal, retries)
     before = sending.open
-    given_up = sending.give_up(ordinal, retries, asked)
+    given_up = sending.give_up(ordinal, retries)
 
     assert expected is bool(given_up)
     assert before - len(given_up) == sending.open
-    assert not sending.exhausted(ordinal, retries, asked)
+    assert not sending.exhausted(ordinal, retries)

@@ -138,6 +138,14 @@ class Chunk:
         return decode_run(self.payload, 0, len(self.payload))[1]
 
 
+class Control(NamedTuple):
+    """The control blocks of a packet, to be sent anew if it is lost."""
+
+    handled: list[tuple[int, int]]
+    acknowledged: int  # the newest packet that it acknowledged
+    credit: bool
+
+
 class Piece(NamedTuple):
     """A part of a large message or of a large reply."""
 
@@ -198,3 +206,12 @@ class Reply:
         self.transmissions = 0
         self.arrived: set[int] | None = None
         self.arrived_bytes = 0
+
+    def cut(self, room: int) -> list[Piece]:
+        """Return the reply in pieces that fit `room` bytes; they are sent again one by one, never
+        the whole, so `sending` stays set."""
+        step = room - FRAGMENT_HEAD.size
+        return [
+            Piece(self, offset, min(step, len(self.data) - offset))
+            for offset in range(0, len(self.data), step)
+        ]

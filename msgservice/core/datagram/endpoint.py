@@ -114,7 +114,7 @@ class Endpoint(Handshakes, Patience):
                 session.close()
                 out = session.take_datagrams(now)
                 self._out.append((address, out[-1:]))
-                tokens += session.sending.give_up(peer.queue.enqueued, 0, [])
+                tokens += session.sending.give_up(peer.queue.enqueued, 0)
                 self._drop_session(session)
         self._ready.pop(address, None)
         return tokens
@@ -185,10 +185,10 @@ class Endpoint(Handshakes, Patience):
     def catch_up(self) -> None:
         """Do what was put off until the datagrams had left: call it after each
         `take_datagrams`."""
-        late = self._late_sessions
+        late = self._late_flights
         if late:
-            for session in late:
-                session.catch_up()
+            for flight in late:
+                flight.catch_up()
             late.clear()
 
     # --- pumping
@@ -198,7 +198,7 @@ class Endpoint(Handshakes, Patience):
             return
         queue = peer.queue
         session = peer.session
-        if session is not None and session.spent and not session.sending.open:
+        if session is not None and session.sending.spent and not session.sending.open:
             self._end_spent(peer, session, out, now)
             session = peer.session
         if session is not None:
@@ -330,10 +330,8 @@ class Endpoint(Handshakes, Patience):
             self._promote(peer)
         peer.heard_at = now
         peer.failed = False
-        deliveries = session.receiving.deliveries
-        if deliveries:
-            session.receiving.deliveries = []
-            self._deliveries.append((session, deliveries))
+        if session.receiving.deliveries:
+            self._deliveries.append((session, session.receiving.take_deliveries()))
         if session.closed_by_peer:
             self._lose(peer, session)
         self._ready[session.address] = peer

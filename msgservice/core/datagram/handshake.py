@@ -282,13 +282,13 @@ class Handshakes(SessionTable):
     ) -> None:
         session = self._sessions.get((address, identifier))
         if session is not None:
-            session.catch_up()
+            session.flight.catch_up()
         if (
             session is None
             or role == session.role
             # Whoever has another key of ours, an old one say, has no say in this session.
             or key_id != session.key_id
-            or echo not in session.recovery.in_flight
+            or echo not in session.flight.recovery.in_flight
         ):
             self.counters["ignored"] += 1
             return

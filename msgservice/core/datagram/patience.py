@@ -63,8 +63,7 @@ class Patience(SessionTable):
         mark = peer.marks[due - 1]
         session = peer.session
         return (peer.queue.first_waiting < mark.ordinal and self._is_silent(peer, mark, now)) or (
-            session is not None
-            and session.sending.exhausted(mark.ordinal, self._retries, session.asked)
+            session is not None and session.sending.exhausted(mark.ordinal, self._retries)
         )
 
     def _give_up(self, peer: Peer, now: float) -> None:
@@ -77,8 +76,7 @@ class Patience(SessionTable):
         tokens: list[object] = []
         session = peer.session
         if session is not None:
-            tokens += session.sending.give_up(ordinal, self._retries, session.asked)
-            session.spent = session.spent or bool(tokens)
+            tokens += session.sending.give_up(ordinal, self._retries)
         if self._is_silent(peer, peer.marks[due - 1], now):
             waiting = peer.queue.take_below(ordinal)
             tokens += waiting

@@ -1,19 +1,22 @@
 """The receiving half of a session: what arrived, what was taken, what was handled.
 
-Called by `core.datagram.input`. Three sets, each of which only grows during a session: packet
+Called by `core.datagram.session` with what comes, and by `core.datagram.packing` for what is to be
+said of it. Three sets, each of which only grows during a session: packet
 numbers that arrived (for acknowledgements and against replays), nonces taken (so a repeat is not
 handed on again), nonces handled (so a repeat is answered again). Replies are remembered until they
 arrived. Memory: taken and not handled is bounded by the credit granted; packet ranges by
 NUMBER_RANGES_MAX.
+
+Fields without an underscore are read by others, and changed here only.
 """
 
 from __future__ import annotations
 
-from msgservice.core.datagram.chunks import Reply
+from msgservice.core.datagram import wire
+from msgservice.core.datagram.chunks import Control, Reply
 from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.reassembly import Reassembly
 from msgservice.core.datagram.recovery import ACK_DELAY_MAX
-from msgservice.core.datagram.wire import RANGES_MAX
 from msgservice.core.ranges import RangeSet
 
 # Ranges of packet numbers kept; a packet below the lowest kept one counts as a replay.
@@ -24,6 +27,8 @@ NUMBER_JUMP_MAX = 2**31
 # Packets with messages that are acknowledged together at most, where time allows it (RFC 9000
 # §13.2.2).
 ACK_EVERY = 2
+HANDLED_RANGES_MAX = 48
+DELAY_MAX = 0xFFFFFFFF  # microseconds, of a RECEIVED block
 
 
 class NotTaken(Exception):  # internal to the core: an outcome, no error of a peer
@@ -47,6 +52,7 @@ class ReceivingHalf:
         "credit_at",
         "credit_bytes",
         "credit_bytes_at",
+        "credit_lost",
         "credit_messages",
         "deliveries",
         "duplicates",
@@ -93,6 +99,7 @@ class ReceivingHalf:
         self.handled_bytes = 0
         self.credit_messages = self.credit_bytes = 0
         self.credit_at = self.credit_bytes_at = 0
+        self.credit_lost = False  # what was granted last was lost on the way
         self.grant()
         self.replies: dict[int, Reply] = {}
         self.replies_waiting: list[Reply] = []
@@ -149,18 +156,41 @@ class ReceivingHalf:
             older.remove(*lowest)
             self.forgotten = lowest[1]
 
-    def take_ranges(self) -> list[tuple[int, int]]:
-        """Return what arrived, newest first, for a RECEIVED block, and count it as told."""
+    @property
+    def received_bytes(self) -> int:
+        """The size of a RECEIVED block of what arrived, at most."""
+        return wire.RECEIVED_HEAD.size + wire.GAP.size * min(len(self.older), wire.RANGES_MAX)
+
+    def take_received(self, now: float) -> bytes:
+        """Return a RECEIVED block of what arrived, newest first, and count it as told."""
         self.unacknowledged = 0
         self.ack_due = None
         self.ack_now = False
-        ranges = [(self.run_first, self.largest)]
+        largest = self.largest
         older = self.older
-        if older:
-            base = self.ack_base
-            told = [pair for pair in older if pair[1] >= base][1 - RANGES_MAX :]
-            ranges += reversed(told)
-        return ranges
+        if not older:
+            return wire.RECEIVED_HEAD.pack(
+                wire.RECEIVED,
+                0,
+                min(int((now - self.largest_at) * 1e6), DELAY_MAX),
+                largest,
+                largest - self.run_first + 1,
+            )
+        base = self.ack_base
+        told = [pair for pair in older if pair[1] >= base][1 - wire.RANGES_MAX :]
+        ranges = [(self.run_first, largest), *reversed(told)]
+        return wire.encode_received(max(0.0, now - self.largest_at), ranges)
+
+    def receive_told(self, acknowledged: int) -> None:
+        """Take note that the other side knows what became of all packets up to this one."""
+        if acknowledged > self.ack_base:
+            self.ack_base = acknowledged
+
+    def receive_untold(self, control: Control) -> None:
+        """Take note that control blocks were lost: they are to be sent anew."""
+        for first, last in control.handled:
+            self.handled_pending.add(first, last)
+        self.credit_lost = self.credit_lost or control.credit
 
     def acknowledgement_wanted(self, now: float) -> bool:
         """Whether an acknowledgement is to leave now rather than wait for company."""
@@ -307,6 +337,66 @@ class ReceivingHalf:
         self.handled_pending.remove_below(floor)
         self.answer_again(floor, self.next_nonce)
         self.ack_now = True
+
+    def take_deliveries(self) -> list[Delivery]:
+        """Return the messages that came and were not taken yet."""
+        deliveries, self.deliveries = self.deliveries, []
+        return deliveries
+
+    def take_handled(self, room: int) -> list[tuple[int, int]]:
+        """Return ranges of handled nonces for a HANDLED block that fits `room` bytes."""
+        fits = min((room - wire.HANDLED_HEAD.size) // wire.RANGE.size, HANDLED_RANGES_MAX)
+        if fits <= 0:
+            return []
+        handled = list(self.handled_pending)[:fits]
+        self.handled_pending.remove_below(handled[-1][1] + 1)
+        return handled
+
+    def take_only_reply(self, room: int) -> Reply | None:
+        """Return the only reply that waits, or None where that needs more thought: it has arrived,
+        or its body has no `room`."""
+        reply = self.replies_waiting[0]
+        if reply.received or len(reply.data) > room:
+            return None
+        self.replies_waiting.clear()
+        reply.sending = False
+        return reply
+
+    def take_large_reply(self, room: int) -> Reply | None:
+        """Return the first reply that waits, if it fits no packet of `room` bytes."""
+        if wire.REPLY_HEAD.size + len(self.replies_waiting[0].data) <= room:
+            return None
+        return self.replies_waiting.pop(0)
+
+    def take_replies(self, room: int) -> tuple[list[bytes], list[Reply], int]:
+        """Return REPLY blocks that fit `room` bytes together, whose they are, and the room left;
+        those that have arrived are left out."""
+        waiting = self.replies_waiting
+        head = wire.REPLY_HEAD.size
+        parts: list[bytes] = []
+        replies: list[Reply] = []
+        count = 0
+        for reply in waiting:
+            data = reply.data
+            left = room - head - len(data)
+            if left < 0:
+                break
+            room = left
+            count += 1
+            reply.sending = False
+            if not reply.received:
+                replies.append(reply)
+                parts.append(wire.REPLY_HEAD.pack(wire.REPLY, reply.status, reply.first, len(data)))
+                parts.append(data)
+        del waiting[:count]
+        return parts, replies, room
+
+    def take_credit(self) -> bytes:
+        """Return a CREDIT block: of more, where there is room for it."""
+        if self.credit_wanted:
+            self.grant()
+        self.credit_lost = False
+        return wire.CREDIT_BLOCK.pack(wire.CREDIT, self.credit_messages, self.credit_bytes)
 
     @property
     def credit_wanted(self) -> bool:

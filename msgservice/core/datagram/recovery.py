@@ -1,12 +1,11 @@
 """What of that which was sent has arrived, what is lost, and when to ask: one side of a session.
 
-Called by `core.datagram.input` and `core.datagram.output`. Keeps the packets in flight by packet
-number, estimates the round trip (RFC 6298), declares loss by packet and time thresholds (RFC 9002
-§6.1) that start at 3 and 9/8 and grow when a loss is proven wrong (RFC 8985's adaptive window in
-spirit), and runs the timeout: a probe after two round trips (RFC 8985 §7), and again after waits
-that double, with jitter (RFC 9002 §6.2). Every transmission has a packet number of its
-own, so every sample can be used and a needless retransmission proves itself; Karn's rule is not
-needed. Times are seconds of the caller's clock.
+Part of `core.datagram.flight`. Keeps the packets in flight by packet number, estimates the round
+trip (RFC 6298), declares loss by packet and time thresholds (RFC 9002 §6.1) that start at 3 and 9/8
+and grow when a loss is proven wrong (RFC 8985's adaptive window in spirit), and runs the timeout: a
+probe after two round trips (RFC 8985 §7), and again after waits that double, with jitter (RFC 9002
+§6.2). Every transmission has a packet number of its own, so every sample can be used and a needless
+retransmission proves itself; Karn's rule is not needed. Times are seconds of the caller's clock.
 """
 
 from __future__ import annotations

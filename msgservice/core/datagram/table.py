@@ -11,6 +11,7 @@ from collections.abc import Callable
 from msgservice.core.datagram import wire
 from msgservice.core.datagram.chunks import Answer, SendQueue, TooLarge
 from msgservice.core.datagram.cookie import Address, CookieJar
+from msgservice.core.datagram.flight import Flight
 from msgservice.core.datagram.keys import Keys, NoKeys
 from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.peers import Budget, Peer
@@ -82,7 +83,7 @@ class SessionTable:
         self._deliveries: list[tuple[Session, list[Delivery]]] = []
         self._settled: list[object] = []
         self._answers: list[Answer] = []
-        self._late_sessions: list[Session] = []
+        self._late_flights: list[Flight] = []
         self._failures: list[tuple[Address, list[object], bool]] = []
         self._too_large: list[TooLarge] = []
         self._events: list[tuple[str, Session]] = []
@@ -151,7 +152,7 @@ class SessionTable:
             queue=SendQueue(),  # that of the peer once it is installed: until then nothing is sent
             settled=self._settled,
             answered=self._answers,
-            late_sessions=self._late_sessions,
+            late_flights=self._late_flights,
             tried_at=peer.tried_at,
             jitter=self._jitter,
             ordered=self._ordered,
