@@ -20,7 +20,9 @@ from typing import Any
 
 UNITS_PER_MS = 20_000
 LIMIT = 50 * UNITS_PER_MS
+Trace = Callable[..., Any]
 # Of these the work in C grows with what they are methods of; so much of it is a unit.
+LONG = (list, deque, bytearray)
 LONG_METHODS = frozenset({"insert", "remove", "index", "sort", "copy", "count", "extendleft"})
 ENTRIES_PER_UNIT = 64  # of 8 bytes, moved at some 10 GB/s
 STEPS_PER_MS = 10_000  # of SQLite's virtual machine, on a slow machine
@@ -44,33 +46,47 @@ class Meter:
     @contextmanager
     def turn(self, what: str) -> Iterator[None]:
         """Count what is done inside as one turn of the reactor."""
-        self.units = 0
         kept = sys.gettrace(), sys.getprofile()
-        sys.setprofile(self._called)
-        sys.settrace(self._trace)
+        trace, called, counted = self._counters()
+        sys.setprofile(called)
+        sys.settrace(trace)
         try:
             yield
         finally:
             sys.settrace(kept[0])
             sys.setprofile(kept[1])
+            self.units = counted()
             self.turns += 1
             self.total += self.units
             self.worst = max(self.worst, (self.units, what))
 
-    def _trace(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
-        self.units += 1
-        if self.units > self.limit and self.over is None:
-            self.over = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-            raise TooMuchWork(self.over)
-        return self._trace
+    def _counters(self) -> tuple[Trace, Callable[..., None], Callable[[], int]]:
+        """Return what counts lines and calls, and what tells how many they were.
 
-    def _called(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event == "c_call" and isinstance(arg, BuiltinMethodType):
-            owner = arg.__self__
-            if isinstance(owner, list | deque | bytearray):
-                name = arg.__name__
-                if name in LONG_METHODS:
-                    self.units += len(owner) // ENTRIES_PER_UNIT
+        Functions, and a variable that they share: they are called for every line that is run, and
+        attributes of this object would make each of them dearer by a half.
+        """
+        units, limit = 0, self.limit
+
+        def trace(frame: FrameType, event: str, arg: Any) -> Trace:
+            nonlocal units
+            units += 1
+            if units > limit and self.over is None:
+                self.over = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+                raise TooMuchWork(self.over)
+            return trace
+
+        def called(frame: FrameType, event: str, arg: Any) -> None:
+            nonlocal units
+            if (
+                event == "c_call"
+                and isinstance(arg, BuiltinMethodType)
+                and isinstance(arg.__self__, LONG)
+                and arg.__name__ in LONG_METHODS
+            ):
+                units += len(arg.__self__) // ENTRIES_PER_UNIT
+
+        return trace, called, lambda: units
 
 
 @contextmanager
