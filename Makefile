@@ -5,6 +5,7 @@ FILE ?= examples/lines.txt
 CONFIG ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 200
+WORKERS ?= 3
 MACHINE_SEEDS ?= 1-2000
 POINTS ?= 2000
 DAMAGES ?= 2000
@@ -26,9 +27,10 @@ FIRST ?= 0
 run: .venv/.made
 	$(BIN)/twist --log-format=text msgservice $(if $(CONFIG),--config $(CONFIG))
 
+# WORKERS processes, a file of tests at a time, in order of names: the short ones of tests/unit come
+# last. One more than there are cores, for tests of real processes and sockets wait half of the time.
 test: .venv/.made
-	$(BIN)/python -bb -m pytest -q -n 2 --dist loadfile --ignore tests/integration tests
-	$(BIN)/python -bb -m pytest -q tests/integration
+	$(BIN)/python -bb -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
 lint: .venv/.made
 	$(BIN)/ruff check .

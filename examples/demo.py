@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -41,11 +42,19 @@ POLL = 0.01
 console = Console(stderr=True)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody has, and that the kernel gives nobody who asks for any one.
+
+    While a program is killed, another of this machine could be given its port otherwise.
+    """
+    ports = []
+    for port in random.sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                ports.append(port)
+        if len(ports) == count:
+            break
+    return ports
 
 
 class Cast:
@@ -54,7 +63,7 @@ class Cast:
     def __init__(self, folder: Path, file: Path, lines: int) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        node_port, receiver_port = free_port(), free_port()
+        node_port, receiver_port = free_ports(2)
         address = f"tcp:127.0.0.1:{node_port}"
         config = folder / "node.toml"
         config.write_text(

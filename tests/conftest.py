@@ -82,8 +82,8 @@ def nothing_left_to_collect() -> Iterator[None]:
     """Leave out of every later collection what the tests of a file have left for good.
 
     Worlds that a test abandons while they are busy stay: some of their objects refer to each other
-    and are none of the collector's (`gc=False`). After thousands of tests each collection would take
-    a quarter of a second for them, far more than most tests.
+    and are none of the collector's (`gc=False`). After thousands of tests each collection would
+    take a quarter of a second for them, far more than most tests.
     """
     yield
     with failures_logged():

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conformance.kit import Kit
 from tests.conformance.minimal import Minimal, MinimalClient, MinimalReceiver
+from tests.kit.ports import free_port
 
 CLIENT_FAULTS = {
     "sends too early": "waits_for_hello",
@@ -67,11 +68,6 @@ def test_what_a_client_does_wrong_is_found(fault: str, scenario: str) -> None:
 @pytest.mark.parametrize(("fault", "scenario"), RECEIVER_FAULTS.items())
 def test_what_a_receiver_does_wrong_is_found(fault: str, scenario: str) -> None:
     assert scenario in found(MinimalReceiver, fault)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        return int(made.getsockname()[1])
 
 
 @pytest.mark.parametrize("role", ["client", "receiver", "listener"])

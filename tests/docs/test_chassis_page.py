@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from msgservice.faces.chassis.server import ChassisLimits
+from tests.kit.ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGE = (CHECKOUT / "docs" / "chassis.md").read_text()
@@ -42,9 +43,7 @@ def test_every_program_on_the_page_is_run() -> None:
 
 @pytest.mark.parametrize("found", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_a_program_answers_as_the_page_says(found: "re.Match[str]") -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     assert "12345" in found["program"]
     program = found["program"].replace("12345", str(port))
     with subprocess.Popen([sys.executable, "-c", program], cwd=CHECKOUT) as process:

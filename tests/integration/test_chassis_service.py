@@ -36,6 +36,7 @@ from msgservice.faces.chassis.connection import Connection
 from msgservice.faces.chassis.server import ChassisFactory, ServerCore, SimpleServer, TCPServer
 from msgservice.faces.chassis.service import ChassisService
 from tests.integration.chassis_peer import Stage, co_echo, echo, handler, server_of
+from tests.kit.ports import free_port
 
 pytest_plugins = ("tests.integration.chassis_stage",)
 
@@ -231,9 +232,7 @@ def test_run_raises_when_the_port_is_busy() -> None:
 
 
 def test_twistd_serves_the_tac_file(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     tac = tmp_path / "chassis.tac"
     tac.write_text((ROOT / "tac" / "chassis.tac").read_text().replace("tcp:1601", f"tcp:{port}"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

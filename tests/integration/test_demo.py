@@ -10,8 +10,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from examples.demo import free_port
 from tests.integration.daemon import running
+from tests.kit.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +17,14 @@ from twisted.internet.task import deferLater
 from msgservice import Limits, Node, Receiver, connect
 from msgservice.clock import timed
 from msgservice.receiver.received import ReceivedMessage
+from tests.kit.ports import free_port
 
 LIMITS = Limits(link_delay_min=0.4, link_delay_max=0.5, keep_seconds=0)
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        number: int = taken.getsockname()[1]
-        return number
+    return free_port()
 
 
 @pytest.fixture

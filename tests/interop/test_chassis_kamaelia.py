@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.kit.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 # Kamaelia warns about its own syntax on newer Pythons.
 PYTHON = [sys.executable, "-W", "ignore"]
@@ -70,13 +72,6 @@ def say(port: int, data: bytes) -> bytes:
         while len(got) < len(data) and (piece := client.recv(65536)):
             got += piece
         return got
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 import apsw
 
+from tests.kit.ports import free_port
 from tests.soak.judge import Evidence, lost, wrong
 from tests.soak.points import ONCE_A_LIFE, POINTS, every_point
 
@@ -66,14 +67,6 @@ keep_seconds = 0
 backlog_bytes = 2_000_000
 reserve_bytes = 8_388_608
 """
-
-
-def free_port(kind: socket.SocketKind) -> int:
-    """Return a port that nobody has now."""
-    with socket.socket(type=kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Soak:
