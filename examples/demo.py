@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DIALLED, ATTACHED = "billing", ("archive", "audit")
 RECEIVERS = (DIALLED, *ATTACHED)
 LOW, HIGH = 0.2, 0.8
-# The slowest receiver has so much when somebody is killed. The node is the last: while it is away
+# One receiver has so much when somebody is killed, and each has LOW: one that was killed itself may
+# take long to come back, and the others go on. The node is the last: while it is away
 # the producer hands on, and what waited then comes at once, however slow the machine is.
 KILLS = (("archive", 0.25), ("producer", 0.42), ("node", 0.60))
 SECONDS_MIN = 6.0  # a run takes at least so long, for kills to fall into it
@@ -187,7 +188,7 @@ def play(cast: Cast, lines: list[bytes]) -> list[dict[str, Any]]:
             for name, count in counts.items():
                 progress.update(tasks[name], completed=count)
             slowest, fastest = min(counts.values()), max(counts.values())
-            if pending and slowest >= pending[0][1] * total:
+            if pending and fastest >= pending[0][1] * total and slowest >= LOW * total:
                 who, _ = pending.pop(0)
                 if fastest > HIGH * total:
                     raise RuntimeError(f"{who} was to be killed before {HIGH:.0%} was delivered")
