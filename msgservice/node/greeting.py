@@ -232,6 +232,8 @@ class Greeter:
         if outlet.row.removed:  # since it was greeted
             visitor.leave(BYE_REMOVED, "removed")
         elif outlet.row.paused:
+            if error is None and outlet.connection is None:
+                outlet.hear(resume)
             visitor.leave(BYE_PAUSED, "paused")
         elif (
             outlet.row.epoch != guest.epoch  # that of another connection, which has ended it

@@ -181,6 +181,11 @@ class Outlet(OutletProgress):
         self._drain()
         self.pump()
 
+    def hear(self, resume: Resume) -> None:
+        """A RESUME of a receiver that is paused: what it has taken counts, and nothing is sent."""
+        self.outbox.receive_resume(resume.floor, resume.ranges)
+        self._drain()
+
     def _check_memory(self, resume: Resume, inbox: str | None) -> None:
         """SEMANTICS 6: a stored inbox that has forgotten what it had taken is reported."""
         highest = max([resume.floor - 1, *(last for _, last in resume.ranges)])

@@ -7,11 +7,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from msgservice import Limits
-from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
+from msgservice.core.frames import BYE_PAUSED, Ack, AudienceFrame, Nack, Routed, Transfer
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import LogFailed
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
+from msgservice.records import Resume
 from tests.kit.nodes import FailingLog, NodeWorld
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -204,6 +205,25 @@ def test_a_paused_receiver_gets_nothing_until_it_goes_on() -> None:
     assert billing.bodies() == []
     assert shop.request("$node.receivers.resume", {"name": "billing"})[0]
     assert world.peer("billing", receive={}).bodies() == [b"one"]
+
+
+def test_what_a_paused_receiver_says_it_has_taken_counts() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    billing = world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"one", b"two"])
+    world.settle()
+    (sent,) = billing.take(Transfer)
+    assert shop.request("$node.receivers.pause", {"name": "billing"})[0]
+    billing.connection.abort()  # with its answer
+    world.settle()
+    first = sent.sequence
+    again = world.peer("billing", receive={}, resume=Resume(1, ((first, first),)))
+    assert again.bye == (BYE_PAUSED, "paused")
+    assert shop.statuses() == {("billing", Status.ACKNOWLEDGED): [(1, 1)]}
+    assert shop.request("$node.receivers.resume", {"name": "billing"})[0]
+    resume = Resume(1, ((first, first),))
+    assert world.peer("billing", receive={}, resume=resume).bodies() == [b"two"]
 
 
 def test_a_sender_that_comes_back_is_told_all_states_from_where_it_asks() -> None:
