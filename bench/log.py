@@ -20,7 +20,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import LoopingCall
 
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, encode_messages
 from msgservice.records import Batch, Group, Progress, ReceiverRow
@@ -76,7 +76,7 @@ async def drain(log: Any, audience: int, seconds: float) -> dict[str, float]:
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         at = time.perf_counter()
-        page = await log.read([audience], after, 1 << 20, 4096)
+        page = await log.read([audience], after, INTEGER_MAX, 1 << 20, 4096)
         longest = max(longest, time.perf_counter() - at)
         if not page:
             break

@@ -83,12 +83,14 @@ class ILog(Interface):
         """Return *now* the `records.Resume` of this incarnation (committed state)."""
 
     def read(
-        audiences: Collection[int], after: int, bytes_max: int, messages_max: int
+        audiences: Collection[int], after: int, to: int, bytes_max: int, messages_max: int
     ) -> Deferred[list[Batch]]:
         """Fire with the next batches (a list, rising) whose audience is one of `audiences`.
 
         `audiences`: collection of audience numbers. `after`: position; a batch is given when its
-        last position is above it. At least one batch if there is any, else up to the limits.
+        last position is above it. `to`: position; none is given that begins above it, however late
+        the page is read: behind it there may be batches of audiences that who asks did not know of
+        yet. At least one batch if there is any, else up to the limits.
         """
 
     def history(sender: str, incarnation: str, first: int, pieces_max: int) -> Deferred[History]:

@@ -165,12 +165,12 @@ class StoreLog:
         )
 
     def read(
-        self, audiences: Collection[int], after: int, bytes_max: int, messages_max: int
+        self, audiences: Collection[int], after: int, to: int, bytes_max: int, messages_max: int
     ) -> Deferred[list[Batch]]:
         """See `ILog.read`."""
-        wanted = tuple(audiences)
+        wanted, store = tuple(audiences), self._store
         return self._read(
-            lambda db: queries.read(db, self._store.state, wanted, after, bytes_max, messages_max)
+            lambda db: queries.read(db, store.state, wanted, after, to, bytes_max, messages_max)
         )
 
     def history(

@@ -48,7 +48,7 @@ select json_group_array(json_array(number, audience, count, size)) from (
     select b.number, b.audience, b.count, b.size from json_each(?1) as a cross join batch as b
     where b.number in (
         select c.number from batch as c
-        where c.audience = a.value and c.number >= ?2 order by c.number limit ?3)
+        where c.audience = a.value and c.number between ?2 and ?3 order by c.number limit ?4)
 )
 """
 
@@ -69,10 +69,11 @@ def read(
     state: State,
     audiences: Collection[int],
     after: int,
+    to: int,
     bytes_max: int,
     messages_max: int,
 ) -> list[Batch]:
-    """Return the next batches of these audiences whose last position is above `after`.
+    """Return the next batches of these audiences that end above `after`, and begin up to `to`.
 
     Each audience is followed by the index (audience, number); what belongs to others is never
     looked at (SEMANTICS 24).
@@ -80,7 +81,7 @@ def read(
     if not audiences:
         return []
     numbers = _numbers(
-        db, state, audiences, after, min(bytes_max, PAGE_BYTES), min(messages_max, PAGE_ROWS)
+        db, state, audiences, after, to, min(bytes_max, PAGE_BYTES), min(messages_max, PAGE_ROWS)
     )
     return batches_of(db, state, numbers)
 
@@ -90,6 +91,7 @@ def _numbers(
     state: State,
     audiences: Collection[int],
     after: int,
+    to: int,
     bytes_max: int,
     messages_max: int,
 ) -> list[int]:
@@ -99,7 +101,7 @@ def _numbers(
     dropped = min((totals[a].dropped for a in audiences if a in totals), default=0)
     low = max(number_of(after), dropped + 1)
     each = max(2, -(-messages_max // len(audiences)))
-    heads = _decode_json(one(db, _HEADS, (as_json(list(audiences)), low, each)))
+    heads = _decode_json(one(db, _HEADS, (as_json(list(audiences)), low, number_of(to), each)))
     # An audience whose share was cut may have more batches below those of the others.
     shown: dict[int, list[int]] = {}
     for number, audience, _count, _size in heads:

@@ -399,9 +399,12 @@ class Outlet(OutletProgress):
             return
         self._reading = True
         outbox = self.outbox
-        reading = self._log.read(tuple(self.audiences), outbox.loaded_to, PAGE_BYTES, PAGE_MESSAGES)
-        # Whatever has a lower number than this is stored, so that the reader sees it.
+        # What has a lower number than this is stored, so that the reader sees it, and has one of
+        # these audiences. Behind it there may be another by the time that the page is read.
         end = (self._tail.next_number << 16) - 1
+        reading = self._log.read(
+            tuple(self.audiences), outbox.loaded_to, end, PAGE_BYTES, PAGE_MESSAGES
+        )
         asked = (self.connection, outbox.loaded_to, end)
         reading.addCallback(self._have_read, asked).addErrback(self._read_failed)
 

@@ -48,7 +48,7 @@ async def went_back(
         return None
     first, last, crc = resume.last
     # Not settled here, so retention has left it: what is not found was never sent.
-    found = await log.read(tuple(outlet.audiences), first - 1, 1, 1)
+    found = await log.read(tuple(outlet.audiences), first - 1, own, 1, 1)
     if found and found[0].number == number_of(first) and last <= found[0].last:
         batch = found[0]
         if (first, last) == (batch.first, batch.last):

@@ -113,6 +113,18 @@ def test_read_gives_a_batch_whose_last_position_is_above_after(log: Driver) -> N
     assert numbers(log.read([audience], position_of(2, 0))) == []
 
 
+def test_read_gives_nothing_that_begins_behind_its_end(log: Driver) -> None:
+    """A page may be read late: what was stored meanwhile is not in it."""
+    audience, other = log.log.audience([1]), log.log.audience([2])
+    log.append(make_batch(audience, 1, [b"1", b"2"]), make_batch(other, 3, [b"3"]))
+    log.append(make_batch(audience, 4, [b"4"]))
+    assert numbers(log.read([audience], to=position_of(3) - 1)) == [1]
+    assert numbers(log.read([audience], to=position_of(1))) == [1]
+    assert numbers(log.read([audience], to=position_of(3))) == [1, 3]
+    assert numbers(log.read([audience], position_of(1, 1), to=position_of(3) - 1)) == []
+    assert numbers(log.read([audience, other], to=position_of(1, 1), messages_max=1)) == [1]
+
+
 def test_read_gives_at_least_one_batch_however_large(log: Driver) -> None:
     audience = log.log.audience([1])
     log.append(*(make_batch(audience, i, [b"x" * 1000]) for i in (1, 2, 3)))

@@ -10,7 +10,7 @@ from zlib import crc32
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, Status, encode_messages
@@ -126,9 +126,10 @@ class Driver:
         after: int = -1,
         bytes_max: int = 1 << 20,
         messages_max: int = 1000,
+        to: int = INTEGER_MAX,
     ) -> list[Batch]:
         numbers = [audience.number for audience in audiences]
-        return self.wait(self.log.read(numbers, after, bytes_max, messages_max))
+        return self.wait(self.log.read(numbers, after, to, bytes_max, messages_max))
 
     def unaccounted(self) -> list[int]:
         return [account.unaccounted for account in self.wait(self.log.accounts())]

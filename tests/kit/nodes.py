@@ -172,6 +172,39 @@ class FailingLog:
             self._log.append(group).chainDeferred(waiter)
 
 
+class LateLog:
+    """A log whose reader is late while `is_late`: what was asked is read when `go_on` says so."""
+
+    def __init__(self, log: ILog) -> None:
+        self._log = log
+        self.is_late = False
+        self._asked: list[tuple[str, tuple[Any, ...], Deferred[Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def read(self, *arguments: Any) -> Deferred[Any]:
+        return self._ask("read", arguments)
+
+    def history(self, *arguments: Any) -> Deferred[Any]:
+        return self._ask("history", arguments)
+
+    def _ask(self, name: str, arguments: tuple[Any, ...]) -> Deferred[Any]:
+        if not self.is_late:
+            answer: Deferred[Any] = getattr(self._log, name)(*arguments)
+            return answer
+        waiter: Deferred[Any] = Deferred()
+        self._asked.append((name, arguments, waiter))
+        return waiter
+
+    def go_on(self) -> None:
+        """Read what was asked meanwhile, in its order, from what the log has now."""
+        self.is_late = False
+        asked, self._asked = self._asked, []
+        for name, arguments, waiter in asked:
+            getattr(self._log, name)(*arguments).chainDeferred(waiter)
+
+
 class NodeWorld:
     """See the module."""
 

@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import ContentChanged
+from msgservice.limits import INTEGER_MAX
 from msgservice.log.base import StoreLog
 from msgservice.message import Status, cut_messages, decode_messages
 from msgservice.records import (
@@ -415,7 +416,7 @@ def _check_batches(log: StoreLog, model: LogModel, wait: Wait) -> None:
     found: dict[int, Batch] = {}
     numbers = [log.audience(members).number for members in audiences]
     after = -1
-    while page := wait(log.read(numbers, after, READ_ALL, 1000)):
+    while page := wait(log.read(numbers, after, INTEGER_MAX, READ_ALL, 1000)):
         found.update((batch.number, batch) for batch in page)
         after = page[-1].last
     for stored in model.batches:

@@ -427,7 +427,7 @@ def test_outlet_sends_what_the_tail_has_and_stores_what_was_answered() -> None:
 def test_outlet_reads_from_the_log_what_the_tail_has_no_more() -> None:
     page = [stored(make_batch(BILLING))]
     pages = [page, []]
-    log = a_log(read=lambda audiences, after, size, count: succeed(pages.pop(0)))
+    log = a_log(read=lambda audiences, after, to, size, count: succeed(pages.pop(0)))
     outlet = an_outlet(log=log, tail=Tail(2, 1), limits=LIMITS)
     outlet.audiences.add(BILLING.number)
     connection = a_connection()
