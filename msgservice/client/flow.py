@@ -89,8 +89,10 @@ class Flow:
         if self._disk is not None:
             return False  # the disk is waited for at the end of each turn, whatever the node does
         hop = self._hop
-        busy = min(HOLD_MESSAGES, hop.outbox.window_messages // 2 or 1)
-        return not hop.is_open or hop.in_flight >= busy
+        flight = hop.flight
+        return flight is None or hop.backlog.in_flight.messages >= min(
+            HOLD_MESSAGES, flight.window_messages // 2 or 1
+        )
 
     # --- verbs
 

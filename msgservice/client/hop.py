@@ -1,4 +1,4 @@
-"""The client's side of the hop to its node: sequences, outbox, and the session on a connection.
+"""The client's side of the hop to its node: sequences, backlog, and the session on a connection.
 
 It takes runs (`number`, `offer`), sends them as the window allows, and applies what the node says
 to the runs that stand behind the receipts. Which connections there are is the connector's
@@ -25,7 +25,9 @@ from msgservice.client.handed import HandedRun
 from msgservice.client.runs import HandedRuns
 from msgservice.connection import Connection
 from msgservice.core.audiences import AudienceParts
+from msgservice.core.backlog import Backlog
 from msgservice.core.backoff import delay_of
+from msgservice.core.flight import Flight
 from msgservice.core.frames import (
     BYE_REPLACED,
     VERSION,
@@ -39,7 +41,6 @@ from msgservice.core.frames import (
     Routed,
     StatusFrame,
 )
-from msgservice.core.outbox import Outbox
 from msgservice.core.runs import Run, Settled, first_of
 from msgservice.errors import (
     Ambiguous,
@@ -121,21 +122,19 @@ class NodeHop:
         self.last_error = ""
         self.refusal = ""  # why the node takes nothing of what it was sent last; no error
         loaded = disk.take_loaded() if disk is not None else []
-        self.outbox = Outbox(
+        self.backlog = Backlog(
             ordered=True,
             cursor=loaded[0].first - 1 if loaded else sequence,
-            window=window,
             retry_delay=lambda attempts: delay_of(
                 attempts, delay_min=limits.link_delay_min, delay_max=limits.link_delay_max
             ),
-            larger_is_dead=True,
         )
+        self.flight: Flight | None = None  # of the connection, from when its session is open
         self._user = user
         self._new_incarnation = new_incarnation
         self._disk = disk
         self._clock, self._now, self._limits = clock, now, limits
         self._window = window
-        self._opened = False  # the session of the connection is open
         self._audience_parts = AudienceParts(0)  # of the connection
         self._is_stopped = False
         self._timer: IDelayedCall | None = None
@@ -150,19 +149,14 @@ class NodeHop:
         self._behind: list[Run] = []  # new ones, that wait until all of it was read
         self._offer(loaded)
         if not self._has_more:
-            self.outbox.skip_to(sequence)
+            self.backlog.skip_to(sequence)
 
     # --- getters
 
     @property
     def is_open(self) -> bool:
         """Whether a session stands."""
-        return self._opened
-
-    @property
-    def in_flight(self) -> int:
-        """Messages sent on this connection and not answered."""
-        return self.outbox.in_flight_messages if self._opened else self._window[0]
+        return self.flight is not None
 
     # --- verbs
 
@@ -209,39 +203,37 @@ class NodeHop:
 
     def _offer(self, runs: Sequence[Run]) -> None:
         for run in runs:
-            run.after = self.outbox.loaded_to  # what lies between was never kept, or is settled
-            self.outbox.offer(run)
+            run.after = self.backlog.loaded_to  # what lies between was never kept, or is settled
+            self.backlog.offer(run)
 
     def pump(self) -> None:
         """Send the runs that the window has room for."""
         if self._is_stopped:
             return
-        connection = self.connection
-        if connection is not None and self._opened and connection.is_open:
-            outbox = self.outbox
+        connection, flight = self.connection, self.flight
+        if connection is not None and flight is not None and connection.is_open:
+            backlog = self.backlog
             disk = self._disk
             # What is settled in memory only may come again after a crash: then the node may not be
             # told that it will not.
-            outbox.committed = outbox.cursor if disk is None else disk.settled_to()
-            connection.send_now(outbox.take_transfers(self._now()))
+            backlog.committed = backlog.cursor if disk is None else disk.settled_to()
+            connection.send_now(flight.take_transfers(self._now()))
             self._apply_settled()  # what turned out to be too large for the node
-            if disk is not None and disk.has_more:
-                self._read()
+            if disk is not None and disk.has_more and not self._is_reading and flight.wants:
+                self._read(disk)
         self._rearm()
 
-    def _read(self) -> None:
-        """Read more of what an earlier process left, once the window has room for it."""
-        if not self._is_reading and self.outbox.wants:
-            assert self._disk is not None
-            self._is_reading = True
-            reading = self._disk.read().addCallbacks(self._have_read, self._not_read)
-            reading.addErrback(lambda f: self._logger.failure("after reading the outbox", f))
+    def _read(self, disk: DiskOutbox) -> None:
+        """Read more of what an earlier process left: the window has room for it."""
+        self._is_reading = True
+        reading = disk.read().addCallbacks(self._have_read, self._not_read)
+        reading.addErrback(lambda f: self._logger.failure("after reading the outbox", f))
 
     def _have_read(self, runs: list[Run]) -> None:
         self._is_reading = False
         self._offer(runs)
         if not self._has_more:
-            self.outbox.skip_to(self._left_to)
+            self.backlog.skip_to(self._left_to)
             behind, self._behind = self._behind, []
             self._offer(behind)
         self.pump()
@@ -260,7 +252,8 @@ class NodeHop:
             self._timer = None
 
     def _rearm(self) -> None:
-        due = None if self._is_stopped else self.outbox.next_deadline()
+        flight = self.flight
+        due = None if self._is_stopped or flight is None else flight.next_deadline()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -347,11 +340,16 @@ class NodeHop:
         self.batch_max = min(
             hello.options.max_batch or self._limits.max_batch, self._limits.max_batch
         )
-        self._opened = True
         self._audience_parts = AudienceParts(FACTOR * self._limits.receivers)
         self.runs.connected()
-        self.outbox.receive_resume(resume.floor, resume.ranges)
-        self.outbox.connect(hello.options.window, self.batch_max)
+        self.backlog.receive_resume(resume.floor, resume.ranges)
+        self.flight = Flight(
+            self.backlog,
+            own_window=self._window,
+            window=hello.options.window,
+            batch_max=self.batch_max,
+            larger_is_dead=True,
+        )
         self._user.opened(connection)
         self._apply_settled()
         self._user.answers_applied()
@@ -359,14 +357,15 @@ class NodeHop:
 
     def received(self, connection: Connection, frame: Frame) -> None:
         """See `connection.Owner`."""
-        if connection is not self.connection or not self._opened:
+        flight = self.flight
+        if connection is not self.connection or flight is None:
             if connection is self.connection and self._early is not None:
                 self._early.append(frame)
             return
         match frame:
             case Ack():
                 self.refusal = ""
-                self.outbox.receive_acks(frame.ranges)
+                flight.receive_acks(frame.ranges)
             case Routed():
                 self.runs.receive_routed(frame.first, frame.last, frame.audience, frame.position)
             case StatusFrame():
@@ -379,7 +378,7 @@ class NodeHop:
                     self.runs.receive_audience(*audience, FACTOR * self._limits.audiences)
             case Nack():
                 self._note_refusal(frame)
-                self.outbox.receive_nack(
+                flight.receive_nack(
                     frame.first,
                     frame.last,
                     Action(frame.action),
@@ -410,11 +409,11 @@ class NodeHop:
 
     def turn_ended(self, connection: Connection) -> None:
         """See `connection.Owner`."""
-        if connection is self.connection and self._opened:
+        if connection is self.connection and self.flight is not None:
             self._apply_settled()
             self.runs.tell_news()
             self._user.answers_applied()
-            if not self.outbox.idle or self._has_more:
+            if not self.backlog.idle or self._has_more:
                 self.pump()
 
     def writable(self, connection: Connection) -> None:
@@ -447,18 +446,18 @@ class NodeHop:
     # --- inside
 
     def _leave(self, connection: Connection) -> None:
-        if self._opened:
+        flight, self.flight = self.flight, None
+        if flight is not None:
             self._acked.left(self._now())
-        self._opened = False
+            flight.end(self._now(), lost=not connection.ends_on_purpose)
         self._early = None
-        self.outbox.disconnect(self._now(), lost=not connection.ends_on_purpose)
         self._apply_settled()
         self.runs.tell_news()
         self._rearm()
 
     def _apply_settled(self) -> None:
         """Tell which messages were settled; fires Deferreds, so all else is done before."""
-        settled = self.outbox.take_settled()
+        settled = self.backlog.take_settled()
         if not settled:
             return
         for one in settled:
@@ -513,7 +512,7 @@ class NodeHop:
         """
         held = {run.first: run for run in unread}
         held |= {run.first: run for run in self._behind}
-        held |= {run.first: run for run in self.outbox.open_between(first, last)}
+        held |= {run.first: run for run in self.backlog.open_between(first, last)}
         at, parts = first, []
         for run in sorted(held.values(), key=first_of):
             if run.last < at or run.first > last:

@@ -1,6 +1,6 @@
 """Runs as an outbox handles them, and the collections that it keeps them in.
 
-Values and containers; what happens to a run is decided in `core.outbox`.
+Values and containers; what happens to a run is decided in `core.backlog`.
 """
 
 from __future__ import annotations
@@ -134,6 +134,12 @@ class OpenRuns:
             self._firsts = [n for n in firsts[head:] if n in self.by_first]
             self._head = 0
 
+    def clear(self) -> None:
+        """Take all runs out."""
+        self.by_first.clear()
+        self._firsts = []
+        self._head = 0
+
     def lowest(self) -> Run | None:
         """The run with the lowest sequence, or None."""
         return self.by_first[self._firsts[self._head]] if self.by_first else None
@@ -185,6 +191,11 @@ class ReadyQueue:
             by_first = self._open.by_first
             kept = {n for n in back if n in by_first and by_first[n].state == READY}
             self._back = sorted(kept)
+
+    def clear(self) -> None:
+        """No run is ready any more."""
+        self._rising.clear()
+        self._back = []
 
     def first(self) -> Run | None:
         """The ready run with the lowest sequence, or None."""

@@ -1,4 +1,4 @@
-"""One receiver's delivery: its outbox, the connection it has, and where its batches come from.
+"""One receiver's delivery: its backlog, the flight that it has while connected, its batches' way.
 
 An outlet is *following* while it is fed by what was just stored; one that lags pages from the
 tail, or from the log, until it has caught up. It never holds more than its windows.
@@ -17,10 +17,11 @@ from twisted.logger import Logger
 
 from msgservice.clock import Time
 from msgservice.connection import Connection
+from msgservice.core.backlog import Backlog
 from msgservice.core.backoff import delay_of
+from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.lanes import lane_of
-from msgservice.core.outbox import Outbox
 from msgservice.core.runs import Run
 from msgservice.interfaces import ILog
 from msgservice.limits import (
@@ -87,17 +88,14 @@ class Outlet(OutletProgress):
         self._pumping: IDelayedCall | None = None
         self._unload: IDelayedCall | None = None
         self._acked_to = 0  # the highest position acknowledged since the start
-        self.outbox = self._make_outbox(exceptions)
+        self.backlog = self._make_backlog(exceptions)
+        self.flight: Flight | None = None  # of the connection
 
-    def _make_outbox(self, exceptions: Sequence[ExceptionRow]) -> Outbox:
+    def _make_backlog(self, exceptions: Sequence[ExceptionRow]) -> Backlog:
         row, limits = self.row, self._limits
-        outbox = Outbox(
+        backlog = Backlog(
             ordered=row.order == "strict",
             cursor=row.cursor,
-            window=(
-                row.window_messages or limits.window_messages,
-                row.window_bytes or limits.window_bytes,
-            ),
             retry_delay=self._retry_delay,
             max_attempts=limits.max_attempts,
             behind_max=limits.exceptions,
@@ -113,8 +111,8 @@ class Outlet(OutletProgress):
             else:
                 pause = min(max(0, one.next_at - wall) / 1000, limits.retry_delay_max)
                 tried[one.first, one.last] = (one.attempts, now + pause)
-        outbox.restore(settled, tried)
-        return outbox
+        backlog.restore(settled, tried)
+        return backlog
 
     # --- getters
 
@@ -126,19 +124,19 @@ class Outlet(OutletProgress):
         again, and it drops it.
         """
         limits, row = self._limits, self.row
-        known = max(limits.exceptions, len(self.outbox.above))  # the limit may have been higher
+        known = max(limits.exceptions, len(self.backlog.above))  # the limit may have been higher
         return known + max(limits.window_messages, row.window_messages or 0) // 2 + 1
 
     @property
     def resume_ranges_max(self) -> int:
         """The ranges of its RESUME that it may have in the largest window of all."""
-        known = max(RESUME_RANGES_TOTAL_MAX, len(self.outbox.above))
+        known = max(RESUME_RANGES_TOTAL_MAX, len(self.backlog.above))
         return known + WINDOW_MESSAGES_MAX // 2 + 1
 
     @property
     def idle(self) -> bool:
         """Whether nothing is in flight."""
-        return self.outbox.in_flight_messages == 0
+        return not self.backlog.in_flight.messages
 
     @property
     def caught_up(self) -> bool:
@@ -148,17 +146,17 @@ class Outlet(OutletProgress):
     @property
     def _all_answered(self) -> bool:
         """Whether it is following, and nothing is to be sent or unanswered."""
-        return self.following and not self._fed and self.outbox.idle
+        return self.following and not self._fed and self.backlog.idle
 
     def in_flight(self, position: int) -> bool:
         """Whether this message was sent and is not answered."""
-        return self.outbox.in_flight_at(position)
+        return self.backlog.in_flight_at(position)
 
     def set_order(self, order: str) -> None:
         """Another order from now on; what is loaded is loaded again. Not while connected."""
         assert self.connection is None
-        self.outbox.unload()
-        self.outbox.ordered = order == "strict"
+        self.backlog.unload()
+        self.backlog.ordered = order == "strict"
 
     # --- the connection
 
@@ -172,18 +170,24 @@ class Outlet(OutletProgress):
         self.connection = connection
         peer = connection.session.peer
         assert peer is not None
-        options = peer.options
-        outbox = self.outbox
-        outbox.receive_resume(resume.floor, resume.ranges)
-        batch_max = min(options.max_batch or INTEGER_MAX, self._limits.max_batch)
-        outbox.connect(options.window, batch_max)
+        options, row, limits = peer.options, self.row, self._limits
+        self.backlog.receive_resume(resume.floor, resume.ranges)
+        self.flight = Flight(
+            self.backlog,
+            own_window=(
+                row.window_messages or limits.window_messages,
+                row.window_bytes or limits.window_bytes,
+            ),
+            window=options.window,
+            batch_max=min(options.max_batch or INTEGER_MAX, limits.max_batch),
+        )
         self.following = False
         self._drain()
         self.pump()
 
     def hear(self, resume: Resume) -> None:
         """A RESUME of a receiver that is paused: what it has taken counts, and nothing is sent."""
-        self.outbox.receive_resume(resume.floor, resume.ranges)
+        self.backlog.receive_resume(resume.floor, resume.ranges)
         self._drain()
 
     def _check_memory(self, resume: Resume, inbox: str | None) -> None:
@@ -204,12 +208,14 @@ class Outlet(OutletProgress):
 
     def detach(self, reason: str, *, lost: bool) -> None:
         """The connection has gone; `lost`: without anybody's wish (SEMANTICS 14)."""
+        flight, self.flight = self.flight, None
         self.connection = None
         self.following = False
         self._fed.clear()
         self._fed_bytes = 0
         self.last_error = reason
-        self.outbox.disconnect(self._time.now(), lost=lost)
+        if flight is not None:
+            flight.end(self._time.now(), lost=lost)
         if self.pace is not None:
             self.pace.cancel()
         self._drain()
@@ -223,7 +229,7 @@ class Outlet(OutletProgress):
     def _unload_now(self) -> None:
         self._unload = None
         if self.connection is None:
-            self.outbox.unload()
+            self.backlog.unload()
 
     def stop(self) -> None:
         """Cancel the timer: none is left behind."""
@@ -236,8 +242,10 @@ class Outlet(OutletProgress):
 
     def received(self, frame: Frame) -> None:
         """An ACK or a NACK; `turn_ended` follows. Raises `NeverSent`."""
+        flight = self.flight
+        assert flight is not None
         if isinstance(frame, Ack):
-            self.outbox.receive_acks(frame.ranges)
+            flight.receive_acks(frame.ranges)
             for _, last in frame.ranges:
                 self._acked_to = max(self._acked_to, last)
         else:
@@ -250,7 +258,7 @@ class Outlet(OutletProgress):
                     f"{frame.reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
                     f" {delay:g} s)"
                 )
-            self.outbox.receive_nack(
+            flight.receive_nack(
                 frame.first,
                 frame.last,
                 Action(frame.action),
@@ -273,7 +281,7 @@ class Outlet(OutletProgress):
         self._note_busy()
 
     def _note_busy(self) -> None:
-        busy = self.outbox.in_flight_messages > 0
+        busy = self.backlog.in_flight.messages > 0
         if busy is not self._busy:
             self._busy = busy
             self._commits.expect(self, busy)
@@ -282,12 +290,14 @@ class Outlet(OutletProgress):
 
     def feed(self, batch: Batch) -> None:
         """A batch for this receiver was just stored. Only while following; `pump` later."""
-        if not self._fed and self.outbox.wants:
+        flight = self.flight
+        assert flight is not None
+        if not self._fed and flight.wants:
             self._offer(batch)
             return
         self._fed.append(batch)
         self._fed_bytes += batch.size + BATCH_OVERHEAD
-        if self._fed_bytes > 2 * self.outbox.window_bytes:
+        if self._fed_bytes > 2 * flight.window_bytes:
             # It lags: the tail has these, and the log after that.
             self.following = False
             self._fed.clear()
@@ -295,33 +305,34 @@ class Outlet(OutletProgress):
 
     def pump(self) -> None:
         """Send runs, as far as window and rate limit allow."""
-        connection = self.connection
-        if connection is None or not connection.is_open:
+        connection, flight = self.connection, self.flight
+        if connection is None or flight is None or not connection.is_open:
             return
-        outbox = self.outbox
-        self._fill()
-        before = outbox.in_flight_bytes
+        backlog = self.backlog
+        in_flight = backlog.in_flight
+        self._fill(flight)
+        before = in_flight.size
         transfers = (
-            outbox.take_transfers(self._time.now(), None, TURN_BYTES)
+            flight.take_transfers(self._time.now(), None, TURN_BYTES)
             if self.pace is None
-            else self._take_paced()
+            else self._take_paced(flight, self.pace)
         )
-        larger = outbox.larger
+        larger = flight.larger
         if larger is not None:
             self.last_error = (
                 f"position {larger.first} waits: a message of {larger.size} bytes,"
-                f" and the receiver takes {outbox.batch_max}"
+                f" and the receiver takes {flight.batch_max}"
             )
         if transfers:
             connection.send_now(transfers)
-            if outbox.in_flight_bytes - before >= TURN_BYTES:
+            if in_flight.size - before >= TURN_BYTES:
                 self._pump_later()
             else:
-                self._fill()
-        if outbox.has_settled:
+                self._fill(flight)
+        if backlog.has_settled:
             self._drain()  # loading settles what the receiver's RESUME has taken
         self._note_busy()
-        self._rearm()
+        self._rearm(flight)
 
     def _pump_later(self) -> None:
         if self._pumping is None:
@@ -331,33 +342,32 @@ class Outlet(OutletProgress):
         self._pumping = None
         self.pump()
 
-    def _take_paced(self) -> list[Transfer]:
-        pace = self.pace
-        assert pace is not None
-        pace.begin(*self.outbox.ready)
-        transfers = self.outbox.take_transfers(self._time.now(), pace.allow)
+    def _take_paced(self, flight: Flight, pace: Pace) -> list[Transfer]:
+        ready = self.backlog.ready
+        pace.begin(ready.messages, ready.size)
+        transfers = flight.take_transfers(self._time.now(), pace.allow)
         pace.end()
         return transfers
 
-    def _fill(self) -> None:
+    def _fill(self, flight: Flight) -> None:
         """Load the batches that the next window has room for."""
-        outbox, fed = self.outbox, self._fed
+        backlog, fed = self.backlog, self._fed
         if self.following and not fed:
             return
-        while fed and outbox.wants:
+        while fed and flight.wants:
             batch = fed.popleft()
             self._fed_bytes -= batch.size + BATCH_OVERHEAD
             self._offer(batch)
         if self.following or fed:
             return
         tail = self._tail
-        while outbox.wants:
+        while flight.wants:
             page = tail.after(
-                outbox.loaded_to,
+                backlog.loaded_to,
                 self.audiences,
                 # A window that contains 0 takes one run: a page of nothing would be read for ever.
-                max(1, outbox.window_bytes),
-                max(1, outbox.window_messages),
+                max(1, flight.window_bytes),
+                max(1, flight.window_messages),
             )
             if page is None:
                 self._read()
@@ -365,59 +375,57 @@ class Outlet(OutletProgress):
             batches, looked = page
             for batch in batches:
                 self._offer(batch)
-            outbox.skip_to(looked)
+            backlog.skip_to(looked)
             if looked >= (tail.next_number << 16) - 1:
                 self.following = True
                 return
 
     def _offer(self, batch: Batch) -> None:
-        outbox = self.outbox
+        backlog = self.backlog
         first, last = batch.first, batch.last
-        if last <= outbox.loaded_to:
+        if last <= backlog.loaded_to:
             return
         run = Run(
             first,
             batch.count,
             batch.subject,
-            lane_of(batch.origin, batch.sender, batch.subject) if outbox.ordered else None,
+            lane_of(batch.origin, batch.sender, batch.subject) if backlog.ordered else None,
             batch.messages,
             batch.size,
-            outbox.loaded_to,
+            backlog.loaded_to,
             batch,
             None,
             batch.flags,
             batch.origin,
         )
-        if first <= outbox.loaded_to:  # the cursor stands inside this batch
-            outbox.offer_rest(run)
+        if first <= backlog.loaded_to:  # the cursor stands inside this batch
+            backlog.offer_rest(run)
         else:
-            outbox.offer(run)
+            backlog.offer(run)
 
     def _read(self) -> None:
         """Page from the log what the tail no longer has."""
         if self._reading:
             return
         self._reading = True
-        outbox = self.outbox
+        loaded_to = self.backlog.loaded_to
         # What has a lower number than this is stored, so that the reader sees it, and has one of
         # these audiences. Behind it there may be another by the time that the page is read.
         end = (self._tail.next_number << 16) - 1
-        reading = self._log.read(
-            tuple(self.audiences), outbox.loaded_to, end, PAGE_BYTES, PAGE_MESSAGES
-        )
-        asked = (self.connection, outbox.loaded_to, end)
+        reading = self._log.read(tuple(self.audiences), loaded_to, end, PAGE_BYTES, PAGE_MESSAGES)
+        asked = (self.connection, loaded_to, end)
         reading.addCallback(self._have_read, asked).addErrback(self._read_failed)
 
     def _have_read(self, batches: list[Batch], asked: tuple[Connection | None, int, int]) -> None:
         self._reading = False
         connection, loaded_to, end = asked
-        if self.connection is not connection or self.outbox.loaded_to != loaded_to:
+        if self.connection is not connection or self.backlog.loaded_to != loaded_to:
             self.pump()
             return
         for batch in batches:
             self._offer(batch)
         if not batches:
-            self.outbox.skip_to(end)
+            self.backlog.skip_to(end)
         self.pump()
 
     def _read_failed(self, failure: Any) -> None:
@@ -426,11 +434,11 @@ class Outlet(OutletProgress):
         self._logger.failure("reading the log for {name}", failure, name=self.name)
         self._rearm_at(self._time.now() + 1.0)
 
-    def _rearm(self) -> None:
+    def _rearm(self, flight: Flight) -> None:
         # Who waits for room at its rate sends nothing before, retries neither.
         due = self.pace.next_deadline() if self.pace is not None else None
         if due is None:
-            due = self.outbox.next_deadline()
+            due = flight.next_deadline()
         if due is not None:
             self._rearm_at(due)
 

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import Time
 from msgservice.connection import Connection
-from msgservice.core.outbox import Outbox
+from msgservice.core.backlog import Backlog
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import FINAL, Run, Settled, cut_run
 from msgservice.message import MessageParts, Status, array_header, header_size
@@ -39,7 +39,7 @@ class OutletProgress:
     _logger = Logger()
 
     connection: Connection | None
-    outbox: Outbox
+    backlog: Backlog
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ class OutletProgress:
     # --- gathering
 
     def _drain(self) -> None:
-        outbox = self.outbox
-        if outbox.has_settled or outbox.has_failed:
-            self._new += outbox.take_settled()
-            self._failed += outbox.take_failed()
+        backlog = self.backlog
+        if backlog.has_settled or backlog.has_failed:
+            self._new += backlog.take_settled()
+            self._failed += backlog.take_failed()
             self._commits.progress(self)
 
     # --- for a group
@@ -87,7 +87,7 @@ class OutletProgress:
         the rest, which is part of the next group, and of no row before.
         """
         settled = self._portion()
-        cursor = self.outbox.cursor
+        cursor = self.backlog.cursor
         if self._new:
             cursor = min(cursor, min([one.first for one in self._new]) - 1)
         failed, self._failed = self._failed, []
@@ -200,7 +200,7 @@ class OutletProgress:
     def progress_stored(self) -> None:
         """See `Progressing`."""
         taken = self._storing.popleft()
-        self.outbox.committed = max(self.outbox.committed, taken.cursor)
+        self.backlog.committed = max(self.backlog.committed, taken.cursor)
         if self._new:
             self._commits.progress(self)
         if taken.settled:

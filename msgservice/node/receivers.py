@@ -347,7 +347,7 @@ class Receivers:
     def state_of(self, outlet: Outlet) -> dict[str, Any]:
         """The state of a receiver, as far as it is known without asking the log."""
         row, link = outlet.row, self._connections.links.get(outlet.row.number)
-        waiting = [run for run in outlet.outbox.waiting if run.attempts]
+        waiting = [run for run in outlet.backlog.waiting_runs if run.attempts]
         rate = self._outlets.rates.get(outlet.name)
         return {
             "name": outlet.name,
@@ -360,7 +360,7 @@ class Receivers:
             "suspended": row.suspended,
             "rate": None if rate is None else asdict(rate),
             "connected": outlet.connection is not None,
-            "cursor": outlet.outbox.cursor,
+            "cursor": outlet.backlog.cursor,
             "attempts": max([run.attempts for run in waiting], default=0),
             "last_error": outlet.last_error or (getattr(link, "last_error", "") or ""),
             "next_try_s": getattr(link, "next_attempt_in", None)

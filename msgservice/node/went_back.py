@@ -44,7 +44,7 @@ async def went_back(
     own = (next_number << BATCH_INDEX_BITS) - 1
     if highest > own:
         return LogWentBackBefore(outlet.name, own, highest)
-    if resume.last is None or resume.last[1] <= outlet.outbox.cursor:
+    if resume.last is None or resume.last[1] <= outlet.backlog.cursor:
         return None
     first, last, crc = resume.last
     # Not settled here, so retention has left it: what is not found was never sent.

@@ -27,6 +27,8 @@ CENTRAL = [
     "epoch",
     "window",
     "outbox",
+    "backlog",
+    "flight",
     "inbox",
     "floor",
     "attempt",

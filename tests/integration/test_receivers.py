@@ -308,5 +308,5 @@ async def test_14_a_program_that_is_told_to_end_says_goodbye_and_that_is_no_atte
         await program.over
         await until(lambda: [outlet for outlet in outlets if outlet.connection is None])
     (outlet,) = outlets
-    assert [run.attempts for run in outlet.outbox.waiting] == [0]
+    assert [run.attempts for run in outlet.backlog.waiting_runs] == [0]
     assert outlet.last_error == ""

@@ -1,4 +1,4 @@
-"""A receiver and nodes on one virtual clock: real sessions, outboxes and frames, no sockets.
+"""A receiver and nodes on one virtual clock: real sessions, backlogs and frames, no sockets.
 
 Whatever is sent travels when the clock moves; `Wire.cut` loses what is under way.
 """
@@ -16,6 +16,8 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from msgservice.connection import Connection
+from msgservice.core.backlog import Backlog
+from msgservice.core.flight import Flight
 from msgservice.core.frames import (
     VERSION,
     Ack,
@@ -27,7 +29,6 @@ from msgservice.core.frames import (
     Reply,
     decode_frame,
 )
-from msgservice.core.outbox import Outbox
 from msgservice.core.runs import Run, Settled
 from msgservice.errors import FrameTooLarge, MalformedFrame, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
@@ -145,7 +146,7 @@ class Wire:
 
 
 class Node:
-    """What a node is to one receiver: an outbox, and a session for each connection."""
+    """What a node is to one receiver: a backlog, and a session and a flight for each connection."""
 
     def __init__(
         self,
@@ -160,14 +161,15 @@ class Node:
         self.clock = clock
         self.name, self.incarnation, self.order = name, incarnation, order
         self.limits = Limits()
-        self.outbox = Outbox(
+        self.window = window
+        self.backlog = Backlog(
             ordered=order == "strict",
             cursor=0,
-            window=window,
             retry_delay=lambda attempts: 2.0 ** (attempts - 1),
             max_attempts=max_attempts,
         )
         self.connection: Connection | None = None
+        self.flight: Flight | None = None  # of the connection
         self.hellos: list[Hello] = []
         self.resumes: list[Resume] = []
         self.answers: list[Ack | Nack] = []
@@ -192,8 +194,8 @@ class Node:
         flags: int = 0,
         lane: str | None = None,
     ) -> int:
-        """Give a run to the outbox; return its first sequence."""
-        first = self.outbox.loaded_to + 1 if sequence is None else sequence
+        """Give a run to the backlog; return its first sequence."""
+        first = self.backlog.loaded_to + 1 if sequence is None else sequence
         if after is None:
             after = first - 1
         messages = encode_messages(
@@ -201,7 +203,7 @@ class Node:
         )
         if lane is None and self.order == "strict":
             lane = subject
-        self.outbox.offer(
+        self.backlog.offer(
             Run(
                 first,
                 len(bodies),
@@ -231,11 +233,12 @@ class Node:
 
     def pump(self) -> None:
         """Send what may be sent, and come again when a retry is due."""
-        connection = self.connection
+        connection, flight = self.connection, self.flight
         if connection is not None and connection.is_open:
-            connection.send_all([*self.outbox.take_transfers(self.clock.seconds())])
-        self.settled += self.outbox.take_settled()
-        due = self.outbox.next_deadline()
+            assert flight is not None
+            connection.send_all([*flight.take_transfers(self.clock.seconds())])
+        self.settled += self.backlog.take_settled()
+        due = None if flight is None else flight.next_deadline()
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         if due is not None:
@@ -256,23 +259,35 @@ class Node:
     def opened(self, connection: Connection, resume: Resume) -> None:
         older, self.connection = self.connection, connection
         if older is not None:
-            self.outbox.disconnect(self.clock.seconds())
+            self._end()
             older.bye(1, "replaced")
             older.close()
         self.resumes.append(resume)
         assert connection.session.peer is not None
-        self.outbox.receive_resume(resume.floor, resume.ranges)
-        self.outbox.connect(connection.session.peer.options.window, 1 << 20)
+        self.backlog.receive_resume(resume.floor, resume.ranges)
+        self.flight = Flight(
+            self.backlog,
+            own_window=self.window,
+            window=connection.session.peer.options.window,
+            batch_max=1 << 20,
+        )
         self.pump()
+
+    def _end(self) -> None:
+        flight, self.flight = self.flight, None
+        assert flight is not None
+        flight.end(self.clock.seconds(), lost=True)
 
     def received(self, connection: Connection, frame: Frame) -> None:
         if isinstance(frame, Ack):
             self.answers.append(frame)
-            for first, last in frame.ranges if self.knows else ():
-                self.outbox.receive_ack(first, last)
+            if self.knows:
+                assert self.flight is not None
+                self.flight.receive_acks(frame.ranges)
         elif isinstance(frame, Nack):
             self.answers.append(frame)
-            self.outbox.receive_nack(
+            assert self.flight is not None
+            self.flight.receive_nack(
                 frame.first,
                 frame.last,
                 Action(frame.action),
@@ -297,8 +312,8 @@ class Node:
         self.losses.append(reason)
         if self.connection is connection:
             self.connection = None
-            self.outbox.disconnect(self.clock.seconds())
-            self.settled += self.outbox.take_settled()
+            self._end()
+            self.settled += self.backlog.take_settled()
 
 
 class Dialler(Service):

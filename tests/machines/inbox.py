@@ -1,4 +1,4 @@
-"""`core.inbox` paired with `core.outbox` over a link that is cut anywhere, against plain sets.
+"""`core.inbox` paired with an outbox over a link that is cut anywhere, against plain sets.
 
 Handlers end whenever they like, also after the connection that brought their message has gone.
 The receiver crashes, with its marks on disk or not; the sender restarts from rows that are older
@@ -13,6 +13,8 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import ClassVar
 
+from msgservice.core.backlog import Backlog
+from msgservice.core.flight import Flight
 from msgservice.core.frames import (
     Ack,
     Nack,
@@ -22,12 +24,12 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.core.inbox import Arrival, Inbox, Marks
-from msgservice.core.outbox import Outbox
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import Run
 from msgservice.limits import FRAME_OVERHEAD
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
 from msgservice.records import Origin, Rejected
+from tests.kit.outbox import Outbox
 from tests.machines.machine import Machine, Violation, require
 
 DRAIN_TURNS = 2000
@@ -124,6 +126,14 @@ class InboxMachine(Machine):
 
     # --- the sender
 
+    @property
+    def backlog(self) -> Backlog:
+        return self.outbox.backlog
+
+    @property
+    def flight(self) -> Flight:
+        return self.outbox.flight
+
     def do_append(self, rng: random.Random) -> None:
         if len(self.log) >= 60:
             return
@@ -139,10 +149,10 @@ class InboxMachine(Machine):
         self.next += count
 
     def _offer(self) -> None:
-        while self.offered < len(self.log) and self.outbox.wants:
+        while self.offered < len(self.log) and self.flight.wants:
             one = self.log[self.offered]
             self.offered += 1
-            if one.last <= self.outbox.loaded_to:
+            if one.last <= self.backlog.loaded_to:
                 continue
             messages = encode_messages([WireMessage(body) for body in one.bodies])
             lane = (one.sender, one.subject) if self.ordered else None
@@ -153,29 +163,29 @@ class InboxMachine(Machine):
                 lane,
                 messages,
                 len(messages),
-                self.outbox.loaded_to,
+                self.backlog.loaded_to,
                 origin=one.origin,
             )
-            if one.first <= self.outbox.loaded_to:
-                self.outbox.offer_rest(run)
+            if one.first <= self.backlog.loaded_to:
+                self.backlog.offer_rest(run)
             else:
-                self.outbox.offer(run)
+                self.backlog.offer(run)
 
     def do_commit(self, rng: random.Random) -> None:
         self._drain()
-        self.rows = (self.outbox.cursor, list(self.outbox.above), dict(self.final))
-        self.outbox.committed = max(self.outbox.committed, self.outbox.cursor)
+        self.rows = (self.backlog.cursor, list(self.backlog.above), dict(self.final))
+        self.backlog.committed = max(self.backlog.committed, self.backlog.cursor)
 
     def do_restart(self, rng: random.Random) -> None:
         self._cut()
         cursor, above, final = self.rows
         self.outbox = self._new_outbox(cursor)
-        self.outbox.restore(above, {})
+        self.backlog.restore(above, {})
         self.final = dict(final)
         self.offered = 0
 
     def do_pass_time(self, rng: random.Random) -> None:
-        due = self.outbox.next_deadline()
+        due = self.flight.next_deadline() if self.outbox.connected else None
         if due is not None and rng.random() < 0.6:
             self.now = max(self.now, due)
         else:
@@ -198,7 +208,7 @@ class InboxMachine(Machine):
             encode_frame(ResumeFrame(resume.floor, list(resume.ranges), resume.last))
         )
         assert isinstance(frame, ResumeFrame)
-        self.outbox.receive_resume(frame.floor, frame.ranges)
+        self.backlog.receive_resume(frame.floor, frame.ranges)
         self._drain()
         self.outbox.connect(None, 10**6)
 
@@ -215,7 +225,7 @@ class InboxMachine(Machine):
 
     def _cut(self) -> None:
         for number in range(1, self.next):
-            if self.outbox.connected and self.outbox.in_flight_at(number):
+            if self.outbox.connected and self.backlog.in_flight_at(number):
                 self.failures[number] += 1  # if it was being probed
         self.out.clear()
         self.back.clear()
@@ -223,9 +233,11 @@ class InboxMachine(Machine):
         self._drain()
 
     def do_pump(self, rng: random.Random) -> None:
+        if not self.outbox.connected:
+            return
         self._offer()
         self._drain()
-        for transfer in self.outbox.take_transfers(self.now):
+        for transfer in self.flight.take_transfers(self.now):
             last = transfer.sequence + len(decode_messages(transfer.messages)) - 1
             for number in range(transfer.sequence, last + 1):
                 require(number not in self.final, "sent again what is settled", number)
@@ -381,12 +393,12 @@ class InboxMachine(Machine):
     def _come_back(self, data: bytes) -> None:
         frame = decode_frame(data)
         if isinstance(frame, Ack):
-            self.outbox.receive_acks(frame.ranges)
+            self.flight.receive_acks(frame.ranges)
         else:
             assert isinstance(frame, Nack)
             if frame.action == Action.RETRY:
                 self.failures.update(range(frame.first, frame.last + 1))
-            self.outbox.receive_nack(
+            self.flight.receive_nack(
                 frame.first,
                 frame.last,
                 Action(frame.action),
@@ -399,7 +411,7 @@ class InboxMachine(Machine):
     # --- what must hold
 
     def _drain(self) -> None:
-        for one in self.outbox.take_settled():
+        for one in self.backlog.take_settled():
             for number in range(one.first, one.last + 1):
                 require(number not in self.final, "settled twice", number)
                 self.final[number] = one.status
@@ -414,7 +426,7 @@ class InboxMachine(Machine):
     def check(self, after: str) -> None:
         self._drain()
         marks = self.inbox.marks
-        require(marks.floor <= self.outbox.committed + 1, "a floor that was never said")
+        require(marks.floor <= self.backlog.committed + 1, "a floor that was never said")
         for number in self.by_number:
             is_missing = bool(marks.missing(number, number))
             if number in self.known:
@@ -450,16 +462,16 @@ class InboxMachine(Machine):
             while self.back:
                 self._come_back(self.back.popleft())
             self.check("drain")
-            if self.offered == len(self.log) and self.outbox.idle:
+            if self.offered == len(self.log) and self.backlog.idle:
                 break
             if not moved:
-                due = self.outbox.next_deadline()
+                due = self.flight.next_deadline()
                 if due is None:
-                    kind = "in flight" if self.outbox.in_flight_messages else "open"
-                    raise Violation(f"stuck: {kind}", self.outbox.open_runs)
+                    kind = "in flight" if self.backlog.in_flight.messages else "open"
+                    raise Violation(f"stuck: {kind}", self.backlog.open_runs)
                 self.now = max(self.now, due)
         else:
-            raise Violation("not drained", self.outbox.open_runs)
+            raise Violation("not drained", self.backlog.open_runs)
         missing = set(self.by_number) - set(self.final)
         require(not missing, "never settled", sorted(missing)[:5])
         for number, status in self.final.items():

@@ -1,4 +1,4 @@
-"""`core.outbox` against a plain model of what it holds, what was sent, and who answered what.
+"""A backlog and its flights against a plain model: what is held, what was sent, who answered what.
 
 The peer is a model too: it obeys the protocol's rules for lanes (a NACK takes its lane back, what
 arrives before the sender has heard of it is dropped unanswered) and answers any part in any way.
@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from msgservice.core.backlog import Backlog
+from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer, decode_frame, encode_frame
-from msgservice.core.outbox import Outbox
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run, Settled
 from msgservice.errors import ProtocolError
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
+from tests.kit.outbox import Outbox, counts
 from tests.machines.machine import Machine, Violation, require
 
 LANES = ("a", "b", "c")
@@ -83,7 +85,6 @@ class OutboxMachine(Machine):
         "commit": 5,
         "restart": 2,
         "change_order": 1,
-        "pause": 1,
         "forget": 1,
         "lie": 5,
     }
@@ -141,6 +142,21 @@ class OutboxMachine(Machine):
 
     # --- the owner
 
+    @property
+    def backlog(self) -> Backlog:
+        return self.outbox.backlog
+
+    @property
+    def flight(self) -> Flight:
+        return self.outbox.flight
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the owner loads more: without a connection no more than its own window."""
+        if self.outbox.connected:
+            return self.flight.wants
+        return self.backlog.has_room and self.backlog.ready.messages < self.window[0]
+
     def do_append(self, rng: random.Random) -> None:
         if len(self.log) >= 80:
             return
@@ -155,11 +171,11 @@ class OutboxMachine(Machine):
         self.next += len(bodies)
 
     def do_offer(self, rng: random.Random) -> None:
-        outbox = self.outbox
-        while self.offered < len(self.log) and outbox.wants:
+        backlog = self.backlog
+        while self.offered < len(self.log) and self.is_wanted:
             self._offer_next()
         if self.offered == len(self.log) and rng.random() < 0.3:
-            outbox.skip_to(self.next - 1)
+            backlog.skip_to(self.next - 1)
 
     def do_offer_more(self, rng: random.Random) -> None:
         """A page holds more than what is wanted, as a page of the log does."""
@@ -171,58 +187,63 @@ class OutboxMachine(Machine):
     def _offer_next(self) -> None:
         one = self.log[self.offered]
         self.offered += 1
-        outbox = self.outbox
-        if one.last <= outbox.loaded_to:
+        backlog = self.backlog
+        if one.last <= backlog.loaded_to:
             return
         messages = encode_messages([WireMessage(body) for body in one.bodies])
         lane = ("shop", one.subject) if self.ordered else None
         run = Run(
-            one.first, len(one.bodies), one.subject, lane, messages, len(messages), outbox.loaded_to
+            one.first,
+            len(one.bodies),
+            one.subject,
+            lane,
+            messages,
+            len(messages),
+            backlog.loaded_to,
         )
-        if one.first <= outbox.loaded_to:
-            outbox.offer_rest(run)
+        if one.first <= backlog.loaded_to:
+            backlog.offer_rest(run)
         else:
-            outbox.offer(run)
+            backlog.offer(run)
 
     def do_unload(self, rng: random.Random) -> None:
         if not self.outbox.connected:
             self._drain()
-            self.outbox.unload()
+            self.backlog.unload()
             self.offered = 0
 
     def do_change_order(self, rng: random.Random) -> None:
         if not self.outbox.connected:
             self._drain()
-            self.outbox.unload()
+            self.backlog.unload()
             self.offered = 0
-            self.outbox.ordered = self.ordered = not self.ordered
+            self.backlog.ordered = self.ordered = not self.ordered
 
     def do_commit(self, rng: random.Random) -> None:
-        outbox = self.outbox
+        backlog = self.backlog
         self._drain()
         tried = {
-            (run.first, run.last): (run.attempts, run.due) for run in outbox.waiting if run.attempts
+            (run.first, run.last): (run.attempts, run.due)
+            for run in backlog.waiting_runs
+            if run.attempts
         }
-        self.rows = Rows(outbox.cursor, list(outbox.above), tried, dict(self.final))
-        outbox.committed = max(outbox.committed, outbox.cursor)
+        self.rows = Rows(backlog.cursor, list(backlog.above), tried, dict(self.final))
+        backlog.committed = max(backlog.committed, backlog.cursor)
 
     def do_restart(self, rng: random.Random) -> None:
         self._cut()
         rows = self.rows
         self.outbox = self._new(rows.cursor)
-        self.outbox.restore(rows.above, rows.tried)
+        self.backlog.restore(rows.above, rows.tried)
         self.final = dict(rows.final)
         self.offered = 0
 
     def do_pass_time(self, rng: random.Random) -> None:
-        due = self.outbox.next_deadline()
+        due = self.flight.next_deadline() if self.outbox.connected else None
         if due is not None and rng.random() < 0.5:
             self.now = max(self.now, due)
         else:
             self.now += rng.choice([0.01, 0.3, 2.0, 20.0])
-
-    def do_pause(self, rng: random.Random) -> None:
-        self.outbox.paused = not self.outbox.paused
 
     # --- the connection
 
@@ -241,7 +262,7 @@ class OutboxMachine(Machine):
             floor = found[1] + 1
         marks.remove_below(floor)
         self.acked |= self.taken
-        self.outbox.receive_resume(floor, tuple(marks))
+        self.backlog.receive_resume(floor, tuple(marks))
         self._drain()
         self.outbox.connect(window, batch_max)
         self.peer_window, self.batch_max = window, batch_max
@@ -271,13 +292,15 @@ class OutboxMachine(Machine):
         self.taken, self.gaps, self.rejected = set(), set(), set()
 
     def do_pump(self, rng: random.Random) -> None:
-        self._send(self.outbox.take_transfers(self.now))
+        if self.outbox.connected:
+            self._send(self.flight.take_transfers(self.now))
 
     def do_pump_part(self, rng: random.Random) -> None:
-        transfers = self.outbox.take_transfers(
-            self.now, lambda run: rng.randint(0, run.count), rng.choice([1, 60, 10**6])
-        )
-        self._send(transfers)
+        if self.outbox.connected:
+            transfers = self.flight.take_transfers(
+                self.now, lambda run: rng.randint(0, run.count), rng.choice([1, 60, 10**6])
+            )
+            self._send(transfers)
 
     def _send(self, transfers: list[Transfer]) -> None:
         self._drain()
@@ -292,7 +315,7 @@ class OutboxMachine(Machine):
         after = first - 1 if transfer.after is None else transfer.after
         require(count, "an empty transfer", first)
         require(len(bytes(transfer.messages)) <= self.batch_max, "more than the peer takes", first)
-        require(transfer.floor - 1 <= self.outbox.committed, "the floor is not stored", first)
+        require(transfer.floor - 1 <= self.backlog.committed, "the floor is not stored", first)
         require(transfer.floor <= first, "the floor is above what is sent", first)
         for number, message in zip(range(first, last + 1), messages, strict=True):
             require(self.bodies.get(number) == message.body, "other content", number, message.body)
@@ -339,7 +362,7 @@ class OutboxMachine(Machine):
     def _loaded(self) -> Iterator[int]:
         for one in self.log:
             for number in range(one.first, one.last + 1):
-                if number > self.outbox.loaded_to:
+                if number > self.backlog.loaded_to:
                     return
                 yield number
 
@@ -481,7 +504,7 @@ class OutboxMachine(Machine):
                 Nack(first, last, rng.choice([1, 2, 3, 4]), 0, "a lie"),
             ]
         )
-        before = dict(self.final), self.outbox.cursor
+        before = dict(self.final), self.backlog.cursor
         try:
             self._apply(encode_frame(frame))
         except ProtocolError:
@@ -491,7 +514,7 @@ class OutboxMachine(Machine):
             self.nacks += 1
         self._drain()
         require(sensible, "an answer about what was not sent is believed", frame)
-        require(before == (self.final, self.outbox.cursor), "a lie changed something", frame)
+        require(before == (self.final, self.backlog.cursor), "a lie changed something", frame)
 
     def do_deliver(self, rng: random.Random) -> None:
         for _ in range(rng.randint(1, 4)):
@@ -501,12 +524,11 @@ class OutboxMachine(Machine):
 
     def _apply(self, data: bytes) -> None:
         frame = decode_frame(data)
-        outbox = self.outbox
         if isinstance(frame, Ack):
             for first, last in frame.ranges:
                 answered = set(range(first, last + 1)) & set(self.flying)
                 self.acked |= answered
-            outbox.receive_acks(frame.ranges)
+            self.flight.receive_acks(frame.ranges)
             for first, last in frame.ranges:
                 for number in range(first, last + 1):
                     self.flying.pop(number, None)
@@ -519,7 +541,7 @@ class OutboxMachine(Machine):
         elif action is Action.RETRY:
             for number in numbers:
                 self.failures[number] = self.failures.get(number, 0) + 1
-        outbox.receive_nack(first, last, action, frame.delay / 1000, frame.reason, self.now)
+        self.flight.receive_nack(first, last, action, frame.delay / 1000, frame.reason, self.now)
         for number in numbers:
             del self.flying[number]
         if action in (Action.RETRY, Action.LATER):
@@ -533,7 +555,7 @@ class OutboxMachine(Machine):
     # --- what must hold
 
     def _drain(self) -> None:
-        for one in self.outbox.take_settled():
+        for one in self.backlog.take_settled():
             self._note(one)
 
     def _note(self, one: Settled) -> None:
@@ -560,70 +582,70 @@ class OutboxMachine(Machine):
 
     def check(self, after: str) -> None:
         self._drain()  # an offer settles what the peer's RESUME has taken
-        outbox = self.outbox
+        backlog = self.backlog
         self._check_counters()
         loaded = set(self._loaded())
         open_ones = {number for number in loaded if number not in self.final}
-        cursor = outbox.cursor
+        cursor = backlog.cursor
         below = {number for number in open_ones if number <= cursor}
         require(not below, "the cursor is above what is open", cursor, below)
-        for first, last in outbox.above:
+        for first, last in backlog.above:
             wrong = open_ones & set(range(first, last + 1))
             require(not wrong, "final above the cursor, and open", wrong)
         require(
-            outbox.in_flight_messages == len(self.flying),
+            backlog.in_flight.messages == len(self.flying),
             "in flight is not what is unanswered",
-            outbox.in_flight_messages,
+            backlog.in_flight.messages,
             sorted(self.flying),
         )
         if not self.over_offered:
             most = self.behind_max + 3 * min(self.window[0], 100) + 100
-            found = len(outbox.above) + len(outbox.waiting)
+            found = len(backlog.above) + len(backlog.waiting_runs)
             require(found <= most, "more exceptions than the limit", found, most)
 
     def _check_counters(self) -> None:
         """The counters are what the open runs add up to."""
-        outbox = self.outbox
+        backlog = self.backlog
         sums = {state: [0, 0, 0] for state in (READY, FLIGHT, WAITING, BEHIND)}
-        for run in outbox._open:
+        for run in backlog._open:
             of_state = sums[run.state]
             of_state[0] += 1
             of_state[1] += run.count
             of_state[2] += run.size
             require(len(bytes(run.messages)) == run.size, "a run's size is wrong", run.first)
-        flight = (outbox.in_flight_messages, outbox.in_flight_bytes)
-        require(flight == tuple(sums[FLIGHT][1:]), "counter: in flight", flight, sums[FLIGHT])
-        require(outbox.ready == tuple(sums[READY][1:]), "counter: ready", outbox.ready, sums[READY])
-        behind = [outbox._behind, outbox._behind_bytes]
-        require(behind == sums[BEHIND][::2], "counter: behind", behind, sums[BEHIND])
-        waiting = [outbox._waiting, outbox._waiting_bytes]
-        require(waiting == sums[WAITING][::2], "counter: waiting", waiting, sums[WAITING])
+        for name, tally, state in (
+            ("in flight", backlog.in_flight, FLIGHT),
+            ("ready", backlog.ready, READY),
+            ("behind", backlog.behind, BEHIND),
+            ("waiting", backlog.waiting, WAITING),
+        ):
+            found = counts(tally)
+            require(found == tuple(sums[state]), f"counter: {name}", found, sums[state])
 
     def _stuck(self) -> str:
         """Say in which way nothing moves any more."""
-        outbox = self.outbox
-        if outbox.in_flight_messages:
+        backlog = self.backlog
+        if backlog.in_flight.messages:
             return "stuck: in flight, and nobody has it"
-        if outbox.ready[0]:
+        if backlog.ready.messages:
             return "stuck: ready, and not sent"
-        if outbox.open_runs:
+        if backlog.open_runs:
             return "stuck: open, and nothing is due"
-        if 0 in (outbox.window_messages, outbox.window_bytes):
+        if 0 in (self.flight.window_messages, self.flight.window_bytes):
             return "stuck: no window, nothing is wanted"
         return "stuck: nothing is wanted"
 
     def finish(self) -> None:
         """The peer answers everything and the owner offers what is wanted: all is settled."""
         self._cut()
-        self.outbox.paused = False
         window = random.Random(self.next).choice([None, None, (1, 1), (0, 0), (5, 10**6)])
         self._connect(window, 10**6)
         for _ in range(DRAIN_TURNS):
             moved = False
-            while self.offered < len(self.log) and self.outbox.wants:
+            while self.offered < len(self.log) and self.flight.wants:
                 self._offer_next()
                 moved = True
-            transfers = self.outbox.take_transfers(self.now)
+            transfers = self.flight.take_transfers(self.now)
             self._send(transfers)
             while self.to_peer:
                 self._arrive(self.to_peer.popleft())
@@ -635,29 +657,31 @@ class OutboxMachine(Machine):
                 moved = True
             self._drain()
             self.check("drain")
-            if self.offered == len(self.log) and self.outbox.idle:
+            if self.offered == len(self.log) and self.backlog.idle:
                 break
             if not moved:
-                due = self.outbox.next_deadline()
+                due = self.flight.next_deadline()
                 if due is None:
-                    raise Violation(self._stuck(), len(self.outbox.above), self.outbox.ready)
+                    raise Violation(
+                        self._stuck(), len(self.backlog.above), counts(self.backlog.ready)
+                    )
                 self.now = max(self.now, due)
         else:
-            raise Violation("not drained", self.outbox.open_runs)
+            raise Violation("not drained", self.backlog.open_runs)
         missing = set(self.bodies) - set(self.final)
         require(not missing, "never settled", sorted(missing)[:5])
-        outbox = self.outbox
-        outbox.skip_to(self.next - 1)
-        require(outbox.cursor == self.next - 1, "the cursor stays behind", outbox.cursor)
+        backlog = self.backlog
+        backlog.skip_to(self.next - 1)
+        require(backlog.cursor == self.next - 1, "the cursor stays behind", backlog.cursor)
         left = (
-            list(outbox.above),
-            outbox.ready,
-            outbox.in_flight_messages,
-            outbox.in_flight_bytes,
-            len(outbox.waiting),
-            outbox._behind,
-            outbox._waiting,
-            len(outbox._lanes),
-            len(outbox._tried),
+            list(backlog.above),
+            counts(backlog.ready),
+            counts(backlog.in_flight),
+            counts(backlog.waiting),
+            counts(backlog.behind),
+            len(backlog.waiting_runs),
+            len(backlog._lanes),
+            len(backlog._tried or ()),
         )
-        require(left == ([], (0, 0), 0, 0, 0, 0, 0, 0, 0), "something is left behind", left)
+        none = (0, 0, 0)
+        require(left == ([], none, none, none, none, 0, 0, 0), "something is left behind", left)

@@ -1029,7 +1029,7 @@ class ServiceMachine(Machine):
         )
         require(node.parts.commits.uncommitted_bytes == 0, "uncommitted bytes are left")
         for outlet in node.parts.dispatch:
-            left = (outlet.outbox.in_flight_messages, outlet.outbox.open_runs)
+            left = (outlet.backlog.in_flight.messages, outlet.backlog.open_runs)
             require(left == (0, 0), "an outbox is not empty", outlet.name, left)
         for producer in self.producers:
             assert producer.client is not None

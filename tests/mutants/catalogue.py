@@ -17,8 +17,9 @@ def _test(path: str, sign: str) -> ByTest:
     return ByTest(path=path, sign=sign)
 
 
-OUTBOX = "msgservice.core.outbox:Outbox"
-STATES = "msgservice.core.outbox_states:RunStates"
+BACKLOG = "msgservice.core.backlog:Backlog"
+FLIGHT = "msgservice.core.flight:Flight"
+FLIGHT_LIMIT = "msgservice.core.flight_limit:FlightLimit"
 INBOX = "msgservice.core.inbox:Inbox"
 MARKS = "msgservice.core.inbox:Marks"
 ANSWERS = "msgservice.core.inbox:Answers"
@@ -28,29 +29,29 @@ _ALL = [
     # --- the outbox
     Mutant(
         name="lost-retry-timer",
-        at=f"{OUTBOX}.next_deadline",
+        at=f"{FLIGHT}.next_deadline",
         old="return None if run is None or not self._room(run) else run.due",
         new="return None",
         catcher=_by("outbox", "stuck: open, and nothing is due"),
     ),
     Mutant(
         name="cursor-off-by-one",
-        at=f"{STATES}.cursor",
+        at=f"{BACKLOG}.cursor",
         old="lowest.first - 1",
         new="lowest.first",
         catcher=_by("outbox", "the cursor is above what is open"),
     ),
     Mutant(
         name="window-not-enforced",
-        at=f"{OUTBOX}._room",
+        at=f"{FLIGHT}._room",
         old="flying + count > self.window_messages",
         new="flying + count > self.window_messages + 1",
         catcher=_by("outbox", "more messages than the window"),
     ),
     Mutant(
         name="window-bytes-not-enforced",
-        at=f"{OUTBOX}._room",
-        old="or self._flight.size + run.size > self.window_bytes",
+        at=f"{FLIGHT}._room",
+        old="or in_flight.size + run.size > self.window_bytes",
         new="",
         catcher=_by("outbox", "more bytes than the window"),
     ),
@@ -63,71 +64,71 @@ _ALL = [
     ),
     Mutant(
         name="stuck-lane-goes-on",
-        at=f"{OUTBOX}._place",
+        at=f"{BACKLOG}._place",
         old="if stuck is not None:",
         new="if stuck is not None and run.attempts:",
         catcher=_by("outbox", "lane order broken"),
     ),
     Mutant(
         name="floor-too-high",
-        at=f"{OUTBOX}._send",
-        old="self.committed + 1",
-        new="self.cursor + 1",
+        at=f"{FLIGHT}._send",
+        old="backlog.committed + 1",
+        new="backlog.cursor + 1",
         catcher=_by("outbox", "the floor is not stored"),
     ),
     Mutant(
         name="gap-over-what-is-open",
-        at=f"{OUTBOX}._send",
+        at=f"{FLIGHT}._send",
         old="None if after == first - 1 else after",
         new="0 if first > 1 else None",
         catcher=_by("outbox", "a gap over what is open"),
     ),
     Mutant(
         name="what-was-sent-before-counts",
-        at=f"{OUTBOX}.connect",
+        at=f"{FLIGHT}.__init__",
         old="self._sent = RangeSet()",
-        new="pass",
+        new="self._sent = backlog.__dict__.setdefault('sent', RangeSet())",
         catcher=_by("outbox", "an answer about what was not sent is believed"),
     ),
     Mutant(
         name="nacks-of-before-count",
-        at=f"{OUTBOX}.connect",
-        old="self._nacks = 0",
-        new="pass",
+        at=f"{FLIGHT}.receive_nack",
+        old="self._nacks += 1",
+        new="self._nacks = self._backlog.nacks = getattr(self._backlog, 'nacks', 0) + 1",
         catcher=_by("outbox", "more nacks than were sent"),
     ),
     Mutant(
         name="later-is-an-attempt",
-        at=f"{OUTBOX}.receive_nack",
+        at=f"{BACKLOG}.refuse",
         old="if action == Action.RETRY:",
         new="if True:",
         catcher=_by("outbox", "dead without a reason"),
     ),
     Mutant(
         name="resume-settles-one-more",
-        at=f"{OUTBOX}.receive_resume",
-        old="self._settle_between(first, last, Status.ACKNOWLEDGED)",
-        new="self._settle_between(first, last + 1, Status.ACKNOWLEDGED)",
+        at=f"{BACKLOG}.receive_resume",
+        old="self.acknowledge(ranges)",
+        new="self.acknowledge([(first, last + 1) for first, last in ranges])",
         catcher=_by("outbox", "acknowledged and never taken"),
     ),
     Mutant(
         name="larger-than-the-peer-takes",
-        at=f"{OUTBOX}._is_larger",
+        at=f"{FLIGHT}._is_larger",
         old="if run.size <= self.batch_max:\n        return False\n    fitting",
         new="if run.size <= self.batch_max + 20:\n        return False\n    fitting",
         catcher=_by("outbox", "more than the peer takes"),
     ),
     Mutant(
         name="split-keeps-no-count",
-        at=f"{STATES}._split",
+        at=f"{BACKLOG}.split",
         old="tally.size += run.size - size",
         new="pass",
         catcher=_by("outbox", "counter: ready", "counter: in flight"),
     ),
     Mutant(
         name="settled-is-loaded-again",
-        at=f"{OUTBOX}.offer",
-        old="missing = self._above.missing(first, last)",
+        at=f"{BACKLOG}.offer",
+        old="missing = above.missing(first, last)",
         new="missing = [(first, last)]",
         catcher=_by("outbox", "settled twice", "final above the cursor, and open"),
     ),
@@ -473,7 +474,7 @@ _ALL = [
     ),
     Mutant(
         name="a-lane-is-looked-for-among-all",
-        at=f"{STATES}._take_back",
+        at=f"{BACKLOG}._take_back",
         old="back = front.between(head.last + 1, INTEGER_MAX)",
         new="back = [r for r in self._open if r.lane == lane and r.first > head.last"
         " and r.state != BEHIND]",
@@ -481,14 +482,14 @@ _ALL = [
     ),
     Mutant(
         name="the-rest-of-a-head-stays-in-flight",
-        at=f"{STATES}._take_back",
+        at=f"{BACKLOG}._take_back",
         old="stuck.head = head",
         new="if stuck.head is head and len(stuck.behind): return\n    stuck.head = head",
         catcher=_by("outbox-again", "in flight is not what is unanswered", "lane order broken"),
     ),
     Mutant(
         name="a-limit-forbids-what-would-relieve-it",
-        at=f"{OUTBOX}.wants",
+        at=f"{BACKLOG}.has_room",
         old="return last is not None and",
         new="return False and",
         catcher=_by("outbox-away", "stuck: nothing is wanted"),
@@ -502,35 +503,35 @@ _ALL = [
     ),
     Mutant(
         name="no-window-wants-nothing",
-        at=f"{OUTBOX}.wants",
+        at=f"{FLIGHT}.wants",
         old="if ready.runs and (",
         new="if (",
         catcher=_by("outbox", "stuck: no window, nothing is wanted"),
     ),
     Mutant(
         name="counted-twice-when-loaded-again",
-        at=f"{OUTBOX}._place",
+        at=f"{BACKLOG}._place",
         old="self._put_behind(stuck, run)",
         new="self._put_behind(stuck, run); self._enter(run, BEHIND)",
         catcher=_by("outbox", "counter: behind"),
     ),
     Mutant(
         name="a-small-batch-kills-what-is-larger",
-        at=f"{OUTBOX}._is_larger",
-        old="if self.larger_is_dead:",
+        at=f"{FLIGHT}._is_larger",
+        old="if self._larger_is_dead:",
         new="if True:",
         catcher=_by("outbox", "dead without a reason"),
     ),
     Mutant(
         name="a-killer-is-never-alone",
-        at=f"{OUTBOX}.disconnect",
+        at=f"{FLIGHT_LIMIT}.lost",
         old="max(1, messages // 2)",
         new="max(2, messages // 2)",
         catcher=_test("tests/unit/test_outbox.py -k dies_of", "that_its_receiver_dies_of"),
     ),
     Mutant(
         name="a-pause-is-an-attempt",
-        at=f"{OUTBOX}.disconnect",
+        at=f"{FLIGHT}.end",
         old="if not lost:",
         new="if False:",
         catcher=_test("tests/unit/test_node_attempts.py", "ends_on_purpose"),

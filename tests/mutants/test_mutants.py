@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from msgservice.core.outbox import Outbox
+from msgservice.core.flight import Flight
 from tests.mutants.__main__ import told
 from tests.mutants.catalogue import MUTANTS
 from tests.mutants.plant import ByMachine, DoesNotFit, Mutant, compiled, function_at
@@ -49,5 +49,5 @@ def test_a_mutant_that_does_not_fit_is_an_error() -> None:
 
 
 def test_of_a_property_the_function_behind_it_is_meant() -> None:
-    assert function_at("msgservice.core.outbox:Outbox.wants") is Outbox.wants.fget  # type: ignore[attr-defined]  # a property
+    assert function_at("msgservice.core.flight:Flight.wants") is Flight.wants.fget  # type: ignore[attr-defined]  # a property
     assert function_at("twisted.internet.task:Clock.seconds") is Clock.seconds

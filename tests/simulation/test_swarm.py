@@ -17,9 +17,9 @@ import pytest
 from twisted.logger import LogEvent
 
 from msgservice.core.datagram.receiver import ReceivingHalf
+from msgservice.core.flight import Flight
 from msgservice.core.frames import StatusFrame
 from msgservice.core.inbox import Inbox, Marks
-from msgservice.core.outbox import Outbox
 from msgservice.log.store import Store
 from msgservice.message import Status
 from msgservice.node import tracker
@@ -93,14 +93,14 @@ def _forgets(patch: pytest.MonkeyPatch) -> None:
 
 def _stands_still(patch: pytest.MonkeyPatch) -> None:
     """After a connection was lost nothing is loaded any more."""
-    disconnect = Outbox.disconnect
+    end = Flight.end
 
-    def lost(self: Outbox, *args: Any, **kw: Any) -> Any:
-        result = disconnect(self, *args, **kw)
-        self.behind_max = 0
+    def lost(self: Flight, *args: Any, **kw: Any) -> Any:
+        result = end(self, *args, **kw)
+        self._backlog.behind_max = 0
         return result
 
-    patch.setattr(Outbox, "disconnect", lost)
+    patch.setattr(Flight, "end", lost)
 
 
 # And a seed that is not far before the first that shows it: those in between cost time.

@@ -14,9 +14,9 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
 from msgservice.client import Client, Receipt
+from msgservice.core.backlog import Backlog
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Nack, Transfer
 from msgservice.core.inbox import Inbox
-from msgservice.core.outbox import Outbox
 from msgservice.errors import (
     Ambiguous,
     BadName,
@@ -823,8 +823,8 @@ def test_why_tells_error_attempts_and_next_try() -> None:
     assert "not connected (connection lost)" in str(why)
 
 
-def test_the_outbox_is_the_nodes_own_class() -> None:
-    assert isinstance(ClientWorld().client._hop.outbox, Outbox)
+def test_the_backlog_is_the_nodes_own_class() -> None:
+    assert isinstance(ClientWorld().client._hop.backlog, Backlog)
 
 
 def test_names_are_checked() -> None:

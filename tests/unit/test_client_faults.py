@@ -141,5 +141,5 @@ def test_every_send_fires_once_and_every_message_is_there_once_and_in_order(seed
     flow = world.client._flow
     assert (0, flow._held) == (flow.unanswered, (flow.room_messages, flow.room_bytes))
     assert 0 == len(world.client._hop.runs)
-    assert world.client._hop.outbox.idle
+    assert world.client._hop.backlog.idle
     assert 1 == len({hello.incarnation for hello in world.node.hellos})

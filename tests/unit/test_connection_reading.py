@@ -219,7 +219,7 @@ def test_answers_of_a_receiver_are_taken_though_it_is_slow_to_read() -> None:
     wire.say(Ack([(transfer.sequence, transfer.sequence)]))
     world.settle()
     assert wire.is_reading
-    assert 1 == world.node.parts.dispatch.outlets[1].outbox.cursor >> 16
+    assert 1 == world.node.parts.dispatch.outlets[1].backlog.cursor >> 16
 
 
 def test_many_pings_of_a_peer_that_does_not_read_cost_one_pong() -> None:

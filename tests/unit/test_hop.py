@@ -15,7 +15,6 @@ import pytest
 
 from msgservice.core.frames import Ack, Frame, Nack, Transfer, decode_frame, encode_frame
 from msgservice.core.inbox import Inbox, Marks
-from msgservice.core.outbox import Outbox
 from msgservice.core.runs import Run
 from msgservice.message import (
     Action,
@@ -24,6 +23,7 @@ from msgservice.message import (
     decode_messages,
     encode_messages,
 )
+from tests.kit.outbox import Outbox, counts
 
 WINDOW = (40, 100_000)
 
@@ -71,7 +71,7 @@ class Hop:
             elif self.random.random() < 0.02:
                 self.rejected.add(n)
         lane = subject if self.ordered else None
-        self.outbox.offer(Run(first, count, subject, lane, messages, len(messages), after))
+        self.outbox.backlog.offer(Run(first, count, subject, lane, messages, len(messages), after))
         self.sequence = numbers[-1]
 
     def connect(self) -> None:
@@ -81,23 +81,22 @@ class Hop:
             self.inbox = Inbox(Marks(), ordered=self.ordered)
         self.inbox.reconnect()
         resume = self.inbox.marks.resume()
-        self.outbox.receive_resume(resume.floor, resume.ranges)
+        self.outbox.backlog.receive_resume(resume.floor, resume.ranges)
         self.outbox.connect(WINDOW, 1 << 20)
 
     def disconnect(self) -> None:
         self.outbox.disconnect(self.now)
 
     def pump_out(self) -> None:
-        for transfer in self.outbox.take_transfers(self.now):
+        for transfer in self.outbox.flight.take_transfers(self.now):
             self.to_receiver.append(encode_frame(transfer))
 
     def pump_answers(self, frame: Frame) -> None:
         if isinstance(frame, Ack):
-            for first, last in frame.ranges:
-                self.outbox.receive_ack(first, last)
+            self.outbox.flight.receive_acks(frame.ranges)
         else:
             assert isinstance(frame, Nack)
-            self.outbox.receive_nack(
+            self.outbox.flight.receive_nack(
                 frame.first,
                 frame.last,
                 Action(frame.action),
@@ -160,24 +159,24 @@ class Hop:
                 self.to_sender.append(encode_frame(answer))
         if self.to_sender and self.random.random() < 0.7:
             self.pump_answers(decode_frame(self.to_sender.popleft()))
-        for settled in self.outbox.take_settled():
+        for settled in self.outbox.backlog.take_settled():
             for n in range(settled.first, settled.last + 1):
                 assert n not in self.final, "settled twice"
                 self.final[n] = settled.status
         if not self.to_receiver and not self.to_sender:
-            due = self.outbox.next_deadline()
+            due = self.outbox.flight.next_deadline()
             if due is not None:
                 self.now = max(self.now, due)
 
     def run(self, offers: int) -> None:
         for _ in range(offers):
-            if self.outbox.wants:
+            if not self.outbox.connected or self.outbox.flight.wants:
                 self.offer()
             self.step()
         self.faults = False
         for _ in range(20_000):
             self.step()
-            if self.outbox.idle:
+            if self.outbox.backlog.idle:
                 return
         pytest.fail("the hop does not drain")
 
@@ -192,8 +191,8 @@ def test_strict_order_each_lane_is_handled_once_and_in_order(seed: int) -> None:
     for n, status in hop.final.items():
         gone = n in hop.rejected or n in hop.poison
         assert (Status.DEAD if gone else Status.ACKNOWLEDGED) == status
-    assert hop.sequence == hop.outbox.cursor
-    assert not hop.outbox.above
+    assert hop.sequence == hop.outbox.backlog.cursor
+    assert not hop.outbox.backlog.above
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -205,7 +204,7 @@ def test_without_order_each_message_is_handled_once(seed: int) -> None:
     wanted -= hop.rejected | hop.poison
     assert len(handled) == len(set(handled))
     assert wanted == set(handled)
-    assert hop.sequence == hop.outbox.cursor
+    assert hop.sequence == hop.outbox.backlog.cursor
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -225,12 +224,7 @@ def test_a_receiver_that_forgets_gets_everything_at_least_once(seed: int) -> Non
 def test_a_run_is_counted_in_bytes_that_its_messages_have() -> None:
     hop = Hop(1, ordered=True)
     hop.run(200)
-    outbox = hop.outbox
-    assert (outbox.in_flight_messages, outbox.in_flight_bytes) == (0, 0)
-    assert (
-        outbox._ready_messages,
-        outbox._ready_bytes,
-        outbox._behind,
-        outbox._behind_bytes,
-    ) == (0, 0, 0, 0)
+    backlog = hop.outbox.backlog
+    tallies = (backlog.in_flight, backlog.ready, backlog.waiting, backlog.behind)
+    assert [(0, 0, 0)] * 4 == [counts(tally) for tally in tallies]
     assert msgspec.msgpack.decode(encode_frame(Ack([(1, 2)]))) == [3, [[1, 2]]]

@@ -19,12 +19,12 @@ def test_59_the_outlet_and_the_receiver_see_the_lane_of_the_first_sender(hop: st
     outlet = next(iter(world.node.parts.dispatch))
     raw = encode_bodies([b"x"])
     origin = Origin("shop", 7, "hash", ("there",))
-    position = outlet.outbox.loaded_to + 1
+    position = outlet.backlog.loaded_to + 1
     batch = Batch(
         hop, "i", 1, 1, "s", Audience(1, ()), raw, len(raw), 0, 0, 0, (), origin, position >> 16
     )
     outlet._offer(batch)
-    (run,) = outlet.outbox.open_between(batch.first, batch.last)
+    (run,) = outlet.backlog.open_between(batch.first, batch.last)
     outlet.pump()
     world.settle()
     (transfer,) = billing.take(Transfer)

@@ -21,6 +21,7 @@ from msgservice.core.frames import (
 from msgservice.interfaces import ITransport
 from msgservice.limits import Limits
 from msgservice.message import Status
+from msgservice.node.outlet import Outlet
 from msgservice.records import Resume
 from msgservice.transport.local import LocalConnector
 from tests.kit.nodes import NodeWorld, ScriptedPeer
@@ -42,13 +43,13 @@ class Probed:
         self.world.settle()
         self.receiver.connection.abort()
         self.world.settle()
-        assert self.outbox.probing
+        assert self.outlet.backlog.limit.most == 1
         self.receiver = self.come("r1")
 
     @property
-    def outbox(self) -> Any:
+    def outlet(self) -> Outlet:
         (outlet,) = self.world.node.parts.dispatch
-        return outlet.outbox
+        return outlet
 
     def come(self, incarnation: str, **receive: Any) -> ScriptedPeer:
         peer = self.world.peer("billing", incarnation=incarnation, receive=ORDERS | receive)
@@ -63,7 +64,7 @@ class Probed:
 
     def identity(self) -> str:
         (outlet,) = self.world.node.parts.dispatch
-        return f"log:{outlet.outbox.cursor + 1}"
+        return f"log:{outlet.backlog.cursor + 1}"
 
 
 def _pause(probed: Probed) -> None:
@@ -238,12 +239,12 @@ def test_14_a_receiver_that_is_dialled_no_more_is_nobodys_attempt(
     here.peers[-1].connection.abort()
     world.settle(2 * world.limits.link_delay_min)
     (outlet,) = world.node.parts.dispatch
-    assert outlet.outbox.probing
+    assert outlet.backlog.limit.most == 1
     assert here.peers[-1].bodies() == [b"one"]
     ends(world)
     world.settle()
     assert here.peers[-1 if ends is _no_longer else -2].lost_because is not None
-    assert [] == [run.attempts for run in outlet.outbox._open if run.attempts]
+    assert [] == [run.attempts for run in outlet.backlog._open if run.attempts]
 
 
 def test_14_a_dialled_receiver_that_goes_by_itself_is_an_attempt() -> None:
@@ -259,4 +260,4 @@ def test_14_a_dialled_receiver_that_goes_by_itself_is_an_attempt() -> None:
         here.peers[-1].connection.abort()
         world.settle(2 * world.limits.link_delay_min)
     (outlet,) = world.node.parts.dispatch
-    assert [1] == [run.attempts for run in outlet.outbox._open]
+    assert [1] == [run.attempts for run in outlet.backlog._open]

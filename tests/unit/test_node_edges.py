@@ -453,14 +453,14 @@ def test_1_the_floor_rises_though_there_is_always_a_group_under_way() -> None:
     shop = world.peer("shop", kind=Streaming)
     assert isinstance(shop, Streaming)
     (outlet,) = world.node.parts.dispatch
-    before = outlet.outbox.committed
+    before = outlet.backlog.committed
     for _ in range(20):
         shop.send_next()
         world.clock.advance(0.001)
     for _ in range(400):
         world.clock.advance(0.001)
-    assert outlet.outbox.cursor > before
-    assert outlet.outbox.committed > before
+    assert outlet.backlog.cursor > before
+    assert outlet.backlog.committed > before
 
 
 @pytest.mark.parametrize("then", ["transfer", "garbage"])

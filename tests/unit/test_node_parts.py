@@ -441,7 +441,7 @@ def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_
     dead: list[OutletProgress] = []
     outlet = an_outlet(commits=commits, tracker=tracker, dead_stored=dead.append)
     batch = stored(make_batch(BILLING))
-    outlet.outbox.offer(
+    outlet.backlog.offer(
         Run(batch.first, 1, "orders.new", None, batch.messages, batch.size, batch.first - 1, batch)
     )
     outlet.attach(a_connection(), Resume(), None)

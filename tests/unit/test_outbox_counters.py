@@ -8,7 +8,6 @@ window or a smaller `batch_max` cuts them, and each piece has an array header of
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,9 +21,9 @@ from hypothesis.stateful import (
 )
 
 from msgservice.core.backoff import AGAIN_DELAY_MAX, AGAIN_DELAY_MIN, again_delay
-from msgservice.core.outbox import Outbox
 from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run
 from msgservice.message import Action, BareMessage, decode_messages, encode_messages
+from tests.kit.outbox import Outbox, counts
 
 
 def make_run(first: int, count: int, lane: str | None, after: int) -> Run:
@@ -62,34 +61,39 @@ class CountedOutbox(RuleBasedStateMachine):
     )
     def offer(self, count: int, lane: str, gap: int) -> None:
         outbox = self.outbox
-        if self.runs and self.runs[-1][0] > outbox.loaded_to:
+        if self.runs and self.runs[-1][0] > outbox.backlog.loaded_to:
             return  # what was unloaded is offered again first
-        first = max(outbox.loaded_to, self.runs[-1][0] + self.runs[-1][1] - 1 if self.runs else 0)
+        first = max(
+            outbox.backlog.loaded_to, self.runs[-1][0] + self.runs[-1][1] - 1 if self.runs else 0
+        )
         first += 1 + gap
-        self.runs.append((first, count, lane if outbox.ordered else None))
-        outbox.offer(make_run(*self.runs[-1], outbox.loaded_to))
+        self.runs.append((first, count, lane if outbox.backlog.ordered else None))
+        outbox.backlog.offer(make_run(*self.runs[-1], outbox.backlog.loaded_to))
 
     @rule()
     def offer_again(self) -> None:
         outbox = self.outbox
         for first, count, lane in self.runs:
-            if first > outbox.loaded_to:
-                outbox.offer(make_run(first, count, lane, outbox.loaded_to))
-            elif first + count - 1 > outbox.loaded_to:
-                outbox.offer_rest(make_run(first, count, lane, first - 1))
+            if first > outbox.backlog.loaded_to:
+                outbox.backlog.offer(make_run(first, count, lane, outbox.backlog.loaded_to))
+            elif first + count - 1 > outbox.backlog.loaded_to:
+                outbox.backlog.offer_rest(make_run(first, count, lane, first - 1))
 
     @precondition(lambda self: not self.outbox.connected)
     @rule(batch_max=st.sampled_from([12, 40, 1 << 20]), taken=st.lists(st.integers(1, 60)))
     def connect(self, batch_max: int, taken: list[int]) -> None:
         if batch_max > 12:
-            self.outbox.receive_resume(1, sorted({(n, n) for n in taken if n in self.sent_ever}))
+            self.outbox.backlog.receive_resume(
+                1, sorted({(n, n) for n in taken if n in self.sent_ever})
+            )
         self.outbox.connect(None, batch_max)
         self.sent = set()
 
+    @precondition(lambda self: self.outbox.connected)
     @rule(turn=st.sampled_from([1 << 20, 50]), allowed=st.sampled_from([None, 0, 3]))
     def send(self, turn: int, allowed: int | None) -> None:
         allow: Callable[[Run], int] | None = None if allowed is None else (lambda run: allowed)
-        for transfer in self.outbox.take_transfers(self.now, allow, turn):
+        for transfer in self.outbox.flight.take_transfers(self.now, allow, turn):
             count = len(decode_messages(transfer.messages))
             self.sent |= set(range(transfer.sequence, transfer.sequence + count))
         self.sent_ever = self.sent_ever | self.sent
@@ -98,7 +102,7 @@ class CountedOutbox(RuleBasedStateMachine):
     @rule(data=st.data())
     def ack(self, data: st.DataObject) -> None:
         numbers = st.lists(st.sampled_from(sorted(self.sent)), min_size=1, max_size=5, unique=True)
-        self.outbox.receive_acks([(n, n) for n in sorted(data.draw(numbers))])
+        self.outbox.flight.receive_acks([(n, n) for n in sorted(data.draw(numbers))])
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data(), length=st.integers(1, 9))
@@ -106,7 +110,7 @@ class CountedOutbox(RuleBasedStateMachine):
         first = last = data.draw(st.sampled_from(sorted(self.sent)))
         while last + 1 in self.sent and last < first + length:
             last += 1
-        self.outbox.receive_ack(first, last)
+        self.outbox.flight.receive_acks([(first, last)])
 
     @precondition(lambda self: self.sent)
     @rule(
@@ -119,16 +123,17 @@ class CountedOutbox(RuleBasedStateMachine):
         first = last = data.draw(st.sampled_from(sorted(self.sent)))
         while last + 1 in self.sent and last < first + length:
             last += 1
-        self.outbox.receive_nack(first, last, action, delay, "", self.now)
+        self.outbox.flight.receive_nack(first, last, action, delay, "", self.now)
 
     @rule()
     def disconnect(self) -> None:
         self.outbox.disconnect(self.now)
+        self.sent = set()
 
     @precondition(lambda self: not self.outbox.connected)
     @rule()
     def unload(self) -> None:
-        self.outbox.unload()
+        self.outbox.backlog.unload()
 
     @rule(seconds=st.sampled_from([0.01, 0.5, 10.0]))
     def time_passes(self, seconds: float) -> None:
@@ -138,18 +143,18 @@ class CountedOutbox(RuleBasedStateMachine):
 
     @invariant()
     def every_counter_is_exact(self) -> None:
-        outbox: Any = self.outbox
+        backlog = self.outbox.backlog
         found = dict.fromkeys((READY, FLIGHT, WAITING, BEHIND), (0, 0, 0))
-        for run in outbox._open:
+        for run in backlog._open:
             runs, messages, size = found[run.state]
             assert run.size == len(run.messages)
             assert run.count == len(decode_messages(run.messages))
             found[run.state] = (runs + 1, messages + run.count, size + run.size)
-        assert found[FLIGHT][1:] == (outbox.in_flight_messages, outbox.in_flight_bytes)
-        assert found[READY][1:] == outbox.ready
-        assert found[BEHIND][::2] == (outbox._behind, outbox._behind_bytes)
-        assert found[WAITING][::2] == (outbox._waiting, outbox._waiting_bytes)
-        assert sum(len(lane.behind) for lane in outbox._lanes.values()) == outbox._behind
+        assert found[FLIGHT] == counts(backlog.in_flight)
+        assert found[READY] == counts(backlog.ready)
+        assert found[BEHIND] == counts(backlog.behind)
+        assert found[WAITING] == counts(backlog.waiting)
+        assert sum(len(lane.behind) for lane in backlog._lanes.values()) == backlog.behind.runs
 
 
 CountedOutbox.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -164,14 +169,14 @@ def test_14_a_receiver_that_always_says_in_a_millisecond_is_asked_once_a_second(
     action: Action,
 ) -> None:
     outbox = Outbox(ordered=True, cursor=0, window=(9, 999), retry_delay=lambda attempts: 99.0)
-    outbox.offer(make_run(1, 1, "a", 0))
+    outbox.backlog.offer(make_run(1, 1, "a", 0))
     outbox.connect(None, 999)
     now, sent, asked = 0.0, 0, []
     while now < 60:
-        assert len(outbox.take_transfers(now)) == 1
+        assert len(outbox.flight.take_transfers(now)) == 1
         sent += 1
-        outbox.receive_nack(1, 1, action, 0.001, "", now)
-        due = outbox.next_deadline()
+        outbox.flight.receive_nack(1, 1, action, 0.001, "", now)
+        due = outbox.flight.next_deadline()
         assert due is not None
         asked.append(due - now)
         now = due
@@ -184,13 +189,13 @@ def test_14_not_now_without_a_delay_is_this_sides_own_backoff() -> None:
     outbox = Outbox(
         ordered=True, cursor=0, window=(9, 999), retry_delay=lambda attempts: 2.0**attempts
     )
-    outbox.offer(make_run(1, 1, "a", 0))
+    outbox.backlog.offer(make_run(1, 1, "a", 0))
     outbox.connect(None, 999)
     now = 0.0
     for pause in (2.0, 4.0, 8.0):
-        outbox.take_transfers(now)
-        outbox.receive_nack(1, 1, Action.LATER, 0, "", now)
-        assert outbox.next_deadline() == now + pause
+        outbox.flight.take_transfers(now)
+        outbox.flight.receive_nack(1, 1, Action.LATER, 0, "", now)
+        assert outbox.flight.next_deadline() == now + pause
         now += pause
 
 
@@ -211,12 +216,12 @@ def test_20_no_more_is_wanted_while_too_many_wait_for_another_try() -> None:
     )
     outbox.connect(None, 1 << 20)
     offered = 0
-    while outbox.wants and offered < 100:
+    while outbox.flight.wants and offered < 100:
         offered += 1
-        outbox.offer(make_run(offered, 1, None, offered - 1))
-        outbox.take_transfers(0.0)
-        outbox.receive_nack(offered, offered, Action.LATER, 5.0, "", 0.0)
-    assert (offered, outbox.open_runs) == (10, 10)
-    outbox.take_transfers(5.0)
-    outbox.receive_ack(1, 4)
-    assert outbox.wants
+        outbox.backlog.offer(make_run(offered, 1, None, offered - 1))
+        outbox.flight.take_transfers(0.0)
+        outbox.flight.receive_nack(offered, offered, Action.LATER, 5.0, "", 0.0)
+    assert (offered, outbox.backlog.open_runs) == (10, 10)
+    outbox.flight.take_transfers(5.0)
+    outbox.flight.receive_acks([(1, 4)])
+    assert outbox.flight.wants

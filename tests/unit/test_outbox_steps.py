@@ -105,8 +105,8 @@ def reattach(count: int) -> Callable[[], None]:
     taking(world, frames)()
     billing.connection.abort()
     world.settle(40)
-    outbox = next(iter(world.node.parts.dispatch)).outbox
-    assert outbox.idle
+    backlog = next(iter(world.node.parts.dispatch)).backlog
+    assert backlog.idle
     taken = [(t.sequence, t.sequence) for t in transfers[1::2]]
 
     def work() -> None:

@@ -90,7 +90,7 @@ def test_a_retry_asks_for_the_message_again_after_its_delay(order: str) -> None:
     assert seen.count(b"2") == 1
     world.run(0.2)
     assert seen.count(b"2") == 2
-    assert world.node.outbox.cursor == 3
+    assert world.node.backlog.cursor == 3
 
 
 def test_strict_order_3_nothing_behind_a_retried_message_is_handled_before_it() -> None:
@@ -107,7 +107,7 @@ def test_strict_order_3_nothing_behind_a_retried_message_is_handled_before_it() 
     world.node.offer([b"other"], "b")
     world.run(2)
     assert seen == [b"1", b"2", b"other", b"2", b"3", b"4"]
-    assert world.node.outbox.cursor == 5
+    assert world.node.backlog.cursor == 5
 
 
 def test_without_order_the_others_go_on() -> None:
@@ -156,7 +156,7 @@ def test_a_rejected_message_is_dead_and_the_others_go_on(order: str) -> None:
     assert seen == [b"1", b"2", b"3"]
     assert [Nack(2, 2, Action.DEAD, 0, "no such customer")] == world.node.nacks
     assert [s.first for s in world.node.settled if s.status is Status.DEAD] == [2]
-    assert world.node.outbox.cursor == 3
+    assert world.node.backlog.cursor == 3
 
 
 def test_14_any_other_error_is_a_retry_with_the_traceback_and_is_logged_once(
@@ -209,7 +209,7 @@ def test_after_so_many_attempts_the_message_is_dead_and_the_lane_goes_on(
             raise ValueError("poison")
 
     world = World(handle, attach=False)
-    world.node.outbox.max_attempts = 3
+    world.node.backlog.max_attempts = 3
     world.attach(world.node)
     world.run()
     world.node.offer([b"bad", b"good"])
@@ -302,7 +302,7 @@ def test_a_deferred_that_has_fired_already_is_as_good_as_none() -> None:
     world = World(lambda message: succeed(None))
     world.node.offer([b"%d" % n for n in range(3000)])
     world.run()
-    assert world.node.outbox.cursor == 3000
+    assert world.node.backlog.cursor == 3000
 
 
 def test_an_asynchronous_handler_that_fails_is_retried(kind: Kind) -> None:
@@ -317,7 +317,7 @@ def test_an_asynchronous_handler_that_fails_is_retried(kind: Kind) -> None:
     world.run()
     waiting.end(b"2")
     world.run()
-    assert world.node.outbox.cursor == 2
+    assert world.node.backlog.cursor == 2
 
 
 def test_an_asynchronous_handler_that_rejects_lets_the_lane_go_on(kind: Kind) -> None:
@@ -367,7 +367,7 @@ def test_a_batch_that_fails_is_sent_again_as_one(order: str) -> None:
     world.node.offer([b"1", b"2"])
     world.run(1)
     assert got == [[b"1", b"2"], [b"1", b"2"]]
-    assert world.node.outbox.cursor == 2
+    assert world.node.backlog.cursor == 2
 
 
 def test_a_batch_that_is_rejected_is_dead_as_one() -> None:
@@ -476,7 +476,7 @@ def test_a_slow_plain_handler_leaves_the_reactor_its_turns() -> None:
     world.run()
     assert len(world.handled) == 1000
     assert len(world.node.answers) > 4
-    assert world.node.outbox.cursor == 1000
+    assert world.node.backlog.cursor == 1000
 
 
 def test_a_handler_that_sets_off_more_work_does_not_run_inside_itself() -> None:

@@ -65,13 +65,13 @@ def test_25_what_is_written_is_there_when_the_run_is_acknowledged(path: Path) ->
 def test_25_a_killed_receiver_handles_nothing_twice(path: Path) -> None:
     world = world_of(path)
     world.node.offer([b"1", b"2"])
-    world.until(lambda: world.node.outbox.cursor == 2)
+    world.until(lambda: world.node.backlog.cursor == 2)
     world.stop()
     # Another process: new memory, the same file; and a node that has heard no answer.
     again = World(insert, inbox=path, attach=False)
     again.node.offer([b"1", b"2", b"3"])
     again.attach(again.node)
-    again.until(lambda: again.node.outbox.cursor == 3)
+    again.until(lambda: again.node.backlog.cursor == 3)
     assert again.node.resumes[-1].floor == 3
     again.stop()
     assert written(path) == [b"1", b"2", b"3"]
@@ -80,13 +80,13 @@ def test_25_a_killed_receiver_handles_nothing_twice(path: Path) -> None:
 def test_25_what_the_file_has_taken_is_acknowledged_and_not_handled_again(path: Path) -> None:
     world = world_of(path)
     world.node.offer([b"1", b"2"])
-    world.until(lambda: world.node.outbox.cursor == 2)
+    world.until(lambda: world.node.backlog.cursor == 2)
     sender = world.receiver.handling.senders["node", "log.1"]
     sender.inbox.marks = Marks()  # memory has forgotten what the file knows
     again = Node(world.clock)
     world.attach(again)
     again.offer([b"1", b"2"])
-    world.until(lambda: again.outbox.cursor == 2)
+    world.until(lambda: again.backlog.cursor == 2)
     world.stop()
     assert written(path) == [b"1", b"2"]
 
@@ -107,7 +107,7 @@ def test_runs_that_wait_share_a_commit(path: Path) -> None:
     world = world_of(path)
     for _ in range(20):
         world.node.offer([b"x"] * 5)
-    world.until(lambda: world.node.outbox.cursor == 100)
+    world.until(lambda: world.node.backlog.cursor == 100)
     assert len(world.node.answers) < 10
     world.stop()
 
@@ -129,7 +129,7 @@ def test_a_message_that_fails_is_undone_and_retried_and_those_before_it_stay(
     world.until(lambda: world.node.nacks)
     assert world.node.acknowledged[0] == (1, 1)
     world.run(2)
-    world.until(lambda: world.node.outbox.cursor == 3)
+    world.until(lambda: world.node.backlog.cursor == 3)
     world.stop()
     assert sorted(written(path)) == [b"1", b"2", b"3"]
     if order == "strict":
@@ -145,7 +145,7 @@ def test_a_rejected_message_leaves_nothing_and_the_lane_goes_on_in_order(path: P
     world = world_of(path, handle)
     world.node.offer([b"1", b"2", b"3"])
     world.node.offer([b"4"])
-    world.until(lambda: world.node.outbox.cursor == 4)
+    world.until(lambda: world.node.backlog.cursor == 4)
     assert [nack.action for nack in world.node.nacks] == [Action.DEAD]
     world.stop()
     assert written(path) == [b"1", b"3", b"4"]
@@ -167,7 +167,7 @@ def test_3_nothing_of_a_lane_is_written_before_what_failed_in_it(path: Path) -> 
     world.node.offer([b"other"], "b")
     world.until(lambda: len(world.node.acknowledged) == 2)
     world.run(2)
-    world.until(lambda: world.node.outbox.cursor == 5)
+    world.until(lambda: world.node.backlog.cursor == 5)
     world.stop()
     assert [body for body in written(path) if body != b"other"] == [b"1", b"2", b"3", b"4"]
 
@@ -187,7 +187,7 @@ def test_a_batch_is_written_and_marked_as_one(path: Path) -> None:
     world.node.offer([b"1", b"2"])
     world.until(lambda: world.node.nacks)
     world.run(2)
-    world.until(lambda: world.node.outbox.cursor == 2)
+    world.until(lambda: world.node.backlog.cursor == 2)
     world.stop()
     assert (calls, written(path)) == (2, [b"1", b"2"])
 
@@ -214,7 +214,7 @@ def test_25_a_handler_that_computes_first_returns_its_writes(
 ) -> None:
     world = world_of(path, handler, order=order)
     world.node.offer([b"1", b"2", b"3"])
-    world.until(lambda: world.node.outbox.cursor == 3)
+    world.until(lambda: world.node.backlog.cursor == 3)
     world.stop()
     assert written(path) == [b"1", b"2", b"3"]
 
@@ -234,7 +234,7 @@ def test_25_no_transaction_is_open_while_a_handler_waits(path: Path) -> None:
     world.until(lambda: world.node.acknowledged)
     assert world.node.acknowledged == [(2, 2)]
     waiting[b"slow"].callback(None)
-    world.until(lambda: world.node.outbox.cursor == 2)
+    world.until(lambda: world.node.backlog.cursor == 2)
     world.stop()
 
 
@@ -253,7 +253,7 @@ def test_writes_that_fail_are_undone_and_the_message_is_retried(
     world.until(lambda: world.node.nacks)
     assert world.node.nacks[0].action == Action.RETRY
     world.run(2)
-    world.until(lambda: world.node.outbox.cursor == 1)
+    world.until(lambda: world.node.backlog.cursor == 1)
     world.stop()
     assert written(path) == [b"1"]
     logged_failures.clear()
@@ -309,7 +309,7 @@ def test_25_with_threads_a_handler_blocks_and_returns_its_writes(
     world.node.offer([b"3", b"4"], "b")
     if order == "none" and not batch:
         both = threading.Barrier(1)
-    world.until(lambda: world.node.outbox.cursor == 4)
+    world.until(lambda: world.node.backlog.cursor == 4)
     world.stop()
     assert threading.main_thread().ident not in seen
     bodies = written(path)
@@ -320,7 +320,7 @@ def test_25_with_threads_a_handler_blocks_and_returns_its_writes(
     again = World(handle, inbox=path, attach=False)
     again.node.offer([b"1", b"2", b"3", b"4"])
     again.attach(again.node)
-    again.until(lambda: again.node.outbox.cursor == 4)
+    again.until(lambda: again.node.backlog.cursor == 4)
     again.stop()
     assert len(written(path)) == 4
 
@@ -339,7 +339,7 @@ def test_25_what_fails_or_is_rejected_on_a_thread_is_answered_and_not_written(pa
     world.node.offer([b"1", b"2", b"3", b"4"])
     world.until(lambda: len(world.node.nacks) == 2)
     world.run(1)
-    world.until(lambda: world.node.outbox.cursor == 4)
+    world.until(lambda: world.node.backlog.cursor == 4)
     world.stop()
     assert [nack.action for nack in world.node.nacks] == [Action.DEAD, Action.RETRY]
     assert written(path) == [b"1", b"3", b"4"]
@@ -367,7 +367,7 @@ def test_25_a_thread_that_does_not_end_in_time_writes_nothing(path: Path) -> Non
     again = World(insert, inbox=path, attach=False)
     again.node.offer([b"1"])
     again.attach(again.node)
-    again.until(lambda: again.node.outbox.cursor == 1)
+    again.until(lambda: again.node.backlog.cursor == 1)
     again.stop()
     assert written(path) == [b"1"]
 
@@ -436,8 +436,8 @@ def test_a_commit_that_fails_is_no_attempt_and_the_run_comes_again(path: Path) -
     assert (nack.first, nack.last, nack.action) == (1, 2, Action.LATER)
     assert "disk full" in nack.reason
     world.run(2)
-    assert world.node.outbox.cursor == 2
-    assert [run.attempts for run in world.node.outbox.waiting] == []
+    assert world.node.backlog.cursor == 2
+    assert [run.attempts for run in world.node.backlog.waiting_runs] == []
     world.stop()
 
 
@@ -458,7 +458,7 @@ def test_25_what_was_written_before_a_handler_stops_the_receiver_is_acknowledged
     world.run()
     assert written(path) == [b"1", b"2"]
     assert world.node.answers == [Ack([(1, 2)])]
-    assert (world.node.outbox.cursor, world.wire.near.is_gone) == (2, True)
+    assert (world.node.backlog.cursor, world.wire.near.is_gone) == (2, True)
 
 
 def reject_at_once(message: ReceivedMessage, transaction: Any) -> None:
@@ -490,7 +490,7 @@ def test_25_a_rejection_is_on_disk_before_it_is_told_and_no_crash_brings_it_back
 ) -> None:
     world = world_of(path, handler, order=order)
     world.node.offer([b"1", b"2", b"3"])
-    world.until(lambda: world.node.outbox.cursor == 3)
+    world.until(lambda: world.node.backlog.cursor == 3)
     # The process is killed now, and the node has heard nothing of it.
     crashed = tmp_path / "crashed" / "inbox.db"
     crashed.parent.mkdir()
@@ -506,7 +506,7 @@ def test_25_a_rejection_is_on_disk_before_it_is_told_and_no_crash_brings_it_back
     restarted = World(again, inbox=crashed, attach=False, order=order)
     restarted.node.offer([b"1", b"2", b"3", b"4"])
     restarted.attach(restarted.node)
-    restarted.until(lambda: restarted.node.outbox.cursor == 4)
+    restarted.until(lambda: restarted.node.backlog.cursor == 4)
     assert handled == [b"4"]
     [nack] = restarted.node.nacks
     assert (nack.first, nack.last, nack.action, nack.reason) == (2, 2, Action.DEAD, "no 2")
@@ -521,12 +521,12 @@ def test_25_a_rejected_batch_does_not_come_back_either(path: Path) -> None:
     handled: list[int] = []
     world = world_of(path, handle, batch=True)
     world.node.offer([b"1", b"2", b"3"])
-    world.until(lambda: world.node.outbox.cursor == 3)
+    world.until(lambda: world.node.backlog.cursor == 3)
     world.stop()
     again = World(handle, inbox=path, attach=False, batch=True)
     again.node.offer([b"1", b"2", b"3"])
     again.attach(again.node)
-    again.until(lambda: again.node.outbox.cursor == 3)
+    again.until(lambda: again.node.backlog.cursor == 3)
     assert handled == [3]
     assert [(nack.first, nack.last) for nack in again.node.nacks] == [(1, 1), (2, 2), (3, 3)]
     again.stop()
@@ -553,19 +553,19 @@ def test_19_a_failed_inbox_stops_the_receiver_and_starting_it_again_recovers(
     with faulty_vfs() as faults:
         world = world_of(path)
         world.node.offer([b"1"])
-        world.until(lambda: world.node.outbox.cursor == 1)
+        world.until(lambda: world.node.backlog.cursor == 1)
         faults.sync = lambda name: True
         world.node.offer([b"2"])
         world.until(lambda: not world.attachment.connected and not world.receiver.running)
         world.until(lambda: "startService" in world.attachment.error)
         assert f"the inbox {path} cannot be written" in world.attachment.error
-        assert world.node.outbox.cursor == 1
+        assert world.node.backlog.cursor == 1
         faults.sync = lambda name: False
         world.receiver.startService()
         world.until(lambda: world.attachment.connected)
         world.node.offer([b"3"])
         world.run(3)
-        world.until(lambda: world.node.outbox.cursor == 3)
+        world.until(lambda: world.node.backlog.cursor == 3)
         world.stop()
     assert written(path) == [b"1", b"2", b"3"]
     assert any(event["log_level"].name == "critical" for event in logged)

@@ -35,7 +35,7 @@ def test_3_what_a_node_never_sends_again_is_asked_for(behind: int) -> None:
         world.node.offer([b"later"], lane="one" if n % 2 else "other")
     world.run(120)  # a quiet node says PING, which tells that nothing else is on its way
     assert set(seen) >= {b"1", b"2", b"3"}
-    assert world.node.outbox.cursor == 3 + behind
+    assert world.node.backlog.cursor == 3 + behind
     assert world.node.losses == []
     assert world.diallers[0].dialled == 1
 
@@ -57,7 +57,7 @@ def test_3_however_the_lanes_of_the_node_differ_everything_is_handled(seed: int)
             world.run(0.1)
     world.run(300)
     assert set(seen) == {b"%d" % n for n in range(60)}
-    assert world.node.outbox.cursor == 60
+    assert world.node.backlog.cursor == 60
     assert world.node.losses == []
 
 
@@ -81,7 +81,7 @@ def test_3_what_is_left_of_an_earlier_incarnation_of_a_node_is_not_handled_among
     at_once = [b"1"] if order == "strict" else [b"1", b"2"]
     assert begun == at_once
     node = world.node
-    node.incarnation, node.outbox = "log.2", Node(world.clock, order=order).outbox
+    node.incarnation, node.backlog = "log.2", Node(world.clock, order=order).backlog
     world.reconnect()
     node.offer([b"new"])
     node.offer([b"newer"])
@@ -98,7 +98,7 @@ def test_3_what_is_left_of_an_earlier_incarnation_of_a_node_is_not_handled_among
         ends[-1].callback(None)
     world.run()
     assert begun == [*at_once, b"new", b"newer"]
-    assert node.outbox.cursor == 2
+    assert node.backlog.cursor == 2
     assert node.losses == ["aborted"]
 
 

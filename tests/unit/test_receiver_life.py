@@ -151,7 +151,7 @@ def test_2_a_repeat_of_what_is_being_handled_is_answered_when_that_ends() -> Non
     waiting.end(b"2")
     world.run()
     assert waiting.given == [b"1", b"2"]
-    assert world.node.outbox.cursor == 2
+    assert world.node.backlog.cursor == 2
 
 
 def test_2_what_ended_while_there_was_no_connection_is_not_sent_again() -> None:
@@ -163,7 +163,7 @@ def test_2_what_ended_while_there_was_no_connection_is_not_sent_again() -> None:
     world.run()
     waiting.end(b"1")
     world.run(2)
-    assert (waiting.given, world.node.outbox.cursor) == ([b"1"], 1)
+    assert (waiting.given, world.node.backlog.cursor) == ([b"1"], 1)
     assert world.node.answers == []  # its RESUME said it
 
 
@@ -181,7 +181,7 @@ def test_3_a_message_that_failed_while_there_was_no_connection_comes_again_in_or
         waiting.end(body)
         world.run()
     assert waiting.given == [b"1", b"1", b"2", b"3"]
-    assert world.node.outbox.cursor == 3
+    assert world.node.backlog.cursor == 3
 
 
 def test_a_rejection_that_was_not_heard_is_repeated_and_not_handled_again() -> None:
@@ -221,7 +221,7 @@ def test_several_nodes_feed_one_receiver() -> None:
     other.offer([b"2"])
     world.run()
     assert sorted(world.handled) == [b"1", b"2"]
-    assert (world.node.outbox.cursor, other.outbox.cursor) == (1, 1)
+    assert (world.node.backlog.cursor, other.backlog.cursor) == (1, 1)
 
 
 def test_27_one_that_was_replaced_says_so_and_does_not_come_back_by_itself() -> None:
@@ -269,7 +269,7 @@ def test_27_the_newest_connection_of_one_node_wins_and_the_marks_go_on() -> None
     assert world.attachment.is_replaced
     waiting.end(b"1")
     world.run()
-    assert (waiting.given, world.node.outbox.cursor) == ([b"1"], 1)
+    assert (waiting.given, world.node.backlog.cursor) == ([b"1"], 1)
 
 
 def test_a_node_that_closes_is_answered_first() -> None:
@@ -283,7 +283,7 @@ def test_a_node_that_closes_is_answered_first() -> None:
     assert not world.wire.near.is_gone
     waiting.end(b"1")
     world.run()
-    assert world.node.outbox.cursor == 1
+    assert world.node.backlog.cursor == 1
     assert world.wire.near.is_gone
     assert "stopping" in world.attachment.error
     world.run(2)
@@ -541,7 +541,7 @@ def test_what_was_handled_before_a_handler_stops_the_receiver_is_acknowledged(
     assert world.wire.near.is_gone
     assert world.receiver.handling.in_flight == 0
     # What was not begun comes again.
-    assert (world.node.outbox.cursor, world.node.outbox.open_runs) == (4, 2)
+    assert (world.node.backlog.cursor, world.node.backlog.open_runs) == (4, 2)
 
 
 def test_a_batch_that_stops_the_receiver_is_acknowledged_and_the_next_comes_again() -> None:
@@ -631,7 +631,7 @@ def test_a_handler_that_does_not_end_in_time_is_cancelled_and_not_counted() -> N
     assert (stopped, waiting.cancelled) == ([None], [b"1"])
     [nack] = world.node.nacks
     assert (nack.action, nack.first) == (Action.LATER, 1)
-    assert [run.attempts for run in world.node.outbox.waiting] == [0]
+    assert [run.attempts for run in world.node.backlog.waiting_runs] == [0]
 
 
 def test_a_coroutine_that_waits_is_cancelled_where_it_waits_and_may_clean_up() -> None:
@@ -669,7 +669,7 @@ def test_after_a_restart_of_the_service_what_was_given_up_comes_again() -> None:
     waiting.end(b"2")
     world.run()
     assert waiting.given == [b"1", b"2"]
-    assert world.node.outbox.cursor == 2
+    assert world.node.backlog.cursor == 2
 
 
 def test_stopping_twice_and_stopping_what_never_started_is_safe() -> None:
@@ -709,4 +709,4 @@ def test_detaching_closes_one_connection_and_keeps_what_runs() -> None:
     waiting.end(b"1")
     world.attachment.start()
     world.run(2)
-    assert (waiting.given, world.node.outbox.cursor) == ([b"1"], 1)
+    assert (waiting.given, world.node.backlog.cursor) == ([b"1"], 1)

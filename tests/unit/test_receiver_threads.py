@@ -69,10 +69,10 @@ def test_lanes_run_side_by_side_on_threads_that_are_not_the_reactors(blocking: B
     blocking.wait_for(b"a1", b"b1")
     assert blocking.side_by_side == 2
     blocking.let(b"b1", b"b2")
-    world.until(lambda: world.node.outbox.above)
+    world.until(lambda: world.node.backlog.above)
     assert world.node.acknowledged == [(3, 4)]
     blocking.let(b"a1", b"a2")
-    world.until(lambda: world.node.outbox.cursor == 4)
+    world.until(lambda: world.node.backlog.cursor == 4)
     assert threading.get_ident() not in blocking.threads
     world.stop()
 
@@ -83,7 +83,7 @@ def test_a_lane_keeps_its_order_on_any_number_of_threads() -> None:
     bodies = [b"%d" % n for n in range(500)]
     for at in range(0, 500, 50):
         world.node.offer(bodies[at : at + 50])
-    world.until(lambda: world.node.outbox.cursor == 500)
+    world.until(lambda: world.node.backlog.cursor == 500)
     assert seen == bodies
     world.stop()
 
@@ -98,7 +98,7 @@ def test_without_order_one_run_is_spread_over_the_threads(blocking: Blocking) ->
     blocking.wait_for(b"4")
     assert world.node.acknowledged == [(2, 2)]
     blocking.let(b"1", b"3", b"4")
-    world.until(lambda: world.node.outbox.cursor == 4)
+    world.until(lambda: world.node.backlog.cursor == 4)
     assert blocking.side_by_side == 3
     world.stop()
 
@@ -122,7 +122,7 @@ def test_outcomes_are_those_of_any_handler(order: str, logged_failures: list[Log
     def drained() -> bool:
         if world.clock.calls_from_threads.empty():  # type: ignore[attr-defined]  # a ThreadedClock
             world.run(1)
-        return world.node.outbox.cursor == 5
+        return world.node.backlog.cursor == 5
 
     world.until(drained)
     actions = sorted((nack.first, nack.action) for nack in world.node.nacks)

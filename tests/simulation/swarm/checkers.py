@@ -156,7 +156,7 @@ class Check:
         world = self.world
         outlets = [
             f"{outlet.name}: connected {outlet.connection is not None}, paused {outlet.row.paused},"
-            f" in flight {outlet.outbox.in_flight_messages}, error {outlet.last_error!r}"
+            f" in flight {outlet.backlog.in_flight.messages}, error {outlet.last_error!r}"
             for outlet in world.node.service.parts.dispatch
         ]
         producers = [
@@ -479,17 +479,17 @@ class Check:
         for outlet in parts.dispatch:
             if outlet.name.startswith("extra"):
                 continue  # of receivers that are not there
-            outbox = outlet.outbox
+            backlog = outlet.backlog
             left = {
-                "in flight": outbox.in_flight_messages,
-                "in flight bytes": outbox.in_flight_bytes,
-                "ready": outbox._ready_messages,
-                "ready bytes": outbox._ready_bytes,
-                "behind": outbox._behind,
-                "behind bytes": outbox._behind_bytes,
-                "waiting": outbox._waiting,
-                "waiting bytes": outbox._waiting_bytes,
-                "lanes": len(outbox._lanes),
+                "in flight": backlog.in_flight.messages,
+                "in flight bytes": backlog.in_flight.size,
+                "ready": backlog.ready.messages,
+                "ready bytes": backlog.ready.size,
+                "behind": backlog.behind.runs,
+                "behind bytes": backlog.behind.size,
+                "waiting": backlog.waiting.runs,
+                "waiting bytes": backlog.waiting.size,
+                "lanes": len(backlog._lanes),
                 "fed": len(outlet._fed),
                 "fed bytes": outlet._fed_bytes,
                 "notes": len(outlet.notes),

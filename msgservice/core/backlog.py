@@ -1,0 +1,601 @@
+"""The backlog of one receiver: its open runs, the state of each, what became final. Sans-IO.
+
+It lives as long as the receiver; the connections that come and go each have a `core.flight`, which
+sends what is ready here and brings the answers. What is loaded and not final is *open*. The cursor
+is what lies below everything open. Runs, not messages, are the unit: a run answered whole, the
+usual case, costs a few list operations.
+
+    READY     ready to send, in sequence order; a retransmission has its old place in it
+    FLIGHT    sent on this connection, not acknowledged yet
+    WAITING   for its next attempt, after a NACK; where order is kept, the head of its lane
+    BEHIND    blocked: the head of its lane is waiting, or has its next attempt
+    FINAL     settled: no longer open
+
+A run changes its state in `_enter` and `_leave` alone, which count it (`fly` is both at once), and
+is cut in `split` and `_cut_at` alone. Behind the head of a stuck lane nothing is sent before the
+head is settled (SEMANTICS 3). The lanes are indexed when the first of them gets stuck, since before
+that nobody asks for one.
+
+What does not live here: windows and frames (`core.flight`), where runs come from (a log, a file,
+memory), when progress is durable.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+from msgservice.core.backoff import again_delay
+from msgservice.core.flight_limit import FlightLimit
+from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.runs import (
+    BEHIND,
+    FINAL,
+    FLIGHT,
+    READY,
+    STALE_MAX,
+    WAITING,
+    OpenRuns,
+    ReadyQueue,
+    Run,
+    Settled,
+    cut_run,
+    shatter_run,
+    trim_run,
+)
+from msgservice.core.tried import Attempts, Tried
+from msgservice.limits import INTEGER_MAX
+from msgservice.message import Action, Status
+
+
+class StuckLane:
+    """A lane whose head waits for its next attempt or has it; the rest of the lane is behind."""
+
+    __slots__ = ("behind", "head")
+
+    def __init__(self, head: Run) -> None:
+        self.head = head
+        self.behind = OpenRuns()
+
+
+class Tally:
+    """A count of the runs in one state, their messages and bytes. The backlog alone changes it."""
+
+    __slots__ = ("messages", "runs", "size")
+
+    def __init__(self) -> None:
+        self.runs = self.messages = self.size = 0
+
+
+class Backlog:
+    """The open runs towards one receiver. Times are seconds of the owner's monotonic clock.
+
+    `retry_delay(attempts)` gives the pause before a message is tried again. `max_attempts` 0
+    means no end of patience (a producer towards its node). `behind_max` and `behind_bytes_max`:
+    what may wait for another attempt, with what is behind it, before no more is loaded.
+
+    The owner feeds it runs in rising order (`offer`); `take_settled` says what became final. A run
+    that is loaded and not settled is open; below `cursor` all are settled.
+    """
+
+    def __init__(
+        self,
+        *,
+        ordered: bool,
+        cursor: int,
+        retry_delay: Callable[[int], float],
+        max_attempts: int = 0,
+        behind_max: int = 10_000,
+        behind_bytes_max: int = 16 * 1024 * 1024,
+    ) -> None:
+        self.ordered = ordered
+        self.loaded_to = cursor  # everything up to here was offered
+        self.committed = cursor  # the owner's durable cursor: what `floor` says
+        self.max_attempts = max_attempts
+        self.behind_max, self.behind_bytes_max = behind_max, behind_bytes_max
+        self.limit = FlightLimit()
+        self.above = RangeSet()  # settled, above the cursor; not to be changed
+        self.ready, self.in_flight, self.waiting, self.behind = (Tally() for _ in range(FINAL))
+        self._tallies = (self.ready, self.in_flight, self.waiting, self.behind)
+        self._retry_delay = retry_delay
+        self._settled: list[Settled] = []
+        self._failed_tries: list[tuple[Run, str]] = []
+        self._resumed = RangeSet()  # taken by the other side, not loaded yet
+        self._tried: Tried | None = None  # None: nothing that is to be loaded was tried before
+        self._open = OpenRuns()
+        self._ready_queue = ReadyQueue(self._open)
+        self._lanes: dict[Hashable, StuckLane] = {}
+        # By lane: what is open of it and not behind. None: no lane was stuck yet.
+        self._fronts: dict[Hashable, OpenRuns] | None = None
+        self._retries: list[tuple[float, int]] = []  # due, first; void where that does not wait
+        self._held: list[int] = []  # first of those that wait for a side that takes larger ones
+
+    # --- getters
+
+    @property
+    def cursor(self) -> int:
+        """The sequence up to which everything is final."""
+        lowest = self._open.lowest()
+        return self.loaded_to if lowest is None else lowest.first - 1
+
+    @property
+    def open_runs(self) -> int:
+        """The number of runs that are loaded and not final."""
+        return len(self._open)
+
+    def open_between(self, first: int, last: int) -> list[Run]:
+        """The open runs that overlap `first` to `last`, rising; not to be changed."""
+        return self._open.between(first, last)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that is loaded is settled."""
+        return not self._open
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more runs may be loaded, for all that waits and that is settled above the cursor.
+
+        What lies between the cursor and what is final above it is loaded whatever waits: it is
+        what all of that waits for.
+        """
+        behind, waiting, above = self.behind, self.waiting, self.above
+        if (
+            behind.runs + waiting.runs < self.behind_max
+            and behind.size + waiting.size < self.behind_bytes_max
+            and len(above) < self.behind_max
+        ):
+            return True
+        last = above.last
+        return last is not None and self.loaded_to < last and len(above) >= self.behind_max
+
+    @property
+    def waiting_runs(self) -> list[Run]:
+        """The runs that wait for their next attempt, each once; `due` says when."""
+        found: dict[int, Run] = {}
+        for due, first in self._retries:
+            run = self._open.by_first.get(first)
+            if run is not None and run.state == WAITING and run.due == due:
+                found[first] = run
+        return list(found.values())
+
+    def in_flight_at(self, sequence: int) -> bool:
+        """Whether the message with this sequence was sent and is not answered."""
+        return any(run.state == FLIGHT for run in self._open.between(sequence, sequence))
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether a message became final since the last `take_settled`."""
+        return bool(self._settled)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether an attempt has failed since the last `take_failed`."""
+        return bool(self._failed_tries)
+
+    def next_retry(self) -> Run | None:
+        """The waiting run that is due first, or None."""
+        retries, by_first = self._retries, self._open.by_first
+        while retries:
+            due, first = retries[0]
+            run = by_first.get(first)
+            if run is not None and run.state == WAITING and run.due == due:
+                return run
+            heapq.heappop(retries)
+        return None
+
+    def first_ready(self) -> Run | None:
+        """The ready run with the lowest sequence, or None."""
+        return self._ready_queue.first()
+
+    def runs_in_flight(self) -> list[Run]:
+        """The runs that were sent and are not answered, rising."""
+        return [run for run in self._open if run.state == FLIGHT]
+
+    # --- loading
+
+    def restore(self, settled: Sequence[Range], tried: Mapping[Range, Attempts]) -> None:
+        """Restore, after a restart, the settled ranges above the cursor, and attempts.
+
+        `tried`: first and last sequence -> (attempts, when the next is due).
+        """
+        for first, last in settled:
+            self.above.add(first, last)
+        self._remember(tried)
+        self._trim_above()
+
+    def _remember(self, tried: Mapping[Range, Attempts]) -> None:
+        if tried:
+            if self._tried is None:
+                self._tried = Tried()
+            self._tried.remember(tried)
+
+    def offer(self, run: Run) -> None:
+        """Load the next run, in rising order, without what is settled already."""
+        first, last = run.first, run.last
+        assert first > self.loaded_to, (first, self.loaded_to)
+        self.loaded_to = last
+        above = self.above
+        if above and above.overlaps(first, last):
+            missing = above.missing(first, last)
+            for low, high in missing:
+                self._load(cut_run(run, low, high))
+            self._trim_above()
+        else:
+            self._load(run)
+
+    def offer_rest(self, run: Run) -> None:
+        """Load the part of a run above `loaded_to`, which stands inside it."""
+        self.offer(cut_run(run, self.loaded_to + 1, run.last))
+
+    def skip_to(self, position: int) -> None:
+        """Positions up to `position` are for other receivers, beyond what was offered."""
+        if position > self.loaded_to:
+            self.loaded_to = position
+            if self.above:
+                self._trim_above()
+
+    def unload(self) -> None:
+        """Unload the open runs; the owner offers them again from the cursor on. Not in a flight."""
+        assert not self.in_flight.runs
+        self._remember(
+            {
+                (run.first, run.last): (run.attempts, run.due if run.due < math.inf else 0.0)
+                for run in self._open
+                if run.attempts
+            }
+        )
+        self.loaded_to = self.cursor
+        self._open.clear()
+        self._ready_queue.clear()
+        for tally in self._tallies:
+            tally.runs = tally.messages = tally.size = 0
+        self._lanes = {}
+        self._fronts = None
+        self._retries = []
+        self._held = []
+
+    def _load(self, run: Run) -> None:
+        first, last = run.first, run.last
+        for piece in (run,) if self._tried is None else self._cut_tried(run, self._tried):
+            # Each is placed before the next is open: a lane that gets stuck takes what is there.
+            self._open.add(piece)
+            self._place(piece)
+        resumed = self._resumed
+        if resumed:
+            self.acknowledge(resumed.within(first, last))
+            if not resumed.overlaps(last + 1, INTEGER_MAX):
+                self._resumed = RangeSet()
+
+    def _cut_tried(self, run: Run, tried: Tried) -> list[Run]:
+        """Cut out the messages that were tried before, and tell them so."""
+        first, last = run.first, run.last
+        found = tried.take(first, last)
+        if not tried:
+            self._tried = None
+        bounds = {at for low, high, _ in found for at in (low, high + 1) if first < at <= last}
+        places = sorted(bounds)
+        pieces = [run, *(shatter_run(run, places) if places else ())]
+        firsts = [first, *places]
+        for low, high, attempts in found:
+            for piece in pieces[bisect_left(firsts, low) : bisect_right(firsts, high)]:
+                piece.attempts, piece.due = attempts
+        return pieces
+
+    def _place(self, run: Run) -> None:
+        """Give a loaded run its state."""
+        stuck = self._lanes.get(run.lane) if self._lanes else None
+        if stuck is not None:
+            self._put_behind(stuck, run)
+        elif not run.attempts:
+            self._make_ready(run)
+        elif not self.ordered:
+            self._begin_waiting(run, run.due)
+        else:
+            self._make_ready(run)
+            if self._front(run.lane).lowest() is run:  # else what is older goes first
+                self._wait(run, run.due)
+
+    # --- what the other side says
+
+    def receive_resume(self, floor: int, ranges: Sequence[Range]) -> None:
+        """RESUME came: all below `floor` and these ranges are taken, and not retransmitted.
+
+        To be called before the flight begins. What is not loaded yet is settled when it is offered.
+        """
+        self._resumed = RangeSet(ranges)
+        self._resumed.add(1, floor - 1)
+        self._resumed.remove_below(self.loaded_to + 1)
+        if floor > 1:
+            self._settle_between(0, floor - 1, Status.ACKNOWLEDGED)
+        self.acknowledge(ranges)
+
+    def acknowledge(self, ranges: Sequence[Range]) -> None:
+        """These ranges, which rise, are acknowledged. A run that many of them cut is read once."""
+        if len(ranges) > 1:
+            self._cut_at(ranges)
+        for first, last in ranges:
+            self._settle_between(first, last, Status.ACKNOWLEDGED)
+
+    def refuse(
+        self, first: int, last: int, action: Action, delay: float, reason: str, now: float
+    ) -> None:
+        """The other side refuses these sequences: for ever, or they are tried again after a pause.
+
+        `delay` in seconds, 0: this side's backoff.
+        """
+        if action in (Action.DEAD, Action.REFUSED):
+            self._settle_between(first, last, Status.DEAD, reason, action)
+            return
+        for run in self._open.between(first, last) if self.in_flight.runs else ():
+            if run.state != FLIGHT:  # not sent, or taken back with its lane a moment ago
+                continue
+            head = run
+            if head.first < first:
+                head = self.split(head, first)  # what came before still waits for its ACK
+            if head.last > last:
+                self.split(head, last + 1)
+            if action == Action.RETRY:
+                self.fail(head, delay, reason, now)
+            else:
+                head.laters += 1
+                self._wait(head, now + self._pause(delay, head.laters))
+
+    def fail(self, run: Run, delay: float, reason: str, now: float) -> None:
+        """An attempt at a run has failed: it waits for the next, or this was the last (14)."""
+        run.attempts += 1
+        if self.max_attempts and run.attempts >= self.max_attempts:
+            self._wait(run, now)  # takes its lane back: it was discarded from here on
+            self.settle(run, Status.DEAD, reason, Action.RETRY)
+        else:
+            self._wait(run, now + self._pause(delay, run.attempts))
+            self._failed_tries.append((run, reason))
+
+    def _pause(self, asked: float, times: int) -> float:
+        return again_delay(asked, times) if asked else self._retry_delay(times)
+
+    # --- what a flight does
+
+    def fly(self, run: Run) -> None:
+        """A run, ready or due for its next attempt, is sent: it is in flight from here on."""
+        count, size = run.count, run.size
+        tally = self._tallies[run.state]
+        tally.runs -= 1
+        tally.messages -= count
+        tally.size -= size
+        run.state = FLIGHT
+        tally = self.in_flight
+        tally.runs += 1
+        tally.messages += count
+        tally.size += size
+
+    def land_all(self, now: float) -> list[Run]:
+        """The flight is over: its unanswered runs are ready again, where they were; return them."""
+        unanswered = self.runs_in_flight()
+        for run in unanswered:
+            self._land(run)
+        if self._lanes:
+            for lane in dict.fromkeys(run.lane for run in unanswered):
+                if lane in self._lanes:  # what is oldest of it goes first, alone
+                    lowest = self._front(lane).lowest()
+                    assert lowest is not None
+                    self._wait(lowest, now)
+        return unanswered
+
+    def hold(self, run: Run) -> None:
+        """A run waits for a connection to a side that takes larger ones (`let_go`)."""
+        self._wait(run, math.inf)
+
+    def let_go(self) -> None:
+        """A connection begins: the runs that were too large for the last one are ready."""
+        held, self._held = self._held, []
+        for first in held:
+            run = self._open.by_first.get(first)
+            if run is not None and run.state == WAITING and run.due == math.inf:
+                self._land(run)
+                if self.ordered:
+                    self._release(self._lanes[run.lane], self._front(run.lane))
+
+    # --- changes of state
+
+    def _enter(self, run: Run, state: int) -> None:
+        run.state = state
+        tally = self._tallies[state]
+        tally.runs += 1
+        tally.messages += run.count
+        tally.size += run.size
+
+    def _leave(self, run: Run) -> None:
+        tally = self._tallies[run.state]
+        tally.runs -= 1
+        tally.messages -= run.count
+        tally.size -= run.size
+
+    def _make_ready(self, run: Run) -> None:
+        """Let a run that is in no state yet be sent."""
+        self._enter(run, READY)
+        self._ready_queue.push(run)
+        if self._fronts is not None:
+            self._to_front(run)
+
+    def _put_behind(self, stuck: StuckLane, run: Run) -> None:
+        """Let a run that is in no state now wait for its lane's head."""
+        self._enter(run, BEHIND)
+        stuck.behind.add(run)
+
+    def _wait(self, run: Run, due: float) -> None:
+        """Let a run, in flight or waiting, wait for its next attempt, and its lane behind it."""
+        self.limit.answered(run)
+        self._leave(run)
+        self._begin_waiting(run, due)
+        if self.ordered:
+            self._take_back(run)
+
+    def _begin_waiting(self, run: Run, due: float) -> None:
+        self._enter(run, WAITING)
+        run.due = due
+        if due == math.inf:
+            self._held.append(run.first)
+            return
+        retries = self._retries
+        heapq.heappush(retries, (due, run.first))
+        if len(retries) > STALE_MAX + 2 * self.waiting.runs:
+            retries[:] = sorted({(one.due, one.first) for one in self.waiting_runs})
+
+    def _take_back(self, head: Run) -> None:
+        """The lane is blocked behind this run until it is settled."""
+        lane = head.lane
+        stuck = self._lanes.get(lane)
+        if stuck is None:
+            stuck = self._lanes[lane] = StuckLane(head)
+        stuck.head = head
+        front = self._front(lane)
+        back = front.between(head.last + 1, INTEGER_MAX)
+        for run in back:
+            front.discard(run)
+            self.limit.answered(run)
+            self._leave(run)
+            self._enter(run, BEHIND)
+        stuck.behind.add_all(back)
+
+    def _front(self, lane: Hashable) -> OpenRuns:
+        """The open runs of a lane that are not behind its head; for lanes that have such runs."""
+        if self._fronts is None:
+            self._fronts = {}
+            for run in self._open:
+                if run.state != BEHIND:
+                    self._to_front(run)
+        return self._fronts[lane]
+
+    def _to_front(self, run: Run) -> None:
+        assert self._fronts is not None
+        front = self._fronts.get(run.lane)
+        if front is None:
+            front = self._fronts[run.lane] = OpenRuns()
+        front.add(run)
+
+    def _land(self, run: Run) -> None:
+        """The run, in flight, waiting or behind, is ready again, where it was in its lane."""
+        self._leave(run)
+        self._enter(run, READY)
+        self._ready_queue.push(run)
+
+    def _settle_between(
+        self, first: int, last: int, status: Status, reason: str = "", action: int = 0
+    ) -> None:
+        for found in self._open.between(first, last):
+            run = found
+            if run.first < first:
+                run = self.split(run, first)
+            if run.first + run.count - 1 > last:
+                self.split(run, last + 1)
+            self.settle(run, status, reason, action)
+
+    def settle(self, run: Run, status: Status, reason: str = "", action: int = 0) -> None:
+        """An open run is final, and its lane goes on if this was the head of a stuck one."""
+        lane, was_behind = run.lane, run.state == BEHIND
+        limit = self.limit
+        if limit.most is not None:
+            limit.answered(run)
+        self._leave(run)
+        run.state = FINAL
+        lowest = self._open.lowest()
+        self._open.discard(run)
+        last = run.first + run.count - 1
+        self._settled.append(Settled(run, run.first, last, status, reason, action))
+        if lowest is not run:
+            # From `after` on: the sequences between belong to other audiences (SEMANTICS 1), and
+            # with them the ranges of neighbours merge.
+            self.above.add(run.after + 1, last)
+        elif self.above:
+            self._trim_above()
+        fronts = self._fronts
+        if fronts is None:
+            return
+        if was_behind:
+            self._lanes[lane].behind.discard(run)
+            return
+        front = fronts[lane]
+        front.discard(run)
+        stuck = self._lanes.get(lane)
+        if stuck is not None and stuck.head is run:
+            self._release(stuck, front)
+        if not front:
+            del fronts[lane]
+            if not fronts:
+                self._fronts = None
+
+    def _release(self, stuck: StuckLane, front: OpenRuns) -> None:
+        """The lane is unblocked: runs behind its head are ready."""
+        del self._lanes[stuck.head.lane]
+        behind = list(stuck.behind)
+        for run in behind:
+            self._land(run)
+        front.add_all(behind)
+
+    def _trim_above(self) -> None:
+        self.above.remove_below(self.cursor + 1)
+
+    # --- cuts
+
+    def split(self, run: Run, at: int) -> Run:
+        """Cut an open run before sequence `at`; return the new run that begins there."""
+        tally = self._tallies[run.state]
+        size = run.size
+        rest = cut_run(run, at, run.last)
+        trim_run(run, at - 1)
+        tally.size += run.size - size
+        tally.messages -= rest.count
+        self._open.add(rest)
+        self._place_rest(run, rest)
+        return rest
+
+    def _place_rest(self, run: Run, rest: Run) -> None:
+        """Give what was cut off from the end of a run its state."""
+        state = run.state
+        if state == BEHIND or (state == WAITING and self.ordered):
+            self._put_behind(self._lanes[run.lane], rest)
+        elif state == WAITING:
+            self._begin_waiting(rest, run.due)
+        else:
+            self._enter(rest, state)
+            if state == READY:
+                self._ready_queue.push(rest)
+            if self._fronts is not None:
+                self._to_front(rest)
+
+    def _cut_at(self, ranges: Sequence[Range]) -> None:
+        """Cut the open runs at the bounds of these ranges, which rise, all in one go."""
+        cuts: dict[int, tuple[Run, list[int]]] = {}
+        between = self._open.between
+        for first, last in ranges:
+            for at in (first, last + 1):
+                for run in between(at, at):
+                    if run.first < at:
+                        places = cuts.setdefault(run.first, (run, []))[1]
+                        if not places or places[-1] < at:
+                            places.append(at)
+        cut: list[tuple[Run, Run]] = []
+        for run, places in cuts.values():
+            tally = self._tallies[run.state]
+            size, count = run.size, run.count
+            cut += [(run, piece) for piece in shatter_run(run, places)]
+            tally.size += run.size - size
+            tally.messages += run.count - count
+        self._open.add_all([piece for _, piece in cut])
+        for run, piece in cut:
+            self._place_rest(run, piece)
+
+    # --- to the world
+
+    def take_settled(self) -> list[Settled]:
+        """Return the messages that were settled since the last call, in the order they were."""
+        settled, self._settled = self._settled, []
+        return settled
+
+    def take_failed(self) -> list[tuple[Run, str]]:
+        """Return the failed attempts since the last call that are to be retried, and why."""
+        failed, self._failed_tries = self._failed_tries, []
+        return failed

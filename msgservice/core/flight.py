@@ -1,0 +1,263 @@
+"""The flight of one connection: what of a backlog was sent there, and how much may be. Sans-IO.
+
+A flight begins when a connection stands and the other side's RESUME was taken (`Backlog.receive_
+resume`), and is dropped with it: the window, the frames that were sent and the NACKs that were
+heard are facts of that connection. The runs themselves, and what becomes of them, live in
+`core.backlog`, as long as the receiver.
+
+The owner sends what `take_transfers` gives and hands it the answers (`receive_acks`,
+`receive_nack`). A node has a backlog for each receiver, a client one for its node; each has a
+flight while it is connected.
+
+What does not live here: how frames travel, where runs come from, when progress is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from msgservice.core.backlog import Backlog
+from msgservice.core.frames import Transfer
+from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.runs import READY, WAITING, Run, parts_of
+from msgservice.errors import NeverSent
+from msgservice.limits import INTEGER_MAX
+from msgservice.message import Action, Status
+
+
+class Flight:
+    """What was sent on one connection and is not answered, and what may follow it.
+
+    `own_window`: what this side sends unanswered at most, messages and bytes; `window`: what the
+    other side takes so, where it said that. `batch_max`: bytes of one run that the other side
+    takes. A message larger than that waits for a connection that takes it, or is dead
+    (`larger_is_dead`).
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_in_flight",
+        "_larger_is_dead",
+        "_limit",
+        "_nacks",
+        "_ready",
+        "_sent",
+        "batch_max",
+        "larger",
+        "window_bytes",
+        "window_messages",
+    )
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        *,
+        own_window: tuple[int, int],
+        window: tuple[int, int] | None,
+        batch_max: int,
+        larger_is_dead: bool = False,
+    ) -> None:
+        assert not backlog.in_flight.runs  # the flight before has ended
+        self.window_messages, self.window_bytes = own_window
+        if window is not None:
+            self.window_messages = min(self.window_messages, window[0])
+            self.window_bytes = min(self.window_bytes, window[1])
+        self.batch_max = batch_max
+        self.larger: Run | None = None  # the last one that waits for a side that takes it
+        self._larger_is_dead = larger_is_dead
+        self._backlog = backlog
+        self._limit = backlog.limit
+        self._ready, self._in_flight = backlog.ready, backlog.in_flight
+        self._sent = RangeSet()
+        self._nacks = 0
+        self._limit.begin()
+        backlog.let_go()
+
+    # --- getters
+
+    @property
+    def wants(self) -> bool:
+        """Whether more runs should be offered: the next window is not full yet."""
+        ready = self._ready
+        if ready.runs and (
+            ready.messages >= self.window_messages or ready.size >= self.window_bytes
+        ):
+            return False
+        return self._backlog.has_room
+
+    def next_deadline(self) -> float | None:
+        """When a retry is due, or None: also while it has no room, which only an answer makes."""
+        run = self._backlog.next_retry()
+        return None if run is None or not self._room(run) else run.due
+
+    # --- what the other side answers
+
+    def receive_acks(self, ranges: Sequence[Range]) -> None:
+        """The ranges of one ACK, which rise, are acknowledged.
+
+        Raises `NeverSent` if some of it was not sent on this connection; nothing is changed then.
+        """
+        covers = self._sent.covers
+        for first, last in ranges:
+            if not covers(first, last):
+                raise NeverSent(first, last)
+        self._backlog.acknowledge(ranges)
+        if self._limit.most is not None:
+            self._limit.grow(self.window_messages)
+
+    def receive_nack(
+        self, first: int, last: int, action: Action, delay: float, reason: str, now: float
+    ) -> None:
+        """A NACK refuses sequences; `delay` in seconds, 0: this side's backoff. Or `NeverSent`."""
+        if not self._sent.covers(first, last):
+            raise NeverSent(first, last)
+        if action in (Action.RETRY, Action.LATER):
+            self._nacks += 1
+        self._backlog.refuse(first, last, action, delay, reason, now)
+        if self._limit.most is not None:
+            self._limit.grow(self.window_messages)
+
+    def end(self, now: float, *, lost: bool) -> None:
+        """The connection has gone: what was in flight is ready again, in rising order.
+
+        Where it was lost, the next flight is half as large, until all of this one was answered: so
+        a message that the other side dies of is alone after a few of these, and then it is what
+        has failed. Where a side left on purpose (not `lost`), that says nothing of any message.
+        The flight is not to be used any more.
+        """
+        messages = self._in_flight.messages
+        if not messages:
+            return
+        backlog, limit = self._backlog, self._limit
+        was_alone = limit.most == 1
+        unanswered = backlog.land_all(now)
+        if not lost:
+            return
+        limit.lost(messages)
+        if was_alone:
+            # The other side was given this one message alone and went away (SEMANTICS 14).
+            backlog.fail(unanswered[0], 0, "connection lost while it was handled", now)
+        else:
+            limit.prove(run for run in unanswered if run.state in (READY, WAITING))
+
+    # --- to the world
+
+    def take_transfers(
+        self,
+        now: float,
+        allow: Callable[[Run], int] | None = None,
+        bytes_max: int = INTEGER_MAX,
+    ) -> list[Transfer]:
+        """The frames to send now, in order; they are in flight from here on.
+
+        No more once `bytes_max` bytes are reached: the owner comes again when others had a turn.
+
+        `allow` is asked before a run is sent, where given: how many of its messages may leave
+        now, at least 0. The rest, and all that comes after, waits for the next call.
+        """
+        backlog = self._backlog
+        transfers: list[Transfer] = []
+        while (run := backlog.next_retry()) is not None and run.due <= now:
+            if self._is_larger(run):
+                continue
+            if not self._may_leave(run, allow):
+                return transfers
+            self._send(run, transfers)
+        in_flight, first_ready = self._in_flight, backlog.first_ready
+        stop_at = in_flight.size + bytes_max
+        while in_flight.size < stop_at and (run := first_ready()) is not None:
+            if self._is_one_too_many(run):
+                break
+            if run.size > self.batch_max and self._is_larger(run):
+                continue
+            if not self._may_leave(run, allow):
+                break
+            self._send(run, transfers)
+        limit = self._limit
+        if limit.most is not None and not limit.is_proving:
+            limit.prove(backlog.runs_in_flight())
+        return transfers
+
+    def _is_one_too_many(self, run: Run) -> bool:
+        """Whether the run lies above all that is final, of which there is as much as may be.
+
+        Else what was loaded before goes on to be sent, and the other side takes more ranges than
+        it can name in a RESUME.
+        """
+        above = self._backlog.above
+        if len(above) < self._backlog.behind_max:
+            return False
+        return above.last is not None and run.first > above.last
+
+    def _may_leave(self, run: Run, allow: Callable[[Run], int] | None) -> bool:
+        """Cut the run to what may leave of it now; False if nothing may."""
+        room = self._room(run)
+        if 0 < room < run.count:
+            self._backlog.split(run, run.first + room)
+        return room > 0 and (allow is None or self._allowed(run, allow))
+
+    def _allowed(self, run: Run, allow: Callable[[Run], int]) -> bool:
+        """Cut the run to what is allowed of it; False if nothing is."""
+        count = allow(run)
+        if 0 < count < run.count:
+            self._backlog.split(run, run.first + count)
+        return count > 0
+
+    def _room(self, run: Run) -> int:
+        """The number of the run's messages that this flight has room for: all, if not limited."""
+        in_flight, count = self._in_flight, run.count
+        flying, most = in_flight.messages, self._limit.most
+        if most is not None:
+            count = min(count, most - flying)
+        if flying and (
+            flying + count > self.window_messages or in_flight.size + run.size > self.window_bytes
+        ):
+            return 0
+        return count
+
+    def _send(self, run: Run, transfers: list[Transfer]) -> None:
+        backlog = self._backlog
+        backlog.fly(run)
+        first = run.first
+        after = run.after
+        self._sent.add(after + 1, first + run.count - 1)
+        messages = run.messages
+        transfers.append(
+            Transfer(
+                first,
+                run.subject,
+                messages if type(messages) is msgspec.Raw else msgspec.Raw(messages),
+                None if after == first - 1 else after,
+                backlog.committed + 1,
+                self._nacks,
+                run.to,
+                None,
+                None,
+                run.flags,
+                run.origin,
+            )
+        )
+
+    def _is_larger(self, run: Run) -> bool:
+        """Cut a run to what the other side takes; True if it takes nothing of it.
+
+        A run that waits for another try is cut to its first message.
+        """
+        if run.size <= self.batch_max:
+            return False
+        fitting = parts_of(run).fitting(run.part, run.part + run.count, self.batch_max)
+        if run.state == WAITING:
+            fitting = min(1, fitting)
+        if run.count > 1:
+            self._backlog.split(run, run.first + max(1, fitting))
+        if run.size <= self.batch_max:
+            return False
+        if self._larger_is_dead:
+            reason = f"message of {run.size} bytes, the receiver takes {self.batch_max}"
+            self._backlog.settle(run, Status.DEAD, reason, Action.DEAD)
+        else:
+            self.larger = run
+            self._backlog.hold(run)
+        return True

@@ -1,0 +1,102 @@
+"""The lives of an outbox: what ends with a connection, and what its receiver keeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from msgservice.core.backlog import Backlog
+from msgservice.core.flight import Flight
+from msgservice.core.flight_limit import FlightLimit
+from msgservice.core.runs import Run
+from msgservice.core.tried import Tried
+from msgservice.errors import NeverSent
+from msgservice.message import Action, BareMessage, encode_messages
+
+OWN_WINDOW = (100, 10_000)
+
+
+def run(first: int, count: int = 1) -> Run:
+    messages = encode_messages([BareMessage(b"x")] * count)
+    return Run(first, count, "a", "a", messages, len(messages), first - 1)
+
+
+def a_backlog() -> Backlog:
+    return Backlog(ordered=True, cursor=0, retry_delay=lambda attempts: 2.0**attempts)
+
+
+def fly(backlog: Backlog, window: tuple[int, int] | None = None) -> Flight:
+    return Flight(backlog, own_window=OWN_WINDOW, window=window, batch_max=10_000)
+
+
+def test_a_flight_leaves_the_next_no_window_no_nacks_and_nothing_that_was_sent() -> None:
+    backlog = a_backlog()
+    first = fly(backlog, window=(3, 50))
+    backlog.offer(run(1))
+    first.take_transfers(0.0)
+    first.receive_nack(1, 1, Action.LATER, 1.0, "", 0.0)
+    assert [1] == [transfer.nacks for transfer in first.take_transfers(1.0)]
+    first.end(1.0, lost=False)
+    second = fly(backlog)
+    assert OWN_WINDOW == (second.window_messages, second.window_bytes)
+    with pytest.raises(NeverSent):
+        second.receive_acks([(1, 1)])
+    assert [0] == [transfer.nacks for transfer in second.take_transfers(1.0)]
+
+
+def test_a_backlog_keeps_attempts_cursor_and_flight_limit_over_connections() -> None:
+    backlog = a_backlog()
+    first = fly(backlog)
+    backlog.offer(run(1, 9))
+    first.take_transfers(0.0)
+    first.receive_acks([(1, 1)])
+    first.receive_nack(2, 2, Action.RETRY, 0, "no", 0.0)
+    backlog.offer(run(10, 8))
+    first.end(0.0, lost=True)
+    assert (1, 1) == (backlog.cursor, backlog.waiting.messages)
+    assert [1] == [waiting.attempts for waiting in backlog.waiting_runs]
+    assert backlog.limit.most is None  # nothing was in flight: the lane waits for its head
+    second = fly(backlog)
+    backlog.receive_resume(3, [])
+    second.take_transfers(0.0)
+    second.end(0.0, lost=True)
+    assert 7 == backlog.limit.most
+    assert [(3, 9)] == [(t.sequence, t.sequence + 6) for t in fly(backlog).take_transfers(0.0)]
+
+
+def test_a_backlog_has_one_flight_at_a_time() -> None:
+    backlog = a_backlog()
+    backlog.offer(run(1))
+    fly(backlog).take_transfers(0.0)
+    with pytest.raises(AssertionError):
+        fly(backlog)
+    with pytest.raises(AssertionError):
+        backlog.unload()
+
+
+def test_a_flight_limit_grows_when_all_of_a_flight_was_answered_and_ends_at_the_window() -> None:
+    limit = FlightLimit()
+    limit.lost(8)
+    limit.prove([run(1, 2), run(3, 2)])
+    limit.answered(run(1, 2))
+    limit.grow(16)
+    assert (4, True) == (limit.most, limit.is_proving)
+    limit.answered(run(3, 2))
+    limit.grow(16)
+    assert (8, False) == (limit.most, limit.is_proving)
+    limit.prove([run(5)])
+    limit.answered(run(5))
+    limit.begin()  # on another connection that answer proves nothing
+    limit.grow(16)
+    assert 8 == limit.most
+    limit.prove([run(6)])
+    limit.answered(run(6))
+    limit.grow(16)
+    assert limit.most is None
+
+
+def test_attempts_are_taken_once_and_split_where_a_run_ends() -> None:
+    tried = Tried()
+    tried.remember({(1, 2): (1, 0.5), (5, 9): (2, 1.5)})
+    assert [(5, 6, (2, 1.5))] == tried.take(4, 6)  # 1 and 2 were passed by: they are settled
+    assert [(7, 9, (2, 1.5))] == tried.take(7, 20)
+    assert 0 == len(tried)
