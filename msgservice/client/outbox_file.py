@@ -392,13 +392,19 @@ class OutboxFile:
                 self._gone += gone
             else:
                 self.settled_to = settled_to
-            if self._waiting and self._failed is None:
+            behind: list[tuple[Sequence[OutboxRun], Deferred[None]]] = []
+            if self._failed is not None:
+                behind, self._waiting = self._waiting, []
+                self._remove([run for some, _ in behind for run in some])
+            elif self._waiting:
                 self._start()
             for _, waiter in group:
                 if isinstance(result, Failure):
                     waiter.errback(result)
                 else:
                     waiter.callback(None)
+            for _, waiter in behind:
+                waiter.errback(self._failed)
 
         committing.addBoth(done)
 

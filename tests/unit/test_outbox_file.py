@@ -276,6 +276,22 @@ def test_19_a_failed_sync_is_never_told_as_stored(path: Path) -> None:
         again.close()
 
 
+def test_19_what_waits_behind_a_failed_sync_fails_with_it(path: Path) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        faults.sync = lambda name: True
+        told: list[Any] = []
+        for first in (1, 2, 3):
+            box.file.append([run(first)]).addErrback(told.append)
+        # The writer has nothing more to do: whatever is told, is told with its one answer.
+        function, arguments, _ = box.threads._calls.get(timeout=60)
+        function(*arguments)
+        assert [failure.check(LogFailed) for failure in told] == [LogFailed] * 3
+        assert box.file.size == 0
+        faults.sync = lambda name: False
+        box.close()
+
+
 def test_19_after_a_failed_sync_the_error_says_what_recovers_and_nothing_else_is_written(
     path: Path,
 ) -> None:
