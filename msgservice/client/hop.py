@@ -45,6 +45,7 @@ from msgservice.core.runs import Run, Settled, first_of
 from msgservice.errors import (
     Ambiguous,
     ContentChanged,
+    LogUnavailable,
     LogWentBack,
     MessageTooLarge,
     MsgServiceError,
@@ -139,6 +140,8 @@ class NodeHop:
         self._is_stopped = False
         self._timer: IDelayedCall | None = None
         self._is_renewing = False  # the next incarnation is on its way to the disk
+        self._renewing_failed = 0  # times in a row
+        self._renewal: IDelayedCall | None = None  # the next try
         self._hello_due: Connection | None = None  # it waits for that
         self._acked = (
             Acked(sequence, ()) if disk is None else Acked(sequence, disk.left_ranges, disk.log_id)
@@ -250,6 +253,9 @@ class NodeHop:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
 
     def _rearm(self) -> None:
         flight = self.flight
@@ -535,19 +541,42 @@ class NodeHop:
         )
         self.last_error = str(error)
         self._acked.begin_anew()
-        self._is_renewing = True
-        self._new_incarnation().addCallbacks(self._renewed, self._not_renewed)
+        if not self._is_renewing:
+            self._is_renewing = True
+            self._renew()
         self.runs.lose(1, self.sequence, error, answered=True)
+
+    def _renew(self) -> None:
+        self._renewal = None
+        self._new_incarnation().addCallbacks(self._renewed, self._not_renewed)
 
     def _renewed(self, incarnation: str) -> None:
         self.incarnation = incarnation
         self._is_renewing = False
+        self._renewing_failed = 0
         due, self._hello_due = self._hello_due, None
         if due is not None and due is self.connection:
             self._say_hello(due)
 
     def _not_renewed(self, failure: Failure) -> None:
-        # Nothing is sent under the old one; the connection ends for want of a HELLO, and `why`
-        # tells. The disk that failed fails every `send` as well.
-        self._logger.failure("{name}: no new incarnation", failure, name=self.name)
+        # Nothing is sent under the old one: connections end for want of a HELLO, and `why` tells.
         self.last_error = f"no new incarnation: {failure.value}"
+        if failure.check(LogUnavailable) is None:
+            self._logger.failure("{name}: no new incarnation", failure, name=self.name)
+            return  # the outbox must be opened again, and fails every `send` as well
+        if not self._renewing_failed:
+            self._logger.error(
+                "{name}: no new incarnation, will be tried again: {error}",
+                name=self.name,
+                error=str(failure.value),
+            )
+        if not self._is_stopped:
+            self._renewing_failed += 1
+            self._renewal = self._clock.callLater(
+                delay_of(
+                    self._renewing_failed,
+                    delay_min=self._limits.link_delay_min,
+                    delay_max=self._limits.link_delay_max,
+                ),
+                self._renew,
+            )

@@ -121,6 +121,7 @@ class OutboxFile:
         self._waiting: list[tuple[Sequence[OutboxRun], Deferred[None]]] = []
         self._gone: list[int] = []  # firsts of settled runs whose rows are still there
         self._gone_bytes = 0
+        self._log_id: str | None = None  # noted, and not yet on disk
         self._committing: Deferred[None] | None = None
         self._written = 0
 
@@ -210,7 +211,7 @@ class OutboxFile:
     def _close_file(self, gone: list[int]) -> None:
         with self._file.closing():
             if self._failed is None:
-                self._write([], gone, self.sequence)
+                self._write([], gone, self.sequence, self._log_id)
                 self._file.fold(apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
     # --- reading what was there at the start ------------------------------------------------------
@@ -313,15 +314,12 @@ class OutboxFile:
     def note_log(self, log_id: str) -> None:
         """Keep the id of the log that takes what is here; written before anything settled later.
 
-        Where that fails, whatever is handed in next fails with the reason.
+        Where that fails for want of room, it is written with what is written next.
         """
         if not self._opened:
             return
-        assert self._worker is not None
-        noting = self._worker.submit(
-            lambda: self._commit([("update head set log_id = ?", (log_id,))])
-        )
-        noting.addErrback(lambda failure: failure.trap(LogFailed, LogUnavailable) and None)
+        self._log_id = log_id
+        self._start()
 
     def renew(self) -> Deferred[str]:
         """Take a new incarnation (SEMANTICS 4, 6); fires with it when it is synced.
@@ -379,24 +377,28 @@ class OutboxFile:
             return
         group, self._waiting = self._waiting, []
         gone, self._gone, self._gone_bytes = self._gone, [], 0
+        log_id, self._log_id = self._log_id, None
         runs = [run for some, _ in group for run in some]
         sequence, settled_to = self.sequence, self._lowest()
         committing = self._committing = self._worker.submit(
-            lambda: self._write(runs, gone, sequence)
+            lambda: self._write(runs, gone, sequence, log_id)
         )
 
         def done(result: object) -> None:
             self._committing = None
+            is_due = False
             if isinstance(result, Failure):
                 self._remove(runs)
                 self._gone += gone
+                self._log_id = log_id if self._log_id is None else self._log_id
             else:
                 self.settled_to = settled_to
+                is_due = self._log_id is not None
             behind: list[tuple[Sequence[OutboxRun], Deferred[None]]] = []
             if self._failed is not None:
                 behind, self._waiting = self._waiting, []
                 self._remove([run for some, _ in behind for run in some])
-            elif self._waiting:
+            elif self._waiting or is_due:
                 self._start()
             for _, waiter in group:
                 if isinstance(result, Failure):
@@ -408,8 +410,10 @@ class OutboxFile:
 
         committing.addBoth(done)
 
-    def _write(self, runs: Sequence[OutboxRun], gone: list[int], sequence: int) -> None:
-        """Commit runs and settlements; on the worker's thread."""
+    def _write(
+        self, runs: Sequence[OutboxRun], gone: list[int], sequence: int, log_id: str | None
+    ) -> None:
+        """Commit runs, settlements and the id of the log; on the worker's thread."""
         # A run that was settled before it was written (a fast node) is written and removed here.
         flat: list[Any] = []
         for run in runs:
@@ -423,6 +427,8 @@ class OutboxFile:
                 ("delete from run where first in (select value from json_each(?))", (text,))
             )
         steps.append(("update head set sequence = max(sequence, ?)", (sequence,)))
+        if log_id is not None:
+            steps.append(("update head set log_id = ?", (log_id,)))
         self._commit(steps)
         self._written += sum(run.size for run in runs) + 4096 * 4
         if self._written >= CHECKPOINT_BYTES:

@@ -500,6 +500,33 @@ def test_6_a_new_incarnation_is_on_disk_before_it_is_used(
     reopened.close()
 
 
+def test_6_a_new_incarnation_that_finds_no_room_is_taken_when_there_is_some(
+    tmp_path: Path, logged: list[LogEvent]
+) -> None:
+    with faulty_vfs() as faults:
+        world = DiskWorld(tmp_path / "first", vfs="faulty")
+        old = world.disk.incarnation
+        world.node.answering = False
+        sent = world.client.send("a", b"open")
+        world.written()
+        world.node.inboxes[old].marks.take(0, 100)
+        faults.full = lambda name: name.endswith("-wal")
+        world.node.cut()
+        world.node.answering = True
+        for _ in range(4):
+            world.advance(5.0)
+            world.calls.wait(world.disk.between(0, 0))  # behind all that the thread does
+        assert (old, 1) == (world.node.hellos[-1].incarnation, world.client.unanswered)
+        assert any("no room" in error for error in errors_logged(logged))
+        faults.full = lambda name: False
+        for _ in range(4):
+            world.advance(20.0)
+            world.calls.wait(world.disk.between(0, 0))
+        assert world.node.hellos[-1].incarnation != old
+        assert now(now(sent).accepted).sequence == 1
+        world.close()
+
+
 @pytest.mark.parametrize(("told", "again"), [([1] * 6, [6]), ([6], [1] * 6), ([6], [2, 3, 1])])
 def test_6_an_older_copy_gives_sequences_anew_however_they_are_cut(
     tmp_path: Path, told: list[int], again: list[int]

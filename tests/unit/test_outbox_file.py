@@ -276,6 +276,35 @@ def test_19_a_failed_sync_is_never_told_as_stored(path: Path) -> None:
         again.close()
 
 
+def test_6_the_id_of_a_log_that_found_no_room_is_written_with_what_is_next(path: Path) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        box.append(run(1))
+        faults.full = lambda name: True
+        box.file.note_log("log")
+        with pytest.raises(LogUnavailable):
+            box.append(run(2))
+        faults.full = lambda name: False
+        box.append(run(3))
+        box.close()
+    again = Box(path)
+    assert again.snapshot.log_id == "log"
+    again.close()
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_6_the_newest_id_of_a_log_is_kept(path: Path, is_written: bool) -> None:
+    box = Box(path)
+    for number in range(4):
+        box.file.note_log(f"log-{number}")
+    if is_written:
+        box.append(run(1))
+    box.close()
+    again = Box(path)
+    assert again.snapshot.log_id == "log-3"
+    again.close()
+
+
 def test_19_what_waits_behind_a_failed_sync_fails_with_it(path: Path) -> None:
     with faulty_vfs() as faults:
         box = Box(path, vfs="faulty")
