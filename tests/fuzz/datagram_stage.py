@@ -186,7 +186,7 @@ class Stage:
         if letter in HANDSHAKE:
             seals.append(self.keys.handshake_seal(key_id, letter))
         for host, other in ((self.target, FRIEND), (self.friend, TARGET)):
-            session = host.endpoint._sessions.get((other, identifier))
+            session = host.endpoint.table.sessions.get((other, identifier))
             if session is not None:
                 seals.append(session.seal)
         for seal in seals:
@@ -296,7 +296,7 @@ def check_answer(body: object, status: int, answer: bytes) -> None:
 def check_endpoint(endpoint: Endpoint) -> None:
     """Check that what an endpoint holds is within its limits."""
     limits = endpoint.limits
-    sessions = endpoint._sessions
+    sessions = endpoint.table.sessions
     for peer in endpoint.peers.values():
         known = [s for s in (peer.session, peer.candidate) if s is not None]
         assert all(sessions[peer.address, s.identifier] is s for s in known)

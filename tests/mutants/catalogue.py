@@ -555,7 +555,7 @@ _ALL = [
     ),
     Mutant(
         name="a-session-made-again-under-its-name",
-        at="msgservice.core.datagram.table:SessionTable._drop_session",
+        at="msgservice.core.datagram.table:SessionTable._drop",
         old="if session.role == wire.RESPONDER:",
         new="if session.proven and session.role == wire.RESPONDER:",
         catcher=_test(

@@ -285,7 +285,7 @@ class System:
         busy = [peer for peer in endpoint.peers.values() if peer.session or not peer.idle]
         assert [dialling] * 3 == [
             len(busy),
-            len(endpoint._sessions),
+            len(endpoint.table.sessions),
             len(bearer.channels),
         ], "sessions are left"
         assert 1 + dialling + 2 * dialled == len(self.net.ports), "sockets are left"

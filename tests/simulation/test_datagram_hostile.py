@@ -505,7 +505,7 @@ def test_connections_that_ended_do_not_shut_out_others() -> None:
 
 def next_packet(to: Host, body: bytes) -> bytes:
     """Return the packet that the only session of a host would get next."""
-    (session,) = to.endpoint._sessions.values()
+    (session,) = to.endpoint.table.sessions.values()
     header = wire.HEADER.pack(
         wire.MESSAGES,
         wire.VERSION,

@@ -186,7 +186,7 @@ def carries_over(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Carrying(udp_bearer.Bearer):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self._endpoint._carry_over = True
+            self._endpoint.table._carry_over = True
 
     for module in (udp, udp_connector):
         patch.setattr(module, "Bearer", Carrying)

@@ -9,27 +9,90 @@ Sans-IO:
 * `next_deadline` says when `receive_time` is wanted.
 
 Here: the way in and out, and the timer. How sessions begin is `core.datagram.handshake`, when
-messages have failed `core.datagram.patience`, what is kept `core.datagram.table`.
+messages have failed `core.datagram.patience`, which sessions there are `core.datagram.table`.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from msgservice.core.datagram import wire
 from msgservice.core.datagram.cookie import Address
+from msgservice.core.datagram.flight import Flight
 from msgservice.core.datagram.handshake import Handshakes
+from msgservice.core.datagram.keys import Keys, NoKeys
+from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.patience import Patience
-from msgservice.core.datagram.peers import Effects, Peer, Waiting
+from msgservice.core.datagram.peers import Effects, Gathered, Peer, Waiting
 from msgservice.core.datagram.recovery import ACK_DELAY_MAX
 from msgservice.core.datagram.session import Session
+from msgservice.core.datagram.table import SessionTable
 from msgservice.errors import LimitReached, MessageTooLarge
 
 
-class Endpoint(Handshakes, Patience):
-    """The endpoint of one socket: all its sessions. `SessionTable` says what it is made with."""
+class Endpoint:
+    """The endpoint of one socket: all its sessions.
+
+    `entropy(n)` returns n random bytes, `jitter()` a float in [0, 1). `patience` and `retries`: a
+    message has failed when so many seconds passed and at least so many tries went out; None: never.
+    `ordered`: deliver in the order of nonces. `carry_over`: what is open when a session is lost
+    goes to the next one (else it is dropped: whoever sent it learns of the loss, and knows what to
+    do).
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: DatagramLimits,
+        entropy: Callable[[int], bytes],
+        jitter: Callable[[], float],
+        keys: Keys | NoKeys | None = None,
+        patience: float | None = None,
+        retries: int = 3,
+        ordered: bool = False,
+        carry_over: bool = True,
+        now: float = 0.0,
+    ) -> None:
+        self.limits = limits
+        self.counters = {
+            "ignored": 0,
+            "forged": 0,
+            "handshakes": 0,
+            "resets": 0,
+            "refused_peers": 0,
+        }
+        self._gathered = Gathered()
+        self._late_flights: list[Flight] = []
+        self.table = SessionTable(
+            self._gathered,
+            self._late_flights,
+            limits=limits,
+            jitter=jitter,
+            retries=retries,
+            ordered=ordered,
+            carry_over=carry_over,
+            now=now,
+        )
+        self._handshakes = Handshakes(
+            self.table,
+            self.counters,
+            limits=limits,
+            keys=keys or NoKeys(),
+            entropy=entropy,
+            jitter=jitter,
+        )
+        self._patience = None if patience is None else Patience(patience, retries)
+        # Looked at with every datagram: bound once.
+        self.peers = self.table.peers
+        self.peer = self.table.peer
+        self.ignores = self._handshakes.ignores
+        self._ready: dict[Address, Peer] = {}
+        self._heap: list[tuple[float, int, Peer]] = []
+        self._heap_count = 0
+        self._out: list[tuple[Address, list[bytes]]] = []
+        self.rescheduled = False  # next_deadline() may be earlier than it was
 
     # --- from the application
 
@@ -84,7 +147,7 @@ class Endpoint(Handshakes, Patience):
         """Begin a session with an address though nothing waits for it, unless there is one."""
         peer = self.peer(address, now)
         if peer.session is None and peer.opening is None:
-            self._open(peer, now)
+            self._handshakes.open(peer, now)
             self._ready[address] = peer
 
     def handle(self, session: Session, first: int, last: int, size: int) -> None:
@@ -105,7 +168,7 @@ class Endpoint(Handshakes, Patience):
 
         Returns the tokens of what was open or waiting; it is not sent again.
         """
-        peer = self.peers.pop(address, None)
+        peer = self.peers.get(address)
         if peer is None:
             return []
         tokens = peer.queue.take_below(peer.queue.enqueued)
@@ -115,9 +178,13 @@ class Endpoint(Handshakes, Patience):
                 out = session.take_datagrams(now)
                 self._out.append((address, out[-1:]))
                 tokens += session.sending.give_up(peer.queue.enqueued, 0)
-                self._drop_session(session)
-        self._ready.pop(address, None)
+        self.table.forget(peer)
         return tokens
+
+    def _wake(self, session: Session) -> None:
+        peer = self.peers.get(session.address)
+        if peer is not None:
+            self._ready[session.address] = peer
 
     # --- getters
 
@@ -147,31 +214,19 @@ class Endpoint(Handshakes, Patience):
     @property
     def has_effects(self) -> bool:
         """Whether `take_effects` would return anything."""
+        gathered = self._gathered
         return bool(
-            self._settled
-            or self._answers
-            or self._deliveries
-            or self._failures
-            or self._too_large
-            or self._events
+            gathered.settled
+            or gathered.answers
+            or gathered.deliveries
+            or gathered.failures
+            or gathered.too_large
+            or gathered.events
         )
 
     def take_effects(self) -> Effects:
         """Return the effects since the last call, each exactly once."""
-        effects = Effects(
-            self._deliveries,
-            self._settled[:],
-            self._answers[:],
-            self._failures,
-            self._too_large,
-            self._events,
-        )
-        # Sessions hold on to these two.
-        self._settled.clear()
-        self._answers.clear()
-        self._deliveries, self._failures = [], []
-        self._too_large, self._events = [], []
-        return effects
+        return self._gathered.take()
 
     def take_datagrams(self, now: float) -> list[tuple[Address, list[bytes]]]:
         """Return the datagrams to send now, per address in order."""
@@ -206,12 +261,12 @@ class Endpoint(Handshakes, Patience):
             if datagrams:
                 out.append((peer.address, datagrams))
         elif queue.head < len(queue.bodies) and peer.opening is None:
-            self._open(peer, now)
+            self._handshakes.open(peer, now)
         # A candidate says nothing before it has proven itself, and is the session then: what it
         # took of the queue would be lost with it.
         opening = peer.opening
         if opening is not None and now >= opening.at:
-            out.append((peer.address, [self._hello(peer, opening, now)]))
+            out.append((peer.address, [self._handshakes.hello(peer, opening, now)]))
         # Where the peer's timer fires soon anyway, no deadline of its can be earlier: the
         # arithmetic is done when it fires, not with every datagram.
         if (
@@ -229,25 +284,20 @@ class Endpoint(Handshakes, Patience):
         datagrams = session.take_datagrams(now)
         if datagrams:
             out.append((peer.address, datagrams))
-        self._lose(peer, session)
+        self.table.lose(peer, session)
+        self._ready[peer.address] = peer
 
     def _schedule(self, peer: Peer, now: float) -> None:
+        deadlines: list[float | None] = []
         if self._patience is not None:
-            self._mark(peer, now)
-        deadlines = []
+            self._patience.mark(peer, now)
+            deadlines += self._patience.deadlines(peer, now)
         if peer.session is not None:
             deadlines.append(peer.session.next_deadline(now))
         if peer.candidate is not None:
             deadlines.append(peer.candidate.next_deadline(now))
         if peer.opening is not None:
             deadlines.append(peer.opening.at)
-        if peer.marks and self._patience is not None:
-            # Where only tries are missing, each of them has a time of its own.
-            if self._gives_up(peer, now):
-                deadlines.append(now)
-            else:
-                begins = (peer.marks[0].at, peer.heard_at)
-                deadlines += [at + self._patience for at in begins if at + self._patience > now]
         due = min((at for at in deadlines if at is not None), default=math.inf)
         if due < peer.due:
             peer.due = due
@@ -271,8 +321,17 @@ class Endpoint(Handshakes, Patience):
                     session.receive_time(now)
             self._give_up(peer, now)
             self._ready[peer.address] = peer
-        if now - self._swept_at >= self.limits.idle_timeout / 4:
-            self._sweep(now, urgent=False)
+        self.table.sweep(now)
+
+    def _give_up(self, peer: Peer, now: float) -> None:
+        tokens = self._patience.give_up(peer, now) if self._patience is not None else None
+        if tokens is None:
+            return
+        if not len(peer.queue):
+            self._handshakes.give_up(peer)
+        if tokens:
+            self._gathered.failures.append((peer.address, tokens, not peer.failed))
+            peer.failed = True
 
     # --- from the world: datagrams
 
@@ -303,9 +362,14 @@ class Endpoint(Handshakes, Patience):
                 if session is None or session.identifier != identifier:
                     if session is not None and session.heard_at == now:
                         self._after_packets(session, now)  # what this read brought it so far
-                    session = self._sessions.get((address, identifier))
+                    session = self.table.sessions.get((address, identifier))
                 if session is None:
-                    self._reset(data, start, end, key_id, identifier, number, address, now)
+                    self._answer(
+                        self._handshakes.reset(
+                            data, start, end, key_id, identifier, number, address, now
+                        ),
+                        address,
+                    )
                 elif role == session.role or key_id != session.key_id or role > 1:
                     self.counters["ignored"] += 1
                 else:
@@ -315,23 +379,34 @@ class Endpoint(Handshakes, Patience):
                     else:
                         session.receive_packet(number, letter, *opened, now)
             else:
-                self._receive_handshake(
-                    letter, data, start, end, key_id, role, identifier, number, address, now
+                self._answer(
+                    self._handshakes.receive(
+                        letter, data, start, end, key_id, role, identifier, address, now
+                    ),
+                    address,
                 )
             start = end
         if session is not None and session.heard_at == now:
             self._after_packets(session, now)
+
+    def _answer(self, datagram: bytes | None, address: Address) -> None:
+        """Take what the handshakes answer to an address, which may have a session now."""
+        if datagram is not None:
+            self._out.append((address, [datagram]))
+        peer = self.peers.get(address)
+        if peer is not None:
+            self._ready[address] = peer
 
     def _after_packets(self, session: Session, now: float) -> None:
         peer = self.peers.get(session.address)
         if peer is None:
             return
         if session is peer.candidate and session.proven:
-            self._promote(peer)
+            self.table.promote(peer)
         peer.heard_at = now
         peer.failed = False
         if session.receiving.deliveries:
-            self._deliveries.append((session, session.receiving.take_deliveries()))
+            self._gathered.deliveries.append((session, session.receiving.take_deliveries()))
         if session.closed_by_peer:
-            self._lose(peer, session)
+            self.table.lose(peer, session)
         self._ready[session.address] = peer

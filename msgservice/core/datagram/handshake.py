@@ -1,15 +1,20 @@
 """How sessions of acknowledged UDP begin and are reset: cookies, hellos, what strangers may cost.
 
-Part of `core.datagram.endpoint`. Nothing is kept for an address that has not shown, by a cookie,
-that it receives what is sent to it, and what is answered before that is never longer than what
-came. `docs/udp.md` describes the exchange.
+Called by `core.datagram.endpoint` with datagrams of the handshake and packets of no session; what
+is to be answered is returned. Nothing is kept for an address that has not shown, by a cookie, that
+it receives what is sent to it, and what is answered before that is never longer than what came.
+`docs/udp.md` describes the exchange.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgservice.core.datagram import wire
-from msgservice.core.datagram.cookie import Address
-from msgservice.core.datagram.peers import Opening, Peer
+from msgservice.core.datagram.cookie import Address, CookieJar
+from msgservice.core.datagram.keys import Keys, NoKeys
+from msgservice.core.datagram.limits import DatagramLimits
+from msgservice.core.datagram.peers import Budget, Opening, Peer
 from msgservice.core.datagram.recovery import RTO_INITIAL
 from msgservice.core.datagram.session import Session
 from msgservice.core.datagram.table import SessionTable
@@ -28,8 +33,37 @@ HELLOS_LINEAR = 4
 HELLO_MARGIN = 0.1
 
 
-class Handshakes(SessionTable):
-    """The handshakes of an endpoint: open and reset sessions."""
+class Handshakes:
+    """The handshakes of an endpoint: open and reset sessions of `table`.
+
+    `counters`: those of the endpoint. `entropy`, `jitter`, `keys`: see `Endpoint`.
+    """
+
+    def __init__(
+        self,
+        table: SessionTable,
+        counters: dict[str, int],
+        *,
+        limits: DatagramLimits,
+        keys: Keys | NoKeys,
+        entropy: Callable[[int], bytes],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._table = table
+        self._counters = counters
+        self._limits = limits
+        self._keys = keys
+        self._entropy = entropy
+        self._jitter = jitter
+        self._jar = CookieJar(entropy(32), limits.cookie_seconds)
+        self._hellos = Budget(limits.handshakes_per_second)
+        self._resets = Budget(limits.resets_per_second)
+        # What an address without state may send, and what limits the answers to it.
+        self._strangers = {
+            wire.HELLO: self._hellos,
+            wire.MESSAGES: self._resets,
+            wire.ACKNOWLEDGEMENT: self._resets,
+        }
 
     def ignores(self, letter: int, now: float) -> bool:
         """Whether a datagram that begins with this byte is ignored if its address is not in
@@ -41,10 +75,11 @@ class Handshakes(SessionTable):
         budget = self._strangers.get(letter)
         if budget is not None and now >= budget.next_at:
             return False
-        self.counters["ignored"] += 1
+        self._counters["ignored"] += 1
         return True
 
-    def _open(self, peer: Peer, now: float) -> None:
+    def open(self, peer: Peer, now: float) -> None:
+        """Begin a handshake: a hello is due at once."""
         identifier = int.from_bytes(self._entropy(8), "big")
         peer.opening = Opening(identifier, self._entropy(wire.RANDOM_BYTES), now)
 
@@ -56,7 +91,7 @@ class Handshakes(SessionTable):
         return seal.close(header, body)
 
     def _terms(self, random: bytes) -> bytes:
-        limits = self.limits
+        limits = self._limits
         return wire.TERMS.pack(
             random,
             limits.window_messages,
@@ -65,7 +100,12 @@ class Handshakes(SessionTable):
             limits.datagram_bytes,
         )
 
-    def _hello(self, peer: Peer, opening: Opening, now: float) -> bytes:
+    def give_up(self, peer: Peer) -> None:
+        """End a handshake that this side began, if there is one."""
+        peer.opening = None
+
+    def hello(self, peer: Peer, opening: Opening, now: float) -> bytes:
+        """Return the next hello of a handshake, and set when it is repeated."""
         if opening.tries:
             peer.tried_at.append(now)
         opening.tries += 1
@@ -86,7 +126,7 @@ class Handshakes(SessionTable):
             wire.HELLO, wire.INITIATOR, self._keys.current, opening.identifier, body
         )
 
-    def _receive_handshake(
+    def receive(
         self,
         letter: int,
         data: bytes,
@@ -95,30 +135,30 @@ class Handshakes(SessionTable):
         key_id: int,
         role: int,
         identifier: int,
-        number: int,
         address: Address,
         now: float,
-    ) -> None:
+    ) -> bytes | None:
+        """Take a datagram of the handshake, and return the answer to it, if any."""
         if letter == wire.HELLO:
-            peer = self.peers.get(address)
+            peer = self._table.peers.get(address)
             known = peer is not None and peer.opening is not None
-            if not known and not self._handshakes.spend(now):
-                self.counters["ignored"] += 1
-                return
+            if not known and not self._hellos.spend(now):
+                self._counters["ignored"] += 1
+                return None
         elif letter not in (wire.COOKIE, wire.OPENED, wire.RESET):
-            self.counters["ignored"] += 1
-            return
+            self._counters["ignored"] += 1
+            return None
         seal = self._keys.handshake_seal(key_id, letter)
         opened = seal.open(data, start, end) if seal is not None else None
         if opened is None:
-            self.counters["forged"] += 1
-            return
+            self._counters["forged"] += 1
+            return None
         buffer, at, behind = opened
         size = behind - at
         if letter == wire.HELLO and role == wire.INITIATOR and size == wire.HELLO_BODY_BYTES:
             body = buffer[at:behind]
-            self._receive_hello(body, key_id, identifier, address, now)
-        elif letter == wire.COOKIE and role == wire.RESPONDER and size == wire.COOKIE_BYTES:
+            return self._receive_hello(body, key_id, identifier, address, now)
+        if letter == wire.COOKIE and role == wire.RESPONDER and size == wire.COOKIE_BYTES:
             self._receive_cookie(buffer[at:behind], key_id, identifier, address, now)
         elif letter == wire.OPENED and role == wire.RESPONDER and size == wire.TERMS.size:
             self._receive_opened(buffer, at, key_id, identifier, address, now)
@@ -126,70 +166,61 @@ class Handshakes(SessionTable):
             (echo,) = wire.RESET_BODY.unpack_from(buffer, at)
             self._receive_reset(echo, role, key_id, identifier, address)
         else:
-            self.counters["ignored"] += 1
+            self._counters["ignored"] += 1
+        return None
 
     def _receive_hello(
         self, body: bytes, key_id: int, identifier: int, address: Address, now: float
-    ) -> None:
-        self.counters["handshakes"] += 1
+    ) -> bytes | None:
+        self._counters["handshakes"] += 1
         try:
             terms = wire.decode_terms(body, 0)
         except wire.DecodeErrors:
-            self.counters["ignored"] += 1
-            return
+            self._counters["ignored"] += 1
+            return None
         cookie = body[wire.TERMS.size :]
         if not self._jar.check(cookie, address, identifier, terms.random, now):
             cookie = self._jar.make(address, identifier, terms.random, now)
-            answer = self._sealed(wire.COOKIE, wire.RESPONDER, key_id, identifier, cookie)
-            self._out.append((address, [answer]))
-            return
-        known = self._sessions.get((address, identifier))
+            return self._sealed(wire.COOKIE, wire.RESPONDER, key_id, identifier, cookie)
+        table = self._table
+        known = table.sessions.get((address, identifier))
         if known is not None:  # the answer was lost: the same again
-            if known.role == wire.RESPONDER:
-                self._send_opened(known, known.own_random)
-            return
-        if (address, identifier) in self._ended:
+            return self._opened(known) if known.role == wire.RESPONDER else None
+        if table.was_ended(address, identifier):
             # An H that the net or somebody repeated. A session made of it would have the name of
             # one that the sender may still take for alive, and another key: each would hold what
             # the other says for forged. A sender that had no answer comes under another name.
-            self.counters["ignored"] += 1
-            return
+            self._counters["ignored"] += 1
+            return None
         try:
-            peer = self.peer(address, now)
+            peer = table.peer(address, now)
         except LimitReached:
-            self.counters["refused_peers"] += 1
-            return
+            self._counters["refused_peers"] += 1
+            return None
         opening = peer.opening
         if opening is not None:
             if opening.identifier < identifier:
-                return  # both began: the lower session id wins, and ours is on its way
+                return None  # both began: the lower session id wins, and ours is on its way
             peer.opening = None
         random = self._entropy(wire.RANDOM_BYTES)
         seal = self._keys.session_seal(key_id, wire.RESPONDER, terms.random, random)
-        session = self._make_session(
-            peer, identifier, wire.RESPONDER, key_id, seal, random, terms, now
-        )
-        if peer.candidate is not None:
-            self._drop_session(peer.candidate)
-            peer.candidate = None
-        if peer.session is None:
-            self._install(peer, session)
-        else:
-            peer.candidate = session
-        self._send_opened(session, random)
-        self._ready[address] = peer
+        session = table.begin(peer, identifier, wire.RESPONDER, key_id, seal, random, terms, now)
+        return self._opened(session)
 
-    def _send_opened(self, session: Session, random: bytes) -> None:
-        answer = self._sealed(
-            wire.OPENED, wire.RESPONDER, session.key_id, session.identifier, self._terms(random)
+    def _opened(self, session: Session) -> bytes:
+        return self._sealed(
+            wire.OPENED,
+            wire.RESPONDER,
+            session.key_id,
+            session.identifier,
+            self._terms(session.own_random),
         )
-        self._out.append((session.address, [answer]))
 
     def _opening(self, address: Address, identifier: int, key_id: int) -> Opening | None:
-        peer = self.peers.get(address)
+        peer = self._table.peers.get(address)
         opening = peer.opening if peer is not None else None
         if opening is None or opening.identifier != identifier or key_id != self._keys.current:
-            self.counters["ignored"] += 1
+            self._counters["ignored"] += 1
             return None
         return opening
 
@@ -207,7 +238,6 @@ class Handshakes(SessionTable):
             opening.tries_cookie = 0
             opening.tries = 0
             opening.at = now
-            self._ready[address] = self.peers[address]
 
     def _receive_opened(
         self, buffer: bytes, at: int, key_id: int, identifier: int, address: Address, now: float
@@ -218,22 +248,20 @@ class Handshakes(SessionTable):
         try:
             terms = wire.decode_terms(buffer, at)
         except wire.DecodeErrors:
-            self.counters["ignored"] += 1
+            self._counters["ignored"] += 1
             return
-        peer = self.peers[address]
+        peer = self._table.peers[address]
         seal = self._keys.session_seal(key_id, wire.INITIATOR, opening.random, terms.random)
-        session = self._make_session(
+        peer.opening = None
+        self._table.begin(
             peer, identifier, wire.INITIATOR, key_id, seal, opening.random, terms, now
         )
-        peer.opening = None
-        self._install(peer, session)
         peer.heard_at = now
         peer.failed = False
-        self._ready[address] = peer
 
     # --- resets
 
-    def _reset(
+    def reset(
         self,
         data: bytes,
         start: int,
@@ -243,16 +271,16 @@ class Handshakes(SessionTable):
         number: int,
         address: Address,
         now: float,
-    ) -> None:
-        """Answer a packet of an unknown session: shorter than it, and not too often.
+    ) -> bytes | None:
+        """Return the answer to a packet of an unknown session: shorter than it, not too often.
 
         A session that is known at another address has moved, if the packet is a new one of its.
         An old one was repeated by somebody who wants the answer: sent on to the real address, it
         would end the session there.
         """
         seal = self._keys.handshake_seal(key_id, wire.RESET)
-        known = self._identifiers.get(identifier)
-        peer = self.peers.get(address)
+        known = self._table.identifiers.get(identifier)
+        peer = self._table.peers.get(address)
         opening = peer.opening if peer is not None else None
         if (
             seal is None
@@ -263,24 +291,24 @@ class Handshakes(SessionTable):
                 and not (known.receiving.is_new(number) and known.seal.open(data, start, end))
             )
         ):
-            self.counters["ignored"] += 1
-            return
+            self._counters["ignored"] += 1
+            return None
         size = wire.HEADER_BYTES + wire.RESET_BODY.size + seal.overhead
         if end - start < size or not self._resets.spend(now):
-            self.counters["ignored"] += 1
-            return
+            self._counters["ignored"] += 1
+            return None
         if isinstance(seal, wire.ChecksumSeal) and seal.open(data, start, end) is None:
-            self.counters["forged"] += 1
-            return
-        self.counters["resets"] += 1
+            self._counters["forged"] += 1
+            return None
+        self._counters["resets"] += 1
         role = 1 - (data[start + 3] & 1)
         body = wire.RESET_BODY.pack(number)
-        self._out.append((address, [self._sealed(wire.RESET, role, key_id, identifier, body)]))
+        return self._sealed(wire.RESET, role, key_id, identifier, body)
 
     def _receive_reset(
         self, echo: int, role: int, key_id: int, identifier: int, address: Address
     ) -> None:
-        session = self._sessions.get((address, identifier))
+        session = self._table.sessions.get((address, identifier))
         if session is not None:
             session.flight.catch_up()
         if (
@@ -290,8 +318,8 @@ class Handshakes(SessionTable):
             or key_id != session.key_id
             or echo not in session.flight.recovery.in_flight
         ):
-            self.counters["ignored"] += 1
+            self._counters["ignored"] += 1
             return
-        peer = self.peers.get(address)
+        peer = self._table.peers.get(address)
         if peer is not None:
-            self._lose(peer, session)
+            self._table.lose(peer, session)

@@ -1,4 +1,8 @@
-"""What an endpoint keeps for each address, and what it tells its driver: values, no decisions."""
+"""What an endpoint keeps for each address, and what it tells its driver: values, no decisions.
+
+Of a `Peer`, `core.datagram.table` changes the sessions, `core.datagram.handshake` the opening,
+`core.datagram.patience` the marks, and `core.datagram.endpoint` the rest.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +90,37 @@ class Effects(NamedTuple):
     failures: list[tuple[Address, list[object], bool]]  # given up; whether the address is new in it
     too_large: list[TooLarge]  # never sent: more than the other side takes
     events: list[tuple[str, Session]]  # ("opened" or "lost", session)
+
+
+class Gathered:
+    """The effects of an endpoint until its driver takes them; its parts add what is theirs."""
+
+    __slots__ = Effects._fields
+
+    def __init__(self) -> None:
+        # Sessions hold on to these two.
+        self.settled: list[object] = []
+        self.answers: list[Answer] = []
+        self.deliveries: list[tuple[Session, list[Delivery]]] = []
+        self.failures: list[tuple[Address, list[object], bool]] = []
+        self.too_large: list[TooLarge] = []
+        self.events: list[tuple[str, Session]] = []
+
+    def take(self) -> Effects:
+        """Return the effects since the last call, each exactly once."""
+        effects = Effects(
+            self.deliveries,
+            self.settled[:],
+            self.answers[:],
+            self.failures,
+            self.too_large,
+            self.events,
+        )
+        self.settled.clear()
+        self.answers.clear()
+        self.deliveries, self.failures = [], []
+        self.too_large, self.events = [], []
+        return effects
 
 
 class Waiting(NamedTuple):
