@@ -33,6 +33,9 @@ from msgservice.waiters import Waiters
 
 GATHER = 0.001  # seconds that progress waits for that of others
 RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
+# Senders of which it waits to be stored from where on they want states. Of more, those that came
+# first say it again on their next connection: until then the log keeps more than is wanted.
+FLOORS_MAX = 1000
 
 
 class Source(Protocol):
@@ -92,11 +95,13 @@ class Commits:
         self._after_group = after_group
         self._fatal = fatal
         self._next = Group()
+        self._floors: dict[tuple[str, str], SenderFloor] = {}  # of the next group
         self._sources: list[Source] = []
         self._waiters: Waiters[None] = Waiters()
         self._progressing: dict[Progressing, None] = {}
         self._expected: dict[Progressing, None] = {}
         self._running = False
+        self._telling = False  # what became of a group: until all know it, `kick` starts none
         self._stopped = False
         self._due: IDelayedCall | None = None
         self._idle: Waiters[None] = Waiters()
@@ -159,8 +164,17 @@ class Commits:
         return self._waiter()
 
     def floor(self, floor: SenderFloor) -> None:
-        """Store from where on a sender wants states."""
-        self._next.floors.append(floor)
+        """Store from where on a sender wants states: of each sender the highest that waits."""
+        self._floor(floor)
+        self.kick_soon(GATHER)
+
+    def _floor(self, floor: SenderFloor) -> None:
+        floors, key = self._floors, (floor.sender, floor.incarnation)
+        waiting = floors.get(key)
+        if waiting is None or waiting.status_from < floor.status_from:
+            floors[key] = floor
+        if len(floors) > FLOORS_MAX:
+            del floors[next(iter(floors))]
 
     def _waiter(self) -> Deferred[None]:
         waiter = self._waiters.wait()
@@ -171,7 +185,7 @@ class Commits:
 
     def kick(self) -> None:
         """Start a group now, unless one runs: then the next starts when that ends."""
-        if not self._running:
+        if not self._running and not self._telling:
             self._start()
 
     def kick_soon(self, delay: float = 0.0) -> None:
@@ -192,6 +206,9 @@ class Commits:
             self._due.cancel()
             self._due = None
         group = self._next
+        if self._floors:
+            group.floors = list(self._floors.values())
+            self._floors = {}
         if self._stopped or not (self._progressing or group):
             self._idle.fire(None)
             return
@@ -213,12 +230,14 @@ class Commits:
         waiters: Waiters[None],
         progressing: list[Progressing],
     ) -> None:
-        self._running = False
+        self._running, self._telling = False, True
         try:
             if isinstance(result, Failure):
                 self._failed(result, group, sources, waiters, progressing)
             else:
                 self._stored(result, group, sources, waiters, progressing)
+                self._telling = False
+                self._go_on()
         except Exception:
             # A fault of ours, not of the disk: going on could acknowledge what is not stored.
             failure = Failure()
@@ -226,6 +245,17 @@ class Commits:
             self._stopped = True
             self._idle.fire(None)
             self._fatal(LogFailed(failure.getErrorMessage()))
+        finally:
+            self._telling = False
+
+    def _go_on(self) -> None:
+        """Start the next group, if there is one and it was not started before."""
+        if self._running:
+            return
+        if self._progressing and self._expected and not self._next:
+            self.kick_soon(GATHER)
+        else:
+            self._start()
 
     def _stored(
         self,
@@ -237,7 +267,8 @@ class Commits:
     ) -> None:
         self.groups += 1
         # The next group starts before this one is told about: the disk does not wait for us.
-        # But where a batch was refused, what waits behind it in its lane must be withdrawn first.
+        # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
+        # whoever is told before may ask for something more, and that starts nothing (`_telling`).
         refused = any([type(outcome) is RefusedBatch for outcome in outcomes])  # noqa: C419 - speed
         if not refused and self._next:
             self._start()
@@ -273,12 +304,6 @@ class Commits:
                 source.flush()
             except Exception:
                 source.fault(Failure())
-        if self._running:
-            return
-        if self._progressing and self._expected and not self._next:
-            self.kick_soon(GATHER)
-        else:
-            self._start()
 
     def _failed(
         self,
@@ -314,7 +339,8 @@ class Commits:
         # Changes of the directory are still wanted: they go into the next group.
         self._next.receivers = group.receivers + self._next.receivers
         self._next.removed = group.removed + self._next.removed
-        self._next.floors = group.floors + self._next.floors
+        for floor in group.floors:
+            self._floor(floor)
         self._waiters.put_back(waiters)
         self._after_group([])
         if self._due is None:
@@ -331,8 +357,7 @@ class Commits:
     def idle(self) -> Deferred[None]:
         """Fire when nothing is under way and nothing waits."""
         waiter = self._idle.wait()
-        if not self._running:
-            self._start()
+        self.kick()
         return waiter
 
     def stop(self) -> None:

@@ -222,7 +222,7 @@ _ALL = [
     ),
     Mutant(
         name="lost-wake-up-of-a-group",
-        at="msgservice.node.commits:Commits._stored",
+        at="msgservice.node.commits:Commits._go_on",
         old="if self._running:\n        return",
         new="return",
         catcher=_by("client", "send never fires", "never accepted", "never settled"),

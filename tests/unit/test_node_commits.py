@@ -1,0 +1,158 @@
+"""Group commit alone: what is told before the next group starts, and what waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from msgservice.clock import Time
+from msgservice.errors import LogFull, LogUnavailable
+from msgservice.node.commits import FLOORS_MAX, RETRY_DELAY, Commits
+from msgservice.records import Audience, Batch, Group, ReceiverRow, RefusedBatch, SenderFloor
+from tests.kit.doubles import double
+from tests.kit.logs import make_batch
+
+BILLING = Audience(1, (1,), stored=True)
+
+
+def never(*args: object) -> None:
+    raise AssertionError(args)
+
+
+class World:
+    """Group commit over a log whose groups end when a test says so."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.groups: list[Group] = []
+        self._ends: list[Deferred[Any]] = []
+        self.commits = Commits(
+            double(append=self._append),
+            time=Time(self.clock),
+            after_group=lambda batches: None,
+            fatal=never,
+        )
+
+    def _append(self, group: Group) -> Deferred[Any]:
+        self.groups.append(group)
+        self._ends.append(Deferred())
+        return self._ends[-1]
+
+    def end(self, result: Any) -> None:
+        """The oldest group under way ends."""
+        waiter = self._ends.pop(0)
+        waiter.errback(result) if isinstance(result, Exception) else waiter.callback(result)
+
+    def floor(self, sender: str, status_from: int, incarnation: str = "i1") -> None:
+        floor = SenderFloor(sender=sender, incarnation=incarnation, status_from=status_from)
+        self.commits.floor(floor)
+
+
+class LaneSource:
+    """A source that withdraws what waits of it once a run of it was refused."""
+
+    def __init__(self, commits: Commits, flushed: Callable[[], None] = lambda: None) -> None:
+        self.commits, self.flush = commits, flushed
+
+    def stored(self, batch: Batch, outcome: Any) -> None:
+        if isinstance(outcome, RefusedBatch):
+            self.commits.withdraw(self, lambda waiting: True)
+
+    def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
+        self.commits.withdraw(self, lambda waiting: True)
+
+    def fault(self, failure: Any) -> None:
+        failure.raiseException()
+
+
+def test_2_nothing_starts_while_it_is_told_what_was_refused() -> None:
+    """Who is told first may ask for more: what is behind the refused run is withdrawn before."""
+    world = World()
+    commits = world.commits
+    source = LaneSource(commits)
+    refused, behind = (make_batch(BILLING, sequence) for sequence in (1, 2))
+    rows = [ReceiverRow(number=number, name=f"r{number}") for number in (1, 2)]
+    commits.batch(refused, source)
+    commits.receiver(rows[0]).addCallback(lambda _: commits.receiver(rows[1]))
+    commits.batch(behind, source)
+    world.end([RefusedBatch(LogFull("no room"))])
+    assert [([rows[0]], [refused]), ([rows[1]], [])] == [
+        (group.receivers, group.batches) for group in world.groups
+    ]
+
+
+def test_2_nothing_starts_while_it_is_told_what_failed() -> None:
+    world = World()
+    commits = world.commits
+    sources = [LaneSource(commits, commits.kick), LaneSource(commits)]
+    failed = [make_batch(BILLING, 1, sender=sender) for sender in ("shop", "web")]
+    behind = [make_batch(BILLING, 2, sender=sender) for sender in ("shop", "web")]
+    for batch, source in zip([*failed, *behind], [*sources, *sources], strict=True):
+        commits.batch(batch, source)
+        if batch is failed[1]:
+            commits.kick()
+    world.end(LogUnavailable("the disk says no"))
+    world.clock.advance(RETRY_DELAY)
+    assert [failed] == [group.batches for group in world.groups]
+
+
+def test_who_waits_for_nothing_to_be_under_way_may_ask_while_a_group_is_told_about() -> None:
+    world = World()
+    told: list[None] = []
+
+    async def change_and_wait() -> None:
+        await world.commits.receiver(ReceiverRow(number=1, name="r1"))
+        await world.commits.idle()
+        told.append(None)
+
+    Deferred.fromCoroutine(change_and_wait())
+    world.end([])
+    assert told == [None]
+
+
+# --- from where on senders want states ---
+
+
+def test_11_where_a_sender_wants_states_from_is_stored_though_nothing_else_comes() -> None:
+    world = World()
+    world.floor("shop", 7)
+    world.clock.advance(0.1)
+    assert [7] == [floor.status_from for group in world.groups for floor in group.floors]
+
+
+def test_11_one_floor_of_each_sender_waits_the_highest() -> None:
+    world = World()
+    world.commits.removal(1)  # a group that runs
+    for status_from in (*range(1, 500), 3):
+        world.floor("shop", status_from)
+    world.floor("web", 1)
+    world.end([])
+    assert [("shop", 499), ("web", 1)] == [
+        (floor.sender, floor.status_from) for floor in world.groups[1].floors
+    ]
+
+
+def test_5_floors_that_wait_are_bounded() -> None:
+    world = World()
+    world.commits.removal(1)
+    for number in range(FLOORS_MAX + 10):
+        world.floor("shop", 1, f"i{number}")
+    world.end([])
+    assert FLOORS_MAX == len(world.groups[1].floors)
+
+
+def test_11_the_highest_floor_is_stored_after_a_group_that_failed() -> None:
+    world = World()
+    world.floor("shop", 3)
+    world.floor("web", 8)
+    world.clock.advance(0.1)
+    world.floor("shop", 5)
+    world.floor("web", 2)
+    world.end(LogUnavailable("the disk says no"))
+    world.clock.advance(RETRY_DELAY)
+    assert {"shop": 5, "web": 8} == {
+        floor.sender: floor.status_from for floor in world.groups[1].floors
+    }
