@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import apsw
 import msgspec
@@ -31,6 +31,7 @@ from msgservice.disk.machine import Jobs, OwnThreads, Threads
 from msgservice.disk.mark import Mark
 from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, Reject
 from msgservice.receiver.inbox_rejections import CRC_MASK, Fresh, Rejections, row_crc
+from msgservice.receiver.inbox_transaction import RolledBack, Transaction
 from msgservice.records import Rejected, Resume
 
 APPLICATION_ID = 0x6D736962  # "msib"
@@ -81,33 +82,14 @@ _FORBIDDEN = {
 _WRITES = {apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE, apsw.SQLITE_DROP_TABLE}
 
 
-class Transaction:
-    """The transaction that a handler writes through. Valid only while the handler runs.
+class Gate(Protocol):
+    """The gate of a lane's runs that were handed in together.
 
-    The tables are the handler's own; those that begin with `msgservice_` are not. Beginning,
-    committing, attaching and pragmas are refused.
+    It is shut as soon as a message of one of them fails, or the commit does, and before anything
+    else is handled; what `handle` raises when it is shut is its owner's affair.
     """
 
-    __slots__ = ("_db",)
-
-    def __init__(self, db: apsw.Connection) -> None:
-        self._db: apsw.Connection | None = db
-
-    def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        """Run a statement; return its rows."""
-        return self._connection().execute(sql, parameters).fetchall()
-
-    def executemany(self, sql: str, parameters: Iterable[Any]) -> None:
-        """Run a statement for each of `parameters`."""
-        self._connection().executemany(sql, parameters)
-
-    def _connection(self) -> apsw.Connection:
-        if self._db is None:
-            raise RuntimeError("this transaction is over: write in the handler, before it returns")
-        return self._db
-
-    def _end(self) -> None:
-        self._db = None
+    is_shut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +112,10 @@ class _Run(Generic[T]):
     first: int | None
     last: tuple[int, int, int] | None
     floor: int
+    gate: Gate | None
     waiter: Deferred[Handled]
     handled: Handled | None = None
+    poison: tuple[int, Exception] | None = None  # which message may not be handled, and why
 
 
 @dataclass(slots=True)
@@ -140,6 +124,25 @@ class _Call:
     waiter: Deferred[Any]
     result: Any = None
     error: Exception | None = None
+    poison: Exception | None = None
+
+
+class _Stage:
+    """The outcome of one transaction, until it is committed."""
+
+    __slots__ = ("changes", "fresh", "shut", "staged")
+
+    def __init__(self, changes: int) -> None:
+        self.changes = changes  # of the connection, before it
+        self.staged: dict[Key, SenderState] = {}
+        self.fresh: list[Fresh] = []
+        self.shut: list[Gate] = []  # those that it has shut
+
+    def shut_gate(self, run: _Run[Any]) -> None:
+        """A message of the run has failed."""
+        if run.gate is not None and not run.gate.is_shut:
+            run.gate.is_shut = True
+            self.shut.append(run.gate)
 
 
 class InboxFile:
@@ -324,6 +327,7 @@ class InboxFile:
         first: int | None = None,
         last: tuple[int, int, int] | None = None,
         floor: int = 0,
+        gate: Gate | None = None,
     ) -> Deferred[Handled]:
         """Handle messages once each: `handle(message, transaction)`, their writes and the marks.
 
@@ -331,17 +335,20 @@ class InboxFile:
         the sender's between it and the first of `items` is open; that gap is taken with it.
         `first`: where the first of `items` begins, when it stands for several sequences.
         `last`: (first, last, crc) of the run, remembered when all of it is committed. `floor`: all
-        of the sender's below it is settled (SEMANTICS 1), whatever becomes of this run.
+        of the sender's below it is settled (SEMANTICS 1), whatever becomes of this run. `gate`:
+        see `Gate`.
 
         Fires with a `Handled` after the commit's sync. When `handle` raises for a message, what
         it wrote for that one is undone, those before it are committed, those behind it are not
-        handled. A `Reject` is committed like a mark, see `rejected`.
+        handled. A `Reject` is committed like a mark, see `rejected`. A statement that rolls back
+        all of the transaction fails its message alone: the others are handled once more.
         `handle` must be done when it returns: an awaitable result is an error. Fails
         with `LogUnavailable` (nothing of the run is committed) or `LogFailed`.
         """
         waiter: Deferred[Handled] = Deferred()
         key = (sender, incarnation)
-        return self._enter(_Run(key, after, items, handle, first, last, floor, waiter), waiter)
+        run = _Run(key, after, items, handle, first, last, floor, gate, waiter)
+        return self._enter(run, waiter)
 
     def transaction(self, work: Callable[[Transaction], T]) -> Deferred[T]:
         """Run `work(transaction)`; fires with its result after the commit's sync.
@@ -370,21 +377,10 @@ class InboxFile:
         assert self._worker is not None
         # Handlers run now, and may hand in more: that has its turn behind them.
         committing = self._committing = Deferred[None]()
-        staged: dict[Key, SenderState] = {}
-        fresh: list[Fresh] = []
         entries: list[_Run[Any] | _Call] = []
-        messages = 0
         try:
-            db.execute(_BEGIN)
-            changes = db.total_changes()
-            while self._waiting and messages < MESSAGES_MAX:
-                entry = self._waiting.pop(0)
-                entries.append(entry)
-                if isinstance(entry, _Run):
-                    messages += len(entry.items)
-                    self._handle_run(db, entry, staged, fresh)
-                else:
-                    self._handle_call(db, entry)
+            stage = self._handle_waiting(db, entries)
+            staged = stage.staged
             crcs: dict[Key, int] = {}
             total = self._total
             for mark in staged.values():
@@ -398,9 +394,9 @@ class InboxFile:
                 crcs[mark.key] = row_crc(*row)
                 total += crcs[mark.key] - self._crcs.get(mark.key, 0)
             total &= CRC_MASK
-            rejected = self._rejections.save(db, fresh, staged)
+            rejected = self._rejections.save(db, stage.fresh, staged)
             counted = self._counted
-            if db.total_changes() != changes:  # what only reads has nothing to sync
+            if db.total_changes() != stage.changes:  # what only reads has nothing to sync
                 counted += 1
                 tables = one(db, _VERSION_OF_TABLES)
                 crc = row_crc(self.inbox, counted, total, rejected.total, tables)
@@ -421,6 +417,37 @@ class InboxFile:
         self._worker.submit(lambda: self._commit(counted)).addCallback(adopt).addBoth(
             lambda result: self._committed(entries, committing, result)
         )
+
+    def _handle_waiting(self, db: apsw.Connection, entries: list[_Run[Any] | _Call]) -> _Stage:
+        """Handle what is waiting in a transaction; what it holds is in `entries` then.
+
+        Where a statement rolls it back, those before it are handled again and the message that did
+        it has failed; what comes behind has the next transaction, so that nobody is handled more
+        often than there are such messages behind him.
+        """
+        entries_max = MESSAGES_MAX
+        while True:
+            db.execute(_BEGIN)
+            stage = _Stage(db.total_changes())
+            messages = 0
+            try:
+                while self._waiting and messages < MESSAGES_MAX and len(entries) < entries_max:
+                    entry = self._waiting.pop(0)
+                    entries.append(entry)
+                    if isinstance(entry, _Run):
+                        messages += len(entry.items)
+                        self._handle_run(db, entry, stage)
+                    else:
+                        messages += 1
+                        self._handle_call(db, entry)
+            except RolledBack:
+                entries_max = len(entries)
+                self._waiting[:0] = entries
+                entries.clear()
+                for gate in stage.shut:
+                    gate.is_shut = False
+            else:
+                return stage
 
     def _commit(self, counted: int) -> None:
         """On the worker's thread: nothing else touches the connection meanwhile."""
@@ -446,6 +473,9 @@ class InboxFile:
         failure: Exception | None = None
         if isinstance(result, Failure):
             failure = self._undo(result)
+            for entry in entries:
+                if isinstance(entry, _Run) and entry.gate is not None:
+                    entry.gate.is_shut = True
         self._committing = None
         for entry in entries:
             if failure is not None:
@@ -482,17 +512,11 @@ class InboxFile:
         )
         return self._failed
 
-    def _handle_run(
-        self,
-        db: apsw.Connection,
-        run: _Run[Any],
-        staged: dict[Key, SenderState],
-        fresh: list[Fresh],
-    ) -> None:
-        mark = staged.get(run.key)
+    def _handle_run(self, db: apsw.Connection, run: _Run[Any], stage: _Stage) -> None:
+        mark = stage.staged.get(run.key)
         if mark is None:
             known = self._marks.get(run.key)
-            mark = staged[run.key] = (
+            mark = stage.staged[run.key] = (
                 known.copy() if known is not None else SenderState(0, run.key, 0)
             )
         if run.floor > mark.floor:
@@ -500,13 +524,14 @@ class InboxFile:
         after = run.after
         for count, (sequence, message) in enumerate(run.items):
             if mark.missing(sequence, sequence):
-                error = self._guarded_call(db, run.handle, message)[1]
+                error = self._handle_message(db, run, sequence, message)
                 if error is not None:
                     run.handled = Handled(count, error)
+                    stage.shut_gate(run)
                     if isinstance(error, Reject):
                         first = run.first if run.first is not None and not count else sequence
                         reason = sendable(error.reason)
-                        fresh.append(Fresh(run.key, Rejected(first, sequence, reason)))
+                        stage.fresh.append(Fresh(run.key, Rejected(first, sequence, reason)))
                     return
             mark.take(min(after + 1, sequence), sequence)
             after = sequence
@@ -514,8 +539,26 @@ class InboxFile:
             mark.last = run.last
         run.handled = Handled(len(run.items), None)
 
+    def _handle_message(
+        self, db: apsw.Connection, run: _Run[Any], sequence: int, message: Any
+    ) -> Exception | None:
+        if run.poison is not None and run.poison[0] == sequence:
+            return run.poison[1]
+        try:
+            return self._guarded_call(db, run.handle, message)[1]
+        except RolledBack as rolled:
+            run.poison = (sequence, rolled.error)
+            raise
+
     def _handle_call(self, db: apsw.Connection, call: _Call) -> None:
-        call.result, call.error = self._guarded_call(db, call.work)
+        if call.poison is not None:
+            call.error = call.poison
+            return
+        try:
+            call.result, call.error = self._guarded_call(db, call.work)
+        except RolledBack as rolled:
+            call.poison = rolled.error
+            raise
 
     def _guarded_call(
         self, db: apsw.Connection, work: Callable[..., Any], *arguments: Any
@@ -539,10 +582,13 @@ class InboxFile:
             error = raised
         finally:
             self._guarded = False
-            transaction._end()  # noqa: SLF001 - ours
+            transaction.end()
         if not db.in_transaction:
-            # SQLite rolled everything back under the handler (no room, a failed write).
-            raise error if isinstance(error, apsw.Error) else apsw.FullError(str(error))
+            lost = transaction.lost
+            if isinstance(lost, apsw.ConstraintError):
+                raise RolledBack(transaction.rolled_back() if error is None else error)
+            # SQLite did it on its own: no room, or a failed write.
+            raise lost if isinstance(lost, apsw.Error) else apsw.FullError(str(error))
         if error is not None:
             db.execute("rollback to message" + _OWN)
         db.execute("release message" + _OWN)

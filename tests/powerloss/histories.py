@@ -20,7 +20,8 @@ from msgservice.client.outbox_file import OutboxFile
 from msgservice.limits import Limits
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, encode_messages
-from msgservice.receiver.inbox_file import InboxFile, Transaction
+from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox_transaction import Transaction
 from tests.kit.simdisk import SimDisk, SimThreads
 from tests.powerloss.log_model import LogHistory, check
 

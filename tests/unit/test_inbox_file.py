@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, Reject
-from msgservice.receiver.inbox_file import Handled, InboxFile, Transaction
+from msgservice.receiver.inbox_file import Handled, InboxFile
+from msgservice.receiver.inbox_transaction import Transaction
 from msgservice.records import Resume
 from tests.kit.faulty_vfs import faulty_vfs
 from tests.kit.threads import ThreadCalls
@@ -265,6 +268,229 @@ def test_a_transaction_of_its_own_commits_or_leaves_no_trace(box: Box) -> None:
     with pytest.raises(KeyError):
         box.transaction(broken)
     assert box.done() == ["x", "y"]
+
+
+class Gate:
+    """A gate, and a handler that heeds it."""
+
+    def __init__(self) -> None:
+        self.is_shut = False
+
+    def __call__(self, body: str, transaction: Transaction) -> None:
+        if self.is_shut:
+            raise LookupError(body)
+        write(body, transaction)
+
+
+def test_3_nothing_of_a_lane_is_handled_behind_a_commit_that_failed(path: Path) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        faults.full = lambda name: True
+        lanes = [Gate(), Gate()]
+        # The first of each lane is in the transaction that fails, the others wait behind it.
+        box.file.transaction(lambda transaction: None)
+        waiters = [
+            box.start(first, f"{first}", handle=lanes[lane], gate=lanes[lane])
+            for first, lane in ((1, 0), (2, 1))
+        ]
+        behind: list[Deferred[Handled]] = []
+
+        def more(failure: Any) -> None:
+            if not behind:
+                faults.full = lambda name: False
+                behind.extend(
+                    box.start(first, f"{first}", handle=lanes[lane], gate=lanes[lane])
+                    for first, lane in ((3, 1), (4, 0))
+                )
+
+        for waiter in waiters:
+            waiter.addErrback(more)
+        box.threads.wait(gatherResults(waiters))
+        for handled in box.threads.wait(gatherResults(behind)):
+            assert isinstance(handled.error, LookupError)
+        assert box.done() == []
+        box.close()
+
+
+def test_3_nothing_of_a_lane_is_handled_behind_a_result_that_is_an_error(box: Box) -> None:
+    lane = Gate()
+
+    def handle(body: str, transaction: Transaction) -> Any:
+        lane(body, transaction)
+        return Deferred() if body == "a" else None
+
+    waiters = [box.start(n, body, handle=handle, gate=lane) for n, body in ((1, "a"), (2, "b"))]
+    first, second = box.threads.wait(gatherResults(waiters))
+    assert isinstance(first.error, TypeError)
+    assert isinstance(second.error, LookupError)
+    assert box.done() == []
+
+
+def by_statement(transaction: Transaction) -> None:
+    transaction.execute("insert or rollback into once values (1)")
+
+
+def by_table(transaction: Transaction) -> None:
+    transaction.execute("create table strict(k primary key on conflict rollback)")
+    transaction.executemany("insert into strict values (?)", [(1,), (1,)])
+
+
+def by_trigger(transaction: Transaction) -> None:
+    transaction.execute("create table watched(k)")
+    transaction.execute(
+        "create trigger no before insert on watched begin select raise(rollback, 'no'); end"
+    )
+    transaction.execute("insert into watched values (1)")
+
+
+def while_many_are_made(transaction: Transaction) -> None:
+    def bodies() -> Iterator[tuple[str]]:
+        yield ("effect",)
+        with suppress(apsw.Error):
+            by_statement(transaction)
+        yield ("effect",)
+
+    transaction.executemany("insert into done values (?)", bodies())
+
+
+POISONS = [by_statement, by_table, by_trigger, while_many_are_made]
+
+
+@pytest.fixture
+def once(box: Box) -> Box:
+    box.transaction(lambda tx: tx.execute("create table once(k primary key)"))
+    box.transaction(lambda tx: tx.execute("insert into once values (1)"))
+    return box
+
+
+@pytest.mark.parametrize("is_swallowed", [False, True])
+@pytest.mark.parametrize("poison", POISONS)
+def test_25_a_message_that_rolls_the_transaction_back_fails_alone(
+    once: Box, path: Path, poison: Any, is_swallowed: bool
+) -> None:
+    handled: list[str] = []
+
+    def handle(body: str, transaction: Transaction) -> None:
+        handled.append(body)
+        write(body, transaction)
+        if body == "poison":
+            try:
+                poison(transaction)
+            except Exception:
+                if not is_swallowed:
+                    raise
+            with suppress(RuntimeError):
+                transaction.execute("insert into done values ('effect')")
+            with suppress(RuntimeError):
+                transaction.executemany("insert into done values (?)", [("effect",)])
+
+    waiters = [
+        once.start(1, "a", handle=handle),
+        once.start(2, "b", "poison", "never", handle=handle),
+        once.start(10, "c", after=9, handle=handle),
+    ]
+    results = once.threads.wait(gatherResults(waiters))
+    assert [result.count for result in results] == [1, 1, 1]
+    assert [result.error is None for result in results] == [True, False, True]
+    assert once.done() == ["a", "b", "c"]
+    assert once.file.resume("node", "i.1") == Resume(floor=3, ranges=((10, 10),))
+    assert max(handled.count(body) for body in handled) <= 2
+    assert "never" not in handled
+
+
+def test_25_what_is_rolled_back_is_no_commit_of_any_statement(once: Box, path: Path) -> None:
+    """Whatever is written behind it would be committed on its own: another process looks."""
+    seen: list[int] = []
+
+    def handle(body: str, transaction: Transaction) -> None:
+        with suppress(apsw.Error):
+            by_statement(transaction)
+        with suppress(RuntimeError):
+            transaction.execute("insert into done values ('effect')")
+        with sqlite3.connect(path) as db:
+            seen.extend(db.execute("select count(*) from done").fetchone())
+        db.close()
+
+    assert isinstance(once.run(1, "a", handle=handle).error, RuntimeError)
+    assert seen == [0]
+
+
+def test_25_every_poison_of_a_transaction_fails_alone_and_each_lane_stays_in_order(
+    once: Box,
+) -> None:
+    handled: list[str] = []
+    lanes = [Gate() for _ in range(3)]
+
+    def handle_in(lane: Gate) -> Any:
+        def handle(body: str, transaction: Transaction) -> None:
+            if not lane.is_shut:
+                handled.append(body)
+            lane(body, transaction)
+            if body.startswith("poison"):
+                by_statement(transaction)
+
+        return handle
+
+    said = [("a1", 0), ("poison", 1), ("b2", 1), ("c1", 2), ("poison", 2), ("c3", 2), ("a2", 0)]
+    waiters = [
+        once.start(first, body, handle=handle_in(lanes[lane]), gate=lanes[lane])
+        for first, (body, lane) in enumerate(said, 1)
+    ]
+    results = once.threads.wait(gatherResults(waiters))
+    assert [type(result.error) for result in results] == [
+        type(None),
+        apsw.ConstraintError,
+        LookupError,
+        type(None),
+        apsw.ConstraintError,
+        LookupError,
+        type(None),
+    ]
+    assert once.done() == ["a1", "c1", "a2"]
+    assert max(handled.count(body) for body in handled if body != "poison") <= 2
+
+
+def test_25_a_rejection_of_what_rolled_the_transaction_back_is_kept(once: Box) -> None:
+    def handle(body: str, transaction: Transaction) -> None:
+        try:
+            by_statement(transaction)
+        except apsw.ConstraintError as error:
+            raise Reject("twice") from error
+
+    assert isinstance(once.run(1, "a", handle=handle).error, Reject)
+    assert [(r.first, r.reason) for r in once.file.rejected("node", "i.1")] == [(1, "twice")]
+
+
+def test_25_work_that_rolls_the_transaction_back_fails_alone(once: Box) -> None:
+    waiters: list[Deferred[Any]] = [once.start(1, "a"), once.file.transaction(by_statement)]
+    with pytest.raises(apsw.ConstraintError):
+        once.threads.wait(waiters[1])
+    assert once.threads.wait(waiters[0]) == Handled(1, None)
+    assert once.run(2, "b") == Handled(1, None)
+    assert once.done() == ["a", "b"]
+
+
+def test_no_room_for_a_statement_that_a_handler_swallows_fails_all_of_the_transaction(
+    path: Path,
+) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+
+        def handle(body: str, transaction: Transaction) -> None:
+            write(body, transaction)
+            faults.full = lambda name: True
+            with suppress(apsw.Error):
+                for _ in range(40):  # beyond the page cache, so that it must write
+                    transaction.execute("insert into done values (zeroblob(?))", (1 << 20,))
+            faults.full = lambda name: False
+            with suppress(RuntimeError):
+                transaction.execute("insert into done values ('effect')")
+
+        with pytest.raises(LogUnavailable):
+            box.run(1, "a", handle=handle)
+        assert box.done() == []
+        assert box.run(1, "a") == Handled(1, None)
+        box.close()
 
 
 def test_no_room_fails_all_of_the_transaction_and_it_can_be_handed_in_again(path: Path) -> None:

@@ -17,7 +17,7 @@ from twisted.logger import LogEvent
 from msgservice.core.frames import Ack
 from msgservice.core.inbox import Marks
 from msgservice.errors import LogLocked, LogUnavailable, Reject, Retry
-from msgservice.message import Action
+from msgservice.message import Action, Status
 from msgservice.receiver.inbox_file import InboxFile
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
@@ -170,6 +170,67 @@ def test_3_nothing_of_a_lane_is_written_before_what_failed_in_it(path: Path) -> 
     world.until(lambda: world.node.backlog.cursor == 5)
     world.stop()
     assert [body for body in written(path) if body != b"other"] == [b"1", b"2", b"3", b"4"]
+
+
+def test_3_nothing_of_a_lane_is_written_before_what_found_no_room_in_it(path: Path) -> None:
+    with faulty_vfs() as faults:
+        clock = ThreadedClock()
+        node = Node(clock)
+        from_threads: Any = clock
+        inbox = InboxFile(path, reactor=from_threads, vfs="faulty")
+        world = World(insert, inbox=inbox, attach=False, node=node)
+        world.attachment = world.attach(node)
+        world.until(lambda: world.attachment.connected)
+        commit = inbox._commit
+        counts: list[int] = []
+
+        def commit_for_once_without_room(counted: int) -> None:
+            counts.append(counted)
+            faults.full = lambda name: len(counts) == 2
+            commit(counted)
+
+        inbox._commit = commit_for_once_without_room  # type: ignore[method-assign]  # only there
+        node.offer([b"0"])
+        world.run()
+        node.offer([b"1"])  # handed in when "0" is committed: "1" at once, "2" behind it
+        node.offer([b"2"])
+        world.run()
+        world.until(lambda: node.backlog.cursor == 1)
+        world.until(lambda: node.nacks)
+        world.run(3)
+        world.until(lambda: node.backlog.cursor == 3)
+        world.stop()
+    assert written(path) == [b"0", b"1", b"2"]
+    assert [(nack.first, nack.action) for nack in node.nacks] == [(2, Action.LATER)]
+
+
+@pytest.mark.parametrize("is_swallowed", [False, True])
+def test_25_a_message_that_rolls_the_inbox_back_is_an_attempt_of_it_alone(
+    path: Path, is_swallowed: bool, logged_failures: list[LogEvent]
+) -> None:
+    def handle(message: ReceivedMessage, transaction: Any) -> None:
+        insert(message, transaction)
+        if message.body == b"poison":
+            transaction.execute("create table once(k primary key)")
+            transaction.execute("insert into once values (1)")
+            try:
+                transaction.execute("insert or rollback into once values (1)")
+            except Exception:
+                if not is_swallowed:
+                    raise
+
+    world = world_of(path, handle, node=Node(ThreadedClock(), max_attempts=3))
+    world.node.offer([b"poison"])
+    world.node.offer([b"other"], "b")
+    for attempt in range(1, 4):
+        world.until(lambda attempt=attempt: len(world.node.nacks) == attempt)  # type: ignore[misc]  # mypy cannot infer it
+        world.run(10)
+    world.until(lambda: world.node.acknowledged)
+    assert [(s.first, s.status) for s in world.node.settled if s.first == 1] == [(1, Status.DEAD)]
+    assert world.receiver.running
+    world.stop()
+    assert written(path) == [b"other"]
+    logged_failures.clear()
 
 
 def test_a_batch_is_written_and_marked_as_one(path: Path) -> None:

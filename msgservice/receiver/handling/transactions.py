@@ -44,6 +44,12 @@ class Handled(Protocol):
         """The exception that was raised, or None."""
 
 
+class Gate(Protocol):
+    """A gate that an inbox shuts: see `StoredInbox.run`."""
+
+    is_shut: bool
+
+
 class StoredInbox(Protocol):
     """A stored inbox, as far as it is needed here (`receiver.inbox_file.InboxFile`)."""
 
@@ -72,8 +78,12 @@ class StoredInbox(Protocol):
         first: int | None = None,
         last: tuple[int, int, int] | None = None,
         floor: int = 0,
+        gate: Gate | None = None,
     ) -> Deferred[Any]:
-        """Handle and commit; fire with `Handled`."""
+        """Handle and commit; fire with `Handled`.
+
+        Where a message fails, or the commit does, `gate` is shut before anything else is handled.
+        """
 
 
 class _Behind(Exception):
@@ -81,7 +91,10 @@ class _Behind(Exception):
 
 
 class _Gate:
-    """Shut when a message of a lane has failed, or the receiver stops."""
+    """Shut by the inbox when a message of a lane has failed: what comes behind is not handled.
+
+    Nor is anything once the receiver stops.
+    """
 
     __slots__ = ("handler", "handling", "is_shut")
 
@@ -93,11 +106,7 @@ class _Gate:
     def __call__(self, unit: Any, transaction: Any) -> Any:
         if self.is_shut or self.handling.is_stopping:
             raise _Behind
-        try:
-            return self.handler(unit, transaction)
-        except BaseException:
-            self.is_shut = True
-            raise
+        return self.handler(unit, transaction)
 
 
 class StoredHandling(Handling):
@@ -153,7 +162,7 @@ class StoredHandling(Handling):
             )
             flight = Flight(lane, each, first, stop)
             self._started(flight)
-            self._run(each, first, stop, items, gate).addBoth(self._committed, flight)
+            self._run(each, first, stop, items, gate, gate).addBoth(self._committed, flight)
         return lane.key is None
 
     def _committed(self, result: Any, flight: Flight) -> None:
@@ -214,6 +223,7 @@ class StoredHandling(Handling):
         stop: int,
         items: list[Item],
         handle: Callable[[Any, Any], object],
+        gate: Gate | None = None,
     ) -> Deferred[Any]:
         transfer, base = work.arrival.transfer, work.base
         after = base + first - 1
@@ -233,6 +243,7 @@ class StoredHandling(Handling):
             first=base + first,
             last=last,
             floor=transfer.floor,
+            gate=gate,
         )
 
     def _judge(self, failure: Failure, work: Work, first: int) -> tuple[Action, int, str]:
