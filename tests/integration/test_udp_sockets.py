@@ -214,8 +214,10 @@ async def test_a_server_that_begins_anew_at_its_port_is_found_again(opened: list
     client = listening(opened)
     await client.send_message(b"one", first.address)
     host, port = first.address
-    first._socket.close()  # type: ignore[union-attr]  # as a crash does: nobody is told
-    first._closed = True
+    turns = first._turns
+    assert turns._socket is not None
+    turns._socket.close()  # as a crash does: nobody is told
+    turns.closed = True
     second = Recorder(reactor)
     second.listen(port)
     opened.append(second)
@@ -263,7 +265,7 @@ async def test_enobufs_is_backpressure_and_no_loss(opened: list[Any]) -> None:
 
     server, client = listening(opened), listening(opened)
     await client.send_message(b"warm", server.address)
-    own = client._socket
+    own = client._turns._socket
     assert isinstance(own, DatagramSocket)
     errors = [errno.ENOBUFS] * 20
     own._socket = RefusingSocket(own._socket, errors, trains_only=False)  # type: ignore[assignment]  # stands in
@@ -282,7 +284,7 @@ async def test_a_device_without_segmentation_offload_is_found_at_run_time(
     import errno
 
     server, client = listening(opened), listening(opened)
-    own = client._socket
+    own = client._turns._socket
     assert isinstance(own, DatagramSocket)
     if not own.segments:
         pytest.skip("this kernel has no UDP_SEGMENT")

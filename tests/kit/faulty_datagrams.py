@@ -24,7 +24,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import DatagramProtocol
 from zope.interface import implementer
 
-from msgservice.transport.udp.peer import DatagramPeer
+from msgservice.transport.udp.port import PortAdapter
 from tests.kit.faulty import CALM, FaultyWorld
 
 Address = tuple[str, int]
@@ -160,10 +160,8 @@ class DatagramPort:
         if len(waiting) > 1:
             self._net.counts["several in one read"] += 1
         peer = self.protocol
-        assert isinstance(peer, DatagramPeer)
-        for datagram, source in waiting:
-            peer._receive(datagram, 0, source)
-        peer._turn()
+        assert isinstance(peer, PortAdapter)
+        peer.datagrams_received(waiting)
 
     def write(self, datagram: bytes, address: Address) -> None:
         assert len(datagram) <= self.maxPacketSize

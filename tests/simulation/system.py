@@ -280,7 +280,7 @@ class System:
         dialling = sum(self.kinds[name] == "udp" for name in LINKS if name != "dialled")
         dialled = self.kinds["dialled"] == "udp"
         (bearer,) = [p._bearer for p in self.node.service.ports if isinstance(p, UdpPort)]
-        endpoint = bearer._endpoint
+        endpoint = bearer.turns.endpoint
         # What is known of an address alone goes after `idle_timeout`.
         busy = [peer for peer in endpoint.peers.values() if peer.session or not peer.idle]
         assert [dialling] * 3 == [

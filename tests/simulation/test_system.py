@@ -166,7 +166,7 @@ def acknowledges_first(patch: pytest.MonkeyPatch) -> dict[str, Any]:
             bearer.handled(self.session, first, first + len(bodies) - 1, size)
         with pytest.MonkeyPatch.context() as already:
             already.setattr(bearer, "handled", lambda *_: None)
-        bearer.later(0.05, lambda: hand_on(self, deliveries))
+        self._later(0.05, lambda: hand_on(self, deliveries))
 
     def hand_on(self: udp_bearer.UdpChannel, deliveries: list[Any]) -> None:
         if self.gone:
@@ -174,7 +174,7 @@ def acknowledges_first(patch: pytest.MonkeyPatch) -> dict[str, Any]:
         handled, self._bearer.handled = self._bearer.handled, lambda *_: None  # type: ignore[method-assign]  # said before
         deliver(self, deliveries)
         self._bearer.handled = handled  # type: ignore[method-assign]  # as it was
-        self._bearer.flush()
+        self._turns.flush()
 
     patch.setattr(udp_bearer.UdpChannel, "deliver", acknowledge)
     return {}
@@ -186,7 +186,7 @@ def carries_over(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     class Carrying(udp_bearer.Bearer):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self._endpoint.table._carry_over = True
+            self.turns.endpoint.table._carry_over = True
 
     for module in (udp, udp_connector):
         patch.setattr(module, "Bearer", Carrying)

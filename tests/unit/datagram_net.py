@@ -53,7 +53,7 @@ class Net:
         )
         address = ("127.0.0.1", number)
         self.peers[address] = peer
-        peer.makeConnection(Transport(self, address))  # type: ignore[arg-type]  # all that is used of one
+        peer.makeConnection(Transport(self, address))
         return peer
 
     def carry(self, source: Address, to: Address, datagram: bytes) -> None:

@@ -491,9 +491,10 @@ def test_a_run_has_one_deferred_with_all_replies_in_order() -> None:
 
 def come_back(net: Net, peer: Recorder, number: int) -> Recorder:
     """Let a peer begin with nothing at the same address, as after a crash."""
-    peer._closed = True  # nobody is told
-    if peer._timer is not None and peer._timer.active():
-        peer._timer.cancel()
+    turns = peer._turns
+    turns.closed = True  # nobody is told
+    if turns._timer is not None and turns._timer.active():
+        turns._timer.cancel()
     made: Recorder = net.add(Recorder, number)
     made.answer = peer.answer
     return made

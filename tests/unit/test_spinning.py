@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from msgservice.transport.udp.peer import DatagramPeer
-from msgservice.transport.udp.socket import SPINS_MAX, DatagramSocket
-from msgservice.transport.udp.spinning import WANTED_MAX, WANTED_MIN, Spin
+from msgservice.transport.udp.socket import DatagramSocket
+from msgservice.transport.udp.spinning import (
+    SPINS_MAX,
+    WANTED_MAX,
+    WANTED_MIN,
+    Spin,
+    SpinningSocket,
+)
 
 SPIN = 0.0001
 
@@ -103,7 +109,7 @@ def outside() -> Iterator[socket.socket]:
 def watched(
     clock: Ticks, taken: list[bytes], turns: list[int], known: set[tuple[str, int]]
 ) -> DatagramSocket:
-    return DatagramSocket(
+    return SpinningSocket(
         FakeReactor(),
         receive=lambda data, segment, address: taken.append(data),
         turn=lambda: turns.append(len(taken)),

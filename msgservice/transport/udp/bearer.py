@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from msgservice.core.datagram.cookie import Address as DatagramAddress
+from msgservice.core.datagram.cookie import Address
 from msgservice.core.datagram.limits import DatagramLimits
+from msgservice.core.datagram.peers import Effects
 from msgservice.core.datagram.receiver import Delivery
 from msgservice.core.datagram.session import Session
 from msgservice.errors import DeadlinePassed, FrameTooLarge, LimitReached, ProtocolError
@@ -25,7 +25,7 @@ from msgservice.transport.addresses import (
     is_local_host,
 )
 from msgservice.transport.tcp.pacing import Watch
-from msgservice.transport.udp.peer import DatagramPeer
+from msgservice.transport.udp.turns import Turns
 
 # Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
 QUEUE_BYTES_HIGH = 2 * 1024 * 1024
@@ -45,9 +45,6 @@ class _Frame:
         """Take note that the peer has acknowledged the frame."""
         self._channel.frame_taken(self._size)
 
-    def errback(self, failure: Failure) -> None:
-        """Take note that a frame was dropped with its session: the hop above retransmits."""
-
 
 @implementer(IChannel)
 class UdpChannel:
@@ -55,6 +52,7 @@ class UdpChannel:
 
     def __init__(self, bearer: Bearer, session: Session, limits: Limits) -> None:
         self._bearer = bearer
+        self._turns = bearer.turns
         self._limits = limits
         self._queued = 0
         self._told_writable = True
@@ -105,7 +103,7 @@ class UdpChannel:
         for frame in frames:
             self.send(frame)
         if not self.gone:
-            self._bearer.flush()
+            self._turns.flush()
 
     def established(self) -> None:
         """See `IChannel`."""
@@ -121,7 +119,7 @@ class UdpChannel:
         """See `IChannel`."""
         self._paused = False
         if self._held:
-            self._bearer.soon(self._hand_on)
+            self._turns.act(self._hand_on)
 
     def close(self) -> None:
         """See `IChannel`."""
@@ -129,8 +127,8 @@ class UdpChannel:
             return
         self.closing = True
         self._reason = "closed"
-        self._deadline = self._bearer.later(self._limits.close_timeout, self.abort)
-        self._bearer.soon(self._close_if_sent)
+        self._deadline = self._later(self._limits.close_timeout, self.abort)
+        self._turns.act(self._close_if_sent)
 
     def abort(self) -> None:
         """See `IChannel`."""
@@ -139,6 +137,10 @@ class UdpChannel:
             if self._reason != "closed":
                 self._reason = "aborted"
             self._bearer.end_session(self.session)
+
+    def _later(self, seconds: float, act: Callable[[], None]) -> IDelayedCall:
+        call: IDelayedCall = self._turns.reactor.callLater(seconds, act)
+        return call
 
     # --- from the bearer
 
@@ -205,10 +207,10 @@ class UdpChannel:
         self._watching = None
         if self._told_writable or self.closing or self.gone:
             return
-        if self._unread.stalled((self._taken, self.session.sending.sent_to), self._bearer.now()):
+        if self._unread.stalled((self._taken, self.session.sending.sent_to), self._turns.seconds()):
             self._fail(DeadlinePassed("reading what was sent", self._limits.write_timeout))
         else:
-            self._watching = self._bearer.later(self._limits.write_timeout / 10, self._watch)
+            self._watching = self._later(self._limits.write_timeout / 10, self._watch)
 
     def _close_if_sent(self) -> None:
         if not self.gone and not self._queued:
@@ -227,8 +229,11 @@ class UdpChannel:
         self._bearer.channel_gone(self, self._reason)
 
 
-class Bearer(DatagramPeer):
-    """A `DatagramPeer` whose messages are frames and whose sessions are channels."""
+class Bearer:
+    """The bearer of one socket: its messages are frames, and its sessions are channels.
+
+    `established`, `gone`: are told of a channel whose peer is known, and of its end and why.
+    """
 
     log = Logger()
 
@@ -245,9 +250,10 @@ class Bearer(DatagramPeer):
         rng: Callable[[], float],
         entropy: Callable[[int], bytes],
     ) -> None:
-        super().__init__(
+        self.turns = Turns(
             reactor,
-            send_timeout=None,
+            self._take_effects,
+            self.close,
             key=key,
             insecure=insecure,
             limits=datagram_limits(limits),
@@ -255,14 +261,14 @@ class Bearer(DatagramPeer):
             jitter=rng,
             ordered=True,
             carry_over=False,
-            spin=0.0,  # the reactor has more to do than one conversation
         )
+        self._endpoint = self.turns.endpoint
+        self._seconds = self.turns.seconds
         self.is_keyed = key is not None  # then nothing opens that is not sealed with it
         self._make_user = make_user
         self._frame_limits = limits
         self._channels: dict[Session, UdpChannel] = {}
         self._active: dict[UdpChannel, None] = {}
-        self._dialled: DatagramAddress | None = None
         self.channel_established = established
         self.channel_gone = gone
 
@@ -273,37 +279,25 @@ class Bearer(DatagramPeer):
 
     # --- for channels and connectors
 
+    @property
+    def address(self) -> Address:
+        """The address that is listened at: (host, port)."""
+        return self.turns.address
+
+    def listen(self, port: int, interface: str) -> Address:
+        """Open the socket and return its (host, port); see `DatagramPeer.listen`."""
+        return self.turns.listen(port, interface)
+
     def dial(self, host: str, port: int) -> None:
         """Begin a session; from now on nobody else is heard."""
-        _, self._dialled = self._check(b"", (host, port))  # as the socket writes it
-        self._endpoint.connect(self._dialled, self._seconds())
-        self.soon(self._nothing)
-
-    def _nothing(self) -> None:
-        pass
-
-    def soon(self, act: Callable[[], None]) -> None:
-        """Do something in a turn of its own, and send what follows from it."""
-
-        def turn() -> None:
-            if not self._closed:
-                act()
-                self._turn()
-
-        self._reactor.callLater(0, turn)
-
-    def now(self) -> float:
-        """The time by the clock that never jumps."""
-        return self._seconds()
-
-    def later(self, seconds: float, act: Callable[[], None]) -> IDelayedCall:
-        """Do something after a while."""
-        call: IDelayedCall = self._reactor.callLater(seconds, act)
-        return call
+        address = self.turns.check((host, port))  # as the socket writes it
+        self.turns.hear_only(address)
+        self._endpoint.connect(address, self._seconds())
+        self.turns.act(_nothing)
 
     def send_frame(self, channel: UdpChannel, frame: bytes, token: _Frame) -> None:
         """Queue a frame; all of one turn of the reactor leave together."""
-        peer = self._peers.get(channel.session.address)
+        peer = self._endpoint.peers.get(channel.session.address)
         if peer is None or peer.session is not channel.session:
             return  # it ended in this very turn, and its user is told next: no other shall have it
         self._active[channel] = None
@@ -312,17 +306,10 @@ class Bearer(DatagramPeer):
         except LimitReached as error:
             # The user went on for 256 MiB after it was told to stop.
             self.log.error("{peer}: {error}", peer=channel.peer, error=error)
-            self.soon(channel.abort)
+            self.turns.act(channel.abort)
             return
-        if not self._in_turn and self._turn_call is None:
-            self._turn_call = self._reactor.callLater(0, self._turn_later)
-
-    def flush(self) -> None:
-        """Send what is queued now; users hear of what came at the end of the turn, not in here."""
-        if not self._in_turn and not self._closed:
-            self._write()
-            if self._endpoint.rescheduled:
-                self._arm()
+        if not self.turns.awaited:
+            self.turns.soon()
 
     def handled(self, session: Session, first: int, last: int, size: int) -> None:
         """Let frames count as taken."""
@@ -330,19 +317,15 @@ class Bearer(DatagramPeer):
 
     def end_session(self, session: Session) -> None:
         """End a session and its channel; the peer is told."""
-        peer = self._peers.get(session.address)
+        peer = self._endpoint.peers.get(session.address)
         if peer is not None and peer.session is session:
             self._endpoint.close(session.address, self._seconds())
-        self.soon(self._nothing)
+        self.turns.act(_nothing)  # the turn that runs has its effects already
 
-    # --- from `DatagramPeer`
+    # --- from the turns
 
-    def _receive(self, data: bytes, segment: int, address: DatagramAddress) -> None:
-        if self._dialled is None or address == self._dialled:
-            super()._receive(data, segment, address)
-
-    def _take_effects(self) -> None:
-        deliveries, settled, _, _, _, events = self._endpoint.take_effects()
+    def _take_effects(self, effects: Effects) -> None:
+        deliveries, settled, _, _, _, events = effects
         touched = self._active
         self._active = {}
         for token in settled:
@@ -370,17 +353,21 @@ class Bearer(DatagramPeer):
                 channel.user = self._make_user()
             except Exception:  # ends this connection only
                 self.log.failure("no user for the connection with {peer}", peer=channel.peer)
-                self.soon(channel.abort)
+                self.turns.act(channel.abort)
                 return None
             channel.user.channel_opened(channel)
         return channel
 
     def close(self) -> None:
         """End all channels, tell all peers, and close the socket."""
-        super().close()
+        self.turns.close()
         channels, self._channels = self.channels, {}
         for channel in channels:
             channel.lost()
+
+
+def _nothing() -> None:
+    """An act whose turn is all that is wanted."""
 
 
 def datagram_limits(limits: Limits) -> DatagramLimits:

@@ -1,4 +1,4 @@
-"""How a `DatagramPeer` lets its handler have what came, and says what became of it.
+"""The handling of messages that came: who handles them, and what is said of each.
 
 What the handler returns or raises is the answer of one message; all that were handled without one
 are told in few ranges. Not here: how answers travel (`core.datagram.endpoint`), and what the other
@@ -7,10 +7,9 @@ side's answers settle (`udp.peer`).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from inspect import iscoroutine
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -31,27 +30,30 @@ Result = bytes | None | Deferred[bytes | None] | Coroutine[Any, Any, bytes | Non
 REASON_BYTES_MAX = 1000
 
 
-class DatagramHandler(ABC):
-    """The handling half of a `DatagramPeer`: runs the handler, and returns replies."""
+class Handler(Protocol):
+    """The one who handles messages: a `DatagramPeer`."""
+
+    def handle_message(self, data: bytes, address: Address) -> Result:
+        """Handle a message, and return its reply: bytes, None for an empty one, or a Deferred or
+        coroutine of either. What it raises is told to the sender."""
+
+
+class Handling:
+    """The handling half of a `DatagramPeer`: runs the handler, and returns replies.
+
+    `answered` is called where an answer came outside a turn: let it leave.
+    """
 
     _log = Logger()
-    _endpoint: Endpoint
 
-    def handle_message(self, data: bytes, address: Address) -> Result:  # noqa: B027 - may do nothing
-        """Handle a message, and return its reply: bytes, None for an empty one, or a Deferred of
-        either.
+    def __init__(self, endpoint: Endpoint, handler: Handler, answered: Callable[[], None]) -> None:
+        self._endpoint = endpoint
+        self._handler = handler
+        self._answered = answered
 
-        It is called once for each message of a session. What it raises is told to the sender, whose
-        Deferred fails with `HandlerFailed`; the message counts as handled.
-        """
-
-    @abstractmethod
-    def _answered_later(self) -> None:
-        """An answer came outside a turn: let it leave."""
-
-    def _deliver(self, session: Session, parts: list[Delivery]) -> None:
+    def deliver(self, session: Session, parts: list[Delivery]) -> None:
         """Let the handler have all that came in this turn; say what it handled, in few ranges."""
-        handle, address = self.handle_message, session.address
+        handle, address = self._handler.handle_message, session.address
         start = last = 0
         handled_size = 0
         for first, bodies, size in parts:
@@ -111,7 +113,7 @@ class DatagramHandler(ABC):
 
     def _later_result(self, result: Any, session: Session, nonce: int, size: int) -> None:
         self._reply(result, session, nonce, size)
-        self._answered_later()
+        self._answered()
 
     def _reply(self, result: Any, session: Session, nonce: int, size: int) -> None:
         status = REPLY_OK

@@ -1,6 +1,7 @@
 """`DatagramPeer`: messages over UDP that are acknowledged, answered and never handled twice.
 
-The public face of `core.datagram.endpoint`: it adds Deferreds, a socket, a clock and a timer.
+The public face of `core.datagram.endpoint`: it adds Deferreds, and a handler (`udp.handler`);
+socket, clock and timer are `udp.turns`'s.
 Usable alone:
 
     from msgservice import DatagramPeer
@@ -20,54 +21,41 @@ Usable alone:
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import secrets
-import socket
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IReactorFDSet
-from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.clock import monotonic_of, timed
 from msgservice.core.datagram.chunks import Answer
 from msgservice.core.datagram.cookie import Address
-from msgservice.core.datagram.endpoint import Endpoint
-from msgservice.core.datagram.keys import Keys
 from msgservice.core.datagram.limits import DatagramLimits
-from msgservice.core.datagram.peers import Waiting
-from msgservice.core.datagram.session import Session
+from msgservice.core.datagram.peers import Effects, Waiting
 from msgservice.core.datagram.wire import REPLY_OK
 from msgservice.errors import (
-    CannotListen,
     HandlerFailed,
-    InsecureListener,
     LimitReached,
     MessageTooLarge,
     NodeFailure,
     PeerClosed,
     Refused,
 )
-from msgservice.transport.udp.handler import DatagramHandler
-from msgservice.transport.udp.socket import DatagramSocket
-from msgservice.transport.udp.spinning import Spin
+from msgservice.transport.udp.handler import Handling, Result
+from msgservice.transport.udp.port import PortAdapter
+from msgservice.transport.udp.spinning import Spin, SpinningSocket
+from msgservice.transport.udp.turns import Turns
 from msgservice.transport.udp.waiting import Run, SendQueue
 
-# Linux doubles it; an ordinary user gets at most net.core.rmem_max, which the log shows.
-BUFFER_BYTES = 4 * 1024 * 1024
-GRAIN = 1e-6
 # Seconds that the next datagram of a conversation is waited for awake (`spinning`).
 SPIN = 100e-6
 SPIN_MAX = 0.001
 
 
-class DatagramPeer(DatagramHandler, DatagramProtocol):
+class DatagramPeer:
     """A peer of acknowledged UDP: sends messages and gets their replies, handles and answers
     others'.
 
@@ -102,35 +90,40 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
             raise ValueError("send_timeout must be above 0, retries at least 0")
         if not 0 <= spin <= SPIN_MAX:
             raise ValueError(f"spin must be from 0 to {SPIN_MAX} seconds")
-        self._reactor = timed(reactor)
-        self._seconds: Callable[[], float] = seconds or monotonic_of(reactor)
-        self._open = key is None and not insecure
-        keys = None
-        if key is not None:
-            keys = Keys(key if isinstance(key, Mapping) else {1: key}, ChaCha20Poly1305)
         self._patience = None if send_timeout is None else send_timeout * max(retries, 1)
-        self._endpoint = Endpoint(
+        self._turns = turns = Turns(
+            reactor,
+            self._take_effects,
+            self.close,
+            key=key,
+            insecure=insecure,
             limits=limits or DatagramLimits(),
             entropy=entropy,
             jitter=jitter,
-            keys=keys,
-            patience=self._patience,
-            retries=retries,
             ordered=ordered,
             carry_over=carry_over,
-            now=self._seconds(),
+            patience=self._patience,
+            retries=retries,
+            seconds=seconds,
         )
-        self._peers = self._endpoint.peers
-        self._spin = Spin(spin, self._seconds) if spin else None
-        self._socket: DatagramSocket | None = None
-        self._timer: Any = None
-        self._timer_at = 0.0
-        self._turn_call: Any = None
-        self._in_turn = False
-        self._closed = False
+        self._spin = spin
+        self._seconds = turns.seconds
+        self._endpoint = turns.endpoint
+        self._peers = turns.endpoint.peers
+        self._handling = Handling(turns.endpoint, self, turns.soon)
+        self._port: PortAdapter | None = None
         self.send_queue: Mapping[Hashable, Waiting] = SendQueue(self.mangle, self._endpoint.waiting)
 
     # --- to be overridden
+
+    def handle_message(self, data: bytes, address: Address) -> Result:
+        """Handle a message, and return its reply: bytes, None for an empty one, or a Deferred of
+        either.
+
+        It is called once for each message of a session. What it raises is told to the sender, whose
+        Deferred fails with `HandlerFailed`; the message counts as handled.
+        """
+        return None
 
     def node_failure(self, address: Address) -> None:
         """Take note that an address does not answer; called once, until it is heard from again."""
@@ -144,12 +137,7 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
     @property
     def address(self) -> Address:
         """The address that this peer listens at: (host, port)."""
-        if self._socket is not None:
-            return self._socket.address
-        if self.transport is None:
-            raise PeerClosed("not listening")
-        host = self.transport.getHost()
-        return host.host, host.port
+        return self._turns.address
 
     def listen(
         self, port: int = 0, interface: str = "127.0.0.1", *, offload: bool = True
@@ -159,68 +147,31 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
         Raises `InsecureListener` beyond loopback without a key, `CannotListen` where the port is
         taken. `offload`: use UDP_SEGMENT and UDP_GRO where the kernel has them.
         """
-        self._check_interface(interface, port)
-        if IReactorFDSet.providedBy(self._reactor):
-            self._socket = DatagramSocket(
-                self._reactor,
-                receive=self._receive,
-                turn=self._turn,
-                known=self._peers,
-                ignores=self._ignores,
-                interface=interface,
-                port=port,
-                buffer_bytes=BUFFER_BYTES,
-                offload=offload,
-                spin=self._spin,
-            )
-        else:
-            try:
-                self._reactor.listenUDP(port, self, interface=interface, maxPacketSize=65_535)
-            except CannotListenError as reason:
-                raise CannotListen(f"udp:{port}:interface={interface}", str(reason)) from reason
-        return self.address
-
-    def _check_interface(self, interface: str, port: int) -> None:
-        if self._open and not is_loopback(interface):
-            raise InsecureListener(
-                f"udp:{port}:interface={interface}",
-                "beyond loopback a key is needed (or insecure = true)",
-            )
-
-    def startProtocol(self) -> None:
-        """Begin on a port of Twisted's own: `reactor.listenUDP(port, peer)` works as well."""
-        assert self.transport is not None
-        host = self.transport.getHost()
-        self._check_interface(host.host, host.port)
-        # Twisted cuts longer datagrams in silence at 8,192 bytes unless told otherwise.
-        self.transport.maxPacketSize = 65_535  # type: ignore[attr-defined]  # of its Port
-
-    def stopProtocol(self) -> None:
-        """End with the port: tell all peers, and fail what is under way."""
-        self.close()
-
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
-        """Take a datagram from a port of Twisted's own."""
-        address = addr[:2]
-        if address in self._peers or not (datagram and self._ignores(datagram[0])):
-            self._receive(datagram, 0, address)
-            self._turn()
+        if not self._spin:
+            return self._turns.listen(port, interface, offload=offload)
+        spinning = partial(SpinningSocket, spin=Spin(self._spin, self._seconds))
+        return self._turns.listen(port, interface, offload=offload, make=spinning)
 
     def close(self) -> None:
         """Tell all peers, close the socket, and fail what is under way with `PeerClosed`."""
-        if self._closed:
-            return
-        self._closed = True
-        for address in list(self._peers):
-            self._fail(self._endpoint.close(address, self._seconds()), PeerClosed("peer closed"))
-        self._write()
-        for call in (self._timer, self._turn_call):
-            if call is not None and call.active():
-                call.cancel()
-        if self._socket is not None:
-            self._socket.close()
-        elif self.transport is not None:
-            self.transport.stopListening()
+        self._fail(self._turns.close(), PeerClosed("peer closed"))
+
+    # --- as a protocol of Twisted's: `reactor.listenUDP(port, peer)` works as well
+
+    def makeConnection(self, transport: Any) -> None:
+        """Begin on a port of Twisted's own."""
+        self._port = self._turns.adapter()
+        self._port.makeConnection(transport)
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        """Take a datagram from a port of Twisted's own."""
+        assert self._port is not None
+        self._port.datagramReceived(datagram, addr)
+
+    def doStop(self) -> None:
+        """End with the port: tell all peers, and fail what is under way."""
+        assert self._port is not None
+        self._port.doStop()
 
     # --- sending
 
@@ -234,13 +185,13 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
         peer = self._peers.get(address)
         d: Deferred[bytes] = Deferred()
         try:
-            if peer is None or type(data) is not bytes or self._closed:
+            if peer is None or type(data) is not bytes or self._turns.closed:
                 data, address = self._check(data, address)
                 peer = self._endpoint.peer(address, self._seconds())
             self._endpoint.send_to(peer, data, d)
         except (Refused, PeerClosed, MessageTooLarge, LimitReached) as error:
             return fail(error)
-        if not self._in_turn and self._turn_call is None:
+        if not self._turns.awaited:
             self._begin_turn(address)
         return d
 
@@ -259,85 +210,39 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
             for message in messages:
                 if type(message) is not bytes:
                     raise TypeError(f"messages must be bytes, not {type(message).__name__}")
-            if address not in self._peers or self._closed:
+            if address not in self._peers or self._turns.closed:
                 _, address = self._check(b"", address)
             run.first = self._endpoint.send_run(
                 address, messages, [run] * len(messages), self._seconds()
             )
         except (Refused, LimitReached, PeerClosed) as error:
             return fail(error)
-        if not self._in_turn and self._turn_call is None:
+        if not self._turns.awaited:
             self._begin_turn(address)
         return run.deferred
 
     def _check(self, data: bytes, address: Address) -> tuple[bytes, Address]:
-        if self._closed:
-            raise PeerClosed("peer closed")
-        if type(data) is not bytes:
+        if type(data) is not bytes and not self._turns.closed:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise TypeError(f"a message must be bytes, not {type(data).__name__}")
             data = bytes(data)
-        host, port = address
-        try:
-            parsed = ipaddress.ip_address(host)
-        except ValueError:
-            raise Refused(f"{host!r} is no IP address: names are not looked up here") from None
-        if not 0 < port < 65_536:
-            raise Refused(f"port {port} must be from 1 to 65535")
-        if self._open and not parsed.is_loopback:
-            raise Refused(f"{host} is beyond loopback: a key is needed (or insecure = true)")
-        return data, (as_written(parsed), port)
+        return data, self._turns.check(address)
 
     def _begin_turn(self, address: Address) -> None:
         """Send at once where nothing is open; else with what else this turn of the reactor
         brings."""
-        peer = self._peers[address]
-        session = peer.session
+        session = self._peers[address].session
         if session is None or session.sending.open:
-            self._turn_call = self._reactor.callLater(0, self._turn_later)
+            self._turns.soon()
         else:
-            self._turn()
-
-    def _answered_later(self) -> None:
-        if not self._in_turn and not self._closed and self._turn_call is None:
-            self._turn_call = self._reactor.callLater(0, self._turn_later)
-
-    def _turn_later(self) -> None:
-        self._turn_call = None
-        self._turn()
+            self._turns.turn()
 
     # --- one turn
 
-    def _receive(self, data: bytes, segment: int, address: Address) -> None:
-        self._endpoint.receive_datagrams(data, segment, address, self._seconds())
-
-    def _ignores(self, letter: int) -> bool:
-        return self._endpoint.ignores(letter, self._seconds())
-
-    def _turn(self) -> None:
-        """Hand on what came, then send all that is to be said, once."""
-        if self._in_turn or self._closed:
-            return
-        endpoint = self._endpoint
-        if endpoint.has_effects:
-            self._in_turn = True
-            try:
-                self._take_effects()
-            finally:
-                self._in_turn = False
-        if self._turn_call is not None:
-            self._turn_call.cancel()
-            self._turn_call = None
-        if not self._closed:
-            self._write()
-            endpoint.catch_up()
-            if endpoint.rescheduled:
-                self._arm()
-
-    def _take_effects(self) -> None:
-        deliveries, settled, answers, failures, too_large, events = self._endpoint.take_effects()
+    def _take_effects(self, effects: Effects) -> None:
+        deliveries, settled, answers, failures, too_large, _ = effects
         for session, parts in deliveries:
-            self._deliver(session, parts)
+            self._handling.deliver(session, parts)
         for token in settled:
             if type(token) is Deferred:
                 token.callback(b"")
@@ -349,45 +254,6 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
             self._receive_failure(address, tokens, first_failure)
         for token, size, size_max in too_large:
             self._fail([token], MessageTooLarge(size, size_max))
-        for event, session in events:
-            self._session_event(event, session)
-
-    def _session_event(self, event: str, session: Session) -> None:
-        """Take note of a session that was opened or lost; the node's bearer overrides it."""
-
-    def _write(self) -> None:
-        own = self._socket
-        if own is not None:
-            if own.writable:
-                for address, datagrams in self._endpoint.take_datagrams(self._seconds()):
-                    own.send(address, datagrams)
-        elif self.transport is not None:
-            write = self.transport.write
-            for address, datagrams in self._endpoint.take_datagrams(self._seconds()):
-                for datagram in datagrams:
-                    try:
-                        write(datagram, address)
-                    except OSError as error:
-                        self._log.debug("udp to {address}: {error}", address=address, error=error)
-
-    def _arm(self) -> None:
-        due = self._endpoint.next_deadline()
-        if due is None:
-            return
-        timer = self._timer
-        if timer is not None and timer.active():
-            if self._timer_at <= due:
-                return  # it fires early, finds nothing, and is armed again
-            timer.cancel()
-        self._timer_at = due
-        # A little late rather than a rounding error early, which would find nothing due.
-        self._timer = self._reactor.callLater(max(0.0, due - self._seconds()) + GRAIN, self._fire)
-
-    def _fire(self) -> None:
-        self._timer = None
-        self._endpoint.receive_time(self._seconds())
-        self._endpoint.rescheduled = True
-        self._turn()
 
     # --- settling
 
@@ -423,20 +289,3 @@ class DatagramPeer(DatagramHandler, DatagramProtocol):
                 token.errback(error)
             else:
                 cast("Run", token).errback(Failure(error))
-
-
-def as_written(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """Return an IP address as a socket writes it: answers come from there, whatever zeros the
-    caller's way of writing has."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    host = socket.inet_ntop(socket.AF_INET6, address.packed)
-    return f"{host}%{address.scope_id}" if address.scope_id else host
-
-
-def is_loopback(interface: str) -> bool:
-    """Whether an interface (an IP address) is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(interface).is_loopback
-    except ValueError:
-        return False

@@ -2,7 +2,7 @@
 
 UDP_SEGMENT sends a train of equally long datagrams in one call, UDP_GRO receives one so
 (`man 7 udp`). Whether they work is found at run time; without them each datagram is a call.
-Called by `udp.peer`; knows nothing of what is in a datagram. ENOBUFS and a full socket are
+Called by `udp.turns`; knows nothing of what is in a datagram. ENOBUFS and a full socket are
 backpressure: what did not leave waits here, and `writable` is False until it has.
 """
 
@@ -28,7 +28,6 @@ from zope.interface import implementer
 
 from msgservice.core.datagram.cookie import Address
 from msgservice.errors import CannotListen
-from msgservice.transport.udp.spinning import Spin
 
 Receive = Callable[[bytes, int, Address], None]
 
@@ -41,8 +40,6 @@ TRAIN_BYTES_MAX = 65_507
 READS_MAX = 32
 # Reads of one turn that were ignored: they cost little, and what counts waits behind them.
 IGNORED_MAX = 512
-# Datagrams of a conversation in a row that are waited for awake, for the same reason.
-SPINS_MAX = 8
 # So much is processed before it is answered: else the sender stands still meanwhile.
 TURN_BYTES = 64 * 1024
 CONTROL_BYTES = socket.CMSG_SPACE(4)
@@ -75,11 +72,9 @@ class DatagramSocket:
         port: int,
         buffer_bytes: int,
         offload: bool = True,
-        spin: Spin | None = None,
     ) -> None:
         self._reactor: IReactorFDSet = reactor
         self._clock: IReactorTime = reactor
-        self._spin = spin
         self._receive = receive
         self._turn = turn
         self._known = known
@@ -141,31 +136,15 @@ class DatagramSocket:
 
     def doRead(self) -> None:
         """Read what has come, and let it be processed as one turn."""
-        spin = self._spin
-        if spin is None:
-            self._read()
-            self._turn()
-            return
-        spin.wake()
-        reads = self._read()
-        self._turn()
-        for _ in range(SPINS_MAX):
-            if not spin.pays(reads):
-                break
-            reads = self._read_awake(spin)
-        spin.end()
+        self.read_turn()
 
-    def _read_awake(self, spin: Spin) -> int:
-        """Watch the socket for a while; return how many reads brought something."""
-        until = spin.seconds() + spin.spin
-        while spin.seconds() < until and not self._closed:
-            reads = self._read()
-            if reads:
-                self._turn()
-                spin.succeed()
-                return reads
-        spin.fail()
-        return 0
+    def read_turn(self) -> int:
+        """Read what has come, and let it be processed as one turn; return how many reads brought
+        something."""
+        reads = self._read()
+        if reads:
+            self._turn()
+        return reads
 
     def _read(self) -> int:
         """Take what has come, up to a turn's worth; return how many reads that took."""
@@ -215,6 +194,11 @@ class DatagramSocket:
         self._flush()
 
     # --- sending
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket was closed."""
+        return self._closed
 
     @property
     def writable(self) -> bool:

@@ -5,19 +5,25 @@ its caches cold; in a conversation of single requests on one machine that is mos
 `net.core.busy_poll` of Linux knows). So where the last waits were short the socket is watched for
 up to `spin` seconds before the reactor sleeps. A spin that was in vain makes the next one four
 times as rare: on one processor, or with an answer that takes longer, next to nothing is wasted.
-Decides only; the reading is `udp.socket`'s.
+For who has one conversation to do; the node's own links let the reactor sleep.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
+
+from msgservice.transport.udp.socket import DatagramSocket
 
 # Short waits in a row before a spin is tried: at first, and at most.
 WANTED_MIN = 4
 WANTED_MAX = 4096
 # A wait asleep that would have been short enough awake: waking takes its time on both sides.
 SHORT = 2.0
+# Datagrams of a conversation in a row that are waited for awake: other descriptors want their turn
+# as well.
+SPINS_MAX = 8
 
 
 class Spin:
@@ -60,3 +66,32 @@ class Spin:
         """Take note that nothing came in time."""
         self._short = 0
         self._wanted = min(4 * self._wanted, WANTED_MAX)
+
+
+class SpinningSocket(DatagramSocket):
+    """A socket that is watched awake for a while where `spin` says that it pays."""
+
+    def __init__(self, reactor: Any, *, spin: Spin, **options: Any) -> None:
+        self._spin = spin
+        super().__init__(reactor, **options)
+
+    def doRead(self) -> None:
+        """See `IReadDescriptor`; then wait awake for what follows."""
+        spin = self._spin
+        spin.wake()
+        reads = self.read_turn()
+        for _ in range(SPINS_MAX):
+            if not spin.pays(reads):
+                break
+            reads = self._read_awake(spin)
+        spin.end()
+
+    def _read_awake(self, spin: Spin) -> int:
+        until = spin.seconds() + spin.spin
+        while spin.seconds() < until and not self.closed:
+            reads = self.read_turn()
+            if reads:
+                spin.succeed()
+                return reads
+        spin.fail()
+        return 0
