@@ -237,15 +237,11 @@ class Connections:
         self._replaced.pop(outlet.row.number, None)
         self._held.pop(outlet.row.number, None)
 
-    def give_up_place(self, outlet: Outlet, reason: str, by_newer: bool) -> None:
-        """Send a receiver's connection away as a replaced one, before another comes.
-
-        `by_newer`: another connection of the name wants this: that counts as a replacement.
-        """
+    def give_up_place(self, outlet: Outlet, reason: str) -> None:
+        """Send a receiver's connection away as a replaced one: another one of the name wants it."""
         older = self._receiving.pop(outlet.row.number, None)
         if older is not None:
-            if by_newer:
-                self._count_replacement(outlet)
+            self._count_replacement(outlet)
             older.leave(BYE_REPLACED, reason)
 
     # --- flow

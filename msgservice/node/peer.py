@@ -149,8 +149,9 @@ class Peer:
         """Whether a frame is looked at now; one that is answered needs room for the answer."""
         kind = type(frame)
         if kind is Transfer:
+            if self.ingress is None:
+                return True  # not greeted, and gone: the session drops it
             assert self.connection is not None
-            assert self.ingress is not None
             return self.connection.has_room and self.ingress.has_room
         if kind is Request:
             assert self.connection is not None

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time
-from msgservice.core.frames import BYE_PAUSED, BYE_REMOVED, ReceiveOptions
+from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED, ReceiveOptions
 from msgservice.errors import ConfiguredOtherwise, NotSupported, UnknownReceiver
 from msgservice.interfaces import ILog
 from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
@@ -167,7 +167,11 @@ class Receivers:
         row = outlet.row
         self._directory.set_patterns(row, patterns)
         if order != row.order:
-            self._connections.give_up_place(outlet, "the receiver's order changed", by_itself)
+            reason = "the receiver's order changed"
+            if by_itself:
+                self._connections.give_up_place(outlet, reason)
+            else:
+                self._connections.send_away(outlet, BYE_CLOSING, reason)  # it comes back
             row.order = order
             outlet.set_order(order)
         self._store(row)

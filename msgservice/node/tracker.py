@@ -166,6 +166,10 @@ class Tracker:
                 last_status = None
             if watch is None:
                 continue
+            offset = batch.sequence - batch.first
+            first, last = max(one.first + offset, watch.status_from), one.last + offset
+            if last < first:
+                continue  # of before what it asks for
             if one.status is not last_status or one.reason:
                 last_status = one.status
                 state = (receiver, int(one.status), one.reason[:REASON_MAX])
@@ -173,9 +177,8 @@ class Tracker:
                 if ranges is None:
                     ranges = watch.pending[state] = RangeSet()
                 touched[watch] = None
-            offset = batch.sequence - batch.first
             assert ranges is not None
-            ranges.add(max(one.first + offset, watch.status_from), one.last + offset)
+            ranges.add(first, last)
 
     def flush(self) -> None:
         """Send the statuses that `settled` gathered."""

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from msgservice.connection import Connection
+from msgservice.core.frames import (
+    BYE_CLOSING,
+    Ack,
+    Bye,
+    Frame,
+    Nack,
+    Note,
+    Reply,
+    Request,
+    Transfer,
+)
+from msgservice.message import WireMessage, encode_messages
 from msgservice.transport.local import LocalChannel
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
@@ -65,3 +80,41 @@ def test_32_a_remote_peer_that_has_proved_nothing_is_turned_away() -> None:
     stranger = world.peer("shop", kind=Remote)
     assert "local connections only" in (stranger.lost_because or "")
     assert stranger.node_hello is None
+
+
+RUN = msgspec.Raw(encode_messages([WireMessage(b"{}")]))
+
+
+class Ungreeted(ScriptedPeer):
+    """One that says no HELLO, but goodbye, and something more."""
+
+    behind: Frame
+
+    def channel_up(self, connection: Connection) -> None:
+        connection.send(Bye(BYE_CLOSING, ""))
+        connection.send(self.behind)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        Transfer(1, "orders.new", RUN),
+        Request(1, "$node.receivers.list", RUN),
+        Ack([(1, 1)]),
+        Nack(1, 1, 4, 0, ""),
+        Note(1, 1, ""),
+    ],
+    ids=lambda frame: type(frame).__name__,
+)
+def test_32_what_follows_a_goodbye_without_a_greeting_is_passed_by(
+    behind: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has said who he is: nothing is answered, and it is no fault of the node's."""
+    failures: list[Any] = []
+    monkeypatch.setattr(Connection._logger, "failure", lambda *told, **more: failures.append(told))
+    world = NodeWorld()
+    monkeypatch.setattr(Ungreeted, "behind", behind, raising=False)
+    peer = world.peer("nobody", kind=Ungreeted)
+    assert failures == []
+    assert peer.take(Reply) == []
+    assert peer.lost_because is not None

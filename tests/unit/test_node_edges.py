@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from msgservice import Limits
 from msgservice.connection import Connection
 from msgservice.core.frames import (
+    BYE_CLOSING,
     Ack,
     AudienceFrame,
     Frame,
@@ -28,6 +29,7 @@ from msgservice.limits import BATCH_OVERHEAD, FRAME_OVERHEAD
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status
 from msgservice.node.tail import PLACE_BYTES, Tail
+from msgservice.receiver.receiver import Receiver
 from msgservice.records import Audience, Group, Resume
 from tests.kit.logs import make_batch
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
@@ -192,7 +194,65 @@ def test_3_one_that_was_told_another_order_than_there_is_now_is_fed_nothing(orde
     assert world.peer("billing", receive={}).bodies() == [b"one"]
 
 
+@pytest.mark.parametrize("says", [None, "strict"])
+def test_3_a_receiver_whose_order_is_changed_comes_back(says: str | None) -> None:
+    """It is not told that another has its name: it would stay away for ever."""
+    world = NodeWorld()
+    billing = world.peer("billing", receive={**ORDERS, "order": "strict"}, answering=True)
+    Deferred.fromCoroutine(world.node.change_receiver("billing", order="none"))
+    world.settle()
+    assert billing.bye == (BYE_CLOSING, "the receiver's order changed")
+    assert billing.lost_because is not None
+    world.peer("shop").transfer(1, "orders.new", [b"one"])
+    billing = world.peer("billing", receive={"order": says})
+    assert billing.bodies() == [b"one"]
+    row = world.node.parts.directory.named("billing")
+    assert row.order == (says or "none")  # what it says itself holds
+
+
+def test_3_an_attachment_goes_on_after_its_order_was_changed() -> None:
+    world = NodeWorld()
+    got: list[bytes] = []
+    receiver = Receiver(world.clock, name="billing", handler=lambda m: got.append(m.body))
+    attachment = world.node.attach(receiver, ["orders.>"])
+    world.settle(1)
+    Deferred.fromCoroutine(world.node.change_receiver("billing", order="none"))
+    world.settle(1)
+    world.peer("shop").transfer(1, "orders.new", [b"one"])
+    world.settle(30)
+    assert (got, attachment.is_over) == ([b"one"], False)
+    receiver.stop()
+    world.settle(30)
+
+
 # --- what senders are told
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_11_what_a_sender_does_not_ask_for_settles_and_nothing_is_told_it(reads: bool) -> None:
+    """Also while its transport is full: what was missed begins nowhere then."""
+    world = NodeWorld()
+    billing = world.peer("billing", receive=ORDERS)
+    world.peer("shop", status_from=1).transfer(1, "orders.new", [b"one"] * 5)
+    world.settle()
+    shop = world.peer("shop", status_from=6)
+    (sender,) = (
+        p for p in world.node.parts.connections.peers if p.name == "shop" and not p.leaving
+    )
+    assert sender.connection is not None
+    sender.connection.channel_writable(reads)
+    for transfer in billing.take(Transfer):
+        billing.ack(transfer)
+    world.settle(1)
+    assert sender.connection.error == ""
+    assert shop.lost_because is None
+    sender.connection.channel_writable(True)
+    shop.transfer(6, "orders.new", [b"six"])
+    world.settle()
+    for transfer in billing.take(Transfer):
+        billing.ack(transfer)
+    world.settle(1)
+    assert shop.statuses() == {("billing", Status.ACKNOWLEDGED): [(6, 6)]}
 
 
 class HeldHistory:
