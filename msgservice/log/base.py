@@ -115,7 +115,7 @@ class StoreLog:
             coming = sum([batch.size for batch in group.batches])
             if store.is_short_for(coming):
                 store.guard(lambda: retention.give_way(store, coming))
-            return store.apply(group)
+            return store.append(group)
 
         return self._write(job).addBoth(done)
 

@@ -110,7 +110,7 @@ def take_batches(
     audience: Audience | None = None
     subject: str | None = None
     number, chain, used = staged.number, staged.chain, staged.used
-    link, fresh = _link, staged.fresh
+    link, fresh, age = _link, staged.fresh, staged.age
     # Lanes that wait for room among their sender's ranges: from which sequence on, and why.
     held: dict[tuple[Key, str], tuple[int, LimitReached]] = {}
     for batch in batches:
@@ -124,6 +124,7 @@ def take_batches(
         new: Sequence[Batch]
         if batch.floor > sender.floor:
             sender.settle_below(batch.floor)  # what was refused leaves no hole
+            staged.settled[sender.id] = sender
         why: LogFull | LimitReached | None = full
         if held and why is None:
             head, limit = held.get((key, batch.subject), (sequence, None))
@@ -137,6 +138,7 @@ def take_batches(
             last = sequence + count - 1
             sender.floor = last + 1
             sender.last = (sequence, last, batch.crc)
+            sender.seen_at = age
             outcomes.append(batch)
             new = (batch,)
         else:
@@ -155,6 +157,8 @@ def take_batches(
                     head, _ = held.get(lane, (sequence, None))
                     held[lane] = (min(head, sequence), outcome.error)
                 continue
+            if new:
+                sender.seen_at = age
         for item in new:
             if item.audience is not audience:
                 audience = item.audience

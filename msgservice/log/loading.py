@@ -13,7 +13,15 @@ from msgservice.disk.database import one, rows
 from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history
-from msgservice.log.staging import ASKED, AUDIENCES_USED, COMMITS_ROW, DEAD_SIZE, OPEN
+from msgservice.log.staging import (
+    ASKED,
+    AUDIENCES_USED,
+    COMMITS_ROW,
+    DEAD_SIZE,
+    OPEN,
+    SENDERS_USED,
+    SINCE,
+)
 from msgservice.log.state import ReceiverState, State, Totals
 from msgservice.log.wholeness import replay
 from msgservice.records import Audience, ExceptionRow, ReceiverRow, Snapshot
@@ -41,8 +49,19 @@ def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> Stat
     last = state.saved if last is None else last
     if last < state.saved:
         raise LogDamaged("its newest batches are missing", last + 1, state.saved)
-    replay(db, state, last)
+    replay(db, state, last, _ages_since(db))
     return state
+
+
+def _ages_since(db: apsw.Connection) -> list[tuple[int, int]]:
+    """Return from which batch on the log had which age, rising, of those since the last save."""
+    found = rows(
+        db,
+        "select cast(substr(key, ?) as integer) as number, value from meta where key glob ?"
+        " order by number",
+        (len(SINCE) + 1, f"{SINCE}*"),
+    )
+    return [(int(number), int(age)) for number, age in found]
 
 
 def _load_ages(db: apsw.Connection, state: State) -> None:
@@ -87,6 +106,8 @@ def _load_audiences(
 
 
 def _load_senders(db: apsw.Connection, state: State) -> None:
+    used = one(db, "select value from meta where key = ?", (SENDERS_USED,)) or 0
+    state.next_sender = used + 1
     found = rows(
         db,
         "select id, name, incarnation, floor, ranges, last, status_from, seen_at from sender",
@@ -95,7 +116,7 @@ def _load_senders(db: apsw.Connection, state: State) -> None:
         sender = SenderState(number, (name, incarnation), seen_at)
         for first, end in msgspec.msgpack.decode(ranges):
             sender.take(first, end)
-        sender.floor = max(sender.floor, floor)
+        sender.settle_below(floor)
         sender.last = None if last is None else tuple(msgspec.msgpack.decode(last))
         sender.status_from = status_from
         state.senders[sender.key] = state.senders_by_id[number] = sender

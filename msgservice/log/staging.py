@@ -1,8 +1,8 @@
-"""From the parts of a group to SQL: what each writes, and what it does to the staged state.
+"""From a group that was decided about to SQL: what it writes, what it does to the staged state.
 
 Pure of transactions: these functions fill a list of operations and a `Staged`; `store.py` runs the
 one and adopts the other. What a group asks of the committed tables (what a removed receiver still
-has waiting) is read here, before its transaction begins.
+has waiting) is read here, before its transaction begins. What goes is staged in `removal.py`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,26 @@ import msgspec
 from msgservice.core.marks import encode_ranges
 from msgservice.core.ranges import RangeSet
 from msgservice.disk.database import as_json, insert_steps
+from msgservice.errors import LogFull
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries
-from msgservice.log.dedupe import COLUMNS
+from msgservice.log.dedupe import COLUMNS, take_batches
+from msgservice.log.entries import Age, Append
 from msgservice.log.state import ReceiverState, Staged, State, hash_of
 from msgservice.message import Status
-from msgservice.records import ExceptionRow, Group, ReceiverRow
+from msgservice.records import ExceptionRow, Outcome
 
 Operation = tuple[str, Any]  # SQL, parameters
 
 # Row of the table progress whose cursor counts the groups that held more than batches.
 COMMITS_ROW = -1
-AUDIENCES_USED = "audiences_used"  # key of the table meta
+AUDIENCES_USED = "audiences_used"  # keys of the table meta: the highest numbers that were given
+SENDERS_USED = "senders_used"
 ASKED = "asked:"  # with the number of an audience behind it: the sender whose `to` made that
+# With the number of a batch behind it: the age of the log since that was the next one, of batches
+# since the last save.
+SINCE = "age:"
+FULL_DELAY = 1.0  # seconds that a sender is asked to wait when there is no room
 DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message and its reason
 # What it counts, of its row; octet_length reads neither.
 DEAD_SIZE = f"octet_length(message) + octet_length(reason) + {DEAD_OVERHEAD}"
@@ -49,6 +56,11 @@ delete from exception where (receiver, first) in (
         and e.status in (1, 3))
 """
 _SAVE_META = "insert or replace into meta values (?, ?)"
+_SAVE_AGE = "insert or replace into meta values ('age', ?), (?, ?)"
+_FORGET_AGES = "delete from meta where key glob 'age:*'"
+_SETTLE_SENDERS = """
+update sender set floor = a.value ->> 1 from json_each(?) as a where sender.id = a.value ->> 0
+"""
 _SAVE_SENDERS = """
 update sender set floor = a.value ->> 1, ranges = unhex(a.value ->> 2), last = unhex(a.value ->> 3),
     status_from = a.value ->> 4, seen_at = a.value ->> 5
@@ -61,18 +73,52 @@ from json_each(?) as a where audience.number = a.value ->> 0
 """
 
 
-def stage_receivers(
-    staged: Staged, group: Group, operations: list[Operation]
-) -> list[tuple[ReceiverRow, int]]:
-    """Stage `receivers`; return rows whose cursor is decided here."""
-    placed = []
+def stage_append(
+    db: apsw.Connection, staged: Staged, entry: Append, operations: list[Operation]
+) -> list[Outcome]:
+    """Stage a group; return the outcomes of its batches."""
+    stage_receivers(staged, entry, operations)
+    outcomes, flat = take_batches(
+        staged,
+        entry.batches,
+        entry.now,
+        used_max=entry.used_max,
+        full=None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY),
+        ranges_max=entry.ranges_max,
+        lookup=lambda sender, first, last: queries.runs_of(db, staged.state, sender, first, last),
+    )
+    stage_batches(staged, flat, operations)
+    stage_floors(staged, entry, operations)
+    stage_progress(staged, entry, operations)
+    stage_removals(db, staged, entry, operations)
+    staged.written = sum(batch.size + 320 for batch in staged.fresh) + 4096 * 6
+    return outcomes
+
+
+def stage_age(staged: Staged, age: Age, operations: list[Operation]) -> None:
+    """Stage that the log has grown older, before anything else of its entry."""
+    since = f"{SINCE}{staged.number}"
+    operations.append((_SAVE_AGE, (age.age, since, age.age)))
+    if age.ages != staged.ages:
+        operations.append((_SAVE_META, ("ages", as_json(age.ages))))
+    staged.age, staged.ages = age.age, age.ages
+
+
+def count_operations(staged: Staged) -> list[Operation]:
+    """Count an entry that is more than batches; return what writes that."""
+    # The count sits in a row of the table of receivers' progress: one step less per group.
+    staged.commits += 1
+    return progress_operations([ReceiverState(COMMITS_ROW, staged.commits)])
+
+
+def stage_receivers(staged: Staged, group: Append, operations: list[Operation]) -> None:
+    """Stage `receivers`."""
     for row in group.receivers:
         at = staged.receiver(row.number)
         if at is None:
             cursor = row.cursor if row.cursor >= 0 else (staged.number << 16) - 1
             at = staged.receivers[row.number] = ReceiverState(row.number, cursor)
             at.inbox = row.inbox
-            placed.append((row, cursor))
             operations += progress_operations([at])
         staged.rows[row.number] = row
         operations.append(
@@ -97,11 +143,10 @@ def stage_receivers(
                 ),
             )
         )
-    return placed
 
 
 def stage_removals(
-    db: apsw.Connection, staged: Staged, group: Group, operations: list[Operation]
+    db: apsw.Connection, staged: Staged, group: Append, operations: list[Operation]
 ) -> None:
     """Stage `removed`, behind the progress of the group: what was settled before stays so."""
     for number in group.removed:
@@ -188,12 +233,16 @@ def stage_batches(staged: Staged, flat: list[object], operations: list[Operation
             for index, name in batch.ids:
                 ids += (name, batch.first + index)
     operations += insert_steps("into sender", 9, senders)
+    if staged.settled:
+        # Of what was taken, the rows of batches tell after a crash; of this, nothing does.
+        settled = [(number, sender.floor) for number, sender in staged.settled.items()]
+        operations.append((_SETTLE_SENDERS, (as_json(settled),)))
     operations += insert_steps("into audience", 6, audiences)
     operations += insert_steps("into batch", COLUMNS, flat)
     operations += insert_steps("or ignore into message_id", 2, ids)
 
 
-def stage_progress(staged: Staged, group: Group, operations: list[Operation]) -> None:
+def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -> None:
     """Stage what receivers have settled, and count the group."""
     if not (group.receivers or group.removed or group.progress or group.floors):
         return
@@ -283,7 +332,7 @@ def _not_replaced(found: list[ExceptionRow]) -> list[ExceptionRow]:
     return kept
 
 
-def stage_floors(staged: Staged, group: Group, operations: list[Operation]) -> None:
+def stage_floors(staged: Staged, group: Append, operations: list[Operation]) -> None:
     """Stage from where on senders want states."""
     for floor in group.floors:
         key = (floor.sender, floor.incarnation)
@@ -334,24 +383,18 @@ def save_operations(state: State) -> list[Operation]:
     ]
     head = (state.next_number - 1, state.chain, state.used)
     return [
-        *age_operations(state),
+        (_FORGET_AGES, ()),
+        (_SAVE_AGE, (state.age, f"{SINCE}{state.next_number}", state.age)),
+        (_SAVE_META, ("ages", as_json(state.ages))),
         (_SAVE_SENDERS, (as_json(senders),)),
         (_SAVE_AUDIENCES, (as_json(totals),)),
         ("update head set saved = ?, chain = ?, used = ?", head),
     ]
 
 
-def age_operations(state: State) -> list[Operation]:
-    """Return the operations that keep how old the log and its batches are."""
-    return [
-        (_SAVE_META, ("age", state.age)),
-        (_SAVE_META, ("ages", as_json(state.ages))),
-    ]
+def used_operation(key: str, number: int) -> Operation:
+    """Return the operation that keeps numbers up to this one from other audiences, or senders.
 
-
-def used_audiences_operation(number: int) -> Operation:
-    """Return the operation that keeps numbers up to this one from other audiences.
-
-    Senders' last runs go on to refer to them when nothing else does.
+    Senders' last runs go on to refer to their audiences when nothing else does.
     """
-    return (_SAVE_META, (AUDIENCES_USED, number))
+    return (_SAVE_META, (key, number))

@@ -1,8 +1,8 @@
-"""What a log holds in memory of its committed state, and the copy that a group works on.
+"""What a log holds in memory of its committed state, and the copy that an entry works on.
 
-`State` is what the last commit left. A group works on a `Staged`, which copies what it touches;
-when the commit has succeeded, `State.adopt` swaps the copies in, otherwise they are dropped. So a
-group that fails leaves dedupe, counters and numbers as they were. Objects in `State` are never
+`State` is what the last commit left. An entry works on a `Staged`, which copies what it touches;
+when the commit has succeeded, `State.adopt` swaps the copies in, otherwise they are dropped. So an
+entry that fails leaves dedupe, counters and numbers as they were. Objects in `State` are never
 changed in place (only replaced), so the reactor's thread may read them while the writer works.
 """
 
@@ -101,7 +101,8 @@ class State:
     receivers: dict[int, ReceiverState] = field(default_factory=dict)
     rows: dict[int, ReceiverRow] = field(default_factory=dict)
     dead_bytes: dict[int, int] = field(default_factory=dict)  # by receiver number
-    # How long the log was open so far, ms, by a clock that never jumps: ages are measured by it.
+    # How long the log was open so far, ms, by a clock that never jumps, when its last entry was
+    # decided: ages are measured by it.
     age: int = 0
     # (age, number of the batch that came next), rising: how old what is kept is.
     ages: list[tuple[int, int]] = field(default_factory=list)
@@ -114,7 +115,7 @@ class State:
         return self.used + sum(self.dead_bytes.values())
 
     def adopt(self, staged: Staged) -> None:
-        """Make what a group did the committed state."""
+        """Make what an entry did the committed state."""
         self.next_number = staged.number
         self.chain = staged.chain
         self.used = staged.used
@@ -130,19 +131,65 @@ class State:
         self.rows.update(staged.rows)
         if staged.dead_bytes:
             # Never changed in place: `ILog.room` looks at it on the reactor's thread.
-            self.dead_bytes = self.dead_bytes | staged.dead_bytes
+            dead_bytes = self.dead_bytes | staged.dead_bytes
+            self.dead_bytes = {number: size for number, size in dead_bytes.items() if size}
         for total in staged.new_audiences:
             total.audience.stored = True
+        self.age, self.ages = staged.age, staged.ages
+        if staged.gone is not None:
+            self._let_go(staged, staged.gone)
+
+    def _let_go(self, staged: Staged, gone: Gone) -> None:
+        self.oldest, self.oldest_chain = gone.oldest, gone.oldest_chain
+        self.audiences_used = gone.audiences_used
+        self.totals.update(gone.totals)
+        for number in gone.senders:
+            sender = self.senders_by_id.pop(number)
+            del self.senders[sender.key]
+            self.dirty_senders.discard(sender.key)
+        for number in gone.audiences:
+            total = self.totals.pop(number)
+            total.audience.stored = False  # so that its next batch writes it again
+            self.dirty_totals.discard(number)
+        for number in gone.receivers:
+            del self.receivers[number]
+            del self.rows[number]
+
+
+class Gone:
+    """What one entry takes away, beside the copies in its `Staged`."""
+
+    __slots__ = (
+        "audiences",
+        "audiences_used",
+        "oldest",
+        "oldest_chain",
+        "receivers",
+        "senders",
+        "totals",
+    )
+
+    def __init__(self, state: State) -> None:
+        self.oldest = state.oldest
+        self.oldest_chain = state.oldest_chain
+        self.audiences_used = state.audiences_used
+        self.totals: dict[int, Totals] = {}  # whose batches lost frames
+        self.senders: list[int] = []
+        self.audiences: list[int] = []
+        self.receivers: list[int] = []
 
 
 class Staged:
-    """Copies of what one group touches."""
+    """Copies of what one entry touches."""
 
     __slots__ = (
+        "age",
+        "ages",
         "chain",
         "commits",
         "dead_bytes",
         "fresh",
+        "gone",
         "new_audiences",
         "new_senders",
         "next_sender",
@@ -150,9 +197,11 @@ class Staged:
         "receivers",
         "rows",
         "senders",
+        "settled",
         "state",
         "totals",
         "used",
+        "written",
     )
 
     def __init__(self, state: State) -> None:
@@ -170,6 +219,11 @@ class Staged:
         self.new_senders: list[SenderState] = []
         self.new_audiences: list[Totals] = []
         self.fresh: list[Batch] = []  # what this group stores, rising
+        self.settled: dict[int, SenderState] = {}  # whose own floor was above what was taken
+        self.age = state.age
+        self.ages = state.ages
+        self.gone: Gone | None = None
+        self.written = 0  # bytes, about
 
     def sender(self, key: Key) -> SenderState:
         """Return this group's copy of a sender's state, made if new."""
@@ -177,12 +231,11 @@ class Staged:
         if staged is None:
             committed = self.state.senders.get(key)
             if committed is None:
-                staged = SenderState(self.next_sender, key, self.state.age)
+                staged = SenderState(self.next_sender, key, self.age)
                 self.next_sender += 1
                 self.new_senders.append(staged)
             else:
                 staged = committed.copy()
-                staged.seen_at = self.state.age
             self.senders[key] = staged
         return staged
 

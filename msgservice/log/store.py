@@ -1,4 +1,8 @@
-"""Groups into transactions: the writing half of a log, over one SQLite connection.
+"""Entries into transactions: the writing half of a log, over one SQLite connection.
+
+`decide` turns a group into an entry, and is where clocks, disk and limits are looked at; `apply` is
+the one door: every change of what the log says is an entry that goes through it (`entries.py`, also
+on what is none).
 
 Called on one thread only (the writer's), calls nothing back, knows no Deferred. In the usual case a
 group is one to four steps of SQLite, whatever the number of its batches: rows of batches go in by
@@ -6,16 +10,18 @@ the hundred, and what they imply for senders and audiences is not written with e
 the next `save` (the rows since then are replayed at start). Fewer steps matter beyond SQLite's own
 work: apsw gives up the GIL at each, and must win it back from a busy reactor.
 
-Invariant: `state` is what the last commit left; see `state.py`.
+Invariant: `state` is what the last entry left; see `state.py`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
 import apsw
+import msgspec
 
 from msgservice.core.marks import Key
 from msgservice.disk.database import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
@@ -26,23 +32,16 @@ from msgservice.disk.mark import Mark
 from msgservice.disk.pages import PageSums
 from msgservice.errors import LogDamaged, LogFailed, LogFull, LogReplaced, LogUnavailable
 from msgservice.limits import Limits
-from msgservice.log import queries
-from msgservice.log.dedupe import forget_numbers, take_batches
+from msgservice.log.dedupe import forget_numbers
+from msgservice.log.entries import Age, Append, DropBatches, Entry, GrowOlder
 from msgservice.log.loading import load, snapshot
-from msgservice.log.staging import (
-    Operation,
-    age_operations,
-    save_operations,
-    stage_batches,
-    stage_floors,
-    stage_progress,
-    stage_receivers,
-    stage_removals,
-)
+from msgservice.log.removal import stage_removal
+from msgservice.log.staging import FULL_DELAY, Operation, save_operations, stage_age, stage_append
 from msgservice.log.state import Staged, State
-from msgservice.records import Audience, Batch, Group, Outcome, RefusedBatch, Room, Snapshot
+from msgservice.records import Audience, Group, Outcome, RefusedBatch, Room, Snapshot
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Entry)
 
 # The WAL is folded into the file when about so much was written: large enough that hot pages are
 # folded once and not a hundred times, small enough that folding it does not hold up a group for
@@ -54,8 +53,7 @@ RESTART_WAIT_MS = 100  # somebody who copies the log may read for longer: then t
 # Of `max_bytes`, what is kept free of history that nobody waits for.
 HEADROOM_DIVISOR = 8
 AGES_KEPT = 256  # of the time that history is kept, how finely its age is known
-# How long a sender is asked to wait when there is no room, seconds.
-FULL_DELAY = 1.0
+AGE_STEP = 1000  # ms that the log grows older before an entry says so
 
 
 class Store:
@@ -91,6 +89,12 @@ class Store:
         self._vfs = vfs
         self._files = files
         self._faults = faults or (lambda point: None)
+        # How old the log is by now, and what comes next at which age: `state` has what the last
+        # entry said of that.
+        self.age = 0
+        self._ages: list[tuple[int, int]] = []
+        # Age when senders were last here without storing anything, since they were last written.
+        self.heard: dict[Key, int] = {}
         # By the age of the log, ms: when retention last forgot what nobody needs; never, at first.
         self.tidied_at: int | None = None
         # Receiver number -> age when retention first saw that it was removed and has dead letters.
@@ -128,7 +132,7 @@ class Store:
             return
         self.transact(
             [
-                ("insert into meta values('log_id', ?)", (log_id,)),
+                ("insert into meta values('log_id', ?), ('audiences_used', 0)", (log_id,)),
                 ("insert into head values(1, 0, 0, 0, 1, 0)", ()),
             ]
         )
@@ -136,10 +140,9 @@ class Store:
     def load(self) -> None:
         """Read the committed state; raises `LogDamaged` where it does not hold together."""
         self._elapsed = None
-        age, ages = self.state.age, self.state.ages
         self.state = load(self.db, self._audiences)
-        if age > self.state.age:  # opened again after a failure
-            self.state.age, self.state.ages = age, ages
+        if self.state.age >= self.age:  # else it is opened again, after a failure
+            self.age, self._ages = self.state.age, self.state.ages
 
     def snapshot(self, notices: Sequence[str]) -> Snapshot:
         """Return the snapshot that the node begins with."""
@@ -150,10 +153,12 @@ class Store:
         try:
             if clean and self.failed is None:
                 self.save()
-                self.transact(age_operations(self.state))
+                age = self._age(at_least=1)
+                if age is not None:
+                    self.apply(self.entry(GrowOlder, age))
                 self.checkpoint(truncate=True)
-        except apsw.FullError:
-            pass  # ages go on from the last save
+        except (apsw.FullError, LogUnavailable):
+            pass  # ages go on from the last entry
         finally:
             self.db.close()
             if self.pages is not None:
@@ -161,28 +166,30 @@ class Store:
 
     def pass_time(self, elapsed: int) -> None:
         """Let the log grow older. `elapsed`: a monotonic clock, ms; where it begins is nothing."""
-        state = self.state
         if self._elapsed is not None:
-            state.age += max(0, elapsed - self._elapsed)
+            self.age += max(0, elapsed - self._elapsed)
         self._elapsed = elapsed
-        keep = int(self.limits.keep_seconds * 1000)
-        ages = state.ages
-        if not ages or (
-            ages[-1][1] != state.next_number and state.age - ages[-1][0] >= keep // AGES_KEPT
-        ):
-            ages = [*ages, (state.age, state.next_number)]
-        while len(ages) > 1 and ages[1][0] <= state.age - keep:
+        keep, following = int(self.limits.keep_seconds * 1000), self.state.next_number
+        ages = self._ages
+        if not ages or (ages[-1][1] != following and self.age - ages[-1][0] >= keep // AGES_KEPT):
+            ages = [*ages, (self.age, following)]
+        while len(ages) > 1 and ages[1][0] <= self.age - keep:
             ages = ages[1:]
-        state.ages = ages
+        self._ages = ages
+
+    def _age(self, at_least: int = AGE_STEP) -> Age | None:
+        """Return the age, where the last entry's is less by so much; at most once a second."""
+        if self.age - self.state.age < at_least:
+            return None
+        return Age(self.age, self._ages)
 
     @property
     def kept_long_enough(self) -> int:
         """Batches with numbers below this one are older than `keep_seconds`."""
-        state = self.state
         if not self.limits.keep_seconds:
-            return state.next_number
-        oldest = state.age - int(self.limits.keep_seconds * 1000)
-        return max((number for age, number in state.ages if age <= oldest), default=0)
+            return self.state.next_number
+        oldest = self.age - int(self.limits.keep_seconds * 1000)
+        return max((number for age, number in self._ages if age <= oldest), default=0)
 
     @property
     def audiences_known(self) -> int:
@@ -206,27 +213,72 @@ class Store:
         """Whether batches are refused for the disk's sake."""
         return self._full is not None
 
-    # --- groups --------------------------------------------------------------------------------
+    # --- deciding ------------------------------------------------------------------------------
 
-    def apply(self, group: Group) -> list[Outcome]:
-        """Store a group in one synced transaction; see `ILog.append`."""
+    def decide(self, group: Group) -> Append:
+        """Return the entry that a group becomes: all that is to be known of the world for it."""
+        state, limits = self.state, self.limits
+        return Append(
+            number=state.next_number,
+            commits=state.commits,
+            age=self._age(),
+            now=group.now,
+            # Their owner may change them again while they are written.
+            receivers=[replace(row) for row in group.receivers] if group.receivers else [],
+            batches=group.batches,
+            progress=group.progress,
+            floors=group.floors,
+            removed=group.removed,
+            full=self.fullness() if group.batches else None,
+            # Dead letters take room as batches do (DELIVERY 46).
+            used_max=limits.max_bytes - state.taken + state.used,
+            ranges_max=limits.sender_ranges,
+        )
+
+    def entry(self, kind: type[E], age: Age | None = None, **what: Any) -> E:
+        """Return the next entry, of this kind."""
+        state = self.state
+        return kind(number=state.next_number, commits=state.commits, age=age or self._age(), **what)
+
+    def append(self, group: Group) -> list[Outcome]:
+        """Decide about a group and apply that; see `ILog.append`."""
         if self.failed is not None:
             raise self.failed
-        full = self.fullness() if group.batches else None
         try:
-            return self._commit(group, group.batches, full)
+            entry = self.decide(group)
+            outcomes = self.apply(entry)
         except apsw.FullError:
-            return self._commit_on_full_disk(group)
+            return self._append_on_full_disk(group)
         except apsw.Error as error:
             # Reading what the group needs to know failed: the file is damaged.
             self.failed = LogFailed(f"the log cannot be read: {error}")
             raise self.failed from error
+        if self.state.next_number - entry.number < len(entry.batches):
+            self._hear(group)
+        if group.receivers:
+            self._place(group)
+        return outcomes
 
-    def _commit_on_full_disk(self, group: Group) -> list[Outcome]:
+    def _append_on_full_disk(self, group: Group) -> list[Outcome]:
         """Store all but the batches; on the reserve's blocks if there is no other way."""
         self._full = "the disk is full"
-        self.make_room(lambda: self._commit(group, [], None))
+        rest = msgspec.structs.replace(group, batches=[])
+        self.make_room(lambda: self.apply(self.decide(rest)))
+        self._place(group)
         return [RefusedBatch(LogFull(self._full, delay=FULL_DELAY)) for _ in group.batches]
+
+    def _place(self, group: Group) -> None:
+        """New receivers of a group are told where they begin, if that was left to the log."""
+        for row in group.receivers:
+            if row.cursor < 0:
+                row.cursor = self.state.receivers[row.number].cursor
+
+    def _hear(self, group: Group) -> None:
+        """Senders of what was not stored were here all the same."""
+        for batch in group.batches:
+            key = (batch.sender, batch.incarnation)
+            if key in self.state.senders:
+                self.heard[key] = self.age
 
     def make_room(self, job: Callable[[], T]) -> T:
         """Run a job that met a full disk again: with an empty WAL, then without the reserve."""
@@ -248,40 +300,49 @@ class Store:
         except apsw.FullError:
             raise LogUnavailable("the disk is full") from None
 
-    def _commit(self, group: Group, batches: list[Batch], full: LogFull | None) -> list[Outcome]:
-        staged = Staged(self.state)
+    # --- applying ------------------------------------------------------------------------------
+
+    def apply(self, entry: Entry) -> list[Outcome]:
+        """Apply an entry in one synced transaction; return the outcomes of its batches.
+
+        One that the log has already changes nothing, and has none.
+        """
+        state = self.state
+        if entry.number != state.next_number or entry.commits != state.commits:
+            missing = entry.number > state.next_number or entry.commits > state.commits
+            assert not missing, "an entry before this one was not applied"
+            return []
+        if type(entry) is DropBatches:
+            self._save_before(entry)
+        staged = Staged(state)
         operations: list[Operation] = []
-        placed = stage_receivers(staged, group, operations)
-        outcomes, flat = take_batches(
-            staged,
-            batches,
-            group.now,
-            # Dead letters take room as batches do (DELIVERY 46).
-            used_max=self.limits.max_bytes - self.state.taken + self.state.used,
-            full=full,
-            ranges_max=self.limits.sender_ranges,
-            lookup=lambda sender, first, last: queries.runs_of(
-                self.db, self.state, sender, first, last
-            ),
-        )
-        stage_batches(staged, flat, operations)
-        stage_floors(staged, group, operations)
-        stage_progress(staged, group, operations)
-        stage_removals(self.db, staged, group, operations)
+        outcomes: list[Outcome] = []
         try:
+            if entry.age is not None:
+                stage_age(staged, entry.age, operations)
+            if type(entry) is Append:
+                outcomes = stage_append(self.db, staged, entry, operations)
+            else:
+                stage_removal(self.db, staged, entry, operations)
             self._write(staged, operations)
         except BaseException:
             forget_numbers(staged)
             raise
-        for row, cursor in placed:
-            row.cursor = cursor
         self._faults("after commit")
-        self._written += sum(batch.size + 320 for batch in staged.fresh) + 4096 * 6
+        self._written += staged.written
         self._write_mark()
         return outcomes
 
+    def _save_before(self, entry: DropBatches) -> None:
+        """Batches that lose their frames are not replayed any more: they are saved before."""
+        state = self.state
+        if entry.frames and entry.frames[-1][0] > state.saved:
+            self.save()
+            if entry.frames[-1][0] > state.saved:
+                raise apsw.FullError("save")
+
     def _write(self, staged: Staged, operations: list[Operation]) -> None:
-        """Commit what a group staged, or raise and leave all as it was."""
+        """Commit what an entry staged, or raise and leave all as it was."""
         try:
             self._faults("before commit")
             self.transact(operations)
@@ -358,7 +419,7 @@ class Store:
             raise self.failed
 
     def _recover(self, staged: Staged, error: Exception) -> bool:
-        """Reopen after a failed write or sync; return whether the group is in the log after all.
+        """Reopen after a failed write or sync; return whether the entry is in the log after all.
 
         The kernel calls pages clean that it could not write, so nothing written before may be
         trusted to a later sync: every page of the WAL is written anew into the file, and that
@@ -494,7 +555,7 @@ class Store:
 
     # --- room ----------------------------------------------------------------------------------
 
-    def fullness(self) -> LogFull | None:
+    def fullness(self) -> str | None:
         """Look at the disk; return why no batch may be accepted now, or None (SEMANTICS 19)."""
         reserve = self.reserve
         if reserve is None:
@@ -507,7 +568,7 @@ class Store:
                 self._full = f"{self._free} bytes are free on the disk"
             else:
                 self._full = None
-        return None if self._full is None else LogFull(self._full, delay=FULL_DELAY)
+        return self._full
 
     def room(self) -> Room:
         """Return how full the log is."""

@@ -9,7 +9,7 @@ itself (every batch's CRC goes into the next one's) is followed in `replay` and 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 from zlib import crc32
 
@@ -35,7 +35,11 @@ def check_mark(mark: Mark | None, state: State, db: apsw.Connection) -> None:
         raise LogDamaged("its newest batches are missing", last + 1, mark.number)
     if mark.commits > state.commits:
         lost = mark.commits - state.commits
-        raise LogDamaged(f"the last {lost} changes of receivers are missing", last + 1, last + 1)
+        raise LogDamaged(
+            f"the last {lost} changes of receivers, or of what is kept, are missing",
+            last + 1,
+            last + 1,
+        )
     if mark.number >= state.oldest:
         chain = one(db, "select chain from batch where number = ?", (mark.number,))
         if chain != mark.chain:
@@ -113,8 +117,14 @@ def chained_rows(db: apsw.Connection, first: int, last: int, chain: int) -> Iter
         raise LogDamaged("batches are missing", expected, last)
 
 
-def replay(db: apsw.Connection, state: State, last: int) -> None:
-    """Bring `state` from batch `state.saved` to batch `last`, checking all between."""
+def replay(
+    db: apsw.Connection, state: State, last: int, ages: Sequence[tuple[int, int]] = ()
+) -> None:
+    """Bring `state` from batch `state.saved` to batch `last`, checking all between.
+
+    `ages`: (batch, the age of the log from that on), rising; older logs have none.
+    """
+    age, at = state.age, 0
     for row in chained_rows(db, state.saved + 1, last, state.chain):
         known, total = state.senders_by_id.get(row.sender), state.totals.get(row.audience)
         if known is None or total is None or row.frame is None:
@@ -127,7 +137,10 @@ def replay(db: apsw.Connection, state: State, last: int) -> None:
         known.take(min(row.after + 1, row.sequence), stop)
         if known.last is None or stop > known.last[1]:
             known.last = (row.sequence, stop, row.crc)
-        known.seen_at = state.age
+        while at < len(ages) and ages[at][0] <= row.number:
+            age = ages[at][1]
+            at += 1
+        known.seen_at = max(known.seen_at, age)
         total.messages += row.messages
         total.bytes += row.size
         total.last = row.number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from zlib import crc32
 
 from twisted.internet.defer import Deferred
@@ -93,14 +93,14 @@ class Driver:
             result.raiseException()
         return result  # type: ignore[no-any-return]  # whatever it fired with
 
-    def open(self) -> Driver:
+    def open(self) -> Self:
         self.snapshot = self.wait(self.log.open())
         return self
 
     def close(self) -> None:
         self.wait(self.log.close())
 
-    def reopen(self) -> Driver:
+    def reopen(self) -> Self:
         """Close, and open the same content again."""
         self.close()
         if self.kind == "sqlite":

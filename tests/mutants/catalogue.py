@@ -258,6 +258,34 @@ _ALL = [
         catcher=_by("client", "accepted and never stored"),
     ),
     Mutant(
+        name="an-entry-is-applied-twice",
+        at="msgservice.log.store:Store.apply",
+        old="if entry.number != state.next_number or entry.commits != state.commits:",
+        new="if entry.number > state.next_number or entry.commits > state.commits:",
+        catcher=_test("tests/unit/test_log_entries.py -k entry_that_the_log_has", "is_known"),
+    ),
+    Mutant(
+        name="an-entry-looks-at-the-clock",
+        at="msgservice.log.removal:_finish",
+        old="reason, staged.age)",
+        new="reason, __import__('time').monotonic_ns())",
+        catcher=_test("tests/unit/test_log_entries.py -k two_logs", "are_equal"),
+    ),
+    Mutant(
+        name="the-number-of-a-forgotten-sender-is-given-again",
+        at="msgservice.log.loading:_load_senders",
+        old="state.next_sender = used + 1",
+        new="pass",
+        catcher=_test("tests/unit/test_log_entries.py -k two_logs", "are_equal"),
+    ),
+    Mutant(
+        name="retention-beside-the-door",
+        at="msgservice.log.retention:_tidy",
+        old="store.heard.clear()",
+        new="store.transact([('delete from finished where at < 0', ())]); store.heard.clear()",
+        catcher=_test("tests/unit/test_log_entries.py -k beside_the_door", "beside_the_door"),
+    ),
+    Mutant(
         name="the-second-of-a-full-group-is-stored",
         at="msgservice.log.dedupe:take_batches",
         old="outcomes.append(RefusedBatch(full))\n                continue",
@@ -419,7 +447,7 @@ _ALL = [
     Mutant(
         name="dead-letters-of-the-removed-stay",
         at="msgservice.log.retention:_remove_dead_letters",
-        old="state = store.state",
+        old="ready = _spent_letters(store)",
         new="return False",
         catcher=_test("tests/contract/test_log_retention.py", "go_with_their_receiver"),
     ),

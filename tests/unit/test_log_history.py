@@ -190,7 +190,7 @@ def test_a_group_of_many_exceptions_takes_steps_in_proportion(tmp_path: Path) ->
         at = position_of(1)
         rows = [exception(receiver, at + 2 * n, at + 2 * n) for n in range(count)]
         step = Progress(receiver=receiver, cursor=0, exceptions=rows[::-1])
-        return lines_run(lambda: store.apply(Group(now=NOW, progress=[step])), staging)
+        return lines_run(lambda: store.append(Group(now=NOW, progress=[step])), staging)
 
     assert work(2, 2000) < 2.5 * work(1, 1000)
 

@@ -84,7 +84,7 @@ def test_20_sets_of_receivers_that_come_and_go_cost_nothing_for_ever() -> None:
     assert len(directory._known) <= 2
     assert len(stay.audiences) <= 2
     # What became of their messages is known for a week; then the receivers are forgotten too.
-    world.log._store.state.age += 8 * 24 * 3600 * 1000
+    world.log._store.age += 8 * 24 * 3600 * 1000
     world.settle(5)
     assert len(directory._by_number) <= 2
     assert len(world.log._store.state.rows) <= 2

@@ -1,0 +1,324 @@
+"""What goes: how the entries of retention become SQL, and what they do to the staged state.
+
+Which batches, letters, senders, audiences and receivers go was decided in `retention.py`; here is
+only what follows from that and from the tables. Before a row of a batch goes, what became of its
+messages is written into `finished`, and its CRC into `run` for the sender's dedupe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import apsw
+import msgspec
+
+from msgservice.disk.database import as_json, insert_steps, one
+from msgservice.limits import RUNS_REMEMBERED
+from msgservice.log import history
+from msgservice.log.dedupe import mark_of, named_of
+from msgservice.log.entries import (
+    DropBatches,
+    DropLetters,
+    Entry,
+    Forget,
+    ForgetSenders,
+    GrowOlder,
+)
+from msgservice.log.staging import (
+    ASKED,
+    AUDIENCES_USED,
+    DEAD_SIZE,
+    SENDERS_USED,
+    Operation,
+    count_operations,
+    used_operation,
+)
+from msgservice.log.state import Gone, Staged
+from msgservice.message import Status
+from msgservice.records import ExceptionRow, position_of
+
+_HEAD = """
+select json_group_array(json_array(number, audience, sender, sequence, count, crc, chain)) from (
+    select number, audience, sender, sequence, count, crc, chain from batch
+    where number between ?1 and ?2 order by number)
+"""
+
+_SUBJECTS = """
+select json_group_array(json_array(number, subject, flags)) from batch
+where number between ?1 and ?2
+"""
+
+_FORGET_RUNS = (
+    "delete from run where sender = ?1 and sequence < (select sequence from run"
+    " where sender = ?1 order by sequence desc limit 1 offset ?2)"
+)
+
+_SAVE_DROPPED = """
+update audience set dropped = a.value ->> 1 from json_each(?) as a where number = a.value ->> 0
+"""
+_SAVE_COLLECTED = """
+update progress set collected = a.value ->> 1 from json_each(?) as a where receiver = a.value ->> 0
+"""
+_DELETE_GONE = """
+delete from exception where (receiver, first) in (
+    select a.value ->> 0, a.value ->> 1 from json_each(?) as a)
+"""
+
+_SAVE_SEEN = """
+update sender set seen_at = a.value ->> 1 from json_each(?) as a
+where sender.id = a.value ->> 0
+"""
+
+Range = tuple[int, int, int, str]  # first and last sequence, state, reason
+
+_decode_subjects = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
+_decode = msgspec.json.Decoder(list[list[int]]).decode
+
+
+def stage_removal(
+    db: apsw.Connection, staged: Staged, entry: Entry, operations: list[Operation]
+) -> None:
+    """Stage an entry of retention."""
+    staged.gone = gone = Gone(staged.state)
+    _STAGES[type(entry)](db, staged, gone, entry, operations)
+    operations += count_operations(staged)
+
+
+def _drop_batches(
+    db: apsw.Connection,
+    staged: Staged,
+    gone: Gone,
+    entry: DropBatches,
+    operations: list[Operation],
+) -> None:
+    state = staged.state
+    size_sum = 0
+    for number, audience, size in entry.frames:
+        total = gone.totals.get(audience)
+        if total is None:
+            total = gone.totals[audience] = state.totals[audience].copy()
+        total.dropped = max(total.dropped, number)
+        size_sum += size
+    head: list[list[int]] = []
+    if entry.oldest > state.oldest:
+        head = _decode(one(db, _HEAD, (state.oldest, entry.oldest - 1)))
+        gone.oldest, gone.oldest_chain = head[-1][0] + 1, head[-1][6]
+        operations += _finish(db, staged, head)
+        operations += _remember_runs(db, head)
+        operations += [
+            ("delete from batch where number < ?", (gone.oldest,)),
+            ("delete from message_id where position < ?", (position_of(gone.oldest),)),
+        ]
+    rest = [number for number, _, _ in entry.frames if number >= gone.oldest]
+    if rest:
+        operations.append(
+            (
+                "update batch set frame = null where number in (select value from json_each(?))",
+                (as_json(rest),),
+            )
+        )
+    dropped = [(audience, total.dropped) for audience, total in gone.totals.items()]
+    operations += [
+        (_SAVE_DROPPED, (as_json(dropped),)),
+        (
+            "update head set used = used - ?, oldest = ?, oldest_chain = ?",
+            (size_sum, gone.oldest, gone.oldest_chain),
+        ),
+    ]
+    staged.used -= size_sum
+    staged.written = len(entry.frames) * 64 + len(head) * 64 + 16 * 4096
+
+
+def _finish(db: apsw.Connection, staged: Staged, head: Sequence[list[int]]) -> list[Operation]:
+    """Write what became of these rows' messages at each receiver, as ranges of sequences."""
+    state = staged.state
+    low, high = position_of(head[0][0]), position_of(head[-1][0], 0xFFFF)
+    exceptions: dict[int, list[ExceptionRow]] = {}
+    ranges: dict[tuple[int, int], list[Range]] = {}
+    for sender, audience, run in _joined(head):
+        known = state.senders_by_id.get(sender)
+        wanted_from = 1 if known is None else known.status_from
+        wanted = [row for row in run if row[3] + row[4] > wanted_from]
+        for receiver in state.totals[audience].audience.members:
+            if receiver not in exceptions:
+                exceptions[receiver] = history.exceptions_of(db, receiver, low, high)
+            if not wanted:
+                continue
+            found = ranges.setdefault((sender, receiver), [])
+            if not exceptions[receiver]:
+                end = wanted[-1][3] + wanted[-1][4] - 1
+                _extend(found, wanted[0][3], end, Status.ACKNOWLEDGED, "")
+                continue
+            for number, _audience, _sender, sequence, count, _crc, _chain in wanted:
+                first = position_of(number)
+                for start, stop, status, _attempts, reason in history.segments(
+                    first, first + count - 1, high, exceptions[receiver]
+                ):
+                    begin = sequence + start - first
+                    _extend(found, begin, begin + stop - start, status, reason)
+    written: list[Any] = []
+    for (sender, receiver), found in ranges.items():
+        for begin, end, state_number, reason in found:
+            before = one(
+                db,
+                "select first, last, status, reason from finished where sender = ?"
+                " and receiver = ? and first <= ? order by first desc limit 1",
+                (sender, receiver, begin),
+            )
+            if before and (before[1] + 1, *before[2:]) == (begin, state_number, reason):
+                begin = before[0]
+            written += (sender, receiver, begin, end, state_number, reason, staged.age)
+    gone = [
+        (receiver, row.first)
+        for receiver, overlapping in exceptions.items()
+        for row in overlapping
+        if row.last <= high
+    ]
+    return [
+        *insert_steps("or replace into finished", 7, written),
+        (_DELETE_GONE, (as_json(gone),)),
+    ]
+
+
+def _joined(head: Sequence[list[int]]) -> Iterator[tuple[int, int, list[list[int]]]]:
+    """Yield (sender, audience, rows) for rows whose sequences follow each other.
+
+    What becomes of such rows is the same ranges for each receiver, unless it has exceptions there:
+    so an audience of a thousand costs once per run of rows, and not once per row.
+    """
+    open_runs: dict[int, list[list[int]]] = {}  # sender -> rows
+    for row in head:
+        run = open_runs.get(row[2])
+        if run is not None:
+            if run[-1][1] == row[1] and run[-1][3] + run[-1][4] == row[3]:
+                run.append(row)
+                continue
+            yield run[0][2], run[0][1], run
+        open_runs[row[2]] = [row]
+    for run in open_runs.values():
+        yield run[0][2], run[0][1], run
+
+
+def _extend(found: list[Range], begin: int, end: int, status: Status, reason: str) -> None:
+    """Add a range, to the last one where it goes on with the same state."""
+    if found and (found[-1][1] + 1, *found[-1][2:]) == (begin, int(status), reason):
+        begin = found.pop()[0]
+    found.append((begin, end, int(status), reason))
+
+
+def _remember_runs(db: apsw.Connection, head: Sequence[list[int]]) -> list[Operation]:
+    """Keep what tells each sender's last runs from others, whose rows go (SEMANTICS 4).
+
+    That is the CRC of the messages, and above it a mark of the rest.
+    """
+    newest: dict[int, list[tuple[int, int, int, int, int, int]]] = {}
+    subjects = _decode_subjects(one(db, _SUBJECTS, (head[0][0], head[-1][0])))
+    marks = {number: mark_of(subject, named_of(flags)) for number, subject, flags in subjects}
+    for number, audience, sender, sequence, count, crc, _chain in head:
+        content = marks[number] << 32 | crc
+        newest.setdefault(sender, []).append((sender, sequence, count, content, audience, number))
+    operations: list[Operation] = []
+    for sender, found in newest.items():
+        found.sort(key=lambda run: run[1])
+        kept = [value for run in found[-RUNS_REMEMBERED:] for value in run]
+        operations += [
+            *insert_steps("or replace into run", 6, kept),
+            (_FORGET_RUNS, (sender, RUNS_REMEMBERED - 1)),
+        ]
+    return operations
+
+
+def _drop_letters(
+    db: apsw.Connection,
+    staged: Staged,
+    gone: Gone,
+    entry: DropLetters,
+    operations: list[Operation],
+) -> None:
+    where = (entry.receiver, entry.last)
+    size = one(
+        db,
+        f"select total({DEAD_SIZE}) from dead where receiver = ? and position <= ?",  # noqa: S608 - fixed text
+        where,
+    )
+    left = one(db, "select exists(select 1 from dead where receiver = ? and position > ?)", where)
+    before = staged.state.dead_bytes.get(entry.receiver, 0)
+    staged.dead_bytes[entry.receiver] = before - int(size) if left else 0
+    staged.written = int(size)
+    operations.append(("delete from dead where receiver = ? and position <= ?", where))
+
+
+def _forget_senders(
+    db: apsw.Connection,
+    staged: Staged,
+    gone: Gone,
+    entry: ForgetSenders,
+    operations: list[Operation],
+) -> None:
+    ids = (as_json(entry.senders),)
+    operations += [
+        ("delete from finished where sender in (select value from json_each(?))", ids),
+        ("delete from run where sender in (select value from json_each(?))", ids),
+        ("delete from sender where id in (select value from json_each(?))", ids),
+        # Their numbers are part of the chain: none is given to another sender.
+        used_operation(SENDERS_USED, staged.next_sender - 1),
+    ]
+    gone.senders = entry.senders
+
+
+def _forget(
+    db: apsw.Connection, staged: Staged, gone: Gone, entry: Forget, operations: list[Operation]
+) -> None:
+    state = staged.state
+    operations.append(("delete from finished where at < ?", (entry.states_before,)))
+    if entry.seen:
+        for number, age in entry.seen:
+            staged.sender(state.senders_by_id[number].key).seen_at = age
+        operations.append((_SAVE_SEEN, (as_json(entry.seen),)))
+    used = max(entry.audiences, default=0)
+    if used > state.audiences_used:
+        gone.audiences_used = used
+        operations.append(used_operation(AUDIENCES_USED, used))
+    collected: dict[int, int] = {}
+    for number in entry.audiences:
+        total = state.totals[number]
+        for receiver in total.audience.members:
+            at = staged.receiver(receiver)
+            if at is not None:
+                at.collected += total.messages
+                collected[receiver] = at.collected
+    if entry.audiences:
+        numbers = (as_json(entry.audiences),)
+        asked = (as_json([f"{ASKED}{number}" for number in entry.audiences]),)
+        operations += [
+            ("delete from audience where number in (select value from json_each(?))", numbers),
+            ("delete from meta where key in (select value from json_each(?))", asked),
+            (_SAVE_COLLECTED, (as_json(list(collected.items())),)),
+        ]
+    if entry.receivers:
+        numbers = (as_json(entry.receivers),)
+        operations += [
+            (f"delete from {table} where {column} in (select value from json_each(?))", numbers)  # noqa: S608 - fixed names
+            for table, column in (
+                ("exception", "receiver"),
+                ("progress", "receiver"),
+                ("receiver", "number"),
+            )
+        ]
+    gone.audiences, gone.receivers = entry.audiences, entry.receivers
+
+
+def _grow_older(
+    db: apsw.Connection, staged: Staged, gone: Gone, entry: GrowOlder, operations: list[Operation]
+) -> None:
+    """All that it says is its age."""
+
+
+_STAGES: dict[type[Entry], Callable[..., None]] = {
+    DropBatches: _drop_batches,
+    DropLetters: _drop_letters,
+    ForgetSenders: _forget_senders,
+    Forget: _forget,
+    GrowOlder: _grow_older,
+}

@@ -1,0 +1,318 @@
+"""Entries of a log: a play that makes thousands of them, and logs that apply what others decided.
+
+`EntryPlay` hands random groups to a log in memory, lets retention run, and writes down each entry
+before it is applied, as bytes: two logs share no object. `Replica` is a log that applies such bytes
+and nothing else. `tables` is all that a log says.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import apsw
+
+from msgservice.disk.database import rows
+from msgservice.errors import LimitReached, Refused
+from msgservice.limits import Limits
+from msgservice.log.base import StoreLog
+from msgservice.log.entries import Entry
+from msgservice.message import Status
+from msgservice.records import (
+    NOBODY,
+    Audience,
+    Batch,
+    DeadLetter,
+    ExceptionRow,
+    Group,
+    Origin,
+    Progress,
+    ReceiverRow,
+    SenderFloor,
+    position_of,
+)
+from tests.kit.logs import NOW, Driver, make_batch
+
+TABLES = (
+    *("meta", "head", "batch", "audience", "receiver", "progress", "exception", "sender"),
+    *("finished", "run", "dead", "message_id"),
+)
+
+
+class _Pickler(pickle.Pickler):
+    """Audiences belong to one log each: they go by what they say."""
+
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, Audience):
+            return (value.number, value.members, value.asked_by)
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, log: StoreLog) -> None:
+        super().__init__(io.BytesIO(data))
+        self._log = log
+
+    def persistent_load(self, named: Any) -> Audience:
+        """Return the log's own audience of that number."""
+        number, members, asked_by = named
+        if not number:
+            return NOBODY
+        total = self._log._store.state.totals.get(number)
+        if total is not None:
+            return total.audience
+        interned = self._log._audiences
+        found = interned.get(members)
+        if found is None or found.number != number:
+            found = interned[members] = Audience(number, members)
+        found.asked_by = asked_by
+        return found
+
+
+def dump(entry: Entry) -> bytes:
+    """Return an entry as bytes."""
+    file = io.BytesIO()
+    _Pickler(file).dump(entry)
+    return file.getvalue()
+
+
+def apply(log: StoreLog, entry: bytes) -> None:
+    """Apply an entry that another log decided; on the writer's thread."""
+    found: Entry = _Unpickler(entry, log).load()
+    log._store.apply(found)
+
+
+def tables(db: apsw.Connection) -> dict[str, list[Any]]:
+    """Return every row of every table, but for the log's id."""
+    return {
+        table: sorted(
+            (row for row in rows(db, f"select * from {table}") if row[0] != "log_id"), key=repr
+        )
+        for table in TABLES
+    }
+
+
+class Replica(Driver):
+    """A log that only applies entries."""
+
+    def apply(self, entry: bytes) -> None:
+        self.wait(self.log._write(lambda: apply(self.log, entry)))
+
+    def tables(self) -> dict[str, list[Any]]:
+        """Save, and return every row."""
+        store = self.log._store
+
+        def job() -> dict[str, list[Any]]:
+            store.save()
+            return tables(store.db)
+
+        return self.wait(self.log._write(job))
+
+    @property
+    def chain(self) -> tuple[int, int, int]:
+        state = self.log._store.state
+        return state.next_number, state.chain, state.commits
+
+
+class NoDisk:
+    """The reserve of a log in memory: full when a play says so."""
+
+    watermark = 1000
+
+    def __init__(self) -> None:
+        self.is_full = False
+
+    def free(self) -> int:
+        return 0 if self.is_full else 10**9
+
+    def make(self) -> bool:
+        return True
+
+    def give_up(self, *, at_once: bool = False) -> bool:
+        return True
+
+
+class EntryPlay:
+    """Random groups and retention on one log; `entries` is what it decided."""
+
+    def __init__(self, seed: int) -> None:
+        random = self.random = Random(seed)
+        self.limits = Limits(
+            reserve_bytes=64 * 1024,
+            keep_seconds=random.choice([0, 0, 4]),
+            keep_bytes=random.choice([0, 3000]),
+            max_bytes=random.choice([8_000, 60_000]),
+            sender_days=0.01,
+            incarnations=4,
+            audiences=random.choice([6, 40]),
+            sender_ranges=2,
+        )
+        self.driver = Replica("memory", Path(), self.limits).open()
+        self.log = self.driver.log
+        self.entries: list[bytes] = []
+        self.kinds: dict[str, int] = {}
+        self._disk = NoDisk()
+        self._next: dict[tuple[str, str], int] = {}
+        self._receivers: dict[int, ReceiverRow] = {}
+        self._removed: set[int] = set()
+        self._dead: set[tuple[int, int]] = set()  # a message becomes one once
+        self._elapsed = 0
+        store: Any = self.log._store
+        store.reserve = self._disk
+        whole = store.apply
+
+        def noted(entry: Entry) -> Any:
+            data = dump(entry)
+            outcomes = whole(entry)
+            self.entries.append(data)
+            kind = type(entry).__name__
+            self.kinds[kind] = self.kinds.get(kind, 0) + 1
+            return outcomes
+
+        store.apply = noted
+
+    def run(self, steps: int) -> EntryPlay:
+        for _ in range(steps):
+            self.step()
+        return self
+
+    def step(self) -> None:
+        random = self.random
+        what = random.random()
+        if what < 0.02:
+            self._disk.is_full = not self._disk.is_full
+        elif what < 0.04:
+            limit = random.choice(["audiences", "to_audiences", "removed_receivers"])
+            self.log.want_room(limit)
+        elif what < 0.3:
+            self._retain()
+        else:
+            self._group()
+
+    # --- retention
+
+    def _retain(self) -> None:
+        random = self.random
+        self._elapsed += random.choice([1, 400, 1500, 1500, 60_000, 3_600_000, 90_000_000])
+        keys = [*self._next]
+        here = random.sample(keys, random.randrange(len(keys) + 1))
+        left = [key for key in keys if key not in here and random.random() < 0.2]
+        for _ in range(random.choice([1, 1, 4])):
+            self.driver.wait(self.log.retain(self._elapsed, here, left))
+
+    # --- groups
+
+    def _group(self) -> None:
+        random = self.random
+        group = Group(now=NOW + self._elapsed)
+        if random.random() < 0.15 or not self._receivers:
+            self._add_receivers(group)
+        batches = [self._batch() for _ in range(random.choice([0, 1, 1, 3, 20]))]
+        group.batches = [batch for batch in batches if batch is not None]
+        for number in self._receivers:
+            if random.random() < 0.4:
+                group.progress.append(self._progress(number))
+        if random.random() < 0.1 and self._next:
+            name, incarnation = key = random.choice([*self._next])
+            wanted = random.randint(1, self._next[key])
+            floor = SenderFloor(sender=name, incarnation=incarnation, status_from=wanted)
+            group.floors.append(floor)
+        if random.random() < 0.08 and len(self._receivers) > 1:
+            number = random.choice([*self._receivers])
+            del self._receivers[number]
+            self._removed.add(number)
+            group.removed.append(number)
+        self.driver.wait(self.log.append(group))
+        for batch in group.batches:
+            batch.audience.waiting -= 1
+
+    def _add_receivers(self, group: Group) -> None:
+        random = self.random
+        if self._receivers and random.random() < 0.4:
+            row = self._receivers[random.choice([*self._receivers])]
+            row.patterns = (random.choice(["a", "b", ">"]),)
+            row.paused = not row.paused
+        else:
+            number = len(self._receivers) + len(self._removed) + 1
+            row = ReceiverRow(number=number, name=f"r{number % 7}", patterns=(">",), cursor=-1)
+            self._receivers[number] = row
+        group.receivers.append(row)
+
+    def _audience(self, key: tuple[str, str]) -> tuple[Audience, bool] | None:
+        random = self.random
+        numbers = [*self._receivers]
+        members = random.sample(numbers, random.randint(0, min(3, len(numbers))))
+        try:
+            audience = self.log.audience(members)
+        except LimitReached as limit:
+            self.log.want_room(limit.limit)
+            return None
+        addressed = random.random() < 0.2
+        if addressed and not audience.stored and not audience.waiting:
+            audience.asked_by = key[0]
+        return audience, addressed
+
+    def _batch(self) -> Batch | None:
+        random = self.random
+        key = (random.choice(["shop", "web"]), f"i{random.randint(1, 5 + self._elapsed % 3)}")
+        found = self._audience(key)
+        if found is None:
+            return None
+        audience, addressed = found
+        above = self._next.get(key, 1)
+        count = random.choice([1, 1, 2, 5])
+        how = random.random()
+        if how < 0.6:
+            sequence = above
+        elif how < 0.75:
+            sequence = above + random.randint(1, 4)  # a hole, or none, as `after` says
+        else:
+            sequence = max(1, above - random.randint(1, 12))  # known, in part or not
+        after = random.choice([sequence - 1, sequence - 1, max(0, min(sequence, above) - 1)])
+        salt = b"!" if how > 0.97 else b""  # other content than it was
+        bodies = [b"%d" % n * (n % 40) + salt for n in range(sequence, sequence + count)]
+        self._next[key] = max(above, sequence + count)
+        audience.waiting += 1
+        return make_batch(
+            audience,
+            sequence,
+            bodies,
+            sender=key[0],
+            incarnation=key[1],
+            subject="a.b" if sequence % 16 else "c",
+            after=after,
+            floor=max(0, above - random.randint(-2, 30)) if random.random() < 0.2 else 0,
+            flags=random.choice([0, 2]),
+            ids=((0, f"id{sequence % 9}"),) if random.random() < 0.2 else (),
+            origin=Origin(key[0], sequence, "00", ("far",)) if random.random() < 0.2 else None,
+            addressed=addressed,
+            refusal=Refused("nobody is there") if random.random() < 0.04 else None,
+        )
+
+    def _progress(self, number: int) -> Progress:
+        random = self.random
+        state = self.log._store.state
+        last = position_of(max(0, state.next_number - 1))
+        at = state.receivers.get(number)
+        low = max(0, at.cursor) if at is not None else 0
+        cursor = random.choice([last, last, random.randint(min(low, last), last)])
+        step = Progress(receiver=number, cursor=cursor, settled={3: random.randint(0, 5)},
+                        settled_bytes=random.randint(0, 500))  # fmt: skip
+        if random.random() < 0.1:
+            step.inbox = f"inbox{random.randint(1, 3)}"
+        for _ in range(random.choice([0, 0, 1, 4])):
+            first = position_of(random.randint(1, max(1, state.next_number)), random.randint(0, 3))
+            status = random.choice([Status.QUEUED, Status.ACKNOWLEDGED, Status.DEAD])
+            row = ExceptionRow(number, first, first + random.randint(0, 2), status, attempts=1,
+                               reason="why" if status is Status.DEAD else "")  # fmt: skip
+            step.exceptions.append(row)
+            if status is Status.DEAD and (number, first) not in self._dead:
+                self._dead.add((number, first))
+                step.settled[int(Status.DEAD)] = step.settled.get(int(Status.DEAD), 0) + 1
+                step.dead.append(
+                    DeadLetter(number, first, "shop", "i1", first, "a.b", b"x" * 90, "why", 3, 1)
+                )
+        return step
