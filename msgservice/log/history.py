@@ -16,7 +16,7 @@ from msgservice.core.marks import SenderState
 from msgservice.core.ranges import RangeSet
 from msgservice.disk.database import as_json, one, rows
 from msgservice.limits import INTEGER_MAX
-from msgservice.log.queries import audience_of, runs_of
+from msgservice.log.queries import audience_of, runs_of, sender_of
 from msgservice.log.state import State
 from msgservice.message import Status
 from msgservice.records import (
@@ -202,7 +202,7 @@ def _pieces(
     pieces: list[Piece] = []
     members = 0
     for sequence, count, number, audience in found:
-        whom = audience_of(state, audience)
+        whom = audience_of(db, state, audience)
         members += len(whom.members)
         if len(pieces) == pieces_max or (pieces and members > MEMBERS_MAX):
             return pieces, pieces[-1].last
@@ -303,10 +303,13 @@ def find(
     if row is None or index >= row[6]:
         return None
     sender, sequence, subject, size, stored_at, audience, _count = row
-    name, incarnation = state.senders_by_id[sender].key
+    key = sender_of(db, state, sender)
+    if key is None:
+        return None
+    name, incarnation = key
     at = cursors(db)
     states = {}
-    members = audience_of(state, audience).members
+    members = audience_of(db, state, audience).members
     begin = bisect_right(members, after)
     end = len(members) if count_max is None else begin + count_max
     for receiver in members[begin:end]:

@@ -16,6 +16,7 @@ from zlib import crc32
 import apsw
 import msgspec
 
+from msgservice.core.marks import Key
 from msgservice.disk.database import as_json, one, rows
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import FRAME_FLAGS, NAMED, Run, mark_of, named_of
@@ -41,6 +42,7 @@ _decode_json = msgspec.json.Decoder(list[list[int]]).decode
 _decode_rows = msgspec.json.Decoder(
     list[tuple[int, int, int, int, int, int, str, int, int, int, int, str | None]]
 ).decode
+_decode_members = msgspec.json.Decoder(list[int]).decode
 _decode_origin = msgspec.msgpack.Decoder(Origin).decode
 
 _HEADS = """
@@ -135,11 +137,14 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
     for row in _decode_rows(text):
         number, audience, sender, sequence, count, size = row[:6]
         subject, stored_at, after, flags, crc, origin = row[6:]
-        name, incarnation = state.senders_by_id[sender].key
+        key = sender_of(db, state, sender)
         messages = bytes(view[at : at + size])
         at += size
         if checksum(messages) != crc:
             raise LogDamaged("a batch's messages were changed", number, number)
+        if key is None:
+            continue  # all of its messages are settled, and it was forgotten since
+        name, incarnation = key
         batches.append(
             Batch(
                 sender=name,
@@ -147,7 +152,7 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
                 sequence=sequence,
                 count=count,
                 subject=subject,
-                audience=audience_of(state, audience),
+                audience=audience_of(db, state, audience),
                 messages=messages,
                 size=size,
                 crc=crc,
@@ -175,10 +180,26 @@ def checksum(data: bytes) -> int:
     return value
 
 
-def audience_of(state: State, number: int) -> Audience:
-    """Return an audience by its number."""
+def audience_of(db: apsw.Connection, state: State, number: int) -> Audience:
+    """Return an audience by its number; `NOBODY` where it is not known any more.
+
+    A reader may see the tables of another moment than the state: of a commit that is not adopted
+    yet, or of before one by which it was forgotten. What a row refers to is in the tables then.
+    """
     total = state.totals.get(number)
-    return NOBODY if total is None else total.audience
+    if total is not None:
+        return total.audience
+    text = one(db, "select members from audience where number = ?", (number,))
+    return NOBODY if text is None else Audience(number, tuple(_decode_members(text)))
+
+
+def sender_of(db: apsw.Connection, state: State, number: int) -> Key | None:
+    """Return a sender by its number, from the tables where the state is of another moment."""
+    known = state.senders_by_id.get(number)
+    if known is not None:
+        return known.key
+    row: Key | None = one(db, "select name, incarnation from sender where id = ?", (number,))
+    return row
 
 
 def runs_of(db: apsw.Connection, state: State, sender: int, first: int, last: int) -> list[Run]:
@@ -196,7 +217,7 @@ def runs_of(db: apsw.Connection, state: State, sender: int, first: int, last: in
         for number, sequence, count, crc, audience, blob, text, flags in overlapping:
             # Of a row that has gone, its mark stands above its CRC.
             mark = crc >> 32 or None if text is None else mark_of(text, named_of(flags))
-            whom = audience_of(state, audience)
+            whom = audience_of(db, state, audience)
             found.append(Run(number, sequence, count, crc & CRC_MAX, whom, blob, mark))
     found.sort(key=lambda run: run.sequence)
     return found
@@ -384,6 +405,6 @@ def audiences_by_receiver(db: apsw.Connection) -> dict[int, list[int]]:
     """Return receiver number -> numbers of the audiences that it is in."""
     members: dict[int, list[int]] = {}
     for number, text in rows(db, "select number, members from audience"):
-        for receiver in msgspec.json.decode(text, type=list[int]):
+        for receiver in _decode_members(text):
             members.setdefault(receiver, []).append(number)
     return members

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from msgservice.log import history, staging
+from msgservice.disk.database import connect
+from msgservice.log import history, queries, staging
+from msgservice.log.base import read_transaction
 from msgservice.message import Status
 from msgservice.records import ExceptionRow, Group, History, Progress, position_of
 from tests.kit.logs import NOW, Driver, exception, make_batch
@@ -236,3 +238,78 @@ def test_where_exceptions_overlap_the_one_that_begins_later_says_more() -> None:
         (10, 19, Status.QUEUED),
         (20, 22, Status.DEAD),
     ]
+
+
+# --- tables and state of two moments -------------------------------------------------------------
+
+
+class BetweenCommitAndAdoption:
+    """What a reader finds in the tables while the writer has not adopted what it committed."""
+
+    def __init__(self, log: Driver, ask: Callable[[Any, Any], Any]) -> None:
+        self.found: Any = None
+        self._log, self._ask = log, ask
+        store = log.log._store
+        self._transact = store.transact
+        store.transact = self._committing  # type: ignore[method-assign]
+
+    def _committing(self, operations: Any) -> None:
+        self._transact(operations)
+        store = self._log.log._store
+        db = connect(str(self._log.folder / "log.db"), readonly=True)
+        with read_transaction(db):
+            self.found = self._ask(db, store.state)
+        db.close()
+
+
+def test_8_a_page_between_commit_and_adoption_has_the_audience_of_a_new_set(tmp_path: Path) -> None:
+    """It said that nobody gets the message, at a position of its own: a send failed for that."""
+    log = Driver("sqlite", tmp_path).open()
+    log.receivers(1, 2)
+    log.append(make_batch(log.log.audience([1])))
+    seen = BetweenCommitAndAdoption(
+        log, lambda db, state: history.history(db, state, "shop", "i1", 1, 1000)
+    )
+    log.append(make_batch(log.log.audience([1, 2]), 2))
+    assert [(1, 1, (1,)), (2, 2, (1, 2))] == [
+        (piece.first, piece.last, piece.audience.members) for piece in seen.found.pieces
+    ]
+    assert seen.found.pieces[1].audience.number == log.log.audience([1, 2]).number
+    log.close()
+
+
+def test_11_a_message_of_a_new_sender_is_found_between_commit_and_adoption(tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path).open()
+    log.receivers(1)
+    name = f"log:{position_of(1)}"
+    seen = BetweenCommitAndAdoption(log, lambda db, state: history.find(db, state, name))
+    log.append(make_batch(log.log.audience([1])))
+    assert (seen.found.sender, list(seen.found.states)) == ("shop", [1])
+    seen._ask = lambda db, state: queries.batches_of(db, state, [1, 2])
+    log.append(make_batch(log.log.audience([1]), sender="web"))
+    assert [("shop", (1,)), ("web", (1,))] == [
+        (batch.sender, batch.audience.members) for batch in seen.found
+    ]
+    log.close()
+
+
+def test_11_a_page_of_before_its_audience_was_forgotten_has_it(tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path).open()
+    log.receivers(1)
+    log.append(make_batch(log.log.audience([1])))
+    log.progress(1, position_of(1), settled={int(Status.ACKNOWLEDGED): 1})
+    db = connect(str(tmp_path / "log.db"), readonly=True)
+    with read_transaction(db):
+        assert db.execute("select count(*) from batch").get == 1  # of this moment from now on
+        log.log.want_room("audiences")
+        while log.wait(log.log.retain(0)):
+            pass
+        state = log.log._store.state
+        assert state.totals == {}
+        page = history.history(db, state, "shop", "i1", 1, 1000)
+        found = history.find(db, state, f"log:{position_of(1)}")
+    db.close()
+    assert [(1,)] == [piece.audience.members for piece in page.pieces]
+    assert found is not None
+    assert list(found.states) == [1]
+    log.close()
