@@ -1,10 +1,9 @@
-"""Distributions built once from a copy of the checkout, and bare environments to put them in."""
+"""Distributions built once from a copy of the checkout, and a bare environment to put them in."""
 
 import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,13 +40,9 @@ def distributions(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.fixture(scope="session")
-def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Environment]:
-    """Return what makes a bare environment."""
-
-    def make(name: str) -> Environment:
-        folder = tmp_path_factory.mktemp(name)
-        venv.create(folder, with_pip=True)
-        return Environment(folder)
-
-    return make
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """Return a bare environment."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    return Environment(folder)

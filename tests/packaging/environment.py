@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,17 @@ class Environment:
 
     def run(self, *command: str) -> str:
         """Return what a program of this environment prints; fail where it fails."""
+        return self._run(str(self.folder / "bin" / command[0]), *command[1:])
+
+    def pip(self, *command: str) -> None:
+        """Let our pip work on this environment: to put one into it would take longer."""
+        python = str(self.folder / "bin" / "python")
+        self._run(sys.executable, "-m", "pip", "--python", python, *command, "--quiet")
+
+    def _run(self, *command: str) -> str:
         variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))}
         done = subprocess.run(
-            [self.folder / "bin" / command[0], *command[1:]],
+            command,
             cwd=self.folder,  # never the checkout: there, everything would be found
             env=variables,
             capture_output=True,
@@ -26,7 +35,3 @@ class Environment:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
-
-    def install(self, *what: str) -> None:
-        """Install with pip."""
-        self.run("python", "-m", "pip", "install", "--quiet", *what)
