@@ -29,8 +29,9 @@ run: .venv/.made
 
 # WORKERS processes, a file of tests at a time, in order of names: the short ones of tests/unit come
 # last. One more than there are cores, for tests of real processes and sockets wait half of the time.
+# They start hundreds of programs, and each would compile the product again where that is not kept.
 test: .venv/.made
-	$(BIN)/python -bb -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -bb -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
 lint: .venv/.made
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -65,8 +66,12 @@ def _names(count: int) -> list[str]:
     return [f"n{n}" for n in range(count)]
 
 
+@cache
 def largest() -> dict[type, list[Frame]]:
-    """Of each kind, frames as large as a frame may be, each large in another way."""
+    """Of each kind, frames as large as a frame may be, each large in another way.
+
+    They take long to make and hundreds of megabytes, so only who runs these tests has them.
+    """
     many = ROOM // 12
     headers = {f"h{n}": "v" for n in range(ROOM // 16)}
     heavy = msgspec.Raw(encode_messages([WireMessage(b"", headers)]))

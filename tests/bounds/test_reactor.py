@@ -21,7 +21,6 @@ from tests.kit.node_double import Pipe
 from tests.kit.receiver_world import World
 
 IN_FLIGHT = 8192
-LARGEST = largest()
 STATES = (State.GREETING, State.RESUMING, State.OPEN, State.CLOSING, State.CLOSED)
 NO_LIMIT = 1 << 60
 GROWTH = 2.5  # of what twice the input may cost
@@ -100,7 +99,7 @@ def hello_to(role: str) -> bytes:
 def test_the_largest_and_the_most_frames_of_each_kind_in_each_state(
     role: str, state: State, kind: type, logged_failures: list[LogEvent]
 ) -> None:
-    inputs = [[encode_frame(frame)] for frame in LARGEST[kind]] + [reads(smallest(kind))]
+    inputs = [[encode_frame(frame)] for frame in largest()[kind]] + [reads(smallest(kind))]
     for frames in inputs:
         connection, clock = ROLES[role]()
         for frame in said_before(role, state):

@@ -24,10 +24,10 @@ PROGRAMS = list(PROGRAM.finditer(PAGE))
 
 
 def connect(port: int, process: "subprocess.Popen[bytes]") -> socket.socket:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            client = socket.create_connection(("127.0.0.1", port), timeout=10)
+            client = socket.create_connection(("127.0.0.1", port), timeout=60)
         except ConnectionRefusedError:
             continue
         # Nothing listens yet if the kernel gave the client the very port that it asks for.
@@ -54,7 +54,7 @@ def test_a_program_answers_as_the_page_says(found: "re.Match[str]") -> None:
                 got = b"".join(iter(lambda: client.recv(4096), b""))
             assert got.startswith(found["gets"].encode())
             if found["ends"]:
-                assert process.wait(timeout=20) == 0
+                assert process.wait(timeout=60) == 0
         finally:
             process.kill()
 

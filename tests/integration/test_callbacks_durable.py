@@ -74,7 +74,7 @@ class World:
         return peer
 
     async def until(self, done: Callable[[], object]) -> None:
-        deadline = self.reactor.seconds() + 20
+        deadline = self.reactor.seconds() + 60
         while not done():
             assert self.reactor.seconds() < deadline, "did not happen"
             await deferLater(self.reactor, 0.005)

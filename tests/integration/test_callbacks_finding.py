@@ -48,7 +48,7 @@ async def find(reactor: Any, watch: ServerWatch, port: int, wrong_port: int) -> 
     )
     client.startService()
     beacon.startService()
-    answer = await client.connection.request("v", timeout=20)
+    answer = await client.connection.request("v", timeout=60)
     assert answer == 1
     assert remembered == [own]
     assert (client.host, client.port) == ("127.0.0.1", port)
@@ -78,7 +78,7 @@ async def test_client_that_hears_nothing_goes_on_trying(reactor: Any) -> None:
     assert not client.connection.is_connected
     server = CallbackServer(reactor, f"tcp:{address.port}:interface=127.0.0.1", registry=registry)
     await server.listen()
-    assert await client.connection.request("v", timeout=20) == 1
+    assert await client.connection.request("v", timeout=60) == 1
     await client.stopService()
     await watch.stopService()
     await server.stopService()

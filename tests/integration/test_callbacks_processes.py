@@ -57,7 +57,7 @@ def test_both_kinds_exchange_everything_in_both_roles(
     finally:
         for process in processes:
             process.terminate()
-        errors = [process.communicate(timeout=20)[1] for process in processes]
+        errors = [process.communicate(timeout=60)[1] for process in processes]
     # What fails is silence, in both directions: no result under any other name.
     assert results == [EXPECTED, EXPECTED], errors
     for side in ("server", "client"):

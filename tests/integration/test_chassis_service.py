@@ -200,10 +200,10 @@ def test_run_returns_when_a_handler_has_stopped_the_server() -> None:
     process = run("-c", RUN, "once", "0")
     assert process.stdout is not None
     port = int(process.stdout.readline())
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(b"x")
         assert client.recv(100) == b"stopping"
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (out, err, process.returncode) == ("run() has returned\n", "", 0)
 
 
@@ -211,12 +211,12 @@ def test_run_returns_after_an_interrupt_and_delivers_first() -> None:
     process = run("-c", RUN, "echo", "0")
     assert process.stdout is not None
     port = int(process.stdout.readline())
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(b"x")
         assert client.recv(100) == b"x"
         process.send_signal(signal.SIGINT)
         assert client.recv(100) == b""
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert (out, process.returncode) == ("run() has returned\n", 0)
 
 
@@ -225,7 +225,7 @@ def test_run_raises_when_the_port_is_busy() -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         process = run("-c", RUN, "echo", str(busy.getsockname()[1]))
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "CannotListen" in err
     assert out == ""
@@ -244,10 +244,10 @@ def test_twistd_serves_the_tac_file(tmp_path: Path) -> None:
         text=True,
     )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
-                client = socket.create_connection(("127.0.0.1", port), timeout=10)
+                client = socket.create_connection(("127.0.0.1", port), timeout=60)
                 if client.getsockname() != client.getpeername():
                     break
                 client.close()
@@ -259,7 +259,7 @@ def test_twistd_serves_the_tac_file(tmp_path: Path) -> None:
             assert client.recv(100) == b"hello"
             twistd.send_signal(signal.SIGTERM)
             assert client.recv(100) == b""
-        twistd.communicate(timeout=20)
+        twistd.communicate(timeout=60)
         assert twistd.returncode == -signal.SIGTERM  # after a clean stop, twistd passes it on
     finally:
         twistd.kill()

@@ -68,7 +68,7 @@ class Net:
         return self.dialled[-1]
 
 
-async def until(condition: Any, seconds: float = 20.0) -> None:
+async def until(condition: Any, seconds: float = 60.0) -> None:
     """Wait for something that happens in the reactor."""
     end = reactor.seconds() + seconds
     while not condition():

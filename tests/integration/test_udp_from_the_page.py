@@ -20,7 +20,7 @@ class PagePeer:
 
     def __init__(self, server: tuple[str, int]) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.settimeout(5)
+        self._socket.settimeout(60)
         self._socket.connect(server)
         self._session = os.urandom(8)
         self._number = 0

@@ -41,7 +41,7 @@ def set_back() -> Iterator[Any]:
 
 async def until(condition: Any) -> None:
     clock = timed(reactor)
-    end = clock.seconds() + 30
+    end = clock.seconds() + 60
     while not condition():
         assert clock.seconds() < end, "not in time"
         await deferLater(clock, 0.01)

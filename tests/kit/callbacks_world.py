@@ -67,7 +67,7 @@ class World:
         self.raws.append(raw)
         return raw
 
-    async def until(self, done: Callable[[], object], seconds: float = 10.0) -> None:
+    async def until(self, done: Callable[[], object], seconds: float = 60.0) -> None:
         deadline = self.reactor.seconds() + seconds
         while not done():
             assert self.reactor.seconds() < deadline, "did not happen"
@@ -90,7 +90,7 @@ class Raw(Protocol):
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.got = b""
+        self.got = bytearray()  # it may be tens of megabytes
         self.is_lost = False
 
     def dataReceived(self, data: bytes) -> None:
@@ -109,7 +109,7 @@ class Raw(Protocol):
     async def gets(self, expected: bytes) -> None:
         await self.world.until(lambda: len(self.got) >= len(expected))
         assert expected == self.got
-        self.got = b""
+        self.got = bytearray()
 
 
 def in_reactor(function: Any) -> Any:

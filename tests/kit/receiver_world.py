@@ -421,7 +421,7 @@ class World:
         assert isinstance(self.clock, ThreadedClock)
         self.run()
         while not condition():
-            function, args, kwargs = self.clock.calls_from_threads.get(timeout=20)
+            function, args, kwargs = self.clock.calls_from_threads.get(timeout=60)
             function(*args, **kwargs)
             self.run()
 

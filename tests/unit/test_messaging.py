@@ -272,7 +272,7 @@ def pair(loop: Loop) -> tuple[Manager, Manager]:
 
 
 def received_by(sock: socket.socket, count: int) -> bytes:
-    sock.settimeout(5)
+    sock.settimeout(60)
     data = b""
     while len(data) < count:
         more = sock.recv(count - len(data))

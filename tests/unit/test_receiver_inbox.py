@@ -356,7 +356,7 @@ def test_25_with_threads_a_handler_blocks_and_returns_its_writes(
         seen.add(threading.get_ident())
         messages = unit if batch else [unit]
         if messages[0].body in (b"1", b"3"):
-            both.wait(20)
+            both.wait(60)
 
         def store(transaction: Any) -> None:
             assert threading.current_thread() is threading.main_thread()
@@ -411,19 +411,19 @@ def test_25_a_thread_that_does_not_end_in_time_writes_nothing(path: Path) -> Non
 
     def handle(message: ReceivedMessage) -> Any:
         begun.set()
-        assert may_end.wait(20)
+        assert may_end.wait(60)
         ended.set()
         return statements(message)
 
     world = world_of(path, handle, threads=1)
     world.node.offer([b"1"])
     world.run()
-    assert begun.wait(20)
+    assert begun.wait(60)
     stopped = results_of(world.receiver.stop())
     world.run(11)
     world.until(lambda: stopped)
     may_end.set()
-    assert ended.wait(20)
+    assert ended.wait(60)
     assert [nack.action for nack in world.node.nacks] == [Action.LATER]
     again = World(insert, inbox=path, attach=False)
     again.node.offer([b"1"])

@@ -38,7 +38,7 @@ class Blocking:
             self.side_by_side = max(self.side_by_side, self._now)
             may_end = self._may_end[message.body]
         self.has_begun[message.body].set()
-        assert may_end.wait(20)
+        assert may_end.wait(60)
         with self._lock:
             self._now -= 1
 
@@ -50,7 +50,7 @@ class Blocking:
 
     def wait_for(self, *bodies: bytes) -> None:
         for body in bodies:
-            assert self.has_begun[body].wait(20), body
+            assert self.has_begun[body].wait(60), body
 
 
 @pytest.fixture
