@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from msgservice.cli.lines import LineReader
 from msgservice.cli.output import console, plain_table
-from msgservice.cli.session import SENDER, Session, node_options
+from msgservice.cli.session import SAY_AFTER, SENDER, Session, node_options
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.errors import MsgServiceError, NotDelivered
@@ -25,9 +25,6 @@ from msgservice.message import Status
 
 # Runs of lines that may be on their way at once: enough to hide a sync behind the next read.
 RUNS_IN_FLIGHT = 8
-
-# Seconds of `--wait` after which people are told what is waited for.
-SAY_AFTER = 1.0
 
 
 @click.command(short_help="Send a message, or lines, to SUBJECT.")

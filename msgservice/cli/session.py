@@ -20,6 +20,7 @@ import msgspec
 from rich.console import RenderableType
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ReactorNotRunning
+from twisted.internet.task import LoopingCall
 from twisted.logger import (
     FilteringLogObserver,
     ILogObserver,
@@ -49,6 +50,7 @@ from msgservice.transport.registry import Transports
 
 NODE = "tcp:127.0.0.1:7410"
 SENDER = "msgservice-cli"
+SAY_AFTER = 1.0  # seconds after which people are told what is waited for
 TIMEOUT = 5.0  # seconds; a node that is just being started again is waited for
 
 P = ParamSpec("P")
@@ -145,12 +147,32 @@ class Session:
                 await self.in_time(reactor, client.when_connected())
             except NoAnswer:
                 raise NoAnswer(self.node, self.timeout, client.why().error) from None
+            saying = self._say_refusal(reactor, client)
             try:
                 yield client
             except NoAnswer:
                 raise NoAnswer(self.node, self.timeout, refusal=client.why().refusal) from None
+            finally:
+                if saying.running:
+                    saying.stop()
         finally:
             await client.close()
+
+    def _say_refusal(self, reactor: Any, client: Client) -> LoopingCall:
+        """Say once why the node takes nothing for now, where that lasts."""
+
+        def look() -> None:
+            refusal = client.why().refusal
+            if refusal:
+                saying.stop()
+                if not self.as_json and not self.verbose:  # which tells it by itself
+                    text = f"msgservice: the node takes nothing for now: {refusal}; trying again"
+                    click.echo(text, err=True)
+
+        saying = LoopingCall(look)
+        saying.clock = reactor
+        saying.start(SAY_AFTER, now=False)
+        return saying
 
     async def ask(self, reactor: Any, subject: str, **question: object) -> Any:
         """Return what the node answers to one request."""

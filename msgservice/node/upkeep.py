@@ -84,8 +84,7 @@ class Upkeep:
         if self._refusing and self._time.now() - self._said_at < SAY_AGAIN:
             return
         self._logger.warn(
-            "messages are refused, their senders keep them: {reason} ({count} runs of the log's"
-            " groups so far)",
+            "messages are refused, their senders keep them: {reason} ({count} times so far)",
             reason=reason,
             count=self._refusals,
         )
