@@ -18,6 +18,7 @@ CENTRAL = [
     "position",
     "log",
     "group",
+    "entry",
     "mark",
     "receiver",
     "way",
