@@ -16,6 +16,7 @@ import msgspec
 
 from msgservice.core.marks import Key, SenderState
 from msgservice.disk.database import as_json, full_is_told, one, rows
+from msgservice.errors import LogUnavailable
 from msgservice.limits import SENDER_KNOWN_SECONDS
 from msgservice.log import places
 from msgservice.log.entries import DropBatches, DropLetters, Forget, ForgetSenders
@@ -38,6 +39,7 @@ DEAD_MAX = 512  # dead letters of one call
 FORGET_MAX = 1000  # senders and audiences of one call
 FREE_PAGES_KEPT = 16 * 1024  # 64 MiB stay in the file for the next backlog
 VACUUM_PAGES = 2048  # given back to the disk in one call
+VACUUM_PAGES_FULL = 256  # … of a full disk
 
 _CANDIDATES = """
 select json_group_array(json_array(number, audience, count, size)) from (
@@ -464,16 +466,28 @@ def _is_removed(store: Store, number: int) -> bool:
 def _shrink(store: Store) -> bool:
     """Give free pages back to the disk: when there are many, and all when the disk is low; more?"""
     free = one(store.db, "pragma freelist_count")
-    spare = free - (0 if store.is_disk_full else FREE_PAGES_KEPT)
+    is_full = store.is_disk_full
+    spare = free - (0 if is_full else FREE_PAGES_KEPT)
     if spare <= 0:
         return False
-    try:
+    # Pages that move are written to the WAL first, which is to find room on a full disk.
+    step = min(spare, VACUUM_PAGES_FULL if is_full else VACUUM_PAGES)
+
+    def vacuum() -> None:
         # Each row that this statement steps through is one page.
         with full_is_told(store.db):
-            rows(store.db, f"pragma incremental_vacuum({min(spare, VACUUM_PAGES)})")
+            rows(store.db, f"pragma incremental_vacuum({step})")
+
+    try:
+        vacuum()
     except apsw.FullError:
-        return False  # tried again with the next call
-    store.wrote(min(spare, VACUUM_PAGES) * 64)
-    if store.is_disk_full:
+        if step < VACUUM_PAGES_FULL:
+            return False  # not worth the reserve: tried again with the next call
+        try:
+            store.make_room(vacuum)
+        except LogUnavailable:
+            return False
+    store.wrote(step * 64)
+    if is_full:
         store.checkpoint(truncate=True)  # the file shrinks with it, and not before
-    return bool(spare > VACUUM_PAGES)
+    return bool(spare > step)

@@ -79,6 +79,47 @@ def test_19_fill_and_free_loses_nothing_and_accepts_again(disk: Path) -> None:
     assert stored > 50
 
 
+def fill(path: Path) -> None:
+    """Write a file until the disk has no room for a byte of it."""
+    with path.open("wb", buffering=0) as file:
+        for size in (65536, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                pass
+
+
+def test_19_what_is_settled_is_given_back_to_a_disk_without_a_free_byte(disk: Path) -> None:
+    limits = Limits(reserve_bytes=RESERVE, keep_seconds=0, keep_bytes=0)
+    log = Driver("sqlite", disk / "data", limits).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    accepted: list[Batch] = []
+    while True:
+        batch = make_batch(audience, len(accepted) + 1, [os.urandom(20_000)])
+        (outcome,) = log.append(batch)
+        if isinstance(outcome, RefusedBatch):
+            break
+        accepted.append(batch)
+    fill(disk / "hog")
+    half = accepted[len(accepted) // 2]
+    step = Progress(
+        receiver=1, cursor=half.last, settled={int(Status.ACKNOWLEDGED): len(accepted) // 2 + 1}
+    )
+    assert log.append(progress=[step]) == []
+    for n in range(100):
+        more = log.wait(log.log.retain(NOW + n))
+        if not more and log.log.room().full is None:
+            break
+    assert log.log.room().full is None, "half of it was settled, and nothing is accepted"
+    (outcome,) = log.append(make_batch(audience, len(accepted) + 1))
+    assert isinstance(outcome, Batch)
+    assert log.unaccounted() == [0]
+    assert log.wait(log.log.audit()) == []
+    log.close()
+
+
 def test_19_somebody_else_fills_the_disk(disk: Path) -> None:
     limits = Limits(reserve_bytes=RESERVE, keep_seconds=0, keep_bytes=0)
     log = Driver("sqlite", disk / "data", limits).open()
@@ -87,13 +128,7 @@ def test_19_somebody_else_fills_the_disk(disk: Path) -> None:
     batch = make_batch(audience, 1)
     log.append(batch)
     hog = disk / "hog"
-    with hog.open("wb") as file:
-        try:
-            while True:
-                file.write(b"x" * 65536)
-                file.flush()
-        except OSError:
-            pass
+    fill(hog)
     (outcome,) = log.append(
         make_batch(audience, 2),
         progress=[
