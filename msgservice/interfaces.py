@@ -210,7 +210,9 @@ class IChannelUser(Interface):
 class IConnector(IService):
     """Keeps one connection to one address, dialling again with backoff; what `why` tells of it.
 
-    Stopping it sends what is queued, closes, and fires within `limits.stop_timeout`.
+    Stopping it sends what is queued, closes, and fires within `limits.stop_timeout`. It may be
+    started and stopped at any time: `running` is what was asked for last, and one that is started
+    while it still closes dials when it has closed.
     """
 
     address = Attribute("str: whom it dials")

@@ -192,7 +192,7 @@ class Receiver(Service):
         )
         attachment = Attachment(self._reception, address, receive, dial)
         self.ways.append(attachment)
-        if self._is_ready:
+        if self._is_ready and self._stopping is None:
             attachment.start()
         elif not self.running and self.parent is None:
             self.startService()
@@ -232,6 +232,7 @@ class Receiver(Service):
         Deferred stops the wait only. Safe to call twice.
         """
         if self._stopping is not None:
+            self.running = 0  # it may have been started again meanwhile
             return self._stopping.wait()
         if not self.running:
             return succeed(None)
@@ -245,6 +246,8 @@ class Receiver(Service):
             if self._at_shutdown is not None and self._core is not None:
                 self._core.removeSystemEventTrigger(self._at_shutdown)
                 self._at_shutdown = None
+            if self.running:
+                self._start()
             stopping.fire(None)
 
         stopped.addErrback(lambda failure: self.logger.failure("stopping", failure))
@@ -290,6 +293,10 @@ class Receiver(Service):
         if self.running:
             return
         Service.startService(self)
+        if self._stopping is None:  # else when it has stopped
+            self._start()
+
+    def _start(self) -> None:
         self._stop_with_reactor()
         self.handling.start()
         self._why = ""

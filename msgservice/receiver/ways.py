@@ -101,6 +101,7 @@ class Attachment(Way):
         self.is_over = False
         self.is_replaced = False
         self._connector = dial(self.make_user)
+        self._was_started = False
 
     @property
     def error(self) -> str:
@@ -110,8 +111,9 @@ class Attachment(Way):
         return self.ended or getattr(self._connector, "last_error", None) or ""
 
     def start(self) -> None:
-        """Dial, and keep dialling."""
+        """Dial, and keep dialling; where a connection is still closing, behind it."""
         self.is_over = self.is_replaced = False
+        self._was_started = True
         if not self._connector.running:
             self._connector.startService()
 
@@ -120,7 +122,7 @@ class Attachment(Way):
 
         Handlers that run go on; what they were given will not be sent again to this process.
         """
-        if not self._connector.running:
+        if not self._was_started:
             return succeed(None)
         stopped = self._connector.stopService()
         return succeed(None) if stopped is None else stopped

@@ -170,7 +170,9 @@ class LocalConnector(Service):
         self._clock = clock
         self._limits = limits
         self._peer_name = name
+        self._is_closing = False  # it was stopped, and its channel has not gone yet
         self._stopped: Waiters[None] = Waiters()
+        self._dialling: Deferred[None] | None = None  # until the node is ready
         self._due: IDelayedCall | None = None
 
     @property
@@ -184,22 +186,30 @@ class LocalConnector(Service):
         """See `IConnector`."""
 
     def startService(self) -> None:
-        """See `IService`."""
-        super().startService()
-        self._dial()
+        """Begin to dial; while it still stops, as soon as it has stopped."""
+        if not self.running:
+            super().startService()
+            if not self._is_closing:
+                self._dial()
 
     def _dial(self) -> None:
         self._due = None
         self.attempts += 1
+        dialling = self._dialling = self._when_ready()
         # The node that does not start says so itself.
-        self._when_ready().addCallbacks(self._connect, self._not_ready)
+        dialling.addCallbacks(
+            self._connect, self._not_ready, callbackArgs=(dialling,), errbackArgs=(dialling,)
+        )
 
-    def _not_ready(self, failure: Failure) -> None:
-        self.failures += 1
-        self.last_error = failure.getErrorMessage()
+    def _not_ready(self, failure: Failure, dialling: Deferred[None]) -> None:
+        if self._dialling is dialling:
+            self._dialling = None
+            self.failures += 1
+            self.last_error = failure.getErrorMessage()
 
-    def _connect(self, _: None) -> None:
-        if self.running:
+    def _connect(self, _: None, dialling: Deferred[None]) -> None:
+        if self._dialling is dialling:
+            self._dialling = None
             watched = _Watched(self._make_user(), self)
             self.channel = connect_locally(
                 watched,
@@ -214,10 +224,11 @@ class LocalConnector(Service):
         self.channel = None
         self.last_error = refusal or reason
         self.failures += 1
+        was_closing, self._is_closing = self._is_closing, False
         if self.running:
             limits = self._limits
             delay = limits.link_delay_min if refusal is None else limits.link_delay_max
-            self._due = self._clock.callLater(delay, self._dial)
+            self._due = self._clock.callLater(0 if was_closing else delay, self._dial)
         self._stopped.fire(None)
 
     def stopService(self) -> Deferred[None]:
@@ -226,8 +237,12 @@ class LocalConnector(Service):
         if self._due is not None:
             self._due.cancel()
             self._due = None
+        if (dialling := self._dialling) is not None:
+            self._dialling = None
+            dialling.cancel()
         if self.channel is None:
             return succeed(None)
+        self._is_closing = True
         waiter = self._stopped.wait()
         self.channel.close()
         return waiter

@@ -380,6 +380,20 @@ _ALL = [
         catcher=_test("tests/unit/test_inbox_file.py", "rolls_the_transaction_back_fails_alone"),
     ),
     Mutant(
+        name="connector-forgets-that-it-was-started-again",
+        at="msgservice.transport.tcp.dialling:Connector._end",
+        old="if wanted:",
+        new="if False:",
+        catcher=_test("tests/unit/test_dialling.py", "started_while_it_closes"),
+    ),
+    Mutant(
+        name="the-last-of-a-run-is-not-told-when-the-receiver-stops",
+        at="msgservice.receiver.handling.engine:Handling._give_up",
+        old="self._tell(work)",
+        new="work.at < work.stop and self._tell(work)",
+        catcher=_test("tests/unit/test_receiver_life.py", "started_again_while_it_stops"),
+    ),
+    Mutant(
         name="ages-by-the-wall-clock",
         at="msgservice.node.upkeep:Upkeep._retain",
         old="int(self._time.now() * 1000)",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from twisted.internet import error
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -31,6 +31,7 @@ from msgservice.limits import Limits
 from msgservice.transport.local import LocalConnector
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.dialling import Connector
+from msgservice.waiters import Waiters
 from tests.kit.channels import Recorder
 
 
@@ -328,6 +329,128 @@ def test_it_can_be_started_again() -> None:
     peer.lose()
     world.clock.advance(0)
     assert world.dialled == 2
+
+
+def test_one_that_is_started_while_it_closes_dials_when_it_has_closed() -> None:
+    world = World()
+    peer = world.endpoint.accept()
+    stopping = world.stop()
+    world.connector.startService()
+    world.clock.advance(1)
+    assert (world.dialled, stopping.called, world.connector.running) == (1, False, 1)
+    peer.lose()
+    world.clock.advance(0)
+    assert (world.dialled, stopping.called, world.connector.running) == (2, True, 1)
+    world.endpoint.accept().lose()
+    world.clock.advance(0.5)
+    assert world.dialled == 3
+
+
+def test_what_was_asked_for_last_counts_while_it_closes() -> None:
+    world = World()
+    peer = world.endpoint.accept()
+    world.stop()
+    world.connector.startService()
+    stopping = world.stop()
+    peer.lose()
+    world.clock.advance(100)
+    assert (world.dialled, stopping.called, world.connector.running) == (1, True, 0)
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_one_that_is_started_in_the_turn_in_which_it_stopped_dials() -> None:
+    world = World()
+    world.connector.stopService()  # its attempt is cancelled at once, and that is told in a turn
+    world.connector.startService()
+    world.clock.advance(0)
+    assert (world.dialled, world.connector.running) == (2, 1)
+
+
+def test_who_waits_no_more_for_it_to_stop_does_not_make_it_dial() -> None:
+    world = World()
+    peer = world.endpoint.accept()
+    stopping = world.stop()
+    stopping.addErrback(lambda failure: failure.trap(CancelledError))
+    stopping.cancel()
+    peer.lose()
+    world.clock.advance(100)
+    assert world.dialled == 1
+
+
+def test_a_connection_that_is_lost_long_after_it_was_stopped_is_not_dialled_again() -> None:
+    world = World()
+    peer = world.endpoint.accept()
+    stopping = world.stop()
+    world.clock.pump([6, 5, 0])
+    assert stopping.called
+    peer.lose()
+    world.clock.advance(100)
+    assert world.dialled == 1
+    world.connector.startService()
+    assert world.dialled == 2
+
+
+class Local:
+    """A `LocalConnector`; `ready` fires those who wait for the node."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.ready: Waiters[None] = Waiters()
+        self.is_ready = False
+        self.near: list[Recorder] = []
+        self.connector = LocalConnector(
+            self._make_near, Recorder, self._when_ready, self.clock, Limits(), "node"
+        )
+
+    def _make_near(self) -> Recorder:
+        self.near.append(Recorder())
+        return self.near[-1]
+
+    def _when_ready(self) -> Deferred[None]:
+        return succeed(None) if self.is_ready else self.ready.wait()
+
+    def begin(self) -> None:
+        self.is_ready = True
+        self.ready.fire(None)
+        self.clock.pump([0, 0, 0])
+
+
+def test_inside_one_process_it_waits_for_the_node_once() -> None:
+    local = Local()
+    for _ in range(3):
+        local.connector.startService()
+        assert local.connector.stopService().called
+    assert len(local.ready) == 0
+    local.connector.startService()
+    local.connector.startService()
+    local.begin()
+    assert len(local.near) == 1
+    assert (local.connector.failures, local.connector.last_error) == (0, None)
+    local.connector.stopService()
+    local.clock.pump([0, 0, 100])
+    assert len(local.near) == 1
+
+
+def test_inside_one_process_too_it_dials_when_it_has_closed() -> None:
+    local = Local()
+    local.is_ready = True
+    local.connector.startService()
+    local.clock.pump([0, 0])
+    stopping = local.connector.stopService()
+    local.connector.startService()
+    assert (len(local.near), stopping.called) == (1, False)
+    local.clock.pump([0, 0, 0])
+    assert (len(local.near), stopping.called) == (2, True)
+    assert local.near[0].is_lost
+    assert not local.near[1].is_lost
+    assert local.connector.channel is local.near[1].channel
+    local.clock.advance(100)
+    assert len(local.near) == 2
+    again = local.connector.stopService()
+    local.connector.startService()
+    local.connector.stopService()
+    local.clock.pump([0, 0, 100])
+    assert (len(local.near), again.called) == (2, True)
 
 
 def test_a_bad_address_is_refused_before_anything_is_dialled() -> None:

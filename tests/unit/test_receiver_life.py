@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from twisted.application.service import IService, MultiService
+from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
@@ -236,6 +236,55 @@ def test_27_one_that_was_replaced_says_so_and_does_not_come_back_by_itself() -> 
     world.attachment.start()
     world.run()
     assert world.attachment.connected
+
+
+def test_one_that_is_started_again_while_it_stops_works_when_it_has_stopped() -> None:
+    ends: list[Deferred[None]] = []
+
+    def handle(message: ReceivedMessage) -> Deferred[None]:
+        ends.append(Deferred())
+        return ends[-1]
+
+    world = World(handle)
+    world.node.offer([b"1"])
+    world.run()
+    stopped = results_of(world.receiver.stop())
+    world.run()
+    world.receiver.startService()
+    late = world.attach(Node(world.clock, name="late"))
+    world.run()
+    assert (stopped, world.receiver.running, late.connected) == ([], 1, False)
+    ends[0].callback(None)
+    world.run(2)
+    assert (stopped, world.receiver.running) == ([None], 1)
+    assert (world.attachment.connected, late.connected) == (True, True)
+    assert world.node.backlog.cursor == 1
+    again = results_of(world.receiver.stop())
+    world.receiver.startService()
+    both = results_of(world.receiver.stop())
+    world.run(2)
+    assert (again, both, world.receiver.running) == ([None], [None], 0)
+    assert not world.attachment.connected
+
+
+def test_stopping_an_attachment_waits_for_a_connection_that_is_closing_already() -> None:
+    class Closing(Service):
+        def __init__(self) -> None:
+            self.gone: list[Deferred[None]] = []
+
+        def stopService(self) -> Deferred[None]:
+            super().stopService()
+            self.gone.append(Deferred())
+            return self.gone[-1]
+
+    closing = Closing()
+    receiver = Receiver(Clock(), name="r", handler=print)
+    attachment = receiver.attach_through(lambda make_user: closing, address="here")
+    stopped = [results_of(attachment.stop()), results_of(attachment.stop())]
+    assert stopped == [[], []]
+    for gone in closing.gone:
+        gone.callback(None)
+    assert stopped == [[None], [None]]
 
 
 def test_one_that_was_removed_does_not_come_back_by_itself_to_be_made_again() -> None:
@@ -511,6 +560,31 @@ def test_stopping_lets_handlers_end_sends_their_answers_says_bye_and_closes() ->
     assert world.wire.near.is_gone
     world.run(60)
     assert world.diallers[0].dialled == 1
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+@pytest.mark.parametrize("batch", [False, True])
+def test_the_last_of_a_run_that_ends_while_the_receiver_stops_is_acknowledged(
+    order: str, batch: bool
+) -> None:
+    ends: list[Deferred[None]] = []
+
+    def handle(message: Any) -> Deferred[None]:
+        ends.append(Deferred())
+        return ends[-1]
+
+    world = World(handle, batch=batch, order=order)
+    world.node.offer([b"1"])
+    world.run()
+    stopped = results_of(world.receiver.stop())
+    ends[0].callback(None)
+    world.run()
+    assert stopped == [None]
+    assert world.node.answers == [Ack([(1, 1)])]
+    world.receiver.startService()
+    world.node.offer([b"2"])
+    world.run(2)
+    assert len(ends) == 2
 
 
 @pytest.mark.parametrize("order", ["strict", "none"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from msgservice.errors import FrameTooLarge
 from msgservice.limits import Limits
@@ -102,6 +103,53 @@ def test_one_that_was_refused_for_good_dials_only_now_and_then() -> None:
     assert waits >= Limits().link_delay_max / 2 - 1
     net.run(Limits().link_delay_max)
     assert len(client.users) == 2
+
+
+def test_one_that_is_started_while_it_closes_dials_when_it_has_closed() -> None:
+    net = Net()
+    node, client = Side(net, "node"), Side(net, "client")
+    node.listen(7410)
+    connector = client.dial(7410)
+    net.run(1)
+    stopped: list[None] = []
+    connector.stopService().addCallback(stopped.append)
+    connector.startService()
+    net.run(2)
+    assert (stopped, len(client.users), connector.failures) == ([None], 2, 0)
+    assert client.users[0].is_lost
+    assert connector.channel is client.users[1].channel
+    connector.stopService().addCallback(stopped.append)
+    connector.startService()
+    connector.stopService()
+    net.run(120)
+    assert (stopped, len(client.users), connector.channel) == ([None, None], 2, None)
+
+
+def test_a_name_that_is_found_late_is_dialled_once() -> None:
+    net = Net()
+    node, client = Side(net, "node"), Side(net, "client")
+    node.listen(7410)
+    looked_up: list[Deferred[str]] = []
+
+    def resolve(name: str) -> Deferred[str]:
+        looked_up.append(Deferred())
+        return looked_up[-1]
+
+    client.process.clock.resolve = resolve  # type: ignore[attr-defined]  # as a reactor has it
+    connector = client.dial(7410, "localhost")
+    for _ in range(2):
+        connector.stopService()
+        connector.startService()
+        connector.startService()
+    for found in looked_up:
+        found.callback("127.0.0.1")
+    net.run(2)
+    assert (len(looked_up), len(client.users), len(node.users)) == (3, 1, 1)
+    senders = {source for source, to, _ in net.datagrams if to == 7410}
+    assert len(senders) == 1
+    connector.stopService()
+    net.run(60)
+    assert connector.channel is None
 
 
 def test_a_connector_hears_nobody_but_whom_it_dials() -> None:

@@ -473,9 +473,10 @@ class Handling:
         for work in lane.queue:
             if work in but:
                 kept.append(work)
-            elif work.at < work.stop:
+                continue
+            self._tell(work)
+            if work.at < work.stop:
                 sender, base = work.sender, work.base
-                self._tell(work)
                 sender.inbox.abandoned(base + work.at, base + work.stop - 1)
                 sender.release(work, work.stop - work.at)
                 work.told = work.at = work.stop

@@ -133,8 +133,11 @@ class Connector(ClientService):
         self._channel: FrameProtocol | None = None
         self._warned = False
         self._told_refusal = ""  # the last one that was warned of
+        self._is_stopping = False
+        self._is_wanted = False  # started again meanwhile
         self._stop_waiters: Waiters[None] = Waiters()
         self._stop_deadline: IDelayedCall | None = None
+        self._ending: IDelayedCall | None = None  # the turn in which who waits is told
         self._backoff = Backoff(
             delay_min=limits.link_delay_min,
             delay_max=limits.link_delay_max,
@@ -177,12 +180,25 @@ class Connector(ClientService):
         if wait is not None and wait.active():
             wait.reset(0)
 
+    def startService(self) -> None:
+        """Begin to dial; while it still stops, as soon as it has stopped."""
+        if self._is_stopping:
+            self._is_wanted = True
+            self.running = 1
+        elif not self.running:
+            super().startService()
+
     def stopService(self) -> Deferred[None]:
         """Send what is queued, close, stop dialling; fire within `limits.stop_timeout`.
 
-        Start again only after that. Safe to call twice, and before any start.
+        `running` is what was asked for last. Safe to call twice, and before any start.
         """
+        self._is_stopping = True
+        self._is_wanted = False
+        self.running = 0
         stopped = self._stop_waiters.wait()
+        if self._ending is not None:
+            return stopped
         if self._stop_deadline is None:
             self._stop_deadline = self._reactor.callLater(
                 self._limits.stop_timeout, self._stop_overdue
@@ -216,7 +232,7 @@ class Connector(ClientService):
         if self._channel is not channel:
             return
         self._channel = None
-        if self._stop_waiters:
+        if self._is_stopping:
             self._stop_dialling()
         elif (refusal := channel.refusal) is not None:
             self._backoff.refused()
@@ -242,12 +258,14 @@ class Connector(ClientService):
 
     def _stop_dialling(self) -> None:
         super().stopService().addBoth(lambda _: self._stopped())
+        self.running = int(self._is_wanted)
 
     def _stop_overdue(self) -> None:
         self._stop_deadline = None
         self._logger.warn("connection to {address} does not end", address=self.address)
         if self._channel is not None:
             self._channel.abort()
+        self._stop_dialling()
         self._stopped()
 
     def _stopped(self) -> None:
@@ -256,7 +274,17 @@ class Connector(ClientService):
             self._stop_deadline = None
         # In a turn of its own: ClientService cannot be called from inside its own transitions,
         # and whoever waits may well start or stop this again.
-        self._reactor.callLater(0, self._stop_waiters.take().fire, None)
+        if self._ending is None and self._is_stopping:
+            self._ending = self._reactor.callLater(0, self._end)
+
+    def _end(self) -> None:
+        self._ending = None
+        self._is_stopping = False
+        wanted, self._is_wanted = self._is_wanted, False
+        self.running = 0
+        if wanted:
+            self.startService()
+        self._stop_waiters.take().fire(None)
 
     def _warn_once(self, refusal: str) -> None:
         if not self._warned or refusal:

@@ -68,6 +68,7 @@ class UdpConnector(Service):
         self._dialling: IDelayedCall | None = None
         self._warned = False
         self._told_refusal = ""  # the last one that was warned of
+        self._is_closing = False  # it was stopped, and its channel has not gone yet
         self._stopped: Waiters[None] = Waiters()
         self._rng = rng
         self._entropy = entropy
@@ -95,10 +96,11 @@ class UdpConnector(Service):
     # --- verbs
 
     def startService(self) -> None:
-        """Begin to dial."""
-        super().startService()
-        if self._bearer is None and self._wait is None:
-            self._dial()
+        """Begin to dial; while it still stops, as soon as it has stopped."""
+        if not self.running:
+            super().startService()
+            if not self._is_closing:
+                self._dial()
 
     def poke(self) -> None:
         """Dial now, if waiting: there is a sign of life from the other side."""
@@ -115,6 +117,7 @@ class UdpConnector(Service):
         if self.channel is None:
             self._end_attempt()
             return succeed(None)
+        self._is_closing = True
         stopped = self._stopped.wait()
         self.channel.close()  # within limits.close_timeout
         return stopped
@@ -126,14 +129,17 @@ class UdpConnector(Service):
         self.attempts += 1
         self._dialling = self._reactor.callLater(self._timeout, self._too_slow)
         if ip_of(self._host) is not None:
-            self._dial_address(self._host)
+            self._dial_address(self._host, self.attempts)
             return
         looked_up: Deferred[str] = self._reactor.resolve(self._host)
-        looked_up.addCallbacks(self._dial_address, self._not_found)
+        now = (self.attempts,)
+        looked_up.addCallbacks(
+            self._dial_address, self._not_found, callbackArgs=now, errbackArgs=now
+        )
 
-    def _dial_address(self, host: str) -> None:
-        if not self.running or self._dialling is None:
-            return
+    def _dial_address(self, host: str, attempt: int) -> None:
+        if attempt != self.attempts or self._dialling is None:
+            return  # it was given up meanwhile
         local = is_local_host(host)
         interface = ("::1" if local else "::") if ":" in host else (LOOPBACK if local else ANY)
         bearer = Bearer(
@@ -156,8 +162,8 @@ class UdpConnector(Service):
             return
         self._bearer = bearer
 
-    def _not_found(self, failure: Failure) -> None:
-        if self.running and self._dialling is not None:
+    def _not_found(self, failure: Failure, attempt: int) -> None:
+        if attempt == self.attempts and self._dialling is not None:
             self._failed(failure.getErrorMessage())
 
     def _user(self) -> IChannelUser:
@@ -211,8 +217,11 @@ class UdpConnector(Service):
         if self.channel is not channel:
             return
         self.channel = None
-        if self.running:
+        if not self._is_closing:
             self._failed(reason, getattr(channel.user, "refusal", None))
             return
+        self._is_closing = False
         self._end_attempt()
+        if self.running:  # started again meanwhile; not from inside the bearer that ends
+            self._wait = self._reactor.callLater(0, self._dial)
         self._stopped.fire(None)
