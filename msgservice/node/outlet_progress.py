@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -24,6 +25,7 @@ from msgservice.message import MessageParts, Status, array_header, header_size
 from msgservice.node.commits import Commits
 from msgservice.node.tracker import Tracker
 from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow
+from msgservice.waiters import Waiters
 
 # Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
 DEAD_LETTERS_MAX = 2048
@@ -62,6 +64,7 @@ class OutletProgress:
         self._failed: list[tuple[Run, str]] = []  # to be tried again, in no group yet
         self._inbox_changed = False
         self._storing: deque[_Taken] = deque()  # in groups under way, oldest first
+        self._all_stored: Waiters[None] = Waiters()
         self._acked = RangeSet()  # acknowledged above the cursor
 
     @property
@@ -203,10 +206,20 @@ class OutletProgress:
         self.backlog.committed = max(self.backlog.committed, taken.cursor)
         if self._new:
             self._commits.progress(self)
-        if taken.settled:
-            self._tracker.settled(self.name, taken.settled)
-            if any([one.status is Status.DEAD for one in taken.settled]):  # noqa: C419 - faster
-                self._dead_stored(self)
+        try:
+            if taken.settled:
+                self._tracker.settled(self.name, taken.settled)
+                if any([one.status is Status.DEAD for one in taken.settled]):  # noqa: C419 - faster
+                    self._dead_stored(self)
+        finally:
+            if self._all_stored and not self._new and not self._storing:
+                self._all_stored.fire(None)
+
+    def all_stored(self) -> Deferred[None]:
+        """Fire when all that was settled so far is on disk, in however many groups."""
+        if not self._new and not self._storing:
+            return succeed(None)
+        return self._all_stored.wait()
 
     def progress_failed(self) -> None:
         """See `Progressing`."""

@@ -311,8 +311,11 @@ class Receivers:
         self._connections.send_away(outlet, BYE_REMOVED, "removed")
         self._connections.forget(outlet)
         self._dispatch.remove(outlet)
+        undialled = self._connections.undial(outlet)
+        # What it has settled stays so: with many dead letters that is more than one group.
+        await outlet.all_stored()
         removed = self._commits.removal(row.number)
-        await self._connections.undial(outlet)
+        await undialled
         await removed
         self._tracker.tell_all_again()
         self._logger.info("receiver {name} removed", name=row.name)

@@ -11,10 +11,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from msgservice import Limits
-from msgservice.core.frames import Reply, Request
+from msgservice.core.frames import Reply, Request, Transfer
+from msgservice.core.ranges import RangeSet
 from msgservice.errors import UnknownReceiver
 from msgservice.log.memory import MemoryLog
-from msgservice.message import Status, WireMessage, encode_messages
+from msgservice.message import Action, Status, WireMessage, encode_messages
+from msgservice.node.outlet_progress import DEAD_LETTERS_MAX
+from msgservice.records import DeadLetter
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -163,3 +166,41 @@ def test_who_is_removed_while_it_is_made_or_changed_is_never_dialled(change: str
     assert removed == [0]
     assert len(made) == 1
     assert node.parts.connections.links == {}
+
+
+@pytest.mark.parametrize("turns", [0, 1, 4])
+def test_12_what_was_dead_before_the_removal_stays_dead_in_however_many_groups(turns: int) -> None:
+    """All of it is told as dead: it is kept as that, and each has its dead letter."""
+    world, log = holding_world()
+    count = DEAD_LETTERS_MAX + 300
+    billing = world.peer("billing", receive=ORDERS)
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "orders.new", [b"m"] * count)
+    world.settle()
+    (transfer,) = billing.take(Transfer)
+    shop.transfer(count + 1, "orders.new", [b"waits"])
+    world.settle()
+    log.hold = True  # a group runs
+    shop.transfer(count + 2, "others", [b"other"])
+    world.settle()
+    billing.nack(transfer.sequence, transfer.sequence + count - 1, Action.DEAD, reason="no")
+    for _ in range(turns + 4):
+        world.clock.advance(0)
+    removed = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    for _ in range(4):
+        world.clock.advance(0)
+    log.release()
+    world.settle(1)
+    assert removed == [count + 1]
+    states = {
+        ("billing", Status.DEAD): [(1, count)],
+        ("billing", Status.REMOVED): [(count + 1, count + 1)],
+    }
+    told = {state: list(RangeSet(ranges)) for state, ranges in shop.statuses().items()}
+    assert told == states
+    assert world.peer("shop", status_from=1).statuses() == states
+    letters: list[DeadLetter] = []
+    world.log.dead_letters(1, 0, 2 * count).addCallback(letters.extend)
+    world.settle()
+    assert len(letters) == count
+    assert world.failures == []
