@@ -122,7 +122,7 @@ def assemble(
         rates=rates,
         total=RateLimits(time.clock, total=rate, seconds=time.now),
         rng=rng,
-        dead_stored=lambda outlet: receivers.dead_stored(outlet),
+        dead_stored=lambda row: receivers.dead_stored(row),
     )
 
     # Who is there.

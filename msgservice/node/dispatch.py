@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.node.outlet import Outlet
+from msgservice.node.supply import FOLLOWS
 from msgservice.node.tail import Tail
 from msgservice.records import Audience, Batch, ReceiverRow
 
@@ -87,7 +88,7 @@ class Dispatch:
         for member in audience.members:
             outlet = self.outlets.get(member)
             if outlet is not None:
-                outlet.queued_bytes += size
+                outlet.progress.queued_bytes += size
                 outlet.audiences.discard(number)
         self._audiences.pop(number, None)
         self._live.pop(number, None)
@@ -119,8 +120,8 @@ class Dispatch:
             number = batch.audience.number
             sizes[number] = sizes.get(number, 0) + batch.size
             for outlet in live[number]:
-                if outlet.following:
-                    outlet.feed(batch)
+                if outlet.supply.state is FOLLOWS:
+                    outlet.supply.feed(batch)
                 touched[outlet] = None
         for outlet in touched:
             try:
@@ -150,20 +151,20 @@ class Dispatch:
             for member in self._audiences[number].members:
                 outlet = self.outlets.get(member)
                 if outlet is not None:
-                    outlet.queued_bytes += size
+                    outlet.progress.queued_bytes += size
         full, changed = set(), False
         default = self._limits.backlog_bytes_max
         for number, outlet in self.outlets.items():
             row = outlet.row
             limit = row.backlog_bytes or default
-            if outlet.queued_bytes * 2 < limit and not row.suspended:
+            if outlet.progress.queued_bytes * 2 < limit and not row.suspended:
                 continue
             if outlet.caught_up:
                 # At start it may have been more: of very many split batches all was counted.
-                outlet.queued_bytes = 0
-            at_limit = outlet.queued_bytes >= limit
+                outlet.progress.queued_bytes = 0
+            at_limit = outlet.progress.queued_bytes >= limit
             suspend = row.on_full == "suspend" and (
-                at_limit or (row.suspended and outlet.queued_bytes * 2 >= limit)
+                at_limit or (row.suspended and outlet.progress.queued_bytes * 2 >= limit)
             )
             if suspend or at_limit:
                 full.add(number)
@@ -189,7 +190,7 @@ class Dispatch:
                 "receiver {name} is suspended: {queued} bytes wait for it, its limit is {limit};"
                 " what is sent from now on is not for it, until less than half of that waits",
                 name=outlet.name,
-                queued=outlet.queued_bytes,
+                queued=outlet.progress.queued_bytes,
                 limit=limit,
             )
         else:
@@ -197,7 +198,7 @@ class Dispatch:
                 "receiver {name} is no longer suspended: {queued} bytes wait for it, its limit is"
                 " {limit}; what is sent from now on is for it again",
                 name=outlet.name,
-                queued=outlet.queued_bytes,
+                queued=outlet.progress.queued_bytes,
                 limit=limit,
             )
 
@@ -211,7 +212,7 @@ class Dispatch:
             "messages for receiver {name} are refused, their senders keep them: {queued} bytes wait"
             " for it, its limit is {limit}",
             name=outlet.name,
-            queued=outlet.queued_bytes,
+            queued=outlet.progress.queued_bytes,
             limit=self.backlog_bytes_max(outlet.row),
         )
 

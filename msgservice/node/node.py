@@ -140,7 +140,7 @@ class NodeService(Service):
         )
         await parts.receivers.configure(self._configured)
         for account in await self.log.accounts():
-            parts.dispatch.outlets[account.receiver].queued_bytes = account.queued_bytes
+            parts.dispatch.outlets[account.receiver].progress.queued_bytes = account.queued_bytes
         parts.dispatch.judge(starting=True)
         for description in self._listen:
             port = await self.transports.find(description).listen(

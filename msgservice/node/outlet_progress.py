@@ -1,25 +1,22 @@
 """What became of one receiver's messages, gathered until a group of the log takes it.
 
-The half of an outlet that looks towards the log: what was settled or waits for another try since
-the last group, as rows; when it is stored, the tracker is told. What is sent, and what the receiver
-answers, is the business of `node.outlet`.
+What was settled or waits for another try since the last group, as rows; when it is stored, the
+tracker is told. What is sent, and what the receiver answers, is the business of `node.outlet`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time
-from msgservice.connection import Connection
 from msgservice.core.backlog import Backlog
-from msgservice.core.ranges import RangeSet
+from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.runs import FINAL, Run, Settled, cut_run
 from msgservice.message import MessageParts, Status, array_header, header_size
 from msgservice.node.commits import Commits
@@ -32,30 +29,38 @@ DEAD_LETTERS_MAX = 2048
 REASON_MAX = 1000  # characters of a reason that is kept
 
 
+class Delivering(Protocol):
+    """The delivery whose progress it is: an outlet."""
+
+    row: ReceiverRow
+
+    def fault(self, failure: Failure) -> None:
+        """A call of the progress raised `failure`: the receiver's connection ends, and no other."""
+
+
 class OutletProgress:
     """Delivery progress of one receiver, as `commits.Progressing`: settled messages and retries.
 
-    `dead_stored(outlet)` is called when new dead letters of it are on disk.
+    `acked`: the acknowledged ranges above the cursor, as the log has them. `dead_stored(row)` is
+    called when new dead letters of the receiver are on disk.
     """
-
-    _logger = Logger()
-
-    connection: Connection | None
-    backlog: Backlog
 
     def __init__(
         self,
-        row: ReceiverRow,
+        outlet: Delivering,
+        backlog: Backlog,
+        acked: Sequence[Range],
         *,
         commits: Commits,
         tracker: Tracker,
         time: Time,
-        dead_stored: Callable[[OutletProgress], None],
+        dead_stored: Callable[[ReceiverRow], None],
     ) -> None:
-        self.row = row
         # For the backlog limit: at start as the log's account says, then counted.
         self.queued_bytes = 0
-        self.last_error = ""
+        self._outlet = outlet
+        self._row = outlet.row
+        self._backlog = backlog
         self._commits = commits
         self._tracker = tracker
         self._time = time
@@ -65,21 +70,28 @@ class OutletProgress:
         self._inbox_changed = False
         self._storing: deque[_Taken] = deque()  # in groups under way, oldest first
         self._all_stored: Waiters[None] = Waiters()
-        self._acked = RangeSet()  # acknowledged above the cursor
+        self._acked = RangeSet(acked)  # acknowledged above the cursor
 
     @property
-    def name(self) -> str:
-        """The receiver's name."""
-        return self.row.name
+    def is_stored(self) -> bool:
+        """Whether everything that was settled is in the log."""
+        return not self._new and not self._storing
 
     # --- gathering
 
-    def _drain(self) -> None:
-        backlog = self.backlog
+    def gather(self) -> None:
+        """Take what the backlog has settled, and which attempts failed: the next group has it."""
+        backlog = self._backlog
         if backlog.has_settled or backlog.has_failed:
             self._new += backlog.take_settled()
             self._failed += backlog.take_failed()
             self._commits.progress(self)
+
+    def inbox_is(self, inbox: str | None) -> None:
+        """The receiver has another stored inbox than it had, or none: the next group has it."""
+        self._row.inbox = inbox
+        self._inbox_changed = True
+        self._commits.progress(self)
 
     # --- for a group
 
@@ -90,7 +102,7 @@ class OutletProgress:
         the rest, which is part of the next group, and of no row before.
         """
         settled = self._portion()
-        cursor = self.backlog.cursor
+        cursor = self._backlog.cursor
         if self._new:
             cursor = min(cursor, min([one.first for one in self._new]) - 1)
         failed, self._failed = self._failed, []
@@ -100,7 +112,7 @@ class OutletProgress:
         dead: list[DeadLetter] = []
         acked = self._acked
         above: list[int] = []
-        number = self.row.number
+        number = self._row.number
         for one in settled:
             run, first, last, status = one.run, one.first, one.last, one.status
             counts[status] = counts.get(status, 0) + last - first + 1
@@ -117,10 +129,10 @@ class OutletProgress:
         if acked:
             acked.remove_below(cursor + 1)
         taken = _Taken(settled, failed, self._inbox_changed, cursor)
-        inbox = self.row.inbox if self._inbox_changed else None
+        inbox = self._row.inbox if self._inbox_changed else None
         self._inbox_changed = False
         self.queued_bytes -= size
-        self.row.cursor = cursor
+        self._row.cursor = cursor
         self._storing.append(taken)
         return Progress(
             receiver=number,
@@ -150,7 +162,7 @@ class OutletProgress:
         """The whole ranges that these are part of now; each replaces what it has grown over."""
         found = {self._acked.range_of(position) for position in positions}
         return [
-            ExceptionRow(self.row.number, *one, Status.ACKNOWLEDGED)
+            ExceptionRow(self._row.number, *one, Status.ACKNOWLEDGED)
             for one in found
             if one is not None
         ]
@@ -167,7 +179,7 @@ class OutletProgress:
                 pause = run.due - now
                 next_at = wall + (int(pause * 1000) if 0 < pause < math.inf else 0)
                 rows[run.first] = ExceptionRow(
-                    self.row.number,
+                    self._row.number,
                     run.first,
                     run.last,
                     Status.QUEUED,
@@ -186,7 +198,7 @@ class OutletProgress:
         wall = self._time.wall()
         return [
             DeadLetter(
-                self.row.number,
+                self._row.number,
                 position,
                 batch.sender,
                 batch.incarnation,
@@ -203,23 +215,21 @@ class OutletProgress:
     def progress_stored(self) -> None:
         """See `Progressing`."""
         taken = self._storing.popleft()
-        self.backlog.committed = max(self.backlog.committed, taken.cursor)
+        self._backlog.committed = max(self._backlog.committed, taken.cursor)
         if self._new:
             self._commits.progress(self)
         try:
             if taken.settled:
-                self._tracker.settled(self.name, taken.settled)
+                self._tracker.settled(self._row.name, taken.settled)
                 if any([one.status is Status.DEAD for one in taken.settled]):  # noqa: C419 - faster
-                    self._dead_stored(self)
+                    self._dead_stored(self._row)
         finally:
-            if self._all_stored and not self._new and not self._storing:
+            if self._all_stored and self.is_stored:
                 self._all_stored.fire(None)
 
     def all_stored(self) -> Deferred[None]:
         """Fire when all that was settled so far is on disk, in however many groups."""
-        if not self._new and not self._storing:
-            return succeed(None)
-        return self._all_stored.wait()
+        return succeed(None) if self.is_stored else self._all_stored.wait()
 
     def progress_failed(self) -> None:
         """See `Progressing`."""
@@ -230,13 +240,8 @@ class OutletProgress:
         self.queued_bytes += sum(_size_of(one) for one in taken.settled)
 
     def fault(self, failure: Failure) -> None:
-        """See `Progressing`. Senders are told anew what they may have missed by it."""
-        connection = self.connection
-        if connection is not None:
-            connection.fault(f"receiver {self.name!r}", failure)
-        else:
-            self._logger.failure("telling receiver {name} failed", failure, name=self.name)
-        self._tracker.tell_all_again()
+        """See `Progressing`."""
+        self._outlet.fault(failure)
 
 
 class _Taken(NamedTuple):

@@ -25,7 +25,6 @@ from msgservice.node.connections import Connections
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlet, Outlets
-from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.records import ON_FULL, ReceiverRow, Snapshot
@@ -114,7 +113,7 @@ class Receivers:
         """Start dialling: receivers with an address, and from now on those that come later."""
         for outlet in self._dispatch:
             if outlet.row.paused:
-                outlet.last_error = self.too_many_dead(outlet) or outlet.last_error
+                outlet.last_error = self.too_many_dead(outlet.row) or outlet.last_error
             self._connections.dial(outlet)
         self.running = True
 
@@ -313,7 +312,7 @@ class Receivers:
         self._dispatch.remove(outlet)
         undialled = self._connections.undial(outlet)
         # What it has settled stays so: with many dead letters that is more than one group.
-        await outlet.all_stored()
+        await outlet.progress.all_stored()
         removed = self._commits.removal(row.number)
         await undialled
         await removed
@@ -333,18 +332,18 @@ class Receivers:
 
     # --- dead letters
 
-    def dead_stored(self, outlet: OutletProgress) -> None:
+    def dead_stored(self, row: ReceiverRow) -> None:
         """Pause a receiver whose dead letters are at their limit; it has new ones."""
-        reason = self.too_many_dead(outlet)
-        if reason is None or outlet.row.paused or outlet.row.removed:
+        reason = self.too_many_dead(row)
+        if reason is None or row.paused or row.removed:
             return
-        self._logger.warn("receiver {name} is {reason}", name=outlet.name, reason=reason)
-        paused = Deferred.fromCoroutine(self.pause(outlet.name, True, reason))
+        self._logger.warn("receiver {name} is {reason}", name=row.name, reason=reason)
+        paused = Deferred.fromCoroutine(self.pause(row.name, True, reason))
         paused.addErrback(lambda failure: self._logger.failure("pausing a receiver", failure))
 
-    def too_many_dead(self, outlet: OutletProgress) -> str | None:
+    def too_many_dead(self, row: ReceiverRow) -> str | None:
         """Return why this receiver is to get nothing more until there are fewer, or None."""
-        size, limit = self._log.dead_bytes(outlet.row.number), self._limits.dead_bytes_max
+        size, limit = self._log.dead_bytes(row.number), self._limits.dead_bytes_max
         if size < limit:
             return None
         return f"paused: its dead letters take {size} bytes, dead_bytes = {limit}"

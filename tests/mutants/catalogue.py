@@ -572,6 +572,20 @@ _ALL = [
         catcher=_by("outbox-away", "stuck: nothing is wanted"),
     ),
     Mutant(
+        name="a-page-of-the-connection-before-is-loaded",
+        at="msgservice.node.supply:Supply._page_came",
+        old="is_asked_for = self.state is State.READS",
+        new="is_asked_for = self._flight is not None",
+        catcher=_test("tests/unit/test_supply.py -k unloaded", "what_was_unloaded"),
+    ),
+    Mutant(
+        name="what-was-fed-is-kept-without-a-connection",
+        at="msgservice.node.supply:Supply.detach",
+        old="self._drop_fed()",
+        new="pass",
+        catcher=_test("tests/unit/test_supply.py -k story", "no_story_of_a_receiver"),
+    ),
+    Mutant(
         name="a-queue-that-calls-itself",
         at="msgservice.core.runs:ReadyQueue.first",
         old="rising.popleft()",

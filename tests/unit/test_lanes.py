@@ -23,7 +23,7 @@ def test_59_the_outlet_and_the_receiver_see_the_lane_of_the_first_sender(hop: st
     batch = Batch(
         hop, "i", 1, 1, "s", Audience(1, ()), raw, len(raw), 0, 0, 0, (), origin, position >> 16
     )
-    outlet._offer(batch)
+    outlet.supply.load(batch)
     (run,) = outlet.backlog.open_between(batch.first, batch.last)
     outlet.pump()
     world.settle()

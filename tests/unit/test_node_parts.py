@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 
 from msgservice.clock import Time
 from msgservice.core.frames import (
@@ -46,12 +47,12 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import JUDGE_EVERY, Dispatch
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
-from msgservice.node.outlet import Outlet, Outlets
-from msgservice.node.outlet_progress import OutletProgress
+from msgservice.node.outlet import READ_AGAIN, UNLOAD_AFTER, Outlet, Outlets
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
 from msgservice.node.replies import busy
+from msgservice.node.supply import State
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.node.upkeep import RETAIN_EVERY, Upkeep
@@ -107,7 +108,7 @@ def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **m
         "time": time,
         "limits": LIMITS,
         "retry_delay": lambda attempts: 1.0,
-        "dead_stored": lambda outlet: None,
+        "dead_stored": lambda row: None,
     }
     row = row or ReceiverRow(number=1, name="billing", cursor=position_of(1) - 1)
     return Outlet(row, (), **(collaborators | more))
@@ -357,7 +358,7 @@ def test_receivers_pause_one_with_too_many_dead_letters() -> None:
     asked = AskedReceivers()
     outlet = asked.receivers.attaching("billing", ReceiveOptions(subjects=["orders.>"]))
     asked.dead_bytes = LIMITS.dead_bytes_max
-    asked.receivers.dead_stored(outlet)
+    asked.receivers.dead_stored(outlet.row)
     assert outlet.row.paused
     ((sent_away, code, reason),) = asked.connections.told("send_away")
     assert (outlet, BYE_PAUSED) == (sent_away, code)
@@ -375,11 +376,15 @@ def test_dispatch_feeds_who_follows_and_pumps_who_is_connected() -> None:
             row=ReceiverRow(number=number, name=str(number)),
             audiences=set(),
             connection=connection,
-            following=following,
-            queued_bytes=0,
+            supply=double(state=state),
+            progress=double(queued_bytes=0),
             caught_up=True,
         )
-        for number, connection, following in ((1, 1, True), (2, 1, False), (3, None, False))
+        for number, connection, state in (
+            (1, 1, State.FOLLOWS),
+            (2, 1, State.LAGS),
+            (3, None, State.AWAY),
+        )
     )
     for outlet in (follows, lags, away):
         dispatch.add(outlet)
@@ -388,9 +393,9 @@ def test_dispatch_feeds_who_follows_and_pumps_who_is_connected() -> None:
     batch = stored(make_batch(audience))
     dispatch.stored([batch])
     assert 2 == tail.next_number
-    assert [["feed", "pump"], ["pump"], []] == [
-        [name for name, _ in outlet.calls] for outlet in (follows, lags, away)
-    ]
+    outlets = (follows, lags, away)
+    assert [1, 0, 0] == [len(outlet.supply.told("feed")) for outlet in outlets]
+    assert [1, 1, 0] == [len(outlet.told("pump")) for outlet in outlets]
 
 
 def test_dispatch_suspends_who_is_too_far_behind() -> None:
@@ -421,7 +426,7 @@ def test_outlet_sends_what_the_tail_has_and_stores_what_was_answered() -> None:
     outlet.received(Ack([(batch.first, batch.last)]))
     outlet.turn_ended()
     assert outlet.idle
-    assert (outlet,) in commits.told("progress")
+    assert (outlet.progress,) in commits.told("progress")
 
 
 def test_outlet_reads_from_the_log_what_the_tail_has_no_more() -> None:
@@ -436,9 +441,51 @@ def test_outlet_reads_from_the_log_what_the_tail_has_no_more() -> None:
     assert [page[0].first] == [frame.sequence for frame in frames]
 
 
+def test_outlet_unloads_when_it_stays_away_and_has_one_timer() -> None:
+    tail, clock = Tail(1, 1_000_000), Clock()
+    outlet = an_outlet(tail=tail, clock=clock)
+    outlet.audiences.add(BILLING.number)
+    tail.append(stored(make_batch(BILLING)))
+    for seconds, open_runs in ((UNLOAD_AFTER - 1, 1), (UNLOAD_AFTER, 0)):
+        outlet.attach(a_connection(), Resume(), None)
+        assert [] == clock.getDelayedCalls()
+        outlet.detach("", lost=False)
+        assert 1 == len(clock.getDelayedCalls())
+        clock.advance(seconds)
+        assert open_runs == outlet.backlog.open_runs
+    outlet.detach("again", lost=False)
+    outlet.stop()
+    assert [] == clock.getDelayedCalls()
+
+
+def test_outlet_reads_the_log_again_a_while_after_a_page_that_could_not_be_read(
+    logged_failures: list[LogEvent],
+) -> None:
+    pages: list[Deferred[list[Batch]]] = []
+
+    def read(*asked: object) -> Deferred[list[Batch]]:
+        pages.append(Deferred())
+        return pages[-1]
+
+    clock = Clock()
+    outlet = an_outlet(log=a_log(read=read), tail=Tail(2, 1), clock=clock)
+    outlet.attach(a_connection(), Resume(), None)
+    pages[0].errback(LogUnavailable("no disk"))
+    assert "no disk" in outlet.last_error
+    assert 1 == len(pages)
+    clock.advance(READ_AGAIN)
+    assert 2 == len(pages)
+    outlet.detach("", lost=False)
+    pages[1].errback(LogUnavailable("still none"))
+    clock.advance(READ_AGAIN)
+    assert 2 == len(pages)
+    assert 2 == len(logged_failures)
+    logged_failures.clear()
+
+
 def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_stored() -> None:
     commits, tracker = double(), double()
-    dead: list[OutletProgress] = []
+    dead: list[ReceiverRow] = []
     outlet = an_outlet(commits=commits, tracker=tracker, dead_stored=dead.append)
     batch = stored(make_batch(BILLING))
     outlet.backlog.offer(
@@ -447,14 +494,14 @@ def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_
     outlet.attach(a_connection(), Resume(), None)
     outlet.received(Nack(batch.first, batch.last, Action.DEAD, 0, "no"))
     outlet.turn_ended()
-    progress = outlet.take_progress()
+    progress = outlet.progress.take_progress()
     assert {Status.DEAD: 1} == progress.settled
     (letter,) = progress.dead
     assert ("no", [b"a"]) == (letter.reason, [m.body for m in decode_messages(letter.message)])
     assert ([], []) == (tracker.told("settled"), dead)
-    outlet.progress_stored()
+    outlet.progress.progress_stored()
     assert 1 == len(tracker.told("settled"))
-    assert [outlet] == dead
+    assert [outlet.row] == dead
 
 
 def test_outlets_make_one_with_the_rate_of_its_name() -> None:

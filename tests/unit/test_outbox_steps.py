@@ -158,16 +158,16 @@ def test_dead_letters_go_to_the_log_in_portions_and_the_cursor_with_them(
     shop = world.peer("shop", status_from=1)
     outlet = next(iter(world.node.parts.dispatch))
     world.settle(1)
-    assert outlet.queued_bytes > 0
+    assert outlet.progress.queued_bytes > 0
     taken: list[tuple[int, int]] = []
-    take = outlet.take_progress
+    take = outlet.progress.take_progress
 
     def counted() -> object:
         progress = take()
         taken.append((len(progress.dead), progress.cursor))
         return progress
 
-    monkeypatch.setattr(outlet, "take_progress", counted)
+    monkeypatch.setattr(outlet.progress, "take_progress", counted)
     first = transfers[0].sequence
     billing.connection.send(Nack(first, transfers[-1].sequence + 49, 2, 0, "no"))
     billing.connection.send(Ack([(transfers[-1].sequence + 50, transfers[-1].sequence + 99)]))
@@ -177,7 +177,7 @@ def test_dead_letters_go_to_the_log_in_portions_and_the_cursor_with_them(
     assert sum(dead for dead, _ in taken) == 950
     assert [cursor for _, cursor in taken] == sorted({cursor for _, cursor in taken})
     assert outlet.caught_up
-    assert outlet.queued_bytes == 0
+    assert outlet.progress.queued_bytes == 0
     states = shop.statuses()
     assert sum(last - low + 1 for low, last in states[("billing", 5)]) == 950
     assert sum(last - low + 1 for low, last in states[("billing", 3)]) == 50

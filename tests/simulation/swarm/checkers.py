@@ -490,12 +490,12 @@ class Check:
                 "waiting": backlog.waiting.runs,
                 "waiting bytes": backlog.waiting.size,
                 "lanes": len(backlog._lanes),
-                "fed": len(outlet._fed),
-                "fed bytes": outlet._fed_bytes,
+                "fed": len(outlet.supply._fed),
+                "fed bytes": outlet.supply._fed_bytes,
                 "notes": len(outlet.notes),
-                "queued bytes": outlet.queued_bytes,
-                "settled, not stored": len(outlet._new) + len(outlet._storing),
-                "failed, not stored": len(outlet._failed),
+                "queued bytes": outlet.progress.queued_bytes,
+                "settled, not stored": len(outlet.progress._new) + len(outlet.progress._storing),
+                "failed, not stored": len(outlet.progress._failed),
             }
             found |= {f"{outlet.name}: {name}": value for name, value in left.items()}
         for producer in world.producers.values():

@@ -1,0 +1,251 @@
+"""The supply of one receiver's backlog: the stored batches that it is still to be given, in order.
+
+A receiver that keeps up is fed with what was just stored. One that lags gets pages of the tail as
+its next window has room, and pages of the log where the tail no longer has its place, until it has
+caught up. It never holds more than its windows. The states, and what ends each:
+
+              attached   detached   caught up   overfed   asked   page
+    AWAY      LAGS       -          -           -         -       -
+    LAGS      -          AWAY       FOLLOWS     -         READS   -
+    FOLLOWS   -          AWAY       -           LAGS      -       -
+    READS     -          LEFT       -           -         -       LAGS, loaded
+    LEFT      LATE       -          -           -         -       AWAY, dropped
+    LATE      -          LEFT       -           -         -       LAGS, dropped
+
+In LEFT and LATE the page on its way is for the connection that has gone: one page at a time is
+asked for, however often a receiver comes and goes. What is sent of what was loaded, and when, is
+the business of `core.flight` and `node.outlet`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Set
+from typing import Final
+
+from twisted.python.failure import Failure
+
+from msgservice.core.backlog import Backlog
+from msgservice.core.flight import Flight
+from msgservice.core.lanes import lane_of
+from msgservice.core.runs import Run
+from msgservice.interfaces import ILog
+from msgservice.limits import BATCH_OVERHEAD
+from msgservice.node.tail import Tail
+from msgservice.records import Batch
+
+# One page of a receiver that lags. The next page is read while this one is on its way.
+PAGE_BYTES = 4 * 1024 * 1024
+PAGE_MESSAGES = 16_384
+
+
+class State(enum.Enum):
+    """The state of a supply (table of the module)."""
+
+    AWAY = enum.auto()
+    LAGS = enum.auto()
+    FOLLOWS = enum.auto()
+    READS = enum.auto()
+    LEFT = enum.auto()
+    LATE = enum.auto()
+
+
+class Event(enum.Enum):
+    """The event that ends a state of a supply."""
+
+    ATTACHED = enum.auto()
+    DETACHED = enum.auto()
+    CAUGHT_UP = enum.auto()  # it has all that is stored
+    OVERFED = enum.auto()  # more is fed than two windows hold
+    ASKED = enum.auto()  # the log is asked for a page
+    PAGE = enum.auto()  # it came, or cannot be read
+
+
+# All other pairs cannot be.
+NEXT: Final = {
+    (State.AWAY, Event.ATTACHED): State.LAGS,
+    (State.LAGS, Event.DETACHED): State.AWAY,
+    (State.LAGS, Event.CAUGHT_UP): State.FOLLOWS,
+    (State.LAGS, Event.ASKED): State.READS,
+    (State.FOLLOWS, Event.DETACHED): State.AWAY,
+    (State.FOLLOWS, Event.OVERFED): State.LAGS,
+    (State.READS, Event.DETACHED): State.LEFT,
+    (State.READS, Event.PAGE): State.LAGS,
+    (State.LEFT, Event.ATTACHED): State.LATE,
+    (State.LEFT, Event.PAGE): State.AWAY,
+    (State.LATE, Event.DETACHED): State.LEFT,
+    (State.LATE, Event.PAGE): State.LAGS,
+}
+FOLLOWS: Final = State.FOLLOWS
+
+
+class Supply:
+    """The supply of one backlog with the batches of its audiences, from dispatch, tail or log.
+
+    `came` is called when a page of the log came, loaded or dropped: there may be something to send.
+    `failed(failure)`: it could not be read. `fault(failure)`: `came` raised that.
+    """
+
+    __slots__ = (
+        "_audiences",
+        "_backlog",
+        "_came",
+        "_failed",
+        "_fault",
+        "_fed",
+        "_fed_bytes",
+        "_flight",
+        "_log",
+        "_tail",
+        "state",
+    )
+
+    def __init__(
+        self,
+        backlog: Backlog,
+        audiences: Set[int],
+        *,
+        tail: Tail,
+        log: ILog,
+        came: Callable[[], None],
+        failed: Callable[[Failure], None],
+        fault: Callable[[Failure], None],
+    ) -> None:
+        self.state = State.AWAY
+        self._backlog = backlog
+        self._audiences = audiences
+        self._tail = tail
+        self._log = log
+        self._came, self._failed, self._fault = came, failed, fault
+        self._flight: Flight | None = None  # of the connection, while there is one
+        self._fed: deque[Batch] = deque()  # stored, and not loaded: the next window is full
+        self._fed_bytes = 0
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the receiver follows, and all that it was fed is loaded."""
+        return self.state is FOLLOWS and not self._fed
+
+    # --- the connection
+
+    def attach(self, flight: Flight) -> None:
+        """A connection stands: this is its flight."""
+        self._happens(Event.ATTACHED)
+        self._flight = flight
+
+    def detach(self) -> None:
+        """The connection has gone; what it was fed is read again by the next."""
+        self._happens(Event.DETACHED)
+        self._flight = None
+        self._drop_fed()
+
+    def _happens(self, event: Event) -> None:
+        self.state = NEXT[self.state, event]
+
+    def _drop_fed(self) -> None:
+        self._fed.clear()
+        self._fed_bytes = 0
+
+    # --- what is loaded
+
+    def feed(self, batch: Batch) -> None:
+        """A batch for this receiver was just stored. Only while it follows."""
+        flight, fed = self._flight, self._fed
+        assert flight is not None
+        if not fed and flight.wants:
+            self.load(batch)
+            return
+        fed.append(batch)
+        self._fed_bytes += batch.size + BATCH_OVERHEAD
+        if self._fed_bytes > 2 * flight.window_bytes:
+            self._happens(Event.OVERFED)  # the tail has these, and the log after that
+            self._drop_fed()
+
+    def fill(self) -> None:
+        """Load the batches that the next window has room for."""
+        state, fed = self.state, self._fed
+        if state is FOLLOWS:
+            if fed:
+                flight = self._flight
+                assert flight is not None
+                while fed and flight.wants:
+                    batch = fed.popleft()
+                    self._fed_bytes -= batch.size + BATCH_OVERHEAD
+                    self.load(batch)
+        elif state is State.LAGS:
+            self._load_pages()
+
+    def _load_pages(self) -> None:
+        """Load pages of the tail; where it no longer has this place, ask the log for one."""
+        flight, backlog, tail = self._flight, self._backlog, self._tail
+        assert flight is not None
+        while flight.wants:
+            page = tail.after(
+                backlog.loaded_to,
+                self._audiences,
+                # A window that contains 0 takes one run: a page of nothing would be read for ever.
+                max(1, flight.window_bytes),
+                max(1, flight.window_messages),
+            )
+            if page is None:
+                self._read()
+                return
+            batches, looked = page
+            for batch in batches:
+                self.load(batch)
+            backlog.skip_to(looked)
+            if looked >= (tail.next_number << 16) - 1:
+                self._happens(Event.CAUGHT_UP)
+                return
+
+    def load(self, batch: Batch) -> None:
+        """Load a batch, or what of it lies above what is loaded."""
+        backlog = self._backlog
+        first, last, loaded_to = batch.first, batch.last, backlog.loaded_to
+        if last <= loaded_to:
+            return
+        run = Run(
+            first,
+            batch.count,
+            batch.subject,
+            lane_of(batch.origin, batch.sender, batch.subject) if backlog.ordered else None,
+            batch.messages,
+            batch.size,
+            loaded_to,
+            batch,
+            None,
+            batch.flags,
+            batch.origin,
+        )
+        if first <= loaded_to:  # the cursor stands inside this batch
+            backlog.offer_rest(run)
+        else:
+            backlog.offer(run)
+
+    # --- pages of the log
+
+    def _read(self) -> None:
+        self._happens(Event.ASKED)
+        # What has a lower number than this is stored, so that the reader sees it, and has one of
+        # these audiences. Behind it there may be another by the time that the page is read.
+        end = (self._tail.next_number << 16) - 1
+        reading = self._log.read(
+            tuple(self._audiences), self._backlog.loaded_to, end, PAGE_BYTES, PAGE_MESSAGES
+        )
+        reading.addCallbacks(self._page_came, self._page_failed, callbackArgs=(end,))
+        reading.addErrback(self._fault)
+
+    def _page_came(self, batches: list[Batch], end: int) -> None:
+        is_asked_for = self.state is State.READS
+        self._happens(Event.PAGE)
+        if is_asked_for:
+            for batch in batches:
+                self.load(batch)
+            if not batches:
+                self._backlog.skip_to(end)
+        self._came()
+
+    def _page_failed(self, failure: Failure) -> None:
+        self._happens(Event.PAGE)
+        self._failed(failure)
