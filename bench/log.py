@@ -56,9 +56,9 @@ async def feed(log: Any, per_batch: int, seconds: float, waiting_max: int) -> di
         waiting.clear()
         running = log.append(group)
         fill()  # beside the commit
-        outcomes = await running
-        stored += len(outcomes)
-        last = outcomes[-1].last
+        appended = await running
+        stored += len(appended.stored)
+        last = appended.stored[-1].last
         groups += 1
     took = time.perf_counter() - start
     return {

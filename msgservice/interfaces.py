@@ -17,13 +17,13 @@ from msgservice.errors import ProtocolError
 from msgservice.limits import Limits
 from msgservice.records import (
     Account,
+    Appended,
     Audience,
     Batch,
     DeadLetter,
     Found,
     Group,
     History,
-    Outcome,
     Resume,
     Room,
     Snapshot,
@@ -47,14 +47,17 @@ class ILog(Interface):
         Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
         """
 
-    def append(group: Group) -> Deferred[list[Outcome]]:
-        """Store a `records.Group` in one transaction; fire after its sync with the outcomes.
+    def append(group: Group) -> Deferred[Appended]:
+        """Store a `records.Group` in one transaction; fire after its sync with what became of it.
 
-        Fires with a list of `records.Outcome`, one for each batch, in order. Each batch that was
-        stored whole has its `number` and `stored_at` now. Dedupe by (sender, incarnation,
-        sequence) happens inside the transaction; a batch with a `refusal` is `Known` if all of it
-        was taken before, else refused with that. A batch that is refused does not fail the group,
-        nor does a full disk: then every batch is `RefusedBatch(LogFull)` and the rest is stored.
+        Fires with a `records.Appended`: a `records.Outcome` for each batch, in order, and all
+        batches that were stored, in the order of their numbers. Each batch that was stored whole
+        has its `number` and `stored_at` now. `own` comes first, and is never a duplicate: the
+        log gives it sender, incarnation and sequence. For `batches`, dedupe by (sender,
+        incarnation, sequence) happens inside the transaction; a batch with a `refusal` is `Known`
+        if all of it was taken before, else refused with that. A batch that is refused does not fail
+        the group, nor does a full disk: then every batch is `RefusedBatch(LogFull)` and the rest is
+        stored.
         Fails with `LogUnavailable` (nothing of the group is stored, try again later) or
         `LogFailed` (the process must end).
         """

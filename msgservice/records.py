@@ -51,8 +51,13 @@ class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
     path: tuple[str, ...] = ()
 
 
+NODE = "$node"  # the sender of what a node itself stores
+
+
 class Batch(msgspec.Struct, gc=False, eq=False):
     """A run as the log keeps it. Only `number` and `stored_at` are set later: by the log, once.
+
+    Of what the node itself stores also sender, incarnation and sequence (`Group.own`).
 
     The sender's sequences `sequence … sequence + count - 1` have the positions
     `number << 16 … number << 16 | count - 1`.
@@ -101,7 +106,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
 class Known(msgspec.Struct, frozen=True):
     """Outcome of a run that was taken before, wholly or in part (SEMANTICS 4).
 
-    `pieces` cover the whole run, old and new; `fresh` are the batches stored just now.
+    `pieces` cover the whole run, old and new; `fresh` are its parts that were stored just now.
     """
 
     pieces: tuple[Piece, ...]
@@ -116,6 +121,14 @@ class RefusedBatch(msgspec.Struct, frozen=True):
 
 Outcome = Batch | Known | RefusedBatch
 """Of one batch of a group: itself (stored whole, now with its number), or one of the others."""
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """What became of a group: the outcome of each batch, and all that was stored."""
+
+    outcomes: list[Outcome]  # of `Group.batches`, in order
+    stored: list[Batch]  # rising: own, whole and in parts
+    own: list[Outcome] = []  # of `Group.own`, in order: itself, or refused
 
 
 ON_FULL = ("refuse", "suspend")
@@ -213,6 +226,9 @@ class Group(msgspec.Struct):
     # Made or changed, cursor not touched in a row that exists; a new row starts at its `cursor`,
     # or, where that is -1, just before the first batch of this group.
     receivers: list[ReceiverRow] = msgspec.field(default_factory=list)
+    # What the node itself stores: no duplicates are looked for, since the log gives each the next
+    # sequence of its sender `$node`; whose message it was before is its `origin`.
+    own: list[Batch] = msgspec.field(default_factory=list)
     batches: list[Batch] = msgspec.field(default_factory=list)
     progress: list[Progress] = msgspec.field(default_factory=list)
     floors: list[SenderFloor] = msgspec.field(default_factory=list)
@@ -220,7 +236,14 @@ class Group(msgspec.Struct):
     removed: list[int] = msgspec.field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.batches or self.progress or self.receivers or self.removed or self.floors)
+        return bool(
+            self.batches
+            or self.progress
+            or self.receivers
+            or self.removed
+            or self.floors
+            or self.own
+        )
 
 
 class Resume(msgspec.Struct, frozen=True):

@@ -42,7 +42,14 @@ def check_pattern(pattern: str) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise `BadName` unless `name` may name a sender, a receiver or a node."""
+    """Raise `BadName` unless `name` may name a sender, a receiver or a node of somebody's."""
+    check_word(name)
+    if is_reserved(name):
+        raise BadName(name, "names that begin with '$' are the node's own")
+
+
+def check_word(name: str) -> None:
+    """Raise `BadName` unless `name` has the form of a name: of an incarnation, for example."""
     if _is_name(name) is None or _too_long(name):
         reason = _what_is_unfit(name)
         if reason is None:
@@ -52,7 +59,7 @@ def check_name(name: str) -> None:
 
 
 def is_reserved(subject: str) -> bool:
-    """Return whether `subject` is one of the node's own (`$node.status` and the like)."""
+    """Return whether a subject or name is one of the node's own (`$node.status` and the like)."""
     return subject.startswith("$")
 
 

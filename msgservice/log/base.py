@@ -22,13 +22,13 @@ from msgservice.log import audit, history, queries, retention
 from msgservice.log.store import Store
 from msgservice.records import (
     Account,
+    Appended,
     Audience,
     Batch,
     DeadLetter,
     Found,
     Group,
     History,
-    Outcome,
     Resume,
     Room,
     Snapshot,
@@ -96,7 +96,7 @@ class StoreLog:
         self._next_audience = max(self._store.state.audiences_used, *numbers, 0) + 1
         return snapshot
 
-    def append(self, group: Group) -> Deferred[list[Outcome]]:
+    def append(self, group: Group) -> Deferred[Appended]:
         """See `ILog.append`. Cancelling stops the wait, not the write."""
         self._check_open()
         assert not self._appending, "one append runs at a time"
@@ -111,8 +111,10 @@ class StoreLog:
                 self._write(store.maintain).addErrback(lambda failure: None)
             return result
 
-        def job() -> list[Outcome]:
+        def job() -> Appended:
             coming = sum([batch.size for batch in group.batches])
+            if group.own:
+                coming += sum(batch.size for batch in group.own)
             if store.is_short_for(coming):
                 store.guard(lambda: retention.give_way(store, coming))
             return store.append(group)

@@ -18,7 +18,7 @@ from msgservice.core.marks import Key, SenderState
 from msgservice.errors import ContentChanged, LimitReached, LogFull, Refused
 from msgservice.log.state import Staged, State
 from msgservice.message import cut_messages
-from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, Piece, RefusedBatch
+from msgservice.records import NOBODY, NODE, Audience, Batch, Known, Outcome, Piece, RefusedBatch
 
 COLUMNS = 16  # of a row of the table batch
 # What a row's `flags` hold beside those of the frame: whether the sender had named the receivers.
@@ -221,6 +221,20 @@ def take_batches(
             batch = batches[position]
             outcomes[position] = _with_positions(outcome, batch)
     return outcomes, rows
+
+
+def name_own(staged: Staged, own: list[Batch]) -> None:
+    """Give the node's own batches the next sequences of its sender: so none is a duplicate.
+
+    Its incarnation is the log's id, so that a copy of the log goes on with its own.
+    """
+    key = (NODE, staged.state.log_id)
+    known = staged.state.senders.get(key)
+    sequence = 1 if known is None else known.floor
+    for batch in own:
+        batch.sender, batch.incarnation = key
+        batch.sequence, batch.after = sequence, sequence - 1
+        sequence += batch.count
 
 
 def forget_numbers(staged: Staged) -> None:

@@ -42,6 +42,7 @@ class Append(Entry, frozen=True, kw_only=True):
 
     now: int  # wall clock, ms
     receivers: list[ReceiverRow]  # as they were when the group began
+    own: list[Batch]  # of the node itself
     batches: list[Batch]  # what is stored of these gets its number here, once
     progress: list[Progress]
     floors: list[SenderFloor]

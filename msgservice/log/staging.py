@@ -21,7 +21,7 @@ from msgservice.disk.database import as_json, insert_steps
 from msgservice.errors import LogFull
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries
-from msgservice.log.dedupe import COLUMNS, take_batches
+from msgservice.log.dedupe import COLUMNS, name_own, take_batches
 from msgservice.log.entries import Age, Append
 from msgservice.log.state import ReceiverState, Staged, State, hash_of
 from msgservice.message import Status
@@ -76,11 +76,13 @@ from json_each(?) as a where audience.number = a.value ->> 0
 def stage_append(
     db: apsw.Connection, staged: Staged, entry: Append, operations: list[Operation]
 ) -> list[Outcome]:
-    """Stage a group; return the outcomes of its batches."""
+    """Stage a group; return the outcomes of its own batches and of the others."""
     stage_receivers(staged, entry, operations)
+    if entry.own:
+        name_own(staged, entry.own)
     outcomes, flat = take_batches(
         staged,
-        entry.batches,
+        [*entry.own, *entry.batches] if entry.own else entry.batches,
         entry.now,
         used_max=entry.used_max,
         full=None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY),

@@ -38,7 +38,7 @@ from msgservice.log.loading import load, snapshot
 from msgservice.log.removal import stage_removal
 from msgservice.log.staging import FULL_DELAY, Operation, save_operations, stage_age, stage_append
 from msgservice.log.state import Staged, State
-from msgservice.records import Audience, Group, Outcome, RefusedBatch, Room, Snapshot
+from msgservice.records import Appended, Audience, Group, Outcome, RefusedBatch, Room, Snapshot
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Entry)
@@ -225,11 +225,12 @@ class Store:
             now=group.now,
             # Their owner may change them again while they are written.
             receivers=[replace(row) for row in group.receivers] if group.receivers else [],
+            own=group.own,
             batches=group.batches,
             progress=group.progress,
             floors=group.floors,
             removed=group.removed,
-            full=self.fullness() if group.batches else None,
+            full=self.fullness() if group.batches or group.own else None,
             # Dead letters take room as batches do (DELIVERY 46).
             used_max=limits.max_bytes - state.taken + state.used,
             ranges_max=limits.sender_ranges,
@@ -240,32 +241,33 @@ class Store:
         state = self.state
         return kind(number=state.next_number, commits=state.commits, age=age or self._age(), **what)
 
-    def append(self, group: Group) -> list[Outcome]:
+    def append(self, group: Group) -> Appended:
         """Decide about a group and apply that; see `ILog.append`."""
         if self.failed is not None:
             raise self.failed
         try:
             entry = self.decide(group)
-            outcomes = self.apply(entry)
+            appended = self.apply(entry)
         except apsw.FullError:
             return self._append_on_full_disk(group)
         except apsw.Error as error:
             # Reading what the group needs to know failed: the file is damaged.
             self.failed = LogFailed(f"the log cannot be read: {error}")
             raise self.failed from error
-        if self.state.next_number - entry.number < len(entry.batches):
+        if len(appended.stored) < len(entry.batches) + len(entry.own):
             self._hear(group)
         if group.receivers:
             self._place(group)
-        return outcomes
+        return appended
 
-    def _append_on_full_disk(self, group: Group) -> list[Outcome]:
+    def _append_on_full_disk(self, group: Group) -> Appended:
         """Store all but the batches; on the reserve's blocks if there is no other way."""
         self._full = "the disk is full"
-        rest = msgspec.structs.replace(group, batches=[])
+        rest = msgspec.structs.replace(group, own=[], batches=[])
         self.make_room(lambda: self.apply(self.decide(rest)))
         self._place(group)
-        return [RefusedBatch(LogFull(self._full, delay=FULL_DELAY)) for _ in group.batches]
+        refused = RefusedBatch(LogFull(self._full, delay=FULL_DELAY))
+        return Appended([refused for _ in group.batches], [], [refused for _ in group.own])
 
     def _place(self, group: Group) -> None:
         """New receivers of a group are told where they begin, if that was left to the log."""
@@ -302,16 +304,16 @@ class Store:
 
     # --- applying ------------------------------------------------------------------------------
 
-    def apply(self, entry: Entry) -> list[Outcome]:
-        """Apply an entry in one synced transaction; return the outcomes of its batches.
+    def apply(self, entry: Entry) -> Appended:
+        """Apply an entry in one synced transaction; return what became of its batches.
 
-        One that the log has already changes nothing, and has none.
+        One that the log has already changes nothing, and tells of none.
         """
         state = self.state
         if entry.number != state.next_number or entry.commits != state.commits:
             missing = entry.number > state.next_number or entry.commits > state.commits
             assert not missing, "an entry before this one was not applied"
-            return []
+            return Appended([], [])
         if type(entry) is DropBatches:
             self._save_before(entry)
         staged = Staged(state)
@@ -331,7 +333,10 @@ class Store:
         self._faults("after commit")
         self._written += staged.written
         self._write_mark()
-        return outcomes
+        if type(entry) is Append and entry.own:
+            count = len(entry.own)
+            return Appended(outcomes[count:], staged.fresh, outcomes[:count])
+        return Appended(outcomes, staged.fresh)
 
     def _save_before(self, entry: DropBatches) -> None:
         """Batches that lose their frames are not replayed any more: they are saved before."""

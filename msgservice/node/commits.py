@@ -20,9 +20,9 @@ from msgservice.errors import LimitReached, LogFailed, LogFull, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_OVERHEAD
 from msgservice.records import (
+    Appended,
     Batch,
     Group,
-    Known,
     Outcome,
     Progress,
     ReceiverRow,
@@ -224,7 +224,7 @@ class Commits:
 
     def _ended(
         self,
-        result: list[Outcome] | Failure,
+        result: Appended | Failure,
         group: Group,
         sources: list[Source],
         waiters: Waiters[None],
@@ -259,7 +259,7 @@ class Commits:
 
     def _stored(
         self,
-        outcomes: list[Outcome],
+        appended: Appended,
         group: Group,
         sources: list[Source],
         waiters: Waiters[None],
@@ -269,23 +269,17 @@ class Commits:
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
         # whoever is told before may ask for something more, and that starts nothing (`_telling`).
+        outcomes = appended.outcomes
         refused = any([type(outcome) is RefusedBatch for outcome in outcomes])  # noqa: C419 - speed
         if not refused and self._next:
             self._start()
         waiters.fire(None)
         batches = group.batches
-        fresh: list[Batch] = []
         size = 0
         for batch, source, outcome in zip(batches, sources, outcomes, strict=True):
             size += batch.size
             batch.audience.waiting -= 1
-            if outcome is batch:
-                fresh.append(batch)
-            elif isinstance(outcome, Known):
-                fresh += outcome.fresh
-            elif isinstance(outcome, RefusedBatch) and isinstance(
-                outcome.error, LogFull | LimitReached
-            ):
+            if type(outcome) is RefusedBatch and isinstance(outcome.error, LogFull | LimitReached):
                 self._refused += 1
                 self._refused_because = str(outcome.error)
             try:
@@ -298,7 +292,7 @@ class Commits:
                 outlet.progress_stored()
             except Exception:
                 outlet.fault(Failure())
-        self._after_group(fresh)
+        self._after_group(appended.stored)
         for source in dict.fromkeys(sources):
             try:
                 source.flush()

@@ -23,7 +23,7 @@ from msgservice.core.frames import (
     HelloOptions,
     ReceiveOptions,
 )
-from msgservice.core.subjects import check_name
+from msgservice.core.subjects import check_name, check_word
 from msgservice.errors import (
     BadSubject,
     ConnectionLimit,
@@ -129,7 +129,7 @@ class Greeter:
         `expected`: the outlet that was dialled, or None.
         """
         check_name(hello.name)
-        check_name(hello.incarnation)
+        check_word(hello.incarnation)
         channel = connection.channel
         assert channel is not None
         # Where a peer is proves him only where nobody else can be; a key does everywhere.

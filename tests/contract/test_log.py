@@ -15,6 +15,8 @@ from msgservice.limits import Limits
 from msgservice.message import Status, decode_messages, header_size, message_sizes
 from msgservice.records import (
     NOBODY,
+    NODE,
+    Appended,
     Batch,
     DeadLetter,
     Group,
@@ -866,11 +868,98 @@ def test_11_a_floor_for_an_unknown_sender_does_nothing(log: Driver) -> None:
     assert Resume() == log.log.resume("nobody", "i")
 
 
+# --- all that was stored, and the node's own ------------------------------------------------------
+
+
+def test_36_append_tells_all_that_was_stored_in_the_order_of_numbers(log: Driver) -> None:
+    """Whole, in parts, not at all: who lives on what was stored need not ask for each."""
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 2, [b"2"], after=1))
+    new = make_batch(audience, 6, [b"6"], incarnation="i2", after=5)
+    partly = make_batch(audience, 1, [b"1", b"2", b"3"], after=0)
+    again = make_batch(audience, 2, [b"2"], after=1)
+    other = make_batch(audience, 2, [b"another"], after=1)
+    appended = log.appended(new, partly, again, other)
+    first, second, third, fourth = appended.outcomes
+    assert first is new
+    assert isinstance(second, Known)
+    assert isinstance(third, Known)
+    assert isinstance(fourth, RefusedBatch)
+    assert [2, 3, 4] == numbers(appended.stored)
+    assert [6, 1, 3] == [batch.sequence for batch in appended.stored]
+    assert (appended.stored[0], *second.fresh) == tuple(appended.stored)
+
+
+def own_batch(log: Driver, body: bytes = b"copy", sequence: int = 9) -> Batch:
+    """Return a copy of a message of somebody's, as the node stores it."""
+    origin = Origin("shop", sequence, "00ff", (log.log.log_id,))
+    return make_batch(log.log.audience([1]), sequence, [body], origin=origin)
+
+
+def test_36_what_the_node_itself_stores_has_a_sender_and_sequences_of_its_own(log: Driver) -> None:
+    log.append(make_batch(log.log.audience([1]), 9, [b"copy"], after=0))
+    before = log.log.resume("shop", "i1")
+    one, two = own_batch(log), own_batch(log)  # twice the same is no duplicate
+    appended = log.appended(own=[one, two])
+    assert ([], [one, two], [one, two]) == (appended.outcomes, appended.own, appended.stored)
+    later = own_batch(log)
+    log.reopen()
+    assert [later] == log.appended(own=[later]).own
+    found = log.read([log.log.audience([1])], position_of(1))
+    assert [(NODE, log.log.log_id, n) for n in (1, 2, 3)] == [
+        (batch.sender, batch.incarnation, batch.sequence) for batch in found
+    ]
+    assert [Origin("shop", 9, "00ff", (log.log.log_id,))] * 3 == [batch.origin for batch in found]
+    assert before == log.log.resume("shop", "i1")
+
+
+def test_36_no_state_of_the_original_is_touched_by_its_copy(log: Driver) -> None:
+    log.receivers(1)
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1, [b"m"]))
+    log.progress(1, position_of(1), settled={3: 1})
+    states = log.wait(log.log.history("shop", "i1", 1, 10)).states
+    assert [StateRange(1, Status.ACKNOWLEDGED, 1, 1)] == list(states)
+    log.append(own=[own_batch(log, b"m", 1)])
+    assert log.unaccounted() == [0]
+    log.append(removed=[1])
+    assert states == log.wait(log.log.history("shop", "i1", 1, 10)).states
+
+
+def test_36_the_node_s_own_comes_before_what_others_sent_and_after_receivers(log: Driver) -> None:
+    row = ReceiverRow(number=1, name="r1", patterns=(">",), cursor=-1)
+    batch, own = make_batch(log.log.audience([1])), own_batch(log)
+    appended = log.appended(batch, own=[own], receivers=[row])
+    assert [own, batch] == appended.stored
+    assert (1, 2) == (own.number, batch.number)
+    assert position_of(1) - 1 == row.cursor
+
+
+def test_36_the_node_s_own_is_refused_where_there_is_no_room_and_may_come_again(
+    tmp_path: Path,
+) -> None:
+    limits = Limits(reserve_bytes=8 * 1024 * 1024, max_bytes=150, keep_seconds=0)
+    log = Driver("memory", tmp_path, limits).open()
+    audience = log.log.audience([1])
+    one = own_batch(log, b"x" * 100)
+    assert [one] == log.appended(own=[one]).own
+    late = own_batch(log, b"y" * 100)
+    appended = log.appended(make_batch(audience), own=[late])
+    assert [RefusedBatch] * 2 == [type(one) for one in (*appended.own, *appended.outcomes)]
+    log.receivers(1)
+    log.progress(1, one.last, settled={3: 1})
+    log.wait(log.log.retain(1))
+    log.wait(log.log.retain(2))
+    assert [late] == log.appended(own=[late]).own
+    assert [1, 2] == [one.sequence, late.sequence]
+    log.close()
+
+
 # --- life ----------------------------------------------------------------------------------------
 
 
 def test_an_empty_group_does_nothing(log: Driver) -> None:
-    assert log.wait(log.log.append(Group())) == []
+    assert log.wait(log.log.append(Group())) == Appended([], [])
 
 
 def test_the_log_id_stays_over_a_restart(log: Driver) -> None:

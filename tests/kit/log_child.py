@@ -8,7 +8,6 @@ Each line: `stored SEQUENCE` after the append's Deferred fired, or `settled POSI
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred
@@ -42,8 +41,8 @@ async def main(folder: str) -> None:
             bodies = [b"%d" % (sequence + i) for i in range(1 + sequence % 5)]
             group.append(make_batch(audience, sequence, bodies))
             sequence += len(bodies)
-        outcomes: list[Any] = await log.append(Group(now=NOW, batches=group, progress=progress))
-        assert outcomes == group
+        appended = await log.append(Group(now=NOW, batches=group, progress=progress))
+        assert appended.outcomes == appended.stored == group
         print("stored", sequence - 1, flush=True)
         for step in progress:
             print("settled", step.cursor, flush=True)

@@ -15,6 +15,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, Status, encode_messages
 from msgservice.records import (
+    Appended,
     Audience,
     Batch,
     ExceptionRow,
@@ -108,6 +109,9 @@ class Driver:
         return self.open()
 
     def append(self, *batches: Batch, now: int = NOW, **parts: Any) -> list[Outcome]:
+        return self.appended(*batches, now=now, **parts).outcomes
+
+    def appended(self, *batches: Batch, now: int = NOW, **parts: Any) -> Appended:
         return self.wait(self.log.append(Group(now=now, batches=list(batches), **parts)))
 
     def receivers(self, *numbers: int) -> None:

@@ -40,7 +40,7 @@ from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, decode_messages
 from msgservice.node.node import NodeService
-from msgservice.records import Batch, Group, Known, Progress, Resume
+from msgservice.records import Appended, Batch, Group, Progress, Resume
 from tests.kit.node_double import Pipe
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 from tests.machines.machine import Machine, Violation, require
@@ -138,23 +138,19 @@ class WatchedLog:
         return waiter
 
     def _append(self, group: Group, waiter: Deferred[Any]) -> None:
-        def stored(outcomes: list[Any]) -> None:
+        def stored(appended: Appended) -> None:
             try:
-                note(outcomes)
+                note(appended)
             except Violation as violation:
                 self._ledger.violations.append(violation)
             if not self.is_dead:
-                waiter.callback(outcomes)
+                waiter.callback(appended)
 
-        def note(outcomes: list[Any]) -> None:
+        def note(appended: Appended) -> None:
             for row in group.receivers:
                 self._ledger.names[row.number] = row.name
-            for batch, outcome in zip(group.batches, outcomes, strict=True):
-                if outcome is batch:
-                    self._ledger.stored(batch)
-                elif isinstance(outcome, Known):
-                    for fresh in outcome.fresh:
-                        self._ledger.stored(fresh)
+            for batch in appended.stored:
+                self._ledger.stored(batch)
             for number in group.removed:
                 self._ledger.removed.add(number)
             for progress in group.progress:

@@ -286,8 +286,8 @@ class LogHistory:
         if not self.pending.group:
             self.pending = None
             return
-        outcomes = self.wait(log.append(self.pending.group))
-        self.told(self.pending, outcomes)
+        appended = self.wait(log.append(self.pending.group))
+        self.told(self.pending, appended.outcomes)
         self.pending = None
 
     def told(self, drawn: Drawn, outcomes: list[Outcome]) -> None:

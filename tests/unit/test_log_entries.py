@@ -20,7 +20,7 @@ from msgservice.log.entries import Append, DropBatches, GrowOlder
 from msgservice.log.loading import load
 from msgservice.log.sqlite import SqliteLog
 from msgservice.log.state import ReceiverState, State, Totals
-from msgservice.records import Group
+from msgservice.records import Appended, Group
 from tests.kit import door
 from tests.kit.entries import EntryPlay, Replica, apply, tables
 from tests.kit.logs import make_batch
@@ -146,9 +146,9 @@ def test_an_entry_that_the_log_has_is_known(tmp_path: Path) -> None:
     store = log.log._store
     audience = log.log.audience([1])
     entry = store.decide(Group(now=1, batches=[make_batch(audience)]))
-    assert [entry.batches[0]] == store.apply(entry)
+    assert [entry.batches[0]] == store.apply(entry).stored
     before = log.tables()
-    assert [] == store.apply(entry)
+    assert Appended([], []) == store.apply(entry)
     assert before == log.tables()
     older = store.entry(GrowOlder)
     store.apply(older)
@@ -168,6 +168,7 @@ def test_an_entry_whose_predecessor_is_missing_is_not_applied(tmp_path: Path) ->
         commits=0,
         now=1,
         receivers=[],
+        own=[],
         batches=[],
         progress=[],
         floors=[],

@@ -59,6 +59,7 @@ from msgservice.node.upkeep import RETAIN_EVERY, Upkeep
 from msgservice.node.went_back import went_back
 from msgservice.records import (
     Account,
+    Appended,
     Audience,
     Batch,
     History,
@@ -231,7 +232,7 @@ def test_commits_put_into_the_next_group_what_comes_while_one_runs() -> None:
         commits.batch(batch, source)
         commits.kick()
     assert [[first]] == [group.batches for group, _ in groups]
-    groups[0][1].callback([first])
+    groups[0][1].callback(Appended([first], [first]))
     assert [second, third] == groups[1][0].batches
     assert ([[first]], [(first, first)]) == (after, source.told("stored"))
 
