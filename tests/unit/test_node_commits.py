@@ -11,7 +11,15 @@ from twisted.internet.task import Clock
 from msgservice.clock import Time
 from msgservice.errors import LogFull, LogUnavailable
 from msgservice.node.commits import FLOORS_MAX, RETRY_DELAY, Commits
-from msgservice.records import Audience, Batch, Group, ReceiverRow, RefusedBatch, SenderFloor
+from msgservice.records import (
+    Appended,
+    Audience,
+    Batch,
+    Group,
+    ReceiverRow,
+    RefusedBatch,
+    SenderFloor,
+)
 from tests.kit.doubles import double
 from tests.kit.logs import make_batch
 
@@ -44,7 +52,11 @@ class World:
     def end(self, result: Any) -> None:
         """The oldest group under way ends."""
         waiter = self._ends.pop(0)
-        waiter.errback(result) if isinstance(result, Exception) else waiter.callback(result)
+        if isinstance(result, Exception):
+            waiter.errback(result)
+        else:
+            stored = [outcome for outcome in result if isinstance(outcome, Batch)]
+            waiter.callback(Appended(result, stored))
 
     def floor(self, sender: str, status_from: int, incarnation: str = "i1") -> None:
         floor = SenderFloor(sender=sender, incarnation=incarnation, status_from=status_from)
