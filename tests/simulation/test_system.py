@@ -20,7 +20,7 @@ from msgservice.core.datagram.receiver import ReceivingHalf
 from msgservice.core.inbox import Inbox, Marks
 from msgservice.message import Status
 from msgservice.transport.udp import bearer as udp_bearer
-from msgservice.transport.udp import connector as udp_connector
+from msgservice.transport.udp import endpoint as udp_endpoint
 from msgservice.transport.udp import transport as udp
 from tests.kit.faulty import CALM, Faults
 from tests.simulation.seeds import seeds
@@ -188,7 +188,7 @@ def carries_over(patch: pytest.MonkeyPatch) -> dict[str, Any]:
             super().__init__(*args, **options)
             self.turns.endpoint.table._carry_over = True
 
-    for module in (udp, udp_connector):
+    for module in (udp, udp_endpoint):
         patch.setattr(module, "Bearer", Carrying)
     return {}
 

@@ -28,9 +28,11 @@ from msgservice.core.framing import encode_prefix
 from msgservice.errors import BadAddress
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
+from msgservice.transport.dialling import Connector
 from msgservice.transport.local import LocalConnector
 from msgservice.transport.registry import Transports
-from msgservice.transport.tcp.dialling import Connector
+from msgservice.transport.tcp.channel import FrameProtocol
+from msgservice.transport.tcp.pacing import Turn
 from msgservice.waiters import Waiters
 from tests.kit.channels import Recorder
 
@@ -98,7 +100,13 @@ class World:
             reactor=self.clock,
             address="tcp:node.example:7410",
             endpoint=self.endpoint,
-            make_user=self.make_user,
+            make_channel=lambda owner: FrameProtocol(
+                reactor=self.clock,
+                make_user=self.make_user,
+                limits=Limits(),
+                owner=owner,
+                turn=Turn(self.clock),
+            ),
             limits=Limits(),
             rng=lambda: 1.0,
         )

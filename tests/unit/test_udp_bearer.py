@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice.errors import FrameTooLarge
 from msgservice.limits import Limits
-from msgservice.transport.udp.connector import UdpConnector
+from msgservice.transport.dialling import Connector
 from msgservice.transport.udp.transport import UdpTransport
 from tests.kit.channels import Recorder
 from tests.kit.faulty import CALM, FaultyWorld
@@ -55,11 +55,11 @@ class Side:
     def listen(self, port: int) -> None:
         self.transport.listen(self.process.clock, f"udp:{port}", self.user, self._limits)
 
-    def dial(self, port: int, host: str = "127.0.0.1") -> UdpConnector:
+    def dial(self, port: int, host: str = "127.0.0.1") -> Connector:
         made = self.transport.connector(
             self.process.clock, f"udp:{host}:{port}", self.user, self._limits
         )
-        assert isinstance(made, UdpConnector)
+        assert isinstance(made, Connector)
         made.startService()
         return made
 

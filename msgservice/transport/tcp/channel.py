@@ -19,7 +19,7 @@ frame unfinished for `limits.frame_timeout`.
 
 All but LOST go to ABORTED by abort(), or when they take too long.
 
-Who is dialled or listened to is the business of `transport.tcp.dialling` and
+Who is dialled or listened to is the business of `transport.dialling` and
 `transport.tcp.listening`.
 """
 

@@ -13,9 +13,11 @@ from msgservice.clock import timed
 from msgservice.errors import BadAddress
 from msgservice.interfaces import IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
-from msgservice.transport.tcp.dialling import Connector
+from msgservice.transport.dialling import Connector
+from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
 from msgservice.transport.tcp.listening import ChannelFactory, ConnectionCount, listen_on
+from msgservice.transport.tcp.pacing import Turn
 
 
 @implementer(ITransport)
@@ -36,11 +38,14 @@ class TcpTransport:
     ) -> IConnector:
         """See `ITransport`."""
         reactor = timed(reactor)
+        turn = Turn(reactor)
         return Connector(
             reactor=reactor,
             address=address,
             endpoint=client_endpoint(reactor, address),
-            make_user=make_user,
+            make_channel=lambda owner: FrameProtocol(
+                reactor=reactor, make_user=make_user, limits=limits, owner=owner, turn=turn
+            ),
             limits=limits,
             rng=self._rng,
         )

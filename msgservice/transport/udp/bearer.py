@@ -2,15 +2,20 @@
 
 A session that is lost ends its channel, and nothing of it is sent again here: the hop above knows
 what was not acknowledged, and sends it over whatever connection comes next. Who dials and who
-listens is in `udp.connector` and `udp`.
+listens is in `udp.endpoint` and `udp.transport`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IReactorTime
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.core.datagram.cookie import Address
@@ -32,6 +37,51 @@ QUEUE_BYTES_HIGH = 2 * 1024 * 1024
 QUEUE_BYTES_LOW = 512 * 1024
 
 
+class ChannelOwner(Protocol):
+    """The owner of a channel, which keeps account of it: a listener or a dialler."""
+
+    def channel_established(self, channel: UdpChannel) -> None:
+        """The peer is known; see `IChannel.established`."""
+
+    def channel_gone(self, channel: UdpChannel, reason: str) -> None:
+        """The session has gone."""
+
+
+class Accepter(Protocol):
+    """The one who makes a protocol for each session of a bearer: a listener, or an attempt."""
+
+    def buildProtocol(self, address: IAddress) -> IProtocol | None:
+        """Return the protocol of a session that stands: a `UdpChannel`, perhaps in a wrapper."""
+
+    def opened(self, protocol: IProtocol) -> None:
+        """The protocol has its session."""
+
+    def lost(self) -> None:
+        """A session has gone, and its protocol was told."""
+
+
+class SessionTransport:
+    """One session, as the transport of its protocol."""
+
+    def __init__(self, bearer: Bearer, session: Session) -> None:
+        self.bearer = bearer
+        self.session = session
+
+    def getPeer(self) -> IAddress:
+        """Return who is at the other end."""
+        return udp_address(self.session.address)
+
+    def getHost(self) -> IAddress:
+        """Return where this end is."""
+        return udp_address(self.bearer.address)
+
+    def loseConnection(self) -> None:
+        """End the session."""
+        self.bearer.end_session(self.session)
+
+    abortConnection = loseConnection
+
+
 class _Frame:
     """A frame under way; settled when the peer has taken it."""
 
@@ -47,13 +97,24 @@ class _Frame:
 
 
 @implementer(IChannel)
-class UdpChannel:
-    """One session, seen as a connection."""
+class UdpChannel(TwistedProtocol):
+    """One session, seen as a connection. `make_user` is called once it stands."""
 
-    def __init__(self, bearer: Bearer, session: Session, limits: Limits) -> None:
-        self._bearer = bearer
-        self._turns = bearer.turns
+    _log = Logger()
+
+    session: Session
+    transport: SessionTransport  # type: ignore[assignment]  # no byte stream
+    peer = "unknown"
+    local_only = False
+    proven = False
+
+    def __init__(
+        self, make_user: Callable[[], IChannelUser], limits: Limits, owner: ChannelOwner
+    ) -> None:
+        self._make_user = make_user
+        self._owner = owner
         self._limits = limits
+        self._frame_bytes = limits.frame_bytes
         self._queued = 0
         self._told_writable = True
         self._paused = False
@@ -65,18 +126,50 @@ class UdpChannel:
         self._known = False
         self._reason = "closed by the other side, or lost"
         self.user: IChannelUser | None = None
-        self.session = session
-        # A frame that the other side would not take fails here, as one beyond our own limit: the
-        # connection that it is for ends with the reason, instead of trying it for ever.
-        self._frame_bytes = min(limits.frame_bytes, session.message_bytes)
         self.closing = False
         self.gone = False
+
+    # --- Twisted's
+
+    def connectionMade(self) -> None:
+        """Begin on a session that stands."""
+        self._bearer = bearer = self.transport.bearer
+        self._turns = bearer.turns
+        self.session = session = self.transport.session
+        # A frame that the other side would not take fails here, as one beyond our own limit: the
+        # connection that it is for ends with the reason, instead of trying it for ever.
+        self._frame_bytes = min(self._limits.frame_bytes, session.message_bytes)
         host, port = session.address
         self.peer = f"udp:[{host}]:{port}" if ":" in host else f"udp:{host}:{port}"
         self.local_only = is_local_host(host)
         self.proven = bearer.is_keyed
+        bearer.attach(self)
+        try:
+            self.user = self._make_user()
+        except Exception:  # ends this connection only
+            self._log.failure("no user for the connection with {peer}", peer=self.peer)
+            self._turns.act(self.abort)
+            return
+        self.user.channel_opened(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """End with the session: tell the user, once."""
+        if self.gone:
+            return
+        self.gone = True
+        self._held.clear()
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        if self.user is not None:
+            self.user.channel_lost(self._reason)
+        self._owner.channel_gone(self, self._reason)
 
     # --- IChannel
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the connection ended, where that does not pass by itself (`IChannelUser`)."""
+        return getattr(self.user, "refusal", None)
 
     @property
     def unsent(self) -> int:
@@ -109,7 +202,7 @@ class UdpChannel:
         """See `IChannel`."""
         if not self._known:
             self._known = True
-            self._bearer.channel_established(self)
+            self._owner.channel_established(self)
 
     def pause(self) -> None:
         """See `IChannel`: what comes is held unhandled, so the peer's window closes."""
@@ -170,7 +263,7 @@ class UdpChannel:
         try:
             self.user.frames_received(frames)
         except Exception:  # a user's fault ends its own connection, no other
-            Bearer.log.failure("connection with {peer} failed", peer=self.peer)
+            self._log.failure("connection with {peer} failed", peer=self.peer)
             self.abort()
 
     def _fail(self, error: ProtocolError) -> None:
@@ -216,37 +309,20 @@ class UdpChannel:
         if not self.gone and not self._queued:
             self._bearer.end_session(self.session)
 
-    def lost(self) -> None:
-        """The session has gone: tell the user, once."""
-        if self.gone:
-            return
-        self.gone = True
-        self._held.clear()
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
-        if self.user is not None:
-            self.user.channel_lost(self._reason)
-        self._bearer.channel_gone(self, self._reason)
-
 
 class Bearer:
-    """The bearer of one socket: its messages are frames, and its sessions are channels.
+    """The bearer of one socket: its messages are frames, and its sessions are channels."""
 
-    `established`, `gone`: are told of a channel whose peer is known, and of its end and why.
-    """
-
-    log = Logger()
+    _log = Logger()
 
     def __init__(
         self,
         reactor: IReactorTime,
+        accepter: Accepter,
         *,
-        make_user: Callable[[], IChannelUser],
         limits: Limits,
         key: dict[int, bytes] | None,
         insecure: bool,
-        established: Callable[[UdpChannel], None],
-        gone: Callable[[UdpChannel, str], None],
         rng: Callable[[], float],
         entropy: Callable[[int], bytes],
     ) -> None:
@@ -265,12 +341,10 @@ class Bearer:
         self._endpoint = self.turns.endpoint
         self._seconds = self.turns.seconds
         self.is_keyed = key is not None  # then nothing opens that is not sealed with it
-        self._make_user = make_user
-        self._frame_limits = limits
+        self._accepter = accepter
+        self._protocols: dict[Session, IProtocol] = {}
         self._channels: dict[Session, UdpChannel] = {}
         self._active: dict[UdpChannel, None] = {}
-        self.channel_established = established
-        self.channel_gone = gone
 
     @property
     def channels(self) -> list[UdpChannel]:
@@ -305,7 +379,7 @@ class Bearer:
             self._endpoint.send(channel.session.address, frame, token, self._seconds())
         except LimitReached as error:
             # The user went on for 256 MiB after it was told to stop.
-            self.log.error("{peer}: {error}", peer=channel.peer, error=error)
+            self._log.error("{peer}: {error}", peer=channel.peer, error=error)
             self.turns.act(channel.abort)
             return
         if not self.turns.awaited:
@@ -338,32 +412,46 @@ class Bearer:
             if event == "opened":
                 self._channel_of(session)
             else:
-                lost = self._channels.pop(session, None)
-                if lost is not None:
-                    lost.lost()
+                self._lose(session)
         for channel in [*touched, *self._channels.values()]:
             channel.end_turn()
 
     def _channel_of(self, session: Session) -> UdpChannel | None:
         channel = self._channels.get(session)
-        if channel is None:
-            channel = UdpChannel(self, session, self._frame_limits)
-            self._channels[session] = channel
-            try:
-                channel.user = self._make_user()
-            except Exception:  # ends this connection only
-                self.log.failure("no user for the connection with {peer}", peer=channel.peer)
-                self.turns.act(channel.abort)
+        if channel is None and session not in self._protocols:
+            protocol = self._accepter.buildProtocol(udp_address(session.address))
+            if protocol is None:
+                self.turns.act(lambda: self.end_session(session))
                 return None
-            channel.user.channel_opened(channel)
+            self._protocols[session] = protocol
+            protocol.makeConnection(SessionTransport(self, session))  # type: ignore[arg-type]  # no byte stream
+            self._accepter.opened(protocol)
+            channel = self._channels.get(session)
         return channel
+
+    def attach(self, channel: UdpChannel) -> None:
+        """Let a channel have what its session brings."""
+        self._channels[channel.session] = channel
+
+    def _lose(self, session: Session) -> None:
+        protocol = self._protocols.pop(session, None)
+        self._channels.pop(session, None)
+        if protocol is not None:
+            protocol.connectionLost(connectionDone)
+            self._accepter.lost()
 
     def close(self) -> None:
         """End all channels, tell all peers, and close the socket."""
         self.turns.close()
-        channels, self._channels = self.channels, {}
-        for channel in channels:
-            channel.lost()
+        for session in list(self._protocols):
+            self._lose(session)
+
+
+def udp_address(address: Address) -> IAddress:
+    """Return an address as Twisted has it."""
+    host, port = address
+    kind = IPv6Address if ":" in host else IPv4Address
+    return kind("UDP", host, port)
 
 
 def _nothing() -> None:

@@ -1,8 +1,8 @@
 """The bearer of frames over acknowledged UDP: `ITransport` for addresses that begin with `udp:`.
 
-`udp.addresses` says what they look like, `udp.bearer` how sessions are channels, `udp.connector`
-who dials. The hop above knows what was not acknowledged and sends it over whatever connection comes
-next, which is why the same sequence may be tried over TCP and over UDP.
+`udp.addresses` says what they look like, `udp.bearer` how sessions are channels, `udp.endpoint`
+how one is dialled. The hop above knows what was not acknowledged and sends it over whatever
+connection comes next, which is why the same sequence may be tried over TCP and over UDP.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol
 from zope.interface import implementer
 
+from msgservice.clock import timed
 from msgservice.errors import BadAddress, CannotListen
 from msgservice.interfaces import IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
 from msgservice.transport.addresses import (
     LOOPBACK,
 )
+from msgservice.transport.dialling import Connector
 from msgservice.transport.udp.addresses import check_listen, is_insecure, read_key
-from msgservice.transport.udp.bearer import Bearer
-from msgservice.transport.udp.connector import UdpConnector
+from msgservice.transport.udp.bearer import Bearer, UdpChannel, udp_address
+from msgservice.transport.udp.endpoint import UdpEndpoint
 
 
 @implementer(IListeningPort)
@@ -44,9 +45,30 @@ class UdpPort:
 
     def getHost(self) -> IAddress:
         """Return where it listens."""
-        host, port = self._bearer.address
-        kind = IPv6Address if ":" in host else IPv4Address
-        return kind("UDP", host, port)
+        return udp_address(self._bearer.address)
+
+
+class _Listener:
+    """The accepter and owner of the channels of a listener: it keeps no account of them."""
+
+    def __init__(self, make_user: Callable[[], IChannelUser], limits: Limits) -> None:
+        self._make_user = make_user
+        self._limits = limits
+
+    def buildProtocol(self, address: IAddress) -> IProtocol | None:
+        return UdpChannel(self._make_user, self._limits, self)
+
+    def opened(self, protocol: IProtocol) -> None:
+        """See `Accepter`."""
+
+    def lost(self) -> None:
+        """See `Accepter`."""
+
+    def channel_established(self, channel: UdpChannel) -> None:
+        """See `ChannelOwner`."""
+
+    def channel_gone(self, channel: UdpChannel, reason: str) -> None:
+        """See `ChannelOwner`."""
 
 
 @implementer(ITransport)
@@ -71,13 +93,14 @@ class UdpTransport:
         self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
     ) -> IConnector:
         """See `ITransport`."""
-        return UdpConnector(
+        reactor = timed(reactor)
+        return Connector(
             reactor=reactor,
             address=address,
-            make_user=make_user,
+            endpoint=UdpEndpoint(reactor, address, limits, rng=self._rng, entropy=self._entropy),
+            make_channel=lambda owner: UdpChannel(make_user, limits, owner),
             limits=limits,
             rng=self._rng,
-            entropy=self._entropy,
         )
 
     def listen(
@@ -89,12 +112,10 @@ class UdpTransport:
             port = parsed.port(parsed.one_part("PORT"), port_min=0)
             bearer = Bearer(
                 reactor,
-                make_user=make_user,
+                _Listener(make_user, limits),
                 limits=limits,
                 key=read_key(parsed),
                 insecure=is_insecure(parsed),
-                established=lambda channel: None,
-                gone=lambda channel, reason: None,
                 rng=self._rng,
                 entropy=self._entropy,
             )

@@ -1,5 +1,8 @@
 """Keeping one connection to one address: dial, dial again, tell why it does not work.
 
+For every kind of address: a transport says with an endpoint how to dial, and with `make_channel`
+what its connections are.
+
 `ClientService` has the states; the handshake is the session's (its `prepareConnection` leaves
 connections open and believes in dead ones), and so is the judgement what a success is: the count
 of failures is our own, and only a connection that was established and stayed so for a while
@@ -10,7 +13,7 @@ accepts and drops at the shortest delay for ever).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 from twisted.application.internet import ClientService
 from twisted.internet.defer import CancelledError, Deferred
@@ -29,12 +32,24 @@ from zope.interface import implementer
 
 from msgservice.clock import monotonic_of
 from msgservice.core.backoff import Backoff
-from msgservice.interfaces import IChannel, IChannelUser, IConnector
+from msgservice.interfaces import IChannel, IConnector
 from msgservice.limits import Limits
-from msgservice.transport.tcp.channel import FrameProtocol
-from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.tcp.sockets import reason_of
 from msgservice.waiters import Waiters
+
+
+class Dialled(Protocol):
+    """A connection, as a connector uses it: an `IChannel` that is Twisted's `IProtocol` as well."""
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it ended, where that does not pass by itself (`IChannelUser`)."""
+
+    def close(self) -> None:
+        """See `IChannel`."""
+
+    def abort(self) -> None:
+        """See `IChannel`."""
 
 
 @implementer(IReactorTime)
@@ -95,16 +110,19 @@ class _Counted:
 class _Dialled(Factory):
     noisy = False
 
-    def __init__(self, build: Callable[[], FrameProtocol]) -> None:
+    def __init__(self, build: Callable[[], Dialled]) -> None:
         self._build = build
 
-    def buildProtocol(self, addr: IAddress | None) -> FrameProtocol:
+    def buildProtocol(self, addr: IAddress | None) -> Any:
         return self._build()
 
 
 @implementer(IConnector)
 class Connector(ClientService):
-    """An `IConnector` over TCP, TLS or a Unix socket: one connection at a time."""
+    """An `IConnector` to one address: one connection at a time.
+
+    `make_channel` is given the connector, the owner of the connection, and returns its protocol.
+    """
 
     _logger = Logger()
     # Its own note about every retry would be a line for each receiver that is away, for ever;
@@ -117,7 +135,7 @@ class Connector(ClientService):
         reactor: IReactorTime,
         address: str,
         endpoint: IStreamClientEndpoint,
-        make_user: Callable[[], IChannelUser],
+        make_channel: Callable[[Connector], Dialled],
         limits: Limits,
         rng: Callable[[], float],
     ) -> None:
@@ -126,11 +144,10 @@ class Connector(ClientService):
         self.last_error: str | None = None
         self._reactor = reactor
         self._now = monotonic_of(reactor)
-        self._make_user = make_user
+        self._make_channel = make_channel
         self._limits = limits
-        self._turn = Turn(reactor)
         self._clock = _Clock(reactor)
-        self._channel: FrameProtocol | None = None
+        self._channel: Dialled | None = None
         self._warned = False
         self._told_refusal = ""  # the last one that was warned of
         self._is_stopping = False
@@ -156,7 +173,7 @@ class Connector(ClientService):
     @property
     def channel(self) -> IChannel | None:
         """The live connection, established or not."""
-        return self._channel
+        return cast("IChannel | None", self._channel)
 
     @property
     def failures(self) -> int:
@@ -219,7 +236,7 @@ class Connector(ClientService):
         if not refused or reason != self._told_refusal:
             self._warn_once(reason if refused else "")
 
-    def channel_established(self, channel: FrameProtocol) -> None:
+    def channel_established(self, channel: Dialled) -> None:
         """See `ChannelOwner`."""
         self._backoff.established(self._now())
         self.last_error = None
@@ -227,7 +244,7 @@ class Connector(ClientService):
             self._warned = False
             self._logger.info("connected to {address} again", address=self.address)
 
-    def channel_gone(self, channel: FrameProtocol, reason: str) -> None:
+    def channel_gone(self, channel: Dialled, reason: str) -> None:
         """See `ChannelOwner`."""
         if self._channel is not channel:
             return
@@ -242,14 +259,8 @@ class Connector(ClientService):
 
     # --- inside
 
-    def _build(self) -> FrameProtocol:
-        channel = FrameProtocol(
-            reactor=self._reactor,
-            make_user=self._make_user,
-            limits=self._limits,
-            owner=self,
-            turn=self._turn,
-        )
+    def _build(self) -> Dialled:
+        channel = self._make_channel(self)
         # A name with several addresses is dialled at all of them, and two may answer at once:
         # the first is kept, the endpoint drops the other.
         if self._channel is None:
