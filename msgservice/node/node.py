@@ -29,7 +29,7 @@ from msgservice.node.receivers import Receivers
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
 from msgservice.records import ReceiverRow
-from msgservice.transport.local import LocalConnector
+from msgservice.transport.local import local_connector
 from msgservice.transport.registry import Transports
 from msgservice.waiters import Waiters
 
@@ -193,7 +193,7 @@ class NodeService(Service):
 
     def connector(self, make_user: Callable[[], IChannelUser], name: str) -> IConnector:
         """Return an `IConnector` to this node, without a socket."""
-        connector: IConnector = LocalConnector(
+        connector: IConnector = local_connector(
             make_user,
             lambda: self.parts.connections.make_user(),
             self.when_ready,

@@ -13,7 +13,7 @@ accepts and drops at the shortest delay for ever).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from twisted.application.internet import ClientService
 from twisted.internet.defer import CancelledError, Deferred
@@ -34,22 +34,9 @@ from msgservice.clock import monotonic_of
 from msgservice.core.backoff import Backoff
 from msgservice.interfaces import IChannel, IConnector
 from msgservice.limits import Limits
+from msgservice.transport.owners import Owned
 from msgservice.transport.tcp.sockets import reason_of
 from msgservice.waiters import Waiters
-
-
-class Dialled(Protocol):
-    """A connection, as a connector uses it: an `IChannel` that is Twisted's `IProtocol` as well."""
-
-    @property
-    def refusal(self) -> str | None:
-        """Why it ended, where that does not pass by itself (`IChannelUser`)."""
-
-    def close(self) -> None:
-        """See `IChannel`."""
-
-    def abort(self) -> None:
-        """See `IChannel`."""
 
 
 @implementer(IReactorTime)
@@ -110,7 +97,7 @@ class _Counted:
 class _Dialled(Factory):
     noisy = False
 
-    def __init__(self, build: Callable[[], Dialled]) -> None:
+    def __init__(self, build: Callable[[], Owned]) -> None:
         self._build = build
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
@@ -135,7 +122,7 @@ class Connector(ClientService):
         reactor: IReactorTime,
         address: str,
         endpoint: IStreamClientEndpoint,
-        make_channel: Callable[[Connector], Dialled],
+        make_channel: Callable[[Connector], Owned],
         limits: Limits,
         rng: Callable[[], float],
     ) -> None:
@@ -147,7 +134,7 @@ class Connector(ClientService):
         self._make_channel = make_channel
         self._limits = limits
         self._clock = _Clock(reactor)
-        self._channel: Dialled | None = None
+        self._channel: Owned | None = None
         self._warned = False
         self._told_refusal = ""  # the last one that was warned of
         self._is_stopping = False
@@ -236,7 +223,7 @@ class Connector(ClientService):
         if not refused or reason != self._told_refusal:
             self._warn_once(reason if refused else "")
 
-    def channel_established(self, channel: Dialled) -> None:
+    def channel_established(self, channel: Owned) -> None:
         """See `ChannelOwner`."""
         self._backoff.established(self._now())
         self.last_error = None
@@ -244,7 +231,7 @@ class Connector(ClientService):
             self._warned = False
             self._logger.info("connected to {address} again", address=self.address)
 
-    def channel_gone(self, channel: Dialled, reason: str) -> None:
+    def channel_gone(self, channel: Owned, reason: str) -> None:
         """See `ChannelOwner`."""
         if self._channel is not channel:
             return
@@ -259,7 +246,7 @@ class Connector(ClientService):
 
     # --- inside
 
-    def _build(self) -> Dialled:
+    def _build(self) -> Owned:
         channel = self._make_channel(self)
         # A name with several addresses is dialled at all of them, and two may answer at once:
         # the first is kept, the endpoint drops the other.

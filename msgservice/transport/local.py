@@ -9,42 +9,103 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.clock import monotonic_of
 from msgservice.errors import FrameTooLarge
-from msgservice.interfaces import IChannel, IChannelUser, IConnector
+from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
-from msgservice.waiters import Waiters
+from msgservice.transport.dialling import Connector
+from msgservice.transport.owners import ChannelOwner, Nobody
 
 BUFFER_MAX = 4 * 1024 * 1024  # bytes on their way before the sender is told to wait
+ADDRESS = "this process"
+
+
+class LocalTransport:
+    """One end of a pair, as the transport of its protocol: it knows the channel there."""
+
+    def __init__(self, protocol: IProtocol, peer: str) -> None:
+        self.peer = peer
+        self.channel: LocalChannel | None = None
+        self._protocol = protocol
+        protocol.makeConnection(self)  # type: ignore[arg-type]  # no byte stream
+
+    def lost(self) -> None:
+        """Tell the protocol that the connection has gone."""
+        self._protocol.connectionLost(connectionDone)
+
+    def loseConnection(self) -> None:
+        """End the connection."""
+        assert self.channel is not None
+        self.channel.abort()
+
+    abortConnection = loseConnection
 
 
 @implementer(IChannel)
-class LocalChannel:
-    """One end of a pair."""
+class LocalChannel(TwistedProtocol):
+    """One end of a pair. `make_user` is called once it stands."""
 
+    transport: LocalTransport  # type: ignore[assignment]  # no byte stream
     local_only = True
     proven = False
+    peer = "unknown"
+    user: IChannelUser
 
-    def __init__(self, user: IChannelUser, peer: str, limits: Limits, clock: IReactorTime) -> None:
-        self.user = user
-        self.peer = peer
+    def __init__(
+        self,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
+        clock: IReactorTime,
+        owner: ChannelOwner,
+    ) -> None:
         self.other: LocalChannel | None = None
+        self._make_user = make_user
+        self._owner = owner
         self._limits = limits
         self._clock = clock
         self.incoming: list[bytes] = []
         self.incoming_bytes = 0
         self.heard_at = 0.0
+        self._known = False
         self._due = False
         self._paused = False
         self.other_full = False
         self.lost: str | None = None
         self._gone = False
+
+    # --- Twisted's
+
+    def connectionMade(self) -> None:
+        """Begin; the user is told in a later turn."""
+        self.peer = self.transport.peer
+        self.transport.channel = self
+        self.user = self._make_user()
+        self._clock.callLater(0, self.user.channel_opened, self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """End: tell the user, once."""
+        assert self.lost is not None
+        self.user.channel_lost(self.lost)
+        self._owner.channel_gone(self, self.lost)
+
+    # --- IChannel
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the connection ended, where that does not pass by itself (`IChannelUser`)."""
+        return getattr(self.user, "refusal", None)
 
     @property
     def unsent(self) -> int:
@@ -75,7 +136,10 @@ class LocalChannel:
             self.send(frame)
 
     def established(self) -> None:
-        """See `IChannel`: within one process everybody is known."""
+        """See `IChannel`."""
+        if not self._known:
+            self._known = True
+            self._owner.channel_established(self)
 
     def pause(self) -> None:
         """See `IChannel`."""
@@ -125,7 +189,7 @@ class LocalChannel:
             self.user.frames_received(frames)
         if self.lost is not None and not self._gone and (not self.incoming or self._paused):
             self._gone = True
-            self.user.channel_lost(self.lost)
+            self.transport.lost()
 
     def tell_room(self) -> None:
         """The other end has taken what was on its way."""
@@ -133,133 +197,71 @@ class LocalChannel:
             self.user.channel_writable(True)
 
 
+def join(near: IProtocol, far: IProtocol, name: str) -> LocalChannel:
+    """Connect two `LocalChannel`s, wrapped or not; return the near one. `name`: of the near one."""
+    left, right = LocalTransport(near, ADDRESS), LocalTransport(far, f"{ADDRESS} ({name})")
+    assert left.channel is not None
+    assert right.channel is not None
+    left.channel.other, right.channel.other = right.channel, left.channel
+    return left.channel
+
+
 def connect_locally(
     near: IChannelUser, far: IChannelUser, *, clock: IReactorTime, limits: Limits, name: str
 ) -> LocalChannel:
     """Connect two users; return the near one's channel. Both are told in later turns."""
-    left = LocalChannel(near, "this process", limits, clock)
-    right = LocalChannel(far, f"this process ({name})", limits, clock)
-    left.other, right.other = right, left
-    clock.callLater(0, near.channel_opened, left)
-    clock.callLater(0, far.channel_opened, right)
-    return left
+    nobody = Nobody()
+    return join(
+        LocalChannel(lambda: near, limits, clock, nobody),
+        LocalChannel(lambda: far, limits, clock, nobody),
+        name,
+    )
 
 
-@implementer(IConnector)
-class LocalConnector(Service):
-    """Keeps one local connection to `make_far`'s side, and makes it again when it ends."""
-
-    address = "this process"
+@implementer(IStreamClientEndpoint)
+class LocalEndpoint:
+    """The other side within this process: `make_far` makes its users, once it is ready."""
 
     def __init__(
         self,
-        make_user: Callable[[], IChannelUser],
         make_far: Callable[[], IChannelUser],
         when_ready: Callable[[], Deferred[None]],
         clock: IReactorTime,
         limits: Limits,
         name: str,
     ) -> None:
-        self.channel: LocalChannel | None = None
-        self.attempts = 0
-        self.failures = 0
-        self.last_error: str | None = None
-        self._make_user = make_user
         self._make_far = make_far
         self._when_ready = when_ready
         self._clock = clock
         self._limits = limits
-        self._peer_name = name
-        self._is_closing = False  # it was stopped, and its channel has not gone yet
-        self._stopped: Waiters[None] = Waiters()
-        self._dialling: Deferred[None] | None = None  # until the node is ready
-        self._due: IDelayedCall | None = None
+        self._name = name
 
-    @property
-    def next_attempt_in(self) -> float | None:
-        """See `IConnector`."""
-        if self._due is None:
-            return None
-        return float(max(0.0, self._due.getTime() - self._clock.seconds()))
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See `IStreamClientEndpoint`."""
+        return self._when_ready().addCallback(self._join, protocolFactory)
 
-    def poke(self) -> None:
-        """See `IConnector`."""
-
-    def startService(self) -> None:
-        """Begin to dial; while it still stops, as soon as it has stopped."""
-        if not self.running:
-            super().startService()
-            if not self._is_closing:
-                self._dial()
-
-    def _dial(self) -> None:
-        self._due = None
-        self.attempts += 1
-        dialling = self._dialling = self._when_ready()
-        # The node that does not start says so itself.
-        dialling.addCallbacks(
-            self._connect, self._not_ready, callbackArgs=(dialling,), errbackArgs=(dialling,)
-        )
-
-    def _not_ready(self, failure: Failure, dialling: Deferred[None]) -> None:
-        if self._dialling is dialling:
-            self._dialling = None
-            self.failures += 1
-            self.last_error = failure.getErrorMessage()
-
-    def _connect(self, _: None, dialling: Deferred[None]) -> None:
-        if self._dialling is dialling:
-            self._dialling = None
-            watched = _Watched(self._make_user(), self)
-            self.channel = connect_locally(
-                watched,
-                self._make_far(),
-                clock=self._clock,
-                limits=self._limits,
-                name=self._peer_name,
-            )
-
-    def lost(self, reason: str, refusal: str | None) -> None:
-        """The channel has gone."""
-        self.channel = None
-        self.last_error = refusal or reason
-        self.failures += 1
-        was_closing, self._is_closing = self._is_closing, False
-        if self.running:
-            limits = self._limits
-            delay = limits.link_delay_min if refusal is None else limits.link_delay_max
-            self._due = self._clock.callLater(0 if was_closing else delay, self._dial)
-        self._stopped.fire(None)
-
-    def stopService(self) -> Deferred[None]:
-        """See `IService`."""
-        super().stopService()
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
-        if (dialling := self._dialling) is not None:
-            self._dialling = None
-            dialling.cancel()
-        if self.channel is None:
-            return succeed(None)
-        self._is_closing = True
-        waiter = self._stopped.wait()
-        self.channel.close()
-        return waiter
+    def _join(self, _: None, factory: IProtocolFactory) -> IProtocol:
+        near = factory.buildProtocol(None)  # type: ignore[arg-type]  # it has none
+        assert near is not None
+        far = LocalChannel(self._make_far, self._limits, self._clock, Nobody())
+        join(near, far, self._name)
+        return near
 
 
-@implementer(IChannelUser)
-class _Watched:
-    """Passes everything on, and tells the connector about the end."""
-
-    def __init__(self, user: IChannelUser, connector: LocalConnector) -> None:
-        self._connector = connector
-        self._user = user
-        self.channel_opened = user.channel_opened
-        self.frames_received = user.frames_received
-        self.channel_failed = user.channel_failed
-        self.channel_writable = user.channel_writable
-
-    def channel_lost(self, reason: str) -> None:
-        self._user.channel_lost(reason)
-        self._connector.lost(reason, getattr(self._user, "refusal", None))
+def local_connector(
+    make_user: Callable[[], IChannelUser],
+    make_far: Callable[[], IChannelUser],
+    when_ready: Callable[[], Deferred[None]],
+    clock: IReactorTime,
+    limits: Limits,
+    name: str,
+) -> Connector:
+    """Return a connector to `make_far`'s side, which sees the near one under this name."""
+    return Connector(
+        reactor=clock,
+        address=ADDRESS,
+        endpoint=LocalEndpoint(make_far, when_ready, clock, limits, name),
+        make_channel=lambda owner: LocalChannel(make_user, limits, clock, owner),
+        limits=limits,
+        rng=lambda: 1.0,  # nobody else dials at the same time
+    )

@@ -1,10 +1,11 @@
-"""What every `IChannel` keeps, whatever carries it: TCP, inside one process, the tests' own."""
+"""What every `IChannel` keeps, whatever carries it: TCP, UDP, one process, the tests' own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
+from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.test.iosim import FakeTransport, connect
 from zope.interface.verify import verifyObject
@@ -13,10 +14,15 @@ from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel
 from msgservice.limits import Limits
 from msgservice.transport.local import connect_locally
+from msgservice.transport.owners import Nobody
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
+from msgservice.transport.udp.bearer import UdpChannel
+from msgservice.transport.udp.endpoint import UdpEndpoint
+from msgservice.transport.udp.transport import UdpTransport
 from tests.kit.channels import Recorder
 from tests.kit.faulty import CALM, FaultyWorld
+from tests.kit.faulty_transport import Process
 
 LIMITS = Limits()
 
@@ -51,14 +57,6 @@ def nothing(stage: Stage) -> None:
     """Prepare nothing."""
 
 
-class Accounts:
-    """Nobody keeps account of these connections."""
-
-    def channel_established(self, channel: FrameProtocol) -> None: ...
-
-    def channel_gone(self, channel: FrameProtocol, reason: str) -> None: ...
-
-
 def over_tcp(prepare: Prepare = nothing) -> Stage:
     clock = Clock()
     stage = Stage(lambda: pump.flush())
@@ -69,7 +67,7 @@ def over_tcp(prepare: Prepare = nothing) -> Stage:
             reactor=clock,
             make_user=lambda: user,
             limits=LIMITS,
-            owner=Accounts(),
+            owner=Nobody(),
             turn=Turn(clock),
         )
 
@@ -97,7 +95,22 @@ def over_the_faulty_world(prepare: Prepare = nothing) -> Stage:
     return stage
 
 
-MAKERS = [over_tcp, inside_one_process, over_the_faulty_world]
+def over_udp(prepare: Prepare = nothing) -> Stage:
+    world = FaultyWorld(1, faults=CALM, limits=LIMITS)
+    stage = Stage(lambda: world.run(5))
+    prepare(stage)
+    rng, entropy = world.random.random, world.random.randbytes
+    UdpTransport(rng=rng, entropy=entropy).listen(
+        Process(world, "right").clock, "udp:7410", lambda: stage.right, LIMITS
+    )
+    endpoint = UdpEndpoint(
+        Process(world, "left").clock, "udp:127.0.0.1:7410", LIMITS, rng=rng, entropy=entropy
+    )
+    endpoint.connect(Factory.forProtocol(lambda: UdpChannel(lambda: stage.left, LIMITS, Nobody())))
+    return stage
+
+
+MAKERS = [over_tcp, over_udp, inside_one_process, over_the_faulty_world]
 
 
 @pytest.fixture(params=MAKERS)

@@ -381,7 +381,7 @@ _ALL = [
     ),
     Mutant(
         name="connector-forgets-that-it-was-started-again",
-        at="msgservice.transport.tcp.dialling:Connector._end",
+        at="msgservice.transport.dialling:Connector._end",
         old="if wanted:",
         new="if False:",
         catcher=_test("tests/unit/test_dialling.py", "started_while_it_closes"),

@@ -29,7 +29,7 @@ from msgservice.errors import BadAddress
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
 from msgservice.transport.dialling import Connector
-from msgservice.transport.local import LocalConnector
+from msgservice.transport.local import local_connector
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
@@ -218,7 +218,7 @@ def test_inside_one_process_too_it_is_dialled_only_now_and_then() -> None:
     clock = Clock()
     near = Recorder()
     near.refusal = "another name is configured"
-    connector = LocalConnector(
+    connector = local_connector(
         lambda: near, Recorder, lambda: succeed(None), clock, Limits(), "node"
     )
     connector.startService()
@@ -399,14 +399,14 @@ def test_a_connection_that_is_lost_long_after_it_was_stopped_is_not_dialled_agai
 
 
 class Local:
-    """A `LocalConnector`; `ready` fires those who wait for the node."""
+    """A connector to a node of this process; `ready` fires those who wait for the node."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.ready: Waiters[None] = Waiters()
         self.is_ready = False
         self.near: list[Recorder] = []
-        self.connector = LocalConnector(
+        self.connector = local_connector(
             self._make_near, Recorder, self._when_ready, self.clock, Limits(), "node"
         )
 
@@ -427,7 +427,9 @@ def test_inside_one_process_it_waits_for_the_node_once() -> None:
     local = Local()
     for _ in range(3):
         local.connector.startService()
-        assert local.connector.stopService().called
+        stopping = local.connector.stopService()
+        local.clock.advance(0)
+        assert stopping.called
     assert len(local.ready) == 0
     local.connector.startService()
     local.connector.startService()

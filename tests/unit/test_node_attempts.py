@@ -23,7 +23,7 @@ from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.node.outlet import Outlet
 from msgservice.records import Resume
-from msgservice.transport.local import LocalConnector
+from msgservice.transport.local import local_connector
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -198,7 +198,7 @@ class Here:
         self.peers: list[ScriptedPeer] = []
 
     def connector(self, reactor: Any, address: str, make_user: Any, limits: Limits) -> Any:
-        return LocalConnector(
+        return local_connector(
             make_user, self._make_far, lambda: succeed(None), reactor, limits, address
         )
 

@@ -22,6 +22,7 @@ from zope.interface.verify import verifyObject
 from msgservice.errors import DeadlinePassed, FrameTooLarge
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
+from msgservice.transport.owners import Owned
 from msgservice.transport.tcp.channel import PIECE_BYTES, QUEUE_BYTES, ChannelState, FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.tcp.strings import LinearStringReceiver
@@ -79,10 +80,10 @@ class Owner:
         self.established = 0
         self.gone: list[str] = []
 
-    def channel_established(self, channel: FrameProtocol) -> None:
+    def channel_established(self, channel: Owned) -> None:
         self.established += 1
 
-    def channel_gone(self, channel: FrameProtocol, reason: str) -> None:
+    def channel_gone(self, channel: Owned, reason: str) -> None:
         self.gone.append(reason)
 
 

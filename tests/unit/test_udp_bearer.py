@@ -141,6 +141,7 @@ def test_a_name_that_is_found_late_is_dialled_once() -> None:
         connector.stopService()
         connector.startService()
         connector.startService()
+        net.run(0.1)
     for found in looked_up:
         found.callback("127.0.0.1")
     net.run(2)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import (
@@ -49,6 +49,7 @@ from msgservice.errors import DeadlinePassed, FrameTooLarge, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import describe, is_local
+from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.pacing import Turn, Watch
 from msgservice.transport.tcp.sockets import reason_of, tune, unwritten, write_now
 from msgservice.transport.tcp.strings import LinearStringReceiver
@@ -71,16 +72,6 @@ class ChannelState(enum.Enum):
     LINGERING = enum.auto()
     ABORTED = enum.auto()
     LOST = enum.auto()
-
-
-class ChannelOwner(Protocol):
-    """The owner of a connection, which keeps account of it: a listener or a dialler."""
-
-    def channel_established(self, channel: FrameProtocol) -> None:
-        """The peer is known; see `IChannel.established`."""
-
-    def channel_gone(self, channel: FrameProtocol, reason: str) -> None:
-        """The connection has gone, whether it ever opened or not."""
 
 
 @implementer(IPushProducer)

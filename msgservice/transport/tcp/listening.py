@@ -26,6 +26,7 @@ from msgservice.errors import CannotListen
 from msgservice.interfaces import IChannelUser
 from msgservice.limits import Limits
 from msgservice.transport.addresses import describe
+from msgservice.transport.owners import Owned
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 
@@ -88,10 +89,10 @@ class ChannelFactory(Factory):
             turn=self._turn,
         )
 
-    def channel_established(self, channel: FrameProtocol) -> None:
+    def channel_established(self, channel: Owned) -> None:
         """See `ChannelOwner`."""
 
-    def channel_gone(self, channel: FrameProtocol, reason: str) -> None:
+    def channel_gone(self, channel: Owned, reason: str) -> None:
         """See `ChannelOwner`."""
         self._count.open -= 1
         self._at_limit = False

@@ -29,22 +29,13 @@ from msgservice.limits import Limits
 from msgservice.transport.addresses import (
     is_local_host,
 )
+from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.pacing import Watch
 from msgservice.transport.udp.turns import Turns
 
 # Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
 QUEUE_BYTES_HIGH = 2 * 1024 * 1024
 QUEUE_BYTES_LOW = 512 * 1024
-
-
-class ChannelOwner(Protocol):
-    """The owner of a channel, which keeps account of it: a listener or a dialler."""
-
-    def channel_established(self, channel: UdpChannel) -> None:
-        """The peer is known; see `IChannel.established`."""
-
-    def channel_gone(self, channel: UdpChannel, reason: str) -> None:
-        """The session has gone."""
 
 
 class Accepter(Protocol):

@@ -23,6 +23,7 @@ from msgservice.transport.addresses import (
     LOOPBACK,
 )
 from msgservice.transport.dialling import Connector
+from msgservice.transport.owners import Nobody
 from msgservice.transport.udp.addresses import check_listen, is_insecure, read_key
 from msgservice.transport.udp.bearer import Bearer, UdpChannel, udp_address
 from msgservice.transport.udp.endpoint import UdpEndpoint
@@ -49,26 +50,20 @@ class UdpPort:
 
 
 class _Listener:
-    """The accepter and owner of the channels of a listener: it keeps no account of them."""
+    """The accepter of what comes to a listener, which keeps no account of it."""
 
     def __init__(self, make_user: Callable[[], IChannelUser], limits: Limits) -> None:
         self._make_user = make_user
         self._limits = limits
 
     def buildProtocol(self, address: IAddress) -> IProtocol | None:
-        return UdpChannel(self._make_user, self._limits, self)
+        return UdpChannel(self._make_user, self._limits, Nobody())
 
     def opened(self, protocol: IProtocol) -> None:
         """See `Accepter`."""
 
     def lost(self) -> None:
         """See `Accepter`."""
-
-    def channel_established(self, channel: UdpChannel) -> None:
-        """See `ChannelOwner`."""
-
-    def channel_gone(self, channel: UdpChannel, reason: str) -> None:
-        """See `ChannelOwner`."""
 
 
 @implementer(ITransport)
