@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,14 @@ NO_LIMIT = 1 << 60
 GROWTH = 2.5  # of what twice the input may cost
 # One ACK of 4,096 ranges, each of which cuts a run: a frame is not cut over turns. 1.1 of it.
 LARGEST_ACK = LIMIT * 5 // 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def made_before() -> None:
+    """What is said is made before the first test, and left out of the collection after each."""
+    largest()
+    gc.collect()
+    gc.freeze()
 
 
 def hear(connection: Connection, frames: list[bytes], meter: Meter, clock: Any) -> None:
