@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogBeginner, globalLogPublisher
 from zope.interface import implementer
 
 
@@ -27,7 +27,12 @@ _stopped: list[bool] = []
 
 
 def pytest_sessionstart() -> None:
-    """Note when the reactor stops; it cannot be started again."""
+    """Note when the reactor stops; it cannot be started again. Keep nothing of what is logged.
+
+    Until somebody begins, Twisted keeps all events for who comes late, and with each what logged
+    it: whole worlds that the tests before have done with.
+    """
+    globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
     from twisted.internet import reactor  # not before pytest-twisted has chosen one
 
     reactor.addSystemEventTrigger("before", "shutdown", _stopped.append, True)
