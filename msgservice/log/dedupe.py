@@ -243,7 +243,9 @@ def forget_numbers(staged: Staged) -> None:
         batch.number = batch.stored_at = 0
 
 
-def _take_refused(staged: Staged, batch: Batch, refusal: Refused, lookup: Lookup) -> Outcome:
+def _take_refused(
+    staged: Staged, batch: Batch, refusal: Refused | LimitReached, lookup: Lookup
+) -> Outcome:
     """Decide about a batch whose audience is empty now: it may have had one when it came first."""
     key = (batch.sender, batch.incarnation)
     if key in staged.senders or key in staged.state.senders:

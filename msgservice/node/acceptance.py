@@ -12,11 +12,13 @@ from typing import Protocol
 
 from msgservice.core.frames import Transfer
 from msgservice.errors import (
+    LimitReached,
     MalformedFrame,
     MessageTooLarge,
     NoReceiver,
     NotYetBuilt,
     Refused,
+    UnknownReceiver,
 )
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_INDEX_BITS, BATCH_MESSAGES_MAX, Limits
@@ -31,7 +33,7 @@ from msgservice.message import (
     decode_known_messages,
 )
 from msgservice.node.directory import Directory
-from msgservice.records import Audience, Batch, Origin
+from msgservice.records import NOBODY, Audience, Batch, Origin
 
 
 class Backlogs(Protocol):
@@ -72,7 +74,7 @@ class Acceptance:
         known: bool,
         sender: str,
     ) -> Audience:
-        """Return the audience of a run as it is now.
+        """Return the audience of a run as it is now; its group may `decide_again`.
 
         Raises `Refused`, `BadSubject` or `BadName` for what is never taken, `LimitReached` for
         what may be later.
@@ -100,6 +102,46 @@ class Acceptance:
         audience = directory.audience(subject)
         if transfer.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(subject)
+        return audience
+
+    @property
+    def version(self) -> int:
+        """The directory's version: audiences decided at another one may be others now."""
+        return self._directory.version
+
+    def decide_again(self, batches: Sequence[Batch]) -> None:
+        """Decide anew for whom runs are that wait for their group, which starts now.
+
+        Where there is nobody any more, or no place for who there is, they have a `refusal` then;
+        for want of a place also what follows in the lane, so that nothing overtakes.
+        """
+        held: dict[tuple[str, str, str], LimitReached] = {}
+        for batch in batches:
+            lane = (batch.sender, batch.incarnation, batch.subject)
+            refusal: Refused | LimitReached | None = held.get(lane)
+            audience = NOBODY
+            if refusal is None:
+                try:
+                    audience = self._audience_now(batch)
+                except (NoReceiver, UnknownReceiver) as nobody:
+                    refusal = nobody.with_traceback(None)
+                except LimitReached as limit:
+                    refusal = held[lane] = limit.with_traceback(None)
+            batch.audience.waiting -= 1
+            audience.waiting += 1
+            batch.audience, batch.refusal = audience, refusal
+
+    def _audience_now(self, batch: Batch) -> Audience:
+        if batch.addressed:
+            if isinstance(batch.refusal, UnknownReceiver):
+                raise batch.refusal  # one of the names was nobody's when it came
+            names = self._directory.names(batch.audience)
+            if len(names) < len(batch.audience.members):  # even its number is forgotten
+                raise UnknownReceiver("a receiver that was removed")
+            return self._directory.audience_of(names, batch.sender)
+        audience = self._directory.audience(batch.subject)
+        if batch.flags & FLAG_REQUIRE and not audience.members:
+            raise NoReceiver(batch.subject)
         return audience
 
     def full(self, audience: Audience) -> str | None:

@@ -57,6 +57,7 @@ class Parts:
     commits: Commits
     dispatch: Dispatch
     directory: Directory
+    acceptance: Acceptance
     tracker: Tracker
     outlets: Outlets
     connections: Connections
@@ -106,11 +107,12 @@ def assemble(
 
     # From the log to the receivers.
     tail = Tail(snapshot.next_number, limits.tail_bytes)
-    commits = Commits(log, time=time, after_group=after_group, fatal=fatal)
     dispatch = Dispatch(
         tail, limits, time.clock, lambda row, suspended: receivers.set_suspended(row, suspended)
     )
     directory = Directory(log, limits, dispatch.audience_made, dispatch.audience_unmade)
+    acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits)
+    commits = Commits(log, audiences=acceptance, time=time, after_group=after_group, fatal=fatal)
     tracker = Tracker(log, directory, time.clock)
     outlets = Outlets(
         log=log,
@@ -154,7 +156,6 @@ def assemble(
         places=connections,
         limits=limits,
     )
-    acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits)
     admin = Admin(
         name=facts.name,
         log_id=facts.log_id,
@@ -177,6 +178,7 @@ def assemble(
         commits=commits,
         dispatch=dispatch,
         directory=directory,
+        acceptance=acceptance,
         tracker=tracker,
         outlets=outlets,
         connections=connections,

@@ -7,7 +7,7 @@ order: the directory's changes, the batches, the progress.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -70,6 +70,17 @@ class Progressing(Protocol):
         """A call of this object raised `failure`: its connection ends, and no other."""
 
 
+class Audiences(Protocol):
+    """The audiences of batches (`acceptance`), which are decided again when receivers change."""
+
+    @property
+    def version(self) -> int:
+        """Another one than before: who receives what has changed."""
+
+    def decide_again(self, batches: Sequence[Batch]) -> None:
+        """Decide anew for whom these batches are."""
+
+
 class Commits:
     """The queue of group commits: what is gathered here becomes the next transaction of the log.
 
@@ -82,6 +93,7 @@ class Commits:
         self,
         log: ILog,
         *,
+        audiences: Audiences,
         time: Time,
         after_group: Callable[[list[Batch]], None],
         fatal: Callable[[LogFailed], None],
@@ -91,6 +103,8 @@ class Commits:
         self._refused_because: str | None = None
         self.groups = 0  # how many were stored
         self._log = log
+        self._audiences = audiences
+        self._decided = audiences.version  # when the next group began to gather
         self._time = time
         self._after_group = after_group
         self._fatal = fatal
@@ -212,6 +226,12 @@ class Commits:
         if self._stopped or not (self._progressing or group):
             self._idle.fire(None)
             return
+        version = self._audiences.version
+        if version != self._decided:
+            self._decided = version
+            # A membership begins and ends with a group: what waited since before the change is for
+            # those who are there now.
+            self._audiences.decide_again(group.batches)
         progressing = list(self._progressing)
         self._progressing.clear()
         group.progress = [outlet.take_progress() for outlet in progressing]

@@ -2,7 +2,7 @@
 
 The directory is what the log has stored of it, held in memory. A name that is removed and added
 again is a new number; numbers are never used again. Changes take effect for batches that are
-taken in afterwards (SEMANTICS 8).
+stored with a group that starts afterwards (SEMANTICS 8); `version` says that there was one.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Directory:
         self._limits = limits
         self._made = made
         self._unmade = unmade
+        self.version = 0  # grows with every change of who receives what
         self._by_name: dict[str, ReceiverRow] = {}
         self._by_number: dict[int, ReceiverRow] = {}
         self._matcher: SubjectMatcher[int] = SubjectMatcher()
@@ -249,7 +250,7 @@ class Directory:
         self._by_number[row.number] = row
         for pattern in row.patterns:
             self._matcher.add(pattern, row.number)
-        self._forget()
+        self._changed()
 
     def set_patterns(self, row: ReceiverRow, patterns: Sequence[str]) -> None:
         """Change the subscription of a receiver from now on."""
@@ -259,7 +260,7 @@ class Directory:
         row.patterns = tuple(patterns)
         for pattern in row.patterns:
             self._matcher.add(pattern, row.number)
-        self._forget()
+        self._changed()
 
     def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
         """Suspend a receiver: leave it out of new audiences of subjects, or take it in again."""
@@ -268,7 +269,7 @@ class Directory:
             self._suspended.add(row.number)
         else:
             self._suspended.discard(row.number)
-        self._by_subject.clear()
+        self._changed()
 
     def remove(self, row: ReceiverRow) -> None:
         """The receiver is removed: it is part of no audience from now on."""
@@ -277,6 +278,10 @@ class Directory:
         row.removed = True
         self._suspended.discard(row.number)
         del self._by_name[row.name]
+        self._changed()
+
+    def _changed(self) -> None:
+        self.version += 1
         self._forget()
 
     def _forget(self) -> None:

@@ -234,6 +234,20 @@ _ALL = [
         new="pass",
         catcher=_by("directory", "never settled", "unaccounted", "the audit finds something"),
     ),
+    Mutant(
+        name="an-audience-of-before-the-change",
+        at="msgservice.node.commits:Commits._start",
+        old="self._audiences.decide_again(group.batches)",
+        new="pass",
+        catcher=_test("tests/unit/test_node_membership.py", "test_37"),
+    ),
+    Mutant(
+        name="a-set-without-a-place-is-overtaken",
+        at="msgservice.node.acceptance:Acceptance.decide_again",
+        old="refusal: Refused | LimitReached | None = held.get(lane)",
+        new="refusal: Refused | LimitReached | None = None",
+        catcher=_test("tests/unit/test_node_membership.py -k no_place", "holds_its_lane"),
+    ),
     # --- the log
     Mutant(
         name="retention-too-early",

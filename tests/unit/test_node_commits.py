@@ -39,6 +39,7 @@ class World:
         self._ends: list[Deferred[Any]] = []
         self.commits = Commits(
             double(append=self._append),
+            audiences=double(version=0),
             time=Time(self.clock),
             after_group=lambda batches: None,
             fatal=never,

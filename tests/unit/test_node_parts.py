@@ -212,7 +212,7 @@ def test_ingress_pauses_the_senders_when_too_much_is_not_committed() -> None:
 
 def a_commits(log: Any, clock: Clock, **more: Any) -> Commits:
     functions: dict[str, Any] = {"after_group": lambda batches: None, "fatal": never}
-    return Commits(log, time=Time(clock), **(functions | more))
+    return Commits(log, audiences=double(version=0), time=Time(clock), **(functions | more))
 
 
 def test_commits_put_into_the_next_group_what_comes_while_one_runs() -> None:
