@@ -229,8 +229,7 @@ class Connections:
         """Take nothing more from a receiver's connection, and let it end."""
         peer = self._receiving.pop(outlet.row.number, None)
         if peer is not None:
-            peer.detach(reason)
-            peer.leave(code, reason)
+            peer.dismiss(code, reason)
 
     def forget(self, outlet: Outlet) -> None:
         """The receiver was removed: nothing is noted of its number any more."""

@@ -60,7 +60,9 @@ class Guest:
 class Visitor(Protocol):
     """A connection that is greeted (`peer`)."""
 
-    leaving: bool
+    @property
+    def leaving(self) -> bool:
+        """Whether a BYE was said, or the connection has ended."""
 
     def admitted(self, guest: Guest) -> None:
         """The guest is known; the answer follows when all that was changed for it is stored."""

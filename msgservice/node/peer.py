@@ -1,12 +1,24 @@
 """One connection of a node, dialled or accepted: who it is, and what it is for.
 
 A peer is greeted first (`greeting`). It may hand messages in then (an `Ingress`), may be a receiver
-(an `Outlet` is attached), and may ask requests.
+that an `Outlet` feeds (its seat), and may ask requests. The stages, and what ends each:
+
+                seated    leaves      unseated    lost
+    HERE        SEATED    LEAVING     LEAVING     GONE
+    SEATED      -         DRAINING    LEAVING     GONE
+    DRAINING    -         DRAINING    LEAVING     GONE
+    LEAVING     -         LEAVING     LEAVING     GONE
+    GONE        -         GONE        GONE        GONE
+
+From DRAINING on a BYE was said. In DRAINING the receiver still answers what is in flight to it; in
+LEAVING its answers no longer count, or it was never fed. *unseated*: another connection has its
+place, or there is no place for it any more.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import enum
+from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -66,6 +78,46 @@ class Requests(Protocol):
         """Answer each call of a request. `local`: it comes from this machine."""
 
 
+class Stage(enum.Enum):
+    """The stage of a node's connection (table of the module)."""
+
+    HERE = enum.auto()
+    SEATED = enum.auto()
+    DRAINING = enum.auto()
+    LEAVING = enum.auto()
+    GONE = enum.auto()
+
+
+class Event(enum.Enum):
+    """The event that ends a stage of a node's connection."""
+
+    SEATED = enum.auto()
+    LEAVES = enum.auto()
+    UNSEATED = enum.auto()
+    LOST = enum.auto()
+
+
+# A connection that was seated once is seated no second time.
+NEXT: Final = {
+    (Stage.HERE, Event.SEATED): Stage.SEATED,
+    (Stage.HERE, Event.LEAVES): Stage.LEAVING,
+    (Stage.HERE, Event.UNSEATED): Stage.LEAVING,
+    (Stage.HERE, Event.LOST): Stage.GONE,
+    (Stage.SEATED, Event.LEAVES): Stage.DRAINING,
+    (Stage.SEATED, Event.UNSEATED): Stage.LEAVING,
+    (Stage.SEATED, Event.LOST): Stage.GONE,
+    (Stage.DRAINING, Event.LEAVES): Stage.DRAINING,
+    (Stage.DRAINING, Event.UNSEATED): Stage.LEAVING,
+    (Stage.DRAINING, Event.LOST): Stage.GONE,
+    (Stage.LEAVING, Event.LEAVES): Stage.LEAVING,
+    (Stage.LEAVING, Event.UNSEATED): Stage.LEAVING,
+    (Stage.LEAVING, Event.LOST): Stage.GONE,
+    (Stage.GONE, Event.LEAVES): Stage.GONE,
+    (Stage.GONE, Event.UNSEATED): Stage.GONE,
+    (Stage.GONE, Event.LOST): Stage.GONE,
+}
+
+
 class Peer:
     """A connection of a node (`connection.Owner`, `greeting.Visitor`, `tracker.Told`).
 
@@ -91,12 +143,12 @@ class Peer:
         self.name = ""
         self.connection: Connection | None = None
         self.ingress: Ingress | None = None
-        self.outlet: Outlet | None = None
-        self.leaving = False
+        self.outlet: Outlet | None = None  # of the receiver that it says it is
+        self.stage = Stage.HERE
         self.ended_by_us = False  # the node closes it, without a goodbye where it dials no more
         self.has_settled = False  # the sender needs nothing any more that is known of it
         self.number = 0  # rises with each connection of the node
-        self.attached = False  # the outlet is ours now
+        self._seat: Outlet | None = None  # the outlet while it feeds this: SEATED and DRAINING
         self._expected = expected
         self._greeter = greeter
         self._acceptance = acceptance
@@ -169,16 +221,16 @@ class Peer:
                 self._store()  # what was taken in before; the turn has no regular end now
                 raise
         elif type(frame) is Ack or type(frame) is Nack:
-            if self.attached and self.outlet is not None:
-                self.outlet.received(frame)
+            if self._seat is not None:
+                self._seat.received(frame)
             elif self.outlet is None:
                 raise UnexpectedFrame(type(frame).__name__, "not receiving")
             # of one that was replaced: its answers no longer count
         elif type(frame) is Request:
             self._request(frame)
         elif type(frame) is Note:
-            if self.attached and self.outlet is not None:
-                self.outlet.note(frame.sequence, frame.attempts, frame.reason)
+            if self._seat is not None:
+                self._seat.note(frame.sequence, frame.attempts, frame.reason)
         elif type(frame) is Reply:
             pass  # the node asks nobody; a late reply is dropped (SEMANTICS 30)
         else:
@@ -187,8 +239,8 @@ class Peer:
     def turn_ended(self, connection: Connection) -> None:
         """Store what came, send what may be sent."""
         self._store()
-        if self.attached and self.outlet is not None:
-            self.outlet.turn_ended()
+        if self._seat is not None:
+            self._seat.turn_ended()
         self._close_if_done()
 
     def _store(self) -> None:
@@ -199,8 +251,8 @@ class Peer:
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""
         self._room.fire(None)
-        if self.attached and self.outlet is not None:
-            self.outlet.pump()
+        if self._seat is not None:
+            self._seat.pump()
 
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         """The peer said BYE: it sends nothing more; what it was given may still be answered."""
@@ -217,12 +269,17 @@ class Peer:
             self.ingress.stop()
             if self.ingress.watch is not None:
                 self._tracker.unwatch(self.ingress.watch)
-        lost = not (self.leaving or self.ended_by_us)
-        self.detach("" if self.leaving else reason, lost=lost)  # a goodbye is no error
+        leaving, was_here = self.leaving, self.stage is Stage.HERE
+        self._happens(Event.LOST)
+        # A goodbye is no error.
+        self._leave_seat("" if leaving else reason, lost=not (leaving or self.ended_by_us))
         self._room.fire(None)
-        if self._expected is not None and not self.attached:
+        if self._expected is not None and was_here:  # it never came to be seated: that is why
             self._expected.last_error = reason
         self._register.gone(self)
+
+    def _happens(self, event: Event) -> None:
+        self.stage = NEXT[self.stage, event]
 
     # --- `greeting.Visitor`
 
@@ -254,7 +311,8 @@ class Peer:
         assert connection is not None
         assert guest is not None
         if self._register.replace(outlet, self):
-            self.attached = True
+            self._happens(Event.SEATED)
+            self._seat = outlet
             outlet.attach(connection, resume, guest.inbox)
             self._dispatch.connected(outlet)
 
@@ -264,6 +322,11 @@ class Peer:
     def dialled(self) -> bool:
         """Whether the node made the connection."""
         return self._expected is not None
+
+    @property
+    def leaving(self) -> bool:
+        """Whether a BYE was said, or the connection has ended."""
+        return self.stage not in (Stage.HERE, Stage.SEATED)
 
     @property
     def gone(self) -> bool:
@@ -300,43 +363,51 @@ class Peer:
             return succeed(None)
         return self._room.wait()
 
-    def detach(self, reason: str, *, lost: bool = False) -> None:
-        """The receiver behind it is no longer ours. `lost`: its process may have died."""
-        outlet = self.outlet
-        if self.attached and outlet is not None:
-            self.attached = False
-            self._dispatch.disconnected(outlet)
-            outlet.detach(reason, lost=lost)
-
     def leave(self, code: int, reason: str, *, lost: bool = False) -> None:
         """Send nothing more; close when all is answered, or when its time is over.
 
         `lost`: it is replaced by another process, so its own may have died (SEMANTICS 14).
         """
-        connection = self.connection
+        connection, leaving = self.connection, self.leaving
         if connection is None or connection.gone:
             return
-        if self.leaving and code != BYE_REPLACED:
-            return
-        lost = lost and not self.leaving
-        self.leaving = True
-        connection.bye(code, reason)
         if code == BYE_REPLACED:
             # Also when it was about to leave and waits for answers: its place is needed now.
-            self.detach(reason, lost=lost)
+            self._happens(Event.UNSEATED)
+            connection.bye(code, reason)
+            self._leave_seat(reason, lost=lost and not leaving)
             delay = self._limits.replaced_timeout
             if self._abort is None:
                 self._abort = self._clock.callLater(delay, self._abort_now)
-        else:
-            if self.ingress is not None:
-                self.ingress.flush()
-            self._close_if_done()
+        elif not leaving:
+            self._happens(Event.LEAVES)
+            self._say_bye(connection, code, reason)
+
+    def dismiss(self, code: int, reason: str) -> None:
+        """Take no more answers from a receiver, which has no place any more, and leave."""
+        connection, leaving = self.connection, self.leaving
+        self._happens(Event.UNSEATED)
+        self._leave_seat(reason, lost=False)
+        if not leaving and connection is not None and not connection.gone:
+            self._say_bye(connection, code, reason)
+
+    def _say_bye(self, connection: Connection, code: int, reason: str) -> None:
+        connection.bye(code, reason)
+        if self.ingress is not None:
+            self.ingress.flush()
+        self._close_if_done()
+
+    def _leave_seat(self, reason: str, *, lost: bool) -> None:
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            self._dispatch.disconnected(seat)
+            seat.detach(reason, lost=lost)
 
     def _close_if_done(self) -> None:
         """After a BYE: close when what was in flight, both ways, is answered."""
         if not self.leaving or self.connection is None or self.connection.gone:
             return
-        if self.attached and self.outlet is not None and not self.outlet.idle:
+        if self._seat is not None and not self._seat.idle:
             return
         if self.ingress is None or not self.ingress.waiting:
             self.connection.close()

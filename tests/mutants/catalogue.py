@@ -600,6 +600,13 @@ _ALL = [
         catcher=_test("tests/unit/test_supply.py -k story", "no_story_of_a_receiver"),
     ),
     Mutant(
+        name="who-said-goodbye-has-died",
+        at="msgservice.node.peer:Peer.lost",
+        old="lost=not (leaving or self.ended_by_us)",
+        new="lost=not self.ended_by_us",
+        catcher=_test("tests/unit/test_peer.py -k story", "no_story_of_a_peer"),
+    ),
+    Mutant(
         name="a-queue-that-calls-itself",
         at="msgservice.core.runs:ReadyQueue.first",
         old="rising.popleft()",

@@ -261,3 +261,26 @@ def test_14_a_dialled_receiver_that_goes_by_itself_is_an_attempt() -> None:
         world.settle(2 * world.limits.link_delay_min)
     (outlet,) = world.node.parts.dispatch
     assert [1] == [run.attempts for run in outlet.backlog._open]
+
+
+@pytest.mark.parametrize("is_dialled", [False, True])
+def test_a_receiver_that_is_paused_says_why_also_when_its_connection_has_ended(
+    is_dialled: bool,
+) -> None:
+    world = NodeWorld(Limits(stop_timeout=1.0))
+    here = Here(world)
+    world.node.transports.register(here)
+    shop = world.peer("shop")
+    if is_dialled:
+        asked = {"name": "billing", "subjects": ["orders.>"], "address": "here:a"}
+        assert shop.request("$node.receivers.add", asked)[0]
+        receiver = here.peers[-1]
+    else:
+        receiver = world.peer("billing", receive=ORDERS)
+    world.settle()
+    receivers = world.node.parts.receivers
+    Deferred.fromCoroutine(receivers.pause("billing", True, "paused: too many dead letters"))
+    world.settle(2 * world.limits.stop_timeout + 2)
+    assert receiver.lost_because is not None
+    (outlet,) = world.node.parts.dispatch
+    assert "paused: too many dead letters" == receivers.state_of(outlet)["last_error"]

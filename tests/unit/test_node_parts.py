@@ -697,7 +697,7 @@ def some_connections(**more: Any) -> Connections:
 
 def one_of(incarnation: str) -> Any:
     hello = Hello(VERSION, "shop", incarnation, HelloOptions())
-    return double(connection=a_connection(session=double(peer=hello)), attached=False)
+    return double(connection=a_connection(session=double(peer=hello)))
 
 
 @pytest.mark.parametrize(("second", "replaced"), [("i1", 1), ("i2", 0)])
