@@ -14,7 +14,18 @@ from typing import ClassVar
 
 
 class MsgServiceError(Exception):
-    """Anything that msgservice raises on purpose."""
+    """Anything that msgservice raises on purpose.
+
+    `refusal_code`: what a NACK or a failed REPLY carries for this error, 0 where it has none of its
+    own; `about`: the name that it concerns, sent beside the code.
+    """
+
+    refusal_code: ClassVar[int] = 0
+
+    @property
+    def about(self) -> str:
+        """The name of the receiver or limit that the error concerns, empty for most."""
+        return ""
 
 
 # --- The other side of a connection broke the protocol (PROTOCOL: ERROR frames) ---------------
@@ -226,6 +237,8 @@ class Refused(MsgServiceError):
 class MessageTooLarge(Refused):
     """The message is larger than a batch may be."""
 
+    refusal_code = 1
+
     def __init__(self, size: int, size_max: int) -> None:
         super().__init__(f"message of {size} bytes, at most {size_max} allowed")
         self.size, self.size_max = size, size_max
@@ -234,13 +247,22 @@ class MessageTooLarge(Refused):
 class UnknownReceiver(Refused):
     """`to` names a receiver that the node does not know."""
 
+    refusal_code = 2
+
     def __init__(self, name: str) -> None:
         super().__init__(f"unknown receiver {name!r}")
         self.name = name
 
+    @property
+    def about(self) -> str:
+        """See `MsgServiceError`."""
+        return self.name
+
 
 class NoReceiver(Refused):
     """Nobody's patterns match the subject."""
+
+    refusal_code = 3
 
     def __init__(self, subject: str) -> None:
         super().__init__(f"no receiver for subject {subject!r}")
@@ -258,9 +280,16 @@ class OutboxFull(Refused):
 class NotYetBuilt(Refused):
     """An option that this version does not offer; refused, never ignored."""
 
+    refusal_code = 4
+
     def __init__(self, option: str) -> None:
         super().__init__(f"{option} is not supported by this version")
         self.option = option
+
+    @property
+    def about(self) -> str:
+        """See `MsgServiceError`."""
+        return self.option
 
 
 class PathRefused(Refused):
@@ -298,6 +327,8 @@ class ClientClosed(Ambiguous):
 class NoResponder(MsgServiceError):
     """Nobody answers requests on this subject."""
 
+    refusal_code = 7
+
     def __init__(self, subject: str) -> None:
         super().__init__(f"nobody answers requests on {subject!r}")
         self.subject = subject
@@ -309,6 +340,8 @@ class RequestFailed(MsgServiceError):
 
 class RequestTimeout(MsgServiceError):
     """No answer within the time given."""
+
+    refusal_code = 8
 
     def __init__(self, subject: str, seconds: float) -> None:
         super().__init__(f"no answer on {subject!r} within {seconds:g} s")
@@ -378,6 +411,8 @@ class LogError(MsgServiceError):
 
 class LogFull(LogError):
     """No room; nothing was written. Accepted again when there is room (SEMANTICS 18, 19)."""
+
+    refusal_code = 5
 
     def __init__(self, reason: str, *, delay: float = 1.0) -> None:
         super().__init__(f"log full: {reason}")
@@ -490,6 +525,47 @@ class InsecureListener(CannotListen):
 class LimitReached(MsgServiceError):
     """A configured limit was reached; names it."""
 
+    refusal_code = 6
+
     def __init__(self, limit: str, value: int) -> None:
         super().__init__(f"limit {limit} = {value} reached")
         self.limit, self.value = limit, value
+
+    @property
+    def about(self) -> str:
+        """See `MsgServiceError`."""
+        return self.limit
+
+
+# --- What a code on the wire stands for ---------------------------------------------------------
+
+ERROR_HEADER = "msgservice-error"  # of a REPLY that is not ok: the code of the error
+CODE_DIGITS_MAX = 9
+
+
+def refused(code: int, about: str, reason: str, subject: str) -> Refused:
+    """Return the error that a NACK stands for, by its code; a plain `Refused` where it has none.
+
+    `subject`: of the run that was refused.
+    """
+    match code:
+        case UnknownReceiver.refusal_code if about:
+            return UnknownReceiver(about)
+        case NoReceiver.refusal_code:
+            return NoReceiver(subject)
+        case NotYetBuilt.refusal_code if about:
+            return NotYetBuilt(about)
+    return Refused(reason)
+
+
+def request_failed(code: int, reason: str, subject: str, seconds: float) -> MsgServiceError:
+    """Return the error that a failed REPLY stands for, by its code; else `RequestFailed`.
+
+    `subject`, `seconds`: of the request, and how long it was to wait.
+    """
+    match code:
+        case NoResponder.refusal_code:
+            return NoResponder(subject)
+        case RequestTimeout.refusal_code:
+            return RequestTimeout(subject, seconds)
+    return RequestFailed(reason)

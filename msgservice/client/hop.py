@@ -49,11 +49,9 @@ from msgservice.errors import (
     LogWentBack,
     MessageTooLarge,
     MsgServiceError,
-    NoReceiver,
     PeerForgot,
-    Refused,
     UnexpectedFrame,
-    UnknownReceiver,
+    refused,
 )
 from msgservice.limits import Limits
 from msgservice.message import Action, Status, cut_messages, join_messages
@@ -391,6 +389,8 @@ class NodeHop:
                     frame.delay / 1000,
                     frame.reason,
                     self._now(),
+                    frame.code,
+                    frame.about or "",
                 )
             case Reply():
                 self._user.replied(frame)
@@ -478,15 +478,11 @@ class NodeHop:
                 handed.refused(one.first, one.last, self._error_of(one))
 
     def _error_of(self, settled: Settled) -> MsgServiceError:
-        """The error that a refusal stands for; the node says it with a NACK's reason."""
-        reason = settled.reason
-        if settled.run.size > self.batch_max:
-            return MessageTooLarge(settled.run.size, self.batch_max)
-        if reason.startswith("unknown receiver"):
-            return UnknownReceiver(reason.removeprefix("unknown receiver").strip(" '\""))
-        if reason.startswith("no receiver"):
-            return NoReceiver(settled.run.subject)
-        return Refused(reason)
+        """The error that a refusal stands for."""
+        run = settled.run
+        if run.size > self.batch_max:
+            return MessageTooLarge(run.size, self.batch_max)
+        return refused(settled.code, settled.about, settled.reason, run.subject)
 
     def _compare(self, resume: Resume, unread: list[Run], log_id: str) -> LogWentBack | None:
         """Compare the node's RESUME with what this side has sent (SEMANTICS 6)."""

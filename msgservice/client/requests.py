@@ -18,12 +18,14 @@ from msgservice.codecs import decode_content
 from msgservice.connection import Connection
 from msgservice.core.frames import Reply, Request
 from msgservice.errors import (
+    CODE_DIGITS_MAX,
+    ERROR_HEADER,
     Ambiguous,
     LimitReached,
     MsgServiceError,
-    NoResponder,
     RequestFailed,
     RequestTimeout,
+    request_failed,
 )
 from msgservice.message import WireMessage, decode_message
 
@@ -168,10 +170,8 @@ def _answer(call: _Call, message: WireMessage) -> None:
 
 
 def _error_of(call: _Call, message: WireMessage) -> MsgServiceError:
-    """The error of a failed reply: the other side says it in a sentence, as our own have them."""
+    """The error of a failed reply: a sentence, and a code in its headers."""
     text = message.body.decode("utf-8", "replace")[:REASON_MAX]
-    if text == str(NoResponder(call.subject)):
-        return NoResponder(call.subject)
-    if text.startswith(f"no answer on {call.subject!r}"):
-        return RequestTimeout(call.subject, call.timeout)
-    return RequestFailed(text)
+    said = (message.headers or {}).get(ERROR_HEADER, "")
+    code = int(said) if said.isascii() and said.isdecimal() and len(said) <= CODE_DIGITS_MAX else 0
+    return request_failed(code, text, call.subject, call.timeout)

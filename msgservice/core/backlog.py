@@ -320,14 +320,22 @@ class Backlog:
             self._settle_between(first, last, Status.ACKNOWLEDGED)
 
     def refuse(
-        self, first: int, last: int, action: Action, delay: float, reason: str, now: float
+        self,
+        first: int,
+        last: int,
+        action: Action,
+        delay: float,
+        reason: str,
+        now: float,
+        code: int = 0,
+        about: str = "",
     ) -> None:
         """The other side refuses these sequences: for ever, or they are tried again after a pause.
 
-        `delay` in seconds, 0: this side's backoff.
+        `delay` in seconds, 0: this side's backoff. `code`, `about`: as in `Settled`.
         """
         if action in (Action.DEAD, Action.REFUSED):
-            self._settle_between(first, last, Status.DEAD, reason, action)
+            self._settle_between(first, last, Status.DEAD, reason, action, code, about)
             return
         for run in self._open.between(first, last) if self.in_flight.runs else ():
             if run.state != FLIGHT:  # not sent, or taken back with its lane a moment ago
@@ -483,7 +491,14 @@ class Backlog:
         self._ready_queue.push(run)
 
     def _settle_between(
-        self, first: int, last: int, status: Status, reason: str = "", action: int = 0
+        self,
+        first: int,
+        last: int,
+        status: Status,
+        reason: str = "",
+        action: int = 0,
+        code: int = 0,
+        about: str = "",
     ) -> None:
         for found in self._open.between(first, last):
             run = found
@@ -491,9 +506,17 @@ class Backlog:
                 run = self.split(run, first)
             if run.first + run.count - 1 > last:
                 self.split(run, last + 1)
-            self.settle(run, status, reason, action)
+            self.settle(run, status, reason, action, code, about)
 
-    def settle(self, run: Run, status: Status, reason: str = "", action: int = 0) -> None:
+    def settle(
+        self,
+        run: Run,
+        status: Status,
+        reason: str = "",
+        action: int = 0,
+        code: int = 0,
+        about: str = "",
+    ) -> None:
         """An open run is final, and its lane goes on if this was the head of a stuck one."""
         lane, was_behind = run.lane, run.state == BEHIND
         limit = self.limit
@@ -504,7 +527,7 @@ class Backlog:
         lowest = self._open.lowest()
         self._open.discard(run)
         last = run.first + run.count - 1
-        self._settled.append(Settled(run, run.first, last, status, reason, action))
+        self._settled.append(Settled(run, run.first, last, status, reason, action, code, about))
         if lowest is not run:
             # From `after` on: the sequences between belong to other audiences (SEMANTICS 1), and
             # with them the ranges of neighbours merge.

@@ -108,14 +108,22 @@ class Flight:
             self._limit.grow(self.window_messages)
 
     def receive_nack(
-        self, first: int, last: int, action: Action, delay: float, reason: str, now: float
+        self,
+        first: int,
+        last: int,
+        action: Action,
+        delay: float,
+        reason: str,
+        now: float,
+        code: int = 0,
+        about: str = "",
     ) -> None:
         """A NACK refuses sequences; `delay` in seconds, 0: this side's backoff. Or `NeverSent`."""
         if not self._sent.covers(first, last):
             raise NeverSent(first, last)
         if action in (Action.RETRY, Action.LATER):
             self._nacks += 1
-        self._backlog.refuse(first, last, action, delay, reason, now)
+        self._backlog.refuse(first, last, action, delay, reason, now, code, about)
         if self._limit.most is not None:
             self._limit.grow(self.window_messages)
 

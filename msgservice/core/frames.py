@@ -87,6 +87,8 @@ class Nack(msgspec.Struct, array_like=True, tag=4, frozen=True):
     action: Annotated[int, msgspec.Meta(ge=1, le=4)]
     delay: Integer = 0  # ms
     reason: Reason = ""
+    code: Integer = 0  # `MsgServiceError.refusal_code`
+    about: Name | None = None  # … and whom or what it names
 
 
 class StatusFrame(msgspec.Struct, array_like=True, tag=5, frozen=True):

@@ -261,10 +261,22 @@ class Answers:
                 self._acked.add(low, high)
 
     def refuse(
-        self, first: int, last: int, action: Action, lane: Hashable, delay_ms: int, reason: str
+        self,
+        first: int,
+        last: int,
+        action: Action,
+        lane: Hashable,
+        delay_ms: int,
+        reason: str,
+        code: int = 0,
+        about: str = "",
     ) -> None:
-        """Sequences are refused with a NACK. RETRY, LATER: the lane is discarded from here on."""
-        self._owe(Nack(first, last, int(action), delay_ms, sendable(reason)))
+        """Sequences are refused with a NACK. RETRY, LATER: the lane is discarded from here on.
+
+        `code`, `about`: of the error (`MsgServiceError.refusal_code`), for programs.
+        """
+        text = sendable(reason)
+        self._owe(Nack(first, last, int(action), delay_ms, text, code, about or None))
         if action in (Action.RETRY, Action.LATER):
             self._nacks += 1
             if lane is not None:
@@ -397,7 +409,15 @@ class Inbox:
         self.answers.take_over(after + 1, last)
 
     def refused(
-        self, arrival: Arrival, first: int, last: int, action: Action, delay_ms: int, reason: str
+        self,
+        arrival: Arrival,
+        first: int,
+        last: int,
+        action: Action,
+        delay_ms: int,
+        reason: str,
+        code: int = 0,
+        about: str = "",
     ) -> None:
         """Sequences were refused. RETRY, LATER: all of the arrival from `first` on is given up.
 
@@ -410,7 +430,7 @@ class Inbox:
             self._taking.remove(first, last)
             self._reject(first, last, reason)
         for low, high in self.answers.received.within(first, last):
-            self.answers.refuse(low, high, action, arrival.lane, delay_ms, reason)
+            self.answers.refuse(low, high, action, arrival.lane, delay_ms, reason, code, about)
 
     def _reject(self, first: int, last: int, reason: str) -> None:
         rejected = self._rejected

@@ -68,6 +68,8 @@ class Settled(msgspec.Struct, gc=False, frozen=True):
     status: Status
     reason: str = ""
     action: int = 0  # of the NACK that settled it, or 0
+    code: int = 0  # … and its code, for programs
+    about: str = ""  # … and what that names
 
 
 class OpenRuns:

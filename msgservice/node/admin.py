@@ -26,7 +26,7 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.ingress import hash_of
 from msgservice.node.receivers import Receivers
-from msgservice.node.replies import message
+from msgservice.node.replies import message, refusal
 from msgservice.records import Account, Found
 
 _to_json = msgspec.json.Encoder().encode
@@ -152,11 +152,11 @@ class Admin:
         calls = decode_messages(request.messages)
         replies = []
         for index, call in enumerate(calls):
-            ok, body = await self._call(request.subject, call, local)
-            replies.append((request.id + index, ok, message(ok, body)))
+            ok, said = await self._call(request.subject, call, local)
+            replies.append((request.id + index, ok, said))
         return Reply(replies)
 
-    async def _call(self, subject: str, call: WireMessage, local: bool) -> tuple[bool, bytes]:
+    async def _call(self, subject: str, call: WireMessage, local: bool) -> tuple[bool, msgspec.Raw]:
         try:
             known = self._handlers.get(subject)
             if known is None:
@@ -165,12 +165,12 @@ class Admin:
                 raise MsgServiceError("administration is open to local connections only")
             kind, handler = known
             arguments = msgspec.json.decode(call.body or b"{}", type=kind)
-            return True, _to_json(await handler(arguments))
+            return True, message(_to_json(await handler(arguments)))
         except (MsgServiceError, ValueError, msgspec.MsgspecError) as error:
-            return False, str(error).encode()  # a sentence: the other side's RequestFailed
+            return False, refusal(str(error), getattr(error, "refusal_code", 0))
         except Exception:
             self._logger.failure("request {subject} failed", subject=subject)
-            return False, b"internal error: see the node's log"
+            return False, refusal("internal error: see the node's log")
 
     async def _info(self, _: _Nothing) -> dict[str, Any]:
         room = self._log.room()

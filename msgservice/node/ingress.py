@@ -25,6 +25,7 @@ from msgservice.errors import (
     LimitReached,
     LogFull,
     LogUnavailable,
+    MsgServiceError,
     NoReceiver,
     ProtocolError,
     Refused,
@@ -123,14 +124,14 @@ class Ingress:
             # stored then, or is being stored, is answered by that (SEMANTICS 2).
             audience, refusal = NOBODY, nobody.with_traceback(None)  # which would hold this frame
         except (Refused, BadSubject, BadName) as refused:
-            self._refuse(first, last, subject, Action.REFUSED, 0, str(refused))
+            self._refuse(first, last, subject, Action.REFUSED, 0, refused)
             return
         except LimitReached as limit:
-            self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, str(limit))
+            self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, limit)
             return
         full = acceptance.full(audience) if refusal is None else None
         if full is not None:
-            self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, full)
+            self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, LogFull(full))
             return
         batch = acceptance.batch(
             transfer,
@@ -192,10 +193,30 @@ class Ingress:
         self._waiting_bytes -= batch.size
 
     def _refuse(
-        self, first: int, last: int, lane: str, action: Action, delay_ms: int, reason: str
+        self,
+        first: int,
+        last: int,
+        lane: str,
+        action: Action,
+        delay_ms: int,
+        error: MsgServiceError,
     ) -> None:
-        self.answers.refuse(first, last, action, lane, delay_ms, reason)
+        self._owe_refusal(first, last, lane, action, delay_ms, error)
         self.flush_soon()
+
+    def _owe_refusal(
+        self,
+        first: int,
+        last: int,
+        lane: str,
+        action: Action,
+        delay_ms: int,
+        error: Exception,
+    ) -> None:
+        code, about = 0, ""
+        if isinstance(error, MsgServiceError):
+            code, about = error.refusal_code, error.about
+        self.answers.refuse(first, last, action, lane, delay_ms, str(error), code, about)
 
     # --- from the log (`commits.Source`)
 
@@ -226,10 +247,10 @@ class Ingress:
             self._connection.fail(error)
         elif isinstance(error, LogFull | LimitReached):
             delay = int(error.delay * 1000) if isinstance(error, LogFull) else FULL_DELAY_MS
-            self.answers.refuse(first, last, Action.LATER, batch.subject, delay, str(error))
+            self._owe_refusal(first, last, batch.subject, Action.LATER, delay, error)
             self._withdraw(lambda waiting: waiting.subject == batch.subject)
         else:
-            self.answers.refuse(first, last, Action.REFUSED, batch.subject, 0, str(error))
+            self._owe_refusal(first, last, batch.subject, Action.REFUSED, 0, error)
 
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
         """See `commits.Source`: nothing was stored, the sender keeps it and sends it again."""

@@ -6,6 +6,7 @@ import msgspec
 
 from msgservice.codecs import TextCodec
 from msgservice.core.frames import Reply, Request, refusals
+from msgservice.errors import ERROR_HEADER, LimitReached
 from msgservice.message import WireMessage
 
 JSON_TYPE = "application/json"
@@ -13,20 +14,26 @@ JSON_TYPE = "application/json"
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def message(ok: bool, body: bytes, **headers: str) -> msgspec.Raw:
-    """Return the message of one answer: JSON, or a sentence where it is not `ok`."""
-    kind = JSON_TYPE if ok else TextCodec.content_type
-    return msgspec.Raw(_encode(WireMessage(body, {"content-type": kind, **headers})))
+def message(body: bytes) -> msgspec.Raw:
+    """Return the message of an answer: JSON."""
+    return msgspec.Raw(_encode(WireMessage(body, {"content-type": JSON_TYPE})))
+
+
+def refusal(reason: str, code: int = 0, **headers: str) -> msgspec.Raw:
+    """Return the message of an answer that is not ok: a sentence, and a code where there is one."""
+    if code:
+        headers[ERROR_HEADER] = str(code)
+    kind = {"content-type": TextCodec.content_type}
+    return msgspec.Raw(_encode(WireMessage(reason.encode(), kind | headers)))
 
 
 def refusal_of(reply: Reply, reason: str) -> list[Reply]:
     """Return what is said in place of a reply that cannot be sent."""
-    refusal = message(False, reason.encode())
-    return refusals((number for number, _, _ in reply.replies), refusal)
+    return refusals((number for number, _, _ in reply.replies), refusal(reason))
 
 
 def busy(request: Request, calls: int, limit: int) -> list[Reply]:
     """Return the answer to calls beyond what a connection may have unanswered: not now."""
-    text = f"limit requests = {limit} reached: wait for answers".encode()
-    refusal = message(False, text, limit="requests")
-    return refusals(range(request.id, request.id + calls), refusal)
+    text = f"limit requests = {limit} reached: wait for answers"
+    said = refusal(text, LimitReached.refusal_code, limit="requests")
+    return refusals(range(request.id, request.id + calls), said)

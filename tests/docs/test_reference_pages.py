@@ -99,6 +99,17 @@ def test_every_wire_code_is_documented_and_unique() -> None:
     assert len(set(codes.values())) == len(codes)
 
 
+def test_every_code_of_a_refusal_is_documented_and_unique() -> None:
+    codes = {
+        name: str(error.refusal_code)
+        for name, error in defined_errors().items()
+        if "refusal_code" in vars(error) and error.refusal_code
+    }
+    documented = {code(row[0]): row[1] for row in rows("errors.md", "## Codes of refusals")}
+    assert codes == documented
+    assert len(set(codes.values())) == len(codes)
+
+
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

@@ -36,7 +36,7 @@ from msgservice.limits import Limits
 from msgservice.message import Action, Status, WireMessage, decode_messages
 from msgservice.records import Resume
 
-Refusal = tuple[Action, int, str]
+Refusal = tuple[Action, int, str] | tuple[Action, int, str, int, str]  # … code, about
 
 
 @implementer(IChannel)

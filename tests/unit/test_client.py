@@ -260,18 +260,23 @@ def test_a_long_list_of_receivers_takes_its_room_from_the_messages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "kind", "text"),
+    ("said", "kind", "text"),
     [
-        (str(UnknownReceiver("nobody")), UnknownReceiver, "unknown receiver 'nobody'"),
-        (str(NoReceiver("b")), NoReceiver, "no receiver for subject 'b'"),
-        ("not allowed", Refused, "not allowed"),
+        (("who?", 2, "nobody"), UnknownReceiver, "unknown receiver 'nobody'"),
+        (("nobody there", 3, ""), NoReceiver, "no receiver for subject 'b'"),
+        (("later", 4, "ttl"), NotYetBuilt, "ttl is not supported by this version"),
+        (("not allowed", 0, ""), Refused, "not allowed"),
+        # A sentence is for people, whatever it looks like; a code that is not known is none.
+        (("unknown receiver 'nobody'", 0, ""), Refused, "unknown receiver 'nobody'"),
+        (("of another version", 999, "x"), Refused, "of another version"),
+        (("who?", 2, ""), Refused, "who?"),
     ],
 )
 def test_a_refusal_fails_the_messages_it_names_and_no_others(
-    reason: str, kind: type[Refused], text: str
+    said: tuple[str, int, str], kind: type[Refused], text: str
 ) -> None:
     world = ClientWorld()
-    world.node.refusal = lambda t: (Action.REFUSED, 0, reason) if t.subject == "b" else None
+    world.node.refusal = lambda t: (Action.REFUSED, 0, *said) if t.subject == "b" else None
     good = world.client.send("a", b"1")
     bad = world.client.send("b", b"2")
     also_bad = world.client.send_many("b", [b"3", b"4"])

@@ -35,8 +35,10 @@ def echo(connection: Connection, request: Request) -> None:
     reply(connection, request.id, True, message)
 
 
-def refuse(text: str, world: ClientWorld) -> None:
-    world.node.on_request = lambda c, r: reply(c, r.id, False, WireMessage(text.encode()))
+def refuse(text: str, world: ClientWorld, code: str | None = None) -> None:
+    headers = None if code is None else {"msgservice-error": code}
+    message = WireMessage(text.encode(), headers)
+    world.node.on_request = lambda c, r: reply(c, r.id, False, message)
 
 
 @pytest.mark.parametrize("content", [b"bytes", "text", {"sku": "x"}, [1, 2]])
@@ -63,7 +65,7 @@ def test_30_answers_in_any_order_reach_each_its_own_request() -> None:
 
 def test_30_nobody_answers() -> None:
     world = ClientWorld()
-    refuse(str(NoResponder("prices.get")), world)
+    refuse("nobody", world, "7")
     asked = world.client.request("prices.get", b"")
     world.settle()
     assert "prices.get" == error_of(asked, NoResponder).subject
@@ -71,18 +73,21 @@ def test_30_nobody_answers() -> None:
 
 def test_30_the_other_side_may_say_that_it_took_too_long() -> None:
     world = ClientWorld()
-    refuse(str(RequestTimeout("prices.get", 3)), world)
+    refuse("late", world, "8")
     asked = world.client.request("prices.get", b"")
     world.settle()
     error_of(asked, RequestTimeout)
 
 
-def test_an_error_is_told_with_its_sentence() -> None:
+@pytest.mark.parametrize("code", [None, "", "x", "-7", "\u0667", "999", "9" * 5000])
+@pytest.mark.parametrize("text", ["no such sku", str(NoResponder("prices.get"))])
+def test_an_error_is_told_with_its_sentence(text: str, code: str | None) -> None:
     world = ClientWorld()
-    refuse("no such sku", world)
+    refuse(text, world, code)
     asked = world.client.request("prices.get", b"")
     world.settle()
-    assert "no such sku" == str(error_of(asked, RequestFailed))
+    failed = error_of(asked, RequestFailed)
+    assert (RequestFailed, text) == (type(failed), str(failed))
 
 
 def test_an_answer_that_is_not_what_it_says_fails_that_request_alone() -> None:

@@ -83,7 +83,9 @@ def test_an_unknown_name_in_to_is_refused_and_the_lane_goes_on() -> None:
     shop.transfer(1, "orders.new", [b"one"], to=["nobody"])
     shop.transfer(2, "orders.new", [b"two"], to=["billing"])
     world.settle()
-    assert [Nack(1, 1, Action.REFUSED, 0, "unknown receiver 'nobody'")] == shop.take(Nack)
+    assert [Nack(1, 1, Action.REFUSED, 0, "unknown receiver 'nobody'", 2, "nobody")] == shop.take(
+        Nack
+    )
     assert [Ack([(2, 2)])] == shop.take(Ack)
     assert billing.bodies() == [b"two"]
 
