@@ -17,8 +17,8 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from msgservice.client.handed import HandedRun
-from msgservice.client.outbox_backlog import OutboxRun
 from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
+from msgservice.client.outbox_left import OutboxRun
 from msgservice.core.runs import Run
 
 

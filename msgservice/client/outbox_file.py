@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
-from msgservice.client.outbox_backlog import Backlog, OutboxRun
+from msgservice.client.outbox_left import LeftRuns, OutboxRun
 from msgservice.core.ranges import RangeSet
 from msgservice.disk.database import as_json, insert_steps, is_full, one, prepare
 from msgservice.disk.files import OS, Files
@@ -111,7 +111,7 @@ class OutboxFile:
             self.path, numbered=True, vfs=vfs, files=files, threads=self._threads
         )
         self._worker: Jobs | None = None
-        self._backlog: Backlog | None = None
+        self._left: LeftRuns | None = None
         self._opened = False
         self._failed: LogFailed | None = None
         self._kept_to = 0  # the last sequence that is committed
@@ -142,10 +142,10 @@ class OutboxFile:
         return failure
 
     def _remember(self, snapshot: OutboxSnapshot) -> OutboxSnapshot:
-        assert self._backlog is not None
+        assert self._left is not None
         self.incarnation = snapshot.incarnation
         self.sequence = snapshot.sequence
-        self.size = self._backlog.size
+        self.size = self._left.size
         self._index(snapshot.runs)
         self.settled_to = self._lowest()
         self._opened = True
@@ -170,14 +170,14 @@ class OutboxFile:
             raise LogDamaged("its newest incarnation is missing", 1, sequence)
         self._file.pages.begin(db)
         self._file.pages.look_at_all()
-        backlog = self._backlog = Backlog(db)
+        left = self._left = LeftRuns(db)
         snapshot = OutboxSnapshot(
             incarnation=incarnation,
             sequence=sequence,
-            runs=backlog.first_page,
-            open_ranges=tuple(backlog.open),
-            messages=backlog.messages,
-            messages_bytes=backlog.messages_bytes,
+            runs=left.first_page,
+            open_ranges=tuple(left.open),
+            messages=left.messages,
+            messages_bytes=left.messages_bytes,
             log_id=log_id,
         )
         return snapshot, Mark(_MARKED, sequence, self._renewals, 0)
@@ -219,7 +219,7 @@ class OutboxFile:
     @property
     def has_more(self) -> bool:
         """Whether open runs of before the start are still to be read."""
-        return self._backlog is not None and self._backlog.has_more
+        return self._left is not None and self._left.has_more
 
     def read(self) -> Deferred[list[OutboxRun]]:
         """Read the next page of them, rising; one call at a time.
@@ -231,20 +231,20 @@ class OutboxFile:
         assert self._worker is not None
 
         def job() -> list[OutboxRun]:
-            assert self._backlog is not None
-            return self._backlog.page(self._file.db)
+            assert self._left is not None
+            return self._left.page(self._file.db)
 
         def done(page: list[OutboxRun]) -> list[OutboxRun]:
-            assert self._backlog is not None
+            assert self._left is not None
             self._index(page)
-            self._backlog.was_read(page)
+            self._left.was_read(page)
             return page
 
         return self._worker.submit(job).addCallback(done)
 
     def is_unread(self, last: int) -> bool:
         """Whether sequences up to `last` may be in the file and not in memory."""
-        return self._backlog is not None and self._backlog.is_unread(last)
+        return self._left is not None and self._left.is_unread(last)
 
     def between(self, first: int, last: int) -> Deferred[list[OutboxRun]]:
         """Read runs by sequence without counting them, rising; fails as `read` does."""
@@ -253,8 +253,8 @@ class OutboxFile:
         assert self._worker is not None
 
         def job() -> list[OutboxRun]:
-            assert self._backlog is not None
-            return self._backlog.between(self._file.db, first, last)
+            assert self._left is not None
+            return self._left.between(self._file.db, first, last)
 
         return self._worker.submit(job)
 
@@ -366,8 +366,8 @@ class OutboxFile:
     def _lowest(self) -> int:
         """Return up to where nothing is open, in memory: on disk once it is committed."""
         lowest = self._firsts[0] - 1 if self._firsts else self.sequence
-        backlog = self._backlog
-        return min(lowest, backlog.read_to) if backlog and backlog.has_more else lowest
+        left = self._left
+        return min(lowest, left.read_to) if left and left.has_more else lowest
 
     # --- commits -------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from msgservice.client.outbox_backlog import OutboxRun
 from msgservice.client.outbox_file import OutboxFile
+from msgservice.client.outbox_left import OutboxRun
 from msgservice.limits import Limits
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, encode_messages

@@ -175,7 +175,7 @@ def test_26_what_an_earlier_process_left_travels_as_it_was_handed_over(tmp_path:
 
 @pytest.fixture
 def pages_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msgservice.client.outbox_backlog.PAGE_RUNS", 3)
+    monkeypatch.setattr("msgservice.client.outbox_left.PAGE_RUNS", 3)
 
 
 def left_behind(folder: Path, count: int) -> DiskWorld:

@@ -18,8 +18,8 @@ import apsw
 import pytest
 from twisted.internet.defer import Deferred
 
-from msgservice.client.outbox_backlog import OutboxRun
 from msgservice.client.outbox_file import OutboxFile
+from msgservice.client.outbox_left import OutboxRun
 from msgservice.disk import database
 from msgservice.disk.folder import Reserve
 from msgservice.disk.mark import Mark, MarkFile, MarkWriter

@@ -11,8 +11,8 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent
 
-from msgservice.client.outbox_backlog import OutboxRun
 from msgservice.client.outbox_file import OutboxFile
+from msgservice.client.outbox_left import OutboxRun
 from msgservice.disk.folder import FolderLock
 from msgservice.errors import LogFailed, LogLocked, LogReplaced
 from msgservice.limits import Limits

@@ -11,8 +11,8 @@ import apsw
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
 
-from msgservice.client.outbox_backlog import OutboxRun
 from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
+from msgservice.client.outbox_left import OutboxRun
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, OutboxFull
 from tests.kit.faulty_vfs import Faults, faulty_vfs
 from tests.kit.threads import ThreadCalls
@@ -79,7 +79,7 @@ def test_many_runs_of_one_append_come_back(count: int, path: Path) -> None:
 def test_what_was_there_is_read_in_pages_and_new_runs_are_none_of_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.client.outbox_backlog.PAGE_RUNS", 3)
+    monkeypatch.setattr("msgservice.client.outbox_left.PAGE_RUNS", 3)
     box = Box(path)
     runs = [run(i) for i in range(1, 9)]
     box.append(*runs)
@@ -111,7 +111,7 @@ def test_what_was_there_is_read_in_pages_and_new_runs_are_none_of_it(
 def test_a_page_is_bounded_in_bytes_and_has_at_least_one_run(
     limit: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.client.outbox_backlog.PAGE_BYTES", limit)
+    monkeypatch.setattr("msgservice.client.outbox_left.PAGE_BYTES", limit)
     box = Box(path)
     box.append(*[OutboxRun(i, 1, "a", b"\x91\x91\xc4\x14" + b"x" * 20) for i in range(1, 8)])
     box.close()

@@ -19,8 +19,8 @@ from typing import Any
 import apsw
 import pytest
 
-from msgservice.client.outbox_backlog import OutboxRun
 from msgservice.client.outbox_file import OutboxFile
+from msgservice.client.outbox_left import OutboxRun
 from msgservice.disk.database import connect
 from msgservice.disk.mark import MARKS_SIZE
 from msgservice.disk.pages import PAGE, PageSums

@@ -45,8 +45,11 @@ class OutboxRun(msgspec.Struct, frozen=True, gc=False):
         return memoryview(self.messages).nbytes + ROW_BYTES
 
 
-class Backlog:
-    """The progress of reading. `open`: all sequences that were open at start; sizes in bytes."""
+class LeftRuns:
+    """The runs that an earlier process left, and how far they were read; sizes in bytes.
+
+    `open`: all sequences that were open at start.
+    """
 
     def __init__(self, db: apsw.Connection) -> None:
         self.open = RangeSet()
