@@ -142,6 +142,8 @@ class Answers:
     has nothing in flight that it could take back for it.
 
     `said`: how many ranges this side's RESUME had. What is sent lies between them.
+    `window_messages`: what this side takes unanswered, so how many lanes a sender may have in
+    flight without having heard of their NACKs.
     """
 
     __slots__ = (
@@ -152,11 +154,12 @@ class Answers:
         "_nacks",
         "_received_max",
         "_refusals",
+        "_window_messages",
         "received",
         "refused_bytes",
     )
 
-    def __init__(self, said: int = 0) -> None:
+    def __init__(self, said: int = 0, window_messages: int = WINDOW_MESSAGES_MAX) -> None:
         self.received = RangeSet()  # what the sender sent here: all that may be answered
         self._received_max = RECEIVED_MAX + said
         self._acked = RangeSet()
@@ -165,8 +168,10 @@ class Answers:
             0  # of these, about: what is refused again and again has no other bound
         )
         self._nacks = 0
-        # lane -> how many NACKs the sender must have acted on, and from where it takes back
-        self._discarding: dict[Hashable, tuple[int, int]] = {}
+        self._window_messages = window_messages
+        # lane -> how many NACKs the sender must have acted on, from where it takes back, and what
+        # it had sent to: in the order of the first of these
+        self._discarding: dict[Hashable, tuple[int, int, int]] = {}
         self._discarded: dict[Hashable, RangeSet] = {}  # lane -> what is to come again
         self._discarded_ranges = 0  # of all lanes
 
@@ -180,13 +185,14 @@ class Answers:
             raise MalformedFrame(f"sequence {first} and {last - first + 1} messages pass 2^53")
         if transfer.nacks > self._nacks:
             raise MalformedFrame(f"nacks {transfer.nacks}, only {self._nacks} were sent")
-        if self._discarding and lane is not None:
+        if self._discarding:
+            self._taken_back(transfer.nacks, min(transfer.floor, first))
             discarding = self._discarding.get(lane)
             if discarding is not None:
-                if transfer.nacks < discarding[0]:
-                    self._discard(first, last, lane)
-                    return False
-                del self._discarding[lane]
+                nacks, low, high = discarding
+                self._discarding[lane] = (nacks, low, max(high, last))
+                self._discard(first, last, lane)
+                return False
         if transfer.floor > first:
             raise MalformedFrame(f"floor {transfer.floor} is above sequence {first}")
         after = transfer.after
@@ -201,6 +207,25 @@ class Answers:
         if self._discarded:
             self._pass(first, last, lane)
         return True
+
+    def _taken_back(self, nacks: int, floor: int) -> None:
+        """Forget the lanes that the sender has taken back, or has settled what it had sent of.
+
+        `nacks`, `floor`: as its TRANSFER says. One that acts on no NACK is not kept for.
+        """
+        discarding = self._discarding
+        while discarding:
+            lane, (number, _, sent_to) = next(iter(discarding.items()))
+            if number > nacks:
+                if sent_to >= floor:
+                    break
+                discarded = self._discarded.pop(lane, None)  # settled, so it does not come again
+                self._discarded_ranges -= 0 if discarded is None else len(discarded)
+            del discarding[lane]
+        if len(discarding) > self._window_messages:
+            raise MalformedFrame(
+                f"more than {self._window_messages} lanes were refused, and not taken back"
+            )
 
     def _discard(self, first: int, last: int, lane: Hashable) -> None:
         if self._discarded_ranges >= WINDOW_MESSAGES_MAX:
@@ -280,8 +305,9 @@ class Answers:
         if action in (Action.RETRY, Action.LATER):
             self._nacks += 1
             if lane is not None:
-                _, before = self._discarding.get(lane, (0, first))
-                self._discarding[lane] = (self._nacks, min(first, before))
+                _, low, high = self._discarding.pop(lane, (0, first, last))
+                sent_to = max(last, high, self.received.last or 0)
+                self._discarding[lane] = (self._nacks, min(first, low), sent_to)
 
     def discards(self, lane: Hashable, first: int) -> bool:
         """Whether what was let through of this lane from here on is void now.
@@ -333,10 +359,12 @@ class Inbox:
         *,
         ordered: bool = True,
         rejected: Iterable[Rejected] = (),
+        window_messages: int = WINDOW_MESSAGES_MAX,
     ) -> None:
         self.marks = Marks() if marks is None else marks
         self.ordered = ordered
-        self.answers = Answers()
+        self._window_messages = window_messages
+        self.answers = Answers(0, window_messages)
         self._taking = RangeSet()  # given to the handler, not taken yet
         self._rejected: dict[int, str] = {}  # sequence -> reason: no mark, the answer is repeated
         for first, last, reason in rejected:
@@ -344,7 +372,7 @@ class Inbox:
 
     def reconnect(self) -> None:
         """A new connection of the same sender: nothing is owed on it yet."""
-        self.answers = Answers(len(self.marks.taken))
+        self.answers = Answers(len(self.marks.taken), self._window_messages)
 
     def lane_of(self, transfer: Transfer) -> Hashable:
         """The lane of a run: the first sender's name and the subject, or None."""

@@ -78,7 +78,7 @@ class Ingress:
         said: int,
         answered: Callable[[], None],
     ) -> None:
-        self.answers = Answers(said)
+        self.answers = Answers(said, limits.window_messages)
         self.watch: Watch | None = None
         self.accepted = 0  # messages, on this connection
         self.waiting = 0  # batches taken in and not answered; their messages and bytes:

@@ -57,11 +57,12 @@ class Reception:
                 idle = [k for k, s in senders.items() if s.connection is None and not s.works]
                 for key in idle[:1]:
                     del senders[key]
-            inbox = Inbox()
+            inbox = Inbox(window_messages=self.window[0])
             if self.inbox is not None:
                 known = self.inbox.resume(name, incarnation)
                 marks = Marks(known.floor, RangeSet(known.ranges), known.last)
-                inbox = Inbox(marks, rejected=self.inbox.rejected(name, incarnation))
+                rejected = self.inbox.rejected(name, incarnation)
+                inbox = Inbox(marks, rejected=rejected, window_messages=self.window[0])
             sender = Sender(name, incarnation, inbox, self.window)
         senders[name, incarnation] = (
             sender  # the one that was here last is the last to be forgotten

@@ -152,6 +152,48 @@ def test_3_how_long_a_connection_stands_does_not_count_as_what_is_discarded(
                 answers.take_over(again, again)
 
 
+def refused(answers: Answers, sequence: int, lane: str, *, nacks: int = 0, floor: int = 1) -> None:
+    transfer = Transfer(sequence, lane, None, nacks=nacks, floor=floor)  # type: ignore[arg-type]  # not looked at
+    assert answers.receive(transfer, sequence, lane)
+    answers.refuse(sequence, sequence, Action.LATER, lane, 0, "")
+
+
+@pytest.mark.parametrize("acts", [False, True])
+def test_3_lanes_of_a_sender_that_sends_nothing_of_them_again_are_not_kept(acts: bool) -> None:
+    answers = Answers()
+    for n in range(1, 1000):
+        refused(answers, n, f"lane{n}", nacks=(n - 1) * acts, floor=n if not acts else 1)
+        assert len(answers._discarding) <= 2
+
+
+def test_3_lanes_that_are_taken_back_and_below_no_floor_are_bounded_by_the_window() -> None:
+    answers = Answers(0, 4)
+    for n in range(1, 6):
+        refused(answers, n, f"lane{n}")
+    with pytest.raises(MalformedFrame, match="more than 4 lanes"):
+        refused(answers, 6, "lane6")
+
+
+def test_3_a_lane_is_discarded_while_anything_of_it_may_come_again() -> None:
+    """The floor has passed what was refused, but not what was discarded or is void behind it."""
+    answers = Answers()
+    refused(answers, 1, "a")
+    assert not answers.receive(run(2), 2, "a")
+    for floor in (2, 1):
+        transfer = Transfer(4, "a", None, floor=floor)  # type: ignore[arg-type]  # not looked at
+        assert not answers.receive(transfer, 4, "a")
+    transfer = Transfer(5, "a", None, floor=5)  # type: ignore[arg-type]  # not looked at
+    assert answers.receive(transfer, 5, "a")
+    assert not answers.ask_for_discarded()  # all of it was settled
+
+    answers = Answers()
+    assert answers.receive(run(1), 1, "a")
+    assert answers.receive(run(2), 2, "a")  # void when the first is refused
+    answers.refuse(1, 1, Action.LATER, "a", 0, "")
+    transfer = Transfer(3, "a", None, floor=2)  # type: ignore[arg-type]  # not looked at
+    assert not answers.receive(transfer, 3, "a")
+
+
 def test_3_what_is_discarded_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msgservice.core.inbox.WINDOW_MESSAGES_MAX", 4)
     answers = Answers()
