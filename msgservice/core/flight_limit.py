@@ -56,6 +56,7 @@ class FlightLimit:
                 self.most *= 2
                 if self.most >= window_messages:
                     self.most = None
+                    self._unproven = RangeSet()  # of the flight that was begun since
 
     def lost(self, messages: int) -> None:
         """A connection was lost with so many messages unanswered: half of that is the limit."""

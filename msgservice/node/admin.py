@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -18,7 +18,7 @@ from msgservice.core.frames import Reply, Request
 from msgservice.core.subjects import is_reserved
 from msgservice.errors import MsgServiceError, NoResponder
 from msgservice.interfaces import ILog
-from msgservice.limits import Limits
+from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.admin_pages import PAGE_ROWS, Page
 from msgservice.node.connections import Connections
@@ -30,6 +30,9 @@ from msgservice.node.replies import message, refusal
 from msgservice.records import Account, Found
 
 _to_json = msgspec.json.Encoder().encode
+
+# Every integer that is asked with: an answer says which field has another.
+_Number = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 
 
 class _Name(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,7 +46,7 @@ class _Add(msgspec.Struct, forbid_unknown_fields=True):
     order: str = "strict"
     paused: bool = False
     on_full: str = "refuse"
-    backlog_bytes: int = 0
+    backlog_bytes: _Number = 0
 
 
 class _Change(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,29 +55,29 @@ class _Change(msgspec.Struct, forbid_unknown_fields=True):
     address: str | None = None
     order: str | None = None
     on_full: str | None = None
-    backlog_bytes: int | None = None
+    backlog_bytes: _Number | None = None
 
 
 class _Remove(msgspec.Struct, forbid_unknown_fields=True):
     name: str
-    confirm: int | None = None
+    confirm: _Number | None = None
 
 
 class _Status(msgspec.Struct, forbid_unknown_fields=True):
     id: str
-    after: int = 0
-    limit: int = PAGE_ROWS
+    after: _Number = 0
+    limit: _Number = PAGE_ROWS
 
 
 class _List(msgspec.Struct, forbid_unknown_fields=True):
     after: str = ""
-    limit: int = PAGE_ROWS
+    limit: _Number = PAGE_ROWS
 
 
 class _DeadList(msgspec.Struct, forbid_unknown_fields=True):
     receiver: str
-    after: int = 0
-    limit: int = 100
+    after: _Number = 0
+    limit: _Number = 100
 
 
 class _Nothing(msgspec.Struct, forbid_unknown_fields=True):

@@ -94,6 +94,29 @@ def test_a_flight_limit_grows_when_all_of_a_flight_was_answered_and_ends_at_the_
     assert limit.most is None
 
 
+def test_a_flight_limit_that_has_ended_waits_for_no_answers() -> None:
+    backlog = a_backlog()
+    backlog.ordered = False
+    large = encode_messages([BareMessage(b"x" * 100)])
+    for first in (1, 2, 3):
+        backlog.offer(run(first))
+    backlog.offer(Run(4, 1, "a", "a", large, len(large), 3))
+    lossy = fly(backlog)
+    lossy.take_transfers(0.0)
+    lossy.end(0.0, lost=True)
+    backlog.offer(run(5))
+    backlog.offer(run(6))
+    flight = Flight(backlog, own_window=(4, 10_000), window=None, batch_max=50)
+    for first in (1, 2, 3):
+        assert [first] == [t.sequence for t in flight.take_transfers(0.0, bytes_max=1)]
+        flight.receive_acks([(first, first)])
+    assert (2, True) == (backlog.limit.most, backlog.limit.is_proving)
+    # What is too large for this side waits for another: the flight after it is begun at once.
+    assert [5, 6] == [t.sequence for t in flight.take_transfers(0.0)]
+    flight.receive_acks([(5, 5)])
+    assert (None, False) == (backlog.limit.most, backlog.limit.is_proving)
+
+
 def test_attempts_are_taken_once_and_split_where_a_run_ends() -> None:
     tried = Tried()
     tried.remember({(1, 2): (1, 0.5), (5, 9): (2, 1.5)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -12,6 +13,7 @@ from msgservice import Limits
 from msgservice.core.frames import Routed
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action
+from msgservice.node import admin
 from msgservice.node.node import NodeService
 from msgservice.records import ReceiverRow
 from tests.kit.nodes import NodeWorld, ScriptedPeer
@@ -98,6 +100,48 @@ def test_a_page_has_as_many_receivers_as_were_asked_for() -> None:
     assert [len(page["receivers"]) for page in found] == [1] * 7
     _, answer = shop.request("$node.receivers.list", {"after": "z"})
     assert answer == {"receivers": [], "next": None}
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**53, 2**63, 2**64, 2**70])
+@pytest.mark.parametrize(
+    ("subject", "arguments", "field"),
+    [
+        ("receivers.list", {}, "limit"),
+        ("receivers.add", {"name": "new", "subjects": ["x"]}, "backlog_bytes"),
+        ("receivers.change", {"name": "billing"}, "backlog_bytes"),
+        ("receivers.remove", {"name": "billing"}, "confirm"),
+        ("status", {"id": "log:65536"}, "after"),
+        ("status", {"id": "log:65536"}, "limit"),
+        ("dead.list", {"receiver": "billing"}, "after"),
+        ("dead.list", {"receiver": "billing"}, "limit"),
+    ],
+)
+def test_an_integer_that_cannot_be_is_refused_by_the_name_of_its_field(
+    subject: str, arguments: dict[str, Any], field: str, wrong: int
+) -> None:
+    world = NodeWorld()
+    world.peer("billing", receive={"subjects": ["orders.>"]})
+    shop = world.peer("shop")
+    ok, why = shop.request(f"$node.{subject}", arguments | {field: wrong})
+    assert (False, True) == (ok, why.endswith(f"at `$.{field}`")), why
+    before = [row["name"] for row in shop.request("$node.receivers.list", {})[1]["receivers"]]
+    assert before == ["billing"]
+
+
+def test_every_integer_of_a_request_is_bounded() -> None:
+    bounded = set()
+    structs = (one for one in vars(admin).values() if isinstance(one, type(msgspec.Struct)))
+    for struct in structs:
+        if struct.__module__ != admin.__name__:
+            continue
+        info = msgspec.inspect.type_info(struct)
+        assert isinstance(info, msgspec.inspect.StructType)
+        for field in info.fields:
+            for kind in getattr(field.type, "types", [field.type]):
+                if isinstance(kind, msgspec.inspect.IntType):
+                    assert (0, 2**53 - 1) == (kind.ge, kind.le), (struct, field.name)
+                    bounded.add(field.name)
+    assert bounded == {"after", "backlog_bytes", "confirm", "limit"}
 
 
 def test_long_rows_make_short_pages() -> None:

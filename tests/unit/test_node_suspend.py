@@ -226,8 +226,8 @@ def test_18_what_is_changed_at_run_time_is_judged_at_once(told: Told) -> None:
     ("wrong", "sentence"),
     [
         ({"on_full": "drop"}, "on_full must be 'refuse' or 'suspend', not 'drop'"),
-        ({"backlog_bytes": -1}, "backlog_bytes must be from 0 to"),
-        ({"backlog_bytes": 2**53}, "backlog_bytes must be from 0 to"),
+        ({"backlog_bytes": -1}, "Expected `int` >= 0 - at `$.backlog_bytes`"),
+        ({"backlog_bytes": 2**53}, f"Expected `int` <= {2**53 - 1} - at `$.backlog_bytes`"),
     ],
 )
 def test_a_wrong_policy_is_refused_and_changes_nothing(
