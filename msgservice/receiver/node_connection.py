@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from msgservice.connection import Connection
 from msgservice.core.frames import (
+    BYE_CLOSING,
     BYE_REMOVED,
     BYE_REPLACED,
     CALLS_MAX,
@@ -36,6 +37,7 @@ from msgservice.records import Resume
 
 REPLACED = "a newer connection has this receiver's name"
 REMOVED = "the receiver was removed from the node"
+OUTDATED = "the node has another incarnation for this receiver now"
 QUIET_TURNS = 3  # turns without a run before what was discarded is asked for: two PINGs, usually
 
 
@@ -95,6 +97,10 @@ class NodeConnection:
         older = sender.connection
         if older is not None and older is not connection:
             older.owner.replaced_by_newer()  # type: ignore[attr-defined]  # all owners here are ours
+        for elder in self._reception.outdated(sender):
+            assert elder.connection is not None
+            elder.connection.owner.outdated()  # type: ignore[attr-defined]  # as above
+            elder.connection = None
         self._handling.reconnected(sender)
         sender.connection = connection
         self._sender = sender
@@ -105,6 +111,15 @@ class NodeConnection:
         self.connection.bye(BYE_REPLACED, REPLACED)
         self.connection.close()
         self.way.sent_away(REPLACED, replaced=True)
+
+    def outdated(self) -> None:
+        """The node has come as another incarnation of the same log: what this one is for is over.
+
+        Unlike one that was replaced it may come back: where it does, the node says what holds.
+        """
+        self.connection.bye(BYE_CLOSING, OUTDATED)
+        self.connection.close()
+        self.way.ended = OUTDATED
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Messages may come. What the node has taken of ours is nothing: we send none."""
@@ -198,9 +213,11 @@ class NodeConnection:
         if not self.way.ended:
             self.way.ended = reason
         sender = self._sender
-        if sender is not None and sender.connection is connection:
+        was_its = sender is not None and sender.connection is connection
+        if was_its:
+            assert sender is not None
             sender.connection = None
-        self._handling.lost()
+        self._handling.lost(sender if was_its else None)
         self.gone.callback(None)
 
 

@@ -68,3 +68,17 @@ class Reception:
             sender  # the one that was here last is the last to be forgotten
         )
         return sender
+
+    def outdated(self, sender: Sender) -> list[Sender]:
+        """What this sender ends: its node's log has had other numbers for the receiver, or epochs.
+
+        Those of them that still have a connection, which perhaps only seems to live.
+        """
+        return [
+            elder
+            for elder in self.handling.senders.values()
+            if elder.connection is not None
+            and elder.name == sender.name
+            and elder.log_id == sender.log_id
+            and elder is not sender
+        ]

@@ -91,6 +91,54 @@ def test_25_what_the_file_has_taken_is_acknowledged_and_not_handled_again(path: 
     assert written(path) == [b"1", b"2"]
 
 
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_25_what_waits_for_the_file_is_not_handled_when_its_incarnation_is_over(
+    path: Path, order: str
+) -> None:
+    """A commit runs; what is handed in behind it waits in the file's own queue."""
+    world = world_of(path, order=order)
+    world.node.offer([b"1"])
+    world.node.offer([b"2"])
+    world.node.offer([b"3", b"4"])
+    world.run()
+    node = Node(world.clock, order=order, incarnation="log.2")
+    world.attach(node)
+    world.run()
+    node.offer([b"new"])
+    world.until(lambda: node.backlog.cursor == 1)
+    world.stop()
+    assert written(path) == [b"1", b"new"]
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_25_what_waits_for_a_thread_is_not_begun_when_its_incarnation_is_over(
+    path: Path, order: str
+) -> None:
+    begun: list[bytes] = []
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def handle(message: ReceivedMessage) -> list[Any]:
+        begun.append(message.body)
+        has_begun.set()
+        assert may_end.wait(60)
+        return [TABLE, ("insert into done(body) values (?)", (message.body,))]
+
+    world = world_of(path, handle, threads=1, order=order)
+    world.node.offer([b"1", b"2"], "a")
+    world.node.offer([b"3"], "b")
+    world.run()
+    assert has_begun.wait(60)
+    node = Node(world.clock, order=order, incarnation="log.2")
+    world.attach(node)
+    world.run()
+    may_end.set()
+    node.offer([b"new"], "b")
+    world.until(lambda: node.backlog.cursor == 1)
+    world.stop()
+    assert begun == [b"1", b"new"]
+    assert written(path) == [b"1", b"new"]
+
+
 def test_6_hello_names_the_inbox_and_it_is_the_same_after_a_restart(path: Path) -> None:
     world = world_of(path)
     world.stop()

@@ -102,6 +102,80 @@ def test_3_what_is_left_of_an_earlier_incarnation_of_a_node_is_not_handled_among
     assert node.losses == ["aborted"]
 
 
+class Slow:
+    """A handler whose calls end when a test says so."""
+
+    def __init__(self) -> None:
+        self.begun: list[bytes] = []
+        self.ends: list[Deferred[None]] = []
+
+    def __call__(self, message: ReceivedMessage) -> Deferred[None]:
+        self.begun.append(message.body)
+        self.ends.append(Deferred())
+        return self.ends[-1]
+
+    def end_all(self, world: World) -> None:
+        while not all(end.called for end in self.ends):
+            next(end for end in self.ends if not end.called).callback(None)
+            world.run()
+
+
+def another(world: World, incarnation: str, order: str) -> Node:
+    """The same node, as another incarnation, on a connection beside the one that there is."""
+    node = Node(world.clock, order=order, incarnation=incarnation)
+    world.attach(node)
+    world.run()
+    node.offer([b"new"])
+    node.offer([b"newer"])
+    world.run()
+    return node
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+@pytest.mark.parametrize("incarnation", ["log.2", "log.1.epoch"])
+def test_3_another_incarnation_of_the_same_log_ends_the_one_before_connected_or_not(
+    order: str, incarnation: str
+) -> None:
+    slow = Slow()
+    world = World(slow, order=order, concurrency=2)
+    world.node.offer([b"1", b"2", b"3"])
+    world.node.offer([b"4"])
+    world.run()
+    at_once = [b"1"] if order == "strict" else [b"1", b"2"]
+    node = another(world, incarnation, order)
+    assert slow.begun == at_once
+    assert [(0, "the node has another incarnation for this receiver now")] == world.node.byes
+    assert world.node.losses == ["closed"]
+    slow.end_all(world)
+    assert slow.begun == [*at_once, b"new", b"newer"]
+    assert node.backlog.cursor == 2
+    assert world.node.acknowledged == []
+    assert node.losses == []
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_3_a_node_of_another_log_goes_on_until_its_connection_is_lost(order: str) -> None:
+    """Another node may have the same name; one whose log was put back never comes again."""
+    slow = Slow()
+    world = World(slow, order=order, concurrency=3)
+    world.node.offer([b"1", b"2", b"3"])
+    world.node.offer([b"4", b"5"])
+    world.run()
+    node = another(world, "other.1", order)
+    slow.ends[0].callback(None)
+    world.run()
+    before = slow.begun[:]
+    both = {"strict": [b"1", b"new", b"2"], "none": [b"1", b"2", b"3", b"4"]}
+    assert before == both[order]
+    assert world.node.losses == []
+    world.diallers[0].stopService()
+    world.wire.cut()
+    world.run()
+    slow.end_all(world)
+    assert slow.begun == [*before, *(body for body in (b"new", b"newer") if body not in before)]
+    assert node.backlog.cursor == 2
+
+
 def run(sequence: int, nacks: int = 0) -> Transfer:
     return Transfer(sequence, "a", None, nacks=nacks)  # type: ignore[arg-type]  # not looked at
 

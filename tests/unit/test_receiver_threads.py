@@ -15,7 +15,7 @@ from msgservice.errors import Reject, Retry
 from msgservice.limits import Limits
 from msgservice.message import Action
 from msgservice.receiver.received import ReceivedMessage
-from tests.kit.receiver_world import World, results_of
+from tests.kit.receiver_world import Node, World, results_of
 
 
 class Blocking:
@@ -74,6 +74,25 @@ def test_lanes_run_side_by_side_on_threads_that_are_not_the_reactors(blocking: B
     blocking.let(b"a1", b"a2")
     world.until(lambda: world.node.backlog.cursor == 4)
     assert threading.get_ident() not in blocking.threads
+    world.stop()
+
+
+def test_3_a_thread_begins_nothing_more_of_an_incarnation_that_is_over(
+    blocking: Blocking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.receiver.handling.threads.SLICE_SECONDS", 1e9)
+    world = World(blocking, threads=2)
+    world.node.offer([b"1", b"2", b"3"])
+    world.run()
+    blocking.wait_for(b"1")
+    node = Node(world.clock, incarnation="log.2")
+    world.attach(node)
+    world.run()
+    node.offer([b"new"])
+    world.run()
+    blocking.let(b"1", b"2", b"3", b"new")
+    world.until(lambda: node.backlog.cursor == 1)
+    assert blocking.begun == [b"1", b"new"]
     world.stop()
 
 

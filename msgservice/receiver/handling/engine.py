@@ -127,9 +127,9 @@ class Handling:
     def reconnected(self, sender: Sender) -> None:
         """A new connection of the sender: bring its marks up to date before they are told.
 
-        Earlier incarnations of the same node that have no connection are over: the node has removed
-        the receiver since, or its log was put back. What is left of them would be handled among
-        what comes now.
+        Earlier incarnations of the same node that have no connection any more are over: the node
+        has removed the receiver since, or its log was put back. What is left of them would be
+        handled among what comes now.
         """
         self._tell_all(sender)
         sender.inbox.reconnect()
@@ -137,12 +137,14 @@ class Handling:
         for lane in sender.lanes.values():
             lane.is_over = False
         for elder in self.senders.values():
-            is_over = elder.works and elder.connection is None and elder is not sender
+            is_over = elder.connection is None and elder is not sender
             if is_over and elder.name == sender.name:
                 self._succeed(elder, sender)
 
     def _succeed(self, elder: Sender, sender: Sender) -> None:
         """Nothing more of an earlier incarnation is begun; what runs goes before what comes."""
+        if not elder.works:
+            return
         for lane in list(elder.lanes.values()):
             self._abandon(lane)
             lane.is_over = True
@@ -154,8 +156,21 @@ class Handling:
                     lane.followers += (later,)
                     later.behind += 1
 
-    def lost(self) -> None:
-        """A connection has gone, perhaps in the middle of its turn."""
+    def lost(self, sender: Sender | None) -> None:
+        """A connection has gone, perhaps in the middle of its turn.
+
+        `sender`: whose only one it was, or None. Where its node has come since as another
+        incarnation, of a log that was put back, that takes its place now.
+        """
+        if sender is not None:
+            later = None
+            for other in self.senders.values():  # who came last is last
+                if other is sender:
+                    later = None
+                elif other.name == sender.name:
+                    later = other
+            if later is not None:
+                self._succeed(sender, later)
         if self._touched or self._ready:
             self._schedule()
 

@@ -101,17 +101,19 @@ class ThreadedHandling(Handling):
         if self._batch:
             done, failure = _handle_all(self._handler, messages)
         else:
-            done, failure = self._handle_each(messages, until)
+            done, failure = self._handle_each(flight.lane, messages, until)
         self._threads.reactor.callFromThread(self._back, flight, done, failure)
 
-    def _handle_each(self, messages: list[Any], until: float) -> tuple[int, Failure | None]:
+    def _handle_each(
+        self, lane: Lane, messages: list[Any], until: float
+    ) -> tuple[int, Failure | None]:
         handler, now = self._handler, self._now
         done = 0
         try:
             for message in messages:
                 _check(handler(message))
                 done += 1
-                if self.is_stopping or now() >= until:
+                if self.is_stopping or lane.is_over or now() >= until:
                     break
         except BaseException:  # whatever it is, it is the handler's, and the thread goes on
             return done, Failure()

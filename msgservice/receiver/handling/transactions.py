@@ -87,26 +87,30 @@ class StoredInbox(Protocol):
 
 
 class _Behind(Exception):
-    """A message that waits for one before it that failed, or for the receiver's next start."""
+    """A message that waits: for one before it that failed, for the receiver's next start.
+
+    Or it is of an earlier incarnation of its node.
+    """
 
 
 class _Gate:
     """Shut by the inbox when a message of a lane has failed: what comes behind is not handled.
 
-    Nor is anything once the receiver stops.
+    Nor is anything once the receiver stops, or the lane is over.
     """
 
-    __slots__ = ("handler", "handling", "is_shut")
+    __slots__ = ("handler", "handling", "is_shut", "lane")
 
-    def __init__(self, handler: Callable[..., Any], handling: Handling) -> None:
+    def __init__(self, handler: Callable[..., Any], handling: Handling, lane: Lane) -> None:
         self.handler = handler
         self.handling = handling
+        self.lane = lane
         self.is_shut = False
 
-    def __call__(self, unit: Any, transaction: Any) -> Any:
-        if self.is_shut or self.handling.is_stopping:
+    def __call__(self, *arguments: Any) -> Any:
+        if self.is_shut or self.handling.is_stopping or self.lane.is_over:
             raise _Behind
-        return self.handler(unit, transaction)
+        return self.handler(*arguments)
 
 
 class StoredHandling(Handling):
@@ -148,7 +152,7 @@ class StoredHandling(Handling):
 
     def _step_transaction(self, lane: Lane, work: Work) -> bool:
         works = [work] if lane.key is None else list(lane.queue)
-        gate = _Gate(self._handler, self)
+        gate = _Gate(self._handler, self, lane)
         for each in works:
             first, stop = each.at, each.stop
             if first == stop:
@@ -200,7 +204,8 @@ class StoredHandling(Handling):
         if self._threads is None:
             computing = maybeDeferred(self._handler, unit)
         else:
-            computing = self._threads.result_of(self._handler, unit)
+            # It may wait for a thread that is free, and be over before.
+            computing = self._threads.result_of(_Gate(self._handler, self, lane), unit)
         # What was rejected before there was a transaction gets one as well, to be kept in.
         computing.addErrback(_rejection_of).addCallback(self._store, work, first, stop)
         return self._fly(lane, work, first, stop, computing)

@@ -47,6 +47,11 @@ class Sender:
         self.is_paused = False
         self.is_leaving = False  # the node has said BYE: close when all is answered
 
+    @property
+    def log_id(self) -> str:
+        """The id of the node's log: of its incarnation what stands before the receiver's number."""
+        return self.incarnation.partition(".")[0]
+
     def hold(self, work: Work) -> None:
         """Count messages that are not handled yet; beyond the window, stop reading.
 
@@ -151,7 +156,7 @@ class Lane:
         self.queue: deque[Work] = deque()
         self.flying = 0  # flights
         self.is_ready = False  # waits for its step
-        self.is_over = False  # of an earlier incarnation: nothing is begun
+        self.is_over = False  # of an earlier incarnation: nothing is begun; threads read it
         # Lanes of earlier incarnations of the node that still have flights: how many this waits
         # for, and those that wait for this.
         self.behind = 0
