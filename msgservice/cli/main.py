@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
-from msgservice.cli.check_config import check_config
-from msgservice.cli.listen import listen
-from msgservice.cli.receivers import receivers
-from msgservice.cli.send import send
-from msgservice.cli.status import info, status
+# Command -> its module and name there: imported when it is asked for, since each needs much that
+# the others do not, and a command that ends at once is mostly imports.
+COMMANDS = {
+    "send": ("msgservice.cli.send", "send"),
+    "listen": ("msgservice.cli.listen", "listen"),
+    "receivers": ("msgservice.cli.receivers", "receivers"),
+    "status": ("msgservice.cli.status", "status"),
+    "info": ("msgservice.cli.status", "info"),
+    "check-config": ("msgservice.cli.check_config", "check_config"),
+}
+
+
+class Commands(click.Group):
+    """The group of all commands, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command with this name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
 
 EPILOG = """
 \b
@@ -21,14 +45,10 @@ Exit codes:
 """
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="msgservice")
 def main() -> None:
     """Send and receive messages, and look after a messaging node.
 
     Which node: --node ADDRESS, or MSGSERVICE_NODE in the environment.
     """
-
-
-for command in (send, listen, receivers, status, info, check_config):
-    main.add_command(command)
