@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, BinaryIO, Self
 
 import click
@@ -19,7 +20,7 @@ from msgservice.cli.output import console, plain_table
 from msgservice.cli.session import SAY_AFTER, SENDER, Session, node_options
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
-from msgservice.errors import MsgServiceError, NotDelivered
+from msgservice.errors import MsgServiceError, NoReceiver, NotDelivered
 from msgservice.limits import MAX_BATCH_MAX
 from msgservice.message import Status
 
@@ -107,7 +108,10 @@ async def _send_one(
 
 
 async def _settled(session: Session, reactor: Any, receipt: Receipt) -> Mapping[str, Status]:
-    """Return the final statuses; say what is waited for if that lasts."""
+    """Return the final statuses; say what is waited for if that lasts.
+
+    Raises what keeps them from becoming known: `PeerForgot`, `LogWentBack`, `Ambiguous`.
+    """
 
     def say() -> None:
         away = ", ".join(sorted(n for n, s in receipt.statuses.items() if not s.final))
@@ -116,7 +120,10 @@ async def _settled(session: Session, reactor: Any, receipt: Receipt) -> Mapping[
 
     saying = None if session.as_json else reactor.callLater(SAY_AFTER, say)
     try:
-        return await receipt.settled()
+        statuses = await receipt.settled()
+        with suppress(NotDelivered, NoReceiver):  # whoever has it not is told with the rest
+            await receipt.acknowledged()  # raises, where nothing more can be known
+        return statuses
     finally:
         if saying is not None and saying.active():
             saying.cancel()

@@ -41,8 +41,10 @@ from msgservice.errors import (
     BadName,
     BadSubject,
     ConfigError,
+    LogWentBack,
     MsgServiceError,
     NoResponder,
+    PeerForgot,
     RequestTimeout,
 )
 from msgservice.limits import Limits
@@ -74,7 +76,7 @@ class NoAnswer(Ambiguous):
 
 def exit_code(error: MsgServiceError) -> ExitCode:
     """Return how a command ends that fails so."""
-    if isinstance(error, Ambiguous | RequestTimeout | NoResponder):
+    if isinstance(error, Ambiguous | RequestTimeout | NoResponder | LogWentBack | PeerForgot):
         return ExitCode.NO_ANSWER
     if isinstance(error, ConfigError | BadName | BadSubject | BadAddress):
         return ExitCode.USAGE

@@ -324,6 +324,9 @@ class HandedRun:
         self._pieces = [part for old in self._pieces for part in _around(old, first, last)]
         self._recount()
         if self._unanswered:  # some may be acknowledged, and ROUTED had not come for them
+            unheard = RangeSet() if self._fired is None else self._fired
+            refused = [(low, high, error) for low, high in unheard.missing(first, last)]
+            self._refused = [*(self._refused or ()), *refused]
             self._fail_unanswered(first, last, error)
 
     def lost(self, error: MsgServiceError) -> None:

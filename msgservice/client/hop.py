@@ -24,7 +24,12 @@ from msgservice.client.gathering import Parcel
 from msgservice.client.handed import HandedRun
 from msgservice.client.runs import HandedRuns
 from msgservice.connection import Connection
-from msgservice.core.audiences import AudienceParts
+from msgservice.core.audiences import (
+    AUDIENCE_NAMES_MAX,
+    GONE_AUDIENCES_MAX,
+    TOLD_MAX,
+    AudienceParts,
+)
 from msgservice.core.backlog import Backlog
 from msgservice.core.backoff import delay_of
 from msgservice.core.flight import Flight
@@ -60,9 +65,8 @@ from msgservice.records import Resume
 if TYPE_CHECKING:
     from msgservice.client.disk import DiskOutbox
 
-# Audiences are interned by the node, but the numbers of a long connection are all told; and a node
-# may have been given more receivers than the limit that this side knows.
-FACTOR = 10
+FACTOR = 10  # a node may have been given so many times the receivers that this side knows of
+AUDIENCES_MAX = TOLD_MAX + GONE_AUDIENCES_MAX
 
 
 class HopUser(Protocol):
@@ -344,7 +348,9 @@ class NodeHop:
         self.batch_max = min(
             hello.options.max_batch or self._limits.max_batch, self._limits.max_batch
         )
-        self._audience_parts = AudienceParts(FACTOR * self._limits.receivers)
+        self._audience_parts = AudienceParts(
+            max(FACTOR * self._limits.receivers, AUDIENCE_NAMES_MAX)
+        )
         self.runs.connected()
         self.backlog.receive_resume(resume.floor, resume.ranges)
         self.flight = Flight(
@@ -379,7 +385,7 @@ class NodeHop:
             case AudienceFrame():
                 audience = self._audience_parts.receive(frame)
                 if audience is not None:
-                    self.runs.receive_audience(*audience, FACTOR * self._limits.audiences)
+                    self.runs.receive_audience(*audience, AUDIENCES_MAX)
             case Nack():
                 self._note_refusal(frame)
                 flight.receive_nack(

@@ -13,6 +13,16 @@ from msgservice.errors import MalformedFrame
 
 PART_BYTES = 8000  # of the names of one frame: fits in 8 KiB, so in any frame that a side takes
 NAME_HEADER = 2  # bytes of msgpack before a name, at most
+# What both sides go by, whatever their own limits are: a node takes so many sets for told on one
+# connection, then tells them anew, and a set that has gone may have its number taken away. So a
+# producer that keeps the last of both knows every number that it is told.
+TOLD_MAX = 10_000
+# The audiences of what has gone are the log's no more: they have numbers of their own, the highest
+# there are, for so many sets at once; then the number of the oldest is given to another set.
+GONE_AUDIENCES_MAX = 1000
+# Names of one audience that a producer takes at least: a node may have more receivers than the
+# producer's own limit says.
+AUDIENCE_NAMES_MAX = 100_000
 
 
 def split_audience(number: int, names: Sequence[str]) -> list[AudienceFrame]:

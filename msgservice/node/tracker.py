@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.core.audiences import split_audience
+from msgservice.core.audiences import GONE_AUDIENCES_MAX, TOLD_MAX, split_audience
 from msgservice.core.backoff import delay_of
 from msgservice.core.frames import Frame, Routed, StatusFrame
 from msgservice.core.ranges import RangeSet
@@ -35,10 +35,6 @@ REASON_MAX = 1000
 # side takes.
 STATUS_RANGES_MAX = 180
 FRAMES_MAX = 256  # told at once, about; then the transport is asked whether it has room
-# The audiences of what has gone are the log's no more: they have numbers of their own, the highest
-# there are, for so many sets at once; then the number of the oldest is given to another set.
-GONE_AUDIENCES_MAX = 1000
-TOLD_MAX = 10_000  # audiences noted as told on one connection; then they are told anew
 RETRY_DELAY_MIN = 1.0  # seconds until a page of the log that could not be read is read again …
 RETRY_DELAY_MAX = 60.0  # … doubling up to this
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import gc
 import random
 import weakref
+from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from msgservice.client.handed import HandedRun, Piece, Receivers
-from msgservice.client.receipt import Receipt
+from msgservice.cli.output import ExitCode
+from msgservice.cli.send import _settled
+from msgservice.cli.session import Session, exit_code
+from msgservice.client.handed import HandedRun, Piece, Receivers, joined
+from msgservice.client.receipt import Receipt, Wait
 from msgservice.client.runs import HandedRuns
 from msgservice.core.frames import Routed
-from msgservice.errors import ClientClosed, NoReceiver, NotDelivered, Refused
+from msgservice.errors import (
+    ClientClosed,
+    LogWentBack,
+    NoReceiver,
+    NotDelivered,
+    PeerForgot,
+    Refused,
+)
 from msgservice.message import Action, Status
 from tests.kit.clients import ClientWorld, error_of, now
 
@@ -271,6 +282,50 @@ def test_routed_with_an_unknown_audience_ends_the_connection() -> None:
     world.node.connection.send(Routed(1, 1, 77, 1 << 16))
     world.settle()
     assert "unknown audience 77" in str(world.client.why().error)
+
+
+def test_6_what_is_forgotten_before_it_was_routed_fails_however_it_was_sent() -> None:
+    waiters: list[Deferred[Receipt]] = [Deferred() for _ in range(3)]
+    each, many = HandedRun("x", 3, waiters), HandedRun("x", 3, None)
+    waited: list[Deferred[object]] = []
+    runs = HandedRuns()
+    together = joined([many])
+    for run, first in ((each, 1), (many, 4)):
+        runs.add(run, first)
+        run.accepted(first, first + 2)
+        waited.append(run.watch(Wait.ACCEPTED, first, first + 2))
+    error = PeerForgot("node", 1, 6)
+    runs.lose(1, 6, error, answered=True)
+    everybody: list[Deferred[Any]] = [*waiters, together, *waited]
+    for failed in everybody:
+        assert error_of(failed, PeerForgot) is error
+
+
+def test_6_what_was_accepted_before_the_rest_was_forgotten_stays_so() -> None:
+    run, runs = HandedRun("x", 3, None), HandedRuns()
+    runs.add(run, 1)
+    together = joined([run])
+    run.accepted(1, 3)
+    run.routed(Piece(1, 1, 7 << 16, Receivers(["r"])))
+    runs.lose(1, 3, PeerForgot("node", 1, 3), answered=True)
+    assert now(run.watch(Wait.ACCEPTED, 1, 1)) is run
+    assert error_of(run.watch(Wait.ACCEPTED, 2, 2), PeerForgot)
+    assert error_of(run.watch(Wait.ACKNOWLEDGED, 1, 1), PeerForgot)
+    assert error_of(together, PeerForgot)
+
+
+def test_6_a_command_that_waits_says_that_the_state_cannot_become_known() -> None:
+    world = ClientWorld()
+    (receipt,) = sent(world)
+    waiting = Deferred.fromCoroutine(_settled(Session(as_json=True), world.clock, receipt))
+    world.node.forget()
+    world.node.cut()
+    world.advance(1.0)
+    assert exit_code(error_of(waiting, PeerForgot)) == ExitCode.NO_ANSWER
+
+
+def test_6_a_command_that_waits_for_a_log_that_went_back_says_so_too() -> None:
+    assert exit_code(LogWentBack("node", 1, 2)) == ExitCode.NO_ANSWER
 
 
 def test_audiences_of_one_connection_are_bounded_and_the_oldest_goes() -> None:

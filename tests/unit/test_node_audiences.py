@@ -6,6 +6,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from msgservice import Limits
+from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.core.frames import (
     Ack,
@@ -17,6 +18,7 @@ from msgservice.core.frames import (
 )
 from msgservice.limits import FRAME_OVERHEAD
 from msgservice.node import tracker as tracker_module
+from msgservice.transport.local import local_connector
 from tests.kit.nodes import NodeWorld
 
 SMALL = Limits(max_batch=4096)
@@ -60,6 +62,37 @@ def test_8_tens_of_thousands_of_receivers_of_one_subject_are_all_in_the_receipt(
     (receipt,) = told
     assert sorted(receipt.receivers) == names
     assert world.failures == []
+    client.close()
+    world.settle(1)
+
+
+@pytest.mark.parametrize("limits", [Limits(audiences=1), Limits(receivers=1)])
+def test_8_what_a_node_tells_is_known_whatever_the_limits_of_the_producer(limits: Limits) -> None:
+    world = NodeWorld()
+    names = [f"r{n}" for n in range(12)]
+    add_receivers(world, names)
+    client = Client(
+        reactor=world.clock,
+        name="shop",
+        limits=limits,
+        new_incarnation=lambda: "i",
+        connector_factory=lambda make_user: local_connector(
+            make_user,
+            lambda: world.node.parts.connections.make_user(),
+            world.node.when_ready,
+            world.clock,
+            world.limits,
+            "shop",
+        ),
+    )
+    client.start()
+    world.settle(1)
+    told: list[Receipt] = []
+    for to in (*([name] for name in names), names, names[:1]):  # the first again, as the last
+        client.send("orders.new", b"one", to=to).addCallback(told.append)
+        world.settle()
+    assert [len(receipt.receivers) for receipt in told] == [1] * 12 + [12, 1]
+    assert client.why().attempts == 0
     client.close()
     world.settle(1)
 
