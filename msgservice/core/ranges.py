@@ -62,6 +62,10 @@ class RangeSet:
         """The highest integer, or None."""
         return self._lasts[-1] if self._lasts else None
 
+    def lowest(self, count: int) -> list[Range]:
+        """Return the lowest `count` ranges, rising, or as many as there are."""
+        return list(zip(self._firsts[:count], self._lasts[:count], strict=True))
+
     def copy(self) -> RangeSet:
         """Return an independent copy."""
         new = RangeSet()

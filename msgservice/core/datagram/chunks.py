@@ -113,7 +113,7 @@ class Chunk:
     """Consecutive messages of one datagram, or one large message (`data` set, `payload` empty)."""
 
     __slots__ = ("arrived", "arrived_bytes", "count", "data", "first", "payload", "received",
-                 "remaining", "tokens", "transmissions")  # fmt: skip
+                 "remaining", "step", "tokens", "transmissions")  # fmt: skip
 
     def __init__(self, first: int, tokens: list[Token], payload: bytes, data: bytes | None) -> None:
         self.first = first
@@ -123,6 +123,7 @@ class Chunk:
         self.data = data
         self.received = False
         self.transmissions = 0
+        self.step = 1  # where all is settled: so many chunks further some may be open
         self.arrived: set[int] | None = None  # offsets of a large message's pieces
         self.arrived_bytes = 0
 

@@ -59,6 +59,8 @@ class Packing:
         out: list[bytes] = []
         sending, receiving, flight = self._sending, self._receiving, self._flight
         queue = sending.queue
+        if receiving.asked:
+            receiving.answer_asked()
         quiet = flight.begin()
         waiting = len(queue.bodies) - queue.head + len(receiving.replies_waiting)
         if waiting != 1 or not quiet or sending.cutting or not self._take_one(out, now):

@@ -4,7 +4,8 @@ Called by `core.datagram.session` with what comes, and by `core.datagram.packing
 said of it. Three sets, each of which only grows during a session: packet
 numbers that arrived (for acknowledgements and against replays), nonces taken (so a repeat is not
 handed on again), nonces handled (so a repeat is answered again). Replies are remembered until they
-arrived. Memory: taken and not handled is bounded by the credit granted; packet ranges by
+arrived. What is asked after is noted, and looked up once before the next datagrams leave, however
+many blocks ask. Memory: taken and not handled is bounded by the credit granted; packet ranges by
 NUMBER_RANGES_MAX.
 
 Fields without an underscore are read by others, and changed here only.
@@ -43,12 +44,15 @@ class ReceivingHalf:
     """Marks of one session about what its peer sent."""
 
     __slots__ = (
+        "_again",
+        "_floor",
         "_held",
         "_limits",
         "_next_delivery",
         "ack_base",
         "ack_due",
         "ack_now",
+        "asked",
         "credit_at",
         "credit_bytes",
         "credit_bytes_at",
@@ -93,7 +97,7 @@ class ReceivingHalf:
         self.next_nonce = 1  # all below were taken
         self.taken = RangeSet()  # above next_nonce
         self.taken_bytes = 0
-        self.handled = RangeSet()
+        self.handled = RangeSet()  # but those whose reply is remembered
         self.handled_pending = RangeSet()
         self.handled_messages = 0
         self.handled_bytes = 0
@@ -101,6 +105,10 @@ class ReceivingHalf:
         self.credit_at = self.credit_bytes_at = 0
         self.credit_lost = False  # what was granted last was lost on the way
         self.grant()
+        # What is to be answered again, and below what the peer has settled all.
+        self.asked = False
+        self._again = RangeSet()
+        self._floor = 1
         self.replies: dict[int, Reply] = {}
         self.replies_waiting: list[Reply] = []
         self.reply_bytes = 0
@@ -268,16 +276,23 @@ class ReceivingHalf:
     def _answer_again(self, first: int, last: int, count: int) -> None:
         self.duplicates += count
         self.ack_now = True
-        self.answer_again(first, last)
+        self.asked = True
+        self._again.add(first, last)
 
-    def answer_again(self, first: int, last: int) -> None:
-        """Let the handled nonces of a range be answered again: the first reply, while
-        remembered."""
-        for low, high in self.handled.within(first, last):
-            self.handled_pending.add(low, high)
+    def answer_asked(self) -> None:
+        """Let the handled nonces that were asked after be answered again: the first reply, while
+        remembered. Forget the replies that the peer has settled."""
+        self.asked = False
+        again, self._again = self._again, RangeSet()
+        floor = self._floor
+        for nonce in [nonce for nonce in self.replies if nonce < floor]:
+            self.receive_reply_arrival(self.replies[nonce])
+        self.handled_pending.remove_below(floor)
+        for first, last in again:
+            for low, high in self.handled.within(first, last):
+                self.handled_pending.add(low, high)
         for nonce, reply in self.replies.items():
-            if first <= nonce <= last:
-                self.handled_pending.remove(nonce, nonce)
+            if nonce in again:
                 self.send_again(reply)
 
     def send_again(self, reply: Reply) -> None:
@@ -314,7 +329,6 @@ class ReceivingHalf:
 
     def reply(self, nonce: int, status: int, body: bytes, size: int) -> None:
         """Mark one nonce as handled with this reply, remembered until it arrived."""
-        self.handled.add(nonce, nonce)
         self.handled_messages += 1
         self.handled_bytes += size
         reply = Reply(nonce, status, body)
@@ -329,13 +343,13 @@ class ReceivingHalf:
             reply.received = True
             if self.replies.pop(reply.first, None) is not None:
                 self.reply_bytes -= len(reply.data)
+                self.handled.add(reply.first, reply.first)
 
     def receive_ask(self, floor: int) -> None:
         """Acknowledge again what is handled from `floor` on; the peer has settled all below."""
-        for nonce in [nonce for nonce in self.replies if nonce < floor]:
-            self.receive_reply_arrival(self.replies[nonce])
-        self.handled_pending.remove_below(floor)
-        self.answer_again(floor, self.next_nonce)
+        self._floor = max(self._floor, floor)
+        self._again.add(floor, self.next_nonce)
+        self.asked = True
         self.ack_now = True
 
     def take_deliveries(self) -> list[Delivery]:
@@ -348,7 +362,7 @@ class ReceivingHalf:
         fits = min((room - wire.HANDLED_HEAD.size) // wire.RANGE.size, HANDLED_RANGES_MAX)
         if fits <= 0:
             return []
-        handled = list(self.handled_pending)[:fits]
+        handled = self.handled_pending.lowest(fits)
         self.handled_pending.remove_below(handled[-1][1] + 1)
         return handled
 

@@ -368,15 +368,21 @@ class SendingHalf:
             low = chunk.first
             if low > last:
                 break
+            if not chunk.remaining:
+                at = self._behind_settled(at)
+                continue
             high = low + chunk.count - 1
             if first <= low and high <= last and chunk.remaining == chunk.count:
                 settled += chunk.tokens
                 self.open -= chunk.count
                 chunk.remaining = 0
                 chunk.tokens = []
-            elif chunk.remaining:
+            else:
                 tokens = chunk.tokens
-                for index in range(max(first, low) - low, min(last, high) - low + 1):
+                start, stop = max(first, low) - low, min(last, high) - low + 1
+                if tokens[start:stop].count(_SETTLED) == stop - start:
+                    stop = start  # said before: nothing is done for each
+                for index in range(start, stop):
                     token = tokens[index]
                     if token is not _SETTLED:
                         settled.append(token)
@@ -388,6 +394,21 @@ class SendingHalf:
         if before != self.open:
             self.asks.progress()
         return before - self.open
+
+    def _behind_settled(self, at: int) -> int:
+        """Return the place of the first chunk from `at` on in which something may be open.
+
+        Settled chunks are walked over once, however often their nonces are said to be handled.
+        """
+        chunks, start = self.chunks, at
+        end = len(chunks)
+        while at < end and not chunks[at].remaining:
+            at += chunks[at].step
+        while start < at:
+            chunk = chunks[start]
+            step, chunk.step = chunk.step, at - start
+            start += step
+        return at
 
     def receive_reply(self, nonce: int, status: int, body: bytes) -> bool:
         """Settle one nonce with its reply; return whether it was open."""
