@@ -35,11 +35,13 @@ class DirectoryMachine(ServiceMachine):
         "fail_group": 2,
         "hold_group": 5,
         "release_group": 6,
+        "read_late": 4,
+        "read_on": 5,
         "restart": 3,
         "look_at_backlogs": 3,
         "jump": 1,
     }
-    ALWAYS = frozenset({"send", "attach", "pass_time", "release_group"})
+    ALWAYS = frozenset({"send", "attach", "pass_time", "release_group", "read_on"})
 
     def _ask(self, asking: Any) -> None:
         """Ask the node; a refusal is an answer."""

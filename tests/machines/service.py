@@ -119,10 +119,35 @@ class WatchedLog:
         self.is_dead = False  # the node behind it was killed
         self.fail_next = False
         self.holds = False
+        self.reads_late = False
         self._held: list[tuple[Group, Deferred[Any]]] = []
+        self._asked: list[tuple[tuple[Any, ...], Deferred[Any]]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
+
+    def read(self, *arguments: Any) -> Deferred[Any]:
+        waiter: Deferred[Any] = Deferred()
+        if self.reads_late:
+            self._asked.append((arguments, waiter))
+        else:
+            self._read(arguments, waiter)
+        return waiter
+
+    def _read(self, arguments: tuple[Any, ...], waiter: Deferred[Any]) -> None:
+        def told(result: Any) -> None:
+            if not self.is_dead:
+                waiter.callback(result)
+
+        if not self.is_dead:
+            self._log.read(*arguments).addBoth(told)
+
+    def read_on(self) -> None:
+        """Read what was asked meanwhile, from what is stored by now."""
+        self.reads_late = False
+        asked, self._asked = self._asked, []
+        for arguments, waiter in asked:
+            self._read(arguments, waiter)
 
     def append(self, group: Group) -> Deferred[Any]:
         if self.is_dead:
@@ -578,6 +603,8 @@ class ServiceMachine(Machine):
         )
         if self.limits.exceptions == 3:  # not drawn: what a seed plays stays as it was
             self.limits = replace(self.limits, sender_ranges=4)
+        if self.limits.window_messages == 2:  # not drawn either: who lags is fed by the log
+            self.limits = replace(self.limits, tail_bytes=1_000)
         self.client_window = (rng.choice([2, 30, 65_536]), 1 << 24)
         self.padding = rng.choice([10, 10, 3_000])
         self.failures_logged: list[LogEvent] = []
@@ -790,7 +817,8 @@ class ServiceMachine(Machine):
             return False
         self.receivers[name] = model
         model.peer = peer
-        if older is not None and not older.connection.gone and not self.watched.holds:
+        waits = self.watched.holds or self.watched.reads_late
+        if older is not None and not older.connection.gone and not waits:
             self.settle(5.0)
             require(older.connection.gone, "two connections of one receiver")
         return True
@@ -811,6 +839,13 @@ class ServiceMachine(Machine):
 
     def do_release_group(self, rng: random.Random) -> None:
         self.watched.release()
+
+    def do_read_late(self, rng: random.Random) -> None:
+        """Pages of the log take long; meanwhile more is stored."""
+        self.watched.reads_late = True
+
+    def do_read_on(self, rng: random.Random) -> None:
+        self.watched.read_on()
 
     def do_restart(self, rng: random.Random) -> None:
         self.world.restart(killed=rng.random() < 0.6)
@@ -845,6 +880,7 @@ class ServiceMachine(Machine):
     def finish(self) -> None:
         """Everybody is there and answers: each message comes to its end, and all agree on it."""
         self.watched.release()
+        self.watched.read_on()
         self.watched.fail_next = False
         if not self.node_is_up:
             self.world.restart(killed=False)
@@ -1106,6 +1142,7 @@ class _World(NodeWorld):
         machine.node_is_up = False
         if not killed or machine.rng.random() < 0.5:
             machine.watched.release()  # else what waits for the disk goes with the process
+            machine.watched.read_on()
         if killed:
             machine.watched.is_dead = True
             for pipe in machine.pipes:

@@ -221,6 +221,13 @@ _ALL = [
         catcher=_test("tests/unit/test_node.py tests/unit/test_node_edges.py", "paus"),
     ),
     Mutant(
+        name="a-page-without-end",
+        at="msgservice.log.queries:_numbers",
+        old="number_of(to), each",
+        new="1 << 47, each",
+        catcher=_test("tests/unit/test_node_late_pages.py", "late_page"),
+    ),
+    Mutant(
         name="lost-wake-up-of-a-group",
         at="msgservice.node.commits:Commits._go_on",
         old="if self._running:\n        return",

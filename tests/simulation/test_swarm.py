@@ -20,6 +20,8 @@ from msgservice.core.datagram.receiver import ReceivingHalf
 from msgservice.core.flight import Flight
 from msgservice.core.frames import StatusFrame
 from msgservice.core.inbox import Inbox, Marks
+from msgservice.limits import INTEGER_MAX
+from msgservice.log.base import StoreLog
 from msgservice.log.store import Store
 from msgservice.message import Status
 from msgservice.node import tracker
@@ -189,6 +191,22 @@ def test_a_bug_planted_where_the_swarm_was_widened_is_found(
             if found is not None and found.sign == sign:
                 return
     pytest.fail("not found")
+
+
+def test_a_page_that_passes_over_a_new_set_of_receivers_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pages are read late, and held what was stored meanwhile."""
+    plan = draw(776330)
+    read = StoreLog.read
+
+    def without_end(self: Any, audiences: Any, after: int, to: int, *rest: int) -> Any:
+        return read(self, audiences, after, INTEGER_MAX, *rest)
+
+    monkeypatch.setattr(StoreLog, "read", without_end)
+    found = fails(plan)
+    assert found is not None
+    assert found.sign == "a receiver stalls"
 
 
 def _leaves_out(patch: pytest.MonkeyPatch) -> None:

@@ -256,6 +256,7 @@ class Check:
             )
             if row.paused and count_of(world, dead) * 2 >= limit:
                 world.is_blocked = True
+                world.blocked.add(row.name)
         return world.is_blocked
 
     def _queued(self) -> dict[str, int]:
@@ -355,6 +356,7 @@ class Check:
             or who in witness.rejected
             or witness.tries[who] + witness.losses[name] >= world.limits.max_attempts
             or receiver.restored_at >= 0
+            or name in world.blocked
         ):
             self.fail("lost", f"{short!r} for {name}, told {status}")
 

@@ -19,7 +19,7 @@ from msgservice.log.copying import copy_log
 from msgservice.log.memory import MemoryLog
 from msgservice.log.sqlite import SqliteLog
 from msgservice.log.store import Store
-from tests.kit.simdisk import SimDisk, SimThreads
+from tests.kit.simdisk import SimDisk, SimThreads, SimWorker
 from tests.simulation.swarm.meter import Meter
 
 if TYPE_CHECKING:
@@ -31,12 +31,32 @@ RESERVE_BYTES = 64 * 1024
 
 
 class MeteredMemoryLog(MemoryLog):
-    """The log in memory, whose jobs are metered."""
+    """The log in memory, whose jobs are metered, and whose reader is slow when its disk is."""
 
     meter: Meter
+    reader: SimWorker
 
     def _later(self, job: Callable[[], Any]) -> Deferred[Any]:
         return super()._later(lambda: self.meter.job(self._store.db, job))
+
+    def _read(self, job: Callable[[apsw.Connection], Any]) -> Deferred[Any]:
+        self._check_open()
+        db = self._store.db
+        return self.reader.submit(lambda: self.meter.job(db, lambda: job(db)))
+
+
+class DiskThreads(SimThreads):
+    """The threads of a log: the reader's answers may be later than what is committed meanwhile."""
+
+    def __init__(self, clock: Any, world: World) -> None:
+        super().__init__(clock, lambda: world.plan.world.get("disk_delay", 0.003))
+        self._world = world
+
+    def worker(self, name: str) -> SimWorker:
+        """See `SimThreads`."""
+        if "reader" in name:
+            return SimWorker(self._clock, self._world.read_delay)
+        return super().worker(name)
 
 
 class MeteredSqliteLog(SqliteLog):
@@ -73,6 +93,7 @@ class MemoryDisk:
             faults=self._write,
         )
         log.meter = world.meter
+        log.reader = DiskThreads(clock, world).worker("reader")
         if self._store is not None:
             # What the process before had not begun to write is never written.
             log._store.db, log._made = self._store.db, True
@@ -175,7 +196,7 @@ class SimulatedDisk:
             entropy=world.random.randbytes,
             vfs=self._disk.vfs,
             files=self._disk.files,
-            threads=SimThreads(clock, lambda: world.plan.world.get("disk_delay", 0.003)),
+            threads=DiskThreads(clock, world),
         )
         log.meter = world.meter
         return log

@@ -400,6 +400,40 @@ def _widen(random: Random, plan: Plan) -> Plan:
     )
 
 
+# How late pages of the log may be read, seconds: longer than a commit, so that what is stored
+# meanwhile is there when they are.
+LATE_READS = (0.2, 1.0, 4.0)
+
+
+def _read_late(random: Random, plan: Plan) -> Plan:
+    """A reader that is late; and some who are sent to by name, for there are new sets then."""
+    if random.random() >= 0.25:
+        return plan
+    world = plan.world | {"late_reads": random.choice(LATE_READS)}
+    receivers = [part.name for part in plan.cast if part.kind != "producer"]
+    producers = [part.name for part in plan.cast if part.kind == "producer"]
+    ops = list(plan.ops)
+    if random.random() < 0.5:
+        share = random.choice((0.1, 0.4))
+        for place, op in enumerate(ops):
+            if op.kind == "send" and random.random() < share:
+                to = tuple(sorted(random.sample(receivers, random.randint(1, len(receivers)))))
+                ops[place] = op._replace(args=(*op.args[:3], to, *op.args[4:]))
+    for _ in range(random.choice((0, 1, 3))):
+        # Behind a restart all that waits is read, and much may come before it is.
+        at, who = random.uniform(2.0, max(plan.end, 5.0)), random.choice(producers)
+        subject = random.choice(SUBJECTS[:3])
+        ops += [
+            Op(round(at, 3), "backlog", who, (subject, random.choice((5, 40)))),
+            Op(round(at + random.uniform(0.0, 0.3), 3), "kill", "node", (0.05,)),
+        ]
+        for _ in range(random.randint(1, 6)):
+            later = round(at + random.uniform(0.3, 6.0), 3)
+            to = tuple(sorted(random.sample(receivers, random.randint(1, len(receivers)))))
+            ops.append(Op(later, "send", who, (subject, 1, 0, random.choice((None, to)), False)))
+    return replace(plan, ops=tuple(sorted(ops, key=lambda op: op.at)), world=world)
+
+
 def _datagrams(random: Random) -> dict[str, Any]:
     pick = random.choice
     drawn = {
@@ -429,4 +463,5 @@ def draw(seed: int) -> Plan:
         ops=tuple(_ops(random, cast, limits)),
         world=world,
     )
-    return _widen(Random(f"wider {seed}"), plan)
+    plan = _widen(Random(f"wider {seed}"), plan)
+    return _read_late(Random(f"late {seed}"), plan)

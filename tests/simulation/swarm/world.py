@@ -97,6 +97,7 @@ class World:
         self.net = FaultyWorld(plan.seed, faults=Faults(**weather), limits=self.limits)
         self.world = self.net  # for what takes a `System`
         self.random: Random = self.net.random
+        self._reads = Random(f"reads {plan.seed}")  # apart: the rest of a seed stays what it was
         self.witness = Witness(self.net.clock.seconds)
         self.witness.told_later = lambda reason: Check(self).refusal(reason)
         self.meter = Meter(lambda what: self.witness.note("too much work", what))
@@ -110,6 +111,7 @@ class World:
         self.removed: dict[str, list[float]] = {}
         self.log_restored_at = self.log_saved_at = -1.0
         self.is_blocked = False  # by dead letters: what waits may wait on
+        self.blocked: set[str] = set()  # whom they have paused
         self.steps = 0
         self._numbers = 0
         self._intruders: list[Intruder] = []
@@ -202,6 +204,15 @@ class World:
         """Number the messages of all."""
         self._numbers += 1
         return self._numbers
+
+    def read_delay(self) -> float:
+        """How long the log's reader takes for the next page: some come late."""
+        late = self.plan.world.get("late_reads", 0.0)
+        # Not while it starts: who is to be there then would not be.
+        is_late = late and self.node.service.running_now and not self.is_healed
+        if is_late and self._reads.random() < 0.5:
+            return self._reads.uniform(0.0, late)
+        return float(self.plan.world.get("disk_delay", 0.003))
 
     # --- time
 
