@@ -15,7 +15,7 @@ from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.errors import LogFull
 from msgservice.log.memory import MemoryLog
 from msgservice.message import decode_messages
-from msgservice.records import RefusedBatch
+from msgservice.records import Appended, RefusedBatch
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -142,7 +142,7 @@ def full(world: NodeWorld, log: FailingLog, shop: ScriptedPeer) -> int:
     shop.transfer(3, "orders.new", [b"x"])
     world.settle()
     (held,) = log._held
-    held[1].callback([RefusedBatch(LogFull("log full", delay=0.001))])
+    held[1].callback(Appended([RefusedBatch(LogFull("log full", delay=0.001))], []))
     log._held.clear()
     log.hold = False
     return 1
