@@ -15,6 +15,7 @@ import msgspec
 from msgservice.errors import LimitReached, MsgServiceError, Refused
 from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.message import Status
+from msgservice.receiver_options import DEFAULTS, ReceiverOptions
 
 
 def position_of(number: int, index: int = 0) -> int:
@@ -132,25 +133,18 @@ class Appended(msgspec.Struct, frozen=True):
     own: list[Outcome] = []  # of `Group.own`, in order: itself, or refused
 
 
-ON_FULL = ("refuse", "suspend")
-"""The choices when a receiver's backlog is at its limit (SEMANTICS 18)."""
-
-
 @dataclass(slots=True, kw_only=True)
 class ReceiverRow:
     """A receiver as the log keeps it. A name that is added again is a new number."""
 
+    # Who it is.
     number: int
     name: str
     address: str | None = None  # endpoint to dial; None: it attaches
     patterns: tuple[str, ...] = ()
-    order: str = "strict"  # or "none"
-    paused: bool = False
     configured: bool = False  # by the operator: an attach may only repeat it (SEMANTICS 27)
-    window_messages: int | None = None
-    window_bytes: int | None = None
-    on_full: str = "refuse"  # or "suspend"
-    backlog_bytes: int = 0  # its own limit; 0: that of the node
+    options: ReceiverOptions = DEFAULTS
+    # What became of it.
     suspended: bool = False  # left out of new audiences until it has caught up
     created_at: int = 0  # wall clock, ms
     removed: bool = False  # kept for its number and name while batches refer to it

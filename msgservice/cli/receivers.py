@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
@@ -12,27 +13,48 @@ from msgservice.cli.threads import in_daemon_thread
 from msgservice.config.addresses import check_receiver_address
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import Refused
+from msgservice.limits import INTEGER_MAX
+from msgservice.receiver_options import OPTIONS, Option
 from msgservice.transport.addresses import parse_address
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 SCHEMES_CHECKED_HERE = ("tcp", "unix", "udp")
 
 SUBJECTS = click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
 NAME = click.argument("name")
 ADDRESS = click.option("--address", metavar="ADDRESS", help="The node dials it there.")
-ORDER = click.option("--order", type=click.Choice(["strict", "none"]), help="Default: strict.")
+ADDED = tuple(option for option in OPTIONS if option.about.added)
+CHANGED = tuple(option for option in OPTIONS if option.about.changed)
 
-ON_FULL = click.option(
-    "--on-full",
-    type=click.Choice(["refuse", "suspend"]),
-    help="When too much waits for it: refuse new messages for it, or leave it out of them until"
-    " it has caught up. Default: refuse.",
-)
-BACKLOG_BYTES = click.option(
-    "--backlog-bytes",
-    type=click.IntRange(min=0),
-    metavar="BYTES",
-    help="How much may wait for it. 0, the default: as the node's configuration says.",
-)
+
+def flag_of(option: Option) -> str:
+    """The name of an option of a receiver on the command line."""
+    return f"--{option.name.replace('_', '-')}"
+
+
+def _option(option: Option) -> Callable[[Command], Command]:
+    about, flag = option.about, flag_of(option)
+    if option.kind is bool:
+        # One that can be changed can be taken back. None where it is not given.
+        both = f"{flag}/--no-{flag[2:]}" if about.changed else flag
+        return click.option(both, is_flag=True, default=None, help=about.help)
+    kind: click.ParamType[Any] = click.STRING
+    if about.choices:
+        kind = click.Choice(about.choices)
+    elif option.kind is int:
+        kind = click.IntRange(about.lowest, None if about.highest == INTEGER_MAX else about.highest)
+    usual = "" if option.default is None else f" Default: {option.default}."
+    return click.option(flag, type=kind, metavar=about.unit, help=f"{about.help}{usual}")
+
+
+def _options(options: Sequence[Option]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = _option(option)(command)
+        return command
+
+    return decorate
 
 
 @click.group()
@@ -73,20 +95,15 @@ def list_receivers(session: Session) -> None:
 @NAME
 @SUBJECTS
 @ADDRESS
-@ORDER
-@ON_FULL
-@BACKLOG_BYTES
-@click.option("--paused", is_flag=True, help="Keep its messages, send none until resumed.")
+@_options(ADDED)
 @node_options
 def add(
     session: Session,
+    /,
     name: str,
     subjects: tuple[str, ...],
     address: str | None,
-    order: str | None,
-    on_full: str | None,
-    backlog_bytes: int | None,
-    paused: bool,
+    **options: Any,
 ) -> None:
     """Add the receiver NAME for these SUBJECTs; it gets what is sent from now on.
 
@@ -100,10 +117,7 @@ def add(
         name=name,
         subjects=list(subjects),
         address=address,
-        order=order,
-        on_full=on_full,
-        backlog_bytes=backlog_bytes,
-        paused=paused,
+        **options,
     )
 
 
@@ -111,28 +125,23 @@ def add(
 @NAME
 @SUBJECTS
 @ADDRESS
-@ORDER
-@ON_FULL
-@BACKLOG_BYTES
+@_options(CHANGED)
 @node_options
 def change(
     session: Session,
+    /,
     name: str,
     subjects: tuple[str, ...],
     address: str | None,
-    order: str | None,
-    on_full: str | None,
-    backlog_bytes: int | None,
+    **options: Any,
 ) -> None:
     """Change what is given of the receiver NAME, and nothing else.
 
     Other SUBJECTs touch what is sent from now on; what waits for it already still does.
     """
-    given = (address, order, on_full, backlog_bytes)
-    if not subjects and all(value is None for value in given):
-        raise click.UsageError(
-            "nothing to change: give SUBJECTs, --address, --order, --on-full or --backlog-bytes"
-        )
+    if not subjects and all(value is None for value in (address, *options.values())):
+        known = ("SUBJECTs", "--address", *(flag_of(option) for option in CHANGED))
+        raise click.UsageError(f"nothing to change: give {', '.join(known[:-1])} or {known[-1]}")
     _change_of(
         session,
         "$node.receivers.change",
@@ -140,9 +149,7 @@ def change(
         name=name,
         subjects=list(subjects) or None,
         address=address,
-        order=order,
-        on_full=on_full,
-        backlog_bytes=backlog_bytes,
+        **options,
     )
 
 

@@ -27,11 +27,10 @@ from msgservice.config.reader import Reader, Table, read_text, shown
 from msgservice.config.toml import Document, KeyPath, parse_document
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import ConfigError
-from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits, Rate
-from msgservice.records import ON_FULL
+from msgservice.limits import Limits, Rate
+from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions
 
 DATA_DEFAULT = "var/msgservice"
-ORDERS = ("strict", "none")
 
 SECTIONS = ("node", "listen", "receiver", "rate", "limits")
 NODE_KEYS = ("name", "data", "insecure")
@@ -39,14 +38,14 @@ RECEIVER_KEYS = (
     "name",
     "address",
     "subjects",
-    "order",
-    "paused",
-    "window",
+    *dict.fromkeys(option.key[0] for option in OPTIONS),
     "rate",
-    "on_full",
-    "backlog_bytes",
 )
-WINDOW_KEYS = ("messages", "bytes")
+# Of the tables inside a [[receiver]], `window` for one: their keys.
+RECEIVER_TABLES = {
+    table: tuple(option.key[1] for option in OPTIONS if option.key[0] == table)
+    for table in dict.fromkeys(option.key[0] for option in OPTIONS if len(option.key) > 1)
+}
 RATE_KEYS = ("messages", "bytes", "burst_seconds")
 LISTENER_HINTS = dict.fromkeys(LISTENERS_LATER, "is not built yet")
 SECTION_HINTS = {
@@ -74,12 +73,7 @@ class ReceiverConfig:
     name: str
     address: str | None = None  # client endpoint string that the node dials; None: it attaches
     subjects: tuple[str, ...] = ()  # patterns; none: it gets only what names it in `to`
-    order: str = "strict"  # or "none"
-    paused: bool = False
-    window_messages: int | None = None  # None: what the receiver says in its HELLO
-    window_bytes: int | None = None
-    on_full: str = "refuse"  # or "suspend": what happens at the limit of its backlog
-    backlog_bytes: int = 0  # that limit; 0: limits.backlog_bytes
+    options: ReceiverOptions = DEFAULTS
     rate: Rate | None = None  # None: as fast as it takes them
 
 
@@ -249,32 +243,29 @@ def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> Re
     if address is not None:
         address = absolute_address(address, folder)
         reader.check((*path, "address"), check_receiver_address, address)
-    order = reader.value((*path, "order"), str, "strict")
-    if order not in ORDERS:
-        reader.problem((*path, "order"), f'must be "strict" or "none", not {shown(order)}')
-    on_full = reader.value((*path, "on_full"), str, "refuse")
-    if on_full not in ON_FULL:
-        reader.problem((*path, "on_full"), f'must be "refuse" or "suspend", not {shown(on_full)}')
-    backlog_bytes = reader.value((*path, "backlog_bytes"), int, 0)
-    if not 0 <= backlog_bytes <= INTEGER_MAX:
-        reader.problem(
-            (*path, "backlog_bytes"), f"must be from 0 to {INTEGER_MAX}, not {backlog_bytes}"
-        )
-    window = (*path, "window")
-    reader.table(window, WINDOW_KEYS)
     receiver = ReceiverConfig(
         name=name or "",
         address=address,
         subjects=_subjects(reader, (*path, "subjects"), limits),
-        order=order,
-        paused=reader.value((*path, "paused"), bool, False),
-        window_messages=_from_one(reader, (*window, "messages"), WINDOW_MESSAGES_MAX),
-        window_bytes=_from_one(reader, (*window, "bytes"), WINDOW_BYTES_MAX),
-        on_full=on_full,
-        backlog_bytes=backlog_bytes,
+        options=_options(reader, path),
         rate=_rate(reader, (*path, "rate")),
     )
     return receiver if named else None
+
+
+def _options(reader: Reader, path: KeyPath) -> ReceiverOptions:
+    """Return the options of the receiver at `path`; defaults for what cannot be."""
+    for table, keys in RECEIVER_TABLES.items():
+        reader.table((*path, table), keys)
+    given = {}
+    for option in OPTIONS:
+        value = reader.value((*path, *option.key), option.kind, option.default)
+        wrong = option.wrong(value, shown)
+        if wrong is None:
+            given[option.name] = value
+        else:
+            reader.problem((*path, *option.key), wrong)
+    return ReceiverOptions(**given)
 
 
 def _subjects(reader: Reader, path: KeyPath, limits: Limits) -> tuple[str, ...]:
@@ -308,11 +299,3 @@ def _rate(reader: Reader, path: KeyPath) -> Rate | None:
     if "messages" not in table and "bytes" not in table:
         reader.problem(path, "must say messages, bytes or both")
     return Rate(**given)
-
-
-def _from_one(reader: Reader, path: KeyPath, highest: int) -> int | None:
-    value: int | None = reader.value(path, int, None)
-    if value is not None and not 1 <= value <= highest:
-        reader.problem(path, f"must be from 1 to {highest}, not {value}")
-        return None
-    return value

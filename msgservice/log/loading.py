@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import apsw
 import msgspec
@@ -12,7 +13,7 @@ from msgservice.core.marks import SenderState
 from msgservice.disk.database import one, rows
 from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
-from msgservice.log import history
+from msgservice.log import history, receiver_table
 from msgservice.log.staging import (
     ASKED,
     AUDIENCES_USED,
@@ -135,40 +136,20 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
     if lost:
         named = ", ".join(str(number) for (number,) in lost[:10])
         raise LogDamaged(f"of some receivers only a part is there: {named}", 0, 0)
+    own = ", ".join(f"receiver.{name}" for name in receiver_table.COLUMNS)
     found = rows(
         db,
-        "select number, name, address, patterns, ordering, paused, configured,"
-        " window_messages, window_bytes, created_at, routed_base, cursor, removed,"
-        " acknowledged_count, expired_count, dead_count, cancelled_count, removed_count,"
-        " settled_bytes, collected, inbox, on_full, backlog_bytes, suspended, epoch"
+        f"select {own}, cursor, removed, acknowledged_count, expired_count,"  # noqa: S608
+        " dead_count, cancelled_count, removed_count, settled_bytes, collected, inbox"
         " from receiver join progress on receiver = number order by number",
     )
-    for row in found:
-        number, name, address, patterns, order, paused, configured = row[:7]
-        window_messages, window_bytes, created_at, base, cursor, removed = row[7:13]
-        at = ReceiverState(number, cursor)
-        at.removed = bool(removed)
-        at.settled = list(row[13:18])
-        at.bytes, at.collected, at.inbox = row[18:21]
-        on_full, backlog_bytes, suspended, epoch = row[21:25]
-        state.receivers[number] = at
-        state.rows[number] = ReceiverRow(
-            number=number,
-            name=name,
-            address=address,
-            patterns=tuple(json.loads(patterns)),
-            order=order,
-            paused=bool(paused),
-            configured=bool(configured),
-            window_messages=window_messages,
-            window_bytes=window_bytes,
-            on_full=on_full,
-            backlog_bytes=backlog_bytes,
-            suspended=bool(suspended),
-            epoch=epoch,
-            created_at=created_at,
-            routed_base=base,
-        )
+    for values in found:
+        row = receiver_table.row_of(values[: len(receiver_table.COLUMNS)])
+        cursor, removed, *settled, size, collected, inbox = values[len(receiver_table.COLUMNS) :]
+        at = ReceiverState(row.number, cursor)
+        at.removed, at.settled = bool(removed), settled
+        at.bytes, at.collected, at.inbox = size, collected, inbox
+        state.receivers[row.number], state.rows[row.number] = at, row
     state.dead_bytes = dict(
         rows(db, f"select receiver, sum({DEAD_SIZE}) from dead group by receiver")  # noqa: S608
     )
@@ -218,25 +199,11 @@ def snapshot(db: apsw.Connection, state: State, notices: Sequence[str]) -> Snaps
 
 
 def _with_progress(row: ReceiverRow, at: ReceiverState) -> ReceiverRow:
-    return ReceiverRow(
-        number=row.number,
-        name=row.name,
-        address=row.address,
-        patterns=row.patterns,
-        order=row.order,
-        paused=row.paused,
-        configured=row.configured,
-        window_messages=row.window_messages,
-        window_bytes=row.window_bytes,
-        on_full=row.on_full,
-        backlog_bytes=row.backlog_bytes,
-        suspended=row.suspended,
-        epoch=row.epoch,
-        created_at=row.created_at,
+    return replace(
+        row,
         removed=at.removed,
         cursor=at.cursor,
         inbox=at.inbox,
-        routed_base=row.routed_base,
         settled=at.settled_by_status,
         settled_bytes=at.bytes,
     )

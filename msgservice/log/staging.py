@@ -20,7 +20,7 @@ from msgservice.core.ranges import RangeSet
 from msgservice.disk.database import as_json, insert_steps
 from msgservice.errors import LogFull
 from msgservice.limits import INTEGER_MAX
-from msgservice.log import history, queries
+from msgservice.log import history, queries, receiver_table
 from msgservice.log.dedupe import COLUMNS, name_own, take_batches
 from msgservice.log.entries import Age, Append
 from msgservice.log.state import ReceiverState, Staged, State, hash_of
@@ -123,28 +123,7 @@ def stage_receivers(staged: Staged, group: Append, operations: list[Operation]) 
             at.inbox = row.inbox
             operations += progress_operations([at])
         staged.rows[row.number] = row
-        operations.append(
-            (
-                "insert or replace into receiver values (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                (
-                    row.number,
-                    row.name,
-                    row.address,
-                    json.dumps(row.patterns),
-                    row.order,
-                    row.paused,
-                    row.configured,
-                    row.window_messages,
-                    row.window_bytes,
-                    row.created_at,
-                    row.routed_base,
-                    row.on_full,
-                    row.backlog_bytes,
-                    row.suspended,
-                    row.epoch,
-                ),
-            )
-        )
+        operations.append((receiver_table.WRITE, receiver_table.values_of(row)))
 
 
 def stage_removals(

@@ -27,6 +27,7 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.ingress import hash_of
 from msgservice.node.receivers import Receivers
 from msgservice.node.replies import message, refusal
+from msgservice.receiver_options import OPTIONS, ReceiverOptions
 from msgservice.records import Account, Found
 
 _to_json = msgspec.json.Encoder().encode
@@ -39,23 +40,29 @@ class _Name(msgspec.Struct, forbid_unknown_fields=True):
     name: str
 
 
-class _Add(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    subjects: list[str]
-    address: str | None = None
-    order: str = "strict"
-    paused: bool = False
-    on_full: str = "refuse"
-    backlog_bytes: _Number = 0
-
-
-class _Change(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    subjects: list[str] | None = None
-    address: str | None = None
-    order: str | None = None
-    on_full: str | None = None
-    backlog_bytes: _Number | None = None
+_Address = ("address", str | None, None)
+_Add = msgspec.defstruct(
+    "_Add",
+    [
+        ("name", str),
+        ("subjects", list[str]),
+        _Address,
+        *((option.name, option.asked, option.default) for option in OPTIONS if option.about.added),
+    ],
+    forbid_unknown_fields=True,
+    module=__name__,
+)
+_Change = msgspec.defstruct(
+    "_Change",
+    [
+        ("name", str),
+        ("subjects", list[str] | None, None),
+        _Address,
+        *((option.name, option.asked | None, None) for option in OPTIONS if option.about.changed),
+    ],
+    forbid_unknown_fields=True,
+    module=__name__,
+)
 
 
 class _Remove(msgspec.Struct, forbid_unknown_fields=True):
@@ -210,28 +217,17 @@ class Admin:
                 after = row.name
         return {"receivers": list(page.rows.values()), "next": after if more else None}
 
-    async def _add(self, asked: _Add) -> dict[str, Any]:
-        await self._receivers.add(
-            asked.name,
-            asked.subjects,
-            address=asked.address,
-            order=asked.order,
-            paused=asked.paused,
-            on_full=asked.on_full,
-            backlog_bytes=asked.backlog_bytes,
-        )
-        return {"name": asked.name}
+    async def _add(self, asked: msgspec.Struct) -> dict[str, Any]:
+        said = msgspec.structs.asdict(asked)
+        name, subjects, address = said.pop("name"), said.pop("subjects"), said.pop("address")
+        await self._receivers.add(name, subjects, ReceiverOptions(**said), address=address)
+        return {"name": name}
 
-    async def _change(self, asked: _Change) -> dict[str, Any]:
-        await self._receivers.change(
-            asked.name,
-            patterns=asked.subjects,
-            address=asked.address,
-            order=asked.order,
-            on_full=asked.on_full,
-            backlog_bytes=asked.backlog_bytes,
-        )
-        return {"name": asked.name}
+    async def _change(self, asked: msgspec.Struct) -> dict[str, Any]:
+        said = msgspec.structs.asdict(asked)
+        name, subjects = said.pop("name"), said.pop("subjects")
+        await self._receivers.change(name, patterns=subjects, **said)
+        return {"name": name}
 
     async def _pause(self, asked: _Name) -> dict[str, Any]:
         await self._receivers.pause(asked.name, True)

@@ -79,7 +79,7 @@ class Connections:
     def dial(self, outlet: Outlet) -> None:
         """Keep a connection to a receiver that has an address, and is not paused nor removed."""
         row = outlet.row
-        if row.address is None or row.paused or row.removed or row.number in self.links:
+        if row.address is None or row.options.paused or row.removed or row.number in self.links:
             return
         try:
             link = self._connector(row.address, outlet)

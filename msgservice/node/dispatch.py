@@ -139,7 +139,7 @@ class Dispatch:
 
     def backlog_bytes_max(self, row: ReceiverRow) -> int:
         """The backlog that this receiver may have, in bytes."""
-        return row.backlog_bytes or self._limits.backlog_bytes_max
+        return row.options.backlog_bytes or self._limits.backlog_bytes_max
 
     def judge(self, *, starting: bool = False) -> None:
         """Judge the backlogs: mark receivers that are too far behind; repeated while there are any.
@@ -156,14 +156,14 @@ class Dispatch:
         default = self._limits.backlog_bytes_max
         for number, outlet in self.outlets.items():
             row = outlet.row
-            limit = row.backlog_bytes or default
+            limit = row.options.backlog_bytes or default
             if outlet.progress.queued_bytes * 2 < limit and not row.suspended:
                 continue
             if outlet.caught_up:
                 # At start it may have been more: of very many split batches all was counted.
                 outlet.progress.queued_bytes = 0
             at_limit = outlet.progress.queued_bytes >= limit
-            suspend = row.on_full == "suspend" and (
+            suspend = row.options.on_full == "suspend" and (
                 at_limit or (row.suspended and outlet.progress.queued_bytes * 2 >= limit)
             )
             if suspend or at_limit:

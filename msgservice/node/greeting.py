@@ -143,7 +143,7 @@ class Greeter:
         session = connection.session
         session.ranges_max = outlet.resume_ranges_max if outlet else 0
         session.ranges_kept = outlet.resume_ranges if outlet else 1
-        was_paused = outlet is not None and outlet.row.paused
+        was_paused = outlet is not None and outlet.row.options.paused
         guest = Guest(
             hello.name, hello.incarnation, outlet, hello.options.inbox, was_paused=was_paused
         )
@@ -182,7 +182,7 @@ class Greeter:
         incarnation = self._log_id
         receive = None
         if outlet is not None:
-            guest.epoch, guest.order = outlet.row.epoch, outlet.row.order
+            guest.epoch, guest.order = outlet.row.epoch, outlet.row.options.order
             incarnation = f"{self._log_id}.{outlet.row.number}"
             if guest.epoch:
                 incarnation += f".{guest.epoch}"
@@ -233,13 +233,13 @@ class Greeter:
             return
         if outlet.row.removed:  # since it was greeted
             visitor.leave(BYE_REMOVED, "removed")
-        elif outlet.row.paused:
+        elif outlet.row.options.paused:
             if error is None and outlet.connection is None:
                 outlet.hear(resume)
             visitor.leave(BYE_PAUSED, "paused")
         elif (
             outlet.row.epoch != guest.epoch  # that of another connection, which has ended it
-            or outlet.row.order != guest.order
+            or outlet.row.options.order != guest.order
             or guest.was_paused
         ):
             # What was said no longer holds, or what it asked for was passed by: it comes again.

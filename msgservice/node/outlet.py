@@ -102,7 +102,7 @@ class Outlet:
     def _make_backlog(self, exceptions: Sequence[ExceptionRow]) -> Backlog:
         row, limits = self.row, self._limits
         backlog = Backlog(
-            ordered=row.order == "strict",
+            ordered=row.options.order == "strict",
             cursor=row.cursor,
             retry_delay=self._retry_delay,
             max_attempts=limits.max_attempts,
@@ -136,7 +136,7 @@ class Outlet:
         """
         limits, row = self._limits, self.row
         known = max(limits.exceptions, len(self.backlog.above))  # the limit may have been higher
-        return known + max(limits.window_messages, row.window_messages or 0) // 2 + 1
+        return known + max(limits.window_messages, row.options.window_messages or 0) // 2 + 1
 
     @property
     def resume_ranges_max(self) -> int:
@@ -184,8 +184,8 @@ class Outlet:
         self.flight = Flight(
             self.backlog,
             own_window=(
-                row.window_messages or limits.window_messages,
-                row.window_bytes or limits.window_bytes,
+                row.options.window_messages or limits.window_messages,
+                row.options.window_bytes or limits.window_bytes,
             ),
             window=options.window,
             batch_max=min(options.max_batch or INTEGER_MAX, limits.max_batch),

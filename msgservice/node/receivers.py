@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,7 +20,7 @@ from msgservice.clock import Time
 from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED, ReceiveOptions
 from msgservice.errors import ConfiguredOtherwise, NotSupported, UnknownReceiver
 from msgservice.interfaces import ILog
-from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
+from msgservice.limits import Limits
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
 from msgservice.node.directory import Directory
@@ -27,8 +28,11 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlet, Outlets
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
-from msgservice.records import ON_FULL, ReceiverRow, Snapshot
+from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions
+from msgservice.records import ReceiverRow, Snapshot
 from msgservice.waiters import Waiters
+
+_LISTED = tuple(option.name for option in OPTIONS if option.about.listed)
 
 
 class Receivers:
@@ -92,27 +96,22 @@ class Receivers:
             await self.add(
                 wanted.name,
                 wanted.patterns,
+                wanted.options,
                 address=wanted.address,
-                order=wanted.order,
-                paused=wanted.paused,
                 configured=True,
-                window=(wanted.window_messages, wanted.window_bytes),
-                on_full=wanted.on_full,
-                backlog_bytes=wanted.backlog_bytes,
             )
             return
-        row.configured = True
-        row.window_messages, row.window_bytes = wanted.window_messages, wanted.window_bytes
-        row.address = wanted.address
+        row.configured, row.address = True, wanted.address
         # Paused at run time stays paused over a restart, whatever the file says.
-        row.paused = row.paused or wanted.paused
-        row.on_full, row.backlog_bytes = wanted.on_full, wanted.backlog_bytes
-        await self.change(wanted.name, patterns=wanted.patterns, order=wanted.order)
+        paused = row.options.paused or wanted.options.paused
+        options = msgspec.structs.replace(wanted.options, paused=paused).check()
+        self._change(self._dispatch.outlets[row.number], wanted.patterns, options)
+        await self.stored()
 
     def start(self) -> None:
         """Start dialling: receivers with an address, and from now on those that come later."""
         for outlet in self._dispatch:
-            if outlet.row.paused:
+            if outlet.row.options.paused:
                 outlet.last_error = self.too_many_dead(outlet.row) or outlet.last_error
             self._connections.dial(outlet)
         self.running = True
@@ -134,47 +133,50 @@ class Receivers:
         patterns = tuple(receive.subjects or ())
         if row is None:
             row = self._directory.new_row(name, patterns)
-            row.order = receive.order or "strict"
+            row.options = ReceiverOptions(order=receive.order or DEFAULTS.order)
             return self._add(row)
         outlet = self._dispatch.outlets[row.number]
         self._connections.hold_check(outlet)
-        if row.paused:
+        if row.options.paused:
             return outlet  # it is sent away once its session is open, and has changed nothing
-        changes, order = False, row.order
+        changes, options = False, row.options
         if row.configured:
             if patterns and set(patterns) != set(row.patterns):
                 raise ConfiguredOtherwise(name, "subjects")
-            if receive.order not in (None, row.order):
+            if receive.order not in (None, options.order):
                 raise ConfiguredOtherwise(name, "order")
         else:
-            patterns, order = patterns or row.patterns, receive.order or row.order
-            changes = self._changes_row(row, patterns, order)
+            patterns = patterns or row.patterns
+            options = msgspec.structs.replace(options, order=receive.order or options.order)
+            changes = set(patterns) != set(row.patterns) or options != row.options
         if changes:
-            outlet = self._change(outlet, patterns, order, by_itself=True)
+            self._change(outlet, patterns, options, by_itself=True)
         link = self._connections.links.get(row.number)
         if link is not None:
             link.poke()  # a sign of life (SEMANTICS 14)
         return outlet
 
-    @staticmethod
-    def _changes_row(row: ReceiverRow, patterns: tuple[str, ...], order: str) -> bool:
-        return set(patterns) != set(row.patterns) or order != row.order
-
     def _change(
-        self, outlet: Outlet, patterns: tuple[str, ...], order: str, *, by_itself: bool = False
-    ) -> Outlet:
+        self,
+        outlet: Outlet,
+        patterns: Sequence[str],
+        options: ReceiverOptions,
+        *,
+        by_itself: bool = False,
+    ) -> None:
         row = outlet.row
         self._directory.set_patterns(row, patterns)
-        if order != row.order:
+        reordered = options.order != row.options.order
+        if reordered:
             reason = "the receiver's order changed"
             if by_itself:
                 self._connections.give_up_place(outlet, reason)
             else:
                 self._connections.send_away(outlet, BYE_CLOSING, reason)  # it comes back
-            row.order = order
-            outlet.set_order(order)
+        row.options = options
+        if reordered:
+            outlet.set_order(options.order)
         self._store(row)
-        return outlet
 
     def _add(self, row: ReceiverRow) -> Outlet:
         row.created_at = self._time.wall()
@@ -190,33 +192,19 @@ class Receivers:
         self,
         name: str,
         patterns: Sequence[str],
+        options: ReceiverOptions = DEFAULTS,
         *,
         address: str | None = None,
-        order: str = "strict",
-        paused: bool = False,
         configured: bool = False,
-        window: tuple[int | None, int | None] = (None, None),
-        on_full: str = "refuse",
-        backlog_bytes: int = 0,
     ) -> ReceiverRow:
-        """Make a receiver; what is sent from now on reaches it. Returns once it is stored.
-
-        `on_full` ("refuse" or "suspend"): what happens when `backlog_bytes` wait for it; 0: the
-        limit of the node (SEMANTICS 18). `window`: messages and bytes that it takes unanswered;
-        None: what it says itself.
-        """
+        """Make a receiver; what is sent from now on reaches it. Returns once it is stored."""
         if self._directory.get(name) is not None:
             raise ValueError(f"receiver {name!r} is there already")
-        if order not in ("strict", "none"):
-            raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
+        options.check()
         if address is not None:
             self._connections.check(address)
-        check_on_full(on_full, backlog_bytes)
-        check_window(window)
         row = self._directory.new_row(name, patterns, configured=configured)
-        row.address, row.order, row.paused, row.configured = address, order, paused, configured
-        row.window_messages, row.window_bytes = window
-        row.on_full, row.backlog_bytes = on_full, backlog_bytes
+        row.address, row.configured, row.options = address, configured, options
         outlet = self._add(row)
         await self.stored()
         if self.running:
@@ -225,29 +213,23 @@ class Receivers:
 
     async def change(
         self,
+        /,
         name: str,
         *,
         patterns: Sequence[str] | None = None,
         address: str | None = None,
-        order: str | None = None,
-        on_full: str | None = None,
-        backlog_bytes: int | None = None,
+        **changes: Any,
     ) -> ReceiverRow:
-        """Change what a receiver gets from now on, where it is dialled, or its backlog's limit."""
+        """Change what a receiver gets from now on, where it is dialled, or its options.
+
+        `changes`: fields of `ReceiverOptions`; those that are None stay.
+        """
         row = self._directory.named(name)
         outlet = self._dispatch.outlets[row.number]
-        if order not in (None, "strict", "none"):
-            raise ValueError(f"order must be 'strict' or 'none', not {order!r}")
+        options = row.options.changed(changes)
         if address is not None:
             self._connections.check(address)
-        check_on_full(on_full or row.on_full, backlog_bytes or 0)
-        self._change(
-            outlet, tuple(row.patterns if patterns is None else patterns), order or row.order
-        )
-        if on_full is not None or backlog_bytes is not None:
-            row.on_full = on_full or row.on_full
-            row.backlog_bytes = row.backlog_bytes if backlog_bytes is None else backlog_bytes
-            self._store(row)
+        self._change(outlet, row.patterns if patterns is None else patterns, options)
         if address is not None and address != row.address:
             row.address = address
             self._store(row)
@@ -265,7 +247,7 @@ class Receivers:
         """
         row = self._directory.named(name)
         outlet = self._dispatch.outlets[row.number]
-        row.paused = paused
+        row.options = msgspec.structs.replace(row.options, paused=paused)
         stored = self._store(row)
         if paused:
             self._connections.send_away(outlet, BYE_PAUSED, reason)
@@ -335,7 +317,7 @@ class Receivers:
     def dead_stored(self, row: ReceiverRow) -> None:
         """Pause a receiver whose dead letters are at their limit; it has new ones."""
         reason = self.too_many_dead(row)
-        if reason is None or row.paused or row.removed:
+        if reason is None or row.options.paused or row.removed:
             return
         self._logger.warn("receiver {name} is {reason}", name=row.name, reason=reason)
         paused = Deferred.fromCoroutine(self.pause(row.name, True, reason))
@@ -359,9 +341,7 @@ class Receivers:
             "name": outlet.name,
             "address": row.address,
             "subjects": list(row.patterns),
-            "order": row.order,
-            "paused": row.paused,
-            "on_full": row.on_full,
+            **{name: getattr(row.options, name) for name in _LISTED},
             "backlog_bytes": self._dispatch.backlog_bytes_max(row),
             "suspended": row.suspended,
             "rate": None if rate is None else asdict(rate),
@@ -397,20 +377,3 @@ class Receivers:
         if not self._changes:
             return succeed(None)
         return self._changed.wait()
-
-
-def check_window(window: tuple[int | None, int | None]) -> None:
-    """Raise `ValueError` where these cannot be what a receiver takes unanswered."""
-    for what, asked, highest in zip(
-        ("messages", "bytes"), window, (WINDOW_MESSAGES_MAX, WINDOW_BYTES_MAX), strict=True
-    ):
-        if asked is not None and not 1 <= asked <= highest:
-            raise ValueError(f"{what} of a window must be from 1 to {highest}, not {asked}")
-
-
-def check_on_full(on_full: str, backlog_bytes: int) -> None:
-    """Raise `ValueError` where these cannot be what a receiver's row says."""
-    if on_full not in ON_FULL:
-        raise ValueError(f"on_full must be 'refuse' or 'suspend', not {on_full!r}")
-    if not 0 <= backlog_bytes <= INTEGER_MAX:
-        raise ValueError(f"backlog_bytes must be from 0 to {INTEGER_MAX}, not {backlog_bytes}")

@@ -82,13 +82,8 @@ def build_service(config: Any, *, reactor: Any) -> Node:
                 name=one.name,
                 address=one.address,
                 patterns=tuple(one.subjects),
-                order=one.order,
-                paused=one.paused,
                 configured=True,
-                window_messages=one.window_messages,
-                window_bytes=one.window_bytes,
-                on_full=one.on_full,
-                backlog_bytes=one.backlog_bytes,
+                options=one.options,
             )
             for one in config.receivers
         ],

@@ -13,6 +13,7 @@ from msgservice.errors import ContentChanged, LimitReached, LogFull, UnknownRece
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.message import Status, decode_messages, header_size, message_sizes
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
     NOBODY,
     NODE,
@@ -332,13 +333,15 @@ def test_a_receiver_comes_back_as_it_was(log: Driver) -> None:
         name="billing",
         address="tcp:127.0.0.1:1",
         patterns=("orders.>", "x.*"),
-        order="none",
-        paused=True,
         configured=True,
-        window_messages=5,
-        window_bytes=6,
-        on_full="suspend",
-        backlog_bytes=7,
+        options=ReceiverOptions(
+            order="none",
+            paused=True,
+            window_messages=5,
+            window_bytes=6,
+            on_full="suspend",
+            backlog_bytes=7,
+        ),
         suspended=True,
         epoch="0123456789ab",
         created_at=NOW,
@@ -356,11 +359,13 @@ def test_a_changed_row_leaves_cursor_and_counts_alone(log: Driver) -> None:
     batch = make_batch(audience)
     log.append(batch)
     log.progress(1, batch.last, settled={Status.ACKNOWLEDGED: 1}, settled_bytes=9, inbox="box")
-    log.append(receivers=[ReceiverRow(number=1, name="r1", paused=True, cursor=5)])
+    log.append(
+        receivers=[ReceiverRow(number=1, name="r1", options=ReceiverOptions(paused=True), cursor=5)]
+    )
     log.reopen()
     (row,) = log.snapshot.receivers
     assert (True, batch.last, {Status.ACKNOWLEDGED: 1}, 9, "box") == (
-        row.paused,
+        row.options.paused,
         row.cursor,
         row.settled,
         row.settled_bytes,

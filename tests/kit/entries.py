@@ -21,6 +21,7 @@ from msgservice.limits import Limits
 from msgservice.log.base import StoreLog
 from msgservice.log.entries import Entry
 from msgservice.message import Status
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
     NOBODY,
     Audience,
@@ -234,7 +235,8 @@ class EntryPlay:
         if self._receivers and random.random() < 0.4:
             row = self._receivers[random.choice([*self._receivers])]
             row.patterns = (random.choice(["a", "b", ">"]),)
-            row.paused = not row.paused
+            paused = not row.options.paused
+            row.options = ReceiverOptions(paused=paused, window_bytes=7 if paused else None)
         else:
             number = len(self._receivers) + len(self._removed) + 1
             row = ReceiverRow(number=number, name=f"r{number % 7}", patterns=(">",), cursor=-1)

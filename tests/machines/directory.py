@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from msgservice.errors import MsgServiceError
+from msgservice.receiver_options import ReceiverOptions
 from tests.machines.machine import require
 from tests.machines.service import PATTERNS, RECEIVERS, SUBJECTS, ModelReceiver, ServiceMachine
 
@@ -68,13 +69,10 @@ class DirectoryMachine(ServiceMachine):
             self._send(producer, rng.choice(SUBJECTS), rng, names)
 
     def do_add(self, rng: random.Random) -> None:
-        order = rng.choice(["strict", "none"])
-        on_full = rng.choice(["refuse", "suspend"])
-        self._ask(
-            self.node.add_receiver(
-                rng.choice(RECEIVERS), rng.choice(PATTERNS), order=order, on_full=on_full
-            )
+        options = ReceiverOptions(
+            order=rng.choice(["strict", "none"]), on_full=rng.choice(["refuse", "suspend"])
         )
+        self._ask(self.node.add_receiver(rng.choice(RECEIVERS), rng.choice(PATTERNS), options))
 
     def do_remove(self, rng: random.Random) -> None:
         name = rng.choice(RECEIVERS)

@@ -673,7 +673,7 @@ class ServiceMachine(Machine):
     def _note_version(self) -> None:
         if self.node_is_up:
             rows = {
-                row.number: (row.name, row.patterns, row.on_full)
+                row.number: (row.name, row.patterns, row.options.on_full)
                 for row in self.node.parts.directory
             }
             if rows != self.versions[-1]:
@@ -687,7 +687,7 @@ class ServiceMachine(Machine):
             return
         parts = self.node._parts  # one that has just been started has none
         directory = () if parts is None else parts.directory
-        rows = {row.number: (row.name, row.patterns, row.on_full) for row in directory}
+        rows = {row.number: (row.name, row.patterns, row.options.on_full) for row in directory}
         members = set(batch.audience.members)
         for version in [*self.versions[began:], rows]:
             if body in self.named:
@@ -794,7 +794,7 @@ class ServiceMachine(Machine):
         if model is not None and rng.random() < 0.6:
             row = self.node.parts.directory.get(name)
             if row is not None:
-                patterns, order = row.patterns, row.order
+                patterns, order = row.patterns, row.options.order
         self.attach(name, patterns, order)
 
     def attach(self, name: str, patterns: tuple[str, ...], order: str) -> bool:
@@ -802,15 +802,15 @@ class ServiceMachine(Machine):
         if not self.node_is_up:
             return False
         row = self.node.parts.directory.get(name)
-        before = None if row is None else (row.number, row.patterns, row.order)
+        before = None if row is None else (row.number, row.patterns, row.options.order)
         model = self.receivers.get(name) or ModelReceiver(self, name)
         older = model.peer
         peer = self.world.receiver(model, patterns, order)
         row = self.node.parts.directory.get(name)
         refused = peer.connection.gone or peer.bye is not None
         if refused:
-            after = None if row is None else (row.number, row.patterns, row.order)
-            if row is not None and before is None and row.paused is False:
+            after = None if row is None else (row.number, row.patterns, row.options.order)
+            if row is not None and before is None and row.options.paused is False:
                 self.receivers.setdefault(name, model)  # it was made, and lost its place again
             else:
                 require(before == after, "a refused HELLO changed a receiver", before, after)
@@ -851,8 +851,8 @@ class ServiceMachine(Machine):
         self.world.restart(killed=rng.random() < 0.6)
         for model in list(self.receivers.values()):
             row = self.node.parts.directory.get(model.name)
-            if row is not None and not row.paused and rng.random() < 0.7:
-                self.attach(model.name, row.patterns, row.order)
+            if row is not None and not row.options.paused and rng.random() < 0.7:
+                self.attach(model.name, row.patterns, row.options.order)
 
     def do_look_at_backlogs(self, rng: random.Random) -> None:
         """Nobody is called full for whom little waits."""
@@ -867,7 +867,7 @@ class ServiceMachine(Machine):
                 if number in stored[0]:
                     done = model is not None and (model.handled[body] or body in model.refused)
                     waits += 0 if done else len(body) + 200
-            limit = outlet.row.backlog_bytes or self.limits.backlog_bytes_max
+            limit = outlet.row.options.backlog_bytes or self.limits.backlog_bytes_max
             if 4 * waits < limit:
                 raise Violation("called full, and little waits", outlet.name, waits, limit)
 
@@ -946,11 +946,11 @@ class ServiceMachine(Machine):
             if model is None:
                 model = self.receivers[row.name] = ModelReceiver(self, row.name)
             model.mood = "answer"
-            if row.paused:
+            if row.options.paused:
                 Deferred.fromCoroutine(self.node.pause_receiver(row.name, False))
                 self.settle(1)
             if not model.connected:
-                self.attach(row.name, row.patterns, row.order)
+                self.attach(row.name, row.patterns, row.options.order)
             elif model.peer is not None:
                 model.peer.work()
         self.settle(1)

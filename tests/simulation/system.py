@@ -31,6 +31,7 @@ from msgservice.message import Status
 from msgservice.node.node import NodeService
 from msgservice.receiver.inbox_file import InboxFile
 from msgservice.receiver.receiver import Receiver
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Account, ReceiverRow
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpPort, UdpTransport
@@ -380,7 +381,7 @@ class NodeParty(Party):
                     name="dialled",
                     address=system.listening("dialled", dialled=True),
                     patterns=PATTERNS["dialled"],
-                    order=system.order,
+                    options=ReceiverOptions(order=system.order),
                 )
             ],
             limits=LIMITS,

@@ -21,6 +21,7 @@ from msgservice.limits import (
     Limits,
     Rate,
 )
+from msgservice.receiver_options import ReceiverOptions
 
 WHOLE = """\
 [node]
@@ -90,12 +91,14 @@ def test_everything_that_is_said_is_kept(file: Path) -> None:
                 name="billing",
                 address="tcp:billing.internal:7420",
                 subjects=("orders.>", "refunds.*"),
-                order="none",
-                paused=True,
-                window_messages=100,
-                window_bytes=65536,
-                on_full="suspend",
-                backlog_bytes=1_000_000,
+                options=ReceiverOptions(
+                    order="none",
+                    paused=True,
+                    window_messages=100,
+                    window_bytes=65536,
+                    on_full="suspend",
+                    backlog_bytes=1_000_000,
+                ),
                 rate=Rate(messages=50.0, burst_seconds=2.0),
             ),
             ReceiverConfig(name="archive", address=f"unix:{folder}/archive.sock"),
@@ -321,7 +324,7 @@ def test_a_window_has_an_upper_bound(file: Path, key: str, highest: int) -> None
     receiver = '[[receiver]]\nname = "a"\nsubjects = []\nwindow = { %s = %d }\n'
     file.write_text(receiver % (key, highest))
     (kept,) = load_config(file).receivers
-    assert highest == (kept.window_messages if key == "messages" else kept.window_bytes)
+    assert highest == (getattr(kept.options, f"window_{key}"))
     for wrong in (highest + 1, 0, -1):
         expected = f"4: receiver.window.{key}: must be from 1 to {highest}, not {wrong}"
         assert [expected] == problems(file, receiver % (key, wrong))

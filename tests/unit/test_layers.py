@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "msgservice"
 # Lowest first; a module may import its own part and those of the layers before it.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "limits", "output", "waiters"),
-    ("message", "codecs", "interfaces", "records"),
+    ("message", "codecs", "interfaces", "receiver_options", "records"),
     ("core",),
     ("disk",),
     ("clock", "log", "transport", "connection"),
@@ -37,6 +37,7 @@ FACES_MAY_IMPORT = {
 # What may know a part beside it.
 NEIGHBOURS = {
     ("records", "message"),
+    ("records", "receiver_options"),
     ("codecs", "interfaces"),
     ("codecs", "message"),
     ("interfaces", "records"),

@@ -22,6 +22,7 @@ from msgservice.log import schema
 from msgservice.log.copying import copy_log
 from msgservice.message import Status
 from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Batch, Known
 from tests.kit.logs import Driver, make_batch
 from tests.kit.threads import ThreadCalls
@@ -211,14 +212,14 @@ def test_a_log_of_version_1_keeps_its_receivers_and_batches(tmp_path: Path) -> N
         "migrated from version 3 to 4",
     ]
     assert rows == log.snapshot.receivers
-    assert ("refuse", 0, False) == (rows[0].on_full, rows[0].backlog_bytes, rows[0].suspended)
+    assert (ReceiverOptions(), False) == (rows[0].options, rows[0].suspended)
     assert [0, 1] == [a.queued for a in log.wait(log.log.accounts())]
     (outcome,) = log.append(make_batch(log.log.audience([1, 2])))
     assert isinstance(outcome, Known)
-    rows[1].on_full = "suspend"
+    rows[1].options = ReceiverOptions(on_full="suspend")
     log.append(receivers=[rows[1]])
     log.reopen()
-    assert ["refuse", "suspend"] == [row.on_full for row in log.snapshot.receivers]
+    assert ["refuse", "suspend"] == [row.options.on_full for row in log.snapshot.receivers]
     log.close()
 
 

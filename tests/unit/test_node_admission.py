@@ -21,7 +21,7 @@ def row_of(world: NodeWorld) -> ReceiverRow:
 
 
 def assert_unchanged(world: NodeWorld) -> None:
-    assert (row_of(world).patterns, row_of(world).order) == (("orders.>",), "strict")
+    assert (row_of(world).patterns, row_of(world).options.order) == (("orders.>",), "strict")
 
 
 def test_27_who_is_turned_away_because_the_receiver_is_paused_changes_nothing() -> None:
@@ -74,4 +74,4 @@ def test_27_an_operator_who_changes_the_order_replaces_nobody() -> None:
 
 def row_order(world: NodeWorld) -> str:
     row = world.node.parts.directory.get("billing")
-    return "strict" if row is None else row.order
+    return "strict" if row is None else row.options.order

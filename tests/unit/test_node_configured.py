@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from msgservice.limits import WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.node.node import NodeService
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import ReceiverRow
 from tests.kit.nodes import NodeWorld
 
@@ -50,7 +51,7 @@ def test_what_the_file_says_is_made_and_then_kept() -> None:
 
 def test_an_address_that_the_file_no_longer_has_is_not_dialled() -> None:
     world = NodeWorld()
-    restart(world, row(address="unix:/nowhere/at/all", paused=True))
+    restart(world, row(address="unix:/nowhere/at/all", options=ReceiverOptions(paused=True)))
     restart(world, row())
     assert world.node.parts.directory.named("billing").address is None
     assert {} == world.node.parts.connections.links
@@ -70,19 +71,23 @@ def test_paused_at_run_time_stays_paused() -> None:
     shop = world.peer("shop")
     assert shop.request("$node.receivers.pause", {"name": "billing"})[0]
     restart(world, row())
-    assert world.node.parts.directory.named("billing").paused
+    assert world.node.parts.directory.named("billing").options.paused
 
 
 def test_a_window_beyond_its_bound_is_refused_by_the_node_too() -> None:
     world = NodeWorld()
-    for window in [(WINDOW_MESSAGES_MAX + 1, None), (None, WINDOW_BYTES_MAX + 1), (0, None)]:
+    for options in (
+        ReceiverOptions(window_messages=WINDOW_MESSAGES_MAX + 1),
+        ReceiverOptions(window_bytes=WINDOW_BYTES_MAX + 1),
+        ReceiverOptions(window_messages=0),
+    ):
         told: list[object] = []
-        adding = world.node.add_receiver("billing", ["orders.>"], window=window)
+        adding = world.node.add_receiver("billing", ["orders.>"], options)
         Deferred.fromCoroutine(adding).addBoth(told.append)
         (refused,) = told
         assert isinstance(refused, Failure)
         assert isinstance(refused.value, ValueError)
-        assert "of a window must be from 1 to" in str(refused.value)
+        assert " must be from 1 to" in str(refused.value)
     assert world.node.parts.directory.get("billing") is None
 
 
@@ -105,9 +110,9 @@ def test_an_address_that_cannot_be_dialled_is_refused_before_it_is_stored(addres
 
 def test_an_address_in_the_log_that_cannot_be_dialled_stops_nobody_else() -> None:
     world = NodeWorld()
-    restart(world, row(paused=True), row(name="other"))
+    restart(world, row(options=ReceiverOptions(paused=True)), row(name="other"))
     stored = world.node.parts.directory.named("billing")
-    stored.address, stored.paused = "tcp:localhost", False
+    stored.address, stored.options = "tcp:localhost", ReceiverOptions()
     world.node.parts.receivers._store(stored)
     world.settle()
     restart(world)

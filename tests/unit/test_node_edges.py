@@ -207,7 +207,7 @@ def test_3_a_receiver_whose_order_is_changed_comes_back(says: str | None) -> Non
     billing = world.peer("billing", receive={"order": says})
     assert billing.bodies() == [b"one"]
     row = world.node.parts.directory.named("billing")
-    assert row.order == (says or "none")  # what it says itself holds
+    assert row.options.order == (says or "none")  # what it says itself holds
 
 
 def test_3_an_attachment_goes_on_after_its_order_was_changed() -> None:

@@ -57,6 +57,7 @@ from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.node.upkeep import RETAIN_EVERY, Upkeep
 from msgservice.node.went_back import went_back
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
     Account,
     Appended,
@@ -360,7 +361,7 @@ def test_receivers_pause_one_with_too_many_dead_letters() -> None:
     outlet = asked.receivers.attaching("billing", ReceiveOptions(subjects=["orders.>"]))
     asked.dead_bytes = LIMITS.dead_bytes_max
     asked.receivers.dead_stored(outlet.row)
-    assert outlet.row.paused
+    assert outlet.row.options.paused
     ((sent_away, code, reason),) = asked.connections.told("send_away")
     assert (outlet, BYE_PAUSED) == (sent_away, code)
     assert "dead_bytes" in reason
@@ -404,7 +405,8 @@ def test_dispatch_suspends_who_is_too_far_behind() -> None:
     dispatch = Dispatch(
         Tail(1, 1_000_000), LIMITS, clock, lambda row, yes: suspended.append((row.name, yes))
     )
-    outlet = an_outlet(ReceiverRow(number=1, name="slow", on_full="suspend", backlog_bytes=10))
+    options = ReceiverOptions(on_full="suspend", backlog_bytes=10)
+    outlet = an_outlet(ReceiverRow(number=1, name="slow", options=options))
     dispatch.add(outlet)
     audience = Audience(1, (1,))
     dispatch.audience_made(audience)

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from msgservice.core.frames import Ack, Nack
 from msgservice.limits import Limits
 from msgservice.message import Action
+from msgservice.receiver_options import ReceiverOptions
 from tests.kit.nodes import NodeWorld
 
 COUNT = 40
@@ -17,7 +18,8 @@ COUNT = 40
 def test_20_a_sender_whose_lanes_are_held_up_waits_at_the_limit_and_loses_nothing() -> None:
     """Every other message is for a receiver that is full: what is taken between is in ranges."""
     world = NodeWorld(Limits(sender_ranges=5, heartbeat=600.0))
-    adding = world.node.parts.receivers.add("slow", ["slow.>"], backlog_bytes=1)
+    options = ReceiverOptions(backlog_bytes=1)
+    adding = world.node.parts.receivers.add("slow", ["slow.>"], options)
     Deferred.fromCoroutine(adding)
     world.settle()
     other = world.peer("other")

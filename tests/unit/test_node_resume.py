@@ -12,6 +12,7 @@ from msgservice.core.frames import Ack, Transfer
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Resume
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
@@ -56,9 +57,8 @@ def test_11_what_a_resume_settles_while_the_backlog_is_loaded_is_told_at_once() 
 
 def test_20_a_resume_may_say_all_that_a_larger_window_lets_through() -> None:
     world = NodeWorld(Limits(exceptions=4, window_messages=8))
-    Deferred.fromCoroutine(
-        world.node.parts.receivers.add("billing", ["orders.>"], order="none", window=(200, None))
-    )
+    options = ReceiverOptions(order="none", window_messages=200)
+    Deferred.fromCoroutine(world.node.parts.receivers.add("billing", ["orders.>"], options))
     world.settle()
     shop = world.peer("shop")
     shop.transfer(1, "orders.new", [b"x"] * 8)

@@ -12,6 +12,7 @@ from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
 from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Action
 from msgservice.node.node import NodeService
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import ReceiverRow
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
@@ -289,10 +290,11 @@ def test_18_a_full_one_that_refuses_does_so_from_the_first_batch_after_a_restart
 def test_18_what_the_file_says_wins_at_start() -> None:
     scene = Scene(on_full="refuse")
     scene.send(bytes(LIMIT))
-    row = ReceiverRow(number=0, name="slow", patterns=("orders.>",), on_full="suspend")
+    suspend = ReceiverOptions(on_full="suspend")
+    row = ReceiverRow(number=0, name="slow", patterns=("orders.>",), options=suspend)
     scene.restart(row)
     assert scene.row()["suspended"]
-    row.on_full, row.backlog_bytes = "refuse", 7
+    row.options = ReceiverOptions(on_full="refuse", backlog_bytes=7)
     scene.restart(row)
     found = scene.row()
     assert ("refuse", 7, False) == (found["on_full"], found["backlog_bytes"], found["suspended"])

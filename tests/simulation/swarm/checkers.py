@@ -155,7 +155,8 @@ class Check:
         """What the product says of itself, for people."""
         world = self.world
         outlets = [
-            f"{outlet.name}: connected {outlet.connection is not None}, paused {outlet.row.paused},"
+            f"{outlet.name}: connected {outlet.connection is not None},"
+            f" paused {outlet.row.options.paused},"
             f" in flight {outlet.backlog.in_flight.messages}, error {outlet.last_error!r}"
             for outlet in world.node.service.parts.dispatch
         ]
@@ -254,7 +255,7 @@ class Check:
             dead = (
                 f"select coalesce(sum(length(message)), 0) from dead where receiver = {row.number}"
             )
-            if row.paused and count_of(world, dead) * 2 >= limit:
+            if row.options.paused and count_of(world, dead) * 2 >= limit:
                 world.is_blocked = True
                 world.blocked.add(row.name)
         return world.is_blocked
@@ -302,7 +303,7 @@ class Check:
             if not world.receivers[name].is_dialled
             and any(matches(one, "a.1") for one in world.receivers[name].patterns)
             and (row := world.node.service.parts.directory.get(name)) is not None
-            and not row.paused
+            and not row.options.paused
         ]
         if not names or world.is_blocked:
             return

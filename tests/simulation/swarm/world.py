@@ -34,6 +34,7 @@ from msgservice.errors import (
     UnknownReceiver,
 )
 from msgservice.limits import Limits
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import ReceiverRow
 from tests.kit.faulty import CALM, Faults, FaultyWorld
 from tests.kit.faulty_datagrams import datagram_net
@@ -169,7 +170,7 @@ class World:
                 name=name,
                 address=self.address_of_receiver(name, dialled=True),
                 patterns=receiver.patterns,
-                order=receiver.order,
+                options=ReceiverOptions(order=receiver.order),
             )
             for name, receiver in self.receivers.items()
             if receiver.part.options.get("dialled") == "configured"
@@ -184,8 +185,8 @@ class World:
             lambda: node.service.add_receiver(
                 receiver.name,
                 receiver.patterns,
+                ReceiverOptions(order=receiver.order),
                 address=self.address_of_receiver(receiver.name, dialled=True),
-                order=receiver.order,
             )
         )
 
@@ -386,7 +387,7 @@ class World:
         self.run(0.5)
         for name, receiver in self.receivers.items():
             row = self._row(name)
-            if row is not None and row.paused:
+            if row is not None and row.options.paused:
                 self._admin(self.node.service.pause_receiver, name, False)
             if isinstance(receiver, ScriptedParty):
                 receiver.hurry()

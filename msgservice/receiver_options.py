@@ -1,0 +1,159 @@
+"""The options of a receiver: one frozen value, and all that other places derive from its fields.
+
+`ReceiverOptions` goes whole from where it is said (a `[[receiver]]` of the configuration,
+`$node.receivers.add`, the command line) to the row of the receiver, and through the log. A field
+says here, once, its name, type, default, check and help. Keys of the configuration, columns of the
+log, JSON of `$node.receivers.*`, options of `msgservice receivers` and the rows of
+docs/configuration.md come from `OPTIONS`. A new one is a field here, its column in a migration
+(`log/schema.py`), and whoever acts on it.
+
+Not here: what identifies a receiver (name, address, subjects) and its progress, which are in
+`records.ReceiverRow`; and its rate, which is no part of the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args
+
+import msgspec
+
+from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """The facts of an option besides its name, type and default."""
+
+    help: str  # one sentence, for the command line and the docs alike
+    choices: tuple[str, ...] = ()  # of a text; none: any
+    lowest: int = 0  # of a number
+    highest: int = INTEGER_MAX
+    unit: str | None = None  # of a number, on the command line
+    key: tuple[str, ...] = ()  # in a [[receiver]], where that is not its name
+    column: str = ""  # in the log, where that is not its name
+    added: bool = True  # whether `$node.receivers.add` and the command line take it, ...
+    changed: bool = True  # ... `$node.receivers.change` ...
+    listed: bool = True  # ... and `$node.receivers.list` tells it
+
+
+class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of one receiver. A value may be wrong until it was checked (`check`)."""
+
+    order: Annotated[
+        str,
+        About(
+            help="Messages of one sender and subject in the order sent (strict), or each"
+            " acknowledged alone (none).",
+            choices=("strict", "none"),
+            column="ordering",
+        ),
+    ] = "strict"
+    on_full: Annotated[
+        str,
+        About(
+            help="When too much waits for it: refuse new messages for it, or leave it out of them"
+            " until it has caught up (suspend).",
+            choices=("refuse", "suspend"),
+        ),
+    ] = "refuse"
+    backlog_bytes: Annotated[
+        int,
+        About(
+            help="How much may wait for it, in bytes; 0: as the node's configuration says.",
+            unit="BYTES",
+        ),
+    ] = 0
+    paused: Annotated[
+        bool,
+        # Changed by `pause` and `resume`, which also end and begin its connection.
+        About(help="Keep its messages, send none until resumed.", changed=False),
+    ] = False
+    window_messages: Annotated[
+        int | None,  # None: what the receiver says in its HELLO
+        About(
+            help="How many messages it takes unanswered.",
+            lowest=1,
+            highest=WINDOW_MESSAGES_MAX,
+            key=("window", "messages"),
+            added=False,
+            changed=False,
+            listed=False,
+        ),
+    ] = None
+    window_bytes: Annotated[
+        int | None,
+        About(
+            help="How many bytes of them it takes unanswered.",
+            lowest=1,
+            highest=WINDOW_BYTES_MAX,
+            key=("window", "bytes"),
+            added=False,
+            changed=False,
+            listed=False,
+        ),
+    ] = None
+
+    def check(self) -> ReceiverOptions:
+        """These options, if they can be a receiver's; else `ValueError` names the first wrong."""
+        for option in OPTIONS:
+            wrong = option.wrong(getattr(self, option.name), repr)
+            if wrong is not None:
+                raise ValueError(f"{option.name} {wrong}")
+        return self
+
+    def changed(self, changes: dict[str, Any]) -> ReceiverOptions:
+        """These options with those `changes` that are not None, checked."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        for name in given:
+            if name not in CHANGED:
+                raise ValueError(f"{name} is no option that can be changed")
+        return msgspec.structs.replace(self, **given).check()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option: a field of `ReceiverOptions` with all that is known of it."""
+
+    name: str
+    kind: type  # str, int or bool
+    default: Any  # None: nothing is said, and null in the log
+    about: About
+    key: tuple[str, ...]  # in a [[receiver]]
+    column: str  # of the table of receivers
+
+    @property
+    def asked(self) -> Any:
+        """The type of this option in a request: an integer is bounded by what it may be."""
+        if self.kind is not int:
+            return self.kind
+        return Annotated[int, msgspec.Meta(ge=self.about.lowest, le=self.about.highest)]
+
+    def wrong(self, value: Any, shown: Callable[[str], str]) -> str | None:
+        """Return why this value cannot be, with texts as `shown` shows them; None if it can."""
+        about = self.about
+        if about.choices and value not in about.choices:
+            allowed = " or ".join(shown(choice) for choice in about.choices)
+            return f"must be {allowed}, not {shown(value)}"
+        numeric = self.kind is int and not (value is None and self.default is None)
+        if numeric and not about.lowest <= value <= about.highest:
+            return f"must be from {about.lowest} to {about.highest}, not {value}"
+        return None
+
+
+def _option(field: msgspec.structs.FieldInfo) -> Option:
+    declared, about = get_args(field.type)
+    return Option(
+        name=field.name,
+        kind=next(kind for kind in (*get_args(declared), declared) if isinstance(kind, type)),
+        default=field.default,
+        about=about,
+        key=about.key or (field.name,),
+        column=about.column or field.name,
+    )
+
+
+OPTIONS = tuple(_option(field) for field in msgspec.structs.fields(ReceiverOptions))
+CHANGED = frozenset(option.name for option in OPTIONS if option.about.changed)
+DEFAULTS = ReceiverOptions()
