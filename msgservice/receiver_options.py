@@ -30,7 +30,6 @@ class About:
     choices: tuple[str, ...] = ()  # of a text; none: any
     lowest: int = 0  # of a number
     highest: int = INTEGER_MAX
-    longest: int = 0  # of a text without choices: characters
     unit: str | None = None  # of a number, on the command line
     key: tuple[str, ...] = ()  # in a [[receiver]], where that is not its name
     column: str = ""  # in the log, where that is not its name
@@ -66,9 +65,6 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
             unit="BYTES",
         ),
     ] = 0
-    note: Annotated[
-        str, About(help="A text for people, shown in `receivers list`.", longest=200)
-    ] = ""
     paused: Annotated[
         bool,
         # Changed by `pause` and `resume`, which also end and begin its connection.
@@ -140,8 +136,6 @@ class Option:
         if about.choices and value not in about.choices:
             allowed = " or ".join(shown(choice) for choice in about.choices)
             return f"must be {allowed}, not {shown(value)}"
-        if self.kind is str and not about.choices and len(value) > about.longest:
-            return f"must be at most {about.longest} characters, not {len(value)}"
         numeric = self.kind is int and not (value is None and self.default is None)
         if numeric and not about.lowest <= value <= about.highest:
             return f"must be from {about.lowest} to {about.highest}, not {value}"

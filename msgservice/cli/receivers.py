@@ -69,7 +69,7 @@ def list_receivers(session: Session) -> None:
 
     async def work(reactor: Any) -> None:
         table = TableOfPages(
-            "name", "subjects", "state", "queued", "bytes", "address", "note", "last error"
+            "name", "subjects", "state", "queued", "bytes", "address", "last error"
         )
         json, shown = JsonOfPages("receivers"), 0
         after: str | None = ""
@@ -231,7 +231,6 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['queued']:,}",
         f"{row['queued_bytes']:,}",
         row["address"] or "attaches",
-        row.get("note") or "-",  # an older node tells none
         _trouble(row),
     )
 

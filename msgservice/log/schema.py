@@ -18,7 +18,7 @@ from msgservice.disk.files import OS, Files
 from msgservice.errors import LogDamaged, LogTooNew
 
 APPLICATION_ID = 0x6D736773  # "msgs"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 5
 
 
 _VERSION_1 = """
@@ -170,10 +170,6 @@ _VERSION_3 = """
 alter table receiver add column epoch text not null default '';
 """
 
-_VERSION_6 = """
-alter table receiver add column note text not null default '';
-"""
-
 
 MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
     1: lambda db: _execute_all(db, _VERSION_1),
@@ -183,7 +179,6 @@ MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
     4: lambda db: None,
     # Nor here; but an older program would send on the bits of `flags` that are only kept.
     5: lambda db: None,
-    6: lambda db: _execute_all(db, _VERSION_6),
 }
 """Migrations: what leads to each version of the schema from the one before it."""
 UNCOPIED = frozenset({4, 5})

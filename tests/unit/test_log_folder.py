@@ -200,8 +200,8 @@ def test_a_log_of_version_1_keeps_its_receivers_and_batches(tmp_path: Path) -> N
     rows = log.snapshot.receivers
     log.close()
     db = apsw.Connection(str(tmp_path / "log.db"))
-    # What version 2 has added, and version 3, and version 6; 4 and 5 have nothing of their own.
-    for column in ("on_full", "backlog_bytes", "suspended", "epoch", "note"):
+    # What version 2 has added, and version 3; 4 has nothing of its own.
+    for column in ("on_full", "backlog_bytes", "suspended", "epoch"):
         db.execute(f"alter table receiver drop column {column}")
     db.pragma("user_version", 1)
     db.close()
