@@ -171,8 +171,8 @@ _ALL = [
     Mutant(
         name="the-lane-goes-on-after-a-nack",
         at=f"{ANSWERS}.receive",
-        old="if transfer.nacks < ",
-        new="if transfer.nacks + 1 < ",
+        old="self._taken_back(transfer.nacks, ",
+        new="self._taken_back(transfer.nacks + 1, ",
         catcher=_by("inbox", "handled out of order", "answered more often than it came"),
     ),
     Mutant(
@@ -194,7 +194,7 @@ _ALL = [
     Mutant(
         name="drop-on-full",
         at=f"{INGRESS}._refused",
-        old="self.answers.refuse(first, last, Action.LATER, batch.subject, delay, str(error))",
+        old="self._owe_refusal(first, last, batch.subject, Action.LATER, delay, error)",
         new="pass",
         catcher=_by("client", "send never fires", "never accepted"),
     ),
