@@ -4,7 +4,7 @@ The driver (`transport.udp.peer`, or a simulation) calls it; it calls `core.data
 Sans-IO:
 
 * `receive_datagrams` (from the socket), `receive_time` (from the timer);
-* `send`, `send_run`, `handle`, `reply`, `close` (from the application);
+* `send`, `send_run`, `handle`, `reply`, `establish`, `close` (from the application);
 * `take_effects`, `take_datagrams` (to the world);
 * `next_deadline` says when `receive_time` is wanted.
 
@@ -161,6 +161,11 @@ class Endpoint:
         if len(body) > session.message_bytes:
             raise MessageTooLarge(len(body), session.message_bytes)
         session.receiving.reply(nonce, status, body, size)
+        self._wake(session)
+
+    def establish(self, session: Session) -> None:
+        """Take as much of this session as of every other from now on: it is known who speaks."""
+        session.receiving.establish(self.limits)
         self._wake(session)
 
     def close(self, address: Address, now: float) -> list[object]:

@@ -52,6 +52,7 @@ class Handshakes:
         self._table = table
         self._counters = counters
         self._limits = limits
+        self._limits_at_first = limits.at_first
         self._keys = keys
         self._entropy = entropy
         self._jitter = jitter
@@ -91,11 +92,11 @@ class Handshakes:
         return seal.close(header, body)
 
     def _terms(self, random: bytes) -> bytes:
-        limits = self._limits
+        limits, at_first = self._limits, self._limits_at_first
         return wire.TERMS.pack(
             random,
-            limits.window_messages,
-            limits.window_bytes,
+            at_first.window_messages,
+            at_first.window_bytes,
             limits.message_bytes,
             limits.datagram_bytes,
         )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Above this a UDP datagram over IPv4 does not exist.
 DATAGRAM_BYTES_MAX = 65_507
+
+
+# What a small message costs in memory: of a stranger one is taken for so many bytes of its window.
+MESSAGE_COST = 256
+# These may be 0, which means that there is none.
+OPTIONAL = ("keepalive", "unauthenticated_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +25,9 @@ class DatagramLimits:
     # Taken from one peer and not yet handled, pieces of large messages among it.
     window_messages: int = 16_384
     window_bytes: int = 4 * 1024 * 1024
+    # The same before `Endpoint.establish`, for owners who say when they know who speaks: the window
+    # in bytes, the largest message, and MESSAGE_COST times the messages. 0: no such bound.
+    unauthenticated_bytes: int = 0
     # Sent to one peer and not yet acknowledged; the socket's buffer must hold it on the other side.
     congestion_bytes: int = 4 * 1024 * 1024
     # Waiting for one peer before a send is refused with `LimitReached`.
@@ -43,8 +52,22 @@ class DatagramLimits:
             raise ValueError(f"datagram_bytes must be from 512 to {DATAGRAM_BYTES_MAX}")
         if not 1 <= self.message_bytes < 2**32:
             raise ValueError("message_bytes must be from 1 to 4294967295")
-        if self.keepalive < 0:
-            raise ValueError("keepalive must not be below 0")
         for name in self.__slots__:
-            if name != "keepalive" and not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if name in OPTIONAL and value < 0:
+                raise ValueError(f"{name} must not be below 0")
+            if name not in OPTIONAL and not value > 0:
                 raise ValueError(f"{name} must be above 0")
+
+    @property
+    def at_first(self) -> DatagramLimits:
+        """The limits of a session before it is established."""
+        size = self.unauthenticated_bytes
+        if not size:
+            return self
+        return replace(
+            self,
+            message_bytes=min(size, self.message_bytes),
+            window_bytes=min(size, self.window_bytes),
+            window_messages=max(1, min(size // MESSAGE_COST, self.window_messages)),
+        )

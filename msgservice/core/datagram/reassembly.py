@@ -38,6 +38,10 @@ class Reassembly:
         self._partials: dict[int, _Partial] = {}
         self.promised = 0  # totals of all partial messages
 
+    def raise_to(self, bytes_max: int) -> None:
+        """Let more bytes be held from now on."""
+        self._bytes_max = bytes_max
+
     def __contains__(self, nonce: int) -> bool:
         return nonce in self._partials
 

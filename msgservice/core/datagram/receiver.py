@@ -103,7 +103,7 @@ class ReceivingHalf:
         self.handled_bytes = 0
         self.credit_messages = self.credit_bytes = 0
         self.credit_at = self.credit_bytes_at = 0
-        self.credit_lost = False  # what was granted last was lost on the way
+        self.credit_lost = False  # what was granted last is not known there: it is said again
         self.grant()
         # What is to be answered again, and below what the peer has settled all.
         self.asked = False
@@ -303,8 +303,10 @@ class ReceivingHalf:
 
     def receive_fragment(self, nonce: int, total: int, offset: int, data: bytes) -> None:
         """Take a piece of a large message; ValueError where it contradicts the others."""
-        if total > self._limits.message_bytes or not total:
+        if not total:
             raise ValueError("total of a fragment")
+        if total > self._limits.message_bytes:
+            raise NotTaken  # before it is known who speaks; for good, or until then
         if nonce < self.next_nonce or nonce in self.taken:
             self._answer_again(nonce, nonce, 1)
             return
@@ -418,6 +420,14 @@ class ReceivingHalf:
         return (
             self.handled_messages >= self.credit_at or self.handled_bytes >= self.credit_bytes_at
         ) and self.reply_bytes <= self._limits.window_bytes  # replies pile up unread: grant no more
+
+    def establish(self, limits: DatagramLimits) -> None:
+        """Take as much from now on as these limits have, and say so."""
+        if limits is not self._limits:
+            self._limits = limits
+            self.reassembly.raise_to(limits.window_bytes + limits.message_bytes)
+            self.grant()
+            self.credit_lost = True
 
     def grant(self) -> None:
         """Grant the credit that there is room for."""

@@ -57,6 +57,7 @@ class Session:
         own_random: bytes,
         terms: wire.Terms,
         limits: DatagramLimits,
+        limits_at_first: DatagramLimits,
         queue: SendQueue,
         settled: list[object],
         answered: list[Answer],
@@ -89,7 +90,7 @@ class Session:
             credit_messages=terms.messages,
             credit_bytes=terms.bytes,
         )
-        self.receiving = ReceivingHalf(limits, ordered=ordered)
+        self.receiving = ReceivingHalf(limits_at_first, ordered=ordered)
         self.flight = Flight(
             self.receiving,
             late_flights,

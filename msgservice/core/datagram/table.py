@@ -47,6 +47,7 @@ class SessionTable:
         self._gathered = gathered
         self._late_flights = late_flights
         self._limits = limits
+        self._limits_at_first = limits.at_first
         self._jitter = jitter
         self._retries = retries
         self._ordered = ordered
@@ -118,6 +119,7 @@ class SessionTable:
             own_random=random,
             terms=terms,
             limits=self._limits,
+            limits_at_first=self._limits_at_first,
             queue=SendQueue(),  # that of the peer once it is installed: until then nothing is sent
             settled=self._gathered.settled,
             answered=self._gathered.answers,

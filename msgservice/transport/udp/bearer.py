@@ -193,6 +193,7 @@ class UdpChannel(TwistedProtocol):
         """See `IChannel`."""
         if not self._known:
             self._known = True
+            self._bearer.establish(self.session)
             self._owner.channel_established(self)
 
     def pause(self) -> None:
@@ -380,6 +381,11 @@ class Bearer:
         """Let frames count as taken."""
         self._endpoint.handle(session, first, last, size)
 
+    def establish(self, session: Session) -> None:
+        """Take as much of a session as of every other: its peer is known."""
+        self._endpoint.establish(session)
+        self.turns.soon()
+
     def end_session(self, session: Session) -> None:
         """End a session and its channel; the peer is told."""
         peer = self._endpoint.peers.get(session.address)
@@ -453,6 +459,7 @@ def datagram_limits(limits: Limits) -> DatagramLimits:
     """Return the limits of the layer below that fit those of frames."""
     return DatagramLimits(
         message_bytes=limits.frame_bytes,
+        unauthenticated_bytes=limits.unauthenticated_bytes,
         window_bytes=max(4 * 1024 * 1024, 2 * limits.frame_bytes),
         queue_bytes=max(256 * 1024 * 1024, 4 * limits.frame_bytes),
         peers=limits.connections,
