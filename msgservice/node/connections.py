@@ -81,6 +81,8 @@ class Connections:
         row = outlet.row
         if row.address is None or row.options.paused or row.removed or row.number in self.links:
             return
+        if outlet.is_going:
+            return
         try:
             link = self._connector(row.address, outlet)
         except BadAddress as error:
@@ -230,6 +232,18 @@ class Connections:
         peer = self._receiving.pop(outlet.row.number, None)
         if peer is not None:
             peer.dismiss(code, reason)
+
+    def part(self, outlet: Outlet, reason: str) -> None:
+        """Feed a receiver's connection nothing more, and take no more answers; it stays."""
+        peer = self._receiving.pop(outlet.row.number, None)
+        if peer is not None:
+            peer.part(reason)
+
+    def dismiss_all(self, outlet: Outlet, code: int, reason: str) -> None:
+        """Let all connections of a receiver end that were greeted; others hear of it then."""
+        for peer in list(self.peers):
+            if peer.outlet is outlet and peer.ingress is not None:
+                peer.dismiss(code, reason)
 
     def forget(self, outlet: Outlet) -> None:
         """The receiver was removed: nothing is noted of its number any more."""

@@ -61,6 +61,7 @@ class Directory:
         self._looked = False  # for room among the sets that `to` makes, since the node did
         self._told_full = False  # that an audience was refused, since there was room
         self._suspended: set[int] = set()  # numbers that are left out of patterns' audiences
+        self._retired: set[int] = set()  # numbers that are in no audience any more, and have a name
 
     # --- getters
 
@@ -84,6 +85,10 @@ class Directory:
     def numbered(self, number: int) -> ReceiverRow | None:
         """The receiver of this number, removed ones too, or None."""
         return self._by_number.get(number)
+
+    def is_retired(self, row: ReceiverRow) -> bool:
+        """Whether a receiver is in no audience any more, though it still has its name."""
+        return row.number in self._retired
 
     def names_after(self, name: str, count_max: int) -> list[str]:
         """The first `count_max` names of receivers behind this one, rising."""
@@ -132,7 +137,7 @@ class Directory:
         key = tuple(names)
         found = self._by_names.get(key)
         if found is None or found.gone:
-            found = self._intern((self.named(name).number for name in key), sender)
+            found = self._intern((self._addressed(name) for name in key), sender)
             # Each entry holds its names: they are what takes memory, not the entries.
             self._names_held += len(key)
             if self._names_held > self._limits.subjects:
@@ -140,6 +145,12 @@ class Directory:
                 self._names_held = len(key)
             self._by_names[key] = found
         return found
+
+    def _addressed(self, name: str) -> int:
+        row = self.named(name)
+        if self.is_retired(row):
+            raise UnknownReceiver(name)
+        return row.number
 
     def _intern(self, numbers: Iterable[int], sender: str | None = None) -> Audience:
         members = tuple(sorted(set(numbers)))
@@ -271,14 +282,19 @@ class Directory:
             self._suspended.discard(row.number)
         self._changed()
 
-    def remove(self, row: ReceiverRow) -> None:
-        """The receiver is removed: it is part of no audience from now on."""
+    def retire(self, row: ReceiverRow) -> None:
+        """The receiver is part of no audience from now on. Its name is taken until `remove`."""
         for pattern in row.patterns:
             self._matcher.remove(pattern, row.number)
-        row.removed = True
-        self._suspended.discard(row.number)
-        del self._by_name[row.name]
+        self._retired.add(row.number)
         self._changed()
+
+    def remove(self, row: ReceiverRow) -> None:
+        """The receiver, which is retired, is removed: its name is free."""
+        self._retired.remove(row.number)
+        self._suspended.discard(row.number)
+        row.removed = True
+        del self._by_name[row.name]
 
     def _changed(self) -> None:
         self.version += 1

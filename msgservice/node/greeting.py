@@ -233,6 +233,8 @@ class Greeter:
             return
         if outlet.row.removed:  # since it was greeted
             visitor.leave(BYE_REMOVED, "removed")
+        elif outlet.is_going:
+            pass  # it gets nothing, and is told when that is on disk
         elif outlet.row.options.paused:
             if error is None and outlet.connection is None:
                 outlet.hear(resume)

@@ -67,6 +67,7 @@ class Outlet:
         self.row = row
         self.pace = pace  # None: nothing limits its rate
         self.connection: Connection | None = None
+        self.is_going = False  # its removal is not on disk yet
         self.flight: Flight | None = None  # of the connection
         self.audiences: set[int] = set()  # numbers of those it is in
         self.notes: dict[int, tuple[int, str]] = {}  # NOTE: sequence -> attempts, reason

@@ -3,16 +3,18 @@
 A peer is greeted first (`greeting`). It may hand messages in then (an `Ingress`), may be a receiver
 that an `Outlet` feeds (its seat), and may ask requests. The stages, and what ends each:
 
-                seated    leaves      unseated    lost
-    HERE        SEATED    LEAVING     LEAVING     GONE
-    SEATED      -         DRAINING    LEAVING     GONE
-    DRAINING    -         DRAINING    LEAVING     GONE
-    LEAVING     -         LEAVING     LEAVING     GONE
-    GONE        -         GONE        GONE        GONE
+                seated    parted      leaves      unseated    lost
+    HERE        SEATED    HERE        LEAVING     LEAVING     GONE
+    SEATED      -         PARTED      DRAINING    LEAVING     GONE
+    PARTED      -         PARTED      LEAVING     LEAVING     GONE
+    DRAINING    -         LEAVING     DRAINING    LEAVING     GONE
+    LEAVING     -         LEAVING     LEAVING     LEAVING     GONE
+    GONE        -         GONE        GONE        GONE        GONE
 
 From DRAINING on a BYE was said. In DRAINING the receiver still answers what is in flight to it; in
 LEAVING its answers no longer count, or it was never fed. *unseated*: another connection has its
-place, or there is no place for it any more.
+place, or there is no place for it any more. *parted*: there will be none once a removal is on disk;
+until then nothing is said, and nothing it answers counts.
 """
 
 from __future__ import annotations
@@ -83,6 +85,7 @@ class Stage(enum.Enum):
 
     HERE = enum.auto()
     SEATED = enum.auto()
+    PARTED = enum.auto()
     DRAINING = enum.auto()
     LEAVING = enum.auto()
     GONE = enum.auto()
@@ -92,6 +95,7 @@ class Event(enum.Enum):
     """The event that ends a stage of a node's connection."""
 
     SEATED = enum.auto()
+    PARTED = enum.auto()
     LEAVES = enum.auto()
     UNSEATED = enum.auto()
     LOST = enum.auto()
@@ -100,18 +104,27 @@ class Event(enum.Enum):
 # A connection that was seated once is seated no second time.
 NEXT: Final = {
     (Stage.HERE, Event.SEATED): Stage.SEATED,
+    (Stage.HERE, Event.PARTED): Stage.HERE,
     (Stage.HERE, Event.LEAVES): Stage.LEAVING,
     (Stage.HERE, Event.UNSEATED): Stage.LEAVING,
     (Stage.HERE, Event.LOST): Stage.GONE,
+    (Stage.SEATED, Event.PARTED): Stage.PARTED,
     (Stage.SEATED, Event.LEAVES): Stage.DRAINING,
     (Stage.SEATED, Event.UNSEATED): Stage.LEAVING,
     (Stage.SEATED, Event.LOST): Stage.GONE,
+    (Stage.PARTED, Event.PARTED): Stage.PARTED,
+    (Stage.PARTED, Event.LEAVES): Stage.LEAVING,
+    (Stage.PARTED, Event.UNSEATED): Stage.LEAVING,
+    (Stage.PARTED, Event.LOST): Stage.GONE,
+    (Stage.DRAINING, Event.PARTED): Stage.LEAVING,
     (Stage.DRAINING, Event.LEAVES): Stage.DRAINING,
     (Stage.DRAINING, Event.UNSEATED): Stage.LEAVING,
     (Stage.DRAINING, Event.LOST): Stage.GONE,
+    (Stage.LEAVING, Event.PARTED): Stage.LEAVING,
     (Stage.LEAVING, Event.LEAVES): Stage.LEAVING,
     (Stage.LEAVING, Event.UNSEATED): Stage.LEAVING,
     (Stage.LEAVING, Event.LOST): Stage.GONE,
+    (Stage.GONE, Event.PARTED): Stage.GONE,
     (Stage.GONE, Event.LEAVES): Stage.GONE,
     (Stage.GONE, Event.UNSEATED): Stage.GONE,
     (Stage.GONE, Event.LOST): Stage.GONE,
@@ -326,7 +339,7 @@ class Peer:
     @property
     def leaving(self) -> bool:
         """Whether a BYE was said, or the connection has ended."""
-        return self.stage not in (Stage.HERE, Stage.SEATED)
+        return self.stage not in (Stage.HERE, Stage.SEATED, Stage.PARTED)
 
     @property
     def gone(self) -> bool:
@@ -382,6 +395,12 @@ class Peer:
         elif not leaving:
             self._happens(Event.LEAVES)
             self._say_bye(connection, code, reason)
+
+    def part(self, reason: str) -> None:
+        """Take no more answers from a receiver, and feed it nothing more; nothing is said yet."""
+        self._happens(Event.PARTED)
+        self._leave_seat(reason, lost=False)
+        self._close_if_done()
 
     def dismiss(self, code: int, reason: str) -> None:
         """Take no more answers from a receiver, which has no place any more, and leave."""

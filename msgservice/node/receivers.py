@@ -137,7 +137,7 @@ class Receivers:
             return self._add(row)
         outlet = self._dispatch.outlets[row.number]
         self._connections.hold_check(outlet)
-        if row.options.paused:
+        if row.options.paused or outlet.is_going:
             return outlet  # it is sent away once its session is open, and has changed nothing
         changes, options = False, row.options
         if row.configured:
@@ -198,6 +198,9 @@ class Receivers:
         configured: bool = False,
     ) -> ReceiverRow:
         """Make a receiver; what is sent from now on reaches it. Returns once it is stored."""
+        known = self._directory.get(name)
+        if known is not None and known.number in self._removing:
+            await self._removing[known.number].wait()
         if self._directory.get(name) is not None:
             raise ValueError(f"receiver {name!r} is there already")
         options.check()
@@ -224,7 +227,7 @@ class Receivers:
 
         `changes`: fields of `ReceiverOptions`; those that are None stay.
         """
-        row = self._directory.named(name)
+        row = self._standing(name)
         outlet = self._dispatch.outlets[row.number]
         options = row.options.changed(changes)
         if address is not None:
@@ -245,7 +248,7 @@ class Receivers:
 
         `reason`: why it is paused, for people and for the receiver.
         """
-        row = self._directory.named(name)
+        row = self._standing(name)
         outlet = self._dispatch.outlets[row.number]
         row.options = msgspec.structs.replace(row.options, paused=paused)
         stored = self._store(row)
@@ -258,11 +261,20 @@ class Receivers:
         await stored
         return row
 
+    def _standing(self, name: str) -> ReceiverRow:
+        """The receiver of this name, unless its removal is under way: it is as good as gone."""
+        row = self._directory.named(name)
+        if row.number in self._removing:
+            raise UnknownReceiver(name)
+        return row
+
     async def remove(self, name: str, confirmed: int | None = None) -> int:
         """Remove a receiver; what waited for it is `removed`. Returns how many messages.
 
-        Several who ask at once get the same answer, when it is on disk. `UnknownReceiver` where
-        there is none (any more); `ValueError` where more than `confirmed` messages wait for it.
+        All who ask before it is on disk get the same answer, when it is. Until then it gets nothing
+        more, is listed as paused, and keeps its name: after the end of the process it is there
+        again. `UnknownReceiver` where there is none (any more); `ValueError` where more than
+        `confirmed` messages wait for it.
         """
         row = self._directory.named(name)
         queued = await self.queued(row.number)
@@ -288,17 +300,20 @@ class Receivers:
 
     async def _remove(self, row: ReceiverRow, queued: int) -> int:
         outlet = self._dispatch.outlets[row.number]
-        self._directory.remove(row)
-        self._connections.send_away(outlet, BYE_REMOVED, "removed")
-        self._connections.forget(outlet)
-        self._dispatch.remove(outlet)
-        undialled = self._connections.undial(outlet)
+        outlet.is_going = True
+        self._connections.part(outlet, "being removed")
+        outlet.last_error = "being removed"
         # What it has settled stays so: with many dead letters that is more than one group.
         await outlet.progress.all_stored()
-        removed = self._commits.removal(row.number)
-        await undialled
-        await removed
+        self._directory.retire(row)  # what is stored with the removal is not for it any more
+        await self._commits.removal(row.number)
+        self._directory.remove(row)
+        # Who is told does not come back: that must hold after the end of this process as well.
+        self._connections.dismiss_all(outlet, BYE_REMOVED, "removed")
+        self._connections.forget(outlet)
+        self._dispatch.remove(outlet)
         self._tracker.tell_all_again()
+        await self._connections.undial(outlet)
         self._logger.info("receiver {name} removed", name=row.name)
         return queued
 
@@ -317,7 +332,7 @@ class Receivers:
     def dead_stored(self, row: ReceiverRow) -> None:
         """Pause a receiver whose dead letters are at their limit; it has new ones."""
         reason = self.too_many_dead(row)
-        if reason is None or row.options.paused or row.removed:
+        if reason is None or row.options.paused or row.removed or row.number in self._removing:
             return
         self._logger.warn("receiver {name} is {reason}", name=row.name, reason=reason)
         paused = Deferred.fromCoroutine(self.pause(row.name, True, reason))
@@ -342,6 +357,7 @@ class Receivers:
             "address": row.address,
             "subjects": list(row.patterns),
             **{name: getattr(row.options, name) for name in _LISTED},
+            "paused": row.options.paused or outlet.is_going,
             "backlog_bytes": self._dispatch.backlog_bytes_max(row),
             "suspended": row.suspended,
             "rate": None if rate is None else asdict(rate),
@@ -365,7 +381,8 @@ class Receivers:
     def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
         """Suspend a receiver: leave it out of new audiences, or take it in again (SEMANTICS 18)."""
         self._directory.set_suspended(row, suspended)
-        self._store(row)
+        if row.number not in self._removing:
+            self._store(row)
 
     def _change_stored(self, _: None) -> None:
         self._changes -= 1

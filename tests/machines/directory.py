@@ -77,8 +77,9 @@ class DirectoryMachine(ServiceMachine):
     def do_remove(self, rng: random.Random) -> None:
         name = rng.choice(RECEIVERS)
         row = self.node.parts.directory.get(name)
+        outlet = None if row is None else self.node.parts.dispatch.outlets.get(row.number)
         self._ask(self.node.remove_receiver(name))
-        if row is not None and row.removed:
+        if row is not None and (row.removed or (outlet is not None and outlet.is_going)):
             model = self.receivers.pop(name) if name in self.receivers else None
             self.gone.append(model or ModelReceiver(self, name))
 

@@ -675,6 +675,7 @@ class ServiceMachine(Machine):
             rows = {
                 row.number: (row.name, row.patterns, row.options.on_full)
                 for row in self.node.parts.directory
+                if not self.node.parts.directory.is_retired(row)
             }
             if rows != self.versions[-1]:
                 self.versions.append(rows)
@@ -686,8 +687,13 @@ class ServiceMachine(Machine):
         if began is None:
             return
         parts = self.node._parts  # one that has just been started has none
-        directory = () if parts is None else parts.directory
-        rows = {row.number: (row.name, row.patterns, row.options.on_full) for row in directory}
+        rows = {}
+        if parts is not None:
+            rows = {
+                row.number: (row.name, row.patterns, row.options.on_full)
+                for row in parts.directory
+                if not parts.directory.is_retired(row)
+            }
         members = set(batch.audience.members)
         for version in [*self.versions[began:], rows]:
             if body in self.named:

@@ -125,14 +125,20 @@ def test_37_a_named_receiver_that_is_removed_before_the_group_is_unknown() -> No
     assert {1} == world.routed().keys()
 
 
-def test_37_a_name_that_is_another_receiver_by_then_is_that_one() -> None:
+def test_37_a_name_is_no_other_receivers_before_the_removal_is_on_disk() -> None:
     world = Held(None, "billing")
     world.send(2, to=["billing"])
     world.remove("billing")
-    world.attach("billing")
+    early = world.attach("billing")
+    assert early.bye is None
     world.release()
-    assert [b"2"] == world.bodies("billing")
-    assert {1: ["billing"], 2: ["billing"]} == world.routed()
+    assert (2, "removed") == early.bye
+    (nack,) = world.shop.take(Nack)
+    assert (2, 2, Action.REFUSED) == (nack.first, nack.last, nack.action)
+    world.attach("billing")
+    world.send(3, to=["billing"])
+    assert [b"3"] == world.bodies("billing")
+    assert {1: ["billing"], 3: ["billing"]} == world.routed()
 
 
 def test_37_require_is_judged_by_who_is_there_when_the_group_starts() -> None:

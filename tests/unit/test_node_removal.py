@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from msgservice import Limits
-from msgservice.core.frames import Reply, Request, Transfer
+from msgservice.core.frames import Nack, Reply, Request, Transfer
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import UnknownReceiver
 from msgservice.log.memory import MemoryLog
@@ -90,7 +90,7 @@ def test_one_who_confirmed_too_few_does_not_join_one_who_confirmed_enough() -> N
     assert "1 messages wait for 'billing'" in reason
 
 
-def test_one_who_removes_while_the_removal_is_stored_is_told_that_there_is_none() -> None:
+def test_one_who_removes_while_the_removal_is_stored_gets_the_same_answer() -> None:
     world, log = holding_world()
     world.peer("billing", receive=ORDERS)
     log.hold = True
@@ -98,11 +98,107 @@ def test_one_who_removes_while_the_removal_is_stored_is_told_that_there_is_none(
     world.settle()
     second = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
     world.settle()
-    assert [type(one.value) for one in second if isinstance(one, Failure)] == [UnknownReceiver]
-    assert first == []  # not before it is on disk
+    assert first == second == []  # not before it is on disk
     log.release()
     world.settle()
-    assert first == [0]
+    assert first == second == [0]
+    late = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    world.settle()
+    assert [type(one.value) for one in late if isinstance(one, Failure)] == [UnknownReceiver]
+
+
+def listed(peer: ScriptedPeer) -> list[tuple[str, bool, str]]:
+    rows = peer.request("$node.receivers.list", {})[1]["receivers"]
+    return [(row["name"], row["paused"], row["last_error"]) for row in rows]
+
+
+def test_9_a_receiver_is_told_of_its_removal_when_that_is_on_disk() -> None:
+    world, log = holding_world()
+    shop, billing = world.peer("shop", status_from=1), world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    (in_flight,) = billing.take(Transfer)
+    log.fail_always = True
+    removed = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    world.settle(3)
+    assert (removed, billing.bye, billing.connection.gone) == ([], None, False)
+    assert listed(shop) == [("billing", True, "being removed")]
+    # What it answers counts no more, and it gets nothing more.
+    billing.ack(in_flight)
+    shop.transfer(2, "orders.new", [b"two"])
+    again = world.peer("billing", incarnation="i2", receive={"subjects": ["other"]})
+    world.settle()
+    assert (again.take(Transfer), again.bye, billing.bye) == ([], None, None)
+    log.fail_always = False
+    world.settle(3)
+    assert removed == [1]
+    assert (billing.bye, again.bye) == ((2, "removed"), (2, "removed"))
+    assert listed(shop) == []
+    assert shop.statuses() == {("billing", Status.REMOVED): [(1, 1)]}
+    assert world.node.parts.dispatch.outlets == {}
+
+
+def test_9_a_process_that_ends_before_a_removal_is_on_disk_has_told_nobody() -> None:
+    world, log = holding_world()
+    billing = world.peer("billing", receive=ORDERS)
+    log.fail_always = True
+    result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    world.settle(3)
+    world.node.parts.commits.stop()
+    billing.connection.abort()
+    log.fail_always = False
+    world.start()
+    (row,) = world.peer("shop").request("$node.receivers.list", {})[1]["receivers"]
+    assert (row["name"], row["paused"], billing.bye) == ("billing", False, None)
+    again = world.peer("billing", receive=ORDERS)
+    assert (again.bye, again.connection.gone) == (None, False)
+
+
+def test_9_nothing_new_is_for_a_receiver_from_the_group_on_that_removes_it() -> None:
+    world, log = holding_world()
+    shop = world.peer("shop", status_from=1)
+    world.peer("billing", receive=ORDERS).connection.abort()
+    world.settle()
+    log.hold = True
+    removed = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    world.settle()
+    shop.transfer(1, "orders.new", [b"nobody's"])
+    shop.transfer(2, "orders.new", [b"nobody's"], to=("billing",))
+    world.settle()
+    log.release()
+    world.settle(1)
+    assert removed == [0]
+    assert shop.statuses() == {}
+    (nack,) = shop.take(Nack)
+    assert (2, Action.REFUSED, "unknown receiver 'billing'") == (
+        nack.first,
+        nack.action,
+        nack.reason,
+    )
+
+
+def test_9_who_is_being_removed_is_not_changed_and_may_be_added_again_behind_it() -> None:
+    world, log = holding_world()
+    node = world.node
+    world.peer("billing", receive=ORDERS).connection.abort()
+    world.settle()
+    log.hold = True
+    result_of(Deferred.fromCoroutine(node.remove_receiver("billing")))
+    world.settle()
+    for asking in (
+        lambda: node.change_receiver("billing", patterns=["other"]),
+        lambda: node.pause_receiver("billing", True),
+        lambda: node.pause_receiver("billing", False),
+    ):
+        (failure,) = result_of(Deferred.fromCoroutine(asking()))
+        assert type(failure.value) is UnknownReceiver
+    added = result_of(Deferred.fromCoroutine(node.add_receiver("billing", ["orders.>"])))
+    world.settle()
+    assert added == []
+    log.release()
+    world.settle()
+    assert len(added) == 1
+    assert node.parts.directory.named("billing").number == 2
 
 
 def test_who_asks_before_a_removal_and_is_answered_after_it_is_told_that_there_is_none() -> None:

@@ -106,6 +106,9 @@ class Scene:
     def dismissed(self) -> None:
         self.peer.dismiss(BYE_PAUSED, "paused")
 
+    def parted(self) -> None:
+        self.peer.part("being removed")
+
     def says_bye(self) -> None:
         if not self.peer.gone:
             self.peer.peer_leaves(self.connection, BYE_CLOSING, "done")
@@ -128,13 +131,15 @@ class Scene:
         assert self.outlet.feeds == (peer.stage in (Stage.SEATED, Stage.DRAINING))
         byes = [code for code, _ in self.connection.told("bye")]
         assert 1 >= len([code for code in byes if code != BYE_REPLACED])
-        assert peer.leaving is (peer.stage not in (Stage.HERE, Stage.SEATED))
+        assert peer.leaving is (peer.stage not in (Stage.HERE, Stage.SEATED, Stage.PARTED))
         assert peer.gone is (peer.stage is Stage.GONE)
         fed = [name for name, _ in self.dispatch.calls if name in ("connected", "disconnected")]
         assert fed == ["connected", "disconnected"][: len(fed)]
         if any(self.outlet.ends[len(ends_before) :]):
             # An attempt may have failed only where nobody had begun to end it on purpose.
             assert before is Stage.SEATED
+        if peer.stage is Stage.PARTED:
+            assert not byes
         if peer.stage in ON_PURPOSE:
             assert byes
         if peer.stage is Stage.DRAINING:
@@ -146,6 +151,7 @@ HAPPENINGS: dict[str, Callable[[Scene], None]] = {
     "leave": Scene.leave,
     "replaced": Scene.replaced,
     "dismissed": Scene.dismissed,
+    "parted": Scene.parted,
     "says bye": Scene.says_bye,
     "answers": Scene.answers,
     "lost": Scene.lost,
@@ -186,7 +192,14 @@ def test_a_peer_is_seated_once_and_every_other_event_may_come_in_every_stage(
 
 @pytest.mark.parametrize(
     ("happened", "error"),
-    [([], "cut"), (["seated"], "before"), (["dismissed"], "before"), (["leave"], "before")],
+    [
+        ([], "cut"),
+        (["parted"], "cut"),
+        (["seated"], "before"),
+        (["seated", "parted"], "before"),
+        (["dismissed"], "before"),
+        (["leave"], "before"),
+    ],
 )
 def test_the_end_of_a_dialled_connection_is_its_receivers_error_if_it_was_never_seated(
     happened: list[str], error: str
