@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from msgservice.core.datagram import wire
+from msgservice.core.datagram.endpoint import Endpoint
 from msgservice.core.datagram.keys import Keys
 from msgservice.core.datagram.limits import DatagramLimits
 from tests.fuzz.datagram_stage import TARGET, Stage
@@ -279,9 +280,12 @@ def test_a_flood_costs_no_memory_answers_less_than_it_brings_and_hurts_no_peer()
     assert world.run(3, until=lambda: a.settled == [b"before", b"after"])
 
 
+FLOODED = DatagramLimits(strangers_per_second=50, handshakes_per_second=50)
+
+
 def test_what_the_driver_drops_unread_is_what_would_have_been_ignored_anyway() -> None:
     world = World(1)
-    endpoint = world.host(1, limits=DatagramLimits(handshakes_per_second=50)).endpoint
+    endpoint = world.host(1, limits=FLOODED).endpoint
     dropped = 0
     for number, (address, datagram) in enumerate(flood_of(2, 5_000)):
         now = number / 10_000
@@ -301,11 +305,63 @@ def test_what_the_driver_drops_unread_is_what_would_have_been_ignored_anyway() -
 
 def test_a_stranger_is_heard_again_when_the_flood_is_over() -> None:
     world = World(1)
-    endpoint = world.host(1, limits=DatagramLimits(handshakes_per_second=10)).endpoint
+    endpoint = world.host(1, limits=DatagramLimits(strangers_per_second=10)).endpoint
     for address, datagram in flood_of(3, 200):
         endpoint.receive_datagrams(datagram, 0, address, 1.0)
     assert endpoint.ignores(wire.HELLO, 1.09)
     assert not endpoint.ignores(wire.HELLO, 1.11)
+
+
+def hello_from(endpoint: Endpoint, to: Address, now: float) -> bytes:
+    """Return the hello that an endpoint sends next to an address that it begins with."""
+    endpoint.receive_time(now)
+    ((_, (datagram,)),) = endpoint.take_datagrams(now)
+    return datagram
+
+
+def test_a_flood_of_hellos_without_the_key_keeps_no_new_peer_out() -> None:
+    world, a, b = two_hosts(keyed=True)
+    junk = bytes([wire.HELLO, 1, 1, 0]) + bytes(100)
+    for number in range(10_000):
+        b.endpoint.receive_datagrams(junk, 0, ("10.0.0.1", 1 + number), world.now)
+    assert not b.endpoint.ignores(wire.HELLO, world.now)
+    a.endpoint.connect(b.address, world.now)
+    hello = hello_from(a.endpoint, b.address, world.now)
+    b.endpoint.receive_datagrams(hello, 0, a.address, world.now)
+
+    ((_, (answer,)),) = b.endpoint.take_datagrams(world.now)
+    assert wire.COOKIE == answer[0]
+
+
+def test_a_flood_of_first_hellos_keeps_none_out_who_has_a_cookie() -> None:
+    world, a, b = two_hosts(keyed=False)
+    a.endpoint.connect(b.address, world.now)
+    first = hello_from(a.endpoint, b.address, world.now)
+    b.endpoint.receive_datagrams(first, 0, a.address, world.now)
+    ((_, (cookie,)),) = b.endpoint.take_datagrams(world.now)
+    for number in range(10_000):
+        b.endpoint.receive_datagrams(first, 0, ("10.0.0.1", 1 + number), world.now)
+    assert 2000 > len(b.endpoint.take_datagrams(world.now)) > 1000
+
+    a.endpoint.receive_datagrams(cookie, 0, b.address, world.now)
+    second = hello_from(a.endpoint, b.address, world.now)
+    assert not b.endpoint.ignores(wire.HELLO, world.now)
+    b.endpoint.receive_datagrams(second, 0, a.address, world.now)
+    ((_, (answer,)),) = b.endpoint.take_datagrams(world.now)
+    assert wire.OPENED == answer[0]
+
+
+def test_a_flood_of_packets_with_a_wrong_checksum_takes_no_reset_from_others() -> None:
+    world = World(1)
+    endpoint = world.host(1).endpoint
+    packet = with_checksum(wire.HEADER.pack(wire.MESSAGES, 1, 0, 0, 7, 1) + bytes(64))
+    wrong = packet[:-1] + bytes([packet[-1] ^ 1])
+    for number in range(5_000):
+        endpoint.receive_datagrams(wrong, 0, ("10.0.0.1", 1 + number), world.now)
+    assert not endpoint.ignores(wire.MESSAGES, world.now)
+    endpoint.receive_datagrams(packet, 0, STRANGER, world.now)
+    ((_, (answer,)),) = endpoint.take_datagrams(world.now)
+    assert wire.RESET == answer[0]
 
 
 def test_ten_thousand_peers_fit_in_memory_and_the_next_is_not_answered() -> None:

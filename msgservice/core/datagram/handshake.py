@@ -57,13 +57,18 @@ class Handshakes:
         self._entropy = entropy
         self._jitter = jitter
         self._jar = CookieJar(entropy(32), limits.cookie_seconds)
-        self._hellos = Budget(limits.handshakes_per_second)
+        # Looked into: apart, so that a flood of the one keeps out none of the other.
+        self._hellos = Budget(limits.strangers_per_second)
+        self._packets = Budget(limits.strangers_per_second)
+        # Answered: a flood of those who have shown nothing costs no cookie of who has one.
+        self._cookies = Budget(limits.handshakes_per_second)
+        self._proven = Budget(limits.handshakes_per_second)
         self._resets = Budget(limits.resets_per_second)
-        # What an address without state may send, and what limits the answers to it.
+        # What an address without state may send, and what limits it.
         self._strangers = {
-            wire.HELLO: self._hellos,
-            wire.MESSAGES: self._resets,
-            wire.ACKNOWLEDGEMENT: self._resets,
+            wire.HELLO: (self._hellos, self._hellos),
+            wire.MESSAGES: (self._packets, self._resets),
+            wire.ACKNOWLEDGEMENT: (self._packets, self._resets),
         }
 
     def ignores(self, letter: int, now: float) -> bool:
@@ -73,8 +78,8 @@ class Handshakes:
         For the driver, so that a flood costs no more than being read: `receive_datagrams` would
         come to the same.
         """
-        budget = self._strangers.get(letter)
-        if budget is not None and now >= budget.next_at:
+        budgets = self._strangers.get(letter)
+        if budgets is not None and now >= budgets[0].next_at and now >= budgets[1].next_at:
             return False
         self._counters["ignored"] += 1
         return True
@@ -140,6 +145,7 @@ class Handshakes:
         now: float,
     ) -> bytes | None:
         """Take a datagram of the handshake, and return the answer to it, if any."""
+        known = False
         if letter == wire.HELLO:
             peer = self._table.peers.get(address)
             known = peer is not None and peer.opening is not None
@@ -158,7 +164,7 @@ class Handshakes:
         size = behind - at
         if letter == wire.HELLO and role == wire.INITIATOR and size == wire.HELLO_BODY_BYTES:
             body = buffer[at:behind]
-            return self._receive_hello(body, key_id, identifier, address, now)
+            return self._receive_hello(body, key_id, identifier, address, now, known=known)
         if letter == wire.COOKIE and role == wire.RESPONDER and size == wire.COOKIE_BYTES:
             self._receive_cookie(buffer[at:behind], key_id, identifier, address, now)
         elif letter == wire.OPENED and role == wire.RESPONDER and size == wire.TERMS.size:
@@ -171,22 +177,34 @@ class Handshakes:
         return None
 
     def _receive_hello(
-        self, body: bytes, key_id: int, identifier: int, address: Address, now: float
+        self,
+        body: bytes,
+        key_id: int,
+        identifier: int,
+        address: Address,
+        now: float,
+        *,
+        known: bool,
     ) -> bytes | None:
-        self._counters["handshakes"] += 1
+        """Answer a hello that was sealed with a key; `known`: to its address this side began."""
         try:
             terms = wire.decode_terms(body, 0)
         except wire.DecodeErrors:
             self._counters["ignored"] += 1
             return None
         cookie = body[wire.TERMS.size :]
-        if not self._jar.check(cookie, address, identifier, terms.random, now):
+        is_proven = self._jar.check(cookie, address, identifier, terms.random, now)
+        if not known and not (self._proven if is_proven else self._cookies).spend(now):
+            self._counters["ignored"] += 1
+            return None
+        self._counters["handshakes"] += 1
+        if not is_proven:
             cookie = self._jar.make(address, identifier, terms.random, now)
             return self._sealed(wire.COOKIE, wire.RESPONDER, key_id, identifier, cookie)
         table = self._table
-        known = table.sessions.get((address, identifier))
-        if known is not None:  # the answer was lost: the same again
-            return self._opened(known) if known.role == wire.RESPONDER else None
+        session = table.sessions.get((address, identifier))
+        if session is not None:  # the answer was lost: the same again
+            return self._opened(session) if session.role == wire.RESPONDER else None
         if table.was_ended(address, identifier):
             # An H that the net or somebody repeated. A session made of it would have the name of
             # one that the sender may still take for alive, and another key: each would hold what
@@ -279,6 +297,9 @@ class Handshakes:
         An old one was repeated by somebody who wants the answer: sent on to the real address, it
         would end the session there.
         """
+        if not self._packets.spend(now):
+            self._counters["ignored"] += 1
+            return None
         seal = self._keys.handshake_seal(key_id, wire.RESET)
         known = self._table.identifiers.get(identifier)
         peer = self._table.peers.get(address)
@@ -295,11 +316,11 @@ class Handshakes:
             self._counters["ignored"] += 1
             return None
         size = wire.HEADER_BYTES + wire.RESET_BODY.size + seal.overhead
-        if end - start < size or not self._resets.spend(now):
-            self._counters["ignored"] += 1
-            return None
         if isinstance(seal, wire.ChecksumSeal) and seal.open(data, start, end) is None:
             self._counters["forged"] += 1
+            return None
+        if end - start < size or not self._resets.spend(now):
+            self._counters["ignored"] += 1
             return None
         self._counters["resets"] += 1
         role = 1 - (data[start + 3] & 1)

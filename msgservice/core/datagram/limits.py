@@ -42,7 +42,12 @@ class DatagramLimits:
     keepalive: float = 0.0
     # An address shows within this time that it receives what is sent to it.
     cookie_seconds: float = 30.0
-    # Handshakes and resets answered in a second: what a flood may cost.
+    # Hellos of strangers, and packets of no session, that are looked into in a second, to tell what
+    # was made by who has the key from what was not: cheap, so that a flood must be large to hide a
+    # peer. More are dropped unread.
+    strangers_per_second: int = 20_000
+    # Answered in a second: hellos without a cookie, likewise hellos with a right one, resets. What
+    # a flood may cost that was made by who has the key, or where there is none.
     handshakes_per_second: int = 2000
     resets_per_second: int = 200
 
