@@ -21,9 +21,9 @@ from msgservice.client.flow import Flow
 from msgservice.client.gathering import BARE_OVERHEAD, Gathering
 from msgservice.client.handed import joined
 from msgservice.client.hop import NodeHop
-from msgservice.client.life import ClientLife
 from msgservice.client.receipt import Receipt, Receipts
 from msgservice.client.requests import Requests
+from msgservice.client.shutdown import Shutdown
 from msgservice.clock import monotonic_of, timed
 from msgservice.connection import Connection
 from msgservice.core.frames import Reply
@@ -37,6 +37,7 @@ from msgservice.errors import (
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Headers, encode_mixed
+from msgservice.waiters import Waiters
 
 # What may be handed over and not accepted yet, the window included; `send` fails beyond it.
 HELD_MESSAGES = 1_000_000
@@ -66,7 +67,7 @@ class Why:
         return f"{state}, {tries}, {self.unanswered} unanswered{waits}"
 
 
-class Client(ClientLife):
+class Client:
     """Hands messages to one node. Make one with `connect`, or embed one (see `start`).
 
     `connector_factory(make_user)` returns the `IConnector` that keeps the connection: a socket's,
@@ -91,9 +92,10 @@ class Client(ClientLife):
         outbox: DiskOutbox | None = None,
     ) -> None:
         reactor = timed(reactor)
-        super().__init__(reactor, limits, outbox)
         check_name(name)
         self.name = name
+        self._disk = outbox
+        self._connecting: Waiters[Client] = Waiters()
         now = monotonic_of(reactor)
         window = window or (limits.window_messages, limits.window_bytes)
         self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, window[0])
@@ -121,7 +123,7 @@ class Client(ClientLife):
             limits=limits,
             window=window,
             held=held,
-            wrote=self._wrote,
+            wrote=lambda: self._shutdown.look(),
         )
         if outbox is not None:
             self._flow.give_room(-outbox.left_messages, -outbox.left_bytes)
@@ -129,6 +131,16 @@ class Client(ClientLife):
             clock=reactor, now=now, pending_max=limits.requests, bytes_max=limits.window_bytes
         )
         self._connector = connector_factory(self._hop.connect)
+        self._shutdown = Shutdown(
+            hop=self._hop,
+            flow=self._flow,
+            requests=self._requests,
+            connector=self._connector,
+            connecting=self._connecting,
+            disk=outbox,
+            reactor=reactor,
+            stop_timeout=limits.stop_timeout,
+        )
         self._attempts_at_error = 0  # how often was dialled when the hop's last error came
 
     # --- getters
@@ -137,6 +149,11 @@ class Client(ClientLife):
     def connected(self) -> bool:
         """Whether a session with the node stands."""
         return self._hop.is_open
+
+    @property
+    def unanswered(self) -> int:
+        """Messages handed over that the node has not answered."""
+        return self._flow.unanswered
 
     @property
     def blocked(self) -> bool:
@@ -253,7 +270,7 @@ class Client(ClientLife):
         require: bool | None,
     ) -> Deferred[Receipt]:
         gathering = self._gathering
-        self._check_open()
+        self._shutdown.check_open()
         gathering.check_subject(subject)
         names = gathering.check_to(to)
         item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(names))
@@ -286,7 +303,7 @@ class Client(ClientLife):
         have been accepted. Cancelling ends the wait only.
         """
         try:
-            self._check_open()
+            self._shutdown.check_open()
             gathering = self._gathering
             gathering.check_subject(subject)
             names = gathering.check_to(to)
@@ -315,7 +332,7 @@ class Client(ClientLife):
         wait only.
         """
         try:
-            self._check_open()
+            self._shutdown.check_open()
             check_subject(subject)
             item, _ = self._gathering.prepare(
                 content, headers, None, self._gathering.limit_of(None)
@@ -331,17 +348,13 @@ class Client(ClientLife):
             return self._gathering.default_flags
         return FLAG_REQUIRE if require else 0
 
-    def _check_open(self) -> None:
-        if self._closed is not None:
-            raise ClientClosed(str(self._closed))
-
     # --- client_hop.HopUser
 
     def opened(self, connection: Connection) -> None:
         """See `HopUser`."""
         self._gathering.fit(self._hop.batch_max)
         self._requests.opened(connection)
-        self._connect_waiters.fire(self)
+        self._connecting.fire(self)
 
     def settled(self, settled: list[Settled]) -> None:
         """See `HopUser`."""
@@ -350,8 +363,7 @@ class Client(ClientLife):
     def answers_applied(self) -> None:
         """See `HopUser`."""
         self._flow.go_on()
-        if self._closed is not None:
-            self._look_whether_done()
+        self._shutdown.look()
 
     def replied(self, reply: Reply) -> None:
         """See `HopUser`."""
@@ -361,14 +373,11 @@ class Client(ClientLife):
         """See `HopUser`."""
         self._attempts_at_error = self._connector.attempts
         self._requests.lost()
-        if self._closed is not None:
-            self._look_whether_done()
+        self._shutdown.look()
 
     def replaced(self) -> None:
         """See `HopUser`."""
-        self._ends_for_good = False
-        self._begin_closing(ClientClosed("another connection has this name and incarnation"))
-        self._finish()
+        self._shutdown.replaced()
 
     # --- its life
 
@@ -378,11 +387,22 @@ class Client(ClientLife):
 
     def when_connected(self) -> Deferred[Client]:
         """Fires with the client when a session stands; at once if one does."""
-        if self._closed is not None:
-            return fail(ClientClosed(str(self._closed)))
+        try:
+            self._shutdown.check_open()
+        except ClientClosed as closed:
+            return fail(closed)
         if self.connected:
             return succeed(self)
-        return self._connect_waiters.wait()
+        return self._connecting.wait()
+
+    def close(self) -> Deferred[None]:
+        """Take nothing more, wait for the answers that are due, leave; fires when done.
+
+        Takes at most `limits.stop_timeout`. What the node has not answered by then, or when
+        there is no connection, fails with `ClientClosed`; it may still be stored. Safe to call
+        twice. Cancelling ends the wait only.
+        """
+        return self._shutdown.close()
 
     def as_service(self) -> IService:
         """Return an `IService` that starts and closes this client, for `setServiceParent`."""
