@@ -203,7 +203,7 @@ _ALL = [
         at="msgservice.node.outlet_progress:OutletProgress.take_progress",
         old="settled = self._portion()",
         new="settled = self._portion();"
-        " self._tracker.settled(self.name, settled); self._tracker.flush()",
+        " self._tracker.settled(self._row.name, settled); self._tracker.flush()",
         catcher=_by("directory", "told before it was stored"),
     ),
     Mutant(
