@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from msgservice.core.datagram.session import Session
 from msgservice.core.datagram.wire import REPLY_OK
 from tests.simulation.datagram_paths import World
@@ -30,3 +32,28 @@ def test_an_acknowledgement_leaves_though_the_replies_beside_it_have_arrived() -
 
     assert 1 == len(session.take_datagrams(world.now))
     assert [] == session.take_datagrams(world.now)
+
+
+@pytest.mark.parametrize("ranges", [0, 1, 48, 49, 200])
+def test_a_session_that_is_closed_tells_all_that_was_handled_and_then_the_end(ranges: int) -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2)
+    b.delay_handling = 1000.0
+    messages = 2 * ranges + 2
+    for number in range(messages):
+        a.send(b.address, b"%d" % number)
+    world.run(1)
+    session = b.endpoint.peers[a.address].session
+    assert session is not None and not a.settled
+    for nonce in range(1, 2 * ranges, 2):
+        b.endpoint.handle(session, nonce, nonce, 1)
+    b.endpoint.close(a.address, world.now)
+    ((_, datagrams),) = b.endpoint.take_datagrams(world.now)
+    old = a.endpoint.peers[b.address].session
+    for datagram in datagrams:
+        assert a.endpoint.peers[b.address].session is old, "told before the last datagram"
+        a.endpoint.receive_datagrams(datagram, 0, b.address, world.now)
+
+    effects = a.endpoint.take_effects()
+    assert [b"%d" % number for number in range(0, 2 * ranges, 2)] == effects.settled
+    assert [("lost", old)] == effects.events

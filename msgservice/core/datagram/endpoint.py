@@ -179,9 +179,7 @@ class Endpoint:
         tokens = peer.queue.take_below(peer.queue.enqueued)
         for session in (peer.session, peer.candidate):
             if session is not None:
-                session.close()
-                out = session.take_datagrams(now)
-                self._out.append((address, out[-1:]))
+                self._out.append((address, session.take_end(now)))
                 tokens += session.sending.give_up(peer.queue.enqueued, 0)
         self.table.forget(peer)
         return tokens

@@ -54,6 +54,17 @@ class Packing:
         """Say with the next datagrams that the session ends."""
         self._close_pending = True
 
+    def take_end(self, now: float) -> list[bytes]:
+        """Return what is said last of all: everything that was handled, then that the session
+        ends."""
+        self._close_pending = True
+        out: list[bytes] = []
+        if self._receiving.asked:
+            self._receiving.answer_asked()
+        self._flight.catch_up()
+        self._take_control(out, now)
+        return out
+
     def take_datagrams(self, now: float) -> list[bytes]:
         """Return all datagrams that may leave now, in order."""
         out: list[bytes] = []
@@ -244,19 +255,21 @@ class Packing:
             self._tried_at.append(now)
             parts.append(self._sending.take_ask())
             room -= wire.ASK_BLOCK.size
-        if self._close_pending and room > 0:
-            self._close_pending = False
-            parts.append(bytes([wire.CLOSE]))
         return b"".join(parts), Control(handled, acknowledged, credit)
 
     def _take_control(self, out: list[bytes], now: float) -> None:
         """Send acknowledgements of their own: no message was there to carry them."""
+        receiving = self._receiving
         while True:
             asking = self._asks.wanted
             body, control = self._control_blocks(self._room, now)
+            # Behind all else: whoever hears it hears nothing of this session any more.
+            if self._close_pending and not receiving.handled_pending and len(body) < self._room:
+                self._close_pending = False
+                body += bytes([wire.CLOSE])
             if not body:
                 return
             eliciting = asking or control.handled or control.credit
             self._flight.send(1, body, (control,) if eliciting else None, out, now)
-            if not self._receiving.handled_pending and not self._close_pending:
+            if not receiving.handled_pending and not self._close_pending:
                 return

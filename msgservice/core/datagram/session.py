@@ -208,6 +208,11 @@ class Session:
         """Tell the peer that this session ends, with the next datagrams taken."""
         self.packing.close()
 
+    def take_end(self, now: float) -> list[bytes]:
+        """Return the datagrams that tell what was handled, and in the last of them that the session
+        ends."""
+        return self.packing.take_end(now)
+
     # --- to the world
 
     def take_datagrams(self, now: float) -> list[bytes]:
