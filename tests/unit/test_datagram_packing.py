@@ -44,7 +44,8 @@ def test_a_session_that_is_closed_tells_all_that_was_handled_and_then_the_end(ra
         a.send(b.address, b"%d" % number)
     world.run(1)
     session = b.endpoint.peers[a.address].session
-    assert session is not None and not a.settled
+    assert session is not None
+    assert not a.settled
     for nonce in range(1, 2 * ranges, 2):
         b.endpoint.handle(session, nonce, nonce, 1)
     b.endpoint.close(a.address, world.now)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
@@ -669,3 +669,44 @@ def test_a_port_in_use_is_told_with_its_name_where_the_reactor_owns_the_socket_t
 
     with pytest.raises(CannotListen, match=r"udp:7430:interface=127\.0\.0\.1"):
         DatagramPeer(Taken()).listen(7430)
+
+
+async def _soon(data: bytes) -> bytes:
+    return data * 1000
+
+
+ANSWERS: dict[str, Any] = {
+    "bytes": lambda data: data * 1000,
+    "a bytearray": lambda data: bytearray(data * 1000),
+    "a coroutine": _soon,
+    "a Deferred": lambda data: succeed(data * 1000),
+}
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_a_peer_that_reads_no_replies_is_handled_no_further_and_later_gets_all(
+    kind: str, ordered: bool
+) -> None:
+    net = Net()
+    a, b = pair(net, limits=DatagramLimits(reply_bytes=100_000), ordered=ordered)
+    b.answer = ANSWERS[kind]
+    warm = a.send_message(b"warm  ", B)
+    net.run(1)
+    assert b"warm  " * 1000 == result_of(warm)
+
+    net.drop = lambda source, to, datagram: source == B
+    messages = [b"%6d" % number for number in range(200)]
+    run = a.send_messages(messages, B)
+    net.run(20)
+    session = b._endpoint.peers[A].session
+    assert session is not None
+    assert 10 < len(b.handled) < 20
+    assert session.receiving.reply_bytes < 110_000
+
+    net.drop = lambda source, to, datagram: False
+    net.run(200)
+    assert [message * 1000 for message in messages] == result_of(run)
+    assert sorted([b"warm  ", *messages]) == sorted(b.handled)
+    if ordered:
+        assert [b"warm  ", *messages] == b.handled

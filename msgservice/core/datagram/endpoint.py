@@ -26,6 +26,7 @@ from msgservice.core.datagram.keys import Keys, NoKeys
 from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.patience import Patience
 from msgservice.core.datagram.peers import Effects, Gathered, Peer, Waiting
+from msgservice.core.datagram.receiver import Delivery
 from msgservice.core.datagram.recovery import ACK_DELAY_MAX
 from msgservice.core.datagram.session import Session
 from msgservice.core.datagram.table import SessionTable
@@ -162,6 +163,11 @@ class Endpoint:
             raise MessageTooLarge(len(body), session.message_bytes)
         session.receiving.reply(nonce, status, body, size)
         self._wake(session)
+
+    def hold(self, session: Session, deliveries: list[Delivery]) -> None:
+        """Take back deliveries unhandled, as too many replies are unread; they come again when some
+        have arrived."""
+        session.receiving.hold(deliveries)
 
     def establish(self, session: Session) -> None:
         """Take as much of this session as of every other from now on: it is known who speaks."""
@@ -392,6 +398,14 @@ class Endpoint:
         if session is not None and session.heard_at == now:
             self._after_packets(session, now)
 
+    def _has_read(self, session: Session) -> bool:
+        """Whether, with all that came taken, few enough replies are unread to handle more."""
+        receiving = session.receiving
+        session.flight.catch_up()
+        if receiving.asked:
+            receiving.forget_settled()
+        return receiving.reply_bytes <= receiving.reply_bytes_max
+
     def _answer(self, datagram: bytes | None, address: Address) -> None:
         """Take what the handshakes answer to an address, which may have a session now."""
         if datagram is not None:
@@ -408,8 +422,11 @@ class Endpoint:
             self.table.promote(peer)
         peer.heard_at = now
         peer.failed = False
-        if session.receiving.deliveries:
-            self._gathered.deliveries.append((session, session.receiving.take_deliveries()))
+        receiving = session.receiving
+        if receiving.deliveries and (
+            receiving.reply_bytes <= receiving.reply_bytes_max or self._has_read(session)
+        ):
+            self._gathered.deliveries.append((session, receiving.take_deliveries()))
         if session.closed_by_peer:
             self.table.lose(peer, session)
         self._ready[session.address] = peer

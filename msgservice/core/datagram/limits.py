@@ -10,6 +10,8 @@ DATAGRAM_BYTES_MAX = 65_507
 
 # What a small message costs in memory: of a stranger one is taken for so many bytes of its window.
 MESSAGE_COST = 256
+# What a remembered reply costs in memory besides its bytes.
+REPLY_COST = 256
 # These may be 0, which means that there is none.
 OPTIONAL = ("keepalive", "unauthenticated_bytes")
 
@@ -28,6 +30,9 @@ class DatagramLimits:
     # The same before `Endpoint.establish`, for owners who say when they know who speaks: the window
     # in bytes, the largest message, and MESSAGE_COST times the messages. 0: no such bound.
     unauthenticated_bytes: int = 0
+    # Replies that one peer has not acknowledged, each with REPLY_COST besides: while there are
+    # more, its messages wait unhandled, and it is granted no more.
+    reply_bytes: int = 8 * 1024 * 1024
     # Sent to one peer and not yet acknowledged; the socket's buffer must hold it on the other side.
     congestion_bytes: int = 4 * 1024 * 1024
     # Waiting for one peer before a send is refused with `LimitReached`.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from msgservice.core.datagram import wire
 from msgservice.core.datagram.chunks import Control, Reply
-from msgservice.core.datagram.limits import DatagramLimits
+from msgservice.core.datagram.limits import REPLY_COST, DatagramLimits
 from msgservice.core.datagram.reassembly import Reassembly
 from msgservice.core.datagram.recovery import ACK_DELAY_MAX
 from msgservice.core.ranges import RangeSet
@@ -74,6 +74,7 @@ class ReceivingHalf:
         "replies",
         "replies_waiting",
         "reply_bytes",
+        "reply_bytes_max",
         "run_first",
         "taken",
         "taken_bytes",
@@ -111,7 +112,8 @@ class ReceivingHalf:
         self._floor = 1
         self.replies: dict[int, Reply] = {}
         self.replies_waiting: list[Reply] = []
-        self.reply_bytes = 0
+        self.reply_bytes = 0  # with what they cost besides
+        self.reply_bytes_max = limits.reply_bytes
         self.deliveries: list[Delivery] = []
         self.duplicates = 0
         self.reassembly = Reassembly(limits.window_bytes + limits.message_bytes)
@@ -284,16 +286,20 @@ class ReceivingHalf:
         remembered. Forget the replies that the peer has settled."""
         self.asked = False
         again, self._again = self._again, RangeSet()
-        floor = self._floor
-        for nonce in [nonce for nonce in self.replies if nonce < floor]:
-            self.receive_reply_arrival(self.replies[nonce])
-        self.handled_pending.remove_below(floor)
+        self.forget_settled()
+        self.handled_pending.remove_below(self._floor)
         for first, last in again:
             for low, high in self.handled.within(first, last):
                 self.handled_pending.add(low, high)
         for nonce, reply in self.replies.items():
             if nonce in again:
                 self.send_again(reply)
+
+    def forget_settled(self) -> None:
+        """Forget the replies that the peer says it has settled."""
+        floor = self._floor
+        for nonce in [nonce for nonce in self.replies if nonce < floor]:
+            self.receive_reply_arrival(self.replies[nonce])
 
     def send_again(self, reply: Reply) -> None:
         """Let a reply leave once more, unless it is about to, or has arrived."""
@@ -337,14 +343,14 @@ class ReceivingHalf:
         reply.sending = True
         self.replies[nonce] = reply
         self.replies_waiting.append(reply)
-        self.reply_bytes += len(body)
+        self.reply_bytes += len(body) + REPLY_COST
 
     def receive_reply_arrival(self, reply: Reply) -> None:
         """Forget a reply: the peer has it."""
         if not reply.received:
             reply.received = True
             if self.replies.pop(reply.first, None) is not None:
-                self.reply_bytes -= len(reply.data)
+                self.reply_bytes -= len(reply.data) + REPLY_COST
                 self.handled.add(reply.first, reply.first)
 
     def receive_ask(self, floor: int) -> None:
@@ -358,6 +364,10 @@ class ReceivingHalf:
         """Return the messages that came and were not taken yet."""
         deliveries, self.deliveries = self.deliveries, []
         return deliveries
+
+    def hold(self, deliveries: list[Delivery]) -> None:
+        """Take back messages that are not to be handled yet: the replies to others are unread."""
+        self.deliveries = sorted(deliveries + self.deliveries)
 
     def take_handled(self, room: int) -> list[tuple[int, int]]:
         """Return ranges of handled nonces for a HANDLED block that fits `room` bytes."""
@@ -419,7 +429,7 @@ class ReceivingHalf:
         """Whether a quarter of the window more could be granted than was."""
         return (
             self.handled_messages >= self.credit_at or self.handled_bytes >= self.credit_bytes_at
-        ) and self.reply_bytes <= self._limits.window_bytes  # replies pile up unread: grant no more
+        ) and self.reply_bytes <= self.reply_bytes_max  # replies pile up unread: grant no more
 
     def establish(self, limits: DatagramLimits) -> None:
         """Take as much from now on as these limits have, and say so."""

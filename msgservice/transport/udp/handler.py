@@ -52,12 +52,20 @@ class Handling:
         self._answered = answered
 
     def deliver(self, session: Session, parts: list[Delivery]) -> None:
-        """Let the handler have all that came in this turn; say what it handled, in few ranges."""
+        """Let the handler have all that came in this turn; say what it handled, in few ranges.
+
+        What comes after a reply with which too many are unread is held back.
+        """
         handle, address = self._handler.handle_message, session.address
+        receiving = session.receiving
+        unread_max = receiving.reply_bytes_max
         start = last = 0
         handled_size = 0
-        for first, bodies, size in parts:
-            others: list[tuple[int, Any]] = []
+        for at, (first, bodies, size) in enumerate(parts):
+            if receiving.reply_bytes > unread_max:
+                self._endpoint.hold(session, parts[at:])
+                break
+            answered: list[int] = []
             nonce = first
             for body in bodies:
                 try:
@@ -65,10 +73,19 @@ class Handling:
                 except Exception:  # whatever a handler raises is its answer
                     result = cast("Any", Failure())
                 if result is not None:
-                    others.append((nonce, result))
+                    self._take_result(result, session, nonce, len(body))
+                    answered.append(nonce)
+                    if receiving.reply_bytes > unread_max:
+                        nonce += 1
+                        break
                 nonce += 1
-            if others:
-                self._take_results(session, first, bodies, others)
+            if answered:
+                count = nonce - first
+                rest = bodies[count:]
+                if rest:
+                    self._endpoint.hold(session, [(nonce, rest, sum(map(len, rest)))])
+                    bodies = bodies[:count]
+                self._handle_others(session, first, bodies, answered)
             elif first == last + 1 and last:
                 last = nonce - 1
                 handled_size += size
@@ -79,16 +96,15 @@ class Handling:
         if last:
             self._endpoint.handle(session, start, last, handled_size)
 
-    def _take_results(
-        self, session: Session, first: int, bodies: list[bytes], others: list[tuple[int, Any]]
+    def _handle_others(
+        self, session: Session, first: int, bodies: list[bytes], answered: list[int]
     ) -> None:
-        """Settle a run in which some messages were answered, or not yet."""
+        """Settle those of a run that were handled with an empty reply: all between `answered`."""
         start = first
-        for nonce, result in others:
+        for nonce in answered:
             if start < nonce:
                 self._handle_part(session, first, bodies, start, nonce - 1)
             start = nonce + 1
-            self._take_result(result, session, nonce, len(bodies[nonce - first]))
         last = first + len(bodies) - 1
         if start <= last:
             self._handle_part(session, first, bodies, start, last)
