@@ -104,6 +104,10 @@ def _load_audiences(
         audience.stored = True
         audience.asked_by = asked.get(number)
         state.totals[number] = Totals(audience, messages, size, last, dropped)
+    for audience in list(interned.values()):
+        if audience.number not in state.totals:
+            # Forgotten by an entry whose commit was found to be there when it was opened again.
+            audience.stored = False
 
 
 def _load_senders(db: apsw.Connection, state: State) -> None:

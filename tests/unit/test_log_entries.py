@@ -181,6 +181,24 @@ def test_an_entry_whose_predecessor_is_missing_is_not_applied(tmp_path: Path) ->
         store.apply(entry)
 
 
+def test_an_audience_that_went_with_a_commit_that_was_found_later_is_stored_no_more(
+    tmp_path: Path,
+) -> None:
+    """The write failed, and when the log was opened again the entry was there after all."""
+    log = Replica("memory", tmp_path).open()
+    audience = log.log.audience([1])
+    log.append(make_batch(audience))
+    store = log.log._store
+    with door.by_hand(store.db) as db:
+        db.execute("delete from batch; delete from audience; update head set saved = 1")
+    assert audience.stored
+    store.load()
+    assert not audience.stored
+    again = log.log.audience([1])
+    log.append(make_batch(again, 2))
+    assert [1] == [number for number, *_ in log.tables()["audience"]]
+
+
 # --- the one door ---------------------------------------------------------------------------------
 
 
