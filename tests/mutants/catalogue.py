@@ -315,6 +315,57 @@ _ALL = [
     ),
     # --- acknowledged UDP
     Mutant(
+        name="each-ask-looks-through-all-replies",
+        at="msgservice.core.datagram.receiver:ReceivingHalf.receive_ask",
+        old="self.ack_now = True",
+        new="self.ack_now = True; self.answer_asked()",
+        catcher=_test("tests/bounds/test_datagrams.py", "full_of_each_kind_of_block"),
+    ),
+    Mutant(
+        name="what-is-handled-is-walked-over-again",
+        at="msgservice.core.datagram.sender:SendingHalf._behind_settled",
+        old="step, chunk.step = chunk.step, at - start",
+        new="step = chunk.step",
+        catcher=_test("tests/bounds/test_datagrams.py", "full_of_each_kind_of_block"),
+    ),
+    Mutant(
+        name="replies-pile-up-unread",
+        at="msgservice.transport.udp.handler:Handling.deliver",
+        old="unread_max = receiving.reply_bytes_max",
+        new="unread_max = 1 << 60",
+        catcher=_test("tests/unit/test_datagram_peer.py -k reads_no_replies", "reads_no_replies"),
+    ),
+    Mutant(
+        name="who-reads-nothing-is-handed-on",
+        at="msgservice.core.datagram.endpoint:Endpoint._has_read",
+        old="return receiving.reply_bytes <= receiving.reply_bytes_max",
+        new="return True",
+        catcher=_test(
+            "tests/simulation/test_datagram_hostile.py -k reads_no_replies", "reads_no_replies"
+        ),
+    ),
+    Mutant(
+        name="strangers-have-the-whole-window",
+        at="msgservice.core.datagram.limits:DatagramLimits.at_first",
+        old="if not size:",
+        new="if size:",
+        catcher=_test("tests/unit/test_datagram_strangers.py", "stranger"),
+    ),
+    Mutant(
+        name="junk-spends-the-hellos-of-others",
+        at="msgservice.core.datagram.handshake:Handshakes.__init__",
+        old="self._hellos = Budget(limits.strangers_per_second)",
+        new="self._hellos = Budget(limits.handshakes_per_second)",
+        catcher=_test("tests/simulation/test_datagram_hostile.py -k flood_of", "flood_of_hellos"),
+    ),
+    Mutant(
+        name="the-end-is-said-before-the-rest",
+        at="msgservice.core.datagram.endpoint:Endpoint.close",
+        old="session.take_end(now)",
+        new="session.take_end(now)[-1:]",
+        catcher=_test("tests/unit/test_datagram_packing.py -k is_closed", "is_closed_tells_all"),
+    ),
+    Mutant(
         name="cookie-not-checked",
         at="msgservice.core.datagram.cookie:CookieJar.check",
         old="return hmac.compare_digest(",

@@ -531,6 +531,24 @@ def test_more_than_the_granted_window_is_not_taken() -> None:
     assert session.refused > 0
 
 
+def test_what_comes_from_a_peer_that_reads_no_replies_waits_until_it_does() -> None:
+    world = World(1)
+    a, b = world.host(1), world.host(2, limits=DatagramLimits(reply_bytes=30_000))
+    b.handler = lambda body: bytes(10_000)
+    a.send(b.address, b"first")
+    assert world.run(5, until=lambda: b"first" in a.replies)
+    world.paths[(b.address, a.address)] = Path(down=True)
+    bodies = [b"%d" % number for number in range(8)]
+    for body in bodies:
+        a.send(b.address, body)
+        world.run(0.1)
+    assert [b"first", b"0", b"1", b"2"] == b.handled
+
+    world.paths[(b.address, a.address)] = Path()
+    assert world.run(60, until=lambda: len(a.replies) == 9)
+    assert [b"first", *bodies] == b.handled
+
+
 def test_a_path_that_comes_back_after_an_hour_still_works() -> None:
     world = World(1)
     a, b = world.host(1), world.host(2)
