@@ -237,7 +237,7 @@ class Greeter:
             pass  # it gets nothing, and is told when that is on disk
         elif outlet.row.options.paused:
             if error is None and outlet.connection is None:
-                outlet.hear(resume)
+                outlet.hear(connection, resume)
             visitor.leave(BYE_PAUSED, "paused")
         elif (
             outlet.row.epoch != guest.epoch  # that of another connection, which has ended it

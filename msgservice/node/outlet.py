@@ -32,10 +32,11 @@ from msgservice.message import Action, Status
 from msgservice.node.commits import Commits
 from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.pace import Pace, RateLimits
-from msgservice.node.supply import Supply
+from msgservice.node.supply import Supply, UpTo
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.records import ExceptionRow, ReceiverRow, Resume
+from msgservice.waiters import Waiters
 
 NOTES_MAX = 100
 # What one receiver is sent in one turn of the reactor; others wait for that turn.
@@ -80,6 +81,8 @@ class Outlet:
         self._timer: IDelayedCall | None = None
         self._timer_due = 0.0
         self._acked_to = 0  # the highest position acknowledged since the start
+        self._is_hearing = False  # what a RESUME names is loaded, without a connection
+        self._heard: Waiters[None] = Waiters()
         self.backlog = self._make_backlog(exceptions)
         self.progress = OutletProgress(
             self,
@@ -95,7 +98,7 @@ class Outlet:
             self.audiences,
             tail=tail,
             log=log,
-            came=self.pump,
+            came=self._page_came,
             failed=self._page_failed,
             fault=self.fault,
         )
@@ -167,6 +170,7 @@ class Outlet:
     def set_order(self, order: str) -> None:
         """Another order from now on; what is loaded is loaded again. Not while connected."""
         assert self.connection is None
+        self._end_hearing()
         self.backlog.unload()
         self.backlog.ordered = order == "strict"
 
@@ -177,12 +181,19 @@ class Outlet:
         assert self.connection is None
         self._cancel_timer()
         self._check_memory(resume, inbox)
+        self._end_hearing()
         self.connection = connection
+        self.backlog.receive_resume(resume.floor, resume.ranges)
+        self.flight = self._make_flight(connection)
+        self.supply.attach(self.flight)
+        self.progress.gather()
+        self.pump()
+
+    def _make_flight(self, connection: Connection) -> Flight:
         peer = connection.session.peer
         assert peer is not None
         options, row, limits = peer.options, self.row, self._limits
-        self.backlog.receive_resume(resume.floor, resume.ranges)
-        self.flight = Flight(
+        return Flight(
             self.backlog,
             own_window=(
                 row.options.window_messages or limits.window_messages,
@@ -191,14 +202,46 @@ class Outlet:
             window=options.window,
             batch_max=min(options.max_batch or INTEGER_MAX, limits.max_batch),
         )
-        self.supply.attach(self.flight)
-        self.progress.gather()
-        self.pump()
 
-    def hear(self, resume: Resume) -> None:
-        """A RESUME of a receiver that is paused: what it has taken counts, and nothing is sent."""
-        self.backlog.receive_resume(resume.floor, resume.ranges)
+    # --- what a receiver that is paused says to have taken
+
+    def hear(self, connection: Connection, resume: Resume) -> None:
+        """A RESUME of a receiver that is paused: what it has taken counts, and nothing is sent.
+
+        What is not loaded settles as it is: that far, and as far as a connection would go on.
+        """
+        self._end_hearing()
+        backlog = self.backlog
+        backlog.receive_resume(resume.floor, resume.ranges)
+        highest = max([resume.floor - 1, *(last for _, last in resume.ranges)])
+        self._is_hearing = True
+        self.supply.attach(UpTo(self._make_flight(connection), backlog, highest))
+        self._hear_on()
+
+    def _hear_on(self) -> None:
+        self.supply.fill()
         self.progress.gather()
+        if not self.supply.is_reading:
+            self._heard_all()
+
+    def _heard_all(self) -> None:
+        self._end_hearing()
+        if self._timer is None:  # nothing was loaded before, or it was to be unloaded meanwhile
+            self.backlog.unload()
+
+    def _end_hearing(self) -> None:
+        if self._is_hearing:
+            self._is_hearing = False
+            self.supply.detach()
+            self._heard.fire(None)
+
+    async def all_stored(self) -> None:
+        """Return when all that the receiver was heard to have taken or answered is on disk."""
+        while self._is_hearing:
+            await self._heard.wait()
+        await self.progress.all_stored()
+
+    # --- the end of a connection
 
     def _check_memory(self, resume: Resume, inbox: str | None) -> None:
         """SEMANTICS 6: a stored inbox that has forgotten what it had taken is reported."""
@@ -231,7 +274,8 @@ class Outlet:
 
     def _unload(self) -> None:
         self._timer = None
-        self.backlog.unload()
+        if not self._is_hearing:
+            self.backlog.unload()
 
     def stop(self) -> None:
         """Cancel the timer: none is left behind."""
@@ -248,6 +292,7 @@ class Outlet:
         Senders are told anew what they may have missed by it.
         """
         connection = self.connection
+        self._end_hearing()
         if connection is not None:
             connection.fault(f"receiver {self.name!r}", failure)
         else:
@@ -362,9 +407,17 @@ class Outlet:
         self._timer = None
         self.pump()
 
+    def _page_came(self) -> None:
+        if self._is_hearing:
+            self._hear_on()
+        else:
+            self.pump()
+
     def _page_failed(self, failure: Failure) -> None:
         self.last_error = failure.getErrorMessage()
         self._logger.failure("reading the log for {name}", failure, name=self.name)
+        if self._is_hearing:
+            self._heard_all()  # the receiver says it again
         if self.connection is not None:
             self._pump_in(READ_AGAIN)
 

@@ -304,7 +304,7 @@ class Receivers:
         self._connections.part(outlet, "being removed")
         outlet.last_error = "being removed"
         # What it has settled stays so: with many dead letters that is more than one group.
-        await outlet.progress.all_stored()
+        await outlet.all_stored()
         self._directory.retire(row)  # what is stored with the removal is not for it any more
         await self._commits.removal(row.number)
         self._directory.remove(row)

@@ -12,6 +12,9 @@ caught up. It never holds more than its windows. The states, and what ends each:
     LEFT      LATE       -          -           -         -       AWAY, dropped
     LATE      -          LEFT       -           -         -       LAGS, dropped
 
+A receiver that is paused is given nothing; but what its RESUME says it has taken settles as it is
+loaded, so for that it is attached too, without a connection, up to there (`UpTo`).
+
 In LEFT and LATE the page on its way is for the connection that has gone: one page at a time is
 asked for, however often a receiver comes and goes. What is sent of what was loaded, and when, is
 the business of `core.flight` and `node.outlet`.
@@ -22,7 +25,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Set
-from typing import Final
+from typing import Final, Protocol
 
 from twisted.python.failure import Failure
 
@@ -80,6 +83,32 @@ NEXT: Final = {
 FOLLOWS: Final = State.FOLLOWS
 
 
+class Room(Protocol):
+    """The room for more of a backlog: that of a flight, or less (`UpTo`)."""
+
+    window_messages: int
+    window_bytes: int
+
+    @property
+    def wants(self) -> bool:
+        """Whether more should be loaded."""
+
+
+class UpTo:
+    """The room of a flight, for what lies up to a position, and no more."""
+
+    __slots__ = ("_backlog", "_flight", "_position", "window_bytes", "window_messages")
+
+    def __init__(self, flight: Flight, backlog: Backlog, position: int) -> None:
+        self.window_messages, self.window_bytes = flight.window_messages, flight.window_bytes
+        self._flight, self._backlog, self._position = flight, backlog, position
+
+    @property
+    def wants(self) -> bool:
+        """See `Room`."""
+        return self._backlog.loaded_to < self._position and self._flight.wants
+
+
 class Supply:
     """The supply of one backlog with the batches of its audiences, from dispatch, tail or log.
 
@@ -118,9 +147,14 @@ class Supply:
         self._tail = tail
         self._log = log
         self._came, self._failed, self._fault = came, failed, fault
-        self._flight: Flight | None = None  # of the connection, while there is one
+        self._flight: Room | None = None  # of the connection, while there is one
         self._fed: deque[Batch] = deque()  # stored, and not loaded: the next window is full
         self._fed_bytes = 0
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether a page of the log is on its way, and what it brings waits for it."""
+        return self.state is State.READS or self.state is State.LATE
 
     @property
     def is_used_up(self) -> bool:
@@ -129,7 +163,7 @@ class Supply:
 
     # --- the connection
 
-    def attach(self, flight: Flight) -> None:
+    def attach(self, flight: Room) -> None:
         """A connection stands: this is its flight."""
         self._happens(Event.ATTACHED)
         self._flight = flight
