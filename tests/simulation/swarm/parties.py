@@ -23,7 +23,7 @@ from msgservice.client.disk import DiskOutbox
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.client.receipt import Receipt
 from msgservice.clock import TICK, MonotonicTimers, Ticks, TimedReactor
-from msgservice.errors import ClientClosed, Reject, Retry
+from msgservice.errors import ClientClosed, DataFolderUnusable, Reject, Retry
 from msgservice.node.node import NodeService
 from msgservice.receiver.receiver import Receiver
 from msgservice.transport.registry import Transports
@@ -255,6 +255,19 @@ class NodeParty(Party):
             else MemoryDisk(world)
         )
 
+    def _failed(self, error: Exception) -> None:
+        """The node ends: with what it may end with, after which it is started again, or not."""
+        if isinstance(error, DataFolderUnusable) and self.disk.is_full:
+            # A folder that was put back has no reserve yet, and its files need room.
+            self.world.net.clock.callLater(1.0, self._again, self.process)
+        else:
+            self.failures.append(error)
+
+    def _again(self, process: Process) -> None:
+        if self.process is process and process.clock.alive:
+            self.kill()
+            self.start()
+
     def begin(self) -> None:
         """See `Party`."""
         world = self.world
@@ -267,7 +280,7 @@ class NodeParty(Party):
             receivers=world.configured,
             limits=world.limits,
             rng=world.random.random,
-            failed=self.failures.append,
+            failed=self._failed,
         )
         service.time.wall = world.wall
         service.transports = self.transports()
