@@ -335,7 +335,8 @@ async def test_unknown_receiver_in_to_is_named(bench: Bench) -> None:
     await bad.greet("bad")
     bad.transfer(1, "fine.new", b"x", to=["nobody"])
     await bad.until(lambda: bool(bad.of(Nack)))
-    assert [Nack(1, 1, Action.REFUSED, 0, "unknown receiver 'nobody'")] == bad.of(Nack)
+    refused = Nack(1, 1, Action.REFUSED, 0, "unknown receiver 'nobody'", 2, "nobody")
+    assert [refused] == bad.of(Nack)
     await bench.check_neighbour()
 
 

@@ -30,7 +30,12 @@ NODE: dict[str, Place] = {
     "after STATUS": ("msgservice.node.tracker", "Tracker", "flush", "after"),
     "in the fan-out": ("msgservice.node.dispatch", "Dispatch", "stored", "before"),
     "at a receiver's answer": ("msgservice.node.outlet", "Outlet", "turn_ended", "before"),
-    "when progress is taken": ("msgservice.node.outlet", "Outlet", "take_progress", "after"),
+    "when progress is taken": (
+        "msgservice.node.outlet_progress",
+        "OutletProgress",
+        "take_progress",
+        "after",
+    ),
     "in retention": ("msgservice.log.base", "StoreLog", "retain", "after"),
 }
 PRODUCER: dict[str, Place] = {
