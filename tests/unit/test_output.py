@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from msgservice.output import Pump, _with_readers
@@ -52,10 +53,13 @@ def test_what_nobody_reads_blocks_nobody_and_is_bounded_and_counted() -> None:
     while pump._size > 100_000:  # else the last line may find no room either
         told += os.read(read, 1000)
     write(written, [b"the end\n"])
-    pump.stop()
-    os.close(written)
-    os.close(pump._out)
-    told += read_all(read)
+    # Read beside it: what waits is more than a pipe takes, and is written before `stop` is over.
+    with ThreadPoolExecutor(1) as reader:
+        rest_of_it = reader.submit(read_all, read)
+        pump.stop(60.0)
+        os.close(written)
+        os.close(pump._out)
+        told += rest_of_it.result()
     assert told.startswith(many[0])
     assert told.endswith(b"the end\n")
     notes = re.findall(NOTE, told)
