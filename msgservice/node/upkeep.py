@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time
-from msgservice.errors import LogFailed
+from msgservice.errors import LogFailed, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
@@ -101,5 +101,6 @@ class Upkeep:
                 self._commits.stop()
                 self._fatal(failure.value)
             return
-        self._logger.failure("retention", failure)
+        if not isinstance(failure.value, LogUnavailable):  # of which `_say_refusals` tells
+            self._logger.failure("retention", failure)
         self._retained(False)

@@ -265,6 +265,23 @@ def test_upkeep_lets_the_log_retain_once_a_second() -> None:
     assert [] == clock.getDelayedCalls()
 
 
+def test_upkeep_goes_on_while_the_disk_has_no_room_and_logs_no_failure() -> None:
+    clock = Clock()
+    log = a_log(retain=lambda now, here, left: fail(LogUnavailable("the disk is full")))
+    upkeep = Upkeep(
+        log,
+        commits=double(take_refusals=lambda: (None, 0)),
+        connections=double(take_presence=lambda: ([], [])),
+        directory=double(),
+        time=Time(clock),
+        fatal=never,
+    )
+    upkeep.start()
+    clock.pump([RETAIN_EVERY] * 2)
+    assert [1000, 2000] == [at for at, *_ in log.told("retain")]  # a logged failure fails a test
+    upkeep.stop()
+
+
 def test_upkeep_says_that_the_log_cannot_go_on() -> None:
     clock = Clock()
     told: list[LogFailed] = []
