@@ -275,7 +275,7 @@ class Answers:
 
     def _owe(self, nack: Nack) -> None:
         self._refusals.append(nack)
-        self.refused_bytes += NACK_BYTES + len(nack.reason)
+        self.refused_bytes += NACK_BYTES + len(nack.reason) + len(nack.about or "")
 
     def take_over(self, first: int, last: int) -> None:
         """Acknowledge sequences that were taken, as far as this connection received them."""

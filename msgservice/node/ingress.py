@@ -131,7 +131,10 @@ class Ingress:
             return
         full = acceptance.full(audience) if refusal is None else None
         if full is not None:
-            self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, LogFull(full))
+            # The reason as it is: one that is suspended is no full log.
+            code = LogFull.refusal_code
+            self.answers.refuse(first, last, Action.LATER, subject, FULL_DELAY_MS, full, code)
+            self.flush_soon()
             return
         batch = acceptance.batch(
             transfer,

@@ -9,6 +9,7 @@ import pytest
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 
 from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
+from msgservice.errors import LogFull
 from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Action
 from msgservice.node.node import NodeService
@@ -149,7 +150,7 @@ def test_18_naming_who_is_suspended_is_refused_until_it_has_caught_up() -> None:
     scene.send(b"named", "other.new", to=["quick", "slow"])
     (nack,) = scene.shop.take(Nack)
     assert (scene.sequence, Action.LATER) == (nack.first, nack.action)
-    assert "'slow' is suspended" in nack.reason
+    assert nack.reason == "receiver 'slow' is suspended until it has caught up"
     assert [] == scene.shop.take(Ack)
     scene.audiences()
     scene.slow()
@@ -219,7 +220,8 @@ def test_18_what_is_changed_at_run_time_is_judged_at_once(told: Told) -> None:
     assert not scene.row()["suspended"]
     scene.send(b"named", "another.new", to=["slow"])
     (nack,) = scene.shop.take(Nack)
-    assert "log full: the backlog" in nack.reason
+    assert nack.reason == "log full: the backlog of receiver 'slow'"
+    assert nack.code == LogFull.refusal_code
     assert 4 == len(told.lines)
 
 
