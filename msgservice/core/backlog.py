@@ -8,13 +8,15 @@ usual case, costs a few list operations.
     READY     ready to send, in sequence order; a retransmission has its old place in it
     FLIGHT    sent on this connection, not acknowledged yet
     WAITING   for its next attempt, after a NACK; where order is kept, the head of its lane
-    BEHIND    blocked: the head of its lane is waiting, or has its next attempt
+    BEHIND    blocked: the head of its lane is waiting, or has its next attempt, or is a dead
+              letter that is not stored
     FINAL     settled: no longer open
 
 A run changes its state in `_enter` and `_leave` alone, which count it (`fly` is both at once), and
 is cut in `split` and `_cut_at` alone. Behind the head of a stuck lane nothing is sent before the
-head is settled (SEMANTICS 3). The lanes are indexed when the first of them gets stuck, since before
-that nobody asks for one.
+head is settled (SEMANTICS 3), and where it is dead and the owner keeps dead letters, before that is
+stored: an owner killed before would send the dead one again, behind what came after it. The lanes
+are indexed when the first of them gets stuck, since before that nobody asks for one.
 
 What does not live here: windows and frames (`core.flight`), where runs come from (a log, a file,
 memory), when progress is durable.
@@ -25,7 +27,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from msgservice.core.backoff import again_delay
 from msgservice.core.flight_limit import FlightLimit
@@ -51,12 +53,16 @@ from msgservice.message import Action, Status
 
 
 class StuckLane:
-    """A lane whose head waits for its next attempt or has it; the rest of the lane is behind."""
+    """A lane that is blocked; what is not in flight of it is behind.
 
-    __slots__ = ("behind", "head")
+    Its head, if it has one, waits for its next attempt or has it; or dead letters are not stored.
+    """
 
-    def __init__(self, head: Run) -> None:
+    __slots__ = ("behind", "head", "letters")
+
+    def __init__(self, head: Run | None, letters: int = 0) -> None:
         self.head = head
+        self.letters = letters  # messages of it that are dead, and not stored as that
         self.behind = OpenRuns()
 
 
@@ -75,6 +81,7 @@ class Backlog:
     `retry_delay(attempts)` gives the pause before a message is tried again. `max_attempts` 0
     means no end of patience (a producer towards its node). `behind_max` and `behind_bytes_max`:
     what may wait for another attempt, with what is behind it, before no more is loaded.
+    `keeps_letters`: the owner stores dead letters, and says so (`letters_stored`).
 
     The owner feeds it runs in rising order (`offer`); `take_settled` says what became final. A run
     that is loaded and not settled is open; below `cursor` all are settled.
@@ -89,12 +96,14 @@ class Backlog:
         max_attempts: int = 0,
         behind_max: int = 10_000,
         behind_bytes_max: int = 16 * 1024 * 1024,
+        keeps_letters: bool = False,
     ) -> None:
         self.ordered = ordered
         self.loaded_to = cursor  # everything up to here was offered
         self.committed = cursor  # the owner's durable cursor: what `floor` says
         self.max_attempts = max_attempts
         self.behind_max, self.behind_bytes_max = behind_max, behind_bytes_max
+        self._keeps_letters = keeps_letters
         self.limit = FlightLimit()
         self.above = RangeSet()  # settled, above the cursor; not to be changed
         self.ready, self.in_flight, self.waiting, self.behind = (Tally() for _ in range(FINAL))
@@ -182,7 +191,9 @@ class Backlog:
             due, first = retries[0]
             run = by_first.get(first)
             if run is not None and run.state == WAITING and run.due == due:
-                return run
+                stuck = self._lanes.get(run.lane) if self._lanes else None
+                if stuck is None or not stuck.letters:
+                    return run  # else it is put there again when these are stored
             heapq.heappop(retries)
         return None
 
@@ -252,8 +263,11 @@ class Backlog:
         self._ready_queue.clear()
         for tally in self._tallies:
             tally.runs = tally.messages = tally.size = 0
-        self._lanes = {}
-        self._fronts = None
+        lanes = self._lanes.items()
+        self._lanes = {
+            lane: StuckLane(None, stuck.letters) for lane, stuck in lanes if stuck.letters
+        }
+        self._fronts = {} if self._lanes else None
         self._retries = []
         self._held = []
 
@@ -402,9 +416,12 @@ class Backlog:
         for first in held:
             run = self._open.by_first.get(first)
             if run is not None and run.state == WAITING and run.due == math.inf:
+                if self._lanes and self._lanes[run.lane].letters:
+                    run.due = 0.0  # it is sent when these are stored
+                    continue
                 self._land(run)
                 if self.ordered:
-                    self._release(self._lanes[run.lane], self._front(run.lane))
+                    self._release(run.lane, self._lanes[run.lane])
 
     # --- changes of state
 
@@ -519,6 +536,8 @@ class Backlog:
     ) -> None:
         """An open run is final, and its lane goes on if this was the head of a stuck one."""
         lane, was_behind = run.lane, run.state == BEHIND
+        if status is Status.DEAD and self._keeps_letters and lane is not None:
+            self._block(run)
         limit = self.limit
         if limit.most is not None:
             limit.answered(run)
@@ -544,19 +563,58 @@ class Backlog:
         front.discard(run)
         stuck = self._lanes.get(lane)
         if stuck is not None and stuck.head is run:
-            self._release(stuck, front)
+            stuck.head = None
+            if not stuck.letters:
+                self._release(lane, stuck)
         if not front:
             del fronts[lane]
-            if not fronts:
-                self._fronts = None
+            self._drop_index()
 
-    def _release(self, stuck: StuckLane, front: OpenRuns) -> None:
+    def _block(self, run: Run) -> None:
+        """A run is about to be dead: no more of its lane is sent before `letters_stored`."""
+        lane = run.lane
+        stuck = self._lanes.get(lane)
+        if stuck is None:
+            front = self._front(lane)
+            stuck = self._lanes[lane] = StuckLane(None)
+            back = [one for one in front if one.state == READY and one is not run]
+            for one in back:
+                front.discard(one)
+                self._leave(one)
+                self._enter(one, BEHIND)
+            stuck.behind.add_all(back)
+        stuck.letters += run.count
+
+    def letters_stored(self, letters: Iterable[Settled]) -> None:
+        """These dead letters are stored: their lanes go on, but for what else blocks them."""
+        for one in letters:
+            lane = one.run.lane
+            stuck = self._lanes.get(lane)
+            if stuck is None or not stuck.letters:
+                continue  # it had no lane, for no order was kept at the time
+            stuck.letters -= one.last - one.first + 1
+            if stuck.letters:
+                continue
+            head = stuck.head
+            if head is None:
+                self._release(lane, stuck)
+                self._drop_index()
+            elif head.state == WAITING and head.due < math.inf:
+                heapq.heappush(self._retries, (head.due, head.first))
+
+    def _release(self, lane: Hashable, stuck: StuckLane) -> None:
         """The lane is unblocked: runs behind its head are ready."""
-        del self._lanes[stuck.head.lane]
+        del self._lanes[lane]
         behind = list(stuck.behind)
-        for run in behind:
-            self._land(run)
-        front.add_all(behind)
+        if behind:
+            for run in behind:
+                self._land(run)
+            assert self._fronts is not None  # while a lane is stuck
+            self._fronts.setdefault(lane, OpenRuns()).add_all(behind)
+
+    def _drop_index(self) -> None:
+        if not self._fronts and not self._lanes:
+            self._fronts = None
 
     def _trim_above(self) -> None:
         self.above.remove_below(self.cursor + 1)

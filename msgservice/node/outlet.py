@@ -112,6 +112,7 @@ class Outlet:
             max_attempts=limits.max_attempts,
             behind_max=limits.exceptions,
             behind_bytes_max=limits.window_bytes,
+            keeps_letters=True,
         )
         settled, tried = [], {}
         now, wall = self._time.now(), self._time.wall()

@@ -27,12 +27,17 @@ from msgservice.waiters import Waiters
 # Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
 DEAD_LETTERS_MAX = 2048
 REASON_MAX = 1000  # characters of a reason that is kept
+LETTERS_WAIT = "the log could not store a dead letter yet: its lane waits for that"
 
 
 class Delivering(Protocol):
     """The delivery whose progress it is: an outlet."""
 
     row: ReceiverRow
+    last_error: str
+
+    def pump(self) -> None:
+        """Send what may be sent now."""
 
     def fault(self, failure: Failure) -> None:
         """A call of the progress raised `failure`: the receiver's connection ends, and no other."""
@@ -220,12 +225,19 @@ class OutletProgress:
             self._commits.progress(self)
         try:
             if taken.settled:
-                self._tracker.settled(self._row.name, taken.settled)
-                if any([one.status is Status.DEAD for one in taken.settled]):  # noqa: C419 - faster
-                    self._dead_stored(self._row)
+                self._told_stored(taken.settled)
         finally:
             if self._all_stored and self.is_stored:
                 self._all_stored.fire(None)
+
+    def _told_stored(self, settled: list[Settled]) -> None:
+        letters = [one for one in settled if one.status is Status.DEAD]
+        if letters:  # first of all: no fault may keep their lanes
+            self._backlog.letters_stored(letters)
+        self._tracker.settled(self._row.name, settled)
+        if letters:
+            self._dead_stored(self._row)
+            self._outlet.pump()
 
     def all_stored(self) -> Deferred[None]:
         """Fire when all that was settled so far is on disk, in however many groups."""
@@ -234,6 +246,8 @@ class OutletProgress:
     def progress_failed(self) -> None:
         """See `Progressing`."""
         taken = self._storing.popleft()
+        if any(one.status is Status.DEAD for one in taken.settled):
+            self._outlet.last_error = LETTERS_WAIT
         self._new = taken.settled + self._new
         self._failed = taken.failed + self._failed
         self._inbox_changed = self._inbox_changed or taken.inbox_changed

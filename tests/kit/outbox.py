@@ -30,6 +30,7 @@ class Outbox:
         behind_max: int = 10_000,
         behind_bytes_max: int = 16 * 1024 * 1024,
         larger_is_dead: bool = False,
+        keeps_letters: bool = False,
     ) -> None:
         self.backlog = Backlog(
             ordered=ordered,
@@ -38,6 +39,7 @@ class Outbox:
             max_attempts=max_attempts,
             behind_max=behind_max,
             behind_bytes_max=behind_bytes_max,
+            keeps_letters=keeps_letters,
         )
         self.window = window
         self.larger_is_dead = larger_is_dead

@@ -20,6 +20,7 @@ from msgservice.core.frames import Ack, Frame, Nack, Transfer, decode_frame, enc
 from msgservice.core.ranges import RangeSet
 from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run, Settled
 from msgservice.errors import ProtocolError
+from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
 from tests.kit.outbox import Outbox, counts
 from tests.machines.machine import Machine, Violation, require
@@ -99,6 +100,7 @@ class OutboxMachine(Machine):
         self.behind_max = rng.choice([2, 5, 50, 10_000])
         self.behind_bytes_max = rng.choice([200, 100_000])
         self.message_max = rng.choice([10, 40, 200])  # bytes of the largest body
+        self.keeps_letters = self.message_max != 40  # no draw of its own: seeds stay what they were
         self.now = 0.0
         # the owner
         self.log: list[Logged] = []
@@ -108,6 +110,7 @@ class OutboxMachine(Machine):
         self.offered = 0  # index of the next batch of the log to offer
         self.over_offered = False
         self.final: dict[int, Status] = {}
+        self.letters: list[Settled] = []  # dead where order is kept, and not stored
         self.failures: dict[int, int] = {}  # tries that failed, of each message
         self.nacked: set[int] = set()  # told "again" or "later" once
         self.rows = Rows(0, [], {}, {})
@@ -138,6 +141,7 @@ class OutboxMachine(Machine):
             max_attempts=self.max_attempts,
             behind_max=self.behind_max,
             behind_bytes_max=self.behind_bytes_max,
+            keeps_letters=self.keeps_letters,
         )
 
     # --- the owner
@@ -222,6 +226,10 @@ class OutboxMachine(Machine):
     def do_commit(self, rng: random.Random) -> None:
         backlog = self.backlog
         self._drain()
+        if self.letters and rng.random() < 0.3:  # a group takes so many, and not of all that is new
+            self._store_letters(rng.randint(1, 3))
+            return
+        self._store_letters(INTEGER_MAX)
         tried = {
             (run.first, run.last): (run.attempts, run.due)
             for run in backlog.waiting_runs
@@ -230,12 +238,26 @@ class OutboxMachine(Machine):
         self.rows = Rows(backlog.cursor, list(backlog.above), tried, dict(self.final))
         backlog.committed = max(backlog.committed, backlog.cursor)
 
+    def _store_letters(self, room: int) -> None:
+        """The oldest dead letters are stored, as many messages as there is room for."""
+        stored: list[Settled] = []
+        while self.letters and room:
+            one = self.letters.pop(0)
+            count = min(room, one.last - one.first + 1)
+            room -= count
+            at = one.first + count
+            if at <= one.last:
+                self.letters.insert(0, Settled(one.run, at, one.last, one.status))
+            stored.append(Settled(one.run, one.first, at - 1, one.status))
+        self.backlog.letters_stored(stored)
+
     def do_restart(self, rng: random.Random) -> None:
         self._cut()
         rows = self.rows
         self.outbox = self._new(rows.cursor)
         self.backlog.restore(rows.above, rows.tried)
         self.final = dict(rows.final)
+        self.letters = []
         self.offered = 0
 
     def do_pass_time(self, rng: random.Random) -> None:
@@ -342,6 +364,8 @@ class OutboxMachine(Machine):
     def _check_order(self, first: int, subject: str) -> None:
         """Nothing of the lane that is lower may be open and not on its way before this."""
         if self.ordered:
+            unstored = [one.first for one in self.letters if one.run.subject == subject]
+            require(not unstored, "sent behind a dead letter that is not stored", unstored, first)
             for number in self._loaded():
                 if number >= first:
                     break
@@ -560,6 +584,8 @@ class OutboxMachine(Machine):
 
     def _note(self, one: Settled) -> None:
         require(one.first <= one.last, "an empty range is settled", one.first, one.last)
+        if self.keeps_letters and one.status is Status.DEAD and one.run.lane is not None:
+            self.letters.append(one)
         for number in range(one.first, one.last + 1):
             require(number in self.bodies, "settled what is not there", number)
             require(number not in self.final, "settled twice", number, one.status)
@@ -659,7 +685,9 @@ class OutboxMachine(Machine):
             self.check("drain")
             if self.offered == len(self.log) and self.backlog.idle:
                 break
-            if not moved:
+            if not moved and self.letters:
+                self._store_letters(1)
+            elif not moved:
                 due = self.flight.next_deadline()
                 if due is None:
                     raise Violation(
@@ -671,6 +699,7 @@ class OutboxMachine(Machine):
         missing = set(self.bodies) - set(self.final)
         require(not missing, "never settled", sorted(missing)[:5])
         backlog = self.backlog
+        self._store_letters(INTEGER_MAX)
         backlog.skip_to(self.next - 1)
         require(backlog.cursor == self.next - 1, "the cursor stays behind", backlog.cursor)
         left = (

@@ -42,6 +42,31 @@ _ALL = [
         catcher=_by("outbox", "the cursor is above what is open"),
     ),
     Mutant(
+        name="lane-goes-on-before-its-dead-letter-is-stored",
+        at=f"{BACKLOG}.settle",
+        old="status is Status.DEAD and self._keeps_letters",
+        new="False",
+        catcher=_by("outbox", "sent behind a dead letter that is not stored"),
+    ),
+    Mutant(
+        name="node-keeps-no-lane-behind-a-dead-letter",
+        at="msgservice.node.outlet:Outlet._make_backlog",
+        old="keeps_letters=True",
+        new="keeps_letters=False",
+        catcher=_test(
+            "tests/unit/test_dead_letter_order.py::"
+            "test_3_a_node_that_is_killed_before_sends_the_dead_one_first",
+            "test_3_a_node_that_is_killed",
+        ),
+    ),
+    Mutant(
+        name="retry-due-before-a-dead-letter-is-stored",
+        at=f"{BACKLOG}.next_retry",
+        old="stuck is None or not stuck.letters",
+        new="True",
+        catcher=_by("outbox", "sent behind a dead letter that is not stored"),
+    ),
+    Mutant(
         name="window-not-enforced",
         at=f"{FLIGHT}._room",
         old="flying + count > self.window_messages",
