@@ -46,6 +46,7 @@ from msgservice.core.frames import (
     Routed,
     StatusFrame,
 )
+from msgservice.core.refusal import refusal_in
 from msgservice.core.runs import Run, Settled, first_of
 from msgservice.errors import (
     Ambiguous,
@@ -388,16 +389,8 @@ class NodeHop:
                     self.runs.receive_audience(*audience, AUDIENCES_MAX)
             case Nack():
                 self._note_refusal(frame)
-                flight.receive_nack(
-                    frame.first,
-                    frame.last,
-                    Action(frame.action),
-                    frame.delay / 1000,
-                    frame.reason,
-                    self._now(),
-                    frame.code,
-                    frame.about or "",
-                )
+                refusal, delay = refusal_in(frame), frame.delay / 1000
+                flight.receive_nack(frame.first, frame.last, refusal, delay, self._now())
             case Reply():
                 self._user.replied(frame)
             case _:
@@ -485,10 +478,11 @@ class NodeHop:
 
     def _error_of(self, settled: Settled) -> MsgServiceError:
         """The error that a refusal stands for."""
-        run = settled.run
+        run, refusal = settled.run, settled.refusal
         if run.size > self.batch_max:
             return MessageTooLarge(run.size, self.batch_max)
-        return refused(settled.code, settled.about, settled.reason, run.subject)
+        assert refusal is not None
+        return refused(refusal.code, refusal.about, refusal.reason, run.subject)
 
     def _compare(self, resume: Resume, unread: list[Run], log_id: str) -> LogWentBack | None:
         """Compare the node's RESUME with what this side has sent (SEMANTICS 6)."""

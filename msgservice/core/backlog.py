@@ -32,6 +32,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from msgservice.core.backoff import again_delay
 from msgservice.core.flight_limit import FlightLimit
 from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.refusal import Refusal
 from msgservice.core.runs import (
     BEHIND,
     FINAL,
@@ -333,23 +334,13 @@ class Backlog:
         for first, last in ranges:
             self._settle_between(first, last, Status.ACKNOWLEDGED)
 
-    def refuse(
-        self,
-        first: int,
-        last: int,
-        action: Action,
-        delay: float,
-        reason: str,
-        now: float,
-        code: int = 0,
-        about: str = "",
-    ) -> None:
+    def refuse(self, first: int, last: int, refusal: Refusal, delay: float, now: float) -> None:
         """The other side refuses these sequences: for ever, or they are tried again after a pause.
 
-        `delay` in seconds, 0: this side's backoff. `code`, `about`: as in `Settled`.
+        `delay` in seconds, 0: this side's backoff.
         """
-        if action in (Action.DEAD, Action.REFUSED):
-            self._settle_between(first, last, Status.DEAD, reason, action, code, about)
+        if refusal.action in (Action.DEAD, Action.REFUSED):
+            self._settle_between(first, last, Status.DEAD, refusal)
             return
         for run in self._open.between(first, last) if self.in_flight.runs else ():
             if run.state != FLIGHT:  # not sent, or taken back with its lane a moment ago
@@ -359,21 +350,21 @@ class Backlog:
                 head = self.split(head, first)  # what came before still waits for its ACK
             if head.last > last:
                 self.split(head, last + 1)
-            if action == Action.RETRY:
-                self.fail(head, delay, reason, now)
+            if refusal.action == Action.RETRY:
+                self.fail(head, refusal, delay, now)
             else:
                 head.laters += 1
                 self._wait(head, now + self._pause(delay, head.laters))
 
-    def fail(self, run: Run, delay: float, reason: str, now: float) -> None:
+    def fail(self, run: Run, refusal: Refusal, delay: float, now: float) -> None:
         """An attempt at a run has failed: it waits for the next, or this was the last (14)."""
         run.attempts += 1
         if self.max_attempts and run.attempts >= self.max_attempts:
             self._wait(run, now)  # takes its lane back: it was discarded from here on
-            self.settle(run, Status.DEAD, reason, Action.RETRY)
+            self.settle(run, Status.DEAD, refusal)
         else:
             self._wait(run, now + self._pause(delay, run.attempts))
-            self._failed_tries.append((run, reason))
+            self._failed_tries.append((run, refusal.reason))
 
     def _pause(self, asked: float, times: int) -> float:
         return again_delay(asked, times) if asked else self._retry_delay(times)
@@ -508,14 +499,7 @@ class Backlog:
         self._ready_queue.push(run)
 
     def _settle_between(
-        self,
-        first: int,
-        last: int,
-        status: Status,
-        reason: str = "",
-        action: int = 0,
-        code: int = 0,
-        about: str = "",
+        self, first: int, last: int, status: Status, refusal: Refusal | None = None
     ) -> None:
         for found in self._open.between(first, last):
             run = found
@@ -523,17 +507,9 @@ class Backlog:
                 run = self.split(run, first)
             if run.first + run.count - 1 > last:
                 self.split(run, last + 1)
-            self.settle(run, status, reason, action, code, about)
+            self.settle(run, status, refusal)
 
-    def settle(
-        self,
-        run: Run,
-        status: Status,
-        reason: str = "",
-        action: int = 0,
-        code: int = 0,
-        about: str = "",
-    ) -> None:
+    def settle(self, run: Run, status: Status, refusal: Refusal | None = None) -> None:
         """An open run is final, and its lane goes on if this was the head of a stuck one."""
         lane, was_behind = run.lane, run.state == BEHIND
         if status is Status.DEAD and self._keeps_letters and lane is not None:
@@ -546,7 +522,7 @@ class Backlog:
         lowest = self._open.lowest()
         self._open.discard(run)
         last = run.first + run.count - 1
-        self._settled.append(Settled(run, run.first, last, status, reason, action, code, about))
+        self._settled.append(Settled(run, run.first, last, status, refusal))
         if lowest is not run:
             # From `after` on: the sequences between belong to other audiences (SEMANTICS 1), and
             # with them the ranges of neighbours merge.

@@ -21,6 +21,7 @@ import msgspec
 from msgservice.core.backlog import Backlog
 from msgservice.core.frames import Transfer
 from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.refusal import Refusal
 from msgservice.core.runs import READY, WAITING, Run, parts_of
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
@@ -108,22 +109,14 @@ class Flight:
             self._limit.grow(self.window_messages)
 
     def receive_nack(
-        self,
-        first: int,
-        last: int,
-        action: Action,
-        delay: float,
-        reason: str,
-        now: float,
-        code: int = 0,
-        about: str = "",
+        self, first: int, last: int, refusal: Refusal, delay: float, now: float
     ) -> None:
         """A NACK refuses sequences; `delay` in seconds, 0: this side's backoff. Or `NeverSent`."""
         if not self._sent.covers(first, last):
             raise NeverSent(first, last)
-        if action in (Action.RETRY, Action.LATER):
+        if refusal.action in (Action.RETRY, Action.LATER):
             self._nacks += 1
-        self._backlog.refuse(first, last, action, delay, reason, now, code, about)
+        self._backlog.refuse(first, last, refusal, delay, now)
         if self._limit.most is not None:
             self._limit.grow(self.window_messages)
 
@@ -146,7 +139,8 @@ class Flight:
         limit.lost(messages)
         if was_alone:
             # The other side was given this one message alone and went away (SEMANTICS 14).
-            backlog.fail(unanswered[0], 0, "connection lost while it was handled", now)
+            refusal = Refusal(Action.RETRY, "connection lost while it was handled")
+            backlog.fail(unanswered[0], refusal, 0, now)
         else:
             limit.prove(run for run in unanswered if run.state in (READY, WAITING))
 
@@ -264,7 +258,7 @@ class Flight:
             return False
         if self._larger_is_dead:
             reason = f"message of {run.size} bytes, the receiver takes {self.batch_max}"
-            self._backlog.settle(run, Status.DEAD, reason, Action.DEAD)
+            self._backlog.settle(run, Status.DEAD, Refusal(Action.DEAD, reason))
         else:
             self.larger = run
             self._backlog.hold(run)

@@ -18,6 +18,7 @@ import msgspec
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.core.lanes import lane_of
 from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.refusal import Refusal
 from msgservice.errors import ContentChanged, MalformedFrame
 from msgservice.limits import (
     INTEGER_MAX,
@@ -286,22 +287,12 @@ class Answers:
                 self._acked.add(low, high)
 
     def refuse(
-        self,
-        first: int,
-        last: int,
-        action: Action,
-        lane: Hashable,
-        delay_ms: int,
-        reason: str,
-        code: int = 0,
-        about: str = "",
+        self, first: int, last: int, refusal: Refusal, lane: Hashable, delay_ms: int = 0
     ) -> None:
-        """Sequences are refused with a NACK. RETRY, LATER: the lane is discarded from here on.
-
-        `code`, `about`: of the error (`MsgServiceError.refusal_code`), for programs.
-        """
-        text = sendable(reason)
-        self._owe(Nack(first, last, int(action), delay_ms, text, code, about or None))
+        """Sequences are refused with a NACK. RETRY, LATER: the lane is discarded from here on."""
+        action, text = refusal.action, sendable(refusal.reason)
+        code, about = refusal.code, refusal.about or None
+        self._owe(Nack(first, last, int(action), delay_ms, text, code, about))
         if action in (Action.RETRY, Action.LATER):
             self._nacks += 1
             if lane is not None:
@@ -420,7 +411,8 @@ class Inbox:
                 reason = rejected.get(sequence)
                 if reason is not None and low <= sequence <= high:
                     left.remove(sequence, sequence)
-                    self.answers.refuse(sequence, sequence, Action.DEAD, lane, 0, reason)
+                    refusal = Refusal(Action.DEAD, reason)
+                    self.answers.refuse(sequence, sequence, refusal, lane)
         return list(left)
 
     def taken(self, arrival: Arrival, first: int, last: int) -> None:
@@ -437,28 +429,20 @@ class Inbox:
         self.answers.take_over(after + 1, last)
 
     def refused(
-        self,
-        arrival: Arrival,
-        first: int,
-        last: int,
-        action: Action,
-        delay_ms: int,
-        reason: str,
-        code: int = 0,
-        about: str = "",
+        self, arrival: Arrival, first: int, last: int, refusal: Refusal, delay_ms: int = 0
     ) -> None:
         """Sequences were refused. RETRY, LATER: all of the arrival from `first` on is given up.
 
         What of it has not come again on this connection is answered when it does: what was
         given up by being handled, what was rejected by the same answer.
         """
-        if action in (Action.RETRY, Action.LATER):
+        if refusal.action in (Action.RETRY, Action.LATER):
             self._taking.remove(first, last if arrival.lane is None else arrival.parts[-1][1])
         else:
             self._taking.remove(first, last)
-            self._reject(first, last, reason)
+            self._reject(first, last, refusal.reason)
         for low, high in self.answers.received.within(first, last):
-            self.answers.refuse(low, high, action, arrival.lane, delay_ms, reason, code, about)
+            self.answers.refuse(low, high, refusal, arrival.lane, delay_ms)
 
     def _reject(self, first: int, last: int, reason: str) -> None:
         rejected = self._rejected

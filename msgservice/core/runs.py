@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from msgservice.core.refusal import Refusal
 from msgservice.message import MessageParts, Status
 from msgservice.records import Origin
 
@@ -60,16 +61,18 @@ class Run(msgspec.Struct, gc=False, eq=False):
 
 
 class Settled(msgspec.Struct, gc=False, frozen=True):
-    """Sequences `first` to `last` of `run` are final. `reason` is for people."""
+    """Sequences `first` to `last` of `run` are final; `refusal`: what made them dead, if that."""
 
     run: Run
     first: int
     last: int
     status: Status
-    reason: str = ""
-    action: int = 0  # of the NACK that settled it, or 0
-    code: int = 0  # … and its code, for programs
-    about: str = ""  # … and what that names
+    refusal: Refusal | None = None
+
+    @property
+    def reason(self) -> str:
+        """The reason of the refusal, for people, or nothing."""
+        return "" if self.refusal is None else self.refusal.reason
 
 
 class OpenRuns:

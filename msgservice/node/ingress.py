@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from msgservice.connection import UNCOMMITTED, Connection
 from msgservice.core.frames import Frame, Transfer
 from msgservice.core.inbox import Answers
+from msgservice.core.refusal import Refusal
 from msgservice.errors import (
     BadName,
     BadSubject,
@@ -132,8 +133,8 @@ class Ingress:
         full = acceptance.full(audience) if refusal is None else None
         if full is not None:
             # The reason as it is: one that is suspended is no full log.
-            code = LogFull.refusal_code
-            self.answers.refuse(first, last, Action.LATER, subject, FULL_DELAY_MS, full, code)
+            refusal_of_full = Refusal(Action.LATER, full, LogFull.refusal_code)
+            self.answers.refuse(first, last, refusal_of_full, subject, FULL_DELAY_MS)
             self.flush_soon()
             return
         batch = acceptance.batch(
@@ -219,7 +220,8 @@ class Ingress:
         code, about = 0, ""
         if isinstance(error, MsgServiceError):
             code, about = error.refusal_code, error.about
-        self.answers.refuse(first, last, action, lane, delay_ms, str(error), code, about)
+        refusal = Refusal(action, str(error), code, about)
+        self.answers.refuse(first, last, refusal, lane, delay_ms)
 
     # --- from the log (`commits.Source`)
 

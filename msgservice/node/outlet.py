@@ -20,6 +20,7 @@ from msgservice.core.backlog import Backlog
 from msgservice.core.backoff import delay_of
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
+from msgservice.core.refusal import refusal_in
 from msgservice.interfaces import ILog
 from msgservice.limits import (
     INTEGER_MAX,
@@ -28,7 +29,7 @@ from msgservice.limits import (
     Limits,
     Rate,
 )
-from msgservice.message import Action, Status
+from msgservice.message import Status
 from msgservice.node.commits import Commits
 from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.pace import Pace, RateLimits
@@ -320,14 +321,8 @@ class Outlet:
                     f"{frame.reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
                     f" {delay:g} s)"
                 )
-            flight.receive_nack(
-                frame.first,
-                frame.last,
-                Action(frame.action),
-                delay,
-                frame.reason,
-                self._time.now(),
-            )
+            now = self._time.now()
+            flight.receive_nack(frame.first, frame.last, refusal_in(frame), delay, now)
 
     def note(self, sequence: int, attempts: int, reason: str) -> None:
         """The receiver tries by itself (PROTOCOL: NOTE); for people."""

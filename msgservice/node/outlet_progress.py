@@ -275,9 +275,7 @@ def _cut_settled(one: Settled, count: int) -> tuple[list[Settled], Settled]:
     pieces = (cut_run(one.run, one.first, at - 1), cut_run(one.run, at, one.last))
     for piece in pieces:
         piece.state = FINAL
-    taken, left = (
-        Settled(run, run.first, run.last, one.status, one.reason, one.action) for run in pieces
-    )
+    taken, left = (Settled(run, run.first, run.last, one.status, one.refusal) for run in pieces)
     return [taken], left
 
 

@@ -166,7 +166,7 @@ class Tracker:
             first, last = max(one.first + offset, watch.status_from), one.last + offset
             if last < first:
                 continue  # of before what it asks for
-            if one.status is not last_status or one.reason:
+            if one.status is not last_status or one.refusal is not None:
                 last_status = one.status
                 state = (receiver, int(one.status), one.reason[:REASON_MAX])
                 ranges = watch.pending.get(state)

@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from msgservice.clock import monotonic_of
 from msgservice.connection import Connection
+from msgservice.core import refusal as refusals
 from msgservice.core.frames import (
     VERSION,
     AudienceFrame,
@@ -311,7 +312,8 @@ class NodeDouble:
         refusal = self.refusal(frame)
         for first, last in arrival.parts:
             if refusal is not None:
-                inbox.refused(arrival, first, last, *refusal)
+                action, delay_ms, *said = refusal
+                inbox.refused(arrival, first, last, refusals.Refusal(action, *said), delay_ms)
                 continue
             for sequence in range(first, last + 1):
                 message = messages[sequence - frame.sequence]

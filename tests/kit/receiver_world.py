@@ -29,11 +29,12 @@ from msgservice.core.frames import (
     Reply,
     decode_frame,
 )
+from msgservice.core.refusal import refusal_in
 from msgservice.core.runs import Run, Settled
 from msgservice.errors import FrameTooLarge, MalformedFrame, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
-from msgservice.message import Action, Status, WireMessage, encode_messages
+from msgservice.message import Status, WireMessage, encode_messages
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import Origin, Resume
 
@@ -290,9 +291,8 @@ class Node:
             self.flight.receive_nack(
                 frame.first,
                 frame.last,
-                Action(frame.action),
+                refusal_in(frame),
                 frame.delay / 1000,
-                frame.reason,
                 self.clock.seconds(),
             )
         else:

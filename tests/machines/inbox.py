@@ -25,6 +25,7 @@ from msgservice.core.frames import (
 )
 from msgservice.core.inbox import Arrival, Inbox, Marks
 from msgservice.core.ranges import RangeSet
+from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run
 from msgservice.limits import FRAME_OVERHEAD
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
@@ -338,7 +339,8 @@ class InboxMachine(Machine):
             one = self.by_number[at]
             if told and self.ordered:
                 self.discarding[(one.origin.sender, one.subject)] = self.nacks
-        self.inbox.refused(job.arrival, at, last, action, rng.choice([0, 0, 10, 2000]), "no")
+        delay_ms = rng.choice([0, 0, 10, 2000])
+        self.inbox.refused(job.arrival, at, last, Refusal(action, "no"), delay_ms)
         job.at = last + 1
         if action is Action.DEAD:
             self.rejected.update(range(at, last + 1))
@@ -401,9 +403,8 @@ class InboxMachine(Machine):
             self.flight.receive_nack(
                 frame.first,
                 frame.last,
-                Action(frame.action),
+                refusal_in(frame),
                 frame.delay / 1000,
-                frame.reason,
                 self.now,
             )
         self._drain()

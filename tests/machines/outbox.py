@@ -18,6 +18,7 @@ from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer, decode_frame, encode_frame
 from msgservice.core.ranges import RangeSet
+from msgservice.core.refusal import Refusal
 from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run, Settled
 from msgservice.errors import ProtocolError
 from msgservice.limits import INTEGER_MAX
@@ -565,7 +566,9 @@ class OutboxMachine(Machine):
         elif action is Action.RETRY:
             for number in numbers:
                 self.failures[number] = self.failures.get(number, 0) + 1
-        self.flight.receive_nack(first, last, action, frame.delay / 1000, frame.reason, self.now)
+        self.flight.receive_nack(
+            first, last, Refusal(action, frame.reason), frame.delay / 1000, self.now
+        )
         for number in numbers:
             del self.flying[number]
         if action in (Action.RETRY, Action.LATER):

@@ -125,7 +125,7 @@ _ALL = [
     Mutant(
         name="later-is-an-attempt",
         at=f"{BACKLOG}.refuse",
-        old="if action == Action.RETRY:",
+        old="if refusal.action == Action.RETRY:",
         new="if True:",
         catcher=_by("outbox", "dead without a reason"),
     ),

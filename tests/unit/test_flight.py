@@ -7,6 +7,7 @@ import pytest
 from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.core.flight_limit import FlightLimit
+from msgservice.core.refusal import Refusal
 from msgservice.core.runs import Run
 from msgservice.core.tried import Tried
 from msgservice.errors import NeverSent
@@ -33,7 +34,7 @@ def test_a_flight_leaves_the_next_no_window_no_nacks_and_nothing_that_was_sent()
     first = fly(backlog, window=(3, 50))
     backlog.offer(run(1))
     first.take_transfers(0.0)
-    first.receive_nack(1, 1, Action.LATER, 1.0, "", 0.0)
+    first.receive_nack(1, 1, Refusal(Action.LATER), 1.0, 0.0)
     assert [1] == [transfer.nacks for transfer in first.take_transfers(1.0)]
     first.end(1.0, lost=False)
     second = fly(backlog)
@@ -49,7 +50,7 @@ def test_a_backlog_keeps_attempts_cursor_and_flight_limit_over_connections() -> 
     backlog.offer(run(1, 9))
     first.take_transfers(0.0)
     first.receive_acks([(1, 1)])
-    first.receive_nack(2, 2, Action.RETRY, 0, "no", 0.0)
+    first.receive_nack(2, 2, Refusal(Action.RETRY, "no"), 0, 0.0)
     backlog.offer(run(10, 8))
     first.end(0.0, lost=True)
     assert (1, 1) == (backlog.cursor, backlog.waiting.messages)

@@ -15,6 +15,7 @@ import pytest
 
 from msgservice.core.frames import Ack, Frame, Nack, Transfer, decode_frame, encode_frame
 from msgservice.core.inbox import Inbox, Marks
+from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run
 from msgservice.message import (
     Action,
@@ -99,9 +100,8 @@ class Hop:
             self.outbox.flight.receive_nack(
                 frame.first,
                 frame.last,
-                Action(frame.action),
+                refusal_in(frame),
                 frame.delay / 1000,
-                frame.reason,
                 self.now,
             )
 
@@ -123,7 +123,7 @@ class Hop:
                     continue
                 if done >= low:
                     inbox.taken(arrival, low, done)
-                inbox.refused(arrival, n, n, outcome, 0, "no")
+                inbox.refused(arrival, n, n, Refusal(outcome, "no"))
                 if outcome is Action.DEAD or not self.ordered:
                     low = done = n + 1
                     done -= 1

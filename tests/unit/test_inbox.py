@@ -26,6 +26,7 @@ from msgservice.core.inbox import (
     sendable,
 )
 from msgservice.core.ranges import RangeSet
+from msgservice.core.refusal import Refusal
 from msgservice.errors import ContentChanged, MalformedFrame
 from msgservice.limits import FRAME_OVERHEAD, RUNS_REMEMBERED
 from msgservice.message import Action, BareMessage, encode_messages
@@ -61,7 +62,7 @@ class Peer:
             self.inbox.taken(arrival, low, high)
 
     def refuse(self, arrival: Arrival, first: int, last: int, action: Action) -> None:
-        self.inbox.refused(arrival, first, last, action, 0, "no")
+        self.inbox.refused(arrival, first, last, Refusal(action, "no"))
 
     @property
     def acked(self) -> list[tuple[int, int]]:
@@ -427,7 +428,7 @@ def test_1_what_the_sender_has_settled_is_not_remembered_for_answers() -> None:
     answers = Answers()
     for n in range(2, 200, 2):  # each refused, and left for ever
         assert answers.receive(Transfer(n, "a", ONE, floor=n), n, "a")
-        answers.refuse(n, n, Action.REFUSED, "a", 0, "")
+        answers.refuse(n, n, Refusal(Action.REFUSED), "a")
     assert len(answers.received) <= 2
     assert len(answers.take_frames()) == 99
 

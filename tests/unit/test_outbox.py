@@ -10,6 +10,7 @@ import random
 import pytest
 
 from msgservice.core.frames import Transfer
+from msgservice.core.refusal import Refusal
 from msgservice.core.runs import Run
 from msgservice.errors import NeverSent
 from msgservice.message import (
@@ -188,7 +189,7 @@ def test_an_answer_for_what_was_never_sent_is_an_error_and_changes_nothing(
         ack(outbox, first, last)
     assert (first, last) == (failed.value.first, failed.value.last)
     with pytest.raises(NeverSent):
-        outbox.flight.receive_nack(first, last, Action.DEAD, 0, "", 0.0)
+        outbox.flight.receive_nack(first, last, Refusal(Action.DEAD), 0, 0.0)
     assert [] == settled(outbox)
     assert 3 == outbox.backlog.in_flight.messages
 
@@ -208,7 +209,7 @@ def test_an_answer_counts_on_the_connection_that_carried_it_only() -> None:
 def test_3_nothing_of_a_lane_is_sent_behind_its_stuck_head() -> None:
     outbox = make_outbox()
     offer(outbox, run(1, 3), run(4, 2), run(6, 2, "b"))
-    outbox.flight.receive_nack(2, 2, Action.RETRY, 5.0, "busy", 0.0)
+    outbox.flight.receive_nack(2, 2, Refusal(Action.RETRY, "busy"), 5.0, 0.0)
     assert [(8, 8)] == spans(offer(outbox, run(8, 1, "b"), run(9)))
     assert 5.0 == outbox.flight.next_deadline()
     assert [] == outbox.flight.take_transfers(4.9)
@@ -226,7 +227,7 @@ def test_3_nothing_of_a_lane_is_sent_behind_its_stuck_head() -> None:
 def test_3_what_came_before_the_nack_still_waits_for_its_ack() -> None:
     outbox = make_outbox()
     offer(outbox, run(1, 3))
-    outbox.flight.receive_nack(3, 3, Action.LATER, 1.0, "", 0.0)
+    outbox.flight.receive_nack(3, 3, Refusal(Action.LATER), 1.0, 0.0)
     ack(outbox, 1, 2)
     assert [(1, 2, Status.ACKNOWLEDGED)] == settled(outbox)
     assert [(3, 3)] == now_sent(outbox, 1.0)
@@ -236,14 +237,13 @@ def test_3_what_came_before_the_nack_still_waits_for_its_ack() -> None:
 def test_3_a_final_nack_settles_its_messages_and_the_lane_goes_on(action: Action) -> None:
     outbox = make_outbox()
     offer(outbox, run(1, 3), run(4))
-    outbox.flight.receive_nack(2, 2, action, 0, "no", 0.0)
+    outbox.flight.receive_nack(2, 2, Refusal(action, "no"), 0, 0.0)
     (dead,) = outbox.backlog.take_settled()
-    assert (2, 2, Status.DEAD, "no", int(action)) == (
+    assert (2, 2, Status.DEAD, Refusal(action, "no")) == (
         dead.first,
         dead.last,
         dead.status,
-        dead.reason,
-        dead.action,
+        dead.refusal,
     )
     (next_one,) = offer(outbox, run(5))
     assert (5, 0) == (next_one.sequence, next_one.nacks)
@@ -255,7 +255,7 @@ def test_3_a_final_nack_settles_its_messages_and_the_lane_goes_on(action: Action
 def test_3_without_order_only_the_nacked_message_waits() -> None:
     outbox = make_outbox(ordered=False)
     offer(outbox, run(1, 3), run(4))
-    outbox.flight.receive_nack(2, 2, Action.RETRY, 5.0, "", 0.0)
+    outbox.flight.receive_nack(2, 2, Refusal(Action.RETRY), 5.0, 0.0)
     assert [(5, 5)] == spans(offer(outbox, run(5)))
     ack(outbox, 1, 1)
     ack(outbox, 3, 5)
@@ -281,7 +281,7 @@ def test_3_after_a_reconnect_the_unanswered_rises_before_anything_new() -> None:
 def test_3_after_a_reconnect_a_stuck_lane_is_still_stuck() -> None:
     outbox = make_outbox()
     offer(outbox, run(1), run(2), run(3, 1, "b"))
-    outbox.flight.receive_nack(1, 1, Action.RETRY, 10.0, "", 0.0)
+    outbox.flight.receive_nack(1, 1, Refusal(Action.RETRY), 10.0, 0.0)
     outbox.disconnect(1.0)
     outbox.connect(None, BATCH_MAX)
     (other,) = outbox.flight.take_transfers(1.0)
@@ -338,11 +338,11 @@ def test_14_retries_double_their_pause_and_end_dead() -> None:
     offer(outbox, run(1), run(2))
     now = 0.0
     for pause in (2.0, 4.0):
-        outbox.flight.receive_nack(1, 1, Action.RETRY, 0, "failed", now)
+        outbox.flight.receive_nack(1, 1, Refusal(Action.RETRY, "failed"), 0, now)
         assert now + pause == outbox.flight.next_deadline()
         now += pause
         assert [(1, 1)] == now_sent(outbox, now)
-    outbox.flight.receive_nack(1, 1, Action.RETRY, 0, "failed", now)
+    outbox.flight.receive_nack(1, 1, Refusal(Action.RETRY, "failed"), 0, now)
     assert [(1, 1, Status.DEAD)] == settled(outbox)
     assert [(2, 2)] == now_sent(outbox, now)
     ack(outbox, 2, 2)
@@ -353,7 +353,7 @@ def test_14_not_now_is_no_attempt() -> None:
     outbox = make_outbox(max_attempts=2)
     offer(outbox, run(1))
     for now in range(10):
-        outbox.flight.receive_nack(1, 1, Action.LATER, 1.0, "full", float(now))
+        outbox.flight.receive_nack(1, 1, Refusal(Action.LATER, "full"), 1.0, float(now))
         assert [(1, 1)] == now_sent(outbox, now + 1.0)
     assert [] == settled(outbox)
 
@@ -362,7 +362,7 @@ def test_14_patience_without_end_where_no_most_is_given() -> None:
     outbox = make_outbox()
     offer(outbox, run(1))
     for now in range(100):
-        outbox.flight.receive_nack(1, 1, Action.RETRY, 1.0, "", float(now))
+        outbox.flight.receive_nack(1, 1, Refusal(Action.RETRY), 1.0, float(now))
         assert [(1, 1)] == now_sent(outbox, now + 1.0)
     assert [] == settled(outbox)
 
@@ -373,7 +373,7 @@ def test_14_attempts_are_kept_over_a_restart() -> None:
     assert [] == spans(offer(outbox, run(2, 2)))
     assert 7.0 == outbox.flight.next_deadline()
     assert [(2, 2)] == now_sent(outbox, 7.0)
-    outbox.flight.receive_nack(2, 2, Action.RETRY, 0, "", 7.0)
+    outbox.flight.receive_nack(2, 2, Refusal(Action.RETRY), 0, 7.0)
     assert [(2, 2, Status.DEAD)] == settled(outbox)
     assert [(3, 3)] == now_sent(outbox, 7.0)
 
@@ -385,7 +385,7 @@ def test_14_attempts_of_messages_that_failed_together_are_kept(again: str, order
     outbox = make_outbox(max_attempts=3, ordered=ordered)
     offer(outbox, run(1, 5))
     for now in (0.0, 10.0):
-        outbox.flight.receive_nack(2, 4, Action.RETRY, 0, "", now)
+        outbox.flight.receive_nack(2, 4, Refusal(Action.RETRY), 0, now)
         ack(outbox, 1, 1)
         outbox.flight.take_transfers(now + 10)
     outbox.disconnect(20.0, lost=False)
@@ -402,7 +402,7 @@ def test_14_attempts_of_messages_that_failed_together_are_kept(again: str, order
     }
     assert tries == {2: 2, 4: 2, 5: 0}
     outbox.flight.take_transfers(20.0)
-    outbox.flight.receive_nack(2, 2, Action.RETRY, 0, "", 20.0)
+    outbox.flight.receive_nack(2, 2, Refusal(Action.RETRY), 0, 20.0)
     assert (2, 2, Status.DEAD) in settled(outbox)
 
 
@@ -410,7 +410,7 @@ def test_14_after_a_restart_what_is_older_in_the_lane_goes_first() -> None:
     outbox = make_outbox(max_attempts=3)
     outbox.backlog.restore([], {(2, 2): (2, 7.0)})
     assert [(1, 1), (2, 2), (3, 3)] == spans(offer(outbox, run(1, 3)))
-    outbox.flight.receive_nack(2, 2, Action.RETRY, 0, "", 0.0)
+    outbox.flight.receive_nack(2, 2, Refusal(Action.RETRY), 0, 0.0)
     assert [(2, 2, Status.DEAD)] == settled(outbox)
 
 
@@ -610,7 +610,7 @@ def test_unloaded_runs_can_be_offered_again() -> None:
     outbox = make_outbox(max_attempts=5)
     offer(outbox, run(1, 2), run(3, 2, "b"), run(5, 2))
     ack(outbox, 3, 4)
-    outbox.flight.receive_nack(1, 1, Action.RETRY, 9.0, "", 0.0)
+    outbox.flight.receive_nack(1, 1, Refusal(Action.RETRY), 9.0, 0.0)
     outbox.disconnect(0.0)
     outbox.backlog.unload()
     assert 0 == outbox.backlog.cursor
@@ -630,7 +630,7 @@ def test_unloaded_runs_can_be_offered_again() -> None:
 def test_3_what_is_older_than_the_head_of_a_stuck_lane_goes_before_it_after_a_reconnect() -> None:
     outbox = make_outbox()
     offer(outbox, run(1, 3))
-    outbox.flight.receive_nack(2, 2, Action.RETRY, 0.0, "", 0.0)
+    outbox.flight.receive_nack(2, 2, Refusal(Action.RETRY), 0.0, 0.0)
     outbox.disconnect(0.0)  # before the ACK of 1 came
     outbox.connect(None, BATCH_MAX)
     assert [(1, 1)] == now_sent(outbox, 100.0)
@@ -641,7 +641,7 @@ def test_3_what_is_older_than_the_head_of_a_stuck_lane_goes_before_it_after_a_re
 def test_14_a_run_that_waits_is_cut_for_a_receiver_that_is_probed() -> None:
     outbox = make_outbox(max_attempts=3)
     offer(outbox, run(1, 3))
-    outbox.flight.receive_nack(1, 3, Action.RETRY, 1.0, "all of it failed", 0.0)
+    outbox.flight.receive_nack(1, 3, Refusal(Action.RETRY, "all of it failed"), 1.0, 0.0)
     outbox.disconnect(0.0)
     now, sent = 0.0, []
     for _ in range(4):  # it ends with each try, and never says a word
@@ -656,9 +656,9 @@ def test_14_a_run_that_waits_is_cut_for_a_receiver_that_is_probed() -> None:
 def test_3_a_lane_taken_back_at_the_first_message_of_its_head_is_taken_back_whole() -> None:
     outbox = make_outbox()
     offer(outbox, run(1, 3), run(4))
-    outbox.flight.receive_nack(1, 3, Action.LATER, 1.0, "all three", 0.0)
+    outbox.flight.receive_nack(1, 3, Refusal(Action.LATER, "all three"), 1.0, 0.0)
     assert [(1, 3)] == now_sent(outbox, 1.0)
-    outbox.flight.receive_nack(1, 1, Action.RETRY, 1.0, "the first of them", 1.0)
+    outbox.flight.receive_nack(1, 1, Refusal(Action.RETRY, "the first of them"), 1.0, 1.0)
     assert 0 == outbox.backlog.in_flight.messages
     assert [(1, 1)] == now_sent(outbox, 2.0)
     ack(outbox, 1, 1)
@@ -700,7 +700,7 @@ def test_14_a_retry_inside_a_run_is_counted_once_when_it_is_loaded_again(ordered
     outbox = make_outbox(ordered=ordered)
     offer(outbox, run(1, 300))
     ack(outbox, 1, 1)
-    outbox.flight.receive_nack(2, 2, Action.RETRY, 1.0, "", 0.0)
+    outbox.flight.receive_nack(2, 2, Refusal(Action.RETRY), 1.0, 0.0)
     outbox.disconnect(0.0)
     outbox.backlog.unload()
     outbox.backlog.offer_rest(run(1, 300))
@@ -720,7 +720,7 @@ def test_a_retry_that_is_due_and_has_no_room_waits_for_an_answer_and_not_for_a_t
 ) -> None:
     outbox = make_outbox(ordered=ordered, window=(2, 10_000))
     offer(outbox, *(run(n, lane=f"{n}") for n in (1, 2, 3)))
-    outbox.flight.receive_nack(1, 1, Action.RETRY, 1.0, "later", 0.0)
+    outbox.flight.receive_nack(1, 1, Refusal(Action.RETRY, "later"), 1.0, 0.0)
     assert len(outbox.flight.take_transfers(0.0)) == 1  # the third takes the room
     assert outbox.flight.take_transfers(1.0) == []
     assert outbox.flight.next_deadline() is None
@@ -780,7 +780,7 @@ def test_20_at_the_limit_of_exceptions_nothing_new_is_sent() -> None:
             if n % 2:
                 ack(outbox, n, n)
             else:
-                outbox.flight.receive_nack(n, n, Action.LATER, 5.0, "", 0.0)
+                outbox.flight.receive_nack(n, n, Refusal(Action.LATER), 5.0, 0.0)
     assert 10 <= len(outbox.backlog.above) <= 10 + 40 // 2
     for first, _ in now_sent(outbox, 9.0):
         ack(outbox, first, first)
@@ -790,7 +790,7 @@ def test_20_at_the_limit_of_exceptions_nothing_new_is_sent() -> None:
 def test_what_has_gone_by_turns_from_both_ends_of_the_queue_is_passed_over() -> None:
     outbox = make_outbox()
     offer(outbox, run(1, lane="back"))
-    outbox.flight.receive_nack(1, 1, Action.RETRY, 1.0, "", 0.0)
+    outbox.flight.receive_nack(1, 1, Refusal(Action.RETRY), 1.0, 0.0)
     for first in range(2, 5001):
         outbox.backlog.offer(run(first, lane=["rising", "back"][first % 2]))
     outbox.disconnect(0.5)

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 )
 
 from msgservice.core.backoff import AGAIN_DELAY_MAX, AGAIN_DELAY_MIN, again_delay
+from msgservice.core.refusal import Refusal
 from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run
 from msgservice.message import Action, BareMessage, decode_messages, encode_messages
 from tests.kit.outbox import Outbox, counts
@@ -123,7 +124,7 @@ class CountedOutbox(RuleBasedStateMachine):
         first = last = data.draw(st.sampled_from(sorted(self.sent)))
         while last + 1 in self.sent and last < first + length:
             last += 1
-        self.outbox.flight.receive_nack(first, last, action, delay, "", self.now)
+        self.outbox.flight.receive_nack(first, last, Refusal(action), delay, self.now)
 
     @rule()
     def disconnect(self) -> None:
@@ -175,7 +176,7 @@ def test_14_a_receiver_that_always_says_in_a_millisecond_is_asked_once_a_second(
     while now < 60:
         assert len(outbox.flight.take_transfers(now)) == 1
         sent += 1
-        outbox.flight.receive_nack(1, 1, action, 0.001, "", now)
+        outbox.flight.receive_nack(1, 1, Refusal(action), 0.001, now)
         due = outbox.flight.next_deadline()
         assert due is not None
         asked.append(due - now)
@@ -194,7 +195,7 @@ def test_14_not_now_without_a_delay_is_this_sides_own_backoff() -> None:
     now = 0.0
     for pause in (2.0, 4.0, 8.0):
         outbox.flight.take_transfers(now)
-        outbox.flight.receive_nack(1, 1, Action.LATER, 0, "", now)
+        outbox.flight.receive_nack(1, 1, Refusal(Action.LATER), 0, now)
         assert outbox.flight.next_deadline() == now + pause
         now += pause
 
@@ -220,7 +221,7 @@ def test_20_no_more_is_wanted_while_too_many_wait_for_another_try() -> None:
         offered += 1
         outbox.backlog.offer(make_run(offered, 1, None, offered - 1))
         outbox.flight.take_transfers(0.0)
-        outbox.flight.receive_nack(offered, offered, Action.LATER, 5.0, "", 0.0)
+        outbox.flight.receive_nack(offered, offered, Refusal(Action.LATER), 5.0, 0.0)
     assert (offered, outbox.backlog.open_runs) == (10, 10)
     outbox.flight.take_transfers(5.0)
     outbox.flight.receive_acks([(1, 4)])

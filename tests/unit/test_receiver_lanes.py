@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from msgservice import Retry
 from msgservice.core.frames import Nack, Transfer
 from msgservice.core.inbox import Answers
+from msgservice.core.refusal import Refusal
 from msgservice.errors import MalformedFrame
 from msgservice.message import Action
 from msgservice.receiver.received import ReceivedMessage
@@ -183,7 +184,7 @@ def run(sequence: int, nacks: int = 0) -> Transfer:
 def test_3_a_node_as_it_should_be_is_asked_for_nothing() -> None:
     answers = Answers()
     assert answers.receive(run(1), 1, "a")
-    answers.refuse(1, 1, Action.RETRY, "a", 0, "")
+    answers.refuse(1, 1, Refusal(Action.RETRY), "a")
     for n in (2, 3, 4):
         assert not answers.receive(run(n), n, "a")
     assert not answers.ask_for_discarded()  # its lane waits for the sender
@@ -197,7 +198,7 @@ def test_3_a_node_as_it_should_be_is_asked_for_nothing() -> None:
 def test_3_what_is_asked_for_in_one_go_is_bounded() -> None:
     answers = Answers()
     assert answers.receive(run(1), 1, "a")
-    answers.refuse(1, 1, Action.RETRY, "a", 0, "")
+    answers.refuse(1, 1, Refusal(Action.RETRY), "a")
     for n in range(3, 2003, 2):
         assert not answers.receive(run(n), n, "a")
     assert answers.receive(run(1, nacks=1), 1, "a")
@@ -217,7 +218,7 @@ def test_3_how_long_a_connection_stands_does_not_count_as_what_is_discarded(
     for turn in range(50):
         lane, sequence, nacks = "ab"[turn % 2], 2 * turn + 1, turn
         assert answers.receive(run(sequence, nacks), sequence, lane)
-        answers.refuse(sequence, sequence, Action.RETRY, lane, 0, "")
+        answers.refuse(sequence, sequence, Refusal(Action.RETRY), lane)
         assert not answers.receive(run(sequence + 1, nacks), sequence + 1, lane)
         if turn:  # the other lane goes on, this one has not yet
             other = "ba"[turn % 2]
@@ -229,7 +230,7 @@ def test_3_how_long_a_connection_stands_does_not_count_as_what_is_discarded(
 def refused(answers: Answers, sequence: int, lane: str, *, nacks: int = 0, floor: int = 1) -> None:
     transfer = Transfer(sequence, lane, None, nacks=nacks, floor=floor)  # type: ignore[arg-type]  # not looked at
     assert answers.receive(transfer, sequence, lane)
-    answers.refuse(sequence, sequence, Action.LATER, lane, 0, "")
+    answers.refuse(sequence, sequence, Refusal(Action.LATER), lane)
 
 
 @pytest.mark.parametrize("acts", [False, True])
@@ -263,7 +264,7 @@ def test_3_a_lane_is_discarded_while_anything_of_it_may_come_again() -> None:
     answers = Answers()
     assert answers.receive(run(1), 1, "a")
     assert answers.receive(run(2), 2, "a")  # void when the first is refused
-    answers.refuse(1, 1, Action.LATER, "a", 0, "")
+    answers.refuse(1, 1, Refusal(Action.LATER), "a")
     transfer = Transfer(3, "a", None, floor=2)  # type: ignore[arg-type]  # not looked at
     assert not answers.receive(transfer, 3, "a")
 
@@ -272,7 +273,7 @@ def test_3_what_is_discarded_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("msgservice.core.inbox.WINDOW_MESSAGES_MAX", 4)
     answers = Answers()
     assert answers.receive(run(1), 1, "a")
-    answers.refuse(1, 1, Action.RETRY, "a", 0, "")
+    answers.refuse(1, 1, Refusal(Action.RETRY), "a")
     for n in (3, 5, 7, 9):
         assert not answers.receive(run(n), n, "a")
     with pytest.raises(MalformedFrame):

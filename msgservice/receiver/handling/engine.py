@@ -27,6 +27,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival
+from msgservice.core.refusal import Refusal
 from msgservice.message import Action
 from msgservice.receiver.handling.coroutines import begin
 from msgservice.receiver.handling.outcomes import describe_failure, judge
@@ -464,9 +465,9 @@ class Handling:
     def _refused(self, work: Work, first: int, stop: int, failure: Failure) -> Action:
         sender = work.sender
         action, delay_ms, reason = self._judge(failure, work, first)
-        sender.inbox.refused(
-            work.arrival, work.base + first, work.base + stop - 1, action, delay_ms, reason
-        )
+        refusal = Refusal(action, reason)
+        at, last = work.base + first, work.base + stop - 1
+        sender.inbox.refused(work.arrival, at, last, refusal, delay_ms)
         sender.release(work, stop - first)
         self._touch(sender)
         return action
