@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Annotated
+from zlib import crc32
 
 import msgspec
 
@@ -173,6 +174,11 @@ class MessageParts:
         """Return the size of the run of messages `start` to `stop` (exclusive), in bytes."""
         begins = self._begins
         return len(array_header(stop - start)) + begins[stop] - begins[start]
+
+    def crc(self, stop: int) -> int:
+        """Return the CRC-32 of the run of its first `stop` messages."""
+        begins = self._begins
+        return crc32(self._view[begins[0] : begins[stop]], crc32(array_header(stop)))
 
     def fitting(self, start: int, stop: int, size_max: int) -> int:
         """The number of messages from `start` on that fit into a run of so many bytes."""

@@ -244,7 +244,8 @@ class Group(msgspec.Struct):
 class Resume(msgspec.Struct, frozen=True):
     """The marks that a log has of one incarnation: PROTOCOL `RESUME`.
 
-    All below `floor` and all in `ranges` is taken. `last`: `(first, last, crc)` of the newest run.
+    All below `floor` and all in `ranges` is taken. `last`: `(first, last, crc)` of the newest run,
+    up to the newest of it that was taken.
     """
 
     floor: int = 1

@@ -26,7 +26,7 @@ from msgservice.limits import (
     RUNS_REMEMBERED,
     WINDOW_MESSAGES_MAX,
 )
-from msgservice.message import Action
+from msgservice.message import Action, MessageParts
 from msgservice.records import Rejected, Resume
 
 ACK_RANGES_MAX = 400  # of one frame: fits in 8 KiB, so in any frame that the other side takes
@@ -74,16 +74,17 @@ class Marks:
         self.floor = floor
         self.taken = RangeSet() if taken is None else taken
         self._last = last
-        self._newest: tuple[int, int, Messages] | None = None  # `_last` does not know of it yet
+        # The last sequence, and the run that it came in: `_last` does not know of it yet.
+        self._newest: tuple[int, Arrival] | None = None
         self._prints: dict[Range, int] = {}
         self._printed: deque[Range] = deque()  # oldest first
 
     @property
     def last(self) -> tuple[int, int, int] | None:
-        """`(first, last, crc)` of the newest run that was taken, or None."""
+        """`(first, last, crc)` of the newest that was answered for good, or None: see `Arrival`."""
         if self._newest is not None:
-            first, last, messages = self._newest
-            self._last, self._newest = (first, last, crc32(messages)), None
+            last, arrival = self._newest
+            self._last, self._newest = arrival.up_to(last), None
         return self._last
 
     def missing(self, first: int, last: int) -> list[Range]:
@@ -114,11 +115,18 @@ class Marks:
         """Sequences from behind `after` to `last` are taken; nothing else is open among them."""
         self.taken.add(max(after + 1, 1), last)
 
-    def remember(self, first: int, last: int, messages: Messages) -> None:
-        """The newest run was taken to its end. Its CRC is computed when `last` is asked for."""
-        newest = self._newest or self._last
-        if newest is None or last >= newest[1]:
-            self._newest = (first, last, messages)
+    def remember(self, last: int, arrival: Arrival) -> None:
+        """A sequence was taken, or refused for good. The CRC is computed when `last` is asked for.
+
+        What a run brought is named up to there, however much of it was taken: a log that went back
+        gives these sequences to other messages, and each that is not named would be a repeat here.
+        """
+        newest = self._newest
+        if newest is not None:
+            if last > newest[0]:
+                self._newest = (last, arrival)
+        elif self._last is None or last > self._last[1]:
+            self._newest = (last, arrival)
 
     def settle_below(self, floor: int) -> None:
         """The sender says that all below `floor` is settled and will not come again."""
@@ -339,6 +347,18 @@ class Arrival:
     count: int
     lane: Hashable
     parts: list[Range]
+    _begins: MessageParts | None = None  # found when it is named in part
+
+    def up_to(self, last: int) -> tuple[int, int, int]:
+        """Return `(first, last, crc)` of the run up to this sequence, as RESUME says it."""
+        transfer = self.transfer
+        first = transfer.sequence
+        count = last - first + 1
+        if count == self.count:
+            return first, last, crc32(transfer.messages)
+        if self._begins is None:
+            self._begins = MessageParts(transfer.messages)
+        return first, last, self._begins.crc(count)
 
 
 class Inbox:
@@ -418,14 +438,12 @@ class Inbox:
     def taken(self, arrival: Arrival, first: int, last: int) -> None:
         """Sequences are taken: the handler is done with them, durably if that was promised."""
         transfer = arrival.transfer
-        start, end = transfer.sequence, transfer.sequence + arrival.count - 1
         after = first - 1
-        if first == start and transfer.after is not None:
+        if first == transfer.sequence and transfer.after is not None:
             after = transfer.after
         self._taking.remove(first, last)
         self.marks.take(after, last)
-        if last == arrival.parts[-1][1]:
-            self.marks.remember(start, end, transfer.messages)
+        self.marks.remember(last, arrival)
         self.answers.take_over(after + 1, last)
 
     def refused(
@@ -440,6 +458,7 @@ class Inbox:
             self._taking.remove(first, last if arrival.lane is None else arrival.parts[-1][1])
         else:
             self._taking.remove(first, last)
+            self.marks.remember(last, arrival)  # it is refused again, without being looked at
             self._reject(first, last, refusal.reason)
         for low, high in self.answers.received.within(first, last):
             self.answers.refuse(low, high, refusal, arrival.lane, delay_ms)

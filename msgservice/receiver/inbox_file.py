@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
-from msgservice.core.inbox import sendable
+from msgservice.core.inbox import Arrival, sendable
 from msgservice.core.marks import Key, SenderState, encode_ranges
 from msgservice.disk.database import full_is_told, is_full, one, prepare, rows
 from msgservice.disk.files import OS, Files
@@ -110,7 +110,7 @@ class _Run(Generic[T]):
     items: Sequence[tuple[int, T]]
     handle: Callable[[T, Transaction], object]
     first: int | None
-    last: tuple[int, int, int] | None
+    arrival: Arrival | None
     floor: int
     gate: Gate | None
     waiter: Deferred[Handled]
@@ -130,13 +130,23 @@ class _Call:
 class _Stage:
     """The outcome of one transaction, until it is committed."""
 
-    __slots__ = ("changes", "fresh", "shut", "staged")
+    __slots__ = ("changes", "fresh", "newest", "shut", "staged")
 
     def __init__(self, changes: int) -> None:
         self.changes = changes  # of the connection, before it
         self.staged: dict[Key, SenderState] = {}
+        self.newest: dict[Key, tuple[int, Arrival]] = {}  # of each, what RESUME is to name
         self.fresh: list[Fresh] = []
         self.shut: list[Gate] = []  # those that it has shut
+
+    def remember(self, run: _Run[Any], mark: SenderState, last: int) -> None:
+        """A sequence of the run was taken, or rejected: see `core.inbox.Marks.remember`."""
+        if run.arrival is None:
+            return
+        known = self.newest.get(run.key)
+        newest = known[0] if known is not None else mark.last[1] if mark.last is not None else 0
+        if last > newest:
+            self.newest[run.key] = (last, run.arrival)
 
     def shut_gate(self, run: _Run[Any]) -> None:
         """A message of the run has failed."""
@@ -325,7 +335,7 @@ class InboxFile:
         *,
         after: int,
         first: int | None = None,
-        last: tuple[int, int, int] | None = None,
+        arrival: Arrival | None = None,
         floor: int = 0,
         gate: Gate | None = None,
     ) -> Deferred[Handled]:
@@ -334,9 +344,9 @@ class InboxFile:
         `items`: (sequence, message), rising; those taken before are skipped. `after`: nothing of
         the sender's between it and the first of `items` is open; that gap is taken with it.
         `first`: where the first of `items` begins, when it stands for several sequences.
-        `last`: (first, last, crc) of the run, remembered when all of it is committed. `floor`: all
-        of the sender's below it is settled (SEMANTICS 1), whatever becomes of this run. `gate`:
-        see `Gate`.
+        `arrival`: what they came in, remembered as far as it is committed. `floor`: all of the
+        sender's below it is settled (SEMANTICS 1), whatever becomes of this run. `gate`: see
+        `Gate`.
 
         Fires with a `Handled` after the commit's sync. When `handle` raises for a message, what
         it wrote for that one is undone, those before it are committed, those behind it are not
@@ -347,7 +357,7 @@ class InboxFile:
         """
         waiter: Deferred[Handled] = Deferred()
         key = (sender, incarnation)
-        run = _Run(key, after, items, handle, first, last, floor, gate, waiter)
+        run = _Run(key, after, items, handle, first, arrival, floor, gate, waiter)
         return self._enter(run, waiter)
 
     def transaction(self, work: Callable[[Transaction], T]) -> Deferred[T]:
@@ -383,6 +393,8 @@ class InboxFile:
             staged = stage.staged
             crcs: dict[Key, int] = {}
             total = self._total
+            for key, (newest, arrival) in stage.newest.items():
+                staged[key].last = arrival.up_to(newest)
             for mark in staged.values():
                 row = (
                     *mark.key,
@@ -528,15 +540,18 @@ class InboxFile:
                 if error is not None:
                     run.handled = Handled(count, error)
                     stage.shut_gate(run)
+                    if count:
+                        stage.remember(run, mark, after)
                     if isinstance(error, Reject):
+                        stage.remember(run, mark, sequence)
                         first = run.first if run.first is not None and not count else sequence
                         reason = sendable(error.reason)
                         stage.fresh.append(Fresh(run.key, Rejected(first, sequence, reason)))
                     return
             mark.take(min(after + 1, sequence), sequence)
             after = sequence
-        if run.last is not None and (mark.last is None or run.last[1] > mark.last[1]):
-            mark.last = run.last
+        if run.items:
+            stage.remember(run, mark, after)
         run.handled = Handled(len(run.items), None)
 
     def _handle_message(

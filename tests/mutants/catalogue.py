@@ -173,6 +173,13 @@ _ALL = [
         catcher=_by("inbox", "in the marks, and not handled"),
     ),
     Mutant(
+        name="a-run-taken-in-part-is-not-named",
+        at=f"{INBOX}.taken",
+        old="self.marks.remember(last, arrival)",
+        new="last == arrival.parts[-1][1] and self.marks.remember(last, arrival)",
+        catcher=_test("tests/unit/test_inbox.py", "test_6_resume_names_a_run_that_was_taken"),
+    ),
+    Mutant(
         name="being-taken-is-taken",
         at=f"{INBOX}.receive_transfer",
         old="parts = [new for low, high in parts for new in self._taking.missing(low, high)]",

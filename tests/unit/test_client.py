@@ -16,7 +16,7 @@ from twisted.logger import LogEvent
 from msgservice.client import Client, Receipt
 from msgservice.core.backlog import Backlog
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Nack, Transfer
-from msgservice.core.inbox import Inbox
+from msgservice.core.inbox import Inbox, Marks
 from msgservice.errors import (
     Ambiguous,
     BadName,
@@ -561,7 +561,7 @@ def test_6_a_node_that_holds_other_content_makes_a_new_incarnation(
     open_one = world.client.send("a", b"open")
     world.settle()
     old = world.node.hellos[-1].incarnation
-    world.node.inboxes[old].marks.remember(1, 1, b"another run")
+    world.node.inboxes[old].marks = Marks(last=(1, 1, 12345))
     world.node.cut()
     world.node.answering = True
     world.advance(2.0)

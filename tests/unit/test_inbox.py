@@ -336,7 +336,45 @@ def test_4_an_acknowledgement_may_end_inside_a_run(peer: Peer) -> None:
     arrival = peer.new(1, 5)
     peer.inbox.taken(arrival, 1, 2)
     assert peer.acked == [(1, 2)]
-    assert peer.inbox.marks.last is None  # the run is not taken to its end
+
+
+def crc_of(first: int, last: int) -> int:
+    return crc32(encode_messages([BareMessage(b"%d" % n) for n in range(first, last + 1)]))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("action", [None, RETRY, LATER])
+def test_6_resume_names_a_run_that_was_taken_in_part_up_to_there(
+    ordered: bool, action: Action | None
+) -> None:
+    """Else a log that went back gives these sequences to others, which are then called taken."""
+    peer = Peer(ordered=ordered)
+    arrival = peer.new(1, 40)
+    assert peer.inbox.marks.last is None
+    peer.inbox.taken(arrival, 1, 1)
+    assert peer.inbox.marks.last == (1, 1, crc_of(1, 1))
+    peer.inbox.taken(arrival, 2, 20)
+    assert peer.inbox.marks.last == (1, 20, crc_of(1, 20))
+    if action is not None:
+        peer.refuse(arrival, 21, 40, action)
+    assert peer.inbox.marks.last == (1, 20, crc_of(1, 20))
+
+
+def test_6_resume_names_the_highest_part_of_a_run_that_was_taken_out_of_order() -> None:
+    peer = Peer(ordered=False)
+    arrival = peer.new(1, 5)
+    peer.inbox.taken(arrival, 4, 4)
+    assert peer.inbox.marks.last == (1, 4, crc_of(1, 4))
+    peer.inbox.taken(arrival, 2, 2)
+    assert peer.inbox.marks.last == (1, 4, crc_of(1, 4))
+
+
+def test_6_resume_names_what_was_rejected_for_it_would_be_rejected_again_unseen(
+    peer: Peer,
+) -> None:
+    peer.take(1, 2)
+    peer.refuse(peer.new(3, 5), 3, 4, DEAD)
+    assert peer.inbox.marks.resume().last == (3, 4, crc_of(3, 4))
 
 
 def test_4_the_same_sequences_with_other_content_are_an_error(peer: Peer) -> None:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-from zlib import crc32
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
+from msgservice.core.inbox import Arrival
 from msgservice.errors import LogError, LogFailed, Reject
 from msgservice.message import Action
 from msgservice.receiver.handling.engine import Handler, Handling
@@ -76,7 +76,7 @@ class StoredInbox(Protocol):
         *,
         after: int,
         first: int | None = None,
-        last: tuple[int, int, int] | None = None,
+        arrival: Arrival | None = None,
         floor: int = 0,
         gate: Gate | None = None,
     ) -> Deferred[Any]:
@@ -166,7 +166,7 @@ class StoredHandling(Handling):
             )
             flight = Flight(lane, each, first, stop)
             self._started(flight)
-            self._run(each, first, stop, items, gate, gate).addBoth(self._committed, flight)
+            self._run(each, first, items, gate, gate).addBoth(self._committed, flight)
         return lane.key is None
 
     def _committed(self, result: Any, flight: Flight) -> None:
@@ -217,7 +217,7 @@ class StoredHandling(Handling):
             if handled.error is not None:
                 raise handled.error
 
-        return self._run(work, first, stop, items, write).addCallback(check)
+        return self._run(work, first, items, write).addCallback(check)
 
     # --- both
 
@@ -225,7 +225,6 @@ class StoredHandling(Handling):
         self,
         work: Work,
         first: int,
-        stop: int,
         items: list[Item],
         handle: Callable[[Any, Any], object],
         gate: Gate | None = None,
@@ -234,10 +233,6 @@ class StoredHandling(Handling):
         after = base + first - 1
         if first == 0 and transfer.after is not None:
             after = transfer.after
-        last = None
-        count = work.arrival.count
-        if stop == count:
-            last = (base, base + count - 1, crc32(transfer.messages))
         sender = work.sender
         return self.inbox.run(
             sender.name,
@@ -246,7 +241,7 @@ class StoredHandling(Handling):
             handle,
             after=after,
             first=base + first,
-            last=last,
+            arrival=work.arrival,
             floor=transfer.floor,
             gate=gate,
         )

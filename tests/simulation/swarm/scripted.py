@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 AGAIN = (1, 4)
 
+decode_raw = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+
 
 class RawPeer:
     """What stands behind one connection (`connection.Owner`); does nothing by itself."""
@@ -184,9 +186,9 @@ class ScriptedPeer(RawPeer):
         if frame.floor > party.floors.get(self.far, 1):
             party.floors[self.far] = frame.floor
             taken.remove_below(frame.floor)
-        party.runs[self.far, last] = (frame.sequence, last, crc32(memoryview(frame.messages)))
         for index, message in enumerate(messages):
             sequence = frame.sequence + index
+            party.came[self.far, sequence] = (frame.sequence, frame.messages)
             if sequence in taken:
                 self.acks.add(sequence, sequence)
             elif (self.far, sequence) in party.dead:
@@ -254,6 +256,7 @@ class ScriptedPeer(RawPeer):
     def _take(self, item: Item) -> None:
         self.pending.discard(item.sequence)
         self.party.taken[self.far].add(item.low, item.sequence)
+        self.party.has_answered(self.far, item.sequence)
         self.acks.add(item.low, item.sequence)
         self.party.handle(item)
 
@@ -275,6 +278,7 @@ class ScriptedPeer(RawPeer):
                 self.discarding[item.lane] = self.nacks
         else:
             party.dead.update((self.far, one.sequence) for one in gone)
+            party.has_answered(self.far, max(one.sequence for one in gone))
         for one in gone:
             queue.remove(one)
             self.pending.discard(one.sequence)
@@ -294,23 +298,27 @@ class ScriptedParty(ReceiverParty, RawParty):
         self.taken: dict[str, RangeSet] = {}  # above the floor
         self.floors: dict[str, int] = {}  # all below is settled, as the node has said
         self.dead: set[tuple[str, int]] = set()
-        self.runs: dict[tuple[str, int], tuple[int, int, int]] = {}
+        # (incarnation, sequence) -> the run that it came in last: its first sequence, its messages
+        self.came: dict[tuple[str, int], tuple[int, msgspec.Raw]] = {}
+        self.answered: dict[str, tuple[int, int, bytes]] = {}  # the newest run, up to there
 
     def newest(self, far: str) -> tuple[int, int, int] | None:
-        """The newest run that was taken whole (SEMANTICS 6)."""
-        taken, floor = self.taken[far], self.floors.get(far, 1)
-        whole = [
-            run
-            for (name, last), run in self.runs.items()
-            if name == far and (last < floor or taken.covers(max(run[0], floor), last))
-        ]
-        return max(whole, key=lambda run: run[1], default=None)
+        """The run with the newest that was taken or rejected, up to there (SEMANTICS 6)."""
+        newest = self.answered.get(far)
+        return None if newest is None else (newest[0], newest[1], crc32(newest[2]))
+
+    def has_answered(self, far: str, sequence: int) -> None:
+        """A sequence is taken, or refused for good."""
+        first, messages = self.came[far, sequence]
+        if far not in self.answered or sequence > self.answered[far][1]:
+            run = encode_messages(decode_raw(messages)[: sequence - first + 1])
+            self.answered[far] = (first, sequence, run)
 
     def begin(self) -> None:
         """See `Party`."""
         self.taken, self.floors = {}, {}
         self.dead = set()
-        self.runs = {}
+        self.came, self.answered = {}, {}
         self.histories.append(Handling())
         RawParty.begin(self)
 
