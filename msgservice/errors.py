@@ -99,6 +99,7 @@ class BadName(ProtocolError):
     """A name that is empty, too long, or holds characters that names may not have."""
 
     wire_code = 8
+    refusal_code = 13
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"bad name {name[:64]!r}: {reason}")
@@ -109,6 +110,7 @@ class BadSubject(ProtocolError):
     """A subject or pattern that breaks the rules of subjects."""
 
     wire_code = 9
+    refusal_code = 14
 
     def __init__(self, subject: str, reason: str) -> None:
         super().__init__(f"bad subject {subject[:64]!r}: {reason}")
@@ -142,9 +144,10 @@ class NameMismatch(ProtocolError):
 
 
 class NotAuthenticated(ProtocolError):
-    """The listener asks for a login, or the login failed."""
+    """The listener asks for a login, or the login failed; or it is for local connections."""
 
     wire_code = 13
+    refusal_code = 16
 
 
 class HalfOpen(ProtocolError):
@@ -335,7 +338,11 @@ class NoResponder(MsgServiceError):
 
 
 class RequestFailed(MsgServiceError):
-    """The other side answered the request with an error."""
+    """The other side answered the request with an error, and its code if that has one."""
+
+    def __init__(self, reason: str, code: int = 0) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class RequestTimeout(MsgServiceError):
@@ -491,6 +498,49 @@ class PeerForgot(LogError):
         self.peer, self.first, self.last = peer, first, last
 
 
+# --- What an operator asked cannot be done ------------------------------------------------------
+
+
+class ReceiverExists(MsgServiceError):
+    """A receiver of this name is there already."""
+
+    refusal_code = 9
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"receiver {name!r} is there already")
+        self.name = name
+
+
+class NotConfirmed(MsgServiceError):
+    """More messages wait for a receiver than whoever removes it knows of."""
+
+    refusal_code = 10
+
+    def __init__(self, name: str, queued: int, confirmed: int) -> None:
+        super().__init__(f"{queued} messages wait for {name!r} by now, {confirmed} confirmed")
+        self.name, self.queued, self.confirmed = name, queued, confirmed
+
+
+class UnknownMessage(MsgServiceError):
+    """No message of this id is in the log."""
+
+    refusal_code = 11
+
+    def __init__(self, id_: str) -> None:
+        super().__init__(f"no message {id_!r} in the log")
+        self.id = id_
+
+
+class BadValue(MsgServiceError, ValueError):
+    """A value that its field cannot have: an option, a limit, a rate. `reason` names no field."""
+
+    refusal_code = 12
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field} {reason}")
+        self.field, self.reason = field, reason
+
+
 # --- Configuration and start --------------------------------------------------------------------
 
 
@@ -504,6 +554,8 @@ class ConfigError(MsgServiceError):
 
 class BadAddress(MsgServiceError):
     """An address that cannot be used: unknown scheme, missing or unknown part, unreadable file."""
+
+    refusal_code = 15
 
     def __init__(self, address: str, reason: str) -> None:
         super().__init__(f"bad address {address!r}: {reason}")
@@ -568,4 +620,4 @@ def request_failed(code: int, reason: str, subject: str, seconds: float) -> MsgS
             return NoResponder(subject)
         case RequestTimeout.refusal_code:
             return RequestTimeout(subject, seconds)
-    return RequestFailed(reason)
+    return RequestFailed(reason, code)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from msgservice.errors import BadValue
+
 INTEGER_MAX = 2**53 - 1  # exact in JSON and in every language's double
 NAME_BYTES_MAX = 255  # names and subjects, UTF-8
 BATCH_INDEX_BITS = 16  # position = batch number << 16 | index in batch
@@ -31,6 +33,14 @@ RESUME_RANGES_TOTAL_MAX = 100_000
 SENDER_KNOWN_SECONDS = 3600
 RUNS_REMEMBERED = 1024  # runs of an incarnation whose content is compared (SEMANTICS 4)
 
+_HIGHEST = {
+    "batch_messages": BATCH_MESSAGES_MAX,
+    "window_messages": WINDOW_MESSAGES_MAX,
+    "window_bytes": WINDOW_BYTES_MAX,
+    "exceptions": RESUME_RANGES_TOTAL_MAX,
+    "sender_ranges": RESUME_RANGES_TOTAL_MAX,
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
@@ -42,9 +52,10 @@ class Rate:
 
     def __post_init__(self) -> None:
         """Refuse values that would let nothing through, ever."""
-        for value in (self.messages, self.bytes, self.burst_seconds):
+        for name in ("messages", "bytes", "burst_seconds"):
+            value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"a rate must be above 0 and finite, not {value}")
+                raise BadValue(name, f"must be above 0 and finite, not {value}")
 
     @property
     def limits(self) -> bool:
@@ -130,18 +141,12 @@ class Limits:
                 "to_audiences",
             )
             if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
-                raise ValueError(f"{field.name} must be above 0, not {value}")
+                raise BadValue(field.name, f"must be above 0, not {value}")
         if not 4 * MESSAGE_OVERHEAD <= self.max_batch <= MAX_BATCH_MAX:
-            raise ValueError(f"max_batch must be from 4096 to {MAX_BATCH_MAX}")
-        if self.batch_messages > BATCH_MESSAGES_MAX:
-            raise ValueError(f"batch_messages must be from 1 to {BATCH_MESSAGES_MAX}")
-        if self.window_messages > WINDOW_MESSAGES_MAX:
-            raise ValueError(f"window_messages must be from 1 to {WINDOW_MESSAGES_MAX}")
-        if self.window_bytes > WINDOW_BYTES_MAX:
-            raise ValueError(f"window_bytes must be from 1 to {WINDOW_BYTES_MAX}")
-        for name in ("exceptions", "sender_ranges"):
-            if getattr(self, name) > RESUME_RANGES_TOTAL_MAX:
-                raise ValueError(f"{name} must be from 1 to {RESUME_RANGES_TOTAL_MAX}")
+            raise BadValue("max_batch", f"must be from 4096 to {MAX_BATCH_MAX}")
+        for name, highest in _HIGHEST.items():
+            if getattr(self, name) > highest:
+                raise BadValue(name, f"must be from 1 to {highest}")
 
     @property
     def frame_bytes(self) -> int:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, get_args
 
 import msgspec
 
+from msgservice.errors import BadValue
 from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
 
 
@@ -96,11 +97,11 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
     def check(self) -> ReceiverOptions:
-        """These options, if they can be a receiver's; else `ValueError` names the first wrong."""
+        """These options, if they can be a receiver's; else `BadValue` names the first wrong."""
         for option in OPTIONS:
             wrong = option.wrong(getattr(self, option.name), repr)
             if wrong is not None:
-                raise ValueError(f"{option.name} {wrong}")
+                raise BadValue(option.name, wrong)
         return self
 
     def changed(self, changes: dict[str, Any]) -> ReceiverOptions:
@@ -108,7 +109,7 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
         given = {name: value for name, value in changes.items() if value is not None}
         for name in given:
             if name not in CHANGED:
-                raise ValueError(f"{name} is no option that can be changed")
+                raise BadValue(name, "is no option that can be changed")
         return msgspec.structs.replace(self, **given).check()
 
 

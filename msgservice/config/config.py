@@ -26,7 +26,7 @@ from msgservice.config.addresses import (
 from msgservice.config.reader import Reader, Table, read_text, shown
 from msgservice.config.toml import Document, KeyPath, parse_document
 from msgservice.core.subjects import check_name, check_pattern
-from msgservice.errors import ConfigError
+from msgservice.errors import BadValue, ConfigError
 from msgservice.limits import Limits, Rate
 from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions
 
@@ -187,8 +187,8 @@ def _limits(reader: Reader) -> Limits:
                 continue
             try:
                 Limits(**{limit.name: value})
-            except ValueError as error:
-                reader.problem(path, str(error).removeprefix(f"{limit.name} "))
+            except BadValue as error:
+                reader.problem(path, error.reason)
             else:
                 given[limit.name] = value
     return Limits(**given)
@@ -291,8 +291,8 @@ def _rate(reader: Reader, path: KeyPath) -> Rate | None:
             continue
         try:
             Rate(**{key: value})
-        except ValueError as error:
-            reader.problem((*path, key), str(error).removeprefix("a rate "))
+        except BadValue as error:
+            reader.problem((*path, key), error.reason)
         else:
             given[key] = value
     table = reader.value(path, Table, {})

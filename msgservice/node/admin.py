@@ -1,13 +1,12 @@
-"""Administration by REQUEST to `$node.*`, JSON bodies (PROTOCOL: Administration).
+"""Administration by REQUEST to `$node.*`: JSON to operations and back (PROTOCOL: Administration).
 
-Open to local connections. An error is answered as `ok = false` with a sentence.
+Open to local connections. What is asked is done in `operations`; here is how it is said. An error
+is answered as `ok = false` with a sentence, and its code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -16,19 +15,15 @@ from twisted.logger import Logger
 
 from msgservice.core.frames import Reply, Request
 from msgservice.core.subjects import is_reserved
-from msgservice.errors import MsgServiceError, NoResponder
-from msgservice.interfaces import ILog
+from msgservice.errors import BadValue, MsgServiceError, NoResponder, NotAuthenticated
 from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.admin_pages import PAGE_ROWS, Page
-from msgservice.node.connections import Connections
-from msgservice.node.directory import Directory
-from msgservice.node.dispatch import Dispatch
 from msgservice.node.ingress import hash_of
-from msgservice.node.receivers import Receivers
+from msgservice.node.operations import NodeInfo, Operations, ReceiverState
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import OPTIONS, ReceiverOptions
-from msgservice.records import Account, Found
+from msgservice.records import DeadLetter, Found
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -91,55 +86,40 @@ class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
     pass
 
 
-Handler = Callable[[Any], Awaitable[dict[str, Any]]]
+Handler = Callable[[Any], Awaitable[dict[str, Any] | NodeInfo]]
+
+_LISTED = tuple(option.name for option in OPTIONS if option.about.listed)
 
 
-def _counts(account: Account | None) -> dict[str, Any]:
-    counts = {} if account is None else account.settled
+def _told(state: ReceiverState) -> dict[str, Any]:
+    told = msgspec.structs.asdict(state)
+    options, account = told.pop("options"), told.pop("account")
     return {
-        "queued": 0 if account is None else account.queued,
-        "queued_bytes": 0 if account is None else account.queued_bytes,
-        "routed": 0 if account is None else account.routed,
-        "unaccounted": 0 if account is None else account.unaccounted,
-        "settled": {Status(s).name.lower(): n for s, n in counts.items()},
+        **{name: getattr(options, name) for name in _LISTED},
+        **told,
+        "queued": account.queued,
+        "queued_bytes": account.queued_bytes,
+        "routed": account.routed,
+        "unaccounted": account.unaccounted,
+        "settled": {_word(status): count for status, count in account.settled.items()},
     }
 
 
-@cache
-def installed_version() -> str:
-    """The version of this installation. Looked up once: it is read from a file, and parsed."""
-    try:
-        return version("msgservice")
-    except PackageNotFoundError:
-        return "unknown"
+def _word(status: int) -> str:
+    return Status(status).name.lower()
+
+
+def _sender(of: Found | DeadLetter) -> str:
+    return f"{of.sender}/{hash_of(of.incarnation)}/{of.sequence}"
 
 
 class Admin:
-    """The handler of requests to `$node.*`. `listeners`: what the node listens on, for people."""
+    """The handler of requests to `$node.*`."""
 
     _logger = Logger()
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        log_id: str,
-        listeners: Sequence[str],
-        log: ILog,
-        directory: Directory,
-        dispatch: Dispatch,
-        connections: Connections,
-        receivers: Receivers,
-        limits: Limits,
-    ) -> None:
-        self._name = name
-        self._log_id = log_id
-        self._listeners = listeners
-        self._log = log
-        self._directory = directory
-        self._dispatch = dispatch
-        self._connections = connections
-        self._receivers = receivers
+    def __init__(self, operations: Operations, limits: Limits) -> None:
+        self._operations = operations
         self._limits = limits
         self._handlers: dict[str, tuple[type[msgspec.Struct], Handler]] = {
             "$node.info": (_Nothing, self._info),
@@ -172,96 +152,71 @@ class Admin:
             if known is None:
                 raise NoResponder(subject)
             if not local and is_reserved(subject):
-                raise MsgServiceError("administration is open to local connections only")
+                raise NotAuthenticated("administration is open to local connections only")
             kind, handler = known
             arguments = msgspec.json.decode(call.body or b"{}", type=kind)
             return True, message(_to_json(await handler(arguments)))
-        except (MsgServiceError, ValueError, msgspec.MsgspecError) as error:
-            return False, refusal(str(error), getattr(error, "refusal_code", 0))
+        except MsgServiceError as error:
+            return False, refusal(str(error), error.refusal_code)
+        except (UnicodeDecodeError, msgspec.MsgspecError) as error:  # of the arguments
+            return False, refusal(str(error), BadValue.refusal_code)
         except Exception:
             self._logger.failure("request {subject} failed", subject=subject)
             return False, refusal("internal error: see the node's log")
 
-    async def _info(self, _: _Nothing) -> dict[str, Any]:
-        room = self._log.room()
-        return {
-            "name": self._name,
-            "log_id": self._log_id,
-            "version": installed_version(),
-            "listeners": list(self._listeners),
-            "connections": len(self._connections.peers),
-            "room": {
-                "used": room.used,
-                "maximum": room.maximum,
-                "free": room.free,
-                "full": room.full,
-            },
-        }
+    async def _info(self, _: _Nothing) -> NodeInfo:
+        return self._operations.info()
 
     async def _list(self, asked: _List) -> dict[str, Any]:
         page = Page(asked.limit, self._limits)
         after, more = asked.after, True
         while more and page.takes:
-            names = self._directory.names_after(after, page.step + 1)
-            more = len(names) > page.step
-            rows = [self._directory.named(name) for name in names[: page.step]]
-            accounts = await self._log.accounts([row.number for row in rows])
-            found = {one.receiver: one for one in accounts}
-            for row in rows:
-                outlet = self._dispatch.outlets.get(row.number)
-                if outlet is not None and not page.add(
-                    row.name, self._receivers.state_of(outlet) | _counts(found.get(row.number))
-                ):
+            states, more = await self._operations.receivers(after, page.step)
+            for state in states:
+                if not page.add(state.name, _told(state)):
                     more = True
                     break
-                after = row.name
+                after = state.name
         return {"receivers": list(page.rows.values()), "next": after if more else None}
 
     async def _add(self, asked: msgspec.Struct) -> dict[str, Any]:
         said = msgspec.structs.asdict(asked)
         name, subjects, address = said.pop("name"), said.pop("subjects"), said.pop("address")
-        await self._receivers.add(name, subjects, ReceiverOptions(**said), address=address)
+        await self._operations.add(name, subjects, ReceiverOptions(**said), address=address)
         return {"name": name}
 
     async def _change(self, asked: msgspec.Struct) -> dict[str, Any]:
         said = msgspec.structs.asdict(asked)
         name, subjects = said.pop("name"), said.pop("subjects")
-        await self._receivers.change(name, patterns=subjects, **said)
+        await self._operations.change(name, patterns=subjects, **said)
         return {"name": name}
 
     async def _pause(self, asked: _Name) -> dict[str, Any]:
-        await self._receivers.pause(asked.name, True)
+        await self._operations.pause(asked.name, True)
         return {"name": asked.name, "paused": True}
 
     async def _resume(self, asked: _Name) -> dict[str, Any]:
-        await self._receivers.pause(asked.name, False)
+        await self._operations.pause(asked.name, False)
         return {"name": asked.name, "paused": False}
 
     async def _remove(self, asked: _Remove) -> dict[str, Any]:
-        receivers = self._receivers
         if asked.confirm is None:
-            return {"queued": await receivers.queued(self._directory.named(asked.name).number)}
-        return {"removed": await receivers.remove(asked.name, asked.confirm)}
+            return {"queued": await self._operations.queued(asked.name)}
+        return {"removed": await self._operations.remove(asked.name, asked.confirm)}
 
     async def _status(self, asked: _Status) -> dict[str, Any]:
         page = Page(asked.limit, self._limits)
-        limit = min(max(1, asked.limit), PAGE_ROWS)
-        found: Found | None = await self._log.find(asked.id, asked.after, limit)
-        if found is None:
-            raise ValueError(f"no message {asked.id!r} in the log")
-        after, more = asked.after, found.more
-        for number, (stored, attempts, reason) in found.states.items():
-            row = self._directory.numbered(number)
-            if row is not None:
-                status = self._dispatch.status_of(number, found.position, stored)
-                told = {"status": status.name.lower(), "attempts": attempts, "reason": reason}
-                if not page.add(row.name, told):
-                    more = True
-                    break
-            after = number
+        found, statuses = await self._operations.status(asked.id, asked.after, page.rows_max)
+        # Some that the log told of may be in no answer, since nothing is known of them any more.
+        after, more = max(found.states, default=asked.after), found.more
+        for at in statuses:
+            told = {"status": _word(at.status), "attempts": at.attempts, "reason": at.reason}
+            if not page.add(at.receiver, told):
+                after, more = at.number - 1, True
+                break
         return {
             "position": found.position,
-            "sender": f"{found.sender}/{hash_of(found.incarnation)}/{found.sequence}",
+            "sender": _sender(found),
             "sequence": found.sequence,
             "subject": found.subject,
             "stored_at": found.stored_at,
@@ -270,16 +225,15 @@ class Admin:
         }
 
     async def _dead(self, asked: _DeadList) -> dict[str, Any]:
-        row = self._directory.named(asked.receiver)
         page = Page(asked.limit, self._limits)
         after, more = asked.after, True
         while more and page.takes:
-            letters = await self._log.dead_letters(row.number, after, page.step)
+            letters = await self._operations.dead_letters(asked.receiver, after, page.step)
             more = bool(letters)
             for one in letters:
                 told = {
                     "position": one.position,
-                    "sender": f"{one.sender}/{hash_of(one.incarnation)}/{one.sequence}",
+                    "sender": _sender(one),
                     "subject": one.subject,
                     "size": len(one.message),
                     "reason": one.reason,
@@ -292,4 +246,4 @@ class Admin:
         return {"dead": list(page.rows.values()), "next": after if more else None}
 
     async def _audit(self, _: _Nothing) -> dict[str, Any]:
-        return {"discrepancies": await self._log.audit()}
+        return {"discrepancies": await self._operations.audit()}

@@ -25,18 +25,18 @@ class Page:
     def __init__(self, asked: int, limits: Limits) -> None:
         self.rows: dict[str, msgspec.Raw] = {}
         self.full = False
-        self._rows_max = min(max(1, asked), PAGE_ROWS)
+        self.rows_max = min(max(1, asked), PAGE_ROWS)
         self._room = min(PAGE_BYTES, limits.max_batch // 2)
 
     @property
     def step(self) -> int:
         """The number of rows to make before the next look."""
-        return min(STEP, self._rows_max - len(self.rows))
+        return min(STEP, self.rows_max - len(self.rows))
 
     @property
     def takes(self) -> bool:
         """Whether it may take another row."""
-        return not self.full and len(self.rows) < self._rows_max
+        return not self.full and len(self.rows) < self.rows_max
 
     def add(self, name: str, row: object) -> bool:
         """Take a row; return whether it was taken."""

@@ -5,7 +5,7 @@
                                             └─ Outlet ───── (progress) ──┘
     Commits ─ after each group ─► Tracker (STATUS) and Dispatch (Tail, Outlets)
     Directory: who receives what, and Receivers, which changes it.  Connections: who is there.
-    Admin: `$node.*`.  Upkeep: retention.
+    Operations: what can be asked of it; Admin: … as `$node.*`.  Upkeep: retention.
 
 A part names what it works with in its `__init__`. Where two need each other, one of them asks
 through a Protocol in its own file, or a function that is given here. `NodeService` (`node`) opens
@@ -28,6 +28,7 @@ from msgservice.node.connections import Connections
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.greeting import Greeter
+from msgservice.node.operations import Operations
 from msgservice.node.outlet import Outlet, Outlets
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
@@ -63,6 +64,7 @@ class Parts:
     connections: Connections
     receivers: Receivers
     greeter: Greeter
+    operations: Operations
     admin: Admin
     upkeep: Upkeep
 
@@ -156,17 +158,19 @@ def assemble(
         places=connections,
         limits=limits,
     )
-    admin = Admin(
+    operations = Operations(
         name=facts.name,
         log_id=facts.log_id,
         listeners=facts.listeners,
         log=log,
         directory=directory,
         dispatch=dispatch,
+        outlets=outlets,
         connections=connections,
         receivers=receivers,
-        limits=limits,
+        time=time,
     )
+    admin = Admin(operations, limits)
     upkeep = Upkeep(
         log, commits=commits, connections=connections, directory=directory, time=time, fatal=fatal
     )
@@ -184,6 +188,7 @@ def assemble(
         connections=connections,
         receivers=receivers,
         greeter=greeter,
+        operations=operations,
         admin=admin,
         upkeep=upkeep,
     )

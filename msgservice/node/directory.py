@@ -20,7 +20,7 @@ from msgservice.core.subjects import (
     check_subject,
     is_reserved,
 )
-from msgservice.errors import LimitReached, Refused, UnknownReceiver
+from msgservice.errors import BadSubject, LimitReached, Refused, UnknownReceiver
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.records import Audience, ReceiverRow
@@ -308,7 +308,7 @@ class Directory:
     def _check_patterns(self, patterns: Sequence[str]) -> None:
         if len(patterns) > self._limits.patterns:
             raise LimitReached("patterns", self._limits.patterns)
-        if len(set(patterns)) != len(patterns):
-            raise ValueError("a pattern is given twice")
-        for pattern in patterns:
+        for pattern, times in Counter(patterns).items():
+            if times > 1:
+                raise BadSubject(pattern, "it is given twice")
             check_pattern(pattern)

@@ -25,7 +25,6 @@ from msgservice.core.frames import (
 )
 from msgservice.core.subjects import check_name, check_word
 from msgservice.errors import (
-    BadSubject,
     ConnectionLimit,
     LimitReached,
     NameMismatch,
@@ -168,8 +167,6 @@ class Greeter:
             return self._receivers.attaching(hello.name, receive)
         except LimitReached as error:
             raise ConnectionLimit(error.limit, error.value) from None
-        except ValueError as error:
-            raise BadSubject(", ".join(receive.subjects or ()), str(error)) from None
 
     def _not_greeted(self, failure: Failure, connection: Connection, guest: Guest) -> None:
         self._logger.failure("greeting {name}", failure, name=guest.name)

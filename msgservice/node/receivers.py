@@ -8,7 +8,6 @@ configuration come in here as well (`configure`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -18,7 +17,13 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import Time
 from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED, ReceiveOptions
-from msgservice.errors import ConfiguredOtherwise, NotSupported, UnknownReceiver
+from msgservice.errors import (
+    ConfiguredOtherwise,
+    NotConfirmed,
+    NotSupported,
+    ReceiverExists,
+    UnknownReceiver,
+)
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.node.commits import Commits
@@ -28,11 +33,9 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlet, Outlets
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
-from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions
+from msgservice.receiver_options import DEFAULTS, ReceiverOptions
 from msgservice.records import ReceiverRow, Snapshot
 from msgservice.waiters import Waiters
-
-_LISTED = tuple(option.name for option in OPTIONS if option.about.listed)
 
 
 class Receivers:
@@ -202,7 +205,7 @@ class Receivers:
         if known is not None and known.number in self._removing:
             await self._removing[known.number].wait()
         if self._directory.get(name) is not None:
-            raise ValueError(f"receiver {name!r} is there already")
+            raise ReceiverExists(name)
         options.check()
         if address is not None:
             self._connections.check(address)
@@ -273,13 +276,13 @@ class Receivers:
 
         All who ask before it is on disk get the same answer, when it is. Until then it gets nothing
         more, is listed as paused, and keeps its name: after the end of the process it is there
-        again. `UnknownReceiver` where there is none (any more); `ValueError` where more than
+        again. `UnknownReceiver` where there is none (any more); `NotConfirmed` where more than
         `confirmed` messages wait for it.
         """
         row = self._directory.named(name)
-        queued = await self.queued(row.number)
+        queued = await self.queued(name)
         if confirmed is not None and queued > confirmed:
-            raise ValueError(f"{queued} messages wait for {name!r} by now, {confirmed} confirmed")
+            raise NotConfirmed(name, queued, confirmed)
         waiters = self._removing.get(row.number)
         if waiters is not None:
             return await waiters.wait()
@@ -322,10 +325,10 @@ class Receivers:
         row.epoch = f"{int(self._rng() * 2**48):012x}"
         self._store(row)
 
-    async def queued(self, number: int) -> int:
+    async def queued(self, name: str) -> int:
         """The number of messages that wait for a receiver."""
-        accounts = await self._log.accounts()
-        return sum(one.queued for one in accounts if one.receiver == number)
+        accounts = await self._log.accounts([self._directory.named(name).number])
+        return sum(one.queued for one in accounts)
 
     # --- dead letters
 
@@ -344,31 +347,6 @@ class Receivers:
         if size < limit:
             return None
         return f"paused: its dead letters take {size} bytes, dead_bytes = {limit}"
-
-    # --- for people
-
-    def state_of(self, outlet: Outlet) -> dict[str, Any]:
-        """The state of a receiver, as far as it is known without asking the log."""
-        row, link = outlet.row, self._connections.links.get(outlet.row.number)
-        waiting = [run for run in outlet.backlog.waiting_runs if run.attempts]
-        rate = self._outlets.rates.get(outlet.name)
-        return {
-            "name": outlet.name,
-            "address": row.address,
-            "subjects": list(row.patterns),
-            **{name: getattr(row.options, name) for name in _LISTED},
-            "paused": row.options.paused or outlet.is_going,
-            "backlog_bytes": self._dispatch.backlog_bytes_max(row),
-            "suspended": row.suspended,
-            "rate": None if rate is None else asdict(rate),
-            "connected": outlet.connection is not None,
-            "cursor": outlet.backlog.cursor,
-            "attempts": max([run.attempts for run in waiting], default=0),
-            "last_error": outlet.last_error or (getattr(link, "last_error", "") or ""),
-            "next_try_s": getattr(link, "next_attempt_in", None)
-            if outlet.connection is None
-            else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),
-        }
 
     # --- storing
 

@@ -396,7 +396,7 @@ async def test_a_peer_that_does_not_read_is_cut_off_and_loses_nothing(bench: Ben
             or sum(b - a + 1 for ack in source.of(Ack) for a, b in ack.ranges) >= 256
         )
     )
-    while bench.node.parts.receivers.state_of(outlet_of(bench.node, "deaf"))["connected"]:
+    while outlet_of(bench.node, "deaf").connection is not None:
         await deferLater(bench.reactor, 0.05, lambda: None)
     await bench.check_neighbour()
     listening = await bench.connect()

@@ -35,6 +35,7 @@ from msgservice.limits import Limits, Rate
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.node.node import NodeService
+from msgservice.node.operations import ReceiverState
 from msgservice.records import Group, Resume
 from msgservice.transport.local import connect_locally
 
@@ -279,3 +280,13 @@ class NodeWorld:
                 self.clock.advance(seconds / 20)
             for _ in range(50):
                 self.clock.advance(0)
+
+
+def state_of(world: NodeWorld, name: str) -> ReceiverState:
+    """Return the state of a receiver, as an operator is told."""
+    told: list[tuple[list[ReceiverState], bool]] = []
+    asked = Deferred.fromCoroutine(world.node.parts.operations.receivers("", 1000))
+    asked.addCallback(told.append)
+    world.settle()
+    ((states, _),) = told
+    return next(state for state in states if state.name == name)

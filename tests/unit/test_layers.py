@@ -36,6 +36,7 @@ FACES_MAY_IMPORT = {
 }
 # What may know a part beside it.
 NEIGHBOURS = {
+    ("limits", "errors"),
     ("records", "message"),
     ("records", "receiver_options"),
     ("codecs", "interfaces"),

@@ -8,9 +8,22 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from msgservice import Limits
 from msgservice.core.frames import Routed
+from msgservice.errors import (
+    BadAddress,
+    BadName,
+    BadSubject,
+    BadValue,
+    MsgServiceError,
+    NotConfirmed,
+    ReceiverExists,
+    RequestFailed,
+    UnknownMessage,
+    UnknownReceiver,
+)
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action
 from msgservice.node import admin
@@ -189,3 +202,39 @@ def test_dead_letters_are_told_in_pages_however_long_their_reasons() -> None:
         pages += 1
     assert told == list(range(1 << 16, (1 << 16) + 1200))
     assert pages > 2
+
+
+@pytest.mark.parametrize(
+    ("subject", "question", "error"),
+    [
+        ("receivers.add", {"name": "billing", "subjects": []}, ReceiverExists),
+        ("receivers.add", {"name": "n", "subjects": ["a", "a"]}, BadSubject),
+        ("receivers.add", {"name": "n", "subjects": ["a..b"]}, BadSubject),
+        ("receivers.add", {"name": "", "subjects": ["a"]}, BadName),
+        ("receivers.add", {"name": "n", "subjects": [], "address": "ftp:x"}, BadAddress),
+        ("receivers.add", {"name": "n", "subjects": [], "order": "odd"}, BadValue),
+        ("receivers.add", {"name": "n"}, BadValue),
+        ("receivers.change", {"name": "billing", "order": "odd"}, BadValue),
+        ("receivers.change", {"name": "nobody"}, UnknownReceiver),
+        ("receivers.pause", {"name": "nobody"}, UnknownReceiver),
+        ("receivers.remove", {"name": "nobody"}, UnknownReceiver),
+        ("receivers.remove", {"name": "billing", "confirm": 0}, NotConfirmed),
+        ("status", {"id": "log:7"}, UnknownMessage),
+        ("dead.list", {"receiver": "nobody"}, UnknownReceiver),
+    ],
+)
+def test_what_an_operator_asks_in_vain_is_told_with_a_code(
+    subject: str, question: dict[str, Any], error: type[MsgServiceError]
+) -> None:
+    world = NodeWorld()
+    world.peer("billing", receive={"subjects": ["orders.>"]})
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    failed: list[Failure] = []
+    client = world.node.client("asker")
+    client.request(f"$node.{subject}", question, timeout=5).addErrback(failed.append)
+    world.settle()
+    told = failed[0].value
+    assert isinstance(told, RequestFailed)
+    assert (told.code, bool(str(told))) == (error.refusal_code, True)

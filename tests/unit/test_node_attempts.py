@@ -24,7 +24,7 @@ from msgservice.message import Status
 from msgservice.node.outlet import Outlet
 from msgservice.records import Resume
 from msgservice.transport.local import local_connector
-from tests.kit.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
 
 ORDERS = {"subjects": ["orders.>"]}
 
@@ -282,5 +282,4 @@ def test_a_receiver_that_is_paused_says_why_also_when_its_connection_has_ended(
     Deferred.fromCoroutine(receivers.pause("billing", True, "paused: too many dead letters"))
     world.settle(2 * world.limits.stop_timeout + 2)
     assert receiver.lost_because is not None
-    (outlet,) = world.node.parts.dispatch
-    assert "paused: too many dead letters" == receivers.state_of(outlet)["last_error"]
+    assert "paused: too many dead letters" == state_of(world, "billing").last_error

@@ -47,6 +47,7 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import JUDGE_EVERY, Dispatch
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
+from msgservice.node.operations import Operations, StatusAt
 from msgservice.node.outlet import READ_AGAIN, UNLOAD_AFTER, Outlet, Outlets
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
@@ -63,6 +64,7 @@ from msgservice.records import (
     Appended,
     Audience,
     Batch,
+    Found,
     History,
     ReceiverRow,
     Resume,
@@ -758,6 +760,10 @@ def test_connections_hold_a_name_that_changes_hands_too_often() -> None:
 
 
 def an_admin(**more: Any) -> Admin:
+    return Admin(some_operations(**more), LIMITS)
+
+
+def some_operations(**more: Any) -> Operations:
     collaborators: dict[str, Any] = {
         "name": "node-1",
         "log_id": "log",
@@ -765,11 +771,14 @@ def an_admin(**more: Any) -> Admin:
         "log": a_log(),
         "directory": double(),
         "dispatch": double(),
-        "connections": double(peers={}),
-        "receivers": double(),
-        "limits": LIMITS,
+        "outlets": double(rates={}),
+        "connections": double(peers={}, links={}),
+        "receivers": double(
+            add=None, change=None, pause=None, remove=None, queued=lambda name: succeed(3)
+        ),
+        "time": Time(Clock()),
     }
-    return Admin(**(collaborators | more))
+    return Operations(**(collaborators | more))
 
 
 def ask(admin: Admin, subject: str, arguments: object, *, local: bool = True) -> tuple[bool, Any]:
@@ -805,12 +814,37 @@ def test_admin_lists_receivers_with_their_accounts() -> None:
             )
         ),
         directory=double(names_after=lambda name, count: ["billing"], named=lambda name: row),
-        dispatch=double(outlets={1: double()}),
-        receivers=double(state_of=lambda outlet: {"name": "billing"}),
+        dispatch=double(outlets={1: an_outlet()}, backlog_bytes_max=lambda row: 7),
     )
     ok, said = ask(admin, "$node.receivers.list", {})
     (one,) = said["receivers"]
     assert (True, 1, {"acknowledged": 2}) == (ok, one["queued"], one["settled"])
+    assert ("strict", 7) == (one["order"], one["backlog_bytes"])
+
+
+def test_admin_says_how_many_messages_a_removal_is_about() -> None:
+    assert (True, {"queued": 3}) == ask(an_admin(), "$node.receivers.remove", {"name": "billing"})
+
+
+def test_operations_tell_a_status_as_it_is_in_flight() -> None:
+    found = Found(
+        position=65536,
+        sender="shop",
+        incarnation="i",
+        sequence=1,
+        subject="a",
+        size=1,
+        stored_at=0,
+        states={1: (Status.QUEUED, 2, "slow"), 9: (Status.QUEUED, 0, "")},
+    )
+    operations = some_operations(
+        log=a_log(find=lambda id_, after, count: succeed(found)),
+        directory=double(numbered={1: ReceiverRow(number=1, name="billing")}.get),
+        dispatch=double(status_of=lambda number, position, stored: Status.SENT),
+    )
+    told: list[Any] = []
+    Deferred.fromCoroutine(operations.status("log:65536", 0, 10)).addCallback(told.append)
+    assert [(found, [StatusAt(1, "billing", Status.SENT, 2, "slow")])] == told
 
 
 def test_busy_answers_each_call_of_a_request() -> None:

@@ -223,22 +223,23 @@ class SlowAccounts:
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
         self.hold = False
-        self._held: list[Deferred[Any]] = []
+        self._held: list[tuple[Deferred[Any], tuple[Any, ...]]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
 
-    def accounts(self) -> Deferred[Any]:
+    def accounts(self, *numbers: Any) -> Deferred[Any]:
         if not self.hold:
-            found: Deferred[Any] = self._log.accounts()
+            found: Deferred[Any] = self._log.accounts(*numbers)
             return found
-        self._held.append(Deferred())
-        return self._held[-1]
+        waiter: Deferred[Any] = Deferred()
+        self._held.append((waiter, numbers))
+        return waiter
 
     def release(self) -> None:
         held, self._held = self._held, []
-        for waiter in held:
-            self._log.accounts().chainDeferred(waiter)
+        for waiter, numbers in held:
+            self._log.accounts(*numbers).chainDeferred(waiter)
 
 
 @pytest.mark.parametrize("change", ["add", "change"])

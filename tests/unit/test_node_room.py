@@ -10,7 +10,7 @@ from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Ack, 
 from msgservice.limits import Limits
 from msgservice.message import Action
 from msgservice.node.upkeep import REFUSED_FOR, SAY_AGAIN
-from tests.kit.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
 
 ALL = {"subjects": [">"]}
 
@@ -89,15 +89,14 @@ def test_46_a_receiver_is_paused_at_its_limit_of_dead_letters(logged: list[LogEv
     reason = billing.bye[1]
     assert reason.startswith("paused: its dead letters take 5")
     assert reason.endswith("dead_bytes = 50000")
-    outlet = world.node.parts.dispatch.outlets[2]
-    assert world.node.parts.receivers.state_of(outlet)["last_error"] == reason
+    assert state_of(world, "billing").last_error == reason
     assert len(said(logged, "receiver billing is paused")) == 1
     assert other.lost_because is None
     world.node.stopService()
     world.settle(1)
     world.start()
-    state = world.node.parts.receivers.state_of(world.node.parts.dispatch.outlets[2])
-    assert (state["paused"], state["last_error"]) == (True, reason)
+    state = state_of(world, "billing")
+    assert (state.paused, state.last_error) == (True, reason)
     Deferred.fromCoroutine(world.node.remove_receiver("billing"))
     world.settle(5)
     assert world.log.room().used == 0

@@ -1,0 +1,185 @@
+"""The operations of a node: all that an operator may ask of it, as calls with values and errors.
+
+An error has a code (`MsgServiceError.refusal_code`). Whoever lets people or programs ask from
+outside translates to these calls, and decides who may: `admin` does for `$node.*`. What changes a
+receiver is carried out by `receivers`; nothing here keeps a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+import msgspec
+
+from msgservice.clock import Time
+from msgservice.errors import UnknownMessage
+from msgservice.interfaces import ILog
+from msgservice.limits import Rate
+from msgservice.message import Status
+from msgservice.node.connections import Connections
+from msgservice.node.directory import Directory
+from msgservice.node.dispatch import Dispatch
+from msgservice.node.outlet import Outlets
+from msgservice.node.receivers import Receivers
+from msgservice.receiver_options import ReceiverOptions
+from msgservice.records import Account, DeadLetter, Found, ReceiverRow, Room
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The node as a whole: who it is, and how full its log."""
+
+    name: str
+    log_id: str
+    version: str
+    listeners: Sequence[str]  # for people
+    connections: int
+    room: Room
+
+
+class ReceiverState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one receiver."""
+
+    name: str
+    address: str | None
+    subjects: Sequence[str]
+    options: ReceiverOptions
+    paused: bool  # or being removed
+    backlog_bytes: int  # the limit in force
+    suspended: bool
+    rate: Rate | None
+    connected: bool
+    cursor: int
+    attempts: int  # the most of what waits to be tried again
+    last_error: str
+    next_try_s: float | None  # until it is dialled, or something is tried again
+    account: Account
+
+
+class StatusAt(msgspec.Struct, frozen=True):
+    """The status of one message at one receiver."""
+
+    number: int  # of the receiver
+    receiver: str
+    status: Status
+    attempts: int
+    reason: str
+
+
+@cache
+def installed_version() -> str:
+    """The version of this installation. Looked up once: it is read from a file, and parsed."""
+    try:
+        return version("msgservice")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Operations:
+    """The operations of one node. `listeners`: what it listens on, for people."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        log_id: str,
+        listeners: Sequence[str],
+        log: ILog,
+        directory: Directory,
+        dispatch: Dispatch,
+        outlets: Outlets,
+        connections: Connections,
+        receivers: Receivers,
+        time: Time,
+    ) -> None:
+        self._name = name
+        self._log_id = log_id
+        self._listeners = listeners
+        self._log = log
+        self._directory = directory
+        self._dispatch = dispatch
+        self._rates = outlets.rates
+        self._connections = connections
+        self._time = time
+        self.add, self.change = receivers.add, receivers.change
+        self.pause, self.remove = receivers.pause, receivers.remove
+        self.queued = receivers.queued
+
+    def info(self) -> NodeInfo:
+        """Return what the node is, and how full its log."""
+        return NodeInfo(
+            name=self._name,
+            log_id=self._log_id,
+            version=installed_version(),
+            listeners=tuple(self._listeners),
+            connections=len(self._connections.peers),
+            room=self._log.room(),
+        )
+
+    async def receivers(self, after: str, count: int) -> tuple[list[ReceiverState], bool]:
+        """Return up to `count` receivers by name, behind this one, and whether there are more.
+
+        One that is removed meanwhile is left out.
+        """
+        names = self._directory.names_after(after, count + 1)
+        rows = [self._directory.named(name) for name in names[:count]]
+        accounts = await self._log.accounts([row.number for row in rows])
+        found = {one.receiver: one for one in accounts}
+        there = [row for row in rows if row.number in self._dispatch.outlets]
+        return [self._state(row, found.get(row.number)) for row in there], len(names) > count
+
+    def _state(self, row: ReceiverRow, account: Account | None) -> ReceiverState:
+        outlet = self._dispatch.outlets[row.number]
+        link = self._connections.links.get(row.number)
+        waiting = [run for run in outlet.backlog.waiting_runs if run.attempts]
+        return ReceiverState(
+            name=row.name,
+            address=row.address,
+            subjects=row.patterns,
+            options=row.options,
+            paused=row.options.paused or outlet.is_going,
+            backlog_bytes=self._dispatch.backlog_bytes_max(row),
+            suspended=row.suspended,
+            rate=self._rates.get(row.name),
+            connected=outlet.connection is not None,
+            cursor=outlet.backlog.cursor,
+            attempts=max([run.attempts for run in waiting], default=0),
+            last_error=outlet.last_error or (getattr(link, "last_error", "") or ""),
+            next_try_s=getattr(link, "next_attempt_in", None)
+            if outlet.connection is None
+            else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),
+            account=account or Account(receiver=row.number, routed=0, queued=0, settled={}),
+        )
+
+    async def status(self, id_: str, after: int, count: int) -> tuple[Found, list[StatusAt]]:
+        """Return a message, and its status at up to `count` receivers behind this number.
+
+        `id_`: `log:POSITION`, `SENDER/HASH/SEQUENCE`, or the id its sender gave. `Found.more`:
+        there are receivers with higher numbers. Raises `UnknownMessage`.
+        """
+        found: Found | None = await self._log.find(id_, after, count)
+        if found is None:
+            raise UnknownMessage(id_)
+        told = []
+        for number, (stored, attempts, reason) in found.states.items():
+            row = self._directory.numbered(number)
+            if row is not None:
+                status = self._dispatch.status_of(number, found.position, stored)
+                told.append(StatusAt(number, row.name, status, attempts, reason))
+        return found, told
+
+    async def dead_letters(self, name: str, after: int, count: int) -> list[DeadLetter]:
+        """Return up to `count` dead letters of a receiver, behind this position.
+
+        Fewer where they are long, none behind the last. Raises `UnknownReceiver`.
+        """
+        letters: list[DeadLetter] = await self._log.dead_letters(
+            self._directory.named(name).number, after, count
+        )
+        return letters
+
+    async def audit(self) -> list[str]:
+        """Return what does not add up in the log, in sentences."""
+        discrepancies: list[str] = await self._log.audit()
+        return discrepancies
