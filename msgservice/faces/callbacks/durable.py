@@ -29,6 +29,7 @@ from msgservice.errors import (
 from msgservice.faces.callbacks.connection import Connection
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
+from msgservice.waiters import Waiters
 
 SUBJECT = "callbacks.action"
 
@@ -90,7 +91,7 @@ class ActionGateway:
         self._accept = accept
         self._receivers: dict[Connection, Receiver] = {}
         # A name's receiver ends before its next one begins, or the node would have two of them.
-        self._ending: dict[str, Deferred[Any]] = {}
+        self._ending: dict[str, Waiters[None]] = {}
 
     @property
     def peers(self) -> set[str]:
@@ -122,9 +123,7 @@ class ActionGateway:
                 self.disconnected(other)  # it is back before its old connection is known dead
         ending = self._ending.get(name)
         if ending is not None:
-            waiter: Deferred[None] = Deferred()
-            ending.addBoth(_tell, waiter)
-            await waiter
+            await ending.wait()
         if not connection.is_connected:
             return
 
@@ -140,26 +139,23 @@ class ActionGateway:
         receiver = self._receivers.pop(connection, None)
         if receiver is None:
             return
-        ending = maybeDeferred(receiver.stop)
-        self._ending[receiver.name] = ending
+        ending = self._ending[receiver.name] = Waiters()
 
-        def ended(result: Any) -> Any:
+        def ended(_: Any) -> None:
             if self._ending.get(receiver.name) is ending:
                 del self._ending[receiver.name]
-            return result
+            ending.fire(None)
 
-        ending.addBoth(ended)
-        ending.addErrback(lambda f: self._log.failure("end of {name}", f, name=receiver.name))
+        stopped = maybeDeferred(receiver.stop)
+        stopped.addErrback(lambda f: self._log.failure("end of {name}", f, name=receiver.name))
+        stopped.addBoth(ended)
 
     def stop(self) -> "Deferred[None]":
         """Leave the node; fires when it is done."""
         for connection in list(self._receivers):
             self.disconnected(connection)
-        waiters: list[Deferred[None]] = []
-        for ending in list(self._ending.values()):
-            waiters.append(Deferred())
-            ending.addBoth(_tell, waiters[-1])
-        return gatherResults(waiters).addCallback(lambda _: None)
+        ended = gatherResults([ending.wait() for ending in self._ending.values()])
+        return ended.addCallback(lambda _: None)
 
     async def _pass_on(self, connection: Connection, message: ReceivedMessage) -> None:
         match message.content:
@@ -176,8 +172,3 @@ class ActionGateway:
             pass  # it said so after it had handled the action
         except MsgServiceError as error:
             raise Retry(reason=f"the peer went away: {error}") from error
-
-
-def _tell(result: Any, waiter: "Deferred[None]") -> Any:
-    waiter.callback(None)
-    return result
