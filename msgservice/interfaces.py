@@ -83,7 +83,10 @@ class ILog(Interface):
         """
 
     def resume(sender: str, incarnation: str) -> Resume:
-        """Return *now* the `records.Resume` of this incarnation (committed state)."""
+        """Return *now* the `records.Resume` of this incarnation (committed state).
+
+        One that a `retain` is about to forget is not known.
+        """
 
     def read(
         audiences: Collection[int], after: int, to: int, bytes_max: int, messages_max: int
@@ -126,7 +129,9 @@ class ILog(Interface):
         `elapsed`: a monotonic clock in ms, beginning anywhere. Between two calls the log grows
         older by what it has moved; ages are kept over restarts, and no wall clock changes them.
         `here`: (name, incarnation) of the senders that are connected: they are not away, and what
-        stays away is counted from the last call that named it. `left`: those that have said
+        stays away is counted from the last call that named it. Who was told its `resume` before
+        this call and may still send is one of them; who is told it later is not forgotten by this
+        call either. `left`: those that have said
         goodbye since the last call, with everything answered.
         """
 

@@ -157,7 +157,9 @@ class StoreLog:
 
     def resume(self, sender: str, incarnation: str) -> Resume:
         """See `ILog.resume`."""
-        known = self._store.state.senders.get((sender, incarnation))
+        store, key = self._store, (sender, incarnation)
+        # Asked first: whom it lets through is not forgotten after this.
+        known = store.state.senders.get(key) if store.resumed.tell(key) else None
         if known is None:
             return Resume()
         return Resume(
@@ -254,9 +256,14 @@ class StoreLog:
         self._check_open()
         store = self._store
 
+        store.resumed.begin()
+
         def job() -> bool:
-            store.check_files()
-            more = store.guard(lambda: retention.retain(store, elapsed, here, left))
+            try:
+                store.check_files()
+                more = store.guard(lambda: retention.retain(store, elapsed, here, left))
+            finally:
+                store.resumed.end()
             store.maintain()
             return more
 

@@ -360,8 +360,10 @@ def _forget(store: Store, gone: Sequence[SenderState], count: int = FORGET_MAX) 
     )
     if not found:
         return False
-    ids = [number for (number,) in found]
-    keys = [state.senders_by_id[number].key for number in ids]
+    keys = store.resumed.let_go([state.senders_by_id[number].key for (number,) in found])
+    ids = [state.senders[key].id for key in keys]
+    if not ids:
+        return False  # all of them came back
     store.apply(store.entry(ForgetSenders, senders=ids))
     store.left.difference_update(keys)
     for key in keys:

@@ -36,6 +36,7 @@ from msgservice.log.dedupe import forget_numbers
 from msgservice.log.entries import Age, Append, DropBatches, Entry, GrowOlder
 from msgservice.log.loading import load, snapshot
 from msgservice.log.removal import stage_removal
+from msgservice.log.resumed import Resumed
 from msgservice.log.staging import FULL_DELAY, Operation, save_operations, stage_age, stage_append
 from msgservice.log.state import Staged, State
 from msgservice.records import Appended, Audience, Group, Outcome, RefusedBatch, Room, Snapshot
@@ -105,6 +106,7 @@ class Store:
         # place. The limit, and of `sender_audiences` whose.
         self.places_wanted: frozenset[tuple[str, str]] = frozenset()
         self.gives_way_below: int | None = None  # number: settled history does, for such places
+        self.resumed = Resumed()  # told their marks while retention runs
         self.left: set[Key] = set()  # senders that said goodbye with all answered, since the start
         self.watch_files: Callable[[], FileWatch] | None = None
         self._watch: FileWatch | None = None

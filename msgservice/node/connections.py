@@ -58,6 +58,7 @@ class Connections:
         # Not told to the log yet: senders that ended for ever, and those that were here since.
         self._left: dict[tuple[str, str], None] = {}
         self._seen: dict[tuple[str, str], None] = {}
+        self._owing: dict[Peer, None] = {}  # gone, and what they sent still waits for its group
         self._replaced: dict[int, list[float]] = {}
         self._held: dict[int, float] = {}  # receiver number -> until when its name is held
         self._paused = False
@@ -156,6 +157,8 @@ class Connections:
         connection = peer.connection
         hello = connection.session.peer if connection is not None else None
         key = (hello.name, hello.incarnation) if hello is not None else ("", "")
+        if peer.ingress is not None and peer.ingress.waiting:
+            self._owing[peer] = None
         if self._senders.get(key) is peer:
             del self._senders[key]
             if peer.has_settled and peer.ingress is not None and not peer.ingress.waiting:
@@ -170,11 +173,17 @@ class Connections:
     def take_presence(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Return the senders connected now or since the last call, and those that ended for good.
 
-        Ended is who needs nothing any more that the log knows of it, as it said itself.
+        Connected is who was told a RESUME, though its session may not be open yet, and of whom
+        something waits to be stored. Ended is who needs nothing any more that the log knows of it,
+        as it said itself.
         """
-        left, seen = self._left, self._seen
+        left, here = self._left, self._seen
         self._left, self._seen = {}, {}
-        return list(dict.fromkeys([*self._senders, *seen])), list(left)
+        self._owing = {peer: None for peer in self._owing if peer.ingress and peer.ingress.waiting}
+        for peer in (*self.peers, *self._owing):
+            if peer.ingress is not None:
+                here[peer.ingress.sender] = None
+        return list(here), list(left)
 
     # --- of receivers
 

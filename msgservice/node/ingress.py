@@ -159,6 +159,11 @@ class Ingress:
             self._connection.pause(UNCOMMITTED)
 
     @property
+    def sender(self) -> tuple[str, str]:
+        """The name and the incarnation of the sender."""
+        return self._name, self._incarnation
+
+    @property
     def has_room(self) -> bool:
         """Whether what is owed with the runs that wait allows another one (`answer_bytes`)."""
         return self._naming_bytes <= self._limits.answer_bytes

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent
 
-from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Ack, Nack, Transfer
+from msgservice.connection import Connection
+from msgservice.core.frames import (
+    BYE_CLOSING,
+    BYE_REPLACED,
+    BYE_SETTLED,
+    Ack,
+    Hello,
+    Nack,
+    Transfer,
+)
 from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
 from msgservice.message import Action
 from msgservice.node.upkeep import REFUSED_FOR, SAY_AGAIN
-from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
+from msgservice.records import Resume
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
 
 ALL = {"subjects": [">"]}
 
@@ -178,6 +190,74 @@ def test_5_an_incarnation_that_ended_and_came_back_all_the_same_is_not_ended() -
     shop.connection.abort()
     crowd(world)
     assert world.log.resume("cron", "mine").floor == 3
+
+
+def forgetful() -> NodeWorld:
+    """A node whose next pass of retention forgets incarnation `mine`, which said goodbye."""
+    limits = Limits(keep_seconds=0.0, keep_bytes=0, incarnations=1)
+    clock = Clock()
+    log = MemoryLog(reactor=clock, limits=limits)
+    world = NodeWorld(limits, log=log, clock=clock)
+    world.settle(2)
+    for incarnation in ("mine", "other", "another"):
+        take_all(world, incarnation, b"once").connection.bye(BYE_SETTLED)
+        world.settle()
+    return world
+
+
+def test_5_who_comes_back_while_retention_waits_for_the_writer_is_not_forgotten() -> None:
+    """Who is here was looked at before: between that and the writer's turn it has its RESUME."""
+    world = forgetful()
+    here, left = world.node.parts.connections.take_presence()
+    assert ("cron", "mine") in left
+    world.log._delay = 0.5  # seconds until the writer's turn
+    world.log.retain(3000, here, left)
+    shop = world.peer("cron", incarnation="mine")
+    assert shop.node_resume is not None
+    assert shop.node_resume.floor == 2
+    world.log._delay = 0.0
+    world.clock.advance(0.5)
+    shop.transfer(2, "nobody.waits", [b"more"])
+    world.settle()
+    assert world.log.resume("cron", "mine") == Resume(3, (), world.log.resume("cron", "mine").last)
+
+
+class SlowToOpen(ScriptedPeer):
+    """A peer that was told a RESUME and does not tell its own."""
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        self.node_hello = hello
+
+
+def test_5_who_was_told_its_resume_is_here_before_it_tells_its_own() -> None:
+    world = forgetful()
+    shop = world.peer("cron", incarnation="mine", kind=SlowToOpen)
+    assert shop.node_hello is not None
+    world.settle(4)  # some passes of retention
+    shop.connection.resume(Resume())
+    shop.transfer(2, "nobody.waits", [b"more"])
+    world.settle()
+    assert world.log.resume("cron", "mine").floor == 3
+
+
+def test_5_of_whom_something_waits_for_its_group_is_here() -> None:
+    """Its connection has gone, the disk is slow: what it sent is stored with its marks."""
+    limits = Limits(keep_seconds=0.0, keep_bytes=0, incarnations=1)
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=limits))
+    world = NodeWorld(limits, log=log, clock=clock)
+    shop = take_all(world, "mine", b"once")
+    log.hold = True
+    shop.transfer(2, "nobody.waits", [b"more"])
+    world.settle()
+    shop.connection.abort()
+    world.settle()
+    connections = world.node.parts.connections
+    connections.take_presence()
+    assert connections.take_presence() == ([("cron", "mine")], [])
+    log.release()
+    world.settle()
+    assert connections.take_presence() == ([], [])
 
 
 def test_5_what_is_repeated_behind_an_end_is_refused_or_known() -> None:
