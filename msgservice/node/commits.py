@@ -115,7 +115,9 @@ class Commits:
         self._progressing: dict[Progressing, None] = {}
         self._expected: dict[Progressing, None] = {}
         self._running = False
-        self._telling = False  # what became of a group: until all know it, `kick` starts none
+        # None is started: until all know what became of a group, and after one that failed, until
+        # `RETRY_DELAY` is over.
+        self._held = False
         self._stopped = False
         self._due: IDelayedCall | None = None
         self._idle: Waiters[None] = Waiters()
@@ -199,12 +201,12 @@ class Commits:
 
     def kick(self) -> None:
         """Start a group now, unless one runs: then the next starts when that ends."""
-        if not self._running and not self._telling:
+        if not self._running and not self._held:
             self._start()
 
     def kick_soon(self, delay: float = 0.0) -> None:
         """Start a group when this turn is over, so that more can join it."""
-        if self._running:
+        if self._running or self._held:
             return
         if self._due is None:
             self._due = self._time.clock.callLater(delay, self._kick_due)
@@ -213,6 +215,7 @@ class Commits:
 
     def _kick_due(self) -> None:
         self._due = None
+        self._held = False
         self.kick()
 
     def _start(self) -> None:
@@ -250,13 +253,13 @@ class Commits:
         waiters: Waiters[None],
         progressing: list[Progressing],
     ) -> None:
-        self._running, self._telling = False, True
+        self._running, self._held = False, True
         try:
             if isinstance(result, Failure):
                 self._failed(result, group, sources, waiters, progressing)
             else:
                 self._stored(result, group, sources, waiters, progressing)
-                self._telling = False
+                self._held = self._due is not None  # the next group has failed meanwhile
                 self._go_on()
         except Exception:
             # A fault of ours, not of the disk: going on could acknowledge what is not stored.
@@ -265,12 +268,10 @@ class Commits:
             self._stopped = True
             self._idle.fire(None)
             self._fatal(LogFailed(failure.getErrorMessage()))
-        finally:
-            self._telling = False
 
     def _go_on(self) -> None:
         """Start the next group, if there is one and it was not started before."""
-        if self._running:
+        if self._running or self._held:
             return
         if self._progressing and self._expected and not self._next:
             self.kick_soon(GATHER)
@@ -288,7 +289,7 @@ class Commits:
         self.groups += 1
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
-        # whoever is told before may ask for something more, and that starts nothing (`_telling`).
+        # whoever is told before may ask for something more, and that starts nothing (`_held`).
         outcomes = appended.outcomes
         refused = any([type(outcome) is RefusedBatch for outcome in outcomes])  # noqa: C419 - speed
         if not refused and self._next:
@@ -357,8 +358,8 @@ class Commits:
             self._floor(floor)
         self._waiters.put_back(waiters)
         self._after_group([])
-        if self._due is None:
-            self._due = self._time.clock.callLater(RETRY_DELAY, self._kick_due)
+        # Whoever asks for a group meanwhile waits as well: a disk that fails is left alone.
+        self._due = self._time.clock.callLater(RETRY_DELAY, self._kick_due)
 
     def take_refusals(self) -> tuple[str | None, int]:
         """Return why the log refused runs since the last call, or None, and how many."""

@@ -209,24 +209,25 @@ def test_5_whom_it_was_decided_to_forget_is_told_so_before_that_is_stored(
 ) -> None:
     """Who asks between the decision and its commit is not told of marks that go with it."""
     told: list[int] = []
+    driver: Driver
     asking = False
 
     def at(point: str) -> None:
         if asking and point == "before commit":
-            told.append(log.log.resume("shop", "i00").floor)
+            told.append(driver.log.resume("shop", "i00").floor)
 
-    log = Driver(kind, tmp_path, FEW, faults=at).open()
-    audience = log.log.audience([])
+    driver = Driver(kind, tmp_path, FEW, faults=at).open()
+    audience = driver.log.audience([])
     names = [f"i{number:02}" for number in range(12)]
-    log.append(*[make_batch(audience, incarnation=name) for name in names])
-    drop_all(log, 0)
-    assert log.log.resume("shop", "i00").floor == 2
+    driver.append(*[make_batch(audience, incarnation=name) for name in names])
+    drop_all(driver, 0)
+    assert driver.log.resume("shop", "i00").floor == 2
     asking = True
-    log.wait(log.log.retain(8 * 24 * HOUR, [("shop", name) for name in names[1:]]))
+    driver.wait(driver.log.retain(8 * 24 * HOUR, [("shop", name) for name in names[1:]]))
     asking = False
     assert set(told) == {1}
-    assert log.log.resume("shop", "i00").floor == 1
-    log.close()
+    assert driver.log.resume("shop", "i00").floor == 1
+    driver.close()
 
 
 def test_19_history_gives_way_to_what_is_to_come(tmp_path: Path) -> None:

@@ -169,3 +169,22 @@ def test_11_the_highest_floor_is_stored_after_a_group_that_failed() -> None:
     assert {"shop": 5, "web": 8} == {
         floor.sender: floor.status_from for floor in world.groups[1].floors
     }
+
+
+def test_19_who_asks_after_a_group_that_failed_waits_until_the_disk_is_tried_again() -> None:
+    """Neither what is told of the failure nor what comes in meanwhile makes it sooner."""
+    world = World()
+    commits = world.commits
+    source = LaneSource(commits, flushed=lambda: world.floor("told", 2))
+    commits.batch(make_batch(BILLING, 1), source)
+    commits.kick()
+    world.end(LogUnavailable("the disk says no"))
+    world.floor("shop", 2)
+    commits.batch(make_batch(BILLING, 2), source)
+    commits.kick()
+    world.clock.advance(RETRY_DELAY - 0.1)
+    assert len(world.groups) == 1
+    world.clock.advance(0.2)
+    assert len(world.groups) == 2
+    assert {floor.sender for floor in world.groups[1].floors} == {"told", "shop"}
+    assert [batch.sequence for batch in world.groups[1].batches] == [2]
