@@ -13,10 +13,8 @@ usual case, costs a few list operations.
     FINAL     settled: no longer open
 
 A run changes its state in `_enter` and `_leave` alone, which count it (`fly` is both at once), and
-is cut in `split` and `_cut_at` alone. Behind the head of a stuck lane nothing is sent before the
-head is settled (SEMANTICS 3), and where it is dead and the owner keeps dead letters, before that is
-stored: an owner killed before would send the dead one again, behind what came after it. The lanes
-are indexed when the first of them gets stuck, since before that nobody asks for one.
+is cut in `split` and `_cut_at` alone. Nothing of a lane is sent behind
+what blocks it (`core.stuck_lanes`).
 
 What does not live here: windows and frames (`core.flight`), where runs come from (a log, a file,
 memory), when progress is durable.
@@ -27,7 +25,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgservice.core.backoff import again_delay
 from msgservice.core.flight_limit import FlightLimit
@@ -48,23 +46,10 @@ from msgservice.core.runs import (
     shatter_run,
     trim_run,
 )
+from msgservice.core.stuck_lanes import StuckLane, StuckLanes
 from msgservice.core.tried import Attempts, Tried
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status
-
-
-class StuckLane:
-    """A lane that is blocked; what is not in flight of it is behind.
-
-    Its head, if it has one, waits for its next attempt or has it; or dead letters are not stored.
-    """
-
-    __slots__ = ("behind", "head", "letters")
-
-    def __init__(self, head: Run | None, letters: int = 0) -> None:
-        self.head = head
-        self.letters = letters  # messages of it that are dead, and not stored as that
-        self.behind = OpenRuns()
 
 
 class Tally:
@@ -116,9 +101,7 @@ class Backlog:
         self._tried: Tried | None = None  # None: nothing that is to be loaded was tried before
         self._open = OpenRuns()
         self._ready_queue = ReadyQueue(self._open)
-        self._lanes: dict[Hashable, StuckLane] = {}
-        # By lane: what is open of it and not behind. None: no lane was stuck yet.
-        self._fronts: dict[Hashable, OpenRuns] | None = None
+        self._stuck = StuckLanes(self._open)
         self._retries: list[tuple[float, int]] = []  # due, first; void where that does not wait
         self._held: list[int] = []  # first of those that wait for a side that takes larger ones
 
@@ -191,10 +174,13 @@ class Backlog:
         while retries:
             due, first = retries[0]
             run = by_first.get(first)
-            if run is not None and run.state == WAITING and run.due == due:
-                stuck = self._lanes.get(run.lane) if self._lanes else None
-                if stuck is None or not stuck.letters:
-                    return run  # else it is put there again when these are stored
+            if (
+                run is not None
+                and run.state == WAITING
+                and run.due == due
+                and not self._stuck.waits_for_letters(run.lane)
+            ):
+                return run  # else it is put there again when these are stored
             heapq.heappop(retries)
         return None
 
@@ -264,11 +250,7 @@ class Backlog:
         self._ready_queue.clear()
         for tally in self._tallies:
             tally.runs = tally.messages = tally.size = 0
-        lanes = self._lanes.items()
-        self._lanes = {
-            lane: StuckLane(None, stuck.letters) for lane, stuck in lanes if stuck.letters
-        }
-        self._fronts = {} if self._lanes else None
+        self._stuck.unload()
         self._retries = []
         self._held = []
 
@@ -301,7 +283,8 @@ class Backlog:
 
     def _place(self, run: Run) -> None:
         """Give a loaded run its state."""
-        stuck = self._lanes.get(run.lane) if self._lanes else None
+        lanes = self._stuck.by_lane
+        stuck = lanes.get(run.lane) if lanes else None
         if stuck is not None:
             self._put_behind(stuck, run)
         elif not run.attempts:
@@ -310,7 +293,7 @@ class Backlog:
             self._begin_waiting(run, run.due)
         else:
             self._make_ready(run)
-            if self._front(run.lane).lowest() is run:  # else what is older goes first
+            if self._stuck.front(run.lane).lowest() is run:  # else what is older goes first
                 self._wait(run, run.due)
 
     # --- what the other side says
@@ -389,10 +372,11 @@ class Backlog:
         unanswered = self.runs_in_flight()
         for run in unanswered:
             self._land(run)
-        if self._lanes:
+        lanes = self._stuck.by_lane
+        if lanes:
             for lane in dict.fromkeys(run.lane for run in unanswered):
-                if lane in self._lanes:  # what is oldest of it goes first, alone
-                    lowest = self._front(lane).lowest()
+                if lane in lanes:  # what is oldest of it goes first, alone
+                    lowest = self._stuck.front(lane).lowest()
                     assert lowest is not None
                     self._wait(lowest, now)
         return unanswered
@@ -407,12 +391,12 @@ class Backlog:
         for first in held:
             run = self._open.by_first.get(first)
             if run is not None and run.state == WAITING and run.due == math.inf:
-                if self._lanes and self._lanes[run.lane].letters:
+                if self._stuck.waits_for_letters(run.lane):
                     run.due = 0.0  # it is sent when these are stored
                     continue
                 self._land(run)
                 if self.ordered:
-                    self._release(run.lane, self._lanes[run.lane])
+                    self._go_on(self._stuck.release(run.lane))
 
     # --- changes of state
 
@@ -433,8 +417,8 @@ class Backlog:
         """Let a run that is in no state yet be sent."""
         self._enter(run, READY)
         self._ready_queue.push(run)
-        if self._fronts is not None:
-            self._to_front(run)
+        if self._stuck.fronts is not None:
+            self._stuck.note(run)
 
     def _put_behind(self, stuck: StuckLane, run: Run) -> None:
         """Let a run that is in no state now wait for its lane's head."""
@@ -447,7 +431,10 @@ class Backlog:
         self._leave(run)
         self._begin_waiting(run, due)
         if self.ordered:
-            self._take_back(run)
+            for one in self._stuck.take_back(run):
+                self.limit.answered(one)
+                self._leave(one)
+                self._enter(one, BEHIND)
 
     def _begin_waiting(self, run: Run, due: float) -> None:
         self._enter(run, WAITING)
@@ -459,38 +446,6 @@ class Backlog:
         heapq.heappush(retries, (due, run.first))
         if len(retries) > STALE_MAX + 2 * self.waiting.runs:
             retries[:] = sorted({(one.due, one.first) for one in self.waiting_runs})
-
-    def _take_back(self, head: Run) -> None:
-        """The lane is blocked behind this run until it is settled."""
-        lane = head.lane
-        stuck = self._lanes.get(lane)
-        if stuck is None:
-            stuck = self._lanes[lane] = StuckLane(head)
-        stuck.head = head
-        front = self._front(lane)
-        back = front.between(head.last + 1, INTEGER_MAX)
-        for run in back:
-            front.discard(run)
-            self.limit.answered(run)
-            self._leave(run)
-            self._enter(run, BEHIND)
-        stuck.behind.add_all(back)
-
-    def _front(self, lane: Hashable) -> OpenRuns:
-        """The open runs of a lane that are not behind its head; for lanes that have such runs."""
-        if self._fronts is None:
-            self._fronts = {}
-            for run in self._open:
-                if run.state != BEHIND:
-                    self._to_front(run)
-        return self._fronts[lane]
-
-    def _to_front(self, run: Run) -> None:
-        assert self._fronts is not None
-        front = self._fronts.get(run.lane)
-        if front is None:
-            front = self._fronts[run.lane] = OpenRuns()
-        front.add(run)
 
     def _land(self, run: Run) -> None:
         """The run, in flight, waiting or behind, is ready again, where it was in its lane."""
@@ -512,8 +467,10 @@ class Backlog:
     def settle(self, run: Run, status: Status, refusal: Refusal | None = None) -> None:
         """An open run is final, and its lane goes on if this was the head of a stuck one."""
         lane, was_behind = run.lane, run.state == BEHIND
-        if status is Status.DEAD and self._keeps_letters and lane is not None:
-            self._block(run)
+        if refusal is not None and self._keeps_letters and lane is not None:
+            for one in self._stuck.block(run):
+                self._leave(one)
+                self._enter(one, BEHIND)
         limit = self.limit
         if limit.most is not None:
             limit.answered(run)
@@ -529,68 +486,22 @@ class Backlog:
             self.above.add(run.after + 1, last)
         elif self.above:
             self._trim_above()
-        fronts = self._fronts
-        if fronts is None:
-            return
-        if was_behind:
-            self._lanes[lane].behind.discard(run)
-            return
-        front = fronts[lane]
-        front.discard(run)
-        stuck = self._lanes.get(lane)
-        if stuck is not None and stuck.head is run:
-            stuck.head = None
-            if not stuck.letters:
-                self._release(lane, stuck)
-        if not front:
-            del fronts[lane]
-            self._drop_index()
-
-    def _block(self, run: Run) -> None:
-        """A run is about to be dead: no more of its lane is sent before `letters_stored`."""
-        lane = run.lane
-        stuck = self._lanes.get(lane)
-        if stuck is None:
-            front = self._front(lane)
-            stuck = self._lanes[lane] = StuckLane(None)
-            back = [one for one in front if one.state == READY and one is not run]
-            for one in back:
-                front.discard(one)
-                self._leave(one)
-                self._enter(one, BEHIND)
-            stuck.behind.add_all(back)
-        stuck.letters += run.count
+        if self._stuck.fronts is not None:
+            self._go_on(self._stuck.settled(run, was_behind=was_behind))
 
     def letters_stored(self, letters: Iterable[Settled]) -> None:
         """These dead letters are stored: their lanes go on, but for what else blocks them."""
         for one in letters:
-            lane = one.run.lane
-            stuck = self._lanes.get(lane)
-            if stuck is None or not stuck.letters:
-                continue  # it had no lane, for no order was kept at the time
-            stuck.letters -= one.last - one.first + 1
-            if stuck.letters:
-                continue
-            head = stuck.head
-            if head is None:
-                self._release(lane, stuck)
-                self._drop_index()
-            elif head.state == WAITING and head.due < math.inf:
+            count = one.last - one.first + 1
+            freed, head = self._stuck.letters_stored(one.run.lane, count)
+            self._go_on(freed)
+            if head is not None and head.state == WAITING and head.due < math.inf:
                 heapq.heappush(self._retries, (head.due, head.first))
 
-    def _release(self, lane: Hashable, stuck: StuckLane) -> None:
-        """The lane is unblocked: runs behind its head are ready."""
-        del self._lanes[lane]
-        behind = list(stuck.behind)
-        if behind:
-            for run in behind:
-                self._land(run)
-            assert self._fronts is not None  # while a lane is stuck
-            self._fronts.setdefault(lane, OpenRuns()).add_all(behind)
-
-    def _drop_index(self) -> None:
-        if not self._fronts and not self._lanes:
-            self._fronts = None
+    def _go_on(self, freed: list[Run]) -> None:
+        """Runs that were behind are ready."""
+        for run in freed:
+            self._land(run)
 
     def _trim_above(self) -> None:
         self.above.remove_below(self.cursor + 1)
@@ -613,15 +524,15 @@ class Backlog:
         """Give what was cut off from the end of a run its state."""
         state = run.state
         if state == BEHIND or (state == WAITING and self.ordered):
-            self._put_behind(self._lanes[run.lane], rest)
+            self._put_behind(self._stuck.by_lane[run.lane], rest)
         elif state == WAITING:
             self._begin_waiting(rest, run.due)
         else:
             self._enter(rest, state)
             if state == READY:
                 self._ready_queue.push(rest)
-            if self._fronts is not None:
-                self._to_front(rest)
+            if self._stuck.fronts is not None:
+                self._stuck.note(rest)
 
     def _cut_at(self, ranges: Sequence[Range]) -> None:
         """Cut the open runs at the bounds of these ranges, which rise, all in one go."""

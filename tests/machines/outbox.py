@@ -712,7 +712,7 @@ class OutboxMachine(Machine):
             counts(backlog.waiting),
             counts(backlog.behind),
             len(backlog.waiting_runs),
-            len(backlog._lanes),
+            len(backlog._stuck.by_lane),
             len(backlog._tried or ()),
         )
         none = (0, 0, 0)

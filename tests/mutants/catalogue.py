@@ -44,7 +44,7 @@ _ALL = [
     Mutant(
         name="lane-goes-on-before-its-dead-letter-is-stored",
         at=f"{BACKLOG}.settle",
-        old="status is Status.DEAD and self._keeps_letters",
+        old="refusal is not None and self._keeps_letters",
         new="False",
         catcher=_by("outbox", "sent behind a dead letter that is not stored"),
     ),
@@ -62,8 +62,8 @@ _ALL = [
     Mutant(
         name="retry-due-before-a-dead-letter-is-stored",
         at=f"{BACKLOG}.next_retry",
-        old="stuck is None or not stuck.letters",
-        new="True",
+        old="and not self._stuck.waits_for_letters(run.lane)",
+        new="",
         catcher=_by("outbox", "sent behind a dead letter that is not stored"),
     ),
     Mutant(
@@ -655,17 +655,17 @@ _ALL = [
     ),
     Mutant(
         name="a-lane-is-looked-for-among-all",
-        at=f"{BACKLOG}._take_back",
-        old="back = front.between(head.last + 1, INTEGER_MAX)",
+        at="msgservice.core.stuck_lanes:StuckLanes.take_back",
+        old="back = self.front(lane).between(head.last + 1, INTEGER_MAX)",
         new="back = [r for r in self._open if r.lane == lane and r.first > head.last"
         " and r.state != BEHIND]",
         catcher=_test("tests/bounds/test_reactor.py -k twice_as_many", "twice_as_many_answers"),
     ),
     Mutant(
         name="the-rest-of-a-head-stays-in-flight",
-        at=f"{BACKLOG}._take_back",
+        at="msgservice.core.stuck_lanes:StuckLanes.take_back",
         old="stuck.head = head",
-        new="if stuck.head is head and len(stuck.behind): return\n    stuck.head = head",
+        new="if stuck.head is head and len(stuck.behind): return []\n    stuck.head = head",
         catcher=_by("outbox-again", "in flight is not what is unanswered", "lane order broken"),
     ),
     Mutant(

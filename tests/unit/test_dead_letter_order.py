@@ -205,9 +205,9 @@ def test_3_nothing_is_left_of_a_lane_whose_dead_letter_is_stored() -> None:
     for transfer in scene.billing.take(Transfer):
         scene.billing.ack(transfer)
     scene.world.settle()
-    backlog = scene.outlet.backlog
-    assert ({}, None) == (backlog._lanes, backlog._fronts)  # nothing is left of the lane
-    assert 0 == backlog.open_runs
+    stuck = scene.outlet.backlog._stuck
+    assert ({}, None) == (stuck.by_lane, stuck.fronts)
+    assert 0 == scene.outlet.backlog.open_runs
 
 
 def test_3_a_node_that_stops_with_a_dead_letter_in_memory_stores_it_first() -> None:

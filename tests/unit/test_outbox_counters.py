@@ -155,7 +155,8 @@ class CountedOutbox(RuleBasedStateMachine):
         assert found[READY] == counts(backlog.ready)
         assert found[BEHIND] == counts(backlog.behind)
         assert found[WAITING] == counts(backlog.waiting)
-        assert sum(len(lane.behind) for lane in backlog._lanes.values()) == backlog.behind.runs
+        lanes = backlog._stuck.by_lane.values()
+        assert sum(len(lane.behind) for lane in lanes) == backlog.behind.runs
 
 
 CountedOutbox.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

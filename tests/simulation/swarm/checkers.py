@@ -495,7 +495,7 @@ class Check:
                 "behind bytes": backlog.behind.size,
                 "waiting": backlog.waiting.runs,
                 "waiting bytes": backlog.waiting.size,
-                "lanes": len(backlog._lanes),
+                "lanes": len(backlog._stuck.by_lane),
                 "fed": len(outlet.supply._fed),
                 "fed bytes": outlet.supply._fed_bytes,
                 "notes": len(outlet.notes),
