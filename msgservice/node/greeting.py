@@ -7,6 +7,7 @@ held against the log before it gets anything (`went_back`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from msgservice.errors import (
     LimitReached,
     NameMismatch,
     NotAuthenticated,
+    NotSupported,
     ProtocolError,
 )
 from msgservice.interfaces import ILog
@@ -79,7 +81,7 @@ class Visitor(Protocol):
 class Attaching(Protocol):
     """The receivers of a node (`receivers`)."""
 
-    def attaching(self, name: str, receive: ReceiveOptions) -> Outlet:
+    def attaching(self, name: str, patterns: Sequence[str], order: str | None) -> Outlet:
         """A peer attaches as the receiver of this name; raise what speaks against it."""
 
     def stored(self) -> Deferred[None]:
@@ -163,8 +165,14 @@ class Greeter:
             return expected
         if receive is None:
             return None
+        if receive.shared:
+            raise NotSupported("receive.shared")
+        if receive.start not in (None, "new"):
+            raise NotSupported(f"receive.start = {receive.start!r}")
+        if receive.order not in (None, "strict", "none"):
+            raise NotSupported(f"receive.order = {receive.order!r}")
         try:
-            return self._receivers.attaching(hello.name, receive)
+            return self._receivers.attaching(hello.name, receive.subjects or (), receive.order)
         except LimitReached as error:
             raise ConnectionLimit(error.limit, error.value) from None
 

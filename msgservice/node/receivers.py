@@ -16,11 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time
-from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED, ReceiveOptions
+from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED
 from msgservice.errors import (
     ConfiguredOtherwise,
     NotConfirmed,
-    NotSupported,
     ReceiverExists,
     UnknownReceiver,
 )
@@ -121,22 +120,16 @@ class Receivers:
 
     # --- at run time
 
-    def attaching(self, name: str, receive: ReceiveOptions) -> Outlet:
+    def attaching(self, name: str, patterns: Sequence[str], order: str | None) -> Outlet:
         """A peer attaches as the receiver of this name, which is made if new (SEMANTICS 27).
 
-        Who is turned away has changed nothing: everything that refuses comes before what it does.
+        No `patterns`, or no `order`: as they are. Who is turned away has changed nothing:
+        everything that refuses comes before what it does.
         """
-        if receive.shared:
-            raise NotSupported("receive.shared")
-        if receive.start not in (None, "new"):
-            raise NotSupported(f"receive.start = {receive.start!r}")
-        if receive.order not in (None, "strict", "none"):
-            raise NotSupported(f"receive.order = {receive.order!r}")
         row = self._directory.get(name)
-        patterns = tuple(receive.subjects or ())
         if row is None:
             row = self._directory.new_row(name, patterns)
-            row.options = ReceiverOptions(order=receive.order or DEFAULTS.order)
+            row.options = ReceiverOptions(order=order or DEFAULTS.order)
             return self._add(row)
         outlet = self._dispatch.outlets[row.number]
         self._connections.hold_check(outlet)
@@ -146,11 +139,11 @@ class Receivers:
         if row.configured:
             if patterns and set(patterns) != set(row.patterns):
                 raise ConfiguredOtherwise(name, "subjects")
-            if receive.order not in (None, options.order):
+            if order not in (None, options.order):
                 raise ConfiguredOtherwise(name, "order")
         else:
             patterns = patterns or row.patterns
-            options = msgspec.structs.replace(options, order=receive.order or options.order)
+            options = msgspec.structs.replace(options, order=order or options.order)
             changes = set(patterns) != set(row.patterns) or options != row.options
         if changes:
             self._change(outlet, patterns, options, by_itself=True)

@@ -353,7 +353,7 @@ class AskedReceivers:
 
 def test_receivers_make_one_that_attaches_and_say_when_that_is_stored() -> None:
     asked = AskedReceivers()
-    outlet = asked.receivers.attaching("billing", ReceiveOptions(subjects=["orders.>"]))
+    outlet = asked.receivers.attaching("billing", ["orders.>"], None)
     assert asked.directory.named("billing") is outlet.row
     assert position_of(3) - 1 == outlet.row.cursor  # what comes from now on
     when: list[None] = []
@@ -377,7 +377,7 @@ def test_receivers_dial_one_that_was_added_while_they_run_only() -> None:
 
 def test_receivers_pause_one_with_too_many_dead_letters() -> None:
     asked = AskedReceivers()
-    outlet = asked.receivers.attaching("billing", ReceiveOptions(subjects=["orders.>"]))
+    outlet = asked.receivers.attaching("billing", ["orders.>"], None)
     asked.dead_bytes = LIMITS.dead_bytes_max
     asked.receivers.dead_stored(outlet.row)
     assert outlet.row.options.paused
@@ -596,7 +596,7 @@ def a_greeter(**more: Any) -> Greeter:
 
 def test_greeter_answers_when_a_receiver_that_is_new_is_stored() -> None:
     outlet, waiter = an_outlet(), Deferred[None]()
-    receivers = double(attaching=lambda name, receive: outlet, stored=lambda: waiter)
+    receivers = double(attaching=lambda name, patterns, order: outlet, stored=lambda: waiter)
     visitor, connection = double(leaving=False), a_connection()
     hello = Hello(VERSION, "billing", "i1", HelloOptions(receive=ReceiveOptions(subjects=["a.>"])))
     a_greeter(receivers=receivers).greeted(visitor, connection, hello, None)
