@@ -96,6 +96,7 @@ class Stage:
         self.strange_out: Counter[Address] = Counter()
         self.friend_restarted = False
         self.target_restarted = False
+        self.reset_by_outsider: set[Address] = set()
         self._count = 0
         self.world.taps.append(self._hold)
 
@@ -158,6 +159,9 @@ class Stage:
     def inject(self, datagram: bytes, source: Address, to: Host, segment: int = 0) -> None:
         """Let any bytes arrive, from any address."""
         before = len(self.echoes)
+        if any(datagram == h.datagram and datagram[0] == wire.RESET for h in self.echoes):
+            # Of a packet that was let arrive from elsewhere, and so seemed to have moved.
+            self.reset_by_outsider.add(to.address)
         if source not in self.world.hosts:
             self.strange_in[source] += len(datagram)
         to.endpoint.receive_datagrams(datagram, segment, source, self.world.now)
@@ -276,7 +280,8 @@ class Stage:
                 if body in sent:
                     check_answer(body, status, answer)
             forgot = self.world.now > FORGOTTEN or self.target_restarted or to.failed
-            if forgot or (friend and self.friend_restarted and to is self.friend):
+            reset = source.address in self.reset_by_outsider
+            if forgot or reset or (friend and self.friend_restarted and to is self.friend):
                 continue  # who forgets may handle again what it had not answered
             assert len(handled) == len(set(handled)), "handled twice"
             if self.ordered:
