@@ -203,6 +203,7 @@ class MonotonicTimers:
         self._waking: IDelayedCall | None = None  # of the reactor, for the first of the heap …
         self._waking_at = 0.0
         self._waking_soon: IDelayedCall | None = None  # … and for what is to be called at once
+        self._was_waking_soon: IDelayedCall | None = None  # at the last tick
         self._is_running = False
         self._ahead = 0.0  # of the monotonic clock: the reactor's
         self._ticks = make_ticks(reactor, self._tick)
@@ -274,10 +275,15 @@ class MonotonicTimers:
         self._rest_if_idle()
 
     def _tick(self) -> None:
-        ahead = self._reactor.seconds() - self.seconds()
+        now = self.seconds()
+        ahead = self._reactor.seconds() - now
         has_jumped = abs(ahead - self._ahead) > JUMP
         self._ahead = ahead
-        if has_jumped:
+        # A clock that was set forward and back since the last tick looks as if it had never been,
+        # but what was asked of the reactor in between is waited for by the time that is gone.
+        is_late = self._heap and self._heap[0].time + JUMP < now
+        was_waking, self._was_waking_soon = self._was_waking_soon, self._waking_soon
+        if has_jumped or is_late or (was_waking is not None and was_waking is self._waking_soon):
             for waking in (self._waking, self._waking_soon):
                 if waking is not None:
                     waking.cancel()

@@ -106,6 +106,21 @@ def test_17_after_a_jump_all_is_in_time_again(jump: float) -> None:
     assert [0.05, 5.0] == pytest.approx(made, abs=0.06)
 
 
+@pytest.mark.parametrize("delay", [0.0, 0.2, 10.0])
+def test_17_a_clock_set_forward_and_back_within_a_tick_delays_nothing_by_more_than_two(
+    delay: float,
+) -> None:
+    reactor, made = Reactor(), list[float]()
+    later(reactor, 100.0, [])
+    reactor.pass_seconds(TICK)
+    reactor.jump(HOUR)
+    later(reactor, delay, made)
+    reactor.jump(-HOUR)
+    reactor.pass_seconds(12)
+    assert 1 == len(made)
+    assert delay <= made[0] <= delay + 2 * TICK + 0.06
+
+
 def test_17_a_clock_that_goes_forward_hastens_nothing() -> None:
     reactor, made = Reactor(), list[float]()
     later(reactor, 10.0, made)
