@@ -6,6 +6,7 @@ Judged from what crossed the boundaries (`witness`), from what handlers did and 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 BLOCKED_SECONDS = 600.0  # until what dead letters may hold up is looked for
 REFUSAL_GRACE = 5.0  # seconds until what was answered counts no more
+REMOVAL_SECONDS = 5.0  # between what a program did about a receiver and what came before it
 REST_SECONDS = 60.0  # until what was heard last is stored, told and forgotten
 ROW_BYTES = 200  # of a batch's row beside its messages, as docs/configuration.md says
 PAGE_SLACK = 400_000  # bytes of a log's file beside its messages: tables, indexes, free pages
@@ -67,7 +69,8 @@ class Check:
         for found in world.udp_watch.found:
             self.fail("a session of datagrams lies", found)
         limits = world.limits
-        unread_max = BUFFER_BYTES + limits.frame_bytes + 128 * 1024
+        # Of one turn there may be more than is noticed, and then `answer_bytes` ends it.
+        unread_max = max(BUFFER_BYTES, limits.answer_bytes) + limits.frame_bytes + 128 * 1024
         for tap in world.node.taps:
             channel = tap.channel
             if channel is not None and channel.unread_bytes > unread_max:
@@ -235,7 +238,7 @@ class Check:
             name not in world.receivers
             or who in witness.answered_at
             or who in witness.rejected
-            or any(at >= sent.at - 5.0 for at in world.removed[name])
+            or any(at >= sent.at - REMOVAL_SECONDS for at in world.removed[name])
             or witness.tries[who] + witness.losses[name] >= world.limits.max_attempts
         )
 
@@ -341,7 +344,7 @@ class Check:
                 self.fail("acknowledged, and was not", f"{short!r} at {name}")
             return
         handled = sent.body in receiver.ever
-        removed = any(at >= sent.at - 5.0 for at in world.removed[name])
+        removed = any(at >= sent.at - REMOVAL_SECONDS for at in world.removed[name])
         if status is Status.ACKNOWLEDGED:
             if who not in witness.answered:
                 self.fail("acknowledged, and was not", f"{short!r} at {name}")
@@ -408,6 +411,15 @@ class Check:
         restored = max(self.world.log_restored_at, self.world.producers[sent.producer].restored_at)
         return sent.at <= restored
 
+    def _may_be_refused(self, sent: Sent) -> bool:
+        """Whether somebody whom it names was being removed while it was on its way."""
+        end = math.inf if sent.accepted_at is None else sent.accepted_at
+        return any(
+            sent.at - REMOVAL_SECONDS <= at <= end
+            for name in sent.to or ()
+            for at in self.world.removed.get(name, ())
+        )
+
     def _check_order(self, who: str, receiver: ReceiverParty, history: Handling) -> None:
         last: dict[tuple[str, str, str], tuple[int, bytes]] = {}
         for body, lane in zip(history.bodies, history.lanes, strict=True):
@@ -416,6 +428,8 @@ class Check:
                 continue
             if (receiver.name, body) in self.witness.rejected:
                 continue  # dead, unless that was not heard: then it comes once more, late
+            if self._may_be_refused(sent):
+                continue  # and where that was not heard it comes once more, and may be taken, late
             key = (sent.producer, lane, sent.subject)
             before = last.get(key)
             if before is not None and before[0] > sent.number:
@@ -464,6 +478,8 @@ class Check:
     def _left(self) -> dict[str, Any]:
         """What the product's memory has of messages, by name: nothing, when all is through."""
         world = self.world
+        if not world.node.service.running_now:
+            return {"a node that has not begun": 1}  # the power was off just before
         parts = world.node.service.parts
         commits, tracker = parts.commits, parts.tracker
         found: dict[str, Any] = {

@@ -189,8 +189,6 @@ class Witness:
             for first, last in ranges:
                 for body in handed.between(first, last):
                     self.accepted_over[body] = tap.opened_at
-        if frame[0] == NACK and frame[3] == LATER and len(frame) > 5:
-            self.told_later(frame[5])
         if frame[0] == NACK and frame[3] in (DEAD, REFUSED):
             handed = self.handed.get((tap.who, tap.far), Delivered())
             self.refused.update(handed.between(frame[1], frame[2]))
@@ -311,6 +309,10 @@ class TapUser:
             self._witness.producer_said(self, _decode(frame))
         elif self._party.role == "node" and frame[1] == HELLO:
             self.far = _decode(frame)[3]
+        elif self._party.role == "node" and frame[1] == NACK:
+            nack = _decode(frame)  # judged as it leaves: it may be on its way for minutes
+            if nack[3] == LATER and len(nack) > 5:
+                self._witness.told_later(nack[5])
 
     def channel_opened(self, channel: IChannel) -> None:
         """See `IChannelUser`."""
