@@ -262,7 +262,7 @@ _ALL = [
     Mutant(
         name="lost-wake-up-of-a-group",
         at="msgservice.node.commits:Commits._go_on",
-        old="if self._running:\n        return",
+        old="if self._running or self._held:\n        return",
         new="return",
         catcher=_by("client", "send never fires", "never accepted", "never settled"),
     ),
@@ -778,9 +778,16 @@ _ALL = [
     Mutant(
         name="a-timer-on-the-wall-clock",
         at="msgservice.clock:MonotonicTimers._tick",
-        old="if has_jumped:",
-        new="if False:",
+        old="if has_jumped or is_late or (",
+        new="if False and (",
         catcher=_test("tests/unit/test_clock.py", "test_17_a_clock_that_goes_back_an_hour"),
+    ),
+    Mutant(
+        name="a-jump-there-and-back-is-none",
+        at="msgservice.clock:MonotonicTimers._tick",
+        old="if has_jumped or is_late or (",
+        new="if has_jumped or (",
+        catcher=_test("tests/unit/test_clock.py", "test_17_a_clock_set_forward_and_back"),
     ),
     Mutant(
         name="insecure-opens-administration",
