@@ -161,6 +161,9 @@ class PageSums:
         if salts == known.salts:
             if frames < known.frames:
                 raise LogDamaged(f"the end of {self._wal_path.name} is missing", 0, 0)
+            # The header may have been kept, and the sums that were written before it not: nothing
+            # of this generation is in the file until both are synced, so all of it is taken again.
+            self._known = known._replace(frames=0)
         elif salts[4:] in known.retired:
             raise LogDamaged(f"{self._wal_path.name} is one of an earlier moment", 0, 0)
 

@@ -776,6 +776,13 @@ _ALL = [
         ),
     ),
     Mutant(
+        name="sums-that-were-lost-are-taken-for-written",
+        at="msgservice.disk.pages:PageSums._check_wal",
+        old="self._known = known._replace(frames=0)",
+        new="pass",
+        catcher=_test("tests/unit/test_pages.py", "whose_write_was_lost"),
+    ),
+    Mutant(
         name="a-timer-on-the-wall-clock",
         at="msgservice.clock:MonotonicTimers._tick",
         old="if has_jumped or is_late or (",
