@@ -61,9 +61,14 @@ def fingerprint(messages: Messages) -> int:
 
 
 class Marks:
-    """Which sequences of one (sender, incarnation) were taken: all below `floor`, and `taken`."""
+    """Which sequences of one (sender, incarnation) were taken: all below `floor`, and `taken`.
 
-    __slots__ = ("_last", "_newest", "_printed", "_prints", "floor", "taken")
+    The sender may settle what was never taken here, as what it gave up. The floor passes that only
+    with something newer that was taken or rejected, which `last` names: a log that went back gives
+    sequences to other messages, and whatever is below the floor must show it.
+    """
+
+    __slots__ = ("_answered", "_last", "_newest", "_printed", "_prints", "_said", "floor", "taken")
 
     def __init__(
         self,
@@ -74,6 +79,9 @@ class Marks:
         self.floor = floor
         self.taken = RangeSet() if taken is None else taken
         self._last = last
+        # The highest that was taken or rejected, and the floor that the sender has said.
+        self._answered = max(floor - 1, self.taken.last or 0, 0 if last is None else last[1])
+        self._said = floor
         # The last sequence, and the run that it came in: `_last` does not know of it yet.
         self._newest: tuple[int, Arrival] | None = None
         self._prints: dict[Range, int] = {}
@@ -127,9 +135,19 @@ class Marks:
                 self._newest = (last, arrival)
         elif self._last is None or last > self._last[1]:
             self._newest = (last, arrival)
+        if last > self._answered:
+            self._answered = last
+            if self._said > self.floor:
+                self._raise_floor()
 
     def settle_below(self, floor: int) -> None:
         """The sender says that all below `floor` is settled and will not come again."""
+        if floor > self._said:
+            self._said = floor
+            self._raise_floor()
+
+    def _raise_floor(self) -> None:
+        floor = min(self._said, self._answered + 1)
         if floor > self.floor:
             self.floor = floor
             self.taken.remove_below(floor)

@@ -43,6 +43,12 @@ class SenderState:
             return []
         return self.ranges.missing(first, last) if self.ranges is not None else [(first, last)]
 
+    @property
+    def highest(self) -> int:
+        """The highest sequence that was taken, or that `last` names."""
+        highest = self.floor - 1 if self.ranges is None else self.ranges.last or 0
+        return highest if self.last is None else max(highest, self.last[1])
+
     def settle_below(self, floor: int) -> None:
         """The sender says that nothing below `floor` is open: it will not come again."""
         self.floor = max(self.floor, floor)

@@ -252,13 +252,26 @@ class Greeter:
             # What was said no longer holds, or what it asked for was passed by: it comes again.
             connection.abort()
         elif error is not None:
-            outlet.last_error = str(error)
-            self._logger.error(
-                "{error}; going on as a new incarnation towards it: all that waits for it is sent,"
-                " some of it perhaps again",
-                error=str(error),
-            )
-            self._receivers.begin_anew(outlet.row)
+            self._begin_anew(outlet, str(error))
             connection.fail(error)
         else:
             visitor.seated(outlet, resume)
+
+    def contradicted(self, guest: Guest, outlet: Outlet, reason: str) -> None:
+        """A seated receiver has ended its connection: a run came to it before with other content.
+
+        Its RESUME names what it took, and nothing of what only came to it. To the same incarnation
+        that run would come on each connection, and end it.
+        """
+        if outlet.row.epoch == guest.epoch and not outlet.row.removed:
+            name = outlet.name
+            self._begin_anew(outlet, f"{name!r} has seen other content than this log's: {reason}")
+
+    def _begin_anew(self, outlet: Outlet, error: str) -> None:
+        outlet.last_error = error
+        self._logger.error(
+            "{error}; going on as a new incarnation towards it: all that waits for it is sent,"
+            " some of it perhaps again",
+            error=error,
+        )
+        self._receivers.begin_anew(outlet.row)

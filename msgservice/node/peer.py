@@ -42,7 +42,13 @@ from msgservice.core.frames import (
     Request,
     Transfer,
 )
-from msgservice.errors import FrameTooLarge, MalformedFrame, ProtocolError, UnexpectedFrame
+from msgservice.errors import (
+    ContentChanged,
+    FrameTooLarge,
+    MalformedFrame,
+    ProtocolError,
+    UnexpectedFrame,
+)
 from msgservice.limits import Limits
 from msgservice.message import count_of, decode_messages
 from msgservice.node.acceptance import Acceptance
@@ -283,9 +289,14 @@ class Peer:
             if self.ingress.watch is not None:
                 self._tracker.unwatch(self.ingress.watch)
         leaving, was_here = self.leaving, self.stage is Stage.HERE
+        contradicts = connection.peer_error == ContentChanged.wire_code
+        if contradicts and self._seat is not None:
+            assert self._guest is not None
+            self._greeter.contradicted(self._guest, self._seat, reason)
         self._happens(Event.LOST)
-        # A goodbye is no error.
-        self._leave_seat("" if leaving else reason, lost=not (leaving or self.ended_by_us))
+        # A goodbye is no error; and what was in flight is not why the two contradict each other.
+        by_itself = not (leaving or self.ended_by_us or contradicts)
+        self._leave_seat("" if leaving else reason, lost=by_itself)
         self._room.fire(None)
         if self._expected is not None and was_here:  # it never came to be seated: that is why
             self._expected.last_error = reason

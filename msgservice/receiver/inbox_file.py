@@ -148,6 +148,15 @@ class _Stage:
         if last > newest:
             self.newest[run.key] = (last, run.arrival)
 
+    def settle_below(self, run: _Run[Any], mark: SenderState) -> None:
+        """The run's floor was said: see `core.inbox.Marks`, why it passes nothing newer."""
+        if run.floor > mark.floor:
+            known = self.newest.get(run.key)
+            highest = mark.highest if known is None else max(mark.highest, known[0])
+            floor = min(run.floor, highest + 1)
+            if floor > mark.floor:
+                mark.take(mark.floor, floor - 1)
+
     def shut_gate(self, run: _Run[Any]) -> None:
         """A message of the run has failed."""
         if run.gate is not None and not run.gate.is_shut:
@@ -531,8 +540,13 @@ class InboxFile:
             mark = stage.staged[run.key] = (
                 known.copy() if known is not None else SenderState(0, run.key, 0)
             )
-        if run.floor > mark.floor:
-            mark.take(mark.floor, run.floor - 1)
+        stage.settle_below(run, mark)
+        self._handle_items(db, run, mark, stage)
+        stage.settle_below(run, mark)
+
+    def _handle_items(
+        self, db: apsw.Connection, run: _Run[Any], mark: SenderState, stage: _Stage
+    ) -> None:
         after = run.after
         for count, (sequence, message) in enumerate(run.items):
             if mark.missing(sequence, sequence):

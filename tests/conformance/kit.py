@@ -55,7 +55,7 @@ class Memory:
         self.taken: set[int] = set()
         self.batch = 0  # the newest that a receiver was sent
         self.answered: set[int] = set()
-        self.last: tuple[int, int, int] | None = None  # the run that came last, with its CRC
+        self.runs: dict[int, int] = {}  # that a receiver was sent: first sequence -> last
 
 
 class Meeting:
@@ -100,10 +100,22 @@ class Meeting:
             if len(frame[2]) > 1000:
                 raise Wrong("a RESUME of more than 1,000 ranges")
             last = element(frame, 3, None)
-            if last is not None and tuple(last) != self.memory.last:
-                raise Wrong(f"RESUME's last is {last}, the newest run was {self.memory.last}")
+            if last is not None:
+                self._look_at_last(last)
             more = bool(element(frame, 4, False))
         self.resume = (floor, found)
+
+    def _look_at_last(self, last: Any) -> None:
+        """It names a run that came, up to the newest message that was taken."""
+        if not isinstance(last, list) or len(last) != 3:
+            raise Wrong(f"RESUME's last is {last!r}")
+        first, end, crc = last
+        if first not in self.memory.runs or not first <= end <= self.memory.runs[first]:
+            raise Wrong(f"RESUME's last is {last}, no such run was sent")
+        if end < max(self.memory.answered, default=0):
+            raise Wrong(f"RESUME's last is {last}, {max(self.memory.answered)} was acknowledged")
+        if crc != zlib.crc32(msgspec.msgpack.encode(_messages(range(first, end + 1)))):
+            raise Wrong(f"RESUME's last is {last}, the CRC is another")
 
     def say_resume(self, each_byte: bool = False) -> None:
         """Say what was taken, as it is."""
@@ -168,12 +180,9 @@ class Meeting:
 
     def give_again(self, sequences: range, after: int | None = None) -> range:
         """Send these sequences; the same always have the same content."""
-        messages = [[b"message %d" % sequence] for sequence in sequences]
+        messages = _messages(sequences)
         self.wire.send([TRANSFER, sequences[0], "conformance.test", messages, after, 0, 0])
-        crc = zlib.crc32(msgspec.msgpack.encode(messages))
-        newest = self.memory.last
-        if newest is None or newest[0] < sequences[0]:
-            self.memory.last = (sequences[0], sequences[-1], crc)
+        self.memory.runs[sequences[0]] = sequences[-1]
         self.sent |= set(sequences)
         if after is not None:
             self.holes.add(after + 1)
@@ -193,6 +202,10 @@ class Meeting:
                         raise Wrong(f"ACK of {end}, which was not sent on this connection")
                 self.memory.answered |= {n for n in self.sent if first <= n <= last}
                 left -= set(range(first, last + 1))
+
+
+def _messages(sequences: range) -> list[list[bytes]]:
+    return [[b"message %d" % sequence] for sequence in sequences]
 
 
 def runs_of(numbers: set[int]) -> Iterator[tuple[int, int]]:
@@ -445,7 +458,8 @@ def knows_another_incarnation(meeting: Meeting) -> None:
     """To a new incarnation of the node its RESUME is empty."""
     memory = meeting.memory
     memory.incarnation = secrets.token_hex(8)
-    memory.batch, memory.last = 0, None
+    memory.batch = 0
+    memory.runs.clear()
     memory.answered.clear()
     meeting.say_hello()
     meeting.take_resume()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
+import zlib
 from contextlib import suppress
 from typing import Any
+
+import msgspec
 
 from tests.conformance.wire import (
     ACK,
@@ -169,6 +172,7 @@ class MinimalReceiver(Minimal):
     def __init__(self, port: int, fault: str = "") -> None:
         super().__init__(port, fault)
         self._taken: dict[str, set[int]] = {}
+        self._named: dict[str, list[int]] = {}
 
     def resume(self, incarnation: str) -> list[Any]:
         """What was taken of that incarnation."""
@@ -176,7 +180,10 @@ class MinimalReceiver(Minimal):
             incarnation = ""
         found = self._taken.setdefault(incarnation, set())
         self._now = found
-        return [RESUME, 0, [] if self.fault == "forgets" else [[n, n] for n in sorted(found)]]
+        self._incarnation = incarnation
+        taken = [] if self.fault == "forgets" else [[n, n] for n in sorted(found)]
+        named = self._named.get(incarnation)
+        return [RESUME, 0, taken] if named is None else [RESUME, 0, taken, named]
 
     def live(self, wire: Wire, hello: list[Any], taken: set[int]) -> None:
         """Take runs."""
@@ -190,6 +197,7 @@ class MinimalReceiver(Minimal):
                 sequences = set(range(frame[1], frame[1] + len(frame[3])))
                 known = sequences <= self._now
                 self._now |= sequences
+                self._remember(frame[1], frame[3], known)
                 lowest = lowest or frame[1]
                 if known and self.fault == "acknowledges once":
                     continue
@@ -199,3 +207,20 @@ class MinimalReceiver(Minimal):
                     last += 7
                 if self.fault != "acknowledges nothing":
                     wire.send([ACK, [[first, last]]])
+
+    def _remember(self, first: int, messages: list[Any], known: bool) -> None:
+        """Remember a run that was taken as the newest, or what it says for it."""
+        if self.fault == "names no run":
+            return
+        last = first + len(messages) - 1
+        newest = self._named.get(self._incarnation)
+        if self.fault == "names its first run" and newest is not None:
+            return
+        if known or (newest is not None and newest[1] >= last):
+            return
+        crc = zlib.crc32(msgspec.msgpack.encode(messages))
+        if self.fault == "names another CRC":
+            crc ^= 1
+        if self.fault == "names more than came":
+            last += 1
+        self._named[self._incarnation] = [first, last, crc]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import zlib
 
+import msgspec
 import pytest
 
-from tests.conformance.kit import Kit
+from tests.conformance.kit import Kit, Meeting, Memory
 from tests.conformance.minimal import Minimal, MinimalClient, MinimalReceiver
+from tests.conformance.wire import HELLO, RESUME, Wire, Wrong
 from tests.kit.ports import free_port
 
 CLIENT_FAULTS = {
@@ -39,6 +42,9 @@ RECEIVER_FAULTS = {
     "acknowledges once": "acknowledges_again_what_comes_again",
     "forgets": "remembers_what_it_acknowledged",
     "mixes incarnations up": "knows_another_incarnation",
+    "names its first run": "remembers_what_it_acknowledged",
+    "names another CRC": "remembers_what_it_acknowledged",
+    "names more than came": "remembers_what_it_acknowledged",
     "answers no request": "answers_requests",
 }
 
@@ -58,6 +64,26 @@ def found(kind: type[Minimal], fault: str) -> dict[str, str]:
 @pytest.mark.parametrize("kind", [MinimalClient, MinimalReceiver])
 def test_nothing_is_wrong_with_who_keeps_to_the_page(kind: type[Minimal]) -> None:
     assert {} == found(kind, "")
+
+
+def test_who_names_no_newest_run_is_right() -> None:
+    assert {} == found(MinimalReceiver, "names no run")
+
+
+def test_who_has_taken_a_run_in_part_names_it_up_to_there() -> None:
+    memory = Memory()
+    memory.runs[1], memory.answered = 4, {1, 2}
+    a_part = [1, 2, zlib.crc32(msgspec.msgpack.encode([[b"message 1"], [b"message 2"]]))]
+    here, there = socket.socketpair()
+    with here, there:
+        wire = Wire(there, 1.0)
+        for said in ([RESUME, 0, [[1, 2]], a_part], [RESUME, 0, [[1, 2]], [1, 1, a_part[2]]]):
+            wire.send(said)
+        meeting = Meeting(Wire(here, 1.0), [HELLO, 1, "r", "i", {}], memory)
+        meeting.take_resume()
+        assert (0, [(1, 2)]) == meeting.resume
+        with pytest.raises(Wrong, match="2 was acknowledged"):
+            meeting.take_resume()
 
 
 @pytest.mark.parametrize(("fault", "scenario"), CLIENT_FAULTS.items())

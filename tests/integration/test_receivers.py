@@ -30,8 +30,9 @@ QUICK = Limits(link_delay_min=0.01, link_delay_max=0.05, stop_timeout=2.0)
 class Scene:
     """A node on a folder, and what was started beside it; all of it is stopped with the test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, node_limits: Limits = QUICK) -> None:
         self.folder = folder
+        self.node_limits = node_limits
         self.port = 0
         self.node: Node = self._make_node()
         self.receivers: list[Receiver] = []
@@ -39,7 +40,7 @@ class Scene:
 
     def _make_node(self) -> Node:
         address = f"tcp:{self.port}:interface=127.0.0.1"
-        return Node(reactor, self.folder / "node", listen=[address], limits=QUICK)
+        return Node(reactor, self.folder / "node", listen=[address], limits=self.node_limits)
 
     async def start(self) -> None:
         self.node.startService()

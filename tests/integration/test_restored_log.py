@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest_twisted
 from twisted.logger import LogEvent, formatEvent
 
 from msgservice import Client
-from tests.integration.test_receivers import Scene, until
+from msgservice.errors import NotDelivered, Reject, Retry
+from tests.integration.test_receivers import QUICK, Scene, until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -86,3 +88,49 @@ async def test_6_a_receiver_that_has_taken_more_than_a_restored_log_holds_gets_a
     await send(scene, b"c1")
     await until(lambda: seen[-1] == b"c1")
     assert len(seen) == 9
+
+
+@pytest.mark.parametrize("outcome", ["given up", "rejected"])
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "inbox"])
+@pytest_twisted.ensureDeferred
+async def test_6_positions_of_what_a_receiver_refused_are_not_taken_when_a_restored_log_reuses_them(
+    tmp_path: Path, stored: bool, outcome: str
+) -> None:
+    """Nothing of it was taken, so nothing of it may be counted as acknowledged."""
+    seen: list[bytes] = []
+    scene = Scene(tmp_path, dataclasses.replace(QUICK, max_attempts=1))
+    await scene.start()
+    copy = scene.folder / "copy"
+    more: dict[str, Any] = {"inbox": scene.folder / "inbox.db"} if stored else {}
+
+    def handle(message: Any, _transaction: Any = None) -> None:
+        if message.body.startswith(b"bad"):
+            raise Reject("no") if outcome == "rejected" else Retry(0.0)
+        seen.append(message.body)
+
+    receiver = scene.receiver(handle, **more)
+    attachment = receiver.attach(scene.address, subjects=["a.>"])
+    await until(lambda: attachment.connected)
+    await send(scene, b"a1")
+    await attachment.stop()
+    await scene.node.stopService()
+    shutil.copytree(scene.folder / "node", copy)
+    await scene.restart()
+    attachment.start()
+    await until(lambda: attachment.connected)
+    client: Client = await scene.client()
+    for body in (b"bad1", b"bad2", b"bad3"):  # the last two say that the ones before are settled
+        receipt = await client.send("a.b", body)
+        with pytest.raises(NotDelivered):
+            await receipt.acknowledged()
+    await attachment.stop()
+    await scene.node.stopService()
+    shutil.rmtree(scene.folder / "node")
+    shutil.copytree(copy, scene.folder / "node")
+    await scene.restart()
+    new = [b"b%d" % n for n in range(5)]
+    await send(scene, *new, taken=False)
+    attachment.start()
+    await until(lambda: new[-1] in seen)
+    assert seen == [b"a1", *new]
+    await scene.stop()

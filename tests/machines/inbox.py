@@ -428,6 +428,8 @@ class InboxMachine(Machine):
         self._drain()
         marks = self.inbox.marks
         require(marks.floor <= self.backlog.committed + 1, "a floor that was never said")
+        newest = max(self.known | self.rejected, default=0)
+        require(marks.floor <= newest + 1, "a floor above all that was taken or rejected")
         for number in self.by_number:
             is_missing = bool(marks.missing(number, number))
             if number in self.known:

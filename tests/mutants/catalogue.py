@@ -180,6 +180,13 @@ _ALL = [
         catcher=_test("tests/unit/test_inbox.py", "test_6_resume_names_a_run_that_was_taken"),
     ),
     Mutant(
+        name="the-floor-passes-what-was-given-up",
+        at=f"{MARKS}._raise_floor",
+        old="floor = min(self._said, self._answered + 1)",
+        new="floor = self._said",
+        catcher=_by("inbox", "a floor above all that was taken or rejected"),
+    ),
+    Mutant(
         name="being-taken-is-taken",
         at=f"{INBOX}.receive_transfer",
         old="parts = [new for low, high in parts for new in self._taking.missing(low, high)]",
@@ -692,9 +699,16 @@ _ALL = [
     Mutant(
         name="who-said-goodbye-has-died",
         at="msgservice.node.peer:Peer.lost",
-        old="lost=not (leaving or self.ended_by_us)",
-        new="lost=not self.ended_by_us",
+        old="by_itself = not (leaving or self.ended_by_us or contradicts)",
+        new="by_itself = not (self.ended_by_us or contradicts)",
         catcher=_test("tests/unit/test_peer.py -k story", "no_story_of_a_peer"),
+    ),
+    Mutant(
+        name="seen-other-content-has-died-of-it",
+        at="msgservice.node.peer:Peer.lost",
+        old="by_itself = not (leaving or self.ended_by_us or contradicts)",
+        new="by_itself = not (leaving or self.ended_by_us)",
+        catcher=_test("tests/unit/test_node_went_back.py -k other_content", "no_dead_letter"),
     ),
     Mutant(
         name="a-queue-that-calls-itself",

@@ -377,6 +377,29 @@ def test_6_resume_names_what_was_rejected_for_it_would_be_rejected_again_unseen(
     assert peer.inbox.marks.resume().last == (3, 4, crc_of(3, 4))
 
 
+def test_6_the_floor_passes_nothing_that_is_newer_than_what_resume_names(peer: Peer) -> None:
+    """What was given up there and never taken here is named by nothing: its sequence may be reused.
+
+    A log that went back gives it to another message, which must not be a repeat.
+    """
+    peer.take(1, 2)
+    for n in (3, 4):  # refused until the sender gives it up
+        peer.refuse(peer.new(n, n, f"lane{n}", floor=n), n, n, RETRY)
+    again = peer.inbox.marks.resume()
+    assert (again.floor, again.ranges, again.last) == (3, (), (1, 2, crc_of(1, 2)))
+    assert peer.new(3, 4, "other lane").parts == [(3, 4)]
+
+
+def test_6_the_floor_that_was_said_holds_once_something_newer_is_answered(peer: Peer) -> None:
+    peer.take(1, 2)
+    arrival = peer.new(5, 6, floor=5)
+    assert peer.inbox.marks.floor == 3
+    peer.refuse(arrival, 5, 5, DEAD)
+    assert peer.inbox.marks.floor == 5
+    peer.inbox.taken(arrival, 6, 6)
+    assert (peer.inbox.marks.floor, list(peer.inbox.marks.taken)) == (5, [(6, 6)])
+
+
 def test_4_the_same_sequences_with_other_content_are_an_error(peer: Peer) -> None:
     peer.take(1, 2)
     with pytest.raises(ContentChanged) as caught:

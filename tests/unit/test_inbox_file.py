@@ -120,6 +120,29 @@ def test_6_a_run_that_was_committed_in_part_is_what_resume_names(box: Box, path:
     again.close()
 
 
+def test_6_the_floor_passes_nothing_that_is_newer_than_what_resume_names(
+    box: Box, path: Path
+) -> None:
+    """What was given up there and never taken here is named by nothing: its sequence may be reused.
+
+    A log that went back gives it to another message, which must not be a repeat.
+    """
+    first = arrival_of(1, 2)
+    box.run(1, "a", "b", arrival=first)
+    for n in (3, 4):  # fails until the sender gives it up
+        box.run(n, "!", arrival=arrival_of(n, 1), floor=n)
+    assert box.file.resume("node", "i.1") == Resume(floor=3, last=first.up_to(2))
+    arrival = arrival_of(6, 2)
+    box.run(6, "f", "!", arrival=arrival, floor=5, handle=reject)
+    assert box.file.resume("node", "i.1") == Resume(floor=5, last=arrival.up_to(6))
+    box.run(7, "g", after=6, arrival=arrival, floor=5)
+    box.close()
+    again = Box(path)
+    expected = Resume(floor=5, ranges=((7, 7),), last=arrival.up_to(7))
+    assert again.file.resume("node", "i.1") == expected
+    again.close()
+
+
 def test_25_one_run_that_fails_leaves_the_others_of_the_transaction_alone(box: Box) -> None:
     waiters = [box.start(1, "a"), box.start(2, "!b", "c"), box.start(10, "x", after=9)]
     results = box.threads.wait(gatherResults(waiters))

@@ -9,7 +9,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from msgservice import Limits
-from msgservice.core.frames import Transfer
+from msgservice.core.frames import Ack, Transfer
+from msgservice.errors import ContentChanged
 from msgservice.log.memory import MemoryLog
 from msgservice.message import decode_messages
 from msgservice.records import Resume
@@ -88,6 +89,47 @@ def test_6_other_content_is_a_new_incarnation_and_all_is_sent(read: str) -> None
     assert incarnation(again) != incarnation(billing)
     assert incarnation(again).startswith(incarnation(billing) + ".")
     assert taken(again) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("answered", ["something", "nothing"])
+def test_6_a_receiver_that_has_seen_other_content_gets_all_of_a_new_incarnation_and_no_dead_letter(
+    answered: str,
+) -> None:
+    """It was sent that and took nothing of it: its RESUME cannot say so, but it says ERROR 11."""
+    world = NodeWorld(limits=Limits(max_attempts=1))
+    shop, billing = world.peer("shop"), world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"one", b"two"])
+    world.settle()
+    (transfer,) = billing.take(Transfer)
+    if answered == "something":
+        billing.connection.send(Ack([(transfer.sequence, transfer.sequence)]))
+        world.settle()
+    billing.connection.fail(ContentChanged(transfer.sequence, transfer.sequence + 1))
+    world.settle()
+    again = world.peer("billing", receive=ORDERS)
+    assert incarnation(again).startswith(incarnation(billing) + ".")
+    assert taken(again) == [b"one", b"two"][answered == "something" :]
+    world.node.stopService()
+    world.settle(world.limits.stop_timeout + 1)
+    world.start()
+    third = world.peer("billing", receive=ORDERS)
+    assert (incarnation(third), taken(third)) == (incarnation(again), [])
+
+
+def test_6_an_error_11_of_a_connection_that_was_replaced_or_never_fed_changes_nothing() -> None:
+    world, _ = world_with_unheard_answers([b"one"])
+    early = world.peer("billing", receive=ORDERS, kind=Slow)
+    early.connection.fail(ContentChanged(1, 1))
+    world.settle()
+    (row,) = world.node.parts.directory
+    assert row.epoch == ""
+    second = world.peer("billing", receive=ORDERS)
+    world.peer("billing", receive=ORDERS)
+    second.connection.fail(ContentChanged(1, 1))
+    shop = world.peer("another shop")
+    shop.connection.fail(ContentChanged(1, 1))
+    world.settle()
+    assert row.epoch == ""
 
 
 def test_6_a_run_that_the_log_never_had_is_a_new_incarnation() -> None:

@@ -164,8 +164,10 @@ class ScriptedPeer(RawPeer):
         party = self.party
         taken = party.taken.setdefault(self.far, RangeSet())
         # What was rejected leaves gaps: without the floor there would be ever more ranges.
-        floor = party.floors.get(self.far, 1)
-        connection.resume(Resume(floor, tuple(taken), last=party.newest(self.far)))
+        # It passes nothing newer than what is named.
+        newest = party.newest(self.far)
+        floor = min(party.floors.get(self.far, 1), 1 if newest is None else newest[1] + 1)
+        connection.resume(Resume(floor, tuple(taken), last=newest))
 
     def received(self, connection: Connection, frame: Any) -> None:
         """See `Owner`."""
