@@ -708,7 +708,7 @@ _ALL = [
         at="msgservice.node.peer:Peer.lost",
         old="by_itself = not (leaving or self.ended_by_us or contradicts)",
         new="by_itself = not (leaving or self.ended_by_us)",
-        catcher=_test("tests/unit/test_node_went_back.py -k other_content", "no_dead_letter"),
+        catcher=_test("tests/unit/test_node_went_back.py -k error_11", "is_not_suspected"),
     ),
     Mutant(
         name="a-queue-that-calls-itself",

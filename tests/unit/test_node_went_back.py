@@ -116,6 +116,18 @@ def test_6_a_receiver_that_has_seen_other_content_gets_all_of_a_new_incarnation_
     assert (incarnation(third), taken(third)) == (incarnation(again), [])
 
 
+def test_6_what_was_in_flight_is_not_suspected_of_ending_a_connection_with_error_11() -> None:
+    """A suspect is sent alone, and nothing else of its lane before it is answered (14)."""
+    world = NodeWorld()
+    shop, billing = world.peer("shop"), world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    billing.connection.fail(ContentChanged(1 << 16, 1 << 16))
+    shop.transfer(2, "orders.new", [b"two"])
+    world.settle()
+    assert world.peer("billing", receive=ORDERS).bodies() == [b"one", b"two"]
+
+
 def test_6_an_error_11_of_a_connection_that_was_replaced_or_never_fed_changes_nothing() -> None:
     world, _ = world_with_unheard_answers([b"one"])
     early = world.peer("billing", receive=ORDERS, kind=Slow)
