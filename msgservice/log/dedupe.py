@@ -123,8 +123,7 @@ def take_batches(
         sequence, count, size = batch.sequence, batch.count, batch.size
         new: Sequence[Batch]
         if batch.floor > sender.floor:
-            sender.settle_below(batch.floor)  # what was refused leaves no hole
-            staged.settled[sender.id] = sender
+            _settle_below(staged, sender, batch.floor)
         why: LogFull | LimitReached | None = full
         if held and why is None:
             head, limit = held.get((key, batch.subject), (sequence, None))
@@ -159,6 +158,8 @@ def take_batches(
                 continue
             if new:
                 sender.seen_at = age
+                if batch.floor > sender.floor:
+                    _settle_below(staged, sender, batch.floor)
         for item in new:
             if item.audience is not audience:
                 audience = item.audience
@@ -221,6 +222,18 @@ def take_batches(
             batch = batches[position]
             outcomes[position] = _with_positions(outcome, batch)
     return outcomes, rows
+
+
+def _settle_below(staged: Staged, sender: SenderState, floor: int) -> None:
+    """All below `floor` is settled for the sender: what was refused leaves no hole.
+
+    Not above all that was taken of it, which RESUME names: an older outbox that was put back gives
+    what was refused there to other messages, and these are no repeats (SEMANTICS 6).
+    """
+    floor = min(floor, sender.highest + 1)
+    if floor > sender.floor:
+        sender.settle_below(floor)
+        staged.settled[sender.id] = sender
 
 
 def name_own(staged: Staged, own: list[Batch]) -> None:

@@ -286,6 +286,33 @@ def test_resume_survives_a_restart(log: Driver) -> None:
     assert (before.floor, before.ranges) == (3, ((5, 6), (9, 9)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_6_the_floor_passes_nothing_that_is_newer_than_what_resume_names(
+    kind: str, tmp_path: Path
+) -> None:
+    """What was refused there was never taken: a restored outbox may reuse its sequence."""
+    log = Driver(kind, tmp_path, Limits(max_bytes=5000, reserve_bytes=64 * 1024)).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1), make_batch(audience, 2))
+    (full,) = log.append(make_batch(audience, 5, [b"x" * 6000], after=4, floor=5))
+    assert isinstance(full, RefusedBatch)
+    for _ in range(2):
+        found = log.log.resume("shop", "i1")
+        assert (found.floor, found.ranges) == (3, ())
+        log.reopen()
+        audience = log.log.audience([1])
+    (reused,) = log.append(make_batch(audience, 3, [b"another"], after=2))
+    assert isinstance(reused, Batch)
+    # With something newer it holds.
+    log.append(make_batch(audience, 6, after=5, floor=5), make_batch(audience, 7, floor=5))
+    for _ in range(2):
+        found = log.log.resume("shop", "i1")
+        assert (found.floor, found.ranges) == (5, ((6, 7),))
+        log.reopen()
+    log.close()
+
+
 # --- room ----------------------------------------------------------------------------------------
 
 
