@@ -30,16 +30,17 @@ QUICK = Limits(link_delay_min=0.01, link_delay_max=0.05, stop_timeout=2.0)
 class Scene:
     """A node on a folder, and what was started beside it; all of it is stopped with the test."""
 
-    def __init__(self, folder: Path, node_limits: Limits = QUICK) -> None:
+    def __init__(self, folder: Path, node_limits: Limits = QUICK, scheme: str = "tcp") -> None:
         self.folder = folder
         self.node_limits = node_limits
+        self.scheme = scheme
         self.port = 0
         self.node: Node = self._make_node()
         self.receivers: list[Receiver] = []
         self.clients: list[Client] = []
 
     def _make_node(self) -> Node:
-        address = f"tcp:{self.port}:interface=127.0.0.1"
+        address = f"{self.scheme}:{self.port}:interface=127.0.0.1"
         return Node(reactor, self.folder / "node", listen=[address], limits=self.node_limits)
 
     async def start(self) -> None:
@@ -55,7 +56,7 @@ class Scene:
 
     @property
     def address(self) -> str:
-        return f"tcp:127.0.0.1:{self.port}"
+        return f"{self.scheme}:127.0.0.1:{self.port}"
 
     def receiver(self, handler: Callable[..., Any], name: str = "r", **more: Any) -> Receiver:
         made = Receiver(reactor, name=name, handler=handler, limits=QUICK, **more)

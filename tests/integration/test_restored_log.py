@@ -90,15 +90,16 @@ async def test_6_a_receiver_that_has_taken_more_than_a_restored_log_holds_gets_a
     assert len(seen) == 9
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
 @pytest.mark.parametrize("outcome", ["given up", "rejected"])
 @pytest.mark.parametrize("stored", [False, True], ids=["memory", "inbox"])
 @pytest_twisted.ensureDeferred
 async def test_6_positions_of_what_a_receiver_refused_are_not_taken_when_a_restored_log_reuses_them(
-    tmp_path: Path, stored: bool, outcome: str
+    tmp_path: Path, stored: bool, outcome: str, scheme: str
 ) -> None:
     """Nothing of it was taken, so nothing of it may be counted as acknowledged."""
     seen: list[bytes] = []
-    scene = Scene(tmp_path, dataclasses.replace(QUICK, max_attempts=1))
+    scene = Scene(tmp_path, dataclasses.replace(QUICK, max_attempts=1), scheme)
     await scene.start()
     copy = scene.folder / "copy"
     more: dict[str, Any] = {"inbox": scene.folder / "inbox.db"} if stored else {}
@@ -112,12 +113,9 @@ async def test_6_positions_of_what_a_receiver_refused_are_not_taken_when_a_resto
     attachment = receiver.attach(scene.address, subjects=["a.>"])
     await until(lambda: attachment.connected)
     await send(scene, b"a1")
-    await attachment.stop()
     await scene.node.stopService()
     shutil.copytree(scene.folder / "node", copy)
     await scene.restart()
-    attachment.start()
-    await until(lambda: attachment.connected)
     client: Client = await scene.client()
     for body in (b"bad1", b"bad2", b"bad3"):  # the last two say that the ones before are settled
         receipt = await client.send("a.b", body)
