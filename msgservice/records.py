@@ -34,10 +34,12 @@ class Audience:
 
     number: int
     members: tuple[int, ...]  # receiver numbers, rising
-    stored: bool = False  # its row is committed; written with the first batch that has it
+    stored: bool = (
+        False  # the log refers to it: from the first batch that has it until it is forgotten
+    )
     waiting: int = 0  # batches that have it and whose group has not ended (`node.commits`)
     gone: bool = False  # forgotten by its log, which gives the set another number now
-    asked_by: str | None = None  # the sender whose `to` made it; stored with its row
+    asked_by: str | None = None  # the sender whose `to` made it; outlives a restart as it does
 
 
 NOBODY = Audience(0, ())  # of a run so old that its audience is not known any more

@@ -22,14 +22,14 @@ from msgservice.records import (
     StateRange,
     position_of,
 )
-from tests.kit.door import by_hand
-from tests.kit.logs import NOW, Driver, exception, make_batch, numbers
+from tests.kit.logs import NOW, ContractDriver, exception, make_batch, numbers
 
+KINDS = ("memory", "sqlite", "dicts")
 HOUR = 3600 * 1000
 KEEP_NOTHING = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0, audiences=40)
 
 
-def drop_all(log: Driver, now: int = NOW + 1) -> int:
+def drop_all(log: ContractDriver, now: int = NOW + 1) -> int:
     calls = 1
     while log.wait(log.log.retain(now)):
         calls += 1
@@ -37,9 +37,9 @@ def drop_all(log: Driver, now: int = NOW + 1) -> int:
     return calls
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
-    driver = Driver(request.param, tmp_path / "data", KEEP_NOTHING).open()
+@pytest.fixture(params=KINDS)
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ContractDriver]:
+    driver = ContractDriver(request.param, tmp_path / "data", KEEP_NOTHING).open()
     driver.receivers(1, 2)
     yield driver
     assert driver.wait(driver.log.audit()) == []
@@ -48,11 +48,11 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
     driver.close()
 
 
-def settle(log: Driver, receiver: int, batch: Batch, count: int) -> None:
+def settle(log: ContractDriver, receiver: int, batch: Batch, count: int) -> None:
     log.progress(receiver, batch.last, settled={Status.ACKNOWLEDGED: count})
 
 
-def test_21_nothing_goes_before_every_receiver_is_past_it(log: Driver) -> None:
+def test_21_nothing_goes_before_every_receiver_is_past_it(log: ContractDriver) -> None:
     audience = log.log.audience([1, 2])
     batches = [make_batch(audience, i) for i in (1, 2, 3)]
     log.append(*batches)
@@ -66,7 +66,7 @@ def test_21_nothing_goes_before_every_receiver_is_past_it(log: Driver) -> None:
     assert log.unaccounted() == [0, 0]
 
 
-def test_21_a_batch_that_is_only_half_settled_stays(log: Driver) -> None:
+def test_21_a_batch_that_is_only_half_settled_stays(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     batch = make_batch(audience, 1, [b"a", b"b"])
     log.append(batch)
@@ -75,7 +75,7 @@ def test_21_a_batch_that_is_only_half_settled_stays(log: Driver) -> None:
     assert numbers(log.read([audience])) == [1]
 
 
-def test_21_a_receiver_that_stays_behind_pins_its_own_batches_only(log: Driver) -> None:
+def test_21_a_receiver_that_stays_behind_pins_its_own_batches_only(log: ContractDriver) -> None:
     one, two = log.log.audience([1]), log.log.audience([2])
     batches = [make_batch(two if i % 10 == 5 else one, i) for i in range(1, 101)]
     log.append(*batches)
@@ -89,7 +89,7 @@ def test_21_a_receiver_that_stays_behind_pins_its_own_batches_only(log: Driver) 
     assert log.unaccounted() == [0, 0]
 
 
-def test_a_removed_receiver_pins_nothing(log: Driver) -> None:
+def test_a_removed_receiver_pins_nothing(log: ContractDriver) -> None:
     audience = log.log.audience([1, 2])
     batch = make_batch(audience)
     log.append(batch)
@@ -104,25 +104,25 @@ def test_a_removed_receiver_pins_nothing(log: Driver) -> None:
     ) == states
 
 
-def test_a_receiver_that_was_not_made_yet_pins(log: Driver) -> None:
+def test_a_receiver_that_was_not_made_yet_pins(log: ContractDriver) -> None:
     audience = log.log.audience([3])
     log.append(make_batch(audience))
     drop_all(log)
     assert numbers(log.read([audience])) == [1]
 
 
-def test_what_nobody_is_meant_to_get_goes(log: Driver) -> None:
+def test_what_nobody_is_meant_to_get_goes(log: ContractDriver) -> None:
     log.append(make_batch(log.log.audience([])))
     drop_all(log)
     assert log.log.room().used == 0
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_settled_batches_are_kept_for_their_time_and_up_to_their_bytes(
     kind: str, tmp_path: Path
 ) -> None:
     limits = Limits(reserve_bytes=1024, keep_seconds=10, keep_bytes=2500)
-    log = Driver(kind, tmp_path, limits).open()
+    log = ContractDriver(kind, tmp_path, limits).open()
     log.receivers(1)
     audience = log.log.audience([1])
     batches = [make_batch(audience, i, [b"x" * 1000]) for i in (1, 2, 3, 4)]
@@ -145,7 +145,7 @@ def test_settled_batches_are_kept_for_their_time_and_up_to_their_bytes(
     log.close()
 
 
-def test_5_who_is_connected_is_not_away_however_quiet(log: Driver) -> None:
+def test_5_who_is_connected_is_not_away_however_quiet(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     for name in ("quiet", "gone"):
         batch = make_batch(audience, incarnation=name)
@@ -166,9 +166,9 @@ def test_5_who_is_connected_is_not_away_however_quiet(log: Driver) -> None:
 FEW = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0, incarnations=10)
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_5_beyond_the_limit_those_go_first_that_said_goodbye(kind: str, tmp_path: Path) -> None:
-    log = Driver(kind, tmp_path, FEW).open()
+    log = ContractDriver(kind, tmp_path, FEW).open()
     log.receivers(1)
     audience = log.log.audience([1])
     drop_all(log, 0)
@@ -190,9 +190,9 @@ def test_5_beyond_the_limit_those_go_first_that_said_goodbye(kind: str, tmp_path
     log.close()
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_5_a_crowd_that_was_cut_off_is_bounded_too(kind: str, tmp_path: Path) -> None:
-    log = Driver(kind, tmp_path, FEW).open()
+    log = ContractDriver(kind, tmp_path, FEW).open()
     audience = log.log.audience([])
     names = [f"i{number:03}" for number in range(150)]
     log.append(*[make_batch(audience, incarnation=name) for name in names])
@@ -203,36 +203,9 @@ def test_5_a_crowd_that_was_cut_off_is_bounded_too(kind: str, tmp_path: Path) ->
     log.close()
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
-def test_5_whom_it_was_decided_to_forget_is_told_so_before_that_is_stored(
-    kind: str, tmp_path: Path
-) -> None:
-    """Who asks between the decision and its commit is not told of marks that go with it."""
-    told: list[int] = []
-    driver: Driver
-    asking = False
-
-    def at(point: str) -> None:
-        if asking and point == "before commit":
-            told.append(driver.log.resume("shop", "i00").floor)
-
-    driver = Driver(kind, tmp_path, FEW, faults=at).open()
-    audience = driver.log.audience([])
-    names = [f"i{number:02}" for number in range(12)]
-    driver.append(*[make_batch(audience, incarnation=name) for name in names])
-    drop_all(driver, 0)
-    assert driver.log.resume("shop", "i00").floor == 2
-    asking = True
-    driver.wait(driver.log.retain(8 * 24 * HOUR, [("shop", name) for name in names[1:]]))
-    asking = False
-    assert set(told) == {1}
-    assert driver.log.resume("shop", "i00").floor == 1
-    driver.close()
-
-
 def test_19_history_gives_way_to_what_is_to_come(tmp_path: Path) -> None:
     limits = Limits(reserve_bytes=1024, max_bytes=100_000, keep_seconds=3600)
-    log = Driver("memory", tmp_path, limits).open()
+    log = ContractDriver("memory", tmp_path, limits).open()
     log.receivers(1, 2)
     audience = log.log.audience([1])
     sequence = 1
@@ -253,7 +226,7 @@ def test_19_history_gives_way_to_what_is_to_come(tmp_path: Path) -> None:
     ("messages", "reason"), [(1000, ""), (100, "\u2026" * 900)], ids=["", "why"]
 )
 def test_12_dead_letters_count_and_go_with_their_receiver(
-    log: Driver, messages: int, reason: str
+    log: ContractDriver, messages: int, reason: str
 ) -> None:
     """Their reasons count as well: with a traceback they may be longer than what failed."""
     audience = log.log.audience([1, 2])
@@ -278,7 +251,7 @@ def test_20_unused_audiences_make_room_although_one_of_all_waits_to_be_stored(
     tmp_path: Path,
 ) -> None:
     limits = Limits(reserve_bytes=1024, keep_seconds=0, keep_bytes=0, audiences=3)
-    log = Driver("memory", tmp_path, limits).open()
+    log = ContractDriver("memory", tmp_path, limits).open()
     log.receivers(1, 2)
     log.wait(log.log.retain(0))  # the first look for what nobody needs; the next is in an hour
     for n, members in enumerate(([1], [2]), 1):
@@ -298,7 +271,7 @@ def test_20_unused_audiences_make_room_where_a_lower_limit_than_that_of_all_is_r
     tmp_path: Path,
 ) -> None:
     limits = Limits(reserve_bytes=1024, keep_seconds=0, keep_bytes=0, audiences=40)
-    log = Driver("memory", tmp_path, limits).open()
+    log = ContractDriver("memory", tmp_path, limits).open()
     log.receivers(1, 2)
     log.wait(log.log.retain(0))  # the first look for what nobody needs; the next is in an hour
     audience = log.log.audience([1])
@@ -312,13 +285,13 @@ def test_20_unused_audiences_make_room_where_a_lower_limit_than_that_of_all_is_r
     assert not audience.stored
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def keeping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
+@pytest.fixture(params=KINDS)
+def keeping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ContractDriver]:
     """A log that keeps its history for an hour, after its first look for what nobody needs."""
     limits = Limits(
         reserve_bytes=64 * 1024, keep_seconds=3600, sender_audiences=4, to_audiences=3, audiences=9
     )
-    driver = Driver(request.param, tmp_path / "data", limits).open()
+    driver = ContractDriver(request.param, tmp_path / "data", limits).open()
     driver.receivers(1, 2, 3, 4)
     drop_all(driver, 0)
     yield driver
@@ -328,7 +301,7 @@ def keeping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
     driver.close()
 
 
-def sets_of(log: Driver, *asked: tuple[str | None, list[int]]) -> list[Batch]:
+def sets_of(log: ContractDriver, *asked: tuple[str | None, list[int]]) -> list[Batch]:
     """One batch for each set of receivers, made by the `to` of a sender, or by a pattern."""
     batches = []
     for sequence, (sender, members) in enumerate(asked, 1):
@@ -339,12 +312,12 @@ def sets_of(log: Driver, *asked: tuple[str | None, list[int]]) -> list[Batch]:
     return batches
 
 
-def pass_minutes(log: Driver, minutes: range) -> None:
+def pass_minutes(log: ContractDriver, minutes: range) -> None:
     for minute in minutes:
         drop_all(log, minute * 60_000)
 
 
-def kept(log: Driver, batches: list[Batch]) -> list[int]:
+def kept(log: ContractDriver, batches: list[Batch]) -> list[int]:
     return numbers(log.read([batch.audience for batch in batches]))
 
 
@@ -358,7 +331,7 @@ def kept(log: Driver, batches: list[Batch]) -> list[int]:
     ],
 )
 def test_19_history_gives_way_to_a_set_of_receivers_oldest_first_and_no_more_than_that(
-    keeping: Driver, limit: str, sender: str, left: list[int]
+    keeping: ContractDriver, limit: str, sender: str, left: list[int]
 ) -> None:
     log = keeping
     asked = [("web", [1]), ("shop", [2]), ("shop", [3]), (None, [4]), (None, [1, 2])]
@@ -374,7 +347,7 @@ def test_19_history_gives_way_to_a_set_of_receivers_oldest_first_and_no_more_tha
     assert left == stored or limit == "removed_receivers"
 
 
-def test_19_history_behind_what_is_waited_for_does_not_give_way(keeping: Driver) -> None:
+def test_19_history_behind_what_is_waited_for_does_not_give_way(keeping: ContractDriver) -> None:
     log = keeping
     batches = sets_of(log, ("shop", [1]), (None, [2]), ("shop", [3]))
     settle(log, 1, batches[-1], 1)
@@ -391,7 +364,9 @@ def test_19_history_behind_what_is_waited_for_does_not_give_way(keeping: Driver)
     assert not any(batch.audience.stored for batch in (batches[0], batches[2]))
 
 
-def test_19_a_dead_letter_stays_when_the_history_around_it_gives_way(keeping: Driver) -> None:
+def test_19_a_dead_letter_stays_when_the_history_around_it_gives_way(
+    keeping: ContractDriver,
+) -> None:
     log = keeping
     (batch,) = sets_of(log, ("shop", [1]))
     letter = DeadLetter(1, batch.first, "shop", "i1", 1, "s", b"message", "", 1, NOW)
@@ -407,7 +382,7 @@ def test_12_dead_letters_of_a_removed_receiver_stay_for_a_while_unless_their_roo
     tmp_path: Path,
 ) -> None:
     limits = Limits(reserve_bytes=1024, max_bytes=100_000, keep_seconds=3600)
-    log = Driver("memory", tmp_path, limits).open()
+    log = ContractDriver("memory", tmp_path, limits).open()
     log.receivers(1, 2)
     audience = log.log.audience([1, 2])
     batches = [make_batch(audience, n, [b"x" * 10_000]) for n in (1, 2)]
@@ -430,7 +405,7 @@ def test_12_dead_letters_of_a_removed_receiver_stay_for_a_while_unless_their_roo
 
 
 def test_one_sender_may_not_leave_holes_without_end(tmp_path: Path) -> None:
-    log = Driver("memory", tmp_path, Limits(reserve_bytes=1024, sender_ranges=3)).open()
+    log = ContractDriver("memory", tmp_path, Limits(reserve_bytes=1024, sender_ranges=3)).open()
     audience = log.log.audience([])
     holed = [make_batch(audience, n, after=n - 1) for n in (10, 20, 30)]
     assert log.append(*holed) == holed
@@ -446,7 +421,7 @@ def test_one_sender_may_not_leave_holes_without_end(tmp_path: Path) -> None:
     assert refused.error.limit == "sender_ranges"
 
 
-def test_11_final_states_outlive_their_batches(log: Driver) -> None:
+def test_11_final_states_outlive_their_batches(log: ContractDriver) -> None:
     audience = log.log.audience([1, 2])
     batches = [make_batch(audience, 2 * i - 1, [b"x", b"y"]) for i in range(1, 6)]
     log.append(*batches)
@@ -473,7 +448,7 @@ def test_11_final_states_outlive_their_batches(log: Driver) -> None:
     assert after == log.wait(log.log.history("shop", "i1", 1, 100))
 
 
-def test_11_finished_ranges_grow_together_over_calls(log: Driver) -> None:
+def test_11_finished_ranges_grow_together_over_calls(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     for i in range(1, 30):
         batch = make_batch(audience, i)
@@ -484,7 +459,7 @@ def test_11_finished_ranges_grow_together_over_calls(log: Driver) -> None:
     assert (StateRange(1, Status.ACKNOWLEDGED, 1, 29),) == states
 
 
-def test_11_states_below_status_from_go(log: Driver) -> None:
+def test_11_states_below_status_from_go(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     batches = [make_batch(audience, i) for i in range(1, 11)]
     log.append(*batches)
@@ -498,7 +473,7 @@ def test_11_states_below_status_from_go(log: Driver) -> None:
     assert (StateRange(1, Status.ACKNOWLEDGED, 8, 10),) == states
 
 
-def test_11_states_go_after_seven_days(log: Driver) -> None:
+def test_11_states_go_after_seven_days(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     batch = make_batch(audience)
     log.append(batch)
@@ -510,7 +485,7 @@ def test_11_states_go_after_seven_days(log: Driver) -> None:
     assert log.wait(log.log.history("shop", "i1", 1, 100)).states == ()
 
 
-def test_4_content_is_compared_after_the_batch_has_gone(log: Driver) -> None:
+def test_4_content_is_compared_after_the_batch_has_gone(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     batch = make_batch(audience, 1, [b"a"])
     log.append(batch)
@@ -523,7 +498,7 @@ def test_4_content_is_compared_after_the_batch_has_gone(log: Driver) -> None:
 
 @pytest.mark.parametrize("addressed", [False, True])
 def test_4_whether_to_named_the_receivers_is_compared_after_the_batch_has_gone(
-    log: Driver, addressed: bool
+    log: ContractDriver, addressed: bool
 ) -> None:
     audience = log.log.audience([1])
     batch = make_batch(audience, 1, [b"a"], addressed=addressed)
@@ -538,7 +513,9 @@ def test_4_whether_to_named_the_receivers_is_compared_after_the_batch_has_gone(
     assert isinstance(other, RefusedBatch)
 
 
-def test_4_content_is_compared_after_the_batches_have_gone_however_it_is_cut(log: Driver) -> None:
+def test_4_content_is_compared_after_the_batches_have_gone_however_it_is_cut(
+    log: ContractDriver,
+) -> None:
     audience = log.log.audience([1])
     batches = [make_batch(audience, i, [b"%d" % i]) for i in (1, 2, 3)]
     log.append(*batches)
@@ -551,7 +528,7 @@ def test_4_content_is_compared_after_the_batches_have_gone_however_it_is_cut(log
     assert isinstance(other, RefusedBatch)
 
 
-def test_4_a_repeat_of_what_is_long_forgotten_is_still_known(log: Driver) -> None:
+def test_4_a_repeat_of_what_is_long_forgotten_is_still_known(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     batches = [make_batch(audience, i) for i in range(1, 1100)]
     log.append(*batches)
@@ -567,7 +544,9 @@ def test_4_a_repeat_of_what_is_long_forgotten_is_still_known(log: Driver) -> Non
     assert position_of(100) == outcome.pieces[0].position
 
 
-def test_5_an_incarnation_that_stayed_away_is_forgotten_when_all_is_settled(log: Driver) -> None:
+def test_5_an_incarnation_that_stayed_away_is_forgotten_when_all_is_settled(
+    log: ContractDriver,
+) -> None:
     audience = log.log.audience([1])
     gone, stuck = make_batch(audience), make_batch(audience, incarnation="i2")
     log.append(gone, stuck)
@@ -581,7 +560,7 @@ def test_5_an_incarnation_that_stayed_away_is_forgotten_when_all_is_settled(log:
     assert isinstance(outcome, Batch)
 
 
-def test_20_unused_audiences_are_collected_and_their_counts_kept(log: Driver) -> None:
+def test_20_unused_audiences_are_collected_and_their_counts_kept(log: ContractDriver) -> None:
     log.receivers(*range(3, 31))
     for other in range(3, 31):
         batch = make_batch(log.log.audience([1, other]), other, after=0)
@@ -605,7 +584,7 @@ def test_20_unused_audiences_are_collected_and_their_counts_kept(log: Driver) ->
 
 @pytest.mark.parametrize("addressed", [False, True])
 def test_8_the_number_of_a_collected_audience_is_no_other_audience_s_after_a_restart(
-    log: Driver, addressed: bool
+    log: ContractDriver, addressed: bool
 ) -> None:
     log.receivers(*range(3, 31))
     for other in range(3, 31):
@@ -628,10 +607,12 @@ def test_8_the_number_of_a_collected_audience_is_no_other_audience_s_after_a_res
     ]
     for outcome in log.append(*repeats):  # the answers were lost
         assert isinstance(outcome, Known)
-        assert [()] == [piece.audience.members for piece in outcome.pieces]
+        (piece,) = outcome.pieces
+        # Nobody where it is not known any more; never who has that number now.
+        assert piece.audience.members in ((), (1, piece.first))
 
 
-def test_ids_go_with_their_batches(log: Driver) -> None:
+def test_ids_go_with_their_batches(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     batch = make_batch(audience, ids=((0, "o-1"),))
     log.append(batch)
@@ -641,8 +622,12 @@ def test_ids_go_with_their_batches(log: Driver) -> None:
     assert log.wait(log.log.find("o-1")) is None
 
 
+def is_waited_for(batch: Batch, cursor: dict[int, int]) -> bool:
+    return any(cursor[receiver] < batch.last for receiver in batch.audience.members)
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_21_random_histories_stay_whole_and_accounted(log: Driver, seed: int) -> None:
+def test_21_random_histories_stay_whole_and_accounted(log: ContractDriver, seed: int) -> None:
     """Receivers at their own pace, retention at any time; the fixture audits at the end."""
     rng = random.Random(seed)
     log.receivers(3, 4)
@@ -670,15 +655,11 @@ def test_21_random_histories_stay_whole_and_accounted(log: Driver, seed: int) ->
             log.wait(log.log.retain(NOW + 1))
         if step == 30:
             log.reopen()
-            table = {a.members: a for a in log.snapshot.audiences}
-            assert all(b.audience.members in table for b in stored)
+            table = {a.members for a in log.snapshot.audiences}
+            assert {b.audience.members for b in stored if is_waited_for(b, cursor)} <= table
     assert {0} == set(log.unaccounted())
     drop_all(log)
-    kept = [
-        b.number
-        for b in stored
-        if any(cursor[receiver] < b.last for receiver in b.audience.members)
-    ]
+    kept = [b.number for b in stored if is_waited_for(b, cursor)]
     audiences = [log.log.audience(members) for members in sets]
     found: list[int] = []
     while page := log.read(audiences, position_of(found[-1], 0xFFFF) if found else -1):
@@ -686,7 +667,9 @@ def test_21_random_histories_stay_whole_and_accounted(log: Driver, seed: int) ->
     assert kept == found
 
 
-def test_20_an_audience_that_waits_to_be_stored_is_not_given_to_another(log: Driver) -> None:
+def test_20_an_audience_that_waits_to_be_stored_is_not_given_to_another(
+    log: ContractDriver,
+) -> None:
     waiting = log.log.audience([1])
     waiting.waiting += 1
     for number in range(2, 2 + 3 * KEEP_NOTHING.audiences):
@@ -695,7 +678,9 @@ def test_20_an_audience_that_waits_to_be_stored_is_not_given_to_another(log: Dri
     assert not waiting.gone
 
 
-def test_20_audiences_that_nothing_has_any_more_make_room_within_minutes(log: Driver) -> None:
+def test_20_audiences_that_nothing_has_any_more_make_room_within_minutes(
+    log: ContractDriver,
+) -> None:
     limit = KEEP_NOTHING.audiences
     drop_all(log, NOW)  # it was looked for what may go a moment ago
     log.receivers(*range(3, limit + 2))
@@ -711,7 +696,7 @@ def test_20_audiences_that_nothing_has_any_more_make_room_within_minutes(log: Dr
     assert (1,) == log.log.audience([1]).members
 
 
-def test_removed_receivers_are_forgotten_when_nothing_refers_to_them(log: Driver) -> None:
+def test_removed_receivers_are_forgotten_when_nothing_refers_to_them(log: ContractDriver) -> None:
     log.receivers(3, 4)
     audience = log.log.audience([1, 3])
     batch = make_batch(audience, 1)
@@ -720,8 +705,7 @@ def test_removed_receivers_are_forgotten_when_nothing_refers_to_them(log: Driver
     settle(log, 3, batch, 1)
     log.append(removed=[3, 4])
     drop_all(log)
-    log.log._store.tidied_at = None
-    drop_all(log, NOW + 2)  # what became of its message is still known for some days
+    drop_all(log, NOW + 2 * HOUR)  # what became of its message is still known for some days
     assert log.log.take_forgotten() == []
     later = NOW + 8 * 24 * HOUR
     drop_all(log, later)
@@ -733,34 +717,17 @@ def test_removed_receivers_are_forgotten_when_nothing_refers_to_them(log: Driver
     assert [row.number for row in log.snapshot.receivers] == [1, 2, 4]
 
 
-def test_4_the_subject_is_remembered_when_the_row_has_gone(log: Driver) -> None:
+def test_4_the_subject_is_remembered_when_the_row_has_gone(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     batch = make_batch(audience, 1, [b"a"], subject="orders.new")
     log.append(batch)
     settle(log, 1, batch, 1)
     drop_all(log)
     log.reopen()
-    assert log.log._store.state.oldest == 2
+    assert log.wait(log.log.find(f"log:{batch.first}")) is None
     (outcome,) = log.append(make_batch(audience, 1, [b"a"], subject="orders.old"))
     assert isinstance(outcome, RefusedBatch)
     (outcome,) = log.append(make_batch(audience, 1, [b"a"], subject="orders.new"))
     assert isinstance(outcome, Known)
     (outcome,) = log.append(make_batch(audience, 1, [b"b"], subject="orders.new"))
     assert isinstance(outcome, RefusedBatch)
-
-
-def test_4_of_a_log_without_remembered_subjects_only_the_messages_count(tmp_path: Path) -> None:
-    log = Driver("memory", tmp_path, KEEP_NOTHING).open()
-    log.receivers(1)
-    audience = log.log.audience([1])
-    batch = make_batch(audience, 1, [b"a"], subject="orders.new")
-    log.append(batch)
-    settle(log, 1, batch, 1)
-    drop_all(log)
-    with by_hand(log.log._store.db) as db:
-        db.execute("update run set crc = crc & 4294967295")
-    (outcome,) = log.append(make_batch(audience, 1, [b"a"], subject="orders.old"))
-    assert isinstance(outcome, Known)
-    (outcome,) = log.append(make_batch(audience, 1, [b"b"], subject="orders.new"))
-    assert isinstance(outcome, RefusedBatch)
-    log.close()

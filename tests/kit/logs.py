@@ -10,6 +10,7 @@ from zlib import crc32
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from msgservice.interfaces import ILog
 from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.log.sqlite import SqliteLog
@@ -25,6 +26,7 @@ from msgservice.records import (
     ReceiverRow,
     Snapshot,
 )
+from tests.kit.dict_log import DictLog
 from tests.kit.threads import ThreadCalls
 
 T = TypeVar("T")
@@ -60,8 +62,8 @@ def make_batch(
     )
 
 
-class Driver:
-    """A log, whichever, whose Deferreds are waited for."""
+class ContractDriver:
+    """A log of any kind, whose Deferreds are waited for; nothing is known of it but `ILog`."""
 
     def __init__(self, kind: str, folder: Path, limits: Limits = SMALL, **more: Any) -> None:
         self.kind = kind
@@ -70,13 +72,21 @@ class Driver:
         self.more = more
         self.threads = ThreadCalls()
         self.clock = Clock()
-        self.log: SqliteLog | MemoryLog
+        self.log: ILog
+        self._dicts: DictLog | None = None
         self.snapshot: Snapshot
         self._make()
 
     def _make(self) -> None:
         if self.kind == "sqlite":
             self.log = SqliteLog(self.folder, reactor=self.threads, limits=self.limits, **self.more)
+        elif self.kind == "dicts":
+            self._dicts = DictLog(
+                reactor=self.clock,
+                limits=self.limits,
+                content=None if self._dicts is None else self._dicts.content,
+            )
+            self.log = self._dicts
         else:
             self.log = MemoryLog(reactor=self.clock, limits=self.limits, **self.more)
 
@@ -104,7 +114,7 @@ class Driver:
     def reopen(self) -> Self:
         """Close, and open the same content again."""
         self.close()
-        if self.kind == "sqlite":
+        if self.kind != "memory":
             self._make()
         return self.open()
 
@@ -137,6 +147,12 @@ class Driver:
 
     def unaccounted(self) -> list[int]:
         return [account.unaccounted for account in self.wait(self.log.accounts())]
+
+
+class Driver(ContractDriver):
+    """A log over a `Store`, for tests that look at that."""
+
+    log: SqliteLog | MemoryLog
 
 
 def exception(

@@ -1,0 +1,95 @@
+"""What is promised of logs over a `Store` only: of their rows, and between decision and commit.
+
+Both kinds, since a damaged row does not say which file it was in. What every log promises is in
+`test_log.py` and `test_log_retention.py`, which know `ILog` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from msgservice.limits import Limits
+from msgservice.message import Status
+from msgservice.records import Known, Progress, RefusedBatch
+from tests.kit.door import by_hand
+from tests.kit.logs import Driver, exception, make_batch
+
+LIMITS = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
+    driver = Driver(request.param, tmp_path / "data", LIMITS).open()
+    yield driver
+    driver.close()
+
+
+def test_a_damaged_row_of_one_receiver_costs_that_receiver_and_not_the_log(log: Driver) -> None:
+    log.receivers(1, 2)
+    audience = log.log.audience([1, 2])
+    batches = [make_batch(audience, i, [b"a", b"b", b"c"]) for i in (1, 4)]
+    log.append(*batches)
+    first = batches[0].first
+    bad = exception(1, first + 2, first, Status.DEAD)
+    log.append(progress=[Progress(receiver=1, cursor=first - 1, exceptions=[bad])])
+    log.reopen()
+    assert log.snapshot.exceptions == {}
+    assert ["1 damaged rows" in notice for notice in log.snapshot.notices] == [True]
+    clash = exception(1, first, first, Status.QUEUED)
+    log.append(progress=[Progress(receiver=1, cursor=first - 1, exceptions=[clash])])
+    log.append(removed=[1])
+    log.append(make_batch(audience, 7))
+    log.reopen()
+    removed = next(r for r in log.snapshot.receivers if r.number == 1)
+    assert removed.settled == {Status.REMOVED: 6}
+    assert log.wait(log.log.audit()) == []
+
+
+def test_4_of_a_log_without_remembered_subjects_only_the_messages_count(tmp_path: Path) -> None:
+    log = Driver("memory", tmp_path, LIMITS).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    batch = make_batch(audience, 1, [b"a"], subject="orders.new")
+    log.append(batch)
+    log.progress(1, batch.last, settled={Status.ACKNOWLEDGED: 1})
+    log.wait(log.log.retain(1))
+    assert log.log._store.state.oldest == 2
+    with by_hand(log.log._store.db) as db:
+        db.execute("update run set crc = crc & 4294967295")
+    (outcome,) = log.append(make_batch(audience, 1, [b"a"], subject="orders.old"))
+    assert isinstance(outcome, Known)
+    (outcome,) = log.append(make_batch(audience, 1, [b"b"], subject="orders.new"))
+    assert isinstance(outcome, RefusedBatch)
+    log.close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_5_whom_it_was_decided_to_forget_is_told_so_before_that_is_stored(
+    kind: str, tmp_path: Path
+) -> None:
+    """Who asks between the decision and its commit is not told of marks that go with it."""
+    told: list[int] = []
+    driver: Driver
+    asking = False
+
+    def at(point: str) -> None:
+        if asking and point == "before commit":
+            told.append(driver.log.resume("shop", "i00").floor)
+
+    driver = Driver(kind, tmp_path, replace(LIMITS, incarnations=10), faults=at).open()
+    audience = driver.log.audience([])
+    names = [f"i{number:02}" for number in range(12)]
+    driver.append(*[make_batch(audience, incarnation=name) for name in names])
+    while driver.wait(driver.log.retain(0)):
+        pass
+    assert driver.log.resume("shop", "i00").floor == 2
+    asking = True
+    driver.wait(driver.log.retain(8 * 24 * 3600 * 1000, [("shop", name) for name in names[1:]]))
+    asking = False
+    assert set(told) == {1}
+    assert driver.log.resume("shop", "i00").floor == 1
+    driver.close()

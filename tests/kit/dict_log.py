@@ -1,0 +1,837 @@
+"""`DictLog`: a log of plain dicts, which shares nothing with the one over SQLite but `ILog`.
+
+It shows that the contract can be had in another way: states are kept message by message, and sums
+are counted when somebody asks. Nothing is bounded and nothing is fast. It has no entries and no
+chain; a batch goes as soon as it may, whatever is still there before it. A page of `history` or of
+retention has no end.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import TypeVar
+from zlib import crc32
+
+import msgspec
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from msgservice.errors import ContentChanged, LimitReached, LogFull, LogUnavailable
+from msgservice.interfaces import ILog
+from msgservice.limits import RUNS_REMEMBERED, SENDER_KNOWN_SECONDS, Limits
+from msgservice.message import Status, cut_messages, header_size, message_sizes
+from msgservice.records import (
+    NOBODY,
+    NODE,
+    Account,
+    Appended,
+    Audience,
+    Batch,
+    DeadLetter,
+    ExceptionRow,
+    Found,
+    Group,
+    History,
+    Known,
+    Outcome,
+    Piece,
+    Progress,
+    ReceiverRow,
+    RefusedBatch,
+    Resume,
+    Room,
+    Snapshot,
+    StateRange,
+    position_of,
+)
+
+T = TypeVar("T")
+Key = tuple[str, str]
+State = tuple[Status, int, str]  # status, attempts, reason
+
+DAY = 24 * 3600 * 1000
+STATES_DAYS = 7  # that the states of messages are known which are in the log no more
+CROWD = 10  # times `incarnations`: of more that are away, none is kept for an hour
+LETTERS_BYTES = 4 * 1024 * 1024  # of one page
+LETTER_OVERHEAD = 128
+FULL_DELAY = 1.0
+
+
+@dataclass(eq=False)
+class Sender:
+    """All that is known of one incarnation."""
+
+    floor: int = 1
+    above: set[int] = field(default_factory=set)  # taken above the floor
+    last: tuple[int, int, int] | None = None
+    status_from: int = 1
+    seen_at: int = 0
+    gone: dict[int, Batch] = field(default_factory=dict)  # runs without messages, by sequence
+    # Receiver -> sequence -> what became of it, and the age of the log when its batch went.
+    states: dict[int, dict[int, tuple[Status, str, int]]] = field(default_factory=dict)
+
+    def has(self, sequence: int) -> bool:
+        return sequence < self.floor or sequence in self.above
+
+    def take(self, first: int, last: int) -> None:
+        if first <= self.floor:
+            self.floor = max(self.floor, last + 1)
+        else:
+            self.above.update(range(first, last + 1))
+        while self.floor in self.above:
+            self.floor += 1
+        self.above = {sequence for sequence in self.above if sequence > self.floor}
+
+    def settle_below(self, floor: int) -> None:
+        """Nothing below is open, as far as something newer was taken."""
+        self.take(1, min(floor - 1, max(self.above, default=self.floor - 1)))
+
+    def missing(self, first: int, last: int) -> list[tuple[int, int]]:
+        wanted = range(max(first, self.floor), last + 1)
+        return spans(sequence for sequence in wanted if sequence not in self.above)
+
+
+@dataclass(eq=False)
+class Receiver:
+    """All that is known of one receiver, removed or not."""
+
+    row: ReceiverRow
+    cursor: int
+    inbox: str | None
+    removed: bool = False
+    removed_at: int | None = None  # age when retention first saw it so
+    routed: int = 0  # messages of its audiences
+    rows: dict[int, ExceptionRow] = field(default_factory=dict)  # by first position
+    settled: dict[int, int] = field(default_factory=dict)
+    settled_bytes: int = 0
+    dead: dict[int, DeadLetter] = field(default_factory=dict)
+
+    @property
+    def dead_bytes(self) -> int:
+        return sum(
+            len(letter.message) + len(letter.reason.encode()) + LETTER_OVERHEAD
+            for letter in self.dead.values()
+        )
+
+    def states(self, batch: Batch) -> list[State]:
+        """Return the state of each message of a batch."""
+        rows = [r for r in self.rows.values() if r.first <= batch.last and r.last >= batch.first]
+        found = []
+        for position in range(batch.first, batch.last + 1):
+            inside = [row for row in rows if row.first <= position <= row.last]
+            if inside:
+                row = max(inside, key=lambda row: row.first)
+                found.append((row.status, row.attempts, row.reason))
+            elif position <= self.cursor:
+                found.append((Status.ACKNOWLEDGED, 0, ""))
+            else:
+                found.append((Status.REMOVED if self.removed else Status.QUEUED, 0, ""))
+        return found
+
+    def apply(self, step: Progress) -> None:
+        self.cursor = max(self.cursor, step.cursor)
+        for row in step.exceptions:
+            for first in [first for first in self.rows if row.first <= first <= row.last]:
+                del self.rows[first]
+            self.rows[row.first] = row
+        self.rows = {
+            first: row
+            for first, row in self.rows.items()
+            if row.last > self.cursor or row.status not in (Status.QUEUED, Status.ACKNOWLEDGED)
+        }
+        for status, count in step.settled.items():
+            self.settle(Status(status), count)
+        self.settled_bytes += step.settled_bytes
+        self.dead.update((letter.position, letter) for letter in step.dead)
+        self.inbox = step.inbox or self.inbox
+
+    def settle(self, status: Status, count: int) -> None:
+        if count:
+            self.settled[int(status)] = self.settled.get(int(status), 0) + count
+
+
+@dataclass(eq=False)
+class Content:
+    """All that outlives a close: what a disk would have."""
+
+    log_id: str
+    next_number: int = 1
+    batches: dict[int, Batch] = field(default_factory=dict)
+    stored_at: dict[int, int] = field(default_factory=dict)  # number -> age of the log
+    senders: dict[Key, Sender] = field(default_factory=dict)
+    receivers: dict[int, Receiver] = field(default_factory=dict)
+    audiences: dict[tuple[int, ...], Audience] = field(default_factory=dict)
+    audiences_made: int = 0
+    routed: dict[int, int] = field(default_factory=dict)  # receiver -> messages, made or not
+    age: int = 0
+
+
+def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return rising numbers as ranges."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] + 1 == number:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
+def overlap(batch: Batch, first: int, last: int) -> bool:
+    return batch.sequence <= last and batch.sequence + batch.count > first
+
+
+def cut(batch: Batch, first: int, last: int) -> Batch:
+    """Return sequences `first` to `last` of a batch as one of its own."""
+    start, stop = first - batch.sequence, last - batch.sequence + 1
+    messages = cut_messages(batch.messages, start, stop)
+    origin = batch.origin
+    if origin is not None:
+        origin = msgspec.structs.replace(origin, sequence=origin.sequence + start)
+    return msgspec.structs.replace(
+        batch,
+        sequence=first,
+        count=stop - start,
+        messages=messages,
+        size=len(messages),
+        crc=crc32(messages),
+        after=first - 1 if start else batch.after,
+        ids=tuple((index - start, name) for index, name in batch.ids if start <= index < stop),
+        origin=origin,
+    )
+
+
+@implementer(ILog)
+class DictLog:
+    """A log in plain dicts. `content`: that of one which was closed, a copy of which goes on."""
+
+    durable = False
+
+    def __init__(
+        self, *, reactor: IReactorTime, limits: Limits, content: Content | None = None
+    ) -> None:
+        self._reactor = reactor
+        self._limits = limits
+        self.content = Content(os.urandom(16).hex()) if content is None else copy.deepcopy(content)
+        self._opened = False
+        self._elapsed: int | None = None
+        self._forgotten: list[int] = []
+        self._left: set[Key] = set()
+        self._wanted: set[tuple[str, str]] = set()
+
+    @property
+    def log_id(self) -> str:
+        return self.content.log_id
+
+    def _later(self, job: Callable[[], T]) -> Deferred[T]:
+        if not self._opened:
+            return fail(LogUnavailable("the log is not open"))
+        waiter: Deferred[T] = Deferred()
+
+        def run() -> None:
+            try:
+                waiter.callback(job())
+            except Exception:  # a broken double is told where its caller waits
+                waiter.errback(Failure())
+
+        self._reactor.callLater(0, run)
+        return waiter
+
+    def open(self) -> Deferred[Snapshot]:
+        self._opened = True
+        return self._later(self._snapshot)
+
+    def _snapshot(self) -> Snapshot:
+        content = self.content
+        content.audiences = {key: one for key, one in content.audiences.items() if one.stored}
+        rows = []
+        exceptions = {}
+        for number, at in content.receivers.items():
+            rows.append(
+                replace(
+                    at.row,
+                    removed=at.removed,
+                    cursor=at.cursor,
+                    inbox=at.inbox,
+                    settled=dict(at.settled),
+                    settled_bytes=at.settled_bytes,
+                )
+            )
+            found = [at.rows[first] for first in sorted(at.rows)]
+            found = [row for row in found if row.last >= max(at.cursor, 0)]
+            if found and not at.removed:
+                exceptions[number] = found
+        return Snapshot(
+            log_id=content.log_id,
+            next_number=content.next_number,
+            receivers=rows,
+            audiences=list(content.audiences.values()),
+            exceptions=exceptions,
+        )
+
+    def close(self) -> Deferred[None]:
+        self._opened = False
+        return succeed(None)
+
+    # --- what is stored ------------------------------------------------------------------------
+
+    def append(self, group: Group) -> Deferred[Appended]:
+        return self._later(lambda: self._append(group))
+
+    def _append(self, group: Group) -> Appended:
+        content = self.content
+        for row in group.receivers:
+            at = content.receivers.get(row.number)
+            if at is None:
+                if row.cursor < 0:
+                    row.cursor = position_of(content.next_number) - 1
+                content.receivers[row.number] = Receiver(replace(row), row.cursor, row.inbox)
+            else:
+                at.row = replace(row)
+        coming = sum(batch.size for batch in (*group.own, *group.batches))
+        if coming and self._taken + coming > self._limits.max_bytes:
+            self._give_way(coming)
+        fresh: list[Batch] = []
+        self._name_own(group.own)
+        outcomes = list(self._take_all([*group.own, *group.batches], group.now, fresh))
+        for floor in group.floors:
+            sender = content.senders.get((floor.sender, floor.incarnation))
+            if sender is not None:
+                sender.status_from = max(sender.status_from, floor.status_from)
+                for states in sender.states.values():
+                    for sequence in [s for s in states if s < sender.status_from]:
+                        del states[sequence]
+        for step in group.progress:
+            at = content.receivers.get(step.receiver)
+            if at is not None and not at.removed:
+                at.apply(step)
+        for number in group.removed:
+            at = content.receivers.get(number)
+            if at is not None and not at.removed:
+                waiting = sum(not state[0].final for _, state in self._states_at(number))
+                at.rows = {first: row for first, row in at.rows.items() if row.status.final}
+                at.settle(Status.REMOVED, waiting)
+                at.removed = True
+        count = len(group.own)
+        return Appended(outcomes[count:], fresh, outcomes[:count])
+
+    def _name_own(self, own: list[Batch]) -> None:
+        key = (NODE, self.log_id)
+        known = self.content.senders.get(key)
+        sequence = 1 if known is None else known.floor
+        for batch in own:
+            batch.sender, batch.incarnation = key
+            batch.sequence, batch.after = sequence, sequence - 1
+            sequence += batch.count
+
+    def _take_all(self, batches: list[Batch], now: int, fresh: list[Batch]) -> Iterator[Outcome]:
+        full: LogFull | None = None
+        held: dict[tuple[Key, str], tuple[int, LimitReached]] = {}
+        for batch in batches:
+            lane = ((batch.sender, batch.incarnation), batch.subject)
+            head, limit = held.get(lane, (batch.sequence, None))
+            why = full or (limit if batch.sequence > head else None)
+            outcome = self._take(batch, now, why, fresh)
+            yield outcome
+            if isinstance(outcome, RefusedBatch):
+                if isinstance(outcome.error, LogFull):
+                    full = outcome.error
+                elif isinstance(outcome.error, LimitReached) and batch.refusal is None:
+                    held[lane] = (min(head, batch.sequence), outcome.error)
+
+    def _take(
+        self, batch: Batch, now: int, why: LogFull | LimitReached | None, fresh: list[Batch]
+    ) -> Outcome:
+        content, limits = self.content, self._limits
+        key = (batch.sender, batch.incarnation)
+        first, last = batch.sequence, batch.sequence + batch.count - 1
+        sender = content.senders.get(key)
+        if batch.refusal is not None:
+            if sender is None or sender.missing(first, last):
+                return RefusedBatch(batch.refusal)
+        elif sender is None:
+            sender = content.senders[key] = Sender(seen_at=content.age)
+        assert sender is not None
+        if batch.refusal is None:
+            sender.seen_at = content.age
+            sender.settle_below(batch.floor)
+        missing = sender.missing(first, last)
+        runs = self._runs(key, first, last)
+        is_new = missing == [(first, last)]
+        if not is_new and not all(self._agrees(batch, run) for run in runs):
+            return RefusedBatch(ContentChanged(first, last))
+        pieces = [batch] if is_new else [cut(batch, low, high) for low, high in missing]
+        begin = min(batch.after + 1, first)
+        if pieces:
+            used, used_max = self._used, limits.max_bytes - self._dead_bytes
+            if why is None and used + sum(piece.size for piece in pieces) > used_max:
+                why = LogFull(f"{used} bytes are used, at most {used_max}", delay=FULL_DELAY)
+            if why is None and self._is_one_hole_too_many(sender, begin, last):
+                why = LimitReached("sender_ranges", limits.sender_ranges)
+            if why is not None:
+                return RefusedBatch(why)
+        for piece in pieces:
+            self._store(piece, now)
+            fresh.append(piece)
+            end = piece.sequence + piece.count - 1
+            if sender.last is None or end > sender.last[1]:
+                sender.last = (piece.sequence, end, piece.crc)
+        sender.take(begin, last)
+        if batch.refusal is None and pieces:
+            sender.settle_below(batch.floor)
+        if is_new:
+            return batch
+        known = [self._piece(run, first, last) for run in (*runs, *pieces)]
+        known.sort(key=lambda piece: piece.first)
+        told = {s for piece in known for s in range(piece.first, piece.last + 1)}
+        holes = spans(s for s in range(first, last + 1) if s not in told)
+        known += [Piece(low, high, NOBODY, 0) for low, high in holes]
+        known.sort(key=lambda piece: piece.first)
+        return Known(pieces=tuple(known), fresh=tuple(pieces))
+
+    def _is_one_hole_too_many(self, sender: Sender, first: int, last: int) -> bool:
+        """Whether these sequences would be one range more than a sender may have."""
+        return (
+            first > sender.floor
+            and len(spans(sorted(sender.above))) >= self._limits.sender_ranges
+            and not sender.has(first - 1)
+            and not sender.has(last + 1)
+        )
+
+    def _store(self, batch: Batch, now: int) -> None:
+        content = self.content
+        batch.number, batch.stored_at = content.next_number, now
+        content.next_number += 1
+        content.batches[batch.number] = msgspec.structs.replace(
+            batch, messages=bytes(memoryview(batch.messages)), floor=0, refusal=None
+        )
+        batch.audience.stored = True
+        for number in batch.audience.members:
+            content.routed[number] = content.routed.get(number, 0) + batch.count
+
+    def _runs(self, key: Key, first: int, last: int) -> list[Batch]:
+        """Return what is still known of a sender's runs that overlap these sequences, rising."""
+        found = [batch for batch in self._batches_of(key) if overlap(batch, first, last)]
+        sender = self.content.senders[key]
+        found += [run for run in sender.gone.values() if overlap(run, first, last)]
+        return sorted(found, key=lambda run: run.sequence)
+
+    def _agrees(self, batch: Batch, run: Batch) -> bool:
+        """Whether a batch says what this run did, as far as that is still known."""
+        if (batch.subject, batch.addressed) != (run.subject, run.addressed):
+            return False
+        if batch.addressed and batch.refusal is None:
+            ours, theirs = self._names(batch.audience), self._names(run.audience)
+            if None not in (ours, theirs) and ours != theirs:
+                return False
+        first = max(batch.sequence, run.sequence)
+        stop = min(batch.sequence + batch.count, run.sequence + run.count)
+        here = cut_messages(batch.messages, first - batch.sequence, stop - batch.sequence)
+        if run.messages:
+            there = cut_messages(run.messages, first - run.sequence, stop - run.sequence)
+            return here == there
+        return stop - first < run.count or crc32(here) == run.crc
+
+    def _names(self, audience: Audience) -> set[str] | None:
+        rows = [self.content.receivers.get(number) for number in audience.members]
+        return None if None in rows else {at.row.name for at in rows if at is not None}
+
+    @staticmethod
+    def _piece(run: Batch, first: int, last: int) -> Piece:
+        low, high = max(first, run.sequence), min(last, run.sequence + run.count - 1)
+        return Piece(low, high, run.audience, run.first + low - run.sequence)
+
+    # --- what is asked now ---------------------------------------------------------------------
+
+    def audience(self, members: Collection[int]) -> Audience:
+        content, most = self.content, self._limits.audiences
+        key = tuple(sorted(set(members)))
+        if key not in content.audiences:
+            if len(content.audiences) >= most:
+                for found in [one for one in content.audiences.values() if not one.stored]:
+                    if not found.waiting:
+                        del content.audiences[found.members]
+                        found.gone = True
+            if len(content.audiences) >= most:
+                raise LimitReached("audiences", most)
+            content.audiences_made += 1
+            content.audiences[key] = Audience(content.audiences_made, key)
+        return content.audiences[key]
+
+    def want_room(self, limit: str, sender: str = "") -> None:
+        self._wanted.add((limit, sender if limit == "sender_audiences" else ""))
+
+    def take_forgotten(self) -> list[int]:
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
+
+    def resume(self, sender: str, incarnation: str) -> Resume:
+        known = self.content.senders.get((sender, incarnation), Sender())
+        return Resume(known.floor, tuple(spans(sorted(known.above))), known.last)
+
+    def dead_bytes(self, receiver: int) -> int:
+        at = self.content.receivers.get(receiver)
+        return 0 if at is None else at.dead_bytes
+
+    def room(self) -> Room:
+        used, maximum = self._taken, self._limits.max_bytes
+        full = f"{used} bytes are used, at most {maximum}" if used >= maximum else None
+        return Room(used=used, maximum=maximum, free=0, full=full)
+
+    @property
+    def _used(self) -> int:
+        return sum(batch.size for batch in self.content.batches.values())
+
+    @property
+    def _dead_bytes(self) -> int:
+        return sum(at.dead_bytes for at in self.content.receivers.values())
+
+    @property
+    def _taken(self) -> int:
+        return self._used + self._dead_bytes
+
+    # --- what is read --------------------------------------------------------------------------
+
+    def _batches_of(self, key: Key) -> list[Batch]:
+        return [b for b in self.content.batches.values() if (b.sender, b.incarnation) == key]
+
+    def _states_at(self, receiver: int) -> Iterator[tuple[int, State]]:
+        """Yield the size and the state of every message in the log that a receiver is to get."""
+        at = self.content.receivers[receiver]
+        for batch in self.content.batches.values():
+            if receiver in batch.audience.members:
+                sizes = message_sizes(batch.messages)
+                sizes[0] += header_size(batch.messages)
+                yield from zip(sizes, at.states(batch), strict=True)
+
+    def read(
+        self, audiences: Collection[int], after: int, to: int, bytes_max: int, messages_max: int
+    ) -> Deferred[list[Batch]]:
+        return self._later(lambda: self._page(audiences, after, to, bytes_max, messages_max))
+
+    def _page(
+        self, audiences: Collection[int], after: int, to: int, bytes_max: int, messages_max: int
+    ) -> list[Batch]:
+        page: list[Batch] = []
+        for batch in self.content.batches.values():
+            if batch.audience.number not in audiences or batch.last <= after or batch.first > to:
+                continue
+            bytes_max -= batch.size
+            messages_max -= batch.count
+            if page and (bytes_max < 0 or messages_max < 0):
+                break
+            page.append(msgspec.structs.replace(batch, ids=()))
+        return page
+
+    def history(
+        self, sender: str, incarnation: str, first: int, pieces_max: int
+    ) -> Deferred[History]:
+        return self._later(lambda: self._history((sender, incarnation), first, pieces_max))
+
+    def _history(self, key: Key, first: int, pieces_max: int) -> History:
+        known = self.content.senders.get(key)
+        if known is None:
+            return History((), (), None)
+        live = [b for b in self._batches_of(key) if b.sequence + b.count > first]
+        live.sort(key=lambda batch: batch.sequence)
+        pieces = [self._piece(b, first, b.sequence + b.count - 1) for b in live[:pieces_max]]
+        end = pieces[-1].last if len(live) > pieces_max else None
+        states = {
+            (receiver, sequence): (status, reason)
+            for receiver, found in known.states.items()
+            for sequence, (status, reason, _at) in found.items()
+            if first <= sequence and (end is None or sequence <= end)
+        }
+        told = {sequence for _, sequence in states}
+        for batch in live[:pieces_max]:
+            told.update(range(batch.sequence, batch.sequence + batch.count))
+            for number in batch.audience.members:
+                at = self.content.receivers.get(number)
+                for index, state in enumerate([] if at is None else at.states(batch)):
+                    if state[0].final and batch.sequence + index >= first:
+                        states[number, batch.sequence + index] = (state[0], state[2])
+        gone: list[tuple[int, int]] = []
+        for low, high in [(1, known.floor - 1), *spans(sorted(known.above))]:
+            low, high = max(low, first), high if end is None else min(high, end)
+            for sequence in sorted(s for s in told if low <= s <= high):
+                if low < sequence:
+                    gone.append((low, sequence - 1))
+                low = sequence + 1
+            if low <= high:
+                gone.append((low, high))
+        return History(
+            pieces=tuple(pieces),
+            states=tuple(self._joined(states)),
+            next=None if end is None else end + 1,
+            gone=tuple(gone),
+        )
+
+    @staticmethod
+    def _joined(states: dict[tuple[int, int], tuple[Status, str]]) -> list[StateRange]:
+        found: list[StateRange] = []
+        for (receiver, sequence), (status, reason) in sorted(states.items()):
+            before = found[-1] if found else None
+            new = StateRange(receiver, status, sequence, sequence, reason)
+            if before == StateRange(
+                receiver, status, before.first if before else 0, sequence - 1, reason
+            ):
+                found[-1] = StateRange(receiver, status, found[-1].first, sequence, reason)
+            else:
+                found.append(new)
+        return sorted(found, key=lambda row: (row.first, row.receiver))
+
+    def find(
+        self, identity: str, after: int = 0, count_max: int | None = None
+    ) -> Deferred[Found | None]:
+        return self._later(lambda: self._find(identity, after, count_max))
+
+    def _find(self, identity: str, after: int, count_max: int | None) -> Found | None:
+        for batch in reversed(self.content.batches.values()):
+            hashed = sha256(batch.incarnation.encode()).hexdigest()[:16]
+            ids = dict(batch.ids)
+            for index in range(batch.count):
+                position, sequence = batch.first + index, batch.sequence + index
+                names = (f"log:{position}", f"{batch.sender}/{hashed}/{sequence}", ids.get(index))
+                if identity not in names:
+                    continue
+                members = [number for number in batch.audience.members if number > after]
+                asked = members if count_max is None else members[:count_max]
+                states = {}
+                for number in asked:
+                    at = self.content.receivers.get(number)
+                    queued = (Status.QUEUED, 0, "")
+                    states[number] = queued if at is None else at.states(batch)[index]
+                return Found(
+                    position=position,
+                    sender=batch.sender,
+                    incarnation=batch.incarnation,
+                    sequence=sequence,
+                    subject=batch.subject,
+                    size=batch.size,
+                    stored_at=batch.stored_at,
+                    states=states,
+                    more=len(asked) < len(members),
+                )
+        return None
+
+    def dead_letters(self, receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
+        return self._later(lambda: self._letters(receiver, after, count_max))
+
+    def _letters(self, receiver: int, after: int, count_max: int) -> list[DeadLetter]:
+        at = self.content.receivers.get(receiver)
+        page: list[DeadLetter] = []
+        for position in sorted({} if at is None else at.dead):
+            assert at is not None
+            is_full = sum(len(letter.message) for letter in page) >= LETTERS_BYTES
+            if position > after and len(page) < count_max and not is_full:
+                page.append(at.dead[position])
+        return page
+
+    def accounts(self, receivers: Sequence[int] | None = None) -> Deferred[list[Account]]:
+        return self._later(lambda: self._accounts(receivers))
+
+    def _accounts(self, receivers: Sequence[int] | None = None) -> list[Account]:
+        content = self.content
+        accounts = []
+        for number in sorted(content.receivers if receivers is None else receivers):
+            at = content.receivers.get(number)
+            if at is None or at.removed:
+                continue
+            waiting = [size for size, state in self._states_at(number) if not state[0].final]
+            accounts.append(
+                Account(
+                    receiver=number,
+                    routed=content.routed.get(number, 0) + at.row.routed_base,
+                    queued=len(waiting),
+                    settled=dict(at.settled),
+                    queued_bytes=sum(waiting),
+                )
+            )
+        return accounts
+
+    def audit(self) -> Deferred[list[str]]:
+        return self._later(self._audit)
+
+    def _audit(self) -> list[str]:
+        wrong = [
+            f"receiver {one.receiver}: {one.routed} routed, {one.queued} queued,"
+            f" {sum(one.settled.values())} settled"
+            for one in self._accounts()
+            if one.unaccounted
+        ]
+        for batch in self.content.batches.values():
+            sender = self.content.senders.get((batch.sender, batch.incarnation))
+            last = batch.sequence + batch.count - 1
+            if sender is None or sender.missing(batch.sequence, last):
+                wrong.append(f"batch {batch.number} is stored, but not marked as taken")
+        return wrong
+
+    # --- what goes -----------------------------------------------------------------------------
+
+    def retain(
+        self, elapsed: int, here: Collection[Key] = (), left: Collection[Key] = ()
+    ) -> Deferred[bool]:
+        return self._later(lambda: self._retain(elapsed, set(here), set(left)))
+
+    def _retain(self, elapsed: int, here: set[Key], left: set[Key]) -> bool:
+        content = self.content
+        if self._elapsed is not None:
+            content.age += max(0, elapsed - self._elapsed)
+        self._elapsed = elapsed
+        for number in content.batches:
+            content.stored_at.setdefault(number, content.age)
+        for key in here & set(content.senders):
+            content.senders[key].seen_at = content.age
+        self._left = (self._left | left) & set(content.senders) - here
+        self._drop_history()
+        self._drop_below(self._gives_way_below())
+        self._drop_letters()
+        self._forget_senders(here)
+        self._forget_states()
+        self._forget_audiences()
+        self._forget_receivers()
+        self._wanted.clear()
+        return False
+
+    def _is_settled(self, batch: Batch) -> bool:
+        ats = [self.content.receivers.get(number) for number in batch.audience.members]
+        return all(at is not None and (at.removed or at.cursor >= batch.last) for at in ats)
+
+    def _to_give_way(self, coming: int = 0) -> int:
+        maximum = self._limits.max_bytes
+        return max(0, self._taken - maximum + max(maximum // 8, coming))
+
+    def _drop_history(self) -> None:
+        content, limits = self.content, self._limits
+        settled = [batch for batch in content.batches.values() if self._is_settled(batch)]
+        kept = sum(batch.size for batch in settled)
+        keep_bytes = min(limits.keep_bytes, kept - self._to_give_way())
+        for batch in settled:
+            young = content.age - content.stored_at[batch.number] < limits.keep_seconds * 1000
+            if young and kept <= keep_bytes:
+                break
+            self._drop(batch)
+            kept -= batch.size
+
+    def _give_way(self, coming: int) -> None:
+        """Drop history that nobody waits for, and then letters, as far as is needed."""
+        for batch in list(self.content.batches.values()):
+            if self._to_give_way(coming) and self._is_settled(batch):
+                self._drop(batch)
+        self._drop_letters(coming)
+
+    def _drop(self, batch: Batch) -> None:
+        content = self.content
+        sender = content.senders[batch.sender, batch.incarnation]
+        for number in batch.audience.members:
+            states = sender.states.setdefault(number, {})
+            for index, (status, _, reason) in enumerate(content.receivers[number].states(batch)):
+                if batch.sequence + index >= sender.status_from:
+                    states[batch.sequence + index] = (status, reason, content.age)
+        sender.gone[batch.sequence] = msgspec.structs.replace(batch, messages=b"")
+        for sequence in sorted(sender.gone)[:-RUNS_REMEMBERED]:
+            del sender.gone[sequence]
+        del content.batches[batch.number]
+        content.stored_at.pop(batch.number, None)
+        oldest = position_of(min(content.batches, default=content.next_number))
+        for at in content.receivers.values():
+            at.rows = {first: row for first, row in at.rows.items() if row.last >= oldest}
+
+    def _gives_way_below(self) -> int:
+        """Return the number below which history gives way to sets that want a place."""
+        limits = self._limits
+        values = {
+            "audiences": limits.audiences,
+            "to_audiences": limits.to_audiences_max,
+            "sender_audiences": limits.sender_audiences,
+        }
+        waited_for = min(
+            (b.number for b in self.content.batches.values() if not self._is_settled(b)),
+            default=self.content.next_number,
+        )
+        below = 0
+        for limit, sender in self._wanted:
+            if limit not in values:
+                continue
+            last = {
+                batch.audience.number: batch.number
+                for batch in self.content.batches.values()
+                if not batch.audience.waiting
+                and (limit == "audiences" or batch.audience.asked_by is not None)
+                and (limit != "sender_audiences" or batch.audience.asked_by == sender)
+            }
+            share = max(1, values[limit] // 8, min(values[limit] // 2, 16))
+            for number in sorted(last.values())[:share]:
+                below = max(below, number + 1 if number < waited_for else 0)
+        return below
+
+    def _drop_below(self, below: int) -> None:
+        for batch in list(self.content.batches.values()):
+            if batch.number < below:
+                self._drop(batch)
+
+    def _drop_letters(self, coming: int = 0) -> None:
+        content = self.content
+        for at in content.receivers.values():
+            if at.removed:
+                at.removed_at = content.age if at.removed_at is None else at.removed_at
+                old = content.age - at.removed_at >= self._limits.keep_seconds * 1000
+                if old or self._to_give_way(coming):
+                    at.dead.clear()
+
+    def _forget_senders(self, here: set[Key]) -> None:
+        content, limits = self.content, self._limits
+        stored = {(batch.sender, batch.incarnation) for batch in content.batches.values()}
+        away = {key: one for key, one in content.senders.items() if key not in here}
+        for key, sender in list(away.items()):
+            if key not in stored and content.age - sender.seen_at > limits.sender_days * DAY:
+                del content.senders[key], away[key]
+        known_for = SENDER_KNOWN_SECONDS * 1000 if len(away) <= CROWD * limits.incarnations else 0
+        ready = [
+            key
+            for key, sender in away.items()
+            if key not in stored
+            and (key in self._left or content.age - sender.seen_at >= known_for)
+        ]
+        ready.sort(key=lambda key: (key not in self._left, away[key].seen_at))
+        for key in ready[: max(0, len(away) - limits.incarnations)]:
+            del content.senders[key]
+
+    def _forget_states(self) -> None:
+        oldest = self.content.age - STATES_DAYS * DAY
+        for sender in self.content.senders.values():
+            sender.states = {
+                number: {sequence: row for sequence, row in found.items() if row[2] >= oldest}
+                for number, found in sender.states.items()
+            }
+
+    def _forget_audiences(self) -> None:
+        used = {batch.audience.number for batch in self.content.batches.values()}
+        for audience in self.content.audiences.values():
+            audience.stored = audience.number in used
+
+    def _forget_receivers(self) -> None:
+        content = self.content
+        named = {
+            number
+            for audience in content.audiences.values()
+            if audience.stored or audience.waiting
+            for number in audience.members
+        }
+        named.update(
+            number
+            for sender in content.senders.values()
+            for number, found in sender.states.items()
+            if found
+        )
+        highest = max(content.receivers, default=0)
+        for number, at in list(content.receivers.items()):
+            if at.removed and not at.dead and number not in named and number != highest:
+                del content.receivers[number]
+                self._forgotten.append(number)
