@@ -809,11 +809,14 @@ class ServiceMachine(Machine):
             return False
         row = self.node.parts.directory.get(name)
         before = None if row is None else (row.number, row.patterns, row.options.order)
+        was_paused = row is not None and row.options.paused
         model = self.receivers.get(name) or ModelReceiver(self, name)
         older = model.peer
         peer = self.world.receiver(model, patterns, order)
         row = self.node.parts.directory.get(name)
         refused = peer.connection.gone or peer.bye is not None
+        if peer.node_hello is not None and row is not None and row.options.paused > was_paused:
+            return False  # its HELLO was taken; then its dead letters reached `dead_bytes`
         if refused:
             after = None if row is None else (row.number, row.patterns, row.options.order)
             if row is not None and before is None and row.options.paused is False:
