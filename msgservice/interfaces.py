@@ -59,7 +59,8 @@ class ILog(Interface):
         the group, nor does a full disk: then every batch is `RefusedBatch(LogFull)` and the rest is
         stored.
         Fails with `LogUnavailable` (nothing of the group is stored, try again later) or
-        `LogFailed` (the process must end).
+        `LogFailed` (the process must end). Fires or fails in a later turn, never before it has
+        returned: the caller may still be telling what became of the group before.
         """
 
     def audience(members: Collection[int]) -> Audience:

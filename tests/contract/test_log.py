@@ -915,6 +915,12 @@ def test_36_append_tells_all_that_was_stored_in_the_order_of_numbers(log: Contra
     assert (appended.stored[0], *second.fresh) == tuple(appended.stored)
 
 
+def test_36_append_answers_in_a_later_turn(log: ContractDriver) -> None:
+    waiter = log.log.append(Group())
+    assert not waiter.called
+    assert () == tuple(log.wait(waiter).stored)
+
+
 def own_batch(log: ContractDriver, body: bytes = b"copy", sequence: int = 9) -> Batch:
     """Return a copy of a message of somebody's, as the node stores it."""
     origin = Origin("shop", sequence, "00ff", (log.log.log_id,))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
@@ -113,8 +113,9 @@ def no_threads() -> Iterator[None]:
 class WatchedLog:
     """The door of the log: what one life of a node stores is written down, or fails, or waits."""
 
-    def __init__(self, log: MemoryLog, ledger: Ledger) -> None:
+    def __init__(self, log: MemoryLog, ledger: Ledger, clock: Clock) -> None:
         self._log = log
+        self._clock = clock
         self._ledger = ledger
         self.is_dead = False  # the node behind it was killed
         self.fail_next = False
@@ -152,15 +153,21 @@ class WatchedLog:
     def append(self, group: Group) -> Deferred[Any]:
         if self.is_dead:
             return Deferred()
+        self._ledger.group_begins()
+        waiter: Deferred[Any] = Deferred()
         if self.fail_next:
             self.fail_next = False
-            return fail(LogUnavailable("the disk says no"))
-        waiter: Deferred[Any] = Deferred()
+            self._clock.callLater(0, self._fail, waiter)
+            return waiter
         if self.holds:
             self._held.append((group, waiter))
         else:
             self._append(group, waiter)
         return waiter
+
+    def _fail(self, waiter: Deferred[Any]) -> None:
+        if not self.is_dead:
+            waiter.errback(LogUnavailable("the disk says no"))
 
     def _append(self, group: Group, waiter: Deferred[Any]) -> None:
         def stored(appended: Appended) -> None:
@@ -204,6 +211,7 @@ class Ledger:
         self.cursors: dict[int, int] = {}  # by receiver number
         self.final: dict[int, RangeSet] = {}
         self.expected: Callable[[Batch], None] = lambda batch: None  # compares its audience
+        self.group_begins: Callable[[], None] = lambda: None  # audiences are decided now
         self.names: dict[int, str] = {}  # by receiver number, also of those that were removed
         self.removed: set[int] = set()
         self.violations: list[Violation] = []  # seen inside the product's own calls
@@ -270,11 +278,8 @@ class _ReceiverPeer(ScriptedPeer):
 
     def greeted(self, connection: Connection, hello: Any) -> None:
         self.node_hello = hello
-        if self.hello.options.receive is not None and self.hello.options.receive.order is None:
-            receive = hello.options.receive
-            self.model.order = (receive and receive.order) or "strict"
-        elif self.hello.options.receive is not None:
-            self.model.order = self.hello.options.receive.order or "strict"
+        receive = hello.options.receive  # what is in force, whatever was asked for
+        self.model.order = (receive and receive.order) or "strict"
         floor = self.model.floors.get(hello.incarnation, 1)
         connection.resume(Resume(floor, tuple(self.model.marks(hello.incarnation))))
 
@@ -612,15 +617,15 @@ class ServiceMachine(Machine):
         globalLogPublisher.addObserver(self._observer)
         self.ledger = Ledger()
         self.ledger.expected = self._check_audience
-        self.versions: list[dict[int, tuple[str, tuple[str, ...], str]]] = [
-            {}
-        ]  # of the directory, as it was at each step
+        # Of the directory, as it was at each step and when each group began.
+        self.versions: list[dict[int, tuple[str, tuple[str, ...], str]]] = [{}]
+        self.ledger.group_begins = self._note_version
         self.named: dict[bytes, tuple[str, ...]] = {}  # body -> `to`
         self.began: dict[bytes, int] = {}  # body -> the version when it was handed over
         self.memory = MemoryLog(
             reactor=self.clock, limits=self.limits, delay=rng.choice([0.0, 0.0, 0.05])
         )
-        self.watched = WatchedLog(self.memory, self.ledger)
+        self.watched = WatchedLog(self.memory, self.ledger, self.clock)
         self.node_is_up = False
         self.pipes: list[HeldPipe] = []
         self.incarnations = (f"incarnation-{n}" for n in itertools.count(1))
@@ -671,7 +676,7 @@ class ServiceMachine(Machine):
             raise Violation(f"logged: {failure.type.__name__}", failure.getTraceback()[-1500:])
 
     def _note_version(self) -> None:
-        if self.node_is_up:
+        if self.node_is_up and self.node._parts is not None:
             rows = {
                 row.number: (row.name, row.patterns, row.options.on_full)
                 for row in self.node.parts.directory
@@ -865,7 +870,7 @@ class ServiceMachine(Machine):
 
     def do_look_at_backlogs(self, rng: random.Random) -> None:
         """Nobody is called full for whom little waits."""
-        self.settle(1)
+        self.settle(2)  # a group that failed is tried again after one, and then it is judged
         if self.watched.holds or not self.node_is_up:
             return
         for number in self.node.parts.dispatch._full:
@@ -1060,6 +1065,12 @@ class ServiceMachine(Machine):
             require(not account.unaccounted, "unaccounted", name, account.unaccounted)
             require(not account.queued, "still queued in the end", name, account.queued)
 
+    def _dead_letters_block(self) -> bool:
+        """Whether dead letters, which only an operator may delete, take the room of the others."""
+        log = self.node.log
+        letters = sum(log.dead_bytes(row.number) for row in self.node.parts.directory)
+        return log.room().full is not None and letters * 2 > self.limits.max_bytes
+
     def _check_room(self) -> None:
         """Nothing waits for anybody: what is sent now is taken at once, and no queue is left."""
         node = self.node
@@ -1080,7 +1091,7 @@ class ServiceMachine(Machine):
             producer.send("probe", body, None)
         self.settle(10)
         for producer in self.producers:
-            if not producer.messages[-1].fired:
+            if not producer.messages[-1].fired and not self._dead_letters_block():
                 why = self._why(producer)
                 raise Violation("everything is settled, and nothing is taken", *why)
 
@@ -1171,7 +1182,7 @@ class _World(NodeWorld):
             self.settle(30)
             require(stopped is None or results, "the node does not stop")
         machine.pipes = []
-        machine.watched = self.log = WatchedLog(machine.memory, machine.ledger)
+        machine.watched = self.log = WatchedLog(machine.memory, machine.ledger, machine.clock)
         self.start()
 
     def _silence(self) -> None:

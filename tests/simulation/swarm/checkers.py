@@ -258,10 +258,12 @@ class Check:
         world = self.world
         limit = world.limits.dead_bytes_max
         for row in world.node.service.parts.directory:
+            # A letter counts with its reason and 128 bytes (docs/configuration.md).
             dead = (
-                f"select coalesce(sum(length(message)), 0) from dead where receiver = {row.number}"
+                "select coalesce(sum(length(message) + length(reason) + 128), 0) from dead"
+                f" where receiver = {row.number}"
             )
-            if row.options.paused and count_of(world, dead) * 2 >= limit:
+            if row.options.paused and count_of(world, dead) >= limit:
                 world.is_blocked = True
                 world.blocked.add(row.name)
         return world.is_blocked
