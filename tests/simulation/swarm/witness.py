@@ -185,6 +185,7 @@ class Witness:
         self.floors[tap.who, tap.far] = max(self.floors.get((tap.who, tap.far), 1), frame[5])
         for index, message in enumerate(frame[3]):
             handed.add(frame[1] + index, message[0])
+            tap.sent.add(message[0])
 
     def producer_got(self, tap: TapUser, frame: list[Any]) -> None:
         """A frame reached a producer."""
@@ -197,7 +198,9 @@ class Witness:
                 ranges = [(floor, frame[1] - 1), *frame[2]]
             for first, last in ranges:
                 for body in handed.between(first, last):
-                    self.accepted_over[body] = tap.opened_at
+                    # An ACK also covers what `after` passed over, whatever became of that before.
+                    if frame[0] == RESUME or body in tap.sent:
+                        self.accepted_over[body] = tap.opened_at
         if frame[0] == NACK and frame[3] in (DEAD, REFUSED):
             handed = self.handed.get((tap.who, tap.far), Delivered())
             self.refused.update(handed.between(frame[1], frame[2]))
@@ -306,6 +309,7 @@ class TapUser:
         self.channel: TapChannel | None = None
         self.opened_at = 0.0
         self.is_gone = False
+        self.sent: set[bytes] = set()  # bodies, by a producer over this connection
         self.in_flight: dict[int, int] = {}  # sequence -> bytes, of what the node has no answer to
         self._witness = witness
         self._party = party
