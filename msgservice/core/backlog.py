@@ -214,14 +214,17 @@ class Backlog:
         """Load the next run, in rising order, without what is settled already."""
         first, last = run.first, run.last
         assert first > self.loaded_to, (first, self.loaded_to)
-        self.loaded_to = last
         above = self.above
         if above and above.overlaps(first, last):
-            missing = above.missing(first, last)
-            for low, high in missing:
+            for low, high in list(above.missing(first, last)):
+                # Not further: of what is behind it some may be final, and is forgotten where a
+                # RESUME settles this part and nothing else is open yet.
+                self.loaded_to = high
                 self._load(cut_run(run, low, high))
+            self.loaded_to = last
             self._trim_above()
         else:
+            self.loaded_to = last
             self._load(run)
 
     def offer_rest(self, run: Run) -> None:
@@ -439,6 +442,8 @@ class Backlog:
     def _begin_waiting(self, run: Run, due: float) -> None:
         self._enter(run, WAITING)
         run.due = due
+        if self._stuck.fronts is not None:
+            self._stuck.note(run)
         if due == math.inf:
             self._held.append(run.first)
             return

@@ -151,10 +151,17 @@ _ALL = [
         catcher=_by("outbox", "counter: ready", "counter: in flight"),
     ),
     Mutant(
+        name="final-above-is-forgotten-while-loading",
+        at=f"{BACKLOG}.offer",
+        old="self.loaded_to = high",
+        new="self.loaded_to = last",
+        catcher=_test("tests/unit/test_final_above.py", "test_23_what_is_final"),
+    ),
+    Mutant(
         name="settled-is-loaded-again",
         at=f"{BACKLOG}.offer",
-        old="missing = above.missing(first, last)",
-        new="missing = [(first, last)]",
+        old="list(above.missing(first, last))",
+        new="[(first, last)]",
         catcher=_by("outbox", "settled twice", "final above the cursor, and open"),
     ),
     # --- the inbox
