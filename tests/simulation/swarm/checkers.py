@@ -93,7 +93,11 @@ class Check:
         waiting = sum(
             len(sent.body) + 16
             for sent in world.sent.values()
-            if answered_at.get((name, sent.body), world.now) >= before
+            if (
+                answered_at.get((name, sent.body), world.now) >= before
+                # What an outbox that was put back hands over again may wait once more.
+                or world.producers[sent.producer].restored_at >= 0
+            )
             and not (sent.accepted_at is not None and name not in sent.audience)
         )
         if waiting * 4 < world.limits.backlog_bytes_max:
