@@ -34,9 +34,7 @@ class Audience:
 
     number: int
     members: tuple[int, ...]  # receiver numbers, rising
-    stored: bool = (
-        False  # the log refers to it: from the first batch that has it until it is forgotten
-    )
+    stored: bool = False  # the log refers to it: from its first batch until it is forgotten
     waiting: int = 0  # batches that have it and whose group has not ended (`node.commits`)
     gone: bool = False  # forgotten by its log, which gives the set another number now
     asked_by: str | None = None  # the sender whose `to` made it; outlives a restart as it does
