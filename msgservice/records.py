@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from msgservice.errors import LimitReached, MsgServiceError, Refused
+from msgservice.errors import LimitReached, LogFull, MsgServiceError, Refused
 from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.message import Status
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
@@ -81,9 +81,9 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     stored_at: int = 0  # wall clock, ms
     floor: int = 0  # every sequence of the sender's below it is settled; not stored with the batch
     addressed: bool = False  # its audience is who the sender named
-    # There is nobody for it now, or no place for who there is: known if it was taken before, else
-    # refused with this, not stored.
-    refusal: Refused | LimitReached | None = None
+    # There is nobody for it now, no place for who there is, or one of them is too far behind: known
+    # if it was taken before, else refused with this, not stored.
+    refusal: Refused | LimitReached | LogFull | None = None
 
     @property
     def first(self) -> int:

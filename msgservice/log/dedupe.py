@@ -257,7 +257,7 @@ def forget_numbers(staged: Staged) -> None:
 
 
 def _take_refused(
-    staged: Staged, batch: Batch, refusal: Refused | LimitReached, lookup: Lookup
+    staged: Staged, batch: Batch, refusal: Refused | LimitReached | LogFull, lookup: Lookup
 ) -> Outcome:
     """Decide about a batch whose audience is empty now: it may have had one when it came first."""
     key = (batch.sender, batch.incarnation)

@@ -13,6 +13,7 @@ from typing import Protocol
 from msgservice.core.frames import Transfer
 from msgservice.errors import (
     LimitReached,
+    LogFull,
     MalformedFrame,
     MessageTooLarge,
     NoReceiver,
@@ -41,6 +42,13 @@ class Backlogs(Protocol):
 
     def full(self, audience: Audience) -> str | None:
         """Why this audience takes nothing now, or None."""
+
+
+class BacklogFull(LogFull):
+    """A receiver of the audience takes nothing now: the reason as it is, which names it."""
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class Acceptance:
@@ -112,13 +120,14 @@ class Acceptance:
     def decide_again(self, batches: Sequence[Batch]) -> None:
         """Decide anew for whom runs are that wait for their group, which starts now.
 
-        Where there is nobody any more, or no place for who there is, they have a `refusal` then;
-        for want of a place also what follows in the lane, so that nothing overtakes.
+        Where there is nobody any more, no place for who there is, or one of them is too far
+        behind, they have a `refusal` then; but for nobody so has what follows in the lane, so
+        that nothing overtakes.
         """
-        held: dict[tuple[str, str, str], LimitReached] = {}
+        held: dict[tuple[str, str, str], LimitReached | LogFull] = {}
         for batch in batches:
             lane = (batch.sender, batch.incarnation, batch.subject)
-            refusal: Refused | LimitReached | None = held.get(lane)
+            refusal: Refused | LimitReached | LogFull | None = held.get(lane)
             audience = NOBODY
             if refusal is None:
                 try:
@@ -127,6 +136,10 @@ class Acceptance:
                     refusal = nobody.with_traceback(None)
                 except LimitReached as limit:
                     refusal = held[lane] = limit.with_traceback(None)
+                else:
+                    full = self._backlogs.full(audience)
+                    if full is not None:
+                        audience, refusal = NOBODY, held.setdefault(lane, BacklogFull(full))
             batch.audience.waiting -= 1
             audience.waiting += 1
             batch.audience, batch.refusal = audience, refusal

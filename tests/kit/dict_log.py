@@ -339,10 +339,10 @@ class DictLog:
             why = full or (limit if batch.sequence > head else None)
             outcome = self._take(batch, now, why, fresh)
             yield outcome
-            if isinstance(outcome, RefusedBatch):
+            if isinstance(outcome, RefusedBatch) and batch.refusal is None:
                 if isinstance(outcome.error, LogFull):
                     full = outcome.error
-                elif isinstance(outcome.error, LimitReached) and batch.refusal is None:
+                elif isinstance(outcome.error, LimitReached):
                     held[lane] = (min(head, batch.sequence), outcome.error)
 
     def _take(

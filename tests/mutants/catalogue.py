@@ -297,8 +297,8 @@ _ALL = [
     Mutant(
         name="a-set-without-a-place-is-overtaken",
         at="msgservice.node.acceptance:Acceptance.decide_again",
-        old="refusal: Refused | LimitReached | None = held.get(lane)",
-        new="refusal: Refused | LimitReached | None = None",
+        old="refusal: Refused | LimitReached | LogFull | None = held.get(lane)",
+        new="refusal: Refused | LimitReached | LogFull | None = None",
         catcher=_test("tests/unit/test_node_membership.py -k no_place", "holds_its_lane"),
     ),
     # --- the log

@@ -195,3 +195,25 @@ def test_37_nothing_is_decided_again_where_nothing_has_changed() -> None:
     world.release()
     assert [1] == asked
     assert [b"11"] == world.bodies("late")
+
+
+def test_37_a_receiver_that_is_too_far_behind_by_then_holds_the_lane() -> None:
+    """Who joins an audience while a run waits may have no room: as when the run came."""
+    world = Held(Limits(backlog_bytes=1000), "billing")
+    world.release()
+    world.attach("late", "big.>")
+    world.receivers["late"].connection.abort()
+    world.shop.transfer(2, "big.new", [bytes(2000)])
+    world.settle(1)
+    world.shop.take(Nack)
+    world.failing.hold = True
+    world.send(3)
+    world.send(4)
+    world.send(5, "other")
+    world.attach("late", "big.>", "orders.>").connection.abort()
+    world.send(6)  # its audience is decided with the change: refused as it comes
+    world.release()
+    nacks = world.shop.take(Nack)
+    assert {(4, Action.LATER), (6, Action.LATER)} == {(n.first, n.action) for n in nacks}
+    assert all("'late'" in nack.reason and 5 == nack.code for nack in nacks)
+    assert {1, 2, 3, 5} == world.routed().keys()
