@@ -297,10 +297,14 @@ class Receivers:
     async def _remove(self, row: ReceiverRow, queued: int) -> int:
         outlet = self._dispatch.outlets[row.number]
         outlet.is_going = True
-        self._connections.part(outlet, "being removed")
-        outlet.last_error = "being removed"
-        # What it has settled stays so: with many dead letters that is more than one group.
-        await outlet.all_stored()
+        try:
+            self._connections.part(outlet, "being removed")
+            outlet.last_error = "being removed"
+            # What it has settled stays so: with many dead letters that is more than one group.
+            await outlet.all_stored()
+        except Exception as error:
+            self._stays(outlet, error)
+            raise
         self._directory.retire(row)  # what is stored with the removal is not for it any more
         await self._commits.removal(row.number)
         self._directory.remove(row)
@@ -312,6 +316,16 @@ class Receivers:
         await self._connections.undial(outlet)
         self._logger.info("receiver {name} removed", name=row.name)
         return queued
+
+    def _stays(self, outlet: Outlet, error: Exception) -> None:
+        """Nothing of a removal was decided, and it failed: the receiver is as it was before."""
+        self._logger.failure("receiver {name} is not removed", name=outlet.name)
+        outlet.is_going = False
+        # Who was parted has no way back to its place: it comes again.
+        self._connections.dismiss_all(outlet, BYE_CLOSING, "it was not removed")
+        outlet.last_error = f"not removed: {error}"
+        if self.running:
+            self._connections.dial(outlet)
 
     def begin_anew(self, row: ReceiverRow) -> None:
         """Take another incarnation towards a receiver, stored before it is said (SEMANTICS 6)."""

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
 from msgservice import Limits
@@ -301,3 +302,40 @@ def test_12_what_was_dead_before_the_removal_stays_dead_in_however_many_groups(t
     world.settle()
     assert len(letters) == count
     assert world.failures == []
+
+
+def test_9_a_receiver_that_could_not_be_removed_is_as_it_was(
+    logged_failures: list[LogEvent],
+) -> None:
+    """An error of ours before anything was decided: who asked is told, and it is delivered to."""
+    world, shop = world_with_backlog()
+    billing = world.peer("billing", receive=ORDERS)
+    world.settle()
+    billing.take(Transfer)
+    outlet = next(iter(world.node.parts.dispatch))
+    stored = outlet.all_stored
+
+    async def broken() -> None:
+        raise ValueError("a fault of ours")
+
+    setattr(outlet, "all_stored", broken)  # noqa: B010 - mypy knows it as a method
+    (failed,) = removed_now(world)
+    assert isinstance(failed.value, ValueError)
+    assert [failed.value] == [event["log_failure"].value for event in logged_failures]
+    logged_failures.clear()
+    assert (0, False) == (billing.bye and billing.bye[0], outlet.is_going)  # it comes again
+    assert listed(shop) == [("billing", False, "not removed: a fault of ours")]
+    again = world.peer("billing", receive=ORDERS)
+    world.settle()
+    (transfer,) = again.take(Transfer)
+    again.ack(transfer)
+    world.settle(1)
+    assert shop.statuses() == {("billing", Status.ACKNOWLEDGED): [(1, 1)]}
+    setattr(outlet, "all_stored", stored)  # noqa: B010
+    assert [0] == removed_now(world)
+
+
+def removed_now(world: NodeWorld) -> list[Any]:
+    removed = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
+    world.settle()
+    return removed
