@@ -53,3 +53,22 @@ def test_remembered_lists_of_names_are_bounded_by_their_names() -> None:
         assert audience is directory.audience_of(names)
         held = sum(len(key) for key in directory._by_names)
         assert held <= max(100, len(names))
+
+
+def test_14_after_a_restart_no_message_waits_longer_than_the_nodes_own_delay() -> None:
+    """What is stored is a time of the wall clock, which may have been set back meanwhile."""
+    world = NodeWorld(Limits(retry_delay_max=50.0))
+    billing = world.peer("billing", receive=ORDERS)
+    world.peer("shop").transfer(1, "orders.new", [b"one"])
+    world.settle()
+    (transfer,) = billing.take(Transfer)
+    billing.nack(transfer.sequence, transfer.sequence, Action.RETRY, delay=3_600_000, reason="no")
+    world.settle(5)
+    world.node.stopService()
+    world.settle(20)
+    world.start()
+    again = world.peer("billing", receive=ORDERS)
+    world.settle(45)
+    assert [] == again.bodies()
+    world.settle(10)
+    assert [b"one"] == again.bodies()
