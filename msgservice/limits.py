@@ -31,6 +31,9 @@ RESUME_RANGES_TOTAL_MAX = 100_000
 # A sender that is away and did not say that it has ended is known so long at least, but in a crowd
 # (SEMANTICS 5).
 SENDER_KNOWN_SECONDS = 3600
+# Settled history makes room for sets of receivers that find no place at most this often (SEMANTICS
+# 19): each time costs a look at all sets.
+PLACES_SECONDS = 1
 RUNS_REMEMBERED = 1024  # runs of an incarnation whose content is compared (SEMANTICS 4)
 
 _HIGHEST = {

@@ -17,7 +17,7 @@ import msgspec
 from msgservice.core.marks import Key, SenderState
 from msgservice.disk.database import as_json, full_is_told, one, rows
 from msgservice.errors import LogUnavailable
-from msgservice.limits import SENDER_KNOWN_SECONDS
+from msgservice.limits import PLACES_SECONDS, SENDER_KNOWN_SECONDS
 from msgservice.log import places
 from msgservice.log.entries import DropBatches, DropLetters, Forget, ForgetSenders
 from msgservice.log.staging import DEAD_SIZE
@@ -32,7 +32,7 @@ STATES_MAX = 4096  # (sender, receiver) pairs whose states one call writes
 DAY = 24 * 3600 * 1000
 FINISHED_DAYS = 7
 HOUR = 3600 * 1000
-LOOK_AGAIN = 60 * 1000  # ms between two looks for what may be forgotten before its time
+LOOK_AGAIN = 60 * 1000  # ms between two looks for what may be forgotten before its time, at most
 CROWD = 10  # times `incarnations`
 WAYS_MAX = 4  # calls' worth of history that give way for one group
 DEAD_MAX = 512  # dead letters of one call
@@ -126,20 +126,37 @@ def give_way(store: Store, coming: int) -> None:
 def _retain(store: Store, here: Collection[Key]) -> bool:
     more = _remove_settled(store)
     state = store.state
-    if store.tidied_at is None or store.age - store.tidied_at >= _tidy_every(store):
+    if _is_time_to_tidy(store):
         more = _make_places(store) or _tidy(store, here) or more
     elif len(state.senders) - len(here) > store.limits.incarnations:
         more = _forget_early(store, here) or more
     return _remove_dead_letters(store) or more
 
 
-def _tidy_every(store: Store) -> int:
-    """The interval between two searches for what nothing refers to, in ms.
+def _is_time_to_tidy(store: Store) -> bool:
+    """Whether what nothing refers to is searched for now, and history has to give places up.
 
-    Where it stands in the way of new messages or receivers, for want of a place, not long.
+    Once an hour. Where it stands in the way of new messages or receivers, for want of a place,
+    soon, if there is something to be had. Finding out looks at every set: where all is waited for
+    the next look is in as long as it has been in vain.
     """
+    if store.tidied_at is None or store.gives_way_below is not None:
+        return True  # it was begun
+    since = store.age - store.tidied_at
+    wanted = bool(store.places_wanted)
     full = store.audiences_known >= store.limits.audiences
-    return LOOK_AGAIN if full or store.places_wanted else HOUR
+    if since >= (LOOK_AGAIN if wanted or full else HOUR):
+        return True
+    if not wanted or since < store.places_looked_for:
+        return False
+    if _unused_audiences(store):
+        return True
+    below = places.gives_way_below(store)
+    if below > store.state.oldest:
+        store.gives_way_below = below
+        return True
+    store.places_looked_for = 2 * since
+    return False
 
 
 def _remove_settled(store: Store) -> bool:
@@ -316,6 +333,7 @@ def _tidy(store: Store, here: Collection[Key]) -> bool:
     more = more or FORGET_MAX in (len(unused), len(forgotten))
     if not more:
         store.tidied_at = store.age
+        store.places_looked_for = PLACES_SECONDS * 1000
         store.gives_way_below = None
         store.places_wanted = frozenset()  # who still finds none says so again
     return more

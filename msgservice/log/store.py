@@ -31,7 +31,7 @@ from msgservice.disk.machine import Marks
 from msgservice.disk.mark import Mark
 from msgservice.disk.pages import PageSums
 from msgservice.errors import LogDamaged, LogFailed, LogFull, LogReplaced, LogUnavailable
-from msgservice.limits import Limits
+from msgservice.limits import PLACES_SECONDS, Limits
 from msgservice.log.dedupe import forget_numbers
 from msgservice.log.entries import Age, Append, DropBatches, Entry, GrowOlder
 from msgservice.log.loading import load, snapshot
@@ -106,6 +106,8 @@ class Store:
         # place. The limit, and of `sender_audiences` whose.
         self.places_wanted: frozenset[tuple[str, str]] = frozenset()
         self.gives_way_below: int | None = None  # number: settled history does, for such places
+        # ms after `tidied_at` until such places are looked for, before their time.
+        self.places_looked_for = PLACES_SECONDS * 1000
         self.resumed = Resumed()  # told their marks while retention runs
         self.left: set[Key] = set()  # senders that said goodbye with all answered, since the start
         self.watch_files: Callable[[], FileWatch] | None = None

@@ -364,6 +364,38 @@ def test_19_history_behind_what_is_waited_for_does_not_give_way(keeping: Contrac
     assert not any(batch.audience.stored for batch in (batches[0], batches[2]))
 
 
+def test_19_a_set_has_a_place_seconds_after_it_was_wanted_however_many_were_before(
+    keeping: ContractDriver,
+) -> None:
+    log = keeping
+    asked: list[tuple[str | None, list[int]]]
+    asked = [("shop", members) for members in ([1], [2], [3], [4], [1, 2], [1, 3])]
+    batches = sets_of(log, *asked)
+    for number, count in enumerate((3, 2, 2, 1), 1):
+        settle(log, number, batches[-1], count)
+    for second in range(1, 6, 2):  # half of `sender_audiences` each time
+        log.log.want_room("sender_audiences", "shop")
+        for now in (second, second + 1):
+            drop_all(log, now * 1000)
+        assert len(kept(log, batches)) == max(0, 5 - second)
+
+
+def test_19_what_is_settled_while_a_set_waits_gives_way_as_soon_as_that_took_again(
+    keeping: ContractDriver,
+) -> None:
+    log = keeping
+    batches = sets_of(log, ("shop", [1]), ("shop", [2]))
+    for second in range(1, 11):
+        log.log.want_room("sender_audiences", "shop")
+        drop_all(log, second * 1000)
+    assert [1, 2] == kept(log, batches)
+    settle(log, 1, batches[0], 1)
+    for second in range(11, 21):
+        log.log.want_room("sender_audiences", "shop")
+        drop_all(log, second * 1000)
+    assert [2] == kept(log, batches)
+
+
 def test_19_a_dead_letter_stays_when_the_history_around_it_gives_way(
     keeping: ContractDriver,
 ) -> None:

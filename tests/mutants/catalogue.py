@@ -317,6 +317,13 @@ _ALL = [
         catcher=_test("tests/contract/test_log_retention.py", "behind_what_is_waited_for"),
     ),
     Mutant(
+        name="history-gives-way-once-a-minute",
+        at="msgservice.log.retention:_is_time_to_tidy",
+        old="if not wanted or since < store.places_looked_for:",
+        new="if True:",
+        catcher=_test("tests/contract/test_log_retention.py -k test_19", "seconds_after_it_was"),
+    ),
+    Mutant(
         name="dedupe-without-incarnation",
         at="msgservice.log.state:Staged.sender",
         old="committed = self.state.senders.get(key)",

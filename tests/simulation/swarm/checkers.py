@@ -121,8 +121,9 @@ class Check:
         places = min(limits.to_audiences_max, limits.sender_audiences, limits.audiences)
         named = sum(one.to is not None for one in self.world.sent.values())
         if places < 100:
-            # Sets of receivers that nothing has any more make room within two minutes.
-            seconds += 120.0 * (1 + named / places)
+            # Sets of receivers that nothing has any more make room within seconds (SEMANTICS 19),
+            # and those that were waited for until now within a minute.
+            seconds += 60.0 + 10.0 * (1 + named / places)
         if limits.keep_seconds < 3600 and limits.max_bytes < 10**6:
             seconds += limits.keep_seconds * 3
         seconds += 0.1 * len(self.world.sent)
