@@ -18,7 +18,8 @@ from zope.interface import implementer
 from msgservice.errors import LimitReached, LogDamaged, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
-from msgservice.log import audit, history, queries, retention
+from msgservice.log import audit, history, queries
+from msgservice.log.retention import Retention
 from msgservice.log.store import Store
 from msgservice.records import (
     Account,
@@ -61,9 +62,13 @@ class StoreLog:
         self._audiences: dict[tuple[int, ...], Audience] = {}
         self._next_audience = 1
         self._looked_in_vain = False  # for audiences to forget, since the last group
-        self._store: Store
         self._opened = False
         self._appending = False
+
+    def _write_with(self, store: Store) -> None:
+        """Take the store that this log is over, and what retention notes about it."""
+        self._store = store
+        self._retention = Retention(store)
 
     # --- what the two kinds of log do differently ----------------------------------------------
 
@@ -101,7 +106,7 @@ class StoreLog:
         self._check_open()
         assert not self._appending, "one append runs at a time"
         self._appending = True
-        store = self._store
+        store, retention = self._store, self._retention
 
         def done(result: T) -> T:
             self._appending = False
@@ -116,8 +121,10 @@ class StoreLog:
             if group.own:
                 coming += sum(batch.size for batch in group.own)
             if store.is_short_for(coming):
-                store.guard(lambda: retention.give_way(store, coming))
-            return store.append(group)
+                store.guard(lambda: retention.give_way(coming))
+            appended = store.append(group)
+            retention.senders.hear(group, appended)
+            return appended
 
         return self._write(job).addBoth(done)
 
@@ -134,9 +141,7 @@ class StoreLog:
 
     def want_room(self, limit: str, sender: str = "") -> None:
         """See `ILog.want_room`."""
-        place = (limit, sender if limit == "sender_audiences" else "")
-        if place not in self._store.places_wanted:
-            self._store.places_wanted |= {place}
+        self._retention.places.want(limit, sender)
 
     def _forget_unused(self) -> None:
         """Forget unused audiences: of no stored batch, and of none that waits to be stored.
@@ -157,9 +162,9 @@ class StoreLog:
 
     def resume(self, sender: str, incarnation: str) -> Resume:
         """See `ILog.resume`."""
-        store, key = self._store, (sender, incarnation)
+        key, resumed = (sender, incarnation), self._retention.senders.resumed
         # Asked first: whom it lets through is not forgotten after this.
-        known = store.state.senders.get(key) if store.resumed.tell(key) else None
+        known = self._store.state.senders.get(key) if resumed.tell(key) else None
         if known is None:
             return Resume()
         return Resume(
@@ -254,16 +259,16 @@ class StoreLog:
     ) -> Deferred[bool]:
         """See `ILog.retain`."""
         self._check_open()
-        store = self._store
-
-        store.resumed.begin()
+        store, retention = self._store, self._retention
+        resumed = retention.senders.resumed
+        resumed.begin()
 
         def job() -> bool:
             try:
                 store.check_files()
-                more = store.guard(lambda: retention.retain(store, elapsed, here, left))
+                more = store.guard(lambda: retention.retain(elapsed, here, left))
             finally:
-                store.resumed.end()
+                resumed.end()
             store.maintain()
             return more
 
@@ -275,7 +280,7 @@ class StoreLog:
 
     def take_forgotten(self) -> list[int]:
         """See `ILog.take_forgotten`."""
-        forgotten = self._store.forgotten
+        forgotten = self._retention.forgotten
         return [forgotten.popleft() for _ in range(len(forgotten))]
 
     def dead_bytes(self, receiver: int) -> int:

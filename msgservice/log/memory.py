@@ -44,7 +44,7 @@ class MemoryLog(StoreLog):
         self._delay = delay
         self._entropy = entropy
         self._made = False
-        self._store = Store(":memory:", limits=limits, audiences=self._audiences, faults=faults)
+        self._write_with(Store(":memory:", limits=limits, audiences=self._audiences, faults=faults))
 
     def _later(self, job: Callable[[], T]) -> Deferred[T]:
         waiter: Deferred[T] = Deferred()

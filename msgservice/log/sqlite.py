@@ -85,18 +85,23 @@ class SqliteLog(StoreLog):
         self._reading: apsw.Connection | None = None
         self._closed: Deferred[None] | None = None
         self._mark_interval = 0.0 if mark == "strict" else MARK_INTERVAL
-        self._store = Store(
-            str(self.folder / LOG_NAME),
-            limits=limits,
-            audiences=self._audiences,
-            reserve=self._reserve,
-            pages=PageSums(
-                self.folder / LOG_NAME, self.folder / MARK_NAME, files, begun_by=SUMMED_OF_VALUES
-            ),
-            mark=mark,
-            vfs=vfs,
-            files=files,
-            faults=faults,
+        self._write_with(
+            Store(
+                str(self.folder / LOG_NAME),
+                limits=limits,
+                audiences=self._audiences,
+                reserve=self._reserve,
+                pages=PageSums(
+                    self.folder / LOG_NAME,
+                    self.folder / MARK_NAME,
+                    files,
+                    begun_by=SUMMED_OF_VALUES,
+                ),
+                mark=mark,
+                vfs=vfs,
+                files=files,
+                faults=faults,
+            )
         )
 
     def _write(self, job: Callable[[], T]) -> Deferred[T]:

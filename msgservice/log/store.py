@@ -15,7 +15,6 @@ Invariant: `state` is what the last entry left; see `state.py`.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -23,7 +22,6 @@ from typing import Any, Literal, TypeVar
 import apsw
 import msgspec
 
-from msgservice.core.marks import Key
 from msgservice.disk.database import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
 from msgservice.disk.files import OS, Files
 from msgservice.disk.folder import FileWatch, Reserve
@@ -31,12 +29,11 @@ from msgservice.disk.machine import Marks
 from msgservice.disk.mark import Mark
 from msgservice.disk.pages import PageSums
 from msgservice.errors import LogDamaged, LogFailed, LogFull, LogReplaced, LogUnavailable
-from msgservice.limits import PLACES_SECONDS, Limits
+from msgservice.limits import Limits
 from msgservice.log.dedupe import forget_numbers
 from msgservice.log.entries import Age, Append, DropBatches, Entry, GrowOlder
 from msgservice.log.loading import load, snapshot
 from msgservice.log.removal import stage_removal
-from msgservice.log.resumed import Resumed
 from msgservice.log.staging import FULL_DELAY, Operation, save_operations, stage_age, stage_append
 from msgservice.log.state import Staged, State
 from msgservice.records import Appended, Audience, Group, Outcome, RefusedBatch, Room, Snapshot
@@ -51,8 +48,6 @@ CHECKPOINT_BYTES = 16 * 1024 * 1024
 # Beyond this the WAL is begun anew even if that means waiting for the reader's page.
 WAL_BYTES = 4 * CHECKPOINT_BYTES
 RESTART_WAIT_MS = 100  # somebody who copies the log may read for longer: then the next time
-# Of `max_bytes`, what is kept free of history that nobody waits for.
-HEADROOM_DIVISOR = 8
 AGES_KEPT = 256  # of the time that history is kept, how finely its age is known
 AGE_STEP = 1000  # ms that the log grows older before an entry says so
 
@@ -94,28 +89,9 @@ class Store:
         # entry said of that.
         self.age = 0
         self._ages: list[tuple[int, int]] = []
-        # Age when senders were last here without storing anything, since they were last written.
-        self.heard: dict[Key, int] = {}
-        # By the age of the log, ms: when retention last forgot what nobody needs; never, at first.
-        self.tidied_at: int | None = None
-        # Receiver number -> age when retention first saw that it was removed and has dead letters.
-        self.removed_seen_at: dict[int, int] = {}
-        self.gave_way_at: int | None = None  # … and last found nothing that could give way
-        self.looked_at: int | None = None  # … and last found nobody to forget before the time
-        # Set anew by the reactor's thread: a new audience or receiver was refused for want of a
-        # place. The limit, and of `sender_audiences` whose.
-        self.places_wanted: frozenset[tuple[str, str]] = frozenset()
-        self.gives_way_below: int | None = None  # number: settled history does, for such places
-        # ms after `tidied_at` until such places are looked for, before their time.
-        self.places_looked_for = PLACES_SECONDS * 1000
-        self.resumed = Resumed()  # told their marks while retention runs
-        self.left: set[Key] = set()  # senders that said goodbye with all answered, since the start
         self.watch_files: Callable[[], FileWatch] | None = None
         self._watch: FileWatch | None = None
-        self.coming = 0  # bytes of the group that history is to give way to now
         self._elapsed: int | None = None
-        # Numbers of receivers; filled by the writer, emptied by the reactor's thread.
-        self.forgotten: deque[int] = deque()
         # Never more in the WAL than what the low watermark keeps free for it.
         self._checkpoint_bytes = min(
             CHECKPOINT_BYTES, reserve.watermark if reserve is not None else CHECKPOINT_BYTES
@@ -200,14 +176,6 @@ class Store:
         """The number of audiences, those included that no batch was stored for yet."""
         return len(self._audiences)
 
-    @property
-    def to_give_way(self) -> int:
-        """Bytes of history that must make room for what is to come (SEMANTICS 19)."""
-        maximum = self.limits.max_bytes
-        if self.is_disk_full:
-            return self.state.used
-        return max(0, self.state.taken - maximum + max(maximum // HEADROOM_DIVISOR, self.coming))
-
     def is_short_for(self, size: int) -> bool:
         """Whether batches of so many bytes have room only if something goes."""
         return size > 0 and (self.is_disk_full or self.state.taken + size > self.limits.max_bytes)
@@ -258,8 +226,6 @@ class Store:
             # Reading what the group needs to know failed: the file is damaged.
             self.failed = LogFailed(f"the log cannot be read: {error}")
             raise self.failed from error
-        if len(appended.stored) < len(entry.batches) + len(entry.own):
-            self._hear(group)
         if group.receivers:
             self._place(group)
         return appended
@@ -278,13 +244,6 @@ class Store:
         for row in group.receivers:
             if row.cursor < 0:
                 row.cursor = self.state.receivers[row.number].cursor
-
-    def _hear(self, group: Group) -> None:
-        """Senders of what was not stored were here all the same."""
-        for batch in group.batches:
-            key = (batch.sender, batch.incarnation)
-            if key in self.state.senders:
-                self.heard[key] = self.age
 
     def make_room(self, job: Callable[[], T]) -> T:
         """Run a job that met a full disk again: with an empty WAL, then without the reserve."""

@@ -311,15 +311,15 @@ _ALL = [
     ),
     Mutant(
         name="history-that-is-waited-for-gives-way",
-        at="msgservice.log.places:gives_way_below",
-        old="waited_for = _first_waited_for(store)",
+        at="msgservice.log.places:Places._gives_way_below",
+        old="waited_for = self._first_waited_for()",
         new="waited_for = PINNED",
         catcher=_test("tests/contract/test_log_retention.py", "behind_what_is_waited_for"),
     ),
     Mutant(
         name="history-gives-way-once-a-minute",
-        at="msgservice.log.retention:_is_time_to_tidy",
-        old="if not wanted or since < store.places_looked_for:",
+        at="msgservice.log.retention:Retention._is_time_to_tidy",
+        old="if not wanted or since < places.looked_for_after:",
         new="if True:",
         catcher=_test("tests/contract/test_log_retention.py -k test_19", "seconds_after_it_was"),
     ),
@@ -354,9 +354,9 @@ _ALL = [
     ),
     Mutant(
         name="retention-beside-the-door",
-        at="msgservice.log.retention:_tidy",
-        old="store.heard.clear()",
-        new="store.transact([('delete from finished where at < 0', ())]); store.heard.clear()",
+        at="msgservice.log.retention:Retention._tidy",
+        old="self.senders.written()",
+        new="store.transact([('delete from finished where at < 0', ())]); self.senders.written()",
         catcher=_test("tests/unit/test_log_entries.py -k beside_the_door", "beside_the_door"),
     ),
     Mutant(
@@ -527,7 +527,7 @@ _ALL = [
     ),
     Mutant(
         name="quiet-is-away",
-        at="msgservice.log.retention:_note_presence",
+        at="msgservice.log.senders:Senders.note",
         old="for key in here:",
         new="for key in ():",
         catcher=_test("tests/contract/test_log_retention.py", "not_away_however_quiet"),
@@ -577,7 +577,7 @@ _ALL = [
     ),
     Mutant(
         name="history-does-not-give-way",
-        at="msgservice.log.retention:give_way",
+        at="msgservice.log.retention:Retention.give_way",
         old="if store.failed is not None or",
         new="if True or",
         # Retention makes the same room a second later: a machine sees no difference.
@@ -585,8 +585,8 @@ _ALL = [
     ),
     Mutant(
         name="dead-letters-of-the-removed-stay",
-        at="msgservice.log.retention:_remove_dead_letters",
-        old="ready = _spent_letters(store)",
+        at="msgservice.log.retention:Retention._remove_dead_letters",
+        old="ready = self._spent_letters()",
         new="return False",
         catcher=_test("tests/contract/test_log_retention.py", "go_with_their_receiver"),
     ),
@@ -601,7 +601,7 @@ _ALL = [
     ),
     Mutant(
         name="removed-receivers-are-kept-for-ever",
-        at="msgservice.log.retention:_unreferred_receivers",
+        at="msgservice.log.retention:Retention._unreferred_receivers",
         old="picked = sorted(removed)[:FORGET_MAX]",
         new="picked = []",
         catcher=_test("tests/contract/test_log_retention.py", "removed_receivers_are_forgotten"),

@@ -280,7 +280,7 @@ def test_24_goodbyes_of_those_who_sent_nothing_are_not_remembered() -> None:
         tool = world.peer("tool", incarnation=f"i{number}")
         tool.connection.bye(0, "done")
         world.settle(1.2)
-    assert not world.log._store.left
+    assert not world.log._retention.senders._left
 
 
 def test_subjects_that_are_remembered_are_bounded_over_all_connections() -> None:

@@ -74,7 +74,7 @@ def test_20_sets_of_receivers_that_come_and_go_cost_nothing_for_ever() -> None:
         world.settle(0.1)
         Deferred.fromCoroutine(world.node.remove_receiver(f"r{n}"))
         world.settle(1.2)
-        world.log._store.tidied_at = None
+        world.log._retention.tidied_at = None
         world.settle(2.2)
     assert acked(shop) == 40
     dispatch, directory = world.node.parts.dispatch, world.node.parts.directory
@@ -191,6 +191,6 @@ def test_20_a_set_that_is_forgotten_leaves_nothing_of_who_made_it() -> None:
     asked = "select value from meta where key glob 'asked:*'"
     assert db.execute(asked).fetchall() == [("shop",)]
     world.settle(1.2)
-    world.log._store.tidied_at = None
+    world.log._retention.tidied_at = None
     world.settle(2.2)
     assert db.execute(asked).fetchall() == []
