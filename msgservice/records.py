@@ -222,7 +222,9 @@ class Group(msgspec.Struct):
     # or, where that is -1, just before the first batch of this group.
     receivers: list[ReceiverRow] = msgspec.field(default_factory=list)
     # What the node itself stores: no duplicates are looked for, since the log gives each the next
-    # sequence of its sender `$node`; whose message it was before is its `origin`.
+    # sequence of its sender `$node`; whose message it was before is its `origin`. No part of the
+    # node has any yet: it is the way in of copies, for replays and retained messages (not built),
+    # and part of what `ILog` promises, so that a log need not be changed for them.
     own: list[Batch] = msgspec.field(default_factory=list)
     batches: list[Batch] = msgspec.field(default_factory=list)
     progress: list[Progress] = msgspec.field(default_factory=list)
