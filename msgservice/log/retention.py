@@ -317,6 +317,7 @@ class Retention:
         store.apply(
             store.entry(
                 Forget,
+                age=store.grown(at_least=1),  # no sender was heard later than that
                 states_before=states_before,
                 audiences=unused,
                 receivers=forgotten,

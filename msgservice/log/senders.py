@@ -55,7 +55,9 @@ class Senders:
     def seen(self) -> list[tuple[int, int]]:
         """Return the numbers of the senders that were heard, and when; for the log to have."""
         senders = self._store.state.senders
-        return [(senders[key].id, age) for key, age in self._heard.items() if key in senders]
+        return [
+            (senders[key].id, self._seen(senders[key])) for key in self._heard if key in senders
+        ]
 
     def written(self) -> None:
         """What `seen` told is in the log."""

@@ -133,7 +133,7 @@ class Store:
         try:
             if clean and self.failed is None:
                 self.save()
-                age = self._age(at_least=1)
+                age = self.grown(at_least=1)
                 if age is not None:
                     self.apply(self.entry(GrowOlder, age))
                 self.checkpoint(truncate=True)
@@ -157,7 +157,7 @@ class Store:
             ages = ages[1:]
         self._ages = ages
 
-    def _age(self, at_least: int = AGE_STEP) -> Age | None:
+    def grown(self, at_least: int = AGE_STEP) -> Age | None:
         """Return the age, where the last entry's is less by so much; at most once a second."""
         if self.age - self.state.age < at_least:
             return None
@@ -193,7 +193,7 @@ class Store:
         return Append(
             number=state.next_number,
             commits=state.commits,
-            age=self._age(),
+            age=self.grown(),
             now=group.now,
             # Their owner may change them again while they are written.
             receivers=[replace(row) for row in group.receivers] if group.receivers else [],
@@ -211,7 +211,8 @@ class Store:
     def entry(self, kind: type[E], age: Age | None = None, **what: Any) -> E:
         """Return the next entry, of this kind."""
         state = self.state
-        return kind(number=state.next_number, commits=state.commits, age=age or self._age(), **what)
+        age = age or self.grown()
+        return kind(number=state.next_number, commits=state.commits, age=age, **what)
 
     def append(self, group: Group) -> Appended:
         """Decide about a group and apply that; see `ILog.append`."""

@@ -239,6 +239,22 @@ def test_a_save_changes_nothing_that_the_log_says(seed: int, tmp_path: Path) -> 
     assert before == said(load(store.db, {})) == said(store.state)
 
 
+def test_a_sender_that_was_heard_and_then_stores_was_seen_when_a_replay_says_so(
+    tmp_path: Path,
+) -> None:
+    """The log's age lags behind by up to a second; what it says of a sender does not go back."""
+    log = Replica("memory", tmp_path).open()
+    store, shop = log.log._store, ("shop", "i1")
+    audience = log.log.audience([1])
+    log.append(make_batch(audience, 1))
+    log.wait(log.log.retain(0))
+    log.wait(log.log.retain(3_599_500))
+    log.append(make_batch(audience, 2))
+    log.wait(log.log.retain(3_600_000, {shop}))  # the hour is over: that it was here is written
+    log.append(make_batch(audience, 3))
+    assert said(load(store.db, {})) == said(store.state)
+
+
 def said(state: State) -> dict[str, Any]:
     """Return all of a state that somebody may ask for, as plain values."""
 
