@@ -55,7 +55,7 @@ class ILog(Interface):
         has its `number` and `stored_at` now. `own` comes first, and is never a duplicate: the
         log gives it sender, incarnation and sequence. For `batches`, dedupe by (sender,
         incarnation, sequence) happens inside the transaction; a batch with a `refusal` is `Known`
-        if all of it was taken before, else refused with that. A batch that is refused does not fail
+        as far as it was taken before, else refused with that. A batch that is refused does not fail
         the group, nor does a full disk: then every batch is `RefusedBatch(LogFull)` and the rest is
         stored.
         Fails with `LogUnavailable` (nothing of the group is stored, try again later) or

@@ -82,7 +82,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     floor: int = 0  # every sequence of the sender's below it is settled; not stored with the batch
     addressed: bool = False  # its audience is who the sender named
     # There is nobody for it now, no place for who there is, or one of them is too far behind: known
-    # if it was taken before, else refused with this, not stored.
+    # as far as it was taken before, else refused with this, not stored.
     refusal: Refused | LimitReached | LogFull | None = None
 
     @property
@@ -109,10 +109,13 @@ class Known(msgspec.Struct, frozen=True):
     """Outcome of a run that was taken before, wholly or in part (SEMANTICS 4).
 
     `pieces` cover the whole run, old and new; `fresh` are its parts that were stored just now.
+    `refused`: its parts that were not taken before and are refused with the batch's `refusal`;
+    what is left of the run is in `pieces`, and nothing is fresh.
     """
 
     pieces: tuple[Piece, ...]
     fresh: tuple[Batch, ...] = ()
+    refused: tuple[tuple[int, int], ...] = ()
 
 
 class RefusedBatch(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from zlib import crc32
 import msgspec
 
 from msgservice.core.marks import Key, SenderState
+from msgservice.core.ranges import RangeSet
 from msgservice.errors import ContentChanged, LimitReached, LogFull, Refused
 from msgservice.log.state import Staged, State
 from msgservice.message import cut_messages
@@ -259,13 +260,25 @@ def forget_numbers(staged: Staged) -> None:
 def _take_refused(
     staged: Staged, batch: Batch, refusal: Refused | LimitReached | LogFull, lookup: Lookup
 ) -> Outcome:
-    """Decide about a batch whose audience is empty now: it may have had one when it came first."""
+    """Decide about a batch whose audience is empty now: it may have had one when it came first.
+
+    So may a part of it, as a run that was sent before more was added to it: that stays taken.
+    """
     key = (batch.sender, batch.incarnation)
-    if key in staged.senders or key in staged.state.senders:
-        sender = staged.sender(key)
-        if not sender.missing(batch.sequence, batch.sequence + batch.count - 1):
-            return _take_known(staged, sender, batch, 0, 0, None, 0, lookup)
-    return RefusedBatch(refusal)
+    if key not in staged.senders and key not in staged.state.senders:
+        return RefusedBatch(refusal)
+    sender = staged.sender(key)
+    first, last = batch.sequence, batch.sequence + batch.count - 1
+    left = sender.missing(first, last)
+    # What is to be tried again comes as a whole; what was taken of it is known then.
+    if left == [(first, last)] or (left and not isinstance(refusal, Refused)):
+        return RefusedBatch(refusal)
+    runs = _runs_of(staged, sender, batch, lookup)
+    if not _agrees(staged.state, batch, runs):
+        return RefusedBatch(ContentChanged(first, last))
+    if not left:
+        sender.take(min(batch.after + 1, first), last)
+    return Known(pieces=_pieces(first, last, runs), refused=tuple(left))
 
 
 def _take_known(
@@ -286,28 +299,9 @@ def _take_known(
         size = batch.size
         pieces: tuple[Batch, ...] = (batch,)
     else:
-        runs = [
-            *lookup(sender.id, first, last),
-            *(
-                Run(
-                    b.number,
-                    b.sequence,
-                    b.count,
-                    b.crc,
-                    b.audience,
-                    b.messages,
-                    mark_of(b.subject, b.addressed),
-                )
-                for b in staged.fresh
-                if b.sender == batch.sender
-                and b.incarnation == batch.incarnation
-                and b.sequence <= last
-                and b.sequence + b.count > first
-            ),
-        ]
-        for run in runs:
-            if not (_same_content(batch, run) and _same_names(staged.state, batch, run)):
-                return RefusedBatch(ContentChanged(first, last))
+        runs = _runs_of(staged, sender, batch, lookup)
+        if not _agrees(staged.state, batch, runs):
+            return RefusedBatch(ContentChanged(first, last))
         pieces = tuple(_cut(batch, low, high) for low, high in missing)
         size = sum(piece.size for piece in pieces)
         outcome = Known(pieces=_pieces(first, last, runs), fresh=pieces)
@@ -330,6 +324,35 @@ def _take_known(
                 sender.last = (piece.sequence, end, piece.crc)
     sender.take(min(batch.after + 1, first), last)
     return outcome
+
+
+def _runs_of(staged: Staged, sender: SenderState, batch: Batch, lookup: Lookup) -> list[Run]:
+    """Return the runs, of before and of this group, that a batch overlaps, as far as known."""
+    first, last = batch.sequence, batch.sequence + batch.count - 1
+    return [
+        *lookup(sender.id, first, last),
+        *(
+            Run(
+                b.number,
+                b.sequence,
+                b.count,
+                b.crc,
+                b.audience,
+                b.messages,
+                mark_of(b.subject, b.addressed),
+            )
+            for b in staged.fresh
+            if b.sender == batch.sender
+            and b.incarnation == batch.incarnation
+            and b.sequence <= last
+            and b.sequence + b.count > first
+        ),
+    ]
+
+
+def _agrees(state: State, batch: Batch, runs: Sequence[Run]) -> bool:
+    """Whether a batch says what these runs did, as far as that is still known."""
+    return all(_same_content(batch, run) and _same_names(state, batch, run) for run in runs)
 
 
 def _same_content(batch: Batch, run: Run) -> bool:
@@ -412,8 +435,14 @@ def _with_positions(known: Known, batch: Batch) -> Known:
         end = fresh.sequence + fresh.count - 1
         pieces.append(Piece(fresh.sequence, end, fresh.audience, fresh.first))
     pieces.sort(key=lambda piece: piece.first)
-    whole = fill_holes(pieces, batch.sequence, batch.sequence + batch.count - 1)
-    return Known(pieces=whole, fresh=known.fresh)
+    first, last = batch.sequence, batch.sequence + batch.count - 1
+    if not known.refused:
+        return Known(pieces=fill_holes(pieces, first, last), fresh=known.fresh)
+    whole: list[Piece] = []
+    for low, high in RangeSet(known.refused).missing(first, last):
+        inside = [piece for piece in pieces if low <= piece.first <= high]
+        whole += fill_holes(inside, low, high)
+    return Known(pieces=tuple(whole), refused=known.refused)
 
 
 def fill_holes(pieces: Sequence[Piece], first: int, last: int) -> tuple[Piece, ...]:

@@ -243,10 +243,22 @@ class Ingress:
             if self.watch is not None:
                 for piece in outcome.pieces:
                     self._out += self._tracker.routed(self.watch, piece)
-            self.answers.take_over(first, last)
+            if outcome.refused:
+                self._taken_in_part(batch, outcome)
+            else:
+                self.answers.take_over(first, last)
         else:
             assert isinstance(outcome, RefusedBatch)
             self._refused(batch, outcome.error)
+
+    def _taken_in_part(self, batch: Batch, known: Known) -> None:
+        """What was taken of a run before stays taken; the rest is refused for good."""
+        for piece in known.pieces:
+            self.answers.take_over(piece.first, piece.last)
+        assert batch.refusal is not None
+        for first, last in known.refused:
+            if not self.answers.discards(batch.subject, first):
+                self._owe_refusal(first, last, batch.subject, Action.REFUSED, 0, batch.refusal)
 
     def _refused(self, batch: Batch, error: Exception) -> None:
         first, last = batch.sequence, batch.sequence + batch.count - 1

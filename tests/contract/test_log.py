@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 from zope.interface.verify import verifyObject
 
-from msgservice.errors import ContentChanged, LimitReached, LogFull, UnknownReceiver
+from msgservice.errors import (
+    ContentChanged,
+    LimitReached,
+    LogFull,
+    NoReceiver,
+    UnknownReceiver,
+)
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.message import Status, decode_messages, header_size, message_sizes
@@ -719,7 +725,7 @@ def test_2_what_nobody_is_there_for_any_more_is_known_if_it_was_taken_before(
     refusal = UnknownReceiver("gone")
     again = make_batch(NOBODY, 1, [b"1", b"2"])
     other = make_batch(NOBODY, 1, [b"1", b"3"])
-    more = make_batch(NOBODY, 2, [b"2", b"3"])
+    more = make_batch(NOBODY, 3, [b"3"])
     stranger = make_batch(NOBODY, 1, [b"1", b"2"], sender="other")
     for batch in (again, other, more, stranger):
         batch.refusal = refusal
@@ -730,6 +736,41 @@ def test_2_what_nobody_is_there_for_any_more_is_known_if_it_was_taken_before(
     assert isinstance(changed.error, ContentChanged)
     assert refused == [RefusedBatch(refusal)] * 2
     assert log.log.resume("other", "i1") == Resume()
+    assert log.wait(log.log.audit()) == []
+
+
+def test_2_what_was_taken_of_a_larger_run_is_known_and_only_the_rest_refused(
+    log: ContractDriver,
+) -> None:
+    """Between two sessions more was added to the run, and whom it was for has gone."""
+    log.receivers(1)
+    audience = log.log.audience([1])
+    low, high = make_batch(audience, 2, [b"2"]), make_batch(audience, 4, [b"4", b"5"], after=3)
+    bodies = [b"%d" % n for n in range(1, 7)]
+    nobody = NoReceiver("a.b")
+    larger = make_batch(NOBODY, 1, bodies, refusal=nobody)
+    same_group = log.append(low, high, larger)
+    known = Known(
+        pieces=(Piece(2, 2, audience, low.first), Piece(4, 5, audience, high.first)),
+        refused=((1, 1), (3, 3), (6, 6)),
+    )
+    log.reopen()
+    before = log.log.resume("shop", "i1")
+    later, again, changed = log.append(
+        make_batch(NOBODY, 1, bodies, refusal=LogFull("billing is too far behind")),
+        make_batch(NOBODY, 1, bodies, refusal=nobody),
+        make_batch(NOBODY, 1, [*bodies[:4], b"other", b"6"], refusal=nobody),
+    )
+    assert same_group[2] == known
+    assert isinstance(again, Known)
+    assert again.refused == known.refused
+    assert [(p.first, p.last, p.position) for p in again.pieces] == [
+        (p.first, p.last, p.position) for p in known.pieces
+    ]
+    assert isinstance(later, RefusedBatch)  # it comes again, and is answered then
+    assert isinstance(changed, RefusedBatch)
+    assert isinstance(changed.error, ContentChanged)
+    assert log.log.resume("shop", "i1") == before
     assert log.wait(log.log.audit()) == []
 
 

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from msgservice.errors import ContentChanged, LimitReached, LogFull, LogUnavailable
+from msgservice.errors import ContentChanged, LimitReached, LogFull, LogUnavailable, Refused
 from msgservice.interfaces import ILog
 from msgservice.limits import RUNS_REMEMBERED, SENDER_KNOWN_SECONDS, Limits
 from msgservice.message import Status, cut_messages, header_size, message_sizes
@@ -352,8 +352,10 @@ class DictLog:
         key = (batch.sender, batch.incarnation)
         first, last = batch.sequence, batch.sequence + batch.count - 1
         sender = content.senders.get(key)
+        left: list[tuple[int, int]] = []  # of what is refused: not taken before
         if batch.refusal is not None:
-            if sender is None or sender.missing(first, last):
+            left = [(first, last)] if sender is None else sender.missing(first, last)
+            if left == [(first, last)] or (left and not isinstance(batch.refusal, Refused)):
                 return RefusedBatch(batch.refusal)
         elif sender is None:
             sender = content.senders[key] = Sender(seen_at=content.age)
@@ -366,6 +368,8 @@ class DictLog:
         is_new = missing == [(first, last)]
         if not is_new and not all(self._agrees(batch, run) for run in runs):
             return RefusedBatch(ContentChanged(first, last))
+        if left:
+            return self._known(first, last, runs, left)
         pieces = [batch] if is_new else [cut(batch, low, high) for low, high in missing]
         begin = min(batch.after + 1, first)
         if pieces:
@@ -387,13 +391,24 @@ class DictLog:
             sender.settle_below(batch.floor)
         if is_new:
             return batch
-        known = [self._piece(run, first, last) for run in (*runs, *pieces)]
-        known.sort(key=lambda piece: piece.first)
+        return self._known(first, last, [*runs, *pieces], [], pieces)
+
+    def _known(
+        self,
+        first: int,
+        last: int,
+        runs: list[Batch],
+        left: list[tuple[int, int]],
+        fresh: Sequence[Batch] = (),
+    ) -> Known:
+        """Return what is known of a run, but for `left`, which is refused."""
+        known = [self._piece(run, first, last) for run in runs]
         told = {s for piece in known for s in range(piece.first, piece.last + 1)}
+        told.update(s for low, high in left for s in range(low, high + 1))
         holes = spans(s for s in range(first, last + 1) if s not in told)
         known += [Piece(low, high, NOBODY, 0) for low, high in holes]
         known.sort(key=lambda piece: piece.first)
-        return Known(pieces=tuple(known), fresh=tuple(pieces))
+        return Known(pieces=tuple(known), fresh=tuple(fresh), refused=tuple(left))
 
     def _is_one_hole_too_many(self, sender: Sender, first: int, last: int) -> bool:
         """Whether these sequences would be one range more than a sender may have."""

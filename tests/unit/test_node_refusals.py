@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from msgservice.core.frames import Ack, Nack, Transfer
+from msgservice.core.frames import Ack, Nack, Routed, Transfer
 from msgservice.errors import LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
@@ -179,6 +179,42 @@ def test_2_what_was_stored_is_not_refused_when_it_comes_again_and_nobody_is_left
     assert shop.lost_because is None
     assert world.node.parts.commits.uncommitted_bytes == 0
     assert log.resume("shop", "i1").floor == 2
+
+
+@pytest.mark.parametrize("fields", [raw(to=["billing"]), raw(flags=FLAG_REQUIRE)], ids=str)
+@pytest.mark.parametrize("stored", ["when it comes again", "later"])
+def test_2_what_was_stored_of_a_run_is_not_refused_with_what_was_added_to_it(
+    stored: str, fields: dict[str, Any]
+) -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    world.peer("billing", receive={"subjects": ["b"]})
+    shop = world.peer("shop")
+    log.hold = True
+    shop.transfer(1, "b", [b"x", b"y"], **fields)
+    world.settle()
+    shop.connection.abort()
+    world.settle()
+    shop = world.peer("shop", status_from=1)
+    removing = Deferred.fromCoroutine(world.node.remove_receiver("billing"))
+    world.settle()
+    if stored != "later":
+        log.release()
+        world.settle()
+    shop.transfer(1, "b", [b"x", b"y", b"z"], **fields)
+    shop.transfer(4, "b", [b"4"], **fields)
+    world.settle()
+    log.release()
+    world.settle()
+    assert removing.called
+    assert [ack.ranges for ack in shop.take(Ack)] == [[(1, 2)]]
+    told = [(nack.first, nack.last, nack.action) for nack in shop.take(Nack)]
+    assert told == [(3, 3, Action.REFUSED), (4, 4, Action.REFUSED)]
+    assert {(routed.first, routed.last) for routed in shop.take(Routed)} == {(1, 2)}
+    assert shop.lost_because is None
+    assert world.node.parts.commits.uncommitted_bytes == 0
+    assert log.resume("shop", "i1").floor == 3
 
 
 def test_2_a_sender_that_is_refused_all_is_not_kept() -> None:
