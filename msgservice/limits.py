@@ -121,6 +121,7 @@ class Limits:
     max_bytes: int = 16 * 1024 * 1024 * 1024  # batches not yet removed
     backlog_bytes: int = 0  # per receiver; 0: half of max_bytes
     reserve_bytes: int = 64 * 1024 * 1024
+    kept_batches: int = 64 * 1024 * 1024  # whose rows are kept, from the oldest open one on
     keep_seconds: float = 3600.0  # retention: what all have settled is kept so long …
     keep_bytes: int = 256 * 1024 * 1024  # … and at most so much of it
     sender_days: float = 7.0  # an incarnation away so long, with all settled, is forgotten

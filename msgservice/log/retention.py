@@ -245,6 +245,8 @@ class Retention:
         kept = int(one(db, _SETTLED_BYTES, (text,)))
         old_below = store.kept_long_enough
         keep_bytes = min(limits.keep_bytes, kept - self.to_give_way)
+        if store.state.batches_kept >= limits.kept_batches:
+            keep_bytes = -1
         picked: list[tuple[int, int, int]] = []
         size_sum = 0
         for number, audience, count, size in found:

@@ -110,6 +110,11 @@ class State:
     dirty_totals: set[int] = field(default_factory=set)
 
     @property
+    def batches_kept(self) -> int:
+        """The number of batches whose rows are kept: from the oldest on, none is left out."""
+        return self.next_number - self.oldest
+
+    @property
     def taken(self) -> int:
         """Bytes of batches not yet removed and of dead letters."""
         return self.used + sum(self.dead_bytes.values())

@@ -178,7 +178,12 @@ class Store:
 
     def is_short_for(self, size: int) -> bool:
         """Whether batches of so many bytes have room only if something goes."""
-        return size > 0 and (self.is_disk_full or self.state.taken + size > self.limits.max_bytes)
+        state = self.state
+        return size > 0 and (
+            self.is_disk_full
+            or state.taken + size > self.limits.max_bytes
+            or state.batches_kept >= self.limits.kept_batches
+        )
 
     @property
     def is_disk_full(self) -> bool:
@@ -202,7 +207,7 @@ class Store:
             progress=group.progress,
             floors=group.floors,
             removed=group.removed,
-            full=self.fullness() if group.batches or group.own else None,
+            full=self.fullness() or self._too_many() if group.batches or group.own else None,
             # Dead letters take room as batches do (DELIVERY 46).
             used_max=limits.max_bytes - state.taken + state.used,
             ranges_max=limits.sender_ranges,
@@ -539,10 +544,18 @@ class Store:
                 self._full = None
         return self._full
 
+    def _too_many(self) -> str | None:
+        """Return that the rows of batches are at their limit (`kept_batches`), or None."""
+        kept, most = self.state.batches_kept, self.limits.kept_batches
+        if kept < most:
+            return None
+        return f"{kept} batches are kept from the oldest open one on, at most {most} (kept_batches)"
+
     def room(self) -> Room:
         """Return how full the log is."""
         used, maximum = self.state.taken, self.limits.max_bytes
         full = self._full
         if full is None and used >= maximum:
             full = f"{used} bytes are used, at most {maximum} allowed"
+        full = full or self._too_many()
         return Room(used=used, maximum=maximum, free=self._free, full=full)

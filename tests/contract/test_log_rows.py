@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from msgservice.errors import LogFull
 from msgservice.limits import Limits
 from msgservice.message import Status
-from msgservice.records import Known, Progress, RefusedBatch
+from msgservice.records import Batch, Known, Progress, RefusedBatch, position_of
 from tests.kit.door import by_hand
 from tests.kit.logs import Driver, exception, make_batch
 
@@ -93,3 +94,61 @@ def test_5_whom_it_was_decided_to_forget_is_told_so_before_that_is_stored(
     assert set(told) == {1}
     assert driver.log.resume("shop", "i00").floor == 1
     driver.close()
+
+
+@pytest.mark.parametrize("size", [20, 110, 1_000, 3_000, 9_000])
+def test_what_is_left_of_batches_behind_an_open_one_takes_its_own_bytes_only(
+    log: Driver, size: int
+) -> None:
+    log.receivers(1, 2)
+    both = log.log.audience([1, 2])
+    one = log.log.audience([1])
+    log.append(make_batch(both, 1))  # which receiver 2 is away for
+    for first in range(2, 602, 100):
+        log.append(*(make_batch(one, first + i, [b"a" * size]) for i in range(100)))
+    log.progress(1, position_of(601, 0), settled={Status.ACKNOWLEDGED: 601})
+    while log.wait(log.log.retain(1)):
+        pass
+    db = log.log._store.db
+    ((rows, kept),) = db.execute("select count(*), count(frame) from batch").fetchall()
+    assert (rows, kept) == (601, 1)
+    pages = "select page_count - freelist_count from pragma_page_count, pragma_freelist_count"
+    ((used,),) = db.execute(pages).fetchall()
+    # 20 pages for tables and indexes that have few rows; 300 bytes are the page's promise.
+    assert int(str(used)) * 4096 <= 600 * 300 + 20 * 4096
+    assert log.wait(log.log.audit()) == []
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_batches_are_refused_when_an_open_one_keeps_too_many_rows_and_taken_when_it_is_settled(
+    tmp_path: Path, kind: str
+) -> None:
+    log = Driver(
+        kind, tmp_path / "data", replace(LIMITS, kept_batches=50, keep_seconds=3600)
+    ).open()
+    log.receivers(1, 2)
+    one = log.log.audience([1])
+    log.append(make_batch(log.log.audience([2]), 1))
+    log.append(*(make_batch(one, i) for i in range(2, 51)))
+    (refused,) = log.append(make_batch(one, 51))
+    assert isinstance(refused, RefusedBatch)
+    assert isinstance(refused.error, LogFull)
+    assert "50 batches are kept from the oldest open one on, at most 50" in str(refused.error)
+    assert "at most 50 (kept_batches)" in str(log.log.room().full)
+    # What others settled gives nothing back while the oldest is open ...
+    log.progress(1, position_of(50, 0), settled={Status.ACKNOWLEDGED: 49})
+    (refused,) = log.append(make_batch(one, 51))
+    assert isinstance(refused, RefusedBatch)
+    # ... and all of it, though it is history still, when it is not.
+    log.progress(2, position_of(50, 0), settled={Status.ACKNOWLEDGED: 1})
+    for now in (1, 2):
+        log.wait(log.log.retain(now))
+    assert log.log.room().full is None
+    log.append(*(make_batch(one, i) for i in range(51, 101)))
+    assert log.log.room().full is not None
+    log.progress(1, position_of(100, 0), settled={Status.ACKNOWLEDGED: 50})
+    log.progress(2, position_of(100, 0))
+    (stored,) = log.append(make_batch(one, 101))  # which history gives way to
+    assert isinstance(stored, Batch)
+    assert log.wait(log.log.audit()) == []
+    log.close()

@@ -22,7 +22,7 @@ BLOCKED_SECONDS = 600.0  # until what dead letters may hold up is looked for
 REFUSAL_GRACE = 5.0  # seconds until what was answered counts no more
 REMOVAL_SECONDS = 5.0  # between what a program did about a receiver and what came before it
 REST_SECONDS = 60.0  # until what was heard last is stored, told and forgotten
-ROW_BYTES = 200  # of a batch's row beside its messages, as docs/configuration.md says
+ROW_BYTES = 300  # of a batch's row beside its messages, as docs/configuration.md says
 PAGE_SLACK = 400_000  # bytes of a log's file beside its messages: tables, indexes, free pages
 
 
