@@ -138,7 +138,8 @@ def take_batches(
             last = sequence + count - 1
             sender.floor = last + 1
             sender.last = (sequence, last, batch.crc)
-            sender.seen_at = age
+            if sender.seen_at < age:  # retention may have noted a later one
+                sender.seen_at = age
             outcomes.append(batch)
             new = (batch,)
         else:
@@ -158,7 +159,8 @@ def take_batches(
                     held[lane] = (min(head, sequence), outcome.error)
                 continue
             if new:
-                sender.seen_at = age
+                if sender.seen_at < age:
+                    sender.seen_at = age
                 if batch.floor > sender.floor:
                     _settle_below(staged, sender, batch.floor)
         for item in new:
