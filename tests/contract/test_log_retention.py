@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -200,6 +201,25 @@ def test_5_a_crowd_that_was_cut_off_is_bounded_too(kind: str, tmp_path: Path) ->
     drop_all(log, 1)
     left = [name for name in names if log.log.resume("shop", name).floor == 2]
     assert len(left) == FEW.incarnations
+    log.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_5_who_sent_after_he_was_last_seen_here_is_away_from_then_on(
+    kind: str, tmp_path: Path
+) -> None:
+    """A sender may come, send and go between two passes."""
+    log = ContractDriver(kind, tmp_path, replace(FEW, incarnations=1)).open()
+    audience = log.log.audience([])
+    log.append(make_batch(audience, incarnation="old"))
+    drop_all(log, 0)
+    log.wait(log.log.retain(60_000, [("shop", "old")]))
+    for minute, name, sequence in ((50, "old", 2), (51, "new", 1)):
+        log.wait(log.log.retain(minute * 60_000))
+        log.append(make_batch(audience, sequence, incarnation=name))
+    for minute in (62, 63, 64):
+        drop_all(log, minute * 60_000)
+    assert [log.log.resume("shop", name).floor for name in ("old", "new")] == [3, 2]
     log.close()
 
 

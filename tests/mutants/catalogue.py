@@ -324,6 +324,20 @@ _ALL = [
         catcher=_test("tests/contract/test_log_retention.py -k test_19", "seconds_after_it_was"),
     ),
     Mutant(
+        name="being-here-counts-more-than-having-sent",
+        at="msgservice.log.senders:Senders.seen",
+        old="self._seen(senders[key])",
+        new="self._heard[key]",
+        catcher=_test("tests/contract/test_log_retention.py -k test_5_who", "after_he_was_last"),
+    ),
+    Mutant(
+        name="a-row-keeps-its-page",
+        at="msgservice.log.removal:_drop_batches",
+        old="(_MOVE_AWAY, ",
+        new="(_CLEAR, ",
+        catcher=_test("tests/contract/test_log_rows.py -k behind_an_open", "its_own_bytes_only"),
+    ),
+    Mutant(
         name="dedupe-without-incarnation",
         at="msgservice.log.state:Staged.sender",
         old="committed = self.state.senders.get(key)",

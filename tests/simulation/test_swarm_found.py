@@ -85,3 +85,66 @@ def test_a_part_of_a_run_that_a_restored_node_has_lost_settles() -> None:
         world={"disk_delay": 0.05},
     )
     assert fails(plan) is None
+
+
+def test_sets_that_settled_history_holds_make_room_before_senders_have_waited_for_minutes() -> None:
+    plan = Plan(
+        seed=9000332,
+        limits={"audiences": 4, "retry_delay_max": 1.5, "heartbeat": 2.0, "hello_timeout": 3.0},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(kind="receiver", name="library", options={"patterns": ("a.*",)}),
+            Part(kind="receiver", name="picky", options={"patterns": ("a.*",)}),
+            Part(kind="scripted", name="scripted", options={"patterns": ("a.*",)}),
+        ),
+        ops=(
+            Op(at=0.401, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(at=0.578, kind="send", who="shop", args=("b.1", 1, 0, None, False)),
+            Op(at=0.698, kind="remove", who="picky", args=(0.0,)),
+            Op(at=0.765, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=1.542, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=2.445, kind="names", who="shop", args=(30,)),
+        ),
+        world={},
+    )
+    assert fails(plan) is None
+
+
+def test_a_log_whose_first_messages_wait_is_no_larger_than_the_rows_that_stay() -> None:
+    plan = Plan(
+        seed=9000197,
+        limits={"max_batch": 4096, "max_bytes": 30000, "uncommitted_bytes": 16384},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={"outbox": True}),
+            Part(kind="producer", name="web", options={}),
+            Part(
+                kind="receiver",
+                name="library",
+                options={"patterns": (">",), "pause": 0.02, "fails": 0.03},
+            ),
+        ),
+        ops=(
+            Op(at=29.992, kind="wolf", who="flood", args=(300, 0)),
+            Op(at=30.031, kind="wolf", who="flood", args=(300, 0)),
+            Op(at=30.422, kind="send", who="web", args=("a.2", 20, 3000, None, False)),
+            Op(at=30.431, kind="send", who="shop", args=("nobody", 5, 1000, None, False)),
+            Op(at=30.434, kind="send", who="shop", args=("b.1", 1, 1000, None, False)),
+            Op(at=30.449, kind="send", who="web", args=("b.1", 20, 3000, None, False)),
+            Op(at=30.456, kind="send", who="web", args=("a.1", 5, 3000, None, False)),
+            Op(at=30.53, kind="send", who="web", args=("b.1", 20, 3000, None, False)),
+            Op(at=30.543, kind="send", who="shop", args=("a.2", 5, 3000, None, False)),
+            Op(at=30.566, kind="send", who="shop", args=("b.1", 1, 3000, None, False)),
+            Op(at=30.59, kind="send", who="shop", args=("a.2", 5, 1000, None, False)),
+            Op(at=30.604, kind="send", who="shop", args=("a.2", 5, 1000, None, False)),
+            Op(at=44.445, kind="send", who="shop", args=("nobody", 1, 3000, None, False)),
+            Op(at=45.428, kind="send", who="shop", args=("nobody", 1, 1000, None, False)),
+            Op(at=70.837, kind="send", who="shop", args=("a.2", 5, 3000, None, False)),
+            Op(at=78.757, kind="send", who="shop", args=("b.1", 1, 3000, None, False)),
+            Op(at=88.25, kind="send", who="shop", args=("b.1", 1, 1000, None, False)),
+            Op(at=102.785, kind="send", who="web", args=("nobody", 5, 3000, None, False)),
+        ),
+        world={"disk_delay": 0.05},
+    )
+    assert fails(plan) is None
