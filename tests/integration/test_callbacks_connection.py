@@ -554,7 +554,7 @@ async def test_keepalive_and_nodelay_are_set(world: World) -> None:
 
     await world.serve()
     client = await world.client()
-    wire = client._wire
+    wire = client._driver.wire
     assert wire is not None
     transport: Any = wire.transport
     sock = transport.getHandle()
@@ -596,7 +596,7 @@ async def test_everything_works_over_tls(world: World) -> None:
     assert (await client.push_file("source", "copy")).confirmed
     path = await client.fetch_file("copy", "back")
     assert content == path.read_bytes()
-    wire: Any = client._wire
+    wire: Any = client._driver.wire
     sock = wire.transport.transport.getHandle()
     if isinstance(sock, socket.socket):
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

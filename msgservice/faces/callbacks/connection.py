@@ -1,36 +1,51 @@
 """The callback protocol on Twisted: a `Connection`, on which both sides act, ask and send files.
 
 A `Connection` outlives what it runs on: the client of `faces.callbacks.service` gives it one
-TCP connection after the other. Here is what the application says; what happens by itself is in
-`faces.callbacks.driver`. Methods with the names of the protocol's documentation take callbacks and
-may be called from any thread; `request`, `push_file` and `fetch_file` return Deferreds, in the
-reactor's thread.
+TCP connection after the other. Here is what the application says and is told; what happens by
+itself is in `faces.callbacks.driver`. Methods with the names of the protocol's documentation take
+callbacks and may be called from any thread; `request`, `push_file` and `fetch_file` return
+Deferreds, in the reactor's thread.
 """
 
+import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IReactorFromThreads,
+    IReactorTime,
+)
+from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
+from msgservice.clock import timed
 from msgservice.errors import (
     ClientClosed,
     MsgServiceError,
     Refused,
 )
-from msgservice.faces.callbacks.dispatch import Call
+from msgservice.faces.callbacks.arrival import RunInThread
+from msgservice.faces.callbacks.dispatch import Call, awaited
 from msgservice.faces.callbacks.driver import Driver
+from msgservice.faces.callbacks.files import FileRoot
 from msgservice.faces.callbacks.outgoing import FileSent, Progress
+from msgservice.faces.callbacks.protocol.events import CallbackLimits
+from msgservice.faces.callbacks.protocol.peer import IDS, CallbackPeer
+from msgservice.faces.callbacks.registry import DEFAULT, CallbackRegistry
+from msgservice.faces.callbacks.stream import CallbackProtocol
 from msgservice.waiters import Waiters
 
 __all__ = ["Connection", "FileSent"]
 
 
-class Connection(Driver):
+class Connection:
     """One side; the other side is a `Connection` too, or a program that never heard of us.
 
     Args:
@@ -45,6 +60,74 @@ class Connection(Driver):
         on_connected, on_disconnected, on_file: called with the connection, and with the path of
             a file that was pushed and is in its place.
     """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        *,
+        registry: CallbackRegistry = DEFAULT,
+        files: FileRoot | None = None,
+        limits: CallbackLimits | None = None,
+        resume_queue: bool = False,
+        resend_requests: bool = True,
+        announce: bool = True,
+        allow_nan: bool = False,
+        first_id: int | None = None,
+        run_in_thread: RunInThread | None = None,
+        on_connected: Callable[[Any], Any] | None = None,
+        on_disconnected: Callable[[Any], Any] | None = None,
+        on_file: Callable[[Any, str], Any] | None = None,
+    ) -> None:
+        self._registry = registry
+        self.limits = limits or CallbackLimits()
+        self._reactor = timed(reactor)
+        self._core = CallbackPeer(
+            byteorder=sys.byteorder,
+            first_id=random.randrange(IDS) if first_id is None else first_id,
+            resume_queue=resume_queue,
+            resend_requests=resend_requests,
+            announce=announce,
+            allow_nan=allow_nan,
+            limits=self.limits,
+        )
+        self._on_connected = on_connected
+        self._on_disconnected = on_disconnected
+        self._closed: Waiters[None] | None = None
+        self._close_timer: IDelayedCall | None = None
+        self._connect_waiters: Waiters[Connection] = Waiters()
+        self._driver = Driver(
+            self,
+            registry,
+            self._core,
+            self._reactor,
+            files=files,
+            run_in_thread=run_in_thread,
+            opened=self._opened,
+            lost=self._lost,
+            received=lambda path: self._tell(on_file, path),
+        )
+
+    @property
+    def registry(self) -> CallbackRegistry:
+        """The callbacks that it runs."""
+        return self._registry
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._driver.wire is not None
+
+    @property
+    def generation(self) -> int:
+        """Which of its connections it has now, counted from 1; 0: none."""
+        return self._driver.generation
+
+    @property
+    def peer_address(self) -> IAddress | None:
+        """The address of the peer, of the last connection."""
+        return self._driver.peer_address
 
     @property
     def peer_is_ours(self) -> bool:
@@ -80,7 +163,7 @@ class Connection(Driver):
             return
         self._check_can_keep()
         self._core.send_message(action, args, kwargs)
-        self.flush()
+        self._driver.flush()
 
     def get_response(
         self,
@@ -116,7 +199,7 @@ class Connection(Driver):
             timeout=timeout,
             now=self._reactor.seconds(),
         )
-        self.flush()
+        self._driver.flush()
 
     def send_file(self, filepath: str | PathLike[str], dest_filepath: str) -> None:
         """Send a file; one that cannot be read or sent is only logged."""
@@ -150,7 +233,7 @@ class Connection(Driver):
         call = Call(callback, callback_args, {"filepath": filepath, **(callback_kwargs or {})})
         d = self.fetch_file(client_filepath, filepath, timeout=timeout)
         d.addErrback(self._log_transfer, "asked for")
-        d.addCallback(lambda path: self._dispatch.run_callback(call, path is not None))
+        d.addCallback(lambda path: self._driver.dispatch.run_callback(call, path is not None))
 
     # --- Deferreds, in the reactor's thread
 
@@ -177,7 +260,7 @@ class Connection(Driver):
         pending = self._core.request(
             requested_value, args, kwargs, token=d, timeout=timeout, now=self._reactor.seconds()
         )
-        self.flush()
+        self._driver.flush()
         return d
 
     def push_file(
@@ -201,10 +284,10 @@ class Connection(Driver):
         """
         try:
             self._check_can_keep()
-            d = self._outgoing.push(filepath, destination, progress)
+            d = self._driver.outgoing.push(filepath, destination, progress)
         except (OSError, MsgServiceError, ValueError) as error:
             return fail(error)
-        self.flush()
+        self._driver.flush()
         return d
 
     def fetch_file(
@@ -227,7 +310,7 @@ class Connection(Driver):
         """
         try:
             self._check_open()
-            d = self._incoming.fetch(
+            d = self._driver.incoming.fetch(
                 remote,
                 filepath,
                 timeout=timeout,
@@ -236,7 +319,7 @@ class Connection(Driver):
             )
         except (MsgServiceError, ValueError) as error:
             return fail(error)
-        self.flush()
+        self._driver.flush()
         return d
 
     def when_connected(self) -> "Deferred[Connection]":
@@ -246,7 +329,7 @@ class Connection(Driver):
         """
         if self._closed is not None:
             return fail(ClientClosed("the connection was closed"))
-        if self._wire is not None:
+        if self._driver.wire is not None:
             return succeed(self)
         return self._connect_waiters.wait()
 
@@ -260,12 +343,53 @@ class Connection(Driver):
             self._closed = Waiters()
             self._close_timer = self._reactor.callLater(self.limits.close_seconds_max, self.abort)
         d = self._closed.wait()
-        if self._wire is None:
+        if self._driver.wire is None:
             self._end()
         else:
-            self.flush()
-            self._finish_if_drained()
+            self._driver.finish()
         return d
+
+    def abort(self) -> None:
+        """End the connection that there is, at once; a client connects again."""
+        self._driver.abort()
+
+    # --- who connects, and what the driver says
+
+    def protocol(self) -> CallbackProtocol:
+        """Return a protocol for the next connection of this object."""
+        return CallbackProtocol(self._driver)
+
+    def when_settled(self) -> "Deferred[None]":
+        """Return a Deferred that fires when no thread works on what an ended connection left.
+
+        A request for a file that broke off is to be sent again with what is here of it.
+        """
+        return self._driver.when_settled()
+
+    def _opened(self) -> None:
+        self._tell(self._on_connected)
+        self._connect_waiters.fire(self)
+
+    def _lost(self) -> None:
+        self._tell(self._on_disconnected)
+        if self._closed is not None:
+            self._end()
+
+    def _end(self) -> None:
+        """The connection has ended: nothing will come, and nothing will be sent."""
+        if self._close_timer is not None and self._close_timer.active():
+            self._close_timer.cancel()
+        error = ClientClosed("the connection was closed")
+        self._driver.end(error)
+        self._connect_waiters.fail(error)
+        if self._closed is None:
+            self._closed = Waiters()
+        self._closed.fire(None)
+
+    def _tell(self, hook: Callable[..., Any] | None, *args: object) -> None:
+        if hook is not None:
+            d = maybeDeferred(awaited, hook, self, *args)
+            d.addErrback(lambda f: self._log.failure("hook of a connection", f))
 
     def _check_open(self) -> None:
         if self._closed is not None:
@@ -273,7 +397,7 @@ class Connection(Driver):
 
     def _check_can_keep(self) -> None:
         self._check_open()
-        if self._wire is None and not self._core.resume_queue:
+        if not self._core.resume_queue and self._driver.wire is None:
             raise Refused("not connected, and resume_queue is off")
 
     def _is_elsewhere(self) -> bool:

@@ -1,6 +1,6 @@
 """The application's callbacks: what runs for an action, a request and an answer.
 
-Called by `faces.callbacks.connection` with the events of the core. A callback may return a value, a
+Called by `faces.callbacks.driver` with the events of the core. A callback may return a value, a
 Deferred or a coroutine, and may raise: that is logged, told to a peer of ours, and never ends a
 connection. Peers of others are told nothing, since that is how they know a failure.
 """
@@ -52,30 +52,35 @@ class Call:
         self.callback, self.args, self.kwargs = callback, args, kwargs or {}
 
 
-class IConnection(Shape):
-    """The connection as it is used here; callbacks get it as their first argument."""
-
-    registry: CallbackRegistry
+class IDriver(Shape):
+    """The driver as it is used here: what it has to send to, and when."""
 
     @property
     def generation(self) -> int:
-        """Which of its connections it has now, 0: none."""
+        """Which of its wires it has now, 0: none."""
 
     def flush(self) -> None:
         """Send what there is, unless events are being handled: then it is sent after them."""
 
     def abort(self) -> None:
-        """End the connection."""
+        """End the wire."""
 
 
 class Dispatcher:
-    """The dispatcher of an application's callbacks: actions, requests and answers."""
+    """The dispatcher of an application's callbacks: actions, requests and answers.
+
+    `connection` is what callbacks get as their first argument.
+    """
 
     _log = Logger()
 
-    def __init__(self, connection: IConnection, core: CallbackPeer) -> None:
+    def __init__(
+        self, connection: object, registry: CallbackRegistry, core: CallbackPeer, driver: IDriver
+    ) -> None:
         self._connection = connection
+        self._registry = registry
         self._core = core
+        self._driver = driver
         self._running_max = core.limits.running_max
         self.running = 0  # callbacks that have not finished
 
@@ -86,7 +91,7 @@ class Dispatcher:
 
     def action(self, event: ActionReceived) -> None:
         """Run the callback of an action."""
-        callback = self._connection.registry.message(event.action)
+        callback = self._registry.message(event.action)
         if callback is None:
             self._log.warn("no callback for action {action}", action=event.action[:64])
             self._refuse("no-callback", "no callback has that name", {"action": event.action})
@@ -109,9 +114,9 @@ class Dispatcher:
 
     def request(self, event: RequestReceived, generation: int) -> None:
         """Run the callback of a request, and answer, if the same connection is still there."""
-        if generation != self._connection.generation:
+        if generation != self._driver.generation:
             return  # there is nobody to answer
-        callback = self._connection.registry.request(event.requested_value)
+        callback = self._registry.request(event.requested_value)
         if callback is None:
             self.refuse_request(event, "no-callback", "no callback has that name")
             return
@@ -133,7 +138,7 @@ class Dispatcher:
             self._respond(result, event, generation)
 
     def _respond(self, value: object, event: RequestReceived, generation: int) -> None:
-        if generation != self._connection.generation:
+        if generation != self._driver.generation:
             return
         try:
             self._core.respond(event.requested_value, event.request_id, value)
@@ -141,9 +146,9 @@ class Dispatcher:
             self.refuse_request(event, "bad-result", str(error))
         except LimitReached as error:
             self._log.warn("dropping a peer that does not read: {reason}", reason=str(error))
-            self._connection.abort()
+            self._driver.abort()
         else:
-            self._connection.flush()
+            self._driver.flush()
 
     def _ran(self, _: object) -> None:
         self.running -= 1
@@ -152,7 +157,7 @@ class Dispatcher:
         self._log.failure(
             "callback of request {request}", failure, request=event.requested_value[:64]
         )
-        if generation == self._connection.generation:
+        if generation == self._driver.generation:
             reason = f"{_kind(failure)} in the callback"
             self.refuse_request(event, "callback-failed", reason, logged=True)
 
@@ -178,7 +183,7 @@ class Dispatcher:
             self._core.refuse(kind, reason, about)
         except (TypeError, ValueError, ProtocolError):
             self._log.warn("error about a message whose name cannot be written")
-        self._connection.flush()
+        self._driver.flush()
 
     def response(self, event: ResponseReceived) -> None:
         """Hand over an answer."""

@@ -1,40 +1,31 @@
-"""What a `Connection` does by itself: its wires, the events of the core, timers, pauses.
+"""The driver under a `Connection`: its wires, the events of the core, timers, pauses.
 
-The base of `faces.callbacks.connection.Connection`, which adds what the application says. It drives
-`faces.callbacks.protocol.peer`, hands actions and requests to `callbacks.dispatch`, and files to
-`callbacks.incoming` and `callbacks.outgoing`.
+It drives `faces.callbacks.protocol.peer`, hands actions and requests to `callbacks.dispatch`, and
+files to `callbacks.incoming` and `callbacks.outgoing`. What the application says, who of it waits
+and what it is told is with `faces.callbacks.connection`.
 
 Invariants: events are handled in order, and none while a file is being put in its place; at most
 one wire at a time; an answer goes to the connection that asked.
 """
 
-import random
-import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.clock import timed
-from msgservice.errors import (
-    Ambiguous,
-    ClientClosed,
-    LimitReached,
-    MsgServiceError,
-)
+from msgservice.errors import Ambiguous, LimitReached, MsgServiceError
 from msgservice.faces.callbacks.arrival import RunInThread
-from msgservice.faces.callbacks.dispatch import Dispatcher, awaited
+from msgservice.faces.callbacks.dispatch import Dispatcher
 from msgservice.faces.callbacks.files import FileRoot
 from msgservice.faces.callbacks.incoming import Incoming
 from msgservice.faces.callbacks.outgoing import Outgoing
 from msgservice.faces.callbacks.protocol.events import (
     ActionReceived,
-    CallbackLimits,
     ErrorReceived,
     Event,
     Failed,
@@ -57,9 +48,9 @@ from msgservice.faces.callbacks.protocol.events import (
     RequestTimedOut,
     ResponseReceived,
 )
-from msgservice.faces.callbacks.protocol.peer import IDS, CallbackPeer
+from msgservice.faces.callbacks.protocol.peer import CallbackPeer
 from msgservice.faces.callbacks.protocol.sending import FilePiece
-from msgservice.faces.callbacks.registry import DEFAULT, CallbackRegistry
+from msgservice.faces.callbacks.registry import CallbackRegistry
 from msgservice.faces.callbacks.stream import WRITE_BYTES_MAX, CallbackProtocol
 from msgservice.waiters import Waiters
 
@@ -73,129 +64,106 @@ BULK_BYTES = 1024 * 1024
 class Driver:
     """The driver of a callback core: wires, events, timers.
 
-    The arguments are those of `Connection`.
+    Args:
+        connection: what callbacks get as their first argument.
+        opened, lost: called when there is a wire, and when there is none any more.
+        received: called with the path of a file that was pushed and is in its place.
     """
 
     _log = Logger()
 
     def __init__(
         self,
+        connection: object,
+        registry: CallbackRegistry,
+        core: CallbackPeer,
         reactor: IReactorTime,
         *,
-        registry: CallbackRegistry = DEFAULT,
-        files: FileRoot | None = None,
-        limits: CallbackLimits | None = None,
-        resume_queue: bool = False,
-        resend_requests: bool = True,
-        announce: bool = True,
-        allow_nan: bool = False,
-        first_id: int | None = None,
-        run_in_thread: RunInThread | None = None,
-        on_connected: Callable[[Any], Any] | None = None,
-        on_disconnected: Callable[[Any], Any] | None = None,
-        on_file: Callable[[Any, str], Any] | None = None,
+        files: FileRoot | None,
+        run_in_thread: RunInThread | None,
+        opened: Callable[[], None],
+        lost: Callable[[], None],
+        received: Callable[[str], None],
     ) -> None:
-        self._reactor = timed(reactor)
-        self.registry = registry
-        self.limits = limits or CallbackLimits()
-        self._core = CallbackPeer(
-            byteorder=sys.byteorder,
-            first_id=random.randrange(IDS) if first_id is None else first_id,
-            resume_queue=resume_queue,
-            resend_requests=resend_requests,
-            announce=announce,
-            allow_nan=allow_nan,
-            limits=self.limits,
-        )
-        self._on_connected = on_connected
-        self._on_disconnected = on_disconnected
-        self._on_file = on_file
-        self._outgoing = Outgoing(
-            core=self._core,
+        self.wire: CallbackProtocol | None = None
+        self.peer_address: IAddress | None = None
+        self._opened, self._lost = opened, lost
+        self._core = core
+        self._reactor = reactor
+        self.outgoing = Outgoing(
+            core=core,
             root=files,
             run_in_thread=run_in_thread or self._defer_to_thread,
             changed=self.flush,
         )
-        self._incoming = Incoming(
-            core=self._core,
+        self.incoming = Incoming(
+            core=core,
             root=files,
             run_in_thread=run_in_thread or self._defer_to_thread,
             changed=self.flush,
-            received=lambda path: self._tell(self._on_file, path),
+            received=received,
             full=self._disk_is_slow,
-            later=self._reactor.callLater,
+            later=reactor.callLater,
             settled=self._look_whether_settled,
         )
-        self._dispatch = Dispatcher(self, self._core)
+        self.dispatch = Dispatcher(connection, registry, core, self)
         self._settle_waiters: Waiters[None] = Waiters()
-        self._wire: CallbackProtocol | None = None
-        self._generation = 0  # of connections: an answer goes to the one that asked
+        self._generation = 0  # of wires: an answer goes to the one that asked
         # An event waits while a file is being put in its place: what follows may be about it.
         self._events: deque[tuple[int, Event]] = deque()
+        self._handlers = self._handlers_of_events()
+        self._handled_on = 0  # generation of the event that is being handled
         self._is_handling = False
         self._is_holding = False
         self._is_disk_slow = False
+        self._is_finishing = False
         self._slow_down: IDelayedCall | None = None
         self._timer: IDelayedCall | None = None
-        self._closed: Waiters[None] | None = None
-        self._close_timer: IDelayedCall | None = None
-        self._connect_waiters: Waiters[Any] = Waiters()
-        self.peer_address: IAddress | None = None
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a connection now."""
-        return self._wire is not None
 
     @property
     def generation(self) -> int:
-        """Which of its connections it has now, counted from 1; 0: none."""
-        return self._generation if self._wire is not None else 0
-
-    def protocol(self) -> CallbackProtocol:
-        """Return a protocol for the next connection of this object."""
-        return CallbackProtocol(self)
+        """Which of its wires it has now, counted from 1; 0: none."""
+        return self._generation if self.wire is not None else 0
 
     def abort(self) -> None:
-        """End the connection that there is, at once; a client connects again."""
-        if self._wire is not None:
-            self._wire.abort()
+        """End the wire that there is, at once."""
+        if self.wire is not None:
+            self.wire.abort()
+
+    def finish(self) -> None:
+        """End the wire when all is sent, and every later one."""
+        self._is_finishing = True
+        self.flush()
+        self._finish_if_drained()
 
     def _finish_if_drained(self) -> None:
-        if self._closed is not None and self._wire is not None and self._core.is_drained:
-            self._wire.finish()
+        if self.wire is not None and self._core.is_drained:
+            self.wire.finish()
 
-    def _end(self) -> None:
-        """The connection has ended: nothing will come, and nothing will be sent."""
-        if self._close_timer is not None and self._close_timer.active():
-            self._close_timer.cancel()
+    def end(self, error: MsgServiceError) -> None:
+        """The last wire has ended: nothing will come, and nothing will be sent."""
+        self._is_finishing = True
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        error = ClientClosed("the connection was closed")
-        self._incoming.close()
-        self._outgoing.close(error)
+        self.incoming.close()
+        self.outgoing.close(error)
         for pending in self._core.pending:
             self._core.forget(pending)
-            self._dispatch.fail_request(pending.token, error)
-        self._connect_waiters.fail(error)
-        if self._closed is None:
-            self._closed = Waiters()
-        self._closed.fire(None)
+            self.dispatch.fail_request(pending.token, error)
 
     # --- from the wire
 
     def wire_opened(self, wire: CallbackProtocol) -> None:
         """A connection begins; an earlier one that is not known to be dead makes way."""
-        if self._wire is not None:
-            earlier = self._wire
+        if self.wire is not None:
+            earlier = self.wire
             self.wire_lost(Failure(Ambiguous("replaced by a newer connection")))
             earlier.detach()
-        self._wire = wire
+        self.wire = wire
         self._generation += 1
         self.peer_address = cast("Any", wire.transport).getPeer()
         self._take(self._core.connected(self._reactor.seconds()))
-        self._tell(self._on_connected)
-        self._connect_waiters.fire(self)
+        self._opened()
         self.flush()
 
     def wire_received(self, data: bytes) -> None:
@@ -203,22 +171,20 @@ class Driver:
         self._take(self._core.receive_data(data, self._reactor.seconds()))
         self.flush()
         if (
-            self._core.queued_bytes > SLOW_DOWN_BYTES or self._dispatch.is_busy
+            self._core.queued_bytes > SLOW_DOWN_BYTES or self.dispatch.is_busy
         ) and self._slow_down is None:
             self._slow_down = self._reactor.callLater(SLOW_DOWN_SECONDS, self._speed_up)
             self._steer_reading()
 
     def wire_lost(self, reason: Failure) -> None:
         """The connection ended."""
-        self._wire = None
+        self.wire = None
         self._speed_up()
-        self._incoming.disconnected()
-        self._outgoing.disconnected()
+        self.incoming.disconnected()
+        self.outgoing.disconnected()
         self._take(self._core.disconnected())
         self._rearm()
-        self._tell(self._on_disconnected)
-        if self._closed is not None:
-            self._end()
+        self._lost()
 
     def wire_failed(self, reason: Failure) -> None:
         """The TLS handshake failed."""
@@ -239,19 +205,19 @@ class Driver:
 
     def _read(self, piece: FilePiece) -> bytes:
         try:
-            return self._outgoing.read(piece)
+            return self.outgoing.read(piece)
         except (OSError, MsgServiceError) as error:
-            if self._outgoing.give_up(piece.source, error):
+            if self.outgoing.give_up(piece.source, error):
                 self.abort()  # the header promised more bytes than there are
             return b""
 
     def wire_sent(self, count: int) -> None:
         """Bytes were written: so many are out."""
         for source in self._core.sent(count):
-            self._outgoing.sent(source)
-        if self._core.queued_bytes <= SLOW_DOWN_BYTES // 2 and not self._dispatch.is_busy:
+            self.outgoing.sent(source)
+        if self._core.queued_bytes <= SLOW_DOWN_BYTES // 2 and not self.dispatch.is_busy:
             self._speed_up()
-        if self._closed is not None:
+        if self._is_finishing:
             self._finish_if_drained()
 
     # --- events
@@ -267,39 +233,39 @@ class Driver:
         self._is_handling = True
         try:
             while self._events and not self._is_holding:
-                generation, event = self._events.popleft()
-                self._HANDLERS[type(event)](self, event, generation)
+                self._handled_on, event = self._events.popleft()
+                self._handlers[type(event)](event)
         finally:
             self._is_handling = False
         self._rearm()
 
-    def _handle_file_requested(self, event: FileRequested, generation: int) -> None:
-        if generation != self.generation:
+    def _handle_file_requested(self, event: FileRequested) -> None:
+        if self._handled_on != self.generation:
             return
         try:
-            self._outgoing.requested(event)
+            self.outgoing.requested(event)
         except LimitReached as error:
             self._log.warn("dropping {peer}: {reason}", peer=self.peer_address, reason=str(error))
             self.abort()
         except OSError as error:
-            self._dispatch.refuse_request(event, "file-refused", error.strerror or str(error))
+            self.dispatch.refuse_request(event, "file-refused", error.strerror or str(error))
         except (MsgServiceError, TypeError, ValueError) as error:
-            self._dispatch.refuse_request(event, "file-refused", str(error))
+            self.dispatch.refuse_request(event, "file-refused", str(error))
 
-    def _handle_file_pushed(self, event: FilePushed, generation: int) -> None:
-        self._incoming.pushed(event)
-        if self._wire is not None and event.size - event.offset > BULK_BYTES:
-            self._wire.read_in_bulk(True)
+    def _handle_file_pushed(self, event: FilePushed) -> None:
+        self.incoming.pushed(event)
+        if self.wire is not None and event.size - event.offset > BULK_BYTES:
+            self.wire.read_in_bulk(True)
 
-    def _handle_file_answered(self, event: FileAnswered, generation: int) -> None:
-        self._incoming.answered(event)
-        if self._wire is not None and event.size - event.offset > BULK_BYTES:
-            self._wire.read_in_bulk(True)
+    def _handle_file_answered(self, event: FileAnswered) -> None:
+        self.incoming.answered(event)
+        if self.wire is not None and event.size - event.offset > BULK_BYTES:
+            self.wire.read_in_bulk(True)
 
-    def _handle_file_ended(self, event: FileEnded, generation: int) -> None:
-        if self._wire is not None:
-            self._wire.read_in_bulk(False)
-        d = self._incoming.ended(event)
+    def _handle_file_ended(self, event: FileEnded) -> None:
+        if self.wire is not None:
+            self.wire.read_in_bulk(False)
+        d = self.incoming.ended(event)
         if d is None or d.called:
             return
         self._is_holding = True
@@ -323,11 +289,11 @@ class Driver:
         return d
 
     def _look_whether_settled(self) -> None:
-        if not self._is_holding and self._incoming.is_settled:
+        if not self._is_holding and self.incoming.is_settled:
             self._settle_waiters.fire(None)
 
-    def _handle_error(self, event: ErrorReceived, generation: int) -> None:
-        if not self._outgoing.refused(event.about.get("transfer"), event.reason):
+    def _handle_error(self, event: ErrorReceived) -> None:
+        if not self.outgoing.refused(event.about.get("transfer"), event.reason):
             self._log.warn(
                 "{peer} says of {about}: {kind}: {reason}",
                 peer=self.peer_address,
@@ -336,7 +302,7 @@ class Driver:
                 reason=event.reason[:500],
             )
 
-    def _handle_ignored(self, event: Ignored, generation: int) -> None:
+    def _handle_ignored(self, event: Ignored) -> None:
         self._log.warn(
             "ignored from {peer}: {reason}: {subject}",
             peer=self.peer_address,
@@ -344,50 +310,52 @@ class Driver:
             subject=event.subject,
         )
 
-    def _handle_messages_unsent(self, event: MessagesUnsent, generation: int) -> None:
+    def _handle_messages_unsent(self, event: MessagesUnsent) -> None:
         self._log.warn(
             "{count} messages were not sent before the connection to {peer} ended",
             count=event.count,
             peer=self.peer_address,
         )
 
-    def _handle_failed(self, event: Failed, generation: int) -> None:
-        if generation == self._generation:
+    def _handle_failed(self, event: Failed) -> None:
+        if self._handled_on == self._generation:
             self._log.warn(
                 "dropping {peer}: {reason}", peer=self.peer_address, reason=str(event.error)
             )
             self.abort()
 
-    _HANDLERS: dict[type[Event], Callable[["Driver", Any, int], None]] = {
-        ActionReceived: lambda self, event, generation: self._dispatch.action(event),
-        RequestReceived: lambda self, event, generation: self._dispatch.request(event, generation),
-        ResponseReceived: lambda self, event, generation: self._dispatch.response(event),
-        RequestRefused: lambda self, event, generation: self._dispatch.refused(event),
-        RequestTimedOut: lambda self, event, generation: self._dispatch.timed_out(event),
-        RequestLost: lambda self, event, generation: self._dispatch.lost(event),
-        FileRequested: _handle_file_requested,
-        FileEnded: _handle_file_ended,
-        FilePushed: _handle_file_pushed,
-        FileAnswered: _handle_file_answered,
-        FileData: lambda self, event, _: self._incoming.data(event),
-        FileInterrupted: lambda self, event, _: self._incoming.interrupted(),
-        FileConfirmed: lambda self, event, _: self._outgoing.confirmed(event.transfer),
-        FileUnsent: lambda self, event, _: self._outgoing.unsent(event.source),
-        OffsetAsked: lambda self, event, _: self._incoming.offset_asked(event),
-        OffsetOffered: lambda self, event, _: self._outgoing.offset_offered(event),
-        ErrorReceived: _handle_error,
-        Ignored: _handle_ignored,
-        MessagesUnsent: _handle_messages_unsent,
-        PeerAnnounced: lambda self, event, _: None,
-        Failed: _handle_failed,
-    }
+    def _handlers_of_events(self) -> dict[type[Event], Callable[[Any], None]]:
+        dispatch, incoming, outgoing = self.dispatch, self.incoming, self.outgoing
+        return {
+            ActionReceived: dispatch.action,
+            RequestReceived: lambda event: dispatch.request(event, self._handled_on),
+            ResponseReceived: dispatch.response,
+            RequestRefused: dispatch.refused,
+            RequestTimedOut: dispatch.timed_out,
+            RequestLost: dispatch.lost,
+            FileRequested: self._handle_file_requested,
+            FileEnded: self._handle_file_ended,
+            FilePushed: self._handle_file_pushed,
+            FileAnswered: self._handle_file_answered,
+            FileData: incoming.data,
+            FileInterrupted: lambda event: incoming.interrupted(),
+            FileConfirmed: lambda event: outgoing.confirmed(event.transfer),
+            FileUnsent: lambda event: outgoing.unsent(event.source),
+            OffsetAsked: incoming.offset_asked,
+            OffsetOffered: outgoing.offset_offered,
+            ErrorReceived: self._handle_error,
+            Ignored: self._handle_ignored,
+            MessagesUnsent: self._handle_messages_unsent,
+            PeerAnnounced: lambda event: None,
+            Failed: self._handle_failed,
+        }
 
     # --- machinery
 
     def flush(self) -> None:
         """Send what there is; while events are handled, after them."""
-        if self._wire is not None and not self._is_handling:
-            self._wire.flush()
+        if self.wire is not None and not self._is_handling:
+            self.wire.flush()
         self._rearm()
 
     def _speed_up(self) -> None:
@@ -402,12 +370,12 @@ class Driver:
         self._steer_reading()
 
     def _steer_reading(self) -> None:
-        if self._wire is None:
+        if self.wire is None:
             return
         if self._is_holding or self._is_disk_slow or self._slow_down is not None:
-            self._wire.pause_reading()
+            self.wire.pause_reading()
         else:
-            self._wire.resume_reading()
+            self.wire.resume_reading()
 
     def _rearm(self) -> None:
         deadline = self._core.next_deadline()
@@ -427,8 +395,3 @@ class Driver:
     def _defer_to_thread(self, function: Callable[..., Any], *args: Any) -> "Deferred[Any]":
         reactor = cast("Any", self._reactor)
         return deferToThreadPool(reactor, reactor.getThreadPool(), function, *args)
-
-    def _tell(self, hook: Callable[..., Any] | None, *args: object) -> None:
-        if hook is not None:
-            d = maybeDeferred(awaited, hook, self, *args)
-            d.addErrback(lambda f: self._log.failure("hook of a connection", f))

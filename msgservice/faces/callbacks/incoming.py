@@ -1,6 +1,6 @@
 """Files that a Twisted `Connection` receives: those pushed to it, and those it asked for.
 
-Called by `faces.callbacks.connection` with the events of the core that are about them. At most one
+Called by `faces.callbacks.driver` with the events of the core that are about them. At most one
 is being received; it is written in a thread (`faces.callbacks.arrival`), and `full` says when to
 read no more from the peer. A file that fails is given up with a log line and, between our own
 peers, an `error`; what else comes of it is ignored, and the connection lives on.

@@ -1,6 +1,6 @@
 """Files that a Twisted `Connection` sends: those it pushes, and those the peer asks for.
 
-Called by `faces.callbacks.connection` with the events of the core that are about them. A piece is
+Called by `faces.callbacks.driver` with the events of the core that are about them. A piece is
 read when the transport has room for it; the hash of what the peer already has is taken in a thread.
 A file that fails is given up with a log line; the connection lives on, unless half of it is sent.
 """

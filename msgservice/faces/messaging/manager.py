@@ -15,16 +15,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, assert_never
 
 from msgservice.errors import MsgServiceError, ProtocolError
 from msgservice.faces.callbacks.files import FileRoot, IncomingFile, OutgoingFile
 from msgservice.faces.callbacks.net import get_ip_address, set_keepalive
 from msgservice.faces.callbacks.protocol.events import (
     ActionReceived,
+    ErrorReceived,
     Event,
     Failed,
     FileAnswered,
+    FileConfirmed,
     FileData,
     FileEnded,
     FileInterrupted,
@@ -34,8 +36,13 @@ from msgservice.faces.callbacks.protocol.events import (
     Ignored,
     MessageReceived,
     MessagesUnsent,
+    OffsetAsked,
+    OffsetOffered,
+    PeerAnnounced,
     RequestLost,
     RequestReceived,
+    RequestRefused,
+    RequestTimedOut,
     ResponseReceived,
 )
 from msgservice.faces.callbacks.protocol.peer import IDS, CallbackPeer
@@ -390,8 +397,18 @@ class ConnectionManager:
                 logger.warning("ignored from %s: %s: %s", self.addr, reason, subject)
             case Failed(error):
                 raise BadMessage(str(error)) from error
+            case (
+                RequestRefused()
+                | RequestTimedOut()
+                | FileConfirmed()
+                | OffsetAsked()
+                | OffsetOffered()
+                | ErrorReceived()
+                | PeerAnnounced()
+            ):
+                raise AssertionError(event)  # only who announces himself, or says a time, gets it
             case _:
-                raise AssertionError(event)
+                assert_never(event)
 
     def _run(
         self, callback: Callback | None, what: str, args: list[Any], kwargs: dict[str, Any]

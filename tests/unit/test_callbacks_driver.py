@@ -1,0 +1,102 @@
+"""The driver under a connection of the callback protocol, without sockets."""
+
+from typing import Any, get_args
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from msgservice.errors import ClientClosed
+from msgservice.faces.callbacks.driver import Driver
+from msgservice.faces.callbacks.protocol.events import Event, MessageReceived
+from msgservice.faces.callbacks.protocol.peer import CallbackPeer
+from msgservice.faces.callbacks.registry import CallbackRegistry
+from tests.kit.callbacks_world import ENCODER
+from tests.kit.doubles import double
+
+
+class Wire:
+    """A wire that keeps what was sent on it."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.transport: Any = double(getPeer=lambda: "there")
+        self.sent = b""
+        self.ended: list[str] = []
+
+    def flush(self) -> None:
+        while data := self.driver.wire_output():
+            self.sent += data
+            self.driver.wire_sent(len(data))
+
+    def finish(self) -> None:
+        self.ended.append("finished")
+
+    def abort(self) -> None:
+        self.ended.append("aborted")
+
+    def detach(self) -> None:
+        self.ended.append("detached")
+
+
+class Alone:
+    """A driver and what it says."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.registry = CallbackRegistry()
+        self.core = CallbackPeer(byteorder="little", first_id=1, announce=False)
+        self.driver = Driver(
+            self,
+            self.registry,
+            self.core,
+            Clock(),
+            files=None,
+            run_in_thread=None,
+            opened=lambda: self.said.append("opened"),
+            lost=lambda: self.said.append("lost"),
+            received=self.said.append,
+        )
+
+    def connect(self) -> Any:
+        wire: Any = Wire(self.driver)
+        self.driver.wire_opened(wire)
+        return wire
+
+
+def test_every_event_of_the_core_has_somebody_to_handle_it() -> None:
+    assert set(get_args(Event)) - {MessageReceived} == set(Alone().driver._handlers)
+
+
+def test_callbacks_get_the_connection_and_not_its_driver() -> None:
+    alone, got = Alone(), []
+    alone.registry.message_callback("do")(lambda connection, n: got.append((connection, n)))
+    alone.connect()
+    alone.driver.wire_received(ENCODER.action("do", [7], None))
+    assert [(alone, 7)] == got
+
+
+def test_a_newer_wire_takes_the_place_of_the_one_before() -> None:
+    alone = Alone()
+    first, second = alone.connect(), alone.connect()
+    assert ["detached"] == first.ended
+    assert ["opened", "lost", "opened"] == alone.said
+    assert (second, 2) == (alone.driver.wire, alone.driver.generation)
+
+
+def test_a_driver_that_is_told_to_finish_sends_all_first() -> None:
+    alone = Alone()
+    wire = alone.connect()
+    alone.core.send_message("do", [1], None)
+    alone.driver.finish()
+    assert ENCODER.action("do", [1], None) == wire.sent
+    assert {"finished"} == set(wire.ended)
+
+
+def test_what_waits_for_answers_fails_when_the_driver_ends() -> None:
+    alone = Alone()
+    failed: list[Any] = []
+    waiting: Deferred[Any] = Deferred()
+    waiting.addErrback(lambda failure: failed.append(failure.value))
+    alone.core.request("v", (), None, token=waiting)
+    alone.driver.end(ClientClosed("over"))
+    assert ["over"] == [str(error) for error in failed]
