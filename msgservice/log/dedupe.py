@@ -131,7 +131,7 @@ def take_batches(
             why = limit if sequence > head else None
         if sender.ranges is None and batch.after < sender.floor <= sequence and why is full:
             if full is None and used + size > used_max:
-                full = LogFull(f"{used} bytes are used, at most {used_max} allowed")
+                full = _no_room(used, size, used_max)
             if full is not None:
                 outcomes.append(RefusedBatch(full))
                 continue
@@ -259,6 +259,14 @@ def forget_numbers(staged: Staged) -> None:
         batch.number = batch.stored_at = 0
 
 
+def _no_room(used: int, size: int, used_max: int) -> LogFull:
+    """The refusal says what dead letters leave of the room: only people may delete these."""
+    return LogFull(
+        f"{used} bytes are used of the {used_max} that dead letters leave of max_bytes,"
+        f" {size} more are too many"
+    )
+
+
 def _take_refused(
     staged: Staged, batch: Batch, refusal: Refused | LimitReached | LogFull, lookup: Lookup
 ) -> Outcome:
@@ -309,7 +317,7 @@ def _take_known(
         outcome = Known(pieces=_pieces(first, last, runs), fresh=pieces)
     if missing:
         if full is None and used + size > used_max:
-            full = LogFull(f"{used} bytes are used, at most {used_max} allowed")
+            full = _no_room(used, size, used_max)
         if full is not None:
             return RefusedBatch(full)
         begin = min(batch.after + 1, first)

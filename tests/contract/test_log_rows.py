@@ -15,7 +15,7 @@ import pytest
 from msgservice.errors import LogFull
 from msgservice.limits import Limits
 from msgservice.message import Status
-from msgservice.records import Batch, Known, Progress, RefusedBatch, position_of
+from msgservice.records import Batch, DeadLetter, Known, Progress, RefusedBatch, position_of
 from tests.kit.door import by_hand
 from tests.kit.logs import Driver, exception, make_batch
 
@@ -151,4 +151,23 @@ def test_batches_are_refused_when_an_open_one_keeps_too_many_rows_and_taken_when
     (stored,) = log.append(make_batch(one, 101))  # which history gives way to
     assert isinstance(stored, Batch)
     assert log.wait(log.log.audit()) == []
+    log.close()
+
+
+def test_who_is_refused_is_told_what_dead_letters_leave_of_the_room(tmp_path: Path) -> None:
+    log = Driver("memory", tmp_path, replace(LIMITS, max_bytes=30_000)).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    batch = make_batch(audience, 1, [b"a"])
+    log.append(batch)
+    letter = DeadLetter(1, batch.first, "shop", "i1", 1, "s", b"x" * 25_000, "", 1, 0)
+    log.progress(1, batch.last, settled={Status.DEAD: 1}, dead=[letter])
+    log.wait(log.log.retain(1))
+    room = log.log.room()
+    assert room.used == log.log.dead_bytes(1) > 25_000
+    (refused,) = log.append(batch := make_batch(audience, 2, [b"b" * 6_000]))
+    assert isinstance(refused, RefusedBatch)
+    said = f"0 bytes are used of the {30_000 - room.used} that dead letters leave of max_bytes"
+    assert said in str(refused.error)
+    assert f"{batch.size} more" in str(refused.error)
     log.close()

@@ -148,3 +148,69 @@ def test_a_log_whose_first_messages_wait_is_no_larger_than_the_rows_that_stay() 
         world={"disk_delay": 0.05},
     )
     assert fails(plan) is None
+
+
+def test_a_send_that_dead_letters_leave_no_room_for_waits_for_an_operator() -> None:
+    plan = Plan(
+        seed=9002054,
+        limits={"max_bytes": 30000, "heartbeat": 5.0},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(
+                kind="receiver",
+                name="library",
+                options={
+                    "patterns": ("a.*",),
+                    "order": "none",
+                    "concurrency": 1,
+                    "pause": 0.02,
+                    "fails": 0.4,
+                },
+            ),
+            Part(
+                kind="receiver",
+                name="picky",
+                options={"patterns": ("a.*",), "order": "none", "fails": 0.15},
+            ),
+            Part(
+                kind="scripted",
+                name="scripted",
+                options={
+                    "patterns": ("a.1", "b.1"),
+                    "nacks": 0.4,
+                    "actions": (2, 3),
+                    "slow": (0.6, 20.0),
+                },
+            ),
+        ),
+        ops=(
+            Op(at=8.316, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(
+                at=30.028,
+                kind="send",
+                who="shop",
+                args=("b.1", 1, 1000, ("library", "picky"), False),
+            ),
+            Op(at=37.334, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(
+                at=41.661,
+                kind="send",
+                who="shop",
+                args=("a.1", 5, 3000, ("library", "picky"), True),
+            ),
+            Op(at=76.474, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(
+                at=92.492,
+                kind="send",
+                who="shop",
+                args=("a.1", 2, 3000, ("library", "picky", "scripted"), True),
+            ),
+            Op(at=103.743, kind="send", who="shop", args=("a.1", 2, 3000, None, True)),
+            Op(at=111.562, kind="stray", who="origin", args=(20,)),
+            Op(at=119.44, kind="send", who="shop", args=("a.2", 10, 1000, ("scripted",), False)),
+            Op(at=127.408, kind="send", who="shop", args=("b.1", 2, 3000, None, True)),
+        ),
+        world={},
+    )
+    assert fails(plan) is None

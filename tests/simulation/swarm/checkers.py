@@ -147,7 +147,7 @@ class Check:
                 self._rest(max(end - world.now, REST_SECONDS))
                 return
             self.now()
-            if self._dead_letters_block():
+            if self._dead_letters_block() or self._dead_letters_fill():
                 return
         counts = Counter(self._waits(sent) for sent in self._open)
         first = self._open[0]
@@ -263,15 +263,39 @@ class Check:
         world = self.world
         limit = world.limits.dead_bytes_max
         for row in world.node.service.parts.directory:
-            # A letter counts with its reason and 128 bytes (docs/configuration.md).
-            dead = (
-                "select coalesce(sum(length(message) + length(reason) + 128), 0) from dead"
-                f" where receiver = {row.number}"
-            )
-            if row.options.paused and count_of(world, dead) >= limit:
+            if row.options.paused and self._dead_bytes(row.number) >= limit:
                 world.is_blocked = True
                 world.blocked.add(row.name)
         return world.is_blocked
+
+    def _dead_letters_fill(self) -> bool:
+        """Whether all that waits are sends for which dead letters leave no room.
+
+        They count as used and never go by themselves (`dead_bytes` in docs/configuration.md), each
+        receiver may have a quarter of `max_bytes` of them, and a batch is stored whole or not.
+        """
+        world = self.world
+        left = world.limits.max_bytes - sum(
+            self._dead_bytes(row.number) for row in world.node.service.parts.directory
+        )
+        first: dict[str, Sent] = {}
+        batches: Counter[str] = Counter()
+        for sent in self._open:
+            if self._waits(sent)[0] not in ("a send is never answered", "an outbox never empties"):
+                return False
+            begun = first.setdefault(sent.producer, sent)
+            if (sent.subject, sent.to) == (begun.subject, begun.to):
+                batches[sent.producer] += len(sent.body) + 16
+        world.is_blocked = all(size > left for size in batches.values())
+        return world.is_blocked
+
+    def _dead_bytes(self, number: int) -> int:
+        # A letter counts with its reason and 128 bytes (docs/configuration.md).
+        return count_of(
+            self.world,
+            "select coalesce(sum(length(message) + length(reason) + 128), 0) from dead"
+            f" where receiver = {number}",
+        )
 
     def _queued(self) -> dict[str, int]:
         accounts: list[Any] = []
