@@ -454,11 +454,11 @@ class LogLocked(LogError):
 
 
 class LogTooNew(LogError):
-    """The log was written by a newer program."""
+    """The log, outbox or inbox was written by a newer program, and is left as it is."""
 
-    def __init__(self, version: int, supported: int) -> None:
+    def __init__(self, version: int, supported: int, file: str = "log") -> None:
         super().__init__(
-            f"log has schema version {version}, this program knows up to {supported}:"
+            f"{file} has schema version {version}, this program knows up to {supported}:"
             " use the newer program"
         )
         self.version, self.supported = version, supported

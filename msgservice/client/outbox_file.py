@@ -24,14 +24,14 @@ from twisted.python.failure import Failure
 
 from msgservice.client.outbox_left import LeftRuns, OutboxRun
 from msgservice.core.ranges import RangeSet
-from msgservice.disk.database import as_json, insert_steps, is_full, one, prepare
+from msgservice.disk.database import as_json, insert_steps, is_full, one
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
 from msgservice.disk.mark import Mark
+from msgservice.disk.migrations import Schema
 from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, OutboxFull
 
-APPLICATION_ID = 0x6D736F62  # "msob"
 SIZE_MAX = 1024 * 1024 * 1024  # bytes of open runs, unless told otherwise
 # Settlements of so many bytes are written without waiting for the next append.
 SETTLED_BYTES = 1024 * 1024
@@ -63,7 +63,7 @@ alter table head add column renewals integer not null default 0;    -- of the in
 _VERSION_3 = """
 alter table head add column log_id text not null default '';
 """
-
+SCHEMA = Schema(0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3))  # "msob"
 
 _DELETE = "delete from run where first in (select value from json_each(?))"
 
@@ -149,13 +149,14 @@ class OutboxFile:
         self._index(snapshot.runs)
         self.settled_to = self._lowest()
         self._opened = True
+        self._file.tell()
         return snapshot
 
     def _open_file(self) -> OutboxSnapshot:
         return self._file.open(self._load)
 
     def _load(self, db: apsw.Connection, mark: Mark | None) -> tuple[OutboxSnapshot, Mark]:
-        prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2, _VERSION_3])
+        self._file.migrate(db, SCHEMA)
         head = one(db, "select incarnation, sequence, renewals, log_id from head")
         if head is None:
             head = (self._entropy(16).hex(), 0, 0, "")

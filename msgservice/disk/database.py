@@ -1,14 +1,13 @@
-"""SQLite connections as all files here use them: pragmas, rows, full disk, schemas, backups.
+"""SQLite connections as all files here use them: pragmas, rows, full disk, backups.
 
-Knows no table. What the tables of a log are, and how an older log becomes a new one, is in
-`log.schema`.
+Knows no table. How a file of an older version is brought up is in `disk.migrations`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ import apsw
 import msgspec
 
 from msgservice.disk.files import OS, Files
-from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
+from msgservice.errors import DataFolderUnusable
 
 BACKUP_PAGES = 1000  # of one step
 
@@ -174,67 +173,45 @@ def _prepare_connection(db: apsw.Connection, *, readonly: bool) -> None:
         db.execute("pragma query_only = 1")
 
 
-def prepare(db: apsw.Connection, application: int, script: str, later: Sequence[str] = ()) -> None:
-    """Make the tables of a small file (outbox, inbox) if it is new, and bring an older one up.
-
-    `script` makes version 1, the first of `later` leads from that to 2, and so on; all of it is one
-    transaction. Raises `LogTooNew`, or `LogDamaged` where the file is something else.
-    """
-    newest = 1 + len(later)
-    version = one(db, "pragma user_version")
-    if version and db.pragma("application_id") != application:
-        raise LogDamaged("the file is another one than it should be", 0, 0)
-    if version > newest:
-        raise LogTooNew(version, newest)
-    if version == newest:
-        return
-    db.execute("begin immediate")
-    for step in (script, *later)[version:]:
-        db.execute(step)
-    db.pragma("user_version", newest)
-    db.pragma("application_id", application)
-    db.execute("commit")
-
-
 def backup(db: apsw.Connection, target: Path, files: Files = OS) -> None:
     """Write a whole, synced copy of the database to `target`, replacing what is there.
 
-    It is of the moment when it begins, however much is written meanwhile. Raises
-    `DataFolderUnusable` where there is no room for it, and leaves nothing behind then.
+    Its owner gives it the name that it is to have. It is of the moment when it begins, however much
+    is written meanwhile. Raises `DataFolderUnusable` where there is no room for it, and leaves
+    nothing behind then.
     """
-    partial = target.with_name(target.name + ".partial")
-    _remove(partial, files)
+    _remove(target, files)
     needed = one(db, "pragma page_count") * one(db, "pragma page_size") + COPY_MARGIN
     _check_room(target, needed, files)
     try:
-        make_private(partial, files)
-        _copy_pages(db, partial)
-        descriptor = files.open(partial, os.O_RDONLY)
+        make_private(target, files)
+        _copy_pages(db, target)
+        descriptor = files.open(target, os.O_RDONLY)
         try:
             files.fsync(descriptor)
         finally:
             files.close(descriptor)
-        files.replace(partial, target)
     except (apsw.FullError, OSError) as error:
-        _remove(partial, files)
+        _remove(target, files)
         if isinstance(error, OSError) and error.errno not in FULL_ERRNOS:
             raise
         _check_room(target, needed, files)
         raise DataFolderUnusable(str(target.parent), _no_room(target, needed, "too few")) from error
     except BaseException:
-        _remove(partial, files)
+        _remove(target, files)
         raise
-    sync_folder(target.parent, files)
 
 
-def _copy_pages(db: apsw.Connection, partial: Path) -> None:
+def _copy_pages(db: apsw.Connection, target: Path) -> None:
     # Inside a transaction that reads: otherwise a backup begins anew after every commit of another
     # connection, and under load never ends.
     db.execute("begin")
     try:
         one(db, "select count(*) from sqlite_schema")
-        copy = apsw.Connection(str(partial))
+        copy = apsw.Connection(str(target), vfs=db.open_vfs)
         try:
+            # It is removed where it is not whole: no journal that a kill would leave.
+            copy.execute("pragma journal_mode = off")
             with full_is_told(copy), copy.backup("main", db, "main") as running:
                 while not running.done:
                     _step(running)
@@ -248,9 +225,9 @@ def _step(running: apsw.Backup) -> None:
     running.step(BACKUP_PAGES)
 
 
-def _remove(partial: Path, files: Files) -> None:
+def _remove(target: Path, files: Files) -> None:
     with suppress(FileNotFoundError):
-        files.unlink(partial)
+        files.unlink(target)
 
 
 def _check_room(target: Path, needed: int, files: Files) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import apsw
+from twisted.logger import Logger
 
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import UNUSABLE, check_sqlite, connect
@@ -19,6 +20,7 @@ from msgservice.disk.files import Files
 from msgservice.disk.folder import FileWatch, FolderLock, check_filesystem, make_folder
 from msgservice.disk.machine import Marks, Threads
 from msgservice.disk.mark import MARK_INTERVAL, Mark, begin_mark, read_mark
+from msgservice.disk.migrations import Schema, migrate
 from msgservice.disk.pages import PageSums
 from msgservice.errors import DataFolderUnusable, LogDamaged
 
@@ -30,6 +32,8 @@ class GuardedFile:
 
     `numbered`: whether the number of a mark names something that can be missing.
     """
+
+    _logger = Logger()
 
     def __init__(
         self, path: Path, *, numbered: bool, vfs: str | None, files: Files, threads: Threads
@@ -45,6 +49,7 @@ class GuardedFile:
         self._db: apsw.Connection | None = None
         self._marks: Marks | None = None
         self._watch: FileWatch | None = None
+        self._notices: list[str] = []
 
     @property
     def db(self) -> apsw.Connection:
@@ -103,6 +108,15 @@ class GuardedFile:
             self.pages.close()
             raise
         return found
+
+    def migrate(self, db: apsw.Connection, schema: Schema) -> None:
+        """The file is brought to the newest version: `disk.migrations.migrate`."""
+        self._notices = migrate(db, schema, self.path, self._files)
+
+    def tell(self) -> None:
+        """What opening it did is logged, on the reactor's thread."""
+        for notice in self._notices:
+            self._logger.warn("{notice}", notice=notice)
 
     def fold(self, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> None:
         """Fold the write-ahead log in; raises `apsw.Error`, `OSError`, `LogDamaged`."""

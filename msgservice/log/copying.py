@@ -18,7 +18,7 @@ from msgservice.disk.folder import LOCK_NAME, FolderLock, check_filesystem, make
 from msgservice.disk.mark import MARK_NAME, Mark, MarkFile
 from msgservice.errors import DataFolderUnusable
 from msgservice.log.loading import load
-from msgservice.log.schema import version_of
+from msgservice.log.schema import SCHEMA
 from msgservice.log.sqlite import LOG_NAME
 
 
@@ -52,7 +52,7 @@ def _copy(path: Path, folder: Path, entropy: Callable[[int], bytes]) -> str:
     unfinished = folder / (LOG_NAME + ".copy")
     original = connect(str(path), readonly=True)
     try:
-        version_of(original)
+        SCHEMA.version_of(original)
         backup(original, unfinished)
     finally:
         original.close()

@@ -15,9 +15,10 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from msgservice.disk.migrations import migrate
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog
-from msgservice.log.schema import migrate
+from msgservice.log.schema import SCHEMA
 from msgservice.log.store import Store
 from msgservice.records import Snapshot
 
@@ -76,7 +77,7 @@ class MemoryLog(StoreLog):
         store = self._store
         if not self._made:
             store.connect()
-            migrate(store.db, None)
+            migrate(store.db, SCHEMA, None)
             store.create(self._entropy(16).hex())
             self._made = True
         store.load()

@@ -1,25 +1,12 @@
-"""The tables of a log, and how a file of an older version becomes one of this version.
+"""The tables of a log, and the steps that bring an older one up.
 
-`SCHEMA_VERSION` is kept in SQLite's `user_version`; `APPLICATION_ID` says that a file is ours.
-Migrations are numbered by the version that they lead to, and run in one transaction after a copy
-of the file was made beside it. What the columns mean is in docs/log.md. Nothing here reads or
-writes messages.
+What the columns mean is in docs/log.md; how steps are taken, in `disk.migrations`. Nothing here
+reads or writes anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-import apsw
-
-from msgservice.disk.database import backup
-from msgservice.disk.files import OS, Files
-from msgservice.errors import LogDamaged, LogTooNew
-
-APPLICATION_ID = 0x6D736773  # "msgs"
-SCHEMA_VERSION = 5
-
+from msgservice.disk.migrations import Schema
 
 _VERSION_1 = """
 create table meta(key text primary key, value) without rowid;
@@ -171,63 +158,15 @@ alter table receiver add column epoch text not null default '';
 """
 
 
-MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {
-    1: lambda db: _execute_all(db, _VERSION_1),
-    2: lambda db: _execute_all(db, _VERSION_2),
-    3: lambda db: _execute_all(db, _VERSION_3),
-    # No other table; but an older program would not keep the sums of pages, so it is to refuse.
-    4: lambda db: None,
-    # Nor here; but an older program would send on the bits of `flags` that are only kept.
-    5: lambda db: None,
-}
-"""Migrations: what leads to each version of the schema from the one before it."""
-UNCOPIED = frozenset({4, 5})
-"""Those that change nothing in the file."""
-
-
-def _execute_all(db: apsw.Connection, script: str) -> None:
-    db.execute(script)
-
-
-def version_of(db: apsw.Connection) -> int:
-    """Return the schema version; `LogDamaged` where the file is not a log at all."""
-    application = db.pragma("application_id")
-    version = db.pragma("user_version")
-    if version and application != APPLICATION_ID:
-        raise LogDamaged("the file is not a log of msgservice", 0, 0)
-    assert isinstance(version, int)
-    return version
-
-
-def migrate(db: apsw.Connection, path: Path | None, files: Files = OS) -> list[str]:
-    """Bring the file to this version; return what was done, as sentences.
-
-    A file that holds something is copied to `NAME.before-VERSION` first, and the copy synced,
-    where the migration changes more than the number.
-    Raises `LogTooNew`.
-    """
-    version = version_of(db)
-    if version > SCHEMA_VERSION:
-        raise LogTooNew(version, SCHEMA_VERSION)
-    notices = []
-    copy: Path | None = None
-    for target in range(version + 1, SCHEMA_VERSION + 1):
-        if version and path is not None and target in UNCOPIED:
-            notices.append(f"migrated from version {target - 1} to {target}")
-        elif version and path is not None:
-            copy = path.with_name(f"{path.name}.before-{target}")
-            backup(db, copy, files=files)
-            notices.append(f"migrated from version {target - 1} to {target}; copy in {copy.name}")
-        db.execute("begin immediate")
-        try:
-            MIGRATIONS[target](db)
-            db.pragma("user_version", target)
-            db.pragma("application_id", APPLICATION_ID)
-            db.execute("commit")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("rollback")
-            if copy is not None:
-                copy.unlink(missing_ok=True)  # of a file that is as it was: it only takes room
-            raise
-    return notices
+SCHEMA = Schema(
+    0x6D736773,  # "msgs"
+    (
+        _VERSION_1,
+        _VERSION_2,
+        _VERSION_3,
+        # No other table; but an older program would not keep the sums of pages, so it is to refuse.
+        "",
+        # Nor here; but an older program would send on the bits of `flags` that are only kept.
+        "",
+    ),
+)

@@ -29,11 +29,12 @@ from msgservice.disk.folder import (
 )
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
 from msgservice.disk.mark import MARK_INTERVAL, MARK_NAME, Mark, MarkFile, begin_mark, read_mark
+from msgservice.disk.migrations import migrate
 from msgservice.disk.pages import PageSums
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogFailed
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog
-from msgservice.log.schema import migrate
+from msgservice.log.schema import SCHEMA
 from msgservice.log.store import Store
 from msgservice.log.wholeness import check_mark
 from msgservice.records import Snapshot
@@ -216,7 +217,7 @@ class SqliteLog(StoreLog):
             store.pages.note_files()
         store.connect()
         try:
-            notices = migrate(store.db, path, self._files)
+            notices = migrate(store.db, SCHEMA, path, self._files)
             if is_new:
                 notices.append(
                     f"a new, empty log begins in {self.folder}: if there was one before, stop now"

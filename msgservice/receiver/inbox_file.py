@@ -24,17 +24,17 @@ from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival, sendable
 from msgservice.core.marks import Key, SenderState, encode_ranges
-from msgservice.disk.database import full_is_told, is_full, one, prepare, rows
+from msgservice.disk.database import full_is_told, is_full, one, rows
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
 from msgservice.disk.mark import Mark
+from msgservice.disk.migrations import Schema
 from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, Reject
 from msgservice.receiver.inbox_rejections import CRC_MASK, Fresh, Rejections, row_crc
 from msgservice.receiver.inbox_transaction import RolledBack, Transaction
 from msgservice.records import Rejected, Resume
 
-APPLICATION_ID = 0x6D736962  # "msib"
 # Messages of one transaction: it is committed before more are handled, so that the reactor gets
 # its turn and an ACK does not wait for what came long after it.
 MESSAGES_MAX = 4096
@@ -64,6 +64,7 @@ alter table msgservice_head add column tables integer not null default 0;
 """
 # No other table, but an older program would not keep the sums of pages: it refuses the file.
 _VERSION_3 = ""
+SCHEMA = Schema(0x6D736962, (_TABLES, _VERSION_2, _VERSION_3))  # "msib"
 # Our own statements carry a mark, so that the same words from a handler are another statement:
 # a prepared one is not checked again by the authorizer.
 _OWN = " /* msgservice */"
@@ -214,6 +215,7 @@ class InboxFile:
     def _remember(self, inbox: str) -> str:
         self.inbox = inbox
         self._opened = True
+        self._file.tell()
         return inbox
 
     def _not_opened(self, failure: Failure) -> Failure:
@@ -227,7 +229,7 @@ class InboxFile:
         return inbox
 
     def _load(self, db: apsw.Connection, high_water: Mark | None) -> tuple[str, Mark]:
-        prepare(db, APPLICATION_ID, _TABLES, [_VERSION_2, _VERSION_3])
+        self._file.migrate(db, SCHEMA)
         head = one(db, "select inbox, commits, crc, tables from msgservice_head")
         if head is None:
             if high_water is not None:

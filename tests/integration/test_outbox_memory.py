@@ -8,8 +8,9 @@ from pathlib import Path
 from zlib import crc32
 
 from msgservice.client import outbox_file
-from msgservice.disk.database import connect, prepare
+from msgservice.disk.database import connect
 from msgservice.disk.mark import Mark, MarkFile
+from msgservice.disk.migrations import Schema, migrate
 from msgservice.message import encode_bodies
 
 LEFT = 1_000_000
@@ -23,7 +24,8 @@ def leave(path: Path) -> None:
     messages = encode_bodies([b"ten bytes!"])
     row = (1, "left.new", None, 0, crc32(messages), messages)
     db = connect(str(path))
-    prepare(db, outbox_file.APPLICATION_ID, outbox_file._TABLES)
+    schema = outbox_file.SCHEMA
+    migrate(db, Schema(schema.application, schema.steps[:1]), None)
     db.execute("begin")
     db.execute("insert into head values (1, 'left-behind', ?)", (LEFT,))
     db.executemany(

@@ -852,6 +852,20 @@ _ALL = [
         new="os.fchmod(descriptor, 0o644)",
         catcher=_test("tests/unit/test_log_folder.py", "owners_alone"),
     ),
+    Mutant(
+        name="a-copy-of-before-is-overwritten",
+        at="msgservice.disk.migrations:_named",
+        old="if not found.exists()",
+        new="if True",
+        catcher=_test("tests/unit/test_migrations.py", "is_not_overwritten"),
+    ),
+    Mutant(
+        name="each-step-is-committed-alone",
+        at="msgservice.disk.migrations:migrate",
+        old="db.execute(step)",
+        new="db.execute(step + '; commit; begin')",
+        catcher=_test("tests/unit/test_migrations.py", "step_that_fails"),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

@@ -23,10 +23,11 @@ from msgservice.client.outbox_left import OutboxRun
 from msgservice.disk import database
 from msgservice.disk.folder import Reserve
 from msgservice.disk.mark import Mark, MarkFile, MarkWriter
+from msgservice.disk.migrations import Schema
 from msgservice.errors import DataFolderUnusable, LogUnavailable
 from msgservice.limits import Limits
-from msgservice.log import schema
 from msgservice.log.copying import copy_log
+from msgservice.log.schema import SCHEMA
 from msgservice.message import Status
 from msgservice.receiver.inbox_file import InboxFile
 from msgservice.records import Batch, RefusedBatch
@@ -172,9 +173,8 @@ def older_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     audience = log.log.audience([])
     log.append(*[make_batch(audience, n, [os.urandom(60_000)]) for n in range(1, 11)])
     log.close()
-    newer = schema.SCHEMA_VERSION + 1
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", newer)
-    monkeypatch.setitem(schema.MIGRATIONS, newer, lambda db: None)
+    longer = Schema(SCHEMA.application, (*SCHEMA.steps, "create table extra(a)"))
+    monkeypatch.setattr("msgservice.log.sqlite.SCHEMA", longer)
     return names_in(folder)
 
 

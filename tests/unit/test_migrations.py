@@ -1,0 +1,275 @@
+"""Files of the first version are brought up: by one copy and one transaction, or not at all.
+
+`old_files/version_1.tar.xz` holds a log, an outbox and an inbox as the first programs left them.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import stat
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from twisted.logger import globalLogPublisher
+
+from msgservice.client import outbox_file
+from msgservice.client.outbox_file import OutboxFile
+from msgservice.disk.migrations import Schema
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
+from msgservice.log import sqlite
+from msgservice.log.sqlite import SqliteLog
+from msgservice.receiver import inbox_file
+from msgservice.receiver.inbox_file import InboxFile
+from tests.kit.simdisk import SimDisk, SimThreads
+from tests.powerloss.histories import LIMITS, Driver, Stopped
+
+FILES = Path(__file__).with_name("old_files") / "version_1.tar.xz"
+MODULES: dict[str, Any] = {"log": sqlite, "outbox": outbox_file, "inbox": inbox_file}
+
+
+class Kind:
+    """One kind of file, on a disk of its own in its first version."""
+
+    def __init__(self, kind: str, root: Path) -> None:
+        self.kind = kind
+        self.name = f"{kind}.db"
+        self.root = root
+        with tarfile.open(FILES) as archive:
+            members = [m for m in archive if m.isfile() and m.name.startswith(f"{kind}/")]
+            self.files = {Path(m.name).name: self._content(archive, m) for m in members}
+        self.dump = self.dump_of(self.files[self.name])
+        self.notices: list[str] = []
+
+    def _content(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+        file = archive.extractfile(member)
+        assert file is not None
+        return file.read()
+
+    def disk(self) -> SimDisk:
+        return SimDisk(self.root, Random(1), dict(self.files))
+
+    def open(self, disk: SimDisk) -> object:
+        """Open the file, return what it holds, and close it; `Stopped` where it is cut off."""
+        driver = Driver()
+        driver.disk = disk
+        clock: Any = driver.clock
+        more: dict[str, Any] = {
+            "reactor": clock,
+            "entropy": Random(1).randbytes,
+            "vfs": disk.vfs,
+            "files": disk.files,
+            "threads": SimThreads(clock, lambda: 0.001),
+        }
+        found: object
+        opened: Any
+        if self.kind == "log":
+            opened = SqliteLog(disk.folder, limits=LIMITS, **more)
+            snapshot = driver.wait(opened.open())
+            self.notices = list(snapshot.notices)
+            found = (snapshot.log_id, snapshot.next_number, snapshot.receivers)
+            assert driver.wait(opened.audit()) == []
+        elif self.kind == "outbox":
+            opened = OutboxFile(disk.folder / self.name, **more)
+            left = driver.wait(opened.open())
+            found = (left.incarnation, left.sequence, left.runs)
+        else:
+            opened = InboxFile(disk.folder / self.name, **more)
+            found = (driver.wait(opened.open()), opened.resume("node", "i.1"))
+        driver.wait(opened.close())
+        return found
+
+    def dump_of(self, content: bytes, wal: bytes = b"") -> tuple[int, list[str]]:
+        """The version of a file and all that is in it, as another program reads it."""
+        self.root.mkdir(exist_ok=True)
+        path = self.root / "looked-at.db"
+        for name, value in (("", content), ("-wal", wal), ("-shm", b"")):
+            path.with_name(path.name + name).unlink(missing_ok=True)
+            if value:
+                path.with_name(path.name + name).write_bytes(value)
+        db = sqlite3.connect(path)
+        try:
+            (version,) = db.execute("pragma user_version").fetchone()
+            return version, list(db.iterdump())
+        finally:
+            db.close()
+
+    def dump_on(self, disk: SimDisk) -> tuple[int, list[str]]:
+        files = disk.copy()
+        return self.dump_of(files[self.name], files.get(self.name + "-wal", b""))
+
+    @property
+    def schema(self) -> Schema:
+        found = MODULES[self.kind].SCHEMA
+        assert isinstance(found, Schema)
+        return found
+
+    def copies(self, disk: SimDisk) -> list[str]:
+        return sorted(name for name in disk.copy() if ".before-" in name)
+
+
+@pytest.fixture(params=["log", "outbox", "inbox"])
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    return Kind(request.param, tmp_path / "disk")
+
+
+@pytest.fixture
+def step(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Schema]:
+    """Add a step to the newest version."""
+
+    def add(sql: str) -> Schema:
+        longer = Schema(kind.schema.application, (*kind.schema.steps, sql))
+        monkeypatch.setattr(MODULES[kind.kind], "SCHEMA", longer)
+        return longer
+
+    return add
+
+
+def test_a_file_of_version_1_is_brought_up_after_one_copy(kind: Kind) -> None:
+    disk = kind.disk()
+    said: list[str] = []
+
+    def observe(event: Any) -> None:
+        said.append(event.get("notice", ""))
+
+    observer: Any = observe
+    globalLogPublisher.addObserver(observer)
+    try:
+        found = kind.open(disk)
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    newest = kind.schema.newest
+    copy = f"{kind.name}.before-{newest}"
+    assert kind.copies(disk) == [copy]
+    assert stat.S_IMODE((disk.folder / copy).stat().st_mode) == 0o600
+    assert kind.dump_of(disk.copy()[copy]) == kind.dump
+    told = f"{kind.name} is migrated from version 1 to {newest}; copy in {copy}"
+    assert told in (kind.notices if kind.kind == "log" else said)
+    assert kind.dump_on(disk)[0] == newest
+    assert kind.open(disk) == found
+    assert kind.copies(disk) == [copy]
+
+
+def test_a_copy_of_before_is_not_overwritten(kind: Kind) -> None:
+    copy = f"{kind.name}.before-{kind.schema.newest}"
+    kind.files[copy] = b"of an earlier time"
+    kind.files[copy + ".partial"] = b"of an upgrade that was killed"
+    disk = kind.disk()
+    kind.open(disk)
+    assert kind.copies(disk) == [copy, f"{copy}-2"]
+    assert disk.copy()[copy] == b"of an earlier time"
+    assert kind.dump_of(disk.copy()[f"{copy}-2"]) == kind.dump
+
+
+def test_the_copy_can_take_the_place_of_the_file(kind: Kind) -> None:
+    disk = kind.disk()
+    expected = kind.open(disk)
+    left = {name: content for name, content in disk.copy().items() if "db-" not in name}
+    left[kind.name] = left[f"{kind.name}.before-{kind.schema.newest}"]
+    if kind.kind == "inbox":
+        del left[kind.name + ".mark"]  # version 1 had none
+    assert kind.open(SimDisk(disk.root, Random(1), left)) == expected
+
+
+def test_a_step_that_changes_nothing_makes_no_copy(
+    kind: Kind, step: Callable[[str], Schema]
+) -> None:
+    disk = kind.disk()
+    kind.open(disk)
+    copies = kind.copies(disk)
+    step("")
+    kind.open(disk)
+    assert kind.copies(disk) == copies
+    assert kind.dump_on(disk)[0] == kind.schema.newest
+
+
+@pytest.mark.parametrize("end", ["killed", "power failure"])
+def test_an_upgrade_that_is_cut_off_anywhere_is_done_again(kind: Kind, end: str) -> None:
+    whole = kind.disk()
+    expected = kind.open(whole)
+    newest = kind.schema.newest
+    versions = set()
+    for cut in range(1, whole.operations + 1):
+        disk = kind.disk()
+        disk.cut_at = cut
+        with pytest.raises(Stopped):
+            kind.open(disk)
+        disk = disk.killed() if end == "killed" else disk.restart()
+        version, _ = found = kind.dump_on(disk)
+        versions.add(version)
+        assert version == newest or found == kind.dump
+        copies = kind.copies(disk)
+        assert version == 1 or copies == [f"{kind.name}.before-{newest}"]
+        assert kind.open(disk) == expected
+        copies = kind.copies(disk)
+        assert copies[0] == f"{kind.name}.before-{newest}"
+        assert len(copies) <= 2  # the second where the first had its name already
+        assert all(kind.dump_of(disk.copy()[name]) == kind.dump for name in copies)
+    assert versions == {1, newest}
+
+
+def test_a_step_that_fails_leaves_the_file_as_it_was(
+    kind: Kind, step: Callable[[str], Schema]
+) -> None:
+    longer = step("insert into no_such_table values (1)")
+    disk = kind.disk()
+    names = set(disk.copy())
+    with pytest.raises(LogDamaged) as raised:
+        kind.open(disk)
+    for part in (
+        f"{kind.name} of version 1 cannot be brought to {longer.newest}: ",
+        "no such table: no_such_table",
+        f"it stays as it was, and the copy {kind.name}.before-{longer.newest}",
+    ):
+        assert part in str(raised.value)
+    assert kind.dump_on(disk) == kind.dump
+    assert not kind.copies(disk)
+    assert names <= set(disk.copy())
+
+
+def test_a_file_of_a_newer_version_is_refused_and_left_alone(kind: Kind) -> None:
+    disk = kind.disk()
+    kind.open(disk)
+    db = sqlite3.connect(disk.folder / kind.name)
+    newest = kind.schema.newest
+    db.execute(f"pragma user_version = {newest + 1}")
+    db.close()
+    before = {path.name: path.read_bytes() for path in disk.folder.iterdir()}
+    with pytest.raises(LogTooNew, match=f"{kind.name} has .* {newest + 1}, .* up to {newest}:"):
+        kind.open(disk)
+    after = {path.name: path.read_bytes() for path in disk.folder.iterdir()}
+    assert after[kind.name] == before[kind.name]
+    assert [name for name in after if name.endswith("-wal") and after[name]] == []
+    assert kind.copies(disk) == [f"{kind.name}.before-{newest}"]
+
+
+@pytest.mark.parametrize("place", ["copy", "steps"])
+def test_a_full_disk_refuses_and_leaves_nothing_half_done(
+    kind: Kind, place: str, step: Callable[[str], Schema]
+) -> None:
+    longer = step("create table extra(a); insert into extra values (zeroblob(30000))")
+    end = ".partial" if place == "copy" else "-wal"
+    disk = kind.disk()
+
+    def full(name: str) -> int:
+        # What the file has when it is opened is written: the steps are not.
+        is_meant = name.endswith(end) and (place == "copy" or copied(disk))
+        return errno.ENOSPC if is_meant else 0
+
+    disk.full = full
+    with pytest.raises(DataFolderUnusable, match="make room"):
+        kind.open(disk)
+    assert kind.dump_on(disk) == kind.dump
+    assert not kind.copies(disk)
+    disk.full = lambda _: 0
+    kind.open(disk)
+    assert kind.dump_on(disk)[0] == longer.newest
+    assert kind.copies(disk) == [f"{kind.name}.before-{longer.newest}"]
+
+
+def copied(disk: SimDisk) -> bool:
+    return any(".before-" in path.name for path in disk.folder.iterdir())
