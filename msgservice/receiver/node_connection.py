@@ -93,7 +93,6 @@ class NodeConnection:
         if order not in ("strict", "none"):
             raise MalformedFrame(f"HELLO: order {order!r}")
         sender = self._reception.sender(hello.name, hello.incarnation)
-        sender.inbox.ordered = order == "strict"
         older = sender.connection
         if older is not None and older is not connection:
             older.owner.replaced_by_newer()  # type: ignore[attr-defined]  # all owners here are ours
@@ -101,7 +100,7 @@ class NodeConnection:
             assert elder.connection is not None
             elder.connection.owner.outdated()  # type: ignore[attr-defined]  # as above
             elder.connection = None
-        self._handling.reconnected(sender)
+        self._handling.reconnected(sender, ordered=order == "strict")
         sender.connection = connection
         self._sender = sender
         connection.resume(sender.inbox.marks.resume())
@@ -132,13 +131,17 @@ class NodeConnection:
         """Whether a frame is looked at now; one that is answered needs room for the answer.
 
         What was taken is acknowledged in ranges, so runs are handled however slowly the node reads.
-        But what was rejected is refused again each time that it comes.
+        But what was rejected is refused again each time that it comes. Where the order has
+        changed, they wait for the handlers that run in the order before.
         """
         kind = type(frame)
         if kind is Request:
             return self.connection.has_room
-        if kind is Transfer and self._sender is not None:
-            owed = self._sender.inbox.answers.refused_bytes
+        sender = self._sender
+        if kind is Transfer and sender is not None:
+            if sender.is_changing:
+                return False
+            owed = sender.inbox.answers.refused_bytes
             return owed <= self._reception.limits.answer_bytes or self.connection.is_writable
         return True
 

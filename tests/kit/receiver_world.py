@@ -436,6 +436,16 @@ class World:
         self.wire.cut()
         self.run(2)
 
+    def change_order(self, order: str) -> Node:
+        """An operator changes the order: the node ends the connection, and reads its log anew.
+
+        Its backlog is empty then: what was not answered is to be offered again.
+        """
+        node = self.node
+        node.order, node.backlog = order, Node(self.clock, order=order).backlog
+        self.reconnect()
+        return node
+
     def fails(self, error: ProtocolError) -> bool:
         return any(str(error) in loss for loss in self.node.losses)
 

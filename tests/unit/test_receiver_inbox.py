@@ -111,6 +111,23 @@ def test_25_what_waits_for_the_file_is_not_handled_when_its_incarnation_is_over(
 
 
 @pytest.mark.parametrize("order", ["strict", "none"])
+def test_3_what_waits_for_the_file_is_handled_once_whatever_order_the_node_has_now(
+    path: Path, order: str
+) -> None:
+    world = world_of(path, order=order)
+    world.node.offer([b"1"])
+    world.node.offer([b"2"])
+    world.node.offer([b"3", b"4"])
+    world.run()
+    node = world.change_order("none" if order == "strict" else "strict")
+    for bodies in ([b"1"], [b"2"], [b"3", b"4"], [b"5"]):
+        node.offer(bodies)
+    world.until(lambda: node.backlog.cursor == 5)
+    world.stop()
+    assert sorted(written(path)) == [b"1", b"2", b"3", b"4", b"5"]
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
 def test_25_what_waits_for_a_thread_is_not_begun_when_its_incarnation_is_over(
     path: Path, order: str
 ) -> None:

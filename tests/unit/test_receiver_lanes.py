@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -278,3 +279,70 @@ def test_3_what_is_discarded_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch)
         assert not answers.receive(run(n), n, "a")
     with pytest.raises(MalformedFrame):
         answers.receive(run(11), 11, "a")
+
+
+# --- another order
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("losses", [0, 1, 3])
+def test_3_from_none_to_strict_nothing_is_begun_beside_what_still_runs(
+    losses: int, fails: bool
+) -> None:
+    slow = Slow()
+    world = World(slow, order="none", concurrency=2)
+    for body, subject in [(b"a1", "a"), (b"b1", "b"), (b"a2", "a")]:
+        world.node.offer([body], subject)
+    world.run()
+    assert slow.begun == [b"a1", b"b1"]
+    node = world.change_order("strict")
+    for body, subject in [(b"a1", "a"), (b"b1", "b"), (b"a2", "a"), (b"a3", "a"), (b"b2", "b")]:
+        node.offer([body], subject)
+    for _ in range(losses):
+        world.reconnect()
+    world.run(40)  # heartbeats: what waits is no reason to read what comes behind it
+    slow.ends[1].callback(None)
+    world.run(1)
+    assert slow.begun == [b"a1", b"b1"]
+    assert node.acknowledged == []
+    if fails:
+        slow.ends[0].errback(Retry(0.0))
+    else:
+        slow.ends[0].callback(None)
+    world.run(1)
+    slow.end_all(world)
+    assert [body for body in slow.begun if body.startswith(b"a")] == [
+        *([b"a1"] * fails),
+        b"a1",
+        b"a2",
+        b"a3",
+    ]
+    assert slow.begun.count(b"b1") == slow.begun.count(b"b2") == 1
+    assert node.backlog.cursor == 5
+    assert len(node.losses) == 1 + losses
+
+
+@pytest.mark.parametrize("kind", ["deferred", "batch"])
+def test_3_from_strict_to_none_what_waited_behind_what_fails_is_sent_and_answered(
+    kind: str,
+) -> None:
+    """A sender that keeps no order sends again only what it was told of."""
+    slow = Slow()
+    more: dict[str, Any] = {"batch": True} if kind == "batch" else {}
+    world = World((lambda some: slow(some[0])) if more else slow, concurrency=2, **more)
+    for body in (b"a1", b"a2", b"a3"):
+        world.node.offer([body])
+    world.run()
+    assert slow.begun == [b"a1"]
+    node = world.change_order("none")
+    for body in (b"a1", b"a2", b"a3"):
+        node.offer([body])
+    world.run(1)
+    slow.ends[0].errback(Retry(0.0))
+    world.run(1)
+    slow.end_all(world)
+    world.run(5)
+    slow.end_all(world)
+    assert sorted(slow.begun) == [b"a1", b"a1", b"a2", b"a3"]
+    assert node.backlog.cursor == 3
+    assert len(node.losses) == 1

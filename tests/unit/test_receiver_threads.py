@@ -96,6 +96,32 @@ def test_3_a_thread_begins_nothing_more_of_an_incarnation_that_is_over(
     world.stop()
 
 
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_3_a_thread_begins_nothing_more_once_the_order_is_another(
+    blocking: Blocking, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr("msgservice.receiver.handling.threads.SLICE_SECONDS", 1e9)
+    world = World(blocking, threads=2, order=order)
+    world.node.offer([b"1", b"2", b"3"])
+    world.run()
+    at_once = (b"1",) if order == "strict" else (b"1", b"2")
+    blocking.wait_for(*at_once)
+    node = world.change_order("none" if order == "strict" else "strict")
+    node.offer([b"1", b"2", b"3"])
+    node.offer([b"4"])
+    world.run(1)
+    blocking.let(*at_once)
+    world.until(lambda: node.backlog.cursor == len(at_once))
+    blocking.wait_for(b"3")
+    if order == "strict":
+        blocking.wait_for(b"2")
+    assert blocking.begun.count(b"1") == 1
+    blocking.let(b"2", b"3", b"4")
+    world.until(lambda: node.backlog.cursor == 4)
+    assert sorted(blocking.begun) == [b"1", b"2", b"3", b"4"]
+    world.stop()
+
+
 def test_a_lane_keeps_its_order_on_any_number_of_threads() -> None:
     seen: list[bytes] = []
     world = World(lambda message: seen.append(message.body), threads=4)

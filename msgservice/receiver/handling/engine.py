@@ -125,22 +125,38 @@ class Handling:
         self._touched.add(sender)
         self._flush()
 
-    def reconnected(self, sender: Sender) -> None:
+    def reconnected(self, sender: Sender, *, ordered: bool) -> None:
         """A new connection of the sender: bring its marks up to date before they are told.
+
+        `ordered`: whether the order is strict on it. Where that was another, lanes were others:
+        nothing more is begun of what came before, and until it has ended nothing new is taken.
 
         Earlier incarnations of the same node that have no connection any more are over: the node
         has removed the receiver since, or its log was put back. What is left of them would be
         handled among what comes now.
         """
         self._tell_all(sender)
-        sender.inbox.reconnect()
         sender.is_paused = sender.is_leaving = False
-        for lane in sender.lanes.values():
-            lane.is_over = False
+        is_changed = sender.inbox.ordered is not ordered
+        sender.inbox.ordered = ordered
+        if is_changed or sender.is_changing:
+            self._change(sender)
+        else:
+            for lane in sender.lanes.values():
+                lane.is_over = False
+        sender.inbox.reconnect()
         for elder in self.senders.values():
             is_over = elder.connection is None and elder is not sender
             if is_over and elder.name == sender.name:
                 self._succeed(elder, sender)
+
+    def _change(self, sender: Sender) -> None:
+        for lane in sender.lanes.values():
+            self._abandon(lane)
+            lane.is_over = True
+        sender.is_changing = sender.is_paused = sender.works > 0
+        if not sender.is_changing:
+            sender.end_change()
 
     def _succeed(self, elder: Sender, sender: Sender) -> None:
         """Nothing more of an earlier incarnation is begun; what runs goes before what comes."""
@@ -419,6 +435,7 @@ class Handling:
         is_ending = self.is_stopping and not self._is_pumping  # else the end of the step is
         if is_ending or lane.is_over:
             self._abandon(lane)
+            self._touch(lane.sender)  # it may wait for that
         self._advance(lane, goes_on=True)
         if not self.is_stopping:
             self._pump()

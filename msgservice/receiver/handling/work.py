@@ -26,6 +26,7 @@ class Sender:
         "held_messages",
         "inbox",
         "incarnation",
+        "is_changing",
         "is_leaving",
         "is_paused",
         "lanes",
@@ -45,6 +46,9 @@ class Sender:
         self.held_messages = 0
         self.held_bytes = 0
         self.is_paused = False
+        # Its order is another now: what still runs is in lanes of the order before, and the runs
+        # that come wait for it.
+        self.is_changing = False
         self.is_leaving = False  # the node has said BYE: close when all is answered
 
     @property
@@ -83,10 +87,22 @@ class Sender:
 
     def go_on(self) -> None:
         """Read again if there is room. What arrived meanwhile may arrive inside this call."""
+        if self.is_changing:
+            if self.works:
+                return
+            self.end_change()
+            if self.connection is not None:
+                self.connection.go_on_soon()
         if self.is_paused and (self.works <= 1 or self._has_room()):
             self.is_paused = False
             if self.connection is not None:
                 self.connection.resume_reading(WINDOW)
+
+    def end_change(self) -> None:
+        """Nothing of the order before is left: the lanes take work again."""
+        self.is_changing = False
+        for lane in self.lanes.values():
+            lane.is_over = False
 
     def _has_room(self) -> bool:
         messages, size = self.window
@@ -156,7 +172,8 @@ class Lane:
         self.queue: deque[Work] = deque()
         self.flying = 0  # flights
         self.is_ready = False  # waits for its step
-        self.is_over = False  # of an earlier incarnation: nothing is begun; threads read it
+        # Of an earlier incarnation, or order: nothing is begun; threads read it.
+        self.is_over = False
         # Lanes of earlier incarnations of the node that still have flights: how many this waits
         # for, and those that wait for this.
         self.behind = 0
