@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from msgservice.errors import Reject, Retry
     from msgservice.limits import Limits, Rate
     from msgservice.message import Status
+    from msgservice.node.node import Node
     from msgservice.node.pace import RateLimits
-    from msgservice.node.service import Node
     from msgservice.receiver.receiver import Receiver
     from msgservice.transport.udp.peer import DatagramPeer
 
@@ -39,7 +39,7 @@ _HOMES = {
     "Client": "msgservice.client.client",
     "DatagramPeer": "msgservice.transport.udp.peer",
     "Limits": "msgservice.limits",
-    "Node": "msgservice.node.service",
+    "Node": "msgservice.node.node",
     "Rate": "msgservice.node.pace",
     "RateLimits": "msgservice.node.pace",
     "Receipt": "msgservice.client.receipt",

@@ -8,7 +8,7 @@
     Operations: what can be asked of it; Admin: … as `$node.*`.  Upkeep: retention.
 
 A part names what it works with in its `__init__`. Where two need each other, one of them asks
-through a Protocol in its own file, or a function that is given here. `NodeService` (`node`) opens
+through a Protocol in its own file, or a function that is given here. `Node` (`node`) opens
 the log, has all of this made, and starts and stops it; `service` is what programs use.
 """
 

@@ -6,9 +6,12 @@ starting, and stopping so that nothing is lost.
 
 from __future__ import annotations
 
+import os
+import random
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from twisted.application.service import IService, Service
@@ -24,7 +27,9 @@ from msgservice.clock import Time
 from msgservice.errors import LogFailed
 from msgservice.interfaces import IChannelUser, IConnector, ILog
 from msgservice.limits import Limits, Rate
+from msgservice.log.sqlite import SqliteLog
 from msgservice.node.assembly import Facts, Parts, assemble
+from msgservice.node.process import end_process
 from msgservice.node.receivers import Receivers
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
@@ -42,23 +47,26 @@ T = TypeVar("T")
 
 def _of_receivers(
     method: Callable[Concatenate[Receivers, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[NodeService, P], Coroutine[Any, Any, T]]:
+) -> Callable[Concatenate[Node, P], Coroutine[Any, Any, T]]:
     """Return a method of the node that is this one of its receivers."""
 
     @wraps(method)
-    async def of_receivers(self: NodeService, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def of_receivers(self: Node, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await method(self.parts.receivers, *args, **kwargs)
 
     return of_receivers
 
 
 @implementer(IService)
-class NodeService(Service):
-    """A node on a log. Usable as a child of any `IServiceCollection`.
+class Node(Service):
+    """A node on a log, an `IService`: `setServiceParent` or `startService` it.
 
-    `receivers`: rows from the configuration, brought into the log at start. `rates`: what each
-    receiver may get, by its name; `rate`: what all of them may get together. `failed` is called
-    with the error when the node cannot go on; the process must end then.
+    `data`: the folder of its log, made if missing, or an `ILog`. `listen`: endpoint strings, none
+    by default (an embedded node needs none: `node.client`). `receivers`: rows from the
+    configuration, brought into the log at start. `rates`: what each receiver may get, by its name;
+    `rate`: what all of them may get together. `rng`: for the jitter of delays. `failed`: called
+    with the error when it cannot start or go on, and the process must end then; by default that is
+    logged and the process ends with status 1.
     """
 
     _logger = Logger()
@@ -66,8 +74,8 @@ class NodeService(Service):
     def __init__(
         self,
         reactor: Any,
+        data: str | os.PathLike[str] | ILog,
         *,
-        log: ILog,
         name: str = "",
         listen: Sequence[str] = (),
         receivers: Sequence[ReceiverRow] = (),
@@ -75,15 +83,18 @@ class NodeService(Service):
         insecure: bool = False,
         rate: Rate | None = None,
         rates: Mapping[str, Rate] | None = None,
-        rng: Callable[[], float],
-        failed: Callable[[Exception], None],
+        rng: Callable[[], float] | None = None,
+        failed: Callable[[Exception], None] | None = None,
     ) -> None:
         self.time = Time(reactor)
-        self.log = log
         self.limits = Limits() if limits is None else limits
+        if isinstance(data, str | os.PathLike):
+            data = SqliteLog(Path(data).absolute(), reactor=reactor, limits=self.limits)
+        self.log: ILog = data
         self.ports: list[IListeningPort] = []
         self.listeners: list[str] = []  # the same for people, each with its own scheme
-        self.transports = Transports(rng=rng)
+        self._rng = rng or random.SystemRandom().random
+        self.transports = Transports(rng=self._rng)
         self.running_now = False
         self.node_name = name
         self.log_id = ""
@@ -92,8 +103,7 @@ class NodeService(Service):
         self._configured = tuple(receivers)
         self._rate = rate
         self._rates = rates or {}
-        self._rng = rng
-        self._failed = failed
+        self._failed = failed or (lambda error: end_process(reactor, error))
         self._parts: Parts | None = None
         self._ready: Waiters[None] = Waiters()
         self._starting: Deferred[None] | None = None

@@ -15,7 +15,7 @@ from msgservice.faces.callbacks.durable import ActionGateway, DurableActions
 from msgservice.faces.callbacks.registry import CallbackRegistry
 from msgservice.faces.callbacks.service import CallbackClient, CallbackServer
 from msgservice.message import Status
-from msgservice.node.service import Node
+from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 
 ORIGIN = "inside the process"

@@ -18,7 +18,7 @@ from msgservice import Receiver, connect
 from msgservice.errors import BadAddress, CannotListen, InsecureListener
 from msgservice.interfaces import IChannel, IConnector, ITransport
 from msgservice.limits import Limits
-from msgservice.node.service import Node
+from msgservice.node.node import Node
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpTransport

@@ -20,7 +20,8 @@ from twisted.internet.task import deferLater
 
 from msgservice import Receiver, connect
 from msgservice.config.config import load_config
-from msgservice.node.service import Node, build_service
+from msgservice.node.node import Node
+from msgservice.node.service import build_service
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)

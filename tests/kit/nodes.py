@@ -34,7 +34,7 @@ from msgservice.interfaces import ILog
 from msgservice.limits import Limits, Rate
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
-from msgservice.node.node import NodeService
+from msgservice.node.node import Node
 from msgservice.node.operations import ReceiverState
 from msgservice.records import Group, Resume
 from msgservice.transport.local import connect_locally
@@ -226,9 +226,9 @@ class NodeWorld:
 
     def start(self) -> None:
         """Start a node on the log that is there."""
-        self.node = NodeService(
+        self.node = Node(
             self.clock,
-            log=self.log,
+            self.log,
             limits=self.limits,
             rate=self.rate,
             rates=self.rates,

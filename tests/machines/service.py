@@ -39,7 +39,7 @@ from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, decode_messages
-from msgservice.node.node import NodeService
+from msgservice.node.node import Node
 from msgservice.records import Appended, Batch, Group, Progress, Resume
 from tests.kit.node_double import Pipe
 from tests.kit.nodes import NodeWorld, ScriptedPeer
@@ -642,7 +642,7 @@ class ServiceMachine(Machine):
     # --- the world
 
     @property
-    def node(self) -> NodeService:
+    def node(self) -> Node:
         return self.world.node
 
     def settle(self, seconds: float = 0.0) -> None:
@@ -1117,9 +1117,9 @@ class _World(NodeWorld):
 
     def start(self) -> None:
         machine = self.machine
-        self.node = NodeService(
+        self.node = Node(
             self.clock,
-            log=self.log,
+            self.log,
             limits=self.limits,
             rng=lambda: 1.0,
             failed=self.failures.append,

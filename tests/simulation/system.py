@@ -28,7 +28,7 @@ from msgservice.errors import ClientClosed, Reject, Retry
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
-from msgservice.node.node import NodeService
+from msgservice.node.node import Node
 from msgservice.receiver.inbox_file import InboxFile
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver_options import ReceiverOptions
@@ -371,9 +371,9 @@ class NodeParty(Party):
             log._store.db, log._made = self._store.db, True
         self._store = log._store
         system = self.system
-        service = self.service = NodeService(
+        service = self.service = Node(
             clock,
-            log=log,
+            log,
             listen=system.node_addresses(),
             receivers=[
                 ReceiverRow(

@@ -27,7 +27,7 @@ from msgservice.errors import (
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action
 from msgservice.node import admin
-from msgservice.node.node import NodeService
+from msgservice.node.node import Node
 from msgservice.records import ReceiverRow
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
@@ -43,9 +43,9 @@ class ManyReceivers(NodeWorld):
             ReceiverRow(number=0, name=f"receiver-{n}", patterns=("orders.>",), cursor=-1)
             for n in range(self.limits.receivers)
         ]
-        self.node = NodeService(
+        self.node = Node(
             self.clock,
-            log=self.log,
+            self.log,
             limits=self.limits,
             receivers=rows,
             rng=lambda: 1.0,

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from msgservice.limits import WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
-from msgservice.node.node import NodeService
+from msgservice.node.node import Node
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import ReceiverRow
 from tests.kit.nodes import NodeWorld
@@ -20,9 +20,9 @@ from tests.kit.nodes import NodeWorld
 def restart(world: NodeWorld, *rows: ReceiverRow) -> None:
     world.node.stopService()
     world.settle(world.limits.stop_timeout + 1)
-    world.node = NodeService(
+    world.node = Node(
         world.clock,
-        log=world.log,
+        world.log,
         limits=world.limits,
         receivers=rows,
         rng=lambda: 1.0,
@@ -131,7 +131,7 @@ def test_the_connections_of_a_node_draw_from_its_own_randomness() -> None:
 
     clock = Clock()
     log = MemoryLog(reactor=clock, limits=Limits())
-    node = NodeService(clock, log=log, rng=rng, failed=lambda error: None)
+    node = Node(clock, log, rng=rng, failed=lambda error: None)
     for address in ("tcp:127.0.0.1:1", "udp:127.0.0.1:1"):
         before = len(drawn)
         transport: Any = node.transports.find(address)

@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
-from msgservice.node.node import NodeService
+from msgservice.node.node import Node
 
 STEP = 0.01  # what each step of the log takes
 
@@ -17,7 +17,7 @@ def test_a_node_that_is_stopped_while_it_starts_does_not_go_on_starting(steps: i
     clock, limits = Clock(), Limits()
     failures: list[Exception] = []
     log = MemoryLog(reactor=clock, limits=limits, delay=STEP)
-    node = NodeService(clock, log=log, limits=limits, rng=lambda: 1.0, failed=failures.append)
+    node = Node(clock, log, limits=limits, rng=lambda: 1.0, failed=failures.append)
     node.startService()
     clock.pump([STEP] * steps)
     stopped = node.stopService()

@@ -12,7 +12,7 @@ from msgservice.core.frames import Ack, AudienceFrame, Nack, Routed, Transfer
 from msgservice.errors import LogFull
 from msgservice.limits import Limits
 from msgservice.message import FLAG_REQUIRE, Action
-from msgservice.node.node import NodeService
+from msgservice.node.node import Node
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import ReceiverRow
 from tests.kit.nodes import NodeWorld, ScriptedPeer
@@ -80,9 +80,9 @@ class Scene:
         world = self.world
         world.node.stopService()
         world.settle(world.limits.stop_timeout + 1)
-        world.node = NodeService(
+        world.node = Node(
             world.clock,
-            log=world.log,
+            world.log,
             limits=limits or world.limits,
             receivers=configured,
             rng=lambda: 1.0,

@@ -24,7 +24,7 @@ from msgservice.client.outbox_file import OutboxFile
 from msgservice.client.receipt import Receipt
 from msgservice.clock import TICK, MonotonicTimers, Ticks, TimedReactor
 from msgservice.errors import ClientClosed, DataFolderUnusable, Reject, Retry
-from msgservice.node.node import NodeService
+from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpTransport
@@ -245,7 +245,7 @@ class NodeParty(Party):
         super().__init__(world, "node", "node")
         self.failures: list[Exception] = []
         self.log: Any  # MeteredMemoryLog | MeteredSqliteLog
-        self.service: NodeService
+        self.service: Node
         self.meter = world.meter
         self.saved_at: list[float] = []
         self.is_stored = world.plan.world.get("log") == "sqlite"
@@ -273,9 +273,9 @@ class NodeParty(Party):
         world = self.world
         self.log = self.disk.begin(self.clock)
         self.failures = []
-        service = self.service = NodeService(
+        service = self.service = Node(
             self.clock,
-            log=self.log,
+            self.log,
             listen=world.node_addresses,
             receivers=world.configured,
             limits=world.limits,
