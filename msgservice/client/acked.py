@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from msgservice.core.ranges import Range, RangeSet
-from msgservice.limits import SENDER_KNOWN_SECONDS
+from msgservice.limits import RESUME_RANGES_TOTAL_MAX, SENDER_KNOWN_SECONDS
 from msgservice.records import Resume
 
-# What was refused leaves holes; beyond so many ranges the older half of the holes is closed.
-RANGES_MAX = 1000
+# What was refused leaves holes; beyond so many ranges those that the node calls settled are closed.
+RANGES_MANY = 1000
+# A node has no more of a sender above its floor. Beyond that the older half is compared no more.
+RANGES_MAX = RESUME_RANGES_TOTAL_MAX
 
 
 class Acked:
@@ -32,14 +34,30 @@ class Acked:
             self._ranges.remove(first, last)
         # All the rest was answered, but some of it may have been refused: nobody knows any more.
         self._is_guess = sequence > 0
+        # Who has taken anything above the first of these has been told that all up to the second
+        # is settled.
+        self._said: tuple[int, int] | None = None
 
     def add(self, first: int, last: int) -> None:
         """The node took these over."""
         self._ranges.add(first, last)
-        if len(self._ranges) > RANGES_MAX:
-            ranges = list(self._ranges)
-            # `floor` has told the node of these long ago.
-            self._ranges.add(ranges[0][0], ranges[len(ranges) // 2][1])
+
+    def close_holes(self, settled_to: int, given_to: int) -> None:
+        """Where there are many holes, those that the node has heard to be settled are closed.
+
+        `settled_to`: what is sent from now on says that nothing up to there is open. `given_to`:
+        the last sequence so far.
+        """
+        ranges = self._ranges
+        if len(ranges) <= RANGES_MANY:
+            return
+        newest, said = ranges.last or 0, self._said
+        if said is None or newest > said[0]:
+            if said is not None:
+                ranges.add(ranges.first or 1, said[1])
+            self._said = (given_to, settled_to)
+        if len(ranges) > RANGES_MAX:
+            ranges.remove_below(ranges.lowest(len(ranges) // 2)[-1][1] + 1)
 
     def left(self, now: float) -> None:
         """The connection has ended; `now` is monotonic."""
@@ -65,6 +83,7 @@ class Acked:
         """Another incarnation: the node has acknowledged nothing to it."""
         self._ranges = RangeSet()
         self._is_guess = False
+        self._said = None
 
     def take_forgotten(self, resume: Resume) -> list[Range]:
         """Return what was acknowledged and is not in `resume`; it is told once."""

@@ -468,6 +468,7 @@ class NodeHop:
         for one in settled:
             if one.status is Status.ACKNOWLEDGED:
                 self._acked.add(one.first, one.last)
+        self._acked.close_holes(self.backlog.committed, self.sequence)
         self._user.settled(settled)
         for one in settled:
             handed: HandedRun = one.run.source

@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
 from msgservice.client import Client, Receipt
+from msgservice.client.acked import RANGES_MANY
 from msgservice.core.backlog import Backlog
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Nack, Transfer
 from msgservice.core.inbox import Inbox, Marks
@@ -306,6 +307,26 @@ def test_what_is_not_taken_now_is_sent_again_after_its_delay() -> None:
     assert (1, 2) == (now(sent).sequence, now(behind).sequence)
     assert [b"1", b"2"] == world.node.bodies()
     assert world.client.why().refusal is None
+
+
+def test_6_what_was_refused_while_an_earlier_message_waits_is_not_missed() -> None:
+    """The floor stands, so the node has a hole for each, and says so."""
+    said: dict[str, tuple[Action, int, str]] = {
+        "full": (Action.LATER, 10_000, "billing is full"),
+        "bad": (Action.REFUSED, 0, "no"),
+    }
+    world = ClientWorld()
+    world.node.refusal = lambda transfer: said.get(transfer.subject.partition(".")[0])
+    full = world.client.send("full", b"x")
+    for n in range(RANGES_MANY + 300):  # each a run of its own
+        world.client.send(f"bad.{n}", b"x").addErrback(lambda failure: failure.trap(Refused))
+        world.client.send(f"good.{n}", b"x")
+    world.settle()
+    world.node.cut()
+    world.advance(2.0)
+    assert world.client.connected
+    assert "connection lost" in world.client._hop.last_error  # and not that it forgot
+    assert not full.called
 
 
 def test_a_node_that_answers_what_was_never_sent_is_left() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgservice.client.acked import RANGES_MAX, Acked, highest_of
+from msgservice.client.acked import RANGES_MANY, RANGES_MAX, Acked, highest_of
 from msgservice.records import Resume
 
 
@@ -35,14 +35,53 @@ def test_after_a_restart_all_that_is_not_open_counts_above_the_nodes_newest() ->
     assert [(1, 4), (7, 10)] == acked.take_forgotten(Resume())
 
 
-def test_holes_are_bounded_and_the_newest_are_kept() -> None:
+def test_holes_that_the_node_calls_settled_are_closed() -> None:
     acked = Acked(0, [])
-    numbers = range(1, 6 * RANGES_MAX, 2)
+    numbers = range(1, 6 * RANGES_MANY, 2)
     for number in numbers:
         acked.add(number, number)
-    assert len(acked._ranges) <= RANGES_MAX
+        acked.close_holes(number, number + 1)
+        assert len(acked._ranges) <= RANGES_MANY + 2
     newest = tuple((n, n) for n in numbers[-100:])
     assert [] == acked.take_forgotten(Resume(newest[0][0], newest))
+    (lowest, *_) = acked.take_forgotten(Resume(1, newest))
+    assert lowest[0] == 1
+    assert lowest[1] > 4 * RANGES_MANY
+
+
+def test_6_what_was_refused_above_an_open_message_is_not_missed() -> None:
+    """The first is not taken for now, of the rest every second one is refused for good."""
+    acked = Acked(0, [])
+    numbers = range(2, 6 * RANGES_MANY, 2)
+    for number in numbers:
+        acked.add(number, number)
+        acked.close_holes(0, number + 1)
+    taken = tuple((n, n) for n in numbers)
+    assert [] == acked.take_forgotten(Resume(1, taken))
+    assert [(2, 2)] == acked.take_forgotten(Resume(1, taken[1:]))
+
+
+def test_6_what_the_node_was_not_told_of_as_settled_is_not_missed() -> None:
+    """All that is settled here is so there with the next that it takes, and not before."""
+    acked = Acked(0, [])
+    numbers = range(2, 4 * RANGES_MANY, 2)
+    for number in numbers:
+        acked.add(number, number)
+        acked.close_holes(number, numbers[-1])  # all were on their way before any was answered
+    assert [] == acked.take_forgotten(Resume(1, tuple((n, n) for n in numbers)))
+    acked.add(numbers[-1] + 1, numbers[-1] + 1)
+    acked.close_holes(numbers[-1] + 1, numbers[-1] + 1)
+    assert len(acked._ranges) <= RANGES_MANY
+
+
+def test_holes_are_bounded_and_the_newest_are_kept() -> None:
+    acked = Acked(0, [])
+    for number in range(2, 2 * RANGES_MAX + 10, 2):
+        acked.add(number, number)
+        acked.close_holes(0, number)
+    assert len(acked._ranges) <= RANGES_MAX
+    assert [] == acked.take_forgotten(Resume(1, tuple(acked._ranges)))
+    assert acked._ranges.last == 2 * RANGES_MAX + 8
 
 
 def test_the_highest_that_a_node_has_seen() -> None:
