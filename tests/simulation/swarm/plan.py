@@ -434,6 +434,16 @@ def _read_late(random: Random, plan: Plan) -> Plan:
     return replace(plan, ops=tuple(sorted(ops, key=lambda op: op.at)), world=world)
 
 
+KEPT_BATCHES = (20, 60, 200)
+
+
+def _keep_few(random: Random, plan: Plan) -> Plan:
+    """Few rows may stay behind a batch that is waited for."""
+    if random.random() >= 0.12:
+        return plan
+    return replace(plan, limits=plan.limits | {"kept_batches": random.choice(KEPT_BATCHES)})
+
+
 def _datagrams(random: Random) -> dict[str, Any]:
     pick = random.choice
     drawn = {
@@ -464,4 +474,5 @@ def draw(seed: int) -> Plan:
         world=world,
     )
     plan = _widen(Random(f"wider {seed}"), plan)
-    return _read_late(Random(f"late {seed}"), plan)
+    plan = _read_late(Random(f"late {seed}"), plan)
+    return _keep_few(Random(f"kept {seed}"), plan)
