@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from zlib import crc32
 
 import msgspec
@@ -37,7 +38,8 @@ SAMPLE_BYTES = 1024
 # side has not taken.
 RECEIVED_MAX = RESUME_RANGES_TOTAL_MAX + 1
 ASKED_MAX = 400  # NACKs at once for what was discarded and did not come again
-REJECTED_MAX = 10_000  # rejections remembered; one that is forgotten is handled again
+# Rejections remembered, beyond which the lowest is forgotten; one that is so is handled again.
+REJECTED_MAX = 10_000
 
 
 Messages = bytes | memoryview | msgspec.Raw
@@ -396,6 +398,7 @@ class Inbox:
         self.answers = Answers(0, window_messages)
         self._taking = RangeSet()  # given to the handler, not taken yet
         self._rejected: dict[int, str] = {}  # sequence -> reason: no mark, the answer is repeated
+        self._rejected_lowest: list[int] = []  # a heap of these sequences
         for first, last, reason in rejected:
             self._reject(first, last, reason)
 
@@ -439,9 +442,9 @@ class Inbox:
         return Arrival(transfer, count, lane, parts)
 
     def _repeat_rejections(self, parts: list[Range], lane: Hashable) -> list[Range]:
-        rejected, floor = self._rejected, self.marks.floor
-        while rejected and (oldest := next(iter(rejected))) < floor:
-            del rejected[oldest]
+        rejected, lowest, floor = self._rejected, self._rejected_lowest, self.marks.floor
+        while lowest and lowest[0] < floor:
+            del rejected[heappop(lowest)]
         left = RangeSet(parts)
         for low, high in parts:
             few = len(rejected) <= high - low
@@ -482,11 +485,13 @@ class Inbox:
             self.answers.refuse(low, high, refusal, arrival.lane, delay_ms)
 
     def _reject(self, first: int, last: int, reason: str) -> None:
-        rejected = self._rejected
+        rejected, lowest = self._rejected, self._rejected_lowest
         for sequence in range(first, last + 1):
+            if sequence not in rejected:
+                heappush(lowest, sequence)
             rejected[sequence] = reason
             if len(rejected) > REJECTED_MAX:
-                del rejected[next(iter(rejected))]
+                del rejected[heappop(lowest)]
 
     def abandoned(self, first: int, last: int) -> None:
         """Messages will be neither handled nor answered: the sender keeps and retransmits them."""

@@ -285,6 +285,20 @@ def test_3_rejections_below_the_floor_are_forgotten(peer: Peer) -> None:
     assert peer.inbox._rejected == {}
 
 
+def test_3_what_the_floor_has_passed_takes_no_place_of_rejections_above_it() -> None:
+    """Without order a later message may be rejected first."""
+    peer = Peer(ordered=False)
+    far = REJECTED_MAX + 1000
+    peer.refuse(peer.new(far, far), far, far, DEAD)
+    peer.refuse(peer.new(1, 999), 1, 999, DEAD)
+    peer.take(1000, 1000, floor=1000)
+    assert [*peer.inbox._rejected] == [far]
+    peer.refuse(peer.new(1001, far - 1), 1001, far - 1, DEAD)
+    assert far in peer.inbox._rejected
+    peer.inbox.reconnect()
+    assert peer.send(far, far) is None  # it is refused again, and not handled
+
+
 def test_3_rejections_are_bounded() -> None:
     peer = Peer(ordered=False)
     for first in range(1, REJECTED_MAX + 2000, 1000):
