@@ -44,6 +44,55 @@ _HIGHEST = {
     "sender_ranges": RESUME_RANGES_TOTAL_MAX,
 }
 
+# What an operator may set at least: with less something does not work at all, or stands still as
+# soon as there is traffic. Tests and programs that make `Limits` themselves may go below. Those not
+# named here are counts, and work from 1 on.
+_SECONDS_MIN = 0.1
+_DELAY_MIN = 0.01
+LOWEST: dict[str, float] = {
+    "window_bytes": 4 * MESSAGE_OVERHEAD,  # the smallest `max_batch`
+    "hello_timeout": _SECONDS_MIN,
+    "frame_timeout": _SECONDS_MIN,
+    "heartbeat": _SECONDS_MIN,
+    "silence": 1.5,  # a PING comes after one heartbeat, and needs its way
+    "write_timeout": _SECONDS_MIN,
+    "close_timeout": _SECONDS_MIN,
+    "bye_timeout": _SECONDS_MIN,
+    "replaced_timeout": _SECONDS_MIN,
+    "unauthenticated_bytes": 4096,  # a HELLO with its name and some patterns
+    "answer_bytes": 4096,
+    "link_delay_min": _DELAY_MIN,
+    "link_delay_max": _DELAY_MIN,
+    "link_healthy": _SECONDS_MIN,
+    "retry_delay_min": _DELAY_MIN,
+    "retry_delay_max": _DELAY_MIN,
+    "asked_delay_max": _DELAY_MIN,
+    "tail_bytes": 64 * 1024,
+    "uncommitted_bytes": 64 * 1024,
+    "audiences": 4,  # three quarters for `to`, and one is left for patterns
+    "replacement_window": _SECONDS_MIN,
+    "replacement_hold": _SECONDS_MIN,
+    "max_bytes": 256 * 1024,  # half of it is one receiver's backlog, a quarter its dead letters
+    "backlog_bytes": 64 * 1024,  # or 0
+    "reserve_bytes": 1024 * 1024,  # a quarter of it is the write-ahead log of a checkpoint
+    "kept_batches": 1000,
+    "sender_days": 0.05,  # more than `SENDER_KNOWN_SECONDS`
+    "dead_bytes": 64 * 1024,  # or 0
+    "output_bytes": 4096,
+    "stop_timeout": _SECONDS_MIN,
+}
+ZERO_ALLOWED = frozenset(
+    {"backlog_bytes", "keep_seconds", "keep_bytes", "dead_bytes", "to_audiences"}
+)
+
+
+def check_lowest(name: str, value: float) -> None:
+    """A limit is not below what an operator may set: raises `BadValue` with the bound."""
+    lowest = LOWEST.get(name, 0)
+    if value < lowest and (value or name not in ZERO_ALLOWED):
+        zero = ", or 0" if name in ZERO_ALLOWED else ""
+        raise BadValue(name, f"must be at least {lowest}{zero}, not {value}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
@@ -137,13 +186,7 @@ class Limits:
         """Refuse values that cannot work, naming the field."""
         for field in fields(self):
             value = getattr(self, field.name)
-            zero_allowed = field.name in (
-                "backlog_bytes",
-                "keep_seconds",
-                "keep_bytes",
-                "dead_bytes",
-                "to_audiences",
-            )
+            zero_allowed = field.name in ZERO_ALLOWED
             if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
                 raise BadValue(field.name, f"must be above 0, not {value}")
         if not 4 * MESSAGE_OVERHEAD <= self.max_batch <= MAX_BATCH_MAX:

@@ -27,7 +27,7 @@ from msgservice.config.reader import Reader, Table, read_text, shown
 from msgservice.config.toml import Document, KeyPath, parse_document
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import BadValue, ConfigError
-from msgservice.limits import Limits, Rate
+from msgservice.limits import Limits, Rate, check_lowest
 from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions
 
 DATA_DEFAULT = "var/msgservice"
@@ -177,7 +177,7 @@ def _read(reader: Reader, folder: Path) -> Config:
 
 
 def _limits(reader: Reader) -> Limits:
-    """Return the limits; each field is judged alone, by `Limits` itself."""
+    """Return the limits; each field is judged alone, by `Limits` itself and its lowest value."""
     given = {}
     if reader.table(("limits",), LIMIT_KEYS):
         for limit in fields(Limits):
@@ -187,6 +187,7 @@ def _limits(reader: Reader) -> Limits:
                 continue
             try:
                 Limits(**{limit.name: value})
+                check_lowest(limit.name, value)
             except BadValue as error:
                 reader.problem(path, error.reason)
             else:

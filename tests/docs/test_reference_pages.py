@@ -12,7 +12,7 @@ import pytest
 from msgservice import errors
 from msgservice.config import addresses as config_addresses
 from msgservice.config import config
-from msgservice.limits import Limits
+from msgservice.limits import LOWEST, ZERO_ALLOWED, Limits
 from msgservice.tap import Options
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -39,6 +39,13 @@ def code(cell: str) -> str:
 def test_every_limit_is_documented_with_its_default() -> None:
     documented = {code(row[0]): row[1] for row in rows("configuration.md", "## `[limits]`")}
     assert {f.name: str(f.default) for f in fields(Limits)} == documented
+
+
+def test_every_lowest_value_of_a_limit_is_documented() -> None:
+    part = rows("configuration.md", "## Smallest values of limits")
+    documented = {code(row[0]): row[1].removesuffix("|").strip() for row in part}
+    zero = {name: " (or 0)" if name in ZERO_ALLOWED else "" for name in LOWEST}
+    assert {name: f"{lowest}{zero[name]}" for name, lowest in LOWEST.items()} == documented
 
 
 @pytest.mark.parametrize(

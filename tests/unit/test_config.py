@@ -15,9 +15,11 @@ from msgservice.config.config import (
 )
 from msgservice.errors import ConfigError
 from msgservice.limits import (
+    LOWEST,
     RESUME_RANGES_TOTAL_MAX,
     WINDOW_BYTES_MAX,
     WINDOW_MESSAGES_MAX,
+    ZERO_ALLOWED,
     Limits,
     Rate,
 )
@@ -145,6 +147,29 @@ def test_20_no_more_ranges_may_be_held_than_a_resume_says(file: Path, name: str)
     assert [told] == problems(file, f"[limits]\n{name} = {highest + 1}\n")
     with pytest.raises(ValueError, match=name):
         Limits(**{name: highest + 1})
+
+
+@pytest.mark.parametrize("name", sorted(LOWEST))
+def test_a_limit_below_what_works_is_refused_with_its_bound(file: Path, name: str) -> None:
+    lowest = LOWEST[name]
+    below = lowest - 1 if isinstance(lowest, int) else lowest / 2
+    zero = ", or 0" if name in ZERO_ALLOWED else ""
+    told = f"limits.{name}: must be at least {lowest}{zero}, not {below}"
+    assert problems(file, f"[limits]\n{name} = {below}\n") == [f"2: {told}"]
+    assert [p.endswith(told) for p in problems(file, "", limits={name: str(below)})] == [True]
+    assert getattr(load(file, f"[limits]\n{name} = {lowest}\n").limits, name) == lowest
+    if zero:
+        assert getattr(load(file, f"[limits]\n{name} = 0\n").limits, name) == 0
+
+
+def test_every_limit_has_a_lowest_value(file: Path) -> None:
+    counts = {f.name for f in fields(Limits)} - LOWEST.keys() - ZERO_ALLOWED - {"max_batch"}
+    assert all(isinstance(getattr(Limits(), name), int) for name in counts)
+    for name in counts:
+        assert getattr(load(file, f"[limits]\n{name} = 1\n").limits, name) == 1
+        assert len(problems(file, f"[limits]\n{name} = 0\n")) == 1
+    for name in ZERO_ALLOWED:
+        assert len(problems(file, f"[limits]\n{name} = -1\n")) == 1
 
 
 def test_flags_win_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
