@@ -14,6 +14,7 @@ import inspect
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,16 @@ from msgservice.transport.registry import Transports
 from msgservice.waiters import Waiters
 
 CONCURRENCY = 100  # asynchronous handlers that run at once; the window alone would allow 65,536
+
+
+class State(Enum):
+    """The state of a receiver. Whether it is to work is Twisted's `running`."""
+
+    IDLE = "idle"
+    OPENING = "opening"  # its stored inbox
+    GIVING_UP = "giving up"  # … and it is to stop as soon as that is done
+    READY = "ready"  # nodes may connect
+    STOPPING = "stopping"
 
 
 class Receiver(Service):
@@ -102,12 +113,11 @@ class Receiver(Service):
         self.transports: FindsTransport = Transports() if transports is None else transports
         self.ways: list[Way] = []
         self._shared = shared
-        self._stopping: Waiters[None] | None = None
+        self._state = State.IDLE
         self._inbox_path = inbox if isinstance(inbox, str | Path) else None
-        self._is_inbox_spent = False  # it was opened; each start needs one that was not
-        self._is_ready = False
-        self._not_ready: Waiters[None] = Waiters()
         self._why = ""  # the inbox cannot be used
+        self._ready: Waiters[None] = Waiters()
+        self._stopped: Waiters[None] = Waiters()
         how: dict[str, Any] = {"name": name, "clock": reactor, "now": now, "batch": batch}
         stored: StoredInbox | None = None
         self.handling: Handling
@@ -192,7 +202,7 @@ class Receiver(Service):
         )
         attachment = Attachment(self._reception, address, receive, dial)
         self.ways.append(attachment)
-        if self._is_ready and self._stopping is None:
+        if self._state is State.READY:
             attachment.start()
         elif not self.running and self.parent is None:
             self.startService()
@@ -213,9 +223,10 @@ class Receiver(Service):
         async def open_port() -> Listening:
             self.transports.find(address)
             check_listener(address, insecure)
-            await self.ready()
-            if not self.running:
-                raise CannotListen(address, "the receiver was stopped")
+            while self._state is not State.READY:
+                if not self.running and self._state is not State.IDLE:
+                    raise CannotListen(address, "the receiver was stopped")
+                await self._ready.wait()
             await listening.start()
             self.ways.append(listening)
             return listening
@@ -231,33 +242,32 @@ class Receiver(Service):
         is sent again when the receiver is back, not counted as an attempt. Cancelling the
         Deferred stops the wait only. Safe to call twice.
         """
-        if self._stopping is not None:
-            self.running = 0  # it may have been started again meanwhile
-            return self._stopping.wait()
-        if not self.running:
+        Service.stopService(self)  # it may have been started again while it stops
+        if self._state is State.IDLE:
             return succeed(None)
-        Service.stopService(self)
-        stopping = self._stopping = Waiters()
-        waiter = stopping.wait()
-        stopped = Deferred.fromCoroutine(self._stop())
-
-        def tell(result: Any) -> None:
-            self._stopping = None
-            if self._at_shutdown is not None and self._core is not None:
-                self._core.removeSystemEventTrigger(self._at_shutdown)
-                self._at_shutdown = None
-            if self.running:
-                self._start()
-            stopping.fire(None)
-
-        stopped.addErrback(lambda failure: self.logger.failure("stopping", failure))
-        stopped.addBoth(tell)
+        waiter = self._stopped.wait()
+        if self._state in (State.OPENING, State.READY):
+            is_open = self._state is State.READY
+            self._state = State.STOPPING if is_open else State.GIVING_UP
+            stopped = Deferred.fromCoroutine(self._stop(is_open))
+            stopped.addErrback(lambda failure: self.logger.failure("stopping", failure))
+            stopped.addBoth(self._has_stopped)
         return waiter
 
-    async def _stop(self) -> None:
-        if not self._is_ready:
+    def _has_stopped(self, _: object) -> None:
+        self._state = State.IDLE
+        if self._at_shutdown is not None and self._core is not None:
+            self._core.removeSystemEventTrigger(self._at_shutdown)
+            self._at_shutdown = None
+        stopped = self._stopped.take()
+        if self.running:
+            self._start()
+        stopped.fire(None)
+
+    async def _stop(self, is_open: bool) -> None:
+        if not is_open:
             try:
-                await self.ready()
+                await self._ready.wait()
             except MsgServiceError:
                 return  # it never was
         for way in self.ways:
@@ -271,7 +281,6 @@ class Receiver(Service):
         await gatherResults([way.stop() for way in self.ways])
         for each in gone:
             await each
-        self._is_ready = False
         if self._reception.inbox is not None:
             await self._reception.inbox.close()
         for way in self.ways:
@@ -283,9 +292,7 @@ class Receiver(Service):
         Fails with what opening it failed with: `LogLocked`, `LogTooNew`, `LogDamaged`,
         `DataFolderUnusable`. Cancelling it stops the wait only.
         """
-        if self._is_ready:
-            return succeed(None)
-        return self._not_ready.wait()
+        return succeed(None) if self._state is State.READY else self._ready.wait()
 
     # --- IService
 
@@ -293,22 +300,21 @@ class Receiver(Service):
         if self.running:
             return
         Service.startService(self)
-        if self._stopping is None:  # else when it has stopped
+        if self._state is State.IDLE:  # else when it has stopped
             self._start()
 
     def _start(self) -> None:
         self._stop_with_reactor()
         self.handling.start()
         self._why = ""
-        inbox = self._reception.inbox
-        if inbox is None:
+        self._state = State.OPENING
+        if self._inbox_path is not None:  # one is opened once
+            inbox = self._reception.inbox = self._make_inbox(self._inbox_path)
+            cast("StoredHandling", self.handling).inbox = inbox
+        if self._reception.inbox is None:
             self._begin()
         else:
-            if self._inbox_path is not None and self._is_inbox_spent:
-                inbox = self._reception.inbox = self._make_inbox(self._inbox_path)
-                cast("StoredHandling", self.handling).inbox = inbox
-            self._is_inbox_spent = True
-            opening = inbox.open().addCallbacks(self._begin, self._inbox_unusable)
+            opening = self._reception.inbox.open().addCallbacks(self._begin, self._inbox_unusable)
             opening.addErrback(lambda failure: self.logger.failure("starting", failure))
 
     def _stop_with_reactor(self) -> None:
@@ -323,29 +329,32 @@ class Receiver(Service):
         self._at_shutdown = self._core.addSystemEventTrigger("before", "shutdown", stop)
 
     def _begin(self, inbox: str = "") -> None:
-        self._is_ready = True
-        for way in self.ways if self.running else ():
+        is_wanted = self._state is State.OPENING
+        self._state = State.READY if is_wanted else State.STOPPING
+        for way in self.ways if is_wanted else ():
             if isinstance(way, Attachment):
                 way.start()
             elif isinstance(way, Listening):
                 way.start().addErrback(
                     lambda failure: self.logger.failure("listening again", failure)
                 )
-        self._not_ready.fire(None)
+        self._ready.fire(None)
 
     def _inbox_unusable(self, failure: Failure) -> None:
-        self.running = 0
+        if self._state is State.OPENING:  # else it has still to stop, and perhaps to start again
+            self._state = State.IDLE
+            self.running = 0
         self._why = failure.getErrorMessage()
         for way in self.ways:
             way.ended = self._why
         self.logger.error(
             "receiver {receiver} does not start: {error}", receiver=self.name, error=self._why
         )
-        self._not_ready.fail(failure)
+        self._ready.fail(failure)
 
     def _inbox_failed(self, error: LogFailed) -> None:
         """Take nothing more: what is on disk is no longer known (SEMANTICS 19)."""
-        if self._stopping is None and self.running:
+        if self._state is State.READY:
             self._why = str(error)
             self.logger.critical(
                 "receiver {receiver} stops: {error}", receiver=self.name, error=self._why

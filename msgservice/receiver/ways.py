@@ -167,6 +167,7 @@ class Listening(Way):
 
         def opened(port: IListeningPort) -> Listening:
             self._port = port
+            self._is_stopped = False
             return self
 
         return opening.addCallback(opened)
