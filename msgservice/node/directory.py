@@ -284,9 +284,20 @@ class Directory:
 
     def retire(self, row: ReceiverRow) -> None:
         """The receiver is part of no audience from now on. Its name is taken until `remove`."""
+        try:
+            for pattern in row.patterns:
+                self._matcher.remove(pattern, row.number)
+            self._retired.add(row.number)
+            self._changed()
+        except Exception:
+            self.reinstate(row)
+            raise
+
+    def reinstate(self, row: ReceiverRow) -> None:
+        """The receiver is not removed after all: it is part of audiences as before."""
+        self._retired.discard(row.number)
         for pattern in row.patterns:
-            self._matcher.remove(pattern, row.number)
-        self._retired.add(row.number)
+            self._matcher.add(pattern, row.number)
         self._changed()
 
     def remove(self, row: ReceiverRow) -> None:

@@ -302,18 +302,34 @@ class Receivers:
             outlet.last_error = "being removed"
             # What it has settled stays so: with many dead letters that is more than one group.
             await outlet.all_stored()
+            self._directory.retire(row)  # what is stored with the removal is not for it any more
         except Exception as error:
             self._stays(outlet, error)
             raise
-        self._directory.retire(row)  # what is stored with the removal is not for it any more
-        await self._commits.removal(row.number)
-        self._directory.remove(row)
-        # Who is told does not come back: that must hold after the end of this process as well.
-        self._connections.dismiss_all(outlet, BYE_REMOVED, "removed")
-        self._connections.forget(outlet)
-        self._dispatch.remove(outlet)
-        self._tracker.tell_all_again()
-        await self._connections.undial(outlet)
+        try:
+            await self._commits.removal(row.number)
+        except Exception:
+            # Handed over, it may be in the log: going on as if it were not would be a guess.
+            told = "receiver {name}: the next start of the node says whether it is removed"
+            self._logger.failure(told, name=row.name)
+            raise
+        # It is removed, whatever fails from here on: who asked is told so, and everybody else.
+        for step in (
+            lambda: self._directory.remove(row),
+            # Who is told does not come back: that must hold after the end of this process as well.
+            lambda: self._connections.dismiss_all(outlet, BYE_REMOVED, "removed"),
+            lambda: self._connections.forget(outlet),
+            lambda: self._dispatch.remove(outlet),
+            self._tracker.tell_all_again,
+            lambda: self._connections.undial(outlet),
+        ):
+            try:
+                gone = step()
+                if gone is not None:
+                    await gone
+            except Exception:
+                told = "receiver {name} is removed; letting go of it failed"
+                self._logger.failure(told, name=row.name)
         self._logger.info("receiver {name} removed", name=row.name)
         return queued
 

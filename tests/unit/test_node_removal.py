@@ -17,6 +17,7 @@ from msgservice.core.ranges import RangeSet
 from msgservice.errors import UnknownReceiver
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, WireMessage, encode_messages
+from msgservice.node.directory import Directory
 from msgservice.node.outlet_progress import DEAD_LETTERS_MAX
 from msgservice.records import DeadLetter
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
@@ -333,6 +334,82 @@ def test_9_a_receiver_that_could_not_be_removed_is_as_it_was(
     assert shop.statuses() == {("billing", Status.ACKNOWLEDGED): [(1, 1)]}
     setattr(outlet, "all_stored", stored)  # noqa: B010
     assert [0] == removed_now(world)
+
+
+def raises(*_: object) -> Any:
+    raise ValueError("a fault of ours")
+
+
+def test_9_a_receiver_that_could_not_be_retired_is_as_it_was(
+    logged_failures: list[LogEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in the midst of it: the receiver is in audiences again."""
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    world.peer("billing", receive={"subjects": ["orders.>", "refunds.>"]})
+    with monkeypatch.context() as patch:
+        calls: list[Any] = [raises]
+        changed = Directory._changed
+        patch.setattr(Directory, "_changed", lambda self: calls.pop()() if calls else changed(self))
+        (failed,) = removed_now(world)
+    assert [failed.value] == [event["log_failure"].value for event in logged_failures]
+    logged_failures.clear()
+    assert listed(shop) == [("billing", False, "not removed: a fault of ours")]
+    again = world.peer("billing", receive={"subjects": ["orders.>", "refunds.>"]})
+    shop.transfer(1, "orders.new", [b"one"])
+    shop.transfer(2, "refunds.new", [b"two"])
+    world.settle()
+    assert len(again.take(Transfer)) == 2
+    assert removed_now(world) == [2]
+    assert shop.statuses() == {("billing", Status.REMOVED): [(1, 2)]}
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("directory", "remove"),
+        ("connections", "dismiss_all"),
+        ("connections", "forget"),
+        ("dispatch", "remove"),
+        ("tracker", "tell_all_again"),
+        ("connections", "undial"),
+    ],
+)
+def test_9_a_receiver_whose_removal_is_on_disk_is_removed_whatever_fails_then(
+    part: str, name: str, logged_failures: list[LogEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, shop = world_with_backlog()
+    billing = world.peer("billing", receive=ORDERS)
+    world.settle()
+    parts = world.node.parts
+    with monkeypatch.context() as patch:
+        patch.setattr(type(getattr(parts, part)), name, raises)
+        assert removed_now(world) == [1]
+    assert [event["log_failure"].type for event in logged_failures] == [ValueError]
+    logged_failures.clear()
+    if name != "dismiss_all":
+        assert billing.bye == (2, "removed")
+    if name != "tell_all_again":
+        assert shop.statuses() == {("billing", Status.REMOVED): [(1, 1)]}
+    if name != "remove":
+        assert listed(shop) == []
+    for peer in (shop, billing):
+        peer.connection.abort()
+    again = NodeWorld(log=world.log, clock=world.clock)
+    asker = again.peer("asker", status_from=1)
+    assert listed(asker) == []
+
+
+def test_9_a_removal_that_could_not_be_handed_over_is_told(
+    logged_failures: list[LogEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, _ = world_with_backlog()
+    monkeypatch.setattr(type(world.node.parts.commits), "removal", raises)
+    (failed,) = removed_now(world)
+    assert isinstance(failed.value, ValueError)
+    (event,) = logged_failures
+    assert "next start of the node says whether" in event["log_format"]
+    logged_failures.clear()
 
 
 def removed_now(world: NodeWorld) -> list[Any]:
