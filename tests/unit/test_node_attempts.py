@@ -193,8 +193,9 @@ class Here:
 
     schemes = ("here",)
 
-    def __init__(self, world: NodeWorld) -> None:
+    def __init__(self, world: NodeWorld, kind: type[ScriptedPeer] = ScriptedPeer) -> None:
         self.world = world
+        self.kind = kind
         self.peers: list[ScriptedPeer] = []
 
     def connector(self, reactor: Any, address: str, make_user: Any, limits: Limits) -> Any:
@@ -204,7 +205,7 @@ class Here:
 
     def _make_far(self) -> Any:
         options = HelloOptions(receive=ReceiveOptions(subjects=["orders.>"]))
-        peer = ScriptedPeer(self.world, Hello(VERSION, "billing", "r1", options), Resume())
+        peer = self.kind(self.world, Hello(VERSION, "billing", "r1", options), Resume())
         self.peers.append(peer)
         return peer.connection
 

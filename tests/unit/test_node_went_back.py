@@ -9,12 +9,14 @@ import pytest
 from twisted.internet.task import Clock
 
 from msgservice import Limits
-from msgservice.core.frames import Ack, Transfer
+from msgservice.connection import Connection
+from msgservice.core.frames import Ack, Frame, Transfer
 from msgservice.errors import ContentChanged
 from msgservice.log.memory import MemoryLog
 from msgservice.message import decode_messages
 from msgservice.records import Resume
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.unit.test_node_attempts import Here
 from tests.unit.test_node_resume import SlowReader
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -209,3 +211,29 @@ def test_6_one_that_is_paused_or_removed_while_the_log_is_read_is_sent_nothing(
     world.settle(0.1)
     assert billing.bodies() == []
     assert billing.bye is not None
+
+
+class Contradicts(ScriptedPeer):
+    """A receiver that has seen everything before, with other content."""
+
+    def received(self, connection: Connection, frame: Frame) -> None:
+        if isinstance(frame, Transfer):
+            connection.fail(ContentChanged(frame.sequence, frame.sequence))
+
+
+def test_6_one_that_contradicts_on_each_connection_is_dialled_and_written_down_rarely() -> None:
+    """Each time is a change of its row in the log: no more of them than of the connections."""
+    world = NodeWorld()
+    here = Here(world, kind=Contradicts)
+    world.node.transports.register(here)
+    shop = world.peer("shop")
+    asked = {"name": "billing", "subjects": ["orders.>"], "address": "here:a"}
+    assert shop.request("$node.receivers.add", asked)[0]
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    groups, minutes = world.node.parts.commits.groups, 30
+    for _ in range(minutes):
+        world.settle(60)
+    dialled = len(here.peers)
+    assert 3 < dialled <= minutes * 60 / world.limits.link_delay_max + 8  # and the first doublings
+    assert world.node.parts.commits.groups - groups <= dialled
