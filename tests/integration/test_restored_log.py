@@ -14,6 +14,7 @@ from twisted.logger import LogEvent, formatEvent
 
 from msgservice import Client
 from msgservice.errors import NotDelivered, Reject, Retry
+from msgservice.receiver.ways import Attachment
 from tests.integration.test_receivers import QUICK, Scene, until
 
 pytestmark = pytest.mark.timeout(60)
@@ -38,6 +39,29 @@ async def send(scene: Scene, *bodies: bytes, taken: bool = True) -> None:
     scene.clients.remove(client)
 
 
+async def attached(scene: Scene, handle: Any, *, stored: bool) -> Attachment:
+    """A receiver that handles so, with an inbox on disk or without, and is connected."""
+    more: dict[str, Any] = {"inbox": scene.folder / "inbox.db"} if stored else {}
+    attachment = scene.receiver(handle, **more).attach(scene.address, subjects=["a.>"])
+    await until(lambda: attachment.connected)
+    return attachment
+
+
+async def copy(scene: Scene) -> None:
+    """Copy the folder of the node, which is stopped for it."""
+    await scene.node.stopService()
+    shutil.copytree(scene.folder / "node", scene.folder / "copy")
+    await scene.restart()
+
+
+async def put_back(scene: Scene) -> None:
+    """Have the node go on with the copy in the place of its folder."""
+    await scene.node.stopService()
+    shutil.rmtree(scene.folder / "node")
+    shutil.copytree(scene.folder / "copy", scene.folder / "node")
+    await scene.restart()
+
+
 @pytest.mark.parametrize("stored", [False, True], ids=["memory", "inbox"])
 @pytest.mark.parametrize("grown", [False, True], ids=["ahead", "grown"])
 @pytest_twisted.ensureDeferred
@@ -45,30 +69,21 @@ async def test_6_a_receiver_that_has_taken_more_than_a_restored_log_holds_gets_a
     scene: Scene, grown: bool, stored: bool, logged: list[LogEvent]
 ) -> None:
     seen: list[bytes] = []
-    copy = scene.folder / "copy"
-    more: dict[str, Any] = {"inbox": scene.folder / "inbox.db"} if stored else {}
 
     def handle(message: Any, _transaction: Any = None) -> None:
         seen.append(message.body)
 
-    receiver = scene.receiver(handle, **more)
-    attachment = receiver.attach(scene.address, subjects=["a.>"])
-    await until(lambda: attachment.connected)
+    attachment = await attached(scene, handle, stored=stored)
     await send(scene, b"a1")
     await until(lambda: seen == [b"a1"])
     await attachment.stop()
-    await scene.node.stopService()
-    shutil.copytree(scene.folder / "node", copy)
-    await scene.restart()
+    await copy(scene)
     attachment.start()
     await until(lambda: attachment.connected)
     await send(scene, b"a2", b"a3")
     await until(lambda: len(seen) == 3)
     await attachment.stop()
-    await scene.node.stopService()
-    shutil.rmtree(scene.folder / "node")
-    shutil.copytree(copy, scene.folder / "node")
-    await scene.restart()
+    await put_back(scene)
     new = [b"b%d" % n for n in range(5)]
     if grown:
         await send(scene, *new, taken=False)
@@ -101,31 +116,22 @@ async def test_6_positions_of_what_a_receiver_refused_are_not_taken_when_a_resto
     seen: list[bytes] = []
     scene = Scene(tmp_path, dataclasses.replace(QUICK, max_attempts=1), scheme)
     await scene.start()
-    copy = scene.folder / "copy"
-    more: dict[str, Any] = {"inbox": scene.folder / "inbox.db"} if stored else {}
 
     def handle(message: Any, _transaction: Any = None) -> None:
         if message.body.startswith(b"bad"):
             raise Reject("no") if outcome == "rejected" else Retry(0.0)
         seen.append(message.body)
 
-    receiver = scene.receiver(handle, **more)
-    attachment = receiver.attach(scene.address, subjects=["a.>"])
-    await until(lambda: attachment.connected)
+    attachment = await attached(scene, handle, stored=stored)
     await send(scene, b"a1")
-    await scene.node.stopService()
-    shutil.copytree(scene.folder / "node", copy)
-    await scene.restart()
+    await copy(scene)
     client: Client = await scene.client()
     for body in (b"bad1", b"bad2", b"bad3"):  # the last two say that the ones before are settled
         receipt = await client.send("a.b", body)
         with pytest.raises(NotDelivered):
             await receipt.acknowledged()
     await attachment.stop()
-    await scene.node.stopService()
-    shutil.rmtree(scene.folder / "node")
-    shutil.copytree(copy, scene.folder / "node")
-    await scene.restart()
+    await put_back(scene)
     new = [b"b%d" % n for n in range(5)]
     await send(scene, *new, taken=False)
     attachment.start()

@@ -9,6 +9,7 @@ world.settle()
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,7 +31,7 @@ from msgservice.core.frames import (
     Transfer,
 )
 from msgservice.errors import LogError, LogUnavailable
-from msgservice.interfaces import ILog
+from msgservice.interfaces import ILog, ITransport
 from msgservice.limits import Limits, Rate
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
@@ -216,7 +217,9 @@ class NodeWorld:
         clock: Clock | None = None,
         rate: Rate | None = None,
         rates: dict[str, Rate] | None = None,
+        transports: Sequence[ITransport] = (),
     ) -> None:
+        self.transports = transports
         self.rate, self.rates = rate, rates
         self.clock = Clock() if clock is None else clock
         self.limits = Limits() if limits is None else limits
@@ -235,6 +238,8 @@ class NodeWorld:
             rng=lambda: 1.0,
             failed=self.failures.append,
         )
+        for transport in self.transports:
+            self.node.transports.register(transport)
         self.node.startService()
         self.settle()
 

@@ -231,7 +231,7 @@ def test_6_one_that_contradicts_on_each_connection_is_dialled_and_written_down_r
     assert shop.request("$node.receivers.add", asked)[0]
     shop.transfer(1, "orders.new", [b"one"])
     world.settle()
-    groups, minutes = world.node.parts.commits.groups, 30
+    groups, minutes = world.node.parts.commits.groups, 10
     for _ in range(minutes):
         world.settle(60)
     dialled = len(here.peers)
