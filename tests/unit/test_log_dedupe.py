@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msgservice.core.marks import SenderState
 from msgservice.core.ranges import RangeSet
-from msgservice.records import Known, RefusedBatch
-from tests.kit.logs import Driver, make_batch
+from msgservice.errors import LimitReached, LogFull, NoReceiver
+from msgservice.limits import Limits
+from msgservice.records import NOBODY, Batch, Known, RefusedBatch
+from tests.kit.logs import ContractDriver, Driver, make_batch
 
 RUNS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), max_size=30)
 
@@ -40,8 +46,6 @@ def test_4_each_sequence_is_stored_once_whatever_the_cuts(
     runs: list[tuple[int, int]], split: int
 ) -> None:
     """Runs in any order and overlap, in two groups with a restart between them."""
-    from pathlib import Path
-
     log = Driver("memory", Path()).open()
 
     def append(some: list[tuple[int, int]]) -> None:
@@ -67,3 +71,90 @@ def test_4_each_sequence_is_stored_once_whatever_the_cuts(
     assert sorted(stored) == sorted(expected)
     assert log.wait(log.log.audit()) == []
     log.close()
+
+
+class Producer:
+    """What a producer knows of its messages, held against what the log says (SEMANTICS 1, 2)."""
+
+    def __init__(self, rng: random.Random, log: ContractDriver) -> None:
+        self.rng, self.log = rng, log
+        log.receivers(1)
+        self.audience = log.log.audience([1])
+        self.sizes: dict[int, int] = {}  # of all that were given
+        self.stored: set[int] = set()
+        self.refused: set[int] = set()
+
+    def run(self, busy: set[int]) -> Batch:
+        """One that is open comes again, perhaps larger; or a new one, of whose some are refused."""
+        rng = self.rng
+        settled = self.stored | self.refused
+        given = [n for n in self.sizes if n not in settled and n not in busy]
+        if not given or rng.random() < 0.4:
+            given = [len(self.sizes) + 1]
+        first = rng.choice(given)
+        last = first + rng.choice([0, 0, 1, 3])
+        for number in range(first, last + 1):
+            self.sizes.setdefault(number, rng.choice([1, 300]))
+        busy.update(range(first, last + 1))
+        after = first - 1
+        while after in self.refused:
+            after -= 1
+        floor = next(n for n in range(1, len(self.sizes) + 2) if n not in settled)
+        is_refused = rng.random() < 0.2
+        return make_batch(
+            NOBODY if is_refused else self.audience,
+            first,
+            [b"%d" % n * self.sizes[n] for n in range(first, last + 1)],
+            subject="a",
+            after=after,
+            floor=0 if is_refused else floor,
+            refusal=NoReceiver("a") if is_refused else None,
+        )
+
+    def step(self) -> None:
+        busy: set[int] = set()
+        batches = [self.run(busy) for _ in range(self.rng.randint(1, 4))]
+        for batch, outcome in zip(batches, self.log.append(*batches), strict=True):
+            numbers = set(range(batch.sequence, batch.sequence + batch.count))
+            if outcome is batch:
+                assert not numbers & self.stored, "stored twice"
+                self.stored |= numbers
+            elif isinstance(outcome, Known):
+                new = {n for b in outcome.fresh for n in range(b.sequence, b.sequence + b.count)}
+                assert not new & self.stored, "stored twice"
+                self.stored |= new
+                no = {n for low, high in outcome.refused for n in range(low, high + 1)}
+                assert not no & self.stored, "stored, and refused for good"
+                assert numbers - no <= self.stored | self.refused, "known, and never stored"
+                self.refused |= no
+            else:
+                assert isinstance(outcome, RefusedBatch)
+                if isinstance(outcome.error, NoReceiver):
+                    assert not numbers & self.stored, "stored, and refused for good"
+                    self.refused |= numbers
+                else:
+                    assert isinstance(outcome.error, LogFull | LimitReached)
+        resume = self.log.log.resume("shop", "i1")
+        said = {n for low, high in resume.ranges for n in range(low, high + 1)}
+        said.update(range(1, resume.floor))
+        assert self.stored <= said <= self.stored | self.refused
+
+
+@pytest.mark.parametrize("kind", ["memory", "dicts"])
+@pytest.mark.parametrize("ranges", [1, 2, 3])
+def test_1_whatever_is_refused_resume_says_what_was_stored(
+    kind: str, ranges: int, tmp_path: Path
+) -> None:
+    for seed in range(25):
+        rng = random.Random(seed)
+        limits = Limits(
+            reserve_bytes=8 << 20,
+            keep_seconds=0,
+            sender_ranges=ranges,
+            max_bytes=rng.choice([2000, 10**9]),
+        )
+        log = ContractDriver(kind, tmp_path / str(seed), limits).open()
+        producer = Producer(rng, log)
+        for _ in range(rng.randint(5, 40)):
+            producer.step()
+        log.close()
