@@ -380,6 +380,27 @@ _ALL = [
         new="outcomes.append(RefusedBatch(full)); full = None\n                continue",
         catcher=_test("tests/contract/test_log.py", "takes_the_rest_of_the_group"),
     ),
+    Mutant(
+        name="a-run-taken-in-part-is-refused-whole",
+        at="msgservice.log.dedupe:_take_refused",
+        old="if left == [(first, last)] or (left and not isinstance(refusal, Refused)):",
+        new="if left:",
+        catcher=_test("tests/unit/test_log_dedupe.py -k whatever", "whatever_is_refused"),
+    ),
+    Mutant(
+        name="work-of-another-order-goes-on",
+        at="msgservice.receiver.handling.engine:Handling.reconnected",
+        old="if is_changed or sender.is_changing:",
+        new="if False:",
+        catcher=_test("tests/unit/test_receiver_lanes.py -k none_to_strict", "none_to_strict"),
+    ),
+    Mutant(
+        name="what-was-refused-counts-as-acknowledged",
+        at="msgservice.client.acked:Acked.close_holes",
+        old="ranges.add(ranges.first or 1, said[1])",
+        new="ranges.add(ranges.first or 1, newest)",
+        catcher=_test("tests/unit/test_client_acked.py -k not_missed", "not_missed"),
+    ),
     # --- acknowledged UDP
     Mutant(
         name="each-ask-looks-through-all-replies",
