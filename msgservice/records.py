@@ -6,6 +6,7 @@ arrived while the last one ran. Nothing here knows how it is stored.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,6 +27,16 @@ def position_of(number: int, index: int = 0) -> int:
 def number_of(position: int) -> int:
     """Return the batch number of a position."""
     return position >> BATCH_INDEX_BITS
+
+
+def index_of(position: int) -> int:
+    """Return the index of a position in its batch."""
+    return position & (1 << BATCH_INDEX_BITS) - 1
+
+
+def hash_of(incarnation: str) -> str:
+    """Return what may be shown of an incarnation, which is a secret (SEMANTICS 5)."""
+    return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True, eq=False)

@@ -7,9 +7,9 @@ from functools import partial
 
 from twisted.internet.interfaces import IReactorFromThreads
 
-from msgservice.cli.threads import in_daemon_thread
 from msgservice.errors import MessageTooLarge
 from msgservice.limits import MAX_BATCH_MAX
+from msgservice.threads import in_daemon_thread
 
 CHUNK = 256 * 1024
 

@@ -9,12 +9,12 @@ import click
 
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
-from msgservice.cli.threads import in_daemon_thread
 from msgservice.config.addresses import check_receiver_address
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import Refused
 from msgservice.limits import INTEGER_MAX
 from msgservice.receiver_options import OPTIONS, Option
+from msgservice.threads import in_daemon_thread
 from msgservice.transport.addresses import parse_address
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -21,13 +21,12 @@ from msgservice.codecs import encode_content
 from msgservice.core.subjects import check_name, check_subject, is_reserved
 from msgservice.errors import BadName, BadSubject, MessageTooLarge, Refused
 from msgservice.limits import FRAME_OVERHEAD, MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
-from msgservice.message import Headers, WireMessage, encode_bodies, encode_mixed
+from msgservice.message import ARRAY_HEADER_MAX, Headers, WireMessage, encode_bodies, encode_mixed
 
 # As long as runs are cut often enough to keep node and receivers busy side by side, longer ones
 # save little: what is left per run is below a tenth of what a Deferred per message costs.
 RUN_MESSAGES = 200
 BARE_OVERHEAD = 6  # bytes of a message beside its body, at most, when it is nothing but a body
-ARRAY_HEADER = 5
 # What a TRANSFER has beside messages and `to`: subject, integers, headers. PROTOCOL allows 8 KiB.
 TO_BYTES_FREE = FRAME_OVERHEAD - 1024
 
@@ -72,7 +71,7 @@ class Gather:
         self.subject, self.to, self.flags = subject, to, flags
         self.plain = plain  # nothing asked for that `send` does not do by itself
         self.limit = limit  # bytes
-        self.size = ARRAY_HEADER
+        self.size = ARRAY_HEADER_MAX
         self.items: list[Any] = []
         self.bare = True
         self.waiters: list[Deferred[Receipt]] = []
@@ -96,7 +95,7 @@ class Gather:
         """Return the run."""
         items = self.items
         messages = encode_bodies(items) if self.bare else encode_mixed(items)
-        cost = self.size - ARRAY_HEADER
+        cost = self.size - ARRAY_HEADER_MAX
         run = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
         return Parcel(run, messages, list(self.to) if self.to is not None else None, self.flags)
 
@@ -216,8 +215,8 @@ class Gathering:
                 _check_id(own_id)
             item = msgspec.Raw(_encode(WireMessage(body, headers or None, own_id)))
             size = len(memoryview(item))
-        if size > limit - ARRAY_HEADER:
-            raise MessageTooLarge(size, limit - ARRAY_HEADER)
+        if size > limit - ARRAY_HEADER_MAX:
+            raise MessageTooLarge(size, limit - ARRAY_HEADER_MAX)
         return Prepared(item, size)
 
     def prepare_run(
@@ -239,13 +238,13 @@ class Gathering:
                 return [_parcel(subject, len(bodies), encode_bodies(bodies), names, flags)]
         parcels: list[Parcel] = []
         items: list[bytes | msgspec.Raw] = []
-        filled = ARRAY_HEADER
+        filled = ARRAY_HEADER_MAX
         for content in bodies:
             item, size = self.prepare(content, headers, None, limit)
             if items and (filled + size > limit or len(items) >= count_max):
                 messages = encode_mixed(items)
                 parcels.append(_parcel(subject, len(items), messages, names, flags))
-                items, filled = [], ARRAY_HEADER
+                items, filled = [], ARRAY_HEADER_MAX
             items.append(item)
             filled += size
         if items:

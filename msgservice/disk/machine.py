@@ -13,13 +13,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
 from msgservice.disk.mark import Mark, MarkFile, MarkWriter
-from msgservice.disk.worker import Worker
+from msgservice.threads import Worker
 
 T = TypeVar("T")
 
 
 class Jobs(Protocol):
-    """A worker: one thread, and what is to be done on it (`disk.worker.Worker`)."""
+    """A worker: one thread, and what is to be done on it (`threads.Worker`)."""
 
     def submit(self, job: Callable[[], T]) -> Deferred[T]:
         """Run `job` after those before it; fire with its result."""

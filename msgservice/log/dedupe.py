@@ -19,7 +19,17 @@ from msgservice.core.ranges import RangeSet
 from msgservice.errors import ContentChanged, LimitReached, LogFull, Refused
 from msgservice.log.state import Staged, State
 from msgservice.message import cut_messages
-from msgservice.records import NOBODY, NODE, Audience, Batch, Known, Outcome, Piece, RefusedBatch
+from msgservice.records import (
+    NOBODY,
+    NODE,
+    Audience,
+    Batch,
+    Known,
+    Outcome,
+    Piece,
+    RefusedBatch,
+    position_of,
+)
 
 COLUMNS = 16  # of a row of the table batch
 # What a row's `flags` hold beside those of the frame: whether the sender had named the receivers.
@@ -433,7 +443,7 @@ def _pieces(first: int, last: int, runs: Sequence[Run]) -> tuple[Piece, ...]:
         low = max(first, run.sequence)
         high = min(last, run.sequence + run.count - 1)
         if low <= high:
-            position = (run.number << 16) + low - run.sequence
+            position = position_of(run.number, low - run.sequence)
             pieces.append(Piece(low, high, run.audience, position))
     return tuple(pieces)
 

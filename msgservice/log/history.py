@@ -26,6 +26,7 @@ from msgservice.records import (
     History,
     Piece,
     StateRange,
+    index_of,
     number_of,
     position_of,
 )
@@ -299,7 +300,7 @@ def find(
         " where number = ?",
         (number_of(position),),
     )
-    index = position & 0xFFFF
+    index = index_of(position)
     if row is None or index >= row[6]:
         return None
     sender, sequence, subject, size, stored_at, audience, _count = row

@@ -28,6 +28,7 @@ from msgservice.records import (
     Audience,
     Batch,
     Origin,
+    index_of,
     number_of,
     position_of,
 )
@@ -266,7 +267,7 @@ def bytes_from(db: apsw.Connection, audiences: Iterable[int], position: int) -> 
             (
                 as_json(list(audiences)),
                 number_of(position),
-                (position & 0xFFFF) + 1,
+                index_of(position) + 1,
             ),
         )
     )
@@ -285,13 +286,13 @@ def queued_bytes(
 
     def settled_in(first: int, last: int) -> None:
         """Note the part of one batch."""
-        split.setdefault(number_of(first), []).append((first & 0xFFFF, last & 0xFFFF))
+        split.setdefault(number_of(first), []).append((index_of(first), index_of(last)))
 
     if waiting and cursor >= 0:
         settled_in(position_of(number_of(cursor)), cursor)
     for first, last in final:
         first = max(first, cursor + 1)
-        begin = first if not first & 0xFFFF else position_of(number_of(first) + 1)
+        begin = first if not index_of(first) else position_of(number_of(first) + 1)
         if begin != first:
             settled_in(first, min(last, begin - 1))
         if begin <= last:
@@ -329,7 +330,7 @@ def count_up_to(db: apsw.Connection, audiences: Iterable[int], position: int) ->
             (
                 as_json(list(audiences)),
                 number_of(position),
-                (position & 0xFFFF) + 1,
+                index_of(position) + 1,
             ),
         )
     )

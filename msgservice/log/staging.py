@@ -23,9 +23,9 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries, receiver_table
 from msgservice.log.dedupe import COLUMNS, name_own, take_batches
 from msgservice.log.entries import Age, Append
-from msgservice.log.state import ReceiverState, Staged, State, hash_of
+from msgservice.log.state import ReceiverState, Staged, State
 from msgservice.message import Status
-from msgservice.records import ExceptionRow, Outcome
+from msgservice.records import ExceptionRow, Outcome, hash_of, position_of
 
 Operation = tuple[str, Any]  # SQL, parameters
 
@@ -118,7 +118,7 @@ def stage_receivers(staged: Staged, group: Append, operations: list[Operation]) 
     for row in group.receivers:
         at = staged.receiver(row.number)
         if at is None:
-            cursor = row.cursor if row.cursor >= 0 else (staged.number << 16) - 1
+            cursor = row.cursor if row.cursor >= 0 else position_of(staged.number) - 1
             at = staged.receivers[row.number] = ReceiverState(row.number, cursor)
             at.inbox = row.inbox
             operations += progress_operations([at])

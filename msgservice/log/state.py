@@ -8,7 +8,6 @@ changed in place (only replaced), so the reactor's thread may read them while th
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 
 from msgservice.core.marks import Key, SenderState
@@ -16,11 +15,6 @@ from msgservice.message import Status
 from msgservice.records import Audience, Batch, ReceiverRow
 
 SETTLED = (Status.ACKNOWLEDGED, Status.EXPIRED, Status.DEAD, Status.CANCELLED, Status.REMOVED)
-
-
-def hash_of(incarnation: str) -> str:
-    """Return the part of an incarnation that may be shown (SEMANTICS 5)."""
-    return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
 
 
 class Totals:

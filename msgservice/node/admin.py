@@ -19,11 +19,10 @@ from msgservice.errors import BadValue, MsgServiceError, NoResponder, NotAuthent
 from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.admin_pages import PAGE_ROWS, Page
-from msgservice.node.ingress import hash_of
 from msgservice.node.operations import NodeInfo, Operations, ReceiverState
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import OPTIONS, ReceiverOptions
-from msgservice.records import DeadLetter, Found
+from msgservice.records import DeadLetter, Found, hash_of
 
 _to_json = msgspec.json.Encoder().encode
 

@@ -7,7 +7,6 @@ holds it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -38,14 +37,9 @@ from msgservice.message import Action
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits
 from msgservice.node.tracker import Tracker, Watch
-from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, RefusedBatch
+from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, RefusedBatch, hash_of
 
 FULL_DELAY_MS = 1000  # how soon a refused sender asks again
-
-
-def hash_of(incarnation: str) -> str:
-    """Return what may be shown of an incarnation, which is a secret (SEMANTICS 5)."""
-    return hashlib.sha256(incarnation.encode()).hexdigest()[:16]
 
 
 class Senders(Protocol):

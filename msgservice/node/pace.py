@@ -20,12 +20,11 @@ from twisted.protocols.htb import Bucket
 from msgservice.clock import monotonic_of, timed
 from msgservice.core.runs import Run
 from msgservice.limits import Rate
-from msgservice.message import message_sizes
+from msgservice.message import ARRAY_HEADER_MAX, message_sizes
 
 # A wait that rounding makes empty is not worth a timer of its own.
 WAIT_MIN = 1e-3
 ROUNDING = 1e-9
-ARRAY_HEADER = 5  # bytes of a msgpack array header, at most
 
 
 class _Bucket(Bucket):
@@ -280,7 +279,7 @@ def _cut(run: Run, messages_max: float, bytes_max: float) -> tuple[int, int]:
     """Return how many messages of the run are within these, one at least, and their bytes."""
     if run.count <= messages_max and run.size <= bytes_max:
         return run.count, run.size
-    count, total = 0, ARRAY_HEADER
+    count, total = 0, ARRAY_HEADER_MAX
     for size in message_sizes(run.messages):
         if count and (count >= messages_max or total + size > bytes_max):
             break

@@ -33,7 +33,7 @@ from msgservice.node.outlet import Outlet, Outlets
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
-from msgservice.records import ReceiverRow, Snapshot
+from msgservice.records import ReceiverRow, Snapshot, position_of
 from msgservice.waiters import Waiters
 
 
@@ -176,7 +176,7 @@ class Receivers:
 
     def _add(self, row: ReceiverRow) -> Outlet:
         row.created_at = self._time.wall()
-        row.cursor = (self._tail.next_number << 16) - 1
+        row.cursor = position_of(self._tail.next_number) - 1
         outlet = self._outlets.make(row)
         self._dispatch.add(outlet)
         self._directory.add(row)

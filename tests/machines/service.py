@@ -53,7 +53,7 @@ DISK_BYTES = 1 << 22
 
 
 class TurnWorker:
-    """`disk.worker.Worker` without a thread: each job runs in a later turn of the clock."""
+    """`threads.Worker` without a thread: each job runs in a later turn of the clock."""
 
     def __init__(self, reactor: Any, name: str) -> None:
         self._clock = reactor

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -26,18 +27,10 @@ from msgservice.receiver.handling.engine import (
 from msgservice.receiver.handling.work import Flight, Lane, Work
 
 
-class DaemonThread(threading.Thread):
-    """A thread that does not keep the process alive: a handler that never ends must not."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.daemon = True
-
-
 class HandlerPool(ThreadPool):
-    """A thread pool whose threads are daemons (`DaemonThread`)."""
+    """A thread pool that does not keep the process alive: a handler that never ends must not."""
 
-    threadFactory = DaemonThread
+    threadFactory = partial(threading.Thread, daemon=True)  # type: ignore[assignment]  # is called
 
 
 class HandlerThreads:

@@ -1,6 +1,7 @@
-"""Threads that own something that only one thread may touch, and answer on the reactor's.
+"""Threads of our own, which answer on the reactor's and never hold up the end of the process.
 
-A `Worker` runs jobs one after the other, in the order given. It is no pool: the writing connection
+A `Worker` runs jobs one after the other, in the order given, for what only one thread may touch. It
+is no pool: the writing connection
 of a log belongs to one worker and its reading connection to another, so a slow page never holds up
 a commit, and neither waits for the DNS lookups in the reactor's own pool.
 """
@@ -56,3 +57,15 @@ class Worker:
             else:
                 call(waiter.callback, result)
             del entry, job, waiter
+
+
+def in_daemon_thread(reactor: IReactorFromThreads, function: Callable[[], T]) -> Deferred[T]:
+    """Call a function that waits for people or pipes; fire with what it returns or raises.
+
+    The reactor's own pool is waited for at the end of the process, and a read of a terminal can
+    last for ever; so each call gets a thread. Cancelling stops the wait, not the call.
+    """
+    worker = Worker(reactor, "msgservice call")
+    waiter = worker.submit(function)
+    worker.stop()
+    return waiter
