@@ -5,9 +5,9 @@
 with a monotonic clock, and whoever waits does so through `timed(reactor)`: the same reactor, whose
 time is monotonic. A test's `Clock` is that already, and the only time there is.
 
-A part that waits says `clock: IReactorTime`. `reactor: Any` stands only where a program hands in
-Twisted's reactor, which to a type checker is a module, and where several of its interfaces are
-needed at once: to dial, to listen.
+A part that waits says `clock: IReactorTime`, the command line `reactor: Reactor`. `reactor: Any`
+stands only where a program hands in Twisted's reactor, which to a type checker is a module, and
+where a transport needs what only some reactors have: to dial, to listen.
 
 What Twisted itself waits for inside a reactor (a connect that times out, the threads of its
 resolver) stays on the reactor's clock: a jump delays that, and nothing else hangs on it.
@@ -28,6 +28,7 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IReactorCore,
     IReactorFDSet,
+    IReactorFromThreads,
     IReactorTime,
     IReadDescriptor,
 )
@@ -76,6 +77,10 @@ def timed(reactor: R) -> R:
 
 
 _KEPT = "_msgservice_timed"
+
+
+class Reactor(IReactorCore, IReactorTime, IReactorFromThreads):
+    """The reactor of a process: its time, its start and end, and calls from other threads."""
 
 
 class Time:

@@ -14,7 +14,8 @@ import stat
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+
+from twisted.internet.interfaces import IReactorCore
 
 READ_BYTES = 64 * 1024
 NOTE_BYTES = 100  # at most
@@ -106,7 +107,7 @@ class Pump:
             return note
 
 
-def keep_flowing(reactor: Any, bytes_max: int) -> None:
+def keep_flowing(reactor: IReactorCore, bytes_max: int) -> None:
     """Let standard output and error never block, from when the reactor runs until it has stopped.
 
     Not earlier: twistd goes into the background before, and threads do not come with it.
@@ -119,7 +120,7 @@ def keep_flowing(reactor: Any, bytes_max: int) -> None:
 _BEGUN = "_msgservice_output"
 
 
-def _begin(reactor: Any, bytes_max: int) -> None:
+def _begin(reactor: IReactorCore, bytes_max: int) -> None:
     for fds in _with_readers((1, 2)):
         reactor.addSystemEventTrigger("during", "shutdown", Pump(fds, bytes_max).stop)
 

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
 
 from twisted.application.service import Application, IService
 from twisted.logger import Logger, LogLevel
@@ -19,6 +18,7 @@ from twisted.python.components import Componentized
 from twisted.python.usage import Options as UsageOptions
 from twisted.python.usage import UsageError
 
+from msgservice.clock import Reactor
 from msgservice.config.config import Config, Flags, load_config
 from msgservice.errors import ConfigError
 from msgservice.output import keep_flowing
@@ -104,7 +104,7 @@ def _build(config: Config) -> IService:
     return service
 
 
-def _expect_hangup(reactor: Any) -> None:
+def _expect_hangup(reactor: Reactor) -> None:
     """Let SIGHUP, which many send after a renewal, end nothing."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not where it is ignored, as by nohup
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_hung_up))

@@ -14,6 +14,7 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from msgservice.cli.session import Session, node_options
+from msgservice.clock import Reactor
 from msgservice.errors import MsgServiceError, Refused
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
@@ -40,7 +41,7 @@ def listen(
     --forget, ends that. Without SUBJECTs it gets what the node has for it already.
     """
 
-    async def work(reactor: Any) -> None:
+    async def work(reactor: Reactor) -> None:
         # The node is asked something first: a receiver would dial for ever, and say nothing.
         async with session.client(reactor) as client:
             known = await session.request(reactor, client, "$node.receivers.list")
@@ -67,7 +68,7 @@ def listen(
     session.run(work)
 
 
-async def _forget(session: Session, reactor: Any, client: Any, name: str) -> None:
+async def _forget(session: Session, reactor: Reactor, client: Any, name: str) -> None:
     subject = "$node.receivers.remove"
     waiting = (await session.request(reactor, client, subject, name=name))["queued"]
     await session.request(reactor, client, subject, name=name, confirm=waiting)
@@ -83,7 +84,7 @@ class CannotPrint(MsgServiceError):
 class Watch:
     """Looks whether the connection stands; what ends it for good ends the command."""
 
-    def __init__(self, reactor: Any, done: Deferred[None]) -> None:
+    def __init__(self, reactor: Reactor, done: Deferred[None]) -> None:
         self._done = done
         self._said = ""
         self._looking = LoopingCall(self._look)
@@ -122,7 +123,7 @@ class Printer:
     """
 
     def __init__(
-        self, reactor: Any, out: BinaryIO, *, count: int | None = None, as_json: bool = False
+        self, reactor: Reactor, out: BinaryIO, *, count: int | None = None, as_json: bool = False
     ) -> None:
         self.done: Deferred[None] = Deferred()
         self._reactor = reactor

@@ -9,6 +9,7 @@ import click
 
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
+from msgservice.clock import Reactor
 from msgservice.config.addresses import check_receiver_address
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import Refused
@@ -67,7 +68,7 @@ def receivers() -> None:
 def list_receivers(session: Session) -> None:
     """List all receivers with what waits for them."""
 
-    async def work(reactor: Any) -> None:
+    async def work(reactor: Reactor) -> None:
         table = TableOfPages(
             "name", "subjects", "state", "queued", "bytes", "address", "last error"
         )
@@ -179,7 +180,7 @@ def remove(session: Session, name: str, yes: bool) -> None:
     Asks first if messages wait. Who sent them is told: removed.
     """
 
-    async def work(reactor: Any) -> None:
+    async def work(reactor: Reactor) -> None:
         subject = "$node.receivers.remove"
         async with session.client(reactor) as client:
             waiting = (await session.request(reactor, client, subject, name=name))["queued"]
@@ -202,7 +203,7 @@ def _confirmed(question: str) -> bool:
 
 
 def _change_of(session: Session, subject: str, done: str, **question: object) -> None:
-    async def work(reactor: Any) -> None:
+    async def work(reactor: Reactor) -> None:
         _check(question)
         session.show(await session.ask(reactor, subject, **question), done)
 

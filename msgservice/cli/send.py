@@ -13,6 +13,7 @@ import click
 from rich.console import Group
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from twisted.internet.defer import DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from msgservice.cli.lines import LineReader
@@ -20,6 +21,7 @@ from msgservice.cli.output import console, plain_table
 from msgservice.cli.session import SAY_AFTER, SENDER, Session, node_options
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
+from msgservice.clock import Reactor
 from msgservice.errors import MsgServiceError, NoReceiver, NotDelivered
 from msgservice.limits import MAX_BATCH_MAX
 from msgservice.message import Status
@@ -87,7 +89,7 @@ def send(
 
 async def _send_one(
     session: Session,
-    reactor: Any,
+    reactor: Reactor,
     name: str,
     subject: str,
     content: str | bytes | None,
@@ -107,7 +109,9 @@ async def _send_one(
             raise NotDelivered(receiver, status.name.lower(), None)
 
 
-async def _settled(session: Session, reactor: Any, receipt: Receipt) -> Mapping[str, Status]:
+async def _settled(
+    session: Session, reactor: IReactorTime, receipt: Receipt
+) -> Mapping[str, Status]:
     """Return the final statuses; say what is waited for if that lasts.
 
     Raises what keeps them from becoming known: `PeerForgot`, `LogWentBack`, `Ambiguous`.
@@ -139,7 +143,7 @@ def _told(told: dict[str, Any]) -> Group:
 
 async def _send_lines(
     session: Session,
-    reactor: Any,
+    reactor: Reactor,
     name: str,
     subject: str,
     source: BinaryIO,
@@ -159,7 +163,7 @@ async def _send_lines(
 
 
 async def _send_runs(
-    reactor: Any,
+    reactor: Reactor,
     client: Client,
     subject: str,
     source: BinaryIO,

@@ -20,6 +20,7 @@ import msgspec
 from rich.console import RenderableType
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ReactorNotRunning
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import (
     FilteringLogObserver,
@@ -34,7 +35,7 @@ from zope.interface import provider
 
 from msgservice.cli.output import ExitCode, console
 from msgservice.client.client import Client
-from msgservice.clock import timed
+from msgservice.clock import Reactor, timed
 from msgservice.errors import (
     Ambiguous,
     BadAddress,
@@ -100,7 +101,7 @@ class Session:
         """
         from twisted.internet.task import react
 
-        async def main(reactor: Any) -> None:
+        async def main(reactor: Reactor) -> None:
             interrupted = False
             ended: Deferred[None] = Deferred()
             task = Deferred.fromCoroutine(work(timed(reactor)))
@@ -130,7 +131,7 @@ class Session:
         raise AssertionError("react always exits")
 
     @asynccontextmanager
-    async def client(self, reactor: Any, name: str = SENDER) -> AsyncIterator[Client]:
+    async def client(self, reactor: Reactor, name: str = SENDER) -> AsyncIterator[Client]:
         """Give a client that is connected; it is closed behind."""
         # Not `connect`, which gives nothing to ask why before there is a connection.
         limits = Limits()
@@ -160,7 +161,7 @@ class Session:
         finally:
             await client.close()
 
-    def _say_refusal(self, reactor: Any, client: Client) -> LoopingCall:
+    def _say_refusal(self, reactor: IReactorTime, client: Client) -> LoopingCall:
         """Say once why the node takes nothing for now, where that lasts."""
 
         def look() -> None:
@@ -176,17 +177,19 @@ class Session:
         saying.start(SAY_AFTER, now=False)
         return saying
 
-    async def ask(self, reactor: Any, subject: str, **question: object) -> Any:
+    async def ask(self, reactor: Reactor, subject: str, **question: object) -> Any:
         """Return what the node answers to one request."""
         async with self.client(reactor) as client:
             return await self.request(reactor, client, subject, **question)
 
-    async def request(self, reactor: Any, client: Client, subject: str, **question: object) -> Any:
+    async def request(
+        self, reactor: Reactor, client: Client, subject: str, **question: object
+    ) -> Any:
         """Return what the node answers, its fields that are not None given."""
         given = {key: value for key, value in question.items() if value is not None}
         return await self.in_time(reactor, client.request(subject, given, timeout=self.timeout))
 
-    async def in_time(self, reactor: Any, deferred: Deferred[T]) -> T:
+    async def in_time(self, reactor: IReactorTime, deferred: Deferred[T]) -> T:
         """Return what fires; `NoAnswer` when that takes too long."""
         late = False
 

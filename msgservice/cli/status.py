@@ -12,6 +12,7 @@ from rich.table import Table
 from msgservice.cli.output import plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
+from msgservice.clock import Reactor
 
 
 @click.command(short_help="Say what became of a message at each receiver.")
@@ -24,7 +25,7 @@ def status(session: Session, message_id: str) -> None:
     log:POSITION.
     """
 
-    async def work(reactor: Any) -> None:
+    async def work(reactor: Reactor) -> None:
         table = TableOfPages("receiver", "status", "attempts", "reason")
         json, identity = JsonOfPages("receivers"), message_id
         begun, shown = False, 0
@@ -55,7 +56,7 @@ def status(session: Session, message_id: str) -> None:
 def info(session: Session) -> None:
     """Say who the node is, where it listens, and how full its log is."""
 
-    async def work(reactor: Any) -> None:
+    async def work(reactor: Reactor) -> None:
         found = await session.ask(reactor, "$node.info")
         session.show(found, lambda: _info_table(found))
 
