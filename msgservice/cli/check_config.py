@@ -7,7 +7,8 @@ import sys
 import click
 import msgspec
 
-from msgservice.cli.output import ExitCode, console
+from msgservice.cli.exit_codes import ExitCode
+from msgservice.cli.output import console
 from msgservice.config.config import Config, load_config
 from msgservice.errors import ConfigError
 

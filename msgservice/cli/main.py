@@ -6,6 +6,8 @@ import importlib
 
 import click
 
+from msgservice.cli.exit_codes import MEANINGS
+
 # Command -> its module and name there: imported when it is asked for, since each needs much that
 # the others do not, and a command that ends at once is mostly imports.
 COMMANDS = {
@@ -34,15 +36,9 @@ class Commands(click.Group):
         return command
 
 
-EPILOG = """
-\b
-Exit codes:
-  0    done
-  1    the node refused, or the message was not delivered
-  2    a wrong option, name, subject, address or configuration; nothing was done
-  3    no node there, or no answer in time; what was asked may have been done
-  130  interrupted by a signal
-"""
+EPILOG = "\n".join(  # \b: each line as it is
+    ["\b", "Exit codes:", *(f"  {code:<4} {meaning}" for code, meaning in MEANINGS.items())]
+)
 
 
 @click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

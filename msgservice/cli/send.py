@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from msgservice.cli.lines import LineReader
 from msgservice.cli.output import console, plain_table
-from msgservice.cli.session import SAY_AFTER, SENDER, Session, node_options
+from msgservice.cli.session import SAY_AFTER, SENDER, Session, Stopped, node_options
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.clock import Reactor
@@ -156,7 +156,7 @@ async def _send_lines(
             try:
                 await _send_runs(reactor, client, subject, source, options, progress)
             except MsgServiceError as error:
-                raise _Stopped(progress.sent, error) from None
+                raise Stopped(progress.sent, error) from None
     seconds = reactor.seconds() - started
     told = {"sent": progress.sent, "bytes": progress.size, "seconds": round(seconds, 3)}
     session.show(told, f"{progress.sent:,} messages stored in {seconds:.1f} s")
@@ -188,13 +188,6 @@ async def _send_runs(
         await room.acquire()
     if failed:
         failed[0].raiseException()
-
-
-class _Stopped(MsgServiceError):
-    """The input ended early: some lines were stored, then one was not."""
-
-    def __init__(self, sent: int, error: MsgServiceError) -> None:
-        super().__init__(f"{error}; {sent:,} messages were stored before")
 
 
 class _Progress:

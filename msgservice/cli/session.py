@@ -33,7 +33,8 @@ from twisted.logger import (
 )
 from zope.interface import provider
 
-from msgservice.cli.output import ExitCode, console
+from msgservice.cli.exit_codes import ExitCode
+from msgservice.cli.output import console
 from msgservice.client.client import Client
 from msgservice.clock import Reactor, timed
 from msgservice.errors import (
@@ -46,7 +47,9 @@ from msgservice.errors import (
     MsgServiceError,
     NoResponder,
     PeerForgot,
+    RequestFailed,
     RequestTimeout,
+    UnknownReceiver,
 )
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
@@ -55,6 +58,9 @@ NODE = "tcp:127.0.0.1:7410"
 SENDER = "msgservice-cli"
 SAY_AFTER = 1.0  # seconds after which people are told what is waited for
 TIMEOUT = 5.0  # seconds; a node that is just being started again is waited for
+
+# What people are told behind an unknown receiver; programs have the type of the error.
+HOW_ADDED = "msgservice receivers list shows those there are, msgservice receivers add makes one"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,13 +81,33 @@ class NoAnswer(Ambiguous):
         )
 
 
+class Stopped(MsgServiceError):
+    """The input ended early: some lines were stored, then one was not. `reason`: why."""
+
+    def __init__(self, sent: int, reason: MsgServiceError) -> None:
+        super().__init__(f"{reason}; {sent:,} messages were stored before")
+        self.reason = reason
+
+
+def reason_of(error: MsgServiceError) -> MsgServiceError:
+    """Return the error that says what kind of end it was."""
+    return error.reason if isinstance(error, Stopped) else error
+
+
 def exit_code(error: MsgServiceError) -> ExitCode:
     """Return how a command ends that fails so."""
+    error = reason_of(error)
     if isinstance(error, Ambiguous | RequestTimeout | NoResponder | LogWentBack | PeerForgot):
         return ExitCode.NO_ANSWER
     if isinstance(error, ConfigError | BadName | BadSubject | BadAddress):
         return ExitCode.USAGE
     return ExitCode.REFUSED
+
+
+def _is_unknown_receiver(error: MsgServiceError) -> bool:
+    if isinstance(error, RequestFailed):
+        return error.code == UnknownReceiver.refusal_code
+    return isinstance(error, UnknownReceiver)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,10 +245,11 @@ class Session:
     def complain(self, error: MsgServiceError) -> None:
         """Say on standard error why the command ends."""
         if self.as_json:
-            told = {"error": type(error).__name__, "message": str(error)}
+            told = {"error": type(reason_of(error)).__name__, "message": str(error)}
             click.echo(msgspec.json.encode(told), err=True)
-        else:
-            click.echo(f"msgservice: {error}", err=True)
+            return
+        advice = f" ({HOW_ADDED})" if _is_unknown_receiver(reason_of(error)) else ""
+        click.echo(f"msgservice: {error}{advice}", err=True)
 
 
 def _log_to_standard_error(level: Any) -> None:

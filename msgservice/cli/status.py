@@ -16,14 +16,19 @@ from msgservice.clock import Reactor
 
 
 @click.command(short_help="Say what became of a message at each receiver.")
-@click.argument("message_id", metavar="ID")
+@click.argument("message_id", metavar="ID", required=False)
 @node_options
-def status(session: Session, message_id: str) -> None:
+def status(session: Session, message_id: str | None) -> None:
     """Say where a message is: its status at each receiver, and why.
 
     ID is the sender's own id of it, SENDER/INCARNATION/SEQUENCE as the node shows it, or
     log:POSITION.
     """
+    if message_id is None:
+        raise click.UsageError(
+            "Missing argument 'ID' of a message; msgservice info says how the node is,"
+            " msgservice receivers list what waits for whom"
+        )
 
     async def work(reactor: Reactor) -> None:
         table = TableOfPages("receiver", "status", "attempts", "reason")

@@ -16,7 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from msgservice.config.addresses import (
+    LISTEN_SCHEMES,
     LISTENERS_LATER,
+    PATH_OPTIONS,
     absolute_address,
     check_listener_address,
     check_receiver_address,
@@ -47,12 +49,42 @@ RECEIVER_TABLES = {
     for table in dict.fromkeys(option.key[0] for option in OPTIONS if len(option.key) > 1)
 }
 RATE_KEYS = ("messages", "bytes", "burst_seconds")
-LISTENER_HINTS = dict.fromkeys(LISTENERS_LATER, "is not built yet")
+LISTENER_HINTS = {
+    **{
+        scheme: f"{scheme}: addresses stand under {key!r}"
+        for key, schemes in LISTEN_SCHEMES.items()
+        for scheme in schemes
+        if scheme != key
+    },
+    **dict.fromkeys(LISTENERS_LATER, "is not built yet"),
+}
 SECTION_HINTS = {
     "receivers": "each receiver is a [[receiver]] of its own",
     "retention": "retention is set in [limits]: keep_seconds, keep_bytes, sender_days",
 }
 LIMIT_KEYS = tuple(f.name for f in fields(Limits))
+
+
+def _places() -> dict[str, str]:
+    """Return where each key of a configuration belongs, for who wrote it elsewhere."""
+    found: dict[str, list[str]] = {}
+    tables = {
+        "[node]": NODE_KEYS,
+        "[listen]": tuple(LISTEN_SCHEMES),
+        "[limits]": LIMIT_KEYS,
+        "[rate]": RATE_KEYS,
+        "a [[receiver]]": tuple(key for key in RECEIVER_KEYS if key not in SECTIONS),
+        **{f"a [[receiver]]'s {table}": keys for table, keys in RECEIVER_TABLES.items()},
+        "a [[receiver]]'s rate": RATE_KEYS,
+        **{f"an address, tls:…:{option}=FILE": (option,) for option in PATH_OPTIONS},
+    }
+    for place, keys in tables.items():
+        for key in keys:
+            found.setdefault(key, []).append(place)
+    return {key: " or ".join(places) for key, places in found.items()}
+
+
+PLACES = _places()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +152,7 @@ def load_config(file: str | os.PathLike[str] | None = None, flags: Flags | None 
     """
     path = None if file is None else absolute_path(file)
     document = Document({}) if path is None else parse_document(read_text(path, str(file)))
-    reader = Reader(str(file), document)
+    reader = Reader(str(file), document, PLACES)
     _put_flags_over(reader, flags or Flags())
     config = _read(reader, Path.cwd() if path is None else path.parent)
     if reader.problems:

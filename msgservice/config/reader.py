@@ -57,19 +57,12 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"
 
 
-def _unknown(key: str, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, allowed, n=1)
-    meant = f", did you mean {near[0]!r}?" if near else ""
-    if near and len(allowed) > ALLOWED_SHOWN_MAX:
-        return f"unknown key{meant}"
-    return f"unknown key{meant} (allowed: {', '.join(allowed)})"
-
-
 class Reader:
     """One document being read."""
 
-    def __init__(self, name: str, document: Document) -> None:
-        self._name, self._document = name, document
+    def __init__(self, name: str, document: Document, places: Mapping[str, str]) -> None:
+        """`places`: where each key that is known anywhere belongs, for people."""
+        self._name, self._document, self._places = name, document, places
         self._flags: dict[KeyPath, str] = {}  # what a flag said instead of the file
         self._problems: list[tuple[int, str]] = []
         for problem in document.problems:
@@ -142,7 +135,7 @@ class Reader:
             if hints and key in hints:
                 self.problem((*path, key), hints[key])
                 continue
-            self.problem((*path, key), _unknown(key, allowed))
+            self.problem((*path, key), self._unknown(key, allowed))
         return True
 
     def check(self, path: KeyPath, check: Callable[[str], object], text: str) -> bool:
@@ -153,6 +146,18 @@ class Reader:
             self.problem(path, str(error))
             return False
         return True
+
+    def _unknown(self, key: str, allowed: Sequence[str]) -> str:
+        """Return what is wrong with a key that is not `allowed`, and what may have been meant."""
+        if key in self._places:
+            return f"unknown key here; it belongs in {self._places[key]}"
+        near = difflib.get_close_matches(key, allowed, n=1)
+        if not near and (far := difflib.get_close_matches(key, self._places, n=1)):
+            return f"unknown key, is {far[0]!r} of {self._places[far[0]]} meant?"
+        meant = f", did you mean {near[0]!r}?" if near else ""
+        if near and len(allowed) > ALLOWED_SHOWN_MAX:
+            return f"unknown key{meant}"
+        return f"unknown key{meant} (allowed: {', '.join(allowed)})"
 
     def _flag(self, path: KeyPath) -> str | None:
         while path:

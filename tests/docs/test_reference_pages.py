@@ -8,8 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from msgservice import errors
+from msgservice.cli.exit_codes import ExitCode
+from msgservice.cli.main import main
 from msgservice.config import addresses as config_addresses
 from msgservice.config import config
 from msgservice.limits import LOWEST, ZERO_ALLOWED, Limits
@@ -69,6 +72,17 @@ def test_every_flag_is_documented() -> None:
         for row in rows("configuration.md", "## Flags")
     }
     assert {name.rstrip("=") for name in known} == documented
+
+
+def test_the_exit_codes_of_the_help_are_those_of_the_page() -> None:
+    told = (
+        CliRunner().invoke(main, ["--help"], terminal_width=200).output.partition("Exit codes:")[2]
+    )
+    helped = [tuple(line.split(maxsplit=1)) for line in told.splitlines() if line.strip()]
+    text = (DOCS / "cli.md").read_text().partition("| code | meaning |")[2].partition("\n\n")[0]
+    documented = re.findall(r"^\| (\d+) \| (.*) \|$", text, flags=re.MULTILINE)
+    assert helped == documented
+    assert [str(int(code)) for code in ExitCode] == [code for code, _ in documented]
 
 
 def test_the_example_is_a_right_configuration(tmp_path: Path) -> None:

@@ -262,12 +262,42 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
         ("receivers", "add", "x", "--order", "sometimes"),
         ("listen",),
         ("nonsense",),
+        ("status",),
     ],
 )
 def test_wrong_usage_is_exit_code_2(msgservice: Command, words: tuple[str, ...]) -> None:
     told = msgservice(*words)
     assert told.code == 2
     assert "Usage: msgservice" in told.err
+
+
+def test_a_status_of_nothing_names_the_command_that_was_meant(msgservice: Command) -> None:
+    told = msgservice("status").err
+    assert "Missing argument 'ID' of a message" in told
+    assert "msgservice info" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("send", "x", "y", "--to", "nobody"),
+        ("send", "x", "--to", "nobody", "--lines", "lines"),
+        ("receivers", "change", "nobody", "a"),
+        ("receivers", "pause", "nobody"),
+        ("receivers", "resume", "nobody"),
+        ("receivers", "remove", "nobody"),
+    ],
+)
+def test_an_unknown_receiver_is_told_with_how_one_is_added(
+    msgservice: Command, words: tuple[str, ...]
+) -> None:
+    (msgservice.folder / "lines").write_text("a line\n")
+    told = msgservice(*words)
+    assert told.code == 1
+    assert "unknown receiver 'nobody'" in told.err
+    assert "msgservice receivers add" in told.err
+    assert told.err.count("\n") == 1
+    assert "receivers add" not in json.loads(msgservice(*words, "--json").err)["message"]
 
 
 def test_a_right_configuration_is_told(msgservice: Command) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from msgservice.cli.output import ExitCode
+from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.send import _settled
 from msgservice.cli.session import Session, exit_code
 from msgservice.client.handed import HandedRun, Piece, Receivers, joined

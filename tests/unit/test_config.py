@@ -263,6 +263,49 @@ heartbeat = -1
     ] == problems(file, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[listen]\ntls = 'tls:7411'\n", "2: listen.tls: tls: addresses stand under 'tcp'"),
+        ("[listen]\nssl = 'ssl:7411'\n", "2: listen.ssl: ssl: addresses stand under 'tcp'"),
+        ("tcp = 'tcp:7411'\n", "1: tcp: unknown key here; it belongs in [listen]"),
+        ("max_bytes = 5\n", "1: max_bytes: unknown key here; it belongs in [limits]"),
+        (
+            "[node]\nmax_byte = 5\n",
+            "2: node.max_byte: unknown key, is 'max_bytes' of [limits] meant?",
+        ),
+        (
+            "[limits]\ninsecure = true\n",
+            "2: limits.insecure: unknown key here; it belongs in [node]",
+        ),
+        (
+            "[node]\nburst_seconds = 1\n",
+            "2: node.burst_seconds: unknown key here;"
+            " it belongs in [rate] or a [[receiver]]'s rate",
+        ),
+        (
+            "[listen]\nname = 'a'\n",
+            "2: listen.name: unknown key here; it belongs in [node] or a [[receiver]]",
+        ),
+        (
+            "[listen]\ncertKey = 'a.pem'\n",
+            "2: listen.certKey: unknown key here; it belongs in an address, tls:…:certKey=FILE",
+        ),
+        (
+            "[[receiver]]\nname = 'a'\nsubjects = []\nkeep_seconds = 5\n",
+            "4: receiver.keep_seconds: unknown key here; it belongs in [limits]",
+        ),
+    ],
+)
+def test_a_key_that_is_known_elsewhere_is_told_where(file: Path, text: str, told: str) -> None:
+    assert [told] == problems(file, text)
+
+
+def test_a_key_that_is_known_nowhere_is_told_what_is_allowed(file: Path) -> None:
+    (told,) = problems(file, "[node]\nqqqqqq = 1\n")
+    assert told == "2: node.qqqqqq: unknown key (allowed: name, data, insecure)"
+
+
 def test_grammar_and_meaning_are_told_together(file: Path) -> None:
     text = '[node]\nname = "a\ndata = 5\n[[receiver]]\nname = tru\nsubjects = []\n'
     told = problems(file, text)
