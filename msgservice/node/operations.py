@@ -145,7 +145,7 @@ class Operations:
             connected=outlet.connection is not None,
             cursor=outlet.backlog.cursor,
             attempts=max([run.attempts for run in waiting], default=0),
-            last_error=outlet.last_error or (getattr(link, "last_error", "") or ""),
+            last_error=outlet.trouble or (getattr(link, "last_error", "") or ""),
             next_try_s=getattr(link, "next_attempt_in", None)
             if outlet.connection is None
             else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),

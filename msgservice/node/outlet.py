@@ -73,7 +73,9 @@ class Outlet:
         self.flight: Flight | None = None  # of the connection
         self.audiences: set[int] = set()  # numbers of those it is in
         self.notes: dict[int, tuple[int, str]] = {}  # NOTE: sequence -> attempts, reason
-        self.last_error = ""
+        self.last_error = ""  # why it has no connection, or gets nothing
+        self._last_nack = ""  # matters as long as something waits to be tried again
+        self._unread = ""  # why the log could not be read, until it could
         self._commits = commits
         self._tracker = tracker
         self._time = time
@@ -165,6 +167,19 @@ class Outlet:
         """Whether the receiver follows, and nothing is to be sent or unanswered."""
         return self.supply.is_used_up and self.backlog.idle
 
+    @property
+    def trouble(self) -> str:
+        """Why the receiver does not get what waits for it, for people; empty where it is well."""
+        flight = self.flight
+        larger = flight.larger if flight is not None else None
+        if flight is not None and larger is not None:
+            return (
+                f"position {larger.first} waits: a message of {larger.size} bytes,"
+                f" and the receiver takes {flight.batch_max}"
+            )
+        waits = self._last_nack if self.backlog.waiting_runs else ""
+        return self._unread or self.last_error or waits
+
     def in_flight(self, position: int) -> bool:
         """Whether this message was sent and is not answered."""
         return self.backlog.in_flight_at(position)
@@ -185,6 +200,7 @@ class Outlet:
         self._check_memory(resume, inbox)
         self._end_hearing()
         self.connection = connection
+        self.last_error = ""
         self.backlog.receive_resume(resume.floor, resume.ranges)
         self.flight = self._make_flight(connection)
         self.supply.attach(self.flight)
@@ -313,11 +329,11 @@ class Outlet:
                 self._acked_to = max(self._acked_to, last)
         else:
             assert isinstance(frame, Nack)
-            self.last_error = frame.reason
+            self._last_nack = frame.reason
             delay = frame.delay / 1000
             if delay > self._limits.asked_delay_max:
                 delay = self._limits.asked_delay_max
-                self.last_error = (
+                self._last_nack = (
                     f"{frame.reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
                     f" {delay:g} s)"
                 )
@@ -358,12 +374,6 @@ class Outlet:
             if self.pace is None
             else self._take_paced(flight, self.pace)
         )
-        larger = flight.larger
-        if larger is not None:
-            self.last_error = (
-                f"position {larger.first} waits: a message of {larger.size} bytes,"
-                f" and the receiver takes {flight.batch_max}"
-            )
         if transfers:
             connection.send_now(transfers)
             self._expect_answers()
@@ -404,13 +414,14 @@ class Outlet:
         self.pump()
 
     def _page_came(self) -> None:
+        self._unread = ""
         if self._is_hearing:
             self._hear_on()
         else:
             self.pump()
 
     def _page_failed(self, failure: Failure) -> None:
-        self.last_error = failure.getErrorMessage()
+        self._unread = failure.getErrorMessage()
         self._logger.failure("reading the log for {name}", failure, name=self.name)
         if self._is_hearing:
             self._heard_all()  # the receiver says it again

@@ -234,6 +234,8 @@ class OutletProgress:
         letters = [one for one in settled if one.status is Status.DEAD]
         if letters:  # first of all: no fault may keep their lanes
             self._backlog.letters_stored(letters)
+            if self._outlet.last_error == LETTERS_WAIT:
+                self._outlet.last_error = ""
         self._tracker.settled(self._row.name, settled)
         if letters:
             self._dead_stored(self._row)

@@ -246,6 +246,7 @@ class Receivers:
         """
         row = self._standing(name)
         outlet = self._dispatch.outlets[row.number]
+        was_paused = row.options.paused
         row.options = msgspec.structs.replace(row.options, paused=paused)
         stored = self._store(row)
         if paused:
@@ -253,6 +254,8 @@ class Receivers:
             outlet.last_error = reason
             await self._connections.undial(outlet)
         else:
+            if was_paused:
+                outlet.last_error = ""
             self._connections.dial(outlet)
         await stored
         return row

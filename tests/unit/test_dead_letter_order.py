@@ -18,7 +18,7 @@ from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status
 from msgservice.records import Resume
-from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
 
 
 class DeadHead:
@@ -195,6 +195,7 @@ def test_3_a_dead_letter_that_cannot_be_written_says_so_and_its_lane_waits() -> 
     scene.log.fail_always = False
     scene.world.settle(2.0)
     assert [b"a2", b"a3"] == scene.billing.bodies()
+    assert "" == state_of(scene.world, "billing").last_error
 
 
 def test_3_nothing_is_left_of_a_lane_whose_dead_letter_is_stored() -> None:

@@ -285,7 +285,7 @@ def test_a_receiver_that_takes_less_gets_the_run_cut_and_what_is_too_large_waits
     world.settle()
     assert {("billing", Status.ACKNOWLEDGED): [(1, 3)]} == shop.statuses()
     outlet = next(iter(world.node.parts.dispatch))
-    assert "waits: a message of 2008 bytes, and the receiver takes 1000" in outlet.last_error
+    assert "waits: a message of 2008 bytes, and the receiver takes 1000" in outlet.trouble
     billing.connection.abort()
     world.settle()
     billing = world.peer("billing", receive=ORDERS)

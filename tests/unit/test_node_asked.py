@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from twisted.internet.defer import Deferred
 
 from msgservice import Limits
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.message import Action
-from tests.kit.nodes import NodeWorld
+from tests.kit.nodes import NodeWorld, state_of
 
 ORDERS = {"subjects": ["orders.>"]}
 
@@ -72,3 +75,41 @@ def test_14_after_a_restart_no_message_waits_longer_than_the_nodes_own_delay() -
     assert [] == again.bodies()
     world.settle(10)
     assert [b"one"] == again.bodies()
+
+
+def connected_again(world: NodeWorld) -> None:
+    world.peer("billing", receive=ORDERS).connection.abort()
+    world.settle()
+    assert state_of(world, "billing").last_error
+    world.peer("billing", receive=ORDERS, answering=True)
+
+
+def tried_again(world: NodeWorld) -> None:
+    billing = world.peer("billing", receive=ORDERS)
+    world.peer("shop").transfer(1, "orders.new", [b"one"])
+    world.settle()
+    (transfer,) = billing.take(Transfer)
+    billing.nack(transfer.sequence, transfer.sequence, Action.RETRY, delay=5000, reason="boom")
+    world.settle(1)
+    assert state_of(world, "billing").last_error == "boom"
+    world.settle(5)
+    (transfer,) = billing.take(Transfer)
+    billing.ack(transfer)
+
+
+def resumed(world: NodeWorld) -> None:
+    world.peer("billing", receive=ORDERS)
+    for paused in (True, False):
+        Deferred.fromCoroutine(world.node.parts.receivers.pause("billing", paused))
+        world.settle(1)
+        assert paused is bool(state_of(world, "billing").last_error)
+
+
+@pytest.mark.parametrize("trouble", [connected_again, tried_again, resumed])
+def test_a_receiver_that_is_well_again_shows_no_error(
+    trouble: Callable[[NodeWorld], None],
+) -> None:
+    world = NodeWorld()
+    trouble(world)
+    world.settle(1)
+    assert state_of(world, "billing").last_error == ""

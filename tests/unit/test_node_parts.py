@@ -493,7 +493,7 @@ def test_outlet_reads_the_log_again_a_while_after_a_page_that_could_not_be_read(
     outlet = an_outlet(log=a_log(read=read), tail=Tail(2, 1), clock=clock)
     outlet.attach(a_connection(), Resume(), None)
     pages[0].errback(LogUnavailable("no disk"))
-    assert "no disk" in outlet.last_error
+    assert "no disk" in outlet.trouble
     assert 1 == len(pages)
     clock.advance(READ_AGAIN)
     assert 2 == len(pages)
@@ -502,6 +502,27 @@ def test_outlet_reads_the_log_again_a_while_after_a_page_that_could_not_be_read(
     clock.advance(READ_AGAIN)
     assert 2 == len(pages)
     assert 2 == len(logged_failures)
+    logged_failures.clear()
+
+
+def test_outlet_that_could_read_the_log_again_shows_no_error(
+    logged_failures: list[LogEvent],
+) -> None:
+    pages: list[Deferred[list[Batch]]] = []
+
+    def read(*asked: object) -> Deferred[list[Batch]]:
+        pages.append(Deferred())
+        return pages[-1]
+
+    clock = Clock()
+    outlet = an_outlet(log=a_log(read=read), tail=Tail(2, 1), clock=clock)
+    outlet.attach(a_connection(), Resume(), None)
+    pages[0].errback(LogUnavailable("no disk"))
+    clock.advance(READ_AGAIN)
+    assert "no disk" in outlet.trouble
+    pages[1].callback([])
+    assert "" == outlet.trouble
+    assert 1 == len(logged_failures)
     logged_failures.clear()
 
 

@@ -168,7 +168,7 @@ class Check:
         outlets = [
             f"{outlet.name}: connected {outlet.connection is not None},"
             f" paused {outlet.row.options.paused},"
-            f" in flight {outlet.backlog.in_flight.messages}, error {outlet.last_error!r}"
+            f" in flight {outlet.backlog.in_flight.messages}, error {outlet.trouble!r}"
             for outlet in world.node.service.parts.dispatch
         ]
         producers = [
