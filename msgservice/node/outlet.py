@@ -178,6 +178,11 @@ class Outlet:
                 f" and the receiver takes {flight.batch_max}"
             )
         waits = self._last_nack if self.backlog.waiting_runs else ""
+        if waits and not self.backlog.has_room:
+            waits += (
+                "; its other lanes wait as well: no more is loaded for it at exceptions ="
+                f" {self.backlog.behind_max} or window_bytes = {self.backlog.behind_bytes_max}"
+            )
         return self._unread or self.last_error or waits
 
     def in_flight(self, position: int) -> bool:

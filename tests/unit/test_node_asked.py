@@ -113,3 +113,39 @@ def test_a_receiver_that_is_well_again_shows_no_error(
     trouble(world)
     world.settle(1)
     assert state_of(world, "billing").last_error == ""
+
+
+def test_3_a_receiver_that_waits_whole_for_its_stuck_lanes_says_so() -> None:
+    world = NodeWorld(Limits(window_bytes=65_536))
+    billing = world.peer("billing", receive=ORDERS)
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.stuck", [b"head"])
+    world.settle()
+    (head,) = billing.take(Transfer)
+    billing.nack(head.sequence, head.sequence, Action.RETRY, delay=60_000, reason="boom")
+    world.settle()
+    for sequence in range(2, 10):
+        shop.transfer(sequence, "orders.stuck", [bytes(10_000)])
+        world.settle()
+    shop.transfer(10, "orders.well", [b"another lane"])
+    world.settle()
+    assert [] == billing.take(Transfer)
+    told = state_of(world, "billing").last_error
+    assert told.startswith("boom")
+    assert "exceptions = 10000" in told
+    assert "window_bytes = 65536" in told
+
+
+def test_3_a_lane_that_is_stuck_with_little_behind_it_holds_up_no_other() -> None:
+    world = NodeWorld(Limits(window_bytes=65_536))
+    billing = world.peer("billing", receive=ORDERS)
+    shop = world.peer("shop")
+    shop.transfer(1, "orders.stuck", [b"head"])
+    world.settle()
+    (head,) = billing.take(Transfer)
+    billing.nack(head.sequence, head.sequence, Action.RETRY, delay=60_000, reason="boom")
+    shop.transfer(2, "orders.stuck", [bytes(10_000)])
+    shop.transfer(3, "orders.well", [b"another lane"])
+    world.settle()
+    assert [b"another lane"] == billing.bodies()
+    assert state_of(world, "billing").last_error == "boom"
