@@ -284,6 +284,30 @@ def test_A8_a_subclass_handles_messages_and_failures() -> None:
     assert [("127.0.0.1", 9)] == a.failed
 
 
+def test_a_peer_may_be_closed_by_what_it_handles_while_a_turn_of_its_own_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net()
+    a, b = pair(net)
+    a.send_message(b"first", B)
+    net.run(1)
+    sent: list[Deferred[bytes]] = []
+    arrive = net.arrive
+
+    def arrives(source: Address, to: Address, datagram: bytes) -> None:
+        if to == B and not sent:
+            # The second finds the first under way: its turn is due when the datagram is read.
+            sent.extend(b.send_message(data, A) for data in (b"own", b"more"))
+        arrive(source, to, datagram)
+
+    monkeypatch.setattr(net, "arrive", arrives)
+    b.answer = lambda data: b.close()
+    a.send_message(b"last", B).addErrback(lambda failure: None)
+    net.run(1)
+    assert [b"first", b"last"] == b.handled
+    assert [PeerClosed, PeerClosed] == [type(result_of(one)) for one in sent]
+
+
 def test_A9_F10_messages_to_one_address_are_in_flight_at_once_and_each_gets_its_own_answer() -> (
     None
 ):

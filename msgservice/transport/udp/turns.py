@@ -201,6 +201,7 @@ class Turns:
         for call in (self._timer, self._call):
             if call is not None and call.active():
                 call.cancel()
+        self._timer = self._call = None  # a turn may run, whose effects have brought this about
         if self._socket is not None:
             self._socket.close()
         return tokens
