@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from twisted.python import reflect
 from twisted.python.failure import Failure
 
 from msgservice.errors import Reject, Retry
@@ -20,17 +21,31 @@ def judge(failure: Failure) -> tuple[Action, int, str] | None:
     """
     error = failure.value
     if isinstance(error, Retry):
-        return Action.RETRY, _milliseconds(error.delay), error.reason
+        delay = error.delay
+        # Raised by a program: another type than the signature has must not end in our own code.
+        if delay is not None and not isinstance(delay, (int, float)):
+            return None
+        return Action.RETRY, _milliseconds(delay), _text(error.reason)
     if isinstance(error, Reject):
-        return Action.DEAD, 0, error.reason
+        return Action.DEAD, 0, _text(error.reason)
     return None
+
+
+def _text(reason: object) -> str:
+    """Return a reason as an exact `str`; one of another type, such as an error, as its text."""
+    if isinstance(reason, str):
+        return str.__str__(reason)
+    if isinstance(reason, Exception):
+        return f"{type(reason).__name__}: {reflect.safe_str(reason)}"
+    text: str = reflect.safe_repr(reason)
+    return text
 
 
 def _milliseconds(delay: float | None) -> int:
     """Return a delay as NACK has it: 0 is the sender's own backoff, so no delay at all is 1 ms."""
-    if delay is None or not math.isfinite(delay):
+    if delay is None or delay != delay or delay in (math.inf, -math.inf):
         return 0
-    return min(max(1, round(delay * 1000)), INTEGER_MAX)
+    return round(min(max(1, delay * 1000), INTEGER_MAX))
 
 
 def describe_failure(failure: Failure) -> str:
