@@ -37,6 +37,7 @@ WEIGHTS = {"node": 10, "shop": 4, "web": 2, "once": 4, "udp": 2, "dialled": 2}
 POINT_SECONDS = 20.0  # for an armed process to come to its point; then it is killed where it is
 STEP_SECONDS = 60.0  # for some messages to get through: nothing else is a measure of being alive
 DRAIN_SECONDS = 1200.0  # for all that is left, as long as some get through
+ENOUGH = 250  # messages promised per kill, before the producers may end
 POLL = 0.02
 CONFIG = """\
 [node]
@@ -137,11 +138,17 @@ class Soak:
             told = self.size("shop")
             self.wait("progress", lambda told=told: self.size("shop") > told + 500, STEP_SECONDS)  # type: ignore[misc]  # a lambda's default
             self._kill_one(number)
+        self._drain("enough promised", lambda: self._promised() >= kills * ENOUGH)
         (self.folder / "over").touch()
         self._drain("the producers' end", self._producers_done)
         self._drain("nothing queued", self._is_drained)
         discrepancies = self.ask("$node.audit")["discrepancies"]
         assert [] == discrepancies, discrepancies
+
+    def _promised(self) -> int:
+        """Return how many messages the producers were told to be stored."""
+        ledgers = [self.folder / f"{role}.ledger" for role in PRODUCERS]
+        return sum(path.read_bytes().count(b"told ") for path in ledgers if path.exists())
 
     def _drain(self, what: str, ready: Callable[[], bool]) -> None:
         """Wait while messages get through: a step in which none does is a stall."""
