@@ -397,10 +397,26 @@ class Inbox:
         self._window_messages = window_messages
         self.answers = Answers(0, window_messages)
         self._taking = RangeSet()  # given to the handler, not taken yet
+        self._newest: Arrival | None = None  # that reaches highest, of those given to the handler
+        self._newest_last = 0
         self._rejected: dict[int, str] = {}  # sequence -> reason: no mark, the answer is repeated
         self._rejected_lowest: list[int] = []  # a heap of these sequences
         for first, last, reason in rejected:
             self._reject(first, last, reason)
+
+    def resume(self) -> Resume:
+        """The marks as a RESUME frame says them, and as `last` the newest run with the handler.
+
+        A repeat of that is answered when the handler ends, so a log that went back and has given
+        its sequences to other messages would have these answered for. Where nothing is with the
+        handler, what came and was given up is new when it comes again, whatever it is.
+        """
+        resume, newest, last = self.marks.resume(), self._newest, self._newest_last
+        if not self._taking or newest is None:
+            return resume
+        if resume.last is not None and last <= resume.last[1]:
+            return resume
+        return Resume(resume.floor, resume.ranges, newest.up_to(last))
 
     def reconnect(self) -> None:
         """A new connection of the same sender: nothing is owed on it yet."""
@@ -439,7 +455,10 @@ class Inbox:
             return None
         for low, high in parts:
             self._taking.add(low, high)
-        return Arrival(transfer, count, lane, parts)
+        arrival = Arrival(transfer, count, lane, parts)
+        if last >= self._newest_last:
+            self._newest, self._newest_last = arrival, last
+        return arrival
 
     def _repeat_rejections(self, parts: list[Range], lane: Hashable) -> list[Range]:
         rejected, lowest, floor = self._rejected, self._rejected_lowest, self.marks.floor

@@ -103,7 +103,7 @@ class NodeConnection:
         self._handling.reconnected(sender, ordered=order == "strict")
         sender.connection = connection
         self._sender = sender
-        connection.resume(sender.inbox.marks.resume())
+        connection.resume(sender.inbox.resume())
 
     def replaced_by_newer(self) -> None:
         """A newer connection to the same node stands; what is answered here counts no more."""

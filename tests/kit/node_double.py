@@ -280,7 +280,7 @@ class NodeDouble:
         connection.hello(Hello(VERSION, "node", self.log_id, options))
         inbox = self.inboxes.setdefault(hello.incarnation, Inbox())
         inbox.reconnect()
-        connection.resume(inbox.marks.resume())
+        connection.resume(inbox.resume())
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         hello = self._hello(connection)

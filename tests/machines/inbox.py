@@ -204,7 +204,7 @@ class InboxMachine(Machine):
         self.received, self.nacks, self.discarding = RangeSet(), 0, {}
         self.through.clear()
         self.told.clear()
-        resume = self.inbox.marks.resume()
+        resume = self.inbox.resume()
         frame = decode_frame(
             encode_frame(ResumeFrame(resume.floor, list(resume.ranges), resume.last))
         )

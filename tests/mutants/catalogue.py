@@ -187,6 +187,13 @@ _ALL = [
         catcher=_test("tests/unit/test_inbox.py", "test_6_resume_names_a_run_that_was_taken"),
     ),
     Mutant(
+        name="inbox-names-only-what-was-answered",
+        at=f"{INBOX}.resume",
+        old="if not self._taking or newest is None:",
+        new="if True:",
+        catcher=_test("tests/unit/test_receiver_restored_log.py", "what_is_being_handled"),
+    ),
+    Mutant(
         name="the-floor-passes-what-was-given-up",
         at=f"{MARKS}._raise_floor",
         old="floor = min(self._said, self._answered + 1)",

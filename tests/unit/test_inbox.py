@@ -30,7 +30,7 @@ from msgservice.core.refusal import Refusal
 from msgservice.errors import ContentChanged, MalformedFrame
 from msgservice.limits import FRAME_OVERHEAD, RUNS_REMEMBERED
 from msgservice.message import Action, BareMessage, encode_messages
-from msgservice.records import Origin
+from msgservice.records import Origin, Resume
 
 ONE = msgspec.Raw(b"\x91\x91\xc4\x00")
 RETRY, DEAD, LATER = Action.RETRY, Action.DEAD, Action.LATER
@@ -389,6 +389,38 @@ def test_6_resume_names_what_was_rejected_for_it_would_be_rejected_again_unseen(
     peer.take(1, 2)
     peer.refuse(peer.new(3, 5), 3, 4, DEAD)
     assert peer.inbox.marks.resume().last == (3, 4, crc_of(3, 4))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_6_resume_names_the_newest_run_while_any_is_with_the_handler(ordered: bool) -> None:
+    """A repeat of one that is being handled is answered when that ends, as if it were the same."""
+    peer = Peer(ordered=ordered)
+    peer.take(1, 2)
+    lower, higher = peer.new(3, 5, "lower"), peer.new(6, 9, "higher")
+    peer.inbox.reconnect()
+    assert peer.inbox.resume() == Resume(1, ((1, 2),), (6, 9, crc_of(6, 9)))
+    peer.inbox.taken(higher, 6, 7)
+    assert peer.inbox.resume().last == (6, 9, crc_of(6, 9))
+    peer.refuse(higher, 8, 9, RETRY)  # but the run before it is still with the handler
+    assert peer.inbox.resume().last == (6, 9, crc_of(6, 9))
+    peer.inbox.taken(lower, 3, 5)
+    assert peer.inbox.resume().last == (6, 7, crc_of(6, 7))
+
+
+def test_6_resume_names_what_came_again_in_other_cuts_by_where_it_ends() -> None:
+    peer = Peer(ordered=False)
+    whole = peer.new(1, 9)
+    peer.refuse(whole, 1, 2, RETRY)
+    peer.new(1, 2)
+    assert peer.inbox.resume().last == (1, 9, crc_of(1, 9))
+
+
+def test_6_resume_names_no_run_that_was_given_up_where_nothing_is_with_the_handler(
+    peer: Peer,
+) -> None:
+    peer.take(1, 2)
+    peer.refuse(peer.new(3, 5, "b"), 3, 5, RETRY)
+    assert peer.inbox.resume().last == (1, 2, crc_of(1, 2))
 
 
 def test_6_the_floor_passes_nothing_that_is_newer_than_what_resume_names(peer: Peer) -> None:

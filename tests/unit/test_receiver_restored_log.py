@@ -174,6 +174,50 @@ def test_6_positions_of_what_a_receiver_refused_are_not_taken_when_a_restored_lo
     assert reached.queued == [0]
 
 
+@pytest.mark.parametrize("ends", ["late", "in between", "rejected"])
+@pytest.mark.parametrize("order", ["strict", "none"])
+@pytest.mark.parametrize("way", WAYS)
+def test_6_positions_of_what_is_being_handled_are_not_taken_when_a_restored_log_reuses_them(
+    way: str, order: str, ends: str
+) -> None:
+    """What runs was a run of two; what has its positions now came one by one, so no run repeats."""
+    seen: list[bytes] = []
+    running: list[Deferred[None]] = []
+
+    def handle(message: Any) -> Deferred[None] | None:
+        seen.append(message.body)
+        if not message.body.startswith(b"a2"):
+            return None
+        running.append(Deferred())
+        return running[-1]
+
+    reached = Reached(way, handle, order=order)
+    if way == "dialled":
+        Deferred.fromCoroutine(reached.world.node.change_receiver("billing", order=order))
+        reached.settle()
+    reached.send(b"a1")
+    copied = reached.copy()
+    shop = reached.world.peer("shop")
+    shop.transfer(1, "a.b", [b"a2", b"a2 too"])
+    reached.settle()
+    begun = len(running)
+    assert begun == (1 if order == "strict" else 2)
+    reached.put_back(copied)
+    reached.start()
+    reached.settle()  # refused once, it has come again
+    if ends == "in between":
+        for handler in running:
+            handler.callback(None)
+    new = [b"b%d" % n for n in range(5)]
+    reached.send(*new)
+    if ends != "in between":
+        for handler in running:
+            handler.callback(None) if ends == "late" else handler.errback(Reject("no"))
+        reached.settle()
+    assert seen == [b"a1", b"a2", b"a2 too"][: 1 + begun] + new
+    assert reached.queued == [0]
+
+
 @pytest.mark.parametrize(("before", "after"), [("none", "strict"), ("strict", "none")])
 def test_3_an_operator_changes_the_order_while_a_handler_runs(before: str, after: str) -> None:
     """Of one that the node dials; the others say their order themselves."""
