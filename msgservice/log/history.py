@@ -71,7 +71,8 @@ def segments(
 ) -> list[Segment]:
     """Return the states of positions `first` to `last` at one receiver, rising.
 
-    `exceptions`: rising; where two overlap, the one that begins later says more.
+    `exceptions`: rising; where two overlap, the one that begins later says more. What waits for its
+    next attempt does so above the cursor only: its row stays whole while any of it does.
     """
     parts: list[Segment] = []
     at = first  # what lies below is told
@@ -86,7 +87,11 @@ def segments(
             if open_rows:
                 row = open_rows[-1]
                 stop = min(end, row.last)
-                parts.append((at, stop, row.status, row.attempts, row.reason))
+                if at <= cursor and not row.status.final:
+                    stop = min(stop, cursor)
+                    parts.append((at, stop, Status.ACKNOWLEDGED, 0, ""))
+                else:
+                    parts.append((at, stop, row.status, row.attempts, row.reason))
             elif at <= cursor:
                 stop = min(end, cursor)
                 parts.append((at, stop, Status.ACKNOWLEDGED, 0, ""))

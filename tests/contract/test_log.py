@@ -847,6 +847,40 @@ def test_11_history_gives_pieces_and_final_states(log: ContractDriver) -> None:
     assert history.next is None
 
 
+def test_11_what_the_cursor_has_passed_is_settled_whatever_its_attempts_were(
+    log: ContractDriver,
+) -> None:
+    """A NACK names some that wait for their next attempt; then only the first of them are taken."""
+    log.receivers(1)
+    audience = log.log.audience([1])
+    batch = make_batch(audience, 1, [b"1", b"2", b"3", b"4"])
+    log.append(batch)
+    tried = exception(1, batch.first, batch.last, Status.QUEUED, attempts=1, reason="not now")
+    dead = exception(1, batch.first + 1, batch.first + 1, Status.DEAD, attempts=2, reason="never")
+    log.progress(1, batch.first - 1, exceptions=[tried])
+    log.progress(
+        1,
+        batch.first + 2,
+        exceptions=[dead],
+        settled={Status.ACKNOWLEDGED: 2, Status.DEAD: 1},
+    )
+    log.reopen()
+    history = log.wait(log.log.history("shop", "i1", 1, 100))
+    assert [
+        StateRange(1, Status.ACKNOWLEDGED, 1, 1),
+        StateRange(1, Status.DEAD, 2, 2, "never"),
+        StateRange(1, Status.ACKNOWLEDGED, 3, 3),
+    ] == list(history.states)
+    found = [log.wait(log.log.find(f"log:{batch.first + n}")) for n in range(4)]
+    assert [one and one.states[1] for one in found] == [
+        (Status.ACKNOWLEDGED, 0, ""),
+        (Status.DEAD, 2, "never"),
+        (Status.ACKNOWLEDGED, 0, ""),
+        (Status.QUEUED, 1, "not now"),
+    ]
+    assert log.wait(log.log.audit()) == []
+
+
 def test_history_comes_in_pages(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     log.receivers(1)

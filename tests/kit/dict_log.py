@@ -125,6 +125,8 @@ class Receiver:
         found = []
         for position in range(batch.first, batch.last + 1):
             inside = [row for row in rows if row.first <= position <= row.last]
+            if position <= self.cursor:  # what waited below it was settled since
+                inside = [row for row in inside if row.status.final]
             if inside:
                 row = max(inside, key=lambda row: row.first)
                 found.append((row.status, row.attempts, row.reason))

@@ -408,6 +408,13 @@ _ALL = [
         new="ranges.add(ranges.first or 1, newest)",
         catcher=_test("tests/unit/test_client_acked.py -k not_missed", "not_missed"),
     ),
+    Mutant(
+        name="what-waited-once-waits-below-the-cursor",
+        at="msgservice.log.history:segments",
+        old="if at <= cursor and not row.status.final:",
+        new="if False:",
+        catcher=_test("tests/contract/test_log.py", "the_cursor_has_passed_is_settled"),
+    ),
     # --- acknowledged UDP
     Mutant(
         name="each-ask-looks-through-all-replies",
