@@ -21,6 +21,7 @@ from msgservice.core.frames import (
     BYE_CLOSING,
     Frame,
     Hello,
+    NotEncodable,
     decode_frame,
     encode_frame,
 )
@@ -28,6 +29,7 @@ from msgservice.core.session import Greeted, Opened, PeerBye, PeerError, Session
 from msgservice.errors import ConnectionLimit, ProtocolError, stays_refused
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
+from msgservice.message import UNENCODABLE
 from msgservice.records import Resume
 
 # Why a connection is not read from; it is, when no reason is left.
@@ -174,10 +176,17 @@ class Connection:
             self.session.sent(self.now())
 
     def send_now(self, frames: Sequence[Frame]) -> None:
-        """Send some frames, and what is queued before them, now: not at the end of the turn."""
+        """Send some frames, and what is queued before them, now: not at the end of the turn.
+
+        Raises `NotEncodable`, with none of them sent, where one of them has no form.
+        """
         if frames and self.channel is not None:
+            try:
+                encoded = [encode_frame(frame) for frame in frames]
+            except UNENCODABLE as error:
+                raise NotEncodable(str(error)) from error
             self.session.sent(self.now())
-            self.channel.send_now([encode_frame(frame) for frame in frames])
+            self.channel.send_now(encoded)
 
     def bye(self, code: int = BYE_CLOSING, reason: str = "") -> None:
         """Send no more transfers; the owner calls `close` when what is in flight is answered."""

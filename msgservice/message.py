@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, pairwise
-from typing import Annotated
+from typing import Annotated, Any, Final
 from zlib import crc32
 
 import msgspec
@@ -83,7 +83,29 @@ class BareMessage(msgspec.Struct, array_like=True, frozen=True, gc=False):
 # arrays beyond the interpreter's depth, are not errors of its own.
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-_encode = msgspec.msgpack.Encoder().encode
+# What msgspec raises for values that have no form in a frame.
+UNENCODABLE = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
+
+_PLAIN: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
+    (str, str.__str__),
+    (bytes, bytes.__bytes__),
+    (int, int.__int__),
+    (float, float.__float__),
+)
+
+
+def plain(value: Any) -> Any:
+    """The value of a class derived from one that msgpack has, as what it is on the wire.
+
+    The encoders ask it about what they have no form for: other values cost nothing.
+    """
+    for kind, convert in _PLAIN:
+        if isinstance(value, kind):
+            return convert(value)
+    raise TypeError(f"{type(value).__name__} has no form in a frame")
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
 _decode_messages = msgspec.msgpack.Decoder(list[WireMessage]).decode
 _decode_known = msgspec.msgpack.Decoder(list[KnownMessage]).decode
 _decode_message = msgspec.msgpack.Decoder(WireMessage).decode
@@ -102,7 +124,7 @@ def encode_bodies(bodies: Iterable[bytes]) -> bytes:
 
 def encode_mixed(items: Sequence[bytes | msgspec.Raw]) -> bytes:
     """Return the msgpack array of a run of bodies and of encoded messages."""
-    return _encode([(item,) if type(item) is bytes else item for item in items])
+    return _encode([item if type(item) is msgspec.Raw else (item,) for item in items])
 
 
 def decode_messages(messages: bytes | memoryview | msgspec.Raw) -> list[WireMessage]:

@@ -21,6 +21,7 @@ import msgspec
 
 from msgservice.errors import BadValue
 from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
+from msgservice.message import plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +98,19 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
     def check(self) -> ReceiverOptions:
-        """These options, if they can be a receiver's; else `BadValue` names the first wrong."""
+        """These options, if they can be a receiver's; else `BadValue` names the first wrong.
+
+        Each is of its own type then, not of a class derived from that.
+        """
+        exact = {}
         for option in OPTIONS:
-            wrong = option.wrong(getattr(self, option.name), repr)
+            value = getattr(self, option.name)
+            if isinstance(value, option.kind) and type(value) is not option.kind:
+                exact[option.name] = value = plain(value)
+            wrong = option.wrong(value, repr)
             if wrong is not None:
                 raise BadValue(option.name, wrong)
-        return self
+        return msgspec.structs.replace(self, **exact) if exact else self
 
     def changed(self, changes: dict[str, Any]) -> ReceiverOptions:
         """These options with those `changes` that are not None, checked."""

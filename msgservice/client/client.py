@@ -92,8 +92,7 @@ class Client:
         outbox: DiskOutbox | None = None,
     ) -> None:
         reactor = timed(reactor)
-        check_name(name)
-        self.name = name
+        self.name = name = check_name(name)
         self._disk = outbox
         self._connecting: Waiters[Client] = Waiters()
         now = monotonic_of(reactor)
@@ -271,7 +270,7 @@ class Client:
     ) -> Deferred[Receipt]:
         gathering = self._gathering
         self._shutdown.check_open()
-        gathering.check_subject(subject)
+        subject = gathering.check_subject(subject)
         names = gathering.check_to(to)
         item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(names))
         self._flow.take_room(1, size)
@@ -305,7 +304,7 @@ class Client:
         try:
             self._shutdown.check_open()
             gathering = self._gathering
-            gathering.check_subject(subject)
+            subject = gathering.check_subject(subject)
             names = gathering.check_to(to)
             parcels = gathering.prepare_run(subject, bodies, names, headers, self._flags(require))
             self._flow.take_room(
@@ -333,7 +332,7 @@ class Client:
         """
         try:
             self._shutdown.check_open()
-            check_subject(subject)
+            subject = check_subject(subject)
             item, _ = self._gathering.prepare(
                 content, headers, None, self._gathering.limit_of(None)
             )

@@ -18,10 +18,17 @@ from twisted.internet.defer import Deferred
 from msgservice.client.handed import HandedRun
 from msgservice.client.receipt import Receipt
 from msgservice.codecs import encode_content
-from msgservice.core.subjects import check_name, check_subject, is_reserved
+from msgservice.core.subjects import check_name, check_subject, exact, is_reserved
 from msgservice.errors import BadName, BadSubject, MessageTooLarge, Refused
 from msgservice.limits import FRAME_OVERHEAD, MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
-from msgservice.message import ARRAY_HEADER_MAX, Headers, WireMessage, encode_bodies, encode_mixed
+from msgservice.message import (
+    ARRAY_HEADER_MAX,
+    Headers,
+    WireMessage,
+    encode_bodies,
+    encode_mixed,
+    plain,
+)
 
 # As long as runs are cut often enough to keep node and receivers busy side by side, longer ones
 # save little: what is left per run is below a tenth of what a Deferred per message costs.
@@ -30,7 +37,7 @@ BARE_OVERHEAD = 6  # bytes of a message beside its body, at most, when it is not
 # What a TRANSFER has beside messages and `to`: subject, integers, headers. PROTOCOL allows 8 KiB.
 TO_BYTES_FREE = FRAME_OVERHEAD - 1024
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
 
 
 class Parcel(NamedTuple):
@@ -172,28 +179,28 @@ class Gathering:
 
     # --- checks: each raises the error that names what is wrong
 
-    def check_subject(self, subject: str) -> None:
-        """`BadSubject` unless messages may be sent to `subject`."""
+    def check_subject(self, subject: str) -> str:
+        """Return the `exact` subject; `BadSubject` unless messages may be sent to it."""
+        subject = exact(subject)
         if subject in self._subjects:
-            return
+            return subject
         check_subject(subject)
         if is_reserved(subject):
             raise BadSubject(subject, "'$' begins the node's own subjects")
         if len(self._subjects) >= self._limits.subjects:
             self._subjects.clear()
         self._subjects.add(subject)
+        return subject
 
     def check_to(self, to: Sequence[str] | None) -> tuple[str, ...] | None:
-        """`BadName` unless all of these may be receivers."""
+        """Return these names, each `exact`; `BadName` unless all of them may be receivers."""
         if to is None:
             return None
         if isinstance(to, str):
             raise BadName(to, "`to` is a list of names")
         if not to:
             raise Refused("`to` names nobody")
-        for name in to:
-            check_name(name)
-        return tuple(to)
+        return tuple([check_name(name) for name in to])
 
     def prepare(
         self,
@@ -210,10 +217,10 @@ class Gathering:
             size = len(body) + BARE_OVERHEAD
             item: bytes | msgspec.Raw = body
         else:
-            _check_headers(headers)
+            headers = _checked_headers(headers)
             if own_id is not None:
-                _check_id(own_id)
-            item = msgspec.Raw(_encode(WireMessage(body, headers or None, own_id)))
+                own_id = _checked_id(own_id)
+            item = msgspec.Raw(_encode(WireMessage(body, headers, own_id)))
             size = len(memoryview(item))
         if size > limit - ARRAY_HEADER_MAX:
             raise MessageTooLarge(size, limit - ARRAY_HEADER_MAX)
@@ -264,21 +271,27 @@ def _bytes_in(bodies: Sequence[Any]) -> int:
         return 0
 
 
-def _check_headers(headers: Headers | None) -> None:
+def _checked_headers(headers: Headers | None) -> Headers | None:
+    checked = {}
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise Refused(f"header {name!r}: names and values are text")
+        name, value = exact(name), exact(value)
         try:
             name.encode()
             value.encode()
         except UnicodeEncodeError:
             raise Refused(f"header {name!r} is no UTF-8") from None
+        checked[name] = value
+    return checked or None
 
 
-def _check_id(own_id: str) -> None:
+def _checked_id(own_id: str) -> str:
+    own_id = exact(own_id)
     try:
         size = len(own_id.encode())
     except UnicodeEncodeError:
         raise BadName(own_id, "it is no UTF-8") from None
     if not 1 <= size <= NAME_BYTES_MAX:
         raise BadName(own_id, f"an id has 1 to {NAME_BYTES_MAX} bytes, not {size}")
+    return own_id

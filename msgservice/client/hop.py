@@ -42,11 +42,13 @@ from msgservice.core.frames import (
     Hello,
     HelloOptions,
     Nack,
+    NotEncodable,
     Reply,
     Routed,
     StatusFrame,
+    Transfer,
 )
-from msgservice.core.refusal import refusal_in
+from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run, Settled, first_of
 from msgservice.errors import (
     Ambiguous,
@@ -60,7 +62,7 @@ from msgservice.errors import (
     refused,
 )
 from msgservice.limits import Limits
-from msgservice.message import Action, Status, cut_messages, join_messages
+from msgservice.message import Action, Status, count_of, cut_messages, join_messages
 from msgservice.records import Resume
 
 if TYPE_CHECKING:
@@ -223,11 +225,31 @@ class NodeHop:
             # What is settled in memory only may come again after a crash: then the node may not be
             # told that it will not.
             backlog.committed = backlog.cursor if disk is None else disk.settled_to()
-            connection.send_now(flight.take_transfers(self._now()))
-            self._apply_settled()  # what turned out to be too large for the node
+            transfers = flight.take_transfers(self._now())
+            try:
+                connection.send_now(transfers)
+            except NotEncodable:
+                self._send_each(connection, flight, transfers)
+            self._apply_settled()  # what turned out to be too large for the node, or no frame
             if disk is not None and disk.has_more and not self._is_reading and flight.wants:
                 self._read(disk)
         self._rearm()
+
+    def _send_each(
+        self, connection: Connection, flight: Flight, transfers: Sequence[Transfer]
+    ) -> None:
+        """Send the runs that can be sent; one that cannot is refused as if by the node.
+
+        None of them has left so far, and each counts as in flight.
+        """
+        for transfer in transfers:
+            try:
+                connection.send_now([transfer])
+            except NotEncodable as error:
+                first = transfer.sequence
+                last = first + count_of(transfer.messages) - 1
+                refusal = Refusal(Action.REFUSED, f"it cannot be sent: {error}")
+                flight.receive_nack(first, last, refusal, 0, self._now())
 
     def _read(self, disk: DiskOutbox) -> None:
         """Read more of what an earlier process left: the window has room for it."""

@@ -15,7 +15,14 @@ import msgspec
 
 from msgservice.errors import MalformedFrame, UnknownKind
 from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
-from msgservice.message import FLAG_UNKNOWN_ELEMENT, UNDECODABLE, Integer, Name, count_of
+from msgservice.message import (
+    FLAG_UNKNOWN_ELEMENT,
+    UNDECODABLE,
+    Integer,
+    Name,
+    count_of,
+    plain,
+)
 from msgservice.records import Origin
 
 VERSION = 1
@@ -215,7 +222,12 @@ BYE_SETTLED = 4  # a sender that has heard all its answers, and ends its incarna
 CRC_MAX = 2**32 - 1
 _TRANSFER_HEAD = 0x90 + 1 + len(Transfer.__struct_fields__)  # of the array with every element
 
-encode_frame = msgspec.msgpack.Encoder().encode
+
+class NotEncodable(TypeError):
+    """A frame with a value that has no form on the wire."""
+
+
+encode_frame = msgspec.msgpack.Encoder(enc_hook=plain).encode
 _decode = msgspec.msgpack.Decoder(Frame).decode
 
 

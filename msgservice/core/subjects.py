@@ -2,7 +2,8 @@
 
 A subject is tokens separated by dots. In a pattern, `*` stands for exactly one token and a last
 `>` for one or more (the NATS convention). Called wherever a name enters: session, ingress,
-directory, client; calls nothing. Who may use a name is not decided here.
+directory, client; calls nothing. Who may use a name is not decided here. A text that comes from a
+program is `exact` from here on: each check returns it, and what was given is not used again.
 """
 
 from __future__ import annotations
@@ -29,33 +30,52 @@ _is_name = re.compile(rf"[^{_UNFIT}/]+").fullmatch
 _find_unfit = re.compile(rf"[{_UNFIT}]").search
 
 
-def check_subject(subject: str) -> None:
-    """Raise `BadSubject` unless messages may be sent to `subject`."""
+def exact(text: str) -> str:
+    """The text as a `str`, also where its class is derived from that, as numpy's and markupsafe's.
+
+    Frames, entries of the log and rows hold no other class. `TypeError` for what is no text.
+    """
+    if type(text) is str:
+        return text
+    if not isinstance(text, str):
+        raise TypeError(f"text is a str, not {type(text).__name__}")
+    return str.__str__(text)  # its characters, whatever its own class says
+
+
+def check_subject(subject: str) -> str:
+    """Return the `exact` subject; `BadSubject` unless messages may be sent to it."""
+    subject = exact(subject)
     if _is_subject(subject) is None or _too_long(subject):
         raise _bad_subject(subject, is_pattern=False)
+    return subject
 
 
-def check_pattern(pattern: str) -> None:
-    """Raise `BadSubject` unless `pattern` is a subject or a pattern of subjects."""
+def check_pattern(pattern: str) -> str:
+    """Return the `exact` pattern; `BadSubject` unless it is a subject or a pattern of subjects."""
+    pattern = exact(pattern)
     if _is_pattern(pattern) is None or _too_long(pattern):
         raise _bad_subject(pattern, is_pattern=True)
+    return pattern
 
 
-def check_name(name: str) -> None:
-    """Raise `BadName` unless `name` may name a sender, a receiver or a node of somebody's."""
-    check_word(name)
+def check_name(name: str) -> str:
+    """Return the `exact` name; `BadName` unless a sender, a receiver or a node may have it."""
+    name = check_word(name)
     if is_reserved(name):
         raise BadName(name, "names that begin with '$' are the node's own")
+    return name
 
 
-def check_word(name: str) -> None:
-    """Raise `BadName` unless `name` has the form of a name: of an incarnation, for example."""
+def check_word(name: str) -> str:
+    """Return the `exact` word; `BadName` unless it has a name's form, as an incarnation has."""
+    name = exact(name)
     if _is_name(name) is None or _too_long(name):
         reason = _what_is_unfit(name)
         if reason is None:
             assert "/" in name, name
             reason = "'/' is not allowed"
         raise BadName(name, reason)
+    return name
 
 
 def is_reserved(subject: str) -> bool:
@@ -140,7 +160,7 @@ class SubjectMatcher(Generic[V]):
 
     def add(self, pattern: str, value: V) -> None:
         """Let `value` match `pattern`; nothing if it does already. Raises `BadSubject`."""
-        check_pattern(pattern)
+        pattern = check_pattern(pattern)
         node = self._root
         tokens = pattern.split(".")
         to_rest = tokens[-1] == REST

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from msgservice.clock import Time
 from msgservice.connection import UNCOMMITTED, Connection
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED
+from msgservice.core.subjects import exact
 from msgservice.errors import BadAddress, NameHeld
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
@@ -96,9 +97,11 @@ class Connections:
         self.links[row.number] = link
         link.startService()
 
-    def check(self, address: str) -> None:
-        """Raise `BadAddress` unless a receiver could be dialled there."""
+    def check(self, address: str) -> str:
+        """Return the `exact` address; `BadAddress` unless a receiver could be dialled there."""
+        address = exact(address)
         self._connector(address, None)
+        return address
 
     def _connector(self, address: str, expected: Outlet | None) -> IConnector:
         connector: IConnector = self._transports.find(address).connector(

@@ -243,15 +243,15 @@ class Directory:
         `configured`: the configuration has it, which bounds how often that happens: a node that
         could not make it would not start.
         """
-        check_name(name)
-        self._check_patterns(patterns)
+        name = check_name(name)
+        patterns = self._checked_patterns(patterns)
         if len(self._by_name) >= self._limits.receivers:
             raise LimitReached("receivers", self._limits.receivers)
         removed = len(self._by_number) - len(self._by_name)
         if removed >= self._limits.removed_receivers and not configured:
             self._log.want_room("removed_receivers")
             raise LimitReached("removed_receivers", self._limits.removed_receivers)
-        row = ReceiverRow(number=self._next_number, name=name, patterns=tuple(patterns), cursor=-1)
+        row = ReceiverRow(number=self._next_number, name=name, patterns=patterns, cursor=-1)
         self._next_number += 1
         return row
 
@@ -265,10 +265,10 @@ class Directory:
 
     def set_patterns(self, row: ReceiverRow, patterns: Sequence[str]) -> None:
         """Change the subscription of a receiver from now on."""
-        self._check_patterns(patterns)
+        patterns = self._checked_patterns(patterns)
         for pattern in row.patterns:
             self._matcher.remove(pattern, row.number)
-        row.patterns = tuple(patterns)
+        row.patterns = patterns
         for pattern in row.patterns:
             self._matcher.add(pattern, row.number)
         self._changed()
@@ -316,10 +316,10 @@ class Directory:
         self._by_names.clear()
         self._names_held = 0
 
-    def _check_patterns(self, patterns: Sequence[str]) -> None:
+    def _checked_patterns(self, patterns: Sequence[str]) -> tuple[str, ...]:
         if len(patterns) > self._limits.patterns:
             raise LimitReached("patterns", self._limits.patterns)
         for pattern, times in Counter(patterns).items():
             if times > 1:
                 raise BadSubject(pattern, "it is given twice")
-            check_pattern(pattern)
+        return tuple([check_pattern(pattern) for pattern in patterns])

@@ -24,6 +24,7 @@ from zope.interface import implementer
 
 from msgservice.client.client import Client
 from msgservice.clock import Time
+from msgservice.core.subjects import check_name, exact
 from msgservice.errors import LogFailed
 from msgservice.interfaces import IChannelUser, IConnector, ILog
 from msgservice.limits import Limits, Rate
@@ -96,10 +97,10 @@ class Node(Service):
         self._rng = rng or random.SystemRandom().random
         self.transports = Transports(rng=self._rng)
         self.running_now = False
-        self.node_name = name
+        self.node_name = check_name(name) if name else ""
         self.log_id = ""
         self._insecure = insecure
-        self._listen = tuple(listen)
+        self._listen = tuple([exact(address) for address in listen])
         self._configured = tuple(receivers)
         self._rate = rate
         self._rates = rates or {}

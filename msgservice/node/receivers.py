@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import Time
 from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED
+from msgservice.core.subjects import exact
 from msgservice.errors import (
     ConfiguredOtherwise,
     NotConfirmed,
@@ -103,7 +104,7 @@ class Receivers:
                 configured=True,
             )
             return
-        row.configured, row.address = True, wanted.address
+        row.configured, row.address = True, wanted.address and exact(wanted.address)
         # Paused at run time stays paused over a restart, whatever the file says.
         paused = row.options.paused or wanted.options.paused
         options = msgspec.structs.replace(wanted.options, paused=paused).check()
@@ -199,9 +200,9 @@ class Receivers:
             await self._removing[known.number].wait()
         if self._directory.get(name) is not None:
             raise ReceiverExists(name)
-        options.check()
+        options = options.check()
         if address is not None:
-            self._connections.check(address)
+            address = self._connections.check(address)
         row = self._directory.new_row(name, patterns, configured=configured)
         row.address, row.configured, row.options = address, configured, options
         outlet = self._add(row)
@@ -227,7 +228,7 @@ class Receivers:
         outlet = self._dispatch.outlets[row.number]
         options = row.options.changed(changes)
         if address is not None:
-            self._connections.check(address)
+            address = self._connections.check(address)
         self._change(outlet, row.patterns if patterns is None else patterns, options)
         if address is not None and address != row.address:
             row.address = address
@@ -244,7 +245,7 @@ class Receivers:
 
         `reason`: why it is paused, for people and for the receiver.
         """
-        row = self._standing(name)
+        row, reason = self._standing(name), exact(reason)
         outlet = self._dispatch.outlets[row.number]
         was_paused = row.options.paused
         row.options = msgspec.structs.replace(row.options, paused=paused)

@@ -93,7 +93,7 @@ class Receiver(Service):
         decode: Decode = decode_content,
         incarnation: str | None = None,
     ) -> None:
-        check_name(name)
+        name = check_name(name)
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {handler!r}")
         if order not in ("strict", "none"):
@@ -386,9 +386,7 @@ def _patterns(subjects: Sequence[str] | None, limits: Limits) -> list[str] | Non
         raise ValueError("subjects has no patterns; leave it out for those the node has")
     if len(subjects) > limits.patterns:
         raise LimitReached("patterns", limits.patterns)
-    for pattern in subjects:
-        check_pattern(pattern)
-    return list(subjects)
+    return [check_pattern(pattern) for pattern in subjects]
 
 
 def _start(start: str | int | datetime) -> str | int:

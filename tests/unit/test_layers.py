@@ -39,6 +39,7 @@ NEIGHBOURS = {
     ("limits", "errors"),
     ("records", "message"),
     ("records", "receiver_options"),
+    ("receiver_options", "message"),
     ("codecs", "interfaces"),
     ("codecs", "message"),
     ("interfaces", "records"),
