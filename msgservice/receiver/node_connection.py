@@ -202,6 +202,8 @@ class NodeConnection:
                 peer=connection.peer,
                 why=why,
             )
+            if code == BYE_REMOVED and self._sender is not None:
+                self._handling.removed(self._sender)
             connection.close()
             self.way.sent_away(why, replaced=code == BYE_REPLACED)
         elif self._sender is not None:

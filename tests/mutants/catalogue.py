@@ -554,6 +554,13 @@ _ALL = [
         catcher=_test("tests/unit/test_inbox_file.py", "rolls_the_transaction_back_fails_alone"),
     ),
     Mutant(
+        name="removed-receiver-handles-what-it-had",
+        at="msgservice.receiver.handling.engine:Handling.removed",
+        old="self._abandon(lane)",
+        new="pass",
+        catcher=_test("tests/unit/test_receiver_removed.py", "test_10_"),
+    ),
+    Mutant(
         name="connector-forgets-that-it-was-started-again",
         at="msgservice.transport.dialling:Connector._end",
         old="if wanted:",

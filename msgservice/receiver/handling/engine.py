@@ -173,6 +173,16 @@ class Handling:
                     lane.followers += (later,)
                     later.behind += 1
 
+    def removed(self, sender: Sender) -> None:
+        """The receiver was removed at the node: nothing more of what it had sent is begun.
+
+        That was settled as removed, and whoever sent it was told. What runs may end; its answer
+        goes nowhere.
+        """
+        for lane in sender.lanes.values():
+            self._abandon(lane)
+            lane.is_over = True
+
     def lost(self, sender: Sender | None) -> None:
         """A connection has gone, perhaps in the middle of its turn.
 
