@@ -86,6 +86,16 @@ class Directory:
         """The receiver of this number, removed ones too, or None."""
         return self._by_number.get(number)
 
+    def was_removed(self, name: str, number: int) -> bool:
+        """Whether the receiver of this name and number was removed, and no other has its name.
+
+        A number that was not given yet, or to another name, is of a log that was put back since.
+        """
+        if name in self._by_name or not 0 < number < self._next_number:
+            return False
+        row = self._by_number.get(number)  # forgotten, when nothing refers to it any more
+        return row is None or (row.removed and row.name == name)
+
     def is_retired(self, row: ReceiverRow) -> bool:
         """Whether a receiver is in no audience any more, though it still has its name."""
         return row.number in self._retired

@@ -46,7 +46,8 @@ class Guest:
     """The peer that has said HELLO on one connection.
 
     `was_paused`: its receiver, so that what it asked for was not looked at. `epoch`: of the node's
-    incarnation that was said; `order`: that was said.
+    incarnation that was said; `order`: that was said. `over`: the node's incarnation towards it
+    before its receiver was removed, where it comes back from then; it has no outlet.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Guest:
     was_paused: bool
     epoch: str = ""
     order: str = ""
+    over: str = ""
 
 
 class Visitor(Protocol):
@@ -80,6 +82,9 @@ class Visitor(Protocol):
 
 class Attaching(Protocol):
     """The receivers of a node (`receivers`)."""
+
+    def was_removed(self, name: str, number: int) -> bool:
+        """Whether the receiver of this name and number was removed, and no other has its name."""
 
     def attaching(self, name: str, patterns: Sequence[str], order: str | None) -> Outlet:
         """A peer attaches as the receiver of this name; raise what speaks against it."""
@@ -139,7 +144,8 @@ class Greeter:
         trusted = channel.local_only or channel.proven or self.insecure
         if not trusted and expected is None:
             raise NotAuthenticated("this listener takes local connections only")
-        outlet = self._outlet(hello, expected)
+        over = "" if expected is not None else self._over(hello)
+        outlet = None if over else self._outlet(hello, expected)
         # What is not a receiver has taken nothing: its ranges count as everything else it says.
         session = connection.session
         session.ranges_max = outlet.resume_ranges_max if outlet else 0
@@ -148,10 +154,25 @@ class Greeter:
         guest = Guest(
             hello.name, hello.incarnation, outlet, hello.options.inbox, was_paused=was_paused
         )
+        guest.over = over
         visitor.admitted(guest)
         stored = self._receivers.stored()
         stored.addCallback(lambda _: self._answer(visitor, connection, guest))
         stored.addErrback(self._not_greeted, connection, guest)
+
+    def _over(self, hello: Hello) -> str:
+        """Return what a receiver knows this node as, if it was removed since; else nothing.
+
+        It was away then, and has not heard of it: making it anew is not what it asks for.
+        """
+        receive = hello.options.receive
+        if receive is None or receive.known is None:
+            return ""
+        check_word(receive.known)
+        log_id, number, *_ = [*receive.known.split("."), ""]
+        if log_id != self._log_id or not (number.isascii() and number.isdigit()):
+            return ""
+        return receive.known if self._receivers.was_removed(hello.name, int(number)) else ""
 
     def _outlet(self, hello: Hello, expected: Outlet | None) -> Outlet | None:
         receive = hello.options.receive
@@ -192,6 +213,8 @@ class Greeter:
             if guest.epoch:
                 incarnation += f".{guest.epoch}"
             receive = ReceiveOptions(order=guest.order)
+        elif guest.over:
+            incarnation, receive = guest.over, ReceiveOptions()
         taken = self._log.resume(guest.name, guest.incarnation)
         visitor.answering(guest, len(taken.ranges))
         connection.hello(
@@ -208,7 +231,10 @@ class Greeter:
                 ),
             )
         )
-        connection.resume(taken)
+        if guest.over:
+            visitor.leave(BYE_REMOVED, "removed")
+        else:
+            connection.resume(taken)
 
     def opened(
         self, visitor: Visitor, connection: Connection, guest: Guest, resume: Resume

@@ -121,6 +121,10 @@ class Receivers:
 
     # --- at run time
 
+    def was_removed(self, name: str, number: int) -> bool:
+        """Whether the receiver of this name and number was removed, and no other has its name."""
+        return self._directory.was_removed(name, number)
+
     def attaching(self, name: str, patterns: Sequence[str], order: str | None) -> Outlet:
         """A peer attaches as the receiver of this name, which is made if new (SEMANTICS 27).
 

@@ -44,7 +44,6 @@ QUIET_TURNS = 3  # turns without a run before what was discarded is asked for: t
 class Opened(Protocol):
     """The way that a connection came by (`ways.Way`)."""
 
-    node: str | None
     ended: str
     connections: set[NodeConnection]
 
@@ -55,6 +54,9 @@ class Opened(Protocol):
     @property
     def receive(self) -> ReceiveOptions:
         """The options that are asked of the nodes that this way leads to."""
+
+    def opened(self, node: str, incarnation: str) -> None:
+        """Messages can arrive from a node that is this incarnation to the receiver."""
 
     def sent_away(self, reason: str, *, replaced: bool) -> None:
         """The node wants no connection of this receiver any more."""
@@ -124,8 +126,7 @@ class NodeConnection:
         """Messages may come. What the node has taken of ours is nothing: we send none."""
         assert self._sender is not None
         self.is_open = True
-        self.way.node = self._sender.name
-        self.way.ended = ""
+        self.way.opened(self._sender.name, self._sender.incarnation)
 
     def takes(self, frame: Frame) -> bool:
         """Whether a frame is looked at now; one that is answered needs room for the answer.

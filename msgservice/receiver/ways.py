@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from msgspec.structs import replace
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IListeningPort
@@ -67,6 +68,11 @@ class Way(ABC):
             owner, clock=here.reactor, now=here.now, limits=here.limits, takes=owner.takes
         )
 
+    def opened(self, node: str, incarnation: str) -> None:
+        """Messages can arrive from a node that is this incarnation to the receiver."""
+        self.node = node
+        self.ended = ""
+
     @abstractmethod
     def stop(self) -> Deferred[None]:
         """Close the connections; fire when they have ended."""
@@ -91,7 +97,8 @@ class Attachment(Way):
 
     `is_over`: it does not come back by itself; `start` dials again. Because a newer connection
     took the receiver's name (`is_replaced`), or the receiver was removed from the node: then it
-    would be made again.
+    would be made again. Until `start` it says what it knows the node as, so that it is not made
+    again where it was removed while it was away.
     """
 
     def __init__(
@@ -115,7 +122,13 @@ class Attachment(Way):
         self.is_over = self.is_replaced = False
         self._was_started = True
         if not self._connector.running:
+            self.receive = replace(self.receive, known=None)
             self._connector.startService()
+
+    def opened(self, node: str, incarnation: str) -> None:
+        """See `Way`."""
+        super().opened(node, incarnation)
+        self.receive = replace(self.receive, known=incarnation)
 
     def stop(self) -> Deferred[None]:
         """Close the connection and stop dialling; fire when it has gone.

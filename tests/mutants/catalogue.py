@@ -561,6 +561,13 @@ _ALL = [
         catcher=_test("tests/unit/test_receiver_removed.py", "test_10_"),
     ),
     Mutant(
+        name="removed-while-away-is-made-anew",
+        at="msgservice.node.directory:Directory.was_removed",
+        old="row is None or (row.removed and row.name == name)",
+        new="False",
+        catcher=_test("tests/unit/test_receiver_removed.py", "told_so_and_not_made_anew"),
+    ),
+    Mutant(
         name="connector-forgets-that-it-was-started-again",
         at="msgservice.transport.dialling:Connector._end",
         old="if wanted:",

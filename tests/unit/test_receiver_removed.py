@@ -1,6 +1,7 @@
 """SEMANTICS 10: a receiver that hears of its removal begins nothing more of what it had.
 
-What waited for it was settled as `removed`, and its senders were told so.
+What waited for it was settled as `removed`, and its senders were told so. One that was away then
+hears of it when it comes back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from twisted.internet.defer import Deferred
 
 from msgservice.core.frames import BYE_REMOVED
 from msgservice.receiver.received import ReceivedMessage
-from tests.kit.receiver_world import World
+from msgservice.receiver.ways import Attachment
+from tests.kit.nodes import NodeWorld
+from tests.kit.receiver_world import World, results_of
+from tests.unit.test_receiver_restored_log import Reached
 
 ORDERS = ["strict", "none"]
 
@@ -200,3 +204,109 @@ def test_10_a_removed_receiver_that_is_started_again_goes_on_with_what_is_new(or
     assert slow.begun == [*begun, b"new"]
     assert node.backlog.cursor == 1
     world.stop()
+
+
+# --- of one that was away
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "node restarted"])
+@pytest.mark.parametrize("way", ["paused", "cut"])
+def test_10_a_receiver_that_was_away_when_it_was_removed_is_told_so_and_not_made_anew(
+    way: str, restarted: bool
+) -> None:
+    slow = Slow()
+    reached = Reached("attached", slow)
+    node, attachment = reached.world.node, reached.receiver.ways[0]
+    assert isinstance(attachment, Attachment)
+    reached.send(b"1", b"2", b"3")
+    assert slow.begun == [b"1"]
+    if way == "paused":
+        Deferred.fromCoroutine(node.pause_receiver("billing", True))
+        reached.world.settle(1)
+    else:
+        reached.transport.listening.pop("node")
+        for peer in list(node.parts.connections.peers):
+            assert peer.connection is not None
+            peer.connection.abort()
+        reached.world.settle(1)
+    assert not attachment.connected
+    removed = results_of(Deferred.fromCoroutine(node.remove_receiver("billing")))
+    reached.world.settle()
+    assert removed == [3]
+    if restarted:
+        reached.stop()
+        reached.start()
+    elif way == "cut":
+        reached.listen()
+    reached.settle()
+    assert attachment.is_over
+    assert "removed" in attachment.error
+    assert [*reached.world.node.parts.directory] == []
+    slow.ends[0].callback(None)
+    reached.settle()
+    assert slow.begun == [b"1"]
+    attachment.start()  # whoever asks has it made anew
+    reached.settle()
+    assert [row.name for row in reached.world.node.parts.directory] == ["billing"]
+    reached.send(b"new")
+    assert slow.begun == [b"1", b"new"]
+
+
+def test_10_a_receiver_that_was_removed_and_made_again_while_it_was_away_gets_what_is_new() -> None:
+    slow = Slow()
+    reached = Reached("attached", slow)
+    node = reached.world.node
+    reached.send(b"1", b"2")
+    Deferred.fromCoroutine(node.pause_receiver("billing", True))
+    reached.world.settle(1)
+    Deferred.fromCoroutine(node.remove_receiver("billing"))
+    reached.world.settle()
+    Deferred.fromCoroutine(node.add_receiver("billing", ["a.>"]))
+    reached.send(b"new")
+    for end in slow.ends[:]:
+        end.callback(None)
+    reached.settle()
+    assert slow.begun == [b"1", b"new"]
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ("LOG.1", True),
+        ("LOG.1.anepoch", True),
+        ("LOG.2", False),  # another receiver's
+        ("LOG.3", False),  # another's, which was removed too
+        ("LOG.4", False),  # not given yet: this log was put back
+        ("LOG.0", False),
+        ("LOG.x", False),
+        ("LOG.²", False),
+        ("LOG", False),
+        ("other.1", False),
+        (None, False),
+    ],
+)
+def test_10_only_a_receiver_that_the_node_has_removed_is_told_so(
+    known: str | None, told: bool
+) -> None:
+    world = NodeWorld()
+    receive: dict[str, Any] = {"subjects": ["a.>"]}
+    world.peer("billing", receive=receive).connection.abort()
+    world.peer("mail", receive=receive)
+    world.peer("stock", receive=receive)
+    for name in ("billing", "stock"):
+        Deferred.fromCoroutine(world.node.remove_receiver(name))
+    world.settle()
+    if known is not None:
+        known = known.replace("LOG", world.node.log_id)
+    peer = world.peer("billing", receive={**receive, "known": known})
+    world.settle()
+    standing = [row.name for row in world.node.parts.directory]
+    assert peer.node_hello is not None
+    if told:
+        assert peer.bye == (BYE_REMOVED, "removed")
+        assert peer.node_hello.incarnation == known
+        assert peer.lost_because is not None
+        assert standing == ["mail"]
+    else:
+        assert peer.bye is None
+        assert standing == ["mail", "billing"]
