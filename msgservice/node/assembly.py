@@ -25,6 +25,7 @@ from msgservice.node.acceptance import Acceptance
 from msgservice.node.admin import Admin
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
+from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.greeting import Greeter
@@ -33,6 +34,7 @@ from msgservice.node.outlet import Outlet, Outlets
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
+from msgservice.node.seldom import Seldom
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.node.upkeep import Upkeep
@@ -67,6 +69,7 @@ class Parts:
     operations: Operations
     admin: Admin
     upkeep: Upkeep
+    seldom: Seldom
 
 
 def assemble(
@@ -108,6 +111,13 @@ def assemble(
         )
 
     # From the log to the receivers.
+    seldom = Seldom(time.clock)
+    dead_letters = DeadLetters(
+        log=log,
+        limits=limits,
+        seldom=seldom,
+        pause=lambda row, reason: receivers.pause_full(row, reason),
+    )
     tail = Tail(snapshot.next_number, limits.tail_bytes)
     dispatch = Dispatch(
         tail, limits, time.clock, lambda row, suspended: receivers.set_suspended(row, suspended)
@@ -126,7 +136,7 @@ def assemble(
         rates=rates,
         total=RateLimits(time.clock, total=rate, seconds=time.now),
         rng=rng,
-        dead_stored=lambda row: receivers.dead_stored(row),
+        dead_stored=dead_letters.stored,
     )
 
     # Who is there.
@@ -142,9 +152,9 @@ def assemble(
         dispatch=dispatch,
         outlets=outlets,
         connections=connections,
+        dead_letters=dead_letters,
         time=time,
         rng=rng,
-        limits=limits,
     )
 
     # What a connection may do.
@@ -191,4 +201,5 @@ def assemble(
         operations=operations,
         admin=admin,
         upkeep=upkeep,
+        seldom=seldom,
     )

@@ -21,6 +21,7 @@ from msgservice.core.backoff import delay_of
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.refusal import refusal_in
+from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
 from msgservice.limits import (
     INTEGER_MAX,
@@ -63,7 +64,7 @@ class Outlet:
         time: Time,
         limits: Limits,
         retry_delay: Callable[[int], float],
-        dead_stored: Callable[[ReceiverRow], None],
+        dead_stored: Callable[[ReceiverRow, Sequence[Settled]], None],
         pace: Pace | None = None,
     ) -> None:
         self.row = row
@@ -437,7 +438,7 @@ class Outlet:
 class Outlets:
     """Makes the outlets of a node. `rates`: what each may get, by its name; `total`: all of them.
 
-    `dead_stored(row)` is called when new dead letters of a receiver are on disk.
+    `dead_stored(row, letters)` is called when new dead letters of a receiver are on disk.
     """
 
     def __init__(
@@ -452,7 +453,7 @@ class Outlets:
         rates: Mapping[str, Rate],
         total: RateLimits,
         rng: Callable[[], float],
-        dead_stored: Callable[[ReceiverRow], None],
+        dead_stored: Callable[[ReceiverRow, Sequence[Settled]], None],
     ) -> None:
         self.rates = dict(rates)
         self._log = log

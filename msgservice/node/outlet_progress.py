@@ -46,8 +46,8 @@ class Delivering(Protocol):
 class OutletProgress:
     """Delivery progress of one receiver, as `commits.Progressing`: settled messages and retries.
 
-    `acked`: the acknowledged ranges above the cursor, as the log has them. `dead_stored(row)` is
-    called when new dead letters of the receiver are on disk.
+    `acked`: the acknowledged ranges above the cursor, as the log has them.
+    `dead_stored(row, letters)` is called when new dead letters of the receiver are on disk.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class OutletProgress:
         commits: Commits,
         tracker: Tracker,
         time: Time,
-        dead_stored: Callable[[ReceiverRow], None],
+        dead_stored: Callable[[ReceiverRow, Sequence[Settled]], None],
     ) -> None:
         # For the backlog limit: at start as the log's account says, then counted.
         self.queued_bytes = 0
@@ -238,7 +238,7 @@ class OutletProgress:
                 self._outlet.last_error = ""
         self._tracker.settled(self._row.name, settled)
         if letters:
-            self._dead_stored(self._row)
+            self._dead_stored(self._row, letters)
             self._outlet.pump()
 
     def all_stored(self) -> Deferred[None]:

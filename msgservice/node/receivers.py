@@ -25,9 +25,9 @@ from msgservice.errors import (
     UnknownReceiver,
 )
 from msgservice.interfaces import ILog
-from msgservice.limits import Limits
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
+from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlet, Outlets
@@ -54,8 +54,8 @@ class Receivers:
         dispatch: Dispatch,
         outlets: Outlets,
         connections: Connections,
+        dead_letters: DeadLetters,
         time: Time,
-        limits: Limits,
         rng: Callable[[], float],
     ) -> None:
         self.running = False
@@ -67,8 +67,8 @@ class Receivers:
         self._dispatch = dispatch
         self._outlets = outlets
         self._connections = connections
+        self._dead_letters = dead_letters
         self._time = time
-        self._limits = limits
         self._rng = rng
         self._changes = 0  # of the directory, not stored yet
         self._changed: Waiters[None] = Waiters()
@@ -115,7 +115,7 @@ class Receivers:
         """Start dialling: receivers with an address, and from now on those that come later."""
         for outlet in self._dispatch:
             if outlet.row.options.paused:
-                outlet.last_error = self.too_many_dead(outlet.row) or outlet.last_error
+                outlet.last_error = self._dead_letters.full(outlet.row) or outlet.last_error
             self._connections.dial(outlet)
         self.running = True
 
@@ -265,6 +265,14 @@ class Receivers:
         await stored
         return row
 
+    def pause_full(self, row: ReceiverRow, reason: str) -> None:
+        """Pause a receiver whose dead letters are at their limit, unless it is or goes."""
+        if row.options.paused or row.removed or row.number in self._removing:
+            return
+        self._logger.warn("receiver {name} is {reason}", name=row.name, reason=reason)
+        paused = Deferred.fromCoroutine(self.pause(row.name, True, reason))
+        paused.addErrback(lambda failure: self._logger.failure("pausing a receiver", failure))
+
     def _standing(self, name: str) -> ReceiverRow:
         """The receiver of this name, unless its removal is under way: it is as good as gone."""
         row = self._directory.named(name)
@@ -360,24 +368,6 @@ class Receivers:
         """The number of messages that wait for a receiver."""
         accounts = await self._log.accounts([self._directory.named(name).number])
         return sum(one.queued for one in accounts)
-
-    # --- dead letters
-
-    def dead_stored(self, row: ReceiverRow) -> None:
-        """Pause a receiver whose dead letters are at their limit; it has new ones."""
-        reason = self.too_many_dead(row)
-        if reason is None or row.options.paused or row.removed or row.number in self._removing:
-            return
-        self._logger.warn("receiver {name} is {reason}", name=row.name, reason=reason)
-        paused = Deferred.fromCoroutine(self.pause(row.name, True, reason))
-        paused.addErrback(lambda failure: self._logger.failure("pausing a receiver", failure))
-
-    def too_many_dead(self, row: ReceiverRow) -> str | None:
-        """Return why this receiver is to get nothing more until there are fewer, or None."""
-        size, limit = self._log.dead_bytes(row.number), self._limits.dead_bytes_max
-        if size < limit:
-            return None
-        return f"paused: its dead letters take {size} bytes, dead_bytes = {limit}"
 
     # --- storing
 

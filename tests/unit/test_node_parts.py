@@ -43,6 +43,7 @@ from msgservice.node.acceptance import Acceptance
 from msgservice.node.admin import Admin
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
+from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import JUDGE_EVERY, Dispatch
 from msgservice.node.greeting import Greeter, Guest
@@ -112,7 +113,7 @@ def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **m
         "time": time,
         "limits": LIMITS,
         "retry_delay": lambda attempts: 1.0,
-        "dead_stored": lambda row: None,
+        "dead_stored": lambda row, letters: None,
     }
     row = row or ReceiverRow(number=1, name="billing", cursor=position_of(1) - 1)
     return Outlet(row, (), **(collaborators | more))
@@ -327,6 +328,12 @@ class AskedReceivers:
         self.commits = double(receiver=self._store, removal=self._store)
         self.connections = double(links={}, undial=lambda outlet: succeed(None))
         self.dispatch = Dispatch(Tail(1, 1), LIMITS, Clock(), never)
+        self.dead_letters = DeadLetters(
+            log=log,
+            limits=LIMITS,
+            seldom=double(),
+            pause=lambda row, reason: self.receivers.pause_full(row, reason),
+        )
         self.receivers = Receivers(
             log=log,
             tail=Tail(3, 1),
@@ -336,8 +343,8 @@ class AskedReceivers:
             dispatch=self.dispatch,
             outlets=double(make=an_outlet, rates={}),
             connections=self.connections,
+            dead_letters=self.dead_letters,
             time=Time(Clock()),
-            limits=LIMITS,
             rng=lambda: 0.5,
         )
 
@@ -379,7 +386,8 @@ def test_receivers_pause_one_with_too_many_dead_letters() -> None:
     asked = AskedReceivers()
     outlet = asked.receivers.attaching("billing", ["orders.>"], None)
     asked.dead_bytes = LIMITS.dead_bytes_max
-    asked.receivers.dead_stored(outlet.row)
+    run = Run(1, 1, "a", None, b"", 1, 0)
+    asked.dead_letters.stored(outlet.row, [Settled(run, 1, 1, Status.DEAD)])
     assert outlet.row.options.paused
     ((sent_away, code, reason),) = asked.connections.told("send_away")
     assert (outlet, BYE_PAUSED) == (sent_away, code)
@@ -529,7 +537,9 @@ def test_outlet_that_could_read_the_log_again_shows_no_error(
 def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_stored() -> None:
     commits, tracker = double(), double()
     dead: list[ReceiverRow] = []
-    outlet = an_outlet(commits=commits, tracker=tracker, dead_stored=dead.append)
+    outlet = an_outlet(
+        commits=commits, tracker=tracker, dead_stored=lambda row, letters: dead.append(row)
+    )
     batch = stored(make_batch(BILLING))
     outlet.backlog.offer(
         Run(batch.first, 1, "orders.new", None, batch.messages, batch.size, batch.first - 1, batch)
