@@ -531,6 +531,16 @@ class UnknownMessage(MsgServiceError):
         self.id = id_
 
 
+class UnknownDeadLetter(MsgServiceError):
+    """A receiver has no dead letter at this position."""
+
+    refusal_code = 17
+
+    def __init__(self, receiver: str, position: int) -> None:
+        super().__init__(f"no dead letter {position} of receiver {receiver!r}")
+        self.receiver, self.position = receiver, position
+
+
 class BadValue(MsgServiceError, ValueError):
     """A value that its field cannot have: an option, a limit, a rate. `reason` names no field."""
 

@@ -197,7 +197,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     incarnation: str
     sequence: int
     subject: str
-    message: bytes  # one encoded message
+    message: bytes  # a run of this one
     reason: str
     attempts: int
     at: int  # wall clock, ms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import sys
 from typing import Any, BinaryIO
@@ -13,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from msgservice.cli.output import body_told, shown
 from msgservice.cli.session import Session, node_options
 from msgservice.clock import Reactor
 from msgservice.errors import MsgServiceError, Refused
@@ -189,10 +189,8 @@ def _bare(message: ReceivedMessage) -> bytes:
 
 
 def _with_subject(message: ReceivedMessage) -> bytes:
-    # Controls of a terminal are shown, not obeyed.
     text = message.body.decode(errors="backslashreplace")
-    plain = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
-    return f"{message.subject}  {plain}".encode()
+    return f"{message.subject}  {shown(text)}".encode()
 
 
 def _as_json(message: ReceivedMessage) -> bytes:
@@ -203,8 +201,4 @@ def _as_json(message: ReceivedMessage) -> bytes:
         "id": message.id,
         "headers": message.headers,
     }
-    try:
-        told["text"] = message.body.decode()
-    except UnicodeDecodeError:
-        told["base64"] = base64.b64encode(message.body).decode()
-    return msgspec.json.encode(told)
+    return msgspec.json.encode(told | body_told(message.body))

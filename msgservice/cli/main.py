@@ -14,6 +14,7 @@ COMMANDS = {
     "send": ("msgservice.cli.send", "send"),
     "listen": ("msgservice.cli.listen", "listen"),
     "receivers": ("msgservice.cli.receivers", "receivers"),
+    "dead": ("msgservice.cli.dead", "dead"),
     "status": ("msgservice.cli.status", "status"),
     "info": ("msgservice.cli.status", "info"),
     "check-config": ("msgservice.cli.check_config", "check_config"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+from datetime import datetime
 from typing import IO
 
 from rich.console import Console
@@ -24,3 +26,21 @@ def plain_table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table
+
+
+def moment(milliseconds: int) -> str:
+    """Return a moment of the wall clock as people read it here."""
+    return datetime.fromtimestamp(milliseconds / 1000).astimezone().isoformat(" ", "milliseconds")
+
+
+def shown(text: str) -> str:
+    """Return text of others for a terminal: its controls are shown, not obeyed."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def body_told(body: bytes) -> dict[str, str]:
+    """Return a body as a field of JSON: `text`, or `base64` where it is none."""
+    try:
+        return {"text": body.decode()}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(body).decode()}

@@ -70,7 +70,7 @@ def list_receivers(session: Session) -> None:
 
     async def work(reactor: Reactor) -> None:
         table = TableOfPages(
-            "name", "subjects", "state", "queued", "bytes", "address", "last error"
+            "name", "subjects", "state", "queued", "bytes", "dead", "address", "last error"
         )
         json, shown = JsonOfPages("receivers"), 0
         after: str | None = ""
@@ -172,27 +172,38 @@ def resume(session: Session, name: str) -> None:
 
 @receivers.command()
 @NAME
-@click.option("--yes", is_flag=True, help="Do not ask, however many messages wait for it.")
+@click.option("--yes", is_flag=True, help="Do not ask, whatever goes with it.")
 @node_options
 def remove(session: Session, name: str, yes: bool) -> None:
     """Remove the receiver NAME; what waits for it will not be delivered.
 
-    Asks first if messages wait. Who sent them is told: removed.
+    Asks first if messages wait, or if there are dead letters, which go with it. Who sent what
+    waits is told: removed.
     """
 
     async def work(reactor: Reactor) -> None:
         subject = "$node.receivers.remove"
         async with session.client(reactor) as client:
-            waiting = (await session.request(reactor, client, subject, name=name))["queued"]
-            question = f"{waiting:,} messages wait for {name} and will not be delivered. Remove it?"
-            if waiting and not (
+            there = await session.request(reactor, client, subject, name=name)
+            waiting, dead = there["queued"], there.get("dead", 0)
+            question = _question(name, waiting, dead)
+            if (waiting or dead) and not (
                 yes or await in_daemon_thread(reactor, lambda: _confirmed(question))
             ):
                 raise Refused("not removed")
             removed = await session.request(reactor, client, subject, name=name, confirm=waiting)
-        session.show(removed, f"removed {name}; {removed['removed']:,} messages not delivered")
+        lost = removed.get("dead", 0)
+        letters = f", {lost:,} dead letters gone" if lost else ""
+        text = f"removed {name}; {removed['removed']:,} messages not delivered{letters}"
+        session.show(removed, text)
 
     session.run(work)
+
+
+def _question(name: str, waiting: int, dead: int) -> str:
+    wait = f"{waiting:,} messages wait for {name} and will not be delivered" if waiting else ""
+    letters = f"{dead:,} dead letters of {name} will be gone" if dead else ""
+    return f"{'; '.join(part for part in (wait, letters) if part)}. Remove it?"
 
 
 def _confirmed(question: str) -> bool:
@@ -231,6 +242,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         _state(row),
         f"{row['queued']:,}",
         f"{row['queued_bytes']:,}",
+        f"{row['settled'].get('dead', 0):,}",
         row["address"] or "attaches",
         _trouble(row),
     )

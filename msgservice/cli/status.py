@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import click
 from rich.console import Group
 from rich.table import Table
 
-from msgservice.cli.output import plain_table
+from msgservice.cli.output import moment, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 from msgservice.clock import Reactor
@@ -73,7 +72,7 @@ def _facts(found: dict[str, Any]) -> Table:
     facts.add_row("subject", found["subject"])
     facts.add_row("position", str(found["position"]))
     facts.add_row("sender", found["sender"])
-    facts.add_row("stored", _moment(found["stored_at"]))
+    facts.add_row("stored", moment(found["stored_at"]))
     return facts
 
 
@@ -94,7 +93,3 @@ def _info_table(found: dict[str, Any]) -> Table:
     if room["full"]:
         table.add_row("refuses", room["full"])
     return table
-
-
-def _moment(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000).astimezone().isoformat(" ", "milliseconds")

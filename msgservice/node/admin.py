@@ -18,7 +18,7 @@ from msgservice.core.subjects import is_reserved
 from msgservice.errors import BadValue, MsgServiceError, NoResponder, NotAuthenticated
 from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.message import Status, WireMessage, decode_messages
-from msgservice.node.admin_pages import PAGE_ROWS, Page
+from msgservice.node.admin_pages import PAGE_ROWS, Page, message_part
 from msgservice.node.operations import NodeInfo, Operations, ReceiverState
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import OPTIONS, ReceiverOptions
@@ -81,6 +81,12 @@ class _DeadList(msgspec.Struct, forbid_unknown_fields=True):
     limit: _Number = 100
 
 
+class _DeadGet(msgspec.Struct, forbid_unknown_fields=True):
+    receiver: str
+    position: _Number
+    offset: _Number = 0
+
+
 class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
     pass
 
@@ -112,6 +118,20 @@ def _sender(of: Found | DeadLetter) -> str:
     return f"{of.sender}/{hash_of(of.incarnation)}/{of.sequence}"
 
 
+def _letter(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "position": letter.position,
+        "sender": _sender(letter),
+        "sequence": letter.sequence,
+        "subject": letter.subject,
+        "id": decode_messages(letter.message)[0].id,
+        "size": len(letter.message),
+        "reason": letter.reason,
+        "attempts": letter.attempts,
+        "at": letter.at,
+    }
+
+
 class Admin:
     """The handler of requests to `$node.*`."""
 
@@ -130,6 +150,7 @@ class Admin:
             "$node.receivers.remove": (_Remove, self._remove),
             "$node.status": (_Status, self._status),
             "$node.dead.list": (_DeadList, self._dead),
+            "$node.dead.get": (_DeadGet, self._dead_get),
             "$node.audit": (_Nothing, self._audit),
         }
 
@@ -199,9 +220,12 @@ class Admin:
         return {"name": asked.name, "paused": False}
 
     async def _remove(self, asked: _Remove) -> dict[str, Any]:
+        account = await self._operations.account(asked.name)
+        dead = account.settled.get(Status.DEAD, 0)
         if asked.confirm is None:
-            return {"queued": await self._operations.queued(asked.name)}
-        return {"removed": await self._operations.remove(asked.name, asked.confirm)}
+            return {"queued": account.queued, "dead": dead}
+        removed = await self._operations.remove(asked.name, asked.confirm)
+        return {"removed": removed, "dead": dead}
 
     async def _status(self, asked: _Status) -> dict[str, Any]:
         page = Page(asked.limit, self._limits)
@@ -230,19 +254,19 @@ class Admin:
             letters = await self._operations.dead_letters(asked.receiver, after, page.step)
             more = bool(letters)
             for one in letters:
-                told = {
-                    "position": one.position,
-                    "sender": _sender(one),
-                    "subject": one.subject,
-                    "size": len(one.message),
-                    "reason": one.reason,
-                    "attempts": one.attempts,
-                    "at": one.at,
-                }
-                if not page.add(str(one.position), told):
+                if not page.add(str(one.position), _letter(one)):
                     break
                 after = one.position
         return {"dead": list(page.rows.values()), "next": after if more else None}
+
+    async def _dead_get(self, asked: _DeadGet) -> dict[str, Any]:
+        letter = await self._operations.dead_letter(asked.receiver, asked.position)
+        begin, end = asked.offset, asked.offset + message_part(self._limits)
+        return {
+            **_letter(letter),
+            "message": letter.message[begin:end],
+            "next": end if end < len(letter.message) else None,
+        }
 
     async def _audit(self, _: _Nothing) -> dict[str, Any]:
         return {"discrepancies": await self._operations.audit()}

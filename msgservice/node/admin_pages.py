@@ -1,4 +1,4 @@
-"""Answers of `$node.*` in pages: as many rows as were asked for, and as fit in any frame.
+"""Answers of `$node.*` in pages: as many rows, or as much of a message, as fit in any frame.
 
 What the rows are is the business of `node.admin`.
 """
@@ -16,6 +16,15 @@ STEP = 100  # rows made at once, before it is seen whether they fit
 _to_json = msgspec.json.Encoder().encode
 
 
+def message_part(limits: Limits) -> int:
+    """The bytes of a message that one answer has, in base64 and with what is said of it."""
+    return _room(limits) * 3 // 4
+
+
+def _room(limits: Limits) -> int:
+    return min(PAGE_BYTES, limits.max_batch // 2)
+
+
 class Page:
     """Takes rows, each under its name, until one no longer fits.
 
@@ -26,7 +35,7 @@ class Page:
         self.rows: dict[str, msgspec.Raw] = {}
         self.full = False
         self.rows_max = min(max(1, asked), PAGE_ROWS)
-        self._room = min(PAGE_BYTES, limits.max_batch // 2)
+        self._room = _room(limits)
 
     @property
     def step(self) -> int:

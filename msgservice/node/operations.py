@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 
 from msgservice.clock import Time
-from msgservice.errors import UnknownMessage
+from msgservice.errors import UnknownDeadLetter, UnknownMessage
 from msgservice.interfaces import ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
@@ -54,6 +54,7 @@ class ReceiverState(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int  # the most of what waits to be tried again
     last_error: str
     next_try_s: float | None  # until it is dialled, or something is tried again
+    dead_bytes: int  # that its dead letters take
     account: Account
 
 
@@ -104,7 +105,7 @@ class Operations:
         self._time = time
         self.add, self.change = receivers.add, receivers.change
         self.pause, self.remove = receivers.pause, receivers.remove
-        self.queued = receivers.queued
+        self.account = receivers.account
 
     def info(self) -> NodeInfo:
         """Return what the node is, and how full its log."""
@@ -149,6 +150,7 @@ class Operations:
             next_try_s=getattr(link, "next_attempt_in", None)
             if outlet.connection is None
             else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),
+            dead_bytes=self._log.dead_bytes(row.number),
             account=account or Account(receiver=row.number, routed=0, queued=0, settled={}),
         )
 
@@ -178,6 +180,13 @@ class Operations:
             self._directory.named(name).number, after, count
         )
         return letters
+
+    async def dead_letter(self, name: str, position: int) -> DeadLetter:
+        """Return one dead letter of a receiver. Raises `UnknownReceiver`, `UnknownDeadLetter`."""
+        for letter in await self.dead_letters(name, position - 1, 1):
+            if letter.position == position:
+                return letter
+        raise UnknownDeadLetter(name, position)
 
     async def audit(self) -> list[str]:
         """Return what does not add up in the log, in sentences."""

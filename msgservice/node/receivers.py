@@ -34,7 +34,7 @@ from msgservice.node.outlet import Outlet, Outlets
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
-from msgservice.records import ReceiverRow, Snapshot, position_of
+from msgservice.records import Account, ReceiverRow, Snapshot, position_of
 from msgservice.waiters import Waiters
 
 
@@ -289,7 +289,7 @@ class Receivers:
         `confirmed` messages wait for it.
         """
         row = self._directory.named(name)
-        queued = await self.queued(name)
+        queued = (await self.account(name)).queued
         if confirmed is not None and queued > confirmed:
             raise NotConfirmed(name, queued, confirmed)
         waiters = self._removing.get(row.number)
@@ -364,10 +364,15 @@ class Receivers:
         row.epoch = f"{int(self._rng() * 2**48):012x}"
         self._store(row)
 
-    async def queued(self, name: str) -> int:
-        """The number of messages that wait for a receiver."""
-        accounts = await self._log.accounts([self._directory.named(name).number])
-        return sum(one.queued for one in accounts)
+    async def account(self, name: str) -> Account:
+        """Return what waits for a receiver, and what became of the rest. Raises `UnknownReceiver`.
+
+        Empty of one that was removed a moment ago.
+        """
+        number = self._directory.named(name).number
+        for account in await self._log.accounts([number]):
+            return account
+        return Account(receiver=number, routed=0, queued=0, settled={})
 
     # --- storing
 

@@ -29,7 +29,7 @@ def test_a_receiver_is_added_changed_paused_resumed_and_removed(msgservice: Comm
     assert msgservice.receiver("life")["paused"]
     assert msgservice("receivers", "resume", "life").code == 0
     assert not msgservice.receiver("life")["paused"]
-    assert msgservice.data("receivers", "remove", "life") == {"removed": 0}
+    assert msgservice.data("receivers", "remove", "life") == {"removed": 0, "dead": 0}
     assert "life" not in msgservice("receivers", "list").out
 
 
@@ -81,7 +81,7 @@ def test_removing_a_receiver_with_a_backlog_asks_first(msgservice: Command) -> N
 def test_removing_with_yes_does_not_ask(msgservice: Command) -> None:
     msgservice("receivers", "add", "yes", "yes")
     msgservice("send", "yes", "one")
-    assert msgservice.data("receivers", "remove", "yes", "--yes") == {"removed": 1}
+    assert msgservice.data("receivers", "remove", "yes", "--yes") == {"removed": 1, "dead": 0}
 
 
 def test_7_a_message_is_found_by_its_id_its_position_and_its_identity(msgservice: Command) -> None:
@@ -354,7 +354,7 @@ def test_a_second_interrupt_is_no_traceback(msgservice: Command) -> None:
         assert "Traceback" not in waiting.said
 
 
-@pytest.mark.parametrize("group", [(), ("receivers",)])
+@pytest.mark.parametrize("group", [(), ("receivers",), ("dead",)])
 def test_every_command_is_told_in_a_whole_sentence(
     msgservice: Command, group: tuple[str, ...]
 ) -> None:

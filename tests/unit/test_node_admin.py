@@ -21,6 +21,7 @@ from msgservice.errors import (
     NotConfirmed,
     ReceiverExists,
     RequestFailed,
+    UnknownDeadLetter,
     UnknownMessage,
     UnknownReceiver,
 )
@@ -127,6 +128,8 @@ def test_a_page_has_as_many_receivers_as_were_asked_for() -> None:
         ("status", {"id": "log:65536"}, "limit"),
         ("dead.list", {"receiver": "billing"}, "after"),
         ("dead.list", {"receiver": "billing"}, "limit"),
+        ("dead.get", {"receiver": "billing"}, "position"),
+        ("dead.get", {"receiver": "billing", "position": 65536}, "offset"),
     ],
 )
 def test_an_integer_that_cannot_be_is_refused_by_the_name_of_its_field(
@@ -154,7 +157,7 @@ def test_every_integer_of_a_request_is_bounded() -> None:
                 if isinstance(kind, msgspec.inspect.IntType):
                     assert (0, 2**53 - 1) == (kind.ge, kind.le), (struct, field.name)
                     bounded.add(field.name)
-    assert bounded == {"after", "backlog_bytes", "confirm", "limit"}
+    assert bounded == {"after", "backlog_bytes", "confirm", "limit", "offset", "position"}
 
 
 def test_long_rows_make_short_pages() -> None:
@@ -221,6 +224,9 @@ def test_dead_letters_are_told_in_pages_however_long_their_reasons() -> None:
         ("receivers.remove", {"name": "billing", "confirm": 0}, NotConfirmed),
         ("status", {"id": "log:7"}, UnknownMessage),
         ("dead.list", {"receiver": "nobody"}, UnknownReceiver),
+        ("dead.get", {"receiver": "nobody", "position": 65536}, UnknownReceiver),
+        ("dead.get", {"receiver": "billing", "position": 65536}, UnknownDeadLetter),
+        ("dead.get", {"receiver": "billing", "position": 0}, UnknownDeadLetter),
     ],
 )
 def test_what_an_operator_asks_in_vain_is_told_with_a_code(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+
+import msgspec
+import pytest
 from twisted.logger import LogEvent, LogLevel, formatEvent
 
 from msgservice import Limits
-from msgservice.core.frames import Transfer
-from msgservice.message import Action
+from msgservice.core.frames import BYE_CLOSING, Transfer
+from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
 from msgservice.node.seldom import PERIOD
-from tests.kit.nodes import NodeWorld, ScriptedPeer
+from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
 
 ALL = {"subjects": [">"]}
 
@@ -62,3 +66,60 @@ def test_a_message_that_its_receiver_died_of_is_in_the_log_with_its_reason(
         world.settle(1)
     (line,) = said(logged, "dead letter")
     assert "after 3 failed attempt(s): connection lost while it was handled" in line
+
+
+@pytest.mark.parametrize("size", [0, 10, 400_000])
+def test_a_dead_letter_is_read_whole_with_its_id_and_headers(size: int) -> None:
+    world = NodeWorld()
+    billing, shop = world.peer("billing", receive=ALL), world.peer("shop")
+    sent = WireMessage(bytes(range(10)) * (size // 10), {"colour": "red"}, "o-17")
+    shop.connection.send(Transfer(1, "a", msgspec.Raw(encode_messages([sent]))))
+    shop.transfer(2, "a", [b"another"])
+    world.settle()
+    rejects(world, billing, "no")
+    (listed, other) = shop.request("$node.dead.list", {"receiver": "billing"})[1]["dead"]
+    assert (listed["id"], listed["sequence"], other["id"], other["sequence"]) == (
+        "o-17",
+        1,
+        None,
+        2,
+    )
+    encoded, offset, answers = b"", 0, 0
+    while offset is not None:
+        question = {"receiver": "billing", "position": listed["position"], "offset": offset}
+        ok, answer = shop.request("$node.dead.get", question)
+        assert ok, answer
+        encoded += base64.b64decode(answer.pop("message"))
+        offset = answer.pop("next")
+        answers += 1
+        assert answer == listed
+    assert decode_messages(encoded) == [sent]
+    assert (answers > 1) == (size > 300_000)
+
+
+def test_a_goodbye_takes_no_dead_letter_out_of_the_list() -> None:
+    world = NodeWorld()
+    billing, shop = world.peer("billing", receive=ALL), world.peer("shop")
+    shop.transfer(1, "a", [b"x"])
+    world.settle()
+    rejects(world, billing, "no")
+    billing.connection.bye(BYE_CLOSING, "")
+    world.settle(1)
+    state = state_of(world, "billing")
+    assert state.account.settled == {Status.DEAD: 1}
+    assert state.dead_bytes == world.log.dead_bytes(1) > 0
+
+
+def test_a_removal_says_how_many_dead_letters_go_with_the_receiver() -> None:
+    world = NodeWorld()
+    billing, shop = world.peer("billing", receive=ALL), world.peer("shop")
+    shop.transfer(1, "a", [b"x"])
+    world.settle()
+    rejects(world, billing, "no")
+    shop.transfer(2, "a", [b"waits"])
+    world.settle()
+    question = {"name": "billing"}
+    there = shop.request("$node.receivers.remove", question)
+    assert there == (True, {"queued": 1, "dead": 1})
+    removed = shop.request("$node.receivers.remove", question | {"confirm": 1})
+    assert removed == (True, {"removed": 1, "dead": 1})

@@ -805,7 +805,13 @@ def some_operations(**more: Any) -> Operations:
         "outlets": double(rates={}),
         "connections": double(peers={}, links={}),
         "receivers": double(
-            add=None, change=None, pause=None, remove=None, queued=lambda name: succeed(3)
+            add=None,
+            change=None,
+            pause=None,
+            remove=None,
+            account=lambda name: succeed(
+                Account(receiver=1, routed=5, queued=3, settled={Status.DEAD: 2})
+            ),
         ),
         "time": Time(Clock()),
     }
@@ -854,7 +860,8 @@ def test_admin_lists_receivers_with_their_accounts() -> None:
 
 
 def test_admin_says_how_many_messages_a_removal_is_about() -> None:
-    assert (True, {"queued": 3}) == ask(an_admin(), "$node.receivers.remove", {"name": "billing"})
+    said = ask(an_admin(), "$node.receivers.remove", {"name": "billing"})
+    assert (True, {"queued": 3, "dead": 2}) == said
 
 
 def test_operations_tell_a_status_as_it_is_in_flight() -> None:

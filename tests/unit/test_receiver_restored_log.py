@@ -113,10 +113,10 @@ class Reached:
     @property
     def queued(self) -> list[int]:
         asked = results_of(
-            Deferred.fromCoroutine(self.world.node.parts.receivers.queued("billing"))
+            Deferred.fromCoroutine(self.world.node.parts.receivers.account("billing"))
         )
         self.world.settle()
-        return asked
+        return [account.queued for account in asked]
 
 
 @pytest.mark.parametrize("grown", [False, True], ids=["ahead", "grown"])
