@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from msgservice.limits import Limits, Rate
     from msgservice.message import Status
     from msgservice.node.node import Node
-    from msgservice.node.pace import RateLimits
     from msgservice.receiver.receiver import Receiver
     from msgservice.transport.udp.peer import DatagramPeer
 
@@ -26,7 +25,6 @@ __all__ = [
     "Limits",
     "Node",
     "Rate",
-    "RateLimits",
     "Receipt",
     "Receiver",
     "Reject",
@@ -40,8 +38,7 @@ _HOMES = {
     "DatagramPeer": "msgservice.transport.udp.peer",
     "Limits": "msgservice.limits",
     "Node": "msgservice.node.node",
-    "Rate": "msgservice.node.pace",
-    "RateLimits": "msgservice.node.pace",
+    "Rate": "msgservice.limits",
     "Receipt": "msgservice.client.receipt",
     "Receiver": "msgservice.receiver.receiver",
     "Reject": "msgservice.errors",

@@ -3,32 +3,32 @@
 A bucket holds what was let through and drains at its rate: over any long time no more than the rate
 passes, and at once at most a bucketful. Messages and bytes have a bucket each; something passes
 when all four (two of the receiver, two of the parent) had room for it. Who asks waits in line:
-`ReceiverRate` with a Deferred, `Pace` (of a node's outbox) by saying when to ask again.
+`Pace`, of a node's outlet, says when to ask again.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.protocols.htb import Bucket
 
-from msgservice.clock import monotonic_of, timed
+from msgservice.clock import monotonic_of
 from msgservice.core.runs import Run
 from msgservice.limits import Rate
 from msgservice.message import ARRAY_HEADER_MAX, message_sizes
 
-# A wait that rounding makes empty is not worth a timer of its own.
-WAIT_MIN = 1e-3
 ROUNDING = 1e-9
 
 
 class _Bucket(Bucket):
-    """Twisted's bucket, on a clock that does not jump (its own is the wall clock)."""
+    """A bucket on a clock that does not jump (that of Twisted's own is the wall clock).
+
+    Only the model is Twisted's: what is inside, and the parent. Its `add` fills a bucket with what
+    there is room for; here whoever comes has a place in line reserved.
+    """
 
     def __init__(
         self,
@@ -41,9 +41,7 @@ class _Bucket(Bucket):
         self._seconds = seconds
         self.rate = rate  # type: ignore[assignment]  # it computes with floats as well
         # Less than one message at once would be none, ever.
-        burst = None if rate is None else max(1.0, rate * burst_seconds)
-        self.maxburst = burst  # type: ignore[assignment]  # as above
-        self.capacity = math.inf if burst is None else burst
+        self.capacity = math.inf if rate is None else max(1.0, rate * burst_seconds)
         self.lastDrip = seconds()
 
     def drip(self) -> bool:
@@ -58,13 +56,6 @@ class _Bucket(Bucket):
             self.content = max(0.0, self.content - drained)  # type: ignore[assignment]  # as above
             self.lastDrip = now
         return not self.content
-
-    def add(self, amount: Any) -> Any:
-        """Put in what there is room for; nothing while what was reserved is still to drain."""
-        self.drip()
-        if self.content >= self.capacity:
-            return 0
-        return super().add(amount)
 
     def has_room(self, amount: float) -> bool:
         """Return whether `amount` may pass here now; the parent is not asked."""
@@ -87,77 +78,6 @@ class _Bucket(Bucket):
         """Correct a reservation: so much more (or less, below 0) passes than was reserved."""
         self.drip()
         self.content = max(0.0, self.content + amount)  # type: ignore[assignment]  # as above
-
-    def wait(self, amount: float) -> float:
-        """Return the seconds until this bucket and its parent have room for `amount`, or are
-        empty."""
-        waits = [0.0]
-        bucket: Any = self
-        while bucket is not None:
-            if bucket.rate is not None:
-                wanted = min(amount, bucket.maxburst)
-                waits.append((bucket.content + wanted - bucket.maxburst) / bucket.rate)
-            bucket = bucket.parentBucket
-        return max(waits)
-
-
-class ReceiverRate:
-    """The rate limit of one receiver; `spend` before sending."""
-
-    def __init__(self, reactor: IReactorTime, messages: _Bucket, size: _Bucket) -> None:
-        self._reactor = reactor
-        self._buckets = (messages, size)
-        self._line: deque[tuple[Deferred[None], list[float]]] = deque()
-        self._timer: IDelayedCall | None = None
-
-    @property
-    def waiting(self) -> int:
-        """The number of waiters in line."""
-        return len(self._line)
-
-    def spend(self, messages: int, size: int) -> Deferred[None]:
-        """Fire when so many messages of so many bytes in all may leave; in the order asked.
-
-        Cancelling leaves the line; what was let through of it already is spent.
-        """
-        left = [float(messages), float(size)]
-        if not self._line and self._take(left):
-            return succeed(None)
-        waiter: Deferred[None] = Deferred(self._leave)
-        self._line.append((waiter, left))
-        self._wait()
-        return waiter
-
-    def _take(self, left: list[float]) -> bool:
-        for index, bucket in enumerate(self._buckets):
-            if left[index] > 0:
-                left[index] -= bucket.add(left[index])
-        return max(left) <= 1e-9
-
-    def _leave(self, waiter: Deferred[None]) -> None:
-        self._line = deque(entry for entry in self._line if entry[0] is not waiter)
-
-    def _wait(self) -> None:
-        if self._timer is None and self._line:
-            left = self._line[0][1]
-            pairs = zip(self._buckets, left, strict=True)
-            wait = max(bucket.wait(amount) for bucket, amount in pairs if amount > 0)
-            self._timer = self._reactor.callLater(max(wait, WAIT_MIN), self._go_on)
-
-    def _go_on(self) -> None:
-        self._timer = None
-        while self._line and self._take(self._line[0][1]):
-            waiter, _ = self._line.popleft()
-            waiter.callback(None)
-        self._wait()
-
-    def stop(self) -> None:
-        """Let nobody wait any more: cancel all in line."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._line:
-            self._line[0][0].cancel()
 
 
 class Pace:
@@ -289,19 +209,17 @@ def _cut(run: Run, messages_max: float, bytes_max: float) -> tuple[int, int]:
 
 
 class RateLimits:
-    """The buckets of a node: `receiver(name, rate)` makes those of one, under the parent's."""
+    """The rate of all receivers of a node together: `pace(rate)` gives one's, under it."""
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         *,
         total: Rate | None = None,
         seconds: Callable[[], float] | None = None,
     ) -> None:
-        self._reactor = timed(reactor)
         self._seconds = seconds or monotonic_of(reactor)
         self._messages, self._bytes = self._pair(total or Rate(), None, None)
-        self._receivers: dict[str, ReceiverRate] = {}
 
     def _pair(
         self, rate: Rate, messages: _Bucket | None, size: _Bucket | None
@@ -311,23 +229,9 @@ class RateLimits:
             _Bucket(rate.bytes, rate.burst_seconds, self._seconds, size),
         )
 
-    def receiver(self, name: str, rate: Rate | None = None) -> ReceiverRate:
-        """Return the receiver's buckets, made with `rate` when it is first asked for."""
-        found = self._receivers.get(name)
-        if found is None:
-            pair = self._pair(rate or Rate(), self._messages, self._bytes)
-            found = self._receivers[name] = ReceiverRate(self._reactor, *pair)
-        return found
-
     def pace(self, rate: Rate | None = None) -> Pace | None:
-        """Return what lets one outbox pass at `rate`; None where nothing limits it."""
+        """Return what lets one outlet pass at `rate`; None where nothing limits it."""
         own = rate or Rate()
         if not own.limits and self._messages.rate is None and self._bytes.rate is None:
             return None
         return Pace(rate, *self._pair(own, self._messages, self._bytes), self._seconds)
-
-    def remove(self, name: str) -> None:
-        """Forget a receiver; who waits for it is cancelled."""
-        found = self._receivers.pop(name, None)
-        if found is not None:
-            found.stop()

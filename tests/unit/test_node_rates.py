@@ -270,3 +270,9 @@ def test_A11_room_that_was_reserved_and_not_needed_is_given_back() -> None:
 @pytest.mark.parametrize("rate", [None, Rate(), Rate(burst_seconds=3)])
 def test_what_limits_nothing_is_no_pace(rate: Rate | None) -> None:
     assert RateLimits(Clock()).pace(rate) is None
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
+def test_a_rate_that_lets_nothing_through_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Rate(messages=value)
