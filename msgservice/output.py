@@ -17,6 +17,8 @@ from collections.abc import Sequence
 
 from twisted.internet.interfaces import IReactorCore
 
+from msgservice.threads import begin_daemon
+
 READ_BYTES = 64 * 1024
 NOTE_BYTES = 100  # at most
 LAST_SECONDS = 1.0  # that the end of the process gives what is still queued
@@ -41,10 +43,8 @@ class Pump:
         self._dropped = 0  # bytes, since the last that were not
         self._is_ended = False
         self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, name="output-in", daemon=True)
-        self._writer = threading.Thread(target=self._write, name="output-out", daemon=True)
-        self._reader.start()
-        self._writer.start()
+        begin_daemon("output-in", self._read)
+        self._writer = begin_daemon("output-out", self._write)
 
     def stop(self, seconds: float = LAST_SECONDS) -> None:
         """Write what is queued, and let the file descriptors be as before.

@@ -21,17 +21,20 @@ T = TypeVar("T")
 Job = tuple[Callable[[], Any], "Deferred[Any]"]
 
 
-class Worker:
-    """One thread and its queue of jobs.
+def begin_daemon(name: str, run: Callable[[], object]) -> threading.Thread:
+    """Start a thread; a process that is told to end, ends, whatever the thread is doing."""
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
 
-    The thread is a daemon: a process that is told to end, ends; what was committed stays so.
-    """
+
+class Worker:
+    """One thread and its queue of jobs. At the end of the process what was committed stays so."""
 
     def __init__(self, reactor: IReactorFromThreads, name: str) -> None:
         self._reactor = reactor
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        begin_daemon(name, self._run)
 
     def submit(self, job: Callable[[], T]) -> Deferred[T]:
         """Run `job` after those before it; fire with its result on the reactor's thread.

@@ -12,7 +12,8 @@ from enum import Enum, auto
 from typing import Any, Protocol, overload
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.python.failure import Failure
 
 from msgservice.message import Status
 
@@ -219,35 +220,13 @@ class Receipts:
 
     def _all(self, wait: Wait, name: str | None = None) -> Deferred[Any]:
         waits = [run.watch(wait, run.first, run.last, name) for run in self._runs]
-        return all_of(waits)
+        return gatherResults(waits, consumeErrors=True).addErrback(_first)
 
 
 def _nothing(_: object) -> None:
     return None
 
 
-def all_of(waits: list[Deferred[Any]]) -> Deferred[None]:
-    """Fire when all have fired; fail as the first that fails. Cancelling cancels all."""
-
-    def cancel(_: Deferred[None]) -> None:
-        for wait in waits:
-            wait.cancel()
-
-    together: Deferred[None] = Deferred(cancel)
-    left = len(waits)
-
-    def one(result: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0 and not together.called:
-            together.callback(None)
-
-    def failed(failure: Any) -> None:
-        if not together.called:
-            together.errback(failure)
-
-    if not waits:
-        together.callback(None)
-    for wait in waits:
-        wait.addCallbacks(one, failed)
-    return together
+def _first(failure: Failure) -> Failure:
+    assert isinstance(failure.value, FirstError), failure
+    return failure.value.subFailure

@@ -16,6 +16,7 @@ from zlib import crc32
 
 from msgservice.disk.database import FULL_ERRNOS, open_private, sync_folder
 from msgservice.disk.files import OS, Files
+from msgservice.threads import begin_daemon
 
 MARK_NAME = "log.mark"
 
@@ -137,8 +138,7 @@ class MarkWriter:
         self._written: Mark | None = None
         self._full: OSError | None = None  # no room for the newest: it is tried again
         self.error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="msgservice log mark", daemon=True)
-        self._thread.start()
+        self._thread = begin_daemon("msgservice log mark", self._run)
 
     @property
     def is_full(self) -> bool:

@@ -142,7 +142,7 @@ def _drop_batches(
 def _finish(db: apsw.Connection, staged: Staged, head: Sequence[list[int]]) -> list[Operation]:
     """Write what became of these rows' messages at each receiver, as ranges of sequences."""
     state = staged.state
-    low, high = position_of(head[0][0]), position_of(head[-1][0], 0xFFFF)
+    low, high = position_of(head[0][0]), position_of(head[-1][0] + 1) - 1
     exceptions: dict[int, list[ExceptionRow]] = {}
     ranges: dict[tuple[int, int], list[Range]] = {}
     for sender, audience, run in _joined(head):

@@ -36,7 +36,7 @@ from msgservice.core.runs import Run
 from msgservice.interfaces import ILog
 from msgservice.limits import BATCH_OVERHEAD
 from msgservice.node.tail import Tail
-from msgservice.records import Batch
+from msgservice.records import Batch, position_of
 
 # One page of a receiver that lags. The next page is read while this one is on its way.
 PAGE_BYTES = 4 * 1024 * 1024
@@ -229,7 +229,7 @@ class Supply:
             for batch in batches:
                 self.load(batch)
             backlog.skip_to(looked)
-            if looked >= (tail.next_number << 16) - 1:
+            if looked >= position_of(tail.next_number) - 1:
                 self._happens(Event.CAUGHT_UP)
                 return
 
@@ -263,7 +263,7 @@ class Supply:
         self._happens(Event.ASKED)
         # What has a lower number than this is stored, so that the reader sees it, and has one of
         # these audiences. Behind it there may be another by the time that the page is read.
-        end = (self._tail.next_number << 16) - 1
+        end = position_of(self._tail.next_number) - 1
         reading = self._log.read(
             tuple(self._audiences), self._backlog.loaded_to, end, PAGE_BYTES, PAGE_MESSAGES
         )

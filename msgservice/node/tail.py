@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from msgservice.limits import BATCH_INDEX_BITS, BATCH_OVERHEAD
-from msgservice.records import Audience, Batch
+from msgservice.limits import BATCH_OVERHEAD
+from msgservice.records import Audience, Batch, number_of, position_of
 
 SCAN_MAX = 4096  # batches looked at in one call: a turn of the reactor stays short
 COMPACT = 1024
@@ -67,12 +67,12 @@ class Tail:
 
         Also returns the position up to which was looked. None: the place is not here any more.
         """
-        number = position >> BATCH_INDEX_BITS
+        number = number_of(position)
         if number < self.first_number:
             if number + 1 < self.first_number:
                 return None
             number = self.first_number  # the rest of batch `number` cannot be known: it has gone
-            if position & ((1 << BATCH_INDEX_BITS) - 1) != (1 << BATCH_INDEX_BITS) - 1:
+            if position != position_of(number) - 1:
                 return None
         batches = self._batches
         at = self._head + number - self.first_number
@@ -86,4 +86,4 @@ class Tail:
                 bytes_max -= batch.size
                 messages_max -= batch.count
         looked = self.first_number + (at - self._head)
-        return found, (looked << BATCH_INDEX_BITS) - 1
+        return found, position_of(looked) - 1

@@ -10,40 +10,27 @@ from __future__ import annotations
 
 from zlib import crc32
 
-from msgservice.errors import LogWentBack, ProtocolError
+from msgservice.errors import ProtocolError
 from msgservice.interfaces import ILog
-from msgservice.limits import BATCH_INDEX_BITS
 from msgservice.message import cut_messages
 from msgservice.node.outlet import Outlet
-from msgservice.records import Resume, number_of
-
-
-class LogWentBackBefore(ProtocolError, LogWentBack):
-    """This node's log is older than what a receiver has taken of it: that connection ends."""
-
-    def __init__(
-        self, receiver: str, own: int, seen: int, differ: tuple[int, int] | None = None
-    ) -> None:
-        LogWentBack.__init__(self, receiver, own, seen)
-        if differ is not None:
-            first, last = differ
-            self.args = (
-                f"{receiver!r} has taken sequences {first} to {last} with other content than"
-                " this log's",
-            )
+from msgservice.records import Resume, number_of, position_of
 
 
 async def went_back(
     log: ILog, next_number: int, outlet: Outlet, resume: Resume
-) -> LogWentBackBefore | None:
-    """Return what is wrong with a RESUME, or None. `next_number`: one past the log's newest batch.
+) -> ProtocolError | None:
+    """Return the error that ends a receiver's connection for its RESUME, or None.
 
-    The log is read only where the receiver has taken what it was not heard to answer.
+    `next_number`: one past the log's newest batch. The log is read only where the receiver has
+    taken what it was not heard to answer.
     """
     highest = max([resume.floor - 1, *(last for _, last in resume.ranges)])
-    own = (next_number << BATCH_INDEX_BITS) - 1
+    own = position_of(next_number) - 1
     if highest > own:
-        return LogWentBackBefore(outlet.name, own, highest)
+        return ProtocolError(
+            f"{outlet.name!r} has seen sequence {highest}, this log's highest is {own}"
+        )
     if resume.last is None or resume.last[1] <= outlet.backlog.cursor:
         return None
     first, last, crc = resume.last
@@ -59,4 +46,6 @@ async def went_back(
             )
         if own_crc == crc:
             return None
-    return LogWentBackBefore(outlet.name, own, highest, (first, last))
+    return ProtocolError(
+        f"{outlet.name!r} has taken sequences {first} to {last} with other content than this log's"
+    )

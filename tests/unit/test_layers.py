@@ -37,6 +37,7 @@ FACES_MAY_IMPORT = {
 # What may know a part beside it.
 NEIGHBOURS = {
     ("limits", "errors"),
+    ("output", "threads"),
     ("records", "message"),
     ("records", "receiver_options"),
     ("receiver_options", "message"),

@@ -25,6 +25,7 @@ from msgservice.receiver.handling.engine import (
     Handling,
 )
 from msgservice.receiver.handling.work import Flight, Lane, Work
+from msgservice.threads import begin_daemon
 
 
 class HandlerPool(ThreadPool):
@@ -58,7 +59,7 @@ class HandlerThreads:
         if pool is None:
             return
         if pool.working:  # perhaps with what was cancelled, of which nobody else knows
-            threading.Thread(target=pool.stop, daemon=True).start()  # it waits for all of them
+            begin_daemon("msgservice pool", pool.stop)  # it waits for all of them
         else:
             pool.stop()
 
