@@ -398,8 +398,10 @@ class Client:
         """Take nothing more, wait for the answers that are due, leave; fires when done.
 
         Takes at most `limits.stop_timeout`. What the node has not answered by then, or when
-        there is no connection, fails with `ClientClosed`; it may still be stored. Safe to call
-        twice. Cancelling ends the wait only.
+        there is no connection, fails with `ClientClosed`; it may still be stored. With `outbox=`
+        a connection is waited for too, what an earlier process left included, and what stays in
+        the file is logged; `unanswered` is how much. Safe to call twice. Cancelling ends the wait
+        only.
         """
         return self._shutdown.close()
 

@@ -26,6 +26,7 @@ class DiskOutbox:
     """An open file, and what it held then. Make one with `open_outbox`."""
 
     def __init__(self, file: OutboxFile, snapshot: OutboxSnapshot) -> None:
+        self.path = file.path
         self.incarnation = snapshot.incarnation
         self.log_id = snapshot.log_id  # of the node that it was given to, as far as is known
         self.given = snapshot.sequence  # the last sequence that was ever given

@@ -1,7 +1,8 @@
 """The shutdown of a client: what is due is waited for, then the connection and the disk are closed.
 
     OPEN      everything is taken
-    CLOSING   nothing new is taken; the answers that are due have half of `stop_timeout`
+    CLOSING   nothing new is taken; the answers that are due have half of `stop_timeout`, and with
+              a disk so has the connection that they need
     LEAVING   BYE was said; the connection ends, or is aborted after the other half, then the outbox
     CLOSED    the Deferreds of `close` have fired
 
@@ -93,10 +94,19 @@ class Shutdown:
 
     def look(self) -> None:
         """Answers came, the outbox has written, or the connection has gone: is all done now?"""
-        if self.state is State.CLOSING:
-            flow = self._flow
-            if not flow.is_writing and not (self._hop.is_open and flow.unanswered):
-                self._leave()
+        is_closing = self.state is State.CLOSING
+        if is_closing and not self._flow.is_writing and not self._answers_due():
+            self._leave()
+
+    def _answers_due(self) -> bool:
+        """Whether the node owes answers that may still come.
+
+        With a disk nobody is told that something was left behind, so a connection is waited for
+        as well: what an earlier process left may not have been sent at all.
+        """
+        if not self._flow.unanswered:
+            return False
+        return self._hop.is_open or (self._disk is not None and bool(self._connector.running))
 
     def _begin(self) -> None:
         if self.state is not State.OPEN:
@@ -134,9 +144,21 @@ class Shutdown:
         stopping.addErrback(lambda f: self._logger.failure("stopping the connector", f))
         if self._disk is not None:
             disk = self._disk
+            stopping.addCallback(lambda _: self._tell_left(disk))
             stopping.addCallback(lambda _: disk.close())
             stopping.addErrback(lambda f: self._logger.failure("closing the outbox", f))
         stopping.addCallback(lambda _: self._ended())
+
+    def _tell_left(self, disk: DiskOutbox) -> None:
+        """Say what stays in the file: there is no Deferred left that could."""
+        if unanswered := self._flow.unanswered:
+            self._logger.warn(
+                "{name}: closed, and {unanswered} messages are left in {path} that the node has"
+                " not answered; they are sent when it is opened again",
+                name=self._hop.name,
+                unanswered=unanswered,
+                path=str(disk.path),
+            )
 
     def _end_overdue(self) -> None:
         # The connector fires as soon as the connection has gone, and after that the disk is closed.

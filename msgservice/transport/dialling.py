@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from twisted.application.internet import ClientService
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -89,8 +90,7 @@ class _Counted:
         return self._endpoint.connect(factory).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> Failure:
-        if not failure.check(CancelledError):
-            self._connector.attempt_failed(reason_of(failure))
+        self._connector.dial_failed(failure)
         return failure
 
 
@@ -216,6 +216,13 @@ class Connector(ClientService):
         return stopped
 
     # --- from the channel and the endpoint
+
+    def dial_failed(self, failure: Failure) -> None:
+        """Note why an attempt failed; one that was called off, or comes too late, failed for us."""
+        # Twisted's endpoints say `ConnectingCancelledError`, whose text is the address.
+        called_off = failure.check(CancelledError, ConnectingCancelledError)
+        if not called_off and not self._is_stopping:
+            self.attempt_failed(reason_of(failure))
 
     def attempt_failed(self, reason: str, *, refused: bool = False) -> None:
         """Note why an attempt failed, or a connection ended; the same refusal is told once."""

@@ -915,6 +915,13 @@ _ALL = [
         new="db.execute(step + '; commit; begin')",
         catcher=_test("tests/unit/test_migrations.py", "cut_off_anywhere"),
     ),
+    Mutant(
+        name="a-client-that-closes-leaves-what-was-left-over",
+        at="msgservice.client.shutdown:Shutdown._answers_due",
+        old="or (self._disk is not None and bool(self._connector.running))",
+        new="",
+        catcher=_test("tests/unit/test_client_disk.py", "close_waits"),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

@@ -70,7 +70,9 @@ class DiskWorld(ClientWorld):
 
     def close(self) -> None:
         closed = self.client.close()
-        self.settle()
+        self.written()
+        if not self.client.connected:
+            self.advance(self.limits.stop_timeout)  # it waits for a node that is away
         self.calls.wait(closed)
 
 
@@ -645,3 +647,51 @@ def test_close_writes_what_was_handed_over(tmp_path: Path) -> None:
     again = DiskWorld(tmp_path)
     assert [b"1"] == again.node.bodies()
     again.close()
+
+
+def test_26_close_waits_until_what_was_left_is_sent(tmp_path: Path, logged: list[LogEvent]) -> None:
+    before = DiskWorld(tmp_path / "before", start=False)
+    before.client.send("a", b"1")
+    before.written()
+    world = DiskWorld(before.crash(tmp_path / "after"), start=False)
+    before.close()
+    logged.clear()
+    world.client.start()
+    closed = world.client.close()  # before it has dialled even once
+    world.written()
+    world.calls.wait(closed)
+    assert [b"1"] == world.node.bodies()
+    assert 0 == world.client.unanswered
+    assert [] == [event for event in logged if event["log_level"].name == "warn"]
+
+
+def test_26_close_waits_for_a_node_that_comes_back(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    world.node.is_up = False
+    world.client.start()
+    world.client.send("a", b"1")
+    world.written()
+    closed = world.client.close()
+    world.written()
+    assert not closed.called
+    world.node.is_up = True
+    world.advance(0.5)
+    world.calls.wait(closed)
+    assert [b"1"] == world.node.bodies()
+    assert 0 == world.client.unanswered
+
+
+def test_26_close_says_what_stays_in_the_file(tmp_path: Path, logged: list[LogEvent]) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    world.node.is_up = False
+    world.client.start()
+    world.client.send_many("a", [b"1", b"2"])
+    world.written()
+    closed = world.client.close()
+    world.written()
+    assert not closed.called
+    world.advance(world.limits.stop_timeout)  # and no longer than that
+    world.calls.wait(closed)
+    assert 2 == world.client.unanswered
+    (event,) = [event for event in logged if event["log_level"].name == "warn"]
+    assert (2, str(tmp_path / "outbox.db")) == (event["unanswered"], event["path"])

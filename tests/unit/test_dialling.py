@@ -59,6 +59,7 @@ class Endpoint:
     def __init__(self) -> None:
         self.dialled: list[tuple[IProtocolFactory, Deferred[IProtocol]]] = []
         self.cancelled = 0
+        self.called_off_with: Exception | None = None  # instead of `CancelledError`
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         attempt: Deferred[IProtocol] = Deferred(self._cancel)
@@ -67,6 +68,8 @@ class Endpoint:
 
     def _cancel(self, attempt: Deferred[IProtocol]) -> None:
         self.cancelled += 1
+        if self.called_off_with is not None:
+            attempt.errback(self.called_off_with)
 
     def accept(self) -> Peer:
         factory, attempt = self.dialled[-1]
@@ -304,6 +307,24 @@ def test_stopping_while_dialling_cancels_the_attempt() -> None:
     assert world.stop().called
     assert world.endpoint.cancelled == 1
     assert world.clock.getDelayedCalls() == []
+
+
+def test_an_attempt_that_is_called_off_is_no_failure(logged: list[LogEvent]) -> None:
+    world = World()
+    world.endpoint.called_off_with = error.ConnectingCancelledError(StringTransport().getPeer())
+    assert world.stop().called
+    assert world.endpoint.cancelled == 1
+    assert world.connector.last_error is None
+    assert [] == [event for event in logged if event["log_level"].name == "warn"]
+
+
+def test_an_attempt_that_fails_while_it_stops_is_not_said_to_be_tried_again(
+    logged: list[LogEvent],
+) -> None:
+    world = World()
+    world.endpoint.called_off_with = error.ConnectionRefusedError()
+    assert world.stop().called
+    assert [] == [event for event in logged if event["log_level"].name == "warn"]
 
 
 def test_stopping_while_waiting_dials_no_more() -> None:
