@@ -12,13 +12,20 @@ from typing import Any, BinaryIO, Self
 import click
 from rich.console import Group
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from twisted.internet.defer import DeferredSemaphore
+from twisted.internet.defer import CancelledError, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from msgservice.cli.lines import LineReader
 from msgservice.cli.output import console, plain_table
-from msgservice.cli.session import SAY_AFTER, SENDER, Session, Stopped, node_options
+from msgservice.cli.session import (
+    SAY_AFTER,
+    SENDER,
+    Interrupted,
+    Session,
+    Stopped,
+    node_options,
+)
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.clock import Reactor
@@ -97,7 +104,10 @@ async def _send_one(
     wait: bool,
 ) -> None:
     async with session.client(reactor, name) as client:
-        receipt = await session.in_time(reactor, client.send(subject, content, **options))
+        try:
+            receipt = await session.in_time(reactor, client.send(subject, content, **options))
+        except CancelledError:
+            raise Interrupted(f"not stored as far as is known{_refusal(client)}") from None
         statuses = await _settled(session, reactor, receipt) if wait else receipt.statuses
     told = {
         "position": receipt.position,
@@ -117,10 +127,12 @@ async def _settled(
     Raises what keeps them from becoming known: `PeerForgot`, `LogWentBack`, `Ambiguous`.
     """
 
-    def say() -> None:
+    def waiting() -> str:
         away = ", ".join(sorted(n for n, s in receipt.statuses.items() if not s.final))
-        where = f"stored at log:{receipt.position}"
-        click.echo(f"msgservice: {where}; waiting for {away} to acknowledge it", err=True)
+        return f"stored at log:{receipt.position}; waiting for {away} to acknowledge it"
+
+    def say() -> None:
+        click.echo(f"msgservice: {waiting()}", err=True)
 
     saying = None if session.as_json else reactor.callLater(SAY_AFTER, say)
     try:
@@ -128,9 +140,17 @@ async def _settled(
         with suppress(NotDelivered, NoReceiver):  # whoever has it not is told with the rest
             await receipt.acknowledged()  # raises, where nothing more can be known
         return statuses
+    except CancelledError:
+        raise Interrupted(waiting()) from None
     finally:
         if saying is not None and saying.active():
             saying.cancel()
+
+
+def _refusal(client: Client) -> str:
+    """Return why the node takes nothing, as the end of a sentence; nothing where it does."""
+    refusal = client.why().refusal
+    return f": the node takes nothing for now: {refusal}" if refusal else ""
 
 
 def _told(told: dict[str, Any]) -> Group:
@@ -151,15 +171,25 @@ async def _send_lines(
 ) -> None:
     started = reactor.seconds()
     shown = sys.stderr.isatty() and not session.as_json
+    reason: MsgServiceError | None = None
     async with session.client(reactor, name) as client:
         with _Progress(source, shown=shown) as progress:
             try:
                 await _send_runs(reactor, client, subject, source, options, progress)
+            except CancelledError:
+                reason = Interrupted(_refusal(client).removeprefix(": ") or None)
             except MsgServiceError as error:
-                raise Stopped(progress.sent, error) from None
+                reason = error
+    if reason is not None:  # only now: what was on its way may have been stored meanwhile
+        raise Stopped(progress.sent, reason, client.unanswered)
     seconds = reactor.seconds() - started
     told = {"sent": progress.sent, "bytes": progress.size, "seconds": round(seconds, 3)}
-    session.show(told, f"{progress.sent:,} messages stored in {seconds:.1f} s")
+    session.show(told, f"{progress.sent:,} messages stored in {_seconds(seconds)} s")
+
+
+def _seconds(seconds: float) -> str:
+    """Return a duration as people read it: two digits, the tenths of long ones."""
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2g}"
 
 
 async def _send_runs(

@@ -8,6 +8,7 @@ there and nowhere else.
 from __future__ import annotations
 
 import secrets
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -57,6 +58,8 @@ from msgservice.transport.registry import Transports
 NODE = "tcp:127.0.0.1:7410"
 SENDER = "msgservice-cli"
 SAY_AFTER = 1.0  # seconds after which people are told what is waited for
+# Seconds, half of them for answers: at its end a command has all that it waits for, or gave it up.
+STOP_TIMEOUT = 1.0
 TIMEOUT = 5.0  # seconds; a node that is just being started again is waited for
 
 # What people are told behind an unknown receiver; programs have the type of the error.
@@ -81,11 +84,23 @@ class NoAnswer(Ambiguous):
         )
 
 
-class Stopped(MsgServiceError):
-    """The input ended early: some lines were stored, then one was not. `reason`: why."""
+class Interrupted(MsgServiceError):
+    """A signal ended the command. `told`: what is known of its work, None where nothing is."""
 
-    def __init__(self, sent: int, reason: MsgServiceError) -> None:
-        super().__init__(f"{reason}; {sent:,} messages were stored before")
+    def __init__(self, told: str | None = None) -> None:
+        super().__init__("interrupted" + (f"; {told}" if told else ""))
+        self.told = told
+
+
+class Stopped(MsgServiceError):
+    """The input ended early: some lines were stored, then one was not. `reason`: why.
+
+    `unknown`: how many more the node was given and has not answered.
+    """
+
+    def __init__(self, sent: int, reason: MsgServiceError, unknown: int = 0) -> None:
+        more = f", {unknown:,} more may be" if unknown else ""
+        super().__init__(f"{reason}; {sent:,} messages were stored before{more}")
         self.reason = reason
 
 
@@ -97,6 +112,8 @@ def reason_of(error: MsgServiceError) -> MsgServiceError:
 def exit_code(error: MsgServiceError) -> ExitCode:
     """Return how a command ends that fails so."""
     error = reason_of(error)
+    if isinstance(error, Interrupted):
+        return ExitCode.INTERRUPTED
     if isinstance(error, Ambiguous | RequestTimeout | NoResponder | LogWentBack | PeerForgot):
         return ExitCode.NO_ANSWER
     if isinstance(error, ConfigError | BadName | BadSubject | BadAddress):
@@ -143,6 +160,8 @@ class Session:
                 await task
             except CancelledError:
                 assert interrupted
+                if self.as_json:  # people know
+                    self.complain(Interrupted())
                 raise SystemExit(ExitCode.INTERRUPTED) from None
             except MsgServiceError as error:
                 self.complain(error)
@@ -153,14 +172,21 @@ class Session:
                     reactor.removeSystemEventTrigger(trigger)
 
         _log_to_standard_error(LogLevel.info if self.verbose else LogLevel.critical)
-        react(main)
+        try:
+            react(main)
+        except SystemExit:
+            # The interpreter gives up our handlers while it ends, and a signal that came then would
+            # be the end instead of the exit code.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            raise
         raise AssertionError("react always exits")
 
     @asynccontextmanager
     async def client(self, reactor: Reactor, name: str = SENDER) -> AsyncIterator[Client]:
         """Give a client that is connected; it is closed behind."""
         # Not `connect`, which gives nothing to ask why before there is a connection.
-        limits = Limits()
+        limits = Limits(stop_timeout=STOP_TIMEOUT)
         client = Client(
             reactor=reactor,
             name=name,

@@ -158,7 +158,8 @@ def test_an_interrupt_ends_sending_while_it_waits_for_a_line(msgservice: Command
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
         assert process.stderr is not None
-        assert process.stderr.read() == b""
+        told = b"msgservice: interrupted; 1 messages were stored before\n"
+        assert process.stderr.read() == told
 
 
 def test_sending_goes_on_when_the_node_comes_back(tmp_path: Path) -> None:
@@ -352,6 +353,50 @@ def test_a_second_interrupt_is_no_traceback(msgservice: Command) -> None:
         waiting.send(signal.SIGTERM)
         assert waiting.ended() == 130
         assert "Traceback" not in waiting.said
+
+
+def test_a_signal_at_the_very_end_does_not_change_the_exit_code(msgservice: Command) -> None:
+    msgservice("receivers", "add", "late", "late")
+    # What `sys` holds goes after the interpreter has given up the handlers that Python code has.
+    code = (
+        "import os, signal, sys\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGTERM):\n"
+        "        kill(me, number)\n"
+        "sys.late = Late()\n"
+        "from msgservice.cli.main import main\n"
+        "main()\n"
+    )
+    words = ("send", "late", "one", "--wait", "--node", msgservice.node)
+    with running(sys.executable, "-c", code, *words, cwd=msgservice.folder) as waiting:
+        waiting.wait_for("waiting for late")
+        waiting.send(signal.SIGINT)
+        assert waiting.ended() == 130
+
+
+@pytest.mark.parametrize("words", [("one",), ("--lines", "lines")])
+def test_one_that_is_refused_ends_with_the_signal_and_says_why(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    command = ("twist", "--log-format=text", "msgservice", "--listen", "unix:node.sock")
+    (tmp_path / "lines").write_text("one\ntwo\n")
+    with running(*command, cwd=tmp_path) as node:
+        node.wait_for("listening on unix")
+        msgservice = Command(f"unix:{tmp_path}/node.sock", tmp_path)
+        msgservice("receivers", "add", "full", "full", "--backlog-bytes", "10")
+        msgservice("send", "full", "0123456789")
+        send = ("msgservice", "send", "full", *words, "--json", "--timeout", "100", "--verbose")
+        with running(*send, "--node", msgservice.node, cwd=tmp_path) as refused:
+            refused.wait_for("the node takes no more for now")
+            refused.send(signal.SIGINT)
+            assert refused.ended() == 130
+            (line,) = [line for line in refused.said.splitlines() if line.startswith("{")]
+            told = json.loads(line)
+    assert "Interrupted" == told["error"]
+    assert "takes nothing for now: " in told["message"]
+    assert "full" in told["message"]
+    if len(words) > 1:
+        assert told["message"].endswith("; 0 messages were stored before, 2 more may be")
 
 
 @pytest.mark.parametrize("group", [(), ("receivers",), ("dead",)])

@@ -1,0 +1,35 @@
+"""`msgservice send`, without a process: what it says when it is interrupted while it waits."""
+
+from dataclasses import dataclass, field
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from msgservice.cli.exit_codes import ExitCode
+from msgservice.cli.send import _settled
+from msgservice.cli.session import Interrupted, Session, exit_code
+from msgservice.message import Status
+from tests.kit.clients import error_of
+
+
+@dataclass
+class ReceiptDouble:
+    position: int = 4711
+    statuses: dict[str, Status] = field(
+        default_factory=lambda: {"billing": Status.SENT, "archive": Status.ACKNOWLEDGED}
+    )
+
+    def settled(self) -> Deferred[None]:
+        return Deferred()
+
+
+def test_an_interrupted_wait_says_where_the_message_is_and_who_has_it_not() -> None:
+    receipt = ReceiptDouble()
+    session = Session(as_json=True)  # where nothing was said before
+    waiting = Deferred.fromCoroutine(
+        _settled(session, Clock(), receipt)  # type: ignore[arg-type]  # as much as it needs
+    )
+    waiting.cancel()
+    error = error_of(waiting, Interrupted)
+    assert "interrupted; stored at log:4711; waiting for billing to acknowledge it" == str(error)
+    assert ExitCode.INTERRUPTED is exit_code(error)
