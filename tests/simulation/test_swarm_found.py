@@ -214,3 +214,45 @@ def test_a_send_that_dead_letters_leave_no_room_for_waits_for_an_operator() -> N
         world={},
     )
     assert fails(plan) is None
+
+
+def test_what_a_restored_log_has_lost_is_for_those_that_are_there_when_it_comes_again() -> None:
+    plan = Plan(
+        seed=41000365,
+        limits={},
+        weather={"reorder": 0.3},
+        cast=(
+            Part(kind="producer", name="shop", options={"outbox": True}),
+            Part(kind="receiver", name="library", options={"patterns": ("a.*",)}),
+            Part(
+                kind="scripted",
+                name="scripted",
+                options={"patterns": ("a.1", "b.1"), "nacks": 0.4},
+            ),
+        ),
+        ops=(
+            Op(at=0.101, kind="remove", who="scripted", args=(20.0,)),
+            Op(at=0.99, kind="remove", who="library", args=(0.01,)),
+            Op(at=15.763, kind="save", who="node", args=()),
+            Op(at=15.845, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(at=20.684, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=24.911, kind="restore", who="node", args=(1.601,)),
+            Op(at=37.409, kind="restore", who="shop", args=(3.631,)),
+        ),
+        world={"disk_delay": 0.05, "udp": ("scripted",)},
+    )
+    assert fails(plan) is None
+
+
+def test_dead_letters_of_a_hostile_receiver_are_judged_as_its_own() -> None:
+    plan = Plan(
+        seed=41002141,
+        limits={},
+        weather={},
+        cast=(),
+        ops=(
+            Op(at=10.082, kind="wolf", who="flood", args=(30, 10)),
+            Op(at=10.582, kind="wolf", who="nack_each", args=(2,)),
+        ),
+    )
+    assert fails(plan) is None

@@ -111,6 +111,7 @@ class World:
         self.patterns: dict[str, Patterns] = {}
         self.removed: dict[str, list[float]] = {}
         self.log_restored_at = self.log_saved_at = -1.0
+        self.log_gaps: list[tuple[float, float]] = []  # of what was stored then the log is without
         self.is_blocked = False  # by dead letters: what waits may wait on
         self.blocked: set[str] = set()  # whom they have paused
         self.steps = 0
@@ -566,6 +567,7 @@ class World:
         """The node's log is that of an earlier moment."""
         self.witness.log_went_back()
         self.log_restored_at = self.now
+        self.log_gaps.append((saved_at, self.now))
         for patterns in self.patterns.values():
             patterns.go_back(saved_at, self.now)
         # What was accepted before every copy that was put back is in all of them.
