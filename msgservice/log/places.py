@@ -95,6 +95,17 @@ class Places:
         self.looked_for_after = PLACES_SECONDS * 1000
         self.wanted = frozenset()
 
+    def first_waited_for(self) -> int:
+        """Return the number of the first batch that a receiver waits for."""
+        store = self._store
+        behind = [
+            (total.audience.number, number_of(position), position)
+            for total in store.state.totals.values()
+            if number_of(position := settled_to(store.state, total)) <= total.last
+        ]
+        found = one(store.db, _WAITED_FOR, (as_json(behind),)) if behind else None
+        return PINNED if found is None else int(found)
+
     def _gives_way_below(self) -> int:
         store, wanted = self._store, self.wanted
         limits = store.limits
@@ -113,7 +124,7 @@ class Places:
                 for key in _places_of(total.audience):
                     if key in last_batches:
                         last_batches[key].append(total.last)
-        waited_for = self._first_waited_for()
+        waited_for = self.first_waited_for()
         below = 0
         for (limit, _sender), found in last_batches.items():
             found.sort()
@@ -121,14 +132,3 @@ class Places:
             share = max(1, value // HEADROOM_DIVISOR, min(value // 2, SETS_MIN))
             below = max([below, *(last + 1 for last in found[:share] if last < waited_for)])
         return below
-
-    def _first_waited_for(self) -> int:
-        """Return the number of the first batch that a receiver waits for."""
-        store = self._store
-        behind = [
-            (total.audience.number, number_of(position), position)
-            for total in store.state.totals.values()
-            if number_of(position := settled_to(store.state, total)) <= total.last
-        ]
-        found = one(store.db, _WAITED_FOR, (as_json(behind),)) if behind else None
-        return PINNED if found is None else int(found)

@@ -245,8 +245,7 @@ class Retention:
         kept = int(one(db, _SETTLED_BYTES, (text,)))
         old_below = store.kept_long_enough
         keep_bytes = min(limits.keep_bytes, kept - self.to_give_way)
-        if store.state.batches_kept >= limits.kept_batches:
-            keep_bytes = -1
+        rows_go_below = self._rows_go_below()
         picked: list[tuple[int, int, int]] = []
         size_sum = 0
         for number, audience, count, size in found:
@@ -254,12 +253,30 @@ class Retention:
                 continue
             if number > horizon or len(picked) >= BATCHES_MAX or size_sum >= BYTES_MAX:
                 return picked, bool(picked)
-            if number >= old_below and kept <= keep_bytes:
+            if number >= max(old_below, rows_go_below) and kept <= keep_bytes:
                 return picked, False
             picked.append((number, audience, size))
             size_sum += size
             kept -= size
         return picked, len(bounds) >= AUDIENCES_MAX or horizon < PINNED
+
+    def _rows_go_below(self) -> int:
+        """Return the number of the batch below which all history gives way to `kept_batches`.
+
+        Not at or behind one that is waited for, where rows would stay and nothing be gained: none
+        while that is the oldest, which is known at once.
+        """
+        store = self._store
+        state = store.state
+        if state.batches_kept < store.limits.kept_batches:
+            return 0
+        head = one(store.db, "select audience, count from batch where number = ?", (state.oldest,))
+        if head is None:
+            return 0
+        settled = settled_to(state, state.totals[head[0]])
+        if position_of(state.oldest, head[1] - 1) > settled:
+            return 0
+        return self.places.first_waited_for()
 
     def _head_is_dropped(self) -> bool:
         store = self._store

@@ -154,6 +154,43 @@ def test_batches_are_refused_when_an_open_one_keeps_too_many_rows_and_taken_when
     log.close()
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_history_goes_at_the_limit_of_rows_only_where_rows_go_with_it(
+    tmp_path: Path, kind: str
+) -> None:
+    """A row goes with the rows before it only: history behind an open batch goes for nothing."""
+    limits = replace(LIMITS, kept_batches=50, keep_seconds=3600, keep_bytes=10**6)
+    log = Driver(kind, tmp_path / "data", limits).open()
+    log.receivers(1, 2)
+    one, two = log.log.audience([1]), log.log.audience([2])
+    opened = {1, 30}  # which receiver 2 is away for
+    log.append(*(make_batch(two if i in opened else one, i) for i in range(1, 51)))
+    log.progress(1, position_of(50, 0), settled={Status.ACKNOWLEDGED: 48})
+
+    def pass_by(sequence: int) -> None:
+        (refused,) = log.append(make_batch(one, sequence))  # which looks for what may give way
+        assert isinstance(refused, RefusedBatch)
+        for now in (1, 2):
+            log.wait(log.log.retain(now))
+
+    def framed() -> list[int]:
+        return [batch.number for batch in log.read([one, two])]
+
+    pass_by(51)
+    assert framed() == [*range(1, 51)]
+    log.progress(2, position_of(1, 0), settled={Status.ACKNOWLEDGED: 1})
+    for now in (1, 2):
+        log.wait(log.log.retain(now))
+    assert framed() == [*range(30, 51)]
+    assert log.log.room().full is None
+    log.append(*(make_batch(one, i) for i in range(51, 80)))
+    log.progress(1, position_of(79, 0), settled={Status.ACKNOWLEDGED: 29})
+    pass_by(80)
+    assert framed() == [*range(30, 80)]
+    assert log.wait(log.log.audit()) == []
+    log.close()
+
+
 def test_who_is_refused_is_told_what_dead_letters_leave_of_the_room(tmp_path: Path) -> None:
     log = Driver("memory", tmp_path, replace(LIMITS, max_bytes=30_000)).open()
     log.receivers(1)

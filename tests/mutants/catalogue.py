@@ -319,7 +319,7 @@ _ALL = [
     Mutant(
         name="history-that-is-waited-for-gives-way",
         at="msgservice.log.places:Places._gives_way_below",
-        old="waited_for = self._first_waited_for()",
+        old="waited_for = self.first_waited_for()",
         new="waited_for = PINNED",
         catcher=_test("tests/contract/test_log_retention.py", "behind_what_is_waited_for"),
     ),
@@ -414,6 +414,13 @@ _ALL = [
         old="if at <= cursor and not row.status.final:",
         new="if False:",
         catcher=_test("tests/contract/test_log.py", "the_cursor_has_passed_is_settled"),
+    ),
+    Mutant(
+        name="history-goes-for-rows-that-stay",
+        at="msgservice.log.retention:Retention._rows_go_below",
+        old="return self.places.first_waited_for()",
+        new="return PINNED",
+        catcher=_test("tests/contract/test_log_rows.py -k only_where", "rows_go_with_it"),
     ),
     # --- acknowledged UDP
     Mutant(
