@@ -20,6 +20,7 @@ from msgservice.records import Appended, Group
 DAY = 24 * 3600 * 1000
 LOOK_AGAIN = 60 * 1000  # ms between two looks for what may be forgotten before its time, at most
 CROWD = 10  # times `incarnations`
+GROWN_DIVISOR = 8  # by what part of them more senders there are for a look before its time
 FORGET_MAX = 1000  # senders, audiences, or receivers of one call
 
 
@@ -33,7 +34,10 @@ class Senders:
         self._heard: dict[Key, int] = {}
         # Those that said goodbye with all answered, since the start.
         self._left: set[Key] = set()
-        self._looked_at: int | None = None  # when there was last nobody to forget before the time
+        # When there was last nobody to forget before the time; how many were away then, and of
+        # those here and away had said goodbye.
+        self._looked_at: int | None = None
+        self._away_then = self._left_then = 0
 
     def note(self, here: Collection[Key], left: Collection[Key]) -> None:
         """Senders are away from when they were last here, however quiet they were."""
@@ -80,9 +84,8 @@ class Senders:
         """
         store = self._store
         state, limit = store.state, store.limits.incarnations
-        if len(state.senders) - len(here) <= limit:
-            return False
-        if self._looked_at is not None and store.age - self._looked_at < LOOK_AGAIN:
+        count = len(state.senders) - len(here)
+        if count <= limit or not self._is_time_to_look(count):
             return False
         present, left = set(here), self._left
         away = [sender for sender in state.senders.values() if sender.key not in present]
@@ -94,7 +97,22 @@ class Senders:
         more = self._forget(gone, len(away) - limit)
         if len(store.state.senders) == before:
             self._looked_at = store.age
+            self._away_then, self._left_then = count, len(self._left)
         return more
+
+    def _is_time_to_look(self, away: int) -> bool:
+        """Whether there may be somebody to forget before the time; so many are `away`.
+
+        A look goes through all of them, and where it was in vain the next is in a minute: sooner
+        when there are ten times too many since, and an eighth more than that look found, or when an
+        eighth more have said goodbye.
+        """
+        store = self._store
+        if self._looked_at is None or store.age - self._looked_at >= LOOK_AGAIN:
+            return True
+        limit, then = store.limits.incarnations, self._left_then
+        crowd = max(CROWD * limit, self._away_then + self._away_then // GROWN_DIVISOR)
+        return away > crowd or len(self._left) > then + max(limit, then) // GROWN_DIVISOR
 
     def _seen(self, sender: SenderState) -> int:
         """Return the age of the log when a sender was last here, or last sent something."""

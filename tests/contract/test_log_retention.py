@@ -204,6 +204,33 @@ def test_5_a_crowd_that_was_cut_off_is_bounded_too(kind: str, tmp_path: Path) ->
     log.close()
 
 
+@pytest.mark.parametrize("goodbye", [False, True], ids=["cut off", "goodbye"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_5_a_crowd_is_seen_when_it_comes_though_there_was_nobody_to_forget_just_before(
+    kind: str, goodbye: bool, tmp_path: Path
+) -> None:
+    """A look in vain is not repeated for a minute; what comes meanwhile is another matter."""
+    log = ContractDriver(kind, tmp_path, FEW).open()
+    audience = log.log.audience([])
+    few = FEW.incarnations
+    most = few + 2 if goodbye else 10 * few
+    names = [f"i{number:03}" for number in range(most)]
+    log.append(*[make_batch(audience, incarnation=name) for name in names])
+    drop_all(log, 0)
+    drop_all(log, 1)
+    for second in range(1, 31):
+        new = [f"s{second:02}-{number}" for number in range(5)]
+        log.append(*[make_batch(audience, incarnation=name) for name in new])
+        left = [("shop", name) for name in new] if goodbye else []
+        now = second * 1000
+        while log.wait(log.log.retain(now, (), left)):
+            pass
+        names += new
+        names = [name for name in names if log.log.resume("shop", name).floor == 2]
+        assert few <= len(names) <= most + most // 8 + 5
+    log.close()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_5_who_sent_after_he_was_last_seen_here_is_away_from_then_on(
     kind: str, tmp_path: Path

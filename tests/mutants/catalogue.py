@@ -422,6 +422,13 @@ _ALL = [
         new="return PINNED",
         catcher=_test("tests/contract/test_log_rows.py -k only_where", "rows_go_with_it"),
     ),
+    Mutant(
+        name="a-crowd-is-looked-at-each-minute",
+        at="msgservice.log.senders:Senders._is_time_to_look",
+        old="return away > crowd or",
+        new="return False and",
+        catcher=_test("tests/contract/test_log_retention.py -k crowd", "seen_when_it_comes"),
+    ),
     # --- acknowledged UDP
     Mutant(
         name="each-ask-looks-through-all-replies",
