@@ -101,7 +101,7 @@ class Handled:
     """
 
     count: int
-    error: Exception | None
+    error: BaseException | None
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ class _Run(Generic[T]):
     gate: Gate | None
     waiter: Deferred[Handled]
     handled: Handled | None = None
-    poison: tuple[int, Exception] | None = None  # which message may not be handled, and why
+    poison: tuple[int, BaseException] | None = None  # which message may not be handled, and why
 
 
 @dataclass(slots=True)
@@ -124,8 +124,8 @@ class _Call:
     work: Callable[[Transaction], Any]
     waiter: Deferred[Any]
     result: Any = None
-    error: Exception | None = None
-    poison: Exception | None = None
+    error: BaseException | None = None
+    poison: BaseException | None = None
 
 
 class _Stage:
@@ -428,7 +428,7 @@ class InboxFile:
             # The transaction itself is gone (no room, a failed write), with all in it.
             self._committed(entries, committing, Failure())
             if not isinstance(error, apsw.Error):
-                raise  # the process is being ended from inside a handler, or it is our bug
+                raise  # it is our bug
             return
 
         def adopt(_: None) -> None:
@@ -572,7 +572,7 @@ class InboxFile:
 
     def _handle_message(
         self, db: apsw.Connection, run: _Run[Any], sequence: int, message: Any
-    ) -> Exception | None:
+    ) -> BaseException | None:
         if run.poison is not None and run.poison[0] == sequence:
             return run.poison[1]
         try:
@@ -593,13 +593,13 @@ class InboxFile:
 
     def _guarded_call(
         self, db: apsw.Connection, work: Callable[..., Any], *arguments: Any
-    ) -> tuple[Any, Exception | None]:
+    ) -> tuple[Any, BaseException | None]:
         """Run `work(*arguments, transaction)` in a savepoint; return (result, what it raised)."""
         db.execute("savepoint message" + _OWN)
         transaction = Transaction(db)
         self._guarded = True
         result: Any = None
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             result = work(*arguments, transaction)
             if inspect.isawaitable(result) or isinstance(result, Deferred):
@@ -609,7 +609,7 @@ class InboxFile:
                     "a handler with a transaction must be done when it returns:"
                     " compute first, then write"
                 )
-        except Exception as raised:
+        except BaseException as raised:  # as a Deferred would: no handler may end the reactor
             error = raised
         finally:
             self._guarded = False

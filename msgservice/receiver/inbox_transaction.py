@@ -22,7 +22,7 @@ class RolledBack(Exception):
     `error` is what the message fails with.
     """
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -39,14 +39,14 @@ class Transaction:
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db: apsw.Connection | None = db
-        self.lost: Exception | None = None
+        self.lost: BaseException | None = None
 
     def execute(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         """Run a statement; return its rows."""
         db = self._connection()
         try:
             return db.execute(sql, parameters).fetchall()
-        except Exception as error:
+        except BaseException as error:
             self._look(db, error)
             raise
 
@@ -55,7 +55,7 @@ class Transaction:
         db = self._connection()
         try:
             db.executemany(sql, self._each(parameters))
-        except Exception as error:
+        except BaseException as error:
             self._look(db, error)
             raise
 
@@ -65,7 +65,7 @@ class Transaction:
             self._connection()
             yield each
 
-    def _look(self, db: apsw.Connection, error: Exception) -> None:
+    def _look(self, db: apsw.Connection, error: BaseException) -> None:
         if self.lost is None and not db.in_transaction:
             self.lost = error
 

@@ -5,6 +5,7 @@ The latter is a bare socket protocol: what it sees is every byte that leaves us.
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,7 @@ async def test_registries_are_per_application(world: World) -> None:
     ("name", "reason"),
     [
         ("raises", "callback-failed: ZeroDivisionError"),
+        ("exits", "callback-failed: SystemExit"),
         ("unknown", "no-callback"),
         ("misfit", "callback-failed: TypeError"),
         ("unwritable", "bad-result"),
@@ -183,6 +185,7 @@ async def test_failure_is_told_to_our_own_peers_and_silence_to_others(
     world.registry.requests.update(
         {
             "raises": lambda connection: 1 / 0,
+            "exits": lambda connection: sys.exit(3),
             "misfit": lambda connection, needed: needed,
             "unwritable": lambda connection: {1, 2},
             "later": later,
@@ -199,7 +202,7 @@ async def test_failure_is_told_to_our_own_peers_and_silence_to_others(
     logged_failures.clear()
 
 
-@pytest.mark.parametrize("action", ["raises", "unknown", "later"])
+@pytest.mark.parametrize("action", ["raises", "exits", "unknown", "later"])
 @in_reactor
 async def test_failure_of_an_action_is_told_to_our_own_peers_and_silence_to_others(
     world: World, action: str, warnings: list[str], logged_failures: list[LogEvent]
@@ -207,7 +210,13 @@ async def test_failure_of_an_action_is_told_to_our_own_peers_and_silence_to_othe
     async def later(connection: Connection) -> None:
         raise KeyError(action)
 
-    world.registry.messages.update({"raises": lambda connection: 1 / 0, "later": later})
+    world.registry.messages.update(
+        {
+            "raises": lambda connection: 1 / 0,
+            "exits": lambda connection: sys.exit(3),
+            "later": later,
+        }
+    )
     world.registry.request_callback("fine")(lambda connection: "fine")
     await world.serve()
     client = await world.ours()

@@ -561,6 +561,13 @@ _ALL = [
         catcher=_test("tests/unit/test_inbox_file.py", "rolls_the_transaction_back_fails_alone"),
     ),
     Mutant(
+        name="stored-inbox-fails-by-a-handler-that-exits",
+        at="msgservice.receiver.inbox_file:InboxFile._guarded_call",
+        old="except BaseException",
+        new="except Exception",
+        catcher=_test("tests/unit/test_receiver_inbox.py", "exits_fails_like_any_other"),
+    ),
+    Mutant(
         name="stored-inbox-commits-behind-a-rollback",
         at="msgservice.receiver.inbox_transaction:Transaction._connection",
         old="if self.lost is not None:",

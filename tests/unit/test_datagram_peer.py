@@ -412,14 +412,15 @@ def expected(logged_failures: list[LogEvent]) -> Iterator[list[LogEvent]]:
     logged_failures.clear()
 
 
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, GeneratorExit])
 def test_F11_a_handler_that_raises_is_answered_as_handled_with_an_error(
-    expected: list[LogEvent],
+    expected: list[LogEvent], kind: type[BaseException]
 ) -> None:
     net = Net()
     a, b = pair(net)
 
     def raises(data: bytes) -> None:
-        raise ValueError("no such account")
+        raise kind("no such account")
 
     b.answer = raises
     d = a.send_message(b"pay", B)
@@ -427,7 +428,7 @@ def test_F11_a_handler_that_raises_is_answered_as_handled_with_an_error(
 
     error = result_of(d)
     assert isinstance(error, HandlerFailed)
-    assert "ValueError: no such account" == error.reason
+    assert f"{kind.__name__}: no such account" == error.reason
     assert [b"pay"] == b.handled
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -166,6 +169,64 @@ def test_6_hello_names_the_inbox_and_it_is_the_same_after_a_restart(path: Path) 
     assert len(inboxes) == 2
     assert inboxes[0]
     assert inboxes[0] == inboxes[1]
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError()])
+@pytest.mark.parametrize("late", [False, True], ids=["handler", "write"])
+def test_14_a_handler_with_a_transaction_that_exits_fails_like_any_other(
+    path: Path, order: str, error: BaseException, late: bool, logged_failures: list[LogEvent]
+) -> None:
+    tries: list[bytes] = []
+
+    def write(message: ReceivedMessage, transaction: Any) -> None:
+        insert(message, transaction)
+        tries.append(message.body)
+        if message.body == b"bad" and tries.count(b"bad") == 1:
+            raise error
+
+    def compute(message: ReceivedMessage) -> Any:
+        return lambda transaction: write(message, transaction)
+
+    world = world_of(path, compute if late else write, order=order)
+    world.node.offer([b"1", b"bad", b"2"], "a")
+    world.node.offer([b"3"], "b")
+    world.until(lambda: world.node.nacks)
+    assert [nack.action for nack in world.node.nacks] == [Action.RETRY]
+    assert type(error).__name__ in world.node.nacks[0].reason
+    world.run(2)
+    world.until(lambda: world.node.backlog.cursor == 4)
+    assert [type(event["log_failure"].value) for event in logged_failures] == [type(error)]
+    logged_failures.clear()
+    assert world.attachment.connected
+    world.stop()
+    assert sorted(written(path)) == [b"1", b"2", b"3", b"bad"]
+
+
+def test_25_writes_whose_parameters_exit_behind_a_rollback_fail_alone(
+    path: Path, logged_failures: list[LogEvent]
+) -> None:
+    """A statement has rolled the transaction back, and the handler leaves by another error."""
+    tries: list[bytes] = []
+
+    def handle(message: ReceivedMessage, transaction: Any) -> None:
+        insert(message, transaction)
+        tries.append(message.body)
+        if message.body == b"bad" and tries.count(b"bad") == 1:
+            with suppress(apsw.ConstraintError):
+                transaction.execute("insert or rollback into done values (?, 1)", (b"x",))
+            raise SystemExit(3)
+
+    world = world_of(path, handle)
+    world.node.offer([b"1", b"bad"], "a")
+    world.node.offer([b"2"], "b")
+    world.until(lambda: world.node.nacks)
+    assert [nack.action for nack in world.node.nacks] == [Action.RETRY]
+    world.run(2)
+    world.until(lambda: world.node.backlog.cursor == 3)
+    logged_failures.clear()
+    world.stop()
+    assert sorted(written(path)) == [b"1", b"2", b"bad"]
 
 
 def test_runs_that_wait_share_a_commit(path: Path) -> None:

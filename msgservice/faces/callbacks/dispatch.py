@@ -98,7 +98,7 @@ class Dispatcher:
             return
         try:
             result = callback(self._connection, *event.args, **event.kwargs)
-        except Exception as error:
+        except BaseException as error:  # as a Deferred would: no callback may end a connection
             self._action_failed(Failure(error), event.action)
             return
         if isinstance(result, Deferred) or iscoroutine(result):
@@ -125,7 +125,7 @@ class Dispatcher:
             return
         try:
             result = callback(self._connection, *event.args, **event.kwargs)
-        except Exception as error:
+        except BaseException as error:  # as a Deferred would: no callback may end a connection
             self._request_failed(Failure(error), event, generation)
             return
         if isinstance(result, Deferred) or iscoroutine(result):

@@ -344,6 +344,6 @@ class Incoming:
         assert self._progress is not None
         try:
             self._progress(done, total)
-        except Exception:
+        except BaseException:
             self._log.failure("progress function")
             self._progress = None

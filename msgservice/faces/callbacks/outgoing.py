@@ -236,6 +236,6 @@ class Outgoing:
             return
         try:
             sending.progress(done, sending.file.size)
-        except Exception:
+        except BaseException:
             self._log.failure("progress function")
             sending.progress = None

@@ -40,7 +40,7 @@ class Handled(Protocol):
         """The number of items that are committed."""
 
     @property
-    def error(self) -> Exception | None:
+    def error(self) -> BaseException | None:
         """The exception that was raised, or None."""
 
 

@@ -70,7 +70,7 @@ class Handling:
             for body in bodies:
                 try:
                     result = handle(body, address)
-                except Exception:  # whatever a handler raises is its answer
+                except BaseException:  # whatever a handler raises is its answer
                     result = cast("Any", Failure())
                 if result is not None:
                     self._take_result(result, session, nonce, len(body))

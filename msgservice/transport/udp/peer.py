@@ -279,7 +279,7 @@ class DatagramPeer:
             self._log.warn("udp: {address} does not answer", address=address)
             try:
                 self.node_failure(address)
-            except Exception:  # the application's own hook: its fault ends nothing here
+            except BaseException:  # the application's own hook: its fault ends nothing here
                 self._log.failure("node_failure of {address}", address=address)
         self._fail(tokens, NodeFailure(address, self._patience or 0.0))
 
