@@ -473,7 +473,7 @@ class LogDamaged(LogError):
 
 
 class DataFolderUnusable(LogError):
-    """The data folder is not writable, or lies on a filesystem that cannot hold a log."""
+    """The data folder is not writable, cannot hold a log, or has files with other names."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"data folder {path} cannot be used: {reason}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -77,6 +78,27 @@ def make_folder(folder: Path) -> None:
         raise DataFolderUnusable(str(folder), error.strerror or str(error)) from None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise DataFolderUnusable(str(folder), "it is not writable")
+
+
+def check_names(folder: Path, names: Iterable[str], held: Path) -> None:
+    """Refuse a file that has a name elsewhere as well: raises `DataFolderUnusable` for `held`.
+
+    Who opens it by that one meets another lock and mark, and another write-ahead log.
+    """
+    for path in map(folder.joinpath, names):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataFolderUnusable(str(held), error.strerror or str(error)) from None
+        if stat.S_ISLNK(found.st_mode):
+            reason = f"{path.name} is a symbolic link, and what belongs to it stands elsewhere"
+        elif found.st_nlink > 1:
+            reason = f"{path.name} has another name too (a hard link), whose user it would not lock"
+        else:
+            continue
+        raise DataFolderUnusable(str(held), reason)
 
 
 Identity = tuple[int, int]  # device, inode

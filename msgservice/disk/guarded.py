@@ -6,6 +6,7 @@ and closed, beside which files. Knows no table; what the mark's numbers count, i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,13 @@ from twisted.logger import Logger
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import UNUSABLE, check_sqlite, connect
 from msgservice.disk.files import Files
-from msgservice.disk.folder import FileWatch, FolderLock, check_filesystem, make_folder
+from msgservice.disk.folder import (
+    FileWatch,
+    FolderLock,
+    check_filesystem,
+    check_names,
+    make_folder,
+)
 from msgservice.disk.machine import Marks, Threads
 from msgservice.disk.mark import MARK_INTERVAL, Mark, begin_mark, read_mark
 from msgservice.disk.migrations import Schema, migrate
@@ -28,7 +35,7 @@ T = TypeVar("T")
 
 
 class GuardedFile:
-    """The file `path`, and `path.lock` and `path.mark` beside it; all on its worker's thread.
+    """The file that `path` leads to, its lock and mark beside it; all on its worker's thread.
 
     `numbered`: whether the number of a mark names something that can be missing.
     """
@@ -38,13 +45,15 @@ class GuardedFile:
     def __init__(
         self, path: Path, *, numbered: bool, vfs: str | None, files: Files, threads: Threads
     ) -> None:
-        self.path = path
+        # What stands beside the file must be the same by whatever link somebody comes.
+        self.path = path = Path(os.path.realpath(path))
         self._numbered = numbered
         self._vfs = vfs
         self._files = files
         self._threads = threads
         self._lock = FolderLock(path.with_name(path.name + ".lock"), held=path, files=files)
         self._mark_path = path.with_name(path.name + ".mark")
+        self._beside = (self._mark_path.name, path.name + "-wal")
         self.pages = PageSums(path, self._mark_path, files)
         self._db: apsw.Connection | None = None
         self._marks: Marks | None = None
@@ -72,6 +81,7 @@ class GuardedFile:
         check_filesystem(self.path.parent)
         self._lock.acquire()
         try:
+            check_names(self.path.parent, (self.path.name, *self._beside), self.path)
             mark = read_mark(self._mark_path)
             last = mark.number if mark is not None and self._numbered else 0
             if mark is not None and not self.path.exists():

@@ -25,6 +25,7 @@ from msgservice.disk.folder import (
     FolderLock,
     Reserve,
     check_filesystem,
+    check_names,
     make_folder,
 )
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
@@ -175,6 +176,7 @@ class SqliteLog(StoreLog):
     def _open_locked(self) -> Snapshot:
         path, mark_path = self.folder / LOG_NAME, self.folder / MARK_NAME
         store = self._store
+        check_names(self.folder, (LOG_NAME, MARK_NAME, LOG_NAME + "-wal"), self.folder)
         mark = read_mark(mark_path)
         if mark is not None and not path.exists():
             raise LogDamaged(f"{LOG_NAME} is missing", 1, mark.number)

@@ -568,6 +568,13 @@ _ALL = [
         catcher=_test("tests/unit/test_receiver_inbox.py", "exits_fails_like_any_other"),
     ),
     Mutant(
+        name="file-with-a-hard-link-is-opened",
+        at="msgservice.disk.folder:check_names",
+        old="found.st_nlink > 1",
+        new="False",
+        catcher=_test("tests/unit/test_other_names.py", "has_another_name_is_refused"),
+    ),
+    Mutant(
         name="stored-inbox-commits-behind-a-rollback",
         at="msgservice.receiver.inbox_transaction:Transaction._connection",
         old="if self.lost is not None:",
