@@ -3,11 +3,17 @@
 A TRANSFER is decoded once, to check it, and then stored as the bytes that came. Everything that
 can fail is checked before it is queued (`acceptance`); the answer leaves after the commit that
 holds it.
+
+Whom messages are for may take far more bytes to say than they have themselves: of a group, no more
+names are said at once than `answer_bytes` allows, and none while the sender does not read. What is
+stored and not told so far waits, without its messages, and counts as unanswered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -37,7 +43,16 @@ from msgservice.message import Action
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits
 from msgservice.node.tracker import Tracker, Watch
-from msgservice.records import NOBODY, Audience, Batch, Known, Outcome, RefusedBatch, hash_of
+from msgservice.records import (
+    NOBODY,
+    Audience,
+    Batch,
+    Known,
+    Outcome,
+    Piece,
+    RefusedBatch,
+    hash_of,
+)
 
 FULL_DELAY_MS = 1000  # how soon a refused sender asks again
 
@@ -47,6 +62,25 @@ class Senders(Protocol):
 
     def pause_senders(self) -> None:
         """Too much is taken in and not committed: read from none of them for now."""
+
+
+@dataclass(slots=True)
+class Untold:
+    """A run that is stored, and what is still to be said of it before its ACK.
+
+    `begin`: from where on the ACK is. `pieces`: that no ROUTED has told, rising. `refused`, with
+    `refusal`: what is not taken of it.
+    """
+
+    begin: int
+    last: int
+    count: int
+    size: int
+    subject: str
+    pieces: Sequence[Piece]
+    refused: Sequence[tuple[int, int]] = ()
+    refusal: MsgServiceError | None = None
+    taken: Sequence[Piece] = ()  # where not all of it is
 
 
 class Ingress:
@@ -81,6 +115,8 @@ class Ingress:
         self._waiting_bytes = 0
         self._naming: dict[int, int] = {}  # audiences to be told with what waits: bytes, at most
         self._naming_bytes = 0
+        self._untold: deque[Untold] = deque()
+        self._named_bytes = 0  # of names, at most, that leave with the next flush
         self._acceptance = acceptance
         self._commits = commits
         self._tracker = tracker
@@ -160,7 +196,7 @@ class Ingress:
     @property
     def has_room(self) -> bool:
         """Whether what is owed with the runs that wait allows another one (`answer_bytes`)."""
-        return self._naming_bytes <= self._limits.answer_bytes
+        return not self._untold and self._naming_bytes <= self._limits.answer_bytes
 
     def _owe_names(self, audience: Audience) -> None:
         watch = self.watch
@@ -190,10 +226,10 @@ class Ingress:
         if size > limits.window_bytes:
             raise WindowExceeded("bytes", size, limits.window_bytes)
 
-    def _no_longer_waits(self, batch: Batch) -> None:
+    def _no_longer_waits(self, count: int, size: int) -> None:
         self.waiting -= 1
-        self._waiting_messages -= batch.count
-        self._waiting_bytes -= batch.size
+        self._waiting_messages -= count
+        self._waiting_bytes -= size
 
     def _refuse(
         self,
@@ -226,33 +262,68 @@ class Ingress:
 
     def stored(self, batch: Batch, outcome: Outcome) -> None:
         """See `commits.Source`. What is owed leaves with `flush`."""
-        self._no_longer_waits(batch)
-        first, last = batch.sequence, batch.sequence + batch.count - 1
+        count, size = batch.count, batch.size
+        first, last = batch.sequence, batch.sequence + count - 1
+        watch = self.watch
         if outcome is batch:
-            if self.watch is not None:
-                self._out += self._tracker.routed(self.watch, batch)
-            self.answers.take_over(min(batch.after + 1, first), last)
-            self.accepted += batch.count
+            self.accepted += count
+            begin = min(batch.after + 1, first)
+            if watch is not None:
+                if batch.audience.number not in watch.audiences and not self._names(batch.audience):
+                    piece = Piece(first, last, batch.audience, batch.first)
+                    self._untold.append(Untold(begin, last, count, size, batch.subject, (piece,)))
+                    return
+                self._out += self._tracker.routed(watch, batch)
+            self._no_longer_waits(count, size)
+            self.answers.take_over(begin, last)
         elif isinstance(outcome, Known):
-            if self.watch is not None:
-                for piece in outcome.pieces:
-                    self._out += self._tracker.routed(self.watch, piece)
+            pieces = () if watch is None else outcome.pieces
+            run = Untold(first, last, count, size, batch.subject, pieces)
             if outcome.refused:
-                self._taken_in_part(batch, outcome)
-            else:
-                self.answers.take_over(first, last)
+                assert batch.refusal is not None
+                run.refused, run.refusal, run.taken = outcome.refused, batch.refusal, outcome.pieces
+            if not self._tell(run):
+                self._untold.append(run)
         else:
             assert isinstance(outcome, RefusedBatch)
+            self._no_longer_waits(count, size)
             self._refused(batch, outcome.error)
 
-    def _taken_in_part(self, batch: Batch, known: Known) -> None:
-        """What was taken of a run before stays taken; the rest is refused for good."""
-        for piece in known.pieces:
+    def _names(self, audience: Audience) -> bool:
+        """Whether the names of an audience, which were not told, may leave now: then they count."""
+        if self._named_bytes > self._limits.answer_bytes or not self._connection.is_writable:
+            return False
+        self._named_bytes += len(audience.members) * NAME_BYTES_MAX
+        return True
+
+    def _tell(self, run: Untold) -> bool:
+        """Owe what a stored run is answered with; False, with its pieces left, where that waits.
+
+        What was taken of it before stays taken; the rest of it is refused for good.
+        """
+        watch = self.watch
+        for number, piece in enumerate(run.pieces):
+            assert watch is not None
+            audience = piece.audience
+            if audience.number not in watch.audiences and not self._names(audience):
+                run.pieces = run.pieces[number:]
+                return False
+            self._out += self._tracker.routed(watch, piece)
+        self._no_longer_waits(run.count, run.size)
+        if run.refusal is None:
+            self.answers.take_over(run.begin, run.last)
+            return True
+        for piece in run.taken:
             self.answers.take_over(piece.first, piece.last)
-        assert batch.refusal is not None
-        for first, last in known.refused:
-            if not self.answers.discards(batch.subject, first):
-                self._owe_refusal(first, last, batch.subject, Action.REFUSED, 0, batch.refusal)
+        for first, last in run.refused:
+            if not self.answers.discards(run.subject, first):
+                self._owe_refusal(first, last, run.subject, Action.REFUSED, 0, run.refusal)
+        return True
+
+    def writable(self) -> None:
+        """The sender reads again: what waited for that is told."""
+        if self._untold:
+            self.flush()
 
     def _refused(self, batch: Batch, error: Exception) -> None:
         first, last = batch.sequence, batch.sequence + batch.count - 1
@@ -271,7 +342,7 @@ class Ingress:
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
         """See `commits.Source`: nothing was stored, the sender keeps it and sends it again."""
         for batch in batches:
-            self._no_longer_waits(batch)
+            self._no_longer_waits(batch.count, batch.size)
         for batch in batches:
             self._refused(batch, LogFull(str(error)))
 
@@ -281,7 +352,7 @@ class Ingress:
 
     def _withdraw(self, unwanted: Callable[[Batch], bool]) -> None:
         for batch in self._commits.withdraw(self, unwanted):
-            self._no_longer_waits(batch)
+            self._no_longer_waits(batch.count, batch.size)
 
     # --- to the sender
 
@@ -296,13 +367,23 @@ class Ingress:
             if self._flush.active():
                 self._flush.cancel()
             self._flush = None
+        self._tell_more()
         self._send_owed(self._connection.send_now)
+        if self._untold and self._connection.is_writable:
+            self.flush_soon()  # what leaves in one turn is bounded, however much room there is
         if not self.waiting:
             self._answered()
 
     def send_owed(self) -> None:
         """Queue owed acknowledgements before frames that may refer to them and leave now."""
         self._send_owed(self._connection.send_all)
+
+    def _tell_more(self) -> None:
+        untold = self._untold
+        while untold and self._tell(untold[0]):
+            untold.popleft()
+            if not untold:
+                self._connection.go_on_soon()
 
     def _send_owed(self, send: Callable[[list[Frame]], None]) -> None:
         """Send owed acknowledgements.
@@ -311,6 +392,7 @@ class Ingress:
         what was not answered comes again.
         """
         frames, self._out = self._out, []
+        self._named_bytes = 0
         frames += self.answers.take_frames()
         if frames and not self._connection.gone:
             try:
@@ -321,6 +403,7 @@ class Ingress:
 
     def stop(self) -> None:
         """The connection has gone: nothing is owed any more."""
+        self._untold.clear()
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None

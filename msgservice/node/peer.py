@@ -269,6 +269,8 @@ class Peer:
 
     def writable(self, connection: Connection) -> None:
         """The transport has room again."""
+        if self.ingress is not None:
+            self.ingress.writable()  # first: what comes from the log may be about it
         self._room.fire(None)
         if self._seat is not None:
             self._seat.pump()

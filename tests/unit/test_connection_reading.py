@@ -25,6 +25,7 @@ from msgservice.core.frames import (
     Reply,
     Request,
     ResumeFrame,
+    Routed,
     Transfer,
     decode_frame,
     encode_frame,
@@ -35,7 +36,7 @@ from msgservice.limits import RESUME_RANGES_TOTAL_MAX, WINDOW_MESSAGES_MAX, Limi
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
 from msgservice.transport.local import LocalChannel
-from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
+from tests.kit.nodes import FailingLog, LateLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 ONE = msgspec.Raw(encode_messages([WireMessage(b"x")]))
@@ -343,6 +344,90 @@ class Narrow(Wire):
         super().send(frame)
         if self.unsent > 64 * 1024:
             self.connection.channel_writable(False)
+
+
+def test_audiences_that_runs_get_while_they_wait_count_as_answers() -> None:
+    """Who is added while a group is stored changes what is owed with the runs behind it."""
+    clock = Clock()
+    limits = Limits(answer_bytes=100_000)
+    failing = FailingLog(MemoryLog(reactor=clock, limits=limits))
+    world = NodeWorld(limits, log=failing, clock=clock)
+    subjects = [f"all.s{number}" for number in range(50)]
+    wire = opened(world, Narrow, status_from=1)
+    wire.is_taken = False
+    failing.hold = True
+    wire.say(Transfer(1, "other", ONE))
+    world.settle()
+    wire.say(*[Transfer(n + 2, subject, ONE) for n, subject in enumerate(subjects)])
+    world.settle()
+    for number in range(200):
+        # Of each subject another one is left out: as many audiences as subjects.
+        patterns = [one for one in subjects if one != f"all.s{number}"]
+        Deferred.fromCoroutine(world.node.add_receiver(f"{number:03d}" + "x" * 250, patterns))
+    world.settle()
+    failing.release()
+    world.settle()
+    assert wire.unsent < 3 * 100_000
+    assert len(acked(wire)) < 10
+    wire.is_taken = True
+    read_all(world, wire)
+    assert set(range(1, 52)) == acked(wire)
+    assert 51 == len(wire.take(Routed))
+    assert wire.is_reading
+
+
+def test_audiences_of_runs_that_were_stored_before_count_as_answers() -> None:
+    """What comes again is for whom it was for then, whoever is there now."""
+    clock = Clock()
+    limits = Limits(answer_bytes=100_000)
+    late = LateLog(MemoryLog(reactor=clock, limits=limits))
+    world = NodeWorld(limits, log=late, clock=clock)
+    subjects = [f"all.s{number}" for number in range(50)]
+    runs = [Transfer(n + 1, subject, ONE) for n, subject in enumerate(subjects)]
+    for number in range(200):
+        patterns = [one for one in subjects if one != f"all.s{number}"]
+        Deferred.fromCoroutine(world.node.add_receiver(f"{number:03d}" + "x" * 250, patterns))
+    world.settle()
+    before = opened(world)
+    before.say(*runs)
+    world.settle()
+    assert set(range(1, 51)) == acked(before)
+    before.connection.abort()
+    for number in range(200):
+        name = f"{number:03d}" + "x" * 250
+        Deferred.fromCoroutine(world.node.change_receiver(name, patterns=["other"]))
+    world.settle()
+    late.is_late = True  # else it is told what it asks for before it says anything
+    wire = opened(world, Narrow, status_from=1)
+    wire.is_taken = False
+    wire.say(*runs)
+    world.settle()
+    assert 50_000 < wire.unsent < 3 * 100_000
+    wire.say(Transfer(51, "other", ONE))
+    world.settle()
+    assert not wire.is_reading
+    wire.is_taken = True
+    read_all(world, wire)
+    assert set(range(1, 52)) == acked(wire)
+    assert 51 == len(wire.take(Routed))
+
+
+def read_all(world: NodeWorld, wire: Wire) -> None:
+    """The peer reads what it was sent, again and again."""
+    for _ in range(100):
+        wire.unsent = 0
+        wire.connection.channel_writable(True)
+        world.settle()
+
+
+def acked(wire: Wire) -> set[int]:
+    """What was acknowledged so far."""
+    return {
+        number
+        for ack in wire.take(Ack)
+        for first, last in ack.ranges
+        for number in range(first, last + 1)
+    }
 
 
 def test_new_audiences_of_runs_that_wait_count_as_answers() -> None:
