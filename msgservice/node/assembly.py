@@ -102,6 +102,7 @@ def assemble(
             greeter=greeter,
             acceptance=acceptance,
             commits=commits,
+            directory=directory,
             tracker=tracker,
             dispatch=dispatch,
             register=connections,

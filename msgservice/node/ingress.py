@@ -42,7 +42,7 @@ from msgservice.limits import NAME_BYTES_MAX, Limits
 from msgservice.message import Action
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits
-from msgservice.node.tracker import Tracker, Watch
+from msgservice.node.status_frames import StatusFrames
 from msgservice.records import (
     NOBODY,
     Audience,
@@ -100,7 +100,6 @@ class Ingress:
         *,
         acceptance: Acceptance,
         commits: Commits,
-        tracker: Tracker,
         senders: Senders,
         clock: IReactorTime,
         limits: Limits,
@@ -108,7 +107,7 @@ class Ingress:
         answered: Callable[[], None],
     ) -> None:
         self.answers = Answers(said, limits.window_messages)
-        self.watch: Watch | None = None
+        self.status_frames: StatusFrames | None = None  # None: the sender wants to know no states
         self.accepted = 0  # messages, on this connection
         self.waiting = 0  # batches taken in and not answered; their messages and bytes:
         self._waiting_messages = 0
@@ -119,7 +118,6 @@ class Ingress:
         self._named_bytes = 0  # of names, at most, that leave with the next flush
         self._acceptance = acceptance
         self._commits = commits
-        self._tracker = tracker
         self._senders = senders
         self._connection = connection
         self._name = name
@@ -199,9 +197,8 @@ class Ingress:
         return not self._untold and self._naming_bytes <= self._limits.answer_bytes
 
     def _owe_names(self, audience: Audience) -> None:
-        watch = self.watch
-        number = audience.number
-        if watch is not None and number not in watch.audiences and number not in self._naming:
+        frames, number = self.status_frames, audience.number
+        if frames is not None and number not in frames.named and number not in self._naming:
             self._naming[number] = size = len(audience.members) * NAME_BYTES_MAX
             self._naming_bytes += size
 
@@ -209,7 +206,8 @@ class Ingress:
         """What was told is in the channel now, which counts it."""
         if not self._naming:
             return
-        told = self.watch.audiences if self.watch is not None and self.waiting else self._naming
+        frames = self.status_frames
+        told = frames.named if frames is not None and self.waiting else self._naming
         self._naming = {n: size for n, size in self._naming.items() if n not in told}
         self._naming_bytes = sum(self._naming.values())
         self._connection.go_on_soon()
@@ -264,20 +262,20 @@ class Ingress:
         """See `commits.Source`. What is owed leaves with `flush`."""
         count, size = batch.count, batch.size
         first, last = batch.sequence, batch.sequence + count - 1
-        watch = self.watch
+        frames = self.status_frames
         if outcome is batch:
             self.accepted += count
             begin = min(batch.after + 1, first)
-            if watch is not None:
-                if batch.audience.number not in watch.audiences and not self._names(batch.audience):
+            if frames is not None:
+                if batch.audience.number not in frames.named and not self._names(batch.audience):
                     piece = Piece(first, last, batch.audience, batch.first)
                     self._untold.append(Untold(begin, last, count, size, batch.subject, (piece,)))
                     return
-                self._out += self._tracker.routed(watch, batch)
+                self._out += frames.routed(batch)
             self._no_longer_waits(count, size)
             self.answers.take_over(begin, last)
         elif isinstance(outcome, Known):
-            pieces = () if watch is None else outcome.pieces
+            pieces = () if frames is None else outcome.pieces
             run = Untold(first, last, count, size, batch.subject, pieces)
             if outcome.refused:
                 assert batch.refusal is not None
@@ -301,14 +299,14 @@ class Ingress:
 
         What was taken of it before stays taken; the rest of it is refused for good.
         """
-        watch = self.watch
+        frames = self.status_frames
         for number, piece in enumerate(run.pieces):
-            assert watch is not None
+            assert frames is not None
             audience = piece.audience
-            if audience.number not in watch.audiences and not self._names(audience):
+            if audience.number not in frames.named and not self._names(audience):
                 run.pieces = run.pieces[number:]
                 return False
-            self._out += self._tracker.routed(watch, piece)
+            self._out += frames.routed(piece)
         self._no_longer_waits(run.count, run.size)
         if run.refusal is None:
             self.answers.take_over(run.begin, run.last)

@@ -20,6 +20,7 @@ until then nothing is said, and nothing it answers counts.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -53,12 +54,14 @@ from msgservice.limits import Limits
 from msgservice.message import count_of, decode_messages
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits
+from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress, Senders
 from msgservice.node.outlet import Outlet
 from msgservice.node.replies import busy, refusal_of
-from msgservice.node.tracker import Tracker
+from msgservice.node.status_frames import StatusFrames
+from msgservice.node.tracker import News, Tracker, Watch
 from msgservice.records import Resume, SenderFloor
 from msgservice.waiters import Waiters
 
@@ -152,6 +155,7 @@ class Peer:
         greeter: Greeter,
         acceptance: Acceptance,
         commits: Commits,
+        directory: Directory,
         tracker: Tracker,
         dispatch: Dispatch,
         register: Register,
@@ -172,6 +176,7 @@ class Peer:
         self._greeter = greeter
         self._acceptance = acceptance
         self._commits = commits
+        self._directory = directory
         self._tracker = tracker
         self._dispatch = dispatch
         self._register = register
@@ -179,6 +184,7 @@ class Peer:
         self._clock = clock
         self._limits = limits
         self._guest: Guest | None = None
+        self._watch: Watch | None = None  # of a producer that wants to know states
         self._abort: IDelayedCall | None = None
         self._calls = 0  # that are being answered, and the frames they came in
         self._answering = 0
@@ -211,9 +217,10 @@ class Peer:
                     sender=guest.name, incarnation=guest.incarnation, status_from=status_from
                 )
             )
-            self.ingress.watch = self._tracker.watch(
-                self, guest.name, guest.incarnation, status_from
+            self.ingress.status_frames = StatusFrames(
+                self._directory, guest.incarnation, status_from
             )
+            self._watch = self._tracker.watch(self, guest.name, guest.incarnation, status_from)
         self._greeter.opened(self, connection, guest, resume)
 
     def takes(self, frame: Frame) -> bool:
@@ -288,8 +295,8 @@ class Peer:
             self._abort = None
         if self.ingress is not None:
             self.ingress.stop()
-            if self.ingress.watch is not None:
-                self._tracker.unwatch(self.ingress.watch)
+        if self._watch is not None:
+            self._tracker.unwatch(self._watch)
         leaving, was_here = self.leaving, self.stage is Stage.HERE
         contradicts = connection.peer_error == ContentChanged.wire_code
         if contradicts and self._seat is not None:
@@ -323,7 +330,6 @@ class Peer:
             guest.incarnation,
             acceptance=self._acceptance,
             commits=self._commits,
-            tracker=self._tracker,
             senders=self._register,
             clock=self._clock,
             limits=self._limits,
@@ -359,8 +365,16 @@ class Peer:
         """Whether the connection has ended."""
         return self.connection is None or self.connection.gone
 
-    def tell(self, frames: list[Frame]) -> None:
-        """Send frames of the tracker (`tracker.Told`). One too large ends this connection alone."""
+    def tell(self, news: Iterator[News]) -> bool:
+        """See `tracker.Told`. A frame that is too large ends this connection alone."""
+        assert self.ingress is not None
+        assert self.ingress.status_frames is not None
+        frames, is_all = self.ingress.status_frames.take(news)
+        if frames:
+            self._tell(frames)
+        return is_all
+
+    def _tell(self, frames: list[Frame]) -> None:
         try:
             self._send(frames)
         except FrameTooLarge as error:
@@ -479,4 +493,4 @@ class Peer:
         try:
             self._send([reply])
         except FrameTooLarge as error:
-            self.tell([*refusal_of(reply, str(error))])
+            self._tell([*refusal_of(reply, str(error))])

@@ -241,7 +241,7 @@ _ALL = [
         at=f"{INGRESS}.received",
         old="commits.batch(batch, self)",
         new="commits.batch(batch, self); self.answers.take_over(first, last); self.flush_soon();"
-        " self._out += self._tracker.routed(self.watch, batch) if self.watch else []",
+        " self._out += self.status_frames.routed(batch) if self.status_frames else []",
         catcher=_by("client", "accepted and never stored"),
     ),
     Mutant(
@@ -625,7 +625,7 @@ _ALL = [
     ),
     Mutant(
         name="send-never-fires-where-all-has-gone",
-        at="msgservice.node.tracker:Tracker._page",
+        at="msgservice.node.tracker:Tracker._news",
         old="in page.gone:",
         new="in ():",
         catcher=_by("client", "send never fires", "never accepted"),

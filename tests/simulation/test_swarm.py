@@ -24,7 +24,7 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.log.base import StoreLog
 from msgservice.log.store import Store
 from msgservice.message import Status
-from msgservice.node import tracker
+from msgservice.node import status_frames
 from msgservice.node.directory import Directory
 from msgservice.records import Audience, ReceiverRow
 from tests.simulation.seeds import seeds
@@ -227,7 +227,7 @@ def _says_acknowledged(patch: pytest.MonkeyPatch) -> None:
         state = Status.ACKNOWLEDGED if state == Status.DEAD else state
         return StatusFrame(incarnation, receiver, state, *more)
 
-    patch.setattr(tracker, "StatusFrame", told)
+    patch.setattr(status_frames, "StatusFrame", told)
 
 
 AFTER = [(_leaves_out, "a wrong audience"), (_says_acknowledged, "acknowledged, and was not")]

@@ -17,7 +17,7 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.limits import FRAME_OVERHEAD
-from msgservice.node import tracker as tracker_module
+from msgservice.node.status_frames import StatusFrames
 from msgservice.transport.local import local_connector
 from tests.kit.nodes import NodeWorld
 
@@ -120,13 +120,12 @@ def test_a_frame_too_large_for_one_sender_ends_its_connection_alone(
     billing = world.peer("billing", receive={"subjects": ["orders.>"]})
     shop, other = world.peer("shop", status_from=1), world.peer("other")
     huge = [StatusFrame("i1", "billing", 3, [(n, n) for n in range(9000)])]
-    tracker = world.node.parts.tracker
     if of == "routed":
-        monkeypatch.setattr(tracker, "routed", lambda *_: huge)
+        monkeypatch.setattr(StatusFrames, "routed", lambda *_: huge)
     shop.transfer(1, "orders.new", [b"one"])
     world.settle()
     if of == "status":
-        monkeypatch.setattr(tracker_module, "_statuses", lambda *_: huge)
+        monkeypatch.setattr(StatusFrames, "_frames_of", lambda *_: huge)
         billing.ack(billing.take(Transfer)[0])
         world.settle()
     assert world.failures == []

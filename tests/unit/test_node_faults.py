@@ -9,9 +9,9 @@ from twisted.logger import LogEvent
 
 from msgservice.core.frames import Ack, Transfer
 from msgservice.message import Status
-from msgservice.node import tracker
 from msgservice.node.ingress import Ingress
 from msgservice.node.outlet import Outlet
+from msgservice.node.peer import Peer
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"], "order": "none"}
@@ -122,12 +122,7 @@ def test_a_fault_while_one_sender_is_told_states_ends_its_connection_alone(
     good.transfer(1, "orders.new", [b"good"])
     world.settle()
     with monkeypatch.context() as patch:
-        real = tracker._statuses
-        patch.setattr(
-            tracker,
-            "_statuses",
-            lambda watch, *rest: fails() if watch.sender == "bad" else real(watch, *rest),
-        )
+        fail_for(patch, Peer, "tell", "bad")
         for transfer in billing.take(Transfer):
             billing.ack(transfer)
         world.settle()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 
 from msgservice.core.frames import AudienceFrame, Routed
 from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
-from msgservice.node import tracker
+from msgservice.node import status_frames
 from msgservice.records import History, StateRange
 from tests.kit.nodes import FailingLog, NodeWorld
 
@@ -82,7 +83,7 @@ def test_8_telling_of_what_has_gone_takes_no_audience() -> None:
 def test_8_numbers_of_what_has_gone_come_round_and_are_named_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tracker, "GONE_AUDIENCES_MAX", 2)
+    monkeypatch.setattr(status_frames, "GONE_AUDIENCES_MAX", 2)
     world = NodeWorld()
     for name in ("a", "b", "c"):
         world.peer(name, receive={"subjects": ["x.>"]})
@@ -91,12 +92,11 @@ def test_8_numbers_of_what_has_gone_come_round_and_are_named_anew(
         StateRange(receiver, Status.ACKNOWLEDGED, n, n)
         for n, receiver in enumerate([1, 2, 3, 2, 1], 1)
     )
-    watch = next(iter(world.node.parts.tracker._watches.values()))
-    frames = [
-        f
-        for make in world.node.parts.tracker._page(watch, History((), states, None))
-        for f in make()
-    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(world.log, "history", lambda *_: succeed(History((), states, None)))
+        world.node.parts.tracker.tell_all_again()
+        world.settle()
+    frames = shop.frames
     named: dict[int, list[str]] = {}
     found = []
     for frame in frames:

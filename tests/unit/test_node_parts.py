@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
+from twisted.python.failure import Failure
 
 from msgservice.clock import Time
 from msgservice.core.frames import (
@@ -54,22 +55,26 @@ from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
 from msgservice.node.replies import busy
+from msgservice.node.status_frames import FRAMES_MAX, STATUS_RANGES_MAX, StatusFrames
 from msgservice.node.supply import State
 from msgservice.node.tail import Tail
-from msgservice.node.tracker import Tracker
+from msgservice.node.tracker import GonePiece, News, States, Tracker
 from msgservice.node.upkeep import RETAIN_EVERY, Upkeep
 from msgservice.node.went_back import went_back
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
+    NOBODY,
     Account,
     Appended,
     Audience,
     Batch,
     Found,
     History,
+    Piece,
     ReceiverRow,
     Resume,
     Room,
+    StateRange,
     position_of,
 )
 from tests.kit.doubles import double
@@ -179,7 +184,6 @@ def an_ingress(connection: Any, **more: Any) -> Ingress:
     collaborators: dict[str, Any] = {
         "acceptance": Acceptance(directory, double(), a_log(), log_id="log", limits=LIMITS),
         "commits": double(uncommitted_bytes=0),
-        "tracker": double(),
         "senders": double(),
         "clock": Clock(),
         "limits": LIMITS,
@@ -575,23 +579,66 @@ def test_outlets_make_one_with_the_rate_of_its_name() -> None:
     assert [True, False] == [one.pace is not None for one in made]
 
 
+def test_status_frames_name_an_audience_once_on_a_connection() -> None:
+    status_frames = StatusFrames(double(names=lambda audience: ["billing"]), "i1", 1)
+    batches = [stored(make_batch(BILLING, number), number) for number in (1, 2)]
+    frames = [status_frames.routed(batch) for batch in batches]
+    assert [[AudienceFrame, Routed], [Routed]] == [[type(f) for f in one] for one in frames]
+
+
+def test_status_frames_are_so_many_at_once_and_lose_nothing_between_two_times() -> None:
+    status_frames = StatusFrames(double(names=lambda audience: ["billing"]), "i1", 5)
+    ranges = tuple((n, n) for n in range(1, 2 * STATUS_RANGES_MAX + 2, 2))
+    pieces = [Piece(n, n, BILLING, n << 16) for n in range(1, FRAMES_MAX + 10)]
+    news: Iterator[News] = iter([*pieces, States("billing", Status.DEAD, ranges, "no")])
+    taken = [status_frames.take(news) for _ in range(2)]
+    assert [False, True] == [is_all for _, is_all in taken]
+    first, second = (frames for frames, _ in taken)
+    assert FRAMES_MAX == len(first)
+    routed = [frame.first for frame in first + second if isinstance(frame, Routed)]
+    assert [*range(5, FRAMES_MAX + 10)] == routed
+    states = [frame for frame in second if isinstance(frame, StatusFrame)]
+    assert [*ranges] == [one for frame in states for one in frame.ranges]
+    assert all(len(frame.ranges) <= STATUS_RANGES_MAX for frame in states)
+    assert {("i1", "billing", Status.DEAD, "no")} == {
+        (frame.incarnation, frame.receiver, frame.state, frame.reason) for frame in states
+    }
+
+
+class ToldProducer:
+    """A `Told` that notes the news, `takes` of them at a time."""
+
+    gone = False
+    takes = 1000
+
+    def __init__(self) -> None:
+        self.is_writable = True
+        self.news: list[News] = []
+
+    def tell(self, news: Iterator[News]) -> bool:
+        for number, one in enumerate(news, 1):
+            self.news.append(one)
+            if number == self.takes:
+                return False
+        return True
+
+    def room(self) -> Deferred[None]:
+        return succeed(None)
+
+    def fault(self, failure: Failure) -> None:
+        failure.raiseException()
+
+
 class TellsProducers:
     """A `Tracker` with one sender that wants its states from sequence 1 on."""
 
     def __init__(self) -> None:
-        nothing = History(pieces=(), states=(), next=None)
-        log = double(history=lambda *asked: succeed(nothing))
-        directory = double(names=lambda audience: ["billing"])
+        self.history = History(pieces=(), states=(), next=None)
+        log = double(history=lambda *asked: succeed(self.history))
+        directory = double(numbered=lambda number: ReceiverRow(number=number, name="billing"))
         self.tracker = Tracker(log, directory, Clock())
-        self.peer = double(gone=False, is_writable=True, room=lambda: succeed(None))
-        self.watch = self.tracker.watch(self.peer, "shop", "i1", 1)
-
-
-def test_tracker_names_an_audience_once_on_a_connection() -> None:
-    scene = TellsProducers()
-    batches = [stored(make_batch(BILLING, number), number) for number in (1, 2)]
-    frames = [scene.tracker.routed(scene.watch, batch) for batch in batches]
-    assert [[AudienceFrame, Routed], [Routed]] == [[type(f) for f in one] for one in frames]
+        self.told = ToldProducer()
+        self.watch = self.tracker.watch(self.told, "shop", "i1", 1)
 
 
 def test_tracker_tells_a_range_of_what_a_group_settled() -> None:
@@ -602,10 +649,30 @@ def test_tracker_tells_a_range_of_what_a_group_settled() -> None:
     )
     settled = Settled(run, batch.first, batch.last, Status.ACKNOWLEDGED)
     scene.tracker.settled("billing", [settled])
-    assert [] == scene.peer.told("tell")
+    assert [] == scene.told.news
     scene.tracker.flush()
-    (((frame,),),) = scene.peer.told("tell")
-    assert StatusFrame("i1", "billing", Status.ACKNOWLEDGED, [(11, 13)], "") == frame
+    assert [States("billing", Status.ACKNOWLEDGED, ((11, 13),), "")] == scene.told.news
+    scene.tracker.settled("billing", [settled])
+    scene.told.is_writable = False
+    acknowledged = StateRange(1, Status.ACKNOWLEDGED, 11, 13)
+    scene.history = History((), (acknowledged,), None)
+    scene.tracker.flush()  # there is no room: the log says it, from where it was left off
+    assert [GonePiece(11, 13, (1,)), scene.told.news[0]] == scene.told.news[1:]
+
+
+def test_tracker_tells_a_page_of_the_past_in_as_many_parts_as_there_is_room_for() -> None:
+    scene = TellsProducers()
+    scene.told.takes = 1
+    pieces = (Piece(1, 2, BILLING, 1 << 16), Piece(6, 6, BILLING, 2 << 16))
+    states = (StateRange(1, Status.DEAD, 2, 4, "no"),)
+    scene.history = History(pieces, states, None, gone=((5, 5),))
+    scene.tracker.tell_all_again()
+    assert [
+        *pieces,
+        GonePiece(3, 4, (1,)),
+        Piece(5, 5, NOBODY, 0),
+        States("billing", Status.DEAD, ((2, 4),), "no"),
+    ] == scene.told.news
 
 
 # --- connections
@@ -695,6 +762,7 @@ def a_peer(expected: Outlet | None = None, **more: Any) -> Peer:
         "greeter": double(),
         "acceptance": double(),
         "commits": double(),
+        "directory": double(),
         "tracker": double(),
         "dispatch": double(),
         "register": double(opened=lambda peer: True, replace=lambda outlet, peer: True),

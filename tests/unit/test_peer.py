@@ -72,6 +72,7 @@ class Scene:
             greeter=double(),
             acceptance=double(),
             commits=double(),
+            directory=double(),
             tracker=double(),
             dispatch=self.dispatch,
             register=self.register,

@@ -1,0 +1,100 @@
+"""The frames that tell one producer what became of its messages: ROUTED, AUDIENCE, STATUS.
+
+What became of them is the tracker's to say, in values. Here are the terms of one connection: which
+audiences it was told by number, and what fits in a frame that the other side takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgservice.core.audiences import GONE_AUDIENCES_MAX, TOLD_MAX, split_audience
+from msgservice.core.frames import Frame, Routed, StatusFrame
+from msgservice.limits import INTEGER_MAX
+from msgservice.node.directory import Directory
+from msgservice.node.tracker import GonePiece, News, States
+from msgservice.records import Audience, Batch, Piece
+
+# Of one frame: with the longest reason and names it fits in 8 KiB, so in any frame that the other
+# side takes.
+STATUS_RANGES_MAX = 180
+FRAMES_MAX = 256  # told at once, about; then the transport is asked whether it has room
+
+
+class StatusFrames:
+    """The frames of one connection.
+
+    `status_from`: the first sequence of which its producer wants to know.
+    """
+
+    __slots__ = ("_directory", "_gone", "_gone_made", "_incarnation", "_status_from", "named")
+
+    def __init__(self, directory: Directory, incarnation: str, status_from: int) -> None:
+        self.named: set[int] = set()  # numbers of the audiences that were told by name
+        self._directory = directory
+        self._incarnation = incarnation
+        self._status_from = status_from
+        self._gone: dict[tuple[int, ...], Audience] = {}  # which the log has no more, oldest first
+        self._gone_made = 0
+
+    def routed(self, piece: Piece | Batch) -> list[Frame]:
+        """Return the ROUTED frames of messages, with new audiences; they go before the ACK."""
+        if isinstance(piece, Batch):
+            first, last = piece.sequence, piece.sequence + piece.count - 1
+            audience, position = piece.audience, piece.first
+        else:
+            first, last = piece.first, piece.last
+            audience, position = piece.audience, piece.position
+        if last < self._status_from:
+            return []
+        return [*self._names(audience), Routed(first, last, audience.number, position)]
+
+    def take(self, news: Iterator[News]) -> tuple[list[Frame], bool]:
+        """Return the frames of the next news, `FRAMES_MAX` or a few more, and whether that is all.
+
+        They are to be sent before any others: a ROUTED has its AUDIENCE before it.
+        """
+        frames: list[Frame] = []
+        for one in news:
+            frames += self._frames_of(one)
+            if len(frames) >= FRAMES_MAX:
+                return frames, False
+        return frames, True
+
+    def _frames_of(self, one: News) -> list[Frame]:
+        match one:
+            case Piece():
+                return self.routed(one)
+            case GonePiece(first, last, members):
+                return self.routed(Piece(first, last, self._gone_audience(members), 0))
+            case States(receiver, status, ranges, reason):
+                return [
+                    StatusFrame(
+                        self._incarnation,
+                        receiver,
+                        int(status),
+                        list(ranges[at : at + STATUS_RANGES_MAX]),
+                        reason,
+                    )
+                    for at in range(0, len(ranges), STATUS_RANGES_MAX)
+                ]
+
+    def _names(self, audience: Audience) -> list[Frame]:
+        if audience.number in self.named:
+            return []
+        if len(self.named) >= TOLD_MAX:
+            self.named.clear()
+        self.named.add(audience.number)
+        return [*split_audience(audience.number, self._directory.names(audience))]
+
+    def _gone_audience(self, members: tuple[int, ...]) -> Audience:
+        """Return an audience for messages that the log has no more; the log is not asked for it."""
+        audience = self._gone.get(members)
+        if audience is None:
+            number = INTEGER_MAX - self._gone_made % GONE_AUDIENCES_MAX
+            self._gone_made += 1
+            if len(self._gone) >= GONE_AUDIENCES_MAX:
+                del self._gone[next(iter(self._gone))]
+                self.named.discard(number)
+            audience = self._gone[members] = Audience(number, members)
+        return audience
