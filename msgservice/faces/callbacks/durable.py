@@ -1,18 +1,18 @@
 """Actions that wait in a node for peers that are away.
 
-    DurableActions.send_message -> node's log -> outbox of the peer -> ActionGateway -> Connection
+    DurableActions.send_message -> node's log -> outlet of the peer -> ActionGateway -> Connection
 
-The program that commands hands an action to the node. The gateway, where the peers connect,
-attaches a receiver to the node for every peer that is there, and only while it is there: meanwhile
-the node's outbox keeps what is for it. An action counts as delivered when the peer has answered a
-request that was sent after it, since peers handle what they get in order; a connection that breaks
-off before that has the action sent again. The protocol itself has no such promise (callbacks.py).
+The program that commands hands an action to the node. Where the peers connect, each of them is a
+receiver of the node while it is there (`faces.gateway`); what an action is, and when it is handled,
+is said here. An action counts as delivered when the peer has answered a request that was sent after
+it, since peers handle what they get in order; a connection that breaks off before that has the
+action sent again. The protocol itself has no such promise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from msgservice.client.client import Client
@@ -27,9 +27,9 @@ from msgservice.errors import (
     Retry,
 )
 from msgservice.faces.callbacks.connection import Connection
+from msgservice.faces.gateway import Gateway
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
-from msgservice.waiters import Waiters
 
 SUBJECT = "callbacks.action"
 
@@ -84,19 +84,15 @@ class ActionGateway:
         seconds_max: float = 30.0,
         accept: Callable[[Connection, str], bool] = lambda connection, name: True,
     ) -> None:
-        self._reactor = timed(reactor)
-        self._attach = attach
+        self._gateway: Gateway[Connection] = Gateway(timed(reactor), attach, self._pass_on)
         self._name_request, self._barrier = name_request, barrier
         self._seconds_max = seconds_max
         self._accept = accept
-        self._receivers: dict[Connection, Receiver] = {}
-        # A name's receiver ends before its next one begins, or the node would have two of them.
-        self._ending: dict[str, Waiters[None]] = {}
 
     @property
     def peers(self) -> set[str]:
         """The names of those that are connected."""
-        return {receiver.name for receiver in self._receivers.values()}
+        return self._gateway.names
 
     def connected(self, connection: Connection) -> None:
         """Ask the peer for its name, and let the node send to it."""
@@ -117,45 +113,16 @@ class ActionGateway:
         name = str(name)
         if not self._accept(connection, name):
             self._log.warn("{peer} may not be {name}", peer=connection.peer_address, name=name)
-            return
-        for other, receiver in list(self._receivers.items()):
-            if receiver.name == name:
-                self.disconnected(other)  # it is back before its old connection is known dead
-        ending = self._ending.get(name)
-        if ending is not None:
-            await ending.wait()
-        if not connection.is_connected:
-            return
-
-        def handle(message: ReceivedMessage) -> Any:
-            return self._pass_on(connection, message)
-
-        receiver = Receiver(self._reactor, name=name, handler=handle)
-        self._receivers[connection] = receiver
-        self._attach(receiver)
+        elif connection.is_connected:
+            self._gateway.add(connection, name)
 
     def disconnected(self, connection: Connection) -> None:
         """Leave what is for the peer in the node."""
-        receiver = self._receivers.pop(connection, None)
-        if receiver is None:
-            return
-        ending = self._ending[receiver.name] = Waiters()
-
-        def ended(_: Any) -> None:
-            if self._ending.get(receiver.name) is ending:
-                del self._ending[receiver.name]
-            ending.fire(None)
-
-        stopped = maybeDeferred(receiver.stop)
-        stopped.addErrback(lambda f: self._log.failure("end of {name}", f, name=receiver.name))
-        stopped.addBoth(ended)
+        self._gateway.remove(connection)
 
     def stop(self) -> "Deferred[None]":
         """Leave the node; fires when it is done."""
-        for connection in list(self._receivers):
-            self.disconnected(connection)
-        ended = gatherResults([ending.wait() for ending in self._ending.values()])
-        return ended.addCallback(lambda _: None)
+        return self._gateway.stop()
 
     async def _pass_on(self, connection: Connection, message: ReceivedMessage) -> None:
         match message.content:
