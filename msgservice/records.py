@@ -188,6 +188,9 @@ class ExceptionRow(msgspec.Struct, frozen=True, gc=False):
     reason: str = ""
 
 
+DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message and its reason
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
     """A message that will not be delivered to one receiver, with its own copy (SEMANTICS 12)."""
 
@@ -201,6 +204,11 @@ class DeadLetter(msgspec.Struct, frozen=True):
     reason: str
     attempts: int
     at: int  # wall clock, ms
+
+    @property
+    def size(self) -> int:
+        """The bytes that it takes, as `dead_bytes` counts them."""
+        return len(self.message) + len(self.reason.encode()) + DEAD_OVERHEAD
 
 
 class Progress(msgspec.Struct, kw_only=True):

@@ -167,7 +167,15 @@ def pause(session: Session, name: str) -> None:
 @node_options
 def resume(session: Session, name: str) -> None:
     """Send to NAME again."""
-    _change_of(session, "$node.receivers.resume", f"resumed {name}", name=name)
+
+    async def work(reactor: Reactor) -> None:
+        _check({"name": name})
+        told = await session.ask(reactor, "$node.receivers.resume", name=name)
+        full = told.get("full")
+        advice = f", but {full}: the next one pauses it again, unless that is raised"
+        session.show(told, f"resumed {name}{advice if full else ''}")
+
+    session.run(work)
 
 
 @receivers.command()

@@ -68,6 +68,8 @@ class Backlog:
     means no end of patience (a producer towards its node). `behind_max` and `behind_bytes_max`:
     what may wait for another attempt, with what is behind it, before no more is loaded.
     `keeps_letters`: the owner stores dead letters, and says so (`letters_stored`).
+    `letters_room(run, refusal)`: how many of a run's messages it takes as such now, from the first
+    on; of the others the answer counts as not heard, and the owner ends the connection. None: all.
 
     The owner feeds it runs in rising order (`offer`); `take_settled` says what became final. A run
     that is loaded and not settled is open; below `cursor` all are settled.
@@ -83,6 +85,7 @@ class Backlog:
         behind_max: int = 10_000,
         behind_bytes_max: int = 16 * 1024 * 1024,
         keeps_letters: bool = False,
+        letters_room: Callable[[Run, Refusal], int] | None = None,
     ) -> None:
         self.ordered = ordered
         self.loaded_to = cursor  # everything up to here was offered
@@ -90,6 +93,7 @@ class Backlog:
         self.max_attempts = max_attempts
         self.behind_max, self.behind_bytes_max = behind_max, behind_bytes_max
         self._keeps_letters = keeps_letters
+        self._letters_room = letters_room
         self.limit = FlightLimit()
         self.above = RangeSet()  # settled, above the cursor; not to be changed
         self.ready, self.in_flight, self.waiting, self.behind = (Tally() for _ in range(FINAL))
@@ -326,7 +330,8 @@ class Backlog:
         `delay` in seconds, 0: this side's backoff.
         """
         if refusal.action in (Action.DEAD, Action.REFUSED):
-            self._settle_between(first, last, Status.DEAD, refusal)
+            for run in self._open.between(first, last):
+                self._die(self._cut_out(run, first, last), refusal)
             return
         for run in self._open.between(first, last) if self.in_flight.runs else ():
             if run.state != FLIGHT:  # not sent, or taken back with its lane a moment ago
@@ -347,10 +352,13 @@ class Backlog:
         run.attempts += 1
         if self.max_attempts and run.attempts >= self.max_attempts:
             self._wait(run, now)  # takes its lane back: it was discarded from here on
-            self.settle(run, Status.DEAD, refusal)
+            rest = self._die(run, refusal)
         else:
-            self._wait(run, now + self._pause(delay, run.attempts))
-            self._failed_tries.append((run, refusal.reason))
+            rest = run
+        if rest is not None:
+            if rest.state != BEHIND:
+                self._wait(rest, now + self._pause(delay, rest.attempts))
+            self._failed_tries.append((rest, refusal.reason))
 
     def _pause(self, asked: float, times: int) -> float:
         return again_delay(asked, times) if asked else self._retry_delay(times)
@@ -458,16 +466,26 @@ class Backlog:
         self._enter(run, READY)
         self._ready_queue.push(run)
 
-    def _settle_between(
-        self, first: int, last: int, status: Status, refusal: Refusal | None = None
-    ) -> None:
-        for found in self._open.between(first, last):
-            run = found
-            if run.first < first:
-                run = self.split(run, first)
-            if run.first + run.count - 1 > last:
-                self.split(run, last + 1)
-            self.settle(run, status, refusal)
+    def _settle_between(self, first: int, last: int, status: Status) -> None:
+        for run in self._open.between(first, last):
+            self.settle(self._cut_out(run, first, last), status)
+
+    def _cut_out(self, run: Run, first: int, last: int) -> Run:
+        """Cut an open run that overlaps `first` to `last`; return what of it lies between."""
+        if run.first < first:
+            run = self.split(run, first)
+        if run.first + run.count - 1 > last:
+            self.split(run, last + 1)
+        return run
+
+    def _die(self, run: Run, refusal: Refusal) -> Run | None:
+        """Settle an open run as dead, or as much of it as has room; return the rest, or None."""
+        room = run.count if self._letters_room is None else self._letters_room(run, refusal)
+        if not room:
+            return run
+        rest = self.split(run, run.first + room) if room < run.count else None
+        self.settle(run, Status.DEAD, refusal)
+        return rest
 
     def settle(self, run: Run, status: Status, refusal: Refusal | None = None) -> None:
         """An open run is final, and its lane goes on if this was the head of a stuck one."""

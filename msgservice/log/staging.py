@@ -25,7 +25,7 @@ from msgservice.log.dedupe import COLUMNS, name_own, take_batches
 from msgservice.log.entries import Age, Append
 from msgservice.log.state import ReceiverState, Staged, State
 from msgservice.message import Status
-from msgservice.records import ExceptionRow, Outcome, hash_of, position_of
+from msgservice.records import DEAD_OVERHEAD, ExceptionRow, Outcome, hash_of, position_of
 
 Operation = tuple[str, Any]  # SQL, parameters
 
@@ -38,7 +38,6 @@ ASKED = "asked:"  # with the number of an audience behind it: the sender whose `
 # since the last save.
 SINCE = "age:"
 FULL_DELAY = 1.0  # seconds that a sender is asked to wait when there is no room
-DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message and its reason
 # What it counts, of its row; octet_length reads neither.
 DEAD_SIZE = f"octet_length(message) + octet_length(reason) + {DEAD_OVERHEAD}"
 OPEN = (int(Status.QUEUED), int(Status.ACKNOWLEDGED))  # rows that go when the cursor passed them
@@ -256,11 +255,7 @@ def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -
             known = staged.dead_bytes.get(step.receiver)
             if known is None:
                 known = staged.state.dead_bytes.get(step.receiver, 0)
-            size = sum(
-                len(letter.message) + len(letter.reason.encode()) + DEAD_OVERHEAD
-                for letter in step.dead
-            )
-            staged.dead_bytes[step.receiver] = known + size
+            staged.dead_bytes[step.receiver] = known + sum(letter.size for letter in step.dead)
         for letter in step.dead:
             dead += (
                 step.receiver,

@@ -216,8 +216,8 @@ class Admin:
         return {"name": asked.name, "paused": True}
 
     async def _resume(self, asked: _Name) -> dict[str, Any]:
-        await self._operations.pause(asked.name, False)
-        return {"name": asked.name, "paused": False}
+        row = await self._operations.pause(asked.name, False)
+        return {"name": asked.name, "paused": False, "full": self._operations.letters_full(row)}
 
     async def _remove(self, asked: _Remove) -> dict[str, Any]:
         account = await self._operations.account(asked.name)

@@ -70,6 +70,7 @@ class Parts:
     admin: Admin
     upkeep: Upkeep
     seldom: Seldom
+    dead_letters: DeadLetters
 
 
 def assemble(
@@ -117,6 +118,7 @@ def assemble(
         log=log,
         limits=limits,
         seldom=seldom,
+        clock=time.clock,
         pause=lambda row, reason: receivers.pause_full(row, reason),
     )
     tail = Tail(snapshot.next_number, limits.tail_bytes)
@@ -137,7 +139,7 @@ def assemble(
         rates=rates,
         total=RateLimits(time.clock, total=rate, seconds=time.now),
         rng=rng,
-        dead_stored=dead_letters.stored,
+        letters=dead_letters,
     )
 
     # Who is there.
@@ -179,6 +181,7 @@ def assemble(
         outlets=outlets,
         connections=connections,
         receivers=receivers,
+        dead_letters=dead_letters,
         time=time,
     )
     admin = Admin(operations, limits)
@@ -203,4 +206,5 @@ def assemble(
         admin=admin,
         upkeep=upkeep,
         seldom=seldom,
+        dead_letters=dead_letters,
     )

@@ -259,6 +259,7 @@ class Node(Service):
             stored.addErrback(self._not_idle)
             await stored
             parts.commits.stop()
+            parts.dead_letters.stop()
             parts.seldom.stop()
         await self.log.close()
         self._logger.info("stopped")

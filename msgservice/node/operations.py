@@ -19,6 +19,7 @@ from msgservice.interfaces import ILog
 from msgservice.limits import Rate
 from msgservice.message import Status
 from msgservice.node.connections import Connections
+from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlets
@@ -92,6 +93,7 @@ class Operations:
         outlets: Outlets,
         connections: Connections,
         receivers: Receivers,
+        dead_letters: DeadLetters,
         time: Time,
     ) -> None:
         self._name = name
@@ -106,6 +108,7 @@ class Operations:
         self.add, self.change = receivers.add, receivers.change
         self.pause, self.remove = receivers.pause, receivers.remove
         self.account = receivers.account
+        self.letters_full = dead_letters.full
 
     def info(self) -> NodeInfo:
         """Return what the node is, and how full its log."""

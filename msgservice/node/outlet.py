@@ -21,7 +21,6 @@ from msgservice.core.backoff import delay_of
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.refusal import refusal_in
-from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
 from msgservice.limits import (
     INTEGER_MAX,
@@ -32,7 +31,7 @@ from msgservice.limits import (
 )
 from msgservice.message import Status
 from msgservice.node.commits import Commits
-from msgservice.node.outlet_progress import OutletProgress
+from msgservice.node.outlet_progress import Letters, OutletProgress
 from msgservice.node.pace import Pace, RateLimits
 from msgservice.node.supply import Supply, UpTo
 from msgservice.node.tail import Tail
@@ -64,7 +63,7 @@ class Outlet:
         time: Time,
         limits: Limits,
         retry_delay: Callable[[int], float],
-        dead_stored: Callable[[ReceiverRow, Sequence[Settled]], None],
+        letters: Letters,
         pace: Pace | None = None,
     ) -> None:
         self.row = row
@@ -95,7 +94,7 @@ class Outlet:
             commits=commits,
             tracker=tracker,
             time=time,
-            dead_stored=dead_stored,
+            letters=letters,
         )
         self.supply = Supply(
             self.backlog,
@@ -117,6 +116,7 @@ class Outlet:
             behind_max=limits.exceptions,
             behind_bytes_max=limits.window_bytes,
             keeps_letters=True,
+            letters_room=lambda run, refusal: self.progress.letters_room(run, refusal),
         )
         settled, tried = [], {}
         now, wall = self._time.now(), self._time.wall()
@@ -436,10 +436,7 @@ class Outlet:
 
 
 class Outlets:
-    """Makes the outlets of a node. `rates`: what each may get, by its name; `total`: all of them.
-
-    `dead_stored(row, letters)` is called when new dead letters of a receiver are on disk.
-    """
+    """Makes the outlets of a node. `rates`: of what each may get, by its name; `total`: of all."""
 
     def __init__(
         self,
@@ -453,7 +450,7 @@ class Outlets:
         rates: Mapping[str, Rate],
         total: RateLimits,
         rng: Callable[[], float],
-        dead_stored: Callable[[ReceiverRow, Sequence[Settled]], None],
+        letters: Letters,
     ) -> None:
         self.rates = dict(rates)
         self._log = log
@@ -464,7 +461,7 @@ class Outlets:
         self._limits = limits
         self._total = total
         self._rng = rng
-        self._dead_stored = dead_stored
+        self._letters = letters
 
     def make(self, row: ReceiverRow, exceptions: Sequence[ExceptionRow] = ()) -> Outlet:
         """Return the outlet of a receiver. `exceptions`: what the log has beside its cursor."""
@@ -478,7 +475,7 @@ class Outlets:
             time=self._time,
             limits=self._limits,
             retry_delay=self._retry_delay,
-            dead_stored=self._dead_stored,
+            letters=self._letters,
             pace=self._total.pace(self.rates.get(row.name)),
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -17,11 +17,12 @@ from twisted.python.failure import Failure
 from msgservice.clock import Time
 from msgservice.core.backlog import Backlog
 from msgservice.core.ranges import Range, RangeSet
-from msgservice.core.runs import FINAL, Run, Settled, cut_run
+from msgservice.core.refusal import Refusal
+from msgservice.core.runs import FINAL, Run, Settled, cut_run, parts_of
 from msgservice.message import MessageParts, Status, array_header, header_size
 from msgservice.node.commits import Commits
 from msgservice.node.tracker import Tracker
-from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow
+from msgservice.records import DEAD_OVERHEAD, Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow
 from msgservice.waiters import Waiters
 
 # Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
@@ -43,11 +44,23 @@ class Delivering(Protocol):
         """A call of the progress raised `failure`: the receiver's connection ends, and no other."""
 
 
+class Letters(Protocol):
+    """The dead letters of a node's receivers (`dead_letters`)."""
+
+    def room(self, row: ReceiverRow) -> int:
+        """The bytes that more dead letters of a receiver may take, beside those that are stored."""
+
+    def lacking(self, row: ReceiverRow) -> None:
+        """A message is not dead for want of room: its receiver is paused in a turn of its own."""
+
+    def stored(self, row: ReceiverRow, letters: Sequence[Settled]) -> None:
+        """New dead letters of a receiver are on disk."""
+
+
 class OutletProgress:
     """Delivery progress of one receiver, as `commits.Progressing`: settled messages and retries.
 
     `acked`: the acknowledged ranges above the cursor, as the log has them.
-    `dead_stored(row, letters)` is called when new dead letters of the receiver are on disk.
     """
 
     def __init__(
@@ -59,7 +72,7 @@ class OutletProgress:
         commits: Commits,
         tracker: Tracker,
         time: Time,
-        dead_stored: Callable[[ReceiverRow, Sequence[Settled]], None],
+        letters: Letters,
     ) -> None:
         # For the backlog limit: at start as the log's account says, then counted.
         self.queued_bytes = 0
@@ -69,7 +82,8 @@ class OutletProgress:
         self._commits = commits
         self._tracker = tracker
         self._time = time
-        self._dead_stored = dead_stored
+        self._letters = letters
+        self._letters_due = 0  # bytes of dead letters that are not stored yet
         self._new: list[Settled] = []  # settled, in no group yet
         self._failed: list[tuple[Run, str]] = []  # to be tried again, in no group yet
         self._inbox_changed = False
@@ -97,6 +111,20 @@ class OutletProgress:
         self._row.inbox = inbox
         self._inbox_changed = True
         self._commits.progress(self)
+
+    def letters_room(self, run: Run, refusal: Refusal) -> int:
+        """The number of its messages that have room in `dead_bytes`, and one beyond (`Backlog`)."""
+        room = self._letters.room(self._row) - self._letters_due
+        parts, size, count = parts_of(run), 0, 0
+        each = DEAD_OVERHEAD + len(refusal.reason.encode())
+        while count < run.count and size < room:
+            at = run.part + count
+            size += parts.size(at, at + 1) + each
+            count += 1
+        self._letters_due += size
+        if count < run.count:
+            self._letters.lacking(self._row)
+        return count
 
     # --- for a group
 
@@ -133,7 +161,8 @@ class OutletProgress:
                 dead += self._dead_letters(one)
         if acked:
             acked.remove_below(cursor + 1)
-        taken = _Taken(settled, failed, self._inbox_changed, cursor)
+        size_dead = sum(letter.size for letter in dead)
+        taken = _Taken(settled, failed, self._inbox_changed, cursor, size_dead)
         inbox = self._row.inbox if self._inbox_changed else None
         self._inbox_changed = False
         self.queued_bytes -= size
@@ -221,6 +250,7 @@ class OutletProgress:
         """See `Progressing`."""
         taken = self._storing.popleft()
         self._backlog.committed = max(self._backlog.committed, taken.cursor)
+        self._letters_due -= taken.letters
         if self._new:
             self._commits.progress(self)
         try:
@@ -238,7 +268,7 @@ class OutletProgress:
                 self._outlet.last_error = ""
         self._tracker.settled(self._row.name, settled)
         if letters:
-            self._dead_stored(self._row, letters)
+            self._letters.stored(self._row, letters)
             self._outlet.pump()
 
     def all_stored(self) -> Deferred[None]:
@@ -267,6 +297,7 @@ class _Taken(NamedTuple):
     failed: list[tuple[Run, str]]
     inbox_changed: bool
     cursor: int
+    letters: int  # bytes of the dead letters
 
 
 def _cut_settled(one: Settled, count: int) -> tuple[list[Settled], Settled]:

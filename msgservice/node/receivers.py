@@ -115,7 +115,8 @@ class Receivers:
         """Start dialling: receivers with an address, and from now on those that come later."""
         for outlet in self._dispatch:
             if outlet.row.options.paused:
-                outlet.last_error = self._dead_letters.full(outlet.row) or outlet.last_error
+                full = self._dead_letters.full(outlet.row)
+                outlet.last_error = f"paused: {full}" if full else outlet.last_error
             self._connections.dial(outlet)
         self.running = True
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from msgservice.core.backlog import Backlog, Tally
 from msgservice.core.flight import Flight
+from msgservice.core.refusal import Refusal
+from msgservice.core.runs import Run
 
 
 def counts(tally: Tally) -> tuple[int, int, int]:
@@ -31,6 +33,7 @@ class Outbox:
         behind_bytes_max: int = 16 * 1024 * 1024,
         larger_is_dead: bool = False,
         keeps_letters: bool = False,
+        letters_room: Callable[[Run, Refusal], int] | None = None,
     ) -> None:
         self.backlog = Backlog(
             ordered=ordered,
@@ -40,6 +43,7 @@ class Outbox:
             behind_max=behind_max,
             behind_bytes_max=behind_bytes_max,
             keeps_letters=keeps_letters,
+            letters_room=letters_room,
         )
         self.window = window
         self.larger_is_dead = larger_is_dead

@@ -102,6 +102,10 @@ class OutboxMachine(Machine):
         self.behind_bytes_max = rng.choice([200, 100_000])
         self.message_max = rng.choice([10, 40, 200])  # bytes of the largest body
         self.keeps_letters = self.message_max != 40  # no draw of its own: seeds stay what they were
+        # Letters have no room the first time that a message would be one.
+        self.lacks_room = self.keeps_letters and self.behind_bytes_max == 200
+        self.had_no_room: set[int] = set()
+        self.lacking: set[int] = set()  # on this connection, which ends for it
         self.now = 0.0
         # the owner
         self.log: list[Logged] = []
@@ -143,7 +147,15 @@ class OutboxMachine(Machine):
             behind_max=self.behind_max,
             behind_bytes_max=self.behind_bytes_max,
             keeps_letters=self.keeps_letters,
+            letters_room=self._letters_room if self.lacks_room else None,
         )
+
+    def _letters_room(self, run: Run, refusal: Refusal) -> int:
+        numbers = range(run.first, run.last + 1)
+        count = next((n for n, at in enumerate(numbers) if at not in self.had_no_room), run.count)
+        self.had_no_room.update(numbers[count:])
+        self.lacking.update(numbers[count:])
+        return count
 
     # --- the owner
 
@@ -308,6 +320,7 @@ class OutboxMachine(Machine):
         self.to_peer.clear()
         self.to_owner.clear()
         self.pending, self.discarding = [], {}
+        self.lacking = set()
 
     def do_forget(self, rng: random.Random) -> None:
         """The peer comes back without its memory."""
@@ -546,6 +559,8 @@ class OutboxMachine(Machine):
             if self.to_owner and self.outbox.connected:
                 self._apply(self.to_owner.popleft())
         self._drain()
+        if self.lacking and rng.random() < 0.5:
+            self._cut(lost=False)
 
     def _apply(self, data: bytes) -> None:
         frame = decode_frame(data)
@@ -570,7 +585,8 @@ class OutboxMachine(Machine):
             first, last, Refusal(action, frame.reason), frame.delay / 1000, self.now
         )
         for number in numbers:
-            del self.flying[number]
+            if action in (Action.RETRY, Action.LATER) or number not in self.lacking:
+                del self.flying[number]
         if action in (Action.RETRY, Action.LATER):
             self.nacked.update(numbers)
             if self.ordered and numbers:
@@ -685,6 +701,9 @@ class OutboxMachine(Machine):
                 self._apply(self.to_owner.popleft())
                 moved = True
             self._drain()
+            if self.lacking:
+                self._cut(lost=False)
+                self._connect(window, 10**6)
             self.check("drain")
             if self.offered == len(self.log) and self.backlog.idle:
                 break

@@ -60,6 +60,17 @@ _ALL = [
         ),
     ),
     Mutant(
+        name="dead-letters-beyond-their-limit",
+        at="msgservice.node.outlet:Outlet._make_backlog",
+        old="letters_room=lambda run, refusal: self.progress.letters_room(run, refusal),",
+        new="",
+        catcher=_test(
+            "tests/unit/test_node_dead_room.py::"
+            "test_12_a_flight_that_is_rejected_whole_takes_no_more_than_dead_bytes",
+            "test_12_a_flight_that_is_rejected_whole",
+        ),
+    ),
+    Mutant(
         name="retry-due-before-a-dead-letter-is-stored",
         at=f"{BACKLOG}.next_retry",
         old="and not self._stuck.waits_for_letters(run.lane)",

@@ -118,7 +118,7 @@ def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **m
         "time": time,
         "limits": LIMITS,
         "retry_delay": lambda attempts: 1.0,
-        "dead_stored": lambda row, letters: None,
+        "letters": double(room=lambda row: 1_000_000),
     }
     row = row or ReceiverRow(number=1, name="billing", cursor=position_of(1) - 1)
     return Outlet(row, (), **(collaborators | more))
@@ -336,6 +336,7 @@ class AskedReceivers:
             log=log,
             limits=LIMITS,
             seldom=double(),
+            clock=Clock(),
             pause=lambda row, reason: self.receivers.pause_full(row, reason),
         )
         self.receivers = Receivers(
@@ -540,10 +541,8 @@ def test_outlet_that_could_read_the_log_again_shows_no_error(
 
 def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_stored() -> None:
     commits, tracker = double(), double()
-    dead: list[ReceiverRow] = []
-    outlet = an_outlet(
-        commits=commits, tracker=tracker, dead_stored=lambda row, letters: dead.append(row)
-    )
+    letters = double(room=lambda row: 1_000_000)
+    outlet = an_outlet(commits=commits, tracker=tracker, letters=letters)
     batch = stored(make_batch(BILLING))
     outlet.backlog.offer(
         Run(batch.first, 1, "orders.new", None, batch.messages, batch.size, batch.first - 1, batch)
@@ -555,10 +554,10 @@ def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_
     assert {Status.DEAD: 1} == progress.settled
     (letter,) = progress.dead
     assert ("no", [b"a"]) == (letter.reason, [m.body for m in decode_messages(letter.message)])
-    assert ([], []) == (tracker.told("settled"), dead)
+    assert ([], []) == (tracker.told("settled"), letters.told("stored"))
     outlet.progress.progress_stored()
     assert 1 == len(tracker.told("settled"))
-    assert [outlet.row] == dead
+    assert [outlet.row] == [row for row, _ in letters.told("stored")]
 
 
 def test_outlets_make_one_with_the_rate_of_its_name() -> None:
@@ -573,7 +572,7 @@ def test_outlets_make_one_with_the_rate_of_its_name() -> None:
         rates={"billing": Rate(messages=5)},
         total=RateLimits(clock),
         rng=lambda: 1.0,
-        dead_stored=never,
+        letters=double(),
     )
     made = [outlets.make(ReceiverRow(number=1, name=name)) for name in ("billing", "mail")]
     assert [True, False] == [one.pace is not None for one in made]
@@ -881,6 +880,7 @@ def some_operations(**more: Any) -> Operations:
                 Account(receiver=1, routed=5, queued=3, settled={Status.DEAD: 2})
             ),
         ),
+        "dead_letters": double(full=lambda row: None),
         "time": Time(Clock()),
     }
     return Operations(**(collaborators | more))

@@ -73,7 +73,6 @@ class Witness:
         self.delivered: dict[tuple[str, str], Delivered] = {}
         self.delivered_as: set[tuple[str, str, bytes]] = set()  # receiver, subject, body
         self.answered: set[tuple[str, bytes]] = set()  # (receiver, body): ACK or RESUME was said
-        self.flight_max: Counter[str] = Counter()  # receiver -> bytes that were in flight at once
         self.rejected: set[tuple[str, bytes]] = set()  # NACK 2 or 3 was said
         self.tries: Counter[tuple[str, bytes]] = Counter()  # NACK 1 was said
         self.losses: Counter[str] = Counter()  # connections that a receiver lost
@@ -160,19 +159,11 @@ class Witness:
         ranges = frame[1] if frame[0] == ACK else [frame[1:3]]
         if frame[0] == RESUME:
             ranges = [(0, frame[1] - 1), *frame[2]]
-        else:
-            tap.answered(ranges)
         if frame[0] == NACK and frame[3] not in (DEAD, REFUSED):
             return
         now = self._seconds()
         for body in self._bodies(tap.peer, tap.far, ranges):
             self.answered_at.setdefault((tap.peer, body), now)
-
-    def node_sent(self, tap: TapUser, frame: list[Any]) -> None:
-        """The node sent a run to a receiver."""
-        for index, message in enumerate(frame[3]):
-            tap.in_flight[frame[1] + index] = len(message[0])
-        self.flight_max[tap.peer] = max(self.flight_max[tap.peer], sum(tap.in_flight.values()))
 
     # --- of producers
 
@@ -310,7 +301,6 @@ class TapUser:
         self.opened_at = 0.0
         self.is_gone = False
         self.sent: set[bytes] = set()  # bodies, by a producer over this connection
-        self.in_flight: dict[int, int] = {}  # sequence -> bytes, of what the node has no answer to
         self._witness = witness
         self._party = party
         self._user = user
@@ -323,18 +313,10 @@ class TapUser:
             self._witness.producer_said(self, _decode(frame))
         elif self._party.role == "node" and frame[1] == HELLO:
             self.far = _decode(frame)[3]
-        elif self._party.role == "node" and frame[1] == TRANSFER:
-            self._witness.node_sent(self, _decode(frame))
         elif self._party.role == "node" and frame[1] == NACK:
             nack = _decode(frame)  # judged as it leaves: it may be on its way for minutes
             if nack[3] == LATER and len(nack) > 5:
                 self._witness.told_later(nack[5])
-
-    def answered(self, ranges: Sequence[Sequence[int]]) -> None:
-        """What the node has sent is answered."""
-        for first, last in ranges:
-            for sequence in [one for one in self.in_flight if first <= one <= last]:
-                del self.in_flight[sequence]
 
     def channel_opened(self, channel: IChannel) -> None:
         """See `IChannelUser`."""
