@@ -475,7 +475,10 @@ class Backlog:
         if run.first < first:
             run = self.split(run, first)
         if run.first + run.count - 1 > last:
-            self.split(run, last + 1)
+            rest = self.split(run, last + 1)
+            # What is final above the cursor is noted in the place of the attempts of all of it.
+            if rest.attempts and self._open.lowest() is not run:
+                self._failed_tries.append((rest, ""))
         return run
 
     def _die(self, run: Run, refusal: Refusal) -> Run | None:
@@ -587,6 +590,9 @@ class Backlog:
         return settled
 
     def take_failed(self) -> list[tuple[Run, str]]:
-        """Return the failed attempts since the last call that are to be retried, and why."""
+        """Return the failed attempts since the last call that are to be retried, and why.
+
+        And the rest of what was tried, where its first part is final: it has to be noted anew.
+        """
         failed, self._failed_tries = self._failed_tries, []
         return failed

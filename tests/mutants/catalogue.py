@@ -440,6 +440,13 @@ _ALL = [
         new="return False and",
         catcher=_test("tests/contract/test_log_retention.py -k crowd", "seen_when_it_comes"),
     ),
+    Mutant(
+        name="attempts-of-the-rest-are-not-noted",
+        at=f"{BACKLOG}._cut_out",
+        old="if rest.attempts and self._open.lowest() is not run:",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_attempts.py -k outlive", "attempts_of_a_run_outlive"),
+    ),
     # --- acknowledged UDP
     Mutant(
         name="each-ask-looks-through-all-replies",

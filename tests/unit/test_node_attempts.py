@@ -13,8 +13,10 @@ from msgservice.core.frames import (
     BYE_PAUSED,
     BYE_REPLACED,
     VERSION,
+    Ack,
     Hello,
     HelloOptions,
+    Nack,
     ReceiveOptions,
     Transfer,
 )
@@ -284,3 +286,33 @@ def test_a_receiver_that_is_paused_says_why_also_when_its_connection_has_ended(
     world.settle(2 * world.limits.stop_timeout + 2)
     assert receiver.lost_because is not None
     assert "paused: too many dead letters" == state_of(world, "billing").last_error
+
+
+def test_14_attempts_of_a_run_outlive_a_restart_where_its_first_part_was_acknowledged() -> None:
+    """Above the cursor, where what is acknowledged has a row of its own: an older one is open."""
+    world = NodeWorld(Limits(retry_delay_max=1.0))
+    shop, receiver = world.peer("shop"), world.peer("billing", receive=ORDERS)
+    shop.transfer(1, "orders.older", [b"older"])
+    shop.transfer(2, "orders.new", [b"2", b"3", b"4", b"5"])
+    world.settle()
+    _, run = receiver.take(Transfer)
+    first, last = run.sequence, run.sequence + 3
+    for _ in range(2):
+        receiver.connection.send(Nack(first, last, 1, 0, "not now"))
+        world.settle(3)
+    receiver.connection.send(Ack([(first, first + 1)]))
+    world.settle()
+    receiver.connection.send(Ack([(first + 2, first + 2)]))
+    world.settle()
+    found: list[Any] = []
+    world.log.find(f"log:{last}").addCallback(found.append)
+    world.settle()
+    assert [state[:2] for state in found[0].states.values()] == [(Status.QUEUED, 2)]
+    world.node.stopService()
+    world.settle(world.limits.stop_timeout + 1)
+    world.start()
+    (outlet,) = world.node.parts.dispatch
+    receiver = world.peer("billing", receive=ORDERS)
+    world.settle(3)
+    assert sorted(receiver.bodies()) == [b"5", b"older"]
+    assert outlet.backlog._open.by_first[last].attempts == 2
