@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Final
 from zlib import crc32
@@ -32,6 +33,28 @@ FLAGS_KNOWN = FLAG_RETAIN | FLAG_REPLAY | FLAG_REQUIRE
 # Set where a TRANSFER is decoded that has elements which this version does not know; like an
 # unknown flag, it is refused by who would have to keep what they ask.
 FLAG_UNKNOWN_ELEMENT = 1 << 52
+
+
+class RunOptions(msgspec.Struct, frozen=True, gc=False):
+    """The options of a run: what it carries for all of its messages alike, from `send` on.
+
+    Their names, order and defaults are those of the elements of TRANSFER. Runs share them: one
+    value serves all that `send` hands over without asking for anything else.
+    """
+
+    to: tuple[str, ...] | None = None  # names instead of patterns; a node keeps the audience
+    ttl: int | None = None  # ms
+    delay: int | None = None  # ms
+    flags: int = 0
+
+
+PLAIN = RunOptions()
+
+
+@lru_cache(maxsize=64)
+def options_of(flags: int) -> RunOptions:
+    """Return the options that are nothing but flags: the same value each time, for many runs."""
+    return RunOptions(flags=flags) if flags else PLAIN
 
 
 class Status(enum.IntEnum):

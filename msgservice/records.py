@@ -15,7 +15,7 @@ import msgspec
 
 from msgservice.errors import LimitReached, LogFull, MsgServiceError, Refused
 from msgservice.limits import BATCH_INDEX_BITS
-from msgservice.message import Status
+from msgservice.message import PLAIN, RunOptions, Status
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
 
 
@@ -62,6 +62,12 @@ class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
     incarnation: str  # hashed
     path: tuple[str, ...] = ()
 
+    def behind(self, count: int) -> Origin:
+        """Return the origin of what lies so many messages behind its own."""
+        if not count:
+            return self
+        return Origin(self.sender, self.sequence + count, self.incarnation, self.path)
+
 
 NODE = "$node"  # the sender of what a node itself stores
 
@@ -85,7 +91,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     size: int  # bytes of `messages`
     crc: int  # zlib.crc32 of `messages`
     after: int  # nothing of the sender's between `after` and `sequence` is open for this node
-    flags: int = 0
+    options: RunOptions = PLAIN
     ids: tuple[tuple[int, str], ...] = ()  # (index, id) of the messages that have an id
     origin: Origin | None = None
     number: int = 0  # 0 until stored

@@ -36,7 +36,7 @@ from msgservice.errors import (
 )
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
-from msgservice.message import FLAG_REQUIRE, Headers, encode_mixed
+from msgservice.message import Headers, encode_mixed
 from msgservice.waiters import Waiters
 
 # What may be handed over and not accepted yet, the window included; `send` fails beyond it.
@@ -97,7 +97,7 @@ class Client:
         self._connecting: Waiters[Client] = Waiters()
         now = monotonic_of(reactor)
         window = window or (limits.window_messages, limits.window_bytes)
-        self._gathering = Gathering(limits, FLAG_REQUIRE if require else 0, window[0])
+        self._gathering = Gathering(limits, window[0], require=require)
         self._growing = self._gathering.open
         self._run_messages = self._gathering.run_messages
         self._hop = NodeHop(
@@ -271,13 +271,13 @@ class Client:
         gathering = self._gathering
         self._shutdown.check_open()
         subject = gathering.check_subject(subject)
-        names = gathering.check_to(to)
-        item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(names))
+        options = gathering.options(to, require)
+        item, size = gathering.prepare(content, headers, own_id, gathering.limit_of(options))
         self._flow.take_room(1, size)
-        gather = gathering.gather(subject, names, self._flags(require))
+        gather = gathering.gather(subject, options)
         if gather.size + size > gather.limit:
             gathering.cut(gather)
-            gather = gathering.gather(subject, names, self._flags(require))
+            gather = gathering.gather(subject, options)
         waiter: Deferred[Receipt] = Deferred()
         gather.add(item, size, own_id, waiter)
         if len(gather.waiters) >= self._run_messages:
@@ -305,17 +305,14 @@ class Client:
             self._shutdown.check_open()
             gathering = self._gathering
             subject = gathering.check_subject(subject)
-            names = gathering.check_to(to)
-            parcels = gathering.prepare_run(subject, bodies, names, headers, self._flags(require))
-            self._flow.take_room(
-                sum(parcel.run.count for parcel in parcels),
-                sum(len(parcel.messages) for parcel in parcels),
-            )
+            options = gathering.options(to, require)
+            runs = gathering.prepare_run(subject, bodies, options, headers)
+            self._flow.take_room(sum(run.count for run in runs), sum(run.size for run in runs))
         except (MsgServiceError, TypeError) as error:
             return fail(error)
-        waiter = joined([parcel.run for parcel in parcels])
-        for parcel in parcels:
-            gathering.put(parcel)
+        waiter = joined([run.source for run in runs])
+        for run in runs:
+            gathering.put(run)
         self._flow.schedule()
         return waiter
 
@@ -333,19 +330,12 @@ class Client:
         try:
             self._shutdown.check_open()
             subject = check_subject(subject)
-            item, _ = self._gathering.prepare(
-                content, headers, None, self._gathering.limit_of(None)
-            )
+            item, _ = self._gathering.prepare(content, headers, None, self._gathering.limit_of())
         except (MsgServiceError, TypeError) as error:
             return fail(error)
         if not 0 < timeout <= TIMEOUT_MAX:
             return fail(ValueError(f"timeout must be above 0, at most {TIMEOUT_MAX} s"))
         return self._requests.call(subject, encode_mixed([item]), timeout)
-
-    def _flags(self, require: bool | None) -> int:
-        if require is None:
-            return self._gathering.default_flags
-        return FLAG_REQUIRE if require else 0
 
     # --- client_hop.HopUser
 

@@ -73,8 +73,7 @@ class DiskOutbox:
                 run.count,
                 run.subject,
                 run.messages,
-                tuple(run.to) if run.to is not None else None,
-                run.flags,
+                run.options,
             )
             for run in runs
         ]
@@ -126,8 +125,7 @@ def _run_of(kept: OutboxRun) -> Run:
         size,
         kept.first - 1,
         handed,
-        list(kept.to) if kept.to is not None else None,
-        kept.flags,
+        kept.options,
     )
 
 

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from msgservice.client.gathering import Gathering, Parcel
+from msgservice.client.gathering import Gathering
 from msgservice.client.hop import NodeHop
 from msgservice.core.runs import Run, Settled
 from msgservice.errors import Ambiguous, LimitReached, LogError, OutboxFull, Refused
@@ -121,11 +121,12 @@ class Flow:
         """Hand over what is gathered; `only_whole`: of that, the runs that cannot grow."""
         gathering = self.gathering
         if gathering:
-            parcels = gathering.take(only_cut=only_whole)
-            if parcels:
+            runs = gathering.take(only_cut=only_whole)
+            if runs:
                 if self._disk is not None:
-                    self._count_runs(parcels)
-                self._keep(self._hop.number(parcels))
+                    self._count_runs(runs)
+                self._hop.number(runs)
+                self._keep(runs)
         if gathering.open:
             if self._hold_due is None and self._hop.is_open:
                 self._hold_due = self._reactor.callLater(HOLD_SECONDS, self._held_long)
@@ -167,15 +168,15 @@ class Flow:
         self._hold_due = None
         self.hand_over(only_whole=not self._hop.is_open)
 
-    def _count_runs(self, parcels: list[Parcel]) -> None:
+    def _count_runs(self, runs: list[Run]) -> None:
         """Take room for what a run costs besides its messages.
 
         With a disk each turn's messages are a run of their own, however few, and they wait for a
         node that may be away for long.
         """
-        for parcel in parcels:
-            parcel.run.cost += BATCH_OVERHEAD
-        self.room_bytes -= BATCH_OVERHEAD * len(parcels)
+        for run in runs:
+            run.source.cost += BATCH_OVERHEAD
+        self.room_bytes -= BATCH_OVERHEAD * len(runs)
 
     def _keep(self, runs: list[Run]) -> None:
         if self._disk is None:

@@ -18,15 +18,20 @@ from twisted.internet.defer import Deferred
 from msgservice.client.handed import HandedRun
 from msgservice.client.receipt import Receipt
 from msgservice.codecs import encode_content
+from msgservice.core.runs import Run
 from msgservice.core.subjects import check_name, check_subject, exact, is_reserved
 from msgservice.errors import BadName, BadSubject, MessageTooLarge, Refused
 from msgservice.limits import FRAME_OVERHEAD, MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
 from msgservice.message import (
     ARRAY_HEADER_MAX,
+    FLAG_REQUIRE,
+    PLAIN,
     Headers,
+    RunOptions,
     WireMessage,
     encode_bodies,
     encode_mixed,
+    options_of,
     plain,
 )
 
@@ -38,15 +43,6 @@ BARE_OVERHEAD = 6  # bytes of a message beside its body, at most, when it is not
 TO_BYTES_FREE = FRAME_OVERHEAD - 1024
 
 _encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
-
-
-class Parcel(NamedTuple):
-    """A run that is ready to get its sequences."""
-
-    run: HandedRun
-    messages: bytes
-    to: list[str] | None
-    flags: int
 
 
 class Prepared(NamedTuple):
@@ -61,21 +57,18 @@ class Gather:
 
     __slots__ = (
         "bare",
-        "flags",
         "ids",
         "items",
         "limit",
+        "options",
         "plain",
         "size",
         "subject",
-        "to",
         "waiters",
     )
 
-    def __init__(
-        self, subject: str, to: tuple[str, ...] | None, flags: int, limit: int, *, plain: bool
-    ) -> None:
-        self.subject, self.to, self.flags = subject, to, flags
+    def __init__(self, subject: str, options: RunOptions, limit: int, *, plain: bool) -> None:
+        self.subject, self.options = subject, options
         self.plain = plain  # nothing asked for that `send` does not do by itself
         self.limit = limit  # bytes
         self.size = ARRAY_HEADER_MAX
@@ -98,23 +91,23 @@ class Gather:
         self.waiters.append(waiter)
         self.size += size
 
-    def parcel(self) -> Parcel:
+    def run(self) -> Run:
         """Return the run."""
         items = self.items
         messages = encode_bodies(items) if self.bare else encode_mixed(items)
         cost = self.size - ARRAY_HEADER_MAX
-        run = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
-        return Parcel(run, messages, list(self.to) if self.to is not None else None, self.flags)
+        handed = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
+        return _run_of(handed, messages, self.options)
 
 
 class Gathering:
     """Messages that were handed over and not taken yet, in the order in which they may be sent."""
 
-    def __init__(self, limits: Limits, default_flags: int, window_messages: int) -> None:
+    def __init__(self, limits: Limits, window_messages: int, *, require: bool) -> None:
         self.open: dict[str, Gather] = {}  # by subject
-        self.default_flags = default_flags
+        self._default = options_of(FLAG_REQUIRE if require else 0)
         self._limits = limits
-        self._cut: list[Parcel] = []
+        self._cut: list[Run] = []
         self._subjects: set[str] = set()  # well-formed ones
         self._run_bytes = self._body_bytes = 0
         self.run_messages = min(RUN_MESSAGES, limits.batch_messages, window_messages)
@@ -130,11 +123,11 @@ class Gathering:
     def __bool__(self) -> bool:
         return bool(self._cut or self.open)
 
-    def limit_of(self, to: tuple[str, ...] | None) -> int:
+    def limit_of(self, options: RunOptions = PLAIN) -> int:
         """Bytes of a run's messages; a long `to` takes its room from them."""
-        if to is None:
+        if options.to is None:
             return self._run_bytes
-        size = sum(len(name.encode()) + 2 for name in to)
+        size = sum(len(name.encode()) + 2 for name in options.to)
         return self._run_bytes - max(0, size - TO_BYTES_FREE)
 
     # --- verbs
@@ -144,38 +137,38 @@ class Gathering:
         self._run_bytes = min(max_batch, self._limits.max_batch)
         self._body_bytes = self._run_bytes - MESSAGE_OVERHEAD
         for gather in self.open.values():
-            gather.limit = self.limit_of(gather.to)
+            gather.limit = self.limit_of(gather.options)
 
-    def gather(self, subject: str, to: tuple[str, ...] | None, flags: int) -> Gather:
+    def gather(self, subject: str, options: RunOptions) -> Gather:
         """Return the growing run for these; what grew there with other options is cut."""
         found = self.open.get(subject)
         if found is not None:
-            if found.to == to and found.flags == flags:
+            if found.options == options:
                 return found
             self.cut(found)
-        plain = to is None and flags == self.default_flags
-        new = self.open[subject] = Gather(subject, to, flags, self.limit_of(to), plain=plain)
+        plain = options == self._default
+        new = self.open[subject] = Gather(subject, options, self.limit_of(options), plain=plain)
         return new
 
     def cut(self, gather: Gather) -> None:
         """The run is closed: it grows no more."""
         del self.open[gather.subject]
-        self._cut.append(gather.parcel())
+        self._cut.append(gather.run())
 
-    def put(self, parcel: Parcel) -> None:
+    def put(self, run: Run) -> None:
         """Add a run that is whole already, behind what its subject has."""
-        before = self.open.get(parcel.run.subject)
+        before = self.open.get(run.subject)
         if before is not None:
             self.cut(before)
-        self._cut.append(parcel)
+        self._cut.append(run)
 
-    def take(self, *, only_cut: bool = False) -> list[Parcel]:
+    def take(self, *, only_cut: bool = False) -> list[Run]:
         """Return the runs, those of each subject in order."""
-        parcels, self._cut = self._cut, []
+        runs, self._cut = self._cut, []
         if not only_cut:
-            parcels += [gather.parcel() for gather in self.open.values()]
+            runs += [gather.run() for gather in self.open.values()]
             self.open.clear()
-        return parcels
+        return runs
 
     # --- checks: each raises the error that names what is wrong
 
@@ -192,15 +185,16 @@ class Gathering:
         self._subjects.add(subject)
         return subject
 
-    def check_to(self, to: Sequence[str] | None) -> tuple[str, ...] | None:
-        """Return these names, each `exact`; `BadName` unless all of them may be receivers."""
+    def options(self, to: Sequence[str] | None, require: bool | None) -> RunOptions:
+        """Return the options of a run, names `exact`; `BadName` unless all may be receivers."""
+        flags = self._default.flags if require is None else FLAG_REQUIRE if require else 0
         if to is None:
-            return None
+            return options_of(flags)
         if isinstance(to, str):
             raise BadName(to, "`to` is a list of names")
         if not to:
             raise Refused("`to` names nobody")
-        return tuple([check_name(name) for name in to])
+        return RunOptions(tuple([check_name(name) for name in to]), flags=flags)
 
     def prepare(
         self,
@@ -230,37 +224,50 @@ class Gathering:
         self,
         subject: str,
         bodies: Sequence[Any],
-        to: tuple[str, ...] | None,
+        options: RunOptions,
         headers: Headers | None,
-        flags: int,
-    ) -> list[Parcel]:
+    ) -> list[Run]:
         """Return the runs of a `send_many`: one, unless that would be too large."""
-        limit = self.limit_of(to)
-        names = list(to) if to is not None else None
+        limit = self.limit_of(options)
         count_max = self._limits.batch_messages
         if not headers and bodies and len(bodies) <= count_max:
             size = _bytes_in(bodies)
             # Less than a run, so that none of them is too large for a message either.
             if 0 < size <= limit - MESSAGE_OVERHEAD - len(bodies) * BARE_OVERHEAD:
-                return [_parcel(subject, len(bodies), encode_bodies(bodies), names, flags)]
-        parcels: list[Parcel] = []
+                return [_whole_run(subject, len(bodies), encode_bodies(bodies), options)]
+        runs: list[Run] = []
         items: list[bytes | msgspec.Raw] = []
         filled = ARRAY_HEADER_MAX
         for content in bodies:
             item, size = self.prepare(content, headers, None, limit)
             if items and (filled + size > limit or len(items) >= count_max):
-                messages = encode_mixed(items)
-                parcels.append(_parcel(subject, len(items), messages, names, flags))
+                runs.append(_whole_run(subject, len(items), encode_mixed(items), options))
                 items, filled = [], ARRAY_HEADER_MAX
             items.append(item)
             filled += size
         if items:
-            parcels.append(_parcel(subject, len(items), encode_mixed(items), names, flags))
-        return parcels
+            runs.append(_whole_run(subject, len(items), encode_mixed(items), options))
+        return runs
 
 
-def _parcel(subject: str, count: int, messages: bytes, to: list[str] | None, flags: int) -> Parcel:
-    return Parcel(HandedRun(subject, count, None, cost=len(messages)), messages, to, flags)
+def _whole_run(subject: str, count: int, messages: bytes, options: RunOptions) -> Run:
+    return _run_of(HandedRun(subject, count, None, cost=len(messages)), messages, options)
+
+
+def _run_of(handed: HandedRun, messages: bytes, options: RunOptions) -> Run:
+    """Return the run that the backlog of a client has of these; it gets its sequences later."""
+    subject = handed.subject
+    return Run(
+        first=0,
+        count=handed.count,
+        subject=subject,
+        lane=subject,
+        encoded=messages,
+        size=len(messages),
+        after=0,
+        source=handed,
+        options=options,
+    )
 
 
 def _bytes_in(bodies: Sequence[Any]) -> int:

@@ -20,7 +20,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.client.acked import Acked, highest_of
-from msgservice.client.gathering import Parcel
 from msgservice.client.handed import HandedRun
 from msgservice.client.runs import HandedRuns
 from msgservice.connection import Connection
@@ -172,31 +171,14 @@ class NodeHop:
         """Return a connection of this hop, for a channel that is about to open."""
         return Connection(self, clock=self._clock, now=self._now, limits=self._limits)
 
-    def number(self, parcels: Sequence[Parcel]) -> list[Run]:
+    def number(self, runs: Sequence[Run]) -> None:
         """Number runs: give each its sequences."""
-        runs = []
         sequence = self.sequence
-        for handed, messages, to, flags in parcels:
-            first = sequence + 1
-            self.runs.add(handed, first)
-            subject = handed.subject
-            runs.append(
-                Run(
-                    first,
-                    handed.count,
-                    subject,
-                    subject,
-                    messages,
-                    len(messages),
-                    sequence,
-                    handed,
-                    to,
-                    flags,
-                )
-            )
-            sequence += handed.count
+        for run in runs:
+            run.after, run.first = sequence, sequence + 1
+            self.runs.add(run.source, run.first)
+            sequence += run.count
         self.sequence = sequence
-        return runs
 
     @property
     def _has_more(self) -> bool:

@@ -418,9 +418,9 @@ class OutboxFile:
         # A run that was settled before it was written (a fast node) is written and removed here.
         flat: list[Any] = []
         for run in runs:
-            to = None if run.to is None else as_json(run.to)
+            to = None if run.options.to is None else as_json(run.options.to)
             crc = crc32(run.messages)
-            flat += (run.first, run.count, run.subject, to, run.flags, crc, run.messages)
+            flat += (run.first, run.count, run.subject, to, run.options.flags, crc, run.messages)
         steps: list[tuple[str, Any]] = [*insert_steps("into run", 7, flat)]
         if gone:
             text = msgspec.json.encode(gone).decode()

@@ -16,6 +16,7 @@ import msgspec
 from msgservice.core.ranges import RangeSet
 from msgservice.disk.database import one
 from msgservice.errors import LogDamaged
+from msgservice.message import PLAIN, RunOptions, options_of
 
 # Of one page. A run of one message takes about 1 KiB in memory besides what it says.
 PAGE_RUNS = 4096
@@ -31,8 +32,7 @@ class OutboxRun(msgspec.Struct, frozen=True, gc=False):
     count: int
     subject: str
     messages: bytes | memoryview | msgspec.Raw
-    to: tuple[str, ...] | None = None
-    flags: int = 0
+    options: RunOptions = PLAIN
 
     @property
     def last(self) -> int:
@@ -117,5 +117,7 @@ def _runs(db: apsw.Connection, after: int) -> Iterator[OutboxRun]:
     ):
         if crc32(messages) != crc:
             raise LogDamaged("a run's messages were changed", first, first + count - 1)
-        names = None if to is None else tuple(msgspec.json.decode(to, type=list[str]))
-        yield OutboxRun(first, count, subject, messages, names, flags)
+        options = options_of(flags)
+        if to is not None:
+            options = RunOptions(msgspec.json.decode(to, type=tuple[str, ...]), flags=flags)
+        yield OutboxRun(first, count, subject, messages, options)

@@ -226,6 +226,7 @@ class Flight:
         after = run.after
         self._sent.add(after + 1, first + run.count - 1)
         messages = run.messages
+        options = run.options
         transfers.append(
             Transfer(
                 first,
@@ -234,10 +235,10 @@ class Flight:
                 None if after == first - 1 else after,
                 backlog.committed + 1,
                 self._nacks,
-                run.to,
-                None,
-                None,
-                run.flags,
+                options.to,
+                options.ttl,
+                options.delay,
+                options.flags,
                 run.origin,
             )
         )

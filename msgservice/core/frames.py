@@ -74,7 +74,8 @@ class Transfer(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
     after: Integer | None = None
     floor: Integer = 0
     nacks: Integer = 0
-    to: list[Name] | None = None
+    # The elements of `message.RunOptions`:
+    to: tuple[Name, ...] | None = None
     ttl: Integer | None = None  # ms
     delay: Integer | None = None  # ms
     flags: Integer = 0

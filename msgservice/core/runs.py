@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from msgservice.core.refusal import Refusal
-from msgservice.message import MessageParts, Status
+from msgservice.message import PLAIN, MessageParts, RunOptions, Status
 from msgservice.records import Origin
 
 FLIGHT_COMPACT = 1024  # entries that have gone before the list of open runs is cut
@@ -35,8 +35,7 @@ class Run(msgspec.Struct, gc=False, eq=False):
     size: int
     after: int  # nothing between `after` and `first` is open for the other side
     source: Any = None
-    to: list[str] | None = None
-    flags: int = 0
+    options: RunOptions = PLAIN
     origin: Origin | None = None
     attempts: int = 0
     laters: int = 0  # how often the other side said "not now"
@@ -227,10 +226,6 @@ def cut_run(run: Run, first: int, last: int) -> Run:
     parts = parts_of(run)
     start = run.part + first - run.first
     count = last - first + 1
-    origin = run.origin
-    if origin is not None and first != run.first:
-        sequence = origin.sequence + first - run.first
-        origin = Origin(origin.sender, sequence, origin.incarnation, origin.path)
     return Run(
         first,
         count,
@@ -240,9 +235,8 @@ def cut_run(run: Run, first: int, last: int) -> Run:
         parts.size(start, start + count),
         run.after if first == run.first else first - 1,
         run.source,
-        run.to,
-        run.flags,
-        origin,
+        run.options,
+        run.origin and run.origin.behind(first - run.first),
         run.attempts,
         run.laters,
         parts=parts,

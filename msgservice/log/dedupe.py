@@ -186,7 +186,7 @@ def take_batches(
                 origin = _encode_origin(item.origin)
                 words = crc32(origin, words)
             after, crc = item.after, item.crc
-            flags = item.flags | (NAMED if item.addressed else MATCHED)
+            flags = item.options.flags | (NAMED if item.addressed else MATCHED)
             chain = crc32(
                 link(
                     number,
@@ -416,23 +416,16 @@ def _cut(batch: Batch, first: int, last: int) -> Batch:
     """Return sequences `first` to `last` of a batch as a batch of its own."""
     start, stop = first - batch.sequence, last - batch.sequence + 1
     messages = cut_messages(batch.messages, start, stop)
-    return Batch(
-        sender=batch.sender,
-        incarnation=batch.incarnation,
+    return msgspec.structs.replace(
+        batch,
         sequence=first,
         count=stop - start,
-        subject=batch.subject,
-        audience=batch.audience,
         messages=messages,
         size=len(messages),
         crc=crc32(messages),
         after=batch.after if start == 0 else first - 1,
-        flags=batch.flags,
-        addressed=batch.addressed,
         ids=tuple((index - start, name) for index, name in batch.ids if start <= index < stop),
-        origin=batch.origin
-        if batch.origin is None or start == 0
-        else msgspec.structs.replace(batch.origin, sequence=batch.origin.sequence + start),
+        origin=batch.origin and batch.origin.behind(start),
     )
 
 

@@ -21,7 +21,7 @@ from msgservice.disk.database import as_json, one, rows
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import FRAME_FLAGS, NAMED, Run, mark_of, named_of
 from msgservice.log.state import SETTLED, State
-from msgservice.message import Status, header_size, message_sizes
+from msgservice.message import Status, header_size, message_sizes, options_of
 from msgservice.records import (
     NOBODY,
     Account,
@@ -158,7 +158,7 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
                 size=size,
                 crc=crc,
                 after=after,
-                flags=flags & FRAME_FLAGS,
+                options=options_of(flags & FRAME_FLAGS),
                 origin=_decode_origin(bytes.fromhex(origin)) if origin else None,
                 number=number,
                 stored_at=stored_at,

@@ -32,6 +32,7 @@ from msgservice.message import (
     WireMessage,
     count_of,
     decode_known_messages,
+    options_of,
 )
 from msgservice.node.directory import Directory
 from msgservice.records import NOBODY, Audience, Batch, Origin
@@ -153,7 +154,7 @@ class Acceptance:
                 raise UnknownReceiver("a receiver that was removed")
             return self._directory.audience_of(names, batch.sender)
         audience = self._directory.audience(batch.subject)
-        if batch.flags & FLAG_REQUIRE and not audience.members:
+        if batch.options.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(batch.subject)
         return audience
 
@@ -190,7 +191,7 @@ class Acceptance:
             raw.nbytes,
             zlib.crc32(raw),
             first - 1 if transfer.after is None else transfer.after,
-            transfer.flags,
+            options_of(transfer.flags),
             _ids(messages) if tagged else (),
             Origin(sender, first, incarnation_hash, (self._log_id,)),
             floor=transfer.floor,

@@ -248,8 +248,7 @@ class Supply:
             batch.size,
             loaded_to,
             batch,
-            None,
-            batch.flags,
+            batch.options,
             batch.origin,
         )
         if first <= loaded_to:  # the cursor stands inside this batch

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Container
 
 from msgservice.limits import BATCH_OVERHEAD
-from msgservice.records import Audience, Batch, number_of, position_of
+from msgservice.records import NOBODY, Batch, number_of, position_of
 
 SCAN_MAX = 4096  # batches looked at in one call: a turn of the reactor stays short
 COMPACT = 1024
 PLACE_BYTES = 8  # of a batch that nobody is to get: its place alone is kept
 
-_NOBODYS = Batch("", "", 0, 0, "", Audience(0, ()), b"", 0, 0, 0)
+_NOBODYS = Batch("", "", 0, 0, "", NOBODY, b"", 0, 0, 0)
 
 
 class Tail:

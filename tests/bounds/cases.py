@@ -87,7 +87,7 @@ def largest() -> dict[type, list[Frame]]:
             Transfer(1, "a", _messages(ROOM // 4)),
             Transfer(1, "a", _messages(LIMITS.batch_messages)),
             Transfer(1, "a", heavy),
-            Transfer(1, "a", _messages(1), to=_names(ROOM // 8)),
+            Transfer(1, "a", _messages(1), to=tuple(_names(ROOM // 8))),
             Transfer(1, "a.*." * 50 + "b", _messages(LIMITS.batch_messages)),
         ],
         Ack: [Ack(_ranges(many)), Ack(_ranges(many)[::-1]), Ack([(1, INTEGER_MAX)])],

@@ -18,7 +18,7 @@ from msgservice.errors import (
 )
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
-from msgservice.message import Status, decode_messages, header_size, message_sizes
+from msgservice.message import Status, decode_messages, header_size, message_sizes, options_of
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
     NOBODY,
@@ -93,7 +93,14 @@ def test_what_is_read_is_what_was_stored(log: ContractDriver) -> None:
     audience = log.log.audience([2, 1])
     origin = Origin("far", 9, "abcd", ("n1", "n2"))
     batch = make_batch(
-        audience, 5, [b"q"], after=0, flags=2, origin=origin, sender="shöp", subject="ä,b[1]"
+        audience,
+        5,
+        [b"q"],
+        after=0,
+        options=options_of(2),
+        origin=origin,
+        sender="shöp",
+        subject="ä,b[1]",
     )
     log.append(batch)
     (read,) = log.read([audience])
@@ -804,7 +811,7 @@ def test_4_whether_to_named_the_receivers_belongs_to_the_content(
         assert isinstance(same, Known)
 
     stored, repeat = log.append(
-        make_batch(audience, 1, [b"a", b"b"], flags=4, addressed=addressed),
+        make_batch(audience, 1, [b"a", b"b"], options=options_of(4), addressed=addressed),
         make_batch(audience, 1, [b"a", b"b"], addressed=not addressed),  # in one group
     )
     assert isinstance(stored, Batch)
@@ -815,7 +822,7 @@ def test_4_whether_to_named_the_receivers_belongs_to_the_content(
     audience = log.log.audience([1])
     other_and_same(1, [b"a", b"b"])
     (read,) = log.read([audience])
-    assert read.flags == 4  # what is kept of it does not leave
+    assert read.options == options_of(4)  # what is kept of it does not leave
     assert read.addressed is addressed
 
 

@@ -13,6 +13,7 @@ CENTRAL = [
     "subject",
     "batch",
     "run",
+    "options",
     "piece",
     "lane",
     "position",

@@ -147,7 +147,7 @@ def seeds() -> Iterator[bytes]:
     options = HelloOptions(max_batch=1, window=(5, 6), receive=ReceiveOptions(subjects=["a.>"]))
     frames = [
         Hello(1, "name", "i", options),
-        Transfer(5, "a.b", run, after=3, floor=2, to=["x"], ttl=9, flags=1),
+        Transfer(5, "a.b", run, after=3, floor=2, to=("x",), ttl=9, flags=1),
         Ack([(1, 2), (4, 4)]),
         Nack(1, 2, 1, 10, "no"),
         StatusFrame("i", "r", 3, [(1, 1)]),

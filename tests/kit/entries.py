@@ -20,7 +20,7 @@ from msgservice.errors import LimitReached, Refused
 from msgservice.limits import Limits
 from msgservice.log.base import StoreLog
 from msgservice.log.entries import Entry
-from msgservice.message import Status
+from msgservice.message import Status, options_of
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
     NOBODY,
@@ -287,7 +287,7 @@ class EntryPlay:
             subject="a.b" if sequence % 16 else "c",
             after=after,
             floor=max(0, above - random.randint(-2, 30)) if random.random() < 0.2 else 0,
-            flags=random.choice([0, 2]),
+            options=options_of(random.choice([0, 2])),
             ids=((0, f"id{sequence % 9}"),) if random.random() < 0.2 else (),
             origin=Origin(key[0], sequence, "00", ("far",)) if random.random() < 0.2 else None,
             addressed=addressed,

@@ -34,7 +34,7 @@ from msgservice.core.runs import Run, Settled
 from msgservice.errors import FrameTooLarge, MalformedFrame, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
-from msgservice.message import Status, WireMessage, encode_messages
+from msgservice.message import Status, WireMessage, encode_messages, options_of
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import Origin, Resume
 
@@ -214,7 +214,7 @@ class Node:
                 len(messages),
                 after,
                 origin=origin,
-                flags=flags,
+                options=options_of(flags),
             )
         )
         self.pump()

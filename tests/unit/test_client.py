@@ -124,7 +124,7 @@ def test_other_options_begin_another_run_and_keep_the_order_of_their_subject() -
     world.client.send("a", b"8")
     world.settle()
     assert [str(n).encode() for n in range(1, 9)] == world.node.bodies()
-    assert [None, ["billing"], None, None, None, None] == [t.to for t in world.node.transfers]
+    assert [None, ("billing",), None, None, None, None] == [t.to for t in world.node.transfers]
     assert [0, 0, 0, FLAG_REQUIRE, 0, 0] == [t.flags for t in world.node.transfers]
 
 

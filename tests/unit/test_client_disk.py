@@ -167,7 +167,7 @@ def test_26_what_an_earlier_process_left_travels_as_it_was_handed_over(tmp_path:
     world.written()
     again = restarted(world, tmp_path / "second")
     (first,) = [stored for stored in again.node.stored if stored.subject == "a"]
-    assert (["billing"], 4, "o-1") == (first.to, first.flags, first.message.id)
+    assert (("billing",), 4, "o-1") == (first.to, first.flags, first.message.id)
     assert [b"1", b"2"] == again.node.bodies("b")
     assert [1, 2, 3] == [stored.sequence for stored in again.node.stored]
     assert 4 == again.node.hellos[-1].options.status_from

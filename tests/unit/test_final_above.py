@@ -53,9 +53,7 @@ def test_20_a_message_tried_before_is_settled_while_a_letter_waits_though_no_ord
     None
 ):
     def run(sequence: int, lane: str | None) -> Run:
-        return Run(
-            sequence, 1, f"s.{lane}", lane, BODY, len(BODY), sequence - 1, None, None, 0, None
-        )
+        return Run(sequence, 1, f"s.{lane}", lane, BODY, len(BODY), sequence - 1)
 
     def flight() -> Flight:
         return Flight(backlog, own_window=(100, 10**6), window=None, batch_max=10**6)

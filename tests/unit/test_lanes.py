@@ -21,7 +21,18 @@ def test_59_the_outlet_and_the_receiver_see_the_lane_of_the_first_sender(hop: st
     origin = Origin("shop", 7, "hash", ("there",))
     position = outlet.backlog.loaded_to + 1
     batch = Batch(
-        hop, "i", 1, 1, "s", Audience(1, ()), raw, len(raw), 0, 0, 0, (), origin, position >> 16
+        hop,
+        "i",
+        1,
+        1,
+        "s",
+        Audience(1, ()),
+        raw,
+        len(raw),
+        0,
+        0,
+        origin=origin,
+        number=position >> 16,
     )
     outlet.supply.load(batch)
     (run,) = outlet.backlog.open_between(batch.first, batch.last)

@@ -254,7 +254,7 @@ def test_A11_room_that_was_reserved_and_not_needed_is_given_back() -> None:
     pace, other = limits.pace(), limits.pace()
     assert pace is not None
     assert other is not None
-    one = Run(1, 1, "s", None, encode_messages([WireMessage(b"")]), 10, 0, None, None, 0, None)
+    one = Run(1, 1, "s", None, encode_messages([WireMessage(b"")]), 10, 0)
     pace.begin(20, 200)
     assert [1] * 10 == [pace.allow(one) for _ in range(10)]
     assert 0 == pace.allow(one)  # a place for five of those that are ready

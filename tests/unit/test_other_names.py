@@ -40,7 +40,7 @@ class Opened:
             )
             self.threads.wait(done)
         else:
-            run = OutboxRun(self.file.sequence + 1, 1, "a.b", encode_bodies([b"x"]), None, 0)
+            run = OutboxRun(self.file.sequence + 1, 1, "a.b", encode_bodies([b"x"]))
             appending: Deferred[Any] = self.file.append([run])
             self.threads.wait(appending)
 

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
 from msgservice.client.outbox_left import OutboxRun
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, OutboxFull
+from msgservice.message import RunOptions
 from tests.kit.faulty_vfs import Faults, faulty_vfs
 from tests.kit.threads import ThreadCalls
 
@@ -54,7 +55,11 @@ def test_a_new_outbox_is_empty_and_has_an_incarnation(box: Box) -> None:
 
 def test_open_runs_come_back_in_order_as_they_were(path: Path) -> None:
     box = Box(path)
-    runs = [run(1, 3), run(4, to=("a", "b"), flags=4), run(5, 200, to=())]
+    runs = [
+        run(1, 3),
+        run(4, options=RunOptions(("a", "b"), flags=4)),
+        run(5, 200, options=RunOptions(())),
+    ]
     box.append(*runs[:2])
     box.append(runs[2])
     box.close()

@@ -13,14 +13,14 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from msgservice.client.client import Client
-from msgservice.client.gathering import Parcel
 from msgservice.client.handed import HandedRun, joined
 from msgservice.core.frames import AudienceFrame
+from msgservice.core.runs import Run
 from msgservice.core.subjects import check_name, check_pattern, check_subject, check_word, exact
 from msgservice.errors import BadName, Refused
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
-from msgservice.message import encode_bodies
+from msgservice.message import PLAIN, RunOptions, encode_bodies
 from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver_options import ReceiverOptions
@@ -116,13 +116,15 @@ def test_a_client_has_an_exact_name() -> None:
 def test_what_has_no_form_in_a_frame_fails_alone() -> None:
     world = ClientWorld()
     hop, node = world.client._hop, world.node
-    runs = [HandedRun(subject, 1, None, cost=10) for subject in ("a", "b", "b", "c")]
-    fates = [joined([run]) for run in runs]
-    to: list[list[Any] | None] = [None, [object()], None, None]
+    nobody: Any = object()
     messages = encode_bodies([b"x"])
-    hop.offer(
-        hop.number([Parcel(run, messages, one, 0) for run, one in zip(runs, to, strict=True)])
-    )
+    runs = [
+        Run(0, 1, s, s, messages, len(messages), 0, HandedRun(s, 1, None, cost=10), options)
+        for s, options in (("a", PLAIN), ("b", RunOptions((nobody,))), ("b", PLAIN), ("c", PLAIN))
+    ]
+    fates = [joined([run.source]) for run in runs]
+    hop.number(runs)
+    hop.offer(runs)
     hop.pump()
     world.advance(1)
     assert "cannot be sent" in str(error_of(fates[1], Refused))

@@ -474,7 +474,7 @@ class Wolf(RawParty):
                     bodies = [b"wolf %d " % (self.sequence + i) + b"." * size for i in range(some)]
                     subject = f"flood.{at // batch % 7}"
                     connection.send(
-                        Transfer(self.sequence + 1, subject, _messages(bodies), to=["wolf"])
+                        Transfer(self.sequence + 1, subject, _messages(bodies), to=("wolf",))
                     )
                     self.sequence += some
             case "nack" if got:
