@@ -73,7 +73,7 @@ class Owner(Protocol):
         """The connection has gone. Once, and last."""
 
 
-_BEFORE_OPEN = (State.GREETING, State.RESUMING)
+_BEFORE_OPEN = (State.GREETING, State.GREETED, State.RESUMING)
 
 
 @implementer(IChannelUser)

@@ -1,7 +1,10 @@
 """One connection's life, from HELLO to BYE: who the other side is, and whether it lives. Sans-IO.
 
     state          what it means                              goes on with
-    GREETING       the other side's HELLO has not come        HELLO -> RESUMING
+    GREETING       the other side's HELLO has not come        HELLO -> RESUMING, or GREETED where
+                                                              ours was not said
+    GREETED        our own HELLO waits: what a node says in   hello() -> RESUMING
+                   it is not stored yet
     RESUMING       its last RESUME has not come               RESUME without `more` -> OPEN
     OPEN           everything may travel                      BYE, close() -> CLOSING
     CLOSING        no new transfers; answers still travel     all answered, or deadline -> CLOSED
@@ -59,6 +62,7 @@ class State(enum.Enum):
     """The state of a session, from greeting to closed (table of the module)."""
 
     GREETING = enum.auto()
+    GREETED = enum.auto()
     RESUMING = enum.auto()
     OPEN = enum.auto()
     CLOSING = enum.auto()
@@ -92,6 +96,8 @@ _CLOSED.update((kind, Act.IGNORE) for kind in KINDS)
 
 TABLE: Final[dict[State, dict[type, Act]]] = {
     State.GREETING: _row(Act.REFUSE, Hello=Act.TAKE, Bye=Act.TAKE),
+    # RESUME follows both HELLOs: what was taken is of an incarnation that was not said yet.
+    State.GREETED: _row(Act.REFUSE, Auth=Act.TAKE, Bye=Act.TAKE),
     State.RESUMING: _row(Act.REFUSE, ResumeFrame=Act.TAKE, Auth=Act.TAKE, Bye=Act.TAKE),
     State.OPEN: _row(Act.PASS, Transfer=Act.PASS, Bye=Act.TAKE),
     # A transfer that crossed our BYE is not answered: the sender keeps it and sends it again.
@@ -153,6 +159,7 @@ class Session:
         self.state = State.GREETING
         self.peer: Hello | None = None
         self.failed: ProtocolError | None = None
+        self._hello_sent = False
         self.bye_sent = False
         self.bye_received = False
         # Of the other side's RESUME: what ends the connection, and what is looked at. The owner may
@@ -265,7 +272,7 @@ class Session:
             interval = min(max(hello.options.heartbeat / 1000, 0.1), 3600.0)
             self._silence = interval * self._limits.silence
         self.peer = hello
-        self.state = State.RESUMING
+        self.state = State.RESUMING if self._hello_sent else State.GREETED
         return Greeted(hello)
 
     def _take_resume(self, frame: ResumeFrame, now: float) -> Event | None:
@@ -303,6 +310,9 @@ class Session:
 
     def hello(self, hello: Hello) -> None:
         """Send HELLO. A client does so at once, a node when it was greeted."""
+        self._hello_sent = True
+        if self.state is State.GREETED:
+            self.state = State.RESUMING
         self._out.append(hello)
 
     def resume(self, resume: Resume) -> None:

@@ -24,6 +24,7 @@ from msgservice.core.frames import (
     HelloOptions,
     ReceiveOptions,
 )
+from msgservice.core.session import State
 from msgservice.core.subjects import check_name, check_word
 from msgservice.errors import (
     ConnectionLimit,
@@ -202,8 +203,8 @@ class Greeter:
         connection.abort()
 
     def _answer(self, visitor: Visitor, connection: Connection, guest: Guest) -> None:
-        if connection.gone:
-            return
+        if connection.gone or connection.session.state is not State.GREETED:
+            return  # it has left meanwhile, or said what it may not say yet
         limits, outlet = self._limits, guest.outlet
         incarnation = self._log_id
         receive = None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from zope.interface import implementer
 
-from msgservice.connection import Connection
 from msgservice.core.frames import (
     BYE_CLOSING,
     VERSION,
@@ -27,15 +24,13 @@ from msgservice.core.frames import (
     ResumeFrame,
     Routed,
     Transfer,
-    decode_frame,
-    encode_frame,
 )
 from msgservice.core.session import State
-from msgservice.interfaces import IChannel
 from msgservice.limits import RESUME_RANGES_TOTAL_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
 from msgservice.transport.local import LocalChannel
+from tests.kit.node_wire import Wire
 from tests.kit.nodes import FailingLog, LateLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -46,59 +41,6 @@ def channel_of(peer: ScriptedPeer) -> LocalChannel:
     channel = peer.connection.channel
     assert isinstance(channel, LocalChannel)
     return channel
-
-
-@implementer(IChannel)
-class Wire:
-    """The node's end of a connection whose other end is the test: bytes in, frames out."""
-
-    peer = "the test"
-    local_only = True
-    proven = False
-
-    def __init__(self, world: NodeWorld) -> None:
-        self.sent: list[Frame] = []
-        self.unsent = 0
-        self.heard_at = 0.0
-        self.is_reading = True
-        self.is_closed = False
-        self.is_taken = True  # by the other side, at once
-        self.connection = Connection(
-            peer := world.node.parts.connections.make_peer(None),
-            clock=world.clock,
-            now=world.clock.seconds,
-            limits=world.limits,
-            takes=peer.takes,
-        )
-        self.connection.channel_opened(self)
-
-    def say(self, *frames: Frame) -> None:
-        self.connection.frames_received([encode_frame(frame) for frame in frames])
-
-    def take(self, kind: type[Frame]) -> list[Any]:
-        return [frame for frame in self.sent if type(frame) is kind]
-
-    def send(self, frame: bytes) -> None:
-        self.sent.append(decode_frame(frame))
-        if not self.is_taken:
-            self.unsent += len(frame)
-
-    def send_now(self, frames: Sequence[bytes]) -> None:
-        for frame in frames:
-            self.send(frame)
-
-    def established(self) -> None: ...
-
-    def pause(self) -> None:
-        self.is_reading = False
-
-    def resume(self) -> None:
-        self.is_reading = True
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    abort = close
 
 
 def hello(**options: Any) -> Hello:

@@ -162,6 +162,7 @@ def test_a_frame_that_contradicts_itself_is_malformed(array: list[Any]) -> None:
 
 def test_the_ranges_of_a_resume_rise_over_all_of_its_frames() -> None:
     session = Session(Limits(), 0.0)
+    session.hello(Hello(1, "node", "log"))
     session.receive(Hello(1, "shop", "i1"), 0.0)
     session.receive(ResumeFrame(1, [(5, 9)], None, True), 0.0)
     session.receive(ResumeFrame(1, [(8, 12)]), 0.0)

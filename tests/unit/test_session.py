@@ -53,6 +53,7 @@ from msgservice.records import Resume
 LIMITS = Limits(heartbeat=20, silence=2.5, hello_timeout=10, bye_timeout=30)
 ONE = msgspec.Raw(b"\x91\x91\xc4\x00")
 
+OWN_HELLO = Hello(1, "node", "log")
 SAMPLES: dict[type[Frame], Frame] = {
     Hello: Hello(1, "shop", "i1"),
     Transfer: Transfer(1, "a", ONE),
@@ -95,6 +96,7 @@ def row(
 
 EXPECTED: dict[State, dict[type[Frame], str]] = {
     State.GREETING: row(ENDS, ENDS, EVENT, ENDS, ENDS, EVENT),
+    State.GREETED: row(ENDS, ENDS, ENDS, ENDS, ENDS, EVENT),
     State.RESUMING: row(ENDS, ENDS, ENDS, EVENT, ENDS, EVENT),
     State.OPEN: row(OWNERS, OWNERS, ENDS, ENDS, ENDS, EVENT),
     State.CLOSING: row(OWNERS, NOTHING_HAPPENS, NOTHING_HAPPENS, NOTHING_HAPPENS, ENDS, EVENT),
@@ -102,8 +104,16 @@ EXPECTED: dict[State, dict[type[Frame], str]] = {
 }
 
 
-def session_in(state: State) -> Session:
+def begun() -> Session:
+    """A session whose own HELLO was said, as a client says it."""
     session = Session(LIMITS, 0.0)
+    session.hello(OWN_HELLO)
+    session.take_frames()
+    return session
+
+
+def session_in(state: State) -> Session:
+    session = Session(LIMITS, 0.0) if state is State.GREETED else begun()
     if state is not State.GREETING:
         session.receive(SAMPLES[Hello], 0.0)
     if state in (State.OPEN, State.CLOSING, State.CLOSED):
@@ -137,7 +147,9 @@ def test_every_pair_of_state_and_frame_is_decided(state: State, kind: type[Frame
         assert session.state is state
 
 
-@pytest.mark.parametrize("state", [State.GREETING, State.RESUMING, State.OPEN], ids=str)
+@pytest.mark.parametrize(
+    "state", [State.GREETING, State.GREETED, State.RESUMING, State.OPEN], ids=str
+)
 def test_a_frame_out_of_its_time_is_named_with_the_state(state: State) -> None:
     session = session_in(state)
     kind = Hello if state is State.OPEN else Transfer
@@ -167,8 +179,21 @@ def test_a_transfer_behind_a_bye_crossed_nothing_and_ends_the_connection() -> No
 # --- opening
 
 
-def test_hello_gives_the_peer_and_resume_opens() -> None:
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_resume_counts_once_both_hellos_were_said(is_first: bool) -> None:
     session = Session(LIMITS, 0.0)
+    if is_first:
+        session.hello(OWN_HELLO)
+    session.receive(SAMPLES[Hello], 0.0)
+    if not is_first:
+        assert State.GREETED is session.state
+        session.hello(OWN_HELLO)
+    assert State.RESUMING is session.state
+    assert isinstance(session.receive(SAMPLES[ResumeFrame], 0.0), Opened)
+
+
+def test_hello_gives_the_peer_and_resume_opens() -> None:
+    session = begun()
     hello = Hello(1, "shop", "i1", HelloOptions(max_batch=9000))
     greeted = session.receive(hello, 0.0)
     assert isinstance(greeted, Greeted)
@@ -183,7 +208,7 @@ def test_hello_gives_the_peer_and_resume_opens() -> None:
 
 @pytest.mark.parametrize("version", [0, 2, 99])
 def test_another_version_ends_it_and_both_are_named(version: int) -> None:
-    session = Session(LIMITS, 0.0)
+    session = begun()
     session.receive(Hello(version, "shop", "i1"), 0.0)
     assert isinstance(session.failed, WrongVersion)
     assert (version, 1) == (session.failed.version, session.failed.supported)
@@ -191,7 +216,7 @@ def test_another_version_ends_it_and_both_are_named(version: int) -> None:
 
 
 def test_authentication_that_this_build_has_not_is_refused() -> None:
-    session = Session(LIMITS, 0.0)
+    session = begun()
     session.receive(Hello(1, "shop", "i1", HelloOptions(auth=["SCRAM-SHA-256"])), 0.0)
     assert isinstance(session.failed, NotSupported)
     session = session_in(State.RESUMING)
@@ -274,7 +299,7 @@ def test_silence_of_two_and_a_half_heartbeats_is_half_open() -> None:
 def test_the_other_sides_heartbeat_decides_how_long_its_silence_may_last(
     told_ms: int, silence: float
 ) -> None:
-    session = Session(LIMITS, 0.0)
+    session = begun()
     session.receive(Hello(1, "shop", "i1", HelloOptions(heartbeat=told_ms)), 0.0)
     session.receive(ResumeFrame(1, []), 0.0)
     session.sent(silence - 0.01)
@@ -375,7 +400,7 @@ def many_ranges(session: Session, frames: int, seconds: float, each: int) -> Non
 
 
 def test_a_resume_of_many_ranges_may_take_its_time_on_a_slow_link() -> None:
-    session = Session(LIMITS, 0.0)
+    session = begun()
     many_ranges(session, 40, 1.5, RESUME_RANGES_MAX)
     assert session.failed is None
     assert session.is_open
@@ -383,6 +408,6 @@ def test_a_resume_of_many_ranges_may_take_its_time_on_a_slow_link() -> None:
 
 @pytest.mark.parametrize("each", [0, 1, RESUME_RANGES_MAX - 1])
 def test_a_resume_in_small_frames_gains_no_time(each: int) -> None:
-    session = Session(LIMITS, 0.0)
+    session = begun()
     many_ranges(session, 40, 1.5, each)
     assert isinstance(session.failed, DeadlinePassed)

@@ -1,0 +1,115 @@
+"""What a peer says while the node's HELLO waits for what is being stored (PROTOCOL: the course)."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from twisted.internet.task import Clock
+
+from msgservice.core.frames import (
+    VERSION,
+    Ack,
+    AudienceFrame,
+    Auth,
+    Bye,
+    ErrorFrame,
+    Frame,
+    Hello,
+    HelloOptions,
+    Nack,
+    Note,
+    Ping,
+    Pong,
+    ReceiveOptions,
+    Reply,
+    Request,
+    ResumeFrame,
+    Routed,
+    StatusFrame,
+    Transfer,
+)
+from msgservice.errors import NotSupported, UnexpectedFrame
+from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
+from msgservice.message import encode_bodies
+from tests.kit.node_wire import Wire
+from tests.kit.nodes import FailingLog, NodeWorld
+
+ONE = msgspec.Raw(encode_bodies([b"x"]))
+
+
+class Greeted:
+    """A node that has read the HELLO of a new receiver, or of a producer, and not answered it."""
+
+    def __init__(self, *, receives: bool) -> None:
+        clock = Clock()
+        self.log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+        self.world = NodeWorld(log=self.log, clock=clock)
+        self.log.hold = True
+        self.world.peer("other", receive={"subjects": ["other.>"]})  # for which a producer waits
+        self.wire = Wire(self.world)
+        receive = ReceiveOptions(subjects=["orders.>"]) if receives else None
+        self.hello = Hello(VERSION, "shop", "i1", HelloOptions(status_from=1, receive=receive))
+
+    def go_on(self) -> None:
+        self.log.release()
+        self.world.settle()
+
+
+UNEXPECTED: list[Frame] = [
+    Hello(VERSION, "shop", "i1"),
+    Transfer(1, "a", ONE),
+    Ack([(1, 1)]),
+    Nack(1, 1, 1),
+    StatusFrame("i1", "r", 3, [(1, 1)]),
+    Routed(1, 1, 1, 1),
+    Request(1, "$node.info", ONE),
+    Reply([]),
+    AudienceFrame(1, ["r"]),
+    Note(1, 1),
+    ResumeFrame(1, []),
+    ResumeFrame(1, [], None, True),
+]
+
+
+@pytest.mark.parametrize("receives", [True, False])
+@pytest.mark.parametrize("frame", UNEXPECTED, ids=lambda frame: type(frame).__name__)
+def test_what_may_not_come_yet_is_error_6(frame: Frame, receives: bool) -> None:
+    greeted = Greeted(receives=receives)
+    greeted.wire.say(greeted.hello, frame)
+    greeted.world.settle()
+    (error,) = greeted.wire.take(ErrorFrame)
+    assert UnexpectedFrame.wire_code == error.code
+    assert f"{type(frame).__name__} frame while greeted" == error.reason
+    assert greeted.wire.is_closed
+    greeted.go_on()
+    assert [] == greeted.wire.take(Hello)
+
+
+@pytest.mark.parametrize("receives", [True, False])
+def test_authentication_is_not_supported_then_either(receives: bool) -> None:
+    greeted = Greeted(receives=receives)
+    greeted.wire.say(greeted.hello, Auth(b""))
+    assert NotSupported.wire_code == greeted.wire.take(ErrorFrame)[0].code
+
+
+@pytest.mark.parametrize("receives", [True, False])
+@pytest.mark.parametrize("frame", [Bye(), ErrorFrame(1)], ids=["Bye", "ErrorFrame"])
+def test_who_leaves_then_is_let_go(frame: Frame, receives: bool) -> None:
+    greeted = Greeted(receives=receives)
+    greeted.wire.say(greeted.hello, frame)
+    greeted.go_on()
+    assert greeted.wire.is_closed
+    assert [] == greeted.wire.take(ErrorFrame)
+
+
+@pytest.mark.parametrize("receives", [True, False])
+def test_a_sign_of_life_is_answered_then_and_the_resume_taken_in_its_time(receives: bool) -> None:
+    greeted = Greeted(receives=receives)
+    greeted.wire.say(greeted.hello, Ping(7), Pong(7))
+    assert [Pong(7)] == greeted.wire.sent
+    greeted.go_on()
+    assert 1 == len(greeted.wire.take(Hello))
+    greeted.wire.say(ResumeFrame(1, []))
+    greeted.world.settle()
+    assert greeted.wire.connection.session.is_open
