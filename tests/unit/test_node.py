@@ -191,9 +191,12 @@ def test_removing_a_receiver_settles_what_waited_for_it() -> None:
     world.peer("billing", receive=ORDERS).connection.abort()
     shop.transfer(1, "orders.new", [b"one"])
     world.settle()
-    assert shop.request("$node.receivers.remove", {"name": "billing"}) == (True, {"queued": 1})
+    assert shop.request("$node.receivers.remove", {"name": "billing"}) == (
+        True,
+        {"queued": 1, "dead": 0},
+    )
     removed = shop.request("$node.receivers.remove", {"name": "billing", "confirm": 1})
-    assert removed == (True, {"removed": 1})
+    assert removed == (True, {"removed": 1, "dead": 0})
     assert shop.statuses() == {("billing", Status.REMOVED): [(1, 1)]}
 
 

@@ -66,7 +66,7 @@ def test_10_two_who_remove_a_receiver_at_once_get_the_same_answer() -> None:
     for peer in (shop, other):
         ask(peer, "$node.receivers.remove", {"name": "billing", "confirm": 1})
     world.settle()
-    assert answer(shop) == answer(other) == (True, {"removed": 1})
+    assert answer(shop) == answer(other) == (True, {"removed": 1, "dead": 0})
     assert shop.statuses() == {("billing", Status.REMOVED): [(1, 1)]}
     ok, reason = shop.request("$node.receivers.remove", {"name": "billing", "confirm": 1})
     assert (ok, reason) == (False, "unknown receiver 'billing'")
@@ -86,7 +86,7 @@ def test_one_who_confirmed_too_few_does_not_join_one_who_confirmed_enough() -> N
     ask(shop, "$node.receivers.remove", {"name": "billing", "confirm": 1})
     ask(other, "$node.receivers.remove", {"name": "billing", "confirm": 0})
     world.settle()
-    assert answer(shop) == (True, {"removed": 1})
+    assert answer(shop) == (True, {"removed": 1, "dead": 0})
     ok, reason = answer(other)
     assert not ok
     assert "1 messages wait for 'billing'" in reason
