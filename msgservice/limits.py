@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from msgservice.errors import BadValue
 
@@ -36,20 +37,24 @@ SENDER_KNOWN_SECONDS = 3600
 PLACES_SECONDS = 1
 RUNS_REMEMBERED = 1024  # runs of an incarnation whose content is compared (SEMANTICS 4)
 
-_HIGHEST = {
+# What may be set at most; those not named here are bounded by their kind.
+HIGHEST: dict[str, float] = {
+    "max_batch": MAX_BATCH_MAX,
     "batch_messages": BATCH_MESSAGES_MAX,
     "window_messages": WINDOW_MESSAGES_MAX,
     "window_bytes": WINDOW_BYTES_MAX,
     "exceptions": RESUME_RANGES_TOTAL_MAX,
     "sender_ranges": RESUME_RANGES_TOTAL_MAX,
+    "sender_days": 3660.0,
 }
+SECONDS_MAX = 10 * 366 * 86400.0  # ten years: no timer, and no number of milliseconds, overflows
 
-# What an operator may set at least: with less something does not work at all, or stands still as
-# soon as there is traffic. Tests and programs that make `Limits` themselves may go below. Those not
-# named here are counts, and work from 1 on.
+# What may be set at least: with less something does not work at all, or stands still as soon as
+# there is traffic. Those not named here are counts, and work from 1 on.
 _SECONDS_MIN = 0.1
 _DELAY_MIN = 0.01
 LOWEST: dict[str, float] = {
+    "max_batch": 4 * MESSAGE_OVERHEAD,
     "window_bytes": 4 * MESSAGE_OVERHEAD,  # the smallest `max_batch`
     "hello_timeout": _SECONDS_MIN,
     "frame_timeout": _SECONDS_MIN,
@@ -86,12 +91,72 @@ ZERO_ALLOWED = frozenset(
 )
 
 
-def check_lowest(name: str, value: float) -> None:
-    """A limit is not below what an operator may set: raises `BadValue` with the bound."""
-    lowest = LOWEST.get(name, 0)
-    if value < lowest and (value or name not in ZERO_ALLOWED):
-        zero = ", or 0" if name in ZERO_ALLOWED else ""
-        raise BadValue(name, f"must be at least {lowest}{zero}, not {value}")
+# Limits of which the first may not be above the second: together they could not both hold.
+ORDERED: list[tuple[str, str]] = [
+    ("link_delay_min", "link_delay_max"),  # delays only grow
+    ("retry_delay_min", "retry_delay_max"),
+    ("max_batch", "max_bytes"),  # it would be refused "for now", for ever
+    ("backlog_bytes", "max_bytes"),  # the log would be full before, for all receivers
+]
+# Of these the first is a part of the second, which must leave room for the rest.
+PARTS: list[tuple[str, str]] = [
+    ("dead_bytes", "max_bytes"),
+    ("to_audiences", "audiences"),
+]
+
+
+def wrong_with(name: str, value: float) -> str | None:
+    """The reason why a limit cannot have this value, whatever the others are; None: it can."""
+    zero_allowed = name in ZERO_ALLOWED
+    zero = ", or 0" if zero_allowed and name in LOWEST else ""
+    is_whole = type(_DEFAULTS[name]) is int
+    lowest = LOWEST.get(name, 0 if zero_allowed or not is_whole else 1)
+    highest = HIGHEST.get(name, INTEGER_MAX if is_whole else SECONDS_MAX)
+    if math.isnan(value):
+        return "must be a number"
+    if value > highest:
+        return f"must be at most {_plain(highest)}, not {value}"
+    if value < lowest and (value or not zero_allowed):
+        return f"must be at least {_plain(lowest)}{zero}, not {value}"
+    if not value and not zero_allowed:
+        return "must be above 0"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """Two limits that cannot hold together, and what must be of each as the other is."""
+
+    name: str
+    other: str
+    reason: str  # what `name` must be
+    other_reason: str
+
+
+def contradictions(limits: Any) -> list[Contradiction]:
+    """The pairs that contradict each other in `limits`, which has the fields of `Limits`."""
+    found = []
+    for pairs, at_most, at_least in (
+        (ORDERED, "at most", "at least"),
+        (PARTS, "less than", "more than"),
+    ):
+        for name, other in pairs:
+            value, bound = getattr(limits, name), getattr(limits, other)
+            if value < bound or (value == bound and pairs is ORDERED):
+                continue
+            found.append(
+                Contradiction(
+                    name,
+                    other,
+                    f"must be {at_most} {other}, which is {bound}, not {value}",
+                    f"must be {at_least} {name}, which is {value}, not {bound}",
+                )
+            )
+    return found
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,17 +248,13 @@ class Limits:
     stop_timeout: float = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the field."""
+        """Refuse values that cannot work, alone or together, naming the field."""
         for field in fields(self):
-            value = getattr(self, field.name)
-            zero_allowed = field.name in ZERO_ALLOWED
-            if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
-                raise BadValue(field.name, f"must be above 0, not {value}")
-        if not 4 * MESSAGE_OVERHEAD <= self.max_batch <= MAX_BATCH_MAX:
-            raise BadValue("max_batch", f"must be from 4096 to {MAX_BATCH_MAX}")
-        for name, highest in _HIGHEST.items():
-            if getattr(self, name) > highest:
-                raise BadValue(name, f"must be from 1 to {highest}")
+            reason = wrong_with(field.name, getattr(self, field.name))
+            if reason is not None:
+                raise BadValue(field.name, reason)
+        for wrong in contradictions(self):
+            raise BadValue(wrong.name, wrong.reason)
 
     @property
     def frame_bytes(self) -> int:
@@ -219,3 +280,6 @@ class Limits:
     def dead_bytes_max(self) -> int:
         """The dead letters of one receiver at most, in bytes, until it is paused."""
         return self.dead_bytes or self.max_bytes // 4
+
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Limits)}

@@ -13,6 +13,8 @@ import pytest
 from twisted.logger import ILogObserver, LogEvent, globalLogBeginner, globalLogPublisher
 from zope.interface import implementer
 
+from tests.kit.limits import for_operators
+
 
 def pytest_configure() -> None:
     """Let the programs under test hear an interrupt and a hangup, where this one does not.
@@ -132,3 +134,10 @@ def logged() -> Iterator[list[LogEvent]]:
         yield events
     finally:
         globalLogPublisher.removeObserver(observe)
+
+
+@pytest.fixture
+def operators_limits() -> Iterator[None]:
+    """Give `Limits` the bounds that operators have; tests are without them (`tests.kit.limits`)."""
+    with for_operators():
+        yield

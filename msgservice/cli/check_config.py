@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 
 import click
 import msgspec
 
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import console
-from msgservice.config.config import Config, load_config
+from msgservice.config.config import Config, ReceiverConfig, load_config
 from msgservice.errors import ConfigError
+from msgservice.limits import Limits, Rate
+from msgservice.receiver_options import OPTIONS
 
 
 @click.command("check-config", short_help="Check a configuration FILE without starting anything.")
@@ -25,7 +28,12 @@ def check_config(file: str, as_json: bool) -> None:
         config = load_config(file)
     except ConfigError as error:
         if as_json:
-            click.echo(msgspec.json.encode({"problems": error.problems}))
+            told = {
+                "error": type(error).__name__,
+                "message": str(error),
+                "problems": error.problems,
+            }
+            click.echo(msgspec.json.encode(told), err=True)
         else:
             click.echo(error, err=True)
         raise SystemExit(ExitCode.USAGE) from None
@@ -38,8 +46,32 @@ def check_config(file: str, as_json: bool) -> None:
 def _lines(config: Config) -> list[str]:
     lines = [f"name       {config.name or 'as the log says'}", f"data       {config.data}"]
     lines += [f"listens    {one.address}" for one in config.listen]
-    for receiver in config.receivers:
-        where = f"dialled at {receiver.address}" if receiver.address else "attaches"
-        subjects = ", ".join(receiver.subjects) or "what names it"
-        lines.append(f"receiver   {receiver.name}: {where}; {subjects}")
+    lines += [f"receiver   {_told(one)}" for one in config.receivers]
+    if config.rate is not None:
+        lines.append(f"rate       {_rate(config.rate)}, of all receivers together")
+    for limit in fields(Limits):
+        value = getattr(config.limits, limit.name)
+        if value != limit.default:
+            lines.append(f"limit      {limit.name} = {value}")
     return lines
+
+
+def _told(receiver: ReceiverConfig) -> str:
+    where = f"dialled at {receiver.address}" if receiver.address else "attaches"
+    told = [where, ", ".join(receiver.subjects) or "what names it"]
+    for option in OPTIONS:
+        value = getattr(receiver.options, option.name)
+        if value != option.default or option.name == "order":
+            told.append(f"{'.'.join(option.key)} {value}")
+    if receiver.rate is not None:
+        told.append(f"rate {_rate(receiver.rate)}")
+    return f"{receiver.name}: {'; '.join(told)}"
+
+
+def _rate(rate: Rate) -> str:
+    told = [
+        f"{value:g} {unit}/s"
+        for value, unit in ((rate.messages, "messages"), (rate.bytes, "bytes"))
+        if value is not None
+    ]
+    return f"{', '.join(told)} in bursts of {rate.burst_seconds:g} s"

@@ -66,9 +66,22 @@ def check_listener_address(key: str, address: str, *, insecure: bool) -> None:
         raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in schemes))
     if isinstance(_transports().find(address), TcpTransport):
         server_endpoint(_Unused(), address)
+        if key == "unix":
+            _check_socket(address)
     elif isinstance(_transports().find(address), UdpTransport):
         check_listen(address)
     check_listener(address, insecure)
+
+
+def _check_socket(address: str) -> None:
+    """Raise where no socket could be made at the path of a Unix address."""
+    path = Path(parse_address(address).parts[0])
+    if not path.parent.is_dir():
+        raise BadAddress(address, f"{path.parent} is not a folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadAddress(address, f"{path.parent} is not writable")
+    if path.exists() and not path.is_socket():
+        raise BadAddress(address, f"{path} is there and is no socket")
 
 
 def check_receiver_address(address: str) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from msgservice.config.addresses import (
     LISTEN_SCHEMES,
@@ -28,8 +30,9 @@ from msgservice.config.addresses import (
 from msgservice.config.reader import Reader, Table, read_text, shown
 from msgservice.config.toml import Document, KeyPath, parse_document
 from msgservice.core.subjects import check_name, check_pattern
+from msgservice.disk.folder import check_folder
 from msgservice.errors import BadValue, ConfigError
-from msgservice.limits import Limits, Rate, check_lowest
+from msgservice.limits import ORDERED, PARTS, Limits, Rate, contradictions, wrong_with
 from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions
 
 DATA_DEFAULT = "var/msgservice"
@@ -62,7 +65,8 @@ SECTION_HINTS = {
     "receivers": "each receiver is a [[receiver]] of its own",
     "retention": "retention is set in [limits]: keep_seconds, keep_bytes, sender_days",
 }
-LIMIT_KEYS = tuple(f.name for f in fields(Limits))
+LIMIT_DEFAULTS = {f.name: f.default for f in fields(Limits)}
+LIMIT_KEYS = tuple(LIMIT_DEFAULTS)
 
 
 def _places() -> dict[str, str]:
@@ -195,6 +199,10 @@ def _read(reader: Reader, folder: Path) -> Config:
     data = reader.value(("node", "data"), str, DATA_DEFAULT)
     if not data:
         reader.problem(("node", "data"), "must name a folder")
+    else:
+        reader.check(
+            ("node", "data"), lambda path: check_folder(absolute_path(path)), folder / data
+        )
     insecure = reader.value(("node", "insecure"), bool, False)
     limits = _limits(reader)
     return Config(
@@ -209,21 +217,29 @@ def _read(reader: Reader, folder: Path) -> Config:
 
 
 def _limits(reader: Reader) -> Limits:
-    """Return the limits; each field is judged alone, by `Limits` itself and its lowest value."""
-    given = {}
+    """Return the limits; each is judged alone, and those that can be against each other."""
+    given: dict[str, Any] = {}
     if reader.table(("limits",), LIMIT_KEYS):
         for limit in fields(Limits):
             path = ("limits", limit.name)
             value = reader.value(path, type(limit.default), None)
             if value is None:
                 continue
-            try:
-                Limits(**{limit.name: value})
-                check_lowest(limit.name, value)
-            except BadValue as error:
-                reader.problem(path, error.reason)
-            else:
+            reason = wrong_with(limit.name, value)
+            if reason is None:
                 given[limit.name] = value
+            else:
+                reader.problem(path, reason)
+    found = contradictions(SimpleNamespace(**LIMIT_DEFAULTS | given))
+    for wrong in found:
+        # One of them at least was said, for the defaults contradict nothing.
+        if wrong.name in given:
+            reader.problem(("limits", wrong.name), wrong.reason)
+        else:
+            reader.problem(("limits", wrong.other), wrong.other_reason)
+    if found:  # the rest is judged with the defaults of all that bound each other
+        bound = {name for pair in (*ORDERED, *PARTS) for name in pair}
+        given = {name: value for name, value in given.items() if name not in bound}
     return Limits(**given)
 
 
@@ -280,13 +296,13 @@ def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> Re
         name=name or "",
         address=address,
         subjects=_subjects(reader, (*path, "subjects"), limits),
-        options=_options(reader, path),
+        options=_options(reader, path, limits),
         rate=_rate(reader, (*path, "rate")),
     )
     return receiver if named else None
 
 
-def _options(reader: Reader, path: KeyPath) -> ReceiverOptions:
+def _options(reader: Reader, path: KeyPath, limits: Limits) -> ReceiverOptions:
     """Return the options of the receiver at `path`; defaults for what cannot be."""
     for table, keys in RECEIVER_TABLES.items():
         reader.table((*path, table), keys)
@@ -298,7 +314,13 @@ def _options(reader: Reader, path: KeyPath) -> ReceiverOptions:
             given[option.name] = value
         else:
             reader.problem((*path, *option.key), wrong)
-    return ReceiverOptions(**given)
+    options = ReceiverOptions(**given)
+    if options.backlog_bytes > limits.max_bytes:
+        bound = f"max_bytes of [limits], which is {limits.max_bytes}"
+        reader.problem(
+            (*path, "backlog_bytes"), f"must be at most {bound}, not {options.backlog_bytes}"
+        )
+    return options
 
 
 def _subjects(reader: Reader, path: KeyPath, limits: Limits) -> tuple[str, ...]:

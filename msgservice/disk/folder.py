@@ -34,6 +34,14 @@ NETWORK_FILESYSTEMS = frozenset(
         "ocfs2", "orangefs", "smb2", "smb3", "smbfs",
     }
 )  # fmt: skip
+# Nobody makes a file there, and `access` does not say so to root.
+KERNEL_FILESYSTEMS = frozenset(
+    {
+        "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts",
+        "efivarfs", "fusectl", "mqueue", "proc", "pstore", "securityfs", "selinuxfs", "sysfs",
+        "tracefs",
+    }
+)  # fmt: skip
 
 
 def filesystem_of(folder: Path, mounts: str) -> str:
@@ -58,8 +66,8 @@ def filesystem_of(folder: Path, mounts: str) -> str:
     return kind
 
 
-def check_filesystem(folder: Path, mounts: str | None = None) -> None:
-    """Refuse a folder on a network filesystem: raises `DataFolderUnusable`."""
+def check_filesystem(folder: Path, mounts: str | None = None, *, told: Path | None = None) -> None:
+    """Refuse a folder where no log can be kept: raises `DataFolderUnusable`, about `told`."""
     if mounts is None:
         try:
             mounts = Path("/proc/self/mounts").read_text(errors="surrogateescape")
@@ -67,7 +75,43 @@ def check_filesystem(folder: Path, mounts: str | None = None) -> None:
             return  # no such table on this system: docs/platforms.md
     kind = filesystem_of(folder, mounts)
     if kind in NETWORK_FILESYSTEMS:
-        raise DataFolderUnusable(str(folder), f"{kind} is a network filesystem")
+        raise DataFolderUnusable(str(told or folder), f"{kind} is a network filesystem")
+    if kind in KERNEL_FILESYSTEMS:
+        raise DataFolderUnusable(str(told or folder), f"{kind} is a filesystem of the kernel's")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a data folder that could not be used or made; nothing is made here.
+
+    Raises `DataFolderUnusable`. What only trying shows, a full disk say, is seen at start.
+    """
+    there = folder
+    try:
+        while not there.exists():
+            there = there.parent
+        is_folder = there.is_dir()
+    except OSError as error:
+        raise DataFolderUnusable(str(folder), error.strerror or str(error)) from None
+    if not is_folder:
+        raise DataFolderUnusable(str(folder), f"{there} is not a folder")
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        raise DataFolderUnusable(str(folder), f"{there} is not writable")
+    check_filesystem(there, told=folder)
+
+
+def check_not_held(folder: Path) -> None:
+    """A folder is held by no process: raises `LogLocked`. True at this moment only."""
+    try:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
+        raise LogLocked(str(folder), f"process {holder}" if holder else "another process") from None
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:

@@ -303,10 +303,17 @@ def test_an_unknown_receiver_is_told_with_how_one_is_added(
 
 def test_a_right_configuration_is_told(msgservice: Command) -> None:
     file = msgservice.folder / "node.toml"
-    file.write_text('[[receiver]]\nname = "billing"\nsubjects = ["orders.>"]\n')
+    file.write_text(
+        '[[receiver]]\nname = "billing"\nsubjects = ["orders.>"]\norder = "none"\n'
+        "window = { messages = 5 }\nrate = { messages = 2 }\n"
+        "[rate]\nbytes = 1000\n[limits]\nheartbeat = 5\n"
+    )
     told = msgservice("check-config", "node.toml")
     assert told.code == 0
-    assert "billing: attaches; orders.>" in told.out
+    billing = "billing: attaches; orders.>; order none; window.messages 5; rate 2 messages/s"
+    assert f"{billing} in bursts of 1 s\n" in told.out
+    assert "rate       1000 bytes/s in bursts of 1 s, of all receivers together\n" in told.out
+    assert told.out.endswith("limit      heartbeat = 5.0\n")
     assert msgservice.data("check-config", "node.toml")["receivers"][0]["name"] == "billing"
 
 
@@ -317,7 +324,9 @@ def test_a_wrong_configuration_is_told_whole(msgservice: Command) -> None:
     assert [int(line.split(":")[1]) for line in told.err.splitlines()] == [2, 4]
     for_programs = msgservice("check-config", "node.toml", "--json")
     assert for_programs.code == 2
-    assert len(for_programs.data["problems"]) == 2
+    error = json.loads(for_programs.err)
+    assert ("ConfigError", "", 2) == (error["error"], for_programs.out, len(error["problems"]))
+    assert told.err == error["message"] + "\n"
 
 
 def test_the_version_is_the_packages(msgservice: Command) -> None:

@@ -17,7 +17,6 @@ import apsw
 
 from msgservice.disk.database import rows
 from msgservice.errors import LimitReached, Refused
-from msgservice.limits import Limits
 from msgservice.log.base import StoreLog
 from msgservice.log.entries import Entry
 from msgservice.message import Status, options_of
@@ -35,6 +34,7 @@ from msgservice.records import (
     SenderFloor,
     position_of,
 )
+from tests.kit.limits import Limits
 from tests.kit.logs import NOW, Driver, make_batch
 
 TABLES = (

@@ -13,10 +13,10 @@ from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred
 from twisted.python.failure import Failure
 
-from msgservice.limits import Limits
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import Status
 from msgservice.records import Batch, Group, Progress, ReceiverRow
+from tests.kit.limits import Limits
 from tests.kit.logs import NOW, make_batch
 
 LIMITS = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=20_000)

@@ -36,11 +36,11 @@ from msgservice.core.ranges import RangeSet
 from msgservice.disk import machine as log_machine
 from msgservice.errors import LogUnavailable
 from msgservice.interfaces import IChannelUser, IConnector
-from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, Status, decode_messages
 from msgservice.node.node import Node
 from msgservice.records import Appended, Batch, Group, Progress, Resume
+from tests.kit.limits import Limits
 from tests.kit.node_double import Pipe
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 from tests.machines.machine import Machine, Violation, require

@@ -17,11 +17,11 @@ from twisted.python.failure import Failure
 
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.client.outbox_left import OutboxRun
-from msgservice.limits import Limits
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, encode_messages
 from msgservice.receiver.inbox_file import InboxFile
 from msgservice.receiver.inbox_transaction import Transaction
+from tests.kit.limits import Limits
 from tests.kit.simdisk import SimDisk, SimThreads
 from tests.powerloss.log_model import LogHistory, check
 

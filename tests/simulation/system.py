@@ -25,7 +25,6 @@ from twisted.python.failure import Failure
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.errors import ClientClosed, Reject, Retry
-from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
 from msgservice.node.node import Node
@@ -38,6 +37,7 @@ from msgservice.transport.udp.transport import UdpPort, UdpTransport
 from tests.kit.faulty import Faults, FaultyWorld
 from tests.kit.faulty_datagrams import datagram_net
 from tests.kit.faulty_transport import FaultyTransport, Process
+from tests.kit.limits import Limits
 from tests.kit.simdisk import SimThreads
 from tests.simulation.udp_watch import UdpWatch, WatchedTransport
 

@@ -1,6 +1,7 @@
 """One `Config`, checked whole: every mistake at once, each with its line and what is allowed."""
 
-from dataclasses import fields
+import os
+from dataclasses import Field, fields
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,23 @@ from msgservice.config.config import (
     ReceiverConfig,
     load_config,
 )
-from msgservice.errors import ConfigError
+from msgservice.errors import BadValue, ConfigError
 from msgservice.limits import (
     LOWEST,
+    ORDERED,
+    PARTS,
     RESUME_RANGES_TOTAL_MAX,
     WINDOW_BYTES_MAX,
     WINDOW_MESSAGES_MAX,
     ZERO_ALLOWED,
     Limits,
     Rate,
+    wrong_with,
 )
 from msgservice.receiver_options import ReceiverOptions
+from tests.kit.limits import for_operators
+
+pytestmark = pytest.mark.usefixtures("operators_limits")
 
 WHOLE = """\
 [node]
@@ -33,7 +40,7 @@ insecure = true
 
 [listen]
 tcp = ["tcp:7410:interface=127.0.0.1", "tcp:7411:interface=0.0.0.0"]
-unix = "unix:run/node.sock:mode=660"
+unix = "unix:node.sock:mode=660"
 
 [[receiver]]
 name = "billing"
@@ -86,7 +93,7 @@ def test_everything_that_is_said_is_kept(file: Path) -> None:
         listen=(
             ListenConfig(transport="tcp", address="tcp:7410:interface=127.0.0.1"),
             ListenConfig(transport="tcp", address="tcp:7411:interface=0.0.0.0"),
-            ListenConfig(transport="unix", address=f"unix:{folder}/run/node.sock:mode=660"),
+            ListenConfig(transport="unix", address=f"unix:{folder}/node.sock:mode=660"),
         ),
         receivers=(
             ReceiverConfig(
@@ -143,13 +150,18 @@ def test_20_no_more_ranges_may_be_held_than_a_resume_says(file: Path, name: str)
     highest = RESUME_RANGES_TOTAL_MAX
     loaded = load(file, f"[limits]\n{name} = {highest}\n")
     assert getattr(loaded.limits, name) == highest
-    told = f"2: limits.{name}: must be from 1 to {highest}"
+    told = f"2: limits.{name}: must be at most {highest}, not {highest + 1}"
     assert [told] == problems(file, f"[limits]\n{name} = {highest + 1}\n")
     with pytest.raises(ValueError, match=name):
         Limits(**{name: highest + 1})
 
 
-@pytest.mark.parametrize("name", sorted(LOWEST))
+with for_operators():
+    NAMES_LOWEST = sorted(LOWEST)
+    PAIRS = [*((*pair, "at most") for pair in ORDERED), *((*pair, "less than") for pair in PARTS)]
+
+
+@pytest.mark.parametrize("name", NAMES_LOWEST)
 def test_a_limit_below_what_works_is_refused_with_its_bound(file: Path, name: str) -> None:
     lowest = LOWEST[name]
     below = lowest - 1 if isinstance(lowest, int) else lowest / 2
@@ -157,19 +169,137 @@ def test_a_limit_below_what_works_is_refused_with_its_bound(file: Path, name: st
     told = f"limits.{name}: must be at least {lowest}{zero}, not {below}"
     assert problems(file, f"[limits]\n{name} = {below}\n") == [f"2: {told}"]
     assert [p.endswith(told) for p in problems(file, "", limits={name: str(below)})] == [True]
-    assert getattr(load(file, f"[limits]\n{name} = {lowest}\n").limits, name) == lowest
+    with pytest.raises(BadValue, match=name):
+        Limits(**{name: below})  # type: ignore[arg-type]  # ints and floats as declared
+    # Those that bound others are at their lowest where those are.
+    text = f"[limits]\n{name} = {lowest}\n" + "".join(
+        f"{other} = {LOWEST[other]}\n" for other, bound in ORDERED if bound == name
+    )
+    assert getattr(load(file, text).limits, name) == lowest
     if zero:
         assert getattr(load(file, f"[limits]\n{name} = 0\n").limits, name) == 0
 
 
 def test_every_limit_has_a_lowest_value(file: Path) -> None:
-    counts = {f.name for f in fields(Limits)} - LOWEST.keys() - ZERO_ALLOWED - {"max_batch"}
+    counts = {f.name for f in fields(Limits)} - LOWEST.keys() - ZERO_ALLOWED
     assert all(isinstance(getattr(Limits(), name), int) for name in counts)
     for name in counts:
         assert getattr(load(file, f"[limits]\n{name} = 1\n").limits, name) == 1
         assert len(problems(file, f"[limits]\n{name} = 0\n")) == 1
     for name in ZERO_ALLOWED:
         assert len(problems(file, f"[limits]\n{name} = -1\n")) == 1
+
+
+@pytest.mark.parametrize("limit", fields(Limits), ids=lambda limit: limit.name)
+def test_no_limit_is_larger_than_what_can_be_counted(file: Path, limit: Field[object]) -> None:
+    # Not what SQLite or a timer cannot have, nor what has no number.
+    beyond = [2**63] if isinstance(limit.default, int) else [1e300, "inf", "nan"]
+    for value in beyond:
+        (told,) = problems(file, f"[limits]\n{limit.name} = {value}\n")
+        assert told.startswith(f"2: limits.{limit.name}: must be a")
+        with pytest.raises(BadValue, match=limit.name):
+            Limits(**{limit.name: float(value)})  # type: ignore[arg-type]  # as declared
+
+
+@pytest.mark.parametrize(("name", "bound", "rule"), PAIRS)
+def test_limits_that_contradict_each_other_are_refused(
+    file: Path, name: str, bound: str, rule: str
+) -> None:
+    high = max(LOWEST[bound] * 2, LOWEST.get(name, 1) * 2)
+    low = high if rule == "less than" else high * 2
+    told = f"limits.{name}: must be {rule} {bound}, which is {high}, not {low}"
+    assert told in [p.partition(": ")[2] for p in problems(file, _limits({name: low, bound: high}))]
+    with pytest.raises(BadValue):
+        Limits(**{name: low, bound: high})  # type: ignore[arg-type]  # as declared
+    # Where one alone is said, that one is wrong.
+    default = getattr(Limits(), bound)
+    above = default if rule == "less than" else default * 2
+    if wrong_with(name, above) is None:
+        assert f"which is {default}" in problems(file, _limits({name: above}))[0]
+
+
+def _limits(values: dict[str, float]) -> str:
+    return "[limits]\n" + "".join(f"{name} = {value}\n" for name, value in values.items())
+
+
+def test_the_other_of_two_is_named_where_it_alone_was_said(file: Path) -> None:
+    assert [
+        "2: limits.max_bytes: must be at least max_batch, which is 1048576, not 300000"
+    ] == problems(file, "[limits]\nmax_bytes = 300000\n")
+
+
+def test_the_rest_is_still_judged_where_two_contradict_each_other(file: Path) -> None:
+    text = """\
+[limits]
+dead_bytes = 2_000_000_000_000
+max_bytes = 1_000_000_000_000
+backlog_bytes = 500_000_000_000
+receivers = 1
+[[receiver]]
+name = "a"
+subjects = []
+[[receiver]]
+name = "b"
+subjects = []
+"""
+    assert ["2", "6"] == [told.partition(":")[0] for told in problems(file, text)]
+
+
+def test_a_backlog_of_a_receiver_that_is_more_than_the_log_is_refused(file: Path) -> None:
+    text = "[[receiver]]\nname = 'a'\nsubjects = []\nbacklog_bytes = 3_000_000\n"
+    assert [
+        "4: receiver.backlog_bytes: must be at most max_bytes of [limits], which is 2000000,"
+        " not 3000000"
+    ] == problems(file, text + "[limits]\nmax_bytes = 2_000_000\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("/proc/nothere", "proc is a filesystem of the kernel's"),
+        ("a-file", "a-file is not a folder"),
+        ("a-file/below", "a-file is not a folder"),
+    ],
+)
+def test_a_data_folder_that_cannot_be_is_refused(file: Path, data: str, told: str) -> None:
+    (file.parent / "a-file").touch()
+    (problem,) = problems(file, f'[node]\ndata = "{data}"\n')
+    assert problem.startswith("2: node.data: ")
+    assert problem.endswith(told)
+    (problem,) = problems(file, "", data=str(file.parent / data))
+    assert problem.startswith("--data: node.data: ")
+
+
+def test_a_data_folder_where_nothing_may_be_written_is_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may write everywhere, so the question is answered for it.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != file.parent)
+    (problem,) = problems(file, '[node]\ndata = "new/folder"\n')
+    assert problem.endswith(f"{file.parent} is not writable")
+
+
+def test_a_data_folder_is_not_made_by_looking(file: Path) -> None:
+    load(file, '[node]\ndata = "new/folder"\n')
+    assert [file] == list(file.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("missing/s", "missing is not a folder"), ("a-file", "a-file is there and is no socket")],
+)
+def test_a_unix_socket_that_cannot_be_made_is_refused(file: Path, path: str, told: str) -> None:
+    (file.parent / "a-file").touch()
+    (problem,) = problems(file, f'[listen]\nunix = "unix:{path}"\n')
+    assert problem.startswith("2: listen.unix: ")
+    assert problem.endswith(told)
+
+
+@pytest.mark.parametrize("text", ["", "zz" * 32, "ab" * 31, "\udcff"])
+def test_a_key_file_that_holds_no_key_is_told_in_words(file: Path, text: str) -> None:
+    (file.parent / "udp.key").write_text(text, errors="surrogateescape")
+    (problem,) = problems(file, '[listen]\nudp = "udp:7410:key=udp.key"\n')
+    assert problem.endswith("udp.key holds no key: 64 hexadecimal digits are needed")
 
 
 def test_flags_win_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,9 +386,9 @@ heartbeat = -1
         "17: receiver.address: bad address 'mail:someone': unknown scheme 'mail' (known: "
         "haproxy, ssl, stdio, systemd, tcp, tcp6, tls, udp, unix)",
         "18: receiver.subjects: 'a' is there twice",
-        "20: limits.max_batch: must be from 4096 to 67108864",
+        "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',
-        "22: limits.heartbeat: must be above 0, not -1.0",
+        "22: limits.heartbeat: must be at least 0.1, not -1.0",
         "23: web: unknown key (allowed: node, listen, receiver, rate, limits)",
     ] == problems(file, text)
 
@@ -396,7 +526,7 @@ def test_a_window_has_an_upper_bound(file: Path, key: str, highest: int) -> None
     for wrong in (highest + 1, 0, -1):
         expected = f"4: receiver.window.{key}: must be from 1 to {highest}, not {wrong}"
         assert [expected] == problems(file, receiver % (key, wrong))
-    expected = f"2: limits.window_{key}: must be from 1 to {highest}"
+    expected = f"2: limits.window_{key}: must be at most {highest}, not {highest + 1}"
     assert [expected] == problems(file, f"[limits]\nwindow_{key} = {highest + 1}\n")
 
 

@@ -55,7 +55,7 @@ def test_a_wrong_configuration_ends_the_start_with_all_that_is_wrong(tmp_path: P
     with pytest.raises(SystemExit) as ended:
         makeService(parsed("--config", str(file)))
     assert f"{file}:2: node.nmae: unknown key" in str(ended.value)
-    assert f"{file}:4: limits.heartbeat: must be above 0" in str(ended.value)
+    assert f"{file}:4: limits.heartbeat: must be at least 0.1, not" in str(ended.value)
 
 
 def test_an_application_file_with_a_wrong_configuration_fails(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ a key both ends must be on loopback, unless `insecure=yes`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from msgservice.errors import BadAddress
@@ -20,6 +21,8 @@ from msgservice.transport.addresses import (
     parse_address,
 )
 
+KEY_TEXT = re.compile(r"[0-9a-fA-F]{64}").fullmatch
+
 
 def read_key(address: Address) -> dict[int, bytes] | None:
     """Return the key that an address names, None if none; BadAddress where it cannot be one."""
@@ -27,13 +30,17 @@ def read_key(address: Address) -> dict[int, bytes] | None:
     number = int(address.number("keyId", 1))
     if path is None:
         return None
+    if not 1 <= number <= 255:
+        raise BadAddress(address.text, f"keyId must be from 1 to 255, not {number}")
     try:
-        key = bytes.fromhex(Path(path).read_text().strip())
-    except (OSError, ValueError) as error:
-        raise BadAddress(address.text, f"key={path}: {error}") from error
-    if len(key) != 32 or not 1 <= number <= 255:
-        raise BadAddress(address.text, "key must be 64 hexadecimal digits, keyId from 1 to 255")
-    return {number: key}
+        text = "".join(Path(path).read_text().split())
+    except OSError as error:
+        raise BadAddress(address.text, f"cannot read {path}: {error.strerror}") from error
+    except ValueError:  # no text
+        text = ""
+    if KEY_TEXT(text) is None:
+        raise BadAddress(address.text, f"{path} holds no key: 64 hexadecimal digits are needed")
+    return {number: bytes.fromhex(text)}
 
 
 def check_dial(text: str) -> Address:

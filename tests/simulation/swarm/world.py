@@ -33,11 +33,11 @@ from msgservice.errors import (
     Refused,
     UnknownReceiver,
 )
-from msgservice.limits import Limits
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import ReceiverRow
 from tests.kit.faulty import CALM, Faults, FaultyWorld
 from tests.kit.faulty_datagrams import datagram_net
+from tests.kit.limits import Limits
 from tests.simulation.swarm.checkers import Check
 from tests.simulation.swarm.meter import Meter
 from tests.simulation.swarm.parties import (
