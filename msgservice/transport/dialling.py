@@ -39,6 +39,10 @@ from msgservice.transport.owners import Owned
 from msgservice.transport.tcp.sockets import reason_of
 from msgservice.waiters import Waiters
 
+# After so long an attempt that goes on is told: until it has ended it is no failure, and whoever
+# waits for it would not know what for.
+SILENT_SECONDS = 3.0
+
 
 @implementer(IReactorTime)
 class _Clock:
@@ -86,10 +90,15 @@ class _Counted:
         self._connector = connector
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        self._connector.attempts += 1
-        return self._endpoint.connect(factory).addErrback(self._failed)
+        self._connector.dial_begins()
+        return self._endpoint.connect(factory).addCallbacks(self._made, self._failed)
+
+    def _made(self, protocol: IProtocol) -> IProtocol:
+        self._connector.dial_ended()
+        return protocol
 
     def _failed(self, failure: Failure) -> Failure:
+        self._connector.dial_ended()
         self._connector.dial_failed(failure)
         return failure
 
@@ -109,6 +118,7 @@ class Connector(ClientService):
     """An `IConnector` to one address: one connection at a time.
 
     `make_channel` is given the connector, the owner of the connection, and returns its protocol.
+    `silence`: what is told of an attempt that goes on; None: nothing, for it may take its time.
     """
 
     _logger = Logger()
@@ -125,6 +135,7 @@ class Connector(ClientService):
         make_channel: Callable[[Connector], Owned],
         limits: Limits,
         rng: Callable[[], float],
+        silence: str | None = "no answer",
     ) -> None:
         self.address = address
         self.attempts = 0
@@ -139,6 +150,8 @@ class Connector(ClientService):
         self._told_refusal = ""  # the last one that was warned of
         self._is_stopping = False
         self._is_wanted = False  # started again meanwhile
+        self._silence = silence
+        self._silent: IDelayedCall | None = None  # when an attempt has had no answer for long
         self._stop_waiters: Waiters[None] = Waiters()
         self._stop_deadline: IDelayedCall | None = None
         self._ending: IDelayedCall | None = None  # the turn in which who waits is told
@@ -216,6 +229,22 @@ class Connector(ClientService):
         return stopped
 
     # --- from the channel and the endpoint
+
+    def dial_begins(self) -> None:
+        """An attempt begins; it is told when it goes on for long without an answer."""
+        self.attempts += 1
+        if self._silence is not None:
+            self._silent = self._reactor.callLater(SILENT_SECONDS, self._still_silent)
+
+    def dial_ended(self) -> None:
+        """The attempt had an answer, or there will be none."""
+        silent, self._silent = self._silent, None
+        if silent is not None:
+            silent.cancel()
+
+    def _still_silent(self) -> None:
+        self._silent = None
+        self.attempt_failed(f"{self._silence} for {SILENT_SECONDS:g} s")
 
     def dial_failed(self, failure: Failure) -> None:
         """Note why an attempt failed; one that was called off, or comes too late, failed for us."""

@@ -327,6 +327,20 @@ def test_an_attempt_that_fails_while_it_stops_is_not_said_to_be_tried_again(
     assert [] == [event for event in logged if event["log_level"].name == "warn"]
 
 
+def test_an_attempt_without_an_answer_is_told_before_it_ends(logged: list[LogEvent]) -> None:
+    world = World()
+    world.clock.advance(2.9)
+    assert world.connector.last_error is None
+    world.clock.advance(0.2)
+    assert world.connector.last_error == "no answer for 3 s"
+    (event,) = [event for event in logged if event["log_level"].name == "warn"]
+    assert event["reason"] == "no answer for 3 s"
+    world.endpoint.accept()
+    world.clock.advance(100)
+    assert world.stop().called is False
+    assert 1 == len([event for event in logged if event["log_level"].name == "warn"])
+
+
 def test_stopping_while_waiting_dials_no_more() -> None:
     world = World()
     world.endpoint.refuse()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, formatEvent
 
 from msgservice.errors import FrameTooLarge
 from msgservice.limits import Limits
@@ -52,12 +55,13 @@ class Side:
         self.users.append(made)
         return made
 
-    def listen(self, port: int) -> None:
-        self.transport.listen(self.process.clock, f"udp:{port}", self.user, self._limits)
+    def listen(self, port: int, options: str = "") -> None:
+        address = f"udp:{port}{options}"
+        self.transport.listen(self.process.clock, address, self.user, self._limits)
 
-    def dial(self, port: int, host: str = "127.0.0.1") -> Connector:
+    def dial(self, port: int, host: str = "127.0.0.1", options: str = "") -> Connector:
         made = self.transport.connector(
-            self.process.clock, f"udp:{host}:{port}", self.user, self._limits
+            self.process.clock, f"udp:{host}:{port}{options}", self.user, self._limits
         )
         assert isinstance(made, Connector)
         made.startService()
@@ -247,3 +251,42 @@ def test_one_that_takes_a_little_of_it_now_and_then_is_kept() -> None:
         far.channel.resume()  # which takes what has come
         far.channel.pause()
     assert not near.is_lost
+
+
+def _warnings(logged: list[LogEvent], text: str) -> list[str]:
+    said = [formatEvent(event) for event in logged if event["log_level"].name == "warn"]
+    return [line for line in said if text in line]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "reason"),
+    [
+        (":key={0}", ":key={1}", "its key with keyId=1 is not the one that is here"),
+        (":key={0}", ":key={0}:keyId=7", "there is no key with keyId=7 here"),
+        (":key={0}", "", "it has no key, and one is needed here"),
+        ("", ":key={0}", "it has a key (keyId=1), and none was given here"),
+    ],
+)
+def test_a_peer_with_another_key_is_told_at_both_ends_and_not_with_every_datagram(
+    tmp_path: Path, logged: list[LogEvent], here: str, there: str, reason: str
+) -> None:
+    keys = [tmp_path / "one.key", tmp_path / "other.key"]
+    for number, key in enumerate(keys):
+        key.write_text(f"{number:064x}")
+    net = Net()
+    node, client = Side(net, "node"), Side(net, "client")
+    node.listen(7410, here.format(*keys))
+    connector = client.dial(7410, options=there.format(*keys))
+    net.run(29)  # not one whole attempt
+
+    assert len(net.datagrams) > 2
+    (line,) = _warnings(logged, "is not answered")
+    assert reason in line
+    assert line.startswith("udp:127.0.0.1:")
+    silence = "no answer (nobody is there, or has this key) for 3 s"
+    (line,) = _warnings(logged, "no connection to")
+    assert silence in line
+    assert connector.last_error == silence
+    net.run(120)
+    assert 2 <= len(_warnings(logged, "is not answered")) <= 3  # one a minute
+    assert 1 == len(_warnings(logged, "no connection to"))

@@ -89,6 +89,7 @@ class Endpoint:
         self.peers = self.table.peers
         self.peer = self.table.peer
         self.ignores = self._handshakes.ignores
+        self.unopened = self._handshakes.unopened
         self._ready: dict[Address, Peer] = {}
         self._heap: list[tuple[float, int, Peer]] = []
         self._heap_count = 0

@@ -18,6 +18,7 @@ from msgservice.core.datagram.peers import Budget, Opening, Peer
 from msgservice.core.datagram.recovery import RTO_INITIAL
 from msgservice.core.datagram.session import Session
 from msgservice.core.datagram.table import SessionTable
+from msgservice.core.datagram.unopened import UnopenedHellos
 from msgservice.errors import LimitReached
 
 # With a cookie that was not answered so often, the other side may have a new secret, or have ended
@@ -49,6 +50,7 @@ class Handshakes:
         entropy: Callable[[int], bytes],
         jitter: Callable[[], float],
     ) -> None:
+        self.unopened = UnopenedHellos()
         self._table = table
         self._counters = counters
         self._limits = limits
@@ -159,6 +161,8 @@ class Handshakes:
         opened = seal.open(data, start, end) if seal is not None else None
         if opened is None:
             self._counters["forged"] += 1
+            if letter == wire.HELLO:
+                self.unopened.add(address, key_id, is_known=seal is not None, now=now)
             return None
         buffer, at, behind = opened
         size = behind - at

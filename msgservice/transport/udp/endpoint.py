@@ -100,7 +100,13 @@ class _Attempt:
 
     def _too_slow(self) -> None:
         self._deadline = None
-        self.fail(Failure(TimeoutError(f"no answer within {self._timeout:g} s")))
+        self.fail(
+            Failure(
+                TimeoutError(
+                    f"no answer within {self._timeout:g} s (nobody is there, or has this key)"
+                )
+            )
+        )
 
     def fail(self, reason: Failure) -> None:
         """End the attempt: no session came of it."""

@@ -96,6 +96,7 @@ class UdpTransport:
             make_channel=lambda owner: UdpChannel(make_user, limits, owner),
             limits=limits,
             rng=self._rng,
+            silence="no answer (nobody is there, or has this key)",
         )
 
     def listen(

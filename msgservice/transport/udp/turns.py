@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
+from twisted.logger import Logger
 
 from msgservice.clock import monotonic_of, timed
 from msgservice.core.datagram.cookie import Address
@@ -22,6 +23,7 @@ from msgservice.core.datagram.endpoint import Endpoint
 from msgservice.core.datagram.keys import Keys
 from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.peers import Effects
+from msgservice.core.datagram.unopened import Unopened
 from msgservice.errors import CannotListen, InsecureListener, PeerClosed, Refused
 from msgservice.transport.udp.port import PortAdapter
 from msgservice.transport.udp.socket import DatagramSocket
@@ -58,6 +60,8 @@ class Turns:
     Fields without an underscore are read by the owner, and changed here only.
     """
 
+    _log = Logger(namespace="msgservice.transport.udp")
+
     def __init__(
         self,
         reactor: Any,
@@ -78,6 +82,7 @@ class Turns:
         self.reactor = timed(reactor)
         self.seconds: Callable[[], float] = seconds or monotonic_of(reactor)
         self._open = key is None and not insecure
+        self._is_keyed = key is not None
         keys = None
         if key is not None:
             keys = Keys(key if isinstance(key, Mapping) else {1: key}, ChaCha20Poly1305)
@@ -92,6 +97,7 @@ class Turns:
             carry_over=carry_over,
             now=self.seconds(),
         )
+        self._unopened = self.endpoint.unopened.due  # looked at in each turn
         self.awaited = False  # a turn runs, or is due: what is queued now leaves with it
         self.closed = False
         self._take = take
@@ -234,11 +240,26 @@ class Turns:
             self._call.cancel()
             self._call = None
         self.awaited = False
+        if self._unopened:
+            self._tell_unopened()
         if not self.closed:
             self._write()
             endpoint.catch_up()
             if endpoint.rescheduled:
                 self._arm()
+
+    def _tell_unopened(self) -> None:
+        """Say who is heard and not understood: to both ends it looks as if nobody were there."""
+        for hello in self.endpoint.unopened.take():
+            host, port = hello.address
+            self._log.warn(
+                "udp:{host}:{port} is not answered: {reason} ({untold} more since the last such"
+                " line)",
+                host=f"[{host}]" if ":" in host else host,
+                port=port,
+                reason=_why_unopened(hello, is_keyed=self._is_keyed),
+                untold=hello.untold,
+            )
 
     def soon(self) -> None:
         """Let a turn follow, unless one does anyway."""
@@ -311,3 +332,13 @@ def is_loopback(interface: str) -> bool:
         return ipaddress.ip_address(interface).is_loopback
     except ValueError:
         return False
+
+
+def _why_unopened(hello: Unopened, *, is_keyed: bool) -> str:
+    if hello.key_id == 0:
+        return "it has no key, and one is needed here"
+    if not is_keyed:
+        return f"it has a key (keyId={hello.key_id}), and none was given here"
+    if not hello.is_known:
+        return f"there is no key with keyId={hello.key_id} here"
+    return f"its key with keyId={hello.key_id} is not the one that is here"
