@@ -20,7 +20,7 @@ from twisted.python.usage import UsageError
 
 from msgservice.clock import Reactor
 from msgservice.config.config import Config, Flags, load_config
-from msgservice.errors import ConfigError
+from msgservice.errors import CannotListen, ConfigError, LogLocked
 from msgservice.output import keep_flowing
 
 
@@ -79,6 +79,8 @@ def makeService(options: Options) -> IService:
         return _build(options.config())
     except ConfigError as error:
         raise SystemExit(f"msgservice: the configuration is wrong:\n{error}") from None
+    except (CannotListen, LogLocked) as error:
+        raise SystemExit(f"msgservice: {error}") from None
 
 
 def make_application(*files: str | os.PathLike[str]) -> Componentized:
@@ -95,7 +97,14 @@ def _build(config: Config) -> IService:
         raise ConfigError([f"a node runs on Linux, not on {sys.platform} (docs/platforms.md)"])
     from twisted.internet import reactor
 
+    from msgservice.disk.folder import check_not_held
     from msgservice.node.service import build_service
+    from msgservice.transport.probing import check_free
+
+    # Here there is still a terminal to tell it, and an exit code: a daemon fails in its log alone.
+    check_not_held(config.data)
+    for listener in config.listen:
+        check_free(listener.address)
 
     bridge_logging()
     keep_flowing(reactor, config.limits.output_bytes)

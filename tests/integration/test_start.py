@@ -3,11 +3,12 @@
 import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.integration.daemon import PATIENCE, running
+from tests.integration.daemon import BIN, PATIENCE, running
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
@@ -121,6 +122,57 @@ def test_port_in_use_ends_the_start_with_a_sentence(tmp_path: Path) -> None:
             assert node.ended() not in (0, -signal.SIGTERM)
             assert f"cannot listen on tcp:{port}" in node.said
             assert "Traceback" not in node.said
+
+
+def in_background(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Start a node as a daemon, as an operator does; return what the shell sees of it."""
+    command = ("twistd", "--pidfile=node.pid", "--logfile=node.log", "msgservice", *words)
+    return subprocess.run(
+        [BIN / command[0], *command[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp", "unix"])
+def test_a_daemon_whose_listener_is_taken_says_so_before_it_leaves_the_terminal(
+    scheme: str, tmp_path: Path
+) -> None:
+    kind = socket.SOCK_DGRAM if scheme == "udp" else socket.SOCK_STREAM
+    family = socket.AF_UNIX if scheme == "unix" else socket.AF_INET
+    with socket.socket(family, kind) as taken:
+        taken.bind(str(tmp_path / "s") if scheme == "unix" else (LOOPBACK, 0))
+        if scheme != "udp":
+            taken.listen()
+        where = f"unix:{tmp_path}/s" if scheme == "unix" else f"{scheme}:{taken.getsockname()[1]}"
+        ended = in_background(tmp_path, "--listen", where)
+    assert ended.returncode not in (0, -signal.SIGTERM)
+    assert ended.stderr.startswith(f"msgservice: cannot listen on {where}: ")
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "node.pid").exists()
+
+
+def test_a_daemon_whose_folder_is_held_says_so_before_it_leaves_the_terminal(
+    tmp_path: Path,
+) -> None:
+    with running(*TWIST, "--listen", "tcp:0", cwd=tmp_path) as first:
+        first.ports()
+        ended = in_background(tmp_path, "--listen", "tcp:0")
+        assert ended.returncode not in (0, -signal.SIGTERM)
+        assert ended.stderr.strip().endswith(f"is held by process {first.pid}")
+        assert not (tmp_path / "node.pid").exists()
+
+
+def test_a_daemon_whose_folder_cannot_be_made_says_so_before_it_leaves_the_terminal(
+    tmp_path: Path,
+) -> None:
+    ended = in_background(tmp_path, "--listen", "tcp:0", "--data", "/proc/nothere")
+    assert ended.returncode not in (0, -signal.SIGTERM)
+    assert "--data: node.data: " in ended.stderr
+    assert not (tmp_path / "node.pid").exists()
 
 
 @pytest.mark.parametrize("command", [TWIST, TWISTD], ids=["twist", "twistd"])

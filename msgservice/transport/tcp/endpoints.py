@@ -82,7 +82,7 @@ class _UnixServerEndpoint(UNIXServerEndpoint):
         """See `IStreamServerEndpoint`."""
         path = Path(os.fsdecode(self._address))
         lock = path.with_name(f"{path.name}.lock")
-        if lock.is_symlink() and not _is_listened_at(path):
+        if lock.is_symlink() and not is_listened_at(path):
             with suppress(OSError):
                 if path.is_socket():
                     path.unlink()
@@ -90,7 +90,8 @@ class _UnixServerEndpoint(UNIXServerEndpoint):
         return super().listen(protocolFactory)
 
 
-def _is_listened_at(path: Path) -> bool:
+def is_listened_at(path: Path) -> bool:
+    """Return whether somebody listens at a Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
