@@ -319,13 +319,13 @@ class Client:
     def request(
         self, subject: str, content: Any, timeout: float = 30, *, headers: Headers | None = None
     ) -> Deferred[Any]:
-        """Ask one receiver that answers on `subject`; fires with the content of its answer.
+        """Ask whoever answers on `subject`; fires with the content of the answer.
 
-        Not stored, and sent at most once. `timeout` in seconds. Fails with `NoResponder`,
-        `RequestTimeout`, `RequestFailed` (the other side says why), `Ambiguous` (the connection
-        was lost after it was sent), `LimitReached` (`limits.requests` are pending, or
-        `limits.window_bytes` of them), or as `send` does before sending. Cancelling ends the
-        wait only.
+        In this version that is the node, on its own subjects (`$node.info`). Not stored, and sent
+        at most once. `timeout` in seconds. Fails with `NoResponder`, `RequestTimeout`,
+        `RequestFailed` (the other side says why), `Ambiguous` (the connection was lost after it was
+        sent), `LimitReached` (`limits.requests` are pending, or `limits.window_bytes` of them), or
+        as `send` does before sending. Cancelling ends the wait only.
         """
         try:
             self._shutdown.check_open()
