@@ -49,6 +49,7 @@ def test_a_limit_without_a_value_is_a_usage_error() -> None:
         parsed("--limit", "heartbeat")
 
 
+@pytest.mark.usefixtures("operators_limits")
 def test_a_wrong_configuration_ends_the_start_with_all_that_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     file.write_text("[node]\nnmae = 1\n[limits]\nheartbeat = 0\n")
