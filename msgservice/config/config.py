@@ -30,7 +30,7 @@ from msgservice.config.addresses import (
 from msgservice.config.reader import Reader, Table, read_text, shown
 from msgservice.config.toml import Document, KeyPath, parse_document
 from msgservice.core.subjects import check_name, check_pattern
-from msgservice.disk.folder import check_folder
+from msgservice.disk.filesystem import check_folder
 from msgservice.errors import BadValue, ConfigError
 from msgservice.limits import ORDERED, PARTS, Limits, Rate, contradictions, wrong_with
 from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions

@@ -18,10 +18,10 @@ from twisted.logger import Logger
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import UNUSABLE, check_sqlite, connect
 from msgservice.disk.files import Files
+from msgservice.disk.filesystem import check_filesystem
 from msgservice.disk.folder import (
     FileWatch,
     FolderLock,
-    check_filesystem,
     check_names,
     make_folder,
 )

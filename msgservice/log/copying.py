@@ -14,7 +14,8 @@ import apsw
 
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import backup, check_sqlite, connect, sync_folder
-from msgservice.disk.folder import LOCK_NAME, FolderLock, check_filesystem, make_folder
+from msgservice.disk.filesystem import check_filesystem
+from msgservice.disk.folder import LOCK_NAME, FolderLock, make_folder
 from msgservice.disk.mark import MARK_NAME, Mark, MarkFile
 from msgservice.errors import DataFolderUnusable
 from msgservice.log.loading import load

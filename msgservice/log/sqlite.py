@@ -19,12 +19,12 @@ from twisted.internet.interfaces import IReactorFromThreads
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import FULL_ERRNOS, check_sqlite, connect
 from msgservice.disk.files import OS, Files
+from msgservice.disk.filesystem import check_filesystem
 from msgservice.disk.folder import (
     LOCK_NAME,
     FileWatch,
     FolderLock,
     Reserve,
-    check_filesystem,
     check_names,
     make_folder,
 )

@@ -15,7 +15,8 @@ import pytest
 
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.disk import database
-from msgservice.disk.folder import Reserve, check_filesystem, filesystem_of
+from msgservice.disk.filesystem import check_filesystem, filesystem_of
+from msgservice.disk.folder import Reserve
 from msgservice.disk.migrations import Schema
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogLocked
 from msgservice.limits import Limits
