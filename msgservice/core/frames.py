@@ -38,6 +38,7 @@ class ReceiveOptions(msgspec.Struct, omit_defaults=True):
     start: str | Integer | None = None  # "new", "first", a position; times are "@" + ISO 8601
     order: str | None = None  # "strict" or "none"
     shared: bool = False
+    paused: bool = False  # of a node: you get nothing for now, and may stay
     known: Name | None = None  # your incarnation as I was greeted before: I do not ask to be made
 
 

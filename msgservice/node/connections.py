@@ -190,6 +190,14 @@ class Connections:
 
     # --- of receivers
 
+    def receivers_here(self) -> set[int]:
+        """The numbers of the receivers that have a connection: fed, or paused."""
+        return {
+            peer.outlet.row.number
+            for peer in self.peers
+            if peer.outlet is not None and peer.ingress is not None and not peer.leaving
+        }
+
     def hold_check(self, outlet: Outlet) -> None:
         """Raise `NameHeld` while the name is held."""
         number = outlet.row.number

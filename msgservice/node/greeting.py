@@ -77,6 +77,9 @@ class Visitor(Protocol):
     def seated(self, outlet: Outlet, resume: Resume) -> None:
         """The guest is a receiver, and nothing speaks against feeding it."""
 
+    def waits(self) -> None:
+        """The guest is a receiver that is paused: it stays for a while, in case that ends."""
+
     def leave(self, code: int, reason: str) -> None:
         """Send nothing more; close when all is answered."""
 
@@ -213,7 +216,7 @@ class Greeter:
             incarnation = f"{self._log_id}.{outlet.row.number}"
             if guest.epoch:
                 incarnation += f".{guest.epoch}"
-            receive = ReceiveOptions(order=guest.order)
+            receive = ReceiveOptions(order=guest.order, paused=guest.was_paused)
         elif guest.over:
             incarnation, receive = guest.over, ReceiveOptions()
         taken = self._log.resume(guest.name, guest.incarnation)
@@ -270,7 +273,10 @@ class Greeter:
         elif outlet.row.options.paused:
             if error is None and outlet.connection is None:
                 outlet.hear(connection, resume)
-            visitor.leave(BYE_PAUSED, "paused")
+            if guest.was_paused:
+                visitor.waits()
+            else:
+                visitor.leave(BYE_PAUSED, "paused")  # it was not told yet
         elif (
             outlet.row.epoch != guest.epoch  # that of another connection, which has ended it
             or outlet.row.options.order != guest.order

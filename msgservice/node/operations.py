@@ -131,9 +131,11 @@ class Operations:
         accounts = await self._log.accounts([row.number for row in rows])
         found = {one.receiver: one for one in accounts}
         there = [row for row in rows if row.number in self._dispatch.outlets]
-        return [self._state(row, found.get(row.number)) for row in there], len(names) > count
+        here = self._connections.receivers_here()
+        states = [self._state(row, found.get(row.number), row.number in here) for row in there]
+        return states, len(names) > count
 
-    def _state(self, row: ReceiverRow, account: Account | None) -> ReceiverState:
+    def _state(self, row: ReceiverRow, account: Account | None, connected: bool) -> ReceiverState:
         outlet = self._dispatch.outlets[row.number]
         link = self._connections.links.get(row.number)
         waiting = [run for run in outlet.backlog.waiting_runs if run.attempts]
@@ -146,7 +148,7 @@ class Operations:
             backlog_bytes=self._dispatch.backlog_bytes_max(row),
             suspended=row.suspended,
             rate=self._rates.get(row.name),
-            connected=outlet.connection is not None,
+            connected=connected,
             cursor=outlet.backlog.cursor,
             attempts=max([run.attempts for run in waiting], default=0),
             last_error=outlet.trouble or (getattr(link, "last_error", "") or ""),

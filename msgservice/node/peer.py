@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 from msgservice.connection import Connection
 from msgservice.core.frames import (
     BYE_CLOSING,
+    BYE_PAUSED,
     BYE_REPLACED,
     BYE_SETTLED,
     CALLS_MAX,
@@ -64,6 +65,10 @@ from msgservice.node.status_frames import StatusFrames
 from msgservice.node.tracker import News, Tracker, Watch
 from msgservice.records import Resume, SenderFloor
 from msgservice.waiters import Waiters
+
+# Seconds that a paused receiver may stay; it says anew what it has taken then. Longer than
+# `link_healthy` is at most places, so that it comes back without delay, now and after a resume.
+PAUSED_STAY = 65.0
 
 
 class Register(Senders, Protocol):
@@ -186,6 +191,7 @@ class Peer:
         self._guest: Guest | None = None
         self._watch: Watch | None = None  # of a producer that wants to know states
         self._abort: IDelayedCall | None = None
+        self._paused: IDelayedCall | None = None  # ends the stay of a receiver that is paused
         self._calls = 0  # that are being answered, and the frames they came in
         self._answering = 0
         self._sent_any = False
@@ -293,6 +299,8 @@ class Peer:
         if self._abort is not None:
             self._abort.cancel()
             self._abort = None
+        if self._paused is not None and self._paused.active():
+            self._paused.cancel()
         if self.ingress is not None:
             self.ingress.stop()
         if self._watch is not None:
@@ -347,6 +355,10 @@ class Peer:
             self._seat = outlet
             outlet.attach(connection, resume, guest.inbox)
             self._dispatch.connected(outlet)
+
+    def waits(self) -> None:
+        """See `Visitor`."""
+        self._paused = self._clock.callLater(PAUSED_STAY, self.leave, BYE_PAUSED, "paused")
 
     # --- what the node does with it
 

@@ -140,7 +140,7 @@ class Receivers:
         outlet = self._dispatch.outlets[row.number]
         self._connections.hold_check(outlet)
         if row.options.paused or outlet.is_going:
-            return outlet  # it is sent away once its session is open, and has changed nothing
+            return outlet  # it gets nothing, and has changed nothing
         changes, options = False, row.options
         if row.configured:
             if patterns and set(patterns) != set(row.patterns):
@@ -262,6 +262,8 @@ class Receivers:
         else:
             if was_paused:
                 outlet.last_error = ""
+                # What it asked for was passed by: it comes again, and at once.
+                self._connections.dismiss_all(outlet, BYE_CLOSING, "resumed")
             self._connections.dial(outlet)
         await stored
         return row

@@ -37,6 +37,7 @@ from msgservice.records import Resume
 
 REPLACED = "a newer connection has this receiver's name"
 REMOVED = "the receiver was removed from the node"
+PAUSED = "the node says: paused"
 OUTDATED = "the node has another incarnation for this receiver now"
 QUIET_TURNS = 3  # turns without a run before what was discarded is asked for: two PINGs, usually
 
@@ -71,7 +72,8 @@ class NodeConnection:
 
     def __init__(self, way: Opened) -> None:
         self.way = way
-        self.is_open = False
+        self.is_open = False  # messages may come
+        self._is_paused = False  # the node says so: it keeps the connection, and sends nothing
         self.gone: Deferred[None] = Deferred()
         self._reception = way.reception
         self._handling = way.reception.handling
@@ -91,6 +93,7 @@ class NodeConnection:
         receive = hello.options.receive
         if receive is None:
             raise NameMismatch(f"{hello.name!r} does not send to receivers")
+        self._is_paused = receive.paused
         order = receive.order or self._reception.order
         if order not in ("strict", "none"):
             raise MalformedFrame(f"HELLO: order {order!r}")
@@ -125,8 +128,10 @@ class NodeConnection:
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Messages may come. What the node has taken of ours is nothing: we send none."""
         assert self._sender is not None
-        self.is_open = True
+        self.is_open = not self._is_paused
         self.way.opened(self._sender.name, self._sender.incarnation)
+        if self._is_paused:
+            self.way.ended = PAUSED
 
     def takes(self, frame: Frame) -> bool:
         """Whether a frame is looked at now; one that is answered needs room for the answer.

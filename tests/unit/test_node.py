@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from msgservice import Limits
-from msgservice.core.frames import BYE_PAUSED, Ack, AudienceFrame, Nack, Routed, Transfer
+from msgservice.core.frames import Ack, AudienceFrame, Nack, ReceiveOptions, Routed, Transfer
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import LogFailed
 from msgservice.log.memory import MemoryLog
@@ -224,7 +224,8 @@ def test_what_a_paused_receiver_says_it_has_taken_counts() -> None:
     world.settle()
     first = sent.sequence
     again = world.peer("billing", receive={}, resume=Resume(1, ((first, first),)))
-    assert again.bye == (BYE_PAUSED, "paused")
+    assert again.node_hello is not None
+    assert again.node_hello.options.receive == ReceiveOptions(order="strict", paused=True)
     assert shop.statuses() == {("billing", Status.ACKNOWLEDGED): [(1, 1)]}
     assert shop.request("$node.receivers.resume", {"name": "billing"})[0]
     resume = Resume(1, ((first, first),))

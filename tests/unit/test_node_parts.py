@@ -870,7 +870,7 @@ def some_operations(**more: Any) -> Operations:
         "directory": double(),
         "dispatch": double(),
         "outlets": double(rates={}),
-        "connections": double(peers={}, links={}),
+        "connections": double(peers={}, links={}, receivers_here=set),
         "receivers": double(
             add=None,
             change=None,

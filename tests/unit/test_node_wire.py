@@ -9,8 +9,9 @@ from twisted.internet.defer import Deferred, succeed
 
 from msgservice import Limits, errors
 from msgservice.connection import Connection
-from msgservice.core.frames import BYE_PAUSED, Hello, Reply, Request, Transfer
+from msgservice.core.frames import BYE_PAUSED, Hello, ReceiveOptions, Reply, Request, Transfer
 from msgservice.message import WireMessage, encode_messages
+from msgservice.node.peer import PAUSED_STAY
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 
@@ -105,15 +106,18 @@ def test_calls_count_until_they_are_answered() -> None:
     assert 1 == len(waiting)
 
 
-def test_who_attaches_while_paused_is_told_so_by_a_bye_and_changes_nothing() -> None:
+def test_who_attaches_while_paused_is_told_so_stays_a_while_and_changes_nothing() -> None:
     world = NodeWorld()
     shop = world.peer("shop")
     world.peer("billing", receive=ORDERS).connection.abort()
     assert shop.request("$node.receivers.pause", {"name": "billing"})[0]
     billing = world.peer("billing", receive={"subjects": ["other.>"]})
-    world.settle(1.0)
-    assert billing.bye is not None
-    assert BYE_PAUSED == billing.bye[0]
+    assert billing.node_hello is not None
+    assert billing.node_hello.options.receive == ReceiveOptions(order="strict", paused=True)
+    world.settle(PAUSED_STAY - 1)
+    assert billing.bye is None
+    world.settle(2)
+    assert billing.bye == (BYE_PAUSED, "paused")
     assert billing.connection.peer_error == 0
     _, listed = shop.request("$node.receivers.list", {})
     assert ["orders.>"] == listed["receivers"][0]["subjects"]

@@ -209,6 +209,15 @@ def test_10_a_removed_receiver_that_is_started_again_goes_on_with_what_is_new(or
 # --- of one that was away
 
 
+def cut(reached: Reached) -> None:
+    """No connection reaches the node until it listens again."""
+    reached.transport.listening.pop("node")
+    for peer in list(reached.world.node.parts.connections.peers):
+        assert peer.connection is not None
+        peer.connection.abort()
+    reached.world.settle(1)
+
+
 @pytest.mark.parametrize("restarted", [False, True], ids=["", "node restarted"])
 @pytest.mark.parametrize("way", ["paused", "cut"])
 def test_10_a_receiver_that_was_away_when_it_was_removed_is_told_so_and_not_made_anew(
@@ -224,11 +233,7 @@ def test_10_a_receiver_that_was_away_when_it_was_removed_is_told_so_and_not_made
         Deferred.fromCoroutine(node.pause_receiver("billing", True))
         reached.world.settle(1)
     else:
-        reached.transport.listening.pop("node")
-        for peer in list(node.parts.connections.peers):
-            assert peer.connection is not None
-            peer.connection.abort()
-        reached.world.settle(1)
+        cut(reached)
     assert not attachment.connected
     removed = results_of(Deferred.fromCoroutine(node.remove_receiver("billing")))
     reached.world.settle()
@@ -257,11 +262,11 @@ def test_10_a_receiver_that_was_removed_and_made_again_while_it_was_away_gets_wh
     reached = Reached("attached", slow)
     node = reached.world.node
     reached.send(b"1", b"2")
-    Deferred.fromCoroutine(node.pause_receiver("billing", True))
-    reached.world.settle(1)
+    cut(reached)
     Deferred.fromCoroutine(node.remove_receiver("billing"))
     reached.world.settle()
     Deferred.fromCoroutine(node.add_receiver("billing", ["a.>"]))
+    reached.listen()
     reached.send(b"new")
     for end in slow.ends[:]:
         end.callback(None)
