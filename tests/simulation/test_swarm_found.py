@@ -256,3 +256,56 @@ def test_dead_letters_of_a_hostile_receiver_are_judged_as_its_own() -> None:
         ),
     )
     assert fails(plan) is None
+
+
+def test_a_message_at_the_position_of_one_that_is_being_handled_is_delivered() -> None:
+    library = {"patterns": ("a.*", "b.>"), "order": "none", "concurrency": 1, "pause": 0.3}
+    scripted = {"patterns": ("a.*",), "window": (4, 3000), "slow": (0.3, 300.0)}
+    plan = Plan(
+        seed=41000871,
+        limits={},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(kind="receiver", name="library", options=library),
+            Part(kind="scripted", name="scripted", options=scripted),
+        ),
+        ops=(
+            Op(at=1.803, kind="stray", who="again", args=("cut",)),
+            Op(at=1.931, kind="send", who="shop", args=("a.1", 20, 0, None, False)),
+            Op(at=4.002, kind="save", who="node", args=()),
+            Op(at=4.064, kind="stray", who="again", args=("body",)),
+            Op(at=4.093, kind="restore", who="node", args=(0.264,)),
+            Op(at=4.579, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+        ),
+    )
+    assert fails(plan) is None
+
+
+def test_a_producer_that_was_away_hears_what_was_taken_of_a_run_that_is_tried_again() -> None:
+    sends = (
+        (0.385, ("a.2", 2, 3000, None, False)),
+        (0.806, ("a.2", 10, 3000, None, False)),
+        (17.039, ("a.1", 1, 0, None, False)),
+        (17.625, ("a.1", 1, 0, None, False)),
+        (18.361, ("b.1", 1, 0, None, False)),
+        (19.274, ("a.1", 1, 0, None, False)),
+    )
+    library = {"patterns": ("a.*",), "inbox": True, "batch": True}
+    scripted = {"patterns": ("a.*",), "nacks": 0.4, "slow": (0.1, 300.0)}
+    plan = Plan(
+        seed=51001695,
+        limits={"heartbeat": 5.0},
+        weather={"hold": 0.02, "half_open": 5.0},
+        cast=(
+            Part(kind="producer", name="shop", options={"outbox": True}),
+            Part(kind="receiver", name="library", options=library),
+            Part(kind="scripted", name="scripted", options=scripted),
+        ),
+        ops=(
+            Op(at=0.0, kind="suspend", who="scripted", args=(20000,)),
+            *(Op(at=at, kind="send", who="shop", args=args) for at, args in sends),
+            Op(at=19.789, kind="cut", who="node", args=()),
+        ),
+    )
+    assert fails(plan) is None
