@@ -18,7 +18,6 @@ from twisted.python.failure import Failure
 
 from msgservice.client.handed import HandedRun
 from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
-from msgservice.client.outbox_left import OutboxRun
 from msgservice.core.runs import Run
 
 
@@ -41,7 +40,7 @@ class DiskOutbox:
     def take_loaded(self) -> list[Run]:
         """The first of what an earlier process left, rising. Each run has no receipts."""
         loaded, self._loaded = self._loaded, ()
-        return [_run_of(run) for run in loaded]
+        return _handed_over(loaded)
 
     @property
     def has_more(self) -> bool:
@@ -50,7 +49,7 @@ class DiskOutbox:
 
     def read(self) -> Deferred[list[Run]]:
         """Read the next page of it; fails as `OutboxFile.read` does."""
-        return self._file.read().addCallback(lambda page: [_run_of(run) for run in page])
+        return self._file.read().addCallback(_handed_over)
 
     def is_unread(self, last: int) -> bool:
         """Whether what was left up to `last` may be in the file and not in memory."""
@@ -58,26 +57,16 @@ class DiskOutbox:
 
     def between(self, first: int, last: int) -> Deferred[list[Run]]:
         """Read runs of the file by sequence; fails as `OutboxFile.read` does."""
-        return self._file.between(first, last).addCallback(lambda runs: [_run_of(r) for r in runs])
+        return self._file.between(first, last)
 
     def keep(self, runs: Sequence[Run]) -> Deferred[None]:
-        """Write runs in one transaction; fires when they are synced.
+        """Write runs in one transaction; fires when they are synced, and are not sent before.
 
         Fails with `OutboxFull` or `LogUnavailable`: then none of them is kept, and their sequences
         stay unused. After `LogFailed` that is not known until the outbox is opened again.
         """
         self.writing += 1
-        kept = [
-            OutboxRun(
-                run.first,
-                run.count,
-                run.subject,
-                run.messages,
-                run.options,
-            )
-            for run in runs
-        ]
-        return self._file.append(kept).addBoth(self._written, runs[-1].last)
+        return self._file.append(runs).addBoth(self._written, runs[-1].last)
 
     def _written(self, result: Failure | None, last: int) -> Failure | None:
         self.writing -= 1
@@ -112,21 +101,12 @@ class DiskOutbox:
         return self._file.close()
 
 
-def _run_of(kept: OutboxRun) -> Run:
-    size = memoryview(kept.messages).nbytes
-    handed = HandedRun(kept.subject, kept.count, None, cost=size)
-    handed.first = kept.first
-    return Run(
-        kept.first,
-        kept.count,
-        kept.subject,
-        kept.subject,
-        kept.messages,
-        size,
-        kept.first - 1,
-        handed,
-        kept.options,
-    )
+def _handed_over(runs: Sequence[Run]) -> list[Run]:
+    """Return runs of the file as if they were handed over again; nobody has a receipt."""
+    for run in runs:
+        run.source = HandedRun(run.subject, run.count, None, cost=run.size)
+        run.source.first = run.first
+    return list(runs)
 
 
 def open_outbox(

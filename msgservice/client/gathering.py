@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from msgservice.client.handed import HandedRun
 from msgservice.client.receipt import Receipt
 from msgservice.codecs import encode_content
-from msgservice.core.runs import Run
+from msgservice.core.runs import Run, producer_run
 from msgservice.core.subjects import check_name, check_subject, exact, is_reserved
 from msgservice.errors import BadName, BadSubject, MessageTooLarge, Refused
 from msgservice.limits import FRAME_OVERHEAD, MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
@@ -97,7 +97,7 @@ class Gather:
         messages = encode_bodies(items) if self.bare else encode_mixed(items)
         cost = self.size - ARRAY_HEADER_MAX
         handed = HandedRun(self.subject, len(items), self.waiters, self.ids, cost=cost)
-        return _run_of(handed, messages, self.options)
+        return producer_run(0, len(items), self.subject, messages, self.options, handed)
 
 
 class Gathering:
@@ -251,23 +251,8 @@ class Gathering:
 
 
 def _whole_run(subject: str, count: int, messages: bytes, options: RunOptions) -> Run:
-    return _run_of(HandedRun(subject, count, None, cost=len(messages)), messages, options)
-
-
-def _run_of(handed: HandedRun, messages: bytes, options: RunOptions) -> Run:
-    """Return the run that the backlog of a client has of these; it gets its sequences later."""
-    subject = handed.subject
-    return Run(
-        first=0,
-        count=handed.count,
-        subject=subject,
-        lane=subject,
-        encoded=messages,
-        size=len(messages),
-        after=0,
-        source=handed,
-        options=options,
-    )
+    handed = HandedRun(subject, count, None, cost=len(messages))
+    return producer_run(0, count, subject, messages, options, handed)
 
 
 def _bytes_in(bodies: Sequence[Any]) -> int:

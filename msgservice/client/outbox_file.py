@@ -22,8 +22,9 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
-from msgservice.client.outbox_left import LeftRuns, OutboxRun
+from msgservice.client.outbox_left import LeftRuns, row_size
 from msgservice.core.ranges import RangeSet
+from msgservice.core.runs import Run
 from msgservice.disk.database import as_json, insert_steps, is_full, one
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
@@ -74,7 +75,7 @@ class OutboxSnapshot:
 
     incarnation: str
     sequence: int  # the last that it ever held; 0 for a new one
-    runs: tuple[OutboxRun, ...]  # the first page of open ones, rising; the rest by `read`
+    runs: tuple[Run, ...]  # the first page of open ones, rising; the rest by `read`
     open_ranges: tuple[tuple[int, int], ...]  # all that is open
     messages: int  # of all open runs
     messages_bytes: int
@@ -118,7 +119,7 @@ class OutboxFile:
         self._renewals = 0
         self._firsts: list[int] = []  # of open runs, rising
         self._open: dict[int, _Open] = {}  # first -> what is left of a run
-        self._waiting: list[tuple[Sequence[OutboxRun], Deferred[None]]] = []
+        self._waiting: list[tuple[Sequence[Run], Deferred[None]]] = []
         self._gone: list[int] = []  # firsts of settled runs whose rows are still there
         self._gone_bytes = 0
         self._log_id: str | None = None  # noted, and not yet on disk
@@ -181,6 +182,7 @@ class OutboxFile:
             messages_bytes=left.messages_bytes,
             log_id=log_id,
         )
+        left.first_page = ()
         return snapshot, Mark(_MARKED, sequence, self._renewals, 0)
 
     def close(self) -> Deferred[None]:
@@ -222,7 +224,7 @@ class OutboxFile:
         """Whether open runs of before the start are still to be read."""
         return self._left is not None and self._left.has_more
 
-    def read(self) -> Deferred[list[OutboxRun]]:
+    def read(self) -> Deferred[list[Run]]:
         """Read the next page of them, rising; one call at a time.
 
         Fails with `LogUnavailable` when the file is closed, `LogDamaged`, or as SQLite does.
@@ -231,11 +233,11 @@ class OutboxFile:
             return fail(LogUnavailable("the outbox is not open"))
         assert self._worker is not None
 
-        def job() -> list[OutboxRun]:
+        def job() -> list[Run]:
             assert self._left is not None
             return self._left.page(self._file.db)
 
-        def done(page: list[OutboxRun]) -> list[OutboxRun]:
+        def done(page: list[Run]) -> list[Run]:
             assert self._left is not None
             self._index(page)
             self._left.was_read(page)
@@ -247,13 +249,13 @@ class OutboxFile:
         """Whether sequences up to `last` may be in the file and not in memory."""
         return self._left is not None and self._left.is_unread(last)
 
-    def between(self, first: int, last: int) -> Deferred[list[OutboxRun]]:
+    def between(self, first: int, last: int) -> Deferred[list[Run]]:
         """Read runs by sequence without counting them, rising; fails as `read` does."""
         if not self._opened:
             return fail(LogUnavailable("the outbox is not open"))
         assert self._worker is not None
 
-        def job() -> list[OutboxRun]:
+        def job() -> list[Run]:
             assert self._left is not None
             return self._left.between(self._file.db, first, last)
 
@@ -261,7 +263,7 @@ class OutboxFile:
 
     # --- runs ----------------------------------------------------------------------------------
 
-    def append(self, runs: Sequence[OutboxRun]) -> Deferred[None]:
+    def append(self, runs: Sequence[Run]) -> Deferred[None]:
         """Append runs; fires after the sync. Cancelling stops the wait, not the write.
 
         Each begins above all sequences handed in before. Fails with `OutboxFull` (nothing kept),
@@ -273,7 +275,7 @@ class OutboxFile:
             return fail(self._failed)
         if not self._opened:
             return fail(LogUnavailable("the outbox is not open"))
-        size = sum(run.size for run in runs)
+        size = sum(map(row_size, runs))
         if self.size + size > self._size_max:
             return fail(OutboxFull(self.size + size, self._size_max))
         for run in runs:
@@ -344,25 +346,26 @@ class OutboxFile:
 
         return self._worker.submit(job).addCallback(done)
 
-    def _add(self, run: OutboxRun) -> None:
+    def _add(self, run: Run) -> None:
         self._firsts.append(run.first)
-        self._open[run.first] = _Open(run.first, run.last, run.size)
-        self.size += run.size
+        size = row_size(run)
+        self._open[run.first] = _Open(run.first, run.last, size)
+        self.size += size
 
-    def _index(self, page: Sequence[OutboxRun]) -> None:
+    def _index(self, page: Sequence[Run]) -> None:
         """Runs of the file that are in memory from now on; what was appended has higher numbers."""
         if page:
             at = bisect_left(self._firsts, page[0].first)
             self._firsts[at:at] = [run.first for run in page]
             for run in page:
-                self._open[run.first] = _Open(run.first, run.last, run.size)
+                self._open[run.first] = _Open(run.first, run.last, row_size(run))
 
-    def _remove(self, runs: Sequence[OutboxRun]) -> None:
+    def _remove(self, runs: Sequence[Run]) -> None:
         """Take runs back that could not be written."""
         for run in runs:
             if self._open.pop(run.first, None) is not None:
                 self._firsts.remove(run.first)
-                self.size -= run.size
+                self.size -= row_size(run)
 
     def _lowest(self) -> int:
         """Return up to where nothing is open, in memory: on disk once it is committed."""
@@ -395,7 +398,7 @@ class OutboxFile:
             else:
                 self.settled_to = settled_to
                 is_due = self._log_id is not None
-            behind: list[tuple[Sequence[OutboxRun], Deferred[None]]] = []
+            behind: list[tuple[Sequence[Run], Deferred[None]]] = []
             if self._failed is not None:
                 behind, self._waiting = self._waiting, []
                 self._remove([run for some, _ in behind for run in some])
@@ -412,7 +415,7 @@ class OutboxFile:
         committing.addBoth(done)
 
     def _write(
-        self, runs: Sequence[OutboxRun], gone: list[int], sequence: int, log_id: str | None
+        self, runs: Sequence[Run], gone: list[int], sequence: int, log_id: str | None
     ) -> None:
         """Commit runs, settlements and the id of the log; on the worker's thread."""
         # A run that was settled before it was written (a fast node) is written and removed here.
@@ -431,7 +434,7 @@ class OutboxFile:
         if log_id is not None:
             steps.append(("update head set log_id = ?", (log_id,)))
         self._commit(steps)
-        self._written += sum(run.size for run in runs) + 4096 * 4
+        self._written += sum(map(row_size, runs)) + 4096 * 4
         if self._written >= CHECKPOINT_BYTES:
             self._commit([], checkpoint=True)
             self._written = 0

@@ -14,9 +14,10 @@ import apsw
 import msgspec
 
 from msgservice.core.ranges import RangeSet
+from msgservice.core.runs import Run, producer_run
 from msgservice.disk.database import one
 from msgservice.errors import LogDamaged
-from msgservice.message import PLAIN, RunOptions, options_of
+from msgservice.message import RunOptions, options_of
 
 # Of one page. A run of one message takes about 1 KiB in memory besides what it says.
 PAGE_RUNS = 4096
@@ -25,24 +26,9 @@ PAGE_BYTES = 4 * 1024 * 1024
 ROW_BYTES = 64  # what a run costs on disk beside its messages
 
 
-class OutboxRun(msgspec.Struct, frozen=True, gc=False):
-    """A run as the producer's outbox keeps it; message *i* has the sequence `first + i`."""
-
-    first: int
-    count: int
-    subject: str
-    messages: bytes | memoryview | msgspec.Raw
-    options: RunOptions = PLAIN
-
-    @property
-    def last(self) -> int:
-        """The last sequence of the run."""
-        return self.first + self.count - 1
-
-    @property
-    def size(self) -> int:
-        """The size of the run as the limit counts it, in bytes."""
-        return memoryview(self.messages).nbytes + ROW_BYTES
+def row_size(run: Run) -> int:
+    """The size of a run as the outbox's limit counts it, in bytes."""
+    return run.size + ROW_BYTES
 
 
 class LeftRuns:
@@ -55,22 +41,22 @@ class LeftRuns:
         self.open = RangeSet()
         self.messages = 0
         self.messages_bytes = 0
-        self.size = 0  # as `OutboxRun.size` counts
+        self.size = 0  # as `row_size` counts
         self.read_to = 0  # everything up to here was read
         self._last = 0
-        first: list[OutboxRun] = []
+        first: list[Run] = []
         page_bytes = 0
         for run in _runs(db, 0):
             self.open.add(run.first, run.last)
             self.messages += run.count
-            self.messages_bytes += len(run.messages)
-            self.size += run.size
+            self.messages_bytes += run.size
+            self.size += row_size(run)
             self._last = run.last
             if len(first) < PAGE_RUNS and page_bytes < PAGE_BYTES:
                 first.append(run)
-                page_bytes += len(run.messages)
+                page_bytes += run.size
                 self.read_to = run.last
-        self.first_page = tuple(first)
+        self.first_page = tuple(first)  # until it is taken
 
     @property
     def has_more(self) -> bool:
@@ -81,7 +67,7 @@ class LeftRuns:
         """Whether sequences up to `last` may be in the file alone."""
         return self.read_to < min(last, self._last)
 
-    def between(self, db: apsw.Connection, first: int, last: int) -> list[OutboxRun]:
+    def between(self, db: apsw.Connection, first: int, last: int) -> list[Run]:
         """Read the runs that overlap `first` to `last`, rising; they do not count as read."""
         before = one(db, "select max(first) from run where first <= ?", (first,))
         found = []
@@ -92,23 +78,23 @@ class LeftRuns:
                 found.append(run)
         return found
 
-    def page(self, db: apsw.Connection) -> list[OutboxRun]:
+    def page(self, db: apsw.Connection) -> list[Run]:
         """Read the next page; `was_read` makes it count."""
-        page: list[OutboxRun] = []
+        page: list[Run] = []
         size = 0
         for run in _runs(db, self.read_to):
             if run.first > self._last or len(page) >= PAGE_RUNS or size >= PAGE_BYTES:
                 break
             page.append(run)
-            size += len(run.messages)
+            size += run.size
         return page
 
-    def was_read(self, page: Iterable[OutboxRun]) -> None:
+    def was_read(self, page: Iterable[Run]) -> None:
         """Runs were read: they are in memory now."""
         self.read_to = max((run.last for run in page), default=self._last)
 
 
-def _runs(db: apsw.Connection, after: int) -> Iterator[OutboxRun]:
+def _runs(db: apsw.Connection, after: int) -> Iterator[Run]:
     """Yield the open runs above a sequence, rising, each checked."""
     for first, count, subject, to, flags, crc, messages in db.execute(
         "select first, count, subject, audience, flags, crc, messages from run"
@@ -120,4 +106,4 @@ def _runs(db: apsw.Connection, after: int) -> Iterator[OutboxRun]:
         options = options_of(flags)
         if to is not None:
             options = RunOptions(msgspec.json.decode(to, type=tuple[str, ...]), flags=flags)
-        yield OutboxRun(first, count, subject, messages, options)
+        yield producer_run(first, count, subject, messages, options)

@@ -59,6 +59,28 @@ class Run(msgspec.Struct, gc=False, eq=False):
         return self.first + self.count - 1
 
 
+def producer_run(
+    first: int,
+    count: int,
+    subject: str,
+    messages: bytes,
+    options: RunOptions = PLAIN,
+    source: Any = None,
+) -> Run:
+    """Return a run as the outbox of its producer has it: each subject is a lane."""
+    return Run(
+        first=first,
+        count=count,
+        subject=subject,
+        lane=subject,
+        encoded=messages,
+        size=len(messages),
+        after=first - 1,
+        source=source,
+        options=options,
+    )
+
+
 class Settled(msgspec.Struct, gc=False, frozen=True):
     """Sequences `first` to `last` of `run` are final; `refusal`: what made them dead, if that."""
 

@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from msgservice.client.outbox_file import OutboxFile
-from msgservice.client.outbox_left import OutboxRun
+from msgservice.core.runs import Run, producer_run
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, encode_messages
 from msgservice.receiver.inbox_file import InboxFile
@@ -136,9 +136,9 @@ class OutboxLife:
             threads=SimThreads(clock, lambda: 0.001),
         )
         snapshot = self.driver.wait(self.file.open())
-        found: list[OutboxRun] = [*snapshot.runs]
+        found: list[Run] = [*snapshot.runs]
         while self.file.has_more:
-            page: list[OutboxRun] = self.driver.wait(self.file.read())
+            page: list[Run] = self.driver.wait(self.file.read())
             found += page
         have = {run.first: bytes(run.messages) for run in found}
         for first, messages in self.kept.items():
@@ -178,7 +178,7 @@ class OutboxLife:
                 size = random.choice([3, 300, 30_000])
                 messages = encode_messages([BareMessage(random.randbytes(size))] * count)
                 runs.append(
-                    OutboxRun(
+                    producer_run(
                         first=sequence + 1,
                         count=count,
                         subject="lane",

@@ -19,7 +19,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from msgservice.client.outbox_file import OutboxFile
-from msgservice.client.outbox_left import OutboxRun
+from msgservice.core.runs import producer_run
 from msgservice.disk import database
 from msgservice.disk.folder import Reserve
 from msgservice.disk.mark import Mark, MarkFile, MarkWriter
@@ -110,7 +110,9 @@ def test_an_outbox_is_full_and_goes_on(
     file_limit(FILE_BYTES)
 
     def append(sequence: int) -> None:
-        calls.wait(box.append([OutboxRun(sequence, 1, "a", b"\x91\x91\xc4\x00" + bytes(100_000))]))
+        calls.wait(
+            box.append([producer_run(sequence, 1, "a", b"\x91\x91\xc4\x00" + bytes(100_000))])
+        )
 
     with pytest.raises(LogUnavailable):
         do_all(partial(append, sequence) for sequence in range(1, 20))

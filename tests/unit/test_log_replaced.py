@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent
 
 from msgservice.client.outbox_file import OutboxFile
-from msgservice.client.outbox_left import OutboxRun
+from msgservice.core.runs import producer_run
 from msgservice.disk.folder import FolderLock
 from msgservice.errors import LogFailed, LogLocked, LogReplaced
 from msgservice.limits import Limits
@@ -96,7 +96,7 @@ def test_33_a_replaced_outbox_takes_nothing(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "data", tmp_path / "older")
     replace_all(tmp_path / "data", tmp_path / "older")
     with pytest.raises(LogFailed, match="was replaced or removed while the outbox was in use"):
-        calls.wait(box.append([OutboxRun(1, 1, "a", b"\x91\x91\xc4\x00")]))
+        calls.wait(box.append([producer_run(1, 1, "a", b"\x91\x91\xc4\x00")]))
     calls.wait(box.close())
 
 

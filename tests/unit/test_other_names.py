@@ -15,7 +15,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from msgservice.client.outbox_file import OutboxFile
-from msgservice.client.outbox_left import OutboxRun
+from msgservice.core.runs import producer_run
 from msgservice.errors import DataFolderUnusable, LogLocked
 from msgservice.message import encode_bodies
 from msgservice.receiver.inbox_file import InboxFile
@@ -40,7 +40,7 @@ class Opened:
             )
             self.threads.wait(done)
         else:
-            run = OutboxRun(self.file.sequence + 1, 1, "a.b", encode_bodies([b"x"]))
+            run = producer_run(self.file.sequence + 1, 1, "a.b", encode_bodies([b"x"]))
             appending: Deferred[Any] = self.file.append([run])
             self.threads.wait(appending)
 

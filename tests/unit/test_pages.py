@@ -20,7 +20,7 @@ import apsw
 import pytest
 
 from msgservice.client.outbox_file import OutboxFile
-from msgservice.client.outbox_left import OutboxRun
+from msgservice.core.runs import producer_run
 from msgservice.disk.database import connect
 from msgservice.disk.mark import MARKS_SIZE
 from msgservice.disk.pages import PAGE, PageSums
@@ -79,7 +79,7 @@ class Opened:
 
     def _fill_outbox(self, number: int) -> None:
         messages = b"\x91\x91\xc5\x03\xe8" + b"%04d" % number * 250
-        self.threads.wait(self.file.append([OutboxRun(number, 1, "orders.new", messages)]))
+        self.threads.wait(self.file.append([producer_run(number, 1, "orders.new", messages)]))
         if number % 3 == 0:
             self.file.settle([(number - 1, number - 1)])
 
@@ -361,14 +361,14 @@ def test_without_room_for_sums_the_log_is_folded_in_all_the_same(tmp_path: Path)
         return file
 
     file = opened()
-    clocked.wait(file.append([OutboxRun(1, 1, "orders.new", b"\x91\x91\xc4\x01x")]))
+    clocked.wait(file.append([producer_run(1, 1, "orders.new", b"\x91\x91\xc4\x01x")]))
     clock.advance(1)
     disk.full = lambda name: errno.ENOSPC if name.endswith(".mark") else 0
     clocked.wait(file.close())
     assert not (disk.folder / "outbox.db-wal").stat().st_size
     disk.full = lambda name: 0
     file = opened()
-    clocked.wait(file.append([OutboxRun(2, 1, "orders.new", b"\x91\x91\xc4\x01y")]))
+    clocked.wait(file.append([producer_run(2, 1, "orders.new", b"\x91\x91\xc4\x01y")]))
     clocked.wait(file.close())
     file = opened()
     assert [run.first for run in clocked.wait(file.between(1, 9))] == [1, 2]

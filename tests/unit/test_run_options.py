@@ -10,11 +10,10 @@ import pytest
 from twisted.python.failure import Failure
 
 from msgservice.client.outbox_file import OutboxFile
-from msgservice.client.outbox_left import OutboxRun
 from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Transfer, decode_frame, encode_frame
-from msgservice.core.runs import Run, cut_run
+from msgservice.core.runs import Run, cut_run, producer_run
 from msgservice.errors import NotYetBuilt
 from msgservice.message import PLAIN, RunOptions, encode_bodies, options_of
 from tests.kit.clients import ClientWorld
@@ -71,7 +70,7 @@ def test_an_option_comes_back_from_an_outbox_file_or_is_refused(name: str, tmp_p
     threads = ThreadCalls()
     file = OutboxFile(tmp_path / "outbox.db", reactor=threads)
     threads.wait(file.open())
-    threads.wait(file.append([OutboxRun(1, 3, "s", BODIES, options)]))
+    threads.wait(file.append([producer_run(1, 3, "s", BODIES, options)]))
     threads.wait(file.close())
     again = OutboxFile(tmp_path / "outbox.db", reactor=threads)
     (left,) = threads.wait(again.open()).runs
