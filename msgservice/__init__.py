@@ -55,3 +55,8 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for whoever completes or asks: none of them is here before it is used."""
+    return sorted({*globals(), *__all__} - {"TYPE_CHECKING", "Any", "annotations"})

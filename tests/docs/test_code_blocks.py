@@ -151,9 +151,20 @@ def test_every_place_that_is_linked_exists(page: str) -> None:
         assert not anchor or anchor in anchors, (target, anchor)
 
 
-def test_the_bridge_without_a_node_says_how_it_is_called() -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "usage: python -m examples.chassis_bridge tcp:127.0.0.1:7410\n"),
+        (
+            ["nonsense"],
+            "chassis_bridge: bad address 'nonsense': expected SCHEME:..., as in"
+            " tcp:127.0.0.1:7410\n",
+        ),
+    ],
+)
+def test_the_bridge_without_a_node_says_how_it_is_called(words: list[str], told: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "examples.chassis_bridge"],
+        [sys.executable, "-m", "examples.chassis_bridge", *words],
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
@@ -161,7 +172,7 @@ def test_the_bridge_without_a_node_says_how_it_is_called() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == "usage: python -m examples.chassis_bridge tcp:127.0.0.1:7410\n"
+    assert done.stderr == told
 
 
 def test_the_conversation_on_the_page_of_datagrams_is_as_it_says() -> None:

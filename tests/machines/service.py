@@ -8,6 +8,7 @@ whether they agree with that in the end.
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
@@ -574,6 +575,13 @@ class Producer:
             assert file._file._db is not None
             file._file._db.close(True)
             file._file._lock.release()
+            # What the kernel closes, and nothing that `close` would do besides.
+            marks, pages = cast("TurnMarks", file._file._marks), file._file.pages
+            marks._file.close()
+            for descriptor in (pages._mark, pages._database):
+                if descriptor is not None:
+                    os.close(descriptor)
+            pages._mark = pages._database = None
         for message in self.messages:
             if not message.fired:
                 message.is_lost = True

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from twisted.logger import LogEvent
 
+from tests.machines.client import ClientMachine
 from tests.machines.kinds import KINDS
 from tests.machines.machine import Machine, as_test, play, replay, require, search, shrink, steps_of
+from tests.machines.service import Producer
 
 SEEDS = {
     "outbox": 400,
@@ -91,3 +94,19 @@ def test_a_receipt_may_name_receivers_that_are_gone() -> None:
         ("restart", 1765697047),
     ]
     replay(KINDS["directory"], 710056, steps)
+
+
+def test_a_producer_that_is_killed_leaves_no_descriptors() -> None:
+    machine = ClientMachine(random.Random(1))
+    producer = Producer(machine, "killed", on_disk=True)
+    producer.kill()
+    opened = [link for link in Path("/proc/self/fd").iterdir() if _leads_to(link, producer.folder)]
+    assert [] == opened
+    machine.close()
+
+
+def _leads_to(link: Path, folder: Path) -> bool:
+    try:
+        return folder in link.readlink().parents
+    except OSError:  # the one that lists them
+        return False

@@ -1,4 +1,4 @@
-"""`msgservice send`, without a process: what it says when it is interrupted while it waits."""
+"""`msgservice send`, without a process: what it says in the end, or when it is interrupted."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from msgservice.cli.exit_codes import ExitCode
-from msgservice.cli.send import _settled
+from msgservice.cli.send import _seconds, _settled
 from msgservice.cli.session import Interrupted, Session, exit_code
 from msgservice.message import Status
 from tests.kit.clients import error_of
@@ -33,3 +33,7 @@ def test_an_interrupted_wait_says_where_the_message_is_and_who_has_it_not() -> N
     error = error_of(waiting, Interrupted)
     assert "interrupted; stored at log:4711; waiting for billing to acknowledge it" == str(error)
     assert ExitCode.INTERRUPTED is exit_code(error)
+
+
+def test_what_took_no_tenth_of_a_second_is_not_told_as_nothing() -> None:
+    assert ["0.043", "0.5", "1.0", "123.5"] == [_seconds(s) for s in (0.0432, 0.5, 1.0, 123.456)]
