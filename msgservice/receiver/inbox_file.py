@@ -31,6 +31,7 @@ from msgservice.disk.machine import Jobs, OwnThreads, Threads
 from msgservice.disk.mark import Mark
 from msgservice.disk.migrations import Schema
 from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, Reject
+from msgservice.receiver.handling.coroutines import GENERATORS, has_not_run
 from msgservice.receiver.inbox_rejections import CRC_MASK, Fresh, Rejections, row_crc
 from msgservice.receiver.inbox_transaction import RolledBack, Transaction
 from msgservice.records import Rejected, Resume
@@ -602,13 +603,8 @@ class InboxFile:
         error: BaseException | None = None
         try:
             result = work(*arguments, transaction)
-            if inspect.isawaitable(result) or isinstance(result, Deferred):
-                if inspect.iscoroutine(result):
-                    result.close()
-                error = TypeError(
-                    "a handler with a transaction must be done when it returns:"
-                    " compute first, then write"
-                )
+            if result is not None:
+                error = _is_unfinished(result)
         except BaseException as raised:  # as a Deferred would: no handler may end the reactor
             error = raised
         finally:
@@ -624,3 +620,16 @@ class InboxFile:
             db.execute("rollback to message" + _OWN)
         db.execute("release message" + _OWN)
         return result, error
+
+
+def _is_unfinished(result: object) -> TypeError | None:
+    """Return what a handler fails with that is not done when it returns; None for one that is."""
+    if isinstance(result, GENERATORS):
+        return has_not_run(result)
+    if not (inspect.isawaitable(result) or isinstance(result, Deferred)):
+        return None
+    if inspect.iscoroutine(result):
+        result.close()
+    return TypeError(
+        "a handler with a transaction must be done when it returns: compute first, then write"
+    )

@@ -31,6 +31,7 @@ from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.receiver.handling.coroutines import check_runs
 from msgservice.receiver.handling.engine import Handling
 from msgservice.receiver.handling.threads import ThreadedHandling
 from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox
@@ -96,6 +97,7 @@ class Receiver(Service):
         name = check_name(name)
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {handler!r}")
+        check_runs(handler)
         if order not in ("strict", "none"):
             raise ValueError(f'order must be "strict" or "none", not {order!r}')
         if shared and order != "none":

@@ -593,6 +593,13 @@ _ALL = [
         catcher=_test("tests/unit/test_other_names.py", "has_another_name_is_refused"),
     ),
     Mutant(
+        name="generator-counts-as-handled",
+        at="msgservice.receiver.handling.engine:Handling._step_each",
+        old="isinstance(result, UNFINISHED)",
+        new="isinstance(result, PENDING)",
+        catcher=_test("tests/unit/test_receiver.py", "returns_a_generator_has_not_run"),
+    ),
+    Mutant(
         name="stored-inbox-commits-behind-a-rollback",
         at="msgservice.receiver.inbox_transaction:Transaction._connection",
         old="if self.lost is not None:",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -71,6 +71,33 @@ def test_what_a_plain_handler_returns_is_no_business_of_the_receiver() -> None:
     world.node.offer([b"1"])
     world.run()
     assert world.node.acknowledged == [(1, 1)]
+
+
+async def some_async(message: object) -> AsyncIterator[object]:
+    yield message
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("threads", [0, 1])
+@pytest.mark.parametrize("kind", ["generator", "async_generator"])
+def test_14_a_handler_that_returns_a_generator_has_not_run_and_failed(
+    kind: str, threads: int, batch: bool, logged_failures: list[LogEvent]
+) -> None:
+    """Nothing that could be seen when the receiver was made."""
+
+    def handle(message: object) -> object:
+        return (one for one in [message]) if kind == "generator" else some_async(message)
+
+    world = World(handle, threads=threads, batch=batch)
+    world.node.offer([b"1"])
+    world.until(lambda: world.node.answers)
+    [nack] = world.node.nacks
+    assert nack.action == Action.RETRY
+    assert nack.reason.startswith(f"TypeError: a handler returned a {kind}")
+    assert "inlineCallbacks" in nack.reason
+    assert len(logged_failures) == 1
+    logged_failures.clear()
+    world.stop()
 
 
 @pytest.mark.parametrize("order", ["strict", "none"])

@@ -203,6 +203,27 @@ def test_14_a_handler_with_a_transaction_that_exits_fails_like_any_other(
     assert sorted(written(path)) == [b"1", b"2", b"3", b"bad"]
 
 
+@pytest.mark.parametrize("computes", [False, True])
+def test_14_a_handler_with_an_inbox_that_returns_a_generator_has_not_run_and_failed(
+    path: Path, computes: bool, logged_failures: list[LogEvent]
+) -> None:
+    def compute(message: ReceivedMessage) -> Any:
+        return (one for one in [message])
+
+    def handle(message: ReceivedMessage, transaction: Any) -> Any:
+        return compute(message)
+
+    world = world_of(path, compute if computes else handle)
+    world.node.offer([b"1"])
+    world.until(lambda: world.node.answers)
+    [nack] = world.node.nacks
+    assert nack.action == Action.RETRY
+    assert nack.reason.startswith("TypeError: ")
+    assert "generator" in nack.reason
+    logged_failures.clear()
+    world.stop()
+
+
 def test_25_writes_whose_parameters_exit_behind_a_rollback_fail_alone(
     path: Path, logged_failures: list[LogEvent]
 ) -> None:

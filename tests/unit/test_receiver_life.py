@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import types
+from collections.abc import AsyncIterator, Generator, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, succeed
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
@@ -89,6 +92,67 @@ def test_a_coroutine_function_cannot_run_on_threads() -> None:
 
     with pytest.raises(TypeError, match="coroutine"):
         Receiver(Clock(), name="r", handler=handle, threads=2)
+
+
+def generator(message: ReceivedMessage) -> Iterator[Any]:
+    """A handler that somebody forgot to decorate with inlineCallbacks."""
+    yield Deferred()
+
+
+async def async_generator(message: ReceivedMessage) -> AsyncIterator[Any]:
+    yield message
+
+
+@types.coroutine
+def old_coroutine(message: ReceivedMessage) -> Iterator[Any]:
+    yield message
+
+
+class Called:
+    def __call__(self, message: ReceivedMessage) -> Iterator[Any]:
+        yield message
+
+    def method(self, message: ReceivedMessage) -> Iterator[Any]:
+        yield message
+
+
+def with_transaction(message: ReceivedMessage, transaction: Any) -> Iterator[Any]:
+    yield message
+
+
+@pytest.mark.parametrize("more", [{}, {"threads": 2}, {"batch": True}, {"inbox": "inbox.db"}])
+@pytest.mark.parametrize(
+    "handler",
+    [
+        generator,
+        async_generator,
+        old_coroutine,
+        functools.partial(generator),
+        Called(),
+        Called().method,
+        with_transaction,
+    ],
+)
+def test_a_handler_whose_body_would_never_run_is_refused(
+    handler: Any, more: dict[str, Any]
+) -> None:
+    with pytest.raises(TypeError, match=r"generator function.*inlineCallbacks"):
+        Receiver(Clock(), name="r", handler=handler, **more)
+
+
+def test_a_handler_that_inline_callbacks_runs_is_none_of_these() -> None:
+    seen: list[bytes] = []
+
+    @inlineCallbacks
+    def handle(message: ReceivedMessage) -> Generator[Deferred[None], None, None]:
+        yield succeed(None)
+        seen.append(message.body)
+
+    world = World(handle)
+    world.node.offer([b"1", b"2"])
+    world.run()
+    assert seen == [b"1", b"2"]
+    assert world.node.acknowledged == [(1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from msgservice.core.inbox import Arrival
 from msgservice.core.refusal import Refusal
 from msgservice.message import Action
-from msgservice.receiver.handling.coroutines import begin
+from msgservice.receiver.handling.coroutines import GENERATORS, begin, has_not_run
 from msgservice.receiver.handling.outcomes import describe_failure, judge
 from msgservice.receiver.handling.work import Flight, Lane, Sender, Work
 from msgservice.receiver.received import ReceivedMessage
@@ -42,6 +42,7 @@ LANES_KEPT = 1000  # lanes without work, of one sender, that are kept for when t
 
 Handler = Callable[[Any], Any]
 PENDING = (Deferred, CoroutineType)
+UNFINISHED = (*PENDING, *GENERATORS)
 
 
 class Handling:
@@ -354,9 +355,11 @@ class Handling:
         try:
             for message in messages:
                 result = handler(message)
-                if result is not None and isinstance(result, PENDING):
+                if result is not None and isinstance(result, UNFINISHED):
                     if isinstance(result, CoroutineType):
                         result = begin(result)
+                    elif isinstance(result, GENERATORS):
+                        raise has_not_run(result)
                     if result is not None:
                         if not self._fly(lane, work, at, at + 1, result):
                             return False
@@ -375,6 +378,8 @@ class Handling:
             result = self._handler(work.messages[first:stop])
             if isinstance(result, CoroutineType):
                 result = begin(result)
+            elif isinstance(result, GENERATORS):
+                raise has_not_run(result)
         except BaseException:  # see `_step_each`
             self._failed(lane, work, first, stop, Failure())
             return True

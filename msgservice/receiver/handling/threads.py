@@ -18,6 +18,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from msgservice.receiver.handling.coroutines import GENERATORS, has_not_run
 from msgservice.receiver.handling.engine import (
     PENDING,
     SLICE_SECONDS,
@@ -132,6 +133,8 @@ def _call_checked(handler: Handler, unit: Any) -> Any:
 
 
 def _check(result: Any) -> None:
+    if isinstance(result, GENERATORS):
+        raise has_not_run(result)
     if isinstance(result, PENDING):
         kind = type(result).__name__
         if not hasattr(result, "addBoth"):
