@@ -371,7 +371,11 @@ class Client:
     # --- its life
 
     def start(self) -> None:
-        """Begin to dial; for clients that were not made by `connect`."""
+        """Begin to dial; for clients that were not made by `connect`.
+
+        Raises `ClientClosed` for one that was closed: that is for ever.
+        """
+        self._shutdown.check_open()
         self._connector.startService()
 
     def when_connected(self) -> Deferred[Client]:

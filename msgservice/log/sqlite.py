@@ -126,7 +126,8 @@ class SqliteLog(StoreLog):
 
     def open(self) -> Deferred[Snapshot]:
         """See `ILog.open`."""
-        assert self._writer is None, "opened once"
+        if self._writer is not None:
+            raise RuntimeError("this log was opened before: make another of its folder")
         self._writer = self._threads.worker("msgservice log writer")
         self._reader = self._threads.worker("msgservice log reader")
         return Deferred.fromCoroutine(self._open())

@@ -12,10 +12,10 @@ import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -87,17 +87,17 @@ class Node(Service):
         rng: Callable[[], float] | None = None,
         failed: Callable[[Exception], None] | None = None,
     ) -> None:
+        self._reactor = reactor
         self.time = Time(reactor)
         self.limits = Limits() if limits is None else limits
-        if isinstance(data, str | os.PathLike):
-            data = SqliteLog(Path(data).absolute(), reactor=reactor, limits=self.limits)
-        self.log: ILog = data
+        self._folder = Path(data).absolute() if isinstance(data, str | os.PathLike) else None
+        self.log: ILog = self._make_log() if self._folder is not None else cast("ILog", data)
         self.ports: list[IListeningPort] = []
         self.listeners: list[str] = []  # the same for people, each with its own scheme
         self._rng = rng or random.SystemRandom().random
         self.transports = Transports(rng=self._rng)
         self.running_now = False
-        self.node_name = check_name(name) if name else ""
+        self.node_name = self._name = check_name(name) if name else ""
         self.log_id = ""
         self._insecure = insecure
         self._listen = tuple([exact(address) for address in listen])
@@ -107,8 +107,11 @@ class Node(Service):
         self._failed = failed or (lambda error: end_process(reactor, error))
         self._parts: Parts | None = None
         self._ready: Waiters[None] = Waiters()
-        self._starting: Deferred[None] | None = None
-        self._stopping: Deferred[None] | None = None
+        self._stopped: Waiters[None] = Waiters()
+        self._was_started = False
+        self._error: Exception | None = None  # why the last start failed
+        self._starting: Deferred[None] | None = None  # from the start on, until it has stopped
+        self._is_stopping = False
 
     @property
     def parts(self) -> Parts:
@@ -120,15 +123,40 @@ class Node(Service):
     # --- starting
 
     def startService(self) -> None:
-        """Open the log, then listen and dial; `when_ready` fires when that is done."""
+        """Open the log, then listen and dial; `when_ready` fires when that is done.
+
+        It may be started again once it was stopped; while it stops, it is when it has. Each start
+        has a new log of the folder; an `ILog` that was given is opened again, if it can be.
+        """
+        if self.running:
+            return
         super().startService()
+        if self._starting is None:  # else when it has stopped
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._was_started and self._folder is not None:  # one is opened once
+            self.log = self._make_log()
+        self._was_started = True
+        self._parts = self._error = None
+        self.ports, self.listeners = [], []
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._not_started)
 
+    def _make_log(self) -> SqliteLog:
+        assert self._folder is not None
+        return SqliteLog(self._folder, reactor=self._reactor, limits=self.limits)
+
     def when_ready(self) -> Deferred[None]:
-        """Fire once the node listens. Each caller gets its own Deferred."""
+        """Fire once the node listens. Each caller gets its own Deferred.
+
+        Fails with what the start failed with, also when that was before. One that is not started
+        is waited for.
+        """
         if self.running_now:
             return succeed(None)
+        if self._error is not None:
+            return fail(self._error)
         return self._ready.wait()
 
     async def _start(self) -> None:
@@ -136,7 +164,7 @@ class Node(Service):
         for notice in snapshot.notices:
             self._logger.warn("{notice}", notice=notice)
         self.log_id = snapshot.log_id
-        self.node_name = self.node_name or f"node-{snapshot.log_id[:8]}"
+        self.node_name = self._name or f"node-{snapshot.log_id[:8]}"
         parts = self._parts = assemble(
             self.log,
             snapshot,
@@ -167,7 +195,11 @@ class Node(Service):
 
     def _not_started(self, failure: Failure) -> None:
         assert isinstance(failure.value, Exception)
-        self._failed(failure.value)
+        self._error = failure.value
+        try:
+            self._failed(failure.value)
+        except Exception:
+            self._logger.failure("telling that the node has not started")
         self._ready.fail(failure)
 
     def _fatal(self, error: LogFailed) -> None:
@@ -231,18 +263,30 @@ class Node(Service):
         to nobody, and is sent again.
         """
         super().stopService()
-        if self._stopping is None:
-            self._stopping = Deferred.fromCoroutine(self._stop())
-        waiter: Deferred[None] = Deferred()
-        self._stopping.addBoth(_pass_on, waiter)
+        if self._starting is None:
+            return succeed(None)  # it never was, or has stopped
+        waiter = self._stopped.wait()
+        if not self._is_stopping:
+            self._is_stopping = True
+            Deferred.fromCoroutine(self._stop(self._starting)).addBoth(self._has_stopped)
         return waiter
 
-    async def _stop(self) -> None:
-        if self._starting is not None:
-            # It cannot be left half-way: what it has still to open would be closed by nobody.
-            started: Deferred[None] = Deferred()
-            self._starting.addBoth(_pass_on, started)
-            await started
+    def _has_stopped(self, result: Failure | None) -> None:
+        self._starting, self._is_stopping = None, False
+        stopped = self._stopped.take()
+        if self.running:  # it was started meanwhile
+            self._begin()
+        if isinstance(result, Failure):
+            self._logger.failure("stopping", result)
+            stopped.fail(result)
+        else:
+            stopped.fire(None)
+
+    async def _stop(self, starting: Deferred[None]) -> None:
+        # It cannot be left half-way: what it has still to open would be closed by nobody.
+        started: Deferred[None] = Deferred()
+        starting.chainDeferred(started)
+        await started
         self.running_now = False
         parts = self._parts
         if parts is not None:
@@ -267,14 +311,6 @@ class Node(Service):
     def _not_idle(self, failure: Failure) -> None:
         failure.trap(TookTooLong)
         self._logger.error("stopped without its last group: the log did not take it in time")
-
-
-def _pass_on(result: Any, waiter: Deferred[None]) -> Any:
-    if isinstance(result, Failure):
-        waiter.errback(result)
-        return None
-    waiter.callback(None)
-    return result
 
 
 def _listening_stopped(port: IListeningPort) -> Deferred[Any]:

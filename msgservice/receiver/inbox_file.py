@@ -209,7 +209,8 @@ class InboxFile:
 
         Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
         """
-        assert self._worker is None, "opened once"
+        if self._worker is not None:
+            return fail(RuntimeError("this inbox was opened before: make another of its file"))
         self._worker = self._threads.worker("msgservice inbox")
         return self._worker.submit(self._open_file).addCallbacks(self._remember, self._not_opened)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -118,6 +118,7 @@ class Receiver(Service):
         self._state = State.IDLE
         self._inbox_path = inbox if isinstance(inbox, str | Path) else None
         self._why = ""  # the inbox cannot be used
+        self._error: BaseException | None = None  # … as an error
         self._ready: Waiters[None] = Waiters()
         self._stopped: Waiters[None] = Waiters()
         how: dict[str, Any] = {"name": name, "clock": reactor, "now": now, "batch": batch}
@@ -228,7 +229,7 @@ class Receiver(Service):
             while self._state is not State.READY:
                 if not self.running and self._state is not State.IDLE:
                     raise CannotListen(address, "the receiver was stopped")
-                await self._ready.wait()
+                await self.ready()
             await listening.start()
             self.ways.append(listening)
             return listening
@@ -291,9 +292,11 @@ class Receiver(Service):
     def ready(self) -> Deferred[None]:
         """Fire when nodes may connect: the stored inbox is open, or there is none.
 
-        Fails with what opening it failed with: `LogLocked`, `LogTooNew`, `LogDamaged`,
-        `DataFolderUnusable`. Cancelling it stops the wait only.
+        Fails with what opening it failed with, also when that was before: `LogLocked`,
+        `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling it stops the wait only.
         """
+        if self._state is State.IDLE and self._error is not None:
+            return fail(self._error)
         return succeed(None) if self._state is State.READY else self._ready.wait()
 
     # --- IService
@@ -308,7 +311,7 @@ class Receiver(Service):
     def _start(self) -> None:
         self._stop_with_reactor()
         self.handling.start()
-        self._why = ""
+        self._why, self._error = "", None
         self._state = State.OPENING
         if self._inbox_path is not None:  # one is opened once
             inbox = self._reception.inbox = self._make_inbox(self._inbox_path)
@@ -346,6 +349,7 @@ class Receiver(Service):
         if self._state is State.OPENING:  # else it has still to stop, and perhaps to start again
             self._state = State.IDLE
             self.running = 0
+        self._error = failure.value
         self._why = failure.getErrorMessage()
         for way in self.ways:
             way.ended = self._why
@@ -357,7 +361,7 @@ class Receiver(Service):
     def _inbox_failed(self, error: LogFailed) -> None:
         """Take nothing more: what is on disk is no longer known (SEMANTICS 19)."""
         if self._state is State.READY:
-            self._why = str(error)
+            self._why, self._error = str(error), error
             self.logger.critical(
                 "receiver {receiver} stops: {error}", receiver=self.name, error=self._why
             )

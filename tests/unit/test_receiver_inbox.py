@@ -9,10 +9,11 @@ import threading
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import apsw
 import pytest
+from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
@@ -222,6 +223,47 @@ def test_14_a_handler_with_an_inbox_that_returns_a_generator_has_not_run_and_fai
     assert "generator" in nack.reason
     logged_failures.clear()
     world.stop()
+
+
+@pytest.mark.parametrize("has_parent", [False, True])
+def test_who_asks_a_receiver_whose_inbox_cannot_be_used_is_told_why_at_once(
+    path: Path, has_parent: bool
+) -> None:
+    holder = world_of(path)
+    world = World(insert, inbox=path, attach=False)
+    parent = MultiService()
+    if has_parent:
+        world.receiver.setServiceParent(parent)
+        parent.startService()
+    world.attach(world.node)
+    before = results_of(world.receiver.ready())
+    world.until(lambda: before)
+    after = results_of(world.receiver.ready())
+    assert [type(failure.value) for failure in (*before, *after)] == [LogLocked, LogLocked]
+    if has_parent:
+        listening = results_of(world.receiver.listen("tcp:0"))
+        assert [type(failure.value) for failure in listening] == [LogLocked]
+    holder.stop()
+    world.receiver.startService()
+    again = results_of(world.receiver.ready())
+    world.until(lambda: again)
+    assert again == [None]
+    world.stop()
+
+
+def test_an_inbox_that_a_program_has_made_is_opened_once_and_says_so(path: Path) -> None:
+    world = World(insert, inbox=None, attach=False)
+    inbox = InboxFile(path, reactor=cast("Any", world.clock))
+    world = World(insert, inbox=inbox, node=world.node, attach=False)
+    world.attach(world.node)
+    ready = results_of(world.receiver.ready())
+    world.until(lambda: ready)
+    assert ready == [None]
+    world.stop()
+    world.receiver.startService()
+    [failure] = results_of(world.receiver.ready())
+    assert "was opened before: make another" in str(failure.value)
+    assert not world.receiver.running
 
 
 def test_25_writes_whose_parameters_exit_behind_a_rollback_fail_alone(

@@ -12,6 +12,7 @@ from msgservice.errors import CannotListen, LogFailed, LogLocked
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.receiver.receiver import Receiver, State
 from tests.kit.doubles import double
+from tests.kit.receiver_world import results_of
 
 IDLE, OPENING, GIVING_UP, READY, STOPPING = State
 
@@ -168,7 +169,11 @@ def test_an_event_in_a_state_leads_where_the_table_says(at: tuple[State, bool], 
     assert NEXT[at, event] == world.now
     is_ready = world.receiver._state is READY
     assert is_ready == bool(world.dialler.running)
-    assert is_ready == bool(world.receiver.ready().called)
+    ready = results_of(world.receiver.ready())
+    if event == "unusable" and world.receiver._state is IDLE:
+        assert [type(failure.value) for failure in ready] == [LogLocked]
+    else:
+        assert [None] * is_ready == ready
     # Who waits for an end is told when there is one, and not before.
     has_ended = world.receiver._state in (IDLE, OPENING)
     assert [has_ended] * len(world.stops) == [bool(stop.called) for stop in world.stops]
