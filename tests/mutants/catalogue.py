@@ -596,7 +596,7 @@ _ALL = [
         name="generator-counts-as-handled",
         at="msgservice.receiver.handling.engine:Handling._step_each",
         old="isinstance(result, UNFINISHED)",
-        new="isinstance(result, PENDING)",
+        new="isinstance(result, (Deferred, CoroutineType))",
         catcher=_test("tests/unit/test_receiver.py", "returns_a_generator_has_not_run"),
     ),
     Mutant(
