@@ -8,7 +8,6 @@ there and nowhere else.
 from __future__ import annotations
 
 import secrets
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -34,6 +33,7 @@ from twisted.logger import (
 )
 from zope.interface import provider
 
+from msgservice.cli import signals
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import console
 from msgservice.client.client import Client
@@ -146,6 +146,7 @@ class Session:
 
         async def main(reactor: Reactor) -> None:
             interrupted = False
+            reactor.callWhenRunning(signals.leave_to, reactor)
             ended: Deferred[None] = Deferred()
             task = Deferred.fromCoroutine(work(timed(reactor)))
 
@@ -175,10 +176,7 @@ class Session:
         try:
             react(main)
         except SystemExit:
-            # The interpreter gives up our handlers while it ends, and a signal that came then would
-            # be the end instead of the exit code.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
+            signals.ignore()
             raise
         raise AssertionError("react always exits")
 

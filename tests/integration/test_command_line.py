@@ -364,6 +364,27 @@ def test_a_second_interrupt_is_no_traceback(msgservice: Command) -> None:
         assert "Traceback" not in waiting.said
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_very_beginning_is_no_traceback(number: signal.Signals) -> None:
+    code = (
+        "import importlib, os\n"
+        "from msgservice.cli.main import main\n"
+        "real = importlib.import_module\n"
+        "def interrupted(name):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    return real(name)\n"
+        "importlib.import_module = interrupted\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "send", "x", "y"],
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (130, b"") == (done.returncode, done.stderr)
+
+
 def test_a_signal_at_the_very_end_does_not_change_the_exit_code(msgservice: Command) -> None:
     msgservice("receivers", "add", "late", "late")
     # What `sys` holds goes after the interpreter has given up the handlers that Python code has.
