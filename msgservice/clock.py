@@ -5,9 +5,9 @@
 with a monotonic clock, and whoever waits does so through `timed(reactor)`: the same reactor, whose
 time is monotonic. A test's `Clock` is that already, and the only time there is.
 
-A part that waits says `clock: IReactorTime`, the command line `reactor: Reactor`. `reactor: Any`
-stands only where a program hands in Twisted's reactor, which to a type checker is a module, and
-where a transport needs what only some reactors have: to dial, to listen.
+A part that waits says `clock: IReactorTime`, the command line `reactor: Reactor`. A part that is
+given a reactor says `reactor: IReactorTime`, which a test's `Clock` is too, and says where it needs
+what only some reactors have, as threads and UDP.
 
 What Twisted itself waits for inside a reactor (a connect that times out, the threads of its
 resolver) stays on the reactor's clock: a jump delays that, and nothing else hangs on it.
@@ -41,7 +41,7 @@ TICK = 0.5  # seconds between two looks whether the reactor's clock has jumped
 JUMP = 0.05  # seconds by which it has, more than a clock that is only being adjusted
 CANCELLED_MAX = 64  # calls that were cancelled are kept until they are so many, and half of all
 
-R = TypeVar("R")
+R = TypeVar("R", bound=IReactorTime)
 
 
 def monotonic_of(reactor: IReactorTime) -> Callable[[], float]:
@@ -91,8 +91,8 @@ class Time:
 
     __slots__ = ("clock", "now", "wall")
 
-    def __init__(self, reactor: Any) -> None:
-        self.clock: IReactorTime = timed(reactor)
+    def __init__(self, reactor: IReactorTime) -> None:
+        self.clock = timed(reactor)
         self.now = monotonic_of(reactor)
         self.wall = wall_of(reactor)
 
@@ -100,7 +100,7 @@ class Time:
 class TimedReactor:
     """A reactor with other timers; all else, its interfaces too, is the reactor's own."""
 
-    def __init__(self, reactor: Any, timers: MonotonicTimers) -> None:
+    def __init__(self, reactor: IReactorTime, timers: MonotonicTimers) -> None:
         self._reactor = reactor
         self.seconds = timers.seconds
         self.callLater = timers.callLater
@@ -118,7 +118,7 @@ class Ticks:
     Where there is none (it is Linux's), a jump is noticed when the reactor does anything at all.
     """
 
-    def __init__(self, reactor: Any, tick: Callable[[], None]) -> None:
+    def __init__(self, reactor: IReactorTime, tick: Callable[[], None]) -> None:
         self._reactor = reactor
         self._tick = tick
         self._fd = -1
@@ -131,13 +131,13 @@ class Ticks:
                 self._fd = _timer_of_kernel(TICK)
             if self._fd >= 0:
                 self._is_read = True
-                self._reactor.addReader(self)
+                IReactorFDSet(self._reactor).addReader(self)
 
     def stop(self) -> None:
         """Tick no more."""
         if self._is_read:
             self._is_read = False
-            self._reactor.removeReader(self)
+            IReactorFDSet(self._reactor).removeReader(self)
 
     def fileno(self) -> int:
         """See `IFileDescriptor`."""
@@ -193,10 +193,10 @@ class MonotonicTimers:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         *,
         monotonic: Callable[[], float] = time.monotonic,
-        make_ticks: Callable[[Any, Callable[[], None]], Ticks] = Ticks,
+        make_ticks: Callable[[IReactorTime, Callable[[], None]], Ticks] = Ticks,
     ) -> None:
         self.seconds = monotonic
         self._reactor = reactor

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IReactorTime
 from zope.interface import Attribute, Interface
 
 from msgservice.errors import ProtocolError
@@ -241,7 +241,7 @@ class ITransport(Interface):
     schemes = Attribute("tuple of str: the beginnings of addresses that it serves, `tcp`")
 
     def connector(
-        reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+        reactor: IReactorTime, address: str, make_user: Callable[[], IChannelUser], limits: Limits
     ) -> IConnector:
         """Return an `IConnector`, not started.
 
@@ -250,7 +250,7 @@ class ITransport(Interface):
         """
 
     def listen(
-        reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+        reactor: IReactorTime, address: str, make_user: Callable[[], IChannelUser], limits: Limits
     ) -> Deferred[IListeningPort]:
         """Fire with an `IListeningPort`; each connection gets its own `make_user()`.
 

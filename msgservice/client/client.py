@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime
 
 from msgservice.client.flow import Flow
 from msgservice.client.gathering import BARE_OVERHEAD, Gathering
@@ -81,7 +82,7 @@ class Client:
     def __init__(
         self,
         *,
-        reactor: Any,
+        reactor: IReactorTime,
         name: str,
         connector_factory: ConnectorFactory,
         limits: Limits,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
 from msgservice.client.client import HELD_BYTES, HELD_MESSAGES, Client
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def connect(
-    reactor: Any,
+    reactor: IReactorTime,
     address: str,
     *,
     name: str,
@@ -71,7 +72,8 @@ def connect(
         # Only here: SQLite is none of the business of a producer that does not use it.
         from msgservice.client.disk import open_outbox
 
-        return open_outbox(reactor, outbox, bytes_max=held[1]).addCallback(_with_disk, begin)
+        threads = cast("IReactorFromThreads", reactor)
+        return open_outbox(threads, outbox, bytes_max=held[1]).addCallback(_with_disk, begin)
     try:
         client = begin(None)
     except MsgServiceError as error:

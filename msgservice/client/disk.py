@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.failure import Failure
 
 from msgservice.client.handed import HandedRun
@@ -110,7 +110,7 @@ def _handed_over(runs: Sequence[Run]) -> list[Run]:
 
 
 def open_outbox(
-    reactor: Any, path: str | Path, *, bytes_max: int, vfs: str | None = None
+    reactor: IReactorFromThreads, path: str | Path, *, bytes_max: int, vfs: str | None = None
 ) -> Deferred[DiskOutbox]:
     """Open the outbox at `path`, made if needed; at most `bytes_max` bytes of open messages.
 

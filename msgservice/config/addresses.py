@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.interfaces import IReactorPluggableNameResolver
+from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from msgservice.errors import BadAddress, NotYetBuilt
@@ -34,7 +35,7 @@ def _transports() -> Transports:
 
 
 @implementer(IReactorPluggableNameResolver)
-class _Unused:
+class _Unused(Clock):
     """Stands where an endpoint wants a reactor: one that is only made does nothing with it."""
 
     nameResolver: Any = None

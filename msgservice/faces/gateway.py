@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from msgservice.receiver.received import ReceivedMessage
@@ -43,7 +44,7 @@ class Gateway(Generic[P]):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         attach: Callable[[Receiver], object],
         hand: Callable[[P, ReceivedMessage], Any],
     ) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.defer import TimeoutError as TookTooLong
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -74,7 +74,7 @@ class Node(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         data: str | os.PathLike[str] | ILog,
         *,
         name: str = "",
@@ -145,7 +145,9 @@ class Node(Service):
 
     def _make_log(self) -> SqliteLog:
         assert self._folder is not None
-        return SqliteLog(self._folder, reactor=self._reactor, limits=self.limits)
+        return SqliteLog(
+            self._folder, reactor=cast("IReactorFromThreads", self._reactor), limits=self.limits
+        )
 
     def when_ready(self) -> Deferred[None]:
         """Fire once the node listens. Each caller gets its own Deferred.

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IReactorCore, IReactorTime
 from twisted.logger import Logger
 
 from msgservice.errors import LogReplaced
@@ -20,7 +19,7 @@ HOLD_SAYS = 60.0  # seconds between two lines of a node that only holds its file
 _logger = Logger(namespace="msgservice.node")
 
 
-def end_process(reactor: Any, error: Exception) -> None:
+def end_process(reactor: IReactorTime, error: Exception) -> None:
     """Say why, stop the reactor, and let the process end with a status other than 0.
 
     One whose files were replaced does not end: they go with it, and what it acknowledged is in no
@@ -31,11 +30,12 @@ def end_process(reactor: Any, error: Exception) -> None:
         return
     _logger.critical("the node cannot go on: {error}", error=str(error))
     # twist and twistd end with 0 after `reactor.stop`, whatever was the reason.
-    reactor.addSystemEventTrigger("after", "shutdown", _exit_failed)
-    if reactor.running:
-        reactor.stop()
+    core = IReactorCore(reactor)
+    core.addSystemEventTrigger("after", "shutdown", _exit_failed)
+    if core.running:
+        core.stop()
     else:
-        reactor.callWhenRunning(reactor.stop)
+        core.callWhenRunning(core.stop)
 
 
 def _hold(reactor: IReactorTime, error: LogReplaced) -> None:

@@ -6,16 +6,18 @@ What a node is, and how programs embed one, is in `node`.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
+from twisted.internet.interfaces import IReactorTime
+
+from msgservice.config.config import Config
 from msgservice.node.node import Node
 from msgservice.records import ReceiverRow
 
 SWITCH_INTERVAL = 0.0005  # seconds; the writer thread must win the interpreter back quickly
 
 
-def build_service(config: Any, *, reactor: Any) -> Node:
-    """Return the service for a `config.Config`."""
+def build_service(config: Config, *, reactor: IReactorTime) -> Node:
+    """Return the service of a configuration."""
     # A commit must win the interpreter back from a busy reactor for each of its steps; with the
     # default of 5 ms a group takes up to five times longer (bench/fanout.py).
     sys.setswitchinterval(SWITCH_INTERVAL)

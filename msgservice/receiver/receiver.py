@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
-from twisted.internet.interfaces import IReactorCore
+from twisted.internet.interfaces import IReactorCore, IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -78,7 +78,7 @@ class Receiver(Service):
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         *,
         name: str,
         handler: Callable[..., Any],
@@ -368,7 +368,7 @@ class Receiver(Service):
             self.stop()
 
     def _make_inbox(self, path: str | Path) -> StoredInbox:
-        return InboxFile(path, reactor=self.reactor)
+        return InboxFile(path, reactor=cast("IReactorFromThreads", self.reactor))
 
     def stopService(self) -> Deferred[None]:  # noqa: D102  # Twisted's
         return self.stop()

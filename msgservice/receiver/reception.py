@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
 
 from msgservice.core.frames import HelloOptions, ReceiveOptions
 from msgservice.core.inbox import Inbox, Marks
@@ -32,7 +33,7 @@ class Reception:
     order: str
     window: tuple[int, int]
     limits: Limits
-    reactor: Any
+    reactor: IReactorTime
     now: Callable[[], float]
     decode: Decode
     handling: Handling

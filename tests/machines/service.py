@@ -524,9 +524,8 @@ class Producer:
         if self.on_disk:
             results: list[Any] = []
             with no_threads():
-                opening = open_outbox(
-                    service.clock, self.folder / "outbox.db", bytes_max=DISK_BYTES
-                )
+                clock: Any = service.clock  # whose calls of threads nobody makes
+                opening = open_outbox(clock, self.folder / "outbox.db", bytes_max=DISK_BYTES)
                 opening.addBoth(results.append)
                 service.settle()
             if isinstance(results[0], Failure):

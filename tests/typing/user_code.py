@@ -73,3 +73,12 @@ def embed(reactor: Any, parent: MultiService) -> None:
     assert_type(node, Node)
     node.setServiceParent(parent)
     assert_type(node.client("inside"), Client)
+
+
+def embed_in_a_program() -> MultiService:
+    from twisted.internet import reactor
+
+    parent = MultiService()
+    Node(reactor, "data").setServiceParent(parent)
+    Receiver(reactor, name="billing", handler=print).setServiceParent(parent)
+    return parent

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 
 from msgservice.faces import gateway as gateway_module
 from msgservice.faces.gateway import Gateway
@@ -33,7 +34,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.handed: list[tuple[str, object]] = []
-        self.gateway: Gateway[str] = Gateway(None, self.attach, self.hand)
+        self.gateway: Gateway[str] = Gateway(Clock(), self.attach, self.hand)
 
     def attach(self, receiver: Any) -> None:
         receiver.is_attached = True

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.task import Clock
+from zope.interface import implementer
 
 from msgservice.transport.udp.peer import DatagramPeer
 from msgservice.transport.udp.socket import DatagramSocket
@@ -87,7 +90,8 @@ def test_what_is_in_vain_is_tried_four_times_as_rarely_up_to_a_bound() -> None:
     assert spin.pays(1)
 
 
-class FakeReactor:
+@implementer(IReactorFDSet)
+class FakeReactor(Clock):
     """Takes the descriptor and does nothing with it: the test calls `doRead`."""
 
     def addReader(self, reader: Any) -> None:
@@ -97,6 +101,11 @@ class FakeReactor:
         pass
 
     removeWriter = addWriter = removeReader
+
+    def removeAll(self) -> list[Any]:
+        return []
+
+    getReaders = getWriters = removeAll
 
 
 @pytest.fixture

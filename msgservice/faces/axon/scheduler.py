@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -178,7 +178,7 @@ class Scheduler:
 _schedulers: WeakValueDictionary[int, Scheduler] = WeakValueDictionary()
 
 
-def scheduler_for(reactor: Any) -> Scheduler:
+def scheduler_for(reactor: IReactorTime) -> Scheduler:
     """Return the scheduler of `reactor`: the same one as long as anything runs on it."""
     reactor = timed(reactor)  # by whichever of its two names it came
     # Keyed by id, which stays the reactor's own while the scheduler holds it.

@@ -5,12 +5,12 @@ the port can send a client elsewhere. Both services listen on loopback unless to
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as TookTooLong
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IReactorTime, IReactorUDP
 from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -42,7 +42,7 @@ class ServerWatch(Service):
         port: int = DISCOVERY_PORT,
         interface: str = "127.0.0.1",
     ) -> None:
-        self._reactor: Any = timed(reactor)
+        self._reactor = timed(reactor)
         self._listeners = [heard] if heard is not None else []
         self._port, self._interface = port, interface
         self._listening: Any = None
@@ -61,7 +61,7 @@ class ServerWatch(Service):
         """Listen."""
         super().startService()
         # 65535, since Twisted would cut a longer datagram at 8192 bytes without a word.
-        self._listening = self._reactor.listenUDP(
+        self._listening = cast("IReactorUDP", self._reactor).listenUDP(
             self._port, _Listener(self._receive), interface=self._interface, maxPacketSize=65_535
         )
 
@@ -115,7 +115,7 @@ class ServerBeacon(Service):
         watch: "ServerWatch | None" = None,
         on_older: Callable[[ServerAddress], Any] | None = None,
     ) -> None:
-        self._reactor: Any = timed(reactor)
+        self._reactor = timed(reactor)
         self.own = own
         self._destination = destination
         self._period = period
@@ -130,7 +130,9 @@ class ServerBeacon(Service):
     def startService(self) -> None:
         """Begin to announce."""
         super().startService()
-        self._port = self._reactor.listenUDP(0, self._sender)
+        self._port = cast("IReactorUDP", self._reactor).listenUDP(
+            0, self._sender, interface="", maxPacketSize=8192
+        )
         self._port.setBroadcastAllowed(True)
         d = self._loop.start(self._period, now=False)
         d.addErrback(lambda f: self._log.failure("announcement", f))

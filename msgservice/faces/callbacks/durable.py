@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from msgservice.client.client import Client
@@ -76,7 +77,7 @@ class ActionGateway:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         attach: Callable[[Receiver], Any],
         *,
         name_request: str = "id",

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IReactorSocket,
+    IReactorTCP,
+    IReactorTime,
+    IStreamServerEndpoint,
+)
 from zope.interface import implementer
 
 from msgservice.clock import timed
@@ -27,7 +34,7 @@ class TCPServer:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         port: int,
         *,
         interface: str = "",
@@ -41,10 +48,10 @@ class TCPServer:
         """Return the listening port; fails with `OSError` or `CannotListenError`."""
         return maybeDeferred(self._listen, protocolFactory)
 
-    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+    def _listen(self, factory: Any) -> IListeningPort:
         if self._option is None:
-            port = self._reactor.listenTCP(self._port, factory, BACKLOG, self._interface)
-            return cast("IListeningPort", port)
+            reactor = IReactorTCP(self._reactor)
+            return reactor.listenTCP(self._port, factory, BACKLOG, self._interface)
         family = socket.AF_INET6 if ":" in self._interface else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as listener:
             # As Twisted does for its own: a restarted server can listen at once.
@@ -54,5 +61,5 @@ class TCPServer:
             listener.listen(BACKLOG)
             listener.setblocking(False)
             # The reactor duplicates the descriptor; ours is closed here.
-            adopted = self._reactor.adoptStreamPort(listener.fileno(), family, factory)
-        return cast("IListeningPort", adopted)
+            adopter = IReactorSocket(self._reactor)
+            return adopter.adoptStreamPort(listener.fileno(), family, factory)

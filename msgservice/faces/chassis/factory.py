@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Factory
 
 from msgservice.clock import timed
@@ -20,7 +20,7 @@ class Accepting(Server, Protocol):
     def listens(self) -> bool:
         """Whether it has a port of its own."""
 
-    def serve(self, reactor: Any) -> None:
+    def serve(self, reactor: IReactorTime) -> None:
         """Begin, if it has not begun."""
 
     def stop(self) -> Deferred[None]:
@@ -39,7 +39,7 @@ class ChassisFactory(Factory):
 
     noisy = False
 
-    def __init__(self, server: Accepting, reactor: Any) -> None:
+    def __init__(self, server: Accepting, reactor: IReactorTime) -> None:
         self._server = server
         self._reactor = timed(reactor)
 

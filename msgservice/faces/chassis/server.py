@@ -20,6 +20,8 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     IListeningPort,
+    IReactorCore,
+    IReactorTime,
     IStreamServerEndpoint,
 )
 from twisted.logger import Logger
@@ -110,7 +112,6 @@ class ServerCore(AdaptiveCommsComponent):
         # Handlers that are alive although their connection is closed.
         self._outliving: set[component] = set()
         self.failure: Failure | None = None
-        self._reactor: Any = None
         self._listening: Deferred[IListeningPort] | None = None
         self._port: IListeningPort | None = None
         self._stopping = False
@@ -157,12 +158,16 @@ class ServerCore(AdaptiveCommsComponent):
             return self
         super().activate(Scheduler, Tracker, mainmethod)
         self._process.watch(self._ended)
-        self._reactor = self._process.scheduler.clock
-        trigger = getattr(self._reactor, "addSystemEventTrigger", None)
-        if trigger is not None:
+        if IReactorCore.providedBy(self._reactor):
             # The reactor waits for what this returns: everything is delivered before it ends.
-            self._trigger = trigger("before", "shutdown", self._reactor_stops)
+            self._trigger = IReactorCore(self._reactor).addSystemEventTrigger(
+                "before", "shutdown", self._reactor_stops
+            )
         return self
+
+    @property
+    def _reactor(self) -> IReactorTime:
+        return self._process.scheduler.clock
 
     def main(self) -> Any:
         """Listen, then handle what happens, until everything is closed."""
@@ -200,7 +205,7 @@ class ServerCore(AdaptiveCommsComponent):
         self._listening = endpoint.listen(ChassisFactory(self, self._reactor))
         self._listening.addCallbacks(self._listens, self._cannot_listen)
 
-    def serve(self, reactor: Any) -> None:
+    def serve(self, reactor: IReactorTime) -> None:
         """Serve what a factory accepts, without a listener of its own; no-op if it is active."""
         if not self._process.started:
             self.listens = False
@@ -365,7 +370,7 @@ class ServerCore(AdaptiveCommsComponent):
             self._deadline.cancel()
             self._deadline = None
         if self._trigger is not None:
-            self._reactor.removeSystemEventTrigger(self._trigger)
+            IReactorCore(self._reactor).removeSystemEventTrigger(self._trigger)
             self._trigger = None
         self._close_port()
         for connection in list(self.connections):

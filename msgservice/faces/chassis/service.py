@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -23,7 +22,7 @@ class ChassisService(Service):
 
     _log = Logger()
 
-    def __init__(self, server: ServerCore, reactor: Any) -> None:
+    def __init__(self, server: ServerCore, reactor: IReactorTime) -> None:
         self.server = server
         self._reactor = timed(reactor)
 

@@ -46,6 +46,7 @@ from twisted.internet.endpoints import (
 from twisted.internet.interfaces import (
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
+    IReactorTime,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
@@ -103,7 +104,7 @@ def is_listened_at(path: Path) -> bool:
         return True
 
 
-def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
+def client_endpoint(reactor: IReactorTime, text: str) -> IStreamClientEndpoint:
     """Return the endpoint that dials this address; `BadAddress` where there is none."""
     address = parse_address(text)
     if address.scheme == "tcp":
@@ -126,7 +127,7 @@ def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
         raise BadAddress(text, str(error)) from error
 
 
-def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
+def server_endpoint(reactor: IReactorTime, text: str) -> IStreamServerEndpoint:
     """Return the endpoint that listens on this address; `BadAddress` where there is none."""
     address = parse_address(text)
     if address.scheme == "tcp":
@@ -155,7 +156,7 @@ def server_endpoint(reactor: Any, text: str) -> IStreamServerEndpoint:
         raise BadAddress(text, str(error)) from error
 
 
-def _dial(reactor: Any, address: Address) -> IStreamClientEndpoint:
+def _dial(reactor: IReactorTime, address: Address) -> IStreamClientEndpoint:
     host, port = address.host_and_port()
     timeout = address.number("timeout", CONNECT_TIMEOUT)
     bind = address.options.get("bindAddress")
@@ -165,7 +166,7 @@ def _dial(reactor: Any, address: Address) -> IStreamClientEndpoint:
     return HostnameEndpoint(reactor, host, port, timeout, (bind, 0) if bind else None)
 
 
-def _listen(reactor: Any, address: Address) -> IStreamServerEndpoint:
+def _listen(reactor: IReactorTime, address: Address) -> IStreamServerEndpoint:
     port = address.port(address.one_part("PORT"), port_min=0)
     interface = address.options.get("interface", LOOPBACK)
     return TCP4ServerEndpoint(reactor, port, _backlog(address), interface)

@@ -16,6 +16,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
+    IReactorTime,
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol
@@ -57,7 +58,7 @@ class ChannelFactory(Factory):
     def __init__(
         self,
         *,
-        reactor: Any,
+        reactor: IReactorTime,
         make_user: Callable[[], IChannelUser],
         limits: Limits,
         count: ConnectionCount,

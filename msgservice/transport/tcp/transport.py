@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IReactorTime
 from zope.interface import implementer
 
 from msgservice.clock import timed
@@ -34,7 +33,11 @@ class TcpTransport:
         self.accepted = ConnectionCount()
 
     def connector(
-        self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
     ) -> IConnector:
         """See `ITransport`."""
         reactor = timed(reactor)
@@ -51,7 +54,11 @@ class TcpTransport:
         )
 
     def listen(
-        self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
     ) -> Deferred[IListeningPort]:
         """See `ITransport`."""
         reactor = timed(reactor)

@@ -8,7 +8,7 @@ looked up before each attempt. Whether and when to try again is `transport.diall
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
@@ -16,6 +16,8 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IProtocol,
     IProtocolFactory,
+    IReactorCore,
+    IReactorTime,
     IStreamClientEndpoint,
 )
 from twisted.python.failure import Failure
@@ -38,7 +40,7 @@ class UdpEndpoint:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         address: str,
         limits: Limits,
         *,
@@ -61,7 +63,7 @@ class UdpEndpoint:
         if ip_of(self._host) is not None:
             self._dial(self._host, attempt)
         else:
-            looked_up: Deferred[str] = self._reactor.resolve(self._host)
+            looked_up: Deferred[str] = cast("IReactorCore", self._reactor).resolve(self._host)
             looked_up.addCallbacks(self._dial, attempt.fail, callbackArgs=(attempt,))
         return attempt.connected
 
@@ -90,7 +92,7 @@ class UdpEndpoint:
 class _Attempt:
     """One attempt: the accepter of its bearer, which has one session."""
 
-    def __init__(self, reactor: Any, factory: IProtocolFactory, timeout: float) -> None:
+    def __init__(self, reactor: IReactorTime, factory: IProtocolFactory, timeout: float) -> None:
         self.connected: Deferred[IProtocol] = Deferred(lambda _: self._end())
         self.bearer: Bearer | None = None
         self.is_over = False

@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -72,7 +73,7 @@ class DatagramPeer:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         send_timeout: float | None = 30.0,
         retries: int = 3,
         key: bytes | Mapping[int, bytes] | None = None,

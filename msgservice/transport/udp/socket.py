@@ -62,7 +62,7 @@ class DatagramSocket:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         *,
         receive: Receive,
         turn: Callable[[], None],
@@ -73,8 +73,8 @@ class DatagramSocket:
         buffer_bytes: int,
         offload: bool = True,
     ) -> None:
-        self._reactor: IReactorFDSet = reactor
-        self._clock: IReactorTime = reactor
+        self._reactor = IReactorFDSet(reactor)
+        self._clock = reactor
         self._receive = receive
         self._turn = turn
         self._known = known
@@ -111,7 +111,7 @@ class DatagramSocket:
             segments="on" if self.segments else "off",
             merges="on" if self.merges else "off",
         )
-        reactor.addReader(self)
+        self._reactor.addReader(self)
 
     def _try_option(self, option: int, value: int) -> bool:
         try:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.interfaces import IReactorTime
+
 from msgservice.transport.udp.socket import DatagramSocket
 
 # Short waits in a row before a spin is tried: at first, and at most.
@@ -71,7 +73,7 @@ class Spin:
 class SpinningSocket(DatagramSocket):
     """A socket that is watched awake for a while where `spin` says that it pays."""
 
-    def __init__(self, reactor: Any, *, spin: Spin, **options: Any) -> None:
+    def __init__(self, reactor: IReactorTime, *, spin: Spin, **options: Any) -> None:
         self._spin = spin
         super().__init__(reactor, **options)
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IReactorTime
 from zope.interface import implementer
 
 from msgservice.clock import timed
@@ -85,7 +84,11 @@ class UdpTransport:
         self._entropy = entropy
 
     def connector(
-        self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
     ) -> IConnector:
         """See `ITransport`."""
         reactor = timed(reactor)
@@ -100,7 +103,11 @@ class UdpTransport:
         )
 
     def listen(
-        self, reactor: Any, address: str, make_user: Callable[[], IChannelUser], limits: Limits
+        self,
+        reactor: IReactorTime,
+        address: str,
+        make_user: Callable[[], IChannelUser],
+        limits: Limits,
     ) -> Deferred[IListeningPort]:
         """See `ITransport`."""
         try:

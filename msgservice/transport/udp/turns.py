@@ -10,11 +10,11 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IDelayedCall, IReactorFDSet
+from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime, IReactorUDP
 from twisted.logger import Logger
 
 from msgservice.clock import monotonic_of, timed
@@ -64,7 +64,7 @@ class Turns:
 
     def __init__(
         self,
-        reactor: Any,
+        reactor: IReactorTime,
         take: Callable[[Effects], None],
         stopped: Callable[[], None],
         *,
@@ -143,7 +143,7 @@ class Turns:
             )
         else:
             try:
-                self.reactor.listenUDP(
+                cast("IReactorUDP", self.reactor).listenUDP(
                     port, self.adapter(), interface=interface, maxPacketSize=65_535
                 )
             except CannotListenError as reason:

@@ -147,13 +147,14 @@ class Party(Tapped):
         self.reactor: WallReactor | None = None
         if self.world.plan.world.get("timers") == "wall":
             # As beside a real reactor: the product's own timers, on a clock that jumps.
-            self.reactor = WallReactor(self.process, lambda: self.world.skew)
+            wall: Any = WallReactor(self.process, lambda: self.world.skew)
+            self.reactor = wall
             timers = MonotonicTimers(
-                self.reactor,
+                wall,
                 monotonic=clock.seconds,
                 make_ticks=lambda _, tick: SwarmTicks(self.process, tick),
             )
-            clock = TimedReactor(self.reactor, timers)
+            clock = TimedReactor(wall, timers)
         self.clock = PartyClock(clock, self.meter)
         self.begin()
 
