@@ -352,6 +352,14 @@ class Room:
     full: str | None  # why nothing is accepted now, or None
 
 
+class Oldest(msgspec.Struct, frozen=True):
+    """The oldest message that waits for one receiver: the one that its cursor stands before."""
+
+    position: int
+    subject: str
+    at: int  # wall clock, ms: when it was stored
+
+
 @dataclass(slots=True, kw_only=True)
 class Account:
     """The audit's line for one receiver (SEMANTICS 23)."""
@@ -361,6 +369,7 @@ class Account:
     queued: int
     settled: dict[int, int]
     queued_bytes: int = 0
+    oldest: Oldest | None = None  # of what is queued
 
     @property
     def unaccounted(self) -> int:

@@ -33,6 +33,14 @@ def moment(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000).astimezone().isoformat(" ", "milliseconds")
 
 
+def lasting(seconds: float) -> str:
+    """Return how long something lasts, in its largest unit that is full: `3 h`."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
 def shown(text: str) -> str:
     """Return text of others for a terminal: its controls are shown, not obeyed."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from msgservice.cli.output import lasting
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 from msgservice.clock import Reactor
@@ -70,7 +71,7 @@ def list_receivers(session: Session) -> None:
 
     async def work(reactor: Reactor) -> None:
         table = TableOfPages(
-            "name", "subjects", "state", "queued", "bytes", "dead", "address", "last error"
+            "name", "subjects", "state", "queued", "oldest", "dead", "address", "last error"
         )
         json, shown = JsonOfPages("receivers"), 0
         after: str | None = ""
@@ -249,7 +250,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
         " ".join(row["subjects"]) or "-",
         _state(row),
         f"{row['queued']:,}",
-        f"{row['queued_bytes']:,}",
+        "" if row["oldest_s"] is None else lasting(row["oldest_s"]),
         f"{row['settled'].get('dead', 0):,}",
         row["address"] or "attaches",
         _trouble(row),
@@ -257,8 +258,8 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _state(row: dict[str, Any]) -> str:
-    state = "connected" if row["connected"] else "away"
-    marks = [mark for mark in ("paused", "suspended") if row[mark]]
+    state = "connected" if row["connected"] else f"away {lasting(row['since_s'])}"
+    marks = [mark for mark in ("paused", "suspended", "refuses") if row[mark]]
     return ", ".join([*marks, state])
 
 
@@ -267,4 +268,5 @@ def _trouble(row: dict[str, Any]) -> str:
         return ""
     tries = f", attempt {row['attempts']}" if row["attempts"] else ""
     again = f", again in {row['next_try_s']:.0f} s" if row["next_try_s"] else ""
-    return f"{row['last_error']}{tries}{again}"
+    where = f" ({row['waits']['subject']}, {row['waits']['position']})" if row["waits"] else ""
+    return f"{row['last_error']}{where}{tries}{again}"

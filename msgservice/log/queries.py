@@ -27,6 +27,7 @@ from msgservice.records import (
     Account,
     Audience,
     Batch,
+    Oldest,
     Origin,
     index_of,
     number_of,
@@ -373,6 +374,37 @@ def queued_of(
     return waiting
 
 
+_NEXT = """
+select b.number, b.subject, b.stored_at from json_each(?1) as a cross join batch as b
+where b.number = (
+    select c.number from batch as c
+    where c.audience = a.value and c.number >= ?2 and (c.number > ?2 or c.count > ?3)
+    order by c.number limit 1)
+order by b.number limit 1
+"""
+
+
+def oldest_of(
+    db: apsw.Connection,
+    cursor: int,
+    audiences: Sequence[int],
+    final: Iterable[tuple[int, int]],
+) -> Oldest | None:
+    """Return the first message above a receiver's cursor that is not among `final`, or None."""
+    at, ranges = cursor + 1, sorted(final)
+    known = as_json(list(audiences))
+    while True:
+        found = rows(db, _NEXT, (known, number_of(at), index_of(at)))
+        if not found:
+            return None
+        number, subject, stored_at = found[0]
+        position = max(at, position_of(number))
+        last = max([last for first, last in ranges if first <= position <= last], default=None)
+        if last is None:
+            return Oldest(position, subject, stored_at)
+        at = last + 1
+
+
 def account(db: apsw.Connection, receiver: int, members: dict[int, list[int]]) -> Account | None:
     """Return the account of one receiver, or None if it was removed.
 
@@ -391,14 +423,16 @@ def account(db: apsw.Connection, receiver: int, members: dict[int, list[int]]) -
     audiences = members.get(receiver, [])
     routed = count_all(db, audiences)
     final = final_above(db, receiver, cursor)
+    queued = queued_of(db, cursor, audiences, routed, final)
     return Account(
         receiver=receiver,
         routed=routed + collected + base,
-        queued=queued_of(db, cursor, audiences, routed, final),
+        queued=queued,
         settled={
             int(status): count for status, count in zip(SETTLED, settled, strict=True) if count
         },
         queued_bytes=queued_bytes(db, cursor, audiences, final),
+        oldest=oldest_of(db, cursor, audiences, final) if queued else None,
     )
 
 

@@ -104,6 +104,7 @@ def _told(state: ReceiverState) -> dict[str, Any]:
         **told,
         "queued": account.queued,
         "queued_bytes": account.queued_bytes,
+        "oldest": account.oldest,
         "routed": account.routed,
         "unaccounted": account.unaccounted,
         "settled": {_word(status): count for status, count in account.settled.items()},

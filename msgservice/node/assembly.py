@@ -123,7 +123,11 @@ def assemble(
     )
     tail = Tail(snapshot.next_number, limits.tail_bytes)
     dispatch = Dispatch(
-        tail, limits, time.clock, lambda row, suspended: receivers.set_suspended(row, suspended)
+        tail,
+        limits,
+        time.clock,
+        lambda row, suspended: receivers.set_suspended(row, suspended),
+        seldom,
     )
     directory = Directory(log, limits, dispatch.audience_made, dispatch.audience_unmade)
     acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits)
@@ -186,7 +190,13 @@ def assemble(
     )
     admin = Admin(operations, limits)
     upkeep = Upkeep(
-        log, commits=commits, connections=connections, directory=directory, time=time, fatal=fatal
+        log,
+        commits=commits,
+        connections=connections,
+        directory=directory,
+        dispatch=dispatch,
+        time=time,
+        fatal=fatal,
     )
 
     receivers.load(snapshot)

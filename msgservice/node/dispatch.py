@@ -15,11 +15,11 @@ from twisted.python.failure import Failure
 from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.node.outlet import Outlet
+from msgservice.node.seldom import Seldom
 from msgservice.node.supply import FOLLOWS
 from msgservice.node.tail import Tail
 from msgservice.records import Audience, Batch, ReceiverRow
 
-SAY_AGAIN = 60.0  # seconds between two warnings that one receiver's messages are refused
 JUDGE_EVERY = 0.1  # seconds between two judgements of the backlogs (SEMANTICS 18)
 
 
@@ -37,18 +37,19 @@ class Dispatch:
         limits: Limits,
         clock: IReactorTime,
         set_suspended: Callable[[ReceiverRow, bool], None],
+        seldom: Seldom,
     ) -> None:
         self.outlets: dict[int, Outlet] = {}  # by receiver number
         self._tail = tail
         self._limits = limits
         self._clock = clock
         self._set_suspended = set_suspended
+        self._seldom = seldom
         self._live: dict[int, list[Outlet]] = {}  # by audience number
         self._audiences: dict[int, Audience] = {}
         self._stored_bytes: dict[int, int] = {}  # by audience number, since the last judgement
         self._full: set[int] = set()  # numbers of receivers
         self._full_audiences: dict[int, str] = {}  # audience number -> why
-        self._said_full: dict[int, float] = {}  # by receiver number: when it was said last
         self._judging: IDelayedCall | None = None
 
     def __iter__(self) -> Iterator[Outlet]:
@@ -65,7 +66,6 @@ class Dispatch:
         outlet.stop()
         self.outlets.pop(outlet.row.number, None)
         self._full.discard(outlet.row.number)
-        self._said_full.pop(outlet.row.number, None)
         self._mark_audiences()
 
     def audience_made(self, audience: Audience) -> None:
@@ -137,6 +137,16 @@ class Dispatch:
         """Return why this audience is refused: a receiver of it is too far behind. Or None."""
         return self._full_audiences.get(audience.number) if self._full_audiences else None
 
+    def refuses(self, number: int) -> bool:
+        """Whether messages for this receiver are refused, since too much waits for it already."""
+        outlet = self.outlets.get(number)
+        return outlet is not None and number in self._full and not outlet.row.suspended
+
+    @property
+    def refusing(self) -> int:
+        """The number of such receivers."""
+        return sum(map(self.refuses, self._full))
+
     def backlog_bytes_max(self, row: ReceiverRow) -> int:
         """The backlog that this receiver may have, in bytes."""
         return row.options.backlog_bytes or self._limits.backlog_bytes_max
@@ -172,9 +182,9 @@ class Dispatch:
                 changed = True
                 self._suspend(outlet, suspend, limit)
         if changed or full != self._full:
-            for number in full - self._full:
+            before, self._full = self._full, full
+            for number in before ^ full:
                 self._say_full(self.outlets[number])
-            self._full = full
             self._mark_audiences()
         if full and self._judging is None:
             self._judging = self._clock.callLater(JUDGE_EVERY, self._judge)
@@ -203,18 +213,29 @@ class Dispatch:
             )
 
     def _say_full(self, outlet: Outlet) -> None:
-        """Say who is refused messages; one at the edge of its limit is not said each time."""
-        number, now = outlet.row.number, self._clock.seconds()
-        if outlet.row.suspended or now - self._said_full.get(number, -SAY_AGAIN) < SAY_AGAIN:
-            return
-        self._said_full[number] = now
-        self._logger.warn(
-            "messages for receiver {name} are refused, their senders keep them: {queued} bytes wait"
-            " for it, its limit is {limit}",
-            name=outlet.name,
-            queued=outlet.progress.queued_bytes,
-            limit=self.backlog_bytes_max(outlet.row),
-        )
+        """Say that a receiver's messages are refused, or are taken again; of many times, how it is.
+
+        One that is or was suspended is told of by that.
+        """
+        number = outlet.row.number
+        begins = number in self._full
+
+        def tell(count: int) -> None:
+            if number not in self.outlets or self.refuses(number) is not begins:
+                return  # the other line says how it is
+            self._logger.warn(
+                "messages for receiver {name} are refused, their senders keep them: {queued} bytes"
+                " wait for it, its limit is {limit}"
+                if begins
+                else "messages for receiver {name} are taken again: {queued} bytes wait for it,"
+                " its limit is {limit}",
+                name=outlet.name,
+                queued=outlet.progress.queued_bytes,
+                limit=self.backlog_bytes_max(outlet.row),
+            )
+
+        if not outlet.row.suspended and outlet.row.options.on_full != "suspend":
+            self._seldom.say(("full", number, begins), tell)
 
     def _mark_audiences(self) -> None:
         self._full_audiences = {}

@@ -39,6 +39,13 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     room: Room
 
 
+class Place(msgspec.Struct, frozen=True):
+    """The place of one message: in the log, and its subject."""
+
+    position: int
+    subject: str
+
+
 class ReceiverState(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one receiver."""
 
@@ -50,11 +57,15 @@ class ReceiverState(msgspec.Struct, frozen=True, kw_only=True):
     backlog_bytes: int  # the limit in force
     suspended: bool
     rate: Rate | None
+    refuses: bool  # so much waits for it that messages for it are refused
     connected: bool
+    since_s: float  # that it has been so; not longer than this process of the node
     cursor: int
     attempts: int  # the most of what waits to be tried again
+    waits: Place | None  # the first of what waits to be tried again
     last_error: str
     next_try_s: float | None  # until it is dialled, or something is tried again
+    oldest_s: float | None  # that the oldest of what is queued has waited
     dead_bytes: int  # that its dead letters take
     account: Account
 
@@ -138,7 +149,11 @@ class Operations:
     def _state(self, row: ReceiverRow, account: Account | None, connected: bool) -> ReceiverState:
         outlet = self._dispatch.outlets[row.number]
         link = self._connections.links.get(row.number)
-        waiting = [run for run in outlet.backlog.waiting_runs if run.attempts]
+        account = account or Account(receiver=row.number, routed=0, queued=0, settled={})
+        oldest = account.oldest
+        waiting = outlet.backlog.waiting_runs
+        first = min(waiting, key=lambda run: run.first, default=None)
+        waiting = [run for run in waiting if run.attempts]
         return ReceiverState(
             name=row.name,
             address=row.address,
@@ -148,15 +163,19 @@ class Operations:
             backlog_bytes=self._dispatch.backlog_bytes_max(row),
             suspended=row.suspended,
             rate=self._rates.get(row.name),
+            refuses=self._dispatch.refuses(row.number),
             connected=connected,
+            since_s=round(self._time.now() - outlet.since, 3),
             cursor=outlet.backlog.cursor,
             attempts=max([run.attempts for run in waiting], default=0),
+            waits=None if first is None else Place(first.first, first.subject),
             last_error=outlet.trouble or (getattr(link, "last_error", "") or ""),
             next_try_s=getattr(link, "next_attempt_in", None)
             if outlet.connection is None
             else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),
+            oldest_s=None if oldest is None else max(0, self._time.wall() - oldest.at) / 1000,
             dead_bytes=self._log.dead_bytes(row.number),
-            account=account or Account(receiver=row.number, routed=0, queued=0, settled={}),
+            account=account,
         )
 
     async def status(self, id_: str, after: int, count: int) -> tuple[Found, list[StatusAt]]:

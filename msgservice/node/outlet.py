@@ -70,6 +70,7 @@ class Outlet:
         self.pace = pace  # None: nothing limits its rate
         self.connection: Connection | None = None
         self.is_going = False  # its removal is not on disk yet
+        self.since = time.now()  # when it got or lost its connection last
         self.flight: Flight | None = None  # of the connection
         self.audiences: set[int] = set()  # numbers of those it is in
         self.notes: dict[int, tuple[int, str]] = {}  # NOTE: sequence -> attempts, reason
@@ -206,6 +207,7 @@ class Outlet:
         self._check_memory(resume, inbox)
         self._end_hearing()
         self.connection = connection
+        self.since = self._time.now()
         self.last_error = ""
         self.backlog.receive_resume(resume.floor, resume.ranges)
         self.flight = self._make_flight(connection)
@@ -285,6 +287,7 @@ class Outlet:
         """The connection has gone; `lost`: without anybody's wish (SEMANTICS 14)."""
         flight, self.flight = self.flight, None
         self.connection = None
+        self.since = self._time.now()
         self.last_error = reason
         if flight is not None:
             self.supply.detach()

@@ -17,6 +17,7 @@ from msgservice.interfaces import ILog
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
 from msgservice.node.directory import Directory
+from msgservice.node.dispatch import Dispatch
 
 RETAIN_EVERY = 1.0  # seconds between two passes of retention
 SAY_AGAIN = 60.0  # seconds between two warnings that messages are refused
@@ -35,6 +36,7 @@ class Upkeep:
         commits: Commits,
         connections: Connections,
         directory: Directory,
+        dispatch: Dispatch,
         time: Time,
         fatal: Callable[[LogFailed], None],
     ) -> None:
@@ -42,6 +44,7 @@ class Upkeep:
         self._commits = commits
         self._connections = connections
         self._directory = directory
+        self._dispatch = dispatch
         self._time = time
         self._fatal = fatal
         self._running = False
@@ -77,7 +80,15 @@ class Upkeep:
         if reason is None:
             if self._refusing and self._time.now() - self._refused_at >= REFUSED_FOR:
                 self._refusing = False
-                self._logger.warn("messages are taken again: there is room")
+                # Of each of these there is a line of its own, when it begins and when it ends.
+                refusing = self._dispatch.refusing
+                self._logger.warn(
+                    "messages are taken again: there is room in the log"
+                    if not refusing
+                    else "messages are taken again: there is room in the log; but not those for"
+                    " {refusing} receiver(s) for which too much waits",
+                    refusing=refusing,
+                )
             return
         self._refusals += count
         self._refused_at = self._time.now()

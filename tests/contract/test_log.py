@@ -448,6 +448,43 @@ def test_23_accounts_add_up_at_every_step(log: ContractDriver) -> None:
     assert log.unaccounted() == [0, 0]
 
 
+def test_accounts_name_the_oldest_message_that_waits(log: ContractDriver) -> None:
+    log.receivers(1, 2)
+    both, other = log.log.audience([1, 2]), log.log.audience([2])
+    first, foreign, second, third = batches = [
+        make_batch(both, 1, [b"x"] * 3),
+        make_batch(other, 4, [b"x"]),
+        make_batch(both, 5, [b"x"] * 2),
+        make_batch(both, 7, [b"x"]),
+    ]
+    log.append(*batches)
+
+    def oldest() -> tuple[int, str, int] | None:
+        (account,) = log.wait(log.log.accounts([1]))
+        at = account.oldest
+        return None if at is None else (at.position, at.subject, at.at)
+
+    def waits(batch: Batch, index: int) -> bool:
+        return oldest() == (batch.first + index, batch.subject, batch.stored_at)
+
+    assert waits(first, 0)
+    log.progress(1, first.first, settled={Status.ACKNOWLEDGED: 1})
+    assert waits(first, 1)
+    done = exception(1, first.first + 1, second.first, Status.ACKNOWLEDGED)
+    log.progress(1, first.first, exceptions=[done], settled={Status.ACKNOWLEDGED: 3})
+    assert waits(second, 1)
+    tried = exception(1, second.last, second.last, Status.QUEUED)
+    log.progress(1, second.first, exceptions=[tried])
+    assert waits(second, 1)
+    log.progress(1, second.last, settled={Status.ACKNOWLEDGED: 1})
+    assert waits(third, 0)
+    log.reopen()
+    assert waits(third, 0)
+    log.progress(1, third.last, settled={Status.ACKNOWLEDGED: 1})
+    assert oldest() is None
+    assert foreign.number
+
+
 def test_accounts_say_how_many_bytes_wait(log: ContractDriver) -> None:
     log.receivers(1)
     audience = log.log.audience([1])

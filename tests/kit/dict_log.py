@@ -39,6 +39,7 @@ from msgservice.records import (
     Group,
     History,
     Known,
+    Oldest,
     Outcome,
     Piece,
     Progress,
@@ -668,9 +669,19 @@ class DictLog:
                     queued=len(waiting),
                     settled=dict(at.settled),
                     queued_bytes=sum(waiting),
+                    oldest=self._oldest_at(number),
                 )
             )
         return accounts
+
+    def _oldest_at(self, receiver: int) -> Oldest | None:
+        at = self.content.receivers[receiver]
+        for batch in self.content.batches.values():
+            if receiver in batch.audience.members:
+                for index, state in enumerate(at.states(batch)):
+                    if not state[0].final:
+                        return Oldest(batch.first + index, batch.subject, batch.stored_at)
+        return None
 
     def audit(self) -> Deferred[list[str]]:
         return self._later(self._audit)

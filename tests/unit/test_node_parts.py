@@ -30,6 +30,7 @@ from msgservice.core.frames import (
     Transfer,
 )
 from msgservice.core.runs import Run, Settled
+from msgservice.core.session import State as SessionState
 from msgservice.errors import (
     LogFailed,
     LogUnavailable,
@@ -133,7 +134,7 @@ def a_connection(**more: Any) -> Any:
         "is_writable": True,
         "has_room": True,
         "channel": double(local_only=True, proven=False),
-        "session": double(peer=peer),
+        "session": double(peer=peer, state=SessionState.GREETED),
     }
     return double(**(attributes | more))
 
@@ -262,6 +263,7 @@ def test_upkeep_lets_the_log_retain_once_a_second() -> None:
         commits=double(take_refusals=lambda: (None, 0)),
         connections=double(take_presence=lambda: ([("shop", "i1")], [])),
         directory=double(),
+        dispatch=double(refusing=0),
         time=Time(clock),
         fatal=never,
     )
@@ -280,6 +282,7 @@ def test_upkeep_goes_on_while_the_disk_has_no_room_and_logs_no_failure() -> None
         commits=double(take_refusals=lambda: (None, 0)),
         connections=double(take_presence=lambda: ([], [])),
         directory=double(),
+        dispatch=double(refusing=0),
         time=Time(clock),
         fatal=never,
     )
@@ -297,6 +300,7 @@ def test_upkeep_says_that_the_log_cannot_go_on() -> None:
         commits=double(take_refusals=lambda: (None, 0), is_stopped=False),
         connections=double(take_presence=lambda: ([], [])),
         directory=double(),
+        dispatch=double(refusing=0),
         time=Time(clock),
         fatal=told.append,
     )
@@ -331,7 +335,7 @@ class AskedReceivers:
         self.directory = Directory(log, LIMITS, lambda made: None, lambda unmade: None)
         self.commits = double(receiver=self._store, removal=self._store)
         self.connections = double(links={}, undial=lambda outlet: succeed(None))
-        self.dispatch = Dispatch(Tail(1, 1), LIMITS, Clock(), never)
+        self.dispatch = Dispatch(Tail(1, 1), LIMITS, Clock(), never, double())
         self.dead_letters = DeadLetters(
             log=log,
             limits=LIMITS,
@@ -404,7 +408,7 @@ def test_receivers_pause_one_with_too_many_dead_letters() -> None:
 
 def test_dispatch_feeds_who_follows_and_pumps_who_is_connected() -> None:
     clock, tail = Clock(), Tail(1, 1_000_000)
-    dispatch = Dispatch(tail, LIMITS, clock, never)
+    dispatch = Dispatch(tail, LIMITS, clock, never, double())
     follows, lags, away = (
         double(
             row=ReceiverRow(number=number, name=str(number)),
@@ -435,7 +439,11 @@ def test_dispatch_feeds_who_follows_and_pumps_who_is_connected() -> None:
 def test_dispatch_suspends_who_is_too_far_behind() -> None:
     clock, suspended = Clock(), []
     dispatch = Dispatch(
-        Tail(1, 1_000_000), LIMITS, clock, lambda row, yes: suspended.append((row.name, yes))
+        Tail(1, 1_000_000),
+        LIMITS,
+        clock,
+        lambda row, yes: suspended.append((row.name, yes)),
+        double(),
     )
     options = ReceiverOptions(on_full="suspend", backlog_bytes=10)
     outlet = an_outlet(ReceiverRow(number=1, name="slow", options=options))
@@ -713,7 +721,7 @@ def test_greeter_lets_only_local_peers_in_unless_they_prove_a_key() -> None:
     with pytest.raises(NotAuthenticated):
         a_greeter().greeted(double(), far, hello, None)
     proven = a_connection(channel=double(local_only=False, proven=True))
-    a_greeter().greeted(double(), proven, hello, None)
+    a_greeter().greeted(double(leaving=False), proven, hello, None)
     assert proven.told("hello")
 
 
@@ -919,7 +927,9 @@ def test_admin_lists_receivers_with_their_accounts() -> None:
             )
         ),
         directory=double(names_after=lambda name, count: ["billing"], named=lambda name: row),
-        dispatch=double(outlets={1: an_outlet()}, backlog_bytes_max=lambda row: 7),
+        dispatch=double(
+            outlets={1: an_outlet()}, backlog_bytes_max=lambda row: 7, refuses=lambda number: False
+        ),
     )
     ok, said = ask(admin, "$node.receivers.list", {})
     (one,) = said["receivers"]

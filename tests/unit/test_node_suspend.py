@@ -64,11 +64,11 @@ class Scene:
         return peer
 
     def row(self, name: str = "slow") -> dict[str, Any]:
-        """What the node tells of a receiver."""
+        """What the node tells of a receiver, without what passes by itself."""
         ok, answer = self.shop.request("$node.receivers.list", {})
         assert ok
         found: dict[str, Any] = next(r for r in answer["receivers"] if r["name"] == name)
-        return found
+        return found | {"since_s": None, "oldest_s": None}
 
     def audiences(self) -> list[set[str]]:
         """Whom each message since the last call was routed to."""
