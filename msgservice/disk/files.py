@@ -7,6 +7,7 @@ which knows what a power failure would leave.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Protocol
 
@@ -49,3 +50,17 @@ class Files(Protocol):
 
 
 OS: Files = os
+
+
+def write_whole(files: Files, fd: int, data: bytes, offset: int) -> None:
+    """All of `data` is written at an offset, in as many writes as that takes; or `OSError`.
+
+    A disk that fills up, and a file system that copies on write, may write less than they were
+    given and say so by the count alone.
+    """
+    written = files.pwrite(fd, data, offset)
+    while written < len(data):
+        more = files.pwrite(fd, data[written:], offset + written)
+        if not more:
+            raise OSError(errno.EIO, f"{written} of {len(data)} bytes were written")
+        written += more

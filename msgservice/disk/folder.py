@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from msgservice.disk.database import open_private, sync_folder
-from msgservice.disk.files import OS, Files
+from msgservice.disk.files import OS, Files, write_whole
 from msgservice.errors import DataFolderUnusable, LogLocked
 
 LOCK_NAME = "lock"
@@ -156,7 +156,7 @@ class FolderLock:
             self._folder_descriptor = folder
         with suppress(OSError):  # no room: the lock holds all the same, its pid is for people
             self._files.ftruncate(descriptor, 0)
-            self._files.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            write_whole(self._files, descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
 
     def _open(self, path: Path, flags: int | None = None) -> int:

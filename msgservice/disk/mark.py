@@ -15,7 +15,7 @@ from pathlib import Path
 from zlib import crc32
 
 from msgservice.disk.database import FULL_ERRNOS, open_private, sync_folder
-from msgservice.disk.files import OS, Files
+from msgservice.disk.files import OS, Files, write_whole
 from msgservice.threads import begin_daemon
 
 MARK_NAME = "log.mark"
@@ -92,7 +92,7 @@ class MarkFile:
 
     def write(self, mark: Mark) -> None:
         """Write and sync."""
-        self._files.pwrite(self._descriptor, mark.encode(), _PLACES[self._turn])
+        write_whole(self._files, self._descriptor, mark.encode(), _PLACES[self._turn])
         self._files.fdatasync(self._descriptor)
         self._turn = 1 - self._turn
 

@@ -29,7 +29,7 @@ from zlib import crc32
 import apsw
 
 from msgservice.disk.database import FULL_ERRNOS, one
-from msgservice.disk.files import OS, Files
+from msgservice.disk.files import OS, Files, write_whole
 from msgservice.disk.mark import MARKS_SIZE, open_mark
 from msgservice.errors import LogDamaged
 
@@ -201,7 +201,8 @@ class PageSums:
     def _write_header(self) -> None:
         """Write what is known, synced."""
         assert self._mark is not None
-        self._files.pwrite(self._mark, self._known.encode(), _HEADERS[self._known.turn % 2])
+        place = _HEADERS[self._known.turn % 2]
+        write_whole(self._files, self._mark, self._known.encode(), place)
         self._files.fdatasync(self._mark)
         self._is_anew = False
 
@@ -335,7 +336,7 @@ class PageSums:
                     sector[page - before] = sums[page]
             body = sector.tobytes()
             piece += body + struct.pack("<I", crc32(body, number))
-        self._files.pwrite(self._mark, bytes(piece), place)
+        write_whole(self._files, self._mark, bytes(piece), place)
 
     def close(self) -> None:
         """Close what is open, behind the connections."""

@@ -22,6 +22,7 @@ import pytest
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.core.runs import producer_run
 from msgservice.disk.database import connect
+from msgservice.disk.files import write_whole
 from msgservice.disk.mark import MARKS_SIZE
 from msgservice.disk.pages import PAGE, PageSums
 from msgservice.errors import LogDamaged, LogError, LogFailed
@@ -462,3 +463,49 @@ def test_sums_whose_write_was_lost_while_what_follows_them_was_not_are_made_agai
     assert db.execute("select body from t").fetchall() == [("two",)]
     db.close()
     pages.close()
+
+
+SECTOR = 512  # of sums, for 127 pages
+
+
+class ShortFiles:
+    """The module `os`, but that a write takes no more than some bytes; then there is no room."""
+
+    def __init__(self, size_max: int) -> None:
+        self.size_max = size_max
+        self.short = 0  # writes that took less than they were given
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
+        self.short += len(data) > self.size_max
+        return os.pwrite(descriptor, data[: self.size_max], offset)
+
+
+def test_a_write_that_takes_less_than_it_was_given_is_gone_on_with(tmp_path: Path) -> None:
+    """Else old sums stand behind new pages, and the next start says that the file is damaged."""
+    short = ShortFiles(SECTOR)
+    threads = ThreadCalls()
+    last = 0
+    for files in (os, short, os):
+        file = OutboxFile(tmp_path / "outbox.db", reactor=threads, files=files)
+        assert last == threads.wait(file.open()).sequence
+        file.settle([(1, last)])  # pages all over the file are used again
+        runs = []
+        for number in range(last + 1, last + 400):
+            messages = b"\x91\x91\xc5\x03\xe8" + b"%04d" % number * 250
+            runs.append(OutboxRun(number, 1, "orders.new", messages))
+        threads.wait(file.append(runs))
+        last = number
+        threads.wait(file.close())
+    assert short.short
+
+
+def test_a_write_of_nothing_is_an_error(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    write_whole(ShortFiles(3), descriptor, b"0123456789", 5)
+    assert b"0123456789" == os.pread(descriptor, 100, 5)
+    with pytest.raises(OSError, match="0 of 4 bytes"):
+        write_whole(ShortFiles(0), descriptor, b"0123", 0)
+    os.close(descriptor)
