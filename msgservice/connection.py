@@ -25,6 +25,7 @@ from msgservice.core.frames import (
     decode_frame,
     encode_frame,
 )
+from msgservice.core.reasons import one_line
 from msgservice.core.session import Greeted, Opened, PeerBye, PeerError, Session, State
 from msgservice.errors import ConnectionLimit, ProtocolError, stays_refused
 from msgservice.interfaces import IChannel, IChannelUser
@@ -376,7 +377,7 @@ class Connection:
             if call is not None:
                 call.cancel()
         self._timer = self._breath = self._going_on = None
-        self.error = self.error or reason
+        self.error = self.error or one_line(reason)
         try:
             self.owner.lost(self, self.error)
         except Exception:
@@ -400,7 +401,7 @@ class Connection:
             self.send_all(frames)
         failed = self.session.failed
         if failed is not None and not self.error and not self.gone:
-            self.error = str(failed)
+            self.error = one_line(str(failed))  # it may quote the other side
             self._logger.warn(
                 "connection to {peer} ended: {error}", peer=self.peer, error=self.error
             )

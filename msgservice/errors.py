@@ -615,7 +615,7 @@ def refused(code: int, about: str, reason: str, subject: str) -> Refused:
             return UnknownReceiver(about)
         case NoReceiver.refusal_code:
             return NoReceiver(subject)
-        case NotYetBuilt.refusal_code if about:
+        case NotYetBuilt.refusal_code if about.isidentifier():
             return NotYetBuilt(about)
     return Refused(reason)
 

@@ -10,11 +10,12 @@ import click
 from rich.console import Group
 from rich.text import Text
 
-from msgservice.cli.output import body_told, moment, plain_table, shown
+from msgservice.cli.output import body_told, moment, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 from msgservice.client.client import Client
 from msgservice.clock import Reactor
+from msgservice.core.reasons import shown
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import WireMessage, decode_messages
 

@@ -12,9 +12,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from msgservice.cli.output import body_told, shown
+from msgservice.cli.output import body_told
 from msgservice.cli.session import Session, node_options
 from msgservice.clock import Reactor
+from msgservice.core.reasons import shown
 from msgservice.errors import MsgServiceError, Refused
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver

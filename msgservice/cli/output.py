@@ -16,7 +16,12 @@ WIDTH_IN_PIPE = 240
 def console(file: IO[str]) -> Console:
     """Return a console that cuts nothing where nobody looks."""
     return Console(
-        file=file, highlight=False, width=None if file.isatty() else WIDTH_IN_PIPE, soft_wrap=False
+        file=file,
+        highlight=False,
+        markup=False,  # what others wrote is no markup, be it in brackets
+        emoji=False,
+        width=None if file.isatty() else WIDTH_IN_PIPE,
+        soft_wrap=False,
     )
 
 
@@ -39,11 +44,6 @@ def lasting(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{max(0, int(seconds))} s"
-
-
-def shown(text: str) -> str:
-    """Return text of others for a terminal: its controls are shown, not obeyed."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def body_told(body: bytes) -> dict[str, str]:

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from msgservice.client.gathering import Gathering
 from msgservice.client.hop import NodeHop
+from msgservice.core.reasons import one_line
 from msgservice.core.runs import Run, Settled
 from msgservice.errors import Ambiguous, LimitReached, LogError, OutboxFull, Refused
 from msgservice.limits import BATCH_OVERHEAD, Limits
@@ -218,5 +219,5 @@ class Flow:
                     first=one.first,
                     last=one.last,
                     subject=one.run.subject,
-                    reason=one.reason,
+                    reason=one_line(one.reason),
                 )

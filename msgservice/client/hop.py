@@ -47,6 +47,7 @@ from msgservice.core.frames import (
     StatusFrame,
     Transfer,
 )
+from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run, Settled, first_of
 from msgservice.errors import (
@@ -412,9 +413,9 @@ class NodeHop:
             self._logger.warn(
                 "{name}: the node takes no more for now: {reason}; what was handed over waits",
                 name=self.name,
-                reason=nack.reason,
+                reason=one_line(nack.reason),
             )
-        self.refusal = nack.reason or "no reason was said"
+        self.refusal = one_line(nack.reason) or "no reason was said"
 
     def turn_ended(self, connection: Connection) -> None:
         """See `connection.Owner`."""
@@ -487,7 +488,7 @@ class NodeHop:
         if run.size > self.batch_max:
             return MessageTooLarge(run.size, self.batch_max)
         assert refusal is not None
-        return refused(refusal.code, refusal.about, refusal.reason, run.subject)
+        return refused(refusal.code, refusal.about, one_line(refusal.reason), run.subject)
 
     def _compare(self, resume: Resume, unread: list[Run], log_id: str) -> LogWentBack | None:
         """Compare the node's RESUME with what this side has sent (SEMANTICS 6)."""

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from msgservice.codecs import decode_content
 from msgservice.connection import Connection
 from msgservice.core.frames import Reply, Request
+from msgservice.core.reasons import one_line
 from msgservice.errors import (
     CODE_DIGITS_MAX,
     ERROR_HEADER,
@@ -171,7 +172,7 @@ def _answer(call: _Call, message: WireMessage) -> None:
 
 def _error_of(call: _Call, message: WireMessage) -> MsgServiceError:
     """The error of a failed reply: a sentence, and a code in its headers."""
-    text = message.body.decode("utf-8", "replace")[:REASON_MAX]
+    text = one_line(message.body.decode("utf-8", "replace")[:REASON_MAX])
     said = (message.headers or {}).get(ERROR_HEADER, "")
     code = int(said) if said.isascii() and said.isdecimal() and len(said) <= CODE_DIGITS_MAX else 0
     return request_failed(code, text, call.subject, call.timeout)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec.structs import force_setattr
 
+from msgservice.core.reasons import REASON_CHARS_MAX, one_line, shown
 from msgservice.errors import MalformedFrame, UnknownKind
 from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
 from msgservice.message import (
@@ -28,7 +30,13 @@ from msgservice.records import Origin
 VERSION = 1
 
 Pair = tuple[Integer, Integer]
-Reason = Annotated[str, msgspec.Meta(max_length=4096)]
+Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
+
+
+def _fit(frame: Nack | StatusFrame | Bye | ErrorFrame | Note, fit: Callable[[str], str]) -> None:
+    """The reason of a frame that is made or was decoded can be shown to people as it is."""
+    if not frame.reason.isprintable():
+        force_setattr(frame, "reason", fit(frame.reason)[:REASON_CHARS_MAX])
 
 
 class ReceiveOptions(msgspec.Struct, omit_defaults=True):
@@ -100,6 +108,10 @@ class Nack(msgspec.Struct, array_like=True, tag=4, frozen=True):
     code: Integer = 0  # `MsgServiceError.refusal_code`
     about: Name | None = None  # … and whom or what it names
 
+    def __post_init__(self) -> None:
+        """Its reason is often a traceback, which keeps its lines."""
+        _fit(self, shown)
+
 
 class StatusFrame(msgspec.Struct, array_like=True, tag=5, frozen=True):
     """5: the status of the sender's own sequences at that receiver."""
@@ -109,6 +121,10 @@ class StatusFrame(msgspec.Struct, array_like=True, tag=5, frozen=True):
     state: Annotated[int, msgspec.Meta(ge=1, le=7)]
     ranges: list[Pair]
     reason: Reason = ""
+
+    def __post_init__(self) -> None:
+        """Its reason is that of the NACK."""
+        _fit(self, shown)
 
 
 class Routed(msgspec.Struct, array_like=True, tag=6, frozen=True):
@@ -159,12 +175,20 @@ class Bye(msgspec.Struct, array_like=True, tag=12, frozen=True):
     code: Integer = 0
     reason: Reason = ""
 
+    def __post_init__(self) -> None:
+        """Its reason is a sentence."""
+        _fit(self, one_line)
+
 
 class ErrorFrame(msgspec.Struct, array_like=True, tag=13, frozen=True):
     """13: what was wrong; the connection is closed after it."""
 
     code: Integer
     reason: Reason = ""
+
+    def __post_init__(self) -> None:
+        """Its reason is a sentence."""
+        _fit(self, one_line)
 
 
 class AudienceFrame(msgspec.Struct, array_like=True, tag=14, frozen=True):
@@ -181,6 +205,10 @@ class Note(msgspec.Struct, array_like=True, tag=15, frozen=True):
     sequence: Integer
     attempts: Integer
     reason: Reason = ""
+
+    def __post_init__(self) -> None:
+        """Its reason is as that of a NACK."""
+        _fit(self, shown)
 
 
 class ResumeFrame(msgspec.Struct, array_like=True, tag=16, frozen=True):

@@ -267,7 +267,7 @@ class Session:
         if hello.version != VERSION:
             raise WrongVersion(hello.version, VERSION)
         if hello.options.auth:
-            raise NotSupported(f"authentication by {', '.join(hello.options.auth)}")
+            raise NotSupported(f"authentication by {', '.join(map(repr, hello.options.auth))}")
         if hello.options.heartbeat:
             interval = min(max(hello.options.heartbeat / 1000, 0.1), 3600.0)
             self._silence = interval * self._limits.silence

@@ -20,6 +20,7 @@ from msgservice.core.backlog import Backlog
 from msgservice.core.backoff import delay_of
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
+from msgservice.core.reasons import one_line
 from msgservice.core.refusal import refusal_in
 from msgservice.interfaces import ILog
 from msgservice.limits import (
@@ -338,12 +339,12 @@ class Outlet:
                 self._acked_to = max(self._acked_to, last)
         else:
             assert isinstance(frame, Nack)
-            self._last_nack = frame.reason
+            reason = self._last_nack = one_line(frame.reason)
             delay = frame.delay / 1000
             if delay > self._limits.asked_delay_max:
                 delay = self._limits.asked_delay_max
                 self._last_nack = (
-                    f"{frame.reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
+                    f"{reason} (asked for {frame.delay / 1000:.0f} s, gets asked_delay_max ="
                     f" {delay:g} s)"
                 )
             now = self._time.now()
