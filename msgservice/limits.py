@@ -17,6 +17,7 @@ NAME_BYTES_MAX = 255  # names and subjects, UTF-8
 BATCH_INDEX_BITS = 16  # position = batch number << 16 | index in batch
 FRAME_OVERHEAD = 8 * 1024  # what a frame may be longer than its messages
 MESSAGE_OVERHEAD = 1024  # what the body limit is below `max_batch`
+MAX_BATCH_MIN = 4 * MESSAGE_OVERHEAD  # of a node: most of it is left for bodies
 # What a side makes may be less (`batch_messages`); what another has made is taken up to this.
 BATCH_MESSAGES_MAX = 4096
 MAX_BATCH_MAX = 64 * 1024 * 1024
@@ -54,8 +55,8 @@ SECONDS_MAX = 10 * 366 * 86400.0  # ten years: no timer, and no number of millis
 _SECONDS_MIN = 0.1
 _DELAY_MIN = 0.01
 LOWEST: dict[str, float] = {
-    "max_batch": 4 * MESSAGE_OVERHEAD,
-    "window_bytes": 4 * MESSAGE_OVERHEAD,  # the smallest `max_batch`
+    "max_batch": MAX_BATCH_MIN,
+    "window_bytes": MAX_BATCH_MIN,
     "hello_timeout": _SECONDS_MIN,
     "frame_timeout": _SECONDS_MIN,
     "heartbeat": _SECONDS_MIN,

@@ -50,18 +50,20 @@ from msgservice.core.frames import (
 from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run, Settled, first_of
+from msgservice.core.subjects import check_name, check_word
 from msgservice.errors import (
     Ambiguous,
     ContentChanged,
     LogUnavailable,
     LogWentBack,
+    MalformedFrame,
     MessageTooLarge,
     MsgServiceError,
     PeerForgot,
     UnexpectedFrame,
     refused,
 )
-from msgservice.limits import Limits
+from msgservice.limits import MAX_BATCH_MIN, Limits
 from msgservice.message import Action, Status, count_of, cut_messages, join_messages
 from msgservice.records import Resume
 
@@ -304,7 +306,11 @@ class NodeHop:
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """See `connection.Owner`. A client takes no transfers, so it has taken none."""
-        self.peer_name = hello.name
+        self.peer_name = check_name(hello.name)
+        check_word(hello.incarnation)
+        said = hello.options.max_batch
+        if said and said < MAX_BATCH_MIN:
+            raise MalformedFrame(f"HELLO: max_batch {said}, a node's is at least {MAX_BATCH_MIN}")
         connection.resume(Resume())
 
     def opened(self, connection: Connection, resume: Resume) -> None:
@@ -385,10 +391,13 @@ class NodeHop:
             case Routed():
                 self.runs.receive_routed(frame.first, frame.last, frame.audience, frame.position)
             case StatusFrame():
+                check_name(frame.receiver)
                 if frame.incarnation == self.incarnation:
                     status = Status(frame.state)
                     self.runs.receive_status(frame.receiver, status, frame.ranges, frame.reason)
             case AudienceFrame():
+                for name in frame.receivers:
+                    check_name(name)
                 audience = self._audience_parts.receive(frame)
                 if audience is not None:
                     self.runs.receive_audience(*audience, AUDIENCES_MAX)

@@ -9,7 +9,7 @@ program is `exact` from here on: each check returns it, and what was given is no
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from msgservice.errors import BadName, BadSubject, ProtocolError
@@ -76,6 +76,26 @@ def check_word(name: str) -> str:
             reason = "'/' is not allowed"
         raise BadName(name, reason)
     return name
+
+
+class Checked:
+    """Texts of the other side that a check let pass: it looks at each once, while it is kept.
+
+    `known`: at most `most` of them. Who asks often looks there first, and calls `look` for others.
+    """
+
+    __slots__ = ("_check", "_most", "known")
+
+    def __init__(self, check: Callable[[str], str], most: int) -> None:
+        self._check, self._most = check, most
+        self.known: set[str] = set()
+
+    def look(self, text: str) -> None:
+        """Check a text, and know it from now on; raises what the check raises."""
+        self._check(text)
+        if len(self.known) >= self._most:
+            self.known.clear()
+        self.known.add(text)
 
 
 def is_reserved(subject: str) -> bool:

@@ -142,6 +142,8 @@ class Greeter:
         """
         check_name(hello.name)
         check_word(hello.incarnation)
+        if hello.options.inbox is not None:
+            check_word(hello.options.inbox)
         channel = connection.channel
         assert channel is not None
         # Where a peer is proves him only where nobody else can be; a key does everywhere.

@@ -27,6 +27,7 @@ from msgservice.core.frames import (
     Transfer,
     refusals,
 )
+from msgservice.core.subjects import Checked, check_name, check_subject, check_word
 from msgservice.errors import MalformedFrame, NameMismatch, UnexpectedFrame
 from msgservice.limits import BATCH_MESSAGES_MAX
 from msgservice.message import BareMessage, count_of
@@ -79,6 +80,8 @@ class NodeConnection:
         self._handling = way.reception.handling
         self._sender: Sender | None = None
         self._quiet = 0  # turns since the last run
+        most = way.reception.limits.subjects
+        self._subjects, self._senders = Checked(check_subject, most), Checked(check_word, most)
 
     def channel_up(self, connection: Connection) -> None:
         """Send HELLO: the receiver's name, and its options."""
@@ -90,6 +93,8 @@ class NodeConnection:
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """RESUME is sent with the node's marks; its older connection ends here, if there is one."""
+        check_name(hello.name)
+        check_word(hello.incarnation)
         receive = hello.options.receive
         if receive is None:
             raise NameMismatch(f"{hello.name!r} does not send to receivers")
@@ -163,11 +168,16 @@ class NodeConnection:
             count, most = count_of(raw), BATCH_MESSAGES_MAX
             if not 0 < count <= most:  # before they are decoded, which takes long
                 raise MalformedFrame(f"TRANSFER of {count} messages, from 1 to {most} are allowed")
+            subject, origin = frame.subject, frame.origin
+            if subject not in self._subjects.known:
+                self._subjects.look(subject)
+            if origin is not None and origin.sender not in self._senders.known:
+                self._senders.look(origin.sender)
             facts = RunFacts(
                 frame.sequence,
-                frame.subject,
+                subject,
                 sender.name,
-                frame.origin,
+                origin,
                 frame.flags,
                 self._reception.decode,
             )

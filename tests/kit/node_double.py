@@ -222,6 +222,7 @@ class NodeDouble:
         self.routed: dict[str, list[Routed]] = {}  # by incarnation
         self.states: dict[str, list[StatusFrame]] = {}
         self._audiences: dict[tuple[str, ...], int] = {}
+        self.name = "node"
         self._told: set[int] = set()
         self._unsaid: dict[Connection, list[Routed]] = {}  # goes before the ACK
         self._number = 0
@@ -277,7 +278,7 @@ class NodeDouble:
     def greeted(self, connection: Connection, hello: Hello) -> None:
         self.hellos.append(hello)
         options = HelloOptions(max_batch=self.max_batch, window=self.window)
-        connection.hello(Hello(VERSION, "node", self.log_id, options))
+        connection.hello(Hello(VERSION, self.name, self.log_id, options))
         inbox = self.inboxes.setdefault(hello.incarnation, Inbox())
         inbox.reconnect()
         connection.resume(inbox.resume())
