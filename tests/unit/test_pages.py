@@ -495,7 +495,7 @@ def test_a_write_that_takes_less_than_it_was_given_is_gone_on_with(tmp_path: Pat
         runs = []
         for number in range(last + 1, last + 400):
             messages = b"\x91\x91\xc5\x03\xe8" + b"%04d" % number * 250
-            runs.append(OutboxRun(number, 1, "orders.new", messages))
+            runs.append(producer_run(number, 1, "orders.new", messages))
         threads.wait(file.append(runs))
         last = number
         threads.wait(file.close())
