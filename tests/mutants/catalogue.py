@@ -975,6 +975,27 @@ _ALL = [
         new="",
         catcher=_test("tests/unit/test_client_disk.py", "close_waits"),
     ),
+    Mutant(
+        name="limits-that-contradict-each-other-pass",
+        at="msgservice.limits:contradictions",
+        old="if value < bound or (value == bound and pairs is ORDERED):",
+        new="if value <= bound or pairs is PARTS:",
+        catcher=_test("tests/unit/test_config.py", "contradict"),
+    ),
+    Mutant(
+        name="a-data-folder-is-not-looked-at",
+        at="msgservice.disk.filesystem:check_folder",
+        old="if not is_folder:",
+        new="if False:",
+        catcher=_test("tests/unit/test_config.py", "data_folder"),
+    ),
+    Mutant(
+        name="each-hello-that-does-not-open-is-told",
+        at="msgservice.core.datagram.unopened:UnopenedHellos.add",
+        old="if address[0] in self._hosts or len(self._hosts) >= TOLD_HOSTS:",
+        new="if False:",
+        catcher=_test("tests/unit/test_datagram_unopened.py", "told"),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}
