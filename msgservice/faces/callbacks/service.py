@@ -267,6 +267,8 @@ class CallbackClient(Service):
         except CancelledError:
             raise
         except Exception as error:
+            if not self.running:
+                return None  # it was called off, which Twisted tells in more than one way
             self._log.info(
                 "no connection to {host}:{port}: {reason}",
                 host=self.host,
