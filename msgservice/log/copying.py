@@ -17,6 +17,7 @@ from msgservice.disk.database import backup, check_sqlite, connect, sync_folder
 from msgservice.disk.filesystem import check_filesystem
 from msgservice.disk.folder import LOCK_NAME, FolderLock, make_folder
 from msgservice.disk.mark import MARK_NAME, Mark, MarkFile
+from msgservice.disk.migrations import migrate
 from msgservice.errors import DataFolderUnusable
 from msgservice.log.loading import load
 from msgservice.log.schema import SCHEMA
@@ -29,7 +30,8 @@ def copy_log(
     """Copy the log of one data folder into another; return the id of the copy.
 
     Blocks until the copy is synced and was read through. Raises `DataFolderUnusable` where there
-    is no log, or where the target has one; `LogLocked`; `LogDamaged` where the copy is not whole.
+    is no log, or where the target has one; `LogLocked`; `LogTooNew`; `LogDamaged` where the copy is
+    not whole. Of a log of an older version the copy is brought up; the log stays as it is.
     """
     check_sqlite()
     path, folder = Path(source) / LOG_NAME, Path(target)
@@ -51,15 +53,24 @@ def copy_log(
 def _copy(path: Path, folder: Path, entropy: Callable[[int], bytes]) -> str:
     # Under another name until it is whole: a crash leaves nothing that looks like a log.
     unfinished = folder / (LOG_NAME + ".copy")
+    _remove(unfinished)
     original = connect(str(path), readonly=True)
     try:
         SCHEMA.version_of(original)
         backup(original, unfinished)
     finally:
         original.close()
-    log_id = entropy(16).hex()
+    try:
+        return _finish(unfinished, folder, entropy(16).hex())
+    except BaseException:
+        _remove(unfinished)
+        raise
+
+
+def _finish(unfinished: Path, folder: Path, log_id: str) -> str:
     copy = connect(str(unfinished))
     try:
+        migrate(copy, SCHEMA, None)
         copy.execute("update meta set value = ? where key = 'log_id'", (log_id,))
         state = load(copy, {})
         copy.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
@@ -73,3 +84,8 @@ def _copy(path: Path, folder: Path, entropy: Callable[[int], bytes]) -> str:
     unfinished.replace(folder / LOG_NAME)
     sync_folder(folder)
     return log_id
+
+
+def _remove(unfinished: Path) -> None:
+    for beside in ("", "-wal", "-shm"):
+        unfinished.with_name(unfinished.name + beside).unlink(missing_ok=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
+import apsw
 import pytest
 
-from msgservice.errors import DataFolderUnusable
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 from msgservice.log.copying import copy_log
+from msgservice.log.schema import SCHEMA
 from msgservice.records import Batch, Known
 from tests.kit.logs import Driver, make_batch, numbers
 
@@ -42,3 +45,37 @@ def test_a_copy_never_replaces_a_log(tmp_path: Path) -> None:
         copy_log(tmp_path / "data", tmp_path / "other")
     with pytest.raises(DataFolderUnusable, match="no log"):
         copy_log(tmp_path / "nothing", tmp_path / "new")
+
+
+def test_a_log_of_an_older_version_is_copied_and_stays_as_it_was(tmp_path: Path) -> None:
+    with tarfile.open(Path(__file__).with_name("old_files") / "version_1.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    before = (tmp_path / "log" / "log.db").read_bytes()
+    log_id = copy_log(tmp_path / "log", tmp_path / "copy")
+    assert (tmp_path / "log" / "log.db").read_bytes() == before
+    copy, original = (Driver("sqlite", tmp_path / name).open() for name in ("copy", "log"))
+    assert copy.log.log_id == log_id != original.log.log_id
+    assert copy.wait(copy.log.audit()) == []
+    told = [log.wait(log.log.accounts()) for log in (copy, original)]
+    assert told[0] == told[1] != []
+    copy.close()
+    original.close()
+
+
+def _with(folder: Path, sql: str) -> None:
+    db = apsw.Connection(str(folder / "log.db"))
+    db.execute(sql)
+    db.close()
+
+
+def test_what_cannot_be_copied_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    Driver("sqlite", tmp_path / "newer").open().close()
+    _with(tmp_path / "newer", f"pragma user_version = {SCHEMA.newest + 1}")
+    with pytest.raises(LogTooNew):
+        copy_log(tmp_path / "newer", tmp_path / "one")
+    Driver("sqlite", tmp_path / "damaged").open().close()
+    _with(tmp_path / "damaged", "drop table head")
+    with pytest.raises(LogDamaged):
+        copy_log(tmp_path / "damaged", tmp_path / "two")
+    for name in ("one", "two"):
+        assert [file.name for file in (tmp_path / name).iterdir()] == ["lock"]
