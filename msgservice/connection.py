@@ -98,6 +98,7 @@ class Connection:
         now: Callable[[], float],
         limits: Limits,
         takes: Callable[[Frame], bool] | None = None,
+        says_why: bool = True,
     ) -> None:
         self.owner = owner
         self.now = now
@@ -111,6 +112,7 @@ class Connection:
         self._limits = limits
         self._timer: IDelayedCall | None = None
         self._takes = takes
+        self._says_why = says_why  # in the log, that an error ended it; else the owner does
         self._held: list[bytes] = []  # frames that wait: at most what one delivery brought
         self._is_first = True  # of one delivery, the frame that is looked at
         self._going_on: IDelayedCall | None = None
@@ -351,7 +353,8 @@ class Connection:
         elif isinstance(event, PeerError):
             self.peer_error = event.code
             self.error = f"the other side says: {event.reason} (code {event.code})"
-            self._logger.warn("{peer}: {error}", peer=self.peer, error=self.error)
+            if self._says_why:
+                self._logger.warn("{peer}: {error}", peer=self.peer, error=self.error)
             self.close()
 
     def channel_failed(self, error: ProtocolError) -> None:
@@ -402,9 +405,10 @@ class Connection:
         failed = self.session.failed
         if failed is not None and not self.error and not self.gone:
             self.error = one_line(str(failed))  # it may quote the other side
-            self._logger.warn(
-                "connection to {peer} ended: {error}", peer=self.peer, error=self.error
-            )
+            if self._says_why:
+                self._logger.warn(
+                    "connection to {peer} ended: {error}", peer=self.peer, error=self.error
+                )
             if self.channel is not None:
                 self.channel.close()
 

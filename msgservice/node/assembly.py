@@ -38,6 +38,7 @@ from msgservice.node.seldom import Seldom
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.node.upkeep import Upkeep
+from msgservice.node.visits import Visits
 from msgservice.records import Batch, Snapshot
 from msgservice.transport.registry import Transports
 
@@ -148,7 +149,12 @@ def assemble(
 
     # Who is there.
     connections = Connections(
-        make_peer, dispatch=dispatch, transports=transports, time=time, limits=limits
+        make_peer,
+        dispatch=dispatch,
+        visits=Visits(Seldom(time.clock)),
+        transports=transports,
+        time=time,
+        limits=limits,
     )
     receivers = Receivers(
         log=log,

@@ -23,6 +23,7 @@ from msgservice.limits import Limits
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
+from msgservice.node.visits import Visits
 from msgservice.transport.registry import Transports
 
 
@@ -42,6 +43,7 @@ class Connections:
         make_peer: Callable[[Outlet | None], Peer],
         *,
         dispatch: Dispatch,
+        visits: Visits,
         transports: Transports,
         time: Time,
         limits: Limits,
@@ -50,6 +52,7 @@ class Connections:
         self.links: dict[int, IConnector] = {}  # by receiver number
         self.make_peer = make_peer
         self._dispatch = dispatch
+        self._visits = visits
         self._transports = transports
         self._time = time
         self._limits = limits
@@ -75,7 +78,12 @@ class Connections:
     def _connection(self, expected: Outlet | None) -> Connection:
         peer, time = self.make_peer(expected), self._time
         return Connection(
-            peer, clock=time.clock, now=time.now, limits=self._limits, takes=peer.takes
+            peer,
+            clock=time.clock,
+            now=time.now,
+            limits=self._limits,
+            takes=peer.takes,
+            says_why=False,  # the visits do, however many there are
         )
 
     def dial(self, outlet: Outlet) -> None:
@@ -147,6 +155,7 @@ class Connections:
             older.leave(BYE_REPLACED, "a newer connection of this sender")
             if newer is other:
                 return False
+        self._visits.came(peer)
         self._senders[key] = peer
         self._seen[key] = None
         self._left.pop(key, None)
@@ -157,6 +166,7 @@ class Connections:
     def gone(self, peer: Peer) -> None:
         """The connection of a peer has ended."""
         self.peers.pop(peer, None)
+        self._visits.went(peer)
         connection = peer.connection
         hello = connection.session.peer if connection is not None else None
         key = (hello.name, hello.incarnation) if hello is not None else ("", "")
@@ -301,6 +311,7 @@ class Connections:
     def refuse(self) -> None:
         """The node stops: who comes now is turned away."""
         self._stopping = True
+        self._visits.stop()
 
     async def stop(self) -> None:
         """Say goodbye to all of them; return when they have gone, within `stop_timeout`."""

@@ -174,6 +174,7 @@ class Peer:
         self.outlet: Outlet | None = None  # of the receiver that it says it is
         self.stage = Stage.HERE
         self.ended_by_us = False  # the node closes it, without a goodbye where it dials no more
+        self.goodbye = ""  # the reason that the node gave for letting it go
         self.has_settled = False  # the sender needs nothing any more that is known of it
         self.number = 0  # rises with each connection of the node
         self._seat: Outlet | None = None  # the outlet while it feeds this: SEATED and DRAINING
@@ -426,6 +427,7 @@ class Peer:
         if code == BYE_REPLACED:
             # Also when it was about to leave and waits for answers: its place is needed now.
             self._happens(Event.UNSEATED)
+            self.goodbye = reason
             connection.bye(code, reason)
             self._leave_seat(reason, lost=lost and not leaving)
             delay = self._limits.replaced_timeout
@@ -450,6 +452,7 @@ class Peer:
             self._say_bye(connection, code, reason)
 
     def _say_bye(self, connection: Connection, code: int, reason: str) -> None:
+        self.goodbye = reason
         connection.bye(code, reason)
         if self.ingress is not None:
             self.ingress.flush()

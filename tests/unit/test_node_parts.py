@@ -815,6 +815,7 @@ def test_peer_answers_no_more_requests_at_once_than_it_said() -> None:
 def some_connections(**more: Any) -> Connections:
     collaborators: dict[str, Any] = {
         "dispatch": double(),
+        "visits": double(),
         "transports": double(),
         "time": Time(Clock()),
         "limits": LIMITS,

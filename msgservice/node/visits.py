@@ -1,0 +1,134 @@
+"""The log lines about who comes to a node, goes, and is turned away.
+
+At most two a minute about one name, and about a hundred names: who dials a thousand times a second
+fills no disk. Which connection counts for a name is the business of `connections`.
+"""
+
+from __future__ import annotations
+
+from twisted.logger import Logger, LogLevel
+
+from msgservice.core.frames import Hello
+from msgservice.core.reasons import one_line
+from msgservice.node.peer import Peer
+from msgservice.node.seldom import Seldom
+
+REASON_SHOWN = 200  # characters
+NAME_SHOWN = 100  # of one that may be no name
+
+
+class Visits:
+    """The lines about the connections of one node, while it does not stop."""
+
+    _logger = Logger()
+
+    def __init__(self, seldom: Seldom) -> None:
+        self._seldom = seldom
+        self._here: set[Peer] = set()
+        self._is_quiet = False
+
+    def came(self, peer: Peer) -> None:
+        """The session of a peer is open."""
+        self._here.add(peer)
+        name, address, kind = _name(peer), _address(peer), _kind(peer)
+
+        def tell(count: int) -> None:
+            self._logger.info(
+                "{kind} {name} has come, from {address}"
+                if count == 1
+                else "{kind} {name} has come {count} times, the last from {address}",
+                kind=kind,
+                name=name,
+                address=address,
+                count=count,
+            )
+
+        self._seldom.say(("came", kind, name), tell)
+
+    def went(self, peer: Peer) -> None:
+        """The connection of a peer has ended: it has gone, or was never let in."""
+        was_here = peer in self._here
+        self._here.discard(peer)
+        if self._is_quiet:
+            return
+        name, kind = _name(peer), _kind(peer)
+        address, reason = _address(peer), _reason(peer)
+        level = LogLevel.warn if _is_error(peer) else LogLevel.info
+
+        def tell_gone(count: int) -> None:
+            self._logger.emit(
+                level,
+                "{kind} {name} at {address} has gone: {reason}"
+                if count == 1
+                else "{kind} {name} has gone {count} times, the last from {address}: {reason}",
+                kind=kind,
+                name=name,
+                address=address,
+                reason=reason,
+                count=count,
+            )
+
+        def tell_refused(count: int) -> None:
+            self._logger.emit(
+                level,
+                "{kind} {name!r} from {address} was not let in: {reason}"
+                if count == 1
+                else "{kind} {name!r} was not let in {count} times, the last from {address}:"
+                " {reason}",
+                kind=kind,
+                name=name,
+                address=address,
+                reason=reason,
+                count=count,
+            )
+
+        def tell_unknown(count: int) -> None:
+            self._logger.emit(
+                level,
+                "{count} connection(s) ended before they said who they are, the last from"
+                " {address}: {reason}",
+                address=address,
+                reason=reason,
+                count=count,
+            )
+
+        what, tell = ("gone", tell_gone) if was_here else ("refused", tell_refused)
+        if _hello(peer) is None:
+            what, tell = "unknown", tell_unknown
+        self._seldom.say((what, kind, name, level), tell)
+
+    def stop(self) -> None:
+        """The node stops: that everybody goes needs no lines."""
+        self._is_quiet = True
+        self._seldom.stop()
+
+
+def _kind(peer: Peer) -> str:
+    hello = _hello(peer)
+    receives = peer.dialled or (hello is not None and hello.options.receive is not None)
+    return "receiver" if receives else "sender"
+
+
+def _name(peer: Peer) -> str:
+    """The name that it says it has, also of one that was turned away for it."""
+    hello = _hello(peer)
+    return hello.name[:NAME_SHOWN] if hello is not None else ""
+
+
+def _hello(peer: Peer) -> Hello | None:
+    return peer.connection.session.peer if peer.connection is not None else None
+
+
+def _address(peer: Peer) -> str:
+    return peer.connection.peer if peer.connection is not None else ""
+
+
+def _is_error(peer: Peer) -> bool:
+    """Whether one of the two ended it for an error of the other."""
+    connection = peer.connection
+    return connection is not None and bool(connection.session.failed or connection.peer_error)
+
+
+def _reason(peer: Peer) -> str:
+    error = peer.connection.error if peer.connection is not None else ""
+    return one_line(peer.goodbye or error)[:REASON_SHOWN]
