@@ -516,6 +516,12 @@ class Inbox:
         """Messages will be neither handled nor answered: the sender keeps and retransmits them."""
         self._taking.remove(first, last)
 
+    def abandon_all_but(self, kept: list[Range]) -> None:
+        """Of all messages only these will be handled or answered: the sender keeps the others."""
+        self._taking = RangeSet()
+        for low, high in kept:
+            self._taking.add(low, high)
+
     def ask_for_discarded(self) -> bool:
         """See `Answers`; not while anything is with the handler, which its lane may wait for."""
         return not self._taking and self.answers.ask_for_discarded()

@@ -600,6 +600,13 @@ _ALL = [
         catcher=_test("tests/unit/test_receiver.py", "returns_a_generator_has_not_run"),
     ),
     Mutant(
+        name="fault-behind-a-handler-is-swallowed",
+        at="msgservice.receiver.handling.engine:Handling._landed",
+        old="self._end_failed(flight)",
+        new="pass",
+        catcher=_test("tests/unit/test_receiver_faults.py -k later", "fault_at_the_end"),
+    ),
+    Mutant(
         name="stored-inbox-commits-behind-a-rollback",
         at="msgservice.receiver.inbox_transaction:Transaction._connection",
         old="if self.lost is not None:",

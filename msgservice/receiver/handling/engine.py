@@ -286,11 +286,14 @@ class Handling:
     def _flush(self) -> None:
         touched, self._touched = self._touched, set()
         for sender in touched:
-            if sender.dirty:
-                self._tell_all(sender)
-            sender.flush()
-            if sender.is_paused:
-                sender.go_on()
+            try:
+                if sender.dirty:
+                    self._tell_all(sender)
+                sender.flush()
+                if sender.is_paused:
+                    sender.go_on()
+            except Exception:
+                self._start_over(sender, Failure())
 
     def _pump(self) -> None:
         """Take steps of ready lanes. Never inside itself, whatever a handler sets off."""
@@ -307,7 +310,10 @@ class Handling:
                 lane.is_ready = False
                 if not lane.queue or lane.behind or (lane.flying and lane.key is not None):
                     continue  # something that the handler set off got it ready meanwhile
-                self._advance(lane, self._step(lane, lane.queue[0]))
+                try:
+                    self._advance(lane, self._step(lane, lane.queue[0]))
+                except Exception:  # not the handler's: see the steps
+                    self._start_over(lane.sender, Failure())
                 if ready:
                     ended = self._now()
                     self._pace(ended - began, lane)
@@ -400,7 +406,10 @@ class Handling:
             if failure is None:
                 work.at = stop
             else:
-                self._failed(lane, work, first, stop, failure)
+                try:
+                    self._failed(lane, work, first, stop, failure)
+                except Exception:  # not the handler's, in whose step this is
+                    self._start_over(lane.sender, Failure())
             return True
         flight.deferred = pending
         return self._started(flight)
@@ -421,7 +430,17 @@ class Handling:
             flight.outcome = (failure,)  # it has ended before it was in flight
         else:
             done = 0 if failure is not None else flight.stop - flight.first
-            self._ended(flight, done, failure, flight.stop - flight.first)
+            try:
+                self._ended(flight, done, failure, flight.stop - flight.first)
+            except Exception:  # a Deferred would swallow it
+                self._end_failed(flight)
+
+    def _end_failed(self, flight: Flight) -> None:
+        """The end of a flight failed by a fault of our own, the error that is handled now."""
+        if flight in self._flights:
+            self._flights.discard(flight)
+            flight.lane.flying -= 1
+        self._start_over(flight.lane.sender, Failure())
 
     def _ended(self, flight: Flight, done: int, failure: Failure | None, unit: int) -> None:
         """The first `done` messages of a flight were handled, the `unit` after them failed."""
@@ -465,6 +484,26 @@ class Handling:
             if later.queue and not later.behind and not later.is_ready and not self.is_stopping:
                 later.is_ready = True
                 self._ready.append(later)
+
+    # --- faults of our own
+
+    def _start_over(self, sender: Sender, fault: Failure) -> None:
+        """Begin nothing of what a sender has sent: its connection ends, and it sends that again.
+
+        What has come to its accounts is not known. What runs may end, and counts.
+        """
+        connection = sender.connection
+        if connection is not None:
+            connection.fault(f"node {sender.name!r}", fault)
+        else:
+            self._logger.failure("handling what {name} sent", fault, name=sender.name)
+        flights = [flight for flight in self._flights if flight.lane.sender is sender]
+        sender.start_over(flights)
+        for lane in sender.lanes.values():
+            if lane.followers and not lane.flying:
+                self._release(lane)
+        self._touch(sender)
+        self._schedule()  # for the others, and for who waits for the end of all
 
     # --- outcomes
 

@@ -115,7 +115,10 @@ class ThreadedHandling(Handling):
         return done, None
 
     def _back(self, flight: Flight, done: int, failure: Failure | None) -> None:
-        self._ended(flight, done, failure, flight.stop - flight.first if self._batch else 1)
+        try:
+            self._ended(flight, done, failure, flight.stop - flight.first if self._batch else 1)
+        except Exception:  # the reactor would only log it
+            self._end_failed(flight)
 
 
 def _handle_all(handler: Callable[[Any], Any], messages: list[Any]) -> tuple[int, Failure | None]:

@@ -171,12 +171,15 @@ class StoredHandling(Handling):
 
     def _committed(self, result: Any, flight: Flight) -> None:
         length = flight.stop - flight.first
-        if isinstance(result, Failure):
-            self._ended(flight, 0, result, length)
-            return
-        unit = length if self._batch else 1
-        failure = None if result.error is None else Failure(result.error)
-        self._ended(flight, result.count * unit, failure, unit)
+        try:
+            if isinstance(result, Failure):
+                self._ended(flight, 0, result, length)
+                return
+            unit = length if self._batch else 1
+            failure = None if result.error is None else Failure(result.error)
+            self._ended(flight, result.count * unit, failure, unit)
+        except Exception:  # a Deferred would swallow it
+            self._end_failed(flight)
 
     def _ended(self, flight: Flight, done: int, failure: Failure | None, unit: int) -> None:
         if flight.lane.key is not None and not flight.work.open:

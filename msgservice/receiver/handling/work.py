@@ -6,7 +6,7 @@ State and its small rules only; who does what when is decided in `receiver.handl
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -76,6 +76,31 @@ class Sender:
         if not work.open:
             self.works -= 1
             self.held_bytes -= work.size
+
+    def start_over(self, flights: Sequence[Flight]) -> None:
+        """Nothing of it counts but these flights, which have not ended."""
+        works: dict[Work, int] = {}
+        taking = []
+        for flight in flights:
+            work, base = flight.work, flight.work.base
+            works[work] = works.get(work, 0) + flight.stop - flight.first
+            taking.append((base + flight.first, base + flight.stop - 1))
+            if flight.lane.key is not None:  # it is the only one of its work
+                work.at = work.told = flight.first
+                work.stop = flight.stop
+            else:
+                work.stop = work.at
+        for work, count in works.items():
+            work.open = count
+        self.dirty.clear()
+        self.works = len(works)
+        self.held_messages = sum(works.values())
+        self.held_bytes = sum(work.size for work in works)
+        for lane in self.lanes.values():
+            kept = [work for work in lane.queue if work in works and lane.key is not None]
+            lane.queue.clear()
+            lane.queue.extend(kept)
+        self.inbox.abandon_all_but(taking)
 
     def cut(self, work: Work, first: int, stop: int) -> Work:
         """Return messages `first` to `stop` (exclusive) of the work as work of their own."""
