@@ -20,6 +20,7 @@ import apsw
 import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.client.outbox_left import LeftRuns, row_size
@@ -88,6 +89,8 @@ class OutboxFile:
     `size_max`: bytes of open runs. `entropy` gives the random bytes of an incarnation. `vfs`: for
     tests, a SQLite VFS by name.
     """
+
+    _logger = Logger()
 
     def __init__(
         self,
@@ -412,7 +415,9 @@ class OutboxFile:
             for _, waiter in behind:
                 waiter.errback(self._failed)
 
-        committing.addBoth(done)
+        committing.addBoth(done).addErrback(
+            lambda failure: self._logger.failure("after a commit of the outbox", failure)
+        )
 
     def _write(
         self, runs: Sequence[Run], gone: list[int], sequence: int, log_id: str | None

@@ -13,9 +13,11 @@ from typing import TypeVar
 
 import apsw
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from msgservice.errors import LimitReached, LogDamaged, LogUnavailable
+from msgservice.errors import LimitReached, LogDamaged, LogError, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
 from msgservice.log import audit, history, queries
@@ -54,6 +56,8 @@ def read_transaction(db: apsw.Connection) -> Iterator[apsw.Connection]:
 @implementer(ILog)
 class StoreLog:
     """An `ILog` over a `Store`: the half of it that runs on the reactor's thread."""
+
+    _logger = Logger()
 
     durable = False
 
@@ -113,7 +117,7 @@ class StoreLog:
             self._looked_in_vain = False
             if store.wants_checkpoint and self._opened:
                 # Behind this group's answer, before the next group.
-                self._write(store.maintain).addErrback(lambda failure: None)
+                self._write(store.maintain).addErrback(self._not_maintained)
             return result
 
         def job() -> Appended:
@@ -127,6 +131,11 @@ class StoreLog:
             return appended
 
         return self._write(job).addBoth(done)
+
+    def _not_maintained(self, failure: Failure) -> None:
+        """The write-ahead log was not folded in: the next group finds out why, or tries again."""
+        if not isinstance(failure.value, LogError):
+            self._logger.failure("folding the write-ahead log in", failure)
 
     def audience(self, members: Collection[int]) -> Audience:
         """See `ILog.audience`."""

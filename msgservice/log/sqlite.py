@@ -143,7 +143,8 @@ class SqliteLog(StoreLog):
             self._reader.stop()
             raise
         self._remember(snapshot)
-        Deferred.fromCoroutine(self._look_on())
+        looking = Deferred.fromCoroutine(self._look_on())
+        looking.addErrback(lambda failure: self._logger.failure("looking at pages", failure))
         return snapshot
 
     async def _look_on(self) -> None:

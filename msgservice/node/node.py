@@ -270,7 +270,9 @@ class Node(Service):
         waiter = self._stopped.wait()
         if not self._is_stopping:
             self._is_stopping = True
-            Deferred.fromCoroutine(self._stop(self._starting)).addBoth(self._has_stopped)
+            stopping = Deferred.fromCoroutine(self._stop(self._starting))
+            stopping.addBoth(self._has_stopped)
+            stopping.addErrback(lambda failure: self._logger.failure("starting again", failure))
         return waiter
 
     def _has_stopped(self, result: Failure | None) -> None:

@@ -495,7 +495,7 @@ class Peer:
             self.connection.channel, "local_only", False
         )
         answer: Deferred[Reply] = self._requests.answer(frame, local)
-        answer.addBoth(self._answered, calls)
+        answer.addBoth(self._answered, calls).addErrback(self.fault)
 
     def _answered(self, reply: Reply | Failure, calls: int) -> None:
         self._calls -= calls

@@ -71,7 +71,7 @@ class Upkeep:
         self._say_refusals()
         self._log.retain(int(self._time.now() * 1000), here, left).addCallbacks(
             self._retained, self._retain_failed
-        )
+        ).addErrback(self._fault)
 
     def _say_refusals(self) -> None:
         """Say that messages are refused for want of room, once in a while, and when that ends."""
@@ -105,6 +105,12 @@ class Upkeep:
         if self._running:
             self._directory.collect()
             self._due = self._time.clock.callLater(0.01 if more else RETAIN_EVERY, self._retain)
+
+    def _fault(self, failure: Failure) -> None:
+        """A fault of our own behind a pass; without the next one the log would only fill up."""
+        self._logger.failure("after retention", failure)
+        if self._running and self._due is None:
+            self._due = self._time.clock.callLater(RETAIN_EVERY, self._retain)
 
     def _retain_failed(self, failure: Failure) -> None:
         if isinstance(failure.value, LogFailed):

@@ -20,6 +20,7 @@ import apsw
 import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival, sendable
@@ -171,6 +172,8 @@ class InboxFile:
 
     `entropy` gives the random bytes of a new inbox's id. `vfs`: for tests.
     """
+
+    _logger = Logger()
 
     def __init__(
         self,
@@ -428,9 +431,9 @@ class InboxFile:
                 db.execute(_SAVE_HEAD, (counted, crc, tables))
         except BaseException as error:
             # The transaction itself is gone (no room, a failed write), with all in it.
+            if not isinstance(error, apsw.Error):  # a fault of our own
+                self._fault(Failure())
             self._committed(entries, committing, Failure())
-            if not isinstance(error, apsw.Error):
-                raise  # it is our bug
             return
 
         def adopt(_: None) -> None:
@@ -441,7 +444,10 @@ class InboxFile:
 
         self._worker.submit(lambda: self._commit(counted)).addCallback(adopt).addBoth(
             lambda result: self._committed(entries, committing, result)
-        )
+        ).addErrback(self._fault)
+
+    def _fault(self, failure: Failure) -> None:
+        self._logger.failure("committing to the inbox {path}", failure, path=str(self.path))
 
     def _handle_waiting(self, db: apsw.Connection, entries: list[_Run[Any] | _Call]) -> _Stage:
         """Handle what is waiting in a transaction; what it holds is in `entries` then.

@@ -255,6 +255,7 @@ class Receiver(Service):
             stopped = Deferred.fromCoroutine(self._stop(is_open))
             stopped.addErrback(lambda failure: self.logger.failure("stopping", failure))
             stopped.addBoth(self._has_stopped)
+            stopped.addErrback(lambda failure: self.logger.failure("starting again", failure))
         return waiter
 
     def _has_stopped(self, _: object) -> None:

@@ -13,12 +13,14 @@ import apsw
 import msgspec
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import LogEvent
 
 from msgservice.core.frames import Transfer
 from msgservice.core.inbox import Arrival
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, Reject
 from msgservice.message import BareMessage, encode_messages
 from msgservice.receiver.inbox_file import Handled, InboxFile
+from msgservice.receiver.inbox_rejections import Rejections
 from msgservice.receiver.inbox_transaction import Transaction
 from msgservice.records import Resume
 from tests.kit.faulty_vfs import faulty_vfs
@@ -79,6 +81,26 @@ def test_25_a_message_that_comes_again_is_not_handled_again(box: Box) -> None:
     assert box.run(1, "a", "b") == Handled(2, None)
     assert box.run(1, "a", "b", "c") == Handled(3, None)
     assert box.done() == ["a", "b", "c"]
+
+
+def test_a_fault_of_our_own_is_logged_and_fails_whoever_waits(
+    path: Path, monkeypatch: pytest.MonkeyPatch, logged_failures: list[LogEvent]
+) -> None:
+    box = Box(path)
+
+    def save(*arguments: Any) -> None:
+        raise ValueError("a fault of ours")
+
+    waiting = [box.start(1, "a")]  # its commit runs: the other two are behind it
+    monkeypatch.setattr(Rejections, "save", save)
+    waiting += [box.start(2, "b"), box.start(3, "c")]
+    assert box.threads.wait(waiting[0]) == Handled(1, None)
+    for one in waiting[1:]:
+        with pytest.raises(LogFailed, match="a fault of ours"):
+            box.threads.wait(one)
+    assert [str(event["log_failure"].value) for event in logged_failures] == ["a fault of ours"]
+    logged_failures.clear()
+    box.close()
 
 
 def test_25_effects_and_marks_survive_together(box: Box, path: Path, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from twisted.logger import LogEvent
 
 from msgservice.errors import LogFailed, LogFull, LogUnavailable
 from msgservice.limits import Limits
+from msgservice.log.store import Store
 from msgservice.message import Status
 from msgservice.records import Batch, Known, Progress, RefusedBatch, Resume, SenderFloor
 from tests.kit.faulty_vfs import Faults, faulty_vfs
@@ -263,3 +265,21 @@ def test_19_the_wal_stays_small_beside_readers_that_never_rest(
         reader.join()
     log.close()
     assert largest < 1024 * 1024
+
+
+def test_a_fault_of_our_own_while_the_log_is_folded_in_is_logged(
+    log: Driver, monkeypatch: pytest.MonkeyPatch, logged_failures: list[LogEvent]
+) -> None:
+    faults = [ValueError("a fault of ours")]
+
+    def checkpoint(self: Store, **more: bool) -> None:
+        if faults:
+            raise faults.pop()
+
+    audience = log.log.audience([1])
+    monkeypatch.setattr(Store, "wants_checkpoint", property(lambda self: True))
+    monkeypatch.setattr(Store, "checkpoint", checkpoint)
+    log.append(make_batch(audience, 1))
+    log.append(make_batch(audience, 2))  # behind it
+    assert [str(event["log_failure"].value) for event in logged_failures] == ["a fault of ours"]
+    logged_failures.clear()

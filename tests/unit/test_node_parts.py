@@ -292,6 +292,31 @@ def test_upkeep_goes_on_while_the_disk_has_no_room_and_logs_no_failure() -> None
     upkeep.stop()
 
 
+def test_upkeep_goes_on_after_a_fault_of_its_own(logged_failures: list[LogEvent]) -> None:
+    clock = Clock()
+    log = a_log(retain=lambda now, here, left: succeed(False))
+
+    def collect() -> None:
+        raise ValueError("a fault of ours")
+
+    upkeep = Upkeep(
+        log,
+        commits=double(take_refusals=lambda: (None, 0)),
+        connections=double(take_presence=lambda: ([], [])),
+        directory=double(collect=collect),
+        dispatch=double(refusing=0),
+        time=Time(clock),
+        fatal=never,
+    )
+    upkeep.start()
+    clock.pump([RETAIN_EVERY] * 3)
+    assert [1000, 2000, 3000] == [at for at, *_ in log.told("retain")]
+    upkeep.stop()
+    assert [] == clock.getDelayedCalls()
+    assert len(logged_failures) == 3
+    logged_failures.clear()
+
+
 def test_upkeep_says_that_the_log_cannot_go_on() -> None:
     clock = Clock()
     told: list[LogFailed] = []

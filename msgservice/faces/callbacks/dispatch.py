@@ -105,6 +105,7 @@ class Dispatcher:
             self.running += 1
             d = deferred(result)
             d.addErrback(self._action_failed, event.action)
+            d.addErrback(lambda f: self._log.failure("the end of a callback", f))
             d.addBoth(self._ran)
 
     def _action_failed(self, failure: Failure, action: str) -> None:
@@ -133,6 +134,7 @@ class Dispatcher:
             d = deferred(result)
             d.addCallback(self._respond, event, generation)
             d.addErrback(self._request_failed, event, generation)
+            d.addErrback(lambda f: self._log.failure("the end of a callback", f))
             d.addBoth(self._ran)
         else:
             self._respond(result, event, generation)

@@ -64,7 +64,7 @@ class UdpEndpoint:
             self._dial(self._host, attempt)
         else:
             looked_up: Deferred[str] = cast("IReactorCore", self._reactor).resolve(self._host)
-            looked_up.addCallbacks(self._dial, attempt.fail, callbackArgs=(attempt,))
+            looked_up.addCallback(self._dial, attempt).addErrback(attempt.fail)
         return attempt.connected
 
     def _dial(self, host: str, attempt: _Attempt) -> None:
