@@ -77,6 +77,8 @@ def check_listener_address(key: str, address: str, *, insecure: bool) -> None:
 def _check_socket(address: str) -> None:
     """Raise where no socket could be made at the path of a Unix address."""
     path = Path(parse_address(address).parts[0])
+    if "\0" in str(path):
+        raise BadAddress(address, "a path has no zero byte")
     if not path.parent.is_dir():
         raise BadAddress(address, f"{path.parent} is not a folder")
     if not os.access(path.parent, os.W_OK | os.X_OK):

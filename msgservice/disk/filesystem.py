@@ -70,6 +70,8 @@ def check_folder(folder: Path) -> None:
 
     Raises `DataFolderUnusable`. What only trying shows, a full disk say, is seen at start.
     """
+    if "\0" in str(folder):
+        raise DataFolderUnusable(str(folder), "a path has no zero byte")
     there = folder
     try:
         while not there.exists():

@@ -259,6 +259,8 @@ def test_a_backlog_of_a_receiver_that_is_more_than_the_log_is_refused(file: Path
         ("/proc/nothere", "proc is a filesystem of the kernel's"),
         ("a-file", "a-file is not a folder"),
         ("a-file/below", "a-file is not a folder"),
+        ("a\\u0000b", "a path has no zero byte"),
+        ("n" * 300, "File name too long"),
     ],
 )
 def test_a_data_folder_that_cannot_be_is_refused(file: Path, data: str, told: str) -> None:
@@ -266,7 +268,8 @@ def test_a_data_folder_that_cannot_be_is_refused(file: Path, data: str, told: st
     (problem,) = problems(file, f'[node]\ndata = "{data}"\n')
     assert problem.startswith("2: node.data: ")
     assert problem.endswith(told)
-    (problem,) = problems(file, "", data=str(file.parent / data))
+    flag = data.replace("\\u0000", "\0")
+    (problem,) = problems(file, "", data=str(file.parent / flag))
     assert problem.startswith("--data: node.data: ")
 
 
@@ -286,7 +289,11 @@ def test_a_data_folder_is_not_made_by_looking(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "told"),
-    [("missing/s", "missing is not a folder"), ("a-file", "a-file is there and is no socket")],
+    [
+        ("missing/s", "missing is not a folder"),
+        ("a-file", "a-file is there and is no socket"),
+        ("a\\u0000b", "a path has no zero byte"),
+    ],
 )
 def test_a_unix_socket_that_cannot_be_made_is_refused(file: Path, path: str, told: str) -> None:
     (file.parent / "a-file").touch()
