@@ -16,7 +16,7 @@ import apsw
 from twisted.logger import Logger
 
 from msgservice.disk.damage import told_as_damage
-from msgservice.disk.database import UNUSABLE, check_sqlite, connect
+from msgservice.disk.database import UNUSABLE, check_sqlite, connect, is_full
 from msgservice.disk.files import Files
 from msgservice.disk.filesystem import check_filesystem
 from msgservice.disk.folder import (
@@ -29,7 +29,7 @@ from msgservice.disk.machine import Marks, Threads
 from msgservice.disk.mark import MARK_INTERVAL, Mark, begin_mark, read_mark
 from msgservice.disk.migrations import Schema, migrate
 from msgservice.disk.pages import PageSums
-from msgservice.errors import DataFolderUnusable, LogDamaged
+from msgservice.errors import DataFolderUnusable, LogDamaged, LogUnavailable
 
 T = TypeVar("T")
 
@@ -140,9 +140,17 @@ class GuardedFile:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Close and unlock when this is over, however it ends."""
+        """Close and unlock when this is over, however it ends.
+
+        No room for more is no failure: what is committed is in the write-ahead log.
+        """
         try:
             yield
+        except LogUnavailable:
+            pass  # no room for what was still to be written
+        except (apsw.Error, OSError) as error:
+            if not is_full(self.db, error):
+                raise
         finally:
             self._close()
 

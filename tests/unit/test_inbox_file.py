@@ -591,6 +591,18 @@ def test_25_no_room_for_a_checkpoint_takes_back_nothing(
         box.close()
 
 
+def test_19_no_room_at_the_end_is_no_failure(path: Path) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        box.run(1, "a")
+        faults.full = lambda name: True
+        box.close()
+    again = Box(path)
+    assert again.file.resume("node", "i.1").floor == 2
+    assert again.done() == ["a"]
+    again.close()
+
+
 def test_19_a_failed_sync_is_never_told_as_done(path: Path) -> None:
     with faulty_vfs() as faults:
         box = Box(path, vfs="faulty")

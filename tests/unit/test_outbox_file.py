@@ -274,6 +274,19 @@ def test_no_room_for_a_checkpoint_takes_back_nothing(
         again.close()
 
 
+@pytest.mark.parametrize("full", ["outbox.db", "outbox.db-wal"])
+def test_19_no_room_at_the_end_is_no_failure(path: Path, full: str) -> None:
+    with faulty_vfs() as faults:
+        box = Box(path, vfs="faulty")
+        box.append(run(1), run(2))
+        box.file.settle([(1, 1)])
+        faults.full = lambda name: name == full
+        box.close()
+    again = Box(path)
+    assert [r.first for r in again.snapshot.runs][-1:] == [2]
+    again.close()
+
+
 def test_19_a_failed_sync_is_never_told_as_stored(path: Path) -> None:
     faults: Faults
     with faulty_vfs() as faults:
