@@ -105,7 +105,7 @@ class Connection:
         self.session = Session(limits, now())
         self.channel: IChannel | None = None
         self.is_writable = True
-        self.gone = False
+        self.is_gone = False
         self.error = ""  # why it ended, for people
         self.peer_error = 0  # code of the ERROR frame that ended it, or 0
         self._clock = clock
@@ -123,12 +123,12 @@ class Connection:
     # --- getters
 
     @property
-    def peer(self) -> str:
+    def peer_address(self) -> str:
         """The address of the other side, for people."""
-        return self.channel.peer if self.channel is not None else "nowhere"
+        return self.channel.peer_address if self.channel is not None else "nowhere"
 
     @property
-    def is_open(self) -> bool:
+    def may_send(self) -> bool:
         """Whether transfers may be sent: the session is open and the transport has room."""
         return self.session.state is State.OPEN and self.is_writable
 
@@ -204,22 +204,24 @@ class Connection:
 
     def close(self) -> None:
         """Send what is queued, then close."""
-        if self.channel is not None and not self.gone:
+        if self.channel is not None and not self.is_gone:
             self.session.lost()
             self.channel.close()
 
     def abort(self) -> None:
         """Close at once; `lost` still follows."""
-        if self.channel is not None and not self.gone:
+        if self.channel is not None and not self.is_gone:
             self.channel.abort()
 
     def fault(self, name: str, failure: Failure) -> None:
         """End it for a fault of our own while `name` was told something; nobody else notices."""
-        self._logger.failure("telling {name} at {peer} failed", failure, name=name, peer=self.peer)
+        self._logger.failure(
+            "telling {name} at {peer} failed", failure, name=name, peer=self.peer_address
+        )
         try:
             self.fail(ProtocolError("internal error"))
         except Exception:
-            self._logger.failure("connection to {peer} failed", peer=self.peer)
+            self._logger.failure("connection to {peer} failed", peer=self.peer_address)
             self.abort()
 
     # --- what is read
@@ -244,11 +246,11 @@ class Connection:
 
     def go_on_soon(self) -> None:
         """Frames that `takes` refused may be taken now."""
-        if self._held and self._going_on is None and not self.gone:
+        if self._held and self._going_on is None and not self.is_gone:
             self._going_on = self._clock.callLater(0, self._go_on)
 
     def _stop_reading(self) -> None:
-        if self._breath is None and self.channel is not None and not self.gone:
+        if self._breath is None and self.channel is not None and not self.is_gone:
             self.session.reading_paused()
             self.channel.pause()
             self._breath = self._clock.callLater(self._limits.heartbeat / 2, self._breathe)
@@ -257,7 +259,7 @@ class Connection:
         if self._breath is not None:
             self._breath.cancel()
             self._breath = None
-        if self.channel is not None and not self.gone:
+        if self.channel is not None and not self.is_gone:
             self.session.reading_resumed(self.now())
             self._rearm()
             self.channel.resume()
@@ -273,7 +275,7 @@ class Connection:
     def _go_on(self) -> None:
         self._going_on = None
         held, self._held = self._held, []
-        if held and not self.gone:
+        if held and not self.is_gone:
             self._take(held)
             if not self._held:
                 self.resume_reading(ANSWERS)
@@ -320,7 +322,7 @@ class Connection:
             session.fail(error)
         except Exception:
             # Our own fault; this connection ends, the others must not notice.
-            self._logger.failure("connection to {peer} failed", peer=self.peer)
+            self._logger.failure("connection to {peer} failed", peer=self.peer_address)
             session.fail(ProtocolError("internal error"))
         self._drain()
         if self._timer is None:
@@ -354,7 +356,7 @@ class Connection:
             self.peer_error = event.code
             self.error = f"the other side says: {event.reason} (code {event.code})"
             if self._says_why:
-                self._logger.warn("{peer}: {error}", peer=self.peer, error=self.error)
+                self._logger.warn("{peer}: {error}", peer=self.peer_address, error=self.error)
             self.close()
 
     def channel_failed(self, error: ProtocolError) -> None:
@@ -364,15 +366,15 @@ class Connection:
     def channel_writable(self, writable: bool) -> None:
         """See `IChannelUser`."""
         self.is_writable = self.session.has_room = writable
-        if writable and not self.gone:
+        if writable and not self.is_gone:
             self._guard(lambda: self.owner.writable(self))
             self.go_on_soon()
 
     def channel_lost(self, reason: str) -> None:
         """See `IChannelUser`."""
-        if self.gone:
+        if self.is_gone:
             return
-        self.gone = True
+        self.is_gone = True
         self.is_writable = False
         self.session.lost()
         self._held.clear()
@@ -384,7 +386,7 @@ class Connection:
         try:
             self.owner.lost(self, self.error)
         except Exception:
-            self._logger.failure("the end of the connection to {peer}", peer=self.peer)
+            self._logger.failure("the end of the connection to {peer}", peer=self.peer_address)
 
     # --- inside
 
@@ -394,20 +396,20 @@ class Connection:
         except ProtocolError as error:
             self.session.fail(error)
         except Exception:
-            self._logger.failure("connection to {peer} failed", peer=self.peer)
+            self._logger.failure("connection to {peer} failed", peer=self.peer_address)
             self.session.fail(ProtocolError("internal error"))
         self._drain()
 
     def _drain(self) -> None:
         frames = self.session.take_frames()
-        if frames and self.channel is not None and not self.gone:
+        if frames and self.channel is not None and not self.is_gone:
             self.send_all(frames)
         failed = self.session.failed
-        if failed is not None and not self.error and not self.gone:
+        if failed is not None and not self.error and not self.is_gone:
             self.error = one_line(str(failed))  # it may quote the other side
             if self._says_why:
                 self._logger.warn(
-                    "connection to {peer} ended: {error}", peer=self.peer, error=self.error
+                    "connection to {peer} ended: {error}", peer=self.peer_address, error=self.error
                 )
             if self.channel is not None:
                 self.channel.close()
@@ -416,7 +418,7 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.gone:
+        if self.is_gone:
             return
         due = self.session.next_deadline()
         if due is not None:

@@ -155,7 +155,7 @@ class ILog(Interface):
 class IChannel(Interface):
     """One live connection to a peer, whatever carries it: frames out, bytes bounded."""
 
-    peer = Attribute("str: where the other side is, for people")
+    peer_address = Attribute("str: where the other side is, for people")
     local_only = Attribute("bool: loopback or Unix socket, so names need no proof (SEMANTICS 32)")
     unsent = Attribute("int: bytes that were sent and that the peer, or the kernel, has not taken")
     heard_at = Attribute("float: when something came last, and be it part of a frame (monotonic)")

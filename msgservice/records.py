@@ -47,7 +47,7 @@ class Audience:
     members: tuple[int, ...]  # receiver numbers, rising
     stored: bool = False  # the log refers to it: from its first batch until it is forgotten
     waiting: int = 0  # batches that have it and whose group has not ended (`node.commits`)
-    gone: bool = False  # forgotten by its log, which gives the set another number now
+    is_gone: bool = False  # forgotten by its log, which gives the set another number now
     asked_by: str | None = None  # the sender whose `to` made it; outlives a restart as it does
 
 
@@ -234,7 +234,7 @@ class Progress(msgspec.Struct, kw_only=True):
 
 
 @dataclass(slots=True, kw_only=True)
-class SenderFloor:
+class StatusFrom:
     """A sender wants no states below `status_from` any more (SEMANTICS 11)."""
 
     sender: str
@@ -256,7 +256,7 @@ class Group(msgspec.Struct):
     own: list[Batch] = msgspec.field(default_factory=list)
     batches: list[Batch] = msgspec.field(default_factory=list)
     progress: list[Progress] = msgspec.field(default_factory=list)
-    floors: list[SenderFloor] = msgspec.field(default_factory=list)
+    statuses_from: list[StatusFrom] = msgspec.field(default_factory=list)
     # Receiver numbers. Behind what they settled: what this group stores for them is removed too.
     removed: list[int] = msgspec.field(default_factory=list)
 
@@ -266,7 +266,7 @@ class Group(msgspec.Struct):
             or self.progress
             or self.receivers
             or self.removed
-            or self.floors
+            or self.statuses_from
             or self.own
         )
 

@@ -148,7 +148,7 @@ class Client:
     @property
     def connected(self) -> bool:
         """Whether a session with the node stands."""
-        return self._hop.is_open
+        return self._hop.is_connected
 
     @property
     def unanswered(self) -> int:

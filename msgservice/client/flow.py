@@ -129,7 +129,7 @@ class Flow:
                 self._hop.number(runs)
                 self._keep(runs)
         if gathering.open:
-            if self._hold_due is None and self._hop.is_open:
+            if self._hold_due is None and self._hop.is_connected:
                 self._hold_due = self._reactor.callLater(HOLD_SECONDS, self._held_long)
         elif self._hold_due is not None:
             self._hold_due.cancel()
@@ -167,7 +167,7 @@ class Flow:
 
     def _held_long(self) -> None:
         self._hold_due = None
-        self.hand_over(only_whole=not self._hop.is_open)
+        self.hand_over(only_whole=not self._hop.is_connected)
 
     def _count_runs(self, runs: list[Run]) -> None:
         """Take room for what a run costs besides its messages.

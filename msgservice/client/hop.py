@@ -164,7 +164,7 @@ class NodeHop:
     # --- getters
 
     @property
-    def is_open(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether a session stands."""
         return self.flight is not None
 
@@ -204,7 +204,7 @@ class NodeHop:
         if self._is_stopped:
             return
         connection, flight = self.connection, self.flight
-        if connection is not None and flight is not None and connection.is_open:
+        if connection is not None and flight is not None and connection.may_send:
             backlog = self.backlog
             disk = self._disk
             # What is settled in memory only may come again after a crash: then the node may not be
@@ -331,7 +331,7 @@ class NodeHop:
         looking.addErrback(lambda failure: self._not_looked(connection, failure))
 
     def _looked(self, connection: Connection, resume: Resume, runs: list[Run]) -> None:
-        if connection is not self.connection or connection.gone or self._is_stopped:
+        if connection is not self.connection or connection.is_gone or self._is_stopped:
             return
         early, self._early = self._early, None
         self._opened_with(connection, resume, runs)
@@ -347,7 +347,7 @@ class NodeHop:
 
     def _opened_with(self, connection: Connection, resume: Resume, unread: list[Run]) -> None:
         """Begin the session. `unread`: runs of the file where the node's newest run lies."""
-        hello = connection.session.peer
+        hello = connection.session.peer_hello
         assert hello is not None
         wrong = self._compare(resume, unread, hello.incarnation)
         if wrong is not None:

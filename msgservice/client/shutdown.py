@@ -106,7 +106,7 @@ class Shutdown:
         """
         if not self._flow.unanswered:
             return False
-        return self._hop.is_open or (self._disk is not None and bool(self._connector.running))
+        return self._hop.is_connected or (self._disk is not None and bool(self._connector.running))
 
     def _begin(self) -> None:
         if self.state is not State.OPEN:
@@ -129,7 +129,7 @@ class Shutdown:
             self._deadline.cancel()
         self._flow.stop()
         hop = self._hop
-        if hop.connection is not None and hop.is_open:
+        if hop.connection is not None and hop.is_connected:
             # Without a disk nobody comes back under this incarnation: where all answers were heard
             # the node need not know any more what it has taken.
             answered = self._disk is None and not self._flow.unanswered

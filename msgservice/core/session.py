@@ -157,7 +157,7 @@ class Session:
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.state = State.GREETING
-        self.peer: Hello | None = None
+        self.peer_hello: Hello | None = None
         self.failed: ProtocolError | None = None
         self._hello_sent = False
         self.bye_sent = False
@@ -271,7 +271,7 @@ class Session:
         if hello.options.heartbeat:
             interval = min(max(hello.options.heartbeat / 1000, 0.1), 3600.0)
             self._silence = interval * self._limits.silence
-        self.peer = hello
+        self.peer_hello = hello
         self.state = State.RESUMING if self._hello_sent else State.GREETED
         return Greeted(hello)
 

@@ -164,7 +164,7 @@ class StoreLog:
                 if not found.stored and not found.waiting
             ]
             for key in unused:
-                self._audiences.pop(key).gone = True
+                self._audiences.pop(key).is_gone = True
             self._looked_in_vain = len(self._audiences) >= self._limits.audiences
         if len(self._audiences) >= self._limits.audiences:
             raise LimitReached("audiences", self._limits.audiences)

@@ -38,7 +38,7 @@ NAMED, MATCHED = 1 << 30, 1 << 31
 FRAME_FLAGS = NAMED - 1
 
 
-class Run(msgspec.Struct, frozen=True):
+class TakenRun(msgspec.Struct, frozen=True):
     """A run that was taken before, as far as it is still known."""
 
     number: int
@@ -66,7 +66,7 @@ def named_of(flags: int) -> bool | None:
     return bool(flags & NAMED) if flags & (NAMED | MATCHED) else None
 
 
-Lookup = Callable[[int, int, int], Sequence[Run]]
+Lookup = Callable[[int, int, int], Sequence[TakenRun]]
 """(sender id, first, last) -> committed runs that overlap these sequences, rising."""
 
 _link = struct.Struct("<QQQQQQQIIII").pack
@@ -346,13 +346,13 @@ def _take_known(
     return outcome
 
 
-def _runs_of(staged: Staged, sender: SenderState, batch: Batch, lookup: Lookup) -> list[Run]:
+def _runs_of(staged: Staged, sender: SenderState, batch: Batch, lookup: Lookup) -> list[TakenRun]:
     """Return the runs, of before and of this group, that a batch overlaps, as far as known."""
     first, last = batch.sequence, batch.sequence + batch.count - 1
     return [
         *lookup(sender.id, first, last),
         *(
-            Run(
+            TakenRun(
                 b.number,
                 b.sequence,
                 b.count,
@@ -370,12 +370,12 @@ def _runs_of(staged: Staged, sender: SenderState, batch: Batch, lookup: Lookup) 
     ]
 
 
-def _agrees(state: State, batch: Batch, runs: Sequence[Run]) -> bool:
+def _agrees(state: State, batch: Batch, runs: Sequence[TakenRun]) -> bool:
     """Whether a batch says what these runs did, as far as that is still known."""
     return all(_same_content(batch, run) and _same_names(state, batch, run) for run in runs)
 
 
-def _same_content(batch: Batch, run: Run) -> bool:
+def _same_content(batch: Batch, run: TakenRun) -> bool:
     """Whether `batch` agrees with `run` where they overlap, as far as that is still known."""
     subject = batch.subject
     if run.mark not in (None, mark_of(subject, batch.addressed), mark_of(subject, None)):
@@ -394,7 +394,7 @@ def _same_content(batch: Batch, run: Run) -> bool:
     ) == cut_messages(run.frame, first - run.sequence, end - run.sequence)
 
 
-def _same_names(state: State, batch: Batch, run: Run) -> bool:
+def _same_names(state: State, batch: Batch, run: TakenRun) -> bool:
     """Whether the names in a batch's `to` are the names of the audience that the run had.
 
     Who was removed and added again has another number and the same name.
@@ -429,7 +429,7 @@ def _cut(batch: Batch, first: int, last: int) -> Batch:
     )
 
 
-def _pieces(first: int, last: int, runs: Sequence[Run]) -> tuple[Piece, ...]:
+def _pieces(first: int, last: int, runs: Sequence[TakenRun]) -> tuple[Piece, ...]:
     """Return what `runs` say of `first` to `last`; position 0 where nothing is known any more."""
     pieces = []
     for run in runs:

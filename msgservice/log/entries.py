@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import msgspec
 
-from msgservice.records import Batch, Progress, ReceiverRow, SenderFloor
+from msgservice.records import Batch, Progress, ReceiverRow, StatusFrom
 
 
 class Age(msgspec.Struct, frozen=True, gc=False):
@@ -45,7 +45,7 @@ class Append(Entry, frozen=True, kw_only=True):
     own: list[Batch]  # of the node itself
     batches: list[Batch]  # what is stored of these gets its number here, once
     progress: list[Progress]
-    floors: list[SenderFloor]
+    statuses_from: list[StatusFrom]
     removed: list[int]
     full: str | None  # why nothing new may be stored
     used_max: int  # bytes of batches that may be stored with all of these

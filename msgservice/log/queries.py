@@ -19,7 +19,7 @@ import msgspec
 from msgservice.core.marks import Key
 from msgservice.disk.database import as_json, one, rows
 from msgservice.errors import LogDamaged
-from msgservice.log.dedupe import FRAME_FLAGS, NAMED, Run, mark_of, named_of
+from msgservice.log.dedupe import FRAME_FLAGS, NAMED, TakenRun, mark_of, named_of
 from msgservice.log.state import SETTLED, State
 from msgservice.message import Status, header_size, message_sizes, options_of
 from msgservice.records import (
@@ -204,7 +204,9 @@ def sender_of(db: apsw.Connection, state: State, number: int) -> Key | None:
     return row
 
 
-def runs_of(db: apsw.Connection, state: State, sender: int, first: int, last: int) -> list[Run]:
+def runs_of(
+    db: apsw.Connection, state: State, sender: int, first: int, last: int
+) -> list[TakenRun]:
     """Return what is still known of a sender's runs that overlap these sequences, rising."""
     found = []
     for table, columns in (("batch", "frame, subject, flags"), ("run", "null, null, 0")):
@@ -220,7 +222,7 @@ def runs_of(db: apsw.Connection, state: State, sender: int, first: int, last: in
             # Of a row that has gone, its mark stands above its CRC.
             mark = crc >> 32 or None if text is None else mark_of(text, named_of(flags))
             whom = audience_of(db, state, audience)
-            found.append(Run(number, sequence, count, crc & CRC_MAX, whom, blob, mark))
+            found.append(TakenRun(number, sequence, count, crc & CRC_MAX, whom, blob, mark))
     found.sort(key=lambda run: run.sequence)
     return found
 

@@ -89,7 +89,7 @@ def stage_append(
         lookup=lambda sender, first, last: queries.runs_of(db, staged.state, sender, first, last),
     )
     stage_batches(staged, flat, operations)
-    stage_floors(staged, entry, operations)
+    stage_statuses_from(staged, entry, operations)
     stage_progress(staged, entry, operations)
     stage_removals(db, staged, entry, operations)
     staged.written = sum(batch.size + 320 for batch in staged.fresh) + 4096 * 6
@@ -224,7 +224,7 @@ def stage_batches(staged: Staged, flat: list[object], operations: list[Operation
 
 def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -> None:
     """Stage what receivers have settled, and count the group."""
-    if not (group.receivers or group.removed or group.progress or group.floors):
+    if not (group.receivers or group.removed or group.progress or group.statuses_from):
         return
     moved: dict[int, ReceiverState] = {}
     replaced: list[tuple[int, int, int]] = []
@@ -308,16 +308,16 @@ def _not_replaced(found: list[ExceptionRow]) -> list[ExceptionRow]:
     return kept
 
 
-def stage_floors(staged: Staged, group: Append, operations: list[Operation]) -> None:
+def stage_statuses_from(staged: Staged, group: Append, operations: list[Operation]) -> None:
     """Stage from where on senders want states."""
-    for floor in group.floors:
-        key = (floor.sender, floor.incarnation)
+    for wanted in group.statuses_from:
+        key = (wanted.sender, wanted.incarnation)
         if key not in staged.senders and key not in staged.state.senders:
             continue
         sender = staged.sender(key)
-        if floor.status_from <= sender.status_from:
+        if wanted.status_from <= sender.status_from:
             continue
-        sender.status_from = floor.status_from
+        sender.status_from = wanted.status_from
         operations += [
             (
                 "update sender set status_from = ? where id = ?",

@@ -205,7 +205,7 @@ class Store:
             own=group.own,
             batches=group.batches,
             progress=group.progress,
-            floors=group.floors,
+            statuses_from=group.statuses_from,
             removed=group.removed,
             full=self.fullness() or self._too_many() if group.batches or group.own else None,
             # Dead letters take room as batches do (DELIVERY 46).

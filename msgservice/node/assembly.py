@@ -98,9 +98,9 @@ def assemble(
         if commits.uncommitted_bytes <= limits.uncommitted_bytes // 2:
             connections.resume_senders()
 
-    def make_peer(expected: Outlet | None) -> Peer:
+    def make_peer(dialled: Outlet | None) -> Peer:
         return Peer(
-            expected,
+            dialled,
             greeter=greeter,
             acceptance=acceptance,
             commits=commits,

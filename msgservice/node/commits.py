@@ -27,7 +27,7 @@ from msgservice.records import (
     Progress,
     ReceiverRow,
     RefusedBatch,
-    SenderFloor,
+    StatusFrom,
 )
 from msgservice.waiters import Waiters
 
@@ -35,7 +35,7 @@ GATHER = 0.001  # seconds that progress waits for that of others
 RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
 # Senders of which it waits to be stored from where on they want states. Of more, those that came
 # first say it again on their next connection: until then the log keeps more than is wanted.
-FLOORS_MAX = 1000
+STATUSES_FROM_MAX = 1000
 
 
 class Source(Protocol):
@@ -109,11 +109,11 @@ class Commits:
         self._after_group = after_group
         self._fatal = fatal
         self._next = Group()
-        self._floors: dict[tuple[str, str], SenderFloor] = {}  # of the next group
+        self._statuses_from: dict[tuple[str, str], StatusFrom] = {}  # of the next group
         self._sources: list[Source] = []
         self._waiters: Waiters[None] = Waiters()
         self._progressing: dict[Progressing, None] = {}
-        self._expected: dict[Progressing, None] = {}
+        self._awaited: dict[Progressing, None] = {}
         self._running = False
         # None is started: until all know what became of a group, and after one that failed, until
         # `RETRY_DELAY` is over.
@@ -158,15 +158,15 @@ class Commits:
         it waits for them a little, since a group each would be a sync each.
         """
         self._progressing[outlet] = None
-        self.kick_soon(GATHER if self._expected else 0.0)
+        self.kick_soon(GATHER if self._awaited else 0.0)
 
     def expect(self, outlet: Progressing, answers: bool) -> None:
         """Expect progress soon: whether something is in flight to this receiver."""
         if answers:
-            self._expected[outlet] = None
-        elif outlet in self._expected:
-            del self._expected[outlet]
-            if not self._expected and self._due is not None:
+            self._awaited[outlet] = None
+        elif outlet in self._awaited:
+            del self._awaited[outlet]
+            if not self._awaited and self._due is not None:
                 self.kick()
 
     def receiver(self, row: ReceiverRow) -> Deferred[None]:
@@ -179,18 +179,18 @@ class Commits:
         self._next.removed.append(number)
         return self._waiter()
 
-    def floor(self, floor: SenderFloor) -> None:
+    def status_from(self, wanted: StatusFrom) -> None:
         """Store from where on a sender wants states: of each sender the highest that waits."""
-        self._floor(floor)
+        self._status_from(wanted)
         self.kick_soon(GATHER)
 
-    def _floor(self, floor: SenderFloor) -> None:
-        floors, key = self._floors, (floor.sender, floor.incarnation)
-        waiting = floors.get(key)
-        if waiting is None or waiting.status_from < floor.status_from:
-            floors[key] = floor
-        if len(floors) > FLOORS_MAX:
-            del floors[next(iter(floors))]
+    def _status_from(self, wanted: StatusFrom) -> None:
+        waits, key = self._statuses_from, (wanted.sender, wanted.incarnation)
+        waiting = waits.get(key)
+        if waiting is None or waiting.status_from < wanted.status_from:
+            waits[key] = wanted
+        if len(waits) > STATUSES_FROM_MAX:
+            del waits[next(iter(waits))]
 
     def _waiter(self) -> Deferred[None]:
         waiter = self._waiters.wait()
@@ -223,9 +223,9 @@ class Commits:
             self._due.cancel()
             self._due = None
         group = self._next
-        if self._floors:
-            group.floors = list(self._floors.values())
-            self._floors = {}
+        if self._statuses_from:
+            group.statuses_from = list(self._statuses_from.values())
+            self._statuses_from = {}
         if self._stopped or not (self._progressing or group):
             self._idle.fire(None)
             return
@@ -273,7 +273,7 @@ class Commits:
         """Start the next group, if there is one and it was not started before."""
         if self._running or self._held:
             return
-        if self._progressing and self._expected and not self._next:
+        if self._progressing and self._awaited and not self._next:
             self.kick_soon(GATHER)
         else:
             self._start()
@@ -354,8 +354,8 @@ class Commits:
         # Changes of the directory are still wanted: they go into the next group.
         self._next.receivers = group.receivers + self._next.receivers
         self._next.removed = group.removed + self._next.removed
-        for floor in group.floors:
-            self._floor(floor)
+        for wanted in group.statuses_from:
+            self._status_from(wanted)
         self._waiters.put_back(waiters)
         self._after_group([])
         # Whoever asks for a group meanwhile waits as well: a disk that fails is left alone.

@@ -29,7 +29,7 @@ from msgservice.transport.registry import Transports
 
 def _same_program(older: Peer, newer: Peer) -> bool:
     """Whether one program came back: where no close travels, its last connection seems to live."""
-    hellos = [each.connection.session.peer for each in (older, newer) if each.connection]
+    hellos = [each.connection.session.peer_hello for each in (older, newer) if each.connection]
     return len({hello.incarnation for hello in hellos if hello is not None}) == 1
 
 
@@ -75,8 +75,8 @@ class Connections:
         """Return the user of an accepted channel: a peer of this node."""
         return self._connection(None)
 
-    def _connection(self, expected: Outlet | None) -> Connection:
-        peer, time = self.make_peer(expected), self._time
+    def _connection(self, dialled: Outlet | None) -> Connection:
+        peer, time = self.make_peer(dialled), self._time
         return Connection(
             peer,
             clock=time.clock,
@@ -111,9 +111,9 @@ class Connections:
         self._connector(address, None)
         return address
 
-    def _connector(self, address: str, expected: Outlet | None) -> IConnector:
+    def _connector(self, address: str, dialled: Outlet | None) -> IConnector:
         connector: IConnector = self._transports.find(address).connector(
-            self._time.clock, address, lambda: self._connection(expected), self._limits
+            self._time.clock, address, lambda: self._connection(dialled), self._limits
         )
         return connector
 
@@ -123,7 +123,7 @@ class Connections:
         if link is None:
             return succeed(None)
         peer = self._receiving.get(outlet.row.number)
-        if peer is not None and peer.dialled:
+        if peer is not None and peer.is_dialled:
             peer.ended_by_us = True
         stopped: Deferred[Any] = link.stopService() or succeed(None)
         return stopped
@@ -144,7 +144,7 @@ class Connections:
         Returns whether this is it; it is sent away otherwise.
         """
         assert peer.connection is not None
-        hello = peer.connection.session.peer
+        hello = peer.connection.session.peer_hello
         assert hello is not None
         key = (hello.name, hello.incarnation)
         other = self._senders.get(key)
@@ -168,7 +168,7 @@ class Connections:
         self.peers.pop(peer, None)
         self._visits.went(peer)
         connection = peer.connection
-        hello = connection.session.peer if connection is not None else None
+        hello = connection.session.peer_hello if connection is not None else None
         key = (hello.name, hello.incarnation) if hello is not None else ("", "")
         if peer.ingress is not None and peer.ingress.waiting:
             self._owing[peer] = None
@@ -205,7 +205,7 @@ class Connections:
         return {
             peer.outlet.row.number
             for peer in self.peers
-            if peer.outlet is not None and peer.ingress is not None and not peer.leaving
+            if peer.outlet is not None and peer.ingress is not None and not peer.is_leaving
         }
 
     def hold_check(self, outlet: Outlet) -> None:

@@ -131,7 +131,7 @@ class Directory:
         The subject must be well-formed.
         """
         found = self._by_subject.get(subject)
-        if found is None or found.gone:
+        if found is None or found.is_gone:
             found = self._intern(self._matcher.match(subject) - self._suspended)
             if len(self._by_subject) >= self._limits.subjects:
                 self._by_subject.clear()  # a cache: what is used comes back
@@ -146,7 +146,7 @@ class Directory:
         """
         key = tuple(names)
         found = self._by_names.get(key)
-        if found is None or found.gone:
+        if found is None or found.is_gone:
             found = self._intern((self._addressed(name) for name in key), sender)
             # Each entry holds its names: they are what takes memory, not the entries.
             self._names_held += len(key)

@@ -65,7 +65,7 @@ class Visitor(Protocol):
     """A connection that is greeted (`peer`)."""
 
     @property
-    def leaving(self) -> bool:
+    def is_leaving(self) -> bool:
         """Whether a BYE was said, or the connection has ended."""
 
     def admitted(self, guest: Guest) -> None:
@@ -134,11 +134,11 @@ class Greeter:
         self._limits = limits
 
     def greeted(
-        self, visitor: Visitor, connection: Connection, hello: Hello, expected: Outlet | None
+        self, visitor: Visitor, connection: Connection, hello: Hello, dialled: Outlet | None
     ) -> None:
         """Check a HELLO; answer it once a new receiver is stored.
 
-        `expected`: the outlet that was dialled, or None.
+        `dialled`: the outlet that was dialled, or None.
         """
         check_name(hello.name)
         check_word(hello.incarnation)
@@ -148,10 +148,10 @@ class Greeter:
         assert channel is not None
         # Where a peer is proves him only where nobody else can be; a key does everywhere.
         trusted = channel.local_only or channel.proven or self.insecure
-        if not trusted and expected is None:
+        if not trusted and dialled is None:
             raise NotAuthenticated("this listener takes local connections only")
-        over = "" if expected is not None else self._over(hello)
-        outlet = None if over else self._outlet(hello, expected)
+        over = "" if dialled is not None else self._over(hello)
+        outlet = None if over else self._outlet(hello, dialled)
         # What is not a receiver has taken nothing: its ranges count as everything else it says.
         session = connection.session
         session.ranges_max = outlet.resume_ranges_max if outlet else 0
@@ -180,16 +180,16 @@ class Greeter:
             return ""
         return receive.known if self._receivers.was_removed(hello.name, int(number)) else ""
 
-    def _outlet(self, hello: Hello, expected: Outlet | None) -> Outlet | None:
+    def _outlet(self, hello: Hello, dialled: Outlet | None) -> Outlet | None:
         receive = hello.options.receive
-        if expected is not None:
-            if receive is None or hello.name != expected.name:
+        if dialled is not None:
+            if receive is None or hello.name != dialled.name:
                 raise NameMismatch(
-                    f"dialled receiver {expected.name!r}, but {hello.name!r} answered"
+                    f"dialled receiver {dialled.name!r}, but {hello.name!r} answered"
                     + ("" if receive is not None else ", which does not receive")
                 )
-            self._places.hold_check(expected)
-            return expected
+            self._places.hold_check(dialled)
+            return dialled
         if receive is None:
             return None
         if receive.shared:
@@ -208,7 +208,7 @@ class Greeter:
         connection.abort()
 
     def _answer(self, visitor: Visitor, connection: Connection, guest: Guest) -> None:
-        if connection.gone or connection.session.state is not State.GREETED:
+        if connection.is_gone or connection.session.state is not State.GREETED:
             return  # it has left meanwhile, or said what it may not say yet
         limits, outlet = self._limits, guest.outlet
         incarnation = self._log_id
@@ -266,7 +266,7 @@ class Greeter:
         resume: Resume,
         error: ProtocolError | None,
     ) -> None:
-        if connection.gone or visitor.leaving:
+        if connection.is_gone or visitor.is_leaving:
             return
         if outlet.row.removed:  # since it was greeted
             visitor.leave(BYE_REMOVED, "removed")

@@ -392,7 +392,7 @@ class Ingress:
         frames, self._out = self._out, []
         self._named_bytes = 0
         frames += self.answers.take_frames()
-        if frames and not self._connection.gone:
+        if frames and not self._connection.is_gone:
             try:
                 send(frames)
             except FrameTooLarge as error:

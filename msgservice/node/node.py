@@ -96,7 +96,7 @@ class Node(Service):
         self.listeners: list[str] = []  # the same for people, each with its own scheme
         self._rng = rng or random.SystemRandom().random
         self.transports = Transports(rng=self._rng)
-        self.running_now = False
+        self.is_running = False
         self.node_name = self._name = check_name(name) if name else ""
         self.log_id = ""
         self._insecure = insecure
@@ -155,7 +155,7 @@ class Node(Service):
         Fails with what the start failed with, also when that was before. One that is not started
         is waited for.
         """
-        if self.running_now:
+        if self.is_running:
             return succeed(None)
         if self._error is not None:
             return fail(self._error)
@@ -191,7 +191,7 @@ class Node(Service):
             self.listeners.append(_describe(description, port))
             self._logger.info("listening on {listener}", listener=self.listeners[-1])
         parts.receivers.start()
-        self.running_now = True
+        self.is_running = True
         parts.upkeep.start()
         self._ready.fire(None)
 
@@ -291,7 +291,7 @@ class Node(Service):
         started: Deferred[None] = Deferred()
         starting.chainDeferred(started)
         await started
-        self.running_now = False
+        self.is_running = False
         parts = self._parts
         if parts is not None:
             parts.receivers.running = False

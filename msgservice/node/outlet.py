@@ -217,7 +217,7 @@ class Outlet:
         self.pump()
 
     def _make_flight(self, connection: Connection) -> Flight:
-        peer = connection.session.peer
+        peer = connection.session.peer_hello
         assert peer is not None
         options, row, limits = peer.options, self.row, self._limits
         return Flight(
@@ -372,7 +372,7 @@ class Outlet:
     def pump(self) -> None:
         """Send runs, as far as window and rate limit allow."""
         connection, flight = self.connection, self.flight
-        if connection is None or flight is None or not connection.is_open:
+        if connection is None or flight is None or not connection.may_send:
             return
         backlog = self.backlog
         in_flight = backlog.in_flight

@@ -63,7 +63,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.replies import busy, refusal_of
 from msgservice.node.status_frames import StatusFrames
 from msgservice.node.tracker import News, Tracker, Watch
-from msgservice.records import Resume, SenderFloor
+from msgservice.records import Resume, StatusFrom
 from msgservice.waiters import Waiters
 
 # Seconds that a paused receiver may stay; it says anew what it has taken then. Longer than
@@ -148,14 +148,14 @@ NEXT: Final = {
 class Peer:
     """A connection of a node (`connection.Owner`, `greeting.Visitor`, `tracker.Told`).
 
-    `expected`: the outlet that was dialled, or None.
+    `dialled`: the outlet that was dialled, or None.
     """
 
     _logger = Logger()
 
     def __init__(
         self,
-        expected: Outlet | None = None,
+        dialled: Outlet | None = None,
         *,
         greeter: Greeter,
         acceptance: Acceptance,
@@ -178,7 +178,7 @@ class Peer:
         self.has_settled = False  # the sender needs nothing any more that is known of it
         self.number = 0  # rises with each connection of the node
         self._seat: Outlet | None = None  # the outlet while it feeds this: SEATED and DRAINING
-        self._expected = expected
+        self._dialled = dialled
         self._greeter = greeter
         self._acceptance = acceptance
         self._commits = commits
@@ -207,11 +207,11 @@ class Peer:
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """A HELLO came: the greeter checks it, and answers."""
-        self._greeter.greeted(self, connection, hello, self._expected)
+        self._greeter.greeted(self, connection, hello, self._dialled)
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         """The session is open: feed a receiver; subscribe a producer that wants states."""
-        guest, hello = self._guest, connection.session.peer
+        guest, hello = self._guest, connection.session.peer_hello
         assert guest is not None
         assert hello is not None
         assert self.ingress is not None
@@ -219,8 +219,8 @@ class Peer:
             return
         status_from = hello.options.status_from
         if status_from is not None:
-            self._commits.floor(
-                SenderFloor(
+            self._commits.status_from(
+                StatusFrom(
                     sender=guest.name, incarnation=guest.incarnation, status_from=status_from
                 )
             )
@@ -306,7 +306,7 @@ class Peer:
             self.ingress.stop()
         if self._watch is not None:
             self._tracker.unwatch(self._watch)
-        leaving, was_here = self.leaving, self.stage is Stage.HERE
+        leaving, was_here = self.is_leaving, self.stage is Stage.HERE
         contradicts = connection.peer_error == ContentChanged.wire_code
         if contradicts and self._seat is not None:
             assert self._guest is not None
@@ -316,8 +316,8 @@ class Peer:
         by_itself = not (leaving or self.ended_by_us or contradicts)
         self._leave_seat("" if leaving else reason, lost=by_itself)
         self._room.fire(None)
-        if self._expected is not None and was_here:  # it never came to be seated: that is why
-            self._expected.last_error = reason
+        if self._dialled is not None and was_here:  # it never came to be seated: that is why
+            self._dialled.last_error = reason
         self._register.gone(self)
 
     def _happens(self, event: Event) -> None:
@@ -364,19 +364,19 @@ class Peer:
     # --- what the node does with it
 
     @property
-    def dialled(self) -> bool:
+    def is_dialled(self) -> bool:
         """Whether the node made the connection."""
-        return self._expected is not None
+        return self._dialled is not None
 
     @property
-    def leaving(self) -> bool:
+    def is_leaving(self) -> bool:
         """Whether a BYE was said, or the connection has ended."""
         return self.stage not in (Stage.HERE, Stage.SEATED, Stage.PARTED)
 
     @property
-    def gone(self) -> bool:
+    def is_gone(self) -> bool:
         """Whether the connection has ended."""
-        return self.connection is None or self.connection.gone
+        return self.connection is None or self.connection.is_gone
 
     def tell(self, news: Iterator[News]) -> bool:
         """See `tracker.Told`. A frame that is too large ends this connection alone."""
@@ -395,7 +395,7 @@ class Peer:
             self.connection.fail(error)
 
     def _send(self, frames: list[Frame]) -> None:
-        if self.connection is not None and not self.connection.gone:
+        if self.connection is not None and not self.connection.is_gone:
             if self.ingress is not None:
                 self.ingress.send_owed()  # audiences are named in it, which these may refer to
             self.connection.send_now(frames)
@@ -412,7 +412,7 @@ class Peer:
 
     def room(self) -> Deferred[None]:
         """Fire when the transport has room for more, or has gone (`tracker.Told`)."""
-        if self.connection is None or self.connection.gone or self.connection.is_writable:
+        if self.connection is None or self.connection.is_gone or self.connection.is_writable:
             return succeed(None)
         return self._room.wait()
 
@@ -421,8 +421,8 @@ class Peer:
 
         `lost`: it is replaced by another process, so its own may have died (SEMANTICS 14).
         """
-        connection, leaving = self.connection, self.leaving
-        if connection is None or connection.gone:
+        connection, leaving = self.connection, self.is_leaving
+        if connection is None or connection.is_gone:
             return
         if code == BYE_REPLACED:
             # Also when it was about to leave and waits for answers: its place is needed now.
@@ -445,10 +445,10 @@ class Peer:
 
     def dismiss(self, code: int, reason: str) -> None:
         """Take no more answers from a receiver, which has no place any more, and leave."""
-        connection, leaving = self.connection, self.leaving
+        connection, leaving = self.connection, self.is_leaving
         self._happens(Event.UNSEATED)
         self._leave_seat(reason, lost=False)
-        if not leaving and connection is not None and not connection.gone:
+        if not leaving and connection is not None and not connection.is_gone:
             self._say_bye(connection, code, reason)
 
     def _say_bye(self, connection: Connection, code: int, reason: str) -> None:
@@ -466,7 +466,7 @@ class Peer:
 
     def _close_if_done(self) -> None:
         """After a BYE: close when what was in flight, both ways, is answered."""
-        if not self.leaving or self.connection is None or self.connection.gone:
+        if not self.is_leaving or self.connection is None or self.connection.is_gone:
             return
         if self._seat is not None and not self._seat.idle:
             return

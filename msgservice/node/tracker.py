@@ -59,7 +59,7 @@ class Told(Protocol):
     """A connected sender, as the tracker sees it."""
 
     @property
-    def gone(self) -> bool:
+    def is_gone(self) -> bool:
         """Whether the connection has ended."""
 
     @property
@@ -169,7 +169,7 @@ class Tracker:
         touched, self._touched = self._touched, {}
         for watch in touched:
             pending, watch.pending = watch.pending, {}
-            if watch.told.gone:
+            if watch.told.is_gone:
                 continue
             try:
                 self._tell_changes(watch, pending)
@@ -202,7 +202,7 @@ class Tracker:
 
     async def _tell_missed(self, watch: Watch) -> None:
         try:
-            while watch.missed is not None and not watch.told.gone:
+            while watch.missed is not None and not watch.told.is_gone:
                 first, watch.missed = watch.missed, None
                 await self._history(watch, first)
         finally:
@@ -213,14 +213,14 @@ class Tracker:
         while True:
             # One page at a time is in memory, however long the history and slow its reader.
             await watch.told.room()
-            if watch.told.gone:
+            if watch.told.is_gone:
                 return
             try:
                 page: History = await self._log.history(
                     watch.sender, watch.incarnation, first, HISTORY_PAGE
                 )
             except Exception:
-                if watch.told.gone:
+                if watch.told.is_gone:
                     return
                 failures += 1
                 self._logger.failure("states of {sender}", sender=watch.sender)
@@ -252,7 +252,7 @@ class Tracker:
         news = self._news(watch, page)
         while not watch.told.tell(news):
             await watch.told.room()
-            if watch.told.gone:
+            if watch.told.is_gone:
                 return
 
     def _news(self, watch: Watch, page: History) -> Iterator[News]:

@@ -105,7 +105,7 @@ class Visits:
 
 def _kind(peer: Peer) -> str:
     hello = _hello(peer)
-    receives = peer.dialled or (hello is not None and hello.options.receive is not None)
+    receives = peer.is_dialled or (hello is not None and hello.options.receive is not None)
     return "receiver" if receives else "sender"
 
 
@@ -116,11 +116,11 @@ def _name(peer: Peer) -> str:
 
 
 def _hello(peer: Peer) -> Hello | None:
-    return peer.connection.session.peer if peer.connection is not None else None
+    return peer.connection.session.peer_hello if peer.connection is not None else None
 
 
 def _address(peer: Peer) -> str:
-    return peer.connection.peer if peer.connection is not None else ""
+    return peer.connection.peer_address if peer.connection is not None else ""
 
 
 def _is_error(peer: Peer) -> bool:

@@ -73,7 +73,7 @@ class NodeConnection:
 
     def __init__(self, way: Opened) -> None:
         self.way = way
-        self.is_open = False  # messages may come
+        self.takes_messages = False  # messages may come
         self._is_paused = False  # the node says so: it keeps the connection, and sends nothing
         self.gone: Deferred[None] = Deferred()
         self._reception = way.reception
@@ -133,7 +133,7 @@ class NodeConnection:
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Messages may come. What the node has taken of ours is nothing: we send none."""
         assert self._sender is not None
-        self.is_open = not self._is_paused
+        self.takes_messages = not self._is_paused
         self.way.opened(self._sender.name, self._sender.incarnation)
         if self._is_paused:
             self.way.ended = PAUSED
@@ -215,7 +215,7 @@ class NodeConnection:
             self._logger.warn(
                 "receiver {receiver} at {peer} does not come back by itself: {why}",
                 receiver=self._reception.name,
-                peer=connection.peer,
+                peer=connection.peer_address,
                 why=why,
             )
             if code == BYE_REMOVED and self._sender is not None:
@@ -229,7 +229,7 @@ class NodeConnection:
 
     def lost(self, connection: Connection, reason: str) -> None:
         """The connection was lost: the node retransmits on the next what was not answered."""
-        self.is_open = False
+        self.takes_messages = False
         self.way.connections.discard(self)
         if not self.way.ended:
             self.way.ended = reason

@@ -49,7 +49,7 @@ class Way(ABC):
     @property
     def connected(self) -> bool:
         """Whether messages can arrive now."""
-        return any(link.is_open for link in self.connections)
+        return any(each.takes_messages for each in self.connections)
 
     @property
     def error(self) -> str:

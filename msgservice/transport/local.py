@@ -36,7 +36,7 @@ class LocalTransport:
     """One end of a pair, as the transport of its protocol: it knows the channel there."""
 
     def __init__(self, protocol: IProtocol, peer: str) -> None:
-        self.peer = peer
+        self.peer_address = peer
         self.channel: LocalChannel | None = None
         self._protocol = protocol
         protocol.makeConnection(self)  # type: ignore[arg-type]  # no byte stream
@@ -60,7 +60,7 @@ class LocalChannel(TwistedProtocol):
     transport: LocalTransport  # type: ignore[assignment]  # no byte stream
     local_only = True
     proven = False
-    peer = "unknown"
+    peer_address = "unknown"
     user: IChannelUser
 
     def __init__(
@@ -89,7 +89,7 @@ class LocalChannel(TwistedProtocol):
 
     def connectionMade(self) -> None:
         """Begin; the user is told in a later turn."""
-        self.peer = self.transport.peer
+        self.peer_address = self.transport.peer_address
         self.transport.channel = self
         self.user = self._make_user()
         self._clock.callLater(0, self.user.channel_opened, self)

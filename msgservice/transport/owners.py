@@ -13,7 +13,7 @@ class Owned(Protocol):
     """A connection, as its owner uses it: an `IChannel` that is Twisted's `IProtocol` as well."""
 
     @property
-    def peer(self) -> str:
+    def peer_address(self) -> str:
         """See `IChannel`."""
 
     @property

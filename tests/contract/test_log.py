@@ -34,8 +34,8 @@ from msgservice.records import (
     ReceiverRow,
     RefusedBatch,
     Resume,
-    SenderFloor,
     StateRange,
+    StatusFrom,
     position_of,
 )
 from tests.kit.logs import NOW, SMALL, ContractDriver, exception, make_batch, numbers
@@ -1008,7 +1008,7 @@ def test_19_a_page_of_dead_letters_is_no_longer_than_others(log: ContractDriver)
 
 
 def test_11_a_floor_for_an_unknown_sender_does_nothing(log: ContractDriver) -> None:
-    log.append(floors=[SenderFloor(sender="nobody", incarnation="i", status_from=5)])
+    log.append(statuses_from=[StatusFrom(sender="nobody", incarnation="i", status_from=5)])
     assert Resume() == log.log.resume("nobody", "i")
 
 

@@ -19,8 +19,8 @@ from msgservice.records import (
     Known,
     Piece,
     RefusedBatch,
-    SenderFloor,
     StateRange,
+    StatusFrom,
     position_of,
 )
 from tests.kit.logs import NOW, ContractDriver, exception, make_batch, numbers
@@ -544,7 +544,7 @@ def test_11_states_below_status_from_go(log: ContractDriver) -> None:
     log.append(*batches)
     settle(log, 1, batches[4], 5)
     drop_all(log)
-    log.append(floors=[SenderFloor(sender="shop", incarnation="i1", status_from=8)])
+    log.append(statuses_from=[StatusFrom(sender="shop", incarnation="i1", status_from=8)])
     assert log.wait(log.log.history("shop", "i1", 1, 100)).states == ()
     settle(log, 1, batches[9], 5)
     drop_all(log)
@@ -754,7 +754,7 @@ def test_20_an_audience_that_waits_to_be_stored_is_not_given_to_another(
     for number in range(2, 2 + 3 * KEEP_NOTHING.audiences):
         log.log.audience([number])
     assert log.log.audience([1]) is waiting
-    assert not waiting.gone
+    assert not waiting.is_gone
 
 
 def test_20_audiences_that_nothing_has_any_more_make_room_within_minutes(

@@ -360,7 +360,7 @@ async def test_tls_carries_frames_both_ways(net: Net, authority: Authority) -> N
     client, connector = net.dial(f"tls:localhost:{port}:trustRoots={authority.ca_file}")
     await client.until_opened()
     assert client.channel is not None
-    assert client.channel.peer.startswith("tls:")
+    assert client.channel.peer_address.startswith("tls:")
     frames = [bytes([n]) * 100_000 for n in range(40)]
     for frame in frames:
         client.send(frame)
@@ -593,7 +593,7 @@ async def test_unix_sockets_carry_frames_and_are_local(net: Net, tmp_path: Path)
     assert server.channel is not None
     assert server.channel.local_only
     assert client.channel.local_only
-    assert (server.channel.peer, client.channel.peer) == ("unix", f"unix:{path}")
+    assert (server.channel.peer_address, client.channel.peer_address) == ("unix", f"unix:{path}")
 
 
 @pytest_twisted.ensureDeferred

@@ -303,7 +303,7 @@ class DictLog:
         fresh: list[Batch] = []
         self._name_own(group.own)
         outcomes = list(self._take_all([*group.own, *group.batches], group.now, fresh))
-        for floor in group.floors:
+        for floor in group.statuses_from:
             sender = content.senders.get((floor.sender, floor.incarnation))
             if sender is not None:
                 sender.status_from = max(sender.status_from, floor.status_from)
@@ -475,7 +475,7 @@ class DictLog:
                 for found in [one for one in content.audiences.values() if not one.stored]:
                     if not found.waiting:
                         del content.audiences[found.members]
-                        found.gone = True
+                        found.is_gone = True
             if len(content.audiences) >= most:
                 raise LimitReached("audiences", most)
             content.audiences_made += 1

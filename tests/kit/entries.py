@@ -31,7 +31,7 @@ from msgservice.records import (
     Origin,
     Progress,
     ReceiverRow,
-    SenderFloor,
+    StatusFrom,
     position_of,
 )
 from tests.kit.limits import Limits
@@ -219,8 +219,8 @@ class EntryPlay:
         if random.random() < 0.1 and self._next:
             name, incarnation = key = random.choice([*self._next])
             wanted = random.randint(1, self._next[key])
-            floor = SenderFloor(sender=name, incarnation=incarnation, status_from=wanted)
-            group.floors.append(floor)
+            floor = StatusFrom(sender=name, incarnation=incarnation, status_from=wanted)
+            group.statuses_from.append(floor)
         if random.random() < 0.08 and len(self._receivers) > 1:
             number = random.choice([*self._receivers])
             del self._receivers[number]

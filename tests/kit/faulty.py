@@ -194,7 +194,7 @@ class FaultyLink:
     def crash(self, channel: FaultyChannel) -> None:
         """End one side without a word to its user, as if its process were killed."""
         if not channel.is_gone:
-            self.world.tell(f"link {self.number}: the side at {channel.other.peer} crashes")
+            self.world.tell(f"link {self.number}: the side at {channel.other.peer_address} crashes")
             channel.gone()
             self.cut("peer crashed")
 
@@ -210,7 +210,7 @@ class FaultyChannel:
     other: FaultyChannel
 
     def __init__(self, link: FaultyLink, user: IChannelUser, peer: str) -> None:
-        self.peer = peer
+        self.peer_address = peer
         self.user = user
         self.incoming: deque[bytes] = deque()
         self.is_gone = False  # the user was told, or has crashed
@@ -265,7 +265,7 @@ class FaultyChannel:
         if not self._closed and not self.is_gone:
             self._closed = True
             self._paused = False
-            self._world.tell(f"link {self._link.number}: closed, not by {self.peer}")
+            self._world.tell(f"link {self._link.number}: closed, not by {self.peer_address}")
             self.incoming.clear()
             # After the flush of this turn: what was sent before arrives before the end does.
             self._world.clock.callLater(0, self.other.ends, "closed by the other side")
@@ -333,7 +333,8 @@ class FaultyChannel:
             if world.happens(world.faults.hold):
                 held = world.between(world.faults.hold_seconds)
                 world.tell(
-                    f"link {self._link.number}: nothing reaches {self.other.peer} for {held:g} s"
+                    f"link {self._link.number}: for {held:g} s nothing reaches"
+                    f" {self.other.peer_address}"
                 )
                 delay += held
             world.clock.callLater(delay, self._deliver)
@@ -352,7 +353,7 @@ class FaultyChannel:
                 self._soon()
                 return
         if self._end is not None and (not self.incoming or self._paused) and not self.is_gone:
-            world.tell(f"link {self._link.number}: {self.other.peer} knows: {self._end}")
+            world.tell(f"link {self._link.number}: {self.other.peer_address} knows: {self._end}")
             self.gone()
             self.user.channel_lost(self._end)
 

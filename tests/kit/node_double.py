@@ -50,7 +50,7 @@ class Pipe:
     heard_at = 0.0
 
     def __init__(self, clock: Any, peer: str, frame_bytes: int) -> None:
-        self.peer = peer
+        self.peer_address = peer
         self.user: IChannelUser | None = None
         self.other: Pipe | None = None
         self.is_down = False
@@ -337,7 +337,7 @@ class NodeDouble:
             connection.send(AudienceFrame(number, list(names)))
 
     def turn_ended(self, connection: Connection) -> None:
-        if self.answering and connection.session.peer is not None:
+        if self.answering and connection.session.peer_hello is not None:
             inbox = self.inboxes[self._hello(connection).incarnation]
             for routed in self._unsaid.pop(connection, ()):
                 self._tell_audience(connection, routed.audience)
@@ -356,5 +356,5 @@ class NodeDouble:
             self.connections.remove(connection)
 
     def _hello(self, connection: Connection) -> Hello:
-        assert connection.session.peer is not None
-        return connection.session.peer
+        assert connection.session.peer_hello is not None
+        return connection.session.peer_hello

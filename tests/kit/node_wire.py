@@ -20,7 +20,7 @@ from tests.kit.nodes import NodeWorld
 class Wire:
     """The node's end of a connection whose other end is the test: bytes in, frames out."""
 
-    peer = "the test"
+    peer_address = "the test"
     local_only = True
     proven = False
 

@@ -51,7 +51,7 @@ class FakeChannel:
     heard_at = 0.0
 
     def __init__(self, clock: Clock, peer: str, limits: Limits) -> None:
-        self.peer = peer
+        self.peer_address = peer
         self.is_established = False
         self.is_paused = False
         self.is_gone = False
@@ -235,7 +235,7 @@ class Node:
     def pump(self) -> None:
         """Send what may be sent, and come again when a retry is due."""
         connection, flight = self.connection, self.flight
-        if connection is not None and connection.is_open:
+        if connection is not None and connection.may_send:
             assert flight is not None
             connection.send_all([*flight.take_transfers(self.clock.seconds())])
         self.settled += self.backlog.take_settled()
@@ -264,12 +264,12 @@ class Node:
             older.bye(1, "replaced")
             older.close()
         self.resumes.append(resume)
-        assert connection.session.peer is not None
+        assert connection.session.peer_hello is not None
         self.backlog.receive_resume(resume.floor, resume.ranges)
         self.flight = Flight(
             self.backlog,
             own_window=self.window,
-            window=connection.session.peer.options.window,
+            window=connection.session.peer_hello.options.window,
             batch_max=1 << 20,
         )
         self.pump()

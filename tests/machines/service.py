@@ -259,7 +259,7 @@ class ModelReceiver:
 
     @property
     def connected(self) -> bool:
-        return self.peer is not None and not self.peer.connection.gone
+        return self.peer is not None and not self.peer.connection.is_gone
 
     def marks(self, incarnation: str) -> RangeSet:
         return self.taken.setdefault(incarnation, RangeSet())
@@ -309,7 +309,7 @@ class _ReceiverPeer(ScriptedPeer):
     def _work(self) -> None:
         pending, self.pending = self.pending, []
         for transfer in pending:
-            if self.connection.gone:
+            if self.connection.is_gone:
                 return
             self._one(transfer)
 
@@ -826,7 +826,7 @@ class ServiceMachine(Machine):
         older = model.peer
         peer = self.world.receiver(model, patterns, order)
         row = self.node.parts.directory.get(name)
-        refused = peer.connection.gone or peer.bye is not None
+        refused = peer.connection.is_gone or peer.bye is not None
         if peer.node_hello is not None and row is not None and row.options.paused > was_paused:
             return False  # its HELLO was taken; then its dead letters reached `dead_bytes`
         if refused:
@@ -839,9 +839,9 @@ class ServiceMachine(Machine):
         self.receivers[name] = model
         model.peer = peer
         waits = self.watched.holds or self.watched.reads_late
-        if older is not None and not older.connection.gone and not waits:
+        if older is not None and not older.connection.is_gone and not waits:
             self.settle(5.0)
-            require(older.connection.gone, "two connections of one receiver")
+            require(older.connection.is_gone, "two connections of one receiver")
         return True
 
     def do_leave(self, rng: random.Random) -> None:
@@ -1136,9 +1136,9 @@ class _World(NodeWorld):
         self.node.startService()
         for _ in range(20):
             self.settle(0.2)
-            if self.node.running_now:
+            if self.node.is_running:
                 break
-        require(self.node.running_now, "the node does not start", self.failures)
+        require(self.node.is_running, "the node does not start", self.failures)
         machine.node_is_up = True
 
     def settle(self, seconds: float = 0.0) -> None:
@@ -1195,7 +1195,7 @@ class _World(NodeWorld):
     def _silence(self) -> None:
         """A killed process has no timers."""
         node = self.node
-        node.running_now = False
+        node.is_running = False
         node.parts.commits.stop()
         node.parts.dispatch.stop()
         node.parts.upkeep.stop()

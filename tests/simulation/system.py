@@ -170,7 +170,7 @@ class System:
     def knows_all(self) -> bool:
         """Whether the audience of what is sent now is complete."""
         node = self.node.service
-        return node.running_now and all(node.parts.directory.get(name) for name in PATTERNS)
+        return node.is_running and all(node.parts.directory.get(name) for name in PATTERNS)
 
     def settle_in(self) -> None:
         """Let everybody find each other."""

@@ -169,7 +169,7 @@ def acknowledges_first(patch: pytest.MonkeyPatch) -> dict[str, Any]:
         self._later(0.05, lambda: hand_on(self, deliveries))
 
     def hand_on(self: udp_bearer.UdpChannel, deliveries: list[Any]) -> None:
-        if self.gone:
+        if self.is_gone:
             return
         handled, self._bearer.handled = self._bearer.handled, lambda *_: None  # type: ignore[method-assign]  # said before
         deliver(self, deliveries)

@@ -52,7 +52,7 @@ class WatchedChannel:
         self.sent: list[bytes] = []
         self.given = 0
         self.settled = 0
-        self.peer = channel.peer
+        self.peer_address = channel.peer_address
         self.local_only = channel.local_only
         self.proven = channel.proven
         self.unsent = 0
@@ -70,7 +70,7 @@ class WatchedChannel:
     @property
     def is_deaf(self) -> bool:
         """Whether its user has ended it: what comes is dropped."""
-        return self._channel.closing or self._channel.gone
+        return self._channel.closing or self._channel.is_gone
 
     def receive(self, frames: list[bytes]) -> None:
         """Check what is handed to the user."""
@@ -82,7 +82,8 @@ class WatchedChannel:
         self._sources = [one for one in sources if one.sent[before : self.given] == frames]
         if sources and not self._sources:
             self._watch.found.append(
-                f"{self.peer}: frames {before + 1} to {self.given} are not those that were sent"
+                f"{self.peer_address}: frames {before + 1} to {self.given} are not those"
+                " that were sent"
             )
 
     def _frame_taken(self, size: int) -> None:
@@ -92,7 +93,7 @@ class WatchedChannel:
             end.is_deaf for end in others
         ):
             self._watch.found.append(
-                f"{self.peer} has taken frame {self.settled}, and its user was not given it"
+                f"{self.peer_address} has taken frame {self.settled}, and its user was not given it"
             )
         self._settle(size)
 
@@ -153,7 +154,7 @@ class WatchedUser:
         """See `IChannelUser`."""
         assert self._end is not None
         if self._is_lost:
-            self._watch.found.append(f"{self._end.peer}: frames after the end")
+            self._watch.found.append(f"{self._end.peer_address}: frames after the end")
         self._end.receive(frames)
         self._user.frames_received(frames)
 
@@ -169,7 +170,7 @@ class WatchedUser:
         """See `IChannelUser`."""
         assert self._end is not None
         if self._is_lost:
-            self._watch.found.append(f"{self._end.peer}: told of the end twice")
+            self._watch.found.append(f"{self._end.peer_address}: told of the end twice")
         self._is_lost = True
         self._user.channel_lost(reason)
 

@@ -171,7 +171,7 @@ def test_an_entry_whose_predecessor_is_missing_is_not_applied(tmp_path: Path) ->
         own=[],
         batches=[],
         progress=[],
-        floors=[],
+        statuses_from=[],
         removed=[],
         full=None,
         used_max=10,

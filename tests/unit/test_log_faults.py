@@ -12,7 +12,7 @@ from msgservice.errors import LogFailed, LogFull, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log.store import Store
 from msgservice.message import Status
-from msgservice.records import Batch, Known, Progress, RefusedBatch, Resume, SenderFloor
+from msgservice.records import Batch, Known, Progress, RefusedBatch, Resume, StatusFrom
 from tests.kit.faulty_vfs import Faults, faulty_vfs
 from tests.kit.logs import NOW, Driver, make_batch, numbers
 
@@ -147,7 +147,7 @@ def test_19_on_a_full_disk_batches_are_refused_and_the_rest_is_stored(
     (outcome,) = log.append(
         batch,
         progress=[Progress(receiver=1, cursor=first.last, settled={Status.ACKNOWLEDGED: 1})],
-        floors=[SenderFloor(sender="shop", incarnation="i1", status_from=2)],
+        statuses_from=[StatusFrom(sender="shop", incarnation="i1", status_from=2)],
     )
     assert isinstance(outcome, RefusedBatch)
     assert isinstance(outcome.error, LogFull)

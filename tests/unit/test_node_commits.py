@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 
 from msgservice.clock import Time
 from msgservice.errors import LogFull, LogUnavailable
-from msgservice.node.commits import FLOORS_MAX, RETRY_DELAY, Commits
+from msgservice.node.commits import RETRY_DELAY, STATUSES_FROM_MAX, Commits
 from msgservice.records import (
     Appended,
     Audience,
@@ -18,7 +18,7 @@ from msgservice.records import (
     Group,
     ReceiverRow,
     RefusedBatch,
-    SenderFloor,
+    StatusFrom,
 )
 from tests.kit.doubles import double
 from tests.kit.logs import make_batch
@@ -60,8 +60,8 @@ class World:
             waiter.callback(Appended(result, stored))
 
     def floor(self, sender: str, status_from: int, incarnation: str = "i1") -> None:
-        floor = SenderFloor(sender=sender, incarnation=incarnation, status_from=status_from)
-        self.commits.floor(floor)
+        floor = StatusFrom(sender=sender, incarnation=incarnation, status_from=status_from)
+        self.commits.status_from(floor)
 
 
 class LaneSource:
@@ -133,7 +133,7 @@ def test_11_where_a_sender_wants_states_from_is_stored_though_nothing_else_comes
     world = World()
     world.floor("shop", 7)
     world.clock.advance(0.1)
-    assert [7] == [floor.status_from for group in world.groups for floor in group.floors]
+    assert [7] == [floor.status_from for group in world.groups for floor in group.statuses_from]
 
 
 def test_11_one_floor_of_each_sender_waits_the_highest() -> None:
@@ -144,17 +144,17 @@ def test_11_one_floor_of_each_sender_waits_the_highest() -> None:
     world.floor("web", 1)
     world.end([])
     assert [("shop", 499), ("web", 1)] == [
-        (floor.sender, floor.status_from) for floor in world.groups[1].floors
+        (floor.sender, floor.status_from) for floor in world.groups[1].statuses_from
     ]
 
 
 def test_5_floors_that_wait_are_bounded() -> None:
     world = World()
     world.commits.removal(1)
-    for number in range(FLOORS_MAX + 10):
+    for number in range(STATUSES_FROM_MAX + 10):
         world.floor("shop", 1, f"i{number}")
     world.end([])
-    assert FLOORS_MAX == len(world.groups[1].floors)
+    assert STATUSES_FROM_MAX == len(world.groups[1].statuses_from)
 
 
 def test_11_the_highest_floor_is_stored_after_a_group_that_failed() -> None:
@@ -167,7 +167,7 @@ def test_11_the_highest_floor_is_stored_after_a_group_that_failed() -> None:
     world.end(LogUnavailable("the disk says no"))
     world.clock.advance(RETRY_DELAY)
     assert {"shop": 5, "web": 8} == {
-        floor.sender: floor.status_from for floor in world.groups[1].floors
+        floor.sender: floor.status_from for floor in world.groups[1].statuses_from
     }
 
 
@@ -186,5 +186,5 @@ def test_19_who_asks_after_a_group_that_failed_waits_until_the_disk_is_tried_aga
     assert len(world.groups) == 1
     world.clock.advance(0.2)
     assert len(world.groups) == 2
-    assert {floor.sender for floor in world.groups[1].floors} == {"told", "shop"}
+    assert {floor.sender for floor in world.groups[1].statuses_from} == {"told", "shop"}
     assert [batch.sequence for batch in world.groups[1].batches] == [2]

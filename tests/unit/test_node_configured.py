@@ -116,7 +116,7 @@ def test_an_address_in_the_log_that_cannot_be_dialled_stops_nobody_else() -> Non
     world.node.parts.receivers._store(stored)
     world.settle()
     restart(world)
-    assert world.node.running_now
+    assert world.node.is_running
     outlet = world.node.parts.dispatch.outlets[world.node.parts.directory.named("billing").number]
     assert "tcp:localhost" in outlet.last_error
     assert world.peer("other", receive={"subjects": ["orders.>"]}).lost_because is None

@@ -154,7 +154,7 @@ def test_10_who_was_greeted_before_its_receiver_was_paused_or_removed_is_fed_not
     billing.connection.resume(Resume())
     world.settle()
     assert billing.bodies() == []
-    assert not billing.connection.is_open
+    assert not billing.connection.may_send
 
 
 def test_27_one_that_was_greeted_while_paused_gets_what_it_asked_for_or_nothing() -> None:
@@ -237,7 +237,7 @@ def test_11_what_a_sender_does_not_ask_for_settles_and_nothing_is_told_it(reads:
     world.settle()
     shop = world.peer("shop", status_from=6)
     (sender,) = (
-        p for p in world.node.parts.connections.peers if p.name == "shop" and not p.leaving
+        p for p in world.node.parts.connections.peers if p.name == "shop" and not p.is_leaving
     )
     assert sender.connection is not None
     sender.connection.channel_writable(reads)

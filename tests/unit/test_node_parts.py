@@ -129,12 +129,12 @@ def a_connection(**more: Any) -> Any:
     """A connection whose session is open, of a receiver that names no limits."""
     peer = Hello(VERSION, "billing", "i1", HelloOptions(window=(1000, 1_000_000)))
     attributes = {
-        "gone": False,
-        "is_open": True,
+        "is_gone": False,
+        "may_send": True,
         "is_writable": True,
         "has_room": True,
         "channel": double(local_only=True, proven=False),
-        "session": double(peer=peer, state=SessionState.GREETED),
+        "session": double(peer_hello=peer, state=SessionState.GREETED),
     }
     return double(**(attributes | more))
 
@@ -640,7 +640,7 @@ def test_status_frames_are_so_many_at_once_and_lose_nothing_between_two_times() 
 class ToldProducer:
     """A `Told` that notes the news, `takes` of them at a time."""
 
-    gone = False
+    is_gone = False
     takes = 1000
 
     def __init__(self) -> None:
@@ -727,7 +727,7 @@ def a_greeter(**more: Any) -> Greeter:
 def test_greeter_answers_when_a_receiver_that_is_new_is_stored() -> None:
     outlet, waiter = an_outlet(), Deferred[None]()
     receivers = double(attaching=lambda name, patterns, order: outlet, stored=lambda: waiter)
-    visitor, connection = double(leaving=False), a_connection()
+    visitor, connection = double(is_leaving=False), a_connection()
     hello = Hello(VERSION, "billing", "i1", HelloOptions(receive=ReceiveOptions(subjects=["a.>"])))
     a_greeter(receivers=receivers).greeted(visitor, connection, hello, None)
     ((guest,),) = visitor.told("admitted")
@@ -746,13 +746,13 @@ def test_greeter_lets_only_local_peers_in_unless_they_prove_a_key() -> None:
     with pytest.raises(NotAuthenticated):
         a_greeter().greeted(double(), far, hello, None)
     proven = a_connection(channel=double(local_only=False, proven=True))
-    a_greeter().greeted(double(leaving=False), proven, hello, None)
+    a_greeter().greeted(double(is_leaving=False), proven, hello, None)
     assert proven.told("hello")
 
 
 def test_greeter_begins_anew_towards_a_receiver_that_has_more_than_the_log() -> None:
     outlet, receivers = an_outlet(), double()
-    visitor, connection = double(leaving=False), a_connection()
+    visitor, connection = double(is_leaving=False), a_connection()
     guest = Guest("billing", "i1", outlet, None, was_paused=False, order="strict")
     a_greeter(receivers=receivers).opened(visitor, connection, guest, Resume(floor=position_of(9)))
     assert [(outlet.row,)] == receivers.told("begin_anew")
@@ -761,7 +761,7 @@ def test_greeter_begins_anew_towards_a_receiver_that_has_more_than_the_log() -> 
 
 
 def test_greeter_seats_a_receiver_with_nothing_against_it() -> None:
-    outlet, visitor = an_outlet(), double(leaving=False)
+    outlet, visitor = an_outlet(), double(is_leaving=False)
     a_greeter().opened(
         visitor,
         a_connection(),
@@ -850,7 +850,7 @@ def some_connections(**more: Any) -> Connections:
 
 def one_of(incarnation: str) -> Any:
     hello = Hello(VERSION, "shop", incarnation, HelloOptions())
-    return double(connection=a_connection(session=double(peer=hello)))
+    return double(connection=a_connection(session=double(peer_hello=hello)))
 
 
 @pytest.mark.parametrize(("second", "replaced"), [("i1", 1), ("i2", 0)])

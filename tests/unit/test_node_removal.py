@@ -123,7 +123,7 @@ def test_9_a_receiver_is_told_of_its_removal_when_that_is_on_disk() -> None:
     log.fail_always = True
     removed = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
     world.settle(3)
-    assert (removed, billing.bye, billing.connection.gone) == ([], None, False)
+    assert (removed, billing.bye, billing.connection.is_gone) == ([], None, False)
     assert listed(shop) == [("billing", True, "being removed")]
     # What it answers counts no more, and it gets nothing more.
     billing.ack(in_flight)
@@ -153,7 +153,7 @@ def test_9_a_process_that_ends_before_a_removal_is_on_disk_has_told_nobody() -> 
     (row,) = world.peer("shop").request("$node.receivers.list", {})[1]["receivers"]
     assert (row["name"], row["paused"], billing.bye) == ("billing", False, None)
     again = world.peer("billing", receive=ORDERS)
-    assert (again.bye, again.connection.gone) == (None, False)
+    assert (again.bye, again.connection.is_gone) == (None, False)
 
 
 def test_9_nothing_new_is_for_a_receiver_from_the_group_on_that_removes_it() -> None:

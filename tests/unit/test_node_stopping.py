@@ -31,7 +31,7 @@ def test_a_node_that_is_stopped_while_it_starts_does_not_go_on_starting(steps: i
 
     assert stopped.called
     assert [] == failures
-    assert not node.running_now
+    assert not node.is_running
     assert [] == clock.getDelayedCalls()
 
 
@@ -76,7 +76,7 @@ def test_a_node_is_started_again_after_it_has_stopped() -> None:
         stopped = [results_of(world.node.stopService()) for _ in range(2)]
         world.run()
         assert stopped == [[None], [None]]
-        assert not world.node.running_now
+        assert not world.node.is_running
         assert world.clock.getDelayedCalls() == []
     assert results_of(world.node.stopService()) == [None]  # there is nothing to stop
     assert world.failures == []
@@ -91,14 +91,14 @@ def test_a_node_that_is_started_while_it_stops_works_when_it_has_stopped(steps: 
     world.node.startService()
     world.run()
     assert stopped == [None]
-    assert world.node.running_now
+    assert world.node.is_running
     assert results_of(world.node.when_ready()) == [None]
     # … and not where the last word was to stop.
     world.node.stopService()
     world.node.startService()
     world.node.stopService()
     world.run()
-    assert not world.node.running_now
+    assert not world.node.is_running
     assert world.clock.getDelayedCalls() == []
     assert world.failures == []
 

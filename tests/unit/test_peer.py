@@ -64,7 +64,9 @@ class Scene:
         self.outlet: Any = a_seat()
         hello = Hello(VERSION, "billing", "i1", HelloOptions())
         self.ends = 0
-        self.connection = double(session=double(peer=hello), close=self.close, abort=self.close)
+        self.connection = double(
+            session=double(peer_hello=hello), close=self.close, abort=self.close
+        )
         self.dispatch = double()
         self.register = double(opened=lambda peer: True, replace=lambda outlet, peer: True)
         self.peer = Peer(
@@ -87,7 +89,7 @@ class Scene:
         self.peer.answering(guest, 0)
 
     def set_gone(self, gone: bool) -> None:
-        self.connection._attributes |= {"gone": gone, "is_open": not gone, "has_room": True}
+        self.connection._attributes |= {"is_gone": gone, "may_send": not gone, "has_room": True}
 
     def close(self) -> None:
         self.ends += 1
@@ -111,17 +113,17 @@ class Scene:
         self.peer.part("being removed")
 
     def says_bye(self) -> None:
-        if not self.peer.gone:
+        if not self.peer.is_gone:
             self.peer.peer_leaves(self.connection, BYE_CLOSING, "done")
 
     def answers(self) -> None:
-        if not self.peer.gone:
+        if not self.peer.is_gone:
             self.peer.received(self.connection, Ack([(1, 1)]))
             self.outlet.idle = True
             self.peer.turn_ended(self.connection)
 
     def lost(self) -> None:
-        if not self.peer.gone:
+        if not self.peer.is_gone:
             self.set_gone(True)
             self.peer.lost(self.connection, "cut")
 
@@ -132,8 +134,8 @@ class Scene:
         assert self.outlet.feeds == (peer.stage in (Stage.SEATED, Stage.DRAINING))
         byes = [code for code, _ in self.connection.told("bye")]
         assert 1 >= len([code for code in byes if code != BYE_REPLACED])
-        assert peer.leaving is (peer.stage not in (Stage.HERE, Stage.SEATED, Stage.PARTED))
-        assert peer.gone is (peer.stage is Stage.GONE)
+        assert peer.is_leaving is (peer.stage not in (Stage.HERE, Stage.SEATED, Stage.PARTED))
+        assert peer.is_gone is (peer.stage is Stage.GONE)
         fed = [name for name, _ in self.dispatch.calls if name in ("connected", "disconnected")]
         assert fed == ["connected", "disconnected"][: len(fed)]
         if any(self.outlet.ends[len(ends_before) :]):

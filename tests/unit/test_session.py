@@ -197,7 +197,7 @@ def test_hello_gives_the_peer_and_resume_opens() -> None:
     hello = Hello(1, "shop", "i1", HelloOptions(max_batch=9000))
     greeted = session.receive(hello, 0.0)
     assert isinstance(greeted, Greeted)
-    assert greeted.hello is session.peer is hello
+    assert greeted.hello is session.peer_hello is hello
     assert session.receive(ResumeFrame(3, [(5, 6)], None, True), 0.0) is None
     assert not session.is_open
     opened = session.receive(ResumeFrame(3, [(8, 9)], (8, 9, 77)), 0.0)

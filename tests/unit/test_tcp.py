@@ -557,7 +557,7 @@ def test_a_connection_without_a_user_is_dropped(logged_failures: list[LogEvent])
 )
 def test_the_channel_says_where_the_peer_is(address: IAddress, peer: str, local: bool) -> None:
     world = World(peer=address)
-    assert (peer, local) == (world.channel.peer, world.channel.local_only)
+    assert (peer, local) == (world.channel.peer_address, world.channel.local_only)
 
 
 # --- every state and every input

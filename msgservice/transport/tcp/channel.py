@@ -101,7 +101,7 @@ class FrameProtocol(LinearStringReceiver):
     _logger = Logger()
 
     transport: Any
-    peer = "unknown"
+    peer_address = "unknown"
     local_only = False
     proven = False
 
@@ -219,7 +219,7 @@ class FrameProtocol(LinearStringReceiver):
     def connectionMade(self) -> None:  # noqa: D102
         tls = isinstance(self.transport, TLSMemoryBIOProtocol)
         address = self.transport.getPeer()
-        self.peer = describe(address, "tls" if tls else "tcp")
+        self.peer_address = describe(address, "tls" if tls else "tcp")
         self.local_only = is_local(address)
         tune(self.transport, self._limits)
         if tls:
@@ -303,7 +303,7 @@ class FrameProtocol(LinearStringReceiver):
         try:
             self._user = self._make_user()
         except Exception:
-            self._logger.failure("no user for the connection with {peer}", peer=self.peer)
+            self._logger.failure("no user for the connection with {peer}", peer=self.peer_address)
             self.abort()
             return
         self._call(self._user.channel_opened, self)
@@ -314,7 +314,7 @@ class FrameProtocol(LinearStringReceiver):
         try:
             function(argument)
         except Exception:
-            self._logger.failure("connection with {peer} failed", peer=self.peer)
+            self._logger.failure("connection with {peer} failed", peer=self.peer_address)
             self.abort()
         finally:
             if outermost:

@@ -97,7 +97,7 @@ class ChannelFactory(Factory):
         """See `ChannelOwner`."""
         self._count.open -= 1
         self._at_limit = False
-        self._logger.debug("{peer} has gone: {reason}", peer=channel.peer, reason=reason)
+        self._logger.debug("{peer} has gone: {reason}", peer=channel.peer_address, reason=reason)
 
 
 def listen_on(

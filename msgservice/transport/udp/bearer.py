@@ -95,7 +95,7 @@ class UdpChannel(TwistedProtocol):
 
     session: Session
     transport: SessionTransport  # type: ignore[assignment]  # no byte stream
-    peer = "unknown"
+    peer_address = "unknown"
     local_only = False
     proven = False
 
@@ -118,7 +118,7 @@ class UdpChannel(TwistedProtocol):
         self._reason = "closed by the other side, or lost"
         self.user: IChannelUser | None = None
         self.closing = False
-        self.gone = False
+        self.is_gone = False
 
     # --- Twisted's
 
@@ -131,23 +131,23 @@ class UdpChannel(TwistedProtocol):
         # connection that it is for ends with the reason, instead of trying it for ever.
         self._frame_bytes = min(self._limits.frame_bytes, session.message_bytes)
         host, port = session.address
-        self.peer = f"udp:[{host}]:{port}" if ":" in host else f"udp:{host}:{port}"
+        self.peer_address = f"udp:[{host}]:{port}" if ":" in host else f"udp:{host}:{port}"
         self.local_only = is_local_host(host)
         self.proven = bearer.is_keyed
         bearer.attach(self)
         try:
             self.user = self._make_user()
         except Exception:  # ends this connection only
-            self._log.failure("no user for the connection with {peer}", peer=self.peer)
+            self._log.failure("no user for the connection with {peer}", peer=self.peer_address)
             self._turns.act(self.abort)
             return
         self.user.channel_opened(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """End with the session: tell the user, once."""
-        if self.gone:
+        if self.is_gone:
             return
-        self.gone = True
+        self.is_gone = True
         self._held.clear()
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
@@ -177,7 +177,7 @@ class UdpChannel(TwistedProtocol):
         size = len(frame)
         if size > self._frame_bytes:
             raise FrameTooLarge(size, self._frame_bytes)
-        if self.closing or self.gone:
+        if self.closing or self.is_gone:
             return
         self._queued += size
         self._bearer.send_frame(self, frame, _Frame(self, size))
@@ -186,7 +186,7 @@ class UdpChannel(TwistedProtocol):
         """See `IChannel`."""
         for frame in frames:
             self.send(frame)
-        if not self.gone:
+        if not self.is_gone:
             self._turns.flush()
 
     def established(self) -> None:
@@ -208,7 +208,7 @@ class UdpChannel(TwistedProtocol):
 
     def close(self) -> None:
         """See `IChannel`."""
-        if self.closing or self.gone:
+        if self.closing or self.is_gone:
             return
         self.closing = True
         self._reason = "closed"
@@ -217,7 +217,7 @@ class UdpChannel(TwistedProtocol):
 
     def abort(self) -> None:
         """See `IChannel`."""
-        if not self.gone:
+        if not self.is_gone:
             self.closing = True
             if self._reason != "closed":
                 self._reason = "aborted"
@@ -243,7 +243,7 @@ class UdpChannel(TwistedProtocol):
         self._bearer.handled(
             self.session, first, last + len(bodies) - 1, sum([size for _, _, size in held])
         )
-        if self.closing or self.gone or self.user is None:
+        if self.closing or self.is_gone or self.user is None:
             return
         frames = [frame for _, bodies, _ in held for frame in bodies]
         if not self._known:
@@ -255,7 +255,7 @@ class UdpChannel(TwistedProtocol):
         try:
             self.user.frames_received(frames)
         except Exception:  # a user's fault ends its own connection, no other
-            self._log.failure("connection with {peer} failed", peer=self.peer)
+            self._log.failure("connection with {peer} failed", peer=self.peer_address)
             self.abort()
 
     def _fail(self, error: ProtocolError) -> None:
@@ -271,7 +271,7 @@ class UdpChannel(TwistedProtocol):
 
     def end_turn(self) -> None:
         """Tell the user whether there is room; close when all is sent."""
-        if self.gone:
+        if self.is_gone:
             return
         if self.closing:
             self._close_if_sent()
@@ -290,7 +290,7 @@ class UdpChannel(TwistedProtocol):
         Datagrams come from one that answers heartbeats, and no silence shows that it takes nothing.
         """
         self._watching = None
-        if self._told_writable or self.closing or self.gone:
+        if self._told_writable or self.closing or self.is_gone:
             return
         if self._unread.stalled((self._taken, self.session.sending.sent_to), self._turns.seconds()):
             self._fail(DeadlinePassed("reading what was sent", self._limits.write_timeout))
@@ -298,7 +298,7 @@ class UdpChannel(TwistedProtocol):
             self._watching = self._later(self._limits.write_timeout / 10, self._watch)
 
     def _close_if_sent(self) -> None:
-        if not self.gone and not self._queued:
+        if not self.is_gone and not self._queued:
             self._bearer.end_session(self.session)
 
 
@@ -371,7 +371,7 @@ class Bearer:
             self._endpoint.send(channel.session.address, frame, token, self._seconds())
         except LimitReached as error:
             # The user went on for 256 MiB after it was told to stop.
-            self._log.error("{peer}: {error}", peer=channel.peer, error=error)
+            self._log.error("{peer}: {error}", peer=channel.peer_address, error=error)
             self.turns.act(channel.abort)
             return
         if not self.turns.awaited:

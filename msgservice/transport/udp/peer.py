@@ -49,7 +49,7 @@ from msgservice.transport.udp.handler import Handling, Result
 from msgservice.transport.udp.port import PortAdapter
 from msgservice.transport.udp.spinning import Spin, SpinningSocket
 from msgservice.transport.udp.turns import Turns
-from msgservice.transport.udp.waiting import Run, SendQueue
+from msgservice.transport.udp.waiting import SendQueue, WaitingRun
 
 # Seconds that the next datagram of a conversation is waited for awake (`spinning`).
 SPIN = 100e-6
@@ -203,7 +203,7 @@ class DatagramPeer:
         its `replies` has every answer. Where one proves too large for the other side only when a
         session begins, the others are sent all the same.
         """
-        run = Run(len(messages))
+        run = WaitingRun(len(messages))
         if not messages:
             run.deferred.callback([])
             return run.deferred
@@ -248,7 +248,7 @@ class DatagramPeer:
             if type(token) is Deferred:
                 token.callback(b"")
             else:
-                cast("Run", token).settle()
+                cast("WaitingRun", token).settle()
         for answer in answers:
             self._answer(answer)
         for address, tokens, first_failure in failures:
@@ -269,7 +269,7 @@ class DatagramPeer:
             else:
                 token.errback(result)
             return
-        run = cast("Run", token)
+        run = cast("WaitingRun", token)
         run.replies[ordinal - run.first] = result
         if not isinstance(result, bytes) and run.failed is None:
             run.failed = result
@@ -289,4 +289,4 @@ class DatagramPeer:
             if isinstance(token, Deferred):
                 token.errback(error)
             else:
-                cast("Run", token).errback(Failure(error))
+                cast("WaitingRun", token).errback(Failure(error))

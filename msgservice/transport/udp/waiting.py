@@ -15,7 +15,7 @@ from msgservice.errors import (
 )
 
 
-class Run:
+class WaitingRun:
     """The one Deferred of a run of messages."""
 
     __slots__ = ("deferred", "failed", "first", "remaining", "replies")

@@ -522,14 +522,14 @@ class Check:
     def _left(self) -> dict[str, Any]:
         """What the product's memory has of messages, by name: nothing, when all is through."""
         world = self.world
-        if not world.node.service.running_now:
+        if not world.node.service.is_running:
             return {"a node that has not begun": 1}  # the power was off just before
         parts = world.node.service.parts
         commits, tracker = parts.commits, parts.tracker
         found: dict[str, Any] = {
             "uncommitted bytes": commits.uncommitted_bytes,
             "sources of a group": len(commits._sources),
-            "progress of a group": len(commits._progressing) + len(commits._expected),
+            "progress of a group": len(commits._progressing) + len(commits._awaited),
             "senders to be told": len(tracker._touched),
         }
         for watch in tracker._watches.values():

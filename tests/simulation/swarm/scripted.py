@@ -287,7 +287,7 @@ class ScriptedPeer(RawPeer):
 
     def flush(self) -> None:
         """Send the ACKs that are owed."""
-        if self.acks and not self.connection.gone:
+        if self.acks and not self.connection.is_gone:
             ranges, self.acks = list(self.acks), RangeSet()
             self.connection.send(Ack(ranges))
 
@@ -461,7 +461,7 @@ class Wolf(RawParty):
     def act(self, what: str, args: tuple[Any, ...]) -> None:
         """Do something that a receiver may not do, or should not."""
         peer = self.peer
-        if not self.is_up or peer is None or not peer.is_open or peer.connection.gone:
+        if not self.is_up or peer is None or not peer.is_open or peer.connection.is_gone:
             return
         connection, got = peer.connection, self.transfers
         match what:
@@ -545,7 +545,7 @@ class Stray(RawParty):
     def act(self, what: str, args: tuple[Any, ...]) -> None:
         """Send what a sender may not send, or should not."""
         peer = self.peer
-        if not self.is_up or peer is None or not peer.is_open or peer.connection.gone:
+        if not self.is_up or peer is None or not peer.is_open or peer.connection.is_gone:
             return
         random, connection = self.world.random, peer.connection
         if connection.channel is None:
@@ -571,7 +571,7 @@ class Stray(RawParty):
     def _ask(self, connection: Connection, count: int, times: int) -> None:
         """Ask, and ask, and never read an answer."""
         channel: Any = connection.channel
-        if connection.gone or not times:
+        if connection.is_gone or not times:
             return
         channel.hold(True)
         raw = msgspec.Raw(encode_messages([WireMessage(b"{}")]))
@@ -587,7 +587,7 @@ class Stray(RawParty):
         connection.send(Transfer(first, "a.1", _messages(bodies)))
 
         def second() -> None:
-            if connection.gone or not self.acked.covers(first, first + 1):
+            if connection.is_gone or not self.acked.covers(first, first + 1):
                 return
             if how == "subject":
                 connection.send(Transfer(first, "a.2", _messages(bodies)))

@@ -180,7 +180,7 @@ class World:
     def add_dialled(self, receiver: ReceiverParty) -> None:
         """Tell the node of a receiver that it is to dial, unless it knows it."""
         node = self.node
-        if not (node.is_up and node.service.running_now) or self._row(receiver.name) is not None:
+        if not (node.is_up and node.service.is_running) or self._row(receiver.name) is not None:
             return
         self._admin(
             lambda: node.service.add_receiver(
@@ -211,7 +211,7 @@ class World:
         """How long the log's reader takes for the next page: some come late."""
         late = self.plan.world.get("late_reads", 0.0)
         # Not while it starts: who is to be there then would not be.
-        is_late = late and self.node.service.running_now and not self.is_healed
+        is_late = late and self.node.service.is_running and not self.is_healed
         if is_late and self._reads.random() < 0.5:
             return self._reads.uniform(0.0, late)
         return float(self.plan.world.get("disk_delay", 0.003))
@@ -413,9 +413,7 @@ class World:
 
     def _row(self, name: str) -> Any:
         service = self.node.service
-        return (
-            service.parts.directory.get(name) if self.node.is_up and service.running_now else None
-        )
+        return service.parts.directory.get(name) if self.node.is_up and service.is_running else None
 
     def _admin(self, call: Callable[..., Any], *args: Any) -> Deferred[Any]:
         done: Deferred[Any] = Deferred.fromCoroutine(call(*args))
@@ -444,7 +442,7 @@ class World:
             some = [name for at, name in enumerate(names) if index >> at & 1] or names[:1]
             self.producers[who].send("a.1", 1, 0, tuple(some), False)
             service = self.node.service
-            if service.running_now:
+            if service.is_running:
                 name = f"extra{index % 7}"
                 if service.parts.directory.get(name) is None:
                     self._admin(service.add_receiver, name, ("extra.>",))
