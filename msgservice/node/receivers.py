@@ -258,9 +258,12 @@ class Receivers:
         if paused:
             self._connections.send_away(outlet, BYE_PAUSED, reason)
             outlet.last_error = reason
+            if not was_paused:
+                self._logger.info("receiver {name} is paused", name=name)
             await self._connections.undial(outlet)
         else:
             if was_paused:
+                self._logger.info("receiver {name} is resumed", name=name)
                 outlet.last_error = ""
                 # What it asked for was passed by: it comes again, and at once.
                 self._connections.dismiss_all(outlet, BYE_CLOSING, "resumed")
