@@ -319,6 +319,29 @@ _ALL = [
         new="refusal: Refused | LimitReached | LogFull | None = None",
         catcher=_test("tests/unit/test_node_membership.py -k no_place", "holds_its_lane"),
     ),
+    Mutant(
+        name="names-of-who-came-meanwhile-are-not-counted",
+        at="msgservice.node.ingress:Ingress.stored",
+        old="if batch.audience.number not in frames.named and not self._names(batch.audience):",
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_connection_reading.py -k while_they_wait", "while_they_wait"
+        ),
+    ),
+    Mutant(
+        name="a-resume-before-the-hello",
+        at="msgservice.core.session:Session._take_hello",
+        old="self.state = State.RESUMING if self._hello_sent else State.GREETED",
+        new="self.state = State.RESUMING",
+        catcher=_test("tests/unit/test_node_greeting.py -k ResumeFrame", "may_not_come_yet"),
+    ),
+    Mutant(
+        name="what-is-no-frame-counts-as-in-flight",
+        at="msgservice.client.hop:NodeHop.pump",
+        old="self._send_each(connection, flight, transfers)",
+        new="raise",
+        catcher=_test("tests/unit/test_text_classes.py -k fails_alone", "fails_alone"),
+    ),
     # --- the log
     Mutant(
         name="retention-too-early",
