@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import apsw
 import msgspec
@@ -29,6 +30,8 @@ BUSY_WAIT_MS = 5000  # for the other connection of this process, which reads pag
 # once (sqlite.org/wal.html#walresetbug).
 SQLITE_VERSION_MIN = (3, 51, 3)
 
+CRC_MASK = 0xFFFFFFFF
+
 # apsw keeps statements prepared whose text is at most 16 KiB; 384 rows of 16 columns are 13 KiB.
 INSERT_ROWS = (384, 256, 128, 64, 32, 16)
 
@@ -41,6 +44,11 @@ def rows(db: apsw.Connection, sql: str, parameters: Any = ()) -> list[Any]:
 def one(db: apsw.Connection, sql: str, parameters: Any = ()) -> Any:
     """Return the first row (a tuple), its value where it has one column, or None."""
     return db.execute(sql, parameters).get
+
+
+def row_crc(*row: object) -> int:
+    """Return the CRC of a row; those of a table add up, below `CRC_MASK`, to what is kept of it."""
+    return crc32(msgspec.msgpack.encode(row))
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,7 @@ import apsw
 import msgspec
 
 from msgservice.core.marks import Key
-from msgservice.disk.database import as_json, one, rows
+from msgservice.disk.database import CRC_MASK, as_json, one, rows
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import FRAME_FLAGS, NAMED, TakenRun, mark_of, named_of
 from msgservice.log.state import SETTLED, State
@@ -38,7 +38,6 @@ PAGE_BYTES = 4 * 1024 * 1024  # one read transaction (SEMANTICS 19)
 PAGE_ROWS = 4096
 SPLIT_MAX = 64  # batches looked into for what of them is settled, in one account
 _CRC_PIECE = 5 * 1024
-CRC_MAX = 2**32 - 1
 
 _decode_json = msgspec.json.Decoder(list[list[int]]).decode
 _decode_rows = msgspec.json.Decoder(
@@ -222,7 +221,7 @@ def runs_of(
             # Of a row that has gone, its mark stands above its CRC.
             mark = crc >> 32 or None if text is None else mark_of(text, named_of(flags))
             whom = audience_of(db, state, audience)
-            found.append(TakenRun(number, sequence, count, crc & CRC_MAX, whom, blob, mark))
+            found.append(TakenRun(number, sequence, count, crc & CRC_MASK, whom, blob, mark))
     found.sort(key=lambda run: run.sequence)
     return found
 
@@ -263,17 +262,7 @@ from json_each(?1) as a
 
 def bytes_from(db: apsw.Connection, audiences: Iterable[int], position: int) -> int:
     """Return the bytes of these audiences' batches that are not all at or below `position`."""
-    return int(
-        one(
-            db,
-            _BYTES_FROM,
-            (
-                as_json(list(audiences)),
-                number_of(position),
-                index_of(position) + 1,
-            ),
-        )
-    )
+    return int(one(db, _BYTES_FROM, _at(audiences, position)))
 
 
 def queued_bytes(
@@ -326,17 +315,12 @@ def _settled_bytes(
 
 def count_up_to(db: apsw.Connection, audiences: Iterable[int], position: int) -> int:
     """Return how many messages of these audiences have a position of at most `position`."""
-    return int(
-        one(
-            db,
-            _UP_TO,
-            (
-                as_json(list(audiences)),
-                number_of(position),
-                index_of(position) + 1,
-            ),
-        )
-    )
+    return int(one(db, _UP_TO, _at(audiences, position)))
+
+
+def _at(audiences: Iterable[int], position: int) -> tuple[str, int, int]:
+    """Return the parameters of a query about what of these audiences ends at a position."""
+    return as_json(list(audiences)), number_of(position), index_of(position) + 1
 
 
 def count_all(db: apsw.Connection, audiences: Iterable[int]) -> int:

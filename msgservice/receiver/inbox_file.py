@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import apsw
-import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival, sendable
-from msgservice.core.marks import Key, SenderState, encode_ranges
-from msgservice.disk.database import full_is_told, is_full, one, rows
+from msgservice.core.marks import Key, SenderState
+from msgservice.disk.database import full_is_told, is_full, one, row_crc
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
@@ -33,7 +32,8 @@ from msgservice.disk.mark import Mark
 from msgservice.disk.migrations import Schema
 from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, Reject
 from msgservice.receiver.handling.coroutines import GENERATORS, has_not_run
-from msgservice.receiver.inbox_rejections import CRC_MASK, Fresh, Rejections, row_crc
+from msgservice.receiver.inbox_marks import StoredMarks
+from msgservice.receiver.inbox_rejections import Rejections
 from msgservice.receiver.inbox_transaction import RolledBack, Transaction
 from msgservice.records import Rejected, Resume
 
@@ -71,7 +71,6 @@ SCHEMA = Schema(0x6D736962, (_TABLES, _VERSION_2, _VERSION_3))  # "msib"
 # a prepared one is not checked again by the authorizer.
 _OWN = " /* msgservice */"
 _BEGIN, _COMMIT, _ROLLBACK = ("begin immediate" + _OWN, "commit" + _OWN, "rollback" + _OWN)
-_SAVE_MARK = "insert or replace into msgservice_mark values (?, ?, ?, ?, ?) /* msgservice */"
 _SAVE_HEAD = "update msgservice_head set commits = ?, crc = ?, tables = ? /* msgservice */"
 # Of all tables; SQLite counts it up whenever one is made or changed.
 _VERSION_OF_TABLES = "pragma schema_version /* msgservice */"
@@ -139,7 +138,7 @@ class _Stage:
         self.changes = changes  # of the connection, before it
         self.staged: dict[Key, SenderState] = {}
         self.newest: dict[Key, tuple[int, Arrival]] = {}  # of each, what RESUME is to name
-        self.fresh: list[Fresh] = []
+        self.fresh: list[tuple[Key, Rejected]] = []
         self.shut: list[Gate] = []  # those that it has shut
 
     def remember(self, run: _Run[Any], mark: SenderState, last: int) -> None:
@@ -193,9 +192,7 @@ class InboxFile:
             self.path, numbered=False, vfs=vfs, files=files, threads=self._threads
         )
         self._worker: Jobs | None = None
-        self._marks: dict[Key, SenderState] = {}
-        self._crcs: dict[Key, int] = {}  # of the rows of `_marks`
-        self._total = 0  # of these
+        self._marks = StoredMarks()
         self._counted = 0  # commits that changed something, since the file was made
         self._rejections = Rejections()
         self._waiting: list[_Run[Any] | _Call] = []
@@ -244,19 +241,7 @@ class InboxFile:
         inbox, self._counted, crc, tables = head
         if not isinstance(inbox, str):
             raise LogDamaged("the id of the inbox is unreadable", 0, 0)
-        for sender, incarnation, floor, ranges, last in rows(
-            db, "select sender, incarnation, floor, ranges, last from msgservice_mark"
-        ):
-            mark = SenderState(0, (sender, incarnation), 0)
-            for low, high in msgspec.msgpack.decode(ranges, type=list[tuple[int, int]]):
-                mark.take(low, high)
-            mark.floor = max(mark.floor, floor)
-            mark.last = (
-                None if last is None else msgspec.msgpack.decode(last, type=tuple[int, int, int])
-            )
-            self._marks[mark.key] = mark
-            self._crcs[mark.key] = row_crc(sender, incarnation, floor, ranges, last)
-        self._total = sum(self._crcs.values()) & CRC_MASK
+        self._marks.load(db)
         self._rejections.load(db)
         self._check_head(db, (inbox, crc, tables), high_water)
         return inbox, Mark(inbox, self._counted, 0, 0)
@@ -269,7 +254,7 @@ class InboxFile:
     ) -> None:
         """Raise `LogDamaged` where the file is not as the last commit left it."""
         inbox, crc, tables = head
-        expected = row_crc(inbox, self._counted, self._total, self._rejections.total, tables)
+        expected = row_crc(inbox, self._counted, self._marks.total, self._rejections.total, tables)
         if crc is None and not self._counted and high_water is None:
             # A new file, or one of before this was kept.
             db.execute(_SAVE_HEAD, (0, expected, 0))
@@ -332,7 +317,7 @@ class InboxFile:
 
     def resume(self, sender: str, incarnation: str) -> Resume:
         """Return *now* what was taken of this incarnation (committed state)."""
-        mark = self._marks.get((sender, incarnation))
+        mark = self._marks.of((sender, incarnation))
         if mark is None:
             return Resume()
         ranges = tuple(mark.ranges) if mark.ranges is not None else ()
@@ -407,27 +392,15 @@ class InboxFile:
         try:
             stage = self._handle_waiting(db, entries)
             staged = stage.staged
-            crcs: dict[Key, int] = {}
-            total = self._total
             for key, (newest, arrival) in stage.newest.items():
                 staged[key].last = arrival.up_to(newest)
-            for mark in staged.values():
-                row = (
-                    *mark.key,
-                    mark.floor,
-                    encode_ranges(mark),
-                    None if mark.last is None else msgspec.msgpack.encode(mark.last),
-                )
-                db.execute(_SAVE_MARK, row)
-                crcs[mark.key] = row_crc(*row)
-                total += crcs[mark.key] - self._crcs.get(mark.key, 0)
-            total &= CRC_MASK
+            marks = self._marks.save(db, staged)
             rejected = self._rejections.save(db, stage.fresh, staged)
             counted = self._counted
             if db.total_changes() != stage.changes:  # what only reads has nothing to sync
                 counted += 1
                 tables = one(db, _VERSION_OF_TABLES)
-                crc = row_crc(self.inbox, counted, total, rejected.total, tables)
+                crc = row_crc(self.inbox, counted, marks.total, rejected.total, tables)
                 db.execute(_SAVE_HEAD, (counted, crc, tables))
         except BaseException as error:
             # The transaction itself is gone (no room, a failed write), with all in it.
@@ -437,9 +410,8 @@ class InboxFile:
             return
 
         def adopt(_: None) -> None:
-            self._marks.update(staged)
-            self._crcs.update(crcs)
-            self._total, self._counted = total, counted
+            self._counted = counted
+            self._marks.adopt(marks)
             self._rejections.adopt(rejected)
 
         self._worker.submit(lambda: self._commit(counted)).addCallback(adopt).addBoth(
@@ -546,7 +518,7 @@ class InboxFile:
     def _handle_run(self, db: apsw.Connection, run: _Run[Any], stage: _Stage) -> None:
         mark = stage.staged.get(run.key)
         if mark is None:
-            known = self._marks.get(run.key)
+            known = self._marks.of(run.key)
             mark = stage.staged[run.key] = (
                 known.copy() if known is not None else SenderState(0, run.key, 0)
             )
@@ -570,7 +542,7 @@ class InboxFile:
                         stage.remember(run, mark, sequence)
                         first = run.first if run.first is not None and not count else sequence
                         reason = sendable(error.reason)
-                        stage.fresh.append(Fresh(run.key, Rejected(first, sequence, reason)))
+                        stage.fresh.append((run.key, Rejected(first, sequence, reason)))
                     return
             mark.take(min(after + 1, sequence), sequence)
             after = sequence

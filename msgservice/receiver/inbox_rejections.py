@@ -1,7 +1,8 @@
 """What a receiver's handlers rejected: kept beside the marks, so that no crash brings it back.
 
-A rejected message has no mark: its sender is told that it is dead, and may not have heard it. What
-is kept here is the answer, until the sender's floor has passed the message (SEMANTICS 1, 25).
+A rejected message has no mark (`receiver.inbox_marks`): its sender is told that it is dead, and may
+not have heard it. What is kept here is the answer, until the sender's floor has passed the message
+(SEMANTICS 1, 25).
 
 Part of `receiver.inbox_file`, whose transactions write it and whose commits make it count.
 """
@@ -9,15 +10,12 @@ Part of `receiver.inbox_file`, whose transactions write it and whose commits mak
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-from zlib import crc32
 
 import apsw
-import msgspec
 
 from msgservice.core.inbox import REJECTED_MAX
 from msgservice.core.marks import Key, SenderState
-from msgservice.disk.database import rows
+from msgservice.disk.database import CRC_MASK, row_crc, rows
 from msgservice.records import Rejected
 
 # Apart from the first tables, for files that are older than it. An older program leaves it alone.
@@ -38,26 +36,49 @@ _FORGET = (
 )
 
 ByFirst = dict[int, Rejected]
-CRC_MASK = 0xFFFFFFFF
 
 
-def row_crc(*row: object) -> int:
-    """Return the CRC of a row; those of a table add up to what the head keeps of it."""
-    return crc32(msgspec.msgpack.encode(row))
+class SavedRejections:
+    """The changes of one transaction: written in it, and adopted when it is committed."""
 
+    __slots__ = ("_db", "_known", "changed", "total")
 
-class Fresh(NamedTuple):
-    """A rejection of the transaction that runs."""
+    def __init__(self, db: apsw.Connection, known: Mapping[Key, ByFirst], total: int) -> None:
+        self.changed: dict[Key, ByFirst] = {}
+        self.total = total
+        self._db = db
+        self._known = known
 
-    key: Key
-    rejected: Rejected
+    def put(self, key: Key, rejected: Rejected) -> None:
+        """Write a rejection, in the place of an earlier one of the same message."""
+        if key not in self.changed:
+            self.changed[key] = dict(self._known.get(key, {}))
+        by_first = self.changed[key]
+        replaced = by_first.get(rejected.first)
+        if replaced is not None:
+            self._count(-row_crc(*key, *replaced))
+        self._count(row_crc(*key, *rejected))
+        by_first[rejected.first] = rejected
+        self._db.execute(_SAVE, (*key, *rejected))
 
+    def forget_below(self, key: Key, floor: int) -> None:
+        """Forget what the sender's floor has passed, and the oldest of too many."""
+        found = self.changed.get(key) or self._known.get(key)
+        if not found:
+            return
+        oldest = next(iter(found.values()))  # they come in rising order, nearly always
+        if oldest.last >= floor and len(found) <= REJECTED_MAX:
+            return
+        left = {first: one for first, one in found.items() if one.last >= floor}
+        for first in [*left][: max(0, len(left) - REJECTED_MAX)]:
+            del left[first]
+        for first in found.keys() - left.keys():
+            self._db.execute(_FORGET, (*key, first))
+            self._count(-row_crc(*key, *found[first]))
+        self.changed[key] = left
 
-class Saved(NamedTuple):
-    """Changes that are adopted when the transaction is committed."""
-
-    changed: dict[Key, ByFirst]
-    total: int
+    def _count(self, crc: int) -> None:
+        self.total = (self.total + crc) & CRC_MASK
 
 
 class Rejections:
@@ -75,50 +96,31 @@ class Rejections:
         ):
             known = self._known.setdefault((sender, incarnation), {})
             known[first] = Rejected(first, last, reason)
-            self._add(row_crc(sender, incarnation, first, last, reason))
-
-    def _add(self, crc: int) -> None:
-        self.total = (self.total + crc) & CRC_MASK
+            crc = row_crc(sender, incarnation, first, last, reason)
+            self.total = (self.total + crc) & CRC_MASK
 
     def of(self, key: Key) -> tuple[Rejected, ...]:
         """Return what was rejected of an incarnation."""
         return tuple(self._known.get(key, {}).values())
 
     def save(
-        self, db: apsw.Connection, fresh: Sequence[Fresh], marks: Mapping[Key, SenderState]
-    ) -> Saved:
+        self,
+        db: apsw.Connection,
+        fresh: Sequence[tuple[Key, Rejected]],
+        marks: Mapping[Key, SenderState],
+    ) -> SavedRejections:
         """Write new rejections in the running transaction; forget those that the floors passed.
 
         Returns what is to be adopted when the transaction is committed.
         """
-        changed: dict[Key, ByFirst] = {}
-        total = self.total
+        saved = SavedRejections(db, self._known, self.total)
         for key, rejected in fresh:
-            if key not in changed:
-                changed[key] = dict(self._known.get(key, {}))
-            replaced = changed[key].get(rejected.first)
-            if replaced is not None:
-                total -= row_crc(*key, *replaced)
-            total += row_crc(*key, *rejected)
-            changed[key][rejected.first] = rejected
-            db.execute(_SAVE, (*key, *rejected))
+            saved.put(key, rejected)
         for key, mark in marks.items():
-            found = changed.get(key) or self._known.get(key)
-            if not found:
-                continue
-            oldest = next(iter(found.values()))  # they come in rising order, nearly always
-            if oldest.last >= mark.floor and len(found) <= REJECTED_MAX:
-                continue
-            left = {first: one for first, one in found.items() if one.last >= mark.floor}
-            for first in [*left][: max(0, len(left) - REJECTED_MAX)]:
-                del left[first]
-            for first in found.keys() - left.keys():
-                db.execute(_FORGET, (*key, first))
-                total -= row_crc(*key, *found[first])
-            changed[key] = left
-        return Saved(changed, total & CRC_MASK)
+            saved.forget_below(key, mark.floor)
+        return saved
 
-    def adopt(self, saved: Saved) -> None:
+    def adopt(self, saved: SavedRejections) -> None:
         """Changes that `save` returned are committed."""
         self._known.update(saved.changed)
         self.total = saved.total
