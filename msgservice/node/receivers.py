@@ -37,6 +37,8 @@ from msgservice.receiver_options import DEFAULTS, ReceiverOptions
 from msgservice.records import Account, ReceiverRow, Snapshot, position_of
 from msgservice.waiters import Waiters
 
+PAUSED = "paused"  # why, where somebody asked for it
+
 
 class Receivers:
     """The receivers of a node. They are dialled and judged while it is `running`."""
@@ -245,7 +247,7 @@ class Receivers:
             self._connections.dial(outlet)
         return row
 
-    async def pause(self, name: str, paused: bool, reason: str = "paused") -> ReceiverRow:
+    async def pause(self, name: str, paused: bool, reason: str = PAUSED) -> ReceiverRow:
         """Stop delivering to a receiver, or go on; its messages are kept.
 
         `reason`: why it is paused, for people and for the receiver.
@@ -258,7 +260,7 @@ class Receivers:
         if paused:
             self._connections.send_away(outlet, BYE_PAUSED, reason)
             outlet.last_error = reason
-            if not was_paused:
+            if not was_paused and reason == PAUSED:  # else who pauses it has said why
                 self._logger.info("receiver {name} is paused", name=name)
             await self._connections.undial(outlet)
         else:

@@ -63,6 +63,9 @@ class Opened(Protocol):
     def sent_away(self, reason: str, *, replaced: bool) -> None:
         """The node wants no connection of this receiver any more."""
 
+    def may_come_again(self) -> None:
+        """The node said goodbye, and lets it come back."""
+
 
 class NodeConnection:
     """The owner of one connection to a node (`connection.Owner`)."""
@@ -222,7 +225,9 @@ class NodeConnection:
                 self._handling.removed(self._sender)
             connection.close()
             self.way.sent_away(why, replaced=code == BYE_REPLACED)
-        elif self._sender is not None:
+            return
+        self.way.may_come_again()
+        if self._sender is not None:
             self._sender.is_leaving = True
         else:
             connection.close()

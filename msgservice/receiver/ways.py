@@ -91,6 +91,10 @@ class Way(ABC):
         """The node wants no connection of this receiver any more."""
         self.ended = reason
 
+    @abstractmethod
+    def may_come_again(self) -> None:
+        """The node said goodbye, and lets it come back."""
+
 
 class Attachment(Way):
     """A node that the receiver dials, again and again, and what became of it.
@@ -145,6 +149,12 @@ class Attachment(Way):
         super().stop_taking()
         if not self.connections:
             _end(self.stop(), self._logger)
+
+    def may_come_again(self) -> None:
+        """See `Way`: whatever had failed before, the node was there."""
+        poke = getattr(self._connector, "poke", None)  # not every service that dials has it
+        if poke is not None:
+            poke()
 
     def sent_away(self, reason: str, *, replaced: bool) -> None:
         """See `Way`."""
@@ -204,6 +214,9 @@ class Listening(Way):
         self._is_stopped = True
         stopped = self._port.stopListening()
         return succeed(None) if stopped is None else stopped
+
+    def may_come_again(self) -> None:
+        """See `Way`: here it is the node that comes."""
 
     def stop_taking(self) -> None:
         """See `Way`."""

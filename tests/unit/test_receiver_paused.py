@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from msgservice.node.peer import PAUSED_STAY
 from msgservice.receiver.ways import Attachment
 from tests.kit.nodes import state_of
+from tests.unit.test_receiver_removed import cut
 from tests.unit.test_receiver_restored_log import Reached
 
 
@@ -85,3 +86,19 @@ def test_no_timer_of_a_paused_receiver_is_left_when_its_connection_ends() -> Non
     paused.reached.settle()
     paused.reached.stop()
     assert paused.world.clock.getDelayedCalls() == []
+
+
+def test_a_resumed_receiver_whose_node_was_long_away_before_goes_on_within_seconds() -> None:
+    """Its attempts had failed for long, and the connection that was paused was a short one."""
+    seen: list[bytes] = []
+    reached = Reached("attached", lambda message: seen.append(message.body))
+    world, way = reached.world, reached.receiver.ways[0]
+    cut(reached)
+    world.clock.pump([0.1] * 3000)
+    reached.listen()
+    while not way.connected:
+        world.clock.pump([0.1])
+    for paused in (True, False):
+        Deferred.fromCoroutine(world.node.pause_receiver("billing", paused))
+        world.clock.pump([0.1] * 40)
+    assert way.connected
