@@ -1,4 +1,4 @@
-"""What others implement: `ILog`, `ITransport`, `IChannel`, `ICodec`, `IAuthorizer`.
+"""What others implement: `ILog`, `ITransport`, `IChannel`, `ICodec`.
 
 Each has one contract suite under `tests/contract` that every implementation passes, ours or not.
 """
@@ -268,13 +268,3 @@ class ICodec(Interface):
 
     def decode(body: bytes) -> Any:
         """Return the content of `body` (bytes); `ValueError` where it cannot."""
-
-
-class IAuthorizer(Interface):
-    """Says who may do what."""
-
-    def allows(user: str | None, verb: str, name: str) -> bool:
-        """Return whether `user` may `verb` (`send`, `receive`, `administer`) on this name.
-
-        `user`: str, or None for an unauthenticated peer. `name`: subject or receiver.
-        """

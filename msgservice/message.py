@@ -11,7 +11,7 @@ import enum
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Annotated, Any, Final
 from zlib import crc32
 
@@ -197,12 +197,6 @@ def cut_messages(messages: bytes | memoryview | msgspec.Raw, start: int, stop: i
 def join_messages(runs: Iterable[bytes | memoryview | msgspec.Raw]) -> bytes:
     """Return the run of all messages of these runs, in order. Copies; slow path only."""
     return _encode([part for messages in runs for part in _decode_parts(messages)])
-
-
-def split_messages(messages: bytes | memoryview | msgspec.Raw, bounds: list[int]) -> list[bytes]:
-    """Return the runs between each two of these places (rising, from 0 to the end)."""
-    parts = _decode_parts(messages)
-    return [_encode(parts[a:b]) for a, b in pairwise(bounds)]
 
 
 class MessageParts:

@@ -115,11 +115,6 @@ class Gathering:
 
     # --- getters
 
-    @property
-    def has_cut(self) -> bool:
-        """Whether there are runs that cannot grow any more."""
-        return bool(self._cut)
-
     def __bool__(self) -> bool:
         return bool(self._cut or self.open)
 

@@ -67,8 +67,6 @@ alter table head add column log_id text not null default '';
 """
 SCHEMA = Schema(0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3))  # "msob"
 
-_DELETE = "delete from run where first in (select value from json_each(?))"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxSnapshot:
