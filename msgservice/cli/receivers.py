@@ -173,7 +173,10 @@ def resume(session: Session, name: str) -> None:
         _check({"name": name})
         told = await session.ask(reactor, "$node.receivers.resume", name=name)
         full = told.get("full")
-        advice = f", but {full}: the next one pauses it again, unless that is raised"
+        advice = (
+            f", but {full}: the next message that would be one pauses it again"
+            " (raise dead_bytes, or remove the receiver)"
+        )
         session.show(told, f"resumed {name}{advice if full else ''}")
 
     session.run(work)
