@@ -16,7 +16,7 @@ from msgspec.structs import force_setattr
 
 from msgservice.core.reasons import REASON_CHARS_MAX, one_line, shown
 from msgservice.errors import MalformedFrame, UnknownKind
-from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
+from msgservice.limits import BATCH_INDEX_BITS, BATCH_OVERHEAD, INTEGER_MAX
 from msgservice.message import (
     FLAG_UNKNOWN_ELEMENT,
     UNDECODABLE,
@@ -253,6 +253,11 @@ BYE_SETTLED = 4  # a sender that has heard all its answers, and ends its incarna
 CRC_MAX = 2**32 - 1
 _TRANSFER_HEAD = 0x90 + 1 + len(Transfer.__struct_fields__)  # of the array with every element
 
+# Messages are a view of their frame, which lives as long as they do: in the tail, in a window, and
+# only they are counted there. Of a frame with more than this beside them (names in `to`, elements
+# that are not known) they are copied. An ordinary one has a tenth of it.
+REST_HELD_MAX = BATCH_OVERHEAD // 2
+
 
 class NotEncodable(TypeError):
     """A frame with a value that has no form on the wire."""
@@ -268,8 +273,11 @@ def decode_frame(data: bytes | memoryview) -> Frame:
         frame: Frame = _decode(data)
     except UNDECODABLE as error:
         raise _diagnosis(data, error) from None
-    if type(frame) is Transfer and data[0] > _TRANSFER_HEAD:
-        frame = msgspec.structs.replace(frame, flags=frame.flags | FLAG_UNKNOWN_ELEMENT)
+    if type(frame) is Transfer:
+        if data[0] > _TRANSFER_HEAD:
+            frame = msgspec.structs.replace(frame, flags=frame.flags | FLAG_UNKNOWN_ELEMENT)
+        if len(data) - len(memoryview(frame.messages)) > REST_HELD_MAX:
+            frame = msgspec.structs.replace(frame, messages=frame.messages.copy())
     check = _RELATIONS.get(type(frame))
     if check is not None:
         wrong = check(frame)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from msgservice.core.frames import decode_frame
+from msgservice.core.frames import Transfer, decode_frame
 from msgservice.errors import MalformedFrame
-from msgservice.message import decode_message, decode_messages
+from msgservice.limits import BATCH_OVERHEAD
+from msgservice.message import BareMessage, decode_message, decode_messages, encode_messages
 from msgservice.receiver.received import RunFacts, decode_received
 
 NO_UTF8 = b"\xa2\xff\xff"
@@ -45,3 +48,29 @@ def test_a_message_that_is_none_is_malformed(
 ) -> None:
     with pytest.raises(MalformedFrame):
         decode(message if decode is decode_message else b"\x91" + message)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pytest.param([0, 0, ["r" * 200] * 1000], id="long names in to"),
+        pytest.param([0, 0, None, None, None, 0, None, b"x" * 200_000], id="an unknown element"),
+    ],
+)
+def test_messages_do_not_keep_what_a_frame_has_beside_them(beside: list[object]) -> None:
+    """They are what counts where batches are held: in the tail, for a group, in a window."""
+    raw = msgspec.Raw(encode_messages([BareMessage(b"x" * 100)]))
+    data = msgspec.msgpack.encode([2, 1, "a.b", raw, None, *beside])
+    held = []
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            frame = decode_frame(bytes(bytearray(data)))
+            assert type(frame) is Transfer
+            held.append(frame.messages)
+            del frame
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(decode_messages(held[-1])) == 1
+    assert taken < len(held) * (len(memoryview(raw)) + BATCH_OVERHEAD)
