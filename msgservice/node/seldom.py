@@ -25,6 +25,7 @@ class Seldom:
         self._said: dict[Hashable, tuple[int, Callable[[int], None]]] = {}
         self._beyond = 0
         self._timer: IDelayedCall | None = None
+        self._is_stopped = False
 
     def say(self, thing: Hashable, tell: Callable[[int], None], count: int = 1) -> None:
         """Write a line about `thing`, which happened `count` times: now, or when its period ends.
@@ -32,6 +33,8 @@ class Seldom:
         `tell(count)` writes it. What comes before the period has ended is told by the last of
         these, once, with the number of all.
         """
+        if self._is_stopped:
+            return
         known = self._said.get(thing)
         if known is not None:
             self._said[thing] = (known[0] + count, tell)
@@ -64,7 +67,8 @@ class Seldom:
         return bool(waiting)
 
     def stop(self) -> None:
-        """Tell what was counted, and cancel the timer: none is left behind."""
+        """Tell what was counted, and nothing from now on: no timer is left behind."""
+        self._is_stopped = True
         self._flush()
         self._said = {}
         if self._timer is not None:

@@ -25,7 +25,6 @@ class Visits:
     def __init__(self, seldom: Seldom) -> None:
         self._seldom = seldom
         self._here: set[Peer] = set()
-        self._is_quiet = False
 
     def came(self, peer: Peer) -> None:
         """The session of a peer is open."""
@@ -49,8 +48,6 @@ class Visits:
         """The connection of a peer has ended: it has gone, or was never let in."""
         was_here = peer in self._here
         self._here.discard(peer)
-        if self._is_quiet:
-            return
         name, kind = _name(peer), _kind(peer)
         address, reason = _address(peer), _reason(peer)
         level = LogLevel.warn if _is_error(peer) else LogLevel.info
@@ -99,7 +96,6 @@ class Visits:
 
     def stop(self) -> None:
         """The node stops: that everybody goes needs no lines."""
-        self._is_quiet = True
         self._seldom.stop()
 
 

@@ -63,4 +63,6 @@ def test_who_stops_says_what_was_counted_and_leaves_no_timer() -> None:
         said.happens("a", "a")
     said.seldom.stop()
     assert said.lines == [("a", 1), ("a", 4)]
+    said.happens("b", "who comes while it stops")
+    assert said.lines == [("a", 1), ("a", 4)]
     assert said.clock.getDelayedCalls() == []
