@@ -116,7 +116,7 @@ def is_full(db: apsw.Connection, error: BaseException | None) -> bool:
 
 
 @contextmanager
-def full_is_told(db: apsw.Connection) -> Iterator[None]:
+def telling_full(db: apsw.Connection) -> Iterator[None]:
     """Turn what means that there is no room into `apsw.FullError`."""
     try:
         yield
@@ -158,7 +158,7 @@ def connect(
         with suppress(OSError):  # SQLite says it better
             make_private(path, files)
     db = apsw.Connection(path, flags=flags, vfs=vfs, statementcachesize=256)
-    with full_is_told(db):
+    with telling_full(db):
         _prepare_connection(db, readonly=readonly)
     return db
 
@@ -220,7 +220,7 @@ def _copy_pages(db: apsw.Connection, target: Path) -> None:
         try:
             # It is removed where it is not whole: no journal that a kill would leave.
             copy.execute("pragma journal_mode = off")
-            with full_is_told(copy), copy.backup("main", db, "main") as running:
+            with telling_full(copy), copy.backup("main", db, "main") as running:
                 while not running.done:
                     _step(running)
         finally:

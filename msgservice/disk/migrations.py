@@ -13,7 +13,7 @@ from pathlib import Path
 
 import apsw
 
-from msgservice.disk.database import backup, full_is_told, sync_folder
+from msgservice.disk.database import backup, sync_folder, telling_full
 from msgservice.disk.files import OS, Files
 from msgservice.errors import LogDamaged, LogTooNew
 
@@ -64,7 +64,7 @@ def migrate(db: apsw.Connection, schema: Schema, path: Path | None, files: Files
         copy = path.with_name(f"{name}.before-{newest}.partial")
         backup(db, copy, files)
     try:
-        with full_is_told(db):
+        with telling_full(db):
             db.execute("begin immediate")
             for step in pending:
                 db.execute(step)

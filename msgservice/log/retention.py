@@ -19,7 +19,7 @@ import apsw
 import msgspec
 
 from msgservice.core.marks import Key
-from msgservice.disk.database import as_json, full_is_told, one, rows
+from msgservice.disk.database import as_json, one, rows, telling_full
 from msgservice.errors import LogUnavailable
 from msgservice.log.entries import DropBatches, DropLetters, Forget
 from msgservice.log.places import HEADROOM_DIVISOR, PINNED, Places, settled_to
@@ -457,7 +457,7 @@ class Retention:
 
         def vacuum() -> None:
             # Each row that this statement steps through is one page.
-            with full_is_told(store.db):
+            with telling_full(store.db):
                 rows(store.db, f"pragma incremental_vacuum({step})")
 
         try:

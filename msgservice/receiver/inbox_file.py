@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival, sendable
 from msgservice.core.marks import Key, SenderState
-from msgservice.disk.database import full_is_told, is_full, one, row_crc
+from msgservice.disk.database import is_full, one, row_crc, telling_full
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
@@ -457,13 +457,13 @@ class InboxFile:
         db = self._file.db
         if name := self._file.replaced:
             raise OSError(f"{name} was replaced or removed while the inbox was in use")
-        with full_is_told(db):
+        with telling_full(db):
             db.execute(_COMMIT)
         self._file.mark(Mark(self.inbox, counted, 0, 0))
         self._commits += 1
         if self._commits % CHECKPOINT_COMMITS == 0:
             # No room for that is no reason to take back what is committed.
-            with suppress(apsw.FullError), full_is_told(db):
+            with suppress(apsw.FullError), telling_full(db):
                 self._file.fold()
 
     def _committed(

@@ -624,8 +624,8 @@ _ALL = [
     ),
     Mutant(
         name="fault-behind-a-handler-is-swallowed",
-        at="msgservice.receiver.handling.engine:Handling._landed",
-        old="self._end_failed(flight)",
+        at="msgservice.receiver.handling.engine:Handling._call_ended",
+        old="self._end_failed(call)",
         new="pass",
         catcher=_test("tests/unit/test_receiver_faults.py -k later", "fault_at_the_end"),
     ),

@@ -2,10 +2,10 @@
 
 A run that arrives becomes *work* (one for each of its new parts) in its *lane*. A lane with work
 is *ready*; `_pump` takes one step of one ready lane after the other, until the turn has lasted
-`SLICE_SECONDS`, or `concurrency` units are in flight. A *unit* is what one call of the handler
-gets: a message, or with `batch` a part of a run. It ends at once (a plain handler), or is a
-*flight* until its Deferred fires or its thread comes back. In a lane that keeps order (key not
-None) one unit at a time; without order a lane does not wait for its flights.
+`SLICE_SECONDS`, or `concurrency` calls run. A *unit* is what one call of the handler gets: a
+message, or with `batch` a part of a run. A call ends at once (a plain handler), or is kept until
+its Deferred fires or its thread comes back. In a lane that keeps order (key not None) one unit at
+a time; without order a lane does not wait for its calls.
 
 What the handler said becomes marks and answers in the sender's `core.inbox.Inbox`; answers of one
 turn leave together. A plain handler costs no Deferred and no bookkeeping for each message: a loop
@@ -31,7 +31,7 @@ from msgservice.core.refusal import Refusal
 from msgservice.message import Action
 from msgservice.receiver.handling.coroutines import GENERATORS, begin, has_not_run
 from msgservice.receiver.handling.outcomes import describe_failure, judge
-from msgservice.receiver.handling.work import Flight, Lane, Sender, Work
+from msgservice.receiver.handling.work import HandlerCall, Lane, Sender, Work
 from msgservice.receiver.received import ReceivedMessage
 
 SLICE_SECONDS = 0.05  # handlers run so long in one turn of the reactor, then others have theirs
@@ -70,7 +70,7 @@ class Handling:
         self._step = self._step_batch if batch else self._step_each
         self._concurrency = concurrency
         self._ready: deque[Lane] = deque()
-        self._flights: set[Flight] = set()
+        self._calls: set[HandlerCall] = set()
         self._touched: set[Sender] = set()
         self._chunk = CHUNK_MIN
         self._until = 0.0  # when the slice is over; 0: it has not begun
@@ -83,9 +83,9 @@ class Handling:
     # --- getters
 
     @property
-    def in_flight(self) -> int:
+    def calls_running(self) -> int:
         """Handlers that have not ended."""
-        return len(self._flights)
+        return len(self._calls)
 
     # --- from the world
 
@@ -111,7 +111,7 @@ class Handling:
             size = 0
             lane.queue.append(work)
             sender.hold(work)
-        if not lane.is_ready and not lane.behind and (key is None or not lane.flying):
+        if not lane.is_ready and not lane.behind and (key is None or not lane.running):
             lane.is_ready = True
             self._ready.append(lane)
         self._is_inside = True
@@ -166,7 +166,7 @@ class Handling:
         for lane in list(elder.lanes.values()):
             self._abandon(lane)
             lane.is_over = True
-            if lane.flying and lane.key is not None:
+            if lane.running and lane.key is not None:
                 later = sender.lanes.get(lane.key)
                 if later is None:
                     later = sender.lanes[lane.key] = Lane(sender, lane.key)
@@ -220,7 +220,7 @@ class Handling:
             self._begun.clear()  # which ends the loop over it
         else:
             self._abandon_all()
-            if not self._flights:
+            if not self._calls:
                 self._flush_all()
                 return succeed(None)
         idle: Deferred[None] = Deferred()
@@ -238,14 +238,14 @@ class Handling:
         """Let go of the threads that handlers run on, where there are any."""
 
     def _cancel(self) -> None:
-        for flight in list(self._flights):
-            if flight.deferred is not None:
-                flight.deferred.cancel()
-        if self._flights:
+        for call in list(self._calls):
+            if call.deferred is not None:
+                call.deferred.cancel()
+        if self._calls:
             self._logger.warn(
                 "receiver {receiver}: {count} handlers do not end",
                 receiver=self._name,
-                count=len(self._flights),
+                count=len(self._calls),
             )
         self._is_idle()
 
@@ -278,7 +278,7 @@ class Handling:
         self._until = 0.0
         if self._idle is not None:  # a handler has stopped the receiver, and its step is over
             self._abandon_all()
-            if not self._flights:
+            if not self._calls:
                 self._is_idle()
         self._pump()
         self._flush()
@@ -301,14 +301,14 @@ class Handling:
             return
         self._is_pumping = True
         try:
-            ready, flights = self._ready, self._flights
+            ready, calls = self._ready, self._calls
             began = self._now()
             if not self._until:
                 self._until = began + SLICE_SECONDS
-            while ready and len(flights) < self._concurrency and not self.is_stopping:
+            while ready and len(calls) < self._concurrency and not self.is_stopping:
                 lane = ready.popleft()
                 lane.is_ready = False
-                if not lane.queue or lane.behind or (lane.flying and lane.key is not None):
+                if not lane.queue or lane.behind or (lane.running and lane.key is not None):
                     continue  # something that the handler set off got it ready meanwhile
                 try:
                     self._advance(lane, self._step(lane, lane.queue[0]))
@@ -349,7 +349,7 @@ class Handling:
             if goes_on and not lane.is_ready and not self.is_stopping:
                 lane.is_ready = True
                 self._ready.append(lane)
-        elif len(lane.sender.lanes) > LANES_KEPT and not lane.flying:
+        elif len(lane.sender.lanes) > LANES_KEPT and not lane.running:
             lane.sender.lanes.pop(lane.key, None)
 
     # --- steps: each returns whether the lane may go on
@@ -367,10 +367,10 @@ class Handling:
                     elif isinstance(result, GENERATORS):
                         raise has_not_run(result)
                     if result is not None:
-                        if not self._fly(lane, work, at, at + 1, result):
+                        if not self._wait_for(lane, work, at, at + 1, result):
                             return False
-                        if work.at != at + 1 or len(self._flights) >= self._concurrency:
-                            return True  # it has failed, or no more may be in flight
+                        if work.at != at + 1 or len(self._calls) >= self._concurrency:
+                            return True  # it has failed, or no more calls may run
                 at += 1
         except BaseException:  # as a Deferred would: no handler may end the reactor
             self._failed(lane, work, at, at + 1, Failure())
@@ -390,19 +390,21 @@ class Handling:
             self._failed(lane, work, first, stop, Failure())
             return True
         if isinstance(result, Deferred):
-            return self._fly(lane, work, first, stop, result)
+            return self._wait_for(lane, work, first, stop, result)
         work.at = stop
         return True
 
-    # --- flights
+    # --- calls
 
-    def _fly(self, lane: Lane, work: Work, first: int, stop: int, pending: Deferred[Any]) -> bool:
+    def _wait_for(
+        self, lane: Lane, work: Work, first: int, stop: int, pending: Deferred[Any]
+    ) -> bool:
         """Wait for a Deferred, unless it has fired already."""
         work.at = first
-        flight = Flight(lane, work, first, stop)
-        pending.addBoth(self._landed, flight)
-        if flight.outcome is not None:
-            failure = flight.outcome[0]
+        call = HandlerCall(lane, work, first, stop)
+        pending.addBoth(self._call_ended, call)
+        if call.outcome is not None:
+            failure = call.outcome[0]
             if failure is None:
                 work.at = stop
             else:
@@ -411,60 +413,60 @@ class Handling:
                 except Exception:  # not the handler's, in whose step this is
                     self._start_over(lane.sender, Failure())
             return True
-        flight.deferred = pending
-        return self._started(flight)
+        call.deferred = pending
+        return self._started(call)
 
-    def _started(self, flight: Flight) -> bool:
-        lane, work = flight.lane, flight.work
-        self._flights.add(flight)
-        lane.flying += 1
+    def _started(self, call: HandlerCall) -> bool:
+        lane, work = call.lane, call.work
+        self._calls.add(call)
+        lane.running += 1
         if lane.key is not None:
             return False
         self._tell(work)
-        work.told = work.at = flight.stop
+        work.told = work.at = call.stop
         return True
 
-    def _landed(self, result: Any, flight: Flight) -> None:
+    def _call_ended(self, result: Any, call: HandlerCall) -> None:
         failure = result if isinstance(result, Failure) else None
-        if flight not in self._flights:
-            flight.outcome = (failure,)  # it has ended before it was in flight
+        if call not in self._calls:
+            call.outcome = (failure,)  # it has ended before it was kept
         else:
-            done = 0 if failure is not None else flight.stop - flight.first
+            done = 0 if failure is not None else call.stop - call.first
             try:
-                self._ended(flight, done, failure, flight.stop - flight.first)
+                self._ended(call, done, failure, call.stop - call.first)
             except Exception:  # a Deferred would swallow it
-                self._end_failed(flight)
+                self._end_failed(call)
 
-    def _end_failed(self, flight: Flight) -> None:
-        """The end of a flight failed by a fault of our own, the error that is handled now."""
-        if flight in self._flights:
-            self._flights.discard(flight)
-            flight.lane.flying -= 1
-        self._start_over(flight.lane.sender, Failure())
+    def _end_failed(self, call: HandlerCall) -> None:
+        """The end of a call failed by a fault of our own, the error that is handled now."""
+        if call in self._calls:
+            self._calls.discard(call)
+            call.lane.running -= 1
+        self._start_over(call.lane.sender, Failure())
 
-    def _ended(self, flight: Flight, done: int, failure: Failure | None, unit: int) -> None:
-        """The first `done` messages of a flight were handled, the `unit` after them failed."""
-        lane, work = flight.lane, flight.work
-        at = flight.first + done
+    def _ended(self, call: HandlerCall, done: int, failure: Failure | None, unit: int) -> None:
+        """The first `done` messages of a call were handled, the `unit` after them failed."""
+        lane, work = call.lane, call.work
+        at = call.first + done
         if lane.key is not None:
             work.at = at
             if failure is not None:
                 self._failed(lane, work, at, at + unit, failure)
         else:
             if done:
-                self._taken(work, flight.first, at)
+                self._taken(work, call.first, at)
             if failure is not None:
                 self._refused(work, at, at + unit, failure)
-                if at + unit < flight.stop:
-                    lane.queue.append(work.sender.cut(work, at + unit, flight.stop))
-        self._forget(flight)
+                if at + unit < call.stop:
+                    lane.queue.append(work.sender.cut(work, at + unit, call.stop))
+        self._forget(call)
 
-    def _forget(self, flight: Flight) -> None:
-        """The flight is over; what waited for it may go on."""
-        self._flights.discard(flight)
-        lane = flight.lane
-        lane.flying -= 1
-        if lane.followers and not lane.flying:
+    def _forget(self, call: HandlerCall) -> None:
+        """The call is over; what waited for it may go on."""
+        self._calls.discard(call)
+        lane = call.lane
+        lane.running -= 1
+        if lane.followers and not lane.running:
             self._release(lane)
         is_ending = self.is_stopping and not self._is_pumping  # else the end of the step is
         if is_ending or lane.is_over:
@@ -473,11 +475,11 @@ class Handling:
         self._advance(lane, goes_on=True)
         if not self.is_stopping:
             self._pump()
-        elif is_ending and not self._flights:
+        elif is_ending and not self._calls:
             self._is_idle()
 
     def _release(self, lane: Lane) -> None:
-        """The last flight of a lane is over: the lanes that took its place go on."""
+        """The last call of a lane is over: the lanes that took its place go on."""
         followers, lane.followers = lane.followers, ()
         for later in followers:
             later.behind -= 1
@@ -497,10 +499,10 @@ class Handling:
             connection.fault(f"node {sender.name!r}", fault)
         else:
             self._logger.failure("handling what {name} sent", fault, name=sender.name)
-        flights = [flight for flight in self._flights if flight.lane.sender is sender]
-        sender.start_over(flights)
+        calls = [call for call in self._calls if call.lane.sender is sender]
+        sender.start_over(calls)
         for lane in sender.lanes.values():
-            if lane.followers and not lane.flying:
+            if lane.followers and not lane.running:
                 self._release(lane)
         self._touch(sender)
         self._schedule()  # for the others, and for who waits for the end of all
@@ -552,8 +554,8 @@ class Handling:
 
     def _abandon(self, lane: Lane) -> None:
         """The lane is given up: nothing more of it is begun, its sender retransmits it."""
-        flying = {flight.work for flight in self._flights if flight.lane is lane}
-        self._give_up(lane, flying if lane.key is not None else set())
+        called = {call.work for call in self._calls if call.lane is lane}
+        self._give_up(lane, called if lane.key is not None else set())
 
     def _give_up(self, lane: Lane, but: set[Work]) -> None:
         kept = []

@@ -25,7 +25,7 @@ from msgservice.receiver.handling.engine import (
     Handler,
     Handling,
 )
-from msgservice.receiver.handling.work import Flight, Lane, Work
+from msgservice.receiver.handling.work import HandlerCall, Lane, Work
 from msgservice.threads import begin_daemon
 
 
@@ -87,17 +87,17 @@ class ThreadedHandling(Handling):
         first = work.at
         stop = work.stop if lane.key is not None or self._batch else first + 1
         messages = work.messages[first:stop]
-        flight = Flight(lane, work, first, stop)
+        call = HandlerCall(lane, work, first, stop)
         until = self._now() + SLICE_SECONDS
-        self._threads.call(self._in_thread, flight, messages, until)
-        return self._started(flight)
+        self._threads.call(self._in_thread, call, messages, until)
+        return self._started(call)
 
-    def _in_thread(self, flight: Flight, messages: list[Any], until: float) -> None:
+    def _in_thread(self, call: HandlerCall, messages: list[Any], until: float) -> None:
         if self._batch:
             done, failure = _handle_all(self._handler, messages)
         else:
-            done, failure = self._handle_each(flight.lane, messages, until)
-        self._threads.reactor.callFromThread(self._back, flight, done, failure)
+            done, failure = self._handle_each(call.lane, messages, until)
+        self._threads.reactor.callFromThread(self._back, call, done, failure)
 
     def _handle_each(
         self, lane: Lane, messages: list[Any], until: float
@@ -114,11 +114,11 @@ class ThreadedHandling(Handling):
             return done, Failure()
         return done, None
 
-    def _back(self, flight: Flight, done: int, failure: Failure | None) -> None:
+    def _back(self, call: HandlerCall, done: int, failure: Failure | None) -> None:
         try:
-            self._ended(flight, done, failure, flight.stop - flight.first if self._batch else 1)
+            self._ended(call, done, failure, call.stop - call.first if self._batch else 1)
         except Exception:  # the reactor would only log it
-            self._end_failed(flight)
+            self._end_failed(call)
 
 
 def _handle_all(handler: Callable[[Any], Any], messages: list[Any]) -> tuple[int, Failure | None]:

@@ -24,7 +24,7 @@ from msgservice.errors import LogError, LogFailed, Reject
 from msgservice.message import Action
 from msgservice.receiver.handling.engine import Handler, Handling
 from msgservice.receiver.handling.threads import HandlerThreads
-from msgservice.receiver.handling.work import Flight, Lane, Work
+from msgservice.receiver.handling.work import HandlerCall, Lane, Work
 from msgservice.records import Rejected, Resume
 
 UNAVAILABLE_MS = 1000  # what could not be committed is sent again after this
@@ -164,37 +164,37 @@ class StoredHandling(Handling):
                 if self._batch
                 else list(enumerate(messages, base + first))
             )
-            flight = Flight(lane, each, first, stop)
-            self._started(flight)
-            self._run(each, first, items, gate, gate).addBoth(self._committed, flight)
+            call = HandlerCall(lane, each, first, stop)
+            self._started(call)
+            self._run(each, first, items, gate, gate).addBoth(self._committed, call)
         return lane.key is None
 
-    def _committed(self, result: Any, flight: Flight) -> None:
-        length = flight.stop - flight.first
+    def _committed(self, result: Any, call: HandlerCall) -> None:
+        length = call.stop - call.first
         try:
             if isinstance(result, Failure):
-                self._ended(flight, 0, result, length)
+                self._ended(call, 0, result, length)
                 return
             unit = length if self._batch else 1
             failure = None if result.error is None else Failure(result.error)
-            self._ended(flight, result.count * unit, failure, unit)
+            self._ended(call, result.count * unit, failure, unit)
         except Exception:  # a Deferred would swallow it
-            self._end_failed(flight)
+            self._end_failed(call)
 
-    def _ended(self, flight: Flight, done: int, failure: Failure | None, unit: int) -> None:
-        if flight.lane.key is not None and not flight.work.open:
-            self._forget(flight)  # given up, when one before it failed
+    def _ended(self, call: HandlerCall, done: int, failure: Failure | None, unit: int) -> None:
+        if call.lane.key is not None and not call.work.open:
+            self._forget(call)  # given up, when one before it failed
         elif failure is not None and failure.check(_Behind):
-            work, at = flight.work, flight.first + done
-            if flight.lane.key is None:
+            work, at = call.work, call.first + done
+            if call.lane.key is None:
                 if done:
-                    self._taken(work, flight.first, at)
-                flight.lane.queue.append(work.sender.cut(work, at, flight.stop))
+                    self._taken(work, call.first, at)
+                call.lane.queue.append(work.sender.cut(work, at, call.stop))
             elif done:
                 work.at = at
-            self._forget(flight)
+            self._forget(call)
         else:
-            super()._ended(flight, done, failure, unit)
+            super()._ended(call, done, failure, unit)
 
     # --- handlers that compute first
 
@@ -211,7 +211,7 @@ class StoredHandling(Handling):
             computing = self._threads.result_of(_Gate(self._handler, self, lane), unit)
         # What was rejected before there was a transaction gets one as well, to be kept in.
         computing.addErrback(_rejection_of).addCallback(self._store, work, first, stop)
-        return self._fly(lane, work, first, stop, computing)
+        return self._wait_for(lane, work, first, stop, computing)
 
     def _store(self, writes: Any, work: Work, first: int, stop: int) -> Deferred[None]:
         items = [(work.base + stop - 1, writes)]

@@ -1,4 +1,4 @@
-"""What the engine works on: senders, lanes, the work in them, and what is in flight.
+"""What the engine works on: senders, lanes, the work in them, and the calls of the handler.
 
 State and its small rules only; who does what when is decided in `receiver.handling.engine`.
 """
@@ -77,17 +77,17 @@ class Sender:
             self.works -= 1
             self.held_bytes -= work.size
 
-    def start_over(self, flights: Sequence[Flight]) -> None:
-        """Nothing of it counts but these flights, which have not ended."""
+    def start_over(self, calls: Sequence[HandlerCall]) -> None:
+        """Nothing of it counts but these calls, which have not ended."""
         works: dict[Work, int] = {}
         taking = []
-        for flight in flights:
-            work, base = flight.work, flight.work.base
-            works[work] = works.get(work, 0) + flight.stop - flight.first
-            taking.append((base + flight.first, base + flight.stop - 1))
-            if flight.lane.key is not None:  # it is the only one of its work
-                work.at = work.told = flight.first
-                work.stop = flight.stop
+        for call in calls:
+            work, base = call.work, call.work.base
+            works[work] = works.get(work, 0) + call.stop - call.first
+            taking.append((base + call.first, base + call.stop - 1))
+            if call.lane.key is not None:  # it is the only one of its work
+                work.at = work.told = call.first
+                work.stop = call.stop
             else:
                 work.stop = work.at
         for work, count in works.items():
@@ -189,24 +189,24 @@ class Work:
 class Lane:
     """The work of one lane, in the order in which it arrived."""
 
-    __slots__ = ("behind", "flying", "followers", "is_over", "is_ready", "key", "queue", "sender")
+    __slots__ = ("behind", "followers", "is_over", "is_ready", "key", "queue", "running", "sender")
 
     def __init__(self, sender: Sender, key: Hashable) -> None:
         self.sender = sender
         self.key = key
         self.queue: deque[Work] = deque()
-        self.flying = 0  # flights
+        self.running = 0  # calls
         self.is_ready = False  # waits for its step
         # Of an earlier incarnation, or order: nothing is begun; threads read it.
         self.is_over = False
-        # Lanes of earlier incarnations of the node that still have flights: how many this waits
+        # Lanes of earlier incarnations of the node that still have calls: how many this waits
         # for, and those that wait for this.
         self.behind = 0
         self.followers: tuple[Lane, ...] = ()
 
 
-class Flight:
-    """A unit whose handler has not ended: messages `first` … `stop - 1` of the work."""
+class HandlerCall:
+    """A call of the handler that has not ended: messages `first` … `stop - 1` of the work."""
 
     __slots__ = ("deferred", "first", "lane", "outcome", "stop", "work")
 
