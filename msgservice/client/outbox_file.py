@@ -65,7 +65,11 @@ alter table head add column renewals integer not null default 0;    -- of the in
 _VERSION_3 = """
 alter table head add column log_id text not null default '';
 """
-SCHEMA = Schema(0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3))  # "msob"
+# Of the page sums: a write-ahead log that is not this file's is seen at the next start.
+_VERSION_4 = """
+alter table head add column turn integer not null default 0;
+"""
+SCHEMA = Schema(0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4))  # "msob"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +163,11 @@ class OutboxFile:
 
     def _load(self, db: apsw.Connection, mark: Mark | None) -> tuple[OutboxSnapshot, Mark]:
         self._file.migrate(db, SCHEMA)
-        head = one(db, "select incarnation, sequence, renewals, log_id from head")
+        head = one(db, "select incarnation, sequence, renewals, log_id, turn from head")
         if head is None:
-            head = (self._entropy(16).hex(), 0, 0, "")
-            db.execute("insert into head values (1, ?, ?, ?, ?)", head)
-        incarnation, sequence, self._renewals, log_id = head
+            head = (self._entropy(16).hex(), 0, 0, "", 0)
+            db.execute("insert into head values (1, ?, ?, ?, ?, ?)", head)
+        incarnation, sequence, self._renewals, log_id, turn = head
         self._kept_to = sequence
         if mark is None and sequence:
             raise LogDamaged("the high-water mark is missing or unreadable", 1, sequence)
@@ -172,6 +176,7 @@ class OutboxFile:
         if mark is not None and mark.commits > self._renewals:
             raise LogDamaged("its newest incarnation is missing", 1, sequence)
         self._file.pages.begin(db)
+        self._file.pages.check_turn(turn)
         self._file.pages.look_at_all()
         left = self._left = LeftRuns(db)
         snapshot = OutboxSnapshot(
@@ -433,7 +438,8 @@ class OutboxFile:
             steps.append(
                 ("delete from run where first in (select value from json_each(?))", (text,))
             )
-        steps.append(("update head set sequence = max(sequence, ?)", (sequence,)))
+        turn = self._file.pages.turn
+        steps.append(("update head set sequence = max(sequence, ?), turn = ?", (sequence, turn)))
         if log_id is not None:
             steps.append(("update head set log_id = ?", (log_id,)))
         self._commit(steps)

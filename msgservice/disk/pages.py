@@ -168,6 +168,28 @@ class PageSums:
             raise LogDamaged(f"{self._wal_path.name} is one of an earlier moment", 0, 0)
 
     @property
+    def turn(self) -> int:
+        """How often folding in was noted: what a commit says of the file that it goes on from."""
+        return self._known.turn
+
+    def check_turn(self, turn: int) -> None:
+        """Hold the turn of the newest commit against the mark file; behind `begin`.
+
+        A later one is of a write-ahead log that is not this file's: what it goes on from was folded
+        into another, and is missing. Raises `LogDamaged`.
+        """
+        if self._mark is None or turn <= self._known.turn:
+            return
+        if not self._is_anew:
+            raise LogDamaged(
+                f"{self._wal_path.name} is of a later moment than the file and its mark: where"
+                " these were put back from a copy, remove it, it belongs to what was there",
+                0,
+                0,
+            )
+        self._known = self._known._replace(turn=turn)
+
+    @property
     def pages_left(self) -> int:
         """The number of pages that `look` has before it."""
         return max(0, self._last + 1 - self._next)

@@ -66,12 +66,18 @@ alter table msgservice_head add column tables integer not null default 0;
 """
 # No other table, but an older program would not keep the sums of pages: it refuses the file.
 _VERSION_3 = ""
-SCHEMA = Schema(0x6D736962, (_TABLES, _VERSION_2, _VERSION_3))  # "msib"
+# Of the page sums: a write-ahead log that is not this file's is seen at the next start.
+_VERSION_4 = """
+alter table msgservice_head add column turn integer not null default 0;
+"""
+SCHEMA = Schema(0x6D736962, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4))  # "msib"
 # Our own statements carry a mark, so that the same words from a handler are another statement:
 # a prepared one is not checked again by the authorizer.
 _OWN = " /* msgservice */"
 _BEGIN, _COMMIT, _ROLLBACK = ("begin immediate" + _OWN, "commit" + _OWN, "rollback" + _OWN)
-_SAVE_HEAD = "update msgservice_head set commits = ?, crc = ?, tables = ? /* msgservice */"
+_SAVE_HEAD = (
+    "update msgservice_head set commits = ?, crc = ?, tables = ?, turn = ? /* msgservice */"
+)
 # Of all tables; SQLite counts it up whenever one is made or changed.
 _VERSION_OF_TABLES = "pragma schema_version /* msgservice */"
 _FORBIDDEN = {
@@ -232,32 +238,32 @@ class InboxFile:
 
     def _load(self, db: apsw.Connection, high_water: Mark | None) -> tuple[str, Mark]:
         self._file.migrate(db, SCHEMA)
-        head = one(db, "select inbox, commits, crc, tables from msgservice_head")
+        head = one(db, "select inbox, commits, crc, tables, turn from msgservice_head")
         if head is None:
             if high_water is not None:
                 raise LogDamaged("its head is missing", 0, 0)
-            head = (self._entropy(16).hex(), 0, None, 0)
-            db.execute("insert into msgservice_head values (1, ?, ?, ?, ?)", head)
-        inbox, self._counted, crc, tables = head
+            head = (self._entropy(16).hex(), 0, None, 0, 0)
+            db.execute("insert into msgservice_head values (1, ?, ?, ?, ?, ?)", head)
+        inbox, self._counted, crc, tables, turn = head
         if not isinstance(inbox, str):
             raise LogDamaged("the id of the inbox is unreadable", 0, 0)
         self._marks.load(db)
         self._rejections.load(db)
-        self._check_head(db, (inbox, crc, tables), high_water)
+        self._check_head(db, (inbox, crc, tables, turn), high_water)
         return inbox, Mark(inbox, self._counted, 0, 0)
 
     def _check_head(
         self,
         db: apsw.Connection,
-        head: tuple[str, int | None, int],
+        head: tuple[str, int | None, int, int],
         high_water: Mark | None,
     ) -> None:
         """Raise `LogDamaged` where the file is not as the last commit left it."""
-        inbox, crc, tables = head
+        inbox, crc, tables, turn = head
         expected = row_crc(inbox, self._counted, self._marks.total, self._rejections.total, tables)
         if crc is None and not self._counted and high_water is None:
             # A new file, or one of before this was kept.
-            db.execute(_SAVE_HEAD, (0, expected, 0))
+            db.execute(_SAVE_HEAD, (0, expected, 0, 0))
         elif crc != expected:
             raise LogDamaged("its marks are not those of its last commit", 0, 0)
         # Who changes tables while no receiver runs only counts up.
@@ -272,6 +278,7 @@ class InboxFile:
             lost = high_water.number - self._counted
             raise LogDamaged(f"its last {lost} commits are missing", 0, 0)
         self._file.pages.begin(db)
+        self._file.pages.check_turn(turn)
         if one(db, "pragma page_count") * one(db, "pragma page_size") <= LOOK_BYTES_MAX:
             # Handlers' tables have no sums over their rows. What another program has changed is
             # taken as it is found, so long as it holds together.
@@ -401,7 +408,7 @@ class InboxFile:
                 counted += 1
                 tables = one(db, _VERSION_OF_TABLES)
                 crc = row_crc(self.inbox, counted, marks.total, rejected.total, tables)
-                db.execute(_SAVE_HEAD, (counted, crc, tables))
+                db.execute(_SAVE_HEAD, (counted, crc, tables, self._file.pages.turn))
         except BaseException as error:
             # The transaction itself is gone (no room, a failed write), with all in it.
             if not isinstance(error, apsw.Error):  # a fault of our own

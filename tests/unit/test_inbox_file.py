@@ -591,6 +591,32 @@ def test_25_no_room_for_a_checkpoint_takes_back_nothing(
         box.close()
 
 
+def test_a_write_ahead_log_of_later_than_the_copy_that_was_put_back_is_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.receiver.inbox_file.CHECKPOINT_COMMITS", 2)
+    box = Box(path)
+    box.run(1, "a")
+    box.close()
+    copy = {one: one.read_bytes() for one in (path, path.with_name(f"{path.name}.mark"))}
+    box = Box(path)
+    for sequence in (2, 3, 4):  # the first two are folded in, and no longer in the log
+        box.run(sequence, "b")
+    wal = path.with_name(f"{path.name}-wal")
+    later = wal.read_bytes()
+    box.close()
+    for one, content in copy.items():
+        one.write_bytes(content)
+    wal.write_bytes(later)
+    with pytest.raises(LogDamaged, match="of a later moment"):
+        Box(path)
+    wal.write_bytes(b"")
+    box = Box(path)
+    assert box.done() == ["a"]
+    assert box.file.resume("node", "i.1").floor == 2
+    box.close()
+
+
 def test_19_no_room_at_the_end_is_no_failure(path: Path) -> None:
     with faulty_vfs() as faults:
         box = Box(path, vfs="faulty")
@@ -780,7 +806,10 @@ def test_a_file_of_version_1_is_brought_up(path: Path) -> None:
     filled(path, 1, "a", "b")
     change(
         path,
-        *(f"alter table msgservice_head drop column {n}" for n in ("commits", "crc", "tables")),
+        *(
+            f"alter table msgservice_head drop column {name}"
+            for name in ("commits", "crc", "tables", "turn")
+        ),
         "pragma user_version = 1",
     )
     mark_of(path).unlink()

@@ -274,6 +274,31 @@ def test_no_room_for_a_checkpoint_takes_back_nothing(
         again.close()
 
 
+def test_a_write_ahead_log_of_later_than_the_copy_that_was_put_back_is_damage(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msgservice.client.outbox_file.CHECKPOINT_BYTES", 2 * 4096 * 4)
+    box = Box(path)
+    box.append(run(1))
+    box.close()
+    copy = {one: one.read_bytes() for one in (path, path.with_name(f"{path.name}.mark"))}
+    box = Box(path)
+    for first in (2, 3, 4):  # the first two are folded in, and no longer in the log
+        box.append(run(first))
+    wal = path.with_name(f"{path.name}-wal")
+    later = wal.read_bytes()
+    box.close()
+    for one, content in copy.items():
+        one.write_bytes(content)
+    wal.write_bytes(later)
+    with pytest.raises(LogDamaged, match="of a later moment"):
+        Box(path)
+    wal.write_bytes(b"")
+    box = Box(path)
+    assert kept(box.snapshot.runs) == kept([run(1)])
+    box.close()
+
+
 @pytest.mark.parametrize("full", ["outbox.db", "outbox.db-wal"])
 def test_19_no_room_at_the_end_is_no_failure(path: Path, full: str) -> None:
     with faulty_vfs() as faults:
