@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.logger import globalLogPublisher
 
@@ -76,7 +77,8 @@ class Kind:
         elif self.kind == "outbox":
             opened = OutboxFile(disk.folder / self.name, **more)
             left = driver.wait(opened.open())
-            found = (left.incarnation, left.sequence, left.runs)
+            runs = [msgspec.structs.astuple(run) for run in left.runs]
+            found = (left.incarnation, left.sequence, runs)
         else:
             opened = InboxFile(disk.folder / self.name, **more)
             found = (driver.wait(opened.open()), opened.resume("node", "i.1"))
