@@ -50,7 +50,7 @@ from msgservice.core.frames import (
 from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run, Settled, first_of
-from msgservice.core.subjects import check_name, check_word
+from msgservice.core.subjects import check_name, check_names, check_word
 from msgservice.errors import (
     Ambiguous,
     ContentChanged,
@@ -396,8 +396,7 @@ class NodeHop:
                     status = Status(frame.state)
                     self.runs.receive_status(frame.receiver, status, frame.ranges, frame.reason)
             case AudienceFrame():
-                for name in frame.receivers:
-                    check_name(name)
+                check_names(frame.receivers)
                 audience = self._audience_parts.receive(frame)
                 if audience is not None:
                     self.runs.receive_audience(*audience, AUDIENCES_MAX)

@@ -1,5 +1,7 @@
 """Subjects, patterns, names; and `SubjectMatcher` against matching each pattern by itself."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from msgservice.core.subjects import (
     SubjectMatcher,
     check_name,
+    check_names,
     check_pattern,
     check_subject,
     is_reserved,
@@ -178,6 +181,35 @@ def test_a_good_name_passes(name: str) -> None:
 def test_a_bad_name_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(BadName, match=BAD_NAMES[name]):
         check_name(name)
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_good_names_pass_together(name: str) -> None:
+    check_names([name])
+    check_names([name, "other", name])
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_bad_name_among_many_is_refused_with_the_reason(name: str, at: int) -> None:
+    names = ["one", "two"]
+    names.insert(at, name)
+    for many in (names, [name]):
+        with pytest.raises(BadName, match=BAD_NAMES[name]):
+            check_names(many)
+
+
+@given(st.text(alphabet="a/$. \x7fé", max_size=8), st.text(alphabet="a/$ ", max_size=2))
+def test_names_together_pass_where_each_does(one: str, other: str) -> None:
+    def passes(check: Callable[[], object]) -> bool:
+        try:
+            check()
+        except BadName:
+            return False
+        return True
+
+    each = passes(lambda: [check_name(one), check_name(other)])
+    assert each == passes(lambda: check_names([one, other]))
 
 
 @given(st.text(max_size=80))
