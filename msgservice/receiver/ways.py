@@ -22,6 +22,7 @@ from msgservice.core.frames import ReceiveOptions
 from msgservice.interfaces import IChannelUser, ITransport
 from msgservice.receiver.node_connection import NodeConnection
 from msgservice.receiver.reception import Reception
+from msgservice.waiters import Waiters
 
 Dial = Callable[[Callable[[], IChannelUser]], IService]
 
@@ -179,6 +180,8 @@ class Listening(Way):
         self._transports = transports
         self._port: IListeningPort | None = None
         self._is_stopped = False
+        self._is_closing = False  # Twisted closes a port in a later turn
+        self._closed: Waiters[None] = Waiters()
 
     def start(self) -> Deferred[Listening]:
         """Open the port; fire with itself. Fails with `CannotListen`, `BadAddress`."""
@@ -208,12 +211,19 @@ class Listening(Way):
             self._is_stopped = False
 
     def stopListening(self) -> Deferred[None]:
-        """Accept no more connections; those that stand go on."""
-        if self._port is None or self._is_stopped:
-            return succeed(None)
-        self._is_stopped = True
-        stopped = self._port.stopListening()
-        return succeed(None) if stopped is None else stopped
+        """Accept no more connections; those that stand go on. Fires when the port is closed."""
+        if self._port is not None and not self._is_stopped:
+            self._is_stopped = True
+            closing = self._port.stopListening()
+            if closing is not None:
+                self._is_closing = True
+                return closing.addBoth(self._has_closed)
+        return self._closed.wait() if self._is_closing else succeed(None)
+
+    def _has_closed(self, result: Any) -> Any:
+        self._is_closing = False
+        self._closed.fire(None)  # a failure is told to who closed it
+        return result
 
     def may_come_again(self) -> None:
         """See `Way`: here it is the node that comes."""

@@ -43,6 +43,7 @@ class Ports:
 
     def __init__(self) -> None:
         self.open = 0
+        self.closing: Deferred[None] | None = None  # fires when a port has closed; None: at once
 
     def find(self, description: str) -> Any:
         return self
@@ -53,8 +54,9 @@ class Ports:
         opened.callback(double(stopListening=self._close))
         return opened
 
-    def _close(self) -> None:
+    def _close(self) -> Deferred[None] | None:
         self.open -= 1
+        return self.closing
 
 
 class World:
@@ -207,6 +209,20 @@ def test_a_port_is_opened_when_the_receiver_is_ready_and_only_then(at: tuple[Sta
         assert ([], 0) == (told, world.ports.open)
         (world.closed if world.receiver._state is STOPPING else world.opened)()
     assert ([told[0]], 1) == (world.receiver.ways[1:], world.ports.open)
+
+
+def test_a_stop_is_over_when_its_port_is_closed() -> None:
+    world = world_in(READY, True)
+    world.receiver.listen("tcp:7420")
+    world.ports.closing = Deferred()
+    world.stop()
+    world.start()
+    assert ["open"] == world.inbox.log
+    world.ports.closing.callback(None)
+    assert ["open", "close"] == world.inbox.log
+    world.closed()
+    world.opened()
+    assert ((READY, True), 1) == (world.now, world.ports.open)
 
 
 def test_a_port_is_closed_by_every_stop() -> None:
