@@ -21,3 +21,8 @@ def shown(text: str) -> str:
 def one_line(text: str) -> str:
     """The text as `shown`, in one line: what a log or a sentence holds."""
     return text if text.isprintable() else " ".join(shown(text).split())
+
+
+def first_line(text: str) -> str:
+    """The first line of the text, as `shown`: of an error and its traceback, the error."""
+    return one_line(shown(text).strip().partition("\n")[0])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from msgservice.core.reasons import one_line
+from msgservice.core.reasons import first_line
 from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
@@ -54,7 +54,7 @@ class DeadLetters:
                 count=count,
                 position=last.last,
                 attempts=last.run.attempts,
-                reason=one_line(last.reason)[:REASON_SHOWN],
+                reason=first_line(last.reason)[:REASON_SHOWN],
             )
 
         count = sum(one.last - one.first + 1 for one in letters)

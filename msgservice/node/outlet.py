@@ -20,7 +20,7 @@ from msgservice.core.backlog import Backlog
 from msgservice.core.backoff import delay_of
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
-from msgservice.core.reasons import one_line
+from msgservice.core.reasons import first_line
 from msgservice.core.refusal import refusal_in
 from msgservice.interfaces import ILog
 from msgservice.limits import (
@@ -339,7 +339,7 @@ class Outlet:
                 self._acked_to = max(self._acked_to, last)
         else:
             assert isinstance(frame, Nack)
-            reason = self._last_nack = one_line(frame.reason)
+            reason = self._last_nack = first_line(frame.reason)
             delay = frame.delay / 1000
             if delay > self._limits.asked_delay_max:
                 delay = self._limits.asked_delay_max

@@ -21,7 +21,7 @@ from msgservice.core.frames import (
     decode_frame,
     encode_frame,
 )
-from msgservice.core.reasons import REASON_CHARS_MAX, one_line, shown
+from msgservice.core.reasons import REASON_CHARS_MAX, first_line, one_line, shown
 from msgservice.errors import NotYetBuilt, Refused, RequestFailed, refused
 from msgservice.message import Action, WireMessage
 from tests.kit.clients import ClientWorld, error_of
@@ -35,6 +35,8 @@ LINE = "no\\x1b[2J\\x9b1m\\u202e fake: a line tabbed"
 def test_controls_are_shown_and_lines_stay_or_become_one() -> None:
     assert LINES == shown(EVIL)
     assert LINE == one_line(EVIL)
+    assert "no\\x1b[2J\\x9b1m\\u202e" == first_line("\n" + EVIL)
+    assert "" == first_line("\n ")
     assert "günstig, 5 €" == shown("günstig, 5 €") == one_line("günstig, 5 €")
 
 
@@ -108,7 +110,8 @@ def test_the_code_of_an_option_names_no_other_text() -> None:
     assert "no" == str(refused(code, EVIL, "no", "a"))
 
 
-def test_a_receivers_reason_is_in_one_line_where_it_is_listed() -> None:
+def test_the_first_line_of_a_receivers_reason_is_listed() -> None:
+    """A handler's error comes before its traceback, which is with the message."""
     world = NodeWorld()
     billing = world.peer("billing", receive={"subjects": ["a"]})
     shop = world.peer("shop", status_from=1)
@@ -118,7 +121,9 @@ def test_a_receivers_reason_is_in_one_line_where_it_is_listed() -> None:
     run, *_ = billing.take(Transfer)
     billing.nack(run.sequence, run.sequence, Action.RETRY, 1000, EVIL)
     world.settle()
-    assert LINE in state_of(world, "billing").last_error
+    said = state_of(world, "billing").last_error
+    assert said.startswith(first_line(EVIL))
+    assert "fake" not in said
 
 
 def test_authentication_that_is_asked_for_is_quoted() -> None:
