@@ -54,6 +54,7 @@ class Gateway(Generic[P]):
         self._places: dict[P, _Place[P]] = {}
         # A name's receiver ends before its next one begins, or the node would have two of them.
         self._ending: dict[str, Waiters[None]] = {}
+        self._is_stopped = False
 
     @property
     def names(self) -> set[str]:
@@ -61,7 +62,13 @@ class Gateway(Generic[P]):
         return {place.name for place in self._places.values() if place.receiver is not None}
 
     def add(self, peer: P, name: str) -> None:
-        """Let the node send to a peer; another one of this name has left then."""
+        """Let the node send to a peer; another one of this name has left then, and its other name.
+
+        One that comes when the gateway has stopped gets nothing.
+        """
+        if self._is_stopped:
+            return
+        self.remove(peer)
         for other in [place.peer for place in self._places.values() if place.name == name]:
             self.remove(other)  # it is back before its old connection is known dead
         place = self._places[peer] = _Place(peer, name)
@@ -96,7 +103,8 @@ class Gateway(Generic[P]):
         stopped.addBoth(ended)
 
     def stop(self) -> Deferred[None]:
-        """Leave the node; fires when all receivers have ended."""
+        """Leave the node for good; fires when all receivers have ended."""
+        self._is_stopped = True
         for peer in list(self._places):
             self.remove(peer)
         ended = gatherResults([ending.wait() for ending in self._ending.values()])

@@ -131,3 +131,19 @@ def test_a_receiver_that_cannot_end_is_logged_and_frees_its_name(
     assert 2 == len(ReceiverDouble.made)
     assert ["drone-7"] == [event["name"] for event in logged_failures]
     logged_failures.clear()
+
+
+def test_a_peer_that_gets_another_name_has_no_receiver_of_the_one_before(scene: Scene) -> None:
+    scene.gateway.add("c1", "drone-7")
+    scene.gateway.add("c1", "drone-8")
+    end(ReceiverDouble.made[0])
+    assert (["drone-8"], {"drone-8"}) == (scene.there(), scene.gateway.names)
+    scene.gateway.remove("c1")
+    end(ReceiverDouble.made[1])
+    assert [] == scene.there()
+
+
+def test_who_says_its_name_when_the_gateway_has_stopped_gets_no_receiver(scene: Scene) -> None:
+    scene.gateway.stop()
+    scene.gateway.add("c1", "drone-7")
+    assert ([], set()) == (scene.there(), scene.gateway.names)
