@@ -30,7 +30,7 @@ def test_the_tour_works_as_it_is_written(msgservice: Command) -> None:
         billing.send(signal.SIGINT)
         billing.ended()
     assert msgservice(*second).code == 0
-    assert re.search(r"billing +orders\.> +away +1 ", msgservice(*look).out)
+    assert re.search(r"billing +orders\.> +away [0-9]+ [a-z]+ +1 ", msgservice(*look).out)
     with running(*listening, cwd=msgservice.folder) as billing:
         billing.wait_for("one macchiato")
 
