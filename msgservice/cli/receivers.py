@@ -221,7 +221,8 @@ def _question(name: str, waiting: int, dead: int) -> str:
 def _confirmed(question: str) -> bool:
     try:
         return click.confirm(question, err=True)
-    except click.Abort:  # the end of the input
+    except click.Abort:  # the end of the input; what is said next begins a line
+        click.echo(err=True)
         return False
 
 

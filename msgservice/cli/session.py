@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import wraps
+from math import isnan
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import click
@@ -60,6 +61,7 @@ SENDER = "msgservice-cli"
 SAY_AFTER = 1.0  # seconds after which people are told what is waited for
 # Seconds, half of them for answers: at its end a command has all that it waits for, or gave it up.
 STOP_TIMEOUT = 1.0
+SECONDS_MAX = 1e9  # that may be asked for: a timer knows no infinite wait
 TIMEOUT = 5.0  # seconds; a node that is just being started again is waited for
 
 # What people are told behind an unknown receiver; programs have the type of the error.
@@ -125,6 +127,22 @@ def _is_unknown_receiver(error: MsgServiceError) -> bool:
     if isinstance(error, RequestFailed):
         return error.code == UnknownReceiver.refusal_code
     return isinstance(error, UnknownReceiver)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds above 0 that a timer can wait for."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=SECONDS_MAX, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return it; `BadParameter` for what is none, and for NaN, which is in every range."""
+        seconds: float = super().convert(value, param, ctx)
+        if isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +324,7 @@ def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[.
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
     @click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Seconds(),
         default=TIMEOUT,
         show_default=True,
         metavar="SECONDS",

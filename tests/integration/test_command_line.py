@@ -259,6 +259,8 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(
         ("send", "x", "--wait"),
         ("send", "x", "y", "--header", "novalue"),
         ("send", "x", "y", "--timeout", "0"),
+        ("send", "x", "y", "--timeout", "nan"),
+        ("info", "--timeout", "inf"),
         ("receivers", "change", "x"),
         ("receivers", "add", "x", "--order", "sometimes"),
         ("listen",),

@@ -63,6 +63,7 @@ def test_46_dead_letters_are_listed_shown_whole_and_go_with_their_receiver(
     assert msgservice("dead", "show", "letters", str(first), "--body").out == "one \x1b[31mred\n"
     asked = msgservice("receivers", "remove", "letters", stdin=b"n\n")
     assert "3 dead letters of letters will be gone. Remove it?" in asked.err
+    assert "\nmsgservice: not removed" in asked.err
     assert "messages wait" not in asked.err
     removed = msgservice("receivers", "remove", "letters", "--yes").out
     assert removed == "removed letters; 0 messages not delivered, 3 dead letters gone\n"
