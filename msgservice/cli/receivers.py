@@ -189,8 +189,8 @@ def resume(session: Session, name: str) -> None:
 def remove(session: Session, name: str, yes: bool) -> None:
     """Remove the receiver NAME; what waits for it will not be delivered.
 
-    Asks first if messages wait, or if there are dead letters, which go with it. Who sent what
-    waits is told: removed.
+    Asks first if messages wait, or if there are dead letters, which go with it; with --json it
+    refuses then, unless there is --yes. Who sent what waits is told: removed.
     """
 
     async def work(reactor: Reactor) -> None:
@@ -199,6 +199,8 @@ def remove(session: Session, name: str, yes: bool) -> None:
             there = await session.request(reactor, client, subject, name=name)
             waiting, dead = there["queued"], there.get("dead", 0)
             question = _question(name, waiting, dead)
+            if (waiting or dead) and session.as_json and not yes:  # no program reads a question
+                raise Refused(f"not removed: {question} --yes says so")
             if (waiting or dead) and not (
                 yes or await in_daemon_thread(reactor, lambda: _confirmed(question))
             ):

@@ -181,6 +181,15 @@ def assemble(
         places=connections,
         limits=limits,
     )
+    upkeep = Upkeep(
+        log,
+        commits=commits,
+        connections=connections,
+        directory=directory,
+        dispatch=dispatch,
+        time=time,
+        fatal=fatal,
+    )
     operations = Operations(
         name=facts.name,
         log_id=facts.log_id,
@@ -192,19 +201,10 @@ def assemble(
         connections=connections,
         receivers=receivers,
         dead_letters=dead_letters,
+        upkeep=upkeep,
         time=time,
     )
     admin = Admin(operations, limits)
-    upkeep = Upkeep(
-        log,
-        commits=commits,
-        connections=connections,
-        directory=directory,
-        dispatch=dispatch,
-        time=time,
-        fatal=fatal,
-    )
-
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)
     return Parts(

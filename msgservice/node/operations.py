@@ -8,6 +8,7 @@ receiver is carried out by `receivers`; nothing here keeps a state.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -24,6 +25,7 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.outlet import Outlets
 from msgservice.node.receivers import Receivers
+from msgservice.node.upkeep import Upkeep
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Account, DeadLetter, Found, ReceiverRow, Room
 
@@ -105,6 +107,7 @@ class Operations:
         connections: Connections,
         receivers: Receivers,
         dead_letters: DeadLetters,
+        upkeep: Upkeep,
         time: Time,
     ) -> None:
         self._name = name
@@ -115,6 +118,7 @@ class Operations:
         self._dispatch = dispatch
         self._rates = outlets.rates
         self._connections = connections
+        self._upkeep = upkeep
         self._time = time
         self.add, self.change = receivers.add, receivers.change
         self.pause, self.remove = receivers.pause, receivers.remove
@@ -123,13 +127,14 @@ class Operations:
 
     def info(self) -> NodeInfo:
         """Return what the node is, and how full its log."""
+        room = self._log.room()
         return NodeInfo(
             name=self._name,
             log_id=self._log_id,
             version=installed_version(),
             listeners=tuple(self._listeners),
             connections=len(self._connections.peers),
-            room=self._log.room(),
+            room=replace(room, full=room.full or self._upkeep.refused),
         )
 
     async def receivers(self, after: str, count: int) -> tuple[list[ReceiverState], bool]:

@@ -50,6 +50,7 @@ class Upkeep:
         self._running = False
         self._due: IDelayedCall | None = None
         self._refusing = False  # for want of room, and said so
+        self._refused_because: str | None = None
         self._refusals = 0  # runs, since the start
         self._refused_at = self._said_at = 0.0
 
@@ -64,6 +65,14 @@ class Upkeep:
         if self._due is not None:
             self._due.cancel()
             self._due = None
+
+    @property
+    def refused(self) -> str | None:
+        """Why messages are refused for want of room, from the first on until they are taken again.
+
+        A log that has room for some may have none for a large run, and be refusing that all along.
+        """
+        return self._refused_because if self._refusing else None
 
     def _retain(self) -> None:
         self._due = None
@@ -90,6 +99,7 @@ class Upkeep:
                     refusing=refusing,
                 )
             return
+        self._refused_because = reason
         self._refusals += count
         self._refused_at = self._time.now()
         if self._refusing and self._time.now() - self._said_at < SAY_AGAIN:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.integration.command import Command
 from tests.integration.daemon import running
 
@@ -63,7 +65,11 @@ def test_46_dead_letters_are_listed_shown_whole_and_go_with_their_receiver(
     assert msgservice("dead", "show", "letters", str(first), "--body").out == "one \x1b[31mred\n"
     asked = msgservice("receivers", "remove", "letters", stdin=b"n\n")
     assert "3 dead letters of letters will be gone. Remove it?" in asked.err
-    assert "\nmsgservice: not removed" in asked.err
+    asked = msgservice("receivers", "remove", "letters", stdin=b"")
+    assert asked.err.endswith("\nmsgservice: not removed\n")
+    asked = msgservice("receivers", "remove", "letters", "--json", stdin=b"y\n")
+    told = json.loads(asked.err)["message"]
+    assert told == "not removed: 3 dead letters of letters will be gone. Remove it? --yes says so"
     assert "messages wait" not in asked.err
     removed = msgservice("receivers", "remove", "letters", "--yes").out
     assert removed == "removed letters; 0 messages not delivered, 3 dead letters gone\n"

@@ -915,6 +915,7 @@ def some_operations(**more: Any) -> Operations:
             ),
         ),
         "dead_letters": double(full=lambda row: None),
+        "upkeep": double(refused=None),
         "time": Time(Clock()),
     }
     return Operations(**(collaborators | more))

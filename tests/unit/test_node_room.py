@@ -49,9 +49,18 @@ def test_19_refusals_are_said_once_in_a_while_and_that_they_are_over(
     world.peer("billing", receive=ALL)
     billing = world.peer("archive", receive=ALL)
     shop = world.peer("shop")
+    operator = world.peer("operator")
+
+    def full() -> str | None:
+        ok, info = operator.request("$node.info", {})
+        assert ok
+        why: str | None = info["room"]["full"]
+        return why
+
     for number in range(1, 10):
         shop.transfer(number, "a", [bytes(99_000)])
         world.settle()
+    assert full() is None  # there is room for some
     for _ in range(int(SAY_AGAIN) - 10):
         if shop.take(Nack):
             shop.connection.abort()
@@ -59,11 +68,13 @@ def test_19_refusals_are_said_once_in_a_while_and_that_they_are_over(
         shop.transfer(10, "b", [bytes(150_000)])
         world.settle(1)
     assert len(said(logged, "messages are refused, their senders keep them: log full")) == 1
+    assert (full() or "").startswith("log full")
     assert billing.take(Transfer)
     for receiver in ("billing", "archive"):
         Deferred.fromCoroutine(world.node.remove_receiver(receiver))
     world.settle(REFUSED_FOR + 3)
     assert len(said(logged, "messages are taken again")) == 1
+    assert full() is None
 
 
 def test_18_a_receiver_that_is_refused_messages_is_said_once_in_a_while(
