@@ -465,10 +465,14 @@ class LogTooNew(LogError):
 
 
 class LogDamaged(LogError):
-    """The log holds less than, or other than, what it acknowledged (SEMANTICS 21, 22)."""
+    """The log holds less than, or other than, what it acknowledged (SEMANTICS 21, 22).
+
+    `first`, `last`: the batches (an outbox: sequences) that it is about; 0, 0: none by number.
+    """
 
     def __init__(self, reason: str, first: int, last: int) -> None:
-        super().__init__(f"log damaged: {reason} (batches {first} to {last})")
+        where = f" (batches {first} to {last})" if last else ""
+        super().__init__(f"log damaged: {reason}{where}")
         self.reason, self.first, self.last = reason, first, last
 
 

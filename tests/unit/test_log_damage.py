@@ -264,6 +264,11 @@ def test_a_receiver_is_never_given_changed_messages(image: Path, tmp_path: Path)
     log.close()
 
 
+def test_damage_names_batches_where_it_is_about_some() -> None:
+    assert str(LogDamaged("pages", 3, 4)) == "log damaged: pages (batches 3 to 4)"
+    assert str(LogDamaged("a page cannot be read", 0, 0)) == "log damaged: a page cannot be read"
+
+
 # --- the mark ------------------------------------------------------------------------------------
 
 
