@@ -214,6 +214,11 @@ class MessageParts:
         begins = self._begins
         return len(array_header(stop - start)) + begins[stop] - begins[start]
 
+    def size_alone(self, start: int, stop: int) -> int:
+        """Return the bytes of messages `start` to `stop` (exclusive), each as a run of its own."""
+        begins = self._begins
+        return (stop - start) * len(array_header(1)) + begins[stop] - begins[start]
+
     def crc(self, stop: int) -> int:
         """Return the CRC-32 of the run of its first `stop` messages."""
         begins = self._begins

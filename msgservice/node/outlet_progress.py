@@ -117,9 +117,12 @@ class OutletProgress:
         room = self._letters.room(self._row) - self._letters_due
         parts, size, count = parts_of(run), 0, 0
         each = DEAD_OVERHEAD + len(refusal.reason.encode())
+        whole = parts.size_alone(run.part, run.part + run.count) + each * run.count
+        if whole <= room:  # nearly always: the others are looked at one by one
+            size, count = whole, run.count
         while count < run.count and size < room:
             at = run.part + count
-            size += parts.size(at, at + 1) + each
+            size += parts.size_alone(at, at + 1) + each
             count += 1
         self._letters_due += size
         if count < run.count:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgservice.client.client import Client
 from msgservice.limits import BATCH_MESSAGES_MAX, Limits
+from msgservice.message import MessageParts, encode_bodies
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from tests.kit.nodes import NodeWorld
@@ -59,3 +60,11 @@ def test_a_receiver_takes_longer_runs_than_it_would_make() -> None:
 
 def test_no_side_makes_longer_runs_than_all_take() -> None:
     assert Limits().batch_messages == BATCH_MESSAGES_MAX
+
+
+def test_messages_alone_are_as_large_as_their_runs_of_one() -> None:
+    parts = MessageParts(encode_bodies([b"", b"ab", bytes(300), bytes(70_000)] * 5))
+    for start in range(20):
+        for stop in range(start, 21):
+            alone = sum(parts.size(at, at + 1) for at in range(start, stop))
+            assert alone == parts.size_alone(start, stop)
