@@ -639,7 +639,7 @@ _ALL = [
     Mutant(
         name="removed-receiver-handles-what-it-had",
         at="msgservice.receiver.handling.engine:Handling.removed",
-        old="self._abandon(lane)",
+        old="self._end_lanes(sender)",
         new="pass",
         catcher=_test("tests/unit/test_receiver_removed.py", "test_10_"),
     ),

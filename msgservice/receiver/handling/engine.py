@@ -152,9 +152,7 @@ class Handling:
                 self._succeed(elder, sender)
 
     def _change(self, sender: Sender) -> None:
-        for lane in sender.lanes.values():
-            self._abandon(lane)
-            lane.is_over = True
+        self._end_lanes(sender)
         sender.is_changing = sender.is_paused = sender.works > 0
         if not sender.is_changing:
             sender.end_change()
@@ -180,6 +178,9 @@ class Handling:
         That was settled as removed, and whoever sent it was told. What runs may end; its answer
         goes nowhere.
         """
+        self._end_lanes(sender)
+
+    def _end_lanes(self, sender: Sender) -> None:
         for lane in sender.lanes.values():
             self._abandon(lane)
             lane.is_over = True
