@@ -23,6 +23,8 @@ setup(
         "msgservice.faces.callbacks.protocol",
         "msgservice.faces.chassis",
         "msgservice.faces.messaging",
+        "msgservice.faces.sessions",
+        "msgservice.faces.sessions.content",
         "msgservice.log",
         "msgservice.node",
         "msgservice.receiver",

@@ -32,6 +32,7 @@ FACES_MAY_IMPORT = {
     "client",
     "receiver",
     "core.subjects",
+    "core.framing",  # length prefixes are the same everywhere
     "faces",
 }
 # What may know a part beside it.

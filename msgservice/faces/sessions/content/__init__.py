@@ -1,0 +1,1 @@
+"""Codecs of sessions: what content may be, and how it becomes bytes."""

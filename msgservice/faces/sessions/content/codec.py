@@ -1,0 +1,28 @@
+"""Codecs of sessions: items to payloads and back; one for each listener, as bytes do not tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zope.interface import Attribute, Interface
+
+from msgservice.faces.sessions.envelope import Control, Item
+
+
+class ISessionCodec(Interface):
+    """Turns items into payloads and back. A payload is what stands behind the length prefix."""
+
+    name = Attribute("str: what logs and errors call it")
+    trusts = Attribute("bool: whether decoding may run code that the other side chose")
+
+    def prepare(content: Any) -> bytes:
+        """Return a message's content, encoded once; `TypeError` where it cannot."""
+
+    def message(prepared: bytes, session: str | None, number: int | None) -> bytes:
+        """Return the payload of a prepared message under its number in a session, if it has one."""
+
+    def control(item: Control) -> bytes:
+        """Return the payload of a control message."""
+
+    def decode(payload: bytes) -> Item:
+        """Return the item of a payload; `BadPayload` where there is none in it."""

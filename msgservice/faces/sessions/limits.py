@@ -1,0 +1,55 @@
+"""The limits of sessions, and why they are what they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLimits:
+    """The limits of a central or a remote; times in seconds, sizes in bytes."""
+
+    payload_bytes: int = 64 * MIB
+    """One message as it travels. A longer prefix ends the connection before it is read."""
+    queue_messages: int = 10_000
+    """Messages that wait, or wait for an answer, towards one side; more are refused."""
+    queue_bytes: int = 64 * MIB
+    """The same in bytes."""
+    connections_max: int = 10_000
+    """Connections of one listener; those beyond are closed as they are accepted."""
+    remotes_max: int = 10_000
+    """Remotes of one central; a hello beyond is not answered."""
+    sessions_kept: int = 10_000
+    """Ended sessions of which the central remembers how far it had come, oldest forgotten first."""
+    unhandled_messages: int = 1_000
+    """Messages of one connection whose handlers have not ended; it is not read from meanwhile."""
+    unhandled_bytes: int = 4 * MIB
+    """The same in bytes, as they travelled. One message is always taken."""
+    decoding_bytes: int = 256 * MIB
+    """Payloads being decoded over all connections; none is read from meanwhile."""
+    thread_bytes: int = MIB
+    """A payload above this is decoded on a thread."""
+    port_min: int = 1_024
+    """The lowest port that a hello may announce."""
+    dial_timeout: float = 5.0
+    """One attempt to connect."""
+    join_timeout: float = 10.0
+    """From the connection dialled back to the remote's `joined`."""
+    redial_seconds: float = 30.0
+    """For how long a central dials a remote that went away; then it has left."""
+    write_timeout: float = 60.0
+    """A side that takes nothing of what waits for it for so long is disconnected."""
+    ack_seconds: float = 0.02
+    """An acknowledgement waits so long for others to go with it."""
+    ack_messages: int = 100
+    """… or until so many are due."""
+    stop_seconds: float = 10.0
+    """How long a stop waits for handlers and for what is being written."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{field.name} = {value}: a finite number above 0 is needed")
