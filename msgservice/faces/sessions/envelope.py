@@ -53,14 +53,20 @@ class Hello:
     id: str | None = None
     acks: bool = False
     previous: Previous | None = None
+    nonce: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The central's first word on the connection that it dialled back: the session's name."""
+    """The central's first word on the connection that it dialled back: the session's name.
+
+    `previous`: what it has handled in a session before whose numbers go on; None: all is numbered
+    anew. `nonce`: that of the hello, since anybody can connect to a remote's server.
+    """
 
     session: str
     previous: Previous | None = None
+    nonce: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +193,16 @@ def _hello(fields: Mapping[str, Any]) -> Hello:
         id=name,
         acks=acks,
         previous=_previous(fields),
+        nonce=_optional_text(fields, "nonce", SESSION_MAX),
     )
 
 
 def _welcome(fields: Mapping[str, Any]) -> Welcome:
-    return Welcome(_text(fields, "session", SESSION_MAX), _previous(fields))
+    return Welcome(
+        _text(fields, "session", SESSION_MAX),
+        _previous(fields),
+        _optional_text(fields, "nonce", SESSION_MAX),
+    )
 
 
 def _joined(fields: Mapping[str, Any]) -> Joined:

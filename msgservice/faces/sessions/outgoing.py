@@ -1,0 +1,133 @@
+"""Outgoing: the messages towards one side that wait, or wait for their answer; numbered, bounded.
+
+    add ─► waiting ─ take ─► unanswered ─ acknowledge ─► the receipt
+              ▲────── rewind ───┘  the connection was lost: the same again, in order
+
+Numbers begin at 1 and go on from session to session, as long as the other side remembers the one
+before: so what it has, it knows again. To one that does not, all is numbered anew. What becomes
+bytes, and when it is written, is the owner's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from msgservice.faces.sessions.errors import BadAck, QueueFull
+from msgservice.waiters import Waiters
+
+
+class Entry:
+    """An outgoing message: its prepared content, its number once it has one, and who waits."""
+
+    __slots__ = ("is_shutdown", "number", "prepared", "settled")
+
+    def __init__(self, prepared: bytes, *, is_shutdown: bool = False) -> None:
+        self.prepared = prepared
+        self.is_shutdown = is_shutdown
+        self.number = 0
+        self.settled: Waiters[None] = Waiters()
+
+
+class Outgoing:
+    """The queue towards one side, over the sessions with it."""
+
+    def __init__(self, *, messages_max: int, bytes_max: int) -> None:
+        self.session = ""
+        self.messages = 0
+        self.bytes = 0
+        self._messages_max, self._bytes_max = messages_max, bytes_max
+        self._waiting: deque[Entry] = deque()
+        self._unanswered: deque[Entry] = deque()
+        self._last = 0  # the last number that was given
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._waiting)
+
+    @property
+    def unanswered(self) -> int:
+        """Messages that were taken and are not answered."""
+        return len(self._unanswered)
+
+    def add(self, entry: Entry) -> None:
+        """Let a message wait. Raises `QueueFull`; a single message is taken whatever its size."""
+        if self.messages >= self._messages_max:
+            raise QueueFull("queue_messages", self._messages_max)
+        if self.messages and self.bytes + len(entry.prepared) > self._bytes_max:
+            raise QueueFull("queue_bytes", self._bytes_max)
+        self._waiting.append(entry)
+        self.messages += 1
+        self.bytes += len(entry.prepared)
+
+    def begin(self, session: str, *, continues: bool, upto: int = 0) -> list[Entry]:
+        """Begin a session; return those settled by it, in order.
+
+        `continues`: the other side knows the numbers of the session before, and has handled `upto`.
+        Raises `BadAck` for an `upto` that was never sent.
+        """
+        settled = self._settle(upto) if continues else []
+        self.session = session
+        self.rewind()
+        if not continues:
+            self._last = 0
+            for entry in self._waiting:
+                if not entry.number:
+                    break
+                entry.number = 0
+        return settled
+
+    def rewind(self) -> None:
+        """Let what is unanswered wait again, under its numbers: its connection is gone."""
+        self._waiting.extendleft(reversed(self._unanswered))
+        self._unanswered.clear()
+
+    def take(self, bytes_max: int) -> list[Entry]:
+        """Return what is to be written next, numbered: at least one if any waits."""
+        taken: list[Entry] = []
+        waiting = self._waiting
+        while waiting and (not taken or len(waiting[0].prepared) <= bytes_max):
+            entry = waiting.popleft()
+            bytes_max -= len(entry.prepared)
+            if not entry.number:
+                self._last += 1
+                entry.number = self._last
+            taken.append(entry)
+        self._unanswered += taken
+        return taken
+
+    def acknowledge(self, session: str, upto: int) -> list[Entry]:
+        """Return those that are answered by this, in order; none where it is of another session.
+
+        Raises `BadAck` for what was never sent.
+        """
+        return self._settle(upto) if session == self.session else []
+
+    def settle_first(self, count: int) -> list[Entry]:
+        """Return the first so many of the unanswered, which count as answered now."""
+        settled = [self._unanswered.popleft() for _ in range(count)]
+        self._count_off(settled)
+        return settled
+
+    def end(self) -> list[Entry]:
+        """Return all, in order: nothing waits any more. Numbers go on from here."""
+        self.rewind()
+        ended = list(self._waiting)
+        self._waiting.clear()
+        self._count_off(ended)
+        return ended
+
+    def _settle(self, upto: int) -> list[Entry]:
+        if upto > self._last:
+            raise BadAck(f"number {upto} is acknowledged, {self._last} was the last sent")
+        settled: list[Entry] = []
+        # What waits to be sent again may be answered as well, by an answer that was on its way.
+        for queue in (self._unanswered, self._waiting):
+            while queue and 0 < queue[0].number <= upto:
+                settled.append(queue.popleft())
+        self._count_off(settled)
+        return settled
+
+    def _count_off(self, entries: list[Entry]) -> None:
+        self.messages -= len(entries)
+        self.bytes -= sum(len(entry.prepared) for entry in entries)

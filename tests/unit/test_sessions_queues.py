@@ -1,0 +1,245 @@
+"""The queues of a session: nothing is lost, nothing is handled twice, however connections end.
+
+Both ends of one direction, over a link that is cut anywhere, from seeds; then each rule alone.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from msgservice.faces.sessions.envelope import FAILED_MAX
+from msgservice.faces.sessions.errors import BadAck, BadPayload, QueueFull
+from msgservice.faces.sessions.incoming import Incoming
+from msgservice.faces.sessions.outgoing import Entry, Outgoing
+
+
+def an_outgoing(messages_max: int = 1_000, bytes_max: int = 10_000) -> Outgoing:
+    return Outgoing(messages_max=messages_max, bytes_max=bytes_max)
+
+
+def filled(count: int) -> Outgoing:
+    outgoing = an_outgoing()
+    outgoing.begin("s1", continues=False)
+    for number in range(count):
+        outgoing.add(Entry(b"%d" % number))
+    return outgoing
+
+
+def bodies(entries: list[Entry]) -> list[int]:
+    return [int(entry.prepared) for entry in entries]
+
+
+class World:
+    """One direction between two processes that live on, and the connections that do not."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.outgoing, self.incoming = an_outgoing(50, 100_000), Incoming()
+        self.sessions = 0
+        self.added = 0
+        self.settled: list[int] = []
+        self.handled: list[int] = []
+        self.handling: list[tuple[int, int]] = []  # number, body: their handlers run
+        self.on_the_way: list[tuple[str, int, int]] = []
+        self.answers: list[tuple[str, int]] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """A hello, and all that was on its way is lost, acknowledgements or not."""
+        previous = self.incoming.previous
+        known = previous is not None and previous[0] == self.outgoing.session
+        self.sessions += 1
+        name = f"s{self.sessions}"
+        self.on_the_way.clear()
+        if self.random.random() < 0.5:
+            self.answers.clear()
+        upto = previous[1] if previous is not None and known else 0
+        self.settle(self.outgoing.begin(name, continues=known, upto=upto))
+        self.incoming.begin(name, continues=known)
+
+    def settle(self, entries: list[Entry]) -> None:
+        self.settled += bodies(entries)
+
+    def cut(self) -> None:
+        """The connection of messages is lost, and the session stays."""
+        keep = self.random.randrange(len(self.on_the_way) + 1)
+        arrived, self.on_the_way = self.on_the_way[:keep], []
+        for session, number, body in arrived:
+            self.arrive(session, number, body)
+        self.outgoing.rewind()
+
+    def arrive(self, session: str, number: int, body: int) -> None:
+        if self.incoming.accept(session, number):
+            self.handling.append((number, body))
+
+    def step(self) -> None:
+        match self.random.randrange(8):
+            case 0 | 1:
+                try:
+                    self.outgoing.add(Entry(b"%d" % self.added))
+                    self.added += 1
+                except QueueFull:
+                    assert self.outgoing.messages == 50
+            case 2:
+                session = self.outgoing.session
+                for entry in self.outgoing.take(self.random.randrange(8)):
+                    self.on_the_way.append((session, entry.number, int(entry.prepared)))
+            case 3 if self.on_the_way:
+                self.arrive(*self.on_the_way.pop(0))
+            case 4 if self.handling:
+                number, body = self.handling.pop(0)
+                self.handled.append(body)
+                self.incoming.done(number)
+            case 5:
+                ack = self.incoming.take_ack()
+                if ack is not None:
+                    self.answers.append((ack.session, ack.upto))
+            case 6 if self.answers:
+                self.settle(self.outgoing.acknowledge(*self.answers.pop(0)))
+            case 7 if self.random.random() < 0.2:
+                self.begin()
+            case 7 if self.random.random() < 0.3:
+                self.cut()
+
+    def drain(self) -> None:
+        for entry in self.outgoing.take(1_000_000):
+            self.on_the_way.append((self.outgoing.session, entry.number, int(entry.prepared)))
+        while self.on_the_way:
+            self.arrive(*self.on_the_way.pop(0))
+        while self.handling:
+            number, body = self.handling.pop(0)
+            self.handled.append(body)
+            self.incoming.done(number)
+        ack = self.incoming.take_ack()
+        assert ack is not None or not self.outgoing.messages
+        if ack is not None:
+            self.settle(self.outgoing.acknowledge(ack.session, ack.upto))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_between_living_processes_each_message_is_handled_once_and_in_order(seed: int) -> None:
+    world = World(seed)
+    for _ in range(400):
+        world.step()
+        assert set(world.settled) <= set(world.handled)  # what is told as handled, was
+    world.begin()
+    world.drain()
+    assert world.handled == list(range(world.added)) == world.settled
+    assert world.outgoing.messages == world.outgoing.bytes == 0
+
+
+def test_what_was_taken_and_is_unanswered_goes_again_under_its_numbers_in_order() -> None:
+    outgoing = filled(5)
+    taken = outgoing.take(2)
+    assert [entry.number for entry in taken] == [1, 2]
+    outgoing.rewind()
+    assert [(e.number, int(e.prepared)) for e in outgoing.take(100)] == [
+        (1, 0),
+        (2, 1),
+        (3, 2),
+        (4, 3),
+        (5, 4),
+    ]
+
+
+def test_numbers_go_on_where_the_other_side_remembers_and_begin_anew_where_not() -> None:
+    outgoing = filled(4)
+    outgoing.take(100)
+    assert bodies(outgoing.begin("s2", continues=True, upto=1)) == [0]
+    assert [entry.number for entry in outgoing.take(100)] == [2, 3, 4]
+    assert outgoing.begin("s3", continues=False) == []
+    assert [(e.number, int(e.prepared)) for e in outgoing.take(100)] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_an_answer_of_another_session_is_dropped() -> None:
+    outgoing = filled(2)
+    outgoing.take(100)
+    outgoing.begin("s2", continues=True)
+    assert outgoing.acknowledge("s1", 2) == []
+    assert outgoing.messages == 2
+
+
+def test_an_answer_that_comes_late_settles_what_waits_to_be_sent_again() -> None:
+    outgoing = filled(3)
+    outgoing.take(2)
+    outgoing.rewind()
+    assert bodies(outgoing.acknowledge("s1", 2)) == [0, 1]
+    assert [entry.number for entry in outgoing.take(100)] == [3]
+
+
+@pytest.mark.parametrize("upto", [3, 2**53])
+def test_an_answer_to_what_was_never_sent_is_refused(upto: int) -> None:
+    outgoing = filled(3)
+    outgoing.take(2)
+    with pytest.raises(BadAck):
+        outgoing.acknowledge("s1", upto)
+    assert outgoing.messages == 3
+
+
+def test_a_full_queue_refuses_and_names_its_limit() -> None:
+    outgoing = an_outgoing(messages_max=2, bytes_max=10)
+    outgoing.add(Entry(b"x" * 100))  # one is taken whatever its size
+    with pytest.raises(QueueFull) as raised:
+        outgoing.add(Entry(b"x"))
+    assert (raised.value.limit, raised.value.size_max) == ("queue_bytes", 10)
+    outgoing.settle_first(0)
+    assert [len(entry.prepared) for entry in outgoing.end()] == [100]
+    outgoing.add(Entry(b"1"))
+    outgoing.add(Entry(b"2"))
+    with pytest.raises(QueueFull) as raised:
+        outgoing.add(Entry(b"3"))
+    assert (raised.value.limit, raised.value.size_max) == ("queue_messages", 2)
+    assert bodies(outgoing.take(100)) == [1, 2]
+
+
+def test_the_end_returns_all_in_order_and_counts_nothing_any_more() -> None:
+    outgoing = filled(4)
+    outgoing.take(2)
+    assert bodies(outgoing.end()) == [0, 1, 2, 3]
+    assert (outgoing.messages, outgoing.bytes, outgoing.unanswered) == (0, 0, 0)
+    outgoing.add(Entry(b"9"))
+    assert [entry.number for entry in outgoing.take(100)] == [3]  # numbers go on
+
+
+def test_what_has_come_before_is_acknowledged_again_and_not_handled() -> None:
+    incoming = Incoming()
+    incoming.begin("s1", continues=False)
+    assert incoming.accept("s1", 1)
+    incoming.done(1)
+    assert (ack := incoming.take_ack()) is not None
+    assert ack.upto == 1
+    assert incoming.take_ack() is None
+    assert not incoming.accept("s1", 1)
+    assert incoming.take_ack() == ack  # the first may have been lost
+
+
+def test_a_message_that_is_missing_is_an_error_within_a_session() -> None:
+    incoming = Incoming()
+    incoming.begin("s1", continues=False)
+    assert incoming.accept("s1", 4)  # those before have ended with an earlier session
+    with pytest.raises(BadPayload, match="number 6 after 4"):
+        incoming.accept("s1", 6)
+
+
+def test_a_message_of_an_older_session_is_dropped() -> None:
+    incoming = Incoming()
+    incoming.begin("s1", continues=False)
+    incoming.begin("s2", continues=True)
+    assert not incoming.accept("s1", 1)
+    assert incoming.take_ack() is None
+
+
+def test_failures_are_told_with_their_numbers_and_in_parts_where_they_are_many() -> None:
+    incoming = Incoming()
+    incoming.begin("s1", continues=False)
+    for number in range(1, FAILED_MAX + 3):
+        assert incoming.accept("s1", number)
+        incoming.done(number, "no")
+    first, second = incoming.take_ack(), incoming.take_ack()
+    assert first is not None
+    assert second is not None
+    assert (first.upto, len(first.failed)) == (FAILED_MAX, FAILED_MAX)
+    assert (second.upto, len(second.failed)) == (FAILED_MAX + 2, 2)
+    assert incoming.take_ack() is None
