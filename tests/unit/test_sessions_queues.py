@@ -57,7 +57,9 @@ class World:
             self.answers.clear()
         upto = previous[1] if previous is not None and known else 0
         self.settle(self.outgoing.begin(name, continues=known, upto=upto))
-        self.incoming.begin(name, continues=known)
+        if not known:
+            self.incoming = Incoming()
+        self.incoming.begin(name)
 
     def settle(self, entries: list[Entry]) -> None:
         self.settled += bodies(entries)
@@ -205,7 +207,7 @@ def test_the_end_returns_all_in_order_and_counts_nothing_any_more() -> None:
 
 def test_what_has_come_before_is_acknowledged_again_and_not_handled() -> None:
     incoming = Incoming()
-    incoming.begin("s1", continues=False)
+    incoming.begin("s1")
     assert incoming.accept("s1", 1)
     incoming.done(1)
     assert (ack := incoming.take_ack()) is not None
@@ -217,7 +219,7 @@ def test_what_has_come_before_is_acknowledged_again_and_not_handled() -> None:
 
 def test_a_message_that_is_missing_is_an_error_within_a_session() -> None:
     incoming = Incoming()
-    incoming.begin("s1", continues=False)
+    incoming.begin("s1")
     assert incoming.accept("s1", 4)  # those before have ended with an earlier session
     with pytest.raises(BadPayload, match="number 6 after 4"):
         incoming.accept("s1", 6)
@@ -225,15 +227,15 @@ def test_a_message_that_is_missing_is_an_error_within_a_session() -> None:
 
 def test_a_message_of_an_older_session_is_dropped() -> None:
     incoming = Incoming()
-    incoming.begin("s1", continues=False)
-    incoming.begin("s2", continues=True)
+    incoming.begin("s1")
+    incoming.begin("s2")
     assert not incoming.accept("s1", 1)
     assert incoming.take_ack() is None
 
 
 def test_failures_are_told_with_their_numbers_and_in_parts_where_they_are_many() -> None:
     incoming = Incoming()
-    incoming.begin("s1", continues=False)
+    incoming.begin("s1")
     for number in range(1, FAILED_MAX + 3):
         assert incoming.accept("s1", number)
         incoming.done(number, "no")

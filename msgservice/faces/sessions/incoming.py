@@ -11,7 +11,7 @@ from msgservice.faces.sessions.errors import BadPayload
 
 
 class Incoming:
-    """The account of one side's messages, over the sessions with it."""
+    """The account of one side's messages, over the sessions whose numbers go on."""
 
     def __init__(self) -> None:
         self.session = ""
@@ -27,13 +27,10 @@ class Incoming:
         """What a new session has to know of the one that is."""
         return (self.session, self.handled) if self.session else None
 
-    def begin(self, session: str, *, continues: bool) -> None:
-        """Begin a session. `continues`: with the numbers of the one before."""
+    def begin(self, session: str) -> None:
+        """Begin a session, with the numbers of the one before."""
         self.session = session
         self._is_first = True
-        if not continues:
-            self.handled = self.due = self._taken = 0
-            self._failed.clear()
 
     def accept(self, session: str, number: int) -> bool:
         """Whether a message is new: not taken before, and of the session that is.

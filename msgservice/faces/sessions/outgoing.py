@@ -1,6 +1,6 @@
 """Outgoing: the messages towards one side that wait, or wait for their answer; numbered, bounded.
 
-    add ─► waiting ─ take ─► unanswered ─ acknowledge ─► the receipt
+    add ─► waiting ─ take ─► unanswered ─ acknowledge ─► settled
               ▲────── rewind ───┘  the connection was lost: the same again, in order
 
 Numbers begin at 1 and go on from session to session, as long as the other side remembers the one
@@ -12,20 +12,44 @@ from __future__ import annotations
 
 from collections import deque
 
+from twisted.internet.defer import Deferred, fail, succeed
+
 from msgservice.faces.sessions.errors import BadAck, QueueFull
 from msgservice.waiters import Waiters
 
 
 class Entry:
-    """An outgoing message: its prepared content, its number once it has one, and who waits."""
+    """An outgoing message, and the receipt of it: its prepared content, number, and outcome."""
 
-    __slots__ = ("is_shutdown", "number", "prepared", "settled")
+    __slots__ = ("_error", "_is_settled", "_waiters", "is_shutdown", "number", "prepared")
 
     def __init__(self, prepared: bytes, *, is_shutdown: bool = False) -> None:
         self.prepared = prepared
         self.is_shutdown = is_shutdown
         self.number = 0
-        self.settled: Waiters[None] = Waiters()
+        self._is_settled = False
+        self._error: Exception | None = None
+        self._waiters: Waiters[None] | None = None
+
+    def acknowledged(self) -> Deferred[None]:
+        """Fire when the other side's handler has ended well.
+
+        Fails with `HandlerFailed` where it did not, and with `RemoteLeft` where nobody knows.
+        """
+        if not self._is_settled:
+            if self._waiters is None:
+                self._waiters = Waiters()
+            return self._waiters.wait()
+        return succeed(None) if self._error is None else fail(self._error)
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Take note of what became of it, for good."""
+        self._is_settled, self._error = True, error
+        waiters, self._waiters = self._waiters, None
+        if waiters is not None and error is None:
+            waiters.fire(None)
+        elif waiters is not None and error is not None:
+            waiters.fail(error)
 
 
 class Outgoing:
