@@ -107,7 +107,10 @@ class Outgoing:
         self._unanswered.clear()
 
     def take(self, bytes_max: int) -> list[Entry]:
-        """Return what is to be written next, numbered: at least one if any waits."""
+        """Return what is to be written next, numbered: at least one if any waits.
+
+        Nothing goes with what is behind a shutdown.
+        """
         taken: list[Entry] = []
         waiting = self._waiting
         while waiting and (not taken or len(waiting[0].prepared) <= bytes_max):
@@ -117,6 +120,8 @@ class Outgoing:
                 self._last += 1
                 entry.number = self._last
             taken.append(entry)
+            if entry.is_shutdown:
+                break
         self._unanswered += taken
         return taken
 

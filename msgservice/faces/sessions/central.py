@@ -1,0 +1,368 @@
+"""The central of sessions: its server, the dictionary of its remotes, and a client for each.
+
+    Listener ─ Hello ─► Member (dials back) ─ joined ─► `remotes`
+             ─ Message ─► Handlers ─► on_message
+    send ─► Account.outgoing ─► Member ─► the remote's server
+
+How one remote is dialled and told is `member`'s; what waits in a node, `durable`'s.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorTime,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.clock import monotonic_of, timed, wall_of
+from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.content.safe import SafeCodec
+from msgservice.faces.sessions.durable import DurableRemotes
+from msgservice.faces.sessions.envelope import Ack, Heartbeat, Hello, Item, Joined, Message
+from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
+from msgservice.faces.sessions.handlers import Handlers, SessionMessage
+from msgservice.faces.sessions.hop import Account, prepare
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.faces.sessions.listener import Inbound, Listener
+from msgservice.faces.sessions.member import Key, Member, named
+from msgservice.faces.sessions.outgoing import Entry
+from msgservice.waiters import Waiters
+
+LISTEN = "tcp:0:interface=127.0.0.1"
+
+
+class Central(Service):
+    """The central: remotes say hello to it, and it knows how to reach each.
+
+    Args:
+        reactor: clock, sockets and threads.
+        listen: where remotes say hello, a Twisted endpoint or its description; by default a port
+            of loopback that the kernel chooses, and `address` tells.
+        codec: what content may be, for both directions (`SafeCodec()`).
+        on_message: the handler, called with a `SessionMessage`; one at a time for each remote, in
+            order. It may return a Deferred or be a coroutine function; with `threads` it may block.
+        on_joined, on_left: called with the `Member`, and with the reason when it has left.
+        threads: so many threads of its own for `on_message`; 0: it runs on the reactor.
+        heartbeat: seconds between two.
+        node: a `DurableRemotes`: what is for remotes that have an id waits in a node.
+        accept: says whether a hello from this connection may join: `accept(hello, inbound)`.
+        accept_hosts: hosts that a hello may name although it comes from another address.
+        dial: makes the endpoint of a remote's server: `dial(host, port)`, for TLS say.
+        insecure: whether the server may listen to others than this machine unauthenticated.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        *,
+        listen: str | IStreamServerEndpoint = LISTEN,
+        codec: ISessionCodec | None = None,
+        on_message: Callable[[SessionMessage], object] | None = None,
+        on_joined: Callable[[Member], object] | None = None,
+        on_left: Callable[[Member, str], object] | None = None,
+        threads: int = 0,
+        heartbeat: float = 5.0,
+        node: DurableRemotes | None = None,
+        accept: Callable[[Hello, Inbound], bool] = lambda hello, inbound: True,
+        accept_hosts: Collection[str] = (),
+        dial: Callable[[str, int], IStreamClientEndpoint] | None = None,
+        limits: SessionLimits | None = None,
+        insecure: bool = False,
+    ) -> None:
+        if not heartbeat > 0:
+            raise ValueError(f"heartbeat = {heartbeat}: seconds above 0 are needed")
+        self._reactor = timed(reactor)
+        self._now, self._wall = monotonic_of(reactor), wall_of(reactor)
+        self._listen = listen
+        self._limits = limits = limits or SessionLimits()
+        self._codec: ISessionCodec = codec if codec is not None else SafeCodec()
+        self._on_joined, self._on_left = on_joined, on_left
+        self._heartbeat, self._beats = heartbeat, 0
+        self._beating: IDelayedCall | None = None
+        self._durable = node
+        self._accept, self._accept_hosts = accept, frozenset(accept_hosts)
+        self._dial = dial if dial is not None else self._by_name
+        self._members: dict[Key, Member] = {}
+        # Who has left may come back and go on where it was; the oldest is forgotten first.
+        self._left: OrderedDict[Key, Account] = OrderedDict()
+        self._joins: Waiters[Member] = Waiters()
+        self._leaves: Waiters[tuple[Member, str]] = Waiters()
+        self._handlers = Handlers(reactor, on_message, threads=threads, limits=limits)
+        self._listener = Listener(
+            reactor, codec=self._codec, user=self, limits=limits, insecure=insecure
+        )
+
+    # --- start and end
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """The address where remotes say hello; None before `listen` has fired."""
+        return self._listener.address
+
+    def listen(self) -> Deferred[tuple[str, int]]:
+        """Begin; fires with the address. Fails with `CannotListen`."""
+        super().startService()
+        d = self._listener.listen(self._listen)
+        d.addCallback(self._listening)
+        return d
+
+    def startService(self) -> None:
+        """Begin; a failure is logged."""
+        self.listen().addErrback(lambda f: self._log.failure("central", f))
+
+    def _listening(self, _: object) -> tuple[str, int]:
+        if self.running and self._beating is None:
+            self._beating = self._reactor.callLater(self._heartbeat, self._beat)
+        address = self.address
+        assert address is not None
+        return address
+
+    def stopService(self) -> Deferred[None]:
+        """End: no more hellos, what is written leaves, handlers that run end."""
+        super().stopService()
+        beating, self._beating = self._beating, None
+        if beating is not None and beating.active():
+            beating.cancel()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self._listener.stop()
+        await self._handlers.stop()
+        members = list(self._members.values())
+        await gatherResults([member.stop("the central ends") for member in members])
+        if self._durable is not None:
+            await self._durable.stop()
+
+    # --- who is there
+
+    @property
+    def remotes(self) -> Mapping[Key, Member]:
+        """The remotes, by their ids, else by the addresses of their servers. A copy."""
+        return dict(self._members)
+
+    def when_joined(self, key: Key | None = None) -> Deferred[Member]:
+        """Fire with a member that is there: the next one to join; of a key, also one that is."""
+        member = self._members.get(key) if key is not None else None
+        if member is not None and member.is_joined:
+            return succeed(member)
+        return self._joins.wait().addCallback(self._or_the_next, key)
+
+    def _or_the_next(self, member: Member, key: Key | None) -> Any:
+        return member if key in (None, member.key) else self.when_joined(key)
+
+    def when_left(self, key: Key | None = None) -> Deferred[tuple[Member, str]]:
+        """Fire with the next member that leaves, one of this key if it is given, and the reason."""
+
+        def or_the_next(left: tuple[Member, str]) -> Any:
+            return left if key in (None, left[0].key) else self.when_left(key)
+
+        return self._leaves.wait().addCallback(or_the_next)
+
+    # --- sending
+
+    def send(self, key: Key, content: Any) -> Deferred[Any]:
+        """Send to one remote; fires with a receipt: with a node and an id when it is on its disk.
+
+        `receipt.acknowledged()` fires when the remote's handler has ended. Fails with `NotJoined`
+        for a remote that is unknown, `QueueFull`, `MessageTooLarge`; `TypeError` for content that
+        the codec does not know.
+        """
+        try:
+            return self._send(key, prepare(self._codec, content, self._limits))
+        except Exception:
+            return fail(Failure())
+
+    def broadcast(self, content: Any) -> Deferred[dict[Key, Any]]:
+        """Send to all remotes; fires with a receipt or an error for each, by its key."""
+        try:
+            prepared = prepare(self._codec, content, self._limits)
+        except Exception:
+            return fail(Failure())
+        told: dict[Key, Any] = {}
+
+        def send(key: Key) -> Deferred[None]:
+            d = maybeDeferred(self._send, key, prepared)
+            d.addErrback(lambda failure: failure.value)
+            return d.addCallback(lambda outcome: told.__setitem__(key, outcome))
+
+        return gatherResults([send(key) for key in self._members]).addCallback(lambda _: told)
+
+    def shutdown(self, key: Key, reason: str | None = None) -> Deferred[None]:
+        """Tell a remote to end; fires when it has handled all before that and says so.
+
+        Fails with `NotJoined` for one that is not there: nothing is kept for it then.
+        """
+        member = self._members.get(key)
+        if member is None:
+            return fail(NotJoined(f"{named(key)} is not joined"))
+        try:
+            return member.shut_down(reason).acknowledged()
+        except Exception:
+            return fail(Failure())
+
+    def _send(self, key: Key, prepared: bytes) -> Deferred[Any]:
+        member = self._members.get(key)
+        if self._durable is not None and isinstance(key, str):
+            return self._durable.send(key, prepared)
+        if member is None:
+            raise NotJoined(f"{named(key)} is not joined")
+        entry = Entry(prepared)
+        member.add(entry)
+        return succeed(entry)
+
+    # --- from the listener
+
+    def connection_opened(self, inbound: Inbound) -> None:
+        """See `ListenerUser`."""
+
+    def connection_lost(self, inbound: Inbound, reason: str) -> None:
+        """See `ListenerUser`. Its remote says hello again, if it is still there."""
+
+    def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
+        """See `ListenerUser`."""
+        member: Member | None = inbound.owner
+        try:
+            match item:
+                case Message():
+                    self._message(inbound, member, item, size)
+                case Hello():
+                    self._hello(inbound, item)
+                case Joined() if member is not None:
+                    member.joined(item.session)
+                case Ack() if member is not None:
+                    member.acknowledged(item)
+                case _:
+                    inbound.abort(f"{type(item).__name__.lower()} has no meaning here")
+        except (BadAck, BadPayload) as error:
+            inbound.abort(str(error))
+
+    def _message(self, inbound: Inbound, member: Member | None, item: Message, size: int) -> None:
+        incoming = None
+        if item.session is not None and item.number is not None:
+            if member is None:
+                raise BadPayload("a message of a session before any hello")
+            incoming = member.account.incoming
+            if not incoming.accept(item.session, item.number):
+                member.handled(incoming)  # what comes again wants its answer again
+                return
+        inbound.hold(size)
+        number = item.number
+
+        def done(failure: str | None) -> None:
+            inbound.release(size)
+            if incoming is None or number is None or member is None:
+                return
+            incoming.done(number, failure)
+            current = self._members.get(member.key)
+            if current is not None:
+                current.handled(incoming)
+
+        key = member.key if member is not None else None
+        message = SessionMessage(
+            content=item.content,
+            key=key,
+            peer=(inbound.host, inbound.port),
+            session=item.session,
+            number=number,
+            record=item.record,
+        )
+        self._handlers.submit(member.account if member is not None else inbound, message, done)
+
+    def _hello(self, inbound: Inbound, hello: Hello) -> None:
+        host = hello.host or inbound.host
+        reason = self._refusal(inbound, hello, host)
+        if reason is not None:
+            inbound.abort(f"hello is refused: {reason}")
+            return
+        address = (host, hello.port)
+        key: Key = hello.id if hello.id is not None else address
+        if key not in self._members and len(self._members) >= self._limits.remotes_max:
+            inbound.abort(f"hello is refused: remotes_max = {self._limits.remotes_max} reached")
+            return
+        old = self._members.get(key)
+        account = old.account if old is not None else self._left.pop(key, None)
+        if account is None:
+            account = Account(self._limits)
+        if old is not None:
+            old.replace()
+        session = secrets.token_hex(8)
+        continues = hello.acks and account.knows(hello.previous)
+        before = account.incoming.previous if continues else None
+        upto = hello.previous[1] if hello.previous is not None and continues else 0
+        account.begin(session, continues=continues, upto=upto)
+        member = self._members[key] = inbound.owner = Member(
+            self._reactor,
+            key=key,
+            hello=hello,
+            address=address,
+            session=session,
+            previous=before,
+            account=account,
+            endpoint=self._dial(host, hello.port),
+            codec=self._codec,
+            user=self,
+            limits=self._limits,
+        )
+        member.start()
+
+    def _refusal(self, inbound: Inbound, hello: Hello, host: str) -> str | None:
+        if not self.running:
+            return "the central ends"
+        if host != inbound.host and host not in self._accept_hosts:
+            return "its host is not the address that it comes from, nor in accept_hosts"
+        if hello.port < self._limits.port_min:
+            return f"port {hello.port} is below port_min = {self._limits.port_min}"
+        if not self._accept(hello, inbound):
+            return "not accepted"
+        return None
+
+    def _by_name(self, host: str, port: int) -> IStreamClientEndpoint:
+        return HostnameEndpoint(self._reactor, host, port, timeout=self._limits.dial_timeout)
+
+    # --- from members
+
+    def member_joined(self, member: Member) -> None:
+        """See `MemberUser`."""
+        if self._durable is not None and member.id is not None:
+            self._durable.attach(member)
+        self._tell(self._on_joined, member)
+        self._joins.fire(member)
+
+    def member_left(self, member: Member, reason: str) -> None:
+        """See `MemberUser`."""
+        if self._members.get(member.key) is member:
+            del self._members[member.key]
+            self._left[member.key] = member.account
+            while len(self._left) > self._limits.sessions_kept:
+                self._left.popitem(last=False)
+            if self._durable is not None and member.id is not None:
+                self._durable.detach(member)
+        self._tell(self._on_left, member, reason)
+        self._leaves.fire((member, reason))
+
+    def _tell(self, function: Callable[..., object] | None, *arguments: object) -> None:
+        if function is not None:
+            d = maybeDeferred(function, *arguments)
+            d.addErrback(lambda f: self._log.failure("an event of a central", f))
+
+    def _beat(self) -> None:
+        self._beating = self._reactor.callLater(self._heartbeat, self._beat)
+        self._beats += 1
+        payload = self._codec.control(Heartbeat(self._beats, self._wall() / 1000))
+        now = self._now()
+        for member in tuple(self._members.values()):
+            member.beat(payload, now)

@@ -1,0 +1,199 @@
+"""A hop: one side's messages and acknowledgements on their way over its own client.
+
+    Account.outgoing ─► Hop ─► Sender ─► the other side's server
+                         ▲ what it acknowledged, or what its kernel has
+
+Both sides of a session have one. When it is open, and what a session is, is its owner's: `member`
+at the central, `remote` at the other end. The `Account` outlives both.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from msgservice.core.framing import PREFIX_BYTES
+from msgservice.errors import HandlerFailed, MessageTooLarge
+from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.envelope import Ack, Control, Previous, Shutdown
+from msgservice.faces.sessions.incoming import Incoming
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.faces.sessions.outgoing import Entry, Outgoing
+from msgservice.faces.sessions.sender import Sender
+
+SESSIONS_NAMED = 16  # names of earlier sessions by which the other side may come back
+KERNEL_SECONDS = 0.05  # between two looks at what the peer's kernel has
+ENVELOPE_BYTES = 256  # of a payload, at most, beside the content
+
+
+def prepare(codec: ISessionCodec, content: object, limits: SessionLimits) -> bytes:
+    """Return content as the codec has it; `TypeError`, or `MessageTooLarge`."""
+    prepared = codec.prepare(content)
+    size_max = limits.payload_bytes - ENVELOPE_BYTES
+    if len(prepared) > size_max:
+        raise MessageTooLarge(len(prepared), size_max)
+    return prepared
+
+
+class Account:
+    """The account with one other side: the queue towards it, and how far its own were taken."""
+
+    def __init__(self, limits: SessionLimits) -> None:
+        self.outgoing = Outgoing(messages_max=limits.queue_messages, bytes_max=limits.queue_bytes)
+        self.incoming = Incoming()
+        self._sessions: deque[str] = deque(maxlen=SESSIONS_NAMED)  # whose numbers go on
+
+    def knows(self, previous: Previous | None) -> bool:
+        """Whether the numbers of a session go on, as the other side names it."""
+        return previous is not None and previous[0] in self._sessions
+
+    def begin(self, session: str, *, continues: bool, upto: int = 0) -> None:
+        """Begin a session. `continues`: with the numbers of the one before, handled `upto` there.
+
+        Raises `BadAck` for an `upto` that was never sent.
+        """
+        for entry in self.outgoing.begin(session, continues=continues, upto=upto):
+            entry.settle()
+        if not continues:
+            self._sessions.clear()
+            self.incoming = Incoming()
+        self._sessions.append(session)
+        self.incoming.begin(session)
+
+
+class Hop:
+    """The way of one side's messages, while it is open.
+
+    Args:
+        acks: whether the other side acknowledges; else what its kernel has counts as that.
+        on_shutdown: called when a shutdown that was sent is acknowledged.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        *,
+        account: Account,
+        sender: Sender,
+        codec: ISessionCodec,
+        limits: SessionLimits,
+        acks: bool,
+        on_shutdown: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.is_open = False
+        self.is_ending = False  # a shutdown is on its way: nothing leaves behind that
+        self._reactor = reactor
+        self._account = account
+        self._sender = sender
+        self._codec = codec
+        self._limits = limits
+        self._acks = acks
+        self._on_shutdown = on_shutdown
+        self._ack_timer: IDelayedCall | None = None
+        self._kernel_timer: IDelayedCall | None = None
+        self._written = 0  # bytes, on this connection, and where in them each message ends:
+        self._ends: deque[int] = deque()
+
+    def connected(self) -> None:
+        """Begin a connection: control messages may leave."""
+        self._written = 0
+        self._ends.clear()
+
+    def open(self) -> None:
+        """Let messages and acknowledgements leave."""
+        self.is_open = True
+        self.write_ack()
+        self.pump()
+
+    def close(self) -> None:
+        """Let nothing leave any more; what is unanswered waits again."""
+        self.is_open = False
+        for timer in (self._ack_timer, self._kernel_timer):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._ack_timer = self._kernel_timer = None
+        self._account.outgoing.rewind()
+
+    def add(self, entry: Entry) -> None:
+        """Send a message as soon as may be. Raises `QueueFull`."""
+        self._account.outgoing.add(entry)
+        self.pump()
+
+    def write(self, payload: bytes) -> None:
+        """Write a control message ahead of all that waits."""
+        self._written += PREFIX_BYTES + len(payload)
+        self._sender.write([payload])
+
+    def control(self, item: Control) -> None:
+        """Write a control message ahead of all that waits."""
+        self.write(self._codec.control(item))
+
+    def acknowledged(self, ack: Ack) -> None:
+        """Take the other side's word on what was handled. Raises `BadAck`."""
+        failed = dict(ack.failed)
+        for entry in self._account.outgoing.acknowledge(ack.session, ack.upto):
+            reason = failed.get(entry.number)
+            self._settle(entry, HandlerFailed(reason) if reason is not None else None)
+
+    def handled(self, incoming: Incoming) -> None:
+        """Acknowledge soon: a handler has ended, or a message came again."""
+        if incoming is not self._account.incoming or not self.is_open:
+            return
+        if incoming.due >= self._limits.ack_messages:
+            self.write_ack()
+        elif self._ack_timer is None:
+            self._ack_timer = self._reactor.callLater(self._limits.ack_seconds, self.write_ack)
+
+    def write_ack(self) -> None:
+        """Write the acknowledgement that is due now."""
+        timer, self._ack_timer = self._ack_timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+        while self.is_open and (ack := self._account.incoming.take_ack()) is not None:
+            self.control(ack)
+
+    def pump(self) -> None:
+        """Write what waits, as much as the client has room for."""
+        outgoing, sender = self._account.outgoing, self._sender
+        while self.is_open and not self.is_ending and outgoing.has_waiting:
+            room = sender.room
+            if room <= 0:
+                break
+            entries = outgoing.take(room)
+            self.is_ending = entries[-1].is_shutdown
+            sender.write([self._payload(entry) for entry in entries])
+        if self._ends and self._kernel_timer is None:
+            self._kernel_timer = self._reactor.callLater(KERNEL_SECONDS, self._look_at_kernel)
+
+    # --- inside
+
+    def _payload(self, entry: Entry) -> bytes:
+        outgoing = self._account.outgoing
+        session, number = (outgoing.session, entry.number) if self._acks else (None, None)
+        if entry.is_shutdown:
+            reason = entry.prepared.decode() or None
+            payload = self._codec.control(Shutdown(session, number, reason))
+        else:
+            payload = self._codec.message(entry.prepared, session, number)
+        if not self._acks:
+            self._written += PREFIX_BYTES + len(payload)
+            self._ends.append(self._written)
+        return payload
+
+    def _look_at_kernel(self) -> None:
+        self._kernel_timer = None
+        has = self._written - self._sender.kernel_waits()
+        count = 0
+        while self._ends and self._ends[0] <= has:
+            self._ends.popleft()
+            count += 1
+        for entry in self._account.outgoing.settle_first(count):
+            self._settle(entry, None)
+        self.pump()
+
+    def _settle(self, entry: Entry, error: Exception | None) -> None:
+        entry.settle(error)
+        if entry.is_shutdown:
+            self._on_shutdown()

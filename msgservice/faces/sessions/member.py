@@ -1,0 +1,234 @@
+"""A member: one remote as its central has it, from a hello until the next one or until it has left.
+
+    hello ─► DIALLING ─ connected ─► GREETING ─ Joined ─► JOINED ─ lost ─► DIALLING (the same again)
+                 │  redial_seconds are over                  │ shut down
+                 └──────────────► LEFT ◄─────────────────────┘
+
+A remote that acknowledges nothing is joined once it is connected, and what its kernel has counts
+as acknowledged. Numbers, and what waits, are in the `Account` (`hop`), which goes on with the next
+member of the same remote. Who may be a member, and what becomes of its messages, is `central`'s.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
+from twisted.logger import Logger
+
+from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.envelope import Ack, Hello, Previous, Welcome
+from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
+from msgservice.faces.sessions.hop import Account, Hop
+from msgservice.faces.sessions.incoming import Incoming
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.faces.sessions.outgoing import Entry
+from msgservice.faces.sessions.sender import Sender
+
+Key = str | tuple[str, int]  # the id of a remote, else the address of its server
+
+
+class State(Enum):
+    """The state of a member (picture of the module)."""
+
+    DIALLING = "dialling"
+    GREETING = "greeting"
+    JOINED = "joined"
+    LEFT = "left"
+
+
+class MemberUser(Protocol):
+    """The owner of a member."""
+
+    def member_joined(self, member: Member) -> None:
+        """Take note that it is there: again, where it was there before."""
+
+    def member_left(self, member: Member, reason: str) -> None:
+        """Take note that it is gone for good."""
+
+
+class Member:
+    """One remote: its client, and what leaves over that."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        *,
+        key: Key,
+        hello: Hello,
+        address: tuple[str, int],
+        session: str,
+        previous: Previous | None,
+        account: Account,
+        endpoint: IStreamClientEndpoint,
+        codec: ISessionCodec,
+        user: MemberUser,
+        limits: SessionLimits,
+    ) -> None:
+        self.key, self.address = key, address
+        self.id = hello.id
+        self.session = session
+        self.account = account
+        self.state = State.DIALLING
+        self.last_heartbeat: float | None = None
+        self._reactor = reactor
+        self._hello = hello
+        self._previous = previous
+        self._user = user
+        self._limits = limits
+        self._timer: IDelayedCall | None = None  # of joining
+        self._sender = Sender(
+            reactor, endpoint, self, limits=limits, redial_seconds=limits.redial_seconds
+        )
+        self._hop = Hop(
+            reactor,
+            account=account,
+            sender=self._sender,
+            codec=codec,
+            limits=limits,
+            acks=hello.acks,
+            on_shutdown=self._was_shut_down,
+        )
+
+    @property
+    def acks(self) -> bool:
+        """Whether the remote numbers and acknowledges."""
+        return self._hello.acks
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether messages can leave now."""
+        return self.state is State.JOINED
+
+    @property
+    def queued(self) -> int:
+        """Messages for it that are not acknowledged."""
+        return self.account.outgoing.messages
+
+    def start(self) -> None:
+        """Dial back."""
+        self._sender.start()
+
+    # --- from the central
+
+    def add(self, entry: Entry) -> None:
+        """Send a message as soon as the remote is there. Raises `QueueFull`."""
+        self._hop.add(entry)
+
+    def beat(self, payload: bytes, now: float) -> None:
+        """Write a heartbeat ahead of all that waits, if the remote is there."""
+        if self.state is State.JOINED:
+            self._hop.write(payload)
+            self.last_heartbeat = now
+
+    def shut_down(self, reason: str | None) -> Entry:
+        """Tell the remote to end, behind all that waits for it. Raises `NotJoined`, `QueueFull`."""
+        if self.state is not State.JOINED or self._hop.is_ending:
+            raise NotJoined(f"{named(self.key)} is not joined")
+        entry = Entry((reason or "").encode(), is_shutdown=True)
+        self._hop.add(entry)
+        return entry
+
+    def joined(self, session: str) -> None:
+        """Take the remote's word that the connection dialled back is its own."""
+        if self.state is State.GREETING and session == self.session:
+            self._join()
+
+    def acknowledged(self, ack: Ack) -> None:
+        """Take the remote's word on what was handled. Raises `BadAck`."""
+        self._hop.acknowledged(ack)
+
+    def handled(self, incoming: Incoming) -> None:
+        """Acknowledge soon: a handler of the remote's messages has ended."""
+        self._hop.handled(incoming)
+
+    def replace(self) -> None:
+        """End, since the same remote has said hello again; what waits goes on with the next."""
+        if self.state is not State.LEFT:
+            self._end(State.LEFT)
+            self._sender.abort()
+
+    def leave(self, reason: str) -> None:
+        """End for good: what waits has failed."""
+        if self.state is State.LEFT:
+            return
+        self._end(State.LEFT)
+        name = named(self.key)
+        for entry in self.account.outgoing.end():
+            if entry.number:
+                entry.settle(RemoteLeft(f"{name} left before it answered: {reason}"))
+            else:
+                entry.settle(NotJoined(f"{name} left, nothing was sent: {reason}"))
+        self._user.member_left(self, reason)
+
+    def stop(self, reason: str) -> Deferred[None]:
+        """Leave once what is written has left; fires then."""
+        self._hop.write_ack()
+        self.leave(reason)
+        return self._sender.stop()
+
+    # --- from its client
+
+    def sender_connected(self) -> None:
+        """See `SenderUser`."""
+        self._hop.connected()
+        if not self._hello.acks:
+            self._join()
+            return
+        self.state = State.GREETING
+        self._hop.control(Welcome(self.session, self._previous, self._hello.nonce))
+        self._timer = self._reactor.callLater(self._limits.join_timeout, self._not_joined)
+
+    def sender_writable(self) -> None:
+        """See `SenderUser`."""
+        self._hop.pump()
+
+    def sender_lost(self, reason: str) -> None:
+        """See `SenderUser`."""
+        if self.state is State.LEFT:
+            return
+        self._end(State.DIALLING)
+        if self._hop.is_ending:
+            self._sender.abort()
+            self.leave("told to shut down, and the connection ended")
+
+    def sender_gave_up(self, reason: str) -> None:
+        """See `SenderUser`."""
+        self.leave(reason)
+
+    # --- inside
+
+    def _join(self) -> None:
+        self._stop_timer()
+        self.state = State.JOINED
+        self._hop.open()
+        self._user.member_joined(self)
+
+    def _not_joined(self) -> None:
+        self._timer = None
+        self._sender.abort()
+        self.leave(f"no answer to welcome within join_timeout = {self._limits.join_timeout} s")
+
+    def _was_shut_down(self) -> None:
+        if self.state is not State.LEFT:
+            self._sender.stop().addErrback(lambda f: self._log.failure("end of a client", f))
+            self.leave("told to shut down")
+
+    def _end(self, state: State) -> None:
+        self.state = state
+        self._stop_timer()
+        self._hop.close()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+
+def named(key: Key) -> str:
+    """Return a key as text, for people."""
+    return key if isinstance(key, str) else f"{key[0]}:{key[1]}"

@@ -1,0 +1,435 @@
+"""A remote of sessions: its server, its one client to the central, and its end.
+
+    IDLE ─ start ─► SAYING_HELLO ─ Welcome ─► JOINED ─ the client is lost ─► SAYING_HELLO
+                        └─ silence, Shutdown, stop ─► ENDING ─► ENDED
+
+It ends by itself when the central says so, or has been silent for too long. With `acks=False` it
+speaks as the original did: nothing is numbered, joined is who was dialled back, and what the
+central's kernel has counts as acknowledged.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorTime,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from msgservice.clock import monotonic_of, timed
+from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.content.safe import SafeCodec
+from msgservice.faces.sessions.envelope import (
+    Ack,
+    Heartbeat,
+    Hello,
+    Item,
+    Joined,
+    Message,
+    Shutdown,
+    Welcome,
+)
+from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined, RemoteLeft
+from msgservice.faces.sessions.handlers import Handlers, SessionMessage
+from msgservice.faces.sessions.hop import Account, Hop, prepare
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.faces.sessions.listener import Inbound, Listener
+from msgservice.faces.sessions.outgoing import Entry
+from msgservice.faces.sessions.sender import Sender
+from msgservice.waiters import Waiters
+
+LISTEN = "tcp:0:interface=127.0.0.1"
+CENTRAL = "central"  # the key of its messages
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end of a remote: `by` is "central", "silence" or "stop"."""
+
+    by: str
+    reason: str | None = None
+
+
+class State(Enum):
+    """The state of a remote (picture of the module)."""
+
+    IDLE = "idle"
+    SAYING_HELLO = "saying hello"
+    JOINED = "joined"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+class Remote(Service):
+    """A remote: says hello to its central, and stays until it is told to end or hears nothing.
+
+    Args:
+        reactor: clock, sockets and threads.
+        central: where the central listens: `(host, port)`, or a Twisted endpoint.
+        listen: its own server, a Twisted endpoint or its description; by default a port of
+            loopback that the kernel chooses.
+        id: the name by which it is known over restarts; at a central with a node, messages wait
+            for it then.
+        codec: what content may be, the same as the central's (`SafeCodec()`).
+        on_message: the handler, called with a `SessionMessage`, one at a time and in order. It may
+            return a Deferred or be a coroutine function; with `threads` it may block.
+        on_joined: called when the central has answered, each time.
+        on_shutdown: called with an `Ended`, before anything closes.
+        threads: so many threads of its own for `on_message`; 0: it runs on the reactor.
+        heartbeat_timeout: seconds without a heartbeat, from the hello on, after which it ends.
+        announce_host: the host that the central dials; by default whence the hello comes.
+        acks: whether both sides number and acknowledge.
+        insecure: whether its server may listen to others than this machine unauthenticated.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        central: tuple[str, int] | IStreamClientEndpoint,
+        *,
+        listen: str | IStreamServerEndpoint = LISTEN,
+        id: str | None = None,  # noqa: A002  # the name that the field has everywhere
+        codec: ISessionCodec | None = None,
+        on_message: Callable[[SessionMessage], object] | None = None,
+        on_joined: Callable[[], object] | None = None,
+        on_shutdown: Callable[[Ended], object] | None = None,
+        threads: int = 0,
+        heartbeat_timeout: float = 15.0,
+        announce_host: str | None = None,
+        acks: bool = True,
+        limits: SessionLimits | None = None,
+        insecure: bool = False,
+    ) -> None:
+        if not heartbeat_timeout > 0:
+            raise ValueError(f"heartbeat_timeout = {heartbeat_timeout}: seconds above 0 are needed")
+        self._reactor = timed(reactor)
+        self._now = monotonic_of(reactor)
+        self._limits = limits = limits or SessionLimits()
+        self._listen = listen
+        self.id = id
+        self._codec: ISessionCodec = codec if codec is not None else SafeCodec()
+        self._on_joined, self._on_shutdown = on_joined, on_shutdown
+        self._timeout = heartbeat_timeout
+        self._announce_host = announce_host
+        self._acks = acks
+        self.state = State.IDLE
+        self.last_heartbeat: float | None = None
+        self._session = ""
+        self._nonce = ""
+        self._account = Account(limits)
+        self._from_central: Inbound | None = None  # the connection that it dialled back
+        self._alive_at = 0.0  # of the hello, or of the last heartbeat
+        self._looked_at = 0.0
+        self._silence: IDelayedCall | None = None
+        self._joins: Waiters[None] = Waiters()
+        self._end: Ended | None = None
+        self._ends_waited_for: Waiters[Ended] = Waiters()
+        self._ending: Waiters[None] | None = None
+        if isinstance(central, tuple):
+            host, port = central
+            central = HostnameEndpoint(self._reactor, host, port, timeout=limits.dial_timeout)
+        self._sender = Sender(self._reactor, central, self, limits=limits, redial_seconds=None)
+        self._hop = Hop(
+            self._reactor,
+            account=self._account,
+            sender=self._sender,
+            codec=self._codec,
+            limits=limits,
+            acks=acks,
+        )
+        self._handlers = Handlers(reactor, on_message, threads=threads, limits=limits)
+        self._listener = Listener(
+            reactor, codec=self._codec, user=self, limits=limits, insecure=insecure
+        )
+
+    # --- start and end
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """The address of its own server; None before `start` has fired."""
+        return self._listener.address
+
+    @property
+    def session(self) -> str | None:
+        """The name of the session, None before the first."""
+        return self._session or None
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether messages can leave now."""
+        return self.state is State.JOINED
+
+    def start(self) -> Deferred[tuple[str, int]]:
+        """Listen, then dial the central; fires with the own address. Fails with `CannotListen`."""
+        if self.state is not State.IDLE:
+            raise RuntimeError("a remote starts once; make another one")
+        super().startService()
+        self.state = State.SAYING_HELLO
+        d = self._listener.listen(self._listen)
+        d.addCallbacks(self._listening, self._not_listening)
+        return d
+
+    def startService(self) -> None:
+        """Begin; a failure is logged."""
+        self.start().addErrback(lambda f: self._log.failure("remote", f))
+
+    def _listening(self, _: object) -> tuple[str, int]:
+        if self.state is State.SAYING_HELLO:
+            self._sender.start()
+        address = self.address
+        assert address is not None
+        return address
+
+    def _not_listening(self, failure: Failure) -> Failure:
+        self.state = State.IDLE
+        return failure
+
+    def stopService(self) -> Deferred[None]:
+        """End: what is written leaves, handlers that run end. The central is not told."""
+        super().stopService()
+        return self._finish(Ended("stop"))
+
+    def when_joined(self) -> Deferred[None]:
+        """Fire when the central has answered; at once where it has."""
+        return succeed(None) if self.is_joined else self._joins.wait()
+
+    def when_shut_down(self) -> Deferred[Ended]:
+        """Fire when the remote has ended, whoever wished it; at once where it has."""
+        if self.state is State.ENDED and self._end is not None:
+            return succeed(self._end)
+        return self._ends_waited_for.wait()
+
+    # --- sending
+
+    def send(self, content: Any) -> Deferred[Entry]:
+        """Send to the central; fires with a receipt once it waits in memory.
+
+        `receipt.acknowledged()` fires when the central's handler has ended. Fails with `QueueFull`,
+        `MessageTooLarge`, `NotJoined` after the end; `TypeError` for content that the codec does
+        not know.
+        """
+        try:
+            if self.state in (State.ENDING, State.ENDED):
+                raise NotJoined("this remote has ended")
+            entry = Entry(prepare(self._codec, content, self._limits))
+            self._hop.add(entry)
+        except Exception:
+            return fail(Failure())
+        return succeed(entry)
+
+    # --- from its client
+
+    def sender_connected(self) -> None:
+        """See `SenderUser`."""
+        self._hop.connected()
+        address = self.address
+        assert address is not None
+        self._nonce = secrets.token_hex(8)
+        hello = Hello(
+            port=address[1],
+            host=self._announce_host,
+            id=self.id,
+            acks=self._acks,
+            previous=self._account.incoming.previous,
+            nonce=self._nonce if self._acks else None,
+        )
+        self._hop.control(hello)
+        self._alive_at = self._looked_at = self._now()
+        if self._silence is None:
+            self._silence = self._reactor.callLater(self._timeout, self._look_for_life)
+
+    def sender_writable(self) -> None:
+        """See `SenderUser`."""
+        self._hop.pump()
+
+    def sender_lost(self, reason: str) -> None:
+        """See `SenderUser`."""
+        self._log.info("connection with the central is lost: {reason}", reason=reason)
+        self._hop.close()
+        if self.state is State.JOINED:
+            self.state = State.SAYING_HELLO
+
+    def sender_gave_up(self, reason: str) -> None:
+        """See `SenderUser`. It never does: silence ends a remote."""
+
+    # --- from the listener
+
+    def connection_opened(self, inbound: Inbound) -> None:
+        """See `ListenerUser`."""
+        if not self._acks and self._from_central is None and self.state is State.SAYING_HELLO:
+            self._from_central = inbound
+            self._join()
+
+    def connection_lost(self, inbound: Inbound, reason: str) -> None:
+        """See `ListenerUser`. The central dials again, or the silence is too long."""
+        if inbound is self._from_central:
+            self._from_central = None
+            if not self._acks and self.state is State.JOINED:
+                self.state = State.SAYING_HELLO
+
+    def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
+        """See `ListenerUser`."""
+        is_central = inbound is self._from_central
+        try:
+            match item:
+                case Message():
+                    self._message(inbound, item, size)
+                case Welcome() if self._acks:
+                    self._welcome(inbound, item)
+                case Heartbeat() if is_central:
+                    self.last_heartbeat = self._alive_at = self._now()
+                case Ack() if is_central:
+                    self._hop.acknowledged(item)
+                case Shutdown() if is_central:
+                    self._shutdown(item)
+                case Shutdown() | Heartbeat() | Ack():
+                    pass  # of a session before this one: it is nothing to this one
+                case _:
+                    inbound.abort(f"{type(item).__name__.lower()} has no meaning here")
+        except (BadAck, BadPayload) as error:
+            inbound.abort(str(error))
+
+    def _welcome(self, inbound: Inbound, item: Welcome) -> None:
+        if item.nonce != self._nonce or self.state in (State.ENDING, State.ENDED):
+            inbound.abort("a welcome that is not the answer to this hello")
+            return
+        self._from_central = inbound
+        if item.session != self._session:
+            continues = item.previous is not None
+            upto = item.previous[1] if item.previous is not None else 0
+            self._hop.close()
+            self._account.begin(item.session, continues=continues, upto=upto)
+            self._session = item.session
+        self._hop.control(Joined(item.session))
+        self._join()
+
+    def _join(self) -> None:
+        self.state = State.JOINED
+        self._hop.open()
+        if self._on_joined is not None:
+            d = maybeDeferred(self._on_joined)
+            d.addErrback(lambda f: self._log.failure("an event of a remote", f))
+        self._joins.fire(None)
+
+    def _message(self, inbound: Inbound, item: Message, size: int) -> None:
+        incoming = None
+        if item.session is not None and item.number is not None:
+            incoming = self._account.incoming
+            if not incoming.accept(item.session, item.number):
+                self._hop.handled(incoming)
+                return
+        inbound.hold(size)
+        number = item.number
+
+        def done(failure: str | None) -> None:
+            inbound.release(size)
+            if incoming is not None and number is not None:
+                incoming.done(number, failure)
+                self._hop.handled(incoming)
+
+        message = SessionMessage(
+            content=item.content,
+            key=CENTRAL if incoming is not None or inbound is self._from_central else None,
+            peer=(inbound.host, inbound.port),
+            session=item.session,
+            number=number,
+            record=item.record,
+        )
+        self._handlers.submit(CENTRAL if message.key is not None else inbound, message, done)
+
+    def _shutdown(self, item: Shutdown) -> None:
+        if not self._acks:
+            self._handlers.submit(CENTRAL, None, lambda _: self._shut_down(item))
+            return
+        incoming = self._account.incoming
+        if item.session is None or item.number is None:
+            return
+        if not incoming.accept(item.session, item.number):
+            self._hop.handled(incoming)
+            return
+        number = item.number
+
+        def done(_: str | None) -> None:
+            incoming.done(number)
+            if incoming is self._account.incoming:
+                self._shut_down(item)
+
+        self._handlers.submit(CENTRAL, None, done)
+
+    def _shut_down(self, item: Shutdown) -> None:
+        self._finish(Ended("central", item.reason))
+
+    # --- inside
+
+    def _look_for_life(self) -> None:
+        """End where the central has been silent for too long; a look is at most a second late."""
+        self._silence = None
+        now = self._now()
+        inbound = self._from_central
+        # What is on its way cannot be heard before: bytes of a message that arrive, and what we
+        # do not read ourselves.
+        if inbound is not None and (
+            inbound.is_paused or (inbound.has_partial and inbound.received_at > self._looked_at)
+        ):
+            self._alive_at += now - self._looked_at
+        self._looked_at = now
+        rest = self._alive_at + self._timeout - now
+        if rest <= 0:
+            self._finish(Ended("silence", f"no heartbeat for {self._timeout} s"))
+        else:
+            self._silence = self._reactor.callLater(min(rest, 1.0), self._look_for_life)
+
+    def _finish(self, end: Ended) -> Deferred[None]:
+        if self.state is State.ENDED:
+            return succeed(None)
+        if self._ending is None:
+            self._ending = Waiters()
+            self._end = end
+            d = Deferred.fromCoroutine(self._close(end))
+            d.addErrback(lambda f: self._log.failure("end of a remote", f))
+            d.addBoth(self._ended, end)
+            if self.state is State.ENDED:
+                return succeed(None)
+        return self._ending.wait()
+
+    async def _close(self, end: Ended) -> None:
+        if self._on_shutdown is not None:
+            try:
+                await maybeDeferred(self._on_shutdown, end)
+            except Exception:
+                self._log.failure("an event of a remote")
+        self._hop.write_ack()
+        self.state = State.ENDING
+        if self._silence is not None and self._silence.active():
+            self._silence.cancel()
+        self._silence = None
+        self._hop.close()
+        await self._sender.stop()
+        await self._listener.stop()
+        await self._handlers.stop()
+        for entry in self._account.outgoing.end():
+            if entry.number:
+                entry.settle(RemoteLeft("the remote ended before the central answered"))
+            else:
+                entry.settle(NotJoined("the remote ended, nothing was sent"))
+
+    def _ended(self, _: object, end: Ended) -> None:
+        self.state = State.ENDED
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            ending.fire(None)
+        self._ends_waited_for.fire(end)
