@@ -138,16 +138,28 @@ class JsonCodec(_Structured):
 
 @implementer(ICodec)
 class MsgpackCodec(_Structured):
-    """msgpack through msgspec. Carries bytes, and NaN, as they are; integers of 64 bits at most."""
+    """msgpack through msgspec. Carries bytes, and NaN, as they are; integers of 64 bits at most.
+
+    `enc_hook`, `ext_hook`: msgspec's, for types that msgpack does not have.
+    """
 
     content_type = "application/msgpack"
     _what = "msgpack"
-    _encode = staticmethod(msgspec.msgpack.Encoder().encode)
-    _decode = staticmethod(msgspec.msgpack.Decoder().decode)
     # fixmap and fixarray, then array 16 and 32, map 16 and 32 of the msgpack specification.
     _harmless = bytes(
         byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF)
     )
+
+    def __init__(
+        self,
+        *,
+        depth_max: int = DEPTH_MAX,
+        enc_hook: Callable[[Any], Any] | None = None,
+        ext_hook: Callable[[int, memoryview], Any] | None = None,
+    ) -> None:
+        super().__init__(depth_max=depth_max)
+        self._encode = msgspec.msgpack.Encoder(enc_hook=enc_hook).encode
+        self._decode = msgspec.msgpack.Decoder(ext_hook=ext_hook).decode
 
 
 def _deeper_than(depth_max: int, content: Any) -> bool:

@@ -29,10 +29,13 @@ FACES_MAY_IMPORT = {
     "limits",
     "waiters",
     "clock",
+    "codecs",
     "client",
     "receiver",
     "core.subjects",
-    "core.framing",  # length prefixes are the same everywhere
+    "core.backoff",  # how long to wait before dialling again,
+    "core.framing",  # length prefixes,
+    "transport.addresses",  # and what an address says: the same everywhere
     "faces",
 }
 # What may know a part beside it.

@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
+from twisted.internet.ssl import CertificateOptions
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -59,6 +60,8 @@ class Central(Service):
         node: a `DurableRemotes`: what is for remotes that have an id waits in a node.
         accept: says whether a hello from this connection may join: `accept(hello, inbound)`.
         accept_hosts: hosts that a hello may name although it comes from another address.
+        tls: for its server, `twisted.internet.ssl.CertificateOptions`; one that verifies clients
+            may listen to all.
         dial: makes the endpoint of a remote's server: `dial(host, port)`, for TLS say.
         insecure: whether the server may listen to others than this machine unauthenticated.
     """
@@ -80,6 +83,7 @@ class Central(Service):
         accept: Callable[[Hello, Inbound], bool] = lambda hello, inbound: True,
         accept_hosts: Collection[str] = (),
         dial: Callable[[str, int], IStreamClientEndpoint] | None = None,
+        tls: CertificateOptions | None = None,
         limits: SessionLimits | None = None,
         insecure: bool = False,
     ) -> None:
@@ -103,7 +107,7 @@ class Central(Service):
         self._leaves: Waiters[tuple[Member, str]] = Waiters()
         self._handlers = Handlers(reactor, on_message, threads=threads, limits=limits)
         self._listener = Listener(
-            reactor, codec=self._codec, user=self, limits=limits, insecure=insecure
+            reactor, codec=self._codec, user=self, limits=limits, tls=tls, insecure=insecure
         )
 
     # --- start and end
@@ -116,9 +120,7 @@ class Central(Service):
     def listen(self) -> Deferred[tuple[str, int]]:
         """Begin; fires with the address. Fails with `CannotListen`."""
         super().startService()
-        d = self._listener.listen(self._listen)
-        d.addCallback(self._listening)
-        return d
+        return self._listener.listen(self._listen).addCallback(self._listening)
 
     def startService(self) -> None:
         """Begin; a failure is logged."""

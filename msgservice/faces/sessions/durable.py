@@ -23,7 +23,8 @@ from msgservice.core.subjects import check_name
 from msgservice.errors import Retry
 from msgservice.faces.gateway import Gateway
 from msgservice.faces.sessions.errors import QueueFull, SessionError
-from msgservice.faces.sessions.member import Account, Member
+from msgservice.faces.sessions.hop import Account
+from msgservice.faces.sessions.member import Member
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver

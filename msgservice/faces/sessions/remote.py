@@ -25,6 +25,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
+from twisted.internet.ssl import CertificateOptions
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -91,6 +92,7 @@ class Remote(Service):
         heartbeat_timeout: seconds without a heartbeat, from the hello on, after which it ends.
         announce_host: the host that the central dials; by default whence the hello comes.
         acks: whether both sides number and acknowledge.
+        tls: for its server, `twisted.internet.ssl.CertificateOptions`.
         insecure: whether its server may listen to others than this machine unauthenticated.
     """
 
@@ -111,6 +113,7 @@ class Remote(Service):
         heartbeat_timeout: float = 15.0,
         announce_host: str | None = None,
         acks: bool = True,
+        tls: CertificateOptions | None = None,
         limits: SessionLimits | None = None,
         insecure: bool = False,
     ) -> None:
@@ -153,7 +156,7 @@ class Remote(Service):
         )
         self._handlers = Handlers(reactor, on_message, threads=threads, limits=limits)
         self._listener = Listener(
-            reactor, codec=self._codec, user=self, limits=limits, insecure=insecure
+            reactor, codec=self._codec, user=self, limits=limits, tls=tls, insecure=insecure
         )
 
     # --- start and end
@@ -180,8 +183,7 @@ class Remote(Service):
         super().startService()
         self.state = State.SAYING_HELLO
         d = self._listener.listen(self._listen)
-        d.addCallbacks(self._listening, self._not_listening)
-        return d
+        return d.addCallbacks(self._listening, self._not_listening)
 
     def startService(self) -> None:
         """Begin; a failure is logged."""
@@ -402,9 +404,8 @@ class Remote(Service):
             d = Deferred.fromCoroutine(self._close(end))
             d.addErrback(lambda f: self._log.failure("end of a remote", f))
             d.addBoth(self._ended, end)
-            if self.state is State.ENDED:
-                return succeed(None)
-        return self._ending.wait()
+        ending = self._ending
+        return ending.wait() if ending is not None else succeed(None)
 
     async def _close(self, end: Ended) -> None:
         if self._on_shutdown is not None:

@@ -1,0 +1,130 @@
+"""Payloads to items: in the order of their connection, large ones on a thread, all within a budget.
+
+Decoding costs memory beyond the payload's own, and time. So what is being decoded over all
+connections has a limit, and whoever meets it is not read from until there is room.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.threads import deferToThread
+
+from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.envelope import Item
+from msgservice.faces.sessions.errors import BadPayload
+from msgservice.faces.sessions.limits import SessionLimits
+
+
+class Budget:
+    """The bytes that are being decoded over all connections of a listener, and who waits."""
+
+    def __init__(self, limits: SessionLimits) -> None:
+        self.used = 0
+        self.limit = limits.decoding_bytes
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing more is to begin."""
+        return self.used >= self.limit
+
+    def wait(self, go_on: Callable[[], None]) -> None:
+        """Call `go_on` when there is room, in turn."""
+        self._waiting.append(go_on)
+
+    def give_back(self, size: int) -> None:
+        """Count bytes off that are decoded."""
+        self.used -= size
+        while self._waiting and not self.is_spent:
+            self._waiting.popleft()()
+
+
+class Decoding:
+    """The payloads of one connection on their way to items.
+
+    Args:
+        reactor: for threads.
+        give: called with each item and the size of its payload, in order.
+        fail: called once, with why nothing more is decoded.
+        changed: called when `is_busy` may have changed.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        codec: ISessionCodec,
+        budget: Budget,
+        limits: SessionLimits,
+        give: Callable[[Item, int], None],
+        fail: Callable[[str], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._reactor = reactor
+        self._codec = codec
+        self._budget = budget
+        self._thread_bytes = limits.thread_bytes
+        self._give, self._fail, self._changed = give, fail, changed
+        self._waiting: deque[bytes] = deque()
+        self._is_running = False
+        self._is_over = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether payloads wait or are on a thread, so that no more should be read."""
+        return self._is_running or bool(self._waiting)
+
+    def feed(self, payloads: list[bytes]) -> None:
+        """Decode what has come, as far as the budget goes."""
+        self._waiting += payloads
+        if not self._is_running:
+            self._run()
+
+    def stop(self) -> None:
+        """Decode nothing more."""
+        self._is_over = True
+        self._waiting.clear()
+
+    def _run(self) -> None:
+        self._is_running = True
+        waiting, decode, give = self._waiting, self._codec.decode, self._give
+        while waiting:
+            if self._budget.is_spent:
+                self._budget.wait(self._run)
+                return
+            payload = waiting.popleft()
+            size = len(payload)
+            if size > self._thread_bytes:
+                self._budget.used += size
+                d = deferToThread(decode, payload)
+                d.addCallbacks(
+                    self._decoded, lambda f: self._not_decoded(f.value), callbackArgs=(size,)
+                )
+                d.addBoth(self._go_on, size)
+                return
+            try:
+                item = decode(payload)
+            except BadPayload as error:
+                self._not_decoded(error)
+                break
+            give(item, size)
+        self._is_running = False
+        self._changed()
+
+    def _decoded(self, item: Item, size: int) -> None:
+        if not self._is_over:
+            self._give(item, size)
+
+    def _not_decoded(self, error: BaseException) -> None:
+        if not self._is_over:
+            self.stop()
+            self._fail(str(error) if isinstance(error, BadPayload) else type(error).__name__)
+
+    def _go_on(self, _: object, size: int) -> None:
+        self._is_running = False
+        self._budget.give_back(size)
+        if not self._is_running:
+            self._run()

@@ -1,0 +1,339 @@
+"""A listener: the server of a side. It receives from any number of connections, and writes nothing.
+
+    bytes ─ FrameSplitter ─► payloads ─ Decoding ─► items ─► ListenerUser
+                 ▲ paused while too much of a connection is unhandled, or being decoded
+
+What an item means, and what becomes of a message, is its user's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IListeningPort,
+    IReactorTime,
+    IStreamServerEndpoint,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.ssl import CertificateOptions
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+
+from msgservice.clock import monotonic_of, timed
+from msgservice.core.framing import FrameSplitter
+from msgservice.errors import CannotListen, FrameTooLarge, InsecureListener
+from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.decoding import Budget, Decoding
+from msgservice.faces.sessions.envelope import Item
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.transport.addresses import is_local, is_local_host, parse_address
+from msgservice.waiters import Waiters
+
+
+class ListenerUser(Protocol):
+    """The owner of a listener."""
+
+    def connection_opened(self, inbound: Inbound) -> None:
+        """Take note of a connection."""
+
+    def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
+        """Take an item, in the order of its connection; `size`: of its payload, bytes."""
+
+    def connection_lost(self, inbound: Inbound, reason: str) -> None:
+        """Take note that nothing more comes; all that came whole was given before."""
+
+
+class Inbound(TwistedProtocol):
+    """One connection to a listener. `owner`: whatever its user keeps there."""
+
+    _log = Logger()
+
+    def __init__(self, listener: Listener) -> None:
+        self.host, self.port = "", 0
+        self.owner: Any = None
+        self.received_at = 0.0
+        self.is_paused = False
+        self._listener = listener
+        self._limits = limits = listener.limits
+        self._splitter = FrameSplitter(limits.payload_bytes)
+        self._held_messages = self._held_bytes = 0
+        self._is_open = False
+        self._is_over = False  # nothing more is read
+        self._lost: str | None = None
+        self._decoding = Decoding(
+            listener.reactor,
+            codec=listener.codec,
+            budget=listener.budget,
+            limits=limits,
+            give=self._give,
+            fail=self.abort,
+            changed=self._look,
+        )
+
+    @property
+    def has_partial(self) -> bool:
+        """Whether a payload is arriving that is not whole yet."""
+        return self._splitter.partial > 0
+
+    def hold(self, size: int) -> None:
+        """Count a message whose handler has not ended."""
+        self._held_messages += 1
+        self._held_bytes += size
+        self._look()
+
+    def release(self, size: int) -> None:
+        """Count one off whose handler has."""
+        self._held_messages -= 1
+        self._held_bytes -= size
+        self._look()
+
+    def abort(self, reason: str) -> None:
+        """End the connection, and say why in the log."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._decoding.stop()
+        self._log.warn(
+            "connection from {host}:{port} ends: {reason}",
+            host=self.host,
+            port=self.port,
+            reason=reason,
+        )
+        self.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+
+    def close(self) -> None:
+        """End the connection; what has come whole is still given."""
+        if not self._is_over:
+            self._is_over = True
+            self.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+
+    # --- Twisted's
+
+    def connectionMade(self) -> None:  # noqa: D102
+        transport: Any = self.transport
+        address = transport.getPeer()
+        self.host = getattr(address, "host", "unix")
+        self.port = getattr(address, "port", 0)
+        if ITCPTransport.providedBy(transport):
+            transport.setTcpKeepAlive(True)
+        self._is_open = self._listener.opened(self)
+        if not self._is_open:
+            self._is_over = True
+            transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: D102
+        if self._is_over:
+            return
+        self.received_at = self._listener.now()
+        error = None
+        try:
+            payloads = self._splitter.feed(data)
+        except FrameTooLarge as too_large:
+            payloads, error = self._splitter.take_complete(), str(too_large)
+        if not all(payloads):  # a prefix that says 0
+            payloads, error = payloads[: payloads.index(b"")], "a payload of no bytes"
+        self._decoding.feed(payloads)
+        if error is not None:
+            self.abort(error)
+        else:
+            self._look()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: D102
+        self._is_over = True
+        self._lost = reason.getErrorMessage()
+        self._look()
+
+    # --- inside
+
+    def _give(self, item: Item, size: int) -> None:
+        try:
+            self._listener.user.item_received(self, item, size)
+        except Exception:
+            self._log.failure("connection from {host} failed", host=self.host)
+            self.abort("a fault of our own")
+
+    def _look(self) -> None:
+        """Pause or go on reading; tell the end once all that came is given."""
+        is_busy = self._decoding.is_busy
+        if self._lost is not None:
+            if self._is_open and not is_busy:
+                self._is_open = False
+                self._listener.closed(self, self._lost)
+            return
+        limits, messages, size = self._limits, self._held_messages, self._held_bytes
+        transport: Any = self.transport
+        if self._is_over:
+            return
+        if not self.is_paused:
+            if is_busy or messages >= limits.unhandled_messages or size >= limits.unhandled_bytes:
+                self.is_paused = True
+                transport.pauseProducing()
+        elif (
+            not is_busy
+            and messages * 2 <= limits.unhandled_messages
+            and size * 2 <= limits.unhandled_bytes
+        ):
+            self.is_paused = False
+            transport.resumeProducing()
+
+
+class _InboundFactory(Factory):
+    noisy = False
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def buildProtocol(self, addr: IAddress | None) -> Inbound:
+        return Inbound(self._listener)
+
+
+class Listener:
+    """The server of a side.
+
+    Args:
+        reactor: clock, sockets and threads.
+        codec: of all that comes; bytes do not tell which it is.
+        user: gets what comes.
+        tls: for TLS; a listener that verifies the certificates of its clients may listen to all.
+        insecure: whether one that does not may, too.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        *,
+        codec: ISessionCodec,
+        user: ListenerUser,
+        limits: SessionLimits,
+        tls: CertificateOptions | None = None,
+        insecure: bool = False,
+    ) -> None:
+        self.reactor: Any = timed(reactor)
+        self.now = monotonic_of(reactor)
+        self.codec, self.user, self.limits = codec, user, limits
+        self.budget = Budget(limits)
+        self._tls = tls
+        self._insecure = insecure
+        self._port: IListeningPort | None = None
+        self._is_stopped = False
+        self._connections: set[Inbound] = set()
+        self._all_closed: Waiters[None] = Waiters()
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """The host and port that it listens at; of a Unix socket its path, and 0."""
+        if self._port is None:
+            return None
+        address: Any = self._port.getHost()
+        return getattr(address, "host", None) or str(address.name), getattr(address, "port", 0)
+
+    def listen(self, endpoint: str | IStreamServerEndpoint) -> Deferred[IAddress]:
+        """Listen; fires with the address. Fails with `CannotListen`, `InsecureListener`."""
+        try:
+            if isinstance(endpoint, str):
+                self._check(endpoint)
+                made: IStreamServerEndpoint = serverFromString(self.reactor, endpoint)
+            else:
+                made = endpoint
+        except Exception:
+            return fail(Failure())
+        factory: Any = _InboundFactory(self)
+        if self._tls is not None:
+            factory = TLSMemoryBIOFactory(self._tls, False, factory)
+        d: Deferred[Any] = maybeDeferred(made.listen, factory)
+        d.addCallbacks(self._listening, self._not_listening, errbackArgs=(str(endpoint),))
+        return d
+
+    def stop(self) -> Deferred[None]:
+        """End: nobody connects any more, and all connections; fires when they have ended."""
+        self._is_stopped = True
+        port, self._port = self._port, None
+        stopped = maybeDeferred(port.stopListening) if port is not None else succeed(None)
+        return stopped.addCallback(self._close_all)
+
+    # --- from connections
+
+    def opened(self, inbound: Inbound) -> bool:
+        """Return whether a connection may stay."""
+        if self._is_stopped or len(self._connections) >= self.limits.connections_max:
+            return False
+        self._connections.add(inbound)
+        self.user.connection_opened(inbound)
+        return True
+
+    def closed(self, inbound: Inbound, reason: str) -> None:
+        """Take note of the end of a connection that stayed."""
+        self._connections.discard(inbound)
+        self.user.connection_lost(inbound, reason)
+        if not self._connections:
+            self._all_closed.fire(None)
+
+    # --- inside
+
+    @property
+    def _may_be_open(self) -> bool:
+        if self.codec.trusts:  # whoever reaches it can run code
+            return self._verifies
+        return self._insecure or self._verifies
+
+    @property
+    def _verifies(self) -> bool:
+        tls = self._tls
+        return tls is not None and bool(tls.verify) and bool(tls.requireCertificate)
+
+    def _check(self, endpoint: str) -> None:
+        address = parse_address(endpoint)
+        if self._may_be_open or address.scheme == "unix":
+            return
+        # Twisted's own default is all interfaces.
+        if not is_local_host(address.options.get("interface", "")):
+            raise InsecureListener(endpoint, self._why_not())
+
+    def _why_not(self) -> str:
+        cure = "tls that verifies the certificates of clients"
+        if not self.codec.trusts:
+            cure += ", or insecure=True"
+        return f"it is open to others than this machine: {cure} is needed"
+
+    def _listening(self, port: IListeningPort) -> Any:
+        address = port.getHost()
+        self._port = port
+        if not (self._may_be_open or is_local(address)):
+            stopped = self.stop()
+            return stopped.addCallback(lambda _: self._refuse(str(address)))
+        if self._is_stopped:
+            return self.stop().addCallback(lambda _: address)
+        return address
+
+    def _refuse(self, endpoint: str) -> None:
+        raise InsecureListener(endpoint, self._why_not())
+
+    def _not_listening(self, failure: Failure, endpoint: str) -> Any:
+        raise CannotListen(endpoint, failure.getErrorMessage()) from failure.value
+
+    def _close_all(self, _: object) -> Deferred[None]:
+        connections = list(self._connections)
+        for inbound in connections:
+            inbound.close()
+        if not self._connections:
+            return succeed(None)
+        ended = self._all_closed.wait()
+        # A payload on a thread, at most: its connection is closed already.
+        timer: IDelayedCall = self.reactor.callLater(
+            self.limits.stop_seconds, self._all_closed.fire, None
+        )
+
+        def stop_timer(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        return ended.addBoth(stop_timer)

@@ -1,0 +1,295 @@
+"""A sender: the client of a side, one outgoing connection to one server. It sends, and only that.
+
+    Hop ─ write ─► framed ─► transport ─► the peer's kernel
+                     room ◄── what the transport has taken
+
+It dials by itself and dials again, from a second on for longer and longer. What is unanswered, and
+whether it is sent again, is the `hop`'s.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import random
+import struct
+import termios
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from twisted.application.internet import ClientService
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IHandshakeListener,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from msgservice.clock import monotonic_of, timed
+from msgservice.core.backoff import delay_of
+from msgservice.core.framing import encode_prefix
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.waiters import Waiters
+
+ROOM_BYTES = 256 * 1024  # what the transport may hold beyond what the kernel has taken
+DELAY_MIN, DELAY_MAX = 1.0, 30.0  # between attempts, doubling
+LOOK_SECONDS = 1.0  # between two looks whether the peer reads
+
+
+class SenderUser(Protocol):
+    """The owner of a sender."""
+
+    def sender_connected(self) -> None:
+        """Take note that it is connected: what is written from now on leaves."""
+
+    def sender_writable(self) -> None:
+        """Write on: there is room again."""
+
+    def sender_lost(self, reason: str) -> None:
+        """Take note that the connection has ended; it dials again by itself."""
+
+    def sender_gave_up(self, reason: str) -> None:
+        """Take note that it dials no more: `redial_seconds` are over."""
+
+
+@implementer(IHandshakeListener, IPushProducer)
+class _Wire(TwistedProtocol):
+    """The connection that is up. What its server writes is dropped: nothing is to come."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self.is_full = False
+        self.written = 0  # bytes given to the transport
+        self._is_open = False
+
+    def connectionMade(self) -> None:
+        if not ISSLTransport.providedBy(self.transport):
+            self.handshakeCompleted()
+
+    def handshakeCompleted(self) -> None:
+        transport: Any = self.transport
+        if not self._is_open and not transport.disconnecting:
+            self._is_open = True
+            transport.registerProducer(self, True)
+            self._sender.wire_opened(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        pass
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._sender.wire_lost(self, reason.getErrorMessage(), was_open=self._is_open)
+
+    def write(self, pieces: list[bytes]) -> None:
+        self.written += sum(map(len, pieces))
+        self.transport.writeSequence(pieces)  # type: ignore[union-attr]  # it is connected
+
+    def waits(self) -> int:
+        """Bytes that the peer's kernel has not acknowledged, as far as can be told."""
+        transport: Any = self.transport
+        held = len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
+        held += getattr(transport, "_tempDataLen", 0)
+        try:
+            raw = fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        except (AttributeError, OSError, ValueError):
+            return self.written  # nothing can be told
+        unread: int = struct.unpack("i", raw)[0]
+        return held + unread
+
+    # --- IPushProducer: the transport's buffer fills and empties
+
+    def pauseProducing(self) -> None:
+        self.is_full = True
+        self._sender.wire_full()
+
+    def resumeProducing(self) -> None:
+        self.is_full = False
+        self._sender.wire_drained()
+
+    def stopProducing(self) -> None:
+        pass
+
+
+class _WireFactory(Factory):
+    noisy = False
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    def buildProtocol(self, addr: IAddress | None) -> _Wire:
+        return _Wire(self._sender)
+
+
+class Sender:
+    """One client: it keeps one connection to one server, until it is stopped or gives up.
+
+    Args:
+        reactor: clock and sockets.
+        endpoint: the server.
+        user: whom it tells.
+        redial_seconds: for how long it dials a server that is not there; None: for ever.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorTime,
+        endpoint: IStreamClientEndpoint,
+        user: SenderUser,
+        *,
+        limits: SessionLimits,
+        redial_seconds: float | None,
+    ) -> None:
+        self._reactor = timed(reactor)
+        self._now = monotonic_of(reactor)
+        self._user: SenderUser | None = user
+        self._limits = limits
+        self._redial_seconds = redial_seconds
+        self._why = "no connection yet"
+        self._wire: _Wire | None = None
+        self._is_stopping = False
+        self._lost: Waiters[None] = Waiters()  # of the wire, once it is stopping
+        self._timer: IDelayedCall | None = None  # of giving up, else of what is not read
+        self._full_since: tuple[float, int] | None = None
+        self._service = ClientService(
+            endpoint, _WireFactory(self), retryPolicy=self._delay, clock=self._reactor
+        )
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether what is written leaves."""
+        return self._wire is not None
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be written now."""
+        wire = self._wire
+        if wire is None or wire.is_full or self._is_stopping:
+            return 0
+        transport: Any = wire.transport
+        return max(0, ROOM_BYTES - int(getattr(transport, "_tempDataLen", 0)))
+
+    def kernel_waits(self) -> int:
+        """Bytes written on this connection that the peer's kernel has not acknowledged."""
+        return self._wire.waits() if self._wire is not None else 0
+
+    def start(self) -> None:
+        """Dial."""
+        self._begin_to_wait()
+        self._service.startService()
+
+    def write(self, payloads: Sequence[bytes]) -> None:
+        """Write payloads, each framed; dropped while there is no connection."""
+        wire = self._wire
+        if wire is not None and not self._is_stopping:
+            wire.write([piece for one in payloads for piece in (encode_prefix(len(one)), one)])
+
+    def abort(self) -> None:
+        """End at once; the user hears nothing any more."""
+        self._user = None
+        self._is_stopping = True
+        self._stop_timer()
+        if self._wire is not None:
+            self._wire.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+        self._service.stopService()
+
+    def stop(self) -> Deferred[None]:
+        """End once what was written has left, after `stop_seconds` at the latest; fires then."""
+        self._user = None
+        self._stop_timer()
+        wire, was_stopping, self._is_stopping = self._wire, self._is_stopping, True
+        if wire is not None:
+            ended = self._lost.wait()
+            if not was_stopping:
+                transport: Any = wire.transport
+                transport.unregisterProducer()  # a transport that has one does not close
+                self._timer = self._reactor.callLater(
+                    self._limits.stop_seconds, transport.abortConnection
+                )
+                self._service.stopService()  # it calls `loseConnection`
+        else:
+            ended = Deferred()
+            ended.callback(None)
+            self._service.stopService()
+        return ended
+
+    # --- from the wire
+
+    def wire_opened(self, wire: _Wire) -> None:
+        """Take note of a connection."""
+        if self._user is None:
+            wire.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+            return
+        self._stop_timer()
+        self._wire = wire
+        self._user.sender_connected()
+
+    def wire_lost(self, wire: _Wire, reason: str, *, was_open: bool) -> None:
+        """Take note of its end."""
+        self._why = reason
+        if wire is not self._wire:
+            return
+        self._wire = None
+        self._stop_timer()
+        self._lost.fire(None)
+        if self._user is not None:
+            self._begin_to_wait()
+            self._user.sender_lost(reason)
+
+    def wire_full(self) -> None:
+        """Take note that the transport has enough; a peer that reads nothing is cut off."""
+        if not self._is_stopping and self._timer is None:
+            self._full_since = None
+            self._look()
+
+    def wire_drained(self) -> None:
+        """Take note that the transport wants more."""
+        if not self._is_stopping:
+            self._stop_timer()
+            if self._user is not None:
+                self._user.sender_writable()
+
+    # --- inside
+
+    def _look(self) -> None:
+        self._timer = None
+        wire = self._wire
+        if wire is None or not wire.is_full or self._is_stopping:
+            return
+        now, waits = self._now(), wire.waits()
+        if self._full_since is None or waits < self._full_since[1]:
+            self._full_since = (now, waits)
+        if now - self._full_since[0] >= self._limits.write_timeout:
+            self._log.warn("a server has read nothing for {s} s", s=self._limits.write_timeout)
+            wire.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+            return
+        self._timer = self._reactor.callLater(LOOK_SECONDS, self._look)
+
+    def _delay(self, attempts: int) -> float:
+        return delay_of(
+            max(1, attempts), delay_min=DELAY_MIN, delay_max=DELAY_MAX, jitter=random.random()
+        )
+
+    def _begin_to_wait(self) -> None:
+        if self._redial_seconds is not None:
+            self._timer = self._reactor.callLater(self._redial_seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        self._timer = None
+        user = self._user
+        self.abort()
+        if user is not None:
+            user.sender_gave_up(f"not reached for {self._redial_seconds} s: {self._why}")
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
