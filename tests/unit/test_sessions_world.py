@@ -1,0 +1,213 @@
+"""A central and its remotes over a network that cuts, delays and kills, from seeds."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
+from msgservice.faces.sessions.remote import Ended, Remote, State
+from tests.kit.sessions_world import SessionsWorld
+
+
+def contents(messages: list[Any]) -> list[Any]:
+    return [message.content for message in messages]
+
+
+def joined(world: SessionsWorld, name: str = "shop", **options: Any) -> Remote:
+    remote = world.begin_remote(name, 20_001 + len(world.at), id=name, **options)
+    world.until(lambda: remote.is_joined and name in world.central.remotes)
+    world.until(lambda: world.central.remotes[name].is_joined)
+    return remote
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_resent_on_reconnect_once_and_in_order_between_living_processes(seed: int) -> None:
+    world = SessionsWorld(seed, heartbeat=1.0)
+    remotes = {name: joined(world, name, heartbeat_timeout=1e6) for name in ("a", "b")}
+    dice = random.Random(seed)
+    sent: dict[str, int] = dict.fromkeys(remotes, 0)
+    back: dict[str, int] = dict.fromkeys(remotes, 0)
+    receipts = []
+    for _ in range(200):
+        name = dice.choice(("a", "b"))
+        match dice.randrange(10):
+            case 0 | 1 | 2 if name in world.central.remotes:
+                for _ in range(dice.randrange(1, 20)):
+                    receipts.append(world.done(world.central.send(name, sent[name])))
+                    sent[name] += 1
+            case 3 | 4 | 5:
+                for _ in range(dice.randrange(1, 20)):
+                    receipts.append(world.done(remotes[name].send([name, back[name]])))
+                    back[name] += 1
+            case 6 | 7:
+                world.net.cut()
+            case _:
+                world.run(dice.random() * dice.choice((0.01, 0.1, 3.0)))
+    world.until(lambda: set(world.central.remotes) == {"a", "b"})
+    for receipt in receipts:
+        world.done(receipt.acknowledged())
+    for name in remotes:
+        assert contents(world.at[name]) == list(range(sent[name]))
+        from_it = [item[1] for item in contents(world.at_central) if item[0] == name]
+        assert from_it == list(range(back[name]))
+        assert world.central.remotes[name].queued == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_remote_that_is_killed_and_comes_back_joins_and_gets_what_waits(seed: int) -> None:
+    world = SessionsWorld(seed)
+    joined(world)
+    dice = random.Random(seed)
+    sent = 0
+    for _ in range(6):
+        for _ in range(dice.randrange(1, 10)):
+            world.done(world.central.send("shop", sent))
+            sent += 1
+        world.run(dice.random() * 0.05)
+        world.kill("shop")
+        world.begin_remote("shop", 20_100 + dice.randrange(1_000), id="shop")
+        world.run(dice.random() * 0.5)
+        world.until(lambda: "shop" in world.central.remotes)
+    receipt = world.done(world.central.send("shop", "last"))
+    world.done(receipt.acknowledged())
+    got = contents(world.at["shop"])
+    # Those that a killed process had and had not acknowledged come again.
+    assert set(got) >= {*range(sent), "last"}
+    firsts = sorted({value: got.index(value) for value in got if value != "last"}.items())
+    assert [at for _, at in firsts] == sorted(at for _, at in firsts)
+
+
+@pytest.mark.parametrize("milliseconds", range(0, 60, 2))
+def test_kills_of_the_remote_at_each_of_the_four_steps_leave_a_state_that_recovers(
+    milliseconds: int,
+) -> None:
+    world = SessionsWorld(milliseconds)
+    world.begin_remote("shop", 20_001, id="shop")
+    world.run(milliseconds / 1000, step=0.001)
+    world.kill("shop")
+    again = world.begin_remote("shop", 20_002, id="shop")
+    world.until(lambda: again.is_joined)
+    world.until(lambda: world.central.remotes["shop"].is_joined)
+    assert world.central.remotes["shop"].address[1] == 20_002
+    world.done(world.done(world.central.send("shop", 1)).acknowledged())
+    world.done(world.done(again.send(2)).acknowledged())
+
+
+@pytest.mark.parametrize("milliseconds", range(0, 60, 2))
+def test_kills_of_the_central_at_each_of_the_four_steps_leave_a_state_that_recovers(
+    milliseconds: int,
+) -> None:
+    world = SessionsWorld(milliseconds)
+    remote = world.begin_remote("shop", 20_001, id="shop", heartbeat_timeout=60.0)
+    receipt = world.done(remote.send("early"))
+    world.run(milliseconds / 1000, step=0.001)
+    world.kill("central")
+    world.run(0.2)
+    world.begin_central()
+    world.until(lambda: "shop" in world.central.remotes)
+    world.until(lambda: world.central.remotes["shop"].is_joined and remote.is_joined)
+    world.done(receipt.acknowledged())
+    world.done(world.done(world.central.send("shop", 1)).acknowledged())
+    assert contents(world.at_central).count("early") in (1, 2)  # twice if the first central had it
+
+
+def test_hello_creates_a_client_stored_in_a_dictionary_by_remote_address() -> None:
+    world = SessionsWorld()
+    remote = world.begin_remote("x", 20_001)
+    world.until(lambda: remote.is_joined)
+    assert list(world.central.remotes) == [("127.0.0.1", 20_001)]
+
+
+def test_a_second_hello_replaces_and_what_is_in_flight_goes_on_in_order() -> None:
+    world = SessionsWorld()
+    remote = joined(world)
+    first = world.central.remotes["shop"]
+    receipts = [world.done(world.central.send("shop", n)) for n in range(50)]
+    for end in world.net.live():  # the remote's client is cut, so it says hello again
+        if end.getPeer().port == world.CENTRAL_PORT:
+            world.net.break_off(end)
+    for receipt in receipts:
+        world.done(receipt.acknowledged())
+    second = world.central.remotes["shop"]
+    assert second is not first
+    assert second.session != first.session
+    assert contents(world.at["shop"]) == list(range(50))
+    assert remote.session == second.session
+
+
+def test_heartbeats_keep_alive_and_their_absence_past_the_timeout_shuts_the_remote_down() -> None:
+    world = SessionsWorld(heartbeat=1.0)
+    remote = joined(world, heartbeat_timeout=3.0)
+    world.run(30.0, step=0.1)
+    assert remote.is_joined
+    assert world.central.remotes["shop"].last_heartbeat is not None
+    world.kill("central")
+    began = world.net.clock.seconds()
+    ended = world.done(remote.when_shut_down())
+    assert ended == Ended("silence", "no heartbeat for 3.0 s")
+    assert world.net.clock.seconds() - began <= 3.0 + 1.0 + 0.2
+    assert remote.state is State.ENDED
+    assert not world.net.live()  # client and server
+
+
+def test_a_shutdown_is_acknowledged_with_all_before_it_after_their_handlers_ended() -> None:
+    world = SessionsWorld()
+    ends: list[str] = []
+    remote = joined(world, on_shutdown=lambda ended: ends.append(ended.reason))
+    for n in range(20):
+        world.done(world.central.send("shop", n))
+    told = world.central.shutdown("shop", "enough")
+    behind = world.done(world.central.send("shop", "behind"))
+    world.done(told)
+    assert contents(world.at["shop"]) == list(range(20))
+    assert ends == ["enough"]
+    assert world.done(remote.when_shut_down()) == Ended("central", "enough")
+    assert world.central.remotes == {}
+    with pytest.raises(NotJoined):  # it was never sent
+        world.done(behind.acknowledged())
+    dials = world.net.ports
+    world.run(60.0, step=0.1)
+    assert world.net.ports == dials  # until the next hello nobody dials
+
+
+def test_a_shutdown_for_an_absent_remote_is_not_kept() -> None:
+    world = SessionsWorld()
+    with pytest.raises(NotJoined):
+        world.done(world.central.shutdown("shop"))
+    joined(world)
+    world.kill("shop")
+    world.run(1.0)
+    with pytest.raises(NotJoined):
+        world.done(world.central.shutdown("shop"))
+    remote = joined(world, "shop")
+    world.run(5.0)
+    assert remote.is_joined
+
+
+def test_who_is_away_for_too_long_has_left_and_what_waited_for_it_fails() -> None:
+    world = SessionsWorld()
+    joined(world)
+    world.kill("shop")
+    left = world.central.when_left("shop")
+    world.run(1.0)
+    receipt = world.done(world.central.send("shop", 1))
+    member, reason = world.done(left)
+    assert (member.key, "not reached for 30.0 s" in reason) == ("shop", True)
+    with pytest.raises((NotJoined, RemoteLeft)):
+        world.done(receipt.acknowledged())
+    with pytest.raises(NotJoined):
+        world.done(world.central.send("shop", 1))
+
+
+def test_nothing_waits_in_the_clock_when_all_have_stopped() -> None:
+    world = SessionsWorld()
+    remotes = [joined(world, name) for name in ("a", "b")]
+    world.done(world.central.send("a", 1))
+    for remote in remotes:
+        world.done(remote.stopService())
+    world.done(world.central.stopService())
+    world.run(60.0, step=0.1)
+    assert world.net.clock.getDelayedCalls() == []
