@@ -265,7 +265,7 @@ def _index(payload: bytes, at: int, end: int, opcode: int, next_index: int) -> i
 
 def _check_depth(value: Any) -> None:
     """Refuse what is nested deeper than `DEPTH_MAX`. What is shared is looked at once."""
-    if type(value) is dict and not any(type(item) in _NESTING for item in value.values()):
+    if type(value) is dict and _NESTING.isdisjoint(map(type, (*value, *value.values()))):
         return  # a log record
     seen: set[int] = set()
     level = [value]

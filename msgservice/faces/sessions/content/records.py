@@ -1,0 +1,172 @@
+"""The compatible codec: log records as the standard library's `SocketHandler` sends them.
+
+A payload is a pickle (protocol 1) of a mapping, the attributes of a log record. Its `msg` is the
+content; a control message is a `msg` too. A message of a session has its number in two attributes
+more, which other receivers keep and do not look at.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from zope.interface import implementer
+
+from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.content.restricted import loads, registered
+from msgservice.faces.sessions.envelope import Control, Item, Message, control_of, fields_of
+from msgservice.faces.sessions.errors import BadPayload
+
+PROTOCOL = 1  # what `SocketHandler` writes, and every Python reads
+_STOP = b"."
+_SET = b"s"  # the opcode SETITEM
+_MARKS = frozenset({"name", "levelno"})  # a log record has one of these
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+# Conversions with a width and a precision of two digits at most.
+_is_modest = re.compile(
+    r"(?:[^%]|%(?:\(\w+\))?[#0\- +]*\d{0,2}(?:\.\d{1,2})?[diouxXeEfFgGcrsa%])*", re.DOTALL
+).fullmatch
+
+
+@implementer(ISessionCodec)
+class RecordsCodec:
+    """Log records. Content is any object that has such a pickle; others see it as the message.
+
+    Args:
+        logger: the name of the logger in what is sent.
+        level: its level.
+        classes: whose instances may come, beside what `restricted` knows; pickled by protocol 1.
+        objects: whether anything may come, and run code. For a listener of loopback, or one that
+            verifies the certificates of its clients, only.
+    """
+
+    name = "records"
+
+    def __init__(
+        self,
+        *,
+        logger: str = "msgservice",
+        level: int = logging.INFO,
+        classes: tuple[type, ...] = (),
+        objects: bool = False,
+    ) -> None:
+        self.trusts = objects
+        known: dict[tuple[str, str], Any] = {}
+        for cls in classes:
+            known.update(registered(cls))
+        self._load: Callable[[bytes], Any] = (
+            _load_anything if objects else lambda payload: loads(payload, known)
+        )
+        self._classes = classes
+        self._logger, self._level = logger, level
+        self._level_name = logging.getLevelName(level)
+
+    def prepare(self, content: Any) -> bytes:
+        """See `ISessionCodec`. What it returns lacks its last opcode: attributes may follow."""
+        now = time.time_ns() / 1e9
+        return self._pickle(
+            {
+                "name": self._logger,
+                "msg": content,
+                "args": None,
+                "levelname": self._level_name,
+                "levelno": self._level,
+                "pathname": "",
+                "filename": "",
+                "module": "",
+                "exc_info": None,
+                "exc_text": None,
+                "stack_info": None,
+                "lineno": 0,
+                "funcName": None,
+                "created": now,
+                "msecs": now % 1 * 1000,
+                "relativeCreated": 0.0,
+                "thread": threading.get_ident(),
+                "threadName": threading.current_thread().name,
+                "processName": "MainProcess",
+                "process": os.getpid(),
+            }
+        )
+
+    def prepare_record(self, record: logging.LogRecord) -> bytes:
+        """Return a log record as `prepare` does content: as `SocketHandler.makePickle` has it."""
+        fields = dict(record.__dict__)
+        if record.exc_info and not record.exc_text:
+            fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
+        fields.update(msg=record.getMessage(), args=None, exc_info=None)
+        fields.pop("message", None)
+        return self._pickle(fields)
+
+    def message(self, prepared: bytes, session: str | None, number: int | None) -> bytes:
+        """See `ISessionCodec`."""
+        if session is None:
+            return prepared + _STOP
+        return b"".join(
+            (prepared, _attribute("session", session), _attribute("number", number), _STOP)
+        )
+
+    def control(self, item: Control) -> bytes:
+        """See `ISessionCodec`."""
+        return self.prepare(fields_of(item)) + _STOP
+
+    def decode(self, payload: bytes) -> Item:
+        """See `ISessionCodec`."""
+        value = self._load(payload)
+        if (
+            type(value) is not dict
+            or "msg" not in value
+            or not ("name" in value or "levelno" in value)
+        ):
+            return control_of(value) or Message(value)
+        content = value["msg"]
+        control = control_of(content)
+        if control is not None:
+            return control
+        arguments = value.get("args")
+        if arguments and isinstance(content, str):
+            content = _formatted(content, arguments)
+        session, number = value.get("session"), value.get("number")
+        if type(session) is str and type(number) is int:
+            return Message(content, session, number, value)
+        return Message(content, None, None, value)
+
+    def _pickle(self, fields: dict[str, Any]) -> bytes:
+        try:
+            pickled = pickle.dumps(fields, PROTOCOL)
+        except Exception as error:
+            raise TypeError(f"{type(fields['msg']).__name__} cannot be pickled: {error}") from error
+        return pickled[:-1]
+
+
+def _attribute(name: str, value: object) -> bytes:
+    return pickle.dumps(name, PROTOCOL)[:-1] + pickle.dumps(value, PROTOCOL)[:-1] + _SET
+
+
+def _formatted(text: str, arguments: Any) -> str:
+    """Return text with its arguments, as loggers before Python 3 left it to the receiver.
+
+    Unless it might grow: by a width that the text asks for, or by what is in the arguments.
+    """
+    values = arguments.values() if isinstance(arguments, dict) else arguments
+    if not isinstance(arguments, dict | tuple) or not _SCALARS.issuperset(map(type, values)):
+        return text
+    if _is_modest(text) is None:
+        return text
+    try:
+        return str(text % arguments)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        return text
+
+
+def _load_anything(payload: bytes) -> Any:
+    try:
+        return pickle.loads(payload)  # noqa: S301  # who made the codec asked for it
+    except Exception as error:
+        raise BadPayload(f"no pickle: {type(error).__name__}") from None
