@@ -160,7 +160,8 @@ def test_every_dependency_has_its_reason() -> None:
     assert names(project["dependencies"]) == reasons("## To run")
     assert names(extras["dev"]) == reasons("## To develop")
     assert names(extras["docs"]) == reasons("## To build the documentation")
-    assert {"dev", "docs"} == set(extras)
+    assert names(extras["objects"]) == reasons("## For sessions that carry any object")
+    assert {"dev", "docs", "objects"} == set(extras)
 
 
 def rules() -> dict[int, str]:
