@@ -1,0 +1,288 @@
+"""Logging over TCP under its old names: a server of records, and a logger that sends to one.
+
+    RemoteMessagingSender (a Logger) ─► RemoteMessagingSocketHandler ─► Hop ─► a server of records
+    RemoteMessagingServer ◄─ a Listener ◄─ any `logging.handlers.SocketHandler`
+
+What the original had and these names promise; sessions proper are `central` and `remote`. A record
+waits, bounded, while the server is away, and is sent again where its kernel did not have it; what
+the server's program did with it, this wire cannot tell.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from logging.handlers import DEFAULT_TCP_LOGGING_PORT
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.interfaces import IAddress, IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.ssl import CertificateOptions
+from twisted.logger import Logger
+from twisted.python.threadable import isInIOThread
+
+from msgservice.clock import timed
+from msgservice.faces.sessions.content.records import RecordsCodec
+from msgservice.faces.sessions.envelope import Item, Message
+from msgservice.faces.sessions.errors import QueueFull, RemoteLeft, SessionError
+from msgservice.faces.sessions.handlers import Handlers, SessionMessage
+from msgservice.faces.sessions.hop import Account, Hop
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.faces.sessions.listener import Inbound, Listener
+from msgservice.faces.sessions.outgoing import Entry
+from msgservice.faces.sessions.sender import Sender
+
+LISTEN = "tcp:0:interface=127.0.0.1"
+
+
+class RemoteMessagingError(SessionError):
+    """A record that could not be taken: the queue towards its server is full, or it was closed."""
+
+
+def handle_by_name(record: logging.LogRecord) -> None:
+    """Hand a record to the logger of its name, as the server of the logging cookbook does."""
+    logging.getLogger(record.name).handle(record)
+
+
+class RemoteMessagingServer:
+    """A server of log records, from any number of clients at once, in the order of each.
+
+    Args:
+        handler: called with a `logging.LogRecord`; by default its logger handles it.
+        reactor: clock, sockets and threads; by default the one that is installed.
+        listen: a Twisted endpoint or its description; by default a port that the kernel chooses.
+        threads: so many threads for the handler, which may block then.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[logging.LogRecord], object] = handle_by_name,
+        *,
+        reactor: Any = None,
+        listen: str | IStreamServerEndpoint = LISTEN,
+        threads: int = 0,
+        codec: RecordsCodec | None = None,
+        tls: CertificateOptions | None = None,
+        limits: SessionLimits | None = None,
+        insecure: bool = False,
+    ) -> None:
+        reactor = reactor if reactor is not None else installed_reactor()
+        limits = limits or SessionLimits()
+        self._listen = listen
+        self._handler = handler
+        self._handlers = Handlers(reactor, self._handle, threads=threads, limits=limits)
+        self._listener = Listener(
+            reactor,
+            codec=codec or RecordsCodec(),
+            user=self,
+            limits=limits,
+            tls=tls,
+            insecure=insecure,
+        )
+
+    @property
+    def serverAddress(self) -> tuple[str, int] | None:
+        """The host and port that it listens at; None before `start`."""
+        return self._listener.address
+
+    @property
+    def serverIP(self) -> str | None:
+        """The host that it listens at."""
+        return self.serverAddress[0] if self.serverAddress is not None else None
+
+    @property
+    def serverPort(self) -> int | None:
+        """The port that it listens at."""
+        return self.serverAddress[1] if self.serverAddress is not None else None
+
+    def start(self) -> Deferred[IAddress]:
+        """Listen; fires with the address, for TCP at once. Fails with `CannotListen`."""
+        return self._listener.listen(self._listen)
+
+    def stop(self) -> Deferred[None]:
+        """End; fires when all connections have, and the handlers that run."""
+        ended = gatherResults([self._listener.stop(), self._handlers.stop()])
+        return ended.addCallback(lambda _: None)
+
+    def connection_opened(self, inbound: Inbound) -> None:
+        """See `ListenerUser`."""
+
+    def connection_lost(self, inbound: Inbound, reason: str) -> None:
+        """See `ListenerUser`."""
+
+    def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
+        """See `ListenerUser`."""
+        if not isinstance(item, Message):
+            inbound.abort("a control message of sessions, at a server of log records")
+            return
+        inbound.hold(size)
+        message = SessionMessage(
+            content=item.content, key=None, peer=(inbound.host, inbound.port), record=item.record
+        )
+        self._handlers.submit(inbound, message, lambda _: inbound.release(size))
+
+    def _handle(self, message: SessionMessage) -> object:
+        fields = dict(message.record or {"msg": message.content})
+        fields.update(msg=message.content, args=None)
+        return self._handler(logging.makeLogRecord(fields))
+
+
+class RemoteMessagingSocketHandler(logging.Handler):
+    """A handler of log records that sends them to a server of records.
+
+    It may be used from any thread; what waits and is sent belongs to the reactor's.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        host: str,
+        port: int = DEFAULT_TCP_LOGGING_PORT,
+        *,
+        reactor: Any = None,
+        endpoint: IStreamClientEndpoint | None = None,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        super().__init__()
+        self._reactor: Any = timed(reactor if reactor is not None else installed_reactor())
+        self._limits = limits = limits or SessionLimits()
+        self._codec = RecordsCodec()
+        self._account = Account(limits)
+        if endpoint is None:
+            endpoint = HostnameEndpoint(self._reactor, host, port, timeout=limits.dial_timeout)
+        self._sender = Sender(self._reactor, endpoint, self, limits=limits, redial_seconds=None)
+        self._hop = Hop(
+            self._reactor,
+            account=self._account,
+            sender=self._sender,
+            codec=self._codec,
+            limits=limits,
+            acks=False,
+        )
+        self._is_started = self._is_closed = False
+
+    @property
+    def queued(self) -> int:
+        """Records that the server's kernel has not acknowledged."""
+        return self._account.outgoing.messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record. Raises `RemoteMessagingError` where the queue is full, or it is closed."""
+        if self._is_closed:
+            raise RemoteMessagingError("the sender is closed")
+        prepared = self._codec.prepare_record(record)
+        if isInIOThread():
+            self._add(prepared)
+        elif self.queued >= self._limits.queue_messages:
+            raise RemoteMessagingError(f"the queue is full: {self.queued} records wait")
+        else:
+            self._reactor.callFromThread(self._add_later, prepared)
+
+    def flushed(self) -> Deferred[None]:
+        """Fire when the server's kernel has all that was sent until now."""
+        last = self._last
+        return last.acknowledged() if last is not None else succeed(None)
+
+    def close(self) -> Deferred[None]:  # type: ignore[override]  # logging looks at no result
+        """Send what waits, for `stop_seconds` at most, then end; fires then."""
+        super().close()
+        if self._is_closed:
+            return succeed(None)
+        self._is_closed = True
+        if not self._is_started:
+            return succeed(None)
+        timer = self._reactor.callLater(self._limits.stop_seconds, self._give_up)
+        flushed = self.flushed()
+        flushed.addErrback(lambda _: None)
+
+        def stop(_: object) -> Deferred[None]:
+            if timer.active():
+                timer.cancel()
+            self._hop.close()
+            return self._sender.stop()
+
+        return flushed.addCallback(stop)
+
+    # --- from its client
+
+    def sender_connected(self) -> None:
+        """See `SenderUser`."""
+        self._hop.connected()
+        self._hop.open()
+
+    def sender_writable(self) -> None:
+        """See `SenderUser`."""
+        self._hop.pump()
+
+    def sender_lost(self, reason: str) -> None:
+        """See `SenderUser`."""
+        self._hop.close()
+
+    def sender_gave_up(self, reason: str) -> None:
+        """See `SenderUser`. It never does."""
+
+    # --- inside
+
+    _last: Entry | None = None
+
+    def _add(self, prepared: bytes) -> None:
+        if not self._is_started:
+            self._is_started = True
+            self._sender.start()
+        entry = Entry(prepared)
+        try:
+            self._hop.add(entry)
+        except QueueFull as error:
+            raise RemoteMessagingError(str(error)) from error
+        self._last = entry
+
+    def _add_later(self, prepared: bytes) -> None:
+        try:
+            self._add(prepared)
+        except RemoteMessagingError as error:
+            self._log.warn("a log record is not sent: {error}", error=str(error))
+
+    def _give_up(self) -> None:
+        for entry in self._account.outgoing.end():
+            entry.settle(RemoteLeft("the server did not take it in time"))
+
+
+class RemoteMessagingSender(logging.Logger):
+    """A logger whose records go to one server of records: `info`, `debug`, `error`, `close`.
+
+    Args:
+        name: of the logger, and so in the records.
+        host, port: of the server.
+        logLevel: what is below it is not sent.
+        reactor: by default the one that is installed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int = DEFAULT_TCP_LOGGING_PORT,
+        logLevel: int = logging.DEBUG,
+        *,
+        reactor: Any = None,
+        endpoint: IStreamClientEndpoint | None = None,
+        limits: SessionLimits | None = None,
+    ) -> None:
+        super().__init__(name, logLevel)
+        self.handler = RemoteMessagingSocketHandler(
+            host, port, reactor=reactor, endpoint=endpoint, limits=limits
+        )
+        self.addHandler(self.handler)
+
+    def close(self) -> Deferred[None]:
+        """Send what waits, then end; fires then."""
+        return maybeDeferred(self.handler.close)
+
+
+def installed_reactor() -> Any:
+    """Return the reactor of this process, for those of these names that are not given one."""
+    from twisted.internet import reactor  # noqa: TID251  # the old names take none
+
+    return reactor
