@@ -1,0 +1,240 @@
+"""Sessions on real sockets: both ends, a real node, and the standard library at the other end."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import pickle
+import socket
+import socketserver
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+
+from msgservice.errors import UnknownReceiver
+from msgservice.faces.sessions.central import Central
+from msgservice.faces.sessions.content.records import RecordsCodec
+from msgservice.faces.sessions.durable import DurableRemotes
+from msgservice.faces.sessions.names import RemoteMessagingSender, RemoteMessagingServer
+from msgservice.faces.sessions.remote import Ended, Remote
+from msgservice.node.node import Node
+from msgservice.receiver.receiver import Receiver
+
+SECONDS = 30
+
+
+class Cookbook:
+    """The receiver of log records that the logging cookbook describes: a thread per connection."""
+
+    def __init__(self) -> None:
+        records: list[logging.LogRecord] = []
+        self.records = records
+        self.came = threading.Condition()
+        came = self.came
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                while len(prefix := self.rfile.read(4)) == 4:
+                    (length,) = struct.unpack(">L", prefix)
+                    body = self.rfile.read(length)
+                    if len(body) < length:
+                        break
+                    record = logging.makeLogRecord(pickle.loads(body))
+                    logging.Formatter("%(asctime)s %(name)s %(process)d %(message)s").format(record)
+                    with came:
+                        records.append(record)
+                        came.notify_all()
+
+        class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = daemon_threads = True
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        self._thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def wait(self, count: int) -> list[logging.LogRecord]:
+        with self.came:
+            assert self.came.wait_for(lambda: len(self.records) >= count, SECONDS)
+        return self.records
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def cookbook() -> Iterator[Cookbook]:
+    made = Cookbook()
+    yield made
+    made.stop()
+
+
+class Came:
+    """A handler that fires when so many have come."""
+
+    def __init__(self) -> None:
+        self.all: list[Any] = []
+        self._waiting: list[tuple[int, Deferred[list[Any]]]] = []
+
+    def __call__(self, one: Any) -> None:
+        self.all.append(one)
+        for pair in list(self._waiting):
+            if len(self.all) >= pair[0]:
+                self._waiting.remove(pair)
+                pair[1].callback(self.all)
+
+    def wait(self, count: int) -> Deferred[list[Any]]:
+        d: Deferred[list[Any]] = Deferred()
+        d.addTimeout(SECONDS, reactor)
+        self._waiting.append((count, d))
+        if len(self.all) >= count:
+            self._waiting.pop()
+            d.callback(self.all)
+        return d
+
+
+@pytest_twisted.ensureDeferred
+async def test_both_sides_send_and_acknowledge_and_the_central_ends_the_remote() -> None:
+    at_central, at_remote = Came(), Came()
+    central = Central(reactor, on_message=at_central)
+    address = await central.listen()
+    remote = Remote(reactor, address, id="shop", on_message=at_remote)
+    await remote.start()
+    await remote.when_joined()
+    receipts = [await central.send("shop", {"n": n}) for n in range(500)]
+    receipts += [await remote.send(n) for n in range(500)]
+    for receipt in receipts:
+        await receipt.acknowledged()
+    assert [m.content for m in at_remote.all] == [{"n": n} for n in range(500)]
+    assert [m.content for m in at_central.all] == list(range(500))
+    assert at_central.all[0].key == "shop"
+    await central.shutdown("shop", "enough")
+    assert await remote.when_shut_down() == Ended("central", "enough")
+    await central.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_standard_socket_handlers_send_to_a_central_unchanged() -> None:
+    came = Came()
+    central = Central(reactor, codec=RecordsCodec(), on_message=came)
+    host, port = await central.listen()
+
+    def log(number: int) -> None:
+        logger = logging.getLogger(f"tests.shop{number}")
+        logger.propagate, logger.level = False, logging.INFO
+        handler = logging.handlers.SocketHandler(host, port)
+        logger.addHandler(handler)
+        for n in range(100):
+            logger.info("loop %d", n)
+        try:
+            raise ValueError("no")
+        except ValueError:
+            logger.exception("it failed")
+        logger.removeHandler(handler)
+        handler.close()
+
+    for number in range(3):
+        await deferToThread(log, number)
+    messages = await came.wait(303)
+    for number in range(3):
+        mine = [m for m in messages if m.record["name"] == f"tests.shop{number}"]
+        assert [m.content for m in mine] == [*(f"loop {n}" for n in range(100)), "it failed"]
+        assert "ValueError: no" in mine[-1].record["exc_text"]
+    await central.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_under_its_old_name_hands_records_on_and_writes_nothing() -> None:
+    came = Came()
+    server = RemoteMessagingServer(came, reactor=reactor)
+    await server.start()
+    assert server.serverAddress == (server.serverIP, server.serverPort)
+
+    def log() -> bytes:
+        record = logging.LogRecord("shop", logging.INFO, "", 1, "x %s", ("y",), None)
+        with socket.create_connection((server.serverIP, server.serverPort), 5) as client:
+            client.sendall(logging.handlers.SocketHandler("h", 1).makePickle(record))
+            client.shutdown(socket.SHUT_WR)
+            return client.recv(100)
+
+    assert await deferToThread(log) == b""
+    (record,) = await came.wait(1)
+    assert (record.name, record.getMessage(), record.levelno) == ("shop", "x y", logging.INFO)
+    await server.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_sender_under_its_old_name_logs_to_the_receiver_of_the_cookbook(
+    cookbook: Cookbook,
+) -> None:
+    logger = RemoteMessagingSender("shop", "127.0.0.1", cookbook.port, reactor=reactor)
+    for n in range(200):
+        logger.info("loop %d", n)
+    await deferToThread(logger.warning, "from a %s", "thread")
+    records = await deferToThread(cookbook.wait, 201)
+    assert [r.getMessage() for r in records] == [
+        *(f"loop {n}" for n in range(200)),
+        "from a thread",
+    ]
+    await logger.handler.flushed()
+    assert logger.handler.queued == 0
+    await logger.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_remote_without_acknowledgements_speaks_with_the_receiver_of_the_cookbook(
+    cookbook: Cookbook,
+) -> None:
+    remote = Remote(reactor, ("127.0.0.1", cookbook.port), codec=RecordsCodec(), acks=False)
+    _, port = await remote.start()
+    (hello,) = await deferToThread(cookbook.wait, 1)
+    assert hello.msg == {"type": "hello", "port": port}
+    await remote.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_for_a_remote_that_is_away_waits_in_a_node(tmp_path: Path) -> None:
+    node = Node(reactor, tmp_path / "node", failed=lambda error: None)
+    node.startService()
+    await node.when_ready()
+
+    def attach(receiver: Receiver) -> None:
+        receiver.attach_through(
+            lambda make_user: node.connector(make_user, receiver.name), address="in this process"
+        )
+
+    client = node.client("central")
+    central = Central(reactor, node=DurableRemotes(reactor, client, attach))
+    address = await central.listen()
+    with pytest.raises(UnknownReceiver):
+        await central.send("shop", 1)
+    first = Came()
+    remote = Remote(reactor, address, id="shop", on_message=first)
+    await remote.start()
+    await central.when_joined("shop")
+    await (await central.send("shop", "there")).acknowledged()
+    left = central.when_left("shop")
+    await central.shutdown("shop")
+    await left
+    receipts = [await central.send("shop", n) for n in range(20)]
+    second = Came()
+    again = Remote(reactor, address, id="shop", on_message=second)
+    await again.start()
+    for receipt in receipts:
+        await receipt.acknowledged()
+    assert [m.content for m in first.all] == ["there"]
+    assert [m.content for m in second.all] == list(range(20))
+    await again.stopService()
+    await central.stopService()
+    await client.close()
+    await node.stopService()
