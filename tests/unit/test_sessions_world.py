@@ -173,6 +173,17 @@ def test_a_shutdown_is_acknowledged_with_all_before_it_after_their_handlers_ende
     assert world.net.ports == dials  # until the next hello nobody dials
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_a_shutdown_is_acknowledged_however_its_two_connections_end(seed: int) -> None:
+    world = SessionsWorld(seed)
+    remote = joined(world)
+    receipts = [world.done(world.central.send("shop", n)) for n in range(3)]
+    world.done(world.central.shutdown("shop"))
+    for receipt in receipts:
+        world.done(receipt.acknowledged())
+    assert world.done(remote.when_shut_down()) == Ended("central")
+
+
 def test_a_shutdown_for_an_absent_remote_is_not_kept() -> None:
     world = SessionsWorld()
     with pytest.raises(NotJoined):

@@ -233,6 +233,9 @@ class Central(Service):
 
     def connection_lost(self, inbound: Inbound, reason: str) -> None:
         """See `ListenerUser`. Its remote says hello again, if it is still there."""
+        member: Member | None = inbound.owner
+        if member is not None:
+            member.unheard()
 
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""

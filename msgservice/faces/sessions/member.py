@@ -80,7 +80,9 @@ class Member:
         self._previous = previous
         self._user = user
         self._limits = limits
-        self._timer: IDelayedCall | None = None  # of joining
+        self._timer: IDelayedCall | None = None  # of joining, and of ending
+        self._is_heard = True
+        self._shutdown: Entry | None = None
         self._sender = Sender(
             reactor, endpoint, self, limits=limits, redial_seconds=limits.redial_seconds
         )
@@ -129,7 +131,7 @@ class Member:
         """Tell the remote to end, behind all that waits for it. Raises `NotJoined`, `QueueFull`."""
         if self.state is not State.JOINED or self._hop.is_ending:
             raise NotJoined(f"{named(self.key)} is not joined")
-        entry = Entry((reason or "").encode(), is_shutdown=True)
+        self._shutdown = entry = Entry((reason or "").encode(), is_shutdown=True)
         self._hop.add(entry)
         return entry
 
@@ -145,6 +147,13 @@ class Member:
     def handled(self, incoming: Incoming) -> None:
         """Acknowledge soon: a handler of the remote's messages has ended."""
         self._hop.handled(incoming)
+
+    def unheard(self) -> None:
+        """Take note that the connection of its hello has ended: it says nothing any more."""
+        self._is_heard = False
+        if self.state is State.DIALLING and self._hop.is_ending:
+            self._stop_timer()
+            self._not_answered()
 
     def replace(self) -> None:
         """End, since the same remote has said hello again; what waits goes on with the next."""
@@ -192,9 +201,14 @@ class Member:
         if self.state is State.LEFT:
             return
         self._end(State.DIALLING)
-        if self._hop.is_ending:
-            self._sender.abort()
-            self.leave("told to shut down, and the connection ended")
+        if not self._hop.is_ending:
+            return
+        self._sender.abort()  # until the next hello nobody dials
+        if self._hello.acks and self._is_heard:
+            # Its last word comes over its own client, and that connection ends behind it.
+            self._timer = self._reactor.callLater(self._limits.join_timeout, self._not_answered)
+        else:
+            self._not_answered()
 
     def sender_gave_up(self, reason: str) -> None:
         """See `SenderUser`."""
@@ -212,6 +226,12 @@ class Member:
         self._timer = None
         self._sender.abort()
         self.leave(f"no answer to welcome within join_timeout = {self._limits.join_timeout} s")
+
+    def _not_answered(self) -> None:
+        self._timer = None
+        if not self._hello.acks and self._shutdown is not None:
+            self._shutdown.settle()  # it has ended, and that is all that it can say
+        self.leave("told to shut down, and the connection ended")
 
     def _was_shut_down(self) -> None:
         if self.state is not State.LEFT:

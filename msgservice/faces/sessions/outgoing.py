@@ -43,7 +43,9 @@ class Entry:
         return succeed(None) if self._error is None else fail(self._error)
 
     def settle(self, error: Exception | None = None) -> None:
-        """Take note of what became of it, for good."""
+        """Take note of what became of it, for good: what is said first holds."""
+        if self._is_settled:
+            return
         self._is_settled, self._error = True, error
         waiters, self._waiters = self._waiters, None
         if waiters is not None and error is None:
