@@ -50,6 +50,8 @@ class End:
         self._is_paused = False
         self._is_pumping = False
         self._is_closing = False
+        self._has_left = False
+        self._is_broken = False
         self.is_over = False
         self._producer: Any = None
         self._has_told = False
@@ -98,14 +100,14 @@ class End:
 
     def pump(self) -> None:
         """Let what was written arrive, piece by piece."""
-        if not self._is_pumping and self._out and not self.is_over:
+        if not self._is_pumping and self._out and not self._is_broken:
             self._is_pumping = True
             self.net.later(self._arrive)
 
     def _arrive(self) -> None:
         self._is_pumping = False
         other = self.other
-        if self.is_over or other.is_over or other._is_paused or not self._out:
+        if self._is_broken or other.is_over or other._is_paused or not self._out:
             return
         data = self._out.popleft()
         at = len(data) if self.net.random.random() < 0.7 else self.net.random.randrange(len(data))
@@ -122,15 +124,19 @@ class End:
         self.pump()
 
     def _close_if_done(self) -> None:
-        if self._is_closing and not self._out and self._producer is None and not self.is_over:
-            self.over(ConnectionDone())
+        if not self._is_closing or self._producer is not None:
+            return
+        if not self._has_left:  # what it has written is in the kernel, and arrives without it
+            self._has_left = True
+            self.net.later(lambda: self.over(ConnectionDone()))
+        if not self._out and not self._is_broken:
             self.net.later(lambda: self.other.over(ConnectionDone()))
 
     def over(self, why: Exception) -> None:
         """End, and say so."""
         if not self.is_over:
             self.is_over = True
-            self._out.clear()
+            self._is_broken = self._is_broken or not self._has_left
             self.net.calling(self, self.protocol.connectionLost, Failure(why))
 
 
@@ -245,7 +251,7 @@ class Net:
                 del self.servers[port]
         for end, owner in self.ends.items():
             if owner is process and not end.is_over:
-                end.is_over = True
+                end.is_over = end._is_broken = True
                 self.later(lambda end=end: end.other.over(ConnectionLost()))  # type: ignore[misc]
 
 
