@@ -241,9 +241,10 @@ class Central(Service):
         """See `ListenerUser`."""
         member: Member | None = inbound.owner
         try:
+            if type(item) is Message:
+                self._message(inbound, member, item, size)
+                return
             match item:
-                case Message():
-                    self._message(inbound, member, item, size)
                 case Hello():
                     self._hello(inbound, item)
                 case Joined() if member is not None:

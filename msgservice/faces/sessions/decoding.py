@@ -91,14 +91,15 @@ class Decoding:
     def _run(self) -> None:
         self._is_running = True
         waiting, decode, give = self._waiting, self._codec.decode, self._give
+        budget = self._budget
         while waiting:
-            if self._budget.is_spent:
-                self._budget.wait(self._run)
+            if budget.used >= budget.limit:
+                budget.wait(self._run)
                 return
             payload = waiting.popleft()
             size = len(payload)
             if size > self._thread_bytes:
-                self._budget.used += size
+                budget.used += size
                 d = deferToThread(decode, payload)
                 d.addCallbacks(
                     self._decoded, lambda f: self._not_decoded(f.value), callbackArgs=(size,)

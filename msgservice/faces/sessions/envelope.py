@@ -112,6 +112,8 @@ def control_of(content: object) -> Control | None:
     None for anything else. Raises `BadControl` for one whose fields cannot be.
     """
     if isinstance(content, str):
+        if content[:1] != "{":
+            return None
         content = _read_text(content)
     if not isinstance(content, dict):
         return None
@@ -131,7 +133,7 @@ def fields_of(item: Control) -> dict[str, Any]:
 
 
 def _read_text(text: str) -> object:
-    if len(text) > TEXT_MAX or not text.startswith("{") or '"type"' not in text.replace("'", '"'):
+    if len(text) > TEXT_MAX or '"type"' not in text.replace("'", '"'):
         return None
     try:
         return json.loads(text)

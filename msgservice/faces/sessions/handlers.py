@@ -96,7 +96,25 @@ class Handlers:
         if jobs is not None:
             jobs.append((message, done))
             return
-        self._lanes[lane] = deque([(message, done)])
+        jobs = self._lanes[lane] = deque()
+        if self._threads or message is None or self._function is None or self._is_stopped:
+            jobs.append((message, done))
+            self._run(lane)
+            return
+        # Most end at once, and nothing waits behind them.
+        self._running += 1
+        failure = None
+        try:
+            waited = self._waited(self._function(message))
+        except Exception:
+            failure = self._reason(Failure())
+        else:
+            if waited is not None:
+                jobs.append((message, done))
+                waited.addBoth(self._over, lane, done)
+                return
+        self._running -= 1
+        done(failure)
         self._run(lane)
 
     def stop(self) -> Deferred[None]:
@@ -152,7 +170,12 @@ class Handlers:
         """Return what is waited for, None where it has ended; raises what it raises at once."""
         if self._threads:
             return deferToThreadPool(self._untimed, self._threadpool(), function, message)
-        result = function(message)
+        return self._waited(function(message))
+
+    @staticmethod
+    def _waited(result: object) -> Deferred[Any] | None:
+        if result is None:
+            return None
         if isinstance(result, Deferred):
             return result
         if isinstance(result, Coroutine):

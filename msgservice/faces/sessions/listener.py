@@ -62,18 +62,20 @@ class Inbound(TwistedProtocol):
         self.received_at = 0.0
         self.is_paused = False
         self._listener = listener
-        self._limits = limits = listener.limits
+        limits = listener.limits
+        self._messages_max, self._bytes_max = limits.unhandled_messages, limits.unhandled_bytes
         self._splitter = FrameSplitter(limits.payload_bytes)
         self._held_messages = self._held_bytes = 0
         self._is_open = False
         self._is_over = False  # nothing more is read
         self._lost: str | None = None
+        receive = listener.user.item_received
         self._decoding = Decoding(
             listener.reactor,
             codec=listener.codec,
             budget=listener.budget,
             limits=limits,
-            give=self._give,
+            give=lambda item, size: receive(self, item, size),
             fail=self.abort,
             changed=self._look,
         )
@@ -87,13 +89,15 @@ class Inbound(TwistedProtocol):
         """Count a message whose handler has not ended."""
         self._held_messages += 1
         self._held_bytes += size
-        self._look()
+        if self._held_messages >= self._messages_max or self._held_bytes >= self._bytes_max:
+            self._look()
 
     def release(self, size: int) -> None:
         """Count one off whose handler has."""
         self._held_messages -= 1
         self._held_bytes -= size
-        self._look()
+        if self.is_paused:
+            self._look()
 
     def abort(self, reason: str) -> None:
         """End the connection, and say why in the log."""
@@ -140,7 +144,11 @@ class Inbound(TwistedProtocol):
             payloads, error = self._splitter.take_complete(), str(too_large)
         if not all(payloads):  # a prefix that says 0
             payloads, error = payloads[: payloads.index(b"")], "a payload of no bytes"
-        self._decoding.feed(payloads)
+        try:
+            self._decoding.feed(payloads)
+        except Exception:
+            self._log.failure("connection from {host} failed", host=self.host)
+            error = "a fault of our own"
         if error is not None:
             self.abort(error)
         else:
@@ -153,13 +161,6 @@ class Inbound(TwistedProtocol):
 
     # --- inside
 
-    def _give(self, item: Item, size: int) -> None:
-        try:
-            self._listener.user.item_received(self, item, size)
-        except Exception:
-            self._log.failure("connection from {host} failed", host=self.host)
-            self.abort("a fault of our own")
-
     def _look(self) -> None:
         """Pause or go on reading; tell the end once all that came is given."""
         is_busy = self._decoding.is_busy
@@ -168,19 +169,15 @@ class Inbound(TwistedProtocol):
                 self._is_open = False
                 self._listener.closed(self, self._lost)
             return
-        limits, messages, size = self._limits, self._held_messages, self._held_bytes
+        messages, size = self._held_messages, self._held_bytes
         transport: Any = self.transport
         if self._is_over:
             return
         if not self.is_paused:
-            if is_busy or messages >= limits.unhandled_messages or size >= limits.unhandled_bytes:
+            if is_busy or messages >= self._messages_max or size >= self._bytes_max:
                 self.is_paused = True
                 transport.pauseProducing()
-        elif (
-            not is_busy
-            and messages * 2 <= limits.unhandled_messages
-            and size * 2 <= limits.unhandled_bytes
-        ):
+        elif not is_busy and messages * 2 <= self._messages_max and size * 2 <= self._bytes_max:
             self.is_paused = False
             transport.resumeProducing()
 

@@ -1,0 +1,328 @@
+"""Sessions, measured: `python -m bench.sessions [heartbeats] [silence] [records] [durable]`.
+
+Heartbeats: what 1,000 remotes with one a second cost the process of their central, as a part of a
+core. Silence: how long after its central was killed a remote ends (timeout 2 s, a heartbeat a
+second). Records: log records of 100 bytes from clients that write as `SocketHandler` does, to our
+server and to the threaded receiver of the logging cookbook, in turns in the same run. Durable: a
+`central.send` until it is on the disk of its node, against a plain `client.send` to the same node,
+64 under way, in turns. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import socketserver
+import statistics
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+REMOTES = 1_000
+RECORDS = 40_000
+CLIENTS = 4
+SENDS = 3_000
+PENDING = 64
+ROUNDS = 3
+
+_context = multiprocessing.get_context("spawn")
+
+
+def run(main: Callable[[Any], Awaitable[Any]]) -> None:
+    """Run a coroutine function in this process's reactor."""
+    from twisted.internet import task
+    from twisted.internet.defer import ensureDeferred
+
+    task.react(lambda reactor: ensureDeferred(main(reactor)))  # type: ignore[arg-type]  # a coroutine
+
+
+def begin(function: Callable[..., None], *arguments: Any) -> tuple[Any, Connection]:
+    """Begin a process that has one end of a pipe; return it, and the other end."""
+    near, far = _context.Pipe()
+    process = _context.Process(target=function, args=(far, *arguments))
+    process.start()
+    return process, near
+
+
+def asked(pipe: Connection) -> Any:
+    """Return a Deferred of what comes next over a pipe."""
+    from twisted.internet.threads import deferToThread
+
+    return deferToThread(pipe.recv)
+
+
+# --- heartbeats and silence -----------------------------------------------------------------------
+
+
+def central(pipe: Connection, heartbeat: float) -> None:
+    async def main(reactor: Any) -> None:
+        from msgservice.faces.sessions import Central
+
+        made = Central(reactor, heartbeat=heartbeat)
+        pipe.send((await made.listen())[1])
+        while (word := await asked(pipe)) != "end":
+            assert word == "look"
+            pipe.send((len([m for m in made.remotes.values() if m.is_joined]), time.process_time()))
+
+    run(main)
+
+
+def remotes(pipe: Connection, port: int, count: int, timeout: float) -> None:
+    async def main(reactor: Any) -> None:
+        from twisted.internet.defer import gatherResults
+
+        from msgservice.faces.sessions import Remote
+
+        made = []
+        for number in range(count):
+            remote = Remote(
+                reactor, ("127.0.0.1", port), id=f"r{number}", heartbeat_timeout=timeout
+            )
+            await remote.start()
+            made.append(remote)
+            if number % 50 == 49:
+                await remote.when_joined()
+        await gatherResults([remote.when_joined() for remote in made])
+        pipe.send("joined")
+        ends = gatherResults([remote.when_shut_down() for remote in made])
+        await ends
+        pipe.send(time.monotonic())
+
+    run(main)
+
+
+def heartbeats() -> dict[str, float]:
+    there, to_central = begin(central, 1.0)
+    port = to_central.recv()
+    others, to_remotes = begin(remotes, port, REMOTES, 60.0)
+    assert to_remotes.recv() == "joined"
+    to_central.send("look")
+    joined, before = to_central.recv()
+    began = time.monotonic()
+    time.sleep(10.0)
+    to_central.send("look")
+    still, after = to_central.recv()
+    seconds = time.monotonic() - began
+    assert joined == still == REMOTES
+    for process in (others, there):
+        process.kill()
+        process.join()
+    return {"heartbeats_core": round((after - before) / seconds, 4)}
+
+
+def silence() -> dict[str, float]:
+    there, to_central = begin(central, 1.0)
+    others, to_remotes = begin(remotes, to_central.recv(), 20, 2.0)
+    assert to_remotes.recv() == "joined"
+    time.sleep(1.5)
+    os.kill(there.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    last = to_remotes.recv() - killed
+    others.join()
+    there.join()
+    return {"silence_s": round(last, 3), "silence_limit_s": 3.0}
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def a_record() -> bytes:
+    """A record of 100 bytes with its prefix, as `SocketHandler` frames it."""
+    fields = {"name": "shop", "levelno": 20, "msg": ""}
+    rest = 100 - 4 - len(pickle.dumps(fields, 1))
+    payload = pickle.dumps({**fields, "msg": "x" * rest}, 1)
+    return struct.pack(">L", len(payload)) + payload
+
+
+def client(pipe: Connection, port: int, count: int) -> None:
+    record = a_record()
+    assert len(record) == 100
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        pipe.send("ready")
+        pipe.recv()
+        for _ in range(count):
+            sock.sendall(record)  # as the handler does: one call for each
+        pipe.recv()
+
+
+def ours(pipe: Connection, count: int) -> None:
+    async def main(reactor: Any) -> None:
+        from twisted.internet.defer import Deferred
+
+        from msgservice.faces.sessions import Central, RecordsCodec, SessionMessage
+
+        all_came: Deferred[None] = Deferred()
+        handled = 0
+
+        def handle(message: SessionMessage) -> None:
+            nonlocal handled
+            handled += 1
+            if handled == count:
+                all_came.callback(None)
+
+        made = Central(reactor, codec=RecordsCodec(), on_message=handle)
+        pipe.send((await made.listen())[1])
+        await all_came
+        pipe.send(time.monotonic())
+
+    run(main)
+
+
+def cookbook(pipe: Connection, count: int) -> None:
+    all_came = threading.Event()
+
+    class Counting(logging.Handler):
+        handled = 0
+
+        def emit(self, record: logging.LogRecord) -> None:  # it has a lock of its own
+            self.handled += 1
+            if self.handled == count:
+                all_came.set()
+
+    logging.getLogger("shop").addHandler(Counting())
+
+    class Handler(socketserver.StreamRequestHandler):
+        """As the logging cookbook has it."""
+
+        def handle(self) -> None:
+            while True:
+                chunk = self.connection.recv(4)
+                if len(chunk) < 4:
+                    break
+                (length,) = struct.unpack(">L", chunk)
+                chunk = self.connection.recv(length)
+                while len(chunk) < length:
+                    chunk = chunk + self.connection.recv(length - len(chunk))
+                record = logging.makeLogRecord(pickle.loads(chunk))
+                logging.getLogger(record.name).handle(record)
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = daemon_threads = True
+
+    server = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    pipe.send(server.server_address[1])
+    all_came.wait()
+    pipe.send(time.monotonic())
+
+
+def rate(server: Callable[..., None]) -> float:
+    process, to_server = begin(server, RECORDS)
+    port = to_server.recv()
+    clients = [begin(client, port, RECORDS // CLIENTS) for _ in range(CLIENTS)]
+    for _, pipe in clients:
+        pipe.recv()
+    began = time.monotonic()
+    for _, pipe in clients:
+        pipe.send("go")
+    seconds = to_server.recv() - began
+    for one, pipe in clients:
+        pipe.send("end")
+        one.join()
+    process.join()
+    return RECORDS / seconds
+
+
+def records() -> dict[str, float]:
+    pairs = [(rate(ours), rate(cookbook)) for _ in range(ROUNDS)]
+    return {
+        "records_s": round(statistics.median(a for a, _ in pairs)),
+        "cookbook_records_s": round(statistics.median(b for _, b in pairs)),
+        "records_ratio": round(statistics.median(a / b for a, b in pairs), 2),
+    }
+
+
+# --- durable --------------------------------------------------------------------------------------
+
+
+def durable() -> dict[str, float]:
+    process, pipe = begin(durably)
+    found: dict[str, float] = pipe.recv()
+    process.join()
+    return found
+
+
+def durably(pipe: Connection) -> None:
+    async def main(reactor: Any) -> None:
+        from twisted.internet.defer import DeferredList, DeferredSemaphore
+
+        from msgservice.faces.sessions import Central, DurableRemotes, Remote
+        from msgservice.node.node import Node
+
+        with tempfile.TemporaryDirectory() as folder:
+            node = Node(reactor, folder, failed=lambda error: None)
+            node.startService()
+            await node.when_ready()
+            client = node.client("central")
+
+            def attach(receiver: Any) -> None:
+                receiver.attach_through(
+                    lambda make_user: node.connector(make_user, receiver.name), address="within"
+                )
+
+            made = Central(reactor, node=DurableRemotes(reactor, client, attach))
+            address = await made.listen()
+            remote = Remote(reactor, address, id="shop")
+            await remote.start()
+            await made.when_joined("shop")
+            await made.send("shop", "first")
+            # Nobody takes what is measured: it is about the way to the disk.
+            left = made.when_left("shop")
+            await made.shutdown("shop")
+            await left
+            content = "x" * 100
+
+            async def timed(send: Callable[[], Any]) -> float:
+                slots = DeferredSemaphore(PENDING)
+                began = time.perf_counter()
+                await DeferredList([slots.run(send) for _ in range(SENDS)])
+                return SENDS / (time.perf_counter() - began)
+
+            pairs = [
+                (
+                    await timed(lambda: made.send("shop", content)),
+                    await timed(lambda: client.send("plain", content, to=["session.shop"])),
+                )
+                for _ in range(ROUNDS)
+            ]
+            pipe.send(
+                {
+                    "durable_sends_s": round(statistics.median(a for a, _ in pairs)),
+                    "plain_sends_s": round(statistics.median(b for _, b in pairs)),
+                    "durable_ratio": round(statistics.median(a / b for a, b in pairs), 2),
+                }
+            )
+            await made.stopService()
+            await client.close()
+            await node.stopService()
+
+    run(main)
+
+
+MEASUREMENTS = {
+    "heartbeats": heartbeats,
+    "silence": silence,
+    "records": records,
+    "durable": durable,
+}
+
+
+def measure(names: list[str] | None = None) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in names or list(MEASUREMENTS):
+        found |= MEASUREMENTS[name]()
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1:])))
