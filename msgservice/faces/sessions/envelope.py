@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -145,6 +146,12 @@ def _read_text(text: str) -> object:
         return None
 
 
+def check_numbering(session: object, number: object) -> tuple[str, int]:
+    """Return the session and number that came with a message. Raises `BadControl`."""
+    fields = {"session": session}
+    return _text(fields, "session", SESSION_MAX), _integer("number", number, 1, NUMBER_MAX)
+
+
 # --- fields
 
 
@@ -154,11 +161,26 @@ def _text(fields: Mapping[str, Any], name: str, size_max: int) -> str:
         raise BadControl(name, f"text is needed, not {type(value).__name__}")
     if not 0 < len(value) <= size_max:
         raise BadControl(name, f"{len(value)} characters, 1 to {size_max} are needed")
+    if not value.isascii() and _has_surrogates(value):
+        raise BadControl(name, "text that is no UTF-8")
     return value
 
 
+_has_surrogates = re.compile("[\ud800-\udfff]").search
+
+
 def _optional_text(fields: Mapping[str, Any], name: str, size_max: int) -> str | None:
-    return None if fields.get(name) in (None, "") else _text(fields, name, size_max)
+    value = fields.get(name)
+    if value is None or (type(value) is str and not value):
+        return None
+    return _text(fields, name, size_max)
+
+
+def _host(fields: Mapping[str, Any]) -> str | None:
+    host = _optional_text(fields, "host", HOST_MAX)
+    if host is not None and (not host.isprintable() or " " in host):  # it is logged
+        raise BadControl("host", "characters that no host has")
+    return host
 
 
 def _integer(name: str, value: object, least: int, most: int) -> int:
@@ -191,7 +213,7 @@ def _hello(fields: Mapping[str, Any]) -> Hello:
         raise BadControl("acks", f"true or false is needed, not {type(acks).__name__}")
     return Hello(
         port=_integer("port", fields.get("port"), 1, 65_535),
-        host=_optional_text(fields, "host", HOST_MAX),
+        host=_host(fields),
         id=name,
         acks=acks,
         previous=_previous(fields),
@@ -215,7 +237,9 @@ def _heartbeat(fields: Mapping[str, Any]) -> Heartbeat:
     time = fields.get("time", 0.0)
     if type(time) not in (int, float):
         raise BadControl("time", f"a number is needed, not {type(time).__name__}")
-    return Heartbeat(_integer("seq", fields.get("seq", 0), 0, NUMBER_MAX), time)
+    if not -NUMBER_MAX <= time <= NUMBER_MAX:  # nor is a NaN
+        raise BadControl("time", "no time")
+    return Heartbeat(_integer("seq", fields.get("seq", 0), 0, NUMBER_MAX), float(time))
 
 
 def _ack(fields: Mapping[str, Any]) -> Ack:

@@ -199,7 +199,8 @@ class Handlers:
             text = str(failure.value)
         except Exception:
             text = ""
-        return (f"{kind}: {text}" if text else kind)[:REASON_MAX]
+        reason = f"{kind}: {text}" if text else kind
+        return reason.encode(errors="backslashreplace").decode()[:REASON_MAX]  # it is sent
 
     def _threadpool(self) -> ThreadPool:
         if self._pool is None:

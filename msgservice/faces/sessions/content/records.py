@@ -20,14 +20,25 @@ from zope.interface import implementer
 
 from msgservice.faces.sessions.content.codec import ISessionCodec
 from msgservice.faces.sessions.content.restricted import loads, registered
-from msgservice.faces.sessions.envelope import Control, Item, Message, control_of, fields_of
+from msgservice.faces.sessions.envelope import (
+    Control,
+    Item,
+    Message,
+    check_numbering,
+    control_of,
+    fields_of,
+)
 from msgservice.faces.sessions.errors import BadPayload
 
 PROTOCOL = 1  # what `SocketHandler` writes, and every Python reads
+# Attributes of a record: names that no program gives to its own (`extra`).
+SESSION, NUMBER = "msgservice_session", "msgservice_number"
+FORMATTED_MAX = 1_000_000  # characters of a text with its arguments, where they are repeated in it
 _STOP = b"."
 _SET = b"s"  # the opcode SETITEM
 _MARKS = frozenset({"name", "levelno"})  # a log record has one of these
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+_TAKEN = frozenset({str, float, bool, type(None)})  # by every receiver
+_SCALARS = _TAKEN | {int}
 # Conversions with a width and a precision of two digits at most.
 _is_modest = re.compile(
     r"(?:[^%]|%(?:\(\w+\))?[#0\- +]*\d{0,2}(?:\.\d{1,2})?[diouxXeEfFgGcrsa%])*", re.DOTALL
@@ -69,6 +80,15 @@ class RecordsCodec:
 
     def prepare(self, content: Any) -> bytes:
         """See `ISessionCodec`. What it returns lacks its last opcode: attributes may follow."""
+        prepared = self._prepare(content)
+        if type(content) not in _TAKEN and not self.trusts:
+            try:  # else the other side ends its connection for this, again and again
+                self._load(prepared + _STOP)
+            except BadPayload as error:
+                raise TypeError(f"{type(content).__name__} cannot be sent: {error}") from None
+        return prepared
+
+    def _prepare(self, content: Any) -> bytes:
         now = time.time_ns() / 1e9
         return self._pickle(
             {
@@ -108,13 +128,11 @@ class RecordsCodec:
         """See `ISessionCodec`."""
         if session is None:
             return prepared + _STOP
-        return b"".join(
-            (prepared, _attribute("session", session), _attribute("number", number), _STOP)
-        )
+        return b"".join((prepared, _attribute(SESSION, session), _attribute(NUMBER, number), _STOP))
 
     def control(self, item: Control) -> bytes:
         """See `ISessionCodec`."""
-        return self.prepare(fields_of(item)) + _STOP
+        return self._prepare(fields_of(item)) + _STOP
 
     def decode(self, payload: bytes) -> Item:
         """See `ISessionCodec`."""
@@ -126,16 +144,16 @@ class RecordsCodec:
         ):
             return control_of(value) or Message(value)
         content = value["msg"]
-        control = control_of(content)
-        if control is not None:
+        session, number = value.get(SESSION), value.get(NUMBER)
+        is_numbered = session is not None or number is not None
+        if not is_numbered and (control := control_of(content)) is not None:
             return control
         arguments = value.get("args")
-        if arguments and isinstance(content, str):
+        if type(content) is str and type(arguments) in (tuple, dict) and arguments:
             content = _formatted(content, arguments)
-        session, number = value.get("session"), value.get("number")
-        if type(session) is str and type(number) is int:
-            return Message(content, session, number, value)
-        return Message(content, None, None, value)
+        if not is_numbered:
+            return Message(content, None, None, value)
+        return Message(content, *check_numbering(session, number), value)
 
     def _pickle(self, fields: dict[str, Any]) -> bytes:
         try:
@@ -155,10 +173,12 @@ def _formatted(text: str, arguments: Any) -> str:
     Unless it might grow: by a width that the text asks for, or by what is in the arguments.
     """
     values = arguments.values() if isinstance(arguments, dict) else arguments
-    if not isinstance(arguments, dict | tuple) or not _SCALARS.issuperset(map(type, values)):
+    if not _SCALARS.issuperset(map(type, values)) or _is_modest(text) is None:
         return text
-    if _is_modest(text) is None:
-        return text
+    if isinstance(arguments, dict):  # each may be named any number of times
+        longest = max([len(value) for value in values if isinstance(value, str)], default=0)
+        if longest * text.count("%") > FORMATTED_MAX:
+            return text
     try:
         return str(text % arguments)
     except (TypeError, ValueError, KeyError, OverflowError):

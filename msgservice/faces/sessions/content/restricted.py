@@ -2,9 +2,10 @@
 
 The opcodes are walked before anything is built, since the C unpickler alone is not safe with bytes
 of a stranger: it sets aside memory for whatever index of its memo is named, takes extensions from a
-cache without asking, and what it builds may be nested deeper than the interpreter can hash. What
-has classes is then loaded by an `Unpickler` that knows a few by name. The opcodes are those of
-pickle's protocols 0 to 5 (PEP 307, PEP 3154, PEP 574; `pickletools`).
+cache without asking, and what it builds may be nested deeper than the interpreter can hash, or
+shared so often that it never ends to hash it. What has classes is then loaded by an `Unpickler`
+that knows a few by name. The opcodes are those of pickle's protocols 0 to 5 (PEP 307, PEP 3154,
+PEP 574; `pickletools`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import datetime as dt
 import decimal
 import io
 import pickle
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from struct import Struct
 from typing import Any, NoReturn
 
@@ -21,8 +23,11 @@ from msgservice.faces.sessions.errors import BadPayload
 
 DEPTH_MAX = 100
 TUPLES_MAX = 1_000  # so many may be one in the other without a closer look
-DIGITS_MAX = 20  # of an integer of 64 bits, as text
-LONG_BYTES_MAX = 9
+SHARED_MAX = 16  # so many references to what is there already, too
+HASHED_MAX = 100_000  # values in keys, counted as often as they are hashed; and for each byte:
+HASHED_PER_BYTE = 4
+DIGITS_MAX = 39  # of an integer of 128 bits, as text: a UUID is one
+LONG_BYTES_MAX = 17
 
 _length4 = Struct("<I").unpack_from
 _length8 = Struct("<Q").unpack_from
@@ -62,9 +67,14 @@ _refused(b"io", "an instance of a classic class (INST, OBJ)")
 _refused(b"\x81\x92", "an instance of a class (NEWOBJ, NEWOBJ_EX)")
 _refused(b"\x97\x98", "a buffer out of band (NEXT_BUFFER, READONLY_BUFFER)")
 
-_STOP, _TEXT, _PUT, _TUPLE, _GLOBAL, _LONG_PUT = b".Xqtcr"
+_STOP, _TEXT, _GET, _PUT, _GLOBAL, _LONG_PUT = b".Xhqcr"
 _LONG1, _MEMOIZE = 0x8A, 0x94
-_TUPLES = frozenset(b"t\x85\x86\x87")
+# Text of Python 2 is bytes. What is no UTF-8 stays in it as `os.fsdecode` has it: dates need it.
+_ERRORS = "surrogateescape"
+# What `_walk` counts: tuples and frozensets, which may be keys with others inside; and in the upper
+# half what is met again, by the memo or by DUP.
+_COUNTS = (1 << 32) - 1
+_COUNTED = [(opcode in b"t\x85\x86\x87\x91") + ((opcode in b"ghj2") << 32) for opcode in range(256)]
 
 
 def loads(payload: bytes, classes: Mapping[tuple[str, str], Any] | None = None) -> Any:
@@ -74,29 +84,39 @@ def loads(payload: bytes, classes: Mapping[tuple[str, str], Any] | None = None) 
     `BadPayload` for anything that is not allowed, and for bytes that are no pickle.
     """
     try:
-        has_classes, nests = _walk(payload)
+        has_classes, tuples, shared = _walk(payload)
     except IndexError:
         _refuse("it ends too early")
-    if nests:
-        _check_tuples(payload)
+    if tuples > TUPLES_MAX or (shared > SHARED_MAX and (has_classes or tuples > 1)):
+        try:
+            _check_keys(payload)
+        except BadPayload:
+            raise
+        except (IndexError, ValueError):  # no value on the stack; no number of the memo
+            _refuse("an opcode without a value to work on")
+    kinds: frozenset[type] = _NESTING
     try:
         if has_classes:
-            value = _Restricted(payload, classes or {}).load()
+            classes = classes or {}
+            value = _Restricted(payload, classes).load()
+            kinds = _NESTING_AND_MADE.union(known.cls for known in classes.values())
         else:
             # No opcode of it makes, calls or looks up anything.
-            value = pickle.loads(payload, encoding="utf-8", errors="replace")  # noqa: S301
+            value = pickle.loads(payload, encoding="utf-8", errors=_ERRORS)  # noqa: S301
+        _check_values(value, kinds)
     except BadPayload:
         raise
     except Exception as error:  # whatever bytes, and constructors that were given them, can raise
         _refuse(type(error).__name__)
-    _check_depth(value)
     return value
 
 
 def registered(cls: type) -> Mapping[tuple[str, str], Any]:
     """Return what lets instances of a class be loaded: pickled by protocols 0 and 1, as its state.
 
-    Its `__init__` is not called; its `__setstate__`, if any, and its `__new__` are.
+    Its `__init__` is not called; its `__setstate__`, if any, and its `__new__` are, and where it
+    has methods of a list or a mapping (`append`, `extend`, `__setitem__`, `add`), a pickle can call
+    those. How long its `__hash__` takes is its own matter.
     """
     return {(cls.__module__, cls.__qualname__): _Class(cls)}
 
@@ -108,13 +128,13 @@ def _refuse(reason: str) -> NoReturn:
 # --- opcodes
 
 
-def _walk(payload: bytes) -> tuple[bool, bool]:
-    """Check every opcode; return whether there are classes, and tuples enough to be nested deep.
+def _walk(payload: bytes) -> tuple[bool, int, int]:
+    """Check every opcode; return whether there are classes, how many tuples, how much is shared.
 
     Raises `IndexError` where the bytes end first.
     """
-    arguments, length4 = _ARGUMENT, _length4
-    at = tuples = 0
+    arguments, length4, counted = _ARGUMENT, _length4, _COUNTED
+    at = counts = 0
     has_classes = False
     while True:
         opcode = payload[at]
@@ -133,11 +153,10 @@ def _walk(payload: bytes) -> tuple[bool, bool]:
             break
         else:
             at += argument
-            if opcode in _TUPLES:
-                tuples += 1
+        counts += counted[opcode]
     if at != len(payload):
         _refuse("bytes behind its end")
-    return has_classes, tuples > TUPLES_MAX
+    return has_classes, counts & _COUNTS, counts >> 32
 
 
 def _skip(payload: bytes, at: int, opcode: int, argument: int) -> int:
@@ -159,7 +178,7 @@ def _skip(payload: bytes, at: int, opcode: int, argument: int) -> int:
         case _ if argument == _DECIMAL:
             end = _line(payload, at)
             if end - at > DIGITS_MAX + 3:  # a sign, an `L`, and the end of the line
-                _refuse("an integer of more than 64 bits")
+                _refuse("an integer of more than 128 bits")
             return end
         case _ if argument == _MEMO:
             return _memo(payload, at, opcode)
@@ -178,15 +197,18 @@ def _line(payload: bytes, at: int) -> int:
 
 
 def _memo(payload: bytes, at: int, opcode: int) -> int:
-    """Check the index of a memo: the unpickler sets aside room for all below it."""
+    """Check the index of a memo: the unpickler sets aside room for all below it.
+
+    They are given one after the other, from 0 or 1, and each takes three bytes at least.
+    """
     if opcode == _LONG_PUT:
         payload[at + 3]
         index, end = int(_length4(payload, at)[0]), at + 4
     else:
         end = _line(payload, at)
         text = payload[at : end - 1]
-        index = int(text) if len(text) <= DIGITS_MAX and text.isdigit() else len(payload)
-    if index >= len(payload):
+        index = int(text) if len(text) <= DIGITS_MAX and text.isdigit() else at
+    if index > at // 3 + 1:
         _refuse("an index of the memo beyond what it can hold")
     return end
 
@@ -198,61 +220,136 @@ def _long(payload: bytes, at: int, opcode: int) -> int:
         payload[at + 3]
         size, at = int(_length4(payload, at)[0]), at + 4
     if size > LONG_BYTES_MAX:
-        _refuse("an integer of more than 64 bits")
+        _refuse("an integer of more than 128 bits")
     return at + size
 
 
-def _check_tuples(payload: bytes) -> None:
-    """Refuse tuples nested deeper than `DEPTH_MAX`: as keys they would overflow the C stack.
+def _check_keys(payload: bytes) -> None:
+    """Refuse keys and members of sets that it would take too deep a stack, or too long, to hash.
 
-    How deep each value on the unpickler's stack is, counted in tuples; all else has no hash, or
-    knows its own.
+    A tuple does not remember its hash. Nested deep it overflows the C stack; a few dozen, each of
+    the one before twice, never end. So this follows the unpickler's stack: of each value, how deep
+    it is in tuples, and how many values are in it, a shared one as often as it is met.
     """
-    stack: list[int] = []
+    arguments, effects = _ARGUMENT, _EFFECTS
+    hashed_max = HASHED_MAX + HASHED_PER_BYTE * len(payload)
+    hashed = 0
+    stack: list[_Weight] = []
     marks: list[int] = []
-    memo: dict[int, int] = {}
+    memo: dict[int, _Weight] = {}
     at = 0
     while True:
         opcode = payload[at]
         at += 1
-        begin, argument = at, _ARGUMENT[opcode]
+        if opcode == _GET:
+            stack.append(memo.get(payload[at], _PLAIN))
+            at += 1
+            continue
+        if opcode == _PUT:
+            memo[payload[at]] = stack[-1]
+            at += 1
+            continue
+        begin, argument, effect = at, arguments[opcode], effects[opcode]
         at = at + argument if argument >= 0 else _skip(payload, at, opcode, argument)
-        match chr(opcode):
-            case ".":
+        if effect == " ":
+            stack.append(_PLAIN)
+        elif effect == "p":
+            memo[_index(payload, begin, at, opcode, len(memo))] = stack[-1]
+        elif effect == "g":
+            stack.append(memo.get(_index(payload, begin, at, opcode, 0), _PLAIN))
+        elif effect == "(":
+            marks.append(len(stack))
+        elif effect == "t":
+            base = len(stack) - (opcode - 0x84) if opcode >= 0x80 else marks.pop()
+            if base < 0:
+                raise IndexError
+            items = stack[base:]
+            del stack[base:]
+            depth = count = 0
+            for below, inside in items:
+                depth = max(depth, below)
+                count += inside
+            if depth >= DEPTH_MAX:
+                _refuse(f"it is nested more than {DEPTH_MAX} deep")
+            stack.append([depth + 1, min(count + 1, _COUNT_MAX)])
+        else:
+            hashed += _follow(effect, stack, marks)
+            if hashed > hashed_max:
+                _refuse("keys that share their values too often")
+            if effect == ".":
                 return
-            case "(":
-                marks.append(len(stack))
-            case "t" | "l" | "d" | "\x91":
-                base = marks.pop()
-                depth = 1 + max(stack[base:], default=0) if opcode == _TUPLE else 0
-                del stack[base:]
-                stack.append(depth)
-            case "\x85" | "\x86" | "\x87":
-                count = opcode - 0x84
-                depth = 1 + max(stack[-count:])
-                del stack[-count:]
-                stack.append(depth)
-            case "e" | "u" | "\x90" | "1":
-                del stack[marks.pop() :]
-            case "a" | "0" | "b":
+
+
+_Weight = list[int]  # how deep, and how many values; a list, as containers grow
+_PLAIN: _Weight = [0, 1]
+_COUNT_MAX = 2**62  # above any limit, and counting goes no further
+
+# What opcodes do to the stack: nothing, push a value, or as the opcode that stands for them.
+_EFFECTS = [" "] * 256
+for _opcodes, _effect in (
+    (b"\x80\x95", "-"),
+    (b"qrp\x94", "p"),
+    (b"hjg", "g"),
+    (b"t\x85\x86\x87", "t"),
+    (b"]}\x8f", "]"),
+    (b"\x91", "f"),
+    (b"\x90", "A"),
+    (b"\x93", "c"),
+    (b"ab", "a"),
+    (b"(", "("),
+):
+    for _opcode in _opcodes:
+        _EFFECTS[_opcode] = _effect
+for _opcode in b".lde1us0R2":
+    _EFFECTS[_opcode] = chr(_opcode)
+
+
+def _follow(effect: str, stack: list[_Weight], marks: list[int]) -> int:
+    """Do to the stack what an opcode does; return how many values it hashes."""
+    hashed: list[_Weight] = []
+    match effect:
+        case "l" | "d" | "f" | "e" | "u" | "A" | "1":
+            base = marks.pop()
+            items = stack[base:]
+            del stack[base:]
+            if effect in "ldf":
+                stack.append([0, 1])
+            if effect != "1":
+                _grow(stack[-1], items)
+            if effect in "fA":
+                hashed = items
+            elif effect in "du":
+                hashed = items[::2]
+        case "a":
+            item = stack.pop()
+            _grow(stack[-1], [item])
+        case "s":
+            value, key = stack.pop(), stack.pop()
+            _grow(stack[-1], [key, value])
+            hashed = [key]
+        case "R":
+            hashed = [stack.pop()]
+            stack[-1] = [0, 1]
+            _grow(stack[-1], hashed)
+        case "c":
+            stack.pop()
+            stack[-1] = _PLAIN
+        case "]":
+            stack.append([0, 1])
+        case "2":
+            stack.append(stack[-1])
+        case "0":
+            if marks and marks[-1] == len(stack):
+                marks.pop()
+            else:
                 stack.pop()
-            case "s":
-                del stack[-2:]
-            case "R" | "\x93":
-                del stack[-2:]
-                stack.append(0)
-            case "2":
-                stack.append(stack[-1])
-            case "q" | "r" | "p" | "\x94":
-                memo[_index(payload, begin, at, opcode, len(memo))] = stack[-1]
-            case "h" | "j" | "g":
-                stack.append(memo.get(_index(payload, begin, at, opcode, 0), 0))
-            case "\x80" | "\x95":
-                pass
-            case _:
-                stack.append(0)
-        if stack and stack[-1] > DEPTH_MAX:
-            _refuse(f"it is nested more than {DEPTH_MAX} deep")
+    return sum([item[1] for item in hashed])
+
+
+def _grow(container: _Weight, items: list[_Weight]) -> None:
+    if container is _PLAIN:
+        _refuse("something put into what holds nothing")
+    container[1] = min(container[1] + sum([item[1] for item in items]), _COUNT_MAX)
 
 
 def _index(payload: bytes, at: int, end: int, opcode: int, next_index: int) -> int:
@@ -263,39 +360,68 @@ def _index(payload: bytes, at: int, end: int, opcode: int, next_index: int) -> i
     return int.from_bytes(payload[at:end], "little")
 
 
-def _check_depth(value: Any) -> None:
-    """Refuse what is nested deeper than `DEPTH_MAX`. What is shared is looked at once."""
-    if type(value) is dict and _NESTING.isdisjoint(map(type, (*value, *value.values()))):
+def _check_values(value: Any, kinds: frozenset[type]) -> None:
+    """Refuse what is nested deeper than `DEPTH_MAX` or contains itself, and what is no value.
+
+    `kinds`: the types to look into. What is shared is looked at once.
+    """
+    if type(value) is dict and kinds.isdisjoint(map(type, (*value, *value.values()))):
         return  # a log record
-    seen: set[int] = set()
-    level = [value]
-    for _ in range(DEPTH_MAX + 1):
-        below: list[Any] = []
-        for item in level:
-            kind = type(item)
-            if kind is dict:
-                below += item.keys()
-                below += item.values()
-            elif kind in _CONTAINERS:
-                below += item
-        level = []
-        for item in below:
-            if type(item) in _NESTING and id(item) not in seen:
-                seen.add(id(item))
-                level.append(item)
-        if not level:
-            return
-    _refuse(f"it is nested more than {DEPTH_MAX} deep")
+    if type(value) not in kinds:
+        return
+    heights = {id(value): 0}  # how deep it is below a value; 0: not known yet
+    path = [(value, iter(_inside(value, kinds)))]
+    highest = [0]  # for each of the path: of what is below it
+    while path:
+        item, inside = path[-1]
+        for child in inside:
+            height = heights.get(id(child))
+            if height == 0:
+                _refuse("it contains itself")
+            if len(path) + (height or 1) > DEPTH_MAX + 1:
+                _refuse(f"it is nested more than {DEPTH_MAX} deep")
+            if height is None:
+                below = _inside(child, kinds)
+                if below:
+                    heights[id(child)] = 0
+                    path.append((child, iter(below)))
+                    highest.append(0)
+                    break
+                height = heights[id(child)] = 1
+            highest[-1] = max(highest[-1], height)
+        else:
+            path.pop()
+            height = heights[id(item)] = highest.pop() + 1
+            if highest:
+                highest[-1] = max(highest[-1], height)
+
+
+def _inside(item: Any, kinds: frozenset[type]) -> list[Any]:
+    kind = type(item)
+    found: Iterable[Any]
+    if kind is dict:
+        found = [*item, *item.values()]
+    elif kind in _CONTAINERS:
+        found = item
+    elif kind is _Callable or kind is _Class:
+        _refuse("a class or function where a value belongs")
+    elif kind is uuid.UUID:
+        if type(item.int) is not int or not 0 <= item.int < 1 << 128:
+            _refuse("a UUID of something else")
+        return []
+    else:
+        found = getattr(item, "__dict__", {}).values()
+    return [child for child in found if type(child) in kinds]
 
 
 _CONTAINERS = frozenset({list, tuple, set, frozenset})
-_NESTING = _CONTAINERS | {dict}
+_NESTING: frozenset[type] = _CONTAINERS | {dict}
 
 # --- classes
 
 
 class _Callable:
-    """A callable that a pickle may name. Without attributes, so that nothing can be put there."""
+    """A callable that a pickle may name, and cannot change."""
 
     __slots__ = ("_function",)
 
@@ -304,6 +430,10 @@ class _Callable:
 
     def __call__(self, *arguments: Any) -> Any:
         return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        """Refuse BUILD, which else sets attributes, slots too."""
+        _refuse("a class or function that is changed (BUILD)")
 
 
 class _Class(_Callable):
@@ -362,6 +492,8 @@ def _decimal(text: Any) -> decimal.Decimal:
 
 def _date(cls: type) -> Callable[..., Any]:
     def function(*arguments: Any) -> Any:
+        if arguments and type(arguments[0]) is str:  # bytes, as Python 2 has them
+            arguments = (arguments[0].encode("utf-8", _ERRORS), *arguments[1:])
         return cls(*arguments)
 
     return function
@@ -393,14 +525,16 @@ _NAMES: dict[tuple[str, str], Any] = {
         )
     },
     ("decimal", "Decimal"): _Callable(_decimal),
+    ("uuid", "UUID"): _Class(uuid.UUID),
 }
+_NESTING_AND_MADE = _NESTING | {_Callable, _Class, uuid.UUID}
 
 
 class _Restricted(pickle.Unpickler):
     """The unpickler that knows these names, and those that were registered."""
 
     def __init__(self, payload: bytes, classes: Mapping[tuple[str, str], Any]) -> None:
-        super().__init__(io.BytesIO(payload), encoding="utf-8", errors="replace")
+        super().__init__(io.BytesIO(payload), encoding="utf-8", errors=_ERRORS)
         self._classes = classes
 
     def find_class(self, module: str, name: str) -> Any:

@@ -16,7 +16,14 @@ from zope.interface import implementer
 
 from msgservice.codecs import MsgpackCodec
 from msgservice.faces.sessions.content.codec import ISessionCodec
-from msgservice.faces.sessions.envelope import Control, Item, Message, control_of, fields_of
+from msgservice.faces.sessions.envelope import (
+    Control,
+    Item,
+    Message,
+    check_numbering,
+    control_of,
+    fields_of,
+)
 from msgservice.faces.sessions.errors import BadPayload
 
 MESSAGE, CONTROL = 0, 1
@@ -48,18 +55,19 @@ def unframe(payload: bytes, decode: Callable[[bytes], Any]) -> Item:
     """Return the item of a payload, its content by `decode`. Raises `BadPayload`."""
     try:
         match _unpack(payload):
-            case [0, str() | None as session, int() | None as number, bytes(body)]:
-                if (session is None) is not (number is None):
-                    raise BadPayload("a number without a session, or the other way round")
+            case [0, None, None, bytes(body)]:
+                return Message(decode(body))
+            case [0, session, number, bytes(body)]:
+                session, number = check_numbering(session, number)
                 return Message(decode(body), session, number)
             case [1, dict(fields)]:
                 control = control_of(fields)
                 if control is not None:
                     return control
-    except msgspec.MsgspecError as error:
-        raise BadPayload(f"no msgpack: {error}") from None
-    except RecursionError:
-        raise BadPayload("nested too deep") from None
+    except BadPayload:
+        raise
+    except (ValueError, MemoryError, RecursionError, msgspec.MsgspecError) as error:
+        raise _bad(error) from None
     raise BadPayload("neither a message nor a control message")
 
 
@@ -78,7 +86,7 @@ class SafeCodec:
         self._by_class: dict[type, tuple[str, Callable[[Any], Any]]] = {}
         self._by_name: dict[str, Callable[[Any], Any]] = {}
         self._content = MsgpackCodec(enc_hook=self._encode, ext_hook=self._decode)
-        self.register(BaseException, "error", _of_error, lambda parts: RemoteError(*parts))
+        self.register(BaseException, "error", _of_error, _error_of)
 
     def register(
         self,
@@ -116,10 +124,8 @@ class SafeCodec:
     def _decode_content(self, body: bytes) -> Any:
         try:
             return self._content.decode(body)
-        except BadPayload:
-            raise
-        except ValueError as error:
-            raise BadPayload(str(error)) from None
+        except ValueError as error:  # what it was made of says more
+            raise _bad(error.__context__ or error) from None
 
     def _encode(self, content: Any) -> msgspec.msgpack.Ext:
         for cls in type(content).__mro__:
@@ -137,7 +143,7 @@ class SafeCodec:
                 from_plain = self._by_name.get(name)
                 if from_plain is None:
                     raise BadPayload("a type that is not registered here")
-                plain = self._content.decode(body)
+                plain = self._decode_content(body)
                 try:
                     return from_plain(plain)
                 except Exception as error:
@@ -145,6 +151,29 @@ class SafeCodec:
         raise BadPayload("an extension of msgpack that is not known here")
 
 
+def _bad(error: BaseException) -> BadPayload:
+    if isinstance(error, BadPayload):
+        return error
+    if isinstance(error, msgspec.MsgspecError):  # says what is wrong, and at which byte
+        return BadPayload(f"no msgpack: {error}")
+    if isinstance(error, UnicodeDecodeError):
+        return BadPayload("no msgpack: text that is no UTF-8")
+    if isinstance(error, RecursionError):
+        return BadPayload("nested too deep")
+    return BadPayload(f"no msgpack: {type(error).__name__}")
+
+
+def _error_of(parts: Any) -> RemoteError:
+    match parts:
+        case [str(kind), str(text), str(trace)]:
+            return RemoteError(kind, text, trace)
+    raise ValueError("three texts are needed")
+
+
 def _of_error(error: BaseException) -> list[str]:
-    lines = traceback.format_exception(error)
-    return [type(error).__name__, str(error), "".join(lines)]
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    lines = [type(error).__name__, text, "".join(traceback.format_exception(error))]
+    return [line.encode(errors="backslashreplace").decode() for line in lines]
