@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msgservice.faces.sessions.content import restricted
 from msgservice.faces.sessions.content.restricted import (
     DEPTH_MAX,
     TUPLES_MAX,
@@ -596,3 +597,46 @@ def test_a_changed_pickle_gives_a_value_or_bad_payload(seed: int) -> None:
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+def _tuples_of(value: Any) -> int:
+    """Return how deep tuples are in a value; containers between begin anew."""
+    inside = [_tuples_of(item) for item in _items_of(value)]
+    return _depth_of(value) if not inside else max(_depth_of(value), *inside)
+
+
+def _depth_of(value: Any) -> int:
+    return 1 + max(map(_depth_of, value), default=0) if type(value) is tuple else 0
+
+
+def _items_of(value: Any) -> list[Any]:
+    if type(value) is dict:
+        return [*value, *value.values()]
+    return list(value) if type(value) in (list, tuple, set, frozenset) else []
+
+
+def test_the_stack_is_followed_as_the_unpickler_works_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For programs at random: what loads is not refused, unless tuples are too deep in it."""
+    monkeypatch.setattr(restricted, "DEPTH_MAX", 2)
+    opcodes = [b"(", b"t", b"l", b"d", b"e", b"u", b"a", b"s", b"0", b"1", b"2", b"]", b"}", b")"]
+    opcodes += [b"\x85", b"\x86", b"\x87", b"\x8f", b"\x90", b"\x91", b"\x94", b"N", b"K\x01"]
+    opcodes += [b"q\x00", b"h\x00", b"p0\n", b"g0\n", b"r\x01\0\0\0", b"j\x01\0\0\0", b"U\x01a"]
+    opcodes += [b"\x85", b"\x85", b"(", b"t", b")", b"N", b"0", b"X\x01\0\0\0aq\x01"]
+    draw = random.Random(5)
+    taken = deep = 0
+    while taken < 2_000 or deep < 5:
+        program = b"".join(draw.choice(opcodes) for _ in range(draw.randint(2, 18)))
+        payload = b"]" * draw.randrange(3) + b"))q\x00" + program + b"."
+        try:
+            value = pickle.loads(payload)
+            depth = _tuples_of(value)
+        except Exception:  # it does not load, or contains itself
+            continue
+        taken += 1
+        try:
+            restricted._check_keys(payload)
+        except BadPayload as error:
+            assert "nested more than" in str(error)  # noqa: PT017  # or is it not refused
+        else:
+            assert depth <= 2 + 1  # the empty tuple is none to follow
+        deep += depth > 3

@@ -347,7 +347,7 @@ def _follow(effect: str, stack: list[_Weight], marks: list[int]) -> int:
 
 
 def _grow(container: _Weight, items: list[_Weight]) -> None:
-    if container is _PLAIN:
+    if container is _PLAIN and items:
         _refuse("something put into what holds nothing")
     container[1] = min(container[1] + sum([item[1] for item in items]), _COUNT_MAX)
 
