@@ -1026,6 +1026,51 @@ _ALL = [
         new="if False:",
         catcher=_test("tests/unit/test_datagram_unopened.py", "told"),
     ),
+    # --- sessions
+    Mutant(
+        name="a-pickle-sets-aside-a-memo",
+        at="msgservice.faces.sessions.content.restricted:_memo",
+        old="if index > at // 3 + 1:",
+        new="if False:",
+        catcher=_test("tests/unit/test_sessions_pickles.py", "memo"),
+    ),
+    Mutant(
+        name="an-extension-of-pickles-is-taken",
+        at="msgservice.faces.sessions.content.restricted:_skip",
+        old="_refuse(_REASONS.get(opcode,",
+        new="return at + (1, 2, 4)[opcode - 0x82] if 0x82 <= opcode <= 0x84 else _refuse("
+        "_REASONS.get(opcode,",
+        catcher=_test(
+            "tests/unit/test_sessions_pickles.py::"
+            "test_an_extension_is_refused_though_it_was_looked_up_before",
+            "extension",
+        ),
+    ),
+    Mutant(
+        name="a-mark-that-is-dropped-stays",
+        at="msgservice.faces.sessions.content.restricted:_follow",
+        old="if marks and marks[-1] == len(stack):",
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_sessions_pickles.py::"
+            "test_deep_tuples_are_told_through_the_memo_and_past_marks_that_are_dropped",
+            "past_marks",
+        ),
+    ),
+    Mutant(
+        name="a-numbered-message-is-taken-for-control",
+        at="msgservice.faces.sessions.content.records:RecordsCodec.decode",
+        old="if not is_numbered and (control",
+        new="if (control",
+        catcher=_test("tests/contract/test_session_codec.py", "reads_as_a_control_message"),
+    ),
+    Mutant(
+        name="a-time-that-is-none",
+        at="msgservice.faces.sessions.envelope:_heartbeat",
+        old="if not -NUMBER_MAX <= time <= NUMBER_MAX:",
+        new="if False:",
+        catcher=_test("tests/unit/test_sessions_envelope.py", "time"),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}
