@@ -113,7 +113,8 @@ def heartbeats() -> dict[str, float]:
     to_central.send("look")
     still, after = to_central.recv()
     seconds = time.monotonic() - began
-    assert joined == still == REMOTES
+    if not joined == still == REMOTES:
+        raise RuntimeError(f"{joined}, then {still} of {REMOTES} were joined")
     for process in (others, there):
         process.kill()
         process.join()
