@@ -35,7 +35,7 @@ from msgservice.receiver.handling.coroutines import check_runs
 from msgservice.receiver.handling.engine import Handling
 from msgservice.receiver.handling.threads import ThreadedHandling
 from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.received import Decode
 from msgservice.receiver.reception import Reception
 from msgservice.receiver.ways import Attachment, Dial, FindsTransport, Listening, Way

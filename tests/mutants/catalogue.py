@@ -589,21 +589,21 @@ _ALL = [
     ),
     Mutant(
         name="stored-inbox-goes-on-behind-a-commit-that-failed",
-        at="msgservice.receiver.inbox_file:InboxFile._committed",
+        at="msgservice.receiver.inbox.file:InboxFile._committed",
         old="entry.gate.is_shut = True",
         new="pass",
         catcher=_test("tests/unit/test_receiver_inbox.py", "written_before_what_found_no_room"),
     ),
     Mutant(
         name="stored-inbox-fails-by-a-statement-of-a-handler",
-        at="msgservice.receiver.inbox_file:InboxFile._guarded_call",
+        at="msgservice.receiver.inbox.file:InboxFile._guarded_call",
         old="isinstance(lost, apsw.ConstraintError)",
         new="lost is transaction",
         catcher=_test("tests/unit/test_inbox_file.py", "rolls_the_transaction_back_fails_alone"),
     ),
     Mutant(
         name="stored-inbox-fails-by-a-handler-that-exits",
-        at="msgservice.receiver.inbox_file:InboxFile._guarded_call",
+        at="msgservice.receiver.inbox.file:InboxFile._guarded_call",
         old="except BaseException",
         new="except Exception",
         catcher=_test("tests/unit/test_receiver_inbox.py", "exits_fails_like_any_other"),
@@ -631,7 +631,7 @@ _ALL = [
     ),
     Mutant(
         name="stored-inbox-commits-behind-a-rollback",
-        at="msgservice.receiver.inbox_transaction:Transaction._connection",
+        at="msgservice.receiver.inbox.transaction:Transaction._connection",
         old="if self.lost is not None:",
         new="if self._db is None:",
         catcher=_test("tests/unit/test_inbox_file.py", "rolls_the_transaction_back_fails_alone"),

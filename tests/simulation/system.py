@@ -28,7 +28,7 @@ from msgservice.errors import ClientClosed, Reject, Retry
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
 from msgservice.node.node import Node
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Account, ReceiverRow

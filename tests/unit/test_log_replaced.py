@@ -17,7 +17,7 @@ from msgservice.disk.folder import FolderLock
 from msgservice.errors import LogFailed, LogLocked, LogReplaced
 from msgservice.limits import Limits
 from msgservice.node.process import HOLD_SAYS, end_process
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from tests.kit.logs import Driver, make_batch
 from tests.kit.nodes import NodeWorld
 from tests.kit.threads import ThreadCalls

@@ -51,7 +51,7 @@ class Gate(Protocol):
 
 
 class StoredInbox(Protocol):
-    """A stored inbox, as far as it is needed here (`receiver.inbox_file.InboxFile`)."""
+    """A stored inbox, as far as it is needed here (`receiver.inbox.file.InboxFile`)."""
 
     inbox: str
 

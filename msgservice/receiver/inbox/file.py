@@ -32,9 +32,9 @@ from msgservice.disk.mark import Mark
 from msgservice.disk.migrations import Schema
 from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, Reject
 from msgservice.receiver.handling.coroutines import GENERATORS, has_not_run
-from msgservice.receiver.inbox_marks import StoredMarks
-from msgservice.receiver.inbox_rejections import Rejections
-from msgservice.receiver.inbox_transaction import RolledBack, Transaction
+from msgservice.receiver.inbox.marks import StoredMarks
+from msgservice.receiver.inbox.rejections import Rejections
+from msgservice.receiver.inbox.transaction import RolledBack, Transaction
 from msgservice.records import Rejected, Resume
 
 # Messages of one transaction: it is committed before more are handled, so that the reactor gets
