@@ -31,7 +31,7 @@ from msgservice.core.subjects import Checked, check_name, check_subject, check_w
 from msgservice.errors import MalformedFrame, NameMismatch, UnexpectedFrame
 from msgservice.limits import BATCH_MESSAGES_MAX
 from msgservice.message import BareMessage, count_of
-from msgservice.receiver.handling.work import Sender
+from msgservice.receiver.handling.work import NodeIncarnation
 from msgservice.receiver.received import RunFacts, decode_received
 from msgservice.receiver.reception import Reception
 from msgservice.records import Resume
@@ -78,10 +78,10 @@ class NodeConnection:
         self.way = way
         self.takes_messages = False  # messages may come
         self._is_paused = False  # the node says so: it keeps the connection, and sends nothing
-        self.gone: Deferred[None] = Deferred()
+        self.when_lost: Deferred[None] = Deferred()
         self._reception = way.reception
         self._handling = way.reception.handling
-        self._sender: Sender | None = None
+        self._node: NodeIncarnation | None = None
         self._quiet = 0  # turns since the last run
         most = way.reception.limits.subjects
         self._subjects, self._senders = Checked(check_subject, most), Checked(check_word, most)
@@ -105,18 +105,18 @@ class NodeConnection:
         order = receive.order or self._reception.order
         if order not in ("strict", "none"):
             raise MalformedFrame(f"HELLO: order {order!r}")
-        sender = self._reception.sender(hello.name, hello.incarnation)
-        older = sender.connection
+        node = self._reception.node(hello.name, hello.incarnation)
+        older = node.connection
         if older is not None and older is not connection:
             older.owner.replaced_by_newer()  # type: ignore[attr-defined]  # all owners here are ours
-        for elder in self._reception.outdated(sender):
+        for elder in self._reception.outdated(node):
             assert elder.connection is not None
             elder.connection.owner.outdated()  # type: ignore[attr-defined]  # as above
             elder.connection = None
-        self._handling.reconnected(sender, ordered=order == "strict")
-        sender.connection = connection
-        self._sender = sender
-        connection.resume(sender.inbox.resume())
+        self._handling.reconnected(node, ordered=order == "strict")
+        node.connection = connection
+        self._node = node
+        connection.resume(node.inbox.resume())
 
     def replaced_by_newer(self) -> None:
         """A newer connection to the same node stands; what is answered here counts no more."""
@@ -135,9 +135,9 @@ class NodeConnection:
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Messages may come. What the node has taken of ours is nothing: we send none."""
-        assert self._sender is not None
+        assert self._node is not None
         self.takes_messages = not self._is_paused
-        self.way.opened(self._sender.name, self._sender.incarnation)
+        self.way.opened(self._node.name, self._node.incarnation)
         if self._is_paused:
             self.way.ended = PAUSED
 
@@ -151,21 +151,21 @@ class NodeConnection:
         kind = type(frame)
         if kind is Request:
             return self.connection.has_room
-        sender = self._sender
-        if kind is Transfer and sender is not None:
-            if sender.is_changing:
+        node = self._node
+        if kind is Transfer and node is not None:
+            if node.is_changing:
                 return False
-            owed = sender.inbox.answers.refused_bytes
+            owed = node.inbox.answers.refused_bytes
             return owed <= self._reception.limits.answer_bytes or self.connection.is_writable
         return True
 
     def received(self, connection: Connection, frame: Frame) -> None:
         """Take a run."""
         if type(frame) is Transfer:
-            sender = self._sender
-            assert sender is not None
+            node = self._node
+            assert node is not None
             self._quiet = 0
-            if self._handling.is_stopping or sender.connection is not connection:
+            if self._handling.is_stopping or node.connection is not connection:
                 return  # unanswered: it comes again
             raw = frame.messages
             count, most = count_of(raw), BATCH_MESSAGES_MAX
@@ -179,15 +179,15 @@ class NodeConnection:
             facts = RunFacts(
                 frame.sequence,
                 subject,
-                sender.name,
+                node.name,
                 origin,
                 frame.flags,
                 self._reception.decode,
             )
             messages = decode_received(raw, facts)
-            arrival = sender.inbox.receive_transfer(frame, count)
+            arrival = node.inbox.receive_transfer(frame, count)
             if arrival is not None:
-                self._handling.take(sender, arrival, messages, len(memoryview(raw)))
+                self._handling.take(node, arrival, messages, len(memoryview(raw)))
         elif type(frame) is Request:
             connection.send_all(_refusal(frame))
         else:
@@ -199,16 +199,16 @@ class NodeConnection:
         A node that has nothing to send says PING: after some of these without a run, nothing that
         was discarded is on its way any more.
         """
-        if self._sender is not None:
+        if self._node is not None:
             self._quiet += 1
-            if self._quiet >= QUIET_TURNS and self._sender.connection is connection:
-                self._sender.inbox.ask_for_discarded()
-            self._handling.turn_ended(self._sender)
+            if self._quiet >= QUIET_TURNS and self._node.connection is connection:
+                self._node.inbox.ask_for_discarded()
+            self._handling.turn_ended(self._node)
 
     def writable(self, connection: Connection) -> None:
         """The channel has room again: acknowledgements that waited leave."""
-        if self._sender is not None and self._sender.connection is connection:
-            self._sender.flush()
+        if self._node is not None and self._node.connection is connection:
+            self._node.flush()
 
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         """Close when all is answered; `turn_ended` follows, and looks for the first time."""
@@ -221,14 +221,14 @@ class NodeConnection:
                 peer=connection.peer_address,
                 why=why,
             )
-            if code == BYE_REMOVED and self._sender is not None:
-                self._handling.removed(self._sender)
+            if code == BYE_REMOVED and self._node is not None:
+                self._handling.removed(self._node)
             connection.close()
             self.way.sent_away(why, replaced=code == BYE_REPLACED)
             return
         self.way.may_come_again()
-        if self._sender is not None:
-            self._sender.is_leaving = True
+        if self._node is not None:
+            self._node.is_leaving = True
         else:
             connection.close()
 
@@ -238,13 +238,13 @@ class NodeConnection:
         self.way.connections.discard(self)
         if not self.way.ended:
             self.way.ended = reason
-        sender = self._sender
-        was_its = sender is not None and sender.connection is connection
+        node = self._node
+        was_its = node is not None and node.connection is connection
         if was_its:
-            assert sender is not None
-            sender.connection = None
-        self._handling.lost(sender if was_its else None)
-        self.gone.callback(None)
+            assert node is not None
+            node.connection = None
+        self._handling.lost(node if was_its else None)
+        self.when_lost.callback(None)
 
 
 def _refusal(request: Request) -> list[Reply]:

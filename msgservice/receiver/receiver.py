@@ -278,12 +278,12 @@ class Receiver(Service):
             way.stop_taking()
         await self.handling.stop(self.limits.stop_timeout)
         self.handling.stop_threads()
-        gone = []
+        lost = []
         for way in self.ways:
-            gone += [link.gone for link in way.connections]
+            lost += [connection.when_lost for connection in way.connections]
             way.say_bye()
         await gatherResults([way.stop() for way in self.ways])
-        for each in gone:
+        for each in lost:
             await each
         if self._reception.inbox is not None:
             await self._reception.inbox.close()

@@ -431,7 +431,7 @@ _ALL = [
     Mutant(
         name="work-of-another-order-goes-on",
         at="msgservice.receiver.handling.engine:Handling.reconnected",
-        old="if is_changed or sender.is_changing:",
+        old="if is_changed or node.is_changing:",
         new="if False:",
         catcher=_test("tests/unit/test_receiver_lanes.py -k none_to_strict", "none_to_strict"),
     ),
@@ -639,7 +639,7 @@ _ALL = [
     Mutant(
         name="removed-receiver-handles-what-it-had",
         at="msgservice.receiver.handling.engine:Handling.removed",
-        old="self._end_lanes(sender)",
+        old="self._end_lanes(node)",
         new="pass",
         catcher=_test("tests/unit/test_receiver_removed.py", "test_10_"),
     ),

@@ -80,7 +80,7 @@ def test_a_client_hears_of_no_receiver_whose_name_cannot_be(kind: type[Frame], n
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_receiver_takes_no_node_of_a_name_that_cannot_be(name: str) -> None:
     world = World(node=Node(ThreadedClock(), name=name))
-    assert not world.receiver.handling.senders
+    assert not world.receiver.handling.nodes
     assert any("bad name" in loss for loss in world.node.losses)
 
 

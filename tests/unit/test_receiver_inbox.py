@@ -85,8 +85,8 @@ def test_25_what_the_file_has_taken_is_acknowledged_and_not_handled_again(path: 
     world = world_of(path)
     world.node.offer([b"1", b"2"])
     world.until(lambda: world.node.backlog.cursor == 2)
-    sender = world.receiver.handling.senders["node", "log.1"]
-    sender.inbox.marks = Marks()  # memory has forgotten what the file knows
+    node = world.receiver.handling.nodes["node", "log.1"]
+    node.inbox.marks = Marks()  # memory has forgotten what the file knows
     again = Node(world.clock)
     world.attach(again)
     again.offer([b"1", b"2"])

@@ -503,9 +503,9 @@ def test_a_node_that_does_not_read_its_answers_is_not_read() -> None:
     again = Transfer(1, "a", msgspec.Raw(encode_messages([WireMessage(b"1")])))
     for _ in range(100):
         send_raw(world, again)  # rejected: its answer is given again
-    (sender,) = world.receiver.handling.senders.values()
+    (node,) = world.receiver.handling.nodes.values()
     assert world.wire.near.is_paused
-    assert 20_000 < sender.inbox.answers.refused_bytes < 22_000
+    assert 20_000 < node.inbox.answers.refused_bytes < 22_000
     for n in range(100):
         send_raw(world, Request(n, "a", messages))
     assert len(world.wire.near.sent) == before
@@ -546,8 +546,8 @@ def test_beyond_its_window_it_stops_reading_until_handlers_have_ended() -> None:
         world.run()
     assert not world.wire.near.is_paused
     assert waiting.given == [b"1", b"2", b"3", b"4", b"5"]
-    sender = next(iter(world.receiver.handling.senders.values()))
-    assert (sender.works, sender.held_messages, sender.held_bytes) == (0, 0, 0)
+    node = next(iter(world.receiver.handling.nodes.values()))
+    assert (node.works, node.held_messages, node.held_bytes) == (0, 0, 0)
 
 
 def test_one_run_larger_than_the_window_is_read_whatever_the_window() -> None:
@@ -573,11 +573,11 @@ def test_answers_wait_for_a_transport_that_has_no_room_and_leave_as_one() -> Non
 
 
 def test_marks_of_incarnations_that_are_away_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msgservice.receiver.reception.SENDERS_MAX", 2)
+    monkeypatch.setattr("msgservice.receiver.reception.NODES_MAX", 2)
     world = World()
     for number in range(5):
-        world.receiver._reception.sender("node", f"other.{number}")
-    assert list(world.receiver.handling.senders) == [("node", "log.1"), ("node", "other.4")]
+        world.receiver._reception.node("node", f"other.{number}")
+    assert list(world.receiver.handling.nodes) == [("node", "log.1"), ("node", "other.4")]
 
 
 # --- starting and stopping
