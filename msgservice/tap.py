@@ -11,6 +11,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
 
 from twisted.application.service import Application, IService
 from twisted.logger import Logger, LogLevel
@@ -22,6 +26,8 @@ from msgservice.clock import Reactor
 from msgservice.config.config import Config, Flags, load_config
 from msgservice.errors import CannotListen, ConfigError, LogLocked
 from msgservice.output import keep_flowing
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Options(UsageOptions):
@@ -108,15 +114,25 @@ def _build(config: Config) -> IService:
 
     bridge_logging()
     keep_flowing(reactor, config.limits.output_bytes)
-    reactor.callWhenRunning(_expect_hangup, reactor)
+    reactor.callWhenRunning(_expect_signals, reactor)
     service: IService = build_service(config, reactor=reactor)
     return service
 
 
-def _expect_hangup(reactor: Reactor) -> None:
-    """Let SIGHUP, which many send after a renewal, end nothing."""
+def _expect_signals(reactor: Reactor) -> None:
+    """Let SIGHUP, which many send after a renewal, end nothing, and what ends be said once."""
+    for number in ENDING:
+        stop = signal.getsignal(number)
+        if callable(stop):  # it is the reactor's, which cannot be stopped twice
+            signal.signal(number, partial(_end, stop))
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not where it is ignored, as by nohup
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_hung_up))
+
+
+def _end(stop: Callable[[int, FrameType | None], Any], number: int, frame: Any) -> None:
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    stop(number, frame)
 
 
 def _hung_up() -> None:
