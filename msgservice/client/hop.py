@@ -475,6 +475,8 @@ class NodeHop:
 
     def _apply_settled(self) -> None:
         """Tell which messages were settled; fires Deferreds, so all else is done before."""
+        if self.backlog.has_failed:
+            self.backlog.take_failed()  # nobody here stores attempts
         settled = self.backlog.take_settled()
         if not settled:
             return

@@ -40,6 +40,7 @@ class Run(msgspec.Struct, gc=False, eq=False):
     attempts: int = 0
     laters: int = 0  # how often the other side said "not now"
     due: float = 0.0  # of a waiting one
+    reason: str = ""  # of the last attempt
     state: int = 0
     parts: MessageParts | None = None  # of the run that this was cut from
     part: int = 0  # where among these it begins
@@ -261,6 +262,8 @@ def cut_run(run: Run, first: int, last: int) -> Run:
         run.origin and run.origin.behind(first - run.first),
         run.attempts,
         run.laters,
+        run.due,
+        run.reason,
         parts=parts,
         part=start,
     )

@@ -127,7 +127,7 @@ class Outlet:
                 settled.append((one.first, one.last))
             else:
                 pause = min(max(0, one.next_at - wall) / 1000, limits.retry_delay_max)
-                tried[one.first, one.last] = (one.attempts, now + pause)
+                tried[one.first, one.last] = (one.attempts, now + pause, one.reason)
         backlog.restore(settled, tried)
         return backlog
 

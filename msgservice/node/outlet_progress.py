@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from msgservice.clock import Time
 from msgservice.core.backlog import Backlog
 from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.reasons import REASON_KEPT_MAX
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import FINAL, Run, Settled, cut_run, parts_of
 from msgservice.message import MessageParts, Status, array_header, header_size
@@ -27,7 +28,6 @@ from msgservice.waiters import Waiters
 
 # Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
 DEAD_LETTERS_MAX = 2048
-REASON_MAX = 1000  # characters of a reason that is kept
 LETTERS_WAIT = "the log could not store a dead letter yet: its lane waits for that"
 
 
@@ -85,7 +85,7 @@ class OutletProgress:
         self._letters = letters
         self._letters_due = 0  # bytes of dead letters that are not stored yet
         self._new: list[Settled] = []  # settled, in no group yet
-        self._failed: list[tuple[Run, str]] = []  # to be tried again, in no group yet
+        self._failed: list[Run] = []  # to be tried again, in no group yet
         self._inbox_changed = False
         self._storing: deque[_Taken] = deque()  # in groups under way, oldest first
         self._all_stored: Waiters[None] = Waiters()
@@ -158,7 +158,7 @@ class OutletProgress:
                     acked.add(run.after + 1 if first == run.first else first, last)
                     above.append(last)
                 continue
-            reason = one.reason[:REASON_MAX]
+            reason = one.reason[:REASON_KEPT_MAX]
             rows.append(ExceptionRow(number, first, last, status, run.attempts, 0, reason))
             if status is Status.DEAD:
                 dead += self._dead_letters(one)
@@ -174,7 +174,7 @@ class OutletProgress:
         return Progress(
             receiver=number,
             cursor=cursor,
-            exceptions=[*self._acked_rows(above), *self._failed_rows(failed, cursor), *rows],
+            exceptions=[*self._failed_rows(failed, cursor), *self._acked_rows(above), *rows],
             settled=counts,
             settled_bytes=size,
             dead=dead,
@@ -204,13 +204,13 @@ class OutletProgress:
             if one is not None
         ]
 
-    def _failed_rows(self, failed: list[tuple[Run, str]], cursor: int) -> list[ExceptionRow]:
+    def _failed_rows(self, failed: list[Run], cursor: int) -> list[ExceptionRow]:
         """Attempts and times of messages that wait for another try survive a restart."""
         if not failed:
             return []
         now, wall = self._time.now(), self._time.wall()
         rows = {}
-        for run, reason in failed:
+        for run in failed:
             # It may have been loaded anew since, and answered.
             if run.state != FINAL and run.first > cursor and run.first not in self._acked:
                 pause = run.due - now
@@ -222,7 +222,7 @@ class OutletProgress:
                     Status.QUEUED,
                     run.attempts,
                     next_at,
-                    reason[:REASON_MAX],
+                    run.reason,
                 )
         return list(rows.values())
 
@@ -297,7 +297,7 @@ class _Taken(NamedTuple):
     """The progress of one receiver in the group under way, and the cursor after it."""
 
     settled: list[Settled]
-    failed: list[tuple[Run, str]]
+    failed: list[Run]
     inbox_changed: bool
     cursor: int
     letters: int  # bytes of the dead letters

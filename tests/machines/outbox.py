@@ -20,6 +20,7 @@ from msgservice.core.frames import Ack, Frame, Nack, Transfer, decode_frame, enc
 from msgservice.core.ranges import RangeSet
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run, Settled
+from msgservice.core.tried import Attempts
 from msgservice.errors import ProtocolError
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
@@ -49,7 +50,7 @@ class Rows:
 
     cursor: int
     above: list[tuple[int, int]]
-    tried: dict[tuple[int, int], tuple[int, float]]
+    tried: dict[tuple[int, int], Attempts]
     final: dict[int, Status]
 
 
@@ -244,7 +245,7 @@ class OutboxMachine(Machine):
             return
         self._store_letters(INTEGER_MAX)
         tried = {
-            (run.first, run.last): (run.attempts, run.due)
+            (run.first, run.last): (run.attempts, run.due, run.reason)
             for run in backlog.waiting_runs
             if run.attempts
         }

@@ -465,10 +465,24 @@ _ALL = [
     ),
     Mutant(
         name="attempts-of-the-rest-are-not-noted",
-        at=f"{BACKLOG}._cut_out",
-        old="if rest.attempts and self._open.lowest() is not run:",
+        at=f"{BACKLOG}.split",
+        old="if rest.attempts:",
+        new="if rest.attempts and self._open.lowest() is not run:",
+        catcher=_test("tests/unit/test_node_attempts.py -k outlive", "a_run_outlive"),
+    ),
+    Mutant(
+        name="attempts-of-what-many-ranges-cut-are-not-noted",
+        at=f"{BACKLOG}._cut_at",
+        old="if run.attempts:",
         new="if False:",
-        catcher=_test("tests/unit/test_node_attempts.py -k outlive", "attempts_of_a_run_outlive"),
+        catcher=_test("tests/unit/test_node_attempts.py -k outlive", "a_run_outlive"),
+    ),
+    Mutant(
+        name="a-stale-attempt-takes-the-row-of-what-was-acknowledged",
+        at="msgservice.node.outlet_progress:OutletProgress.take_progress",
+        old="*self._failed_rows(failed, cursor), *self._acked_rows(above), *rows",
+        new="*self._acked_rows(above), *self._failed_rows(failed, cursor), *rows",
+        catcher=_test("tests/unit/test_node_attempts.py -k outlive", "a_run_outlive"),
     ),
     # --- acknowledged UDP
     Mutant(
