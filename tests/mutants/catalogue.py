@@ -985,6 +985,13 @@ _ALL = [
         catcher=_test("tests/unit/test_clock.py", "test_17_a_clock_set_forward_and_back"),
     ),
     Mutant(
+        name="a-dial-on-the-wall-clock",
+        at="msgservice.clock:TimedReactor.__init__",
+        old="MethodType(made.__func__, self)",
+        new="made",
+        catcher=_test("tests/unit/test_clock.py", "test_17_a_dial_without_an_answer"),
+    ),
+    Mutant(
         name="insecure-opens-administration",
         at="msgservice.node.admin:Admin._call",
         old="if not local and is_reserved(subject):",
