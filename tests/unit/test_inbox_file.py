@@ -103,6 +103,41 @@ def test_a_fault_of_our_own_is_logged_and_fails_whoever_waits(
     box.close()
 
 
+@pytest.mark.parametrize("place", ["commit", "statement"])
+def test_a_fault_of_our_own_behind_a_commit_fails_whoever_waits(
+    path: Path, monkeypatch: pytest.MonkeyPatch, logged_failures: list[LogEvent], place: str
+) -> None:
+    box = Box(path)
+
+    def fail(*arguments: Any) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(InboxFile, "_undo", fail)
+    monkeypatch.setattr(Rejections, "adopt" if place == "commit" else "save", fail)
+    waiting = [box.start(1, "a"), box.start(2, "b")]  # the second is behind the first's commit
+    for one in waiting:
+        with pytest.raises(LogFailed, match="a fault of ours"):
+            box.threads.wait(one)
+    with pytest.raises(LogFailed, match="a fault of ours"):
+        box.run(3, "c")
+    assert "a fault of ours" in {str(event["log_failure"].value) for event in logged_failures}
+    logged_failures.clear()
+    box.close()
+
+
+def test_a_file_that_another_program_writes_to_refuses_what_waits(box: Box, path: Path) -> None:
+    box.file._file.db.set_busy_timeout(0)
+    other = apsw.Connection(str(path))
+    other.execute("begin immediate")
+    waiting = [box.start(1, "a"), box.start(2, "b")]
+    for one in waiting:
+        with pytest.raises(LogUnavailable, match="locked"):
+            box.threads.wait(one)
+    other.execute("rollback")
+    other.close()
+    assert box.run(1, "a") == Handled(1, None)
+
+
 def test_25_effects_and_marks_survive_together(box: Box, path: Path, tmp_path: Path) -> None:
     for i in range(1, 20):
         arrival = arrival_of(i, 1)

@@ -418,8 +418,10 @@ class InboxFile:
                 db.execute(_SAVE_HEAD, (counted, crc, tables, self._file.pages.turn))
         except BaseException as error:
             # The transaction itself is gone (no room, a failed write), with all in it.
-            if not isinstance(error, apsw.Error):  # a fault of our own
-                self._fault(Failure())
+            if not entries:  # it did not begin, or not again
+                entries, self._waiting = self._waiting, []
+            if not isinstance(error, apsw.Error):
+                self._log_fault()
             self._committed(entries, committing, Failure())
             return
 
@@ -430,10 +432,11 @@ class InboxFile:
 
         self._worker.submit(lambda: self._commit(counted)).addCallback(adopt).addBoth(
             lambda result: self._committed(entries, committing, result)
-        ).addErrback(self._fault)
+        )
 
-    def _fault(self, failure: Failure) -> None:
-        self._logger.failure("committing to the inbox {path}", failure, path=str(self.path))
+    def _log_fault(self) -> None:
+        """A fault of our own is logged, the error that is handled now."""
+        self._logger.failure("committing to the inbox {path}", path=str(self.path))
 
     def _handle_waiting(self, db: apsw.Connection, entries: list[_Waiting]) -> _Stage:
         """Handle what is waiting in a transaction; what it holds is in `entries` then.
@@ -487,13 +490,27 @@ class InboxFile:
         result: object,
     ) -> None:
         """Tell everybody what became of their runs, and go on."""
+        self._committing = None
+        try:
+            self._tell(entries, result)
+        except BaseException as error:
+            self._log_fault()
+            self._fail(str(error))
+        if self._failed is not None:
+            waiting, self._waiting = self._waiting, []
+            for entry in (*entries, *waiting):
+                if not entry.waiter.called:
+                    entry.waiter.errback(self._failed)
+        self._start()
+        committing.callback(None)
+
+    def _tell(self, entries: list[_WaitingRun[Any] | _WaitingCall], result: object) -> None:
         failure: Exception | None = None
         if isinstance(result, Failure):
             failure = self._undo(result)
             for entry in entries:
                 if isinstance(entry, _WaitingRun) and entry.gate is not None:
                     entry.gate.is_shut = True
-        self._committing = None
         for entry in entries:
             if failure is not None:
                 entry.waiter.errback(failure)
@@ -504,12 +521,6 @@ class InboxFile:
                 entry.waiter.errback(entry.error)
             else:
                 entry.waiter.callback(entry.result)
-        if self._failed is not None:
-            waiting, self._waiting = self._waiting, []
-            for entry in waiting:
-                entry.waiter.errback(self._failed)
-        self._start()
-        committing.callback(None)
 
     def _undo(self, failure: Failure) -> Exception:
         """Roll back what could not be committed; return what to tell."""
@@ -522,10 +533,13 @@ class InboxFile:
             full = False
         if full:
             return LogUnavailable(failure.getErrorMessage())
-        # A failed sync: nothing was told, and nothing can be trusted any more (SEMANTICS 19).
+        return self._fail(failure.getErrorMessage())
+
+    def _fail(self, reason: str) -> LogFailed:
+        """A failed sync, or a fault of our own: nothing can be trusted any more (SEMANTICS 19)."""
         self._failed = LogFailed(
-            f"the inbox {self.path} cannot be written: {failure.getErrorMessage()}; nothing is"
-            " handled until it is opened again: start the receiver again (startService)"
+            f"the inbox {self.path} cannot be written: {reason}; nothing is handled until it is"
+            " opened again: start the receiver again (startService)"
         )
         return self._failed
 
