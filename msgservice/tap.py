@@ -105,12 +105,12 @@ def _build(config: Config) -> IService:
 
     from msgservice.disk.folder import check_not_held
     from msgservice.node.service import build_service
-    from msgservice.transport.probing import check_free
+    from msgservice.transport.registry import Transports
 
     # Here there is still a terminal to tell it, and an exit code: a daemon fails in its log alone.
     check_not_held(config.data)
     for listener in config.listen:
-        check_free(listener.address)
+        Transports().find(listener.address).check_free(listener.address)
 
     bridge_logging()
     keep_flowing(reactor, config.limits.output_bytes)

@@ -224,8 +224,7 @@ class Receiver(Service):
         listening = Listening(self._reception, self.transports, address, receive)
 
         async def open_port() -> Listening:
-            self.transports.find(address)
-            check_listener(address, insecure)
+            check_listener(self.transports.find(address), address, insecure=insecure)
             while self._state is not State.READY:
                 if not self.running and self._state is not State.IDLE:
                     raise CannotListen(address, "the receiver was stopped")

@@ -27,6 +27,7 @@ from msgservice.message import Status
 from msgservice.node.outlet import UNLOAD_AFTER, Outlet
 from msgservice.records import Resume
 from msgservice.transport.local import local_connector
+from tests.kit.faulty_transport import ChecksNothing
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -191,7 +192,7 @@ def test_14_a_message_that_processes_die_of_unseen_is_found(other_lanes: int) ->
 
 
 @implementer(ITransport)
-class Here:
+class Here(ChecksNothing):
     """Dials a receiver that is a `ScriptedPeer` of the test's."""
 
     schemes = ("here",)
