@@ -123,8 +123,9 @@ class StatusFrame(msgspec.Struct, array_like=True, tag=5, frozen=True):
     reason: Reason = ""
 
     def __post_init__(self) -> None:
-        """Its reason is that of the NACK."""
-        _fit(self, shown)
+        """Its reason is that of the NACK; most have none."""
+        if self.reason:
+            _fit(self, shown)
 
 
 class Routed(msgspec.Struct, array_like=True, tag=6, frozen=True):

@@ -115,6 +115,8 @@ class Event(enum.Enum):
     LOST = enum.auto()
 
 
+STAYING = (Stage.HERE, Stage.SEATED, Stage.PARTED)
+
 # A connection that was seated once is seated no second time.
 NEXT: Final = {
     (Stage.HERE, Event.SEATED): Stage.SEATED,
@@ -371,7 +373,7 @@ class Peer:
     @property
     def is_leaving(self) -> bool:
         """Whether a BYE was said, or the connection has ended."""
-        return self.stage not in (Stage.HERE, Stage.SEATED, Stage.PARTED)
+        return self.stage not in STAYING
 
     @property
     def is_gone(self) -> bool:
