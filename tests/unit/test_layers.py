@@ -82,8 +82,10 @@ def imports_in(source: str, folder: str) -> Iterator[str]:
             above = here[: len(here) - node.level + 1] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
             yield from (module_of(f"{module}.{alias.name}", module) for alias in node.names)
-        elif isinstance(node, ast.Constant) and DOTTED(str(node.value)):
-            yield module_of(str(node.value), str(node.value).rpartition(".")[0])
+        elif isinstance(node, ast.Constant):
+            text = node.value if isinstance(node.value, str) else ""
+            if DOTTED(text):
+                yield module_of(text, text.rpartition(".")[0])
 
 
 def module_of(name: str, module: str) -> str:
