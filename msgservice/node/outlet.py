@@ -186,6 +186,8 @@ class Outlet:
                 "; its other lanes wait as well: no more is loaded for it at exceptions ="
                 f" {self.backlog.behind_max} or window_bytes = {self.backlog.behind_bytes_max}"
             )
+        if self.progress.letters_wait:
+            return "the log could not store a dead letter yet: its lane waits for that"
         return self._unread or self.last_error or waits
 
     def in_flight(self, position: int) -> bool:

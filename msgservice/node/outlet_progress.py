@@ -28,14 +28,12 @@ from msgservice.waiters import Waiters
 
 # Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
 DEAD_LETTERS_MAX = 2048
-LETTERS_WAIT = "the log could not store a dead letter yet: its lane waits for that"
 
 
 class Delivering(Protocol):
     """The delivery whose progress it is: an outlet."""
 
     row: ReceiverRow
-    last_error: str
 
     def pump(self) -> None:
         """Send what may be sent now."""
@@ -76,6 +74,7 @@ class OutletProgress:
     ) -> None:
         # For the backlog limit: at start as the log's account says, then counted.
         self.queued_bytes = 0
+        self.letters_wait = False  # the log could not store a dead letter: its lane waits for that
         self._outlet = outlet
         self._row = outlet.row
         self._backlog = backlog
@@ -267,8 +266,7 @@ class OutletProgress:
         letters = [one for one in settled if one.status is Status.DEAD]
         if letters:  # first of all: no fault may keep their lanes
             self._backlog.letters_stored(letters)
-            if self._outlet.last_error == LETTERS_WAIT:
-                self._outlet.last_error = ""
+            self.letters_wait = False
         self._tracker.settled(self._row.name, settled)
         if letters:
             self._letters.stored(self._row, letters)
@@ -282,7 +280,7 @@ class OutletProgress:
         """See `Progressing`."""
         taken = self._storing.popleft()
         if any(one.status is Status.DEAD for one in taken.settled):
-            self._outlet.last_error = LETTERS_WAIT
+            self.letters_wait = True
         self._new = taken.settled + self._new
         self._failed = taken.failed + self._failed
         self._inbox_changed = self._inbox_changed or taken.inbox_changed
