@@ -493,9 +493,8 @@ class Peer:
         decode_messages(frame.messages)  # raises `MalformedFrame`
         self._calls += calls
         self._answering += 1
-        local = self.connection is not None and getattr(
-            self.connection.channel, "local_only", False
-        )
+        channel = None if self.connection is None else self.connection.channel
+        local = channel is not None and channel.local_only
         answer: Deferred[Reply] = self._requests.answer(frame, local)
         answer.addBoth(self._answered, calls).addErrback(self.fault)
 
