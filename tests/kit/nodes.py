@@ -38,7 +38,7 @@ from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.node.node import Node
 from msgservice.node.operations import ReceiverState
 from msgservice.records import Group, Resume
-from msgservice.transport.local import connect_locally
+from tests.kit.channels import connect_locally
 
 T = TypeVar("T")
 
