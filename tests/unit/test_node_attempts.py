@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -462,3 +463,42 @@ def test_14_attempts_and_reasons_of_a_run_outlive_a_restart_however_it_was_answe
     del expected[first]
     tried.restart()
     assert tried.known() == expected
+
+
+def _answer_at_random(tried: Tried, rng: random.Random) -> None:
+    (outlet,) = tried.world.node.parts.dispatch
+    flying = [run for run in outlet.backlog.runs_in_flight() if run.first >= tried.first]
+    what = rng.choice(["nack", "nack", "ack", "ack", "lose", "hold", "release"])
+    if what == "hold" and not tried.log.hold:
+        tried.log.hold = True
+    elif what == "release":
+        tried.log.release()
+        tried.world.settle()
+    elif what == "lose":
+        tried.lose()
+    elif what == "nack" and flying:
+        run = rng.choice(flying)
+        first = rng.randint(run.first, run.last) - tried.first
+        tried.nack(first, rng.randint(first, run.last - tried.first), f"{rng.random()}")
+    elif what == "ack" and flying:
+        places = [n - tried.first for run in flying for n in range(run.first, run.last + 1)]
+        taken = rng.sample(places, min(len(places), rng.choice([1, 1, 2])))
+        tried.ack(*((place, place) for place in sorted(taken)))
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_14_the_log_has_the_attempts_of_all_that_is_open(seed: int) -> None:
+    rng = random.Random(seed)
+    tried = Tried(is_older_open=rng.random() < 0.5, order=rng.choice(["strict", "none"]))
+    for _ in range(12):
+        _answer_at_random(tried, rng)
+        if not tried.log.hold:
+            assert tried.known() == tried.in_memory()
+    tried.log.release()
+    tried.world.settle(1)
+    expected = tried.in_memory()
+    assert tried.known() == expected
+    tried.restart()
+    tried.receiver = tried.world.peer("billing", receive=tried.receive)
+    tried.world.settle(3)
+    assert tried.known() == tried.in_memory() == expected
