@@ -85,7 +85,8 @@ class UnexpectedFrame(ProtocolError):
 
 
 class DeadlinePassed(ProtocolError):
-    """The peer took longer than allowed: for its HELLO, for half a frame, for reading."""
+    """The peer took longer than allowed, for its HELLO, half a frame, or reading; or this side did,
+    for its answer to a HELLO."""
 
     wire_code = 7
     passes = True
