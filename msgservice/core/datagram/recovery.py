@@ -241,12 +241,3 @@ class Recovery:
             self._stood_until = now
         self.timeouts += 1
         self._rto_jitter = 1.0 + self._jitter() / 2
-
-    def oldest(self, count: int) -> list[Sent]:
-        """Return the oldest `count` packets in flight: what a probe sends again."""
-        found = []
-        for sent in self.in_flight.values():
-            found.append(sent)
-            if len(found) == count:
-                break
-        return found
