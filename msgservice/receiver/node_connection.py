@@ -84,7 +84,7 @@ class NodeConnection:
         self._node: NodeIncarnation | None = None
         self._quiet = 0  # turns since the last run
         most = way.reception.limits.subjects
-        self._subjects, self._senders = Checked(check_subject, most), Checked(check_word, most)
+        self._subjects, self._words = Checked(check_subject, most), Checked(check_word, most)
 
     def channel_up(self, connection: Connection) -> None:
         """Send HELLO: the receiver's name, and its options."""
@@ -174,8 +174,11 @@ class NodeConnection:
             subject, origin = frame.subject, frame.origin
             if subject not in self._subjects.known:
                 self._subjects.look(subject)
-            if origin is not None and origin.sender not in self._senders.known:
-                self._senders.look(origin.sender)
+            if origin is not None:
+                known = self._words.known
+                if origin.sender not in known or origin.incarnation not in known:
+                    self._words.look(origin.sender)
+                    self._words.look(origin.incarnation)
             facts = RunFacts(
                 frame.sequence,
                 subject,
