@@ -36,7 +36,7 @@ from zope.interface import provider
 
 from msgservice.cli import signals
 from msgservice.cli.exit_codes import ExitCode
-from msgservice.cli.output import console
+from msgservice.cli.output import out
 from msgservice.client.client import Client
 from msgservice.clock import Reactor, timed
 from msgservice.errors import (
@@ -280,9 +280,9 @@ class Session:
     def show(self, data: object, people: RenderableType | Callable[[], RenderableType]) -> None:
         """Print the outcome: `data` for programs, or `people` for people."""
         if self.as_json:
-            click.echo(msgspec.json.encode(data))
+            out(msgspec.json.encode(data))
         else:
-            console(sys.stdout).print(people() if callable(people) else people)
+            out(people() if callable(people) else people)
 
     def complain(self, error: MsgServiceError) -> None:
         """Say on standard error why the command ends."""

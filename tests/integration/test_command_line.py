@@ -345,6 +345,61 @@ def test_help_starts_no_reactor() -> None:
     assert done.stdout == "False\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info",),
+        ("receivers", "list"),
+        ("receivers", "list", "--json"),
+        ("send", "unread", "one", "--json"),
+        ("check-config", "/dev/null"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_printed_ends_a_command_in_order(
+    msgservice: Command, words: tuple[str, ...]
+) -> None:
+    read, written = os.pipe()
+    os.close(read)
+    assert (141, "") == printing_to(written, msgservice, *words)
+    code, told = printing_to(os.open("/dev/full", os.O_WRONLY), msgservice, *words)
+    assert (1, 1) == (code, told.count("\n"))
+    assert "cannot print: No space left on device" in told
+
+
+@pytest.mark.parametrize("words", [("info",), ("listen", "closed", "closed")], ids=" ".join)
+def test_a_standard_output_that_is_closed_is_no_traceback(
+    msgservice: Command, words: tuple[str, ...]
+) -> None:
+    msgservice("receivers", "add", "closed", "closed")
+    msgservice("send", "closed", "one")
+    command: list[str | Path] = [BIN / "msgservice", *words, "--node", msgservice.node]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (1, 1) == (done.returncode, done.stderr.count("\n"))
+    assert "cannot print: Bad file descriptor" in done.stderr
+
+
+def printing_to(descriptor: int, msgservice: Command, *words: str) -> tuple[int, str]:
+    """Run a command with this standard output, which is closed; return its exit code and errors."""
+    done = subprocess.run(
+        [BIN / "msgservice", *words],
+        env=os.environ | {"MSGSERVICE_NODE": msgservice.node},
+        stdout=descriptor,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    os.close(descriptor)
+    return done.returncode, done.stderr
+
+
 def test_who_waits_is_told_where_it_is_and_for_whom(msgservice: Command) -> None:
     msgservice("receivers", "add", "asleep", "asleep")
     command = ("msgservice", "send", "asleep", "one", "--wait", "--node", msgservice.node)
@@ -367,16 +422,19 @@ def test_a_second_interrupt_is_no_traceback(msgservice: Command) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_the_very_beginning_is_no_traceback(number: signal.Signals) -> None:
+@pytest.mark.parametrize("module", ["click", "msgservice.cli.send"])
+def test_a_signal_at_the_very_beginning_is_no_traceback(
+    number: signal.Signals, module: str
+) -> None:
     code = (
-        "import importlib, os\n"
-        "from msgservice.cli.main import main\n"
-        "real = importlib.import_module\n"
-        "def interrupted(name):\n"
-        f"    os.kill(os.getpid(), {int(number)})\n"
-        "    return real(name)\n"
-        "importlib.import_module = interrupted\n"
-        "main()\n"
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {module!r}:\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from msgservice.cli import run\n"
+        "run()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "send", "x", "y"],
@@ -396,8 +454,8 @@ def test_a_signal_at_the_very_end_does_not_change_the_exit_code(msgservice: Comm
         "    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGTERM):\n"
         "        kill(me, number)\n"
         "sys.late = Late()\n"
-        "from msgservice.cli.main import main\n"
-        "main()\n"
+        "from msgservice.cli import run\n"
+        "run()\n"
     )
     words = ("send", "late", "one", "--wait", "--node", msgservice.node)
     with running(sys.executable, "-c", code, *words, cwd=msgservice.folder) as waiting:
