@@ -9,8 +9,9 @@ one message that was never accepted. Errors carry facts as attributes; the sente
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 
 class MsgServiceError(Exception):
@@ -636,3 +637,15 @@ def request_failed(code: int, reason: str, subject: str, seconds: float) -> MsgS
         case RequestTimeout.refusal_code:
             return RequestTimeout(subject, seconds)
     return RequestFailed(reason, code)
+
+
+# --- A function of a program's that can never do what it was given for -------------------------
+
+CURE = "its body does not run by itself: decorate it with inlineCallbacks, or make it async def"
+
+
+def check_runs(function: Callable[..., Any], what: str = "handler") -> None:
+    """Raise `TypeError` for a function whose body would never run, though each call succeeds."""
+    for called in (function, type(function).__call__):
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(f"{what} {function!r} is a generator function: {CURE}")

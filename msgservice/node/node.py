@@ -26,7 +26,7 @@ from zope.interface import implementer
 from msgservice.client.client import Client
 from msgservice.clock import Time
 from msgservice.core.subjects import check_name, exact
-from msgservice.errors import LogFailed
+from msgservice.errors import LogFailed, check_runs
 from msgservice.interfaces import IChannelUser, IConnector, ILog
 from msgservice.limits import Limits, Rate
 from msgservice.log.sqlite import SqliteLog
@@ -105,6 +105,8 @@ class Node(Service):
         self._configured = tuple(receivers)
         self._rate = rate
         self._rates = rates or {}
+        if failed is not None:
+            check_runs(failed, "failed")
         self._failed = failed or self._end_process
         self._holding: LoopingCall | None = None  # says that files were replaced, until the stop
         self._parts: Parts | None = None

@@ -28,10 +28,9 @@ from msgservice.clock import monotonic_of, timed
 from msgservice.codecs import decode_content
 from msgservice.core.frames import ReceiveOptions
 from msgservice.core.subjects import check_name, check_pattern
-from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError
+from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError, check_runs
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import INTEGER_MAX, Limits
-from msgservice.receiver.handling.coroutines import check_runs
 from msgservice.receiver.handling.engine import Handling
 from msgservice.receiver.handling.threads import ThreadedHandling
 from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox

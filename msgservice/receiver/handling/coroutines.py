@@ -5,29 +5,22 @@ A coroutine is begun without a Deferred: many end before they ever wait.
 
 from __future__ import annotations
 
-import inspect
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from contextvars import copy_context
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from msgservice.errors import CURE
+
 # What a handler returns that has not run at all: nobody would ever ask it for anything.
 GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
-_CURE = "its body does not run by itself: decorate it with inlineCallbacks, or make it async def"
 
 
-def check_runs(handler: Callable[..., Any]) -> None:
-    """Raise `TypeError` for a handler whose body would never run, each message acknowledged."""
-    for function in (handler, type(handler).__call__):
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"handler {handler!r} is a generator function: {_CURE}")
-
-
-def has_not_run(result: object) -> TypeError:
-    """Return what a handler fails with that has returned a generator."""
-    return TypeError(f"a handler returned a {type(result).__name__}: {_CURE}")
+def has_not_run(result: object, what: str = "handler") -> TypeError:
+    """Return what a handler, or another function, fails with that has returned a generator."""
+    return TypeError(f"a {what} returned a {type(result).__name__}: {CURE}")
 
 
 def begin(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any] | None:
