@@ -313,11 +313,10 @@ def _options(reader: Reader, path: KeyPath, limits: Limits) -> ReceiverOptions:
         else:
             reader.problem((*path, *option.key), wrong)
     options = ReceiverOptions(**given)
-    if options.backlog_bytes > limits.max_bytes:
-        bound = f"max_bytes of [limits], which is {limits.max_bytes}"
-        reader.problem(
-            (*path, "backlog_bytes"), f"must be at most {bound}, not {options.backlog_bytes}"
-        )
+    try:
+        options.check_against(limits)
+    except BadValue as error:
+        reader.problem((*path, error.field), error.reason)
     return options
 
 

@@ -170,6 +170,7 @@ def assemble(
         outlets=outlets,
         connections=connections,
         dead_letters=dead_letters,
+        limits=limits,
         time=time,
         rng=rng,
     )

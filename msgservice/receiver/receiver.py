@@ -101,6 +101,8 @@ class Receiver(Service):
             raise ValueError(f'order must be "strict" or "none", not {order!r}')
         if shared and order != "none":
             raise ValueError('shared needs order="none"')
+        if type(threads) is not int or type(concurrency) is not int:
+            raise TypeError("threads and concurrency must be integers")
         if threads < 0 or concurrency < 1:
             raise ValueError("threads must be 0 or more, concurrency 1 or more")
         if threads and inspect.iscoroutinefunction(handler):
@@ -376,9 +378,10 @@ class Receiver(Service):
 def _window(window: int | tuple[int, int] | None, limits: Limits) -> tuple[int, int]:
     if window is None:
         return limits.window_messages, limits.window_bytes
-    messages, size = (window, limits.window_bytes) if isinstance(window, int) else window
-    if not 0 < messages <= INTEGER_MAX or not 0 < size <= INTEGER_MAX:
-        raise ValueError(f"window must be above 0, not {window!r}")
+    messages, size = (window, limits.window_bytes) if isinstance(window, int | float) else window
+    for number in (messages, size):
+        if type(number) is not int or not 0 < number <= INTEGER_MAX:
+            raise ValueError(f"window must be of integers above 0, not {window!r}")
     return messages, size
 
 

@@ -66,6 +66,17 @@ class Address:
             raise BadAddress(self.text, f"{option} must be a number above 0, not {text!r}")
         return value
 
+    def integer(self, option: str, default: int, highest: int) -> int:
+        """Return an option that is an integer from 1 on."""
+        text = self.options.get(option)
+        if text is None:
+            return default
+        plain = text.isascii() and text.isdecimal() and len(text) <= len(str(highest))
+        if not plain or not 1 <= int(text) <= highest:
+            reason = f"{option} must be an integer from 1 to {highest}, not {text!r}"
+            raise BadAddress(self.text, reason)
+        return int(text)
+
     def only(self, *known: str) -> None:
         """Raise `BadAddress` for options other than these."""
         unknown = sorted(set(self.options) - set(known))

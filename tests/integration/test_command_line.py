@@ -36,13 +36,13 @@ def test_a_receiver_is_added_changed_paused_resumed_and_removed(msgservice: Comm
 def test_18_a_receiver_that_is_too_far_behind_is_shown_as_suspended(msgservice: Command) -> None:
     assert msgservice("receivers", "add", "full", "full", "--on-full", "suspend").code == 0
     assert msgservice.receiver("full")["on_full"] == "suspend"
-    assert msgservice("receivers", "change", "full", "--backlog-bytes", "10").code == 0
-    sent = msgservice.data("send", "full", "0123456789")
+    assert msgservice("receivers", "change", "full", "--backlog-bytes", "65536").code == 0
+    sent = msgservice.data("send", "full", "0" * 65536)
     assert sent["receivers"] == {"full": "queued"}
     # Changing anything has all backlogs judged before it is answered.
     assert msgservice("receivers", "change", "full", "--on-full", "suspend").code == 0
     row = msgservice.receiver("full")
-    assert (row["suspended"], row["backlog_bytes"], row["queued"]) == (True, 10, 1)
+    assert (row["suspended"], row["backlog_bytes"], row["queued"]) == (True, 65536, 1)
     table = msgservice("receivers", "list").out
     (line,) = [line for line in table.splitlines() if line.split()[:1] == ["full"]]
     assert "suspended, away" in line
@@ -54,8 +54,9 @@ def test_18_a_receiver_that_is_too_far_behind_is_shown_as_suspended(msgservice: 
 
 
 def test_a_node_that_takes_nothing_for_now_is_not_said_to_be_away(msgservice: Command) -> None:
-    assert msgservice("receivers", "add", "behind", "behind", "--backlog-bytes", "10").code == 0
-    assert msgservice("send", "behind", "0123456789").code == 0
+    few = ("--backlog-bytes", "65536")
+    assert msgservice("receivers", "add", "behind", "behind", *few).code == 0
+    assert msgservice("send", "behind", "0" * 65536).code == 0
     refused = msgservice("send", "behind", "more")
     assert refused.code == 3
     said, ended = refused.err.splitlines()
@@ -473,8 +474,8 @@ def test_one_that_is_refused_ends_with_the_signal_and_says_why(
     with running(*command, cwd=tmp_path) as node:
         node.wait_for("listening on unix")
         msgservice = Command(f"unix:{tmp_path}/node.sock", tmp_path)
-        msgservice("receivers", "add", "full", "full", "--backlog-bytes", "10")
-        msgservice("send", "full", "0123456789")
+        msgservice("receivers", "add", "full", "full", "--backlog-bytes", "65536")
+        msgservice("send", "full", "0" * 65536)
         send = ("msgservice", "send", "full", *words, "--json", "--timeout", "100", "--verbose")
         with running(*send, "--node", msgservice.node, cwd=tmp_path) as refused:
             refused.wait_for("the node takes no more for now")

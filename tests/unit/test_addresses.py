@@ -36,6 +36,7 @@ from msgservice.transport.addresses import (
 )
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
+from msgservice.transport.udp.addresses import read_key
 from tests.kit.certificates import Authority
 from tests.kit.channels import Recorder
 from tests.kit.faulty_transport import ChecksNothing
@@ -138,6 +139,9 @@ def test_an_address_that_can_be_listened_on(text: str, kind: type) -> None:
         ("tcp:-1", "port must be from 0"),
         ("tcp:1:mode=600", "unknown option 'mode'"),
         ("unix:/a:mode=9", "octal"),
+        ("tcp:1:backlog=1.9", "backlog must be an integer from 1 to 2147483647, not '1.9'"),
+        ("tcp:1:backlog=0", "backlog must be an integer"),
+        (f"tcp:1:backlog={'9' * 5000}", "backlog must be an integer"),
         (f"unix:/{'a' * 107}", "longer than 107 bytes"),
         ("tls:7410", "privateKey=FILE is needed"),
         ("tls:7410:privateKey=/nonexistent/key.pem", "cannot read /nonexistent/key.pem"),
@@ -149,6 +153,17 @@ def test_an_address_that_cannot_be_listened_on_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(BadAddress, match=reason):
         server_endpoint(MemoryReactorClock(), text)
+
+
+@pytest.mark.parametrize("number", ["1.9", "1e0", "0", "256", "true", "", "-1", "9" * 5000])
+def test_the_number_of_a_key_is_an_integer(number: str) -> None:
+    with pytest.raises(BadAddress, match="keyId must be an integer from 1 to 255, not"):
+        read_key(parse_address(f"udp:h:1:key=k:keyId={number}"))
+
+
+def test_what_only_endpoints_of_twisted_know_is_not_said_to_be_known() -> None:
+    with pytest.raises(BadAddress, match=r"\(known: ssl, tcp, tls, udp, unix\)"):
+        Transports().find("ftp:somewhere")
 
 
 def test_a_file_that_is_no_certificate_is_refused(tmp_path: Path) -> None:

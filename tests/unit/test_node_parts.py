@@ -383,6 +383,7 @@ class AskedReceivers:
             outlets=double(make=an_outlet, rates={}),
             connections=self.connections,
             dead_letters=self.dead_letters,
+            limits=LIMITS,
             time=Time(Clock()),
             rng=lambda: 0.5,
         )

@@ -66,6 +66,7 @@ from msgservice.transport.addresses import LOOPBACK, Address, ip_of, parse_addre
 CONNECT_TIMEOUT = 30.0  # seconds for one attempt to connect, Twisted's own default
 # A node that comes back is dialled by all its peers at once; the kernel caps it at `somaxconn`.
 BACKLOG = 1024
+BACKLOG_MAX = 2**31 - 1  # what the kernel is asked with
 # Whoever may open the socket file may claim any name, so by default only the node's own user.
 UNIX_MODE = "600"
 UNIX_PATH_BYTES = 107  # sun_path of unix(7), less its final NUL
@@ -186,7 +187,7 @@ def _listen(reactor: IReactorTime, address: Address) -> IStreamServerEndpoint:
 
 
 def _backlog(address: Address) -> int:
-    return int(address.number("backlog", BACKLOG))
+    return address.integer("backlog", BACKLOG, BACKLOG_MAX)
 
 
 T = TypeVar("T")
