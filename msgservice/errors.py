@@ -10,6 +10,7 @@ one message that was never accepted. Errors carry facts as attributes; the sente
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -641,6 +642,8 @@ def request_failed(code: int, reason: str, subject: str, seconds: float) -> MsgS
 
 # --- A function of a program's that can never do what it was given for -------------------------
 
+# What a function returns that has not run at all: nobody would ever ask it for anything.
+GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
 CURE = "its body does not run by itself: decorate it with inlineCallbacks, or make it async def"
 
 
@@ -649,3 +652,8 @@ def check_runs(function: Callable[..., Any], what: str = "handler") -> None:
     for called in (function, type(function).__call__):
         if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
             raise TypeError(f"{what} {function!r} is a generator function: {CURE}")
+
+
+def has_not_run(result: object, what: str = "handler") -> TypeError:
+    """Return what a handler, or another function, fails with that has returned a generator."""
+    return TypeError(f"a {what} returned a {type(result).__name__}: {CURE}")

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.errors import (
+    GENERATORS,
     Ambiguous,
     LimitReached,
     MsgServiceError,
@@ -22,6 +23,7 @@ from msgservice.errors import (
     RequestFailed,
     RequestTimeout,
     check_runs,
+    has_not_run,
 )
 from msgservice.faces.callbacks.incoming import Fetching
 from msgservice.faces.callbacks.protocol.events import (
@@ -35,7 +37,6 @@ from msgservice.faces.callbacks.protocol.events import (
 )
 from msgservice.faces.callbacks.protocol.peer import CallbackPeer
 from msgservice.faces.callbacks.registry import CallbackRegistry
-from msgservice.receiver.handling.coroutines import GENERATORS, has_not_run
 
 REFUSE_AT = 10  # times running_max
 

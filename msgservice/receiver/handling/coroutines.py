@@ -1,6 +1,7 @@
-"""Handlers that have not ended when they return: coroutines are begun, generators refused.
+"""Handlers that have not ended when they return: their coroutines are begun.
 
-A coroutine is begun without a Deferred: many end before they ever wait.
+Generators, which nobody would run, are refused (`errors.check_runs`). A coroutine is begun without
+a Deferred: many end before they ever wait.
 """
 
 from __future__ import annotations
@@ -11,16 +12,6 @@ from contextvars import copy_context
 from typing import Any
 
 from twisted.internet.defer import Deferred
-
-from msgservice.errors import CURE
-
-# What a handler returns that has not run at all: nobody would ever ask it for anything.
-GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
-
-
-def has_not_run(result: object, what: str = "handler") -> TypeError:
-    """Return what a handler, or another function, fails with that has returned a generator."""
-    return TypeError(f"a {what} returned a {type(result).__name__}: {CURE}")
 
 
 def begin(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any] | None:

@@ -28,8 +28,9 @@ from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival
 from msgservice.core.refusal import Refusal
+from msgservice.errors import GENERATORS, has_not_run
 from msgservice.message import Action
-from msgservice.receiver.handling.coroutines import GENERATORS, begin, has_not_run
+from msgservice.receiver.handling.coroutines import begin
 from msgservice.receiver.handling.outcomes import describe_failure, judge
 from msgservice.receiver.handling.work import HandlerCall, Lane, NodeIncarnation, Work
 from msgservice.receiver.received import ReceivedMessage

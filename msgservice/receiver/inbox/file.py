@@ -30,8 +30,7 @@ from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
 from msgservice.disk.mark import Mark
 from msgservice.disk.migrations import Schema
-from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, Reject
-from msgservice.receiver.handling.coroutines import GENERATORS, has_not_run
+from msgservice.errors import GENERATORS, LogDamaged, LogFailed, LogUnavailable, Reject, has_not_run
 from msgservice.receiver.inbox.marks import StoredMarks
 from msgservice.receiver.inbox.rejections import Rejections
 from msgservice.receiver.inbox.transaction import RolledBack, Transaction
