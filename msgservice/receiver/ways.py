@@ -80,13 +80,13 @@ class Way(ABC):
 
     def stop_taking(self) -> None:
         """Read no more from the connections that stand, and make no new ones."""
-        for link in self.connections:
-            link.connection.pause(STOPPING)
+        for one in self.connections:
+            one.connection.pause(STOPPING)
 
     def say_bye(self) -> None:
         """Say BYE: all that is to be answered was."""
-        for link in list(self.connections):
-            link.connection.bye()
+        for one in list(self.connections):
+            one.connection.bye()
 
     def sent_away(self, reason: str, *, replaced: bool) -> None:
         """The node wants no connection of this receiver any more."""
@@ -235,8 +235,8 @@ class Listening(Way):
 
     def stop(self) -> Deferred[None]:
         """Close the port and its connections; fire when the port is closed."""
-        for link in list(self.connections):
-            link.connection.close()
+        for one in list(self.connections):
+            one.connection.close()
         return self.stopListening()
 
 
