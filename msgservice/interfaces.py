@@ -83,10 +83,11 @@ class ILog(Interface):
         Nothing in the log refers to them any more.
         """
 
-    def resume(sender: str, incarnation: str) -> Resume:
-        """Return *now* the `records.Resume` of this incarnation (committed state).
+    def resume(sender: str, incarnation: str) -> Deferred[Resume]:
+        """Fire with the `records.Resume` of this incarnation, as it is then (committed state).
 
-        One that a `retain` is about to forget is not known.
+        It fires at once, unless the incarnation was away: then its marks may have to be read. One
+        that a `retain` is about to forget is not known; who is told its marks is here from then on.
         """
 
     def read(

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import apsw
 import msgspec
 
+from msgservice.core.marks import Key
 from msgservice.disk.database import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
 from msgservice.disk.files import OS, Files
 from msgservice.disk.folder import FileWatch, Reserve
@@ -218,6 +219,12 @@ class Store:
         state = self.state
         age = age or self.grown()
         return kind(number=state.next_number, commits=state.commits, age=age, **what)
+
+    def wake(self, key: Key) -> bool:
+        """Have a sender's marks in memory; return whether the log knows it."""
+        if self.failed is not None:
+            raise self.failed
+        return self.guard(lambda: self.state.wake(key))
 
     def append(self, group: Group) -> Appended:
         """Decide about a group and apply that; see `ILog.append`."""

@@ -243,6 +243,14 @@ class NodeWorld:
         self.node.startService()
         self.settle()
 
+    def resume(self, sender: str, incarnation: str) -> Resume:
+        """What the log has taken of an incarnation."""
+        found: list[Resume] = []
+        self.log.resume(sender, incarnation).addCallback(found.append)
+        self.clock.advance(0)
+        (resume,) = found
+        return resume
+
     def peer(
         self,
         name: str,

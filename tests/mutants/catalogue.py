@@ -366,7 +366,7 @@ _ALL = [
     ),
     Mutant(
         name="being-here-counts-more-than-having-sent",
-        at="msgservice.log.senders:Senders.seen",
+        at="msgservice.log.senders:Senders._put_to_sleep",
         old="self._seen(senders[key])",
         new="self._heard[key]",
         catcher=_test("tests/contract/test_log_retention.py -k test_5_who", "after_he_was_last"),
@@ -409,9 +409,9 @@ _ALL = [
     ),
     Mutant(
         name="retention-beside-the-door",
-        at="msgservice.log.retention:Retention._tidy",
-        old="self.senders.written()",
-        new="store.transact([('delete from finished where at < 0', ())]); self.senders.written()",
+        at="msgservice.log.senders:Senders._put_to_sleep",
+        old="self._heard.clear()",
+        new="store.transact([('delete from finished where at < 0', ())]); self._heard.clear()",
         catcher=_test("tests/unit/test_log_entries.py -k beside_the_door", "beside_the_door"),
     ),
     Mutant(
@@ -684,6 +684,13 @@ _ALL = [
         old="int(self._time.now() * 1000)",
         new="self._time.wall()",
         catcher=_by("client", "stored twice"),
+    ),
+    Mutant(
+        name="a-sender-that-sleeps-is-new",
+        at="msgservice.log.state:State.sender",
+        old="if known is None and key in self.asleep:",
+        new="if False:",
+        catcher=_test("tests/contract/test_log_retention.py -k sleep", "that_sleep_are_known"),
     ),
     Mutant(
         name="quiet-is-away",

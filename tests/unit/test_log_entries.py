@@ -110,6 +110,7 @@ def test_35_after_a_cut_the_rest_leads_to_the_same(seed: int, tmp_path: Path) ->
             for entry in play.entries:
                 driver.wait(log._write(partial(apply, log, entry)))
             driver.wait(log._write(log._store.save))
+            disk.cut_at = None
             break
         except Stopped:
             cuts += 1
@@ -273,7 +274,9 @@ def said(state: State) -> dict[str, Any]:
                     value.collected, value.inbox)  # fmt: skip
         return value
 
-    left_out = {"log_id", "saved", "dirty_senders", "dirty_totals", "rows"}
+    assert not len(state.asleep), "what of it is in the table alone is not compared"
+    left_out = {"log_id", "saved", "dirty_senders", "dirty_totals", "rows", "asleep"}
+    left_out.add("saved_sender")
     return {
         field.name: plain(getattr(state, field.name))
         for field in fields(State)
