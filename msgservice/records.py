@@ -204,7 +204,7 @@ class ExceptionRow(msgspec.Struct, frozen=True, gc=False):
 DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message and its reason
 
 
-class DeadLetter(msgspec.Struct, frozen=True):
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     """A message that will not be delivered to one receiver, with its own copy (SEMANTICS 12)."""
 
     receiver: int

@@ -326,8 +326,13 @@ class Backlog:
         """These ranges, which rise, are acknowledged. A run that many of them cut is read once."""
         if len(ranges) > 1:
             self._cut_at(ranges)
+        by_first, settle = self._open.by_first, self.settle
         for first, last in ranges:
-            self._settle_between(first, last, Status.ACKNOWLEDGED)
+            run = by_first.get(first)
+            if run is not None and first + run.count - 1 == last:
+                settle(run, Status.ACKNOWLEDGED)
+            else:
+                self._settle_between(first, last, Status.ACKNOWLEDGED)
 
     def refuse(self, first: int, last: int, refusal: Refusal, delay: float, now: float) -> None:
         """The other side refuses these sequences: for ever, or they are tried again after a pause.
@@ -568,8 +573,11 @@ class Backlog:
     def _cut_at(self, ranges: Sequence[Range]) -> None:
         """Cut the open runs at the bounds of these ranges, which rise, all in one go."""
         cuts: dict[int, tuple[Run, list[int]]] = {}
-        between = self._open.between
+        between, by_first = self._open.between, self._open.by_first
         for first, last in ranges:
+            whole = by_first.get(first)
+            if whole is not None and first + whole.count - 1 == last:
+                continue
             for at in (first, last + 1):
                 for run in between(at, at):
                     if run.first < at:

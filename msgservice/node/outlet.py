@@ -337,8 +337,8 @@ class Outlet:
         assert flight is not None
         if isinstance(frame, Ack):
             flight.receive_acks(frame.ranges)
-            for _, last in frame.ranges:
-                self._acked_to = max(self._acked_to, last)
+            if frame.ranges:  # they rise
+                self._acked_to = max(self._acked_to, frame.ranges[-1][1])
         else:
             assert isinstance(frame, Nack)
             reason = self._last_nack = first_line(frame.reason)

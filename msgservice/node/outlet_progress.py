@@ -19,7 +19,7 @@ from msgservice.core.backlog import Backlog
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.reasons import REASON_KEPT_MAX
 from msgservice.core.refusal import Refusal
-from msgservice.core.runs import FINAL, Run, Settled, cut_run, parts_of
+from msgservice.core.runs import FINAL, Run, Settled, cut_run, parts_of, size_alone
 from msgservice.message import MessageParts, Status, array_header, header_size
 from msgservice.node.commits import Commits
 from msgservice.node.tracker import Tracker
@@ -114,15 +114,14 @@ class OutletProgress:
     def letters_room(self, run: Run, refusal: Refusal) -> int:
         """The number of its messages that have room in `dead_bytes`, and one beyond (`Backlog`)."""
         room = self._letters.room(self._row) - self._letters_due
-        parts, size, count = parts_of(run), 0, 0
-        each = DEAD_OVERHEAD + len(refusal.reason.encode())
-        whole = parts.size_alone(run.part, run.part + run.count) + each * run.count
-        if whole <= room:  # nearly always: the others are looked at one by one
-            size, count = whole, run.count
-        while count < run.count and size < room:
-            at = run.part + count
-            size += parts.size_alone(at, at + 1) + each
-            count += 1
+        size, count = letters_size(run, refusal.reason), run.count
+        if size > room:  # hardly ever: its messages are looked at one by one
+            parts, size, count = parts_of(run), 0, 0
+            each = DEAD_OVERHEAD + len(refusal.reason.encode())
+            while count < run.count and size < room:
+                at = run.part + count
+                size += parts.size_alone(at, at + 1) + each
+                count += 1
         self._letters_due += size
         if count < run.count:
             self._letters.lacking(self._row)
@@ -142,7 +141,7 @@ class OutletProgress:
             cursor = min(cursor, min([one.first for one in self._new]) - 1)
         failed, self._failed = self._failed, []
         counts: dict[int, int] = {}
-        size = 0
+        size = size_dead = 0
         rows: list[ExceptionRow] = []
         dead: list[DeadLetter] = []
         acked = self._acked
@@ -161,9 +160,9 @@ class OutletProgress:
             rows.append(ExceptionRow(number, first, last, status, run.attempts, 0, reason))
             if status is Status.DEAD:
                 dead += self._dead_letters(one)
+                size_dead += letters_size(run, one.reason)
         if acked:
             acked.remove_below(cursor + 1)
-        size_dead = sum(letter.size for letter in dead)
         taken = _Taken(settled, failed, self._inbox_changed, cursor, size_dead)
         inbox = self._row.inbox if self._inbox_changed else None
         self._inbox_changed = False
@@ -228,24 +227,28 @@ class OutletProgress:
     def _dead_letters(self, one: Settled) -> list[DeadLetter]:
         run = one.run
         batch: Batch = run.source
-        parts, start = run.parts, run.part - run.first
+        parts, start = run.parts, run.part + one.first - run.first
         if parts is None:
             parts = MessageParts(batch.messages)
-        wall = self._time.wall()
+        receiver, wall = self._row.number, self._time.wall()
+        reason, attempts = one.reason, run.attempts
+        sender, incarnation, subject = batch.sender, batch.incarnation, batch.subject
+        behind = batch.sequence - batch.first
+        messages = parts.alone(start, start + one.last - one.first + 1)
         return [
             DeadLetter(
-                self._row.number,
+                receiver,
                 position,
-                batch.sender,
-                batch.incarnation,
-                batch.sequence + position - batch.first,
-                batch.subject,
-                parts.run(start + position, start + position + 1),
-                one.reason,
-                run.attempts,
+                sender,
+                incarnation,
+                position + behind,
+                subject,
+                message,
+                reason,
+                attempts,
                 wall,
             )
-            for position in range(one.first, one.last + 1)
+            for position, message in enumerate(messages, one.first)
         ]
 
     def progress_stored(self) -> None:
@@ -299,6 +302,11 @@ class _Taken(NamedTuple):
     inbox_changed: bool
     cursor: int
     letters: int  # bytes of the dead letters
+
+
+def letters_size(run: Run, reason: str) -> int:
+    """Return the bytes that a run takes as dead letters, one of each of its messages."""
+    return size_alone(run) + run.count * (DEAD_OVERHEAD + len(reason.encode()))
 
 
 def _cut_settled(one: Settled, count: int) -> tuple[list[Settled], Settled]:
