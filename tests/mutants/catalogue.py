@@ -844,9 +844,9 @@ _ALL = [
     Mutant(
         name="a-lane-is-looked-for-among-all",
         at="msgservice.core.stuck_lanes:StuckLanes.take_back",
-        old="back = self.front(lane).between(head.last + 1, INTEGER_MAX)",
-        new="back = [r for r in self._open if r.lane == lane and r.first > head.last"
-        " and r.state != BEHIND]",
+        old="if len(front) == 1 and head.first in front.by_first:\n        return []",
+        new="return self._put_behind(stuck, [r for r in self._open if r.lane == lane"
+        " and r.first > head.last and r.state != BEHIND])",
         catcher=_test("tests/bounds/test_reactor.py -k twice_as_many", "twice_as_many_answers"),
     ),
     Mutant(
