@@ -502,3 +502,14 @@ def test_14_the_log_has_the_attempts_of_all_that_is_open(seed: int) -> None:
     tried.receiver = tried.world.peer("billing", receive=tried.receive)
     tried.world.settle(3)
     assert tried.known() == tried.in_memory() == expected
+
+
+def test_14_why_a_receiver_waits_is_told_also_after_a_restart() -> None:
+    tried = Tried(is_older_open=False, order="strict")
+    tried.receiver.nack(tried.first, tried.first, 1, 60_000, "no printer\nTraceback")
+    tried.world.settle()
+    assert state_of(tried.world, "billing").last_error == "no printer"
+    tried.restart()
+    tried.world.peer("billing", receive=tried.receive)
+    state = state_of(tried.world, "billing")
+    assert (state.last_error, state.attempts) == ("no printer", 1)
