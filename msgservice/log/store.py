@@ -134,9 +134,7 @@ class Store:
         try:
             if clean and self.failed is None:
                 self.save()
-                age = self.grown(at_least=1)
-                if age is not None:
-                    self.apply(self.entry(GrowOlder, age))
+                self.grow_older()
                 self.checkpoint(truncate=True)
         except (apsw.FullError, LogUnavailable):
             pass  # ages go on from the last entry
@@ -144,6 +142,12 @@ class Store:
             self.db.close()
             if self.pages is not None:
                 self.pages.close()
+
+    def grow_older(self) -> None:
+        """Write the age of the log, as far as no entry has said it: nothing else comes now."""
+        age = self.grown(at_least=1)
+        if age is not None:
+            self.apply(self.entry(GrowOlder, age))
 
     def pass_time(self, elapsed: int) -> None:
         """Let the log grow older. `elapsed`: a monotonic clock, ms; where it begins is nothing."""
