@@ -1,4 +1,4 @@
-"""What goes into a log and what comes out of it: plain values, shared by `ILog` and the node.
+"""Records that go into a log and come out of it: plain values, shared by `ILog` and the node.
 
 A position is `number << 16 | index`. A *group* is what one transaction holds: everything that
 arrived while the last one ran. Nothing here knows how it is stored.
@@ -153,7 +153,7 @@ Outcome = Batch | Known | RefusedBatch
 
 
 class Appended(msgspec.Struct, frozen=True):
-    """What became of a group: the outcome of each batch, and all that was stored."""
+    """The outcome of a group: that of each batch, and all that was stored."""
 
     outcomes: list[Outcome]  # of `Group.batches`, in order
     stored: list[Batch]  # rising: own, whole and in parts

@@ -1,4 +1,4 @@
-"""What every command that talks to a node shares: options, the reactor, errors, exit codes.
+"""The session of a command with its node: options, the reactor, errors, exit codes.
 
 A command is a function that parses and one coroutine that works; `Session.run` gives the coroutine
 a reactor and turns what it raises into one sentence and an exit code. The reactor is imported in

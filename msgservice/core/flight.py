@@ -29,7 +29,7 @@ from msgservice.message import Action, Status
 
 
 class Flight:
-    """What was sent on one connection and is not answered, and what may follow it.
+    """The messages sent on one connection and not answered, and those that may follow them.
 
     `own_window`: what this side sends unanswered at most, messages and bytes; `window`: what the
     other side takes so, where it said that. `batch_max`: bytes of one run that the other side

@@ -124,7 +124,7 @@ class GuardedFile:
         self._notices = migrate(db, schema, self.path, self._files)
 
     def tell(self) -> None:
-        """What opening it did is logged, on the reactor's thread."""
+        """The outcome of opening it is logged, on the reactor's thread."""
         for notice in self._notices:
             self._logger.warn("{notice}", notice=notice)
 

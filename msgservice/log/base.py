@@ -1,4 +1,4 @@
-"""What every log over a `Store` does on the reactor's thread: interning, checks, and handing over.
+"""The reactor's side of every log over a `Store`: interning, checks, and handing over.
 
 `SqliteLog` runs jobs on its two threads, `MemoryLog` in a later turn of the reactor; both inherit
 everything else from here, so the memory log cannot drift away from the real one.

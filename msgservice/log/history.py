@@ -1,4 +1,4 @@
-"""What became of messages: states of a sender's sequences, one message by name, dead letters.
+"""History of messages: states of a sender's sequences, one message by name, dead letters.
 
 Functions over one connection, used on the reader's thread; each reads for one page.
 """

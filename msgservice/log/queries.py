@@ -1,4 +1,4 @@
-"""What can be asked of a log: pages of batches, the runs of a sender, and the accounts.
+"""Queries of a log: pages of batches, the runs of a sender, and the accounts.
 
 Functions over one connection, used on the reader's thread (and by the writer for what it must know
 inside a transaction). Each reads for one page, at most about 50 ms, so the WAL stays small.

@@ -1,4 +1,4 @@
-"""What goes: how the entries of retention become SQL, and what they do to the staged state.
+"""The SQL of retention's entries, and what they do to the staged state.
 
 Which batches, letters, senders, audiences and receivers go was decided in `retention.py`; here is
 only what follows from that and from the tables. Before a row of a batch goes, what became of its

@@ -1,4 +1,4 @@
-"""What a log holds in memory of its committed state, and the copy that an entry works on.
+"""The state of a log in memory, as it was committed, and the copy that an entry works on.
 
 `State` is what the last commit left. An entry works on a `Staged`, which copies what it touches;
 when the commit has succeeded, `State.adopt` swaps the copies in, otherwise they are dropped. So an
@@ -226,7 +226,7 @@ class State:
 
 
 class Gone:
-    """What one entry takes away, beside the copies in its `Staged`."""
+    """The rows and values that one entry takes away, beside the copies in its `Staged`."""
 
     __slots__ = (
         "audiences",

@@ -1,4 +1,4 @@
-"""What one connected sender hands in: checked, stored, acknowledged. The only place that ACKs.
+"""The messages that one connected sender hands in: checked, stored, and acknowledged here alone.
 
 A TRANSFER is decoded once, to check it, and then stored as the bytes that came. Everything that
 can fail is checked before it is queued (`acceptance`); the answer leaves after the commit that
@@ -205,7 +205,7 @@ class Ingress:
             self._naming_bytes += size
 
     def _names_left(self) -> None:
-        """What was told is in the channel now, which counts it."""
+        """The names that were told are in the channel now, which counts them."""
         if not self._naming:
             return
         frames = self.status_frames

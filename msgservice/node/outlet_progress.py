@@ -1,4 +1,4 @@
-"""What became of one receiver's messages, gathered until a group of the log takes it.
+"""Progress of one receiver's messages, gathered until a group of the log takes it.
 
 What was settled or waits for another try since the last group, as rows; when it is stored, the
 tracker is told. What is sent, and what the receiver answers, is the business of `node.outlet`.

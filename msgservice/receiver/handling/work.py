@@ -1,4 +1,4 @@
-"""What the engine works on: nodes, lanes, the work in them, and the calls of the handler.
+"""The work of the engine: nodes, lanes, the units in them, and the calls of the handler.
 
 State and its small rules only; who does what when is decided in `receiver.handling.engine`.
 """

@@ -1,4 +1,4 @@
-"""What a receiver's handlers rejected: kept beside the marks, so that no crash brings it back.
+"""Rejections by a receiver's handlers: kept beside the marks, so that no crash brings them back.
 
 A rejected message has no mark (`receiver.inbox.marks`): its sender is told that it is dead, and may
 not have heard it. What is kept here is the answer, until the sender's floor has passed the message
