@@ -228,7 +228,7 @@ class Flight:
         messages = run.messages
         options = run.options
         transfers.append(
-            Transfer(
+            Transfer(  # by position, once a run: by name 145 ns become 195
                 first,
                 run.subject,
                 messages if type(messages) is msgspec.Raw else msgspec.Raw(messages),

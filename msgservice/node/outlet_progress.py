@@ -237,16 +237,16 @@ class OutletProgress:
         messages = parts.alone(start, start + one.last - one.first + 1)
         return [
             DeadLetter(
-                receiver,
-                position,
-                sender,
-                incarnation,
-                position + behind,
-                subject,
-                message,
-                reason,
-                attempts,
-                wall,
+                receiver=receiver,
+                position=position,
+                sender=sender,
+                incarnation=incarnation,
+                sequence=position + behind,
+                subject=subject,
+                message=message,
+                reason=reason,
+                attempts=attempts,
+                at=wall,
             )
             for position, message in enumerate(messages, one.first)
         ]
