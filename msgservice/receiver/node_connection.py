@@ -36,6 +36,7 @@ from msgservice.receiver.received import RunFacts, decode_received
 from msgservice.receiver.reception import Reception
 from msgservice.records import Resume
 
+ANEW = "another connection of this receiver to the node has ended"
 REPLACED = "a newer connection has this receiver's name"
 REMOVED = "the receiver was removed from the node"
 PAUSED = "the node says: paused"
@@ -77,6 +78,7 @@ class NodeConnection:
     def __init__(self, way: Opened) -> None:
         self.way = way
         self.takes_messages = False  # messages may come
+        self._is_sent_away = False
         self._is_paused = False  # the node says so: it keeps the connection, and sends nothing
         self.when_lost: Deferred[None] = Deferred()
         self._reception = way.reception
@@ -95,7 +97,11 @@ class NodeConnection:
         connection.hello(Hello(VERSION, reception.name, reception.incarnation, options))
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
-        """RESUME is sent with the node's marks; its older connection ends here, if there is one."""
+        """RESUME is sent with the node's marks; an older connection is not heard any more.
+
+        It is the node that ends the older one: by another address the HELLOs may come in another
+        order than the node has seen the connections, and where both decide, both may end.
+        """
         check_name(hello.name)
         check_word(hello.incarnation)
         receive = hello.options.receive
@@ -107,8 +113,9 @@ class NodeConnection:
             raise MalformedFrame(f"HELLO: order {order!r}")
         node = self._reception.node(hello.name, hello.incarnation)
         older = node.connection
-        if older is not None and older is not connection:
-            older.owner.replaced_by_newer()  # type: ignore[attr-defined]  # all owners here are ours
+        if older is not None and older.owner in self.way.connections:  # a node dials one at a time
+            older.bye(BYE_REPLACED, REPLACED)
+            older.close()
         for elder in self._reception.outdated(node):
             assert elder.connection is not None
             elder.connection.owner.outdated()  # type: ignore[attr-defined]  # as above
@@ -118,11 +125,12 @@ class NodeConnection:
         self._node = node
         connection.resume(node.inbox.resume())
 
-    def replaced_by_newer(self) -> None:
-        """A newer connection to the same node stands; what is answered here counts no more."""
-        self.connection.bye(BYE_REPLACED, REPLACED)
-        self.connection.close()
-        self.way.sent_away(REPLACED, replaced=True)
+    def begin_anew(self, node: NodeIncarnation) -> None:
+        """The connection that was heard instead has gone: what came here was not taken."""
+        if self._node is node:
+            self.connection.bye(BYE_CLOSING, ANEW)
+            self.connection.close()
+            self.way.ended = ANEW
 
     def outdated(self) -> None:
         """The node has come as another incarnation of the same log: what this one is for is over.
@@ -226,11 +234,12 @@ class NodeConnection:
             )
             if code == BYE_REMOVED and self._node is not None:
                 self._handling.removed(self._node)
+            self._is_sent_away = True
             connection.close()
             self.way.sent_away(why, replaced=code == BYE_REPLACED)
             return
         self.way.may_come_again()
-        if self._node is not None:
+        if self._node is not None and self._node.connection is connection:
             self._node.is_leaving = True
         else:
             connection.close()
@@ -247,6 +256,10 @@ class NodeConnection:
             assert node is not None
             node.connection = None
         self._handling.lost(node if was_its else None)
+        if was_its and not self._handling.is_stopping:
+            assert node is not None
+            for way in self._reception.ways:
+                way.node_lost(node, sent_away=self._is_sent_away)
         self.when_lost.callback(None)
 
 

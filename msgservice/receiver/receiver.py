@@ -150,6 +150,7 @@ class Receiver(Service):
             decode=decode,
             handling=self.handling,
             inbox=stored,
+            ways=self.ways,
         )
 
     # --- getters

@@ -6,8 +6,9 @@ handler.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -24,6 +25,13 @@ from msgservice.receiver.received import Decode
 NODES_MAX = 1000
 
 
+class HearsOfLosses(Protocol):
+    """A way of the receiver (`ways.Way`)."""
+
+    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> None:
+        """The connection to a node that was heard has gone."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Reception:
     """The accepting side of a receiver. `inbox`: the file of this start, or None."""
@@ -38,6 +46,7 @@ class Reception:
     decode: Decode
     handling: Handling
     inbox: StoredInbox | None
+    ways: Sequence[HearsOfLosses]
 
     def hello_options(self, receive: ReceiveOptions) -> HelloOptions:
         """Return what a HELLO says about this receiver."""

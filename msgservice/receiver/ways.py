@@ -20,6 +20,7 @@ from zope.interface import implementer
 from msgservice.connection import STOPPING, Connection
 from msgservice.core.frames import ReceiveOptions
 from msgservice.interfaces import IChannelUser, ITransport
+from msgservice.receiver.handling.work import NodeIncarnation
 from msgservice.receiver.node_connection import NodeConnection
 from msgservice.receiver.reception import Reception
 from msgservice.waiters import Waiters
@@ -92,6 +93,14 @@ class Way(ABC):
         """The node wants no connection of this receiver any more."""
         self.ended = reason
 
+    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> None:
+        """The connection to a node that was heard has gone, whichever way it had come.
+
+        `sent_away`: the node wants none; else one that stood by for that takes over.
+        """
+        for one in list(self.connections):
+            one.begin_anew(node)
+
     @abstractmethod
     def may_come_again(self) -> None:
         """The node said goodbye, and lets it come back."""
@@ -102,8 +111,9 @@ class Attachment(Way):
 
     `is_over`: it does not come back by itself; `start` dials again. Because a newer connection
     took the receiver's name (`is_replaced`), or the receiver was removed from the node: then it
-    would be made again. Until `start` it says what it knows the node as, so that it is not made
-    again where it was removed while it was away.
+    would be made again. Where the newer one is this receiver's own, by another address of the node,
+    this one stands by: it dials again when that one has ended. Until `start` it says what it knows
+    the node as, so that it is not made again where it was removed while it was away.
     """
 
     def __init__(
@@ -163,6 +173,12 @@ class Attachment(Way):
         self.is_over = True
         self.is_replaced = replaced
         _end(self.stop(), self._logger)
+
+    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> None:
+        """See `Way`."""
+        super().node_lost(node, sent_away=sent_away)
+        if self.is_replaced and not sent_away and self.node in (None, node.name):
+            self.start()
 
 
 @implementer(IListeningPort)
