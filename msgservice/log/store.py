@@ -23,7 +23,7 @@ import apsw
 import msgspec
 
 from msgservice.core.marks import Key
-from msgservice.disk.database import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
+from msgservice.disk.database import FULL_ERRNOS, connect, is_full, one, waiting_shortly
 from msgservice.disk.files import OS, Files
 from msgservice.disk.folder import FileWatch, Reserve
 from msgservice.disk.machine import Marks
@@ -48,7 +48,6 @@ E = TypeVar("E", bound=Entry)
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 # Beyond this the WAL is begun anew even if that means waiting for the reader's page.
 WAL_BYTES = 4 * CHECKPOINT_BYTES
-RESTART_WAIT_MS = 100  # somebody who copies the log may read for longer: then the next time
 AGES_KEPT = 256  # of the time that history is kept, how finely its age is known
 AGE_STEP = 1000  # ms that the log grows older before an entry says so
 
@@ -135,7 +134,8 @@ class Store:
             if clean and self.failed is None:
                 self.save()
                 self.grow_older()
-                self.checkpoint(truncate=True)
+                with waiting_shortly(self.db):
+                    self.checkpoint(truncate=True)
         except (apsw.FullError, LogUnavailable):
             pass  # ages go on from the last entry
         finally:
@@ -532,11 +532,8 @@ class Store:
 
     def _begin_wal_anew(self) -> None:
         """Wait for readers, who were always somewhere in the WAL; a page of theirs is short."""
-        self.db.set_busy_timeout(RESTART_WAIT_MS)
-        try:
+        with waiting_shortly(self.db):
             self.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-        finally:
-            self.db.set_busy_timeout(BUSY_WAIT_MS)
 
     # --- room ----------------------------------------------------------------------------------
 
