@@ -342,10 +342,12 @@ class Receiver(Service):
             if isinstance(way, Attachment):
                 way.start()
             elif isinstance(way, Listening):
-                way.start().addErrback(
-                    lambda failure: self.logger.failure("listening again", failure)
-                )
+                way.start().addErrback(self._not_listening, way)
         self._ready.fire(None)
+
+    def _not_listening(self, failure: Failure, way: Listening) -> None:
+        way.ended = failure.getErrorMessage()
+        self.logger.failure("listening again on {address}", failure, address=way.address)
 
     def _inbox_unusable(self, failure: Failure) -> None:
         if self._state is State.OPENING:  # else it has still to stop, and perhaps to start again

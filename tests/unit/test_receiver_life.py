@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, inlineCallbacks, succeed
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 from zope.interface.verify import verifyObject
 
 from msgservice.core.frames import (
@@ -26,7 +27,7 @@ from msgservice.core.frames import (
     Transfer,
     encode_frame,
 )
-from msgservice.errors import BadName, BadSubject, LimitReached, Reject, Retry
+from msgservice.errors import BadName, BadSubject, CannotListen, LimitReached, Reject, Retry
 from msgservice.limits import Limits
 from msgservice.message import Action, BareMessage, WireMessage, encode_messages
 from msgservice.receiver import Receiver
@@ -848,3 +849,29 @@ def test_detaching_closes_one_connection_and_keeps_what_runs() -> None:
     world.attachment.start()
     world.run(2)
     assert (waiting.given, world.node.backlog.cursor) == ([b"1"], 1)
+
+
+def test_a_port_that_does_not_open_again_says_why(logged_failures: list[LogEvent]) -> None:
+    class Ports:
+        taken = False
+
+        def find(self, address: str) -> Any:
+            return self
+
+        def check_listen(self, address: str) -> None:
+            return None
+
+        def listen(self, *arguments: Any) -> Deferred[Any]:
+            if self.taken:
+                return fail(CannotListen("tcp:1", "the port is taken"))
+            return succeed(types.SimpleNamespace(stopListening=lambda: None))
+
+    ports = Ports()
+    receiver = Receiver(Clock(), name="r", handler=print, transports=ports)
+    (listening,) = results_of(receiver.listen("tcp:1"))
+    receiver.stop()
+    ports.taken = True
+    receiver.startService()
+    assert "the port is taken" in listening.error
+    assert len(logged_failures) == 1
+    logged_failures.clear()
