@@ -29,6 +29,7 @@ setup(
         "msgservice.node",
         "msgservice.receiver",
         "msgservice.receiver.handling",
+        "msgservice.receiver.inbox",
         "msgservice.transport",
         "msgservice.transport.tcp",
         "msgservice.transport.udp",

@@ -9,8 +9,9 @@ A part that waits says `clock: IReactorTime`, the command line `reactor: Reactor
 given a reactor says `reactor: IReactorTime`, which a test's `Clock` is too, and says where it needs
 what only some reactors have, as threads and UDP.
 
-What Twisted itself waits for inside a reactor (a connect that times out, the threads of its
-resolver) stays on the reactor's clock: a jump delays that, and nothing else hangs on it.
+Twisted's own ports, connectors and transports wait too (to connect, to time out, to close), by the
+reactor that made them: so what is dialled or listened at through `timed(reactor)` waits by it. Only
+the limit of `reactor.resolve` stays on the reactor's clock: whoever asks has a limit of his own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from types import MethodType
 from typing import Any, TypeVar, cast
 
 from twisted.internet.base import DelayedCall
@@ -97,14 +99,36 @@ class Time:
         self.wall = wall_of(reactor)
 
 
+# The methods of a reactor that hand it on to what they make …
+MAKERS = (
+    "connectTCP",
+    "connectUNIX",
+    "listenTCP",
+    "listenUNIX",
+    "listenUDP",
+    "listenMulticast",
+    "adoptStreamPort",
+    "adoptStreamConnection",
+    "adoptDatagramPort",
+)
+# … and those that the made ones call for each write.
+WATCHERS = ("addReader", "removeReader", "addWriter", "removeWriter")
+
+
 class TimedReactor:
-    """A reactor with other timers; all else, its interfaces too, is the reactor's own."""
+    """A reactor with other timers, also for what it makes; all else is the reactor's own."""
 
     def __init__(self, reactor: IReactorTime, timers: MonotonicTimers) -> None:
         self._reactor = reactor
         self.seconds = timers.seconds
         self.callLater = timers.callLater
         self.getDelayedCalls = timers.getDelayedCalls
+        for name in MAKERS:
+            if isinstance(made := getattr(reactor, name, None), MethodType):
+                setattr(self, name, MethodType(made.__func__, self))
+        for name in WATCHERS:
+            if (watch := getattr(reactor, name, None)) is not None:
+                setattr(self, name, watch)
         directlyProvides(self, providedBy(reactor))
 
     def __getattr__(self, name: str) -> Any:

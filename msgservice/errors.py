@@ -9,8 +9,10 @@ one message that was never accepted. Errors carry facts as attributes; the sente
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 
 class MsgServiceError(Exception):
@@ -85,7 +87,8 @@ class UnexpectedFrame(ProtocolError):
 
 
 class DeadlinePassed(ProtocolError):
-    """The peer took longer than allowed: for its HELLO, for half a frame, for reading."""
+    """The peer took longer than allowed, for its HELLO, half a frame, or reading; or this side did,
+    for its answer to a HELLO."""
 
     wire_code = 7
     passes = True
@@ -635,3 +638,22 @@ def request_failed(code: int, reason: str, subject: str, seconds: float) -> MsgS
         case RequestTimeout.refusal_code:
             return RequestTimeout(subject, seconds)
     return RequestFailed(reason, code)
+
+
+# --- A function of a program's that can never do what it was given for -------------------------
+
+# What a function returns that has not run at all: nobody would ever ask it for anything.
+GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
+CURE = "its body does not run by itself: decorate it with inlineCallbacks, or make it async def"
+
+
+def check_runs(function: Callable[..., Any], what: str = "handler") -> None:
+    """Raise `TypeError` for a function whose body would never run, though each call succeeds."""
+    for called in (function, type(function).__call__):
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(f"{what} {function!r} is a generator function: {CURE}")
+
+
+def has_not_run(result: object, what: str = "handler") -> TypeError:
+    """Return what a handler, or another function, fails with that has returned a generator."""
+    return TypeError(f"a {what} returned a {type(result).__name__}: {CURE}")

@@ -1,4 +1,4 @@
-"""What others implement: `ILog`, `ITransport`, `IChannel`, `ICodec`.
+"""Interfaces that others implement: `ILog`, `ITransport`, `IChannel`, `IConnector`, `ICodec`.
 
 Each has one contract suite under `tests/contract` that every implementation passes, ours or not.
 """
@@ -83,10 +83,11 @@ class ILog(Interface):
         Nothing in the log refers to them any more.
         """
 
-    def resume(sender: str, incarnation: str) -> Resume:
-        """Return *now* the `records.Resume` of this incarnation (committed state).
+    def resume(sender: str, incarnation: str) -> Deferred[Resume]:
+        """Fire with the `records.Resume` of this incarnation, as it is then (committed state).
 
-        One that a `retain` is about to forget is not known.
+        It fires at once, unless the incarnation was away: then its marks may have to be read. One
+        that a `retain` is about to forget is not known; who is told its marks is here from then on.
         """
 
     def read(
@@ -236,9 +237,27 @@ class IConnector(IService):
 
 
 class ITransport(Interface):
-    """A kind of address: makes channels both ways. Registered by URL scheme."""
+    """A kind of address: makes channels both ways. Registered by URL scheme.
+
+    What starts with `check_` is asked before anything is started, and leaves nothing behind.
+    """
 
     schemes = Attribute("tuple of str: the beginnings of addresses that it serves, `tcp`")
+
+    def check_dial(address: str) -> None:
+        """Raise `BadAddress` where `connector` would."""
+
+    def check_listen(address: str) -> str | None:
+        """Return what lets others than this machine in at a listener, for people; None if nothing.
+
+        Raises `BadAddress` for an address that `listen` cannot have.
+        """
+
+    def check_free(address: str) -> None:
+        """Raise `CannotListen` where another program has this address of a listener now.
+
+        Passes where that cannot be asked.
+        """
 
     def connector(
         reactor: IReactorTime, address: str, make_user: Callable[[], IChannelUser], limits: Limits

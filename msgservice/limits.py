@@ -113,6 +113,8 @@ def wrong_with(name: str, value: float) -> str | None:
     is_whole = type(_DEFAULTS[name]) is int
     lowest = LOWEST.get(name, 0 if zero_allowed or not is_whole else 1)
     highest = HIGHEST.get(name, INTEGER_MAX if is_whole else SECONDS_MAX)
+    if type(value) is not int and (is_whole or type(value) is not float):
+        return f"must be {'an integer' if is_whole else 'a number'}, not {value!r}"
     if math.isnan(value):
         return "must be a number"
     if value > highest:

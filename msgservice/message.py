@@ -11,7 +11,7 @@ import enum
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Final
 from zlib import crc32
 
@@ -230,6 +230,11 @@ class MessageParts:
         room = begins[start] + size_max - ARRAY_HEADER_MAX
         return max(0, bisect_right(begins, room, start, stop + 1) - 1 - start)
 
+    def alone(self, start: int, stop: int) -> list[bytes]:
+        """Return messages `start` to `stop` (exclusive), each as a run of its own. Copies them."""
+        view, header = self._view, array_header(1)
+        return [header + view[a:b] for a, b in pairwise(self._begins[start : stop + 1])]
+
     def run(self, start: int, stop: int) -> bytes:
         """Return the run of messages `start` to `stop` (exclusive). Copies them."""
         begins = self._begins
@@ -253,4 +258,4 @@ def header_size(messages: bytes | memoryview | msgspec.Raw) -> int:
 
 def message_sizes(messages: bytes | memoryview | msgspec.Raw) -> list[int]:
     """Return the encoded size of each message of a run, in bytes. Slow path only."""
-    return [len(memoryview(part)) for part in _decode_parts(messages)]
+    return list(map(len, _decode_parts(messages)))

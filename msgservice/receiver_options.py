@@ -14,13 +14,13 @@ Not here: what identifies a receiver (name, address, subjects) and its progress,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args
 
 import msgspec
 
 from msgservice.errors import BadValue
-from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX
+from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.message import plain
 
 
@@ -105,12 +105,16 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
         exact = {}
         for option in OPTIONS:
             value = getattr(self, option.name)
-            if isinstance(value, option.kind) and type(value) is not option.kind:
+            if isinstance(value, option.kind) and type(value) not in (option.kind, bool):
                 exact[option.name] = value = plain(value)
             wrong = option.wrong(value, repr)
             if wrong is not None:
                 raise BadValue(option.name, wrong)
         return msgspec.structs.replace(self, **exact) if exact else self
+
+    def check_against(self, limits: Limits) -> None:
+        """Raise `BadValue` where its own `backlog_bytes` could not be that of the node either."""
+        replace(limits, backlog_bytes=self.backlog_bytes)
 
     def changed(self, changes: dict[str, Any]) -> ReceiverOptions:
         """These options with those `changes` that are not None, checked."""
@@ -119,6 +123,9 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
             if name not in CHANGED:
                 raise BadValue(name, "is no option that can be changed")
         return msgspec.structs.replace(self, **given).check()
+
+
+KINDS: dict[type, str] = {str: "a string", int: "an integer", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,14 +146,18 @@ class Option:
             return self.kind
         return Annotated[int, msgspec.Meta(ge=self.about.lowest, le=self.about.highest)]
 
-    def wrong(self, value: Any, shown: Callable[[str], str]) -> str | None:
+    def wrong(self, value: Any, shown: Callable[[Any], str]) -> str | None:
         """Return why this value cannot be, with texts as `shown` shows them; None if it can."""
         about = self.about
         if about.choices and value not in about.choices:
             allowed = " or ".join(shown(choice) for choice in about.choices)
             return f"must be {allowed}, not {shown(value)}"
-        numeric = self.kind is int and not (value is None and self.default is None)
-        if numeric and not about.lowest <= value <= about.highest:
+        if value is None and self.default is None:
+            return None
+        kind = type(value)  # not of a class derived from it, as bool is from int
+        if kind is not self.kind:
+            return f"must be {KINDS[self.kind]}, not {shown(value)}"
+        if self.kind is int and not about.lowest <= value <= about.highest:
             return f"must be from {about.lowest} to {about.highest}, not {value}"
         return None
 

@@ -1,4 +1,4 @@
-"""What goes into a log and what comes out of it: plain values, shared by `ILog` and the node.
+"""Records that go into a log and come out of it: plain values, shared by `ILog` and the node.
 
 A position is `number << 16 | index`. A *group* is what one transaction holds: everything that
 arrived while the last one ran. Nothing here knows how it is stored.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from msgservice.errors import LimitReached, LogFull, MsgServiceError, Refused
-from msgservice.limits import BATCH_INDEX_BITS
+from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
 from msgservice.message import PLAIN, RunOptions, Status
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
 
@@ -54,13 +54,20 @@ class Audience:
 NOBODY = Audience(0, ())  # of a run so old that its audience is not known any more
 
 
+# What an origin says is kept beside each message of its run, and counted nowhere: so it is bounded
+# where it is decoded.
+INCARNATION_HASH_CHARS = 16
+PATH_MAX = 16  # logs that a message passed
+LogId = Annotated[str, msgspec.Meta(max_length=64)]
+
+
 class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The origin of a message, where it entered the first node: PROTOCOL `origin`."""
 
     sender: str
-    sequence: int
-    incarnation: str  # hashed
-    path: tuple[str, ...] = ()
+    sequence: Annotated[int, msgspec.Meta(ge=1, le=INTEGER_MAX)]
+    incarnation: Annotated[str, msgspec.Meta(max_length=INCARNATION_HASH_CHARS)]  # hashed
+    path: Annotated[tuple[LogId, ...], msgspec.Meta(max_length=PATH_MAX)] = ()
 
     def behind(self, count: int) -> Origin:
         """Return the origin of what lies so many messages behind its own."""
@@ -146,7 +153,7 @@ Outcome = Batch | Known | RefusedBatch
 
 
 class Appended(msgspec.Struct, frozen=True):
-    """What became of a group: the outcome of each batch, and all that was stored."""
+    """The outcome of a group: that of each batch, and all that was stored."""
 
     outcomes: list[Outcome]  # of `Group.batches`, in order
     stored: list[Batch]  # rising: own, whole and in parts
@@ -197,7 +204,7 @@ class ExceptionRow(msgspec.Struct, frozen=True, gc=False):
 DEAD_OVERHEAD = 128  # bytes that a dead letter counts beside its message and its reason
 
 
-class DeadLetter(msgspec.Struct, frozen=True):
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     """A message that will not be delivered to one receiver, with its own copy (SEMANTICS 12)."""
 
     receiver: int

@@ -11,6 +11,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
 
 from twisted.application.service import Application, IService
 from twisted.logger import Logger, LogLevel
@@ -22,6 +26,8 @@ from msgservice.clock import Reactor
 from msgservice.config.config import Config, Flags, load_config
 from msgservice.errors import CannotListen, ConfigError, LogLocked
 from msgservice.output import keep_flowing
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Options(UsageOptions):
@@ -99,24 +105,34 @@ def _build(config: Config) -> IService:
 
     from msgservice.disk.folder import check_not_held
     from msgservice.node.service import build_service
-    from msgservice.transport.probing import check_free
+    from msgservice.transport.registry import Transports
 
     # Here there is still a terminal to tell it, and an exit code: a daemon fails in its log alone.
     check_not_held(config.data)
     for listener in config.listen:
-        check_free(listener.address)
+        Transports().find(listener.address).check_free(listener.address)
 
     bridge_logging()
     keep_flowing(reactor, config.limits.output_bytes)
-    reactor.callWhenRunning(_expect_hangup, reactor)
+    reactor.callWhenRunning(_expect_signals, reactor)
     service: IService = build_service(config, reactor=reactor)
     return service
 
 
-def _expect_hangup(reactor: Reactor) -> None:
-    """Let SIGHUP, which many send after a renewal, end nothing."""
+def _expect_signals(reactor: Reactor) -> None:
+    """Let SIGHUP, which many send after a renewal, end nothing, and what ends be said once."""
+    for number in ENDING:
+        stop = signal.getsignal(number)
+        if callable(stop):  # it is the reactor's, which cannot be stopped twice
+            signal.signal(number, partial(_end, stop))
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not where it is ignored, as by nohup
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(_hung_up))
+
+
+def _end(stop: Callable[[int, FrameType | None], Any], number: int, frame: Any) -> None:
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    stop(number, frame)
 
 
 def _hung_up() -> None:

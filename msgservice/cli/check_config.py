@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
 
 import click
 import msgspec
 
 from msgservice.cli.exit_codes import ExitCode
-from msgservice.cli.output import console
+from msgservice.cli.output import CannotPrint, out
 from msgservice.config.config import Config, ReceiverConfig, load_config
 from msgservice.errors import ConfigError
 from msgservice.limits import Limits, Rate
@@ -37,10 +36,11 @@ def check_config(file: str, as_json: bool) -> None:
         else:
             click.echo(error, err=True)
         raise SystemExit(ExitCode.USAGE) from None
-    if as_json:
-        click.echo(msgspec.json.encode(config, enc_hook=str))
-    else:
-        console(sys.stdout).print("\n".join(_lines(config)), markup=False)
+    try:
+        out(msgspec.json.encode(config, enc_hook=str) if as_json else "\n".join(_lines(config)))
+    except CannotPrint as error:
+        click.echo(f"msgservice: {error}", err=True)
+        raise SystemExit(ExitCode.REFUSED) from None
 
 
 def _lines(config: Config) -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import sys
 from typing import Any
 
 import click
 from rich.console import Group
 from rich.text import Text
 
-from msgservice.cli.output import body_told, moment, plain_table
+from msgservice.cli.output import body_told, cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 from msgservice.client.client import Client
@@ -55,7 +54,7 @@ def list_dead(session: Session, receiver: str) -> None:
         if session.as_json:
             json.end()
         elif not printed:
-            click.echo("no dead letters")
+            out("no dead letters")
 
     session.run(work)
 
@@ -75,8 +74,7 @@ def show(session: Session, receiver: str, position: int, only_body: bool) -> Non
         async with session.client(reactor) as client:
             letter, message = await _letter(session, reactor, client, receiver, position)
         if only_body:
-            sys.stdout.buffer.write(message.body)
-            sys.stdout.buffer.flush()
+            out(message.body, nl=False)
             return
         told = letter | {"headers": message.headers or {}} | body_told(message.body)
         session.show(told, lambda: _page(letter, message))
@@ -106,7 +104,7 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
         one["subject"],
         str(one["attempts"]),
         moment(one["at"])[:SECONDS],
-        shown(one["reason"]),
+        cut(shown(one["reason"])),
     )
 
 

@@ -17,13 +17,15 @@ class ExitCode(enum.IntEnum):
     USAGE = 2
     NO_ANSWER = 3
     INTERRUPTED = 130
+    UNREAD = 141
 
 
 MEANINGS = {
     ExitCode.DONE: "done",
-    ExitCode.REFUSED: "the node refused, or the message was not delivered",
+    ExitCode.REFUSED: "the node refused, the message was not delivered, or nothing can be printed",
     ExitCode.USAGE: "a wrong option, name, subject, address or configuration; nothing was done",
     ExitCode.NO_ANSWER: "no node there, no answer in time, or none that can come any more;"
     " what was asked may have been done",
     ExitCode.INTERRUPTED: "interrupted by a signal",
+    ExitCode.UNREAD: "who reads standard output has gone, as `head` does",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any, BinaryIO
 
@@ -12,11 +11,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from msgservice.cli.output import body_told
+from msgservice.cli.output import CannotPrint, body_told, drop_output
 from msgservice.cli.session import Session, node_options
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
-from msgservice.errors import MsgServiceError, Refused
+from msgservice.errors import Refused
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
@@ -73,13 +72,6 @@ async def _forget(session: Session, reactor: Reactor, client: Any, name: str) ->
     subject = "$node.receivers.remove"
     waiting = (await session.request(reactor, client, subject, name=name))["queued"]
     await session.request(reactor, client, subject, name=name, confirm=waiting)
-
-
-class CannotPrint(MsgServiceError):
-    """Standard output takes nothing: that is this command's trouble, and no message's."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(f"cannot print what comes: {error.strerror}; it waits at the node")
 
 
 class Watch:
@@ -147,7 +139,7 @@ class Printer:
         except OSError as error:
             # A full disk, most likely. A failed attempt would not be the message's fault, and each
             # would soon have had all of its own.
-            return self._end_output(CannotPrint(error))
+            return self._end_output(CannotPrint(error, "; what comes waits at the node"))
         if self._left is not None:
             self._left -= 1
             if self._left == 0:
@@ -161,8 +153,7 @@ class Printer:
             kept.cancel()
 
     def _end_output(self, error: CannotPrint | None) -> Deferred[None]:
-        # What is still buffered must not fail again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+        drop_output()
         self._error = error
         self._finish()
         return self._keep()

@@ -1,14 +1,15 @@
-"""`msgservice`: the command, put together. Each subcommand stands in a module of its own."""
+"""`msgservice`: the command, put together. Each subcommand stands in a module of its own.
+
+A process begins it with `msgservice.cli.run`, before all this is imported.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 import click
 
 from msgservice.cli.exit_codes import MEANINGS
-from msgservice.cli.signals import end_early_when_interrupted
 
 # Command -> its module and name there: imported when it is asked for, since each needs much that
 # the others do not, and a command that ends at once is mostly imports.
@@ -25,11 +26,6 @@ COMMANDS = {
 
 class Commands(click.Group):
     """The group of all commands, each imported when it is asked for."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command that the process was called with."""
-        end_early_when_interrupted()
-        return super().__call__(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands, in the order of the help."""

@@ -1,16 +1,54 @@
-"""How commands print."""
+"""How commands print, and how they end where that cannot be."""
 
 from __future__ import annotations
 
 import base64
+import os
+import sys
 from datetime import datetime
 from typing import IO
 
-from rich.console import Console
+import click
+from rich.console import Console, RenderableType
 from rich.table import Table
+
+from msgservice.cli.exit_codes import ExitCode
+from msgservice.errors import MsgServiceError
 
 # Wide enough that a table in a pipe is never cut; on a terminal, the terminal says.
 WIDTH_IN_PIPE = 240
+
+
+class CannotPrint(MsgServiceError):
+    """Standard output takes nothing: that is the command's trouble, not the node's."""
+
+    def __init__(self, error: OSError, rest: str = "") -> None:
+        super().__init__(f"cannot print: {error.strerror}{rest}")
+
+
+def out(said: RenderableType | bytes, *, nl: bool = True) -> None:
+    """Print on standard output. Where its reader has gone the command ends, quietly.
+
+    Raises `CannotPrint` where it takes nothing.
+    """
+    try:
+        if not isinstance(said, bytes):
+            # Not printed by rich: that has an end of its own for a reader that has gone.
+            to = console(sys.stdout)
+            with to.capture() as captured:
+                to.print(said)
+            said, nl = captured.get(), False
+        click.echo(said, nl=nl)
+    except OSError as error:
+        drop_output()
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(ExitCode.UNREAD) from None
+        raise CannotPrint(error) from None
+
+
+def drop_output() -> None:
+    """Let standard output go nowhere: what is still buffered must not fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(file: IO[str]) -> Console:
@@ -23,6 +61,12 @@ def console(file: IO[str]) -> Console:
         width=None if file.isatty() else WIDTH_IN_PIPE,
         soft_wrap=False,
     )
+
+
+def cut(text: str) -> str:
+    """Return a text that is told beside others: cut where a terminal would show a column of it."""
+    most = console(sys.stdout).width * 3 // 4
+    return text if len(text) <= most or not sys.stdout.isatty() else text[: most - 1] + "…"
 
 
 def plain_table(*headings: str) -> Table:

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import click
 import msgspec
 from rich.cells import cell_len
 
-from msgservice.cli.output import console, plain_table
+from msgservice.cli.output import console, out, plain_table
 
 
 class TableOfPages:
@@ -31,11 +30,10 @@ class TableOfPages:
         for row in rows:
             self._widths = [max(w, cell_len(c)) for w, c in zip(self._widths, row, strict=True)]
             table.add_row(*row)
-        out = console(sys.stdout)
-        if sum(self._widths) + len(self._widths) <= out.width:
+        if sum(self._widths) + len(self._widths) <= console(sys.stdout).width:
             for column, width in zip(table.columns, self._widths, strict=True):
                 column.min_width = width
-        out.print(table)
+        out(table)
 
 
 class JsonOfPages:
@@ -52,12 +50,12 @@ class JsonOfPages:
         if not self._end:
             whole = {k: v for k, v in page.items() if k not in (self._field, "next")}
             begin = msgspec.json.encode(whole)[:-1] + (b"," if whole else b"")
-            click.echo(begin + msgspec.json.encode(self._field) + b":" + rows[:1], nl=False)
+            out(begin + msgspec.json.encode(self._field) + b":" + rows[:1], nl=False)
             self._end = rows[-1:]
         if page[self._field]:
-            click.echo((b"," if self._any else b"") + rows[1:-1], nl=False)
+            out((b"," if self._any else b"") + rows[1:-1], nl=False)
             self._any = True
 
     def end(self) -> None:
         """The last page was shown: there are no more."""
-        click.echo(self._end + b"}")
+        out(self._end + b"}")

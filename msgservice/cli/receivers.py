@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from msgservice.cli.output import lasting
+from msgservice.cli.output import cut, lasting, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 from msgservice.clock import Reactor
@@ -88,7 +88,7 @@ def list_receivers(session: Session) -> None:
         if session.as_json:
             json.end()
         elif not shown:
-            click.echo("no receivers")
+            out("no receivers")
 
     session.run(work)
 
@@ -275,4 +275,4 @@ def _trouble(row: dict[str, Any]) -> str:
     tries = f", attempt {row['attempts']}" if row["attempts"] else ""
     again = f", again in {row['next_try_s']:.0f} s" if row["next_try_s"] else ""
     where = f" ({row['waits']['subject']}, {row['waits']['position']})" if row["waits"] else ""
-    return f"{row['last_error']}{where}{tries}{again}"
+    return f"{cut(row['last_error'])}{where}{tries}{again}"

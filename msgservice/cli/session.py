@@ -1,4 +1,4 @@
-"""What every command that talks to a node shares: options, the reactor, errors, exit codes.
+"""The session of a command with its node: options, the reactor, errors, exit codes.
 
 A command is a function that parses and one coroutine that works; `Session.run` gives the coroutine
 a reactor and turns what it raises into one sentence and an exit code. The reactor is imported in
@@ -36,7 +36,7 @@ from zope.interface import provider
 
 from msgservice.cli import signals
 from msgservice.cli.exit_codes import ExitCode
-from msgservice.cli.output import console
+from msgservice.cli.output import out
 from msgservice.client.client import Client
 from msgservice.clock import Reactor, timed
 from msgservice.errors import (
@@ -280,9 +280,9 @@ class Session:
     def show(self, data: object, people: RenderableType | Callable[[], RenderableType]) -> None:
         """Print the outcome: `data` for programs, or `people` for people."""
         if self.as_json:
-            click.echo(msgspec.json.encode(data))
+            out(msgspec.json.encode(data))
         else:
-            console(sys.stdout).print(people() if callable(people) else people)
+            out(people() if callable(people) else people)
 
     def complain(self, error: MsgServiceError) -> None:
         """Say on standard error why the command ends."""

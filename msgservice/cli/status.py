@@ -8,7 +8,7 @@ import click
 from rich.console import Group
 from rich.table import Table
 
-from msgservice.cli.output import moment, plain_table
+from msgservice.cli.output import cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
 from msgservice.clock import Reactor
@@ -50,7 +50,7 @@ def status(session: Session, message_id: str | None) -> None:
         if session.as_json:
             json.end()
         elif not shown:
-            click.echo("no receivers")
+            out("no receivers")
 
     session.run(work)
 
@@ -77,7 +77,7 @@ def _facts(found: dict[str, Any]) -> Table:
 
 
 def _row(name: str, at: dict[str, Any]) -> tuple[str, ...]:
-    return name, at["status"], str(at["attempts"]), at["reason"] or ""
+    return name, at["status"], str(at["attempts"]), cut(at["reason"] or "")
 
 
 def _info_table(found: dict[str, Any]) -> Table:

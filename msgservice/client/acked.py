@@ -1,4 +1,4 @@
-"""What the node has acknowledged to this producer, held against what it says that it has.
+"""The node's acknowledgements to this producer, held against what it says that it has.
 
 SEMANTICS 6: a node that has seen more than was ever sent, or other content, is not talking of this
 log; one that no longer has what it acknowledged has lost it, unless it may have forgotten the whole

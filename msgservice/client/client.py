@@ -1,7 +1,7 @@
 """The producer's API: `Client`; `client.connect` makes one that dials.
 
-    send, send_many -> client_gather (runs of one turn) -> client_hop (sequences, outbox, session)
-    node's answers -> client_hop -> receipt.HandedRun -> Deferreds and `Receipt`s
+    send, send_many -> flow (gathering, room, disk) -> hop (sequences, outbox, session)
+    node's answers -> hop -> handed.HandedRun -> Deferreds and `Receipt`s
 
 What cancelling means, everywhere here: the wait ends, with `CancelledError`; the message or the
 request itself is not called back and may still be delivered. Only cancelling the Deferred of
@@ -338,7 +338,7 @@ class Client:
             return fail(ValueError(f"timeout must be above 0, at most {TIMEOUT_MAX} s"))
         return self._requests.call(subject, encode_mixed([item]), timeout)
 
-    # --- client_hop.HopUser
+    # --- hop.HopUser
 
     def opened(self, connection: Connection) -> None:
         """See `HopUser`."""

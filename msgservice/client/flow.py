@@ -1,4 +1,4 @@
-"""What lies between `send` and the hop: gathering the runs of a turn, room, the disk.
+"""The flow between `send` and the hop: gathering the runs of a turn, room, the disk.
 
     send -> room, Gathering -> end of turn -> sequences -> (disk, synced) -> the hop's outbox
 

@@ -1,4 +1,4 @@
-"""What one turn of a client's program hands over, gathered into runs.
+"""The messages that one turn of a client's program hands over, gathered into runs.
 
 Messages of one subject and one set of options share a run, also when others were sent between
 them: no order is promised among subjects. Within a subject the order holds, so another set of

@@ -1,4 +1,4 @@
-"""What stands behind receipts: a run of messages that was handed over, and what is known of it.
+"""The run behind receipts: messages that were handed over, and what is known of them.
 
 What the node says comes as ranges and is applied per run and receiver, never per message; one
 message is looked at only when somebody asks or waits.

@@ -50,7 +50,7 @@ from msgservice.core.frames import (
 from msgservice.core.reasons import one_line
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run, Settled, first_of
-from msgservice.core.subjects import check_name, check_names, check_word
+from msgservice.core.subjects import Checked, check_name, check_names, check_word
 from msgservice.errors import (
     Ambiguous,
     ContentChanged,
@@ -144,6 +144,7 @@ class NodeHop:
         self._clock, self._now, self._limits = clock, now, limits
         self._window = window
         self._audience_parts = AudienceParts(0)  # of the connection
+        self._receivers = Checked(check_name, limits.subjects)
         self._is_stopped = False
         self._timer: IDelayedCall | None = None
         self._is_renewing = False  # the next incarnation is on its way to the disk
@@ -391,7 +392,8 @@ class NodeHop:
             case Routed():
                 self.runs.receive_routed(frame.first, frame.last, frame.audience, frame.position)
             case StatusFrame():
-                check_name(frame.receiver)
+                if frame.receiver not in self._receivers.known:
+                    self._receivers.look(frame.receiver)
                 if frame.incarnation == self.incarnation:
                     status = Status(frame.state)
                     self.runs.receive_status(frame.receiver, status, frame.ranges, frame.reason)
@@ -475,6 +477,8 @@ class NodeHop:
 
     def _apply_settled(self) -> None:
         """Tell which messages were settled; fires Deferreds, so all else is done before."""
+        if self.backlog.has_failed:
+            self.backlog.take_failed()  # nobody here stores attempts
         settled = self.backlog.take_settled()
         if not settled:
             return

@@ -418,9 +418,15 @@ class OutboxFile:
             for _, waiter in behind:
                 waiter.errback(self._failed)
 
-        committing.addBoth(done).addErrback(
-            lambda failure: self._logger.failure("after a commit of the outbox", failure)
-        )
+        def fault(failure: Failure) -> None:
+            self._logger.failure("after a commit of the outbox", failure)
+            self._failed = self._failed or self._broken(failure.getErrorMessage())
+            waiting, self._waiting = self._waiting, []
+            for _, waiter in (*group, *waiting):
+                if not waiter.called:
+                    waiter.errback(self._failed)
+
+        committing.addBoth(done).addErrback(fault)
 
     def _write(
         self, runs: Sequence[Run], gone: list[int], sequence: int, log_id: str | None
@@ -485,11 +491,14 @@ class OutboxFile:
                 raise LogUnavailable(f"no room: {error}") from error
             # As for a log (SEMANTICS 19), but here the process can only be told: what is not
             # synced was not told either.
-            self._failed = LogFailed(
-                f"the outbox {self.path} cannot be written: {error}; it takes nothing until it is"
-                " opened again: close the client, then connect with this outbox anew"
-            )
+            self._failed = self._broken(str(error))
             raise self._failed from error
+
+    def _broken(self, reason: str) -> LogFailed:
+        return LogFailed(
+            f"the outbox {self.path} cannot be written: {reason}; it takes nothing until it is"
+            " opened again: close the client, then connect with this outbox anew"
+        )
 
 
 class _Open:

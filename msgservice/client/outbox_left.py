@@ -1,4 +1,4 @@
-"""What an outbox's file held when it was opened, read in pages: it need not fit into memory.
+"""The runs in an outbox's file when it was opened, read in pages: they need not fit into memory.
 
 Part of `client.outbox_file`. At start all of it is looked at once and checked, and the first page
 kept; the next ones are read when the node has taken those before. What is appended meanwhile has

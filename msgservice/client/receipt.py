@@ -47,7 +47,7 @@ class Place(Protocol):
 
     @property
     def audience(self) -> Names:
-        """Whom they are for."""
+        """The receivers that they are for."""
 
 
 class AskedRun(Protocol):

@@ -6,24 +6,18 @@ What an address means is the transports' business; here it is asked before anyth
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from twisted.internet.interfaces import IReactorPluggableNameResolver
-from twisted.internet.task import Clock
-from zope.interface import implementer
 
 from msgservice.errors import BadAddress, NotYetBuilt
 from msgservice.transport.addresses import check_listener, parse_address, quote
 from msgservice.transport.registry import Transports
-from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
-from msgservice.transport.tcp.transport import TcpTransport
-from msgservice.transport.udp.addresses import check_dial, check_listen
-from msgservice.transport.udp.transport import UdpTransport
 
-# Keys of [listen], and the schemes that an address under them may have.
-LISTEN_SCHEMES = {"tcp": ("tcp", "tls", "ssl"), "unix": ("unix",), "udp": ("udp",)}
+# Keys of [listen] that are always there. A plugin's transport has its scheme as its key.
+LISTENERS = ("tcp", "unix", "udp")
+# Schemes that stand under the key of another.
+SCHEMES_UNDER = {"tls": "tcp", "ssl": "tcp"}
 LISTENERS_LATER = ("pb", "web")
 RECEIVER_SCHEMES_LATER = ("pb", "http", "https", "node")
 PATH_OPTIONS = ("certificate", "certKey", "key", "privateKey", "trustRoots")
@@ -34,27 +28,23 @@ def _transports() -> Transports:
     return Transports()
 
 
-@implementer(IReactorPluggableNameResolver)
-class _Unused(Clock):
-    """Stands where an endpoint wants a reactor: one that is only made does nothing with it."""
-
-    nameResolver: Any = None
-
-    def installNameResolver(self, resolver: Any) -> Any:
-        return resolver
+def listeners(wanted: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the keys of [listen]: ours, and which of `wanted` are schemes of plugins."""
+    return (*LISTENERS, *(key for key in wanted if key not in LISTENERS and _is_served(key)))
 
 
-def listeners() -> tuple[str, ...]:
-    """Return the keys of [listen] that this build, with what is installed beside it, can serve."""
-    known = _transports().schemes
-    return tuple(key for key, schemes in LISTEN_SCHEMES.items() if set(schemes) & set(known))
+def _is_served(scheme: str) -> bool:
+    try:
+        _transports().find(f"{scheme}:")
+    except BadAddress:
+        return False
+    return scheme not in SCHEMES_UNDER
 
 
 def key_of(address: str) -> str:
     """Return the key of [listen] that `address` belongs under."""
     scheme = address.partition(":")[0]
-    keys = (key for key, schemes in LISTEN_SCHEMES.items() if scheme in schemes)
-    return next(keys, scheme)
+    return SCHEMES_UNDER.get(scheme, scheme)
 
 
 def check_listener_address(key: str, address: str, *, insecure: bool) -> None:
@@ -62,29 +52,10 @@ def check_listener_address(key: str, address: str, *, insecure: bool) -> None:
 
     `InsecureListener` where others than this machine could reach it (SEMANTICS 32).
     """
-    schemes = LISTEN_SCHEMES[key]
+    schemes = [key, *(scheme for scheme, other in SCHEMES_UNDER.items() if other == key)]
     if parse_address(address).scheme not in schemes:
         raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in schemes))
-    if isinstance(_transports().find(address), TcpTransport):
-        server_endpoint(_Unused(), address)
-        if key == "unix":
-            _check_socket(address)
-    elif isinstance(_transports().find(address), UdpTransport):
-        check_listen(address)
-    check_listener(address, insecure)
-
-
-def _check_socket(address: str) -> None:
-    """Raise where no socket could be made at the path of a Unix address."""
-    path = Path(parse_address(address).parts[0])
-    if "\0" in str(path):
-        raise BadAddress(address, "a path has no zero byte")
-    if not path.parent.is_dir():
-        raise BadAddress(address, f"{path.parent} is not a folder")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise BadAddress(address, f"{path.parent} is not writable")
-    if path.exists() and not path.is_socket():
-        raise BadAddress(address, f"{path} is there and is no socket")
+    check_listener(_transports().find(address), address, insecure=insecure)
 
 
 def check_receiver_address(address: str) -> None:
@@ -96,10 +67,7 @@ def check_receiver_address(address: str) -> None:
         if scheme in RECEIVER_SCHEMES_LATER:
             raise NotYetBuilt(f"a receiver at {scheme}:") from None
         raise
-    if isinstance(transport, TcpTransport):
-        client_endpoint(_Unused(), address)
-    elif isinstance(transport, UdpTransport):
-        check_dial(address)
+    transport.check_dial(address)
 
 
 def absolute_address(text: str, folder: Path) -> str:

@@ -18,9 +18,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from msgservice.config.addresses import (
-    LISTEN_SCHEMES,
+    LISTENERS,
     LISTENERS_LATER,
     PATH_OPTIONS,
+    SCHEMES_UNDER,
     absolute_address,
     check_listener_address,
     check_receiver_address,
@@ -53,12 +54,7 @@ RECEIVER_TABLES = {
 }
 RATE_KEYS = ("messages", "bytes", "burst_seconds")
 LISTENER_HINTS = {
-    **{
-        scheme: f"{scheme}: addresses stand under {key!r}"
-        for key, schemes in LISTEN_SCHEMES.items()
-        for scheme in schemes
-        if scheme != key
-    },
+    **{scheme: f"{scheme}: addresses stand under {key!r}" for scheme, key in SCHEMES_UNDER.items()},
     **dict.fromkeys(LISTENERS_LATER, "is not built yet"),
 }
 SECTION_HINTS = {
@@ -74,7 +70,7 @@ def _places() -> dict[str, str]:
     found: dict[str, list[str]] = {}
     tables = {
         "[node]": NODE_KEYS,
-        "[listen]": tuple(LISTEN_SCHEMES),
+        "[listen]": LISTENERS,
         "[limits]": LIMIT_KEYS,
         "[rate]": RATE_KEYS,
         "a [[receiver]]": tuple(key for key in RECEIVER_KEYS if key not in SECTIONS),
@@ -244,9 +240,11 @@ def _limits(reader: Reader) -> Limits:
 
 
 def _listen(reader: Reader, folder: Path, insecure: bool) -> tuple[ListenConfig, ...]:
-    known = listeners()
-    if not reader.table(("listen",), known, hints=LISTENER_HINTS):
+    table = reader.value(("listen",), Table, None)
+    if table is None:
         return LISTEN_DEFAULT
+    known = listeners(table)
+    reader.table(("listen",), known, hints=LISTENER_HINTS)
     found: list[ListenConfig] = []
     for transport in known:
         path = ("listen", transport)
@@ -315,11 +313,10 @@ def _options(reader: Reader, path: KeyPath, limits: Limits) -> ReceiverOptions:
         else:
             reader.problem((*path, *option.key), wrong)
     options = ReceiverOptions(**given)
-    if options.backlog_bytes > limits.max_bytes:
-        bound = f"max_bytes of [limits], which is {limits.max_bytes}"
-        reader.problem(
-            (*path, "backlog_bytes"), f"must be at most {bound}, not {options.backlog_bytes}"
-        )
+    try:
+        options.check_against(limits)
+    except BadValue as error:
+        reader.problem((*path, error.field), error.reason)
     return options
 
 

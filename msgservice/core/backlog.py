@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgservice.core.backoff import again_delay
 from msgservice.core.flight_limit import FlightLimit
 from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.reasons import REASON_KEPT_MAX
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import (
     BEHIND,
@@ -100,7 +101,7 @@ class Backlog:
         self._tallies = (self.ready, self.in_flight, self.waiting, self.behind)
         self._retry_delay = retry_delay
         self._settled: list[Settled] = []
-        self._failed_tries: list[tuple[Run, str]] = []
+        self._failed_tries: list[Run] = []
         self._resumed = RangeSet()  # taken by the other side, not loaded yet
         self._tried: Tried | None = None  # None: nothing that is to be loaded was tried before
         self._open = OpenRuns()
@@ -201,7 +202,7 @@ class Backlog:
     def restore(self, settled: Sequence[Range], tried: Mapping[Range, Attempts]) -> None:
         """Restore, after a restart, the settled ranges above the cursor, and attempts.
 
-        `tried`: first and last sequence -> (attempts, when the next is due).
+        `tried`: first and last sequence -> (attempts, when the next is due, why the last failed).
         """
         for first, last in settled:
             self.above.add(first, last)
@@ -247,7 +248,11 @@ class Backlog:
         assert not self.in_flight.runs
         self._remember(
             {
-                (run.first, run.last): (run.attempts, run.due if run.due < math.inf else 0.0)
+                (run.first, run.last): (
+                    run.attempts,
+                    run.due if run.due < math.inf else 0.0,
+                    run.reason,
+                )
                 for run in self._open
                 if run.attempts
             }
@@ -285,7 +290,7 @@ class Backlog:
         firsts = [first, *places]
         for low, high, attempts in found:
             for piece in pieces[bisect_left(firsts, low) : bisect_right(firsts, high)]:
-                piece.attempts, piece.due = attempts
+                piece.attempts, piece.due, piece.reason = attempts
         return pieces
 
     def _place(self, run: Run) -> None:
@@ -321,8 +326,13 @@ class Backlog:
         """These ranges, which rise, are acknowledged. A run that many of them cut is read once."""
         if len(ranges) > 1:
             self._cut_at(ranges)
+        by_first, settle = self._open.by_first, self.settle
         for first, last in ranges:
-            self._settle_between(first, last, Status.ACKNOWLEDGED)
+            run = by_first.get(first)
+            if run is not None and first + run.count - 1 == last:
+                settle(run, Status.ACKNOWLEDGED)
+            else:
+                self._settle_between(first, last, Status.ACKNOWLEDGED)
 
     def refuse(self, first: int, last: int, refusal: Refusal, delay: float, now: float) -> None:
         """The other side refuses these sequences: for ever, or they are tried again after a pause.
@@ -350,6 +360,7 @@ class Backlog:
     def fail(self, run: Run, refusal: Refusal, delay: float, now: float) -> None:
         """An attempt at a run has failed: it waits for the next, or this was the last (14)."""
         run.attempts += 1
+        run.reason = refusal.reason[:REASON_KEPT_MAX]
         if self.max_attempts and run.attempts >= self.max_attempts:
             self._wait(run, now)  # takes its lane back: it was discarded from here on
             rest = self._die(run, refusal)
@@ -358,7 +369,7 @@ class Backlog:
         if rest is not None:
             if rest.state != BEHIND:
                 self._wait(rest, now + self._pause(delay, rest.attempts))
-            self._failed_tries.append((rest, refusal.reason))
+            self._failed_tries.append(rest)
 
     def _pause(self, asked: float, times: int) -> float:
         return again_delay(asked, times) if asked else self._retry_delay(times)
@@ -475,10 +486,7 @@ class Backlog:
         if run.first < first:
             run = self.split(run, first)
         if run.first + run.count - 1 > last:
-            rest = self.split(run, last + 1)
-            # What is final above the cursor is noted in the place of the attempts of all of it.
-            if rest.attempts and self._open.lowest() is not run:
-                self._failed_tries.append((rest, ""))
+            self.split(run, last + 1)
         return run
 
     def _die(self, run: Run, refusal: Refusal) -> Run | None:
@@ -543,6 +551,8 @@ class Backlog:
         tally.size += run.size - size
         tally.messages -= rest.count
         self._open.add(rest)
+        if rest.attempts:  # those of all of it were noted where it begins: no longer for this
+            self._failed_tries.append(rest)
         self._place_rest(run, rest)
         return rest
 
@@ -563,8 +573,11 @@ class Backlog:
     def _cut_at(self, ranges: Sequence[Range]) -> None:
         """Cut the open runs at the bounds of these ranges, which rise, all in one go."""
         cuts: dict[int, tuple[Run, list[int]]] = {}
-        between = self._open.between
+        between, by_first = self._open.between, self._open.by_first
         for first, last in ranges:
+            whole = by_first.get(first)
+            if whole is not None and first + whole.count - 1 == last:
+                continue
             for at in (first, last + 1):
                 for run in between(at, at):
                     if run.first < at:
@@ -575,7 +588,10 @@ class Backlog:
         for run, places in cuts.values():
             tally = self._tallies[run.state]
             size, count = run.size, run.count
-            cut += [(run, piece) for piece in shatter_run(run, places)]
+            pieces = shatter_run(run, places)
+            cut += [(run, piece) for piece in pieces]
+            if run.attempts:
+                self._failed_tries += pieces
             tally.size += run.size - size
             tally.messages += run.count - count
         self._open.add_all([piece for _, piece in cut])
@@ -589,10 +605,10 @@ class Backlog:
         settled, self._settled = self._settled, []
         return settled
 
-    def take_failed(self) -> list[tuple[Run, str]]:
-        """Return the failed attempts since the last call that are to be retried, and why.
+    def take_failed(self) -> list[Run]:
+        """Return the runs of which an attempt has failed since the last call, to be retried.
 
-        And the rest of what was tried, where its first part is final: it has to be noted anew.
+        And what was cut off from such a run since: its attempts have to be noted anew.
         """
         failed, self._failed_tries = self._failed_tries, []
         return failed

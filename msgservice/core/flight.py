@@ -29,7 +29,7 @@ from msgservice.message import Action, Status
 
 
 class Flight:
-    """What was sent on one connection and is not answered, and what may follow it.
+    """The messages sent on one connection and not answered, and those that may follow them.
 
     `own_window`: what this side sends unanswered at most, messages and bytes; `window`: what the
     other side takes so, where it said that. `batch_max`: bytes of one run that the other side
@@ -228,7 +228,7 @@ class Flight:
         messages = run.messages
         options = run.options
         transfers.append(
-            Transfer(
+            Transfer(  # by position, once a run: by name 145 ns become 195
                 first,
                 run.subject,
                 messages if type(messages) is msgspec.Raw else msgspec.Raw(messages),

@@ -109,7 +109,7 @@ class Nack(msgspec.Struct, array_like=True, tag=4, frozen=True):
     about: Name | None = None  # … and whom or what it names
 
     def __post_init__(self) -> None:
-        """Its reason is often a traceback, which keeps its lines."""
+        """A NACK's reason is often a traceback, which keeps its lines."""
         _fit(self, shown)
 
 
@@ -123,8 +123,9 @@ class StatusFrame(msgspec.Struct, array_like=True, tag=5, frozen=True):
     reason: Reason = ""
 
     def __post_init__(self) -> None:
-        """Its reason is that of the NACK."""
-        _fit(self, shown)
+        """The reason is that of the NACK; most have none."""
+        if self.reason:
+            _fit(self, shown)
 
 
 class Routed(msgspec.Struct, array_like=True, tag=6, frozen=True):
@@ -176,7 +177,7 @@ class Bye(msgspec.Struct, array_like=True, tag=12, frozen=True):
     reason: Reason = ""
 
     def __post_init__(self) -> None:
-        """Its reason is a sentence."""
+        """The reason is a sentence."""
         _fit(self, one_line)
 
 
@@ -187,7 +188,7 @@ class ErrorFrame(msgspec.Struct, array_like=True, tag=13, frozen=True):
     reason: Reason = ""
 
     def __post_init__(self) -> None:
-        """Its reason is a sentence."""
+        """The reason is a sentence."""
         _fit(self, one_line)
 
 
@@ -207,7 +208,7 @@ class Note(msgspec.Struct, array_like=True, tag=15, frozen=True):
     reason: Reason = ""
 
     def __post_init__(self) -> None:
-        """Its reason is as that of a NACK."""
+        """The reason is as that of a NACK."""
         _fit(self, shown)
 
 

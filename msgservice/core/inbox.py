@@ -526,10 +526,6 @@ class Inbox:
         """See `Answers`; not while anything is with the handler, which its lane may wait for."""
         return not self._taking and self.answers.ask_for_discarded()
 
-    def is_taking(self, first: int) -> bool:
-        """Whether this sequence is with the handler."""
-        return first in self._taking
-
 
 def sendable(reason: str) -> str:
     """Return a text that fits into a frame: not too long, and of characters that UTF-8 has."""

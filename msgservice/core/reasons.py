@@ -8,6 +8,7 @@ and decoded (`core.frames`), and by whoever shows it in one line; calls nothing.
 from __future__ import annotations
 
 REASON_CHARS_MAX = 4096  # PROTOCOL: NACK
+REASON_KEPT_MAX = 1000  # characters of what is kept of each
 
 
 def shown(text: str) -> str:

@@ -14,7 +14,14 @@ from typing import Any
 import msgspec
 
 from msgservice.core.refusal import Refusal
-from msgservice.message import PLAIN, MessageParts, RunOptions, Status
+from msgservice.message import (
+    PLAIN,
+    MessageParts,
+    RunOptions,
+    Status,
+    array_header,
+    header_size,
+)
 from msgservice.records import Origin
 
 FLIGHT_COMPACT = 1024  # entries that have gone before the list of open runs is cut
@@ -40,6 +47,7 @@ class Run(msgspec.Struct, gc=False, eq=False):
     attempts: int = 0
     laters: int = 0  # how often the other side said "not now"
     due: float = 0.0  # of a waiting one
+    reason: str = ""  # of the last attempt
     state: int = 0
     parts: MessageParts | None = None  # of the run that this was cut from
     part: int = 0  # where among these it begins
@@ -173,6 +181,9 @@ class OpenRuns:
     def between(self, first: int, last: int) -> list[Run]:
         """Open runs that overlap `first` to `last`, rising."""
         firsts, by_first, head = self._firsts, self.by_first, self._head
+        exact = by_first.get(first)
+        if exact is not None and first + exact.count > last:
+            return [exact]
         begin = bisect_right(firsts, first, head) - 1
         low = max(begin, head)
         while low > head and firsts[low] not in by_first:
@@ -249,18 +260,20 @@ def cut_run(run: Run, first: int, last: int) -> Run:
     start = run.part + first - run.first
     count = last - first + 1
     return Run(
-        first,
-        count,
-        run.subject,
-        run.lane,
-        None,
-        parts.size(start, start + count),
-        run.after if first == run.first else first - 1,
-        run.source,
-        run.options,
-        run.origin and run.origin.behind(first - run.first),
-        run.attempts,
-        run.laters,
+        first=first,
+        count=count,
+        subject=run.subject,
+        lane=run.lane,
+        encoded=None,
+        size=parts.size(start, start + count),
+        after=run.after if first == run.first else first - 1,
+        source=run.source,
+        options=run.options,
+        origin=run.origin and run.origin.behind(first - run.first),
+        attempts=run.attempts,
+        laters=run.laters,
+        due=run.due,
+        reason=run.reason,
         parts=parts,
         part=start,
     )
@@ -280,6 +293,13 @@ def shatter_run(run: Run, places: Sequence[int]) -> list[Run]:
     pieces = [cut_run(run, first, last) for first, last in zip(places, ends, strict=True)]
     trim_run(run, places[0] - 1)
     return pieces
+
+
+def size_alone(run: Run) -> int:
+    """Return the bytes of a run's messages, each as a run of its own."""
+    encoded, count = run.encoded, run.count
+    header = len(array_header(count)) if encoded is None else header_size(encoded)
+    return run.size - header + count * len(array_header(1))
 
 
 def parts_of(run: Run) -> MessageParts:

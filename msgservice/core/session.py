@@ -148,6 +148,15 @@ class PeerError:
 Event = Greeted | Opened | PeerBye | PeerError
 
 
+# What is waited for before a session is open, for people on both sides. Whoever has heard a HELLO
+# and has not answered waits for its own disk: the other side has done its part.
+_AWAITED = {
+    State.GREETING: "HELLO",
+    State.GREETED: "the answer to HELLO from this side's disk",
+    State.RESUMING: "RESUME",
+}
+
+
 class Session:
     """The state machine of one connection. Times are seconds of the owner's monotonic clock.
 
@@ -297,8 +306,7 @@ class Session:
         if self.state is State.CLOSED:
             return
         if self._greeting_until is not None and now >= self._greeting_until:
-            what = "HELLO" if self.state is State.GREETING else "RESUME"
-            self.fail(DeadlinePassed(what, self._limits.hello_timeout))
+            self.fail(DeadlinePassed(_AWAITED[self.state], self._limits.hello_timeout))
         elif not self._paused and now >= self._heard_at + self._silence:
             self.fail(HalfOpen(self._silence))
         elif self._closing_until is not None and now >= self._closing_until:

@@ -67,8 +67,10 @@ class StuckLanes:
         if stuck is None:
             stuck = self.by_lane[lane] = StuckLane(head)
         stuck.head = head
-        back = self.front(lane).between(head.last + 1, INTEGER_MAX)
-        return self._put_behind(stuck, back)
+        front = self.front(lane)
+        if len(front) == 1 and head.first in front.by_first:
+            return []
+        return self._put_behind(stuck, front.between(head.last + 1, INTEGER_MAX))
 
     def block(self, run: Run) -> list[Run]:
         """A run is about to be dead: no more of its lane is sent before that is stored.

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from msgservice.core.ranges import Range
 
-Attempts = tuple[int, float]
-"""How many there were, and when the next is due: seconds of the owner's monotonic clock."""
+Attempts = tuple[int, float, str]
+"""How many, when the next is due (seconds of the owner's monotonic clock), why the last failed."""
 
 
 class Tried:

@@ -25,6 +25,7 @@ BACKUP_PAGES = 1000  # of one step
 COPY_MARGIN = 1024 * 1024  # bytes that a migration may take beside the copy
 
 BUSY_WAIT_MS = 5000  # for the other connection of this process, which reads pages
+SHORT_WAIT_MS = 100  # somebody who copies a file may read for longer: then the next time
 
 # SQLite 3.7.0 to 3.51.2 can corrupt a WAL database when two connections write or checkpoint at
 # once (sqlite.org/wal.html#walresetbug).
@@ -80,7 +81,14 @@ def as_json(values: Any) -> str:
 
 
 # What a file or its folder that cannot be used is told as.
-UNUSABLE = (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError, OSError)
+UNUSABLE = (
+    apsw.CantOpenError,
+    apsw.ReadOnlyError,
+    apsw.IOError,
+    apsw.FullError,
+    apsw.BusyError,
+    OSError,
+)
 
 
 def check_sqlite() -> None:
@@ -124,6 +132,16 @@ def telling_full(db: apsw.Connection) -> Iterator[None]:
         if is_full(db, error):
             raise apsw.FullError(f"no room: {error}") from error
         raise
+
+
+@contextmanager
+def waiting_shortly(db: apsw.Connection) -> Iterator[None]:
+    """Wait for other connections for a moment only, where what is done can be left for later."""
+    db.set_busy_timeout(SHORT_WAIT_MS)
+    try:
+        yield
+    finally:
+        db.set_busy_timeout(BUSY_WAIT_MS)
 
 
 def make_private(path: str | Path, files: Files = OS) -> None:

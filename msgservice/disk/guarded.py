@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ import apsw
 from twisted.logger import Logger
 
 from msgservice.disk.damage import told_as_damage
-from msgservice.disk.database import UNUSABLE, check_sqlite, connect, is_full
+from msgservice.disk.database import UNUSABLE, check_sqlite, connect, is_full, waiting_shortly
 from msgservice.disk.files import Files
 from msgservice.disk.filesystem import check_filesystem
 from msgservice.disk.folder import (
@@ -124,14 +124,18 @@ class GuardedFile:
         self._notices = migrate(db, schema, self.path, self._files)
 
     def tell(self) -> None:
-        """What opening it did is logged, on the reactor's thread."""
+        """The outcome of opening it is logged, on the reactor's thread."""
         for notice in self._notices:
             self._logger.warn("{notice}", notice=notice)
 
     def fold(self, mode: int = apsw.SQLITE_CHECKPOINT_PASSIVE) -> None:
-        """Fold the write-ahead log in; raises `apsw.Error`, `OSError`, `LogDamaged`."""
+        """Fold the write-ahead log in; raises `apsw.Error`, `OSError`, `LogDamaged`.
+
+        What somebody still reads stays in it until the next time: it is synced there.
+        """
         self.pages.take(self.db)
-        self.db.wal_checkpoint(mode=mode)
+        with suppress(apsw.BusyError), waiting_shortly(self.db):
+            self.db.wal_checkpoint(mode=mode)
 
     def mark(self, mark: Mark) -> None:
         """Have the newest commit marked."""

@@ -1,4 +1,4 @@
-"""What a log, an outbox and an inbox use of the machine beside SQLite: plain files, and threads.
+"""The machine beside SQLite, for a log, an outbox and an inbox: plain files, and threads.
 
 `Files` are those functions of the module `os` that change something, and `os` itself is the
 default; `Threads` gives the workers and the writer of marks. A simulation gives others.

@@ -11,6 +11,7 @@ import apsw
 
 from msgservice.disk.database import one
 from msgservice.errors import LogDamaged
+from msgservice.log.queries import saved_sender, sender_of
 from msgservice.log.state import State
 from msgservice.log.wholeness import chained_rows
 from msgservice.records import Account
@@ -90,7 +91,7 @@ class Audit:
                         f" and {before[1]}"
                     )
                 self._counted[row.audience] = (before[0] + row.messages, before[1] + row.size)
-                self._check_sender(row.number, row.sender, row.sequence, row.messages)
+                self._check_sender(db, row.number, row.sender, row.sequence, row.messages)
         except LogDamaged as damage:
             self._say(str(damage))
             skipped = one(db, "select chain from batch where number = ?", (damage.last,))
@@ -102,8 +103,14 @@ class Audit:
         self._next = end + 1
         return self._next <= self._last
 
-    def _check_sender(self, number: int, sender: int, sequence: int, count: int) -> None:
+    def _check_sender(
+        self, db: apsw.Connection, number: int, sender: int, sequence: int, count: int
+    ) -> None:
         known = self._state.senders_by_id.get(sender)
+        if known is None:
+            # Asleep: what is looked at was saved before the audit began.
+            key = sender_of(db, self._state, sender)
+            known = None if key is None else saved_sender(db, key)
         if known is None:
             self._say(f"batch {number}: its sender {sender} is not known")
         elif known.missing(sequence, sequence + count - 1):

@@ -1,4 +1,4 @@
-"""What every log over a `Store` does on the reactor's thread: interning, checks, and handing over.
+"""The reactor's side of every log over a `Store`: interning, checks, and handing over.
 
 `SqliteLog` runs jobs on its two threads, `MemoryLog` in a later turn of the reactor; both inherit
 everything else from here, so the memory log cannot drift away from the real one.
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import apsw
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -169,17 +169,27 @@ class StoreLog:
         if len(self._audiences) >= self._limits.audiences:
             raise LimitReached("audiences", self._limits.audiences)
 
-    def resume(self, sender: str, incarnation: str) -> Resume:
+    def resume(self, sender: str, incarnation: str) -> Deferred[Resume]:
         """See `ILog.resume`."""
-        key, resumed = (sender, incarnation), self._retention.senders.resumed
+        key, store = (sender, incarnation), self._store
         # Asked first: whom it lets through is not forgotten after this.
-        known = self._store.state.senders.get(key) if resumed.tell(key) else None
+        if not self._retention.senders.resumed.tell(key):
+            return succeed(Resume())
+        known = store.state.senders.get(key)
+        if known is None and key in store.state.asleep:
+            # It may have fallen asleep again by then, or be told later than a pass began.
+            return self._write(lambda: store.wake(key)).addCallback(
+                lambda found: self.resume(sender, incarnation) if found else Resume()
+            )
+        known = known or store.state.senders.get(key)  # that woke up just now
         if known is None:
-            return Resume()
-        return Resume(
-            floor=known.floor,
-            ranges=tuple(known.ranges) if known.ranges is not None else (),
-            last=known.last,
+            return succeed(Resume())
+        return succeed(
+            Resume(
+                floor=known.floor,
+                ranges=tuple(known.ranges) if known.ranges is not None else (),
+                last=known.last,
+            )
         )
 
     def read(

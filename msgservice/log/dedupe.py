@@ -255,7 +255,7 @@ def name_own(staged: Staged, own: list[Batch]) -> None:
     Its incarnation is the log's id, so that a copy of the log goes on with its own.
     """
     key = (NODE, staged.state.log_id)
-    known = staged.state.senders.get(key)
+    known = staged.state.sender(key)
     sequence = 1 if known is None else known.floor
     for batch in own:
         batch.sender, batch.incarnation = key
@@ -285,7 +285,7 @@ def _take_refused(
     So may a part of it, as a run that was sent before more was added to it: that stays taken.
     """
     key = (batch.sender, batch.incarnation)
-    if key not in staged.senders and key not in staged.state.senders:
+    if key not in staged.senders and staged.state.sender(key) is None:
         return RefusedBatch(refusal)
     sender = staged.sender(key)
     first, last = batch.sequence, batch.sequence + batch.count - 1

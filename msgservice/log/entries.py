@@ -78,7 +78,7 @@ class Forget(Entry, frozen=True, kw_only=True):
     states_before: int  # age of the log
     audiences: list[int]
     receivers: list[int]
-    seen: list[tuple[int, int]]  # sender's id, age when it was last here
+    seen: list[tuple[int, int]] = []  # sender's id, age when it was last here
 
 
 class GrowOlder(Entry, frozen=True, kw_only=True):

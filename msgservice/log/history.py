@@ -1,4 +1,4 @@
-"""What became of messages: states of a sender's sequences, one message by name, dead letters.
+"""History of messages: states of a sender's sequences, one message by name, dead letters.
 
 Functions over one connection, used on the reader's thread; each reads for one page.
 """
@@ -16,7 +16,7 @@ from msgservice.core.marks import SenderState
 from msgservice.core.ranges import RangeSet
 from msgservice.disk.database import as_json, one, rows
 from msgservice.limits import INTEGER_MAX
-from msgservice.log.queries import audience_of, runs_of, sender_of
+from msgservice.log.queries import audience_of, runs_of, saved_sender, sender_of
 from msgservice.log.state import State
 from msgservice.message import Status
 from msgservice.records import (
@@ -154,7 +154,10 @@ def history(
     that retention has removed; `next` says where it goes on.
     """
     # Before the first look at the tables: what is taken by it is in what they are seen to hold.
-    known = state.senders.get((sender, incarnation))
+    key = (sender, incarnation)
+    known = state.senders.get(key)
+    if known is None and key in state.asleep:
+        known = saved_sender(db, key)
     if known is None:
         return History(pieces=(), states=(), next=None)
     pieces, end = _pieces(db, state, known.id, first, pieces_max)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import apsw
 import msgspec
 
-from msgservice.core.marks import SenderState
+from msgservice.core.marks import encode_ranges
 from msgservice.disk.database import one, rows
 from msgservice.errors import LogDamaged
 from msgservice.limits import INTEGER_MAX
-from msgservice.log import history, receiver_table
+from msgservice.log import history, queries, receiver_table
 from msgservice.log.staging import (
     ASKED,
     AUDIENCES_USED,
@@ -113,19 +114,13 @@ def _load_audiences(
 def _load_senders(db: apsw.Connection, state: State) -> None:
     used = one(db, "select value from meta where key = ?", (SENDERS_USED,)) or 0
     state.next_sender = used + 1
-    found = rows(
-        db,
-        "select id, name, incarnation, floor, ranges, last, status_from, seen_at from sender",
-    )
-    for number, name, incarnation, floor, ranges, last, status_from, seen_at in found:
-        sender = SenderState(number, (name, incarnation), seen_at)
-        for first, end in msgspec.msgpack.decode(ranges):
-            sender.take(first, end)
-        sender.settle_below(floor)
-        sender.last = None if last is None else tuple(msgspec.msgpack.decode(last))
-        sender.status_from = status_from
-        state.senders[sender.key] = state.senders_by_id[number] = sender
-        state.next_sender = max(state.next_sender, number + 1)
+    for row in rows(db, f"select {queries.SENDER} from sender"):  # noqa: S608 - fixed names
+        sender = queries.sender_from(row)
+        state.senders[sender.key] = state.senders_by_id[sender.id] = sender
+        state.next_sender = max(state.next_sender, sender.id + 1)
+        if encode_ranges(sender) != row[4]:
+            state.dirty_senders.add(sender.key)  # its floor was written since its last save
+    state.saved_sender = partial(queries.saved_sender, db)
 
 
 def _load_receivers(db: apsw.Connection, state: State) -> None:

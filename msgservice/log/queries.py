@@ -1,4 +1,4 @@
-"""What can be asked of a log: pages of batches, the runs of a sender, and the accounts.
+"""Queries of a log: pages of batches, the runs of a sender, and the accounts.
 
 Functions over one connection, used on the reader's thread (and by the writer for what it must know
 inside a transaction). Each reads for one page, at most about 50 ms, so the WAL stays small.
@@ -11,12 +11,14 @@ interval while the reactor is busy (bench/log.py: 1,200 rows/s step by step, 300
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 from zlib import crc32
 
 import apsw
 import msgspec
 
-from msgservice.core.marks import Key
+from msgservice.core.marks import Key, SenderState
+from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import CRC_MASK, as_json, one, rows
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import FRAME_FLAGS, NAMED, TakenRun, mark_of, named_of
@@ -43,6 +45,7 @@ _decode_json = msgspec.json.Decoder(list[list[int]]).decode
 _decode_rows = msgspec.json.Decoder(
     list[tuple[int, int, int, int, int, int, str, int, int, int, int, str | None]]
 ).decode
+_decode_senders = msgspec.json.Decoder(list[tuple[int, str, str]]).decode
 _decode_members = msgspec.json.Decoder(list[int]).decode
 _decode_origin = msgspec.msgpack.Decoder(Origin).decode
 
@@ -135,10 +138,12 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
     batches = []
     at = 0
     view = memoryview(frames or b"")
-    for row in _decode_rows(text):
+    found = _decode_rows(text)
+    keys = senders_of(db, state, {row[2] for row in found})
+    for row in found:
         number, audience, sender, sequence, count, size = row[:6]
         subject, stored_at, after, flags, crc, origin = row[6:]
-        key = sender_of(db, state, sender)
+        key = keys.get(sender)
         messages = bytes(view[at : at + size])
         at += size
         if checksum(messages) != crc:
@@ -201,6 +206,49 @@ def sender_of(db: apsw.Connection, state: State, number: int) -> Key | None:
         return known.key
     row: Key | None = one(db, "select name, incarnation from sender where id = ?", (number,))
     return row
+
+
+_SENDERS = """
+select json_group_array(json_array(id, name, incarnation)) from sender
+where id in (select value from json_each(?))
+"""
+
+
+def senders_of(db: apsw.Connection, state: State, numbers: Collection[int]) -> dict[int, Key]:
+    """Return number -> sender, in one step for those that the state does not have."""
+    known = state.senders_by_id
+    keys: dict[int, Key] = {}
+    for number in numbers:
+        sender = known.get(number)
+        if sender is not None:
+            keys[number] = sender.key
+    missing = [number for number in numbers if number not in keys]
+    if missing:
+        text = one(db, _SENDERS, (as_json(missing),))
+        keys.update((number, (name, other)) for number, name, other in _decode_senders(text))
+    return keys
+
+
+SENDER = "id, name, incarnation, floor, ranges, last, status_from, seen_at"
+
+
+def saved_sender(db: apsw.Connection, key: Key) -> SenderState | None:
+    """Return the marks that the table has of a sender: all, where it is asleep."""
+    with told_as_damage(0):
+        found = rows(db, f"select {SENDER} from sender where name = ? and incarnation = ?", key)  # noqa: S608 - fixed names
+        return sender_from(found[0]) if found else None
+
+
+def sender_from(row: tuple[Any, ...]) -> SenderState:
+    """Return the marks that a row of the table has, in the order of `SENDER`."""
+    number, name, incarnation, floor, ranges, last, status_from, seen_at = row
+    sender = SenderState(number, (name, incarnation), seen_at)
+    for first, end in msgspec.msgpack.decode(ranges):
+        sender.take(first, end)
+    sender.settle_below(floor)
+    sender.last = None if last is None else tuple(msgspec.msgpack.decode(last))
+    sender.status_from = status_from
+    return sender
 
 
 def runs_of(

@@ -1,4 +1,4 @@
-"""What goes: how the entries of retention become SQL, and what they do to the staged state.
+"""The SQL of retention's entries, and what they do to the staged state.
 
 Which batches, letters, senders, audiences and receivers go was decided in `retention.py`; here is
 only what follows from that and from the tables. Before a row of a batch goes, what became of its
@@ -15,7 +15,7 @@ import msgspec
 
 from msgservice.disk.database import as_json, insert_steps, one
 from msgservice.limits import RUNS_REMEMBERED
-from msgservice.log import history
+from msgservice.log import history, queries
 from msgservice.log.dedupe import mark_of, named_of
 from msgservice.log.entries import (
     DropBatches,
@@ -34,7 +34,7 @@ from msgservice.log.staging import (
     count_operations,
     used_operation,
 )
-from msgservice.log.state import Gone, Staged
+from msgservice.log.state import Gone, Staged, State
 from msgservice.message import Status
 from msgservice.records import ExceptionRow, position_of
 
@@ -47,6 +47,11 @@ select json_group_array(json_array(number, audience, sender, sequence, count, cr
 _SUBJECTS = """
 select json_group_array(json_array(number, subject, flags)) from batch
 where number between ?1 and ?2
+"""
+
+_WANTED = """
+select json_group_array(json_array(id, status_from)) from sender
+where id in (select value from json_each(?))
 """
 
 # SQLite joins no pages for a row that became shorter in its place: where the frame was most of it,
@@ -145,9 +150,9 @@ def _finish(db: apsw.Connection, staged: Staged, head: Sequence[list[int]]) -> l
     low, high = position_of(head[0][0]), position_of(head[-1][0] + 1) - 1
     exceptions: dict[int, list[ExceptionRow]] = {}
     ranges: dict[tuple[int, int], list[Range]] = {}
+    wanted_froms = _wanted_froms(db, state, {row[2] for row in head})
     for sender, audience, run in _joined(head):
-        known = state.senders_by_id.get(sender)
-        wanted_from = 1 if known is None else known.status_from
+        wanted_from = wanted_froms.get(sender, 1)
         wanted = [row for row in run if row[3] + row[4] > wanted_from]
         for receiver in state.totals[audience].audience.members:
             if receiver not in exceptions:
@@ -188,6 +193,17 @@ def _finish(db: apsw.Connection, staged: Staged, head: Sequence[list[int]]) -> l
         *insert_steps("or replace into finished", 7, written),
         (_DELETE_GONE, (as_json(gone),)),
     ]
+
+
+def _wanted_froms(db: apsw.Connection, state: State, senders: set[int]) -> dict[int, int]:
+    """Return sender -> from where on it wants states; those that are asleep in one step."""
+    known = state.senders_by_id
+    awake = {number: known[number].status_from for number in senders if number in known}
+    asleep = [number for number in senders if number not in awake]
+    if asleep:
+        found = _decode(one(db, _WANTED, (as_json(asleep),)))
+        awake.update((number, wanted_from) for number, wanted_from in found)
+    return awake
 
 
 def _joined(head: Sequence[list[int]]) -> Iterator[tuple[int, int, list[list[int]]]]:
@@ -273,7 +289,8 @@ def _forget_senders(
         # Their numbers are part of the chain: none is given to another sender.
         used_operation(SENDERS_USED, staged.next_sender - 1),
     ]
-    gone.senders = entry.senders
+    keys = queries.senders_of(db, staged.state, entry.senders)
+    gone.senders = list(keys.items())
 
 
 def _forget(
@@ -283,7 +300,8 @@ def _forget(
     operations.append(("delete from finished where at < ?", (entry.states_before,)))
     if entry.seen:
         for number, age in entry.seen:
-            staged.sender(state.senders_by_id[number].key).seen_at = age
+            if number in state.senders_by_id:
+                staged.sender(state.senders_by_id[number].key).seen_at = age
         operations.append((_SAVE_SEEN, (as_json(entry.seen),)))
     used = max(entry.audiences, default=0)
     if used > state.audiences_used:

@@ -152,6 +152,7 @@ class Retention:
             more = self._make_places() or self._tidy(here) or more
         else:
             more = self.senders.forget_early(here) or more
+            self.senders.rest(here)
         return self._remove_dead_letters() or more
 
     def _is_time_to_tidy(self) -> bool:
@@ -336,14 +337,11 @@ class Retention:
         store.apply(
             store.entry(
                 Forget,
-                age=store.grown(at_least=1),  # no sender was heard later than that
                 states_before=states_before,
                 audiences=unused,
                 receivers=forgotten,
-                seen=self.senders.seen(),
             )
         )
-        self.senders.written()
         self.forgotten.extend(forgotten)
         more = more or FORGET_MAX in (len(unused), len(forgotten))
         if not more:

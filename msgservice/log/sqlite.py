@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
 from msgservice.disk.damage import told_as_damage
-from msgservice.disk.database import FULL_ERRNOS, check_sqlite, connect
+from msgservice.disk.database import FULL_ERRNOS, check_sqlite, connect, waiting_shortly
 from msgservice.disk.files import OS, Files
 from msgservice.disk.filesystem import check_filesystem
 from msgservice.disk.folder import (
@@ -190,7 +190,13 @@ class SqliteLog(StoreLog):
                     if not self._reserve.give_up():
                         raise
                     notices = self._check_and_load(path, mark)
-        except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.IOError, apsw.FullError) as error:
+        except (
+            apsw.CantOpenError,
+            apsw.ReadOnlyError,
+            apsw.IOError,
+            apsw.FullError,
+            apsw.BusyError,
+        ) as error:
             raise DataFolderUnusable(str(self.folder), str(error)) from error
         store.fullness()
         state = store.state
@@ -232,7 +238,8 @@ class SqliteLog(StoreLog):
             check_mark(mark, store.state, store.db)
             notices += self._begin_pages()
             store.save()
-            with suppress(apsw.FullError):  # what is in the WAL is synced there
+            # What is in the WAL is synced there, for want of room or while somebody reads it.
+            with suppress(apsw.FullError, apsw.BusyError), waiting_shortly(store.db):
                 store.fold()
         except BaseException:
             # Without folding the WAL in: a damaged one stays as it is, for whoever repairs it.

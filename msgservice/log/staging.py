@@ -312,7 +312,7 @@ def stage_statuses_from(staged: Staged, group: Append, operations: list[Operatio
     """Stage from where on senders want states."""
     for wanted in group.statuses_from:
         key = (wanted.sender, wanted.incarnation)
-        if key not in staged.senders and key not in staged.state.senders:
+        if key not in staged.senders and staged.state.sender(key) is None:
             continue
         sender = staged.sender(key)
         if wanted.status_from <= sender.status_from:

@@ -1,18 +1,25 @@
-"""What a log holds in memory of its committed state, and the copy that an entry works on.
+"""The state of a log in memory, as it was committed, and the copy that an entry works on.
 
 `State` is what the last commit left. An entry works on a `Staged`, which copies what it touches;
 when the commit has succeeded, `State.adopt` swaps the copies in, otherwise they are dropped. So an
 entry that fails leaves dedupe, counters and numbers as they were. Objects in `State` are never
 changed in place (only replaced), so the reactor's thread may read them while the writer works.
+
+Senders that are away are asleep (`Asleep`): their marks are in the table alone, and come back into
+memory with whatever asks for them. How many are awake is decided in `senders.py`.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from msgservice.core.marks import Key, SenderState
 from msgservice.message import Status
 from msgservice.records import Audience, Batch, ReceiverRow
+
+BUCKETS = 256  # of the hashes of senders that are asleep
 
 SETTLED = (Status.ACKNOWLEDGED, Status.EXPIRED, Status.DEAD, Status.CANCELLED, Status.REMOVED)
 
@@ -75,6 +82,39 @@ class ReceiverState:
         }
 
 
+class Asleep:
+    """The senders whose marks are in the table alone: eight bytes of memory for each.
+
+    That a key is in it may be wrong, as two may have one hash: the table says so then. That it is
+    not is true.
+    """
+
+    __slots__ = ("_buckets", "_count")
+
+    def __init__(self) -> None:
+        self._buckets = [array("q") for _ in range(BUCKETS)]
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, key: Key) -> bool:
+        number = hash(key)
+        return number in self._buckets[number % BUCKETS]
+
+    def add(self, key: Key) -> None:
+        """The marks of a sender are in the table, and memory lets go of them."""
+        number = hash(key)
+        self._buckets[number % BUCKETS].append(number)
+        self._count += 1
+
+    def remove(self, key: Key) -> None:
+        """A sender that was added is in memory again, or forgotten."""
+        number = hash(key)
+        self._buckets[number % BUCKETS].remove(number)
+        self._count -= 1
+
+
 @dataclass(slots=True)
 class State:
     """The committed state of a log."""
@@ -89,7 +129,10 @@ class State:
     oldest: int = 1
     oldest_chain: int = 0
     next_sender: int = 1
-    senders: dict[Key, SenderState] = field(default_factory=dict)
+    senders: dict[Key, SenderState] = field(default_factory=dict)  # that are awake
+    asleep: Asleep = field(default_factory=Asleep)
+    # Returns the marks that the table has of a sender; for the writer's thread.
+    saved_sender: Callable[[Key], SenderState | None] = lambda key: None
     senders_by_id: dict[int, SenderState] = field(default_factory=dict)
     totals: dict[int, Totals] = field(default_factory=dict)  # audience number -> Totals
     receivers: dict[int, ReceiverState] = field(default_factory=dict)
@@ -113,6 +156,29 @@ class State:
         """Bytes of batches not yet removed and of dead letters."""
         return self.used + sum(self.dead_bytes.values())
 
+    def sender(self, key: Key) -> SenderState | None:
+        """Return the marks of a sender that the log knows, awake or not; on the writer's thread."""
+        known = self.senders.get(key)
+        if known is None and key in self.asleep:
+            known = self.saved_sender(key)
+        return known
+
+    def wake(self, key: Key) -> bool:
+        """Have the marks of a sender in memory; return whether the log knows it."""
+        known = self.sender(key)
+        if known is None:
+            return False
+        if key not in self.senders:
+            # Never in neither, for who looks on the reactor's thread.
+            self.senders[key] = self.senders_by_id[known.id] = known
+            self.asleep.remove(key)
+        return True
+
+    def put_to_sleep(self, key: Key) -> None:
+        """Let go of the marks of a sender, all of which are saved."""
+        self.asleep.add(key)
+        del self.senders_by_id[self.senders.pop(key).id]
+
     def adopt(self, staged: Staged) -> None:
         """Make what an entry did the committed state."""
         self.next_number = staged.number
@@ -123,6 +189,8 @@ class State:
         for key, sender in staged.senders.items():
             self.senders[key] = sender
             self.senders_by_id[sender.id] = sender
+        for key in staged.woken:
+            self.asleep.remove(key)
         self.dirty_senders.update(staged.senders)
         self.totals.update(staged.totals)
         self.dirty_totals.update(staged.totals)
@@ -142,10 +210,12 @@ class State:
         self.oldest, self.oldest_chain = gone.oldest, gone.oldest_chain
         self.audiences_used = gone.audiences_used
         self.totals.update(gone.totals)
-        for number in gone.senders:
-            sender = self.senders_by_id.pop(number)
-            del self.senders[sender.key]
-            self.dirty_senders.discard(sender.key)
+        for number, key in gone.senders:
+            if self.senders.pop(key, None) is None:
+                self.asleep.remove(key)
+            else:
+                del self.senders_by_id[number]
+                self.dirty_senders.discard(key)
         for number in gone.audiences:
             total = self.totals.pop(number)
             total.audience.stored = False  # so that its next batch writes it again
@@ -156,7 +226,7 @@ class State:
 
 
 class Gone:
-    """What one entry takes away, beside the copies in its `Staged`."""
+    """The rows and values that one entry takes away, beside the copies in its `Staged`."""
 
     __slots__ = (
         "audiences",
@@ -173,7 +243,7 @@ class Gone:
         self.oldest_chain = state.oldest_chain
         self.audiences_used = state.audiences_used
         self.totals: dict[int, Totals] = {}  # whose batches lost frames
-        self.senders: list[int] = []
+        self.senders: list[tuple[int, Key]] = []
         self.audiences: list[int] = []
         self.receivers: list[int] = []
 
@@ -200,6 +270,7 @@ class Staged:
         "state",
         "totals",
         "used",
+        "woken",
         "written",
     )
 
@@ -211,6 +282,7 @@ class Staged:
         self.commits = state.commits
         self.next_sender = state.next_sender
         self.senders: dict[Key, SenderState] = {}
+        self.woken: list[Key] = []  # of these, who was asleep
         self.totals: dict[int, Totals] = {}
         self.receivers: dict[int, ReceiverState] = {}
         self.rows: dict[int, ReceiverRow] = {}
@@ -229,6 +301,8 @@ class Staged:
         staged = self.senders.get(key)
         if staged is None:
             committed = self.state.senders.get(key)
+            if committed is None and (committed := self.state.sender(key)) is not None:
+                self.woken.append(key)
             if committed is None:
                 staged = SenderState(self.next_sender, key, self.age)
                 self.next_sender += 1

@@ -22,7 +22,8 @@ from typing import Any, Literal, TypeVar
 import apsw
 import msgspec
 
-from msgservice.disk.database import BUSY_WAIT_MS, FULL_ERRNOS, connect, is_full, one
+from msgservice.core.marks import Key
+from msgservice.disk.database import FULL_ERRNOS, connect, is_full, one, waiting_shortly
 from msgservice.disk.files import OS, Files
 from msgservice.disk.folder import FileWatch, Reserve
 from msgservice.disk.machine import Marks
@@ -47,7 +48,6 @@ E = TypeVar("E", bound=Entry)
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 # Beyond this the WAL is begun anew even if that means waiting for the reader's page.
 WAL_BYTES = 4 * CHECKPOINT_BYTES
-RESTART_WAIT_MS = 100  # somebody who copies the log may read for longer: then the next time
 AGES_KEPT = 256  # of the time that history is kept, how finely its age is known
 AGE_STEP = 1000  # ms that the log grows older before an entry says so
 
@@ -133,16 +133,21 @@ class Store:
         try:
             if clean and self.failed is None:
                 self.save()
-                age = self.grown(at_least=1)
-                if age is not None:
-                    self.apply(self.entry(GrowOlder, age))
-                self.checkpoint(truncate=True)
+                self.grow_older()
+                with waiting_shortly(self.db):
+                    self.checkpoint(truncate=True)
         except (apsw.FullError, LogUnavailable):
             pass  # ages go on from the last entry
         finally:
             self.db.close()
             if self.pages is not None:
                 self.pages.close()
+
+    def grow_older(self) -> None:
+        """Write the age of the log, as far as no entry has said it: nothing else comes now."""
+        age = self.grown(at_least=1)
+        if age is not None:
+            self.apply(self.entry(GrowOlder, age))
 
     def pass_time(self, elapsed: int) -> None:
         """Let the log grow older. `elapsed`: a monotonic clock, ms; where it begins is nothing."""
@@ -218,6 +223,12 @@ class Store:
         state = self.state
         age = age or self.grown()
         return kind(number=state.next_number, commits=state.commits, age=age, **what)
+
+    def wake(self, key: Key) -> bool:
+        """Have a sender's marks in memory; return whether the log knows it."""
+        if self.failed is not None:
+            raise self.failed
+        return self.guard(lambda: self.state.wake(key))
 
     def append(self, group: Group) -> Appended:
         """Decide about a group and apply that; see `ILog.append`."""
@@ -521,11 +532,8 @@ class Store:
 
     def _begin_wal_anew(self) -> None:
         """Wait for readers, who were always somewhere in the WAL; a page of theirs is short."""
-        self.db.set_busy_timeout(RESTART_WAIT_MS)
-        try:
+        with waiting_shortly(self.db):
             self.db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
-        finally:
-            self.db.set_busy_timeout(BUSY_WAIT_MS)
 
     # --- room ----------------------------------------------------------------------------------
 

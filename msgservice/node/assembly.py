@@ -1,5 +1,8 @@
 """How a node is put together: every part of it by name, on one page. Read this first.
 
+What there is once for each connection is made in `peer` (Ingress, StatusFrames), once for each
+receiver in `outlet` (Supply, OutletProgress).
+
     transport (tcp, …) ─ Connection ─ Peer ─┬─ Greeter: who is it?
                                             ├─ Ingress ─ Acceptance ─ Commits ─ ILog
                                             └─ Outlet ───── (progress) ──┘
@@ -9,7 +12,8 @@
 
 A part names what it works with in its `__init__`. Where two need each other, one of them asks
 through a Protocol in its own file, or a function that is given here. `Node` (`node`) opens
-the log, has all of this made, and starts and stops it; `service` is what programs use.
+the log, has all of this made, and starts and stops it: it is what programs use, and `service`
+makes one of a `Config`.
 """
 
 from __future__ import annotations
@@ -166,6 +170,7 @@ def assemble(
         outlets=outlets,
         connections=connections,
         dead_letters=dead_letters,
+        limits=limits,
         time=time,
         rng=rng,
     )

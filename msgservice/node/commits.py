@@ -84,7 +84,7 @@ class Audiences(Protocol):
 class Commits:
     """The queue of group commits: what is gathered here becomes the next transaction of the log.
 
-    `after_group(sources, batches)` is called once per group with what was stored: dispatch.
+    `after_group(batches)` is called once per group with what was stored: dispatch.
     """
 
     _logger = Logger()

@@ -1,4 +1,4 @@
-"""Who receives what: receivers, their patterns, and the audience of each message.
+"""The directory of receivers: their patterns, and the audience of each message.
 
 The directory is what the log has stored of it, held in memory. A name that is removed and added
 again is a new number; numbers are never used again. Changes take effect for batches that are

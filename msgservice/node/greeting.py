@@ -163,8 +163,9 @@ class Greeter:
         guest.over = over
         visitor.admitted(guest)
         stored = self._receivers.stored()
-        stored.addCallback(lambda _: self._answer(visitor, connection, guest))
-        stored.addErrback(self._not_greeted, connection, guest)
+        taken = stored.addCallback(lambda _: self._log.resume(guest.name, guest.incarnation))
+        answered = taken.addCallback(lambda taken: self._answer(visitor, connection, guest, taken))
+        answered.addErrback(self._not_greeted, connection, guest)
 
     def _over(self, hello: Hello) -> str:
         """Return what a receiver knows this node as, if it was removed since; else nothing.
@@ -207,7 +208,9 @@ class Greeter:
         self._logger.failure("greeting {name}", failure, name=guest.name)
         connection.abort()
 
-    def _answer(self, visitor: Visitor, connection: Connection, guest: Guest) -> None:
+    def _answer(
+        self, visitor: Visitor, connection: Connection, guest: Guest, taken: Resume
+    ) -> None:
         if connection.is_gone or connection.session.state is not State.GREETED:
             return  # it has left meanwhile, or said what it may not say yet
         limits, outlet = self._limits, guest.outlet
@@ -221,7 +224,6 @@ class Greeter:
             receive = ReceiveOptions(order=guest.order, paused=guest.was_paused)
         elif guest.over:
             incarnation, receive = guest.over, ReceiveOptions()
-        taken = self._log.resume(guest.name, guest.incarnation)
         visitor.answering(guest, len(taken.ranges))
         connection.hello(
             Hello(

@@ -1,4 +1,4 @@
-"""What one connected sender hands in: checked, stored, acknowledged. The only place that ACKs.
+"""The messages that one connected sender hands in: checked, stored, and acknowledged here alone.
 
 A TRANSFER is decoded once, to check it, and then stored as the bytes that came. Everything that
 can fail is checked before it is queued (`acceptance`); the answer leaves after the commit that
@@ -153,10 +153,12 @@ class Ingress:
             # stored then, or is being stored, is answered by that (SEMANTICS 2).
             audience, refusal = NOBODY, nobody.with_traceback(None)  # which would hold this frame
         except (Refused, BadSubject, BadName) as refused:
-            self._refuse(first, last, subject, Action.REFUSED, 0, refused)
+            self._owe_refusal(first, last, subject, Action.REFUSED, 0, refused)
+            self.flush_soon()
             return
         except LimitReached as limit:
-            self._refuse(first, last, subject, Action.LATER, FULL_DELAY_MS, limit)
+            self._owe_refusal(first, last, subject, Action.LATER, FULL_DELAY_MS, limit)
+            self.flush_soon()
             return
         full = acceptance.full(audience) if refusal is None else None
         if full is not None:
@@ -203,7 +205,7 @@ class Ingress:
             self._naming_bytes += size
 
     def _names_left(self) -> None:
-        """What was told is in the channel now, which counts it."""
+        """The names that were told are in the channel now, which counts them."""
         if not self._naming:
             return
         frames = self.status_frames
@@ -228,18 +230,6 @@ class Ingress:
         self.waiting -= 1
         self._waiting_messages -= count
         self._waiting_bytes -= size
-
-    def _refuse(
-        self,
-        first: int,
-        last: int,
-        lane: str,
-        action: Action,
-        delay_ms: int,
-        error: MsgServiceError,
-    ) -> None:
-        self._owe_refusal(first, last, lane, action, delay_ms, error)
-        self.flush_soon()
 
     def _owe_refusal(
         self,

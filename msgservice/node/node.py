@@ -18,6 +18,7 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.interfaces import IListeningPort, IReactorFromThreads, IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -25,7 +26,7 @@ from zope.interface import implementer
 from msgservice.client.client import Client
 from msgservice.clock import Time
 from msgservice.core.subjects import check_name, exact
-from msgservice.errors import LogFailed
+from msgservice.errors import LogFailed, check_runs
 from msgservice.interfaces import IChannelUser, IConnector, ILog
 from msgservice.limits import Limits, Rate
 from msgservice.log.sqlite import SqliteLog
@@ -104,7 +105,10 @@ class Node(Service):
         self._configured = tuple(receivers)
         self._rate = rate
         self._rates = rates or {}
-        self._failed = failed or (lambda error: end_process(reactor, error))
+        if failed is not None:
+            check_runs(failed, "failed")
+        self._failed = failed or self._end_process
+        self._holding: LoopingCall | None = None  # says that files were replaced, until the stop
         self._parts: Parts | None = None
         self._ready: Waiters[None] = Waiters()
         self._stopped: Waiters[None] = Waiters()
@@ -210,6 +214,10 @@ class Node(Service):
         self.parts.connections.abort()
         self._failed(error)
 
+    def _end_process(self, error: Exception) -> None:
+        if self._holding is None:
+            self._holding = end_process(self._reactor, error)
+
     # --- for programs that embed a node
 
     add_receiver = _of_receivers(Receivers.add)
@@ -292,6 +300,9 @@ class Node(Service):
         starting.chainDeferred(started)
         await started
         self.is_running = False
+        if self._holding is not None:
+            self._holding.stop()
+            self._holding = None
         parts = self._parts
         if parts is not None:
             parts.receivers.running = False

@@ -174,8 +174,8 @@ class Operations:
             cursor=outlet.backlog.cursor,
             attempts=max([run.attempts for run in waiting], default=0),
             waits=None if first is None else Place(first.first, first.subject),
-            last_error=outlet.trouble or (getattr(link, "last_error", "") or ""),
-            next_try_s=getattr(link, "next_attempt_in", None)
+            last_error=outlet.trouble or ("" if link is None else link.last_error or ""),
+            next_try_s=(None if link is None else link.next_attempt_in)
             if outlet.connection is None
             else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),
             oldest_s=None if oldest is None else max(0, self._time.wall() - oldest.at) / 1000,

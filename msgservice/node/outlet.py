@@ -127,7 +127,7 @@ class Outlet:
                 settled.append((one.first, one.last))
             else:
                 pause = min(max(0, one.next_at - wall) / 1000, limits.retry_delay_max)
-                tried[one.first, one.last] = (one.attempts, now + pause)
+                tried[one.first, one.last] = (one.attempts, now + pause, one.reason)
         backlog.restore(settled, tried)
         return backlog
 
@@ -180,12 +180,15 @@ class Outlet:
                 f"position {larger.first} waits: a message of {larger.size} bytes,"
                 f" and the receiver takes {flight.batch_max}"
             )
-        waits = self._last_nack if self.backlog.waiting_runs else ""
+        waiting = self.backlog.waiting_runs
+        waits = (self._last_nack or first_line(waiting[0].reason)) if waiting else ""
         if waits and not self.backlog.has_room:
             waits += (
                 "; its other lanes wait as well: no more is loaded for it at exceptions ="
                 f" {self.backlog.behind_max} or window_bytes = {self.backlog.behind_bytes_max}"
             )
+        if self.progress.letters_wait:
+            return "the log could not store a dead letter yet: its lane waits for that"
         return self._unread or self.last_error or waits
 
     def in_flight(self, position: int) -> bool:
@@ -335,8 +338,8 @@ class Outlet:
         assert flight is not None
         if isinstance(frame, Ack):
             flight.receive_acks(frame.ranges)
-            for _, last in frame.ranges:
-                self._acked_to = max(self._acked_to, last)
+            if frame.ranges:  # they rise
+                self._acked_to = max(self._acked_to, frame.ranges[-1][1])
         else:
             assert isinstance(frame, Nack)
             reason = self._last_nack = first_line(frame.reason)

@@ -1,4 +1,4 @@
-"""What became of one receiver's messages, gathered until a group of the log takes it.
+"""Progress of one receiver's messages, gathered until a group of the log takes it.
 
 What was settled or waits for another try since the last group, as rows; when it is stored, the
 tracker is told. What is sent, and what the receiver answers, is the business of `node.outlet`.
@@ -17,8 +17,9 @@ from twisted.python.failure import Failure
 from msgservice.clock import Time
 from msgservice.core.backlog import Backlog
 from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.reasons import REASON_KEPT_MAX
 from msgservice.core.refusal import Refusal
-from msgservice.core.runs import FINAL, Run, Settled, cut_run, parts_of
+from msgservice.core.runs import FINAL, Run, Settled, cut_run, parts_of, size_alone
 from msgservice.message import MessageParts, Status, array_header, header_size
 from msgservice.node.commits import Commits
 from msgservice.node.tracker import Tracker
@@ -27,15 +28,12 @@ from msgservice.waiters import Waiters
 
 # Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
 DEAD_LETTERS_MAX = 2048
-REASON_MAX = 1000  # characters of a reason that is kept
-LETTERS_WAIT = "the log could not store a dead letter yet: its lane waits for that"
 
 
 class Delivering(Protocol):
     """The delivery whose progress it is: an outlet."""
 
     row: ReceiverRow
-    last_error: str
 
     def pump(self) -> None:
         """Send what may be sent now."""
@@ -76,6 +74,7 @@ class OutletProgress:
     ) -> None:
         # For the backlog limit: at start as the log's account says, then counted.
         self.queued_bytes = 0
+        self.letters_wait = False  # the log could not store a dead letter: its lane waits for that
         self._outlet = outlet
         self._row = outlet.row
         self._backlog = backlog
@@ -85,7 +84,7 @@ class OutletProgress:
         self._letters = letters
         self._letters_due = 0  # bytes of dead letters that are not stored yet
         self._new: list[Settled] = []  # settled, in no group yet
-        self._failed: list[tuple[Run, str]] = []  # to be tried again, in no group yet
+        self._failed: list[Run] = []  # to be tried again, in no group yet
         self._inbox_changed = False
         self._storing: deque[_Taken] = deque()  # in groups under way, oldest first
         self._all_stored: Waiters[None] = Waiters()
@@ -115,15 +114,14 @@ class OutletProgress:
     def letters_room(self, run: Run, refusal: Refusal) -> int:
         """The number of its messages that have room in `dead_bytes`, and one beyond (`Backlog`)."""
         room = self._letters.room(self._row) - self._letters_due
-        parts, size, count = parts_of(run), 0, 0
-        each = DEAD_OVERHEAD + len(refusal.reason.encode())
-        whole = parts.size_alone(run.part, run.part + run.count) + each * run.count
-        if whole <= room:  # nearly always: the others are looked at one by one
-            size, count = whole, run.count
-        while count < run.count and size < room:
-            at = run.part + count
-            size += parts.size_alone(at, at + 1) + each
-            count += 1
+        size, count = letters_size(run, refusal.reason), run.count
+        if size > room:  # hardly ever: its messages are looked at one by one
+            parts, size, count = parts_of(run), 0, 0
+            each = DEAD_OVERHEAD + len(refusal.reason.encode())
+            while count < run.count and size < room:
+                at = run.part + count
+                size += parts.size_alone(at, at + 1) + each
+                count += 1
         self._letters_due += size
         if count < run.count:
             self._letters.lacking(self._row)
@@ -143,7 +141,7 @@ class OutletProgress:
             cursor = min(cursor, min([one.first for one in self._new]) - 1)
         failed, self._failed = self._failed, []
         counts: dict[int, int] = {}
-        size = 0
+        size = size_dead = 0
         rows: list[ExceptionRow] = []
         dead: list[DeadLetter] = []
         acked = self._acked
@@ -158,13 +156,13 @@ class OutletProgress:
                     acked.add(run.after + 1 if first == run.first else first, last)
                     above.append(last)
                 continue
-            reason = one.reason[:REASON_MAX]
+            reason = one.reason[:REASON_KEPT_MAX]
             rows.append(ExceptionRow(number, first, last, status, run.attempts, 0, reason))
             if status is Status.DEAD:
                 dead += self._dead_letters(one)
+                size_dead += letters_size(run, one.reason)
         if acked:
             acked.remove_below(cursor + 1)
-        size_dead = sum(letter.size for letter in dead)
         taken = _Taken(settled, failed, self._inbox_changed, cursor, size_dead)
         inbox = self._row.inbox if self._inbox_changed else None
         self._inbox_changed = False
@@ -174,7 +172,7 @@ class OutletProgress:
         return Progress(
             receiver=number,
             cursor=cursor,
-            exceptions=[*self._acked_rows(above), *self._failed_rows(failed, cursor), *rows],
+            exceptions=[*self._failed_rows(failed, cursor), *self._acked_rows(above), *rows],
             settled=counts,
             settled_bytes=size,
             dead=dead,
@@ -204,13 +202,13 @@ class OutletProgress:
             if one is not None
         ]
 
-    def _failed_rows(self, failed: list[tuple[Run, str]], cursor: int) -> list[ExceptionRow]:
+    def _failed_rows(self, failed: list[Run], cursor: int) -> list[ExceptionRow]:
         """Attempts and times of messages that wait for another try survive a restart."""
         if not failed:
             return []
         now, wall = self._time.now(), self._time.wall()
         rows = {}
-        for run, reason in failed:
+        for run in failed:
             # It may have been loaded anew since, and answered.
             if run.state != FINAL and run.first > cursor and run.first not in self._acked:
                 pause = run.due - now
@@ -222,31 +220,35 @@ class OutletProgress:
                     Status.QUEUED,
                     run.attempts,
                     next_at,
-                    reason[:REASON_MAX],
+                    run.reason,
                 )
         return list(rows.values())
 
     def _dead_letters(self, one: Settled) -> list[DeadLetter]:
         run = one.run
         batch: Batch = run.source
-        parts, start = run.parts, run.part - run.first
+        parts, start = run.parts, run.part + one.first - run.first
         if parts is None:
             parts = MessageParts(batch.messages)
-        wall = self._time.wall()
+        receiver, wall = self._row.number, self._time.wall()
+        reason, attempts = one.reason, run.attempts
+        sender, incarnation, subject = batch.sender, batch.incarnation, batch.subject
+        behind = batch.sequence - batch.first
+        messages = parts.alone(start, start + one.last - one.first + 1)
         return [
             DeadLetter(
-                self._row.number,
-                position,
-                batch.sender,
-                batch.incarnation,
-                batch.sequence + position - batch.first,
-                batch.subject,
-                parts.run(start + position, start + position + 1),
-                one.reason,
-                run.attempts,
-                wall,
+                receiver=receiver,
+                position=position,
+                sender=sender,
+                incarnation=incarnation,
+                sequence=position + behind,
+                subject=subject,
+                message=message,
+                reason=reason,
+                attempts=attempts,
+                at=wall,
             )
-            for position in range(one.first, one.last + 1)
+            for position, message in enumerate(messages, one.first)
         ]
 
     def progress_stored(self) -> None:
@@ -267,8 +269,7 @@ class OutletProgress:
         letters = [one for one in settled if one.status is Status.DEAD]
         if letters:  # first of all: no fault may keep their lanes
             self._backlog.letters_stored(letters)
-            if self._outlet.last_error == LETTERS_WAIT:
-                self._outlet.last_error = ""
+            self.letters_wait = False
         self._tracker.settled(self._row.name, settled)
         if letters:
             self._letters.stored(self._row, letters)
@@ -282,7 +283,7 @@ class OutletProgress:
         """See `Progressing`."""
         taken = self._storing.popleft()
         if any(one.status is Status.DEAD for one in taken.settled):
-            self._outlet.last_error = LETTERS_WAIT
+            self.letters_wait = True
         self._new = taken.settled + self._new
         self._failed = taken.failed + self._failed
         self._inbox_changed = self._inbox_changed or taken.inbox_changed
@@ -297,10 +298,15 @@ class _Taken(NamedTuple):
     """The progress of one receiver in the group under way, and the cursor after it."""
 
     settled: list[Settled]
-    failed: list[tuple[Run, str]]
+    failed: list[Run]
     inbox_changed: bool
     cursor: int
     letters: int  # bytes of the dead letters
+
+
+def letters_size(run: Run, reason: str) -> int:
+    """Return the bytes that a run takes as dead letters, one of each of its messages."""
+    return size_alone(run) + run.count * (DEAD_OVERHEAD + len(reason.encode()))
 
 
 def _cut_settled(one: Settled, count: int) -> tuple[list[Settled], Settled]:

@@ -115,6 +115,8 @@ class Event(enum.Enum):
     LOST = enum.auto()
 
 
+STAYING = (Stage.HERE, Stage.SEATED, Stage.PARTED)
+
 # A connection that was seated once is seated no second time.
 NEXT: Final = {
     (Stage.HERE, Event.SEATED): Stage.SEATED,
@@ -371,7 +373,7 @@ class Peer:
     @property
     def is_leaving(self) -> bool:
         """Whether a BYE was said, or the connection has ended."""
-        return self.stage not in (Stage.HERE, Stage.SEATED, Stage.PARTED)
+        return self.stage not in STAYING
 
     @property
     def is_gone(self) -> bool:
@@ -491,9 +493,8 @@ class Peer:
         decode_messages(frame.messages)  # raises `MalformedFrame`
         self._calls += calls
         self._answering += 1
-        local = self.connection is not None and getattr(
-            self.connection.channel, "local_only", False
-        )
+        channel = None if self.connection is None else self.connection.channel
+        local = channel is not None and channel.local_only
         answer: Deferred[Reply] = self._requests.answer(frame, local)
         answer.addBoth(self._answered, calls).addErrback(self.fault)
 

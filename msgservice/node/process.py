@@ -9,6 +9,7 @@ import os
 import sys
 
 from twisted.internet.interfaces import IReactorCore, IReactorTime
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from msgservice.errors import LogReplaced
@@ -19,15 +20,18 @@ HOLD_SAYS = 60.0  # seconds between two lines of a node that only holds its file
 _logger = Logger(namespace="msgservice.node")
 
 
-def end_process(reactor: IReactorTime, error: Exception) -> None:
+def end_process(reactor: IReactorTime, error: Exception) -> LoopingCall | None:
     """Say why, stop the reactor, and let the process end with a status other than 0.
 
     One whose files were replaced does not end: they go with it, and what it acknowledged is in no
-    others. It takes and delivers nothing, and keeps the folder, until somebody stops it.
+    others. It takes and delivers nothing, and keeps the folder, until somebody stops it: what is
+    returned says so again and again, and is to be stopped with the node.
     """
     if isinstance(error, LogReplaced):
-        _hold(reactor, error)
-        return
+        holding = LoopingCall(_holds, error)
+        holding.clock = reactor
+        holding.start(HOLD_SAYS)
+        return holding
     _logger.critical("the node cannot go on: {error}", error=str(error))
     # twist and twistd end with 0 after `reactor.stop`, whatever was the reason.
     core = IReactorCore(reactor)
@@ -36,16 +40,16 @@ def end_process(reactor: IReactorTime, error: Exception) -> None:
         core.stop()
     else:
         core.callWhenRunning(core.stop)
+    return None
 
 
-def _hold(reactor: IReactorTime, error: LogReplaced) -> None:
+def _holds(error: LogReplaced) -> None:
     _logger.critical(
         "the node takes and delivers nothing any more, and waits to be stopped: {error}. Copy them"
         " first if you need them: /proc/{pid}/fd",
         error=str(error),
         pid=os.getpid(),
     )
-    reactor.callLater(HOLD_SAYS, _hold, reactor, error)
 
 
 def _exit_failed() -> None:

@@ -25,6 +25,7 @@ from msgservice.errors import (
     UnknownReceiver,
 )
 from msgservice.interfaces import ILog
+from msgservice.limits import Limits
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
@@ -57,6 +58,7 @@ class Receivers:
         outlets: Outlets,
         connections: Connections,
         dead_letters: DeadLetters,
+        limits: Limits,
         time: Time,
         rng: Callable[[], float],
     ) -> None:
@@ -70,6 +72,7 @@ class Receivers:
         self._outlets = outlets
         self._connections = connections
         self._dead_letters = dead_letters
+        self._limits = limits
         self._time = time
         self._rng = rng
         self._changes = 0  # of the directory, not stored yet
@@ -110,6 +113,7 @@ class Receivers:
         # Paused at run time stays paused over a restart, whatever the file says.
         paused = row.options.paused or wanted.options.paused
         options = msgspec.structs.replace(wanted.options, paused=paused).check()
+        options.check_against(self._limits)
         self._change(self._dispatch.outlets[row.number], wanted.patterns, options)
         await self.stored()
 
@@ -208,6 +212,7 @@ class Receivers:
         if self._directory.get(name) is not None:
             raise ReceiverExists(name)
         options = options.check()
+        options.check_against(self._limits)
         if address is not None:
             address = self._connections.check(address)
         row = self._directory.new_row(name, patterns, configured=configured)
@@ -234,6 +239,8 @@ class Receivers:
         row = self._standing(name)
         outlet = self._dispatch.outlets[row.number]
         options = row.options.changed(changes)
+        if changes.get("backlog_bytes") is not None:
+            options.check_against(self._limits)
         if address is not None:
             address = self._connections.check(address)
         self._change(outlet, row.patterns if patterns is None else patterns, options)

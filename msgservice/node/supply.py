@@ -239,7 +239,7 @@ class Supply:
         first, last, loaded_to = batch.first, batch.last, backlog.loaded_to
         if last <= loaded_to:
             return
-        run = Run(
+        run = Run(  # by position, once a run and receiver: by name 170 ns become 220
             first,
             batch.count,
             batch.subject,

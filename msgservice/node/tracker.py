@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from msgservice.core.backoff import delay_of
 from msgservice.core.ranges import Range, RangeSet
+from msgservice.core.reasons import REASON_KEPT_MAX
 from msgservice.core.runs import Settled
 from msgservice.interfaces import ILog
 from msgservice.message import Status
@@ -27,7 +28,6 @@ from msgservice.node.directory import Directory
 from msgservice.records import NOBODY, Batch, History, Piece
 
 HISTORY_PAGE = 1000  # pieces asked of the log at once
-REASON_MAX = 1000
 RETRY_DELAY_MIN = 1.0  # seconds until a page of the log that could not be read is read again …
 RETRY_DELAY_MAX = 60.0  # … doubling up to this
 
@@ -156,7 +156,7 @@ class Tracker:
                 continue  # of before what it asks for
             if one.status is not last_status or one.refusal is not None:
                 last_status = one.status
-                state = (receiver, one.status, one.reason[:REASON_MAX])
+                state = (receiver, one.status, one.reason[:REASON_KEPT_MAX])
                 ranges = watch.pending.get(state)
                 if ranges is None:
                     ranges = watch.pending[state] = RangeSet()

@@ -15,6 +15,21 @@ from msgservice.node.seldom import Seldom
 
 REASON_SHOWN = 200  # characters
 NAME_SHOWN = 100  # of one that may be no name
+# What becomes of a connection, and the lines about one and about many.
+_GONE = (
+    "gone",
+    "{kind} {name} at {address} has gone: {reason}",
+    "{kind} {name} has gone {count} times, the last from {address}: {reason}",
+)
+_NOT_LET_IN = (
+    "refused",
+    "{kind} {name!r} from {address} was not let in: {reason}",
+    "{kind} {name!r} was not let in {count} times, the last from {address}: {reason}",
+)
+_ENDED = (
+    "{count} connection(s) ended before they said who they are, the last from {address}: {reason}"
+)
+_UNKNOWN = ("unknown", _ENDED, _ENDED)
 
 
 class Visits:
@@ -29,35 +44,28 @@ class Visits:
     def came(self, peer: Peer) -> None:
         """The session of a peer is open."""
         self._here.add(peer)
-        name, address, kind = _name(peer), _address(peer), _kind(peer)
-
-        def tell(count: int) -> None:
-            self._logger.info(
-                "{kind} {name} has come, from {address}"
-                if count == 1
-                else "{kind} {name} has come {count} times, the last from {address}",
-                kind=kind,
-                name=name,
-                address=address,
-                count=count,
-            )
-
-        self._seldom.say(("came", kind, name), tell)
+        self._say(
+            peer,
+            "came",
+            "{kind} {name} has come, from {address}",
+            "{kind} {name} has come {count} times, the last from {address}",
+        )
 
     def went(self, peer: Peer) -> None:
         """The connection of a peer has ended: it has gone, or was never let in."""
         was_here = peer in self._here
         self._here.discard(peer)
-        name, kind = _name(peer), _kind(peer)
-        address, reason = _address(peer), _reason(peer)
+        what, one, many = _UNKNOWN if _hello(peer) is None else _GONE if was_here else _NOT_LET_IN
+        self._say(peer, what, one, many)
+
+    def _say(self, peer: Peer, what: str, one: str, many: str) -> None:
         level = LogLevel.warn if _is_error(peer) else LogLevel.info
+        kind, name, address, reason = _kind(peer), _name(peer), _address(peer), _reason(peer)
 
-        def tell_gone(count: int) -> None:
+        def tell(count: int) -> None:
             self._logger.emit(
                 level,
-                "{kind} {name} at {address} has gone: {reason}"
-                if count == 1
-                else "{kind} {name} has gone {count} times, the last from {address}: {reason}",
+                one if count == 1 else many,
                 kind=kind,
                 name=name,
                 address=address,
@@ -65,33 +73,6 @@ class Visits:
                 count=count,
             )
 
-        def tell_refused(count: int) -> None:
-            self._logger.emit(
-                level,
-                "{kind} {name!r} from {address} was not let in: {reason}"
-                if count == 1
-                else "{kind} {name!r} was not let in {count} times, the last from {address}:"
-                " {reason}",
-                kind=kind,
-                name=name,
-                address=address,
-                reason=reason,
-                count=count,
-            )
-
-        def tell_unknown(count: int) -> None:
-            self._logger.emit(
-                level,
-                "{count} connection(s) ended before they said who they are, the last from"
-                " {address}: {reason}",
-                address=address,
-                reason=reason,
-                count=count,
-            )
-
-        what, tell = ("gone", tell_gone) if was_here else ("refused", tell_refused)
-        if _hello(peer) is None:
-            what, tell = "unknown", tell_unknown
         self._seldom.say((what, kind, name, level), tell)
 
     def stop(self) -> None:

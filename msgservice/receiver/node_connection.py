@@ -31,11 +31,12 @@ from msgservice.core.subjects import Checked, check_name, check_subject, check_w
 from msgservice.errors import MalformedFrame, NameMismatch, UnexpectedFrame
 from msgservice.limits import BATCH_MESSAGES_MAX
 from msgservice.message import BareMessage, count_of
-from msgservice.receiver.handling.work import Sender
+from msgservice.receiver.handling.work import NodeIncarnation
 from msgservice.receiver.received import RunFacts, decode_received
 from msgservice.receiver.reception import Reception
 from msgservice.records import Resume
 
+ANEW = "another connection of this receiver to the node has ended"
 REPLACED = "a newer connection has this receiver's name"
 REMOVED = "the receiver was removed from the node"
 PAUSED = "the node says: paused"
@@ -77,14 +78,15 @@ class NodeConnection:
     def __init__(self, way: Opened) -> None:
         self.way = way
         self.takes_messages = False  # messages may come
+        self._is_sent_away = False
         self._is_paused = False  # the node says so: it keeps the connection, and sends nothing
-        self.gone: Deferred[None] = Deferred()
+        self.when_lost: Deferred[None] = Deferred()
         self._reception = way.reception
         self._handling = way.reception.handling
-        self._sender: Sender | None = None
+        self._node: NodeIncarnation | None = None
         self._quiet = 0  # turns since the last run
         most = way.reception.limits.subjects
-        self._subjects, self._senders = Checked(check_subject, most), Checked(check_word, most)
+        self._subjects, self._words = Checked(check_subject, most), Checked(check_word, most)
 
     def channel_up(self, connection: Connection) -> None:
         """Send HELLO: the receiver's name, and its options."""
@@ -95,7 +97,11 @@ class NodeConnection:
         connection.hello(Hello(VERSION, reception.name, reception.incarnation, options))
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
-        """RESUME is sent with the node's marks; its older connection ends here, if there is one."""
+        """RESUME is sent with the node's marks; an older connection is not heard any more.
+
+        It is the node that ends the older one: by another address the HELLOs may come in another
+        order than the node has seen the connections, and where both decide, both may end.
+        """
         check_name(hello.name)
         check_word(hello.incarnation)
         receive = hello.options.receive
@@ -105,24 +111,26 @@ class NodeConnection:
         order = receive.order or self._reception.order
         if order not in ("strict", "none"):
             raise MalformedFrame(f"HELLO: order {order!r}")
-        sender = self._reception.sender(hello.name, hello.incarnation)
-        older = sender.connection
-        if older is not None and older is not connection:
-            older.owner.replaced_by_newer()  # type: ignore[attr-defined]  # all owners here are ours
-        for elder in self._reception.outdated(sender):
+        node = self._reception.node(hello.name, hello.incarnation)
+        older = node.connection
+        if older is not None and older.owner in self.way.connections:  # a node dials one at a time
+            older.bye(BYE_REPLACED, REPLACED)
+            older.close()
+        for elder in self._reception.outdated(node):
             assert elder.connection is not None
             elder.connection.owner.outdated()  # type: ignore[attr-defined]  # as above
             elder.connection = None
-        self._handling.reconnected(sender, ordered=order == "strict")
-        sender.connection = connection
-        self._sender = sender
-        connection.resume(sender.inbox.resume())
+        self._handling.reconnected(node, ordered=order == "strict")
+        node.connection = connection
+        self._node = node
+        connection.resume(node.inbox.resume())
 
-    def replaced_by_newer(self) -> None:
-        """A newer connection to the same node stands; what is answered here counts no more."""
-        self.connection.bye(BYE_REPLACED, REPLACED)
-        self.connection.close()
-        self.way.sent_away(REPLACED, replaced=True)
+    def begin_anew(self, node: NodeIncarnation) -> None:
+        """The connection that was heard instead has gone: what came here was not taken."""
+        if self._node is node:
+            self.connection.bye(BYE_CLOSING, ANEW)
+            self.connection.close()
+            self.way.ended = ANEW
 
     def outdated(self) -> None:
         """The node has come as another incarnation of the same log: what this one is for is over.
@@ -135,9 +143,9 @@ class NodeConnection:
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Messages may come. What the node has taken of ours is nothing: we send none."""
-        assert self._sender is not None
+        assert self._node is not None
         self.takes_messages = not self._is_paused
-        self.way.opened(self._sender.name, self._sender.incarnation)
+        self.way.opened(self._node.name, self._node.incarnation)
         if self._is_paused:
             self.way.ended = PAUSED
 
@@ -151,21 +159,21 @@ class NodeConnection:
         kind = type(frame)
         if kind is Request:
             return self.connection.has_room
-        sender = self._sender
-        if kind is Transfer and sender is not None:
-            if sender.is_changing:
+        node = self._node
+        if kind is Transfer and node is not None:
+            if node.is_changing:
                 return False
-            owed = sender.inbox.answers.refused_bytes
+            owed = node.inbox.answers.refused_bytes
             return owed <= self._reception.limits.answer_bytes or self.connection.is_writable
         return True
 
     def received(self, connection: Connection, frame: Frame) -> None:
         """Take a run."""
         if type(frame) is Transfer:
-            sender = self._sender
-            assert sender is not None
+            node = self._node
+            assert node is not None
             self._quiet = 0
-            if self._handling.is_stopping or sender.connection is not connection:
+            if self._handling.is_stopping or node.connection is not connection:
                 return  # unanswered: it comes again
             raw = frame.messages
             count, most = count_of(raw), BATCH_MESSAGES_MAX
@@ -174,20 +182,23 @@ class NodeConnection:
             subject, origin = frame.subject, frame.origin
             if subject not in self._subjects.known:
                 self._subjects.look(subject)
-            if origin is not None and origin.sender not in self._senders.known:
-                self._senders.look(origin.sender)
+            if origin is not None:
+                known = self._words.known
+                if origin.sender not in known or origin.incarnation not in known:
+                    self._words.look(origin.sender)
+                    self._words.look(origin.incarnation)
             facts = RunFacts(
                 frame.sequence,
                 subject,
-                sender.name,
+                node.name,
                 origin,
                 frame.flags,
                 self._reception.decode,
             )
             messages = decode_received(raw, facts)
-            arrival = sender.inbox.receive_transfer(frame, count)
+            arrival = node.inbox.receive_transfer(frame, count)
             if arrival is not None:
-                self._handling.take(sender, arrival, messages, len(memoryview(raw)))
+                self._handling.take(node, arrival, messages, len(memoryview(raw)))
         elif type(frame) is Request:
             connection.send_all(_refusal(frame))
         else:
@@ -199,16 +210,16 @@ class NodeConnection:
         A node that has nothing to send says PING: after some of these without a run, nothing that
         was discarded is on its way any more.
         """
-        if self._sender is not None:
+        if self._node is not None:
             self._quiet += 1
-            if self._quiet >= QUIET_TURNS and self._sender.connection is connection:
-                self._sender.inbox.ask_for_discarded()
-            self._handling.turn_ended(self._sender)
+            if self._quiet >= QUIET_TURNS and self._node.connection is connection:
+                self._node.inbox.ask_for_discarded()
+            self._handling.turn_ended(self._node)
 
     def writable(self, connection: Connection) -> None:
         """The channel has room again: acknowledgements that waited leave."""
-        if self._sender is not None and self._sender.connection is connection:
-            self._sender.flush()
+        if self._node is not None and self._node.connection is connection:
+            self._node.flush()
 
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         """Close when all is answered; `turn_ended` follows, and looks for the first time."""
@@ -221,14 +232,15 @@ class NodeConnection:
                 peer=connection.peer_address,
                 why=why,
             )
-            if code == BYE_REMOVED and self._sender is not None:
-                self._handling.removed(self._sender)
+            if code == BYE_REMOVED and self._node is not None:
+                self._handling.removed(self._node)
+            self._is_sent_away = True
             connection.close()
             self.way.sent_away(why, replaced=code == BYE_REPLACED)
             return
         self.way.may_come_again()
-        if self._sender is not None:
-            self._sender.is_leaving = True
+        if self._node is not None and self._node.connection is connection:
+            self._node.is_leaving = True
         else:
             connection.close()
 
@@ -238,13 +250,17 @@ class NodeConnection:
         self.way.connections.discard(self)
         if not self.way.ended:
             self.way.ended = reason
-        sender = self._sender
-        was_its = sender is not None and sender.connection is connection
+        node = self._node
+        was_its = node is not None and node.connection is connection
         if was_its:
-            assert sender is not None
-            sender.connection = None
-        self._handling.lost(sender if was_its else None)
-        self.gone.callback(None)
+            assert node is not None
+            node.connection = None
+        self._handling.lost(node if was_its else None)
+        if was_its and not self._handling.is_stopping:
+            assert node is not None
+            for way in self._reception.ways:
+                way.node_lost(node, sent_away=self._is_sent_away)
+        self.when_lost.callback(None)
 
 
 def _refusal(request: Request) -> list[Reply]:

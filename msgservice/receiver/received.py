@@ -1,4 +1,4 @@
-"""What a handler gets: a message, and what it came with.
+"""The message that a handler gets, and what it came with.
 
 One small object for each message, made whole by the decoder; all that a run has in common is kept
 once, in a `RunFacts` that its messages point to. What is not asked for is not computed.

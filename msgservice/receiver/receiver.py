@@ -28,14 +28,13 @@ from msgservice.clock import monotonic_of, timed
 from msgservice.codecs import decode_content
 from msgservice.core.frames import ReceiveOptions
 from msgservice.core.subjects import check_name, check_pattern
-from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError
+from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError, check_runs
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import INTEGER_MAX, Limits
-from msgservice.receiver.handling.coroutines import check_runs
 from msgservice.receiver.handling.engine import Handling
 from msgservice.receiver.handling.threads import ThreadedHandling
 from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.received import Decode
 from msgservice.receiver.reception import Reception
 from msgservice.receiver.ways import Attachment, Dial, FindsTransport, Listening, Way
@@ -102,6 +101,8 @@ class Receiver(Service):
             raise ValueError(f'order must be "strict" or "none", not {order!r}')
         if shared and order != "none":
             raise ValueError('shared needs order="none"')
+        if type(threads) is not int or type(concurrency) is not int:
+            raise TypeError("threads and concurrency must be integers")
         if threads < 0 or concurrency < 1:
             raise ValueError("threads must be 0 or more, concurrency 1 or more")
         if threads and inspect.iscoroutinefunction(handler):
@@ -149,6 +150,7 @@ class Receiver(Service):
             decode=decode,
             handling=self.handling,
             inbox=stored,
+            ways=self.ways,
         )
 
     # --- getters
@@ -224,8 +226,7 @@ class Receiver(Service):
         listening = Listening(self._reception, self.transports, address, receive)
 
         async def open_port() -> Listening:
-            self.transports.find(address)
-            check_listener(address, insecure)
+            check_listener(self.transports.find(address), address, insecure=insecure)
             while self._state is not State.READY:
                 if not self.running and self._state is not State.IDLE:
                     raise CannotListen(address, "the receiver was stopped")
@@ -278,12 +279,12 @@ class Receiver(Service):
             way.stop_taking()
         await self.handling.stop(self.limits.stop_timeout)
         self.handling.stop_threads()
-        gone = []
+        lost = []
         for way in self.ways:
-            gone += [link.gone for link in way.connections]
+            lost += [connection.when_lost for connection in way.connections]
             way.say_bye()
         await gatherResults([way.stop() for way in self.ways])
-        for each in gone:
+        for each in lost:
             await each
         if self._reception.inbox is not None:
             await self._reception.inbox.close()
@@ -341,10 +342,12 @@ class Receiver(Service):
             if isinstance(way, Attachment):
                 way.start()
             elif isinstance(way, Listening):
-                way.start().addErrback(
-                    lambda failure: self.logger.failure("listening again", failure)
-                )
+                way.start().addErrback(self._not_listening, way)
         self._ready.fire(None)
+
+    def _not_listening(self, failure: Failure, way: Listening) -> None:
+        way.ended = failure.getErrorMessage()
+        self.logger.failure("listening again on {address}", failure, address=way.address)
 
     def _inbox_unusable(self, failure: Failure) -> None:
         if self._state is State.OPENING:  # else it has still to stop, and perhaps to start again
@@ -378,9 +381,10 @@ class Receiver(Service):
 def _window(window: int | tuple[int, int] | None, limits: Limits) -> tuple[int, int]:
     if window is None:
         return limits.window_messages, limits.window_bytes
-    messages, size = (window, limits.window_bytes) if isinstance(window, int) else window
-    if not 0 < messages <= INTEGER_MAX or not 0 < size <= INTEGER_MAX:
-        raise ValueError(f"window must be above 0, not {window!r}")
+    messages, size = (window, limits.window_bytes) if isinstance(window, int | float) else window
+    for number in (messages, size):
+        if type(number) is not int or not 0 < number <= INTEGER_MAX:
+            raise ValueError(f"window must be of integers above 0, not {window!r}")
     return messages, size
 
 

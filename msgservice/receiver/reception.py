@@ -6,8 +6,9 @@ handler.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -17,11 +18,18 @@ from msgservice.core.ranges import RangeSet
 from msgservice.limits import Limits
 from msgservice.receiver.handling.engine import Handling
 from msgservice.receiver.handling.transactions import StoredInbox
-from msgservice.receiver.handling.work import Sender
+from msgservice.receiver.handling.work import NodeIncarnation
 from msgservice.receiver.received import Decode
 
 # Incarnations of nodes whose marks are kept while they are away: one for each log that ever sent.
-SENDERS_MAX = 1000
+NODES_MAX = 1000
+
+
+class HearsOfLosses(Protocol):
+    """A way of the receiver (`ways.Way`)."""
+
+    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> None:
+        """The connection to a node that was heard has gone."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +46,7 @@ class Reception:
     decode: Decode
     handling: Handling
     inbox: StoredInbox | None
+    ways: Sequence[HearsOfLosses]
 
     def hello_options(self, receive: ReceiveOptions) -> HelloOptions:
         """Return what a HELLO says about this receiver."""
@@ -49,37 +58,35 @@ class Reception:
             receive=receive,
         )
 
-    def sender(self, name: str, incarnation: str) -> Sender:
+    def node(self, name: str, incarnation: str) -> NodeIncarnation:
         """Return what is known of an incarnation of a node."""
-        senders = self.handling.senders
-        sender = senders.pop((name, incarnation), None)
-        if sender is None:
-            if len(senders) >= SENDERS_MAX:
-                idle = [k for k, s in senders.items() if s.connection is None and not s.works]
+        nodes = self.handling.nodes
+        node = nodes.pop((name, incarnation), None)
+        if node is None:
+            if len(nodes) >= NODES_MAX:
+                idle = [key for key, n in nodes.items() if n.connection is None and not n.works]
                 for key in idle[:1]:
-                    del senders[key]
+                    del nodes[key]
             inbox = Inbox(window_messages=self.window[0])
             if self.inbox is not None:
                 known = self.inbox.resume(name, incarnation)
                 marks = Marks(known.floor, RangeSet(known.ranges), known.last)
                 rejected = self.inbox.rejected(name, incarnation)
                 inbox = Inbox(marks, rejected=rejected, window_messages=self.window[0])
-            sender = Sender(name, incarnation, inbox, self.window)
-        senders[name, incarnation] = (
-            sender  # the one that was here last is the last to be forgotten
-        )
-        return sender
+            node = NodeIncarnation(name, incarnation, inbox, self.window)
+        nodes[name, incarnation] = node  # who was here last is the last to be forgotten
+        return node
 
-    def outdated(self, sender: Sender) -> list[Sender]:
-        """What this sender ends: its node's log has had other numbers for the receiver, or epochs.
+    def outdated(self, node: NodeIncarnation) -> list[NodeIncarnation]:
+        """The incarnations that this one ends: the node's log has had other numbers, or epochs.
 
         Those of them that still have a connection, which perhaps only seems to live.
         """
         return [
             elder
-            for elder in self.handling.senders.values()
+            for elder in self.handling.nodes.values()
             if elder.connection is not None
-            and elder.name == sender.name
-            and elder.log_id == sender.log_id
-            and elder is not sender
+            and elder.name == node.name
+            and elder.log_id == node.log_id
+            and elder is not node
         ]

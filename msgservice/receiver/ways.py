@@ -20,6 +20,7 @@ from zope.interface import implementer
 from msgservice.connection import STOPPING, Connection
 from msgservice.core.frames import ReceiveOptions
 from msgservice.interfaces import IChannelUser, ITransport
+from msgservice.receiver.handling.work import NodeIncarnation
 from msgservice.receiver.node_connection import NodeConnection
 from msgservice.receiver.reception import Reception
 from msgservice.waiters import Waiters
@@ -80,17 +81,25 @@ class Way(ABC):
 
     def stop_taking(self) -> None:
         """Read no more from the connections that stand, and make no new ones."""
-        for link in self.connections:
-            link.connection.pause(STOPPING)
+        for one in self.connections:
+            one.connection.pause(STOPPING)
 
     def say_bye(self) -> None:
         """Say BYE: all that is to be answered was."""
-        for link in list(self.connections):
-            link.connection.bye()
+        for one in list(self.connections):
+            one.connection.bye()
 
     def sent_away(self, reason: str, *, replaced: bool) -> None:
         """The node wants no connection of this receiver any more."""
         self.ended = reason
+
+    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> None:
+        """The connection to a node that was heard has gone, whichever way it had come.
+
+        `sent_away`: the node wants none; else one that stood by for that takes over.
+        """
+        for one in list(self.connections):
+            one.begin_anew(node)
 
     @abstractmethod
     def may_come_again(self) -> None:
@@ -102,8 +111,9 @@ class Attachment(Way):
 
     `is_over`: it does not come back by itself; `start` dials again. Because a newer connection
     took the receiver's name (`is_replaced`), or the receiver was removed from the node: then it
-    would be made again. Until `start` it says what it knows the node as, so that it is not made
-    again where it was removed while it was away.
+    would be made again. Where the newer one is this receiver's own, by another address of the node,
+    this one stands by: it dials again when that one has ended. Until `start` it says what it knows
+    the node as, so that it is not made again where it was removed while it was away.
     """
 
     def __init__(
@@ -163,6 +173,12 @@ class Attachment(Way):
         self.is_over = True
         self.is_replaced = replaced
         _end(self.stop(), self._logger)
+
+    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> None:
+        """See `Way`."""
+        super().node_lost(node, sent_away=sent_away)
+        if self.is_replaced and not sent_away and self.node in (None, node.name):
+            self.start()
 
 
 @implementer(IListeningPort)
@@ -235,8 +251,8 @@ class Listening(Way):
 
     def stop(self) -> Deferred[None]:
         """Close the port and its connections; fire when the port is closed."""
-        for link in list(self.connections):
-            link.connection.close()
+        for one in list(self.connections):
+            one.connection.close()
         return self.stopListening()
 
 

@@ -1,1 +1,1 @@
-"""What carries TRANSFER there and ACK back. One file for each URL scheme."""
+"""Transports carry TRANSFER there and ACK back. One file or folder for its schemes, or a plugin."""

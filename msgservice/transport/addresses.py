@@ -18,6 +18,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 from msgservice.errors import BadAddress, InsecureListener
+from msgservice.interfaces import ITransport
 
 LOOPBACK = "127.0.0.1"
 PORT_MAX = 65_535
@@ -64,6 +65,17 @@ class Address:
         if not 0 < value < float("inf"):
             raise BadAddress(self.text, f"{option} must be a number above 0, not {text!r}")
         return value
+
+    def integer(self, option: str, default: int, highest: int) -> int:
+        """Return an option that is an integer from 1 on."""
+        text = self.options.get(option)
+        if text is None:
+            return default
+        plain = text.isascii() and text.isdecimal() and len(text) <= len(str(highest))
+        if not plain or not 1 <= int(text) <= highest:
+            reason = f"{option} must be an integer from 1 to {highest}, not {text!r}"
+            raise BadAddress(self.text, reason)
+        return int(text)
 
     def only(self, *known: str) -> None:
         """Raise `BadAddress` for options other than these."""
@@ -168,23 +180,23 @@ def describe(address: IAddress, scheme: str = "tcp") -> str:
     return f"{scheme}:{address}"
 
 
-def check_listener(text: str, insecure: bool) -> None:
-    """Raise `InsecureListener` for a listener beyond loopback and Unix sockets (SEMANTICS 32).
+def beyond_loopback(address: Address) -> str | None:
+    """Return in words that a listener's interface is beyond loopback; None where it is not."""
+    interface = address.options.get("interface", LOOPBACK)
+    if is_local_host(interface):
+        return None
+    return f"interface {interface or 'any'} is beyond loopback"
 
-    `insecure`: the operator has allowed it. Raises `BadAddress` for what is no address.
+
+def check_listener(transport: ITransport, address: str, *, insecure: bool) -> None:
+    """Raise where a listener cannot, or may not, be opened at `address` (SEMANTICS 32).
+
+    `InsecureListener` where others than this machine could reach it, unless `insecure`: the
+    operator has allowed that.
     """
-    address = parse_address(text)
-    if insecure or address.scheme == "unix":
-        return
-    if address.scheme == "udp" and "key" in address.options:
-        return  # whoever has the key is believed, nobody else is heard
-    if address.scheme in ("tcp", "tls", "ssl", "udp"):
-        interface = address.options.get("interface", LOOPBACK)
-        if is_local_host(interface):
-            return
-        where = f"interface {interface or 'any'} is beyond loopback"
-    else:
-        where = f"whether {address.scheme}: is beyond loopback cannot be told"
-    raise InsecureListener(
-        text, f"{where}, and peers would be believed their names: set insecure = true to allow it"
-    )
+    beyond = transport.check_listen(address)
+    if beyond is not None and not insecure:
+        raise InsecureListener(
+            address,
+            f"{beyond}, and peers would be believed their names: set insecure = true to allow it",
+        )

@@ -206,18 +206,6 @@ def join(near: IProtocol, far: IProtocol, name: str) -> LocalChannel:
     return left.channel
 
 
-def connect_locally(
-    near: IChannelUser, far: IChannelUser, *, clock: IReactorTime, limits: Limits, name: str
-) -> LocalChannel:
-    """Connect two users; return the near one's channel. Both are told in later turns."""
-    nobody = Nobody()
-    return join(
-        LocalChannel(lambda: near, limits, clock, nobody),
-        LocalChannel(lambda: far, limits, clock, nobody),
-        name,
-    )
-
-
 @implementer(IStreamClientEndpoint)
 class LocalEndpoint:
     """The other side within this process: `make_far` makes its users, once it is ready."""

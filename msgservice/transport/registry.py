@@ -48,8 +48,8 @@ class Transports:
 
     @property
     def schemes(self) -> Sequence[str]:
-        """The schemes known by now, sorted."""
-        return sorted(self._by_scheme)
+        """The schemes known by now, sorted, without those of Twisted's endpoints alone."""
+        return sorted(name for name, one in self._by_scheme.items() if name in one.schemes)
 
     def register(self, transport: ITransport) -> None:
         """Let `transport` serve its schemes, whoever served them before."""

@@ -25,8 +25,12 @@ IN_FLIGHT = 8192
 STATES = (State.GREETING, State.RESUMING, State.OPEN, State.CLOSING, State.CLOSED)
 NO_LIMIT = 1 << 60
 GROWTH = 2.5  # of what twice the input may cost
-# One ACK of 4,096 ranges, each of which cuts a run: a frame is not cut over turns. 1.1 of it.
-LARGEST_ACK = LIMIT * 5 // 4
+# A frame is not cut over turns.
+OF_ONE_FRAME = {
+    "taken, every other in one": LIMIT * 11 // 10,  # 4,096 ranges, each of which cuts a run
+    "taken, every other run in one": LIMIT // 4,
+    "dead, all in one": LIMIT // 20,
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -153,7 +157,7 @@ def answered(name: str, count: int, meter: Meter, log_meter: Meter) -> NodeStage
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_what_a_receiver_answers_in_one_read(name: str) -> None:
-    meter = Meter(LARGEST_ACK if name == "taken, every other in one" else LIMIT)
+    meter = Meter(OF_ONE_FRAME.get(name, LIMIT))
     answered(name, IN_FLIGHT, meter, Meter(NO_LIMIT))
     assert meter.over is None, meter.over
 

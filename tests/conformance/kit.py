@@ -42,6 +42,7 @@ from tests.conformance.wire import (
 )  # fmt: skip
 
 NODE = "conformance"
+TEST, SLOW = "conformance.test", "conformance.slow"
 BATCH = 1 << 16  # sequences of a node towards a receiver are positions: batch << 16 | index
 
 
@@ -56,6 +57,8 @@ class Memory:
         self.batch = 0  # the newest that a receiver was sent
         self.answered: set[int] = set()
         self.runs: dict[int, int] = {}  # that a receiver was sent: first sequence -> last
+        self.held: range | None = None  # of these, one on SLOW that is still with its handlers
+        self.names = False  # whether a RESUME has named a run
 
 
 class Meeting:
@@ -70,6 +73,7 @@ class Meeting:
         self.sent: set[int] = set()  # sequences that a receiver was sent here
         self.holes: set[int] = set()  # where gaps begin that `after` said to be empty
         self.resume: tuple[int, list[tuple[int, int]]] = (0, [])
+        self.named: list[int] | None = None  # the run that its RESUME named
 
     # --- opening
 
@@ -102,6 +106,7 @@ class Meeting:
             last = element(frame, 3, None)
             if last is not None:
                 self._look_at_last(last)
+                self.named, self.memory.names = last, True
             more = bool(element(frame, 4, False))
         self.resume = (floor, found)
 
@@ -171,17 +176,17 @@ class Meeting:
 
     # --- of a receiver
 
-    def give(self, count: int = 1, after: int | None = None) -> range:
+    def give(self, count: int = 1, after: int | None = None, topic: str = TEST) -> range:
         """Send a run of the next batch."""
         memory = self.memory
         memory.batch += 1
         first = memory.batch * BATCH
-        return self.give_again(range(first, first + count), after)
+        return self.give_again(range(first, first + count), after, topic)
 
-    def give_again(self, sequences: range, after: int | None = None) -> range:
+    def give_again(self, sequences: range, after: int | None = None, topic: str = TEST) -> range:
         """Send these sequences; the same always have the same content."""
         messages = _messages(sequences)
-        self.wire.send([TRANSFER, sequences[0], "conformance.test", messages, after, 0, 0])
+        self.wire.send([TRANSFER, sequences[0], topic, messages, after, 0, 0])
         self.memory.runs[sequences[0]] = sequences[-1]
         self.sent |= set(sequences)
         if after is not None:
@@ -436,6 +441,34 @@ def acknowledges_again_what_comes_again(meeting: Meeting) -> None:
     meeting.answers(first)
 
 
+def takes_a_run_that_lasts(meeting: Meeting) -> None:
+    """It takes a run whose handlers may last longer than the connection."""
+    meeting.greet()
+    held = meeting.give(2, topic=SLOW)
+    meeting.wire.send([PING, 5])
+    frame = meeting.wire.next(PONG, ACK)
+    if frame[0] == PONG:  # it has read the run, and answered nothing
+        meeting.memory.held = held
+    else:
+        meeting.memory.answered |= {n for a, b in ranges(frame[1], "ACK") for n in range(a, b + 1)}
+
+
+def names_what_it_still_handles(meeting: Meeting) -> None:
+    """Its RESUME names what its handlers still have, the newest run; ACK follows when they end."""
+    meeting.say_hello()
+    meeting.take_resume()
+    held, named = meeting.memory.held, meeting.named
+    meeting.say_resume()
+    if held is None:
+        return
+    if meeting.memory.names and (named is None or named[:2] != [held[0], held[-1]]):
+        raise Wrong(f"RESUME's last is {named}, its handlers have {held[0]} to {held[-1]}")
+    meeting.give_again(held, topic=SLOW)
+    other = meeting.give()
+    meeting.answers(other)
+    meeting.answers(held)
+
+
 def answers_requests(meeting: Meeting) -> None:
     """It answers a REQUEST, be it with a refusal."""
     meeting.greet()
@@ -498,6 +531,8 @@ RECEIVER: list[Scenario] = [
     remembers_what_it_acknowledged,
     leaves_a_hole_alone,
     acknowledges_again_what_comes_again,
+    takes_a_run_that_lasts,
+    names_what_it_still_handles,
     answers_requests,
     answers_after_bye,
     *REFUSALS,

@@ -173,6 +173,7 @@ class MinimalReceiver(Minimal):
         super().__init__(port, fault)
         self._taken: dict[str, set[int]] = {}
         self._named: dict[str, list[int]] = {}
+        self._held: dict[str, list[Any]] = {}  # a run that is being handled, as `last` names one
 
     def resume(self, incarnation: str) -> list[Any]:
         """What was taken of that incarnation."""
@@ -183,6 +184,8 @@ class MinimalReceiver(Minimal):
         self._incarnation = incarnation
         taken = [] if self.fault == "forgets" else [[n, n] for n in sorted(found)]
         named = self._named.get(incarnation)
+        if self.fault not in ("names no run", "names only what it has taken"):
+            named = self._held.get(incarnation, named)
         return [RESUME, 0, taken] if named is None else [RESUME, 0, taken, named]
 
     def live(self, wire: Wire, hello: list[Any], taken: set[int]) -> None:
@@ -194,6 +197,8 @@ class MinimalReceiver(Minimal):
             if frame[0] == REQUEST and self.fault != "answers no request":
                 wire.send([REPLY, [[frame[1], False, [b"no"]]]])
             elif frame[0] == TRANSFER:
+                if frame[2].endswith(".slow") and not self._handled(wire, frame):
+                    continue
                 sequences = set(range(frame[1], frame[1] + len(frame[3])))
                 known = sequences <= self._now
                 self._now |= sequences
@@ -207,6 +212,15 @@ class MinimalReceiver(Minimal):
                     last += 7
                 if self.fault != "acknowledges nothing":
                     wire.send([ACK, [[first, last]]])
+
+    def _handled(self, wire: Wire, frame: list[Any]) -> bool:
+        """Whether a run that takes long is handled: not before it comes again."""
+        last = frame[1] + len(frame[3]) - 1
+        run = [frame[1], last, zlib.crc32(msgspec.msgpack.encode(frame[3]))]
+        if self._held.pop(self._incarnation, None) == run:
+            return True
+        self._held[self._incarnation] = run
+        return False
 
     def _remember(self, first: int, messages: list[Any], known: bool) -> None:
         """Remember a run that was taken as the newest, or what it says for it."""

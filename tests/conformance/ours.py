@@ -8,6 +8,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredSemaphore
 
 from msgservice import Limits, Receiver, connect
+from msgservice.receiver.received import ReceivedMessage
+from tests.conformance.kit import SLOW
 
 LIMITS = Limits(link_delay_min=0.05, link_delay_max=0.1, bye_timeout=5.0)
 
@@ -24,8 +26,17 @@ async def send(address: str) -> None:
         sent.addErrback(lambda failure: None).addCallback(lambda _: pace.release())
 
 
-async def handle(message: object) -> None:
+lasting: list[Deferred[None]] = []  # the first message that lasts, until something else comes
+
+
+async def handle(message: ReceivedMessage) -> None:
     """Take it."""
+    if message.subject == SLOW:
+        if not lasting:
+            lasting.append(Deferred())
+            await lasting[0]
+    elif lasting and not lasting[0].called:
+        lasting[0].callback(None)
 
 
 def main(role: str, port: str) -> None:

@@ -45,6 +45,7 @@ RECEIVER_FAULTS = {
     "names its first run": "remembers_what_it_acknowledged",
     "names another CRC": "remembers_what_it_acknowledged",
     "names more than came": "remembers_what_it_acknowledged",
+    "names only what it has taken": "names_what_it_still_handles",
     "answers no request": "answers_requests",
 }
 

@@ -13,14 +13,13 @@ from zope.interface.verify import verifyObject
 from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel
 from msgservice.limits import Limits
-from msgservice.transport.local import connect_locally
 from msgservice.transport.owners import Nobody
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 from msgservice.transport.udp.bearer import UdpChannel
 from msgservice.transport.udp.endpoint import UdpEndpoint
 from msgservice.transport.udp.transport import UdpTransport
-from tests.kit.channels import Recorder
+from tests.kit.channels import Recorder, connect_locally
 from tests.kit.faulty import CALM, FaultyWorld
 from tests.kit.faulty_transport import Process
 

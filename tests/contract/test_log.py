@@ -217,18 +217,18 @@ def test_1_a_lower_sequence_in_a_hole_is_new(log: ContractDriver) -> None:
     (outcome,) = log.append(make_batch(audience, 3, [b"c"]))
     assert isinstance(outcome, Batch)
     assert Resume(ranges=((3, 3), (10, 10)), last=(10, 10, log.read([audience])[0].crc)) == (
-        log.log.resume("shop", "i1")
+        log.resume("shop", "i1")
     )
 
 
 def test_1_a_gap_named_by_after_is_taken_with_the_run(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     log.append(make_batch(audience, 10, [b"j"], after=4))
-    assert log.log.resume("shop", "i1").ranges == ((5, 10),)
+    assert log.resume("shop", "i1").ranges == ((5, 10),)
     log.append(make_batch(audience, 1, [b"a", b"b", b"c", b"d"], after=0))
     assert (
-        log.log.resume("shop", "i1").floor,
-        log.log.resume("shop", "i1").ranges,
+        log.resume("shop", "i1").floor,
+        log.resume("shop", "i1").ranges,
     ) == (11, ())
 
 
@@ -249,7 +249,7 @@ def test_4_a_run_cut_differently_is_trimmed(log: ContractDriver) -> None:
         for i, m in enumerate(decode_messages(batch.messages))
     }
     assert {i: b"%d" % i for i in range(1, 8)} == bodies
-    assert Resume(floor=8, last=(5, 7, outcome.fresh[1].crc)) == log.log.resume("shop", "i1")
+    assert Resume(floor=8, last=(5, 7, outcome.fresh[1].crc)) == log.resume("shop", "i1")
 
 
 def test_4_other_content_under_a_taken_sequence_is_refused_alone(log: ContractDriver) -> None:
@@ -264,7 +264,7 @@ def test_4_other_content_under_a_taken_sequence_is_refused_alone(log: ContractDr
         assert isinstance(outcome, RefusedBatch)
         assert isinstance(outcome.error, ContentChanged)
     assert isinstance(fine, Batch)
-    assert log.log.resume("shop", "i1").floor == 4
+    assert log.resume("shop", "i1").floor == 4
 
 
 def test_4_the_same_content_cut_differently_is_known(log: ContractDriver) -> None:
@@ -289,15 +289,15 @@ def test_5_incarnations_of_a_name_are_senders_of_their_own(log: ContractDriver) 
     log.append(make_batch(audience), make_batch(audience, incarnation="i2"))
     log.append(make_batch(audience, bodies=[b"b"], incarnation="i3"))
     assert numbers(log.read([audience])) == [1, 2, 3]
-    assert Resume() == log.log.resume("shop", "i4")
+    assert Resume() == log.resume("shop", "i4")
 
 
 def test_resume_survives_a_restart(log: ContractDriver) -> None:
     audience = log.log.audience([1])
     log.append(*(make_batch(audience, i, [b"%d" % i]) for i in (1, 2, 5, 6, 9)))
-    before = log.log.resume("shop", "i1")
+    before = log.resume("shop", "i1")
     log.reopen()
-    assert before == log.log.resume("shop", "i1")
+    assert before == log.resume("shop", "i1")
     assert (before.floor, before.ranges) == (3, ((5, 6), (9, 9)))
 
 
@@ -313,7 +313,7 @@ def test_6_the_floor_passes_nothing_that_is_newer_than_what_resume_names(
     (full,) = log.append(make_batch(audience, 5, [b"x" * 6000], after=4, floor=5))
     assert isinstance(full, RefusedBatch)
     for _ in range(2):
-        found = log.log.resume("shop", "i1")
+        found = log.resume("shop", "i1")
         assert (found.floor, found.ranges) == (3, ())
         log.reopen()
         audience = log.log.audience([1])
@@ -322,7 +322,7 @@ def test_6_the_floor_passes_nothing_that_is_newer_than_what_resume_names(
     # With something newer it holds.
     log.append(make_batch(audience, 6, after=5, floor=5), make_batch(audience, 7, floor=5))
     for _ in range(2):
-        found = log.log.resume("shop", "i1")
+        found = log.resume("shop", "i1")
         assert (found.floor, found.ranges) == (5, ((6, 7),))
         log.reopen()
     log.close()
@@ -348,7 +348,7 @@ def test_18_a_log_at_its_limit_refuses_but_takes_the_rest_of_the_group(
         assert isinstance(outcome, RefusedBatch)
         assert isinstance(outcome.error, LogFull)
         assert outcome.error.delay > 0
-    assert log.log.resume("shop", "i1").floor == 2
+    assert log.resume("shop", "i1").floor == 2
     (again,) = log.append(make_batch(audience, 1, [b"x" * 3000]))
     assert isinstance(again, Known)  # a repeat needs no room
     assert 3000 < log.log.room().used <= 5000
@@ -779,7 +779,7 @@ def test_2_what_nobody_is_there_for_any_more_is_known_if_it_was_taken_before(
     assert isinstance(changed, RefusedBatch)
     assert isinstance(changed.error, ContentChanged)
     assert refused == [RefusedBatch(refusal)] * 2
-    assert log.log.resume("other", "i1") == Resume()
+    assert log.resume("other", "i1") == Resume()
     assert log.wait(log.log.audit()) == []
 
 
@@ -799,7 +799,7 @@ def test_2_what_was_taken_of_a_larger_run_is_known_and_only_the_rest_refused(
         refused=((1, 1), (3, 3), (6, 6)),
     )
     log.reopen()
-    before = log.log.resume("shop", "i1")
+    before = log.resume("shop", "i1")
     later, again, changed = log.append(
         make_batch(NOBODY, 1, bodies, refusal=LogFull("billing is too far behind")),
         make_batch(NOBODY, 1, bodies, refusal=nobody),
@@ -814,7 +814,7 @@ def test_2_what_was_taken_of_a_larger_run_is_known_and_only_the_rest_refused(
     assert isinstance(later, RefusedBatch)  # it comes again, and is answered then
     assert isinstance(changed, RefusedBatch)
     assert isinstance(changed.error, ContentChanged)
-    assert log.log.resume("shop", "i1") == before
+    assert log.resume("shop", "i1") == before
     assert log.wait(log.log.audit()) == []
 
 
@@ -1009,7 +1009,7 @@ def test_19_a_page_of_dead_letters_is_no_longer_than_others(log: ContractDriver)
 
 def test_11_a_floor_for_an_unknown_sender_does_nothing(log: ContractDriver) -> None:
     log.append(statuses_from=[StatusFrom(sender="nobody", incarnation="i", status_from=5)])
-    assert Resume() == log.log.resume("nobody", "i")
+    assert Resume() == log.resume("nobody", "i")
 
 
 # --- all that was stored, and the node's own ------------------------------------------------------
@@ -1050,7 +1050,7 @@ def test_36_what_the_node_itself_stores_has_a_sender_and_sequences_of_its_own(
     log: ContractDriver,
 ) -> None:
     log.append(make_batch(log.log.audience([1]), 9, [b"copy"], after=0))
-    before = log.log.resume("shop", "i1")
+    before = log.resume("shop", "i1")
     one, two = own_batch(log), own_batch(log)  # twice the same is no duplicate
     appended = log.appended(own=[one, two])
     assert ([], [one, two], [one, two]) == (appended.outcomes, appended.own, appended.stored)
@@ -1062,7 +1062,7 @@ def test_36_what_the_node_itself_stores_has_a_sender_and_sequences_of_its_own(
         (batch.sender, batch.incarnation, batch.sequence) for batch in found
     ]
     assert [Origin("shop", 9, "00ff", (log.log.log_id,))] * 3 == [batch.origin for batch in found]
-    assert before == log.log.resume("shop", "i1")
+    assert before == log.resume("shop", "i1")
 
 
 def test_36_no_state_of_the_original_is_touched_by_its_copy(log: ContractDriver) -> None:

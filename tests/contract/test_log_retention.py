@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from msgservice.errors import LimitReached
+from msgservice.errors import ContentChanged, LimitReached, NoReceiver
 from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.records import (
@@ -155,13 +155,13 @@ def test_5_who_is_connected_is_not_away_however_quiet(log: ContractDriver) -> No
     here = [("shop", "quiet")]
     for day in range(10):
         log.wait(log.log.retain(day * 24 * HOUR, here))
-    assert [log.log.resume("shop", name).floor for name in ("quiet", "gone")] == [2, 1]
+    assert [log.resume("shop", name).floor for name in ("quiet", "gone")] == [2, 1]
     log.reopen()
     for day in (0, 6):  # away from the last day on
         drop_all(log, day * 24 * HOUR)
-    assert log.log.resume("shop", "quiet").floor == 2
+    assert log.resume("shop", "quiet").floor == 2
     drop_all(log, 8 * 24 * HOUR)
-    assert log.log.resume("shop", "quiet").floor == 1
+    assert log.resume("shop", "quiet").floor == 1
 
 
 FEW = Limits(reserve_bytes=64 * 1024, keep_seconds=0, keep_bytes=0, incarnations=10)
@@ -181,7 +181,7 @@ def test_5_beyond_the_limit_those_go_first_that_said_goodbye(kind: str, tmp_path
     left = [("shop", name) for name in names[5:20]]
 
     def known() -> list[str]:
-        return [name for name in names if log.log.resume("shop", name).floor == 2]
+        return [name for name in names if log.resume("shop", name).floor == 2]
 
     log.wait(log.log.retain(1, here, left))
     assert known() == names[:5] + names[20:]
@@ -199,7 +199,7 @@ def test_5_a_crowd_that_was_cut_off_is_bounded_too(kind: str, tmp_path: Path) ->
     log.append(*[make_batch(audience, incarnation=name) for name in names])
     drop_all(log, 0)
     drop_all(log, 1)
-    left = [name for name in names if log.log.resume("shop", name).floor == 2]
+    left = [name for name in names if log.resume("shop", name).floor == 2]
     assert len(left) == FEW.incarnations
     log.close()
 
@@ -226,7 +226,7 @@ def test_5_a_crowd_is_seen_when_it_comes_though_there_was_nobody_to_forget_just_
         while log.wait(log.log.retain(now, (), left)):
             pass
         names += new
-        names = [name for name in names if log.log.resume("shop", name).floor == 2]
+        names = [name for name in names if log.resume("shop", name).floor == 2]
         assert few <= len(names) <= most + most // 8 + 5
     log.close()
 
@@ -246,7 +246,58 @@ def test_5_who_sent_after_he_was_last_seen_here_is_away_from_then_on(
         log.append(make_batch(audience, sequence, incarnation=name))
     for minute in (62, 63, 64):
         drop_all(log, minute * 60_000)
-    assert [log.log.resume("shop", name).floor for name in ("old", "new")] == [3, 2]
+    assert [log.resume("shop", name).floor for name in ("old", "new")] == [3, 2]
+    log.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_5_senders_that_sleep_are_known_as_they_were(kind: str, tmp_path: Path) -> None:
+    """More are away than memory holds: what they had taken is found again, by whatever asks."""
+    limits = replace(FEW, keep_seconds=3600.0, keep_bytes=1 << 30)
+    log = ContractDriver(kind, tmp_path, limits).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    names = [f"i{number:02}" for number in range(40)]
+    log.append(*[make_batch(audience, 1, [b"a", b"b"], incarnation=name) for name in names])
+    log.append(make_batch(audience, 9, [b"c"], after=8, incarnation="i07"))
+    before = {name: log.resume("shop", name) for name in names}
+    asleep = iter(names)
+
+    def sleeps() -> str:
+        """One that nothing has asked for since all fell asleep."""
+        for second in range(1, 4):
+            log.wait(log.log.retain(second * 1000))
+        return next(asleep)
+
+    name = sleeps()
+    assert log.resume("shop", name) == before[name]
+    (outcome,) = log.append(make_batch(audience, 1, [b"a", b"b"], incarnation=sleeps()))
+    assert isinstance(outcome, Known)
+    assert not outcome.fresh
+    (outcome,) = log.append(make_batch(audience, 2, [b"x"], incarnation=sleeps()))
+    assert isinstance(outcome, RefusedBatch)
+    assert isinstance(outcome.error, ContentChanged)
+    (outcome,) = log.append(
+        make_batch(audience, 1, [b"a", b"b"], incarnation=sleeps(), refusal=NoReceiver("a"))
+    )
+    assert isinstance(outcome, Known)
+    name = sleeps()
+    (piece,) = log.wait(log.log.history("shop", name, 1, 100)).pieces
+    assert (piece.first, piece.last) == (1, 2)
+    name = sleeps()
+    wanted = StatusFrom(sender="shop", incarnation=name, status_from=2)
+    log.append(statuses_from=[wanted])
+    log.append(make_batch(audience, 3, [b"d"], incarnation=name))
+    sleeps()
+    assert log.resume("shop", name).floor == 4
+    assert log.resume("shop", "i07") == before["i07"]
+    sleeps()
+    page = log.read([audience])
+    assert [batch.incarnation for batch in page[:40]] == names
+    assert log.wait(log.log.audit()) == []
+    settle(log, 1, page[-1], len(page))
+    drop_all(log, 2 * HOUR)
+    assert log.read([audience]) == []
     log.close()
 
 
@@ -632,9 +683,9 @@ def test_5_an_incarnation_that_stayed_away_is_forgotten_when_all_is_settled(
     settle(log, 1, gone, 1)
     drop_all(log)
     drop_all(log, NOW + 8 * 24 * HOUR)
-    assert (log.log.resume("shop", "i1").floor, log.log.resume("shop", "i2").floor) == (1, 2)
+    assert (log.resume("shop", "i1").floor, log.resume("shop", "i2").floor) == (1, 2)
     log.reopen()
-    assert (log.log.resume("shop", "i1").floor, log.log.resume("shop", "i2").floor) == (1, 2)
+    assert (log.resume("shop", "i1").floor, log.resume("shop", "i2").floor) == (1, 2)
     (outcome,) = log.append(make_batch(audience, 2, after=1))
     assert isinstance(outcome, Batch)
 

@@ -6,12 +6,13 @@ Both kinds, since a damaged row does not say which file it was in. What every lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from msgservice.core.marks import Key
 from msgservice.errors import LogFull
 from msgservice.limits import Limits
 from msgservice.message import Status
@@ -70,16 +71,21 @@ def test_4_of_a_log_without_remembered_subjects_only_the_messages_count(tmp_path
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 def test_5_whom_it_was_decided_to_forget_is_told_so_before_that_is_stored(
-    kind: str, tmp_path: Path
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who asks between the decision and its commit is not told of marks that go with it."""
     told: list[int] = []
     driver: Driver
     asking = False
 
+    def decided(keys: Sequence[Key]) -> list[Key]:
+        nonlocal asking
+        asking = True
+        return let_go(keys)
+
     def at(point: str) -> None:
         if asking and point == "before commit":
-            told.append(driver.log.resume("shop", "i00").floor)
+            driver.log.resume("shop", "i00").addCallback(lambda found: told.append(found.floor))
 
     driver = Driver(kind, tmp_path, replace(LIMITS, incarnations=10), faults=at).open()
     audience = driver.log.audience([])
@@ -87,12 +93,13 @@ def test_5_whom_it_was_decided_to_forget_is_told_so_before_that_is_stored(
     driver.append(*[make_batch(audience, incarnation=name) for name in names])
     while driver.wait(driver.log.retain(0)):
         pass
-    assert driver.log.resume("shop", "i00").floor == 2
-    asking = True
+    assert driver.resume("shop", "i00").floor == 2
+    let_go = driver.log._retention.senders.resumed.let_go
+    monkeypatch.setattr(driver.log._retention.senders.resumed, "let_go", decided)
     driver.wait(driver.log.retain(8 * 24 * 3600 * 1000, [("shop", name) for name in names[1:]]))
     asking = False
     assert set(told) == {1}
-    assert driver.log.resume("shop", "i00").floor == 1
+    assert driver.resume("shop", "i00").floor == 1
     driver.close()
 
 

@@ -21,7 +21,7 @@ import apsw
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.errors import LogError
 from msgservice.log.sqlite import SqliteLog
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from tests.kit.limits import Limits
 from tests.kit.simdisk import SECTOR, SimDisk
 from tests.powerloss.histories import InboxLife, LogLife, OutboxLife

@@ -12,7 +12,7 @@ from msgservice.disk import guarded
 from msgservice.disk.mark import Mark
 from msgservice.disk.pages import PageSums
 from msgservice.errors import LogDamaged
-from msgservice.receiver import inbox_file
+from msgservice.receiver.inbox.file import InboxFile
 from tests.damage.damages import play
 from tests.kit.simdisk import SimDisk
 from tests.powerloss.histories import InboxLife
@@ -39,7 +39,7 @@ def test_an_outbox_without_its_mark_would_be_silent(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_inbox_without_its_mark_would_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox_file.InboxFile, "_check_head", lambda *_: None)
+    monkeypatch.setattr(InboxFile, "_check_head", lambda *_: None)
     findings = [finding for seed in range(3) for finding in play("inbox", seed)]
     assert any(finding.verdict == "silent" for finding in findings)
 

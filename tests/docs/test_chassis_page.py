@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from msgservice.faces.chassis.server import ChassisLimits
+from msgservice.faces.chassis import ChassisLimits
 from tests.kit.ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]

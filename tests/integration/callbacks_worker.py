@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from msgservice.faces import messaging
 from msgservice.faces.callbacks.files import FileRoot
-from msgservice.faces.messaging import manager as messaging
 
 CONTENT = bytes(range(256)) * 1200
 WANTED = {"request", "unicode", "nothing", "order", "pushed", "fetched", "empty", "counted"}

@@ -17,7 +17,7 @@ from msgservice.faces.axon.Ipc import (
     shutdownMicroprocess,
     socketShutdown,
 )
-from msgservice.faces.chassis.server import ChassisLimits, ServerCore
+from msgservice.faces.chassis import ChassisLimits, ServerCore
 from tests.integration.chassis_peer import Peer, Stage, co_echo, echo, handler, idle, server_of
 
 pytest_plugins = ("tests.integration.chassis_stage",)

@@ -10,7 +10,7 @@ from twisted.logger import LogEvent
 
 from msgservice.errors import CannotListen
 from msgservice.faces import axon as Axon
-from msgservice.faces.chassis.server import (
+from msgservice.faces.chassis import (
     ChassisLimits,
     FastRestartServer,
     MoreComplexServer,

@@ -32,8 +32,8 @@ from zope.interface.verify import verifyClass, verifyObject
 from msgservice.errors import CannotListen
 from msgservice.faces.axon.Ipc import producerFinished
 from msgservice.faces.axon.scheduler import scheduler_for
+from msgservice.faces.chassis import ChassisFactory, ServerCore, SimpleServer, TCPServer
 from msgservice.faces.chassis.connection import Connection
-from msgservice.faces.chassis.server import ChassisFactory, ServerCore, SimpleServer, TCPServer
 from msgservice.faces.chassis.service import ChassisService
 from tests.integration.chassis_peer import Stage, co_echo, echo, handler, server_of
 from tests.kit.ports import free_port
@@ -170,7 +170,7 @@ RUN = """
 import sys
 from examples.chassis_echo import Echo
 from msgservice.faces import axon as Axon
-from msgservice.faces.chassis.server import SimpleServer
+from msgservice.faces.chassis import SimpleServer
 
 class Once(Axon.Component.component):
     Outboxes = ["outbox", "signal", "serversignal"]

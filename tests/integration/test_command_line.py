@@ -36,13 +36,13 @@ def test_a_receiver_is_added_changed_paused_resumed_and_removed(msgservice: Comm
 def test_18_a_receiver_that_is_too_far_behind_is_shown_as_suspended(msgservice: Command) -> None:
     assert msgservice("receivers", "add", "full", "full", "--on-full", "suspend").code == 0
     assert msgservice.receiver("full")["on_full"] == "suspend"
-    assert msgservice("receivers", "change", "full", "--backlog-bytes", "10").code == 0
-    sent = msgservice.data("send", "full", "0123456789")
+    assert msgservice("receivers", "change", "full", "--backlog-bytes", "65536").code == 0
+    sent = msgservice.data("send", "full", "0" * 65536)
     assert sent["receivers"] == {"full": "queued"}
     # Changing anything has all backlogs judged before it is answered.
     assert msgservice("receivers", "change", "full", "--on-full", "suspend").code == 0
     row = msgservice.receiver("full")
-    assert (row["suspended"], row["backlog_bytes"], row["queued"]) == (True, 10, 1)
+    assert (row["suspended"], row["backlog_bytes"], row["queued"]) == (True, 65536, 1)
     table = msgservice("receivers", "list").out
     (line,) = [line for line in table.splitlines() if line.split()[:1] == ["full"]]
     assert "suspended, away" in line
@@ -54,8 +54,9 @@ def test_18_a_receiver_that_is_too_far_behind_is_shown_as_suspended(msgservice: 
 
 
 def test_a_node_that_takes_nothing_for_now_is_not_said_to_be_away(msgservice: Command) -> None:
-    assert msgservice("receivers", "add", "behind", "behind", "--backlog-bytes", "10").code == 0
-    assert msgservice("send", "behind", "0123456789").code == 0
+    few = ("--backlog-bytes", "65536")
+    assert msgservice("receivers", "add", "behind", "behind", *few).code == 0
+    assert msgservice("send", "behind", "0" * 65536).code == 0
     refused = msgservice("send", "behind", "more")
     assert refused.code == 3
     said, ended = refused.err.splitlines()
@@ -345,6 +346,61 @@ def test_help_starts_no_reactor() -> None:
     assert done.stdout == "False\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info",),
+        ("receivers", "list"),
+        ("receivers", "list", "--json"),
+        ("send", "unread", "one", "--json"),
+        ("check-config", "/dev/null"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_printed_ends_a_command_in_order(
+    msgservice: Command, words: tuple[str, ...]
+) -> None:
+    read, written = os.pipe()
+    os.close(read)
+    assert (141, "") == printing_to(written, msgservice, *words)
+    code, told = printing_to(os.open("/dev/full", os.O_WRONLY), msgservice, *words)
+    assert (1, 1) == (code, told.count("\n"))
+    assert "cannot print: No space left on device" in told
+
+
+@pytest.mark.parametrize("words", [("info",), ("listen", "closed", "closed")], ids=" ".join)
+def test_a_standard_output_that_is_closed_is_no_traceback(
+    msgservice: Command, words: tuple[str, ...]
+) -> None:
+    msgservice("receivers", "add", "closed", "closed")
+    msgservice("send", "closed", "one")
+    command: list[str | Path] = [BIN / "msgservice", *words, "--node", msgservice.node]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (1, 1) == (done.returncode, done.stderr.count("\n"))
+    assert "cannot print: Bad file descriptor" in done.stderr
+
+
+def printing_to(descriptor: int, msgservice: Command, *words: str) -> tuple[int, str]:
+    """Run a command with this standard output, which is closed; return its exit code and errors."""
+    done = subprocess.run(
+        [BIN / "msgservice", *words],
+        env=os.environ | {"MSGSERVICE_NODE": msgservice.node},
+        stdout=descriptor,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    os.close(descriptor)
+    return done.returncode, done.stderr
+
+
 def test_who_waits_is_told_where_it_is_and_for_whom(msgservice: Command) -> None:
     msgservice("receivers", "add", "asleep", "asleep")
     command = ("msgservice", "send", "asleep", "one", "--wait", "--node", msgservice.node)
@@ -367,16 +423,19 @@ def test_a_second_interrupt_is_no_traceback(msgservice: Command) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_the_very_beginning_is_no_traceback(number: signal.Signals) -> None:
+@pytest.mark.parametrize("module", ["click", "msgservice.cli.send"])
+def test_a_signal_at_the_very_beginning_is_no_traceback(
+    number: signal.Signals, module: str
+) -> None:
     code = (
-        "import importlib, os\n"
-        "from msgservice.cli.main import main\n"
-        "real = importlib.import_module\n"
-        "def interrupted(name):\n"
-        f"    os.kill(os.getpid(), {int(number)})\n"
-        "    return real(name)\n"
-        "importlib.import_module = interrupted\n"
-        "main()\n"
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {module!r}:\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Finder)\n"
+        "from msgservice.cli import run\n"
+        "run()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "send", "x", "y"],
@@ -396,8 +455,8 @@ def test_a_signal_at_the_very_end_does_not_change_the_exit_code(msgservice: Comm
         "    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGTERM):\n"
         "        kill(me, number)\n"
         "sys.late = Late()\n"
-        "from msgservice.cli.main import main\n"
-        "main()\n"
+        "from msgservice.cli import run\n"
+        "run()\n"
     )
     words = ("send", "late", "one", "--wait", "--node", msgservice.node)
     with running(sys.executable, "-c", code, *words, cwd=msgservice.folder) as waiting:
@@ -415,8 +474,8 @@ def test_one_that_is_refused_ends_with_the_signal_and_says_why(
     with running(*command, cwd=tmp_path) as node:
         node.wait_for("listening on unix")
         msgservice = Command(f"unix:{tmp_path}/node.sock", tmp_path)
-        msgservice("receivers", "add", "full", "full", "--backlog-bytes", "10")
-        msgservice("send", "full", "0123456789")
+        msgservice("receivers", "add", "full", "full", "--backlog-bytes", "65536")
+        msgservice("send", "full", "0" * 65536)
         send = ("msgservice", "send", "full", *words, "--json", "--timeout", "100", "--verbose")
         with running(*send, "--node", msgservice.node, cwd=tmp_path) as refused:
             refused.wait_for("the node takes no more for now")

@@ -58,7 +58,7 @@ def test_what_was_told_is_there_after_every_kill(tmp_path: Path) -> None:
         new_stored, new_settled = run_until(folder, rng.randrange(5, 80))
         stored, settled = max(stored, new_stored), max(settled, new_settled)
         log = Driver("sqlite", folder, LIMITS).open()
-        assert log.log.resume("shop", "i1").floor > stored
+        assert log.resume("shop", "i1").floor > stored
         (row,) = log.snapshot.receivers
         assert row.cursor >= settled
         assert log.unaccounted() == [0]
@@ -75,7 +75,7 @@ def test_what_was_told_is_there_after_every_kill(tmp_path: Path) -> None:
         # All that is not settled is there, in order, without a hole, up to what was told at least.
         history = log.wait(log.log.history("shop", "i1", 1, 1_000_000))
         final = max((state.last for state in history.states), default=0)
-        assert seen == list(range(final + 1, log.log.resume("shop", "i1").floor))
+        assert seen == list(range(final + 1, log.resume("shop", "i1").floor))
         log.close()
     assert stored > 100
     assert all(body == b"%d" % sequence for sequence, body in bodies.items())

@@ -202,7 +202,7 @@ def _insert(message: ReceivedMessage, transaction: Any) -> None:
 async def test_25_with_a_stored_inbox_two_lives_of_a_receiver_write_everything_once(
     scene: Scene,
 ) -> None:
-    from msgservice.receiver.inbox_file import InboxFile
+    from msgservice.receiver.inbox.file import InboxFile
 
     path = scene.folder / "inbox.db"
     client = await scene.client()

@@ -48,6 +48,25 @@ def test_a_hangup_ends_nothing(command: tuple[str, ...], tmp_path: Path) -> None
         assert node.stop() in (0, -signal.SIGTERM)
 
 
+def test_signals_behind_the_one_that_ends_a_node_are_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text('[listen]\ntcp = "tcp:0"\n')
+    (tmp_path / "node.tac").write_text(
+        "import os, signal\n"
+        "from twisted.internet import reactor\n"
+        "from msgservice.tap import make_application\n"
+        "def end():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "application = make_application('node.toml')\n"
+        "reactor.callWhenRunning(end)\n"
+        "reactor.addSystemEventTrigger('before', 'shutdown', end)\n"
+    )
+    with running("twistd", "--nodaemon", "--pidfile=", "-y", "node.tac", cwd=tmp_path) as node:
+        assert node.ended() == -signal.SIGTERM
+    assert "Traceback" not in node.said
+    assert "Received SIGTERM, shutting down" in node.said
+
+
 def test_configuration_file_is_found_wherever_the_node_is_started(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

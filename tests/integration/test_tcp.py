@@ -33,6 +33,7 @@ from msgservice.errors import BadAddress, CannotListen, DeadlinePassed, FrameToo
 from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
+from tests.kit.certificates import Authority
 from tests.kit.channels import Recorder
 
 reactor: Any = installed_reactor
@@ -319,28 +320,6 @@ async def test_an_interface_that_is_not_ours_is_a_clear_error(net: Net) -> None:
 
 
 # --- TLS
-
-
-class Authority:
-    """Certificates as files, in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ca = trustme.CA()
-        self.ca_file = folder / "ca.pem"
-        self.ca.cert_pem.write_to_path(str(self.ca_file))
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        issued = self.ca.issue_cert(name)
-        key, chain = self.folder / f"{name}.key", self.folder / f"{name}.crt"
-        issued.private_key_pem.write_to_path(str(key))
-        for number, pem in enumerate(issued.cert_chain_pems):
-            pem.write_to_path(str(chain), append=number > 0)
-        return key, chain
-
-    def listener(self, more: str = "") -> str:
-        key, chain = self.issue("localhost")
-        return f"tls:0:privateKey={key}:certificate={chain}{more}"
 
 
 @pytest.fixture

@@ -192,9 +192,11 @@ def test_addresses_that_cannot_work_are_refused(tmp_path: Path) -> None:
         with pytest.raises(BadAddress):
             transport.connector(reactor, address, lambda: Recorder(), QUICK)
     assert ["udp"] == [scheme for scheme in Transports().schemes if scheme == "udp"]
-    check_listener("udp:0:key=file:interface=0.0.0.0", False)
+    key = tmp_path / "udp.key"
+    key.write_text(64 * "a")
+    check_listener(transport, f"udp:0:key={key}:interface=0.0.0.0", insecure=False)
     with pytest.raises(InsecureListener):
-        check_listener("udp:0:interface=0.0.0.0", False)
+        check_listener(transport, "udp:0:insecure=yes:interface=0.0.0.0", insecure=False)
 
 
 @pytest_twisted.ensureDeferred

@@ -1,4 +1,4 @@
-"""An `IChannelUser` for tests that writes down what it is told."""
+"""An `IChannelUser` for tests that writes down what it is told; and two users connected."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
 from msgservice.errors import ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
+from msgservice.limits import Limits
+from msgservice.transport.local import LocalChannel, join
+from msgservice.transport.owners import Nobody
 
 
 @implementer(IChannelUser)
@@ -91,3 +95,15 @@ class Recorder:
 
     def channel_lost(self, reason: str) -> None:
         self._note("lost", reason)
+
+
+def connect_locally(
+    near: IChannelUser, far: IChannelUser, *, clock: IReactorTime, limits: Limits, name: str
+) -> LocalChannel:
+    """Connect two users; return the near one's channel. Both are told in later turns."""
+    nobody = Nobody()
+    return join(
+        LocalChannel(lambda: near, limits, clock, nobody),
+        LocalChannel(lambda: far, limits, clock, nobody),
+        name,
+    )

@@ -489,9 +489,9 @@ class DictLog:
         forgotten, self._forgotten = self._forgotten, []
         return forgotten
 
-    def resume(self, sender: str, incarnation: str) -> Resume:
+    def resume(self, sender: str, incarnation: str) -> Deferred[Resume]:
         known = self.content.senders.get((sender, incarnation), Sender())
-        return Resume(known.floor, tuple(spans(sorted(known.above))), known.last)
+        return succeed(Resume(known.floor, tuple(spans(sorted(known.above))), known.last))
 
     def dead_bytes(self, receiver: int) -> int:
         at = self.content.receivers.get(receiver)

@@ -188,6 +188,8 @@ class EntryPlay:
         elif what < 0.04:
             limit = random.choice(["audiences", "to_audiences", "removed_receivers"])
             self.log.want_room(limit)
+        elif what < 0.07:
+            self._grow_older()
         elif what < 0.3:
             self._retain()
         else:
@@ -203,6 +205,17 @@ class EntryPlay:
         left = [key for key in keys if key not in here and random.random() < 0.2]
         for _ in range(random.choice([1, 1, 4])):
             self.driver.wait(self.log.retain(self._elapsed, here, left))
+
+    def _grow_older(self) -> None:
+        """What a clean stop says last, after some time in which nothing came."""
+        store = self.log._store
+        self._elapsed += self.random.choice([0, 1, 900, 5000])
+
+        def job() -> None:
+            store.pass_time(self._elapsed)
+            store.grow_older()
+
+        self.driver.wait(self.log._write(job))
 
     # --- groups
 

@@ -33,7 +33,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from msgservice.core.backoff import Backoff
-from msgservice.errors import CannotListen, ProtocolError
+from msgservice.errors import BadAddress, CannotListen, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
 from msgservice.transport.addresses import parse_address
@@ -103,6 +103,20 @@ class Process:
             channel.crash()
 
 
+class ChecksNothing:
+    """The half of an `ITransport` that is asked before anything is started: all is well."""
+
+    def check_dial(self, address: str) -> None:
+        """See `ITransport`."""
+
+    def check_listen(self, address: str) -> str | None:
+        """See `ITransport`."""
+        return None
+
+    def check_free(self, address: str) -> None:
+        """See `ITransport`."""
+
+
 @implementer(ITransport)
 class FaultyTransport:
     """See the module. All transports of a world share its names."""
@@ -114,19 +128,37 @@ class FaultyTransport:
         self.process = Process(world, "a process") if process is None else process
         self.listening: dict[str, tuple[Process, MakeUser]] = world.shared.setdefault("faulty", {})
 
+    def check_dial(self, address: str) -> None:
+        """See `ITransport`."""
+        parse_address(address).one_part("NAME")
+
+    def check_listen(self, address: str) -> str | None:
+        """See `ITransport`."""
+        self.check_dial(address)
+        return None
+
+    def check_free(self, address: str) -> None:
+        """See `ITransport`."""
+        name = parse_address(address).one_part("NAME")
+        if name in self.listening and self.listening[name][0].clock.alive:
+            raise CannotListen(address, "Address already in use")
+
     def connector(
         self, reactor: Any, address: str, make_user: MakeUser, limits: Limits
     ) -> IConnector:
         """See `ITransport`."""
+        self.check_dial(address)
         return FaultyConnector(self, address, make_user, limits)
 
     def listen(
         self, reactor: Any, address: str, make_user: MakeUser, limits: Limits
     ) -> Deferred[IListeningPort]:
         """See `ITransport`."""
+        try:
+            self.check_free(address)
+        except (BadAddress, CannotListen) as error:
+            return fail(error)
         name = parse_address(address).one_part("NAME")
-        if name in self.listening and self.listening[name][0].clock.alive:
-            return fail(CannotListen(address, "Address already in use"))
         self.listening[name] = (self.process, make_user)
         return succeed(FaultyPort(self, name))
 

@@ -29,7 +29,7 @@ async def main(folder: str) -> None:
         row = ReceiverRow(number=1, name="r1", cursor=-1)
         await log.append(Group(now=NOW, receivers=[row]))
     audience = log.audience([1])
-    sequence = log.resume("shop", "i1").floor
+    sequence = (await log.resume("shop", "i1")).floor
     (account,) = await log.accounts()
     unsettled = account.queued
     progress: list[Progress] = []

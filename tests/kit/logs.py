@@ -24,6 +24,7 @@ from msgservice.records import (
     Outcome,
     Progress,
     ReceiverRow,
+    Resume,
     Snapshot,
 )
 from tests.kit.dict_log import DictLog
@@ -133,6 +134,9 @@ class ContractDriver:
 
     def progress(self, receiver: int, cursor: int, **parts: Any) -> None:
         self.append(progress=[Progress(receiver=receiver, cursor=cursor, **parts)])
+
+    def resume(self, sender: str, incarnation: str) -> Resume:
+        return self.wait(self.log.resume(sender, incarnation))
 
     def read(
         self,

@@ -38,7 +38,7 @@ from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.node.node import Node
 from msgservice.node.operations import ReceiverState
 from msgservice.records import Group, Resume
-from msgservice.transport.local import connect_locally
+from tests.kit.channels import connect_locally
 
 T = TypeVar("T")
 
@@ -242,6 +242,14 @@ class NodeWorld:
             self.node.transports.register(transport)
         self.node.startService()
         self.settle()
+
+    def resume(self, sender: str, incarnation: str) -> Resume:
+        """What the log has taken of an incarnation."""
+        found: list[Resume] = []
+        self.log.resume(sender, incarnation).addCallback(found.append)
+        self.clock.advance(0)
+        (resume,) = found
+        return resume
 
     def peer(
         self,

@@ -36,6 +36,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from msgservice.disk.database import FULL_ERRNOS
+from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.mark import Mark, MarkFile
 
 T = TypeVar("T")
@@ -401,6 +402,23 @@ class SimVFSFile(apsw.VFSFile):
         if self.syncs_names:
             self._disk.sync_names()
             self.syncs_names = False
+
+
+def close_as_killed(file: GuardedFile) -> None:
+    """Close what the kernel closes of an outbox or inbox whose process is killed, unless it was
+    closed: nothing is written, and its transaction is undone."""
+    if file._lock._descriptor is None:
+        return
+    if file._db is not None:
+        file._db.close(True)
+    if isinstance(file._marks, SimMarks):
+        file._marks._file.close()
+    pages = file.pages
+    for descriptor in (pages._mark, pages._database):
+        if descriptor is not None:
+            os.close(descriptor)
+    pages._mark = pages._database = None
+    file._lock.release()
 
 
 class SimThreads:

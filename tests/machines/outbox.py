@@ -12,6 +12,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 from msgservice.core.backlog import Backlog
@@ -19,7 +20,8 @@ from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer, decode_frame, encode_frame
 from msgservice.core.ranges import RangeSet
 from msgservice.core.refusal import Refusal
-from msgservice.core.runs import BEHIND, FLIGHT, READY, WAITING, Run, Settled
+from msgservice.core.runs import BEHIND, FINAL, FLIGHT, READY, WAITING, Run, Settled
+from msgservice.core.tried import Attempts
 from msgservice.errors import ProtocolError
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
@@ -49,7 +51,7 @@ class Rows:
 
     cursor: int
     above: list[tuple[int, int]]
-    tried: dict[tuple[int, int], tuple[int, float]]
+    tried: dict[tuple[int, int], Attempts]
     final: dict[int, Status]
 
 
@@ -118,6 +120,7 @@ class OutboxMachine(Machine):
         self.letters: list[Settled] = []  # dead where order is kept, and not stored
         self.failures: dict[int, int] = {}  # tries that failed, of each message
         self.nacked: set[int] = set()  # told "again" or "later" once
+        self.tried: dict[tuple[int, int], Attempts] = {}  # rows of the owner's
         self.rows = Rows(0, [], {}, {})
         self.refuses: set[int] = set()  # the peer said that it is dead
         self.acked: set[int] = set()  # the peer said that it has it
@@ -243,13 +246,34 @@ class OutboxMachine(Machine):
             self._store_letters(rng.randint(1, 3))
             return
         self._store_letters(INTEGER_MAX)
-        tried = {
-            (run.first, run.last): (run.attempts, run.due)
-            for run in backlog.waiting_runs
-            if run.attempts
-        }
-        self.rows = Rows(backlog.cursor, list(backlog.above), tried, dict(self.final))
+        self._store_tried()
+        self.rows = Rows(backlog.cursor, list(backlog.above), dict(self.tried), dict(self.final))
         backlog.committed = max(backlog.committed, backlog.cursor)
+
+    def _store_tried(self) -> None:
+        """Attempts are stored as an owner has them: a row replaces those that begin inside it."""
+        backlog = self.backlog
+        rows = {
+            (run.first, run.last): (run.attempts, run.due if run.due < inf else 0.0, run.reason)
+            for run in backlog.take_failed()
+            if run.state != FINAL and run.first > backlog.cursor and run.first not in backlog.above
+        }
+        new = RangeSet([*rows, *backlog.above, (0, backlog.cursor)])
+        kept = {
+            one: tried
+            for one, tried in self.tried.items()
+            if one[0] not in new or (one[0] <= backlog.cursor < one[1] and one not in rows)
+        }
+        firsts = {first for first, _ in rows}
+        self.tried = {one: tried for one, tried in kept.items() if one[0] not in firsts} | rows
+        noted: dict[int, tuple[int, str]] = {}
+        for (first, last), (attempts, _, reason) in sorted(self.tried.items()):
+            noted |= dict.fromkeys(range(first, last + 1), (attempts, reason))
+        for run in backlog._open:
+            for number in range(run.first, run.last + 1):
+                stored = noted.get(number, (0, ""))
+                known = (run.attempts, run.reason)
+                require(stored == known, "attempts are not stored", number, stored, known)
 
     def _store_letters(self, room: int) -> None:
         """The oldest dead letters are stored, as many messages as there is room for."""
@@ -269,6 +293,7 @@ class OutboxMachine(Machine):
         rows = self.rows
         self.outbox = self._new(rows.cursor)
         self.backlog.restore(rows.above, rows.tried)
+        self.tried = dict(rows.tried)
         self.final = dict(rows.final)
         self.letters = []
         self.offered = 0
@@ -508,7 +533,9 @@ class OutboxMachine(Machine):
             self.pending.remove(one)
         else:
             one.first, one.after = last + 1, last
-        self._answer(Nack(at, last, int(action), rng.choice([0, 0, 10, 3000]), "again"))
+        self._answer(
+            Nack(at, last, int(action), rng.choice([0, 0, 10, 3000]), f"again {self.nacks}")
+        )
 
     def do_reject(self, rng: random.Random) -> None:
         one = self._pick(rng)

@@ -366,7 +366,7 @@ _ALL = [
     ),
     Mutant(
         name="being-here-counts-more-than-having-sent",
-        at="msgservice.log.senders:Senders.seen",
+        at="msgservice.log.senders:Senders._put_to_sleep",
         old="self._seen(senders[key])",
         new="self._heard[key]",
         catcher=_test("tests/contract/test_log_retention.py -k test_5_who", "after_he_was_last"),
@@ -409,9 +409,9 @@ _ALL = [
     ),
     Mutant(
         name="retention-beside-the-door",
-        at="msgservice.log.retention:Retention._tidy",
-        old="self.senders.written()",
-        new="store.transact([('delete from finished where at < 0', ())]); self.senders.written()",
+        at="msgservice.log.senders:Senders._put_to_sleep",
+        old="self._heard.clear()",
+        new="store.transact([('delete from finished where at < 0', ())]); self._heard.clear()",
         catcher=_test("tests/unit/test_log_entries.py -k beside_the_door", "beside_the_door"),
     ),
     Mutant(
@@ -431,7 +431,7 @@ _ALL = [
     Mutant(
         name="work-of-another-order-goes-on",
         at="msgservice.receiver.handling.engine:Handling.reconnected",
-        old="if is_changed or sender.is_changing:",
+        old="if is_changed or node.is_changing:",
         new="if False:",
         catcher=_test("tests/unit/test_receiver_lanes.py -k none_to_strict", "none_to_strict"),
     ),
@@ -465,10 +465,24 @@ _ALL = [
     ),
     Mutant(
         name="attempts-of-the-rest-are-not-noted",
-        at=f"{BACKLOG}._cut_out",
-        old="if rest.attempts and self._open.lowest() is not run:",
+        at=f"{BACKLOG}.split",
+        old="if rest.attempts:",
+        new="if rest.attempts and self._open.lowest() is not run:",
+        catcher=_test("tests/unit/test_node_attempts.py -k outlive", "a_run_outlive"),
+    ),
+    Mutant(
+        name="attempts-of-what-many-ranges-cut-are-not-noted",
+        at=f"{BACKLOG}._cut_at",
+        old="if run.attempts:",
         new="if False:",
-        catcher=_test("tests/unit/test_node_attempts.py -k outlive", "attempts_of_a_run_outlive"),
+        catcher=_test("tests/unit/test_node_attempts.py -k outlive", "a_run_outlive"),
+    ),
+    Mutant(
+        name="a-stale-attempt-takes-the-row-of-what-was-acknowledged",
+        at="msgservice.node.outlet_progress:OutletProgress.take_progress",
+        old="*self._failed_rows(failed, cursor), *self._acked_rows(above), *rows",
+        new="*self._acked_rows(above), *self._failed_rows(failed, cursor), *rows",
+        catcher=_test("tests/unit/test_node_attempts.py -k outlive", "a_run_outlive"),
     ),
     # --- acknowledged UDP
     Mutant(
@@ -589,21 +603,21 @@ _ALL = [
     ),
     Mutant(
         name="stored-inbox-goes-on-behind-a-commit-that-failed",
-        at="msgservice.receiver.inbox_file:InboxFile._committed",
+        at="msgservice.receiver.inbox.file:InboxFile._tell",
         old="entry.gate.is_shut = True",
         new="pass",
         catcher=_test("tests/unit/test_receiver_inbox.py", "written_before_what_found_no_room"),
     ),
     Mutant(
         name="stored-inbox-fails-by-a-statement-of-a-handler",
-        at="msgservice.receiver.inbox_file:InboxFile._guarded_call",
+        at="msgservice.receiver.inbox.file:InboxFile._guarded_call",
         old="isinstance(lost, apsw.ConstraintError)",
         new="lost is transaction",
         catcher=_test("tests/unit/test_inbox_file.py", "rolls_the_transaction_back_fails_alone"),
     ),
     Mutant(
         name="stored-inbox-fails-by-a-handler-that-exits",
-        at="msgservice.receiver.inbox_file:InboxFile._guarded_call",
+        at="msgservice.receiver.inbox.file:InboxFile._guarded_call",
         old="except BaseException",
         new="except Exception",
         catcher=_test("tests/unit/test_receiver_inbox.py", "exits_fails_like_any_other"),
@@ -631,7 +645,7 @@ _ALL = [
     ),
     Mutant(
         name="stored-inbox-commits-behind-a-rollback",
-        at="msgservice.receiver.inbox_transaction:Transaction._connection",
+        at="msgservice.receiver.inbox.transaction:Transaction._connection",
         old="if self.lost is not None:",
         new="if self._db is None:",
         catcher=_test("tests/unit/test_inbox_file.py", "rolls_the_transaction_back_fails_alone"),
@@ -639,7 +653,7 @@ _ALL = [
     Mutant(
         name="removed-receiver-handles-what-it-had",
         at="msgservice.receiver.handling.engine:Handling.removed",
-        old="self._end_lanes(sender)",
+        old="self._end_lanes(node)",
         new="pass",
         catcher=_test("tests/unit/test_receiver_removed.py", "test_10_"),
     ),
@@ -670,6 +684,13 @@ _ALL = [
         old="int(self._time.now() * 1000)",
         new="self._time.wall()",
         catcher=_by("client", "stored twice"),
+    ),
+    Mutant(
+        name="a-sender-that-sleeps-is-new",
+        at="msgservice.log.state:State.sender",
+        old="if known is None and key in self.asleep:",
+        new="if False:",
+        catcher=_test("tests/contract/test_log_retention.py -k sleep", "that_sleep_are_known"),
     ),
     Mutant(
         name="quiet-is-away",
@@ -823,9 +844,9 @@ _ALL = [
     Mutant(
         name="a-lane-is-looked-for-among-all",
         at="msgservice.core.stuck_lanes:StuckLanes.take_back",
-        old="back = self.front(lane).between(head.last + 1, INTEGER_MAX)",
-        new="back = [r for r in self._open if r.lane == lane and r.first > head.last"
-        " and r.state != BEHIND]",
+        old="if len(front) == 1 and head.first in front.by_first:\n        return []",
+        new="return self._put_behind(stuck, [r for r in self._open if r.lane == lane"
+        " and r.first > head.last and r.state != BEHIND])",
         catcher=_test("tests/bounds/test_reactor.py -k twice_as_many", "twice_as_many_answers"),
     ),
     Mutant(
@@ -969,6 +990,13 @@ _ALL = [
         old="if has_jumped or is_late or (",
         new="if has_jumped or (",
         catcher=_test("tests/unit/test_clock.py", "test_17_a_clock_set_forward_and_back"),
+    ),
+    Mutant(
+        name="a-dial-on-the-wall-clock",
+        at="msgservice.clock:TimedReactor.__init__",
+        old="MethodType(made.__func__, self)",
+        new="made",
+        catcher=_test("tests/unit/test_clock.py", "test_17_a_dial_without_an_answer"),
     ),
     Mutant(
         name="insecure-opens-administration",

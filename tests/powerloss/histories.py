@@ -19,8 +19,8 @@ from msgservice.client.outbox_file import OutboxFile
 from msgservice.core.runs import Run, producer_run
 from msgservice.log.sqlite import SqliteLog
 from msgservice.message import BareMessage, encode_messages
-from msgservice.receiver.inbox_file import InboxFile
-from msgservice.receiver.inbox_transaction import Transaction
+from msgservice.receiver.inbox.file import InboxFile
+from msgservice.receiver.inbox.transaction import Transaction
 from tests.kit.limits import Limits
 from tests.kit.simdisk import SimDisk, SimThreads
 from tests.powerloss.log_model import LogHistory, check

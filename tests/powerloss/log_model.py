@@ -383,7 +383,7 @@ def check(log: StoreLog, snapshot: Snapshot | None, model: LogModel, wait: Wait)
     """Raise `AssertionError` where the log does not hold what the model does."""
     model = deepcopy(model)
     for key, taken in model.taken.items():
-        resume = log.resume(*key)
+        resume = wait(log.resume(*key))
         have = RangeSet([(1, resume.floor - 1)] if resume.floor > 1 else [])
         for low, high in resume.ranges:
             have.add(low, high)

@@ -28,7 +28,7 @@ from msgservice.errors import ClientClosed, Reject, Retry
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
 from msgservice.node.node import Node
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Account, ReceiverRow
@@ -38,7 +38,7 @@ from tests.kit.faulty import Faults, FaultyWorld
 from tests.kit.faulty_datagrams import datagram_net
 from tests.kit.faulty_transport import FaultyTransport, Process
 from tests.kit.limits import Limits
-from tests.kit.simdisk import SimThreads
+from tests.kit.simdisk import SimThreads, close_as_killed
 from tests.simulation.udp_watch import UdpWatch, WatchedTransport
 
 # Crashes count as attempts of what is probed, and are not what is meant here; the node pauses its
@@ -417,9 +417,7 @@ class ClockInbox(InboxFile):
 
     def die(self) -> None:
         """Close what the kernel closes when a process is killed; its transaction is undone."""
-        if self._file._db is not None:
-            self._file._db.close(True)
-        self._file._lock.release()
+        close_as_killed(self._file)
 
     def bodies(self) -> list[bytes]:
         """Return what is in the handlers' table."""

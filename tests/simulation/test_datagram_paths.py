@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from msgservice.core.datagram.chunks import Chunk
 from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.errors import MessageTooLarge
-from tests.simulation.datagram_paths import Bottleneck, Host, Path, World
+from tests.simulation.datagram_paths import Address, Bottleneck, Host, Path, World
 
 SETTLING = 5.0  # the figures hold after the first seconds
 
@@ -260,6 +261,29 @@ def test_a_peer_that_lost_its_state_is_sent_again_what_it_had_not_answered() -> 
 
     assert world.run(100, until=lambda: a.settled == [b"one"])
     assert [b"one", b"one"] == b.handled
+
+
+def test_a_repeated_probe_says_again_what_arrived() -> None:
+    """Its acknowledgement was lost too, and the other side waits longer each time without one."""
+    world = World(1)
+    a, b = pair(world)
+    a.send(b.address, b"first")
+    assert world.run(5, until=lambda: a.settled == [b"first"])
+    heard = world.now + 0.5  # from then on, a hears b again
+
+    def cut(source: Address, to: Address, datagram: bytes) -> bytes | None:
+        is_lost = b"second" in b.handled if source == a.address else world.now < heard
+        return None if is_lost else datagram
+
+    world.taps.append(cut)
+    a.send(b.address, b"second")
+
+    assert world.run(5, until=lambda: b"second" in a.settled)
+    session = a.endpoint.peers[b.address].session
+    assert session is not None
+    session.flight.catch_up()
+    in_flight = [item for sent in session.flight.recovery.in_flight.values() for item in sent[2]]
+    assert all(item.received for item in in_flight if type(item) is Chunk)
 
 
 def test_both_sides_may_begin_at_once_and_end_in_one_session() -> None:

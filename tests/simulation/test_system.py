@@ -10,19 +10,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
+from msgservice.client.outbox_file import OutboxFile
 from msgservice.core.datagram.receiver import ReceivingHalf
 from msgservice.core.inbox import Inbox, Marks
 from msgservice.message import Status
+from msgservice.receiver.inbox.file import InboxFile
 from msgservice.transport.udp import bearer as udp_bearer
 from msgservice.transport.udp import endpoint as udp_endpoint
 from msgservice.transport.udp import transport as udp
 from tests.kit.faulty import CALM, Faults
+from tests.kit.simdisk import SimThreads, close_as_killed
 from tests.simulation.seeds import seeds
 from tests.simulation.system import HandlerFault, System
 
@@ -31,6 +37,7 @@ WEATHERS = {
     "rough": Faults(),
     "storm": Faults(cut=0.12, hold=0.05, half_open=20.0, loss=0.2, reorder=0.8, partition=0.004),
 }
+NO_REACTOR: Any = None  # its threads are simulated
 EVERYBODY = ("node", "shop", "attached", "picky", "dialled")
 
 
@@ -117,6 +124,51 @@ def rough(seed: int, folder: Path) -> System:
     system = System(seed, folder, faults=Faults(), kinds=["udp"], mortal=EVERYBODY)
     system.play(MESSAGES)
     return system
+
+
+LOSSY = replace(CALM, delay=(0.01, 0.01), loss=0.3)
+# Half of all round trips are lost then, and what is asked again waits twice as long each time: 1,
+# 2, 4 and 8 s for a HELLO, 10 s until a session that has not opened is given up, and as much for
+# the next one. A stall would be as long as the run.
+LOSSY_SECONDS = 60
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_udp_that_loses_three_in_ten_each_way_carries_all_within_a_minute(
+    seed: int, tmp_path: Path
+) -> None:
+    system = System(seed, tmp_path, faults=LOSSY, kinds=["udp"])
+    world = system.world
+    world.run_until(lambda: system.knows_all, seconds_max=LOSSY_SECONDS)
+    world.run(1)
+    system.send_all(20)
+    producers = system.producers.values()
+    world.run_until(lambda: all(party.is_done for party in producers), seconds_max=LOSSY_SECONDS)
+    system.heal()
+    system.check()
+
+
+def test_a_killed_process_leaves_no_file_open(tmp_path: Path) -> None:
+    clock = Clock()
+    outbox = OutboxFile(tmp_path / "o.db", reactor=NO_REACTOR, threads=SimThreads(clock))
+    inbox = InboxFile(tmp_path / "i.db", reactor=NO_REACTOR, threads=SimThreads(clock))
+    for box in (outbox, inbox):
+        box.open()
+        clock.pump([0.01] * 5)
+    assert len(open_below(tmp_path)) > 2
+    for box in (outbox, inbox):
+        close_as_killed(box._file)
+        close_as_killed(box._file)  # nothing is left to do
+    assert [] == open_below(tmp_path)
+
+
+def open_below(folder: Path) -> list[str]:
+    """Return the files of a folder that this process has open."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.append(str(descriptor.readlink()))
+    return [name for name in found if name.startswith(str(folder))]
 
 
 def test_one_seed_is_one_history(tmp_path: Path) -> None:

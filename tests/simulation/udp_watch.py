@@ -20,6 +20,7 @@ from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
 from msgservice.transport.udp.bearer import UdpChannel
 from msgservice.transport.udp.transport import UdpTransport
+from tests.kit.faulty_transport import ChecksNothing
 
 Key = tuple[int, int]  # session id, role of the sender
 MakeUser = Callable[[], IChannelUser]
@@ -176,7 +177,7 @@ class WatchedUser:
 
 
 @implementer(ITransport)
-class WatchedTransport:
+class WatchedTransport(ChecksNothing):
     """A `UdpTransport` whose users are watched."""
 
     schemes = ("udp",)

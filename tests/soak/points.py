@@ -52,13 +52,13 @@ PRODUCER: dict[str, Place] = {
 }
 RECEIVER: dict[str, Place] = {
     "before the inbox's commit": (
-        "msgservice.receiver.inbox_file",
+        "msgservice.receiver.inbox.file",
         "InboxFile",
         "_commit",
         "before",
     ),
-    "after the inbox's commit": ("msgservice.receiver.inbox_file", "InboxFile", "_commit", "after"),
-    "while the inbox opens": ("msgservice.receiver.inbox_file", "InboxFile", "_load", "after"),
+    "after the inbox's commit": ("msgservice.receiver.inbox.file", "InboxFile", "_commit", "after"),
+    "while the inbox opens": ("msgservice.receiver.inbox.file", "InboxFile", "_load", "after"),
 }
 POINTS: dict[str, dict[str, Place]] = {
     "node": NODE,

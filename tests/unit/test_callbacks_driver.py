@@ -2,14 +2,18 @@
 
 from typing import Any, get_args
 
+import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 
 from msgservice.errors import ClientClosed
+from msgservice.faces.callbacks.dispatch import Call, awaited
 from msgservice.faces.callbacks.driver import Driver
 from msgservice.faces.callbacks.protocol.events import Event, MessageReceived
 from msgservice.faces.callbacks.protocol.peer import CallbackPeer
 from msgservice.faces.callbacks.registry import CallbackRegistry
+from msgservice.node.node import Node
 from tests.kit.callbacks_world import ENCODER
 from tests.kit.doubles import double
 
@@ -73,6 +77,48 @@ def test_callbacks_get_the_connection_and_not_its_driver() -> None:
     alone.connect()
     alone.driver.wire_received(ENCODER.action("do", [7], None))
     assert [(alone, 7)] == got
+
+
+async def an_async_generator(*args: Any) -> Any:
+    yield args
+
+
+def a_generator(*args: Any) -> Any:
+    yield args
+
+
+@pytest.mark.parametrize("callback", [a_generator, an_async_generator])
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda callback: CallbackRegistry().message_callback("do")(callback),
+        lambda callback: CallbackRegistry().request_callback("ask")(callback),
+        lambda callback: Call(callback, (), None),
+        lambda callback: Node(Clock(), "data", failed=callback),
+    ],
+    ids=["action", "request", "answer", "failed"],
+)
+def test_a_function_whose_body_would_never_run_is_refused(callback: Any, door: Any) -> None:
+    with pytest.raises(TypeError, match="is a generator function: its body does not run by itself"):
+        door(callback)
+
+
+@pytest.mark.parametrize("returned", [a_generator, an_async_generator])
+def test_a_callback_that_returns_a_generator_has_not_run_and_failed(
+    returned: Any, logged_failures: list[LogEvent]
+) -> None:
+    alone = Alone()
+    alone.registry.message_callback("do")(lambda connection: returned())
+    alone.registry.request_callback("ask")(lambda connection: returned())
+    alone.connect()
+    alone.driver.wire_received(ENCODER.action("do", [], None))
+    alone.driver.wire_received(ENCODER.request("ask", "0001", [], None))
+    with pytest.raises(TypeError, match="a callback returned"):
+        awaited(returned)  # hooks
+    told = [event["log_failure"].getErrorMessage() for event in logged_failures]
+    assert 2 == len(told)
+    assert all(line.startswith("a callback returned a") for line in told)
+    logged_failures.clear()
 
 
 def test_a_newer_wire_takes_the_place_of_the_one_before() -> None:

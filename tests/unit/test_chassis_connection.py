@@ -15,8 +15,8 @@ from zope.interface import directlyProvides
 
 from msgservice.faces import axon as Axon
 from msgservice.faces.axon.Ipc import producerFinished, socketShutdown
+from msgservice.faces.chassis import ChassisFactory, ChassisLimits, SimpleServer
 from msgservice.faces.chassis.connection import Connection
-from msgservice.faces.chassis.server import ChassisFactory, ChassisLimits, SimpleServer
 
 BUFFER = 65536  # beyond which Twisted's transports ask for a pause
 

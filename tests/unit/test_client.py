@@ -517,6 +517,25 @@ def test_a_lost_answer_for_what_is_no_longer_in_the_log_has_no_position() -> Non
     assert (None, ("r1", "r2")) == (now(sent).position, now(sent).receivers)
 
 
+def test_14_a_producer_keeps_nothing_of_the_attempts_that_were_lost() -> None:
+    """It stores none of them, and a message that waits for its node for days has many."""
+    world = ClientWorld()
+    world.node.answering = False
+    sent = world.client.send("a", b"1")
+    world.settle()
+    for _ in range(5):
+        world.node.inboxes.clear()  # it was not stored
+        world.node.stored.clear()
+        world.node.cut()
+        world.advance(60.0)
+    (run,) = world.client._hop.backlog.open_between(1, 1)
+    assert run.attempts > 1
+    world.node.connection.send(Nack(1, 1, int(Action.RETRY), 0, "not now"))
+    world.settle()
+    assert not world.client._hop.backlog.has_failed
+    assert not sent.called
+
+
 def test_1_floor_tells_what_is_settled() -> None:
     world = ClientWorld()
     for _ in range(3):

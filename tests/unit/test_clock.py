@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet import error
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.posixbase import PosixReactorBase
+from twisted.internet.protocol import ClientFactory, DatagramProtocol
 from twisted.internet.task import Clock
+from twisted.internet.testing import AccumulatingProtocol
+from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from msgservice.clock import TICK, MonotonicTimers, Ticks, monotonic_of, timed
+from msgservice.clock import TICK, MonotonicTimers, Ticks, TimedReactor, monotonic_of, timed
 
 HOUR = 3600.0
 
@@ -217,3 +224,87 @@ def test_17_a_tick_that_makes_such_a_call_goes_on_ticking() -> None:
     reactor.jump(-HOUR)
     reactor.pass_seconds(3)
     assert [1.0] == pytest.approx(made, abs=TICK + 0.06)
+
+
+class Networked(Reactor):
+    """Such a reactor that makes Twisted's own ports and connectors; no descriptor ever speaks."""
+
+    connectTCP = PosixReactorBase.connectTCP
+    connectUNIX = PosixReactorBase.connectUNIX
+    listenTCP = PosixReactorBase.listenTCP
+    listenUNIX = PosixReactorBase.listenUNIX
+    listenUDP = PosixReactorBase.listenUDP
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timed: Any = TimedReactor(self, self.timers)
+
+    def addReader(self, reader: object) -> None: ...
+
+    removeReader = addWriter = removeWriter = addReader
+
+
+class Noting(ClientFactory):
+    """Protocols and failures, as they come."""
+
+    def __init__(self) -> None:
+        self.failed: list[type[BaseException] | None] = []
+        self.made: list[Any] = []
+
+    def buildProtocol(self, addr: object) -> Any:
+        self.made.append(AccumulatingProtocol())
+        return self.made[-1]
+
+    def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
+        self.failed.append(reason.type)
+
+
+@pytest.mark.parametrize("jump", [-HOUR, HOUR])
+def test_17_a_dial_without_an_answer_times_out_whatever_the_clock_does(jump: float) -> None:
+    reactor, factory = Networked(), Noting()
+    with socket.create_server(("127.0.0.1", 0)) as unheard:
+        reactor.timed.connectTCP(*unheard.getsockname(), factory, timeout=10)
+        reactor.pass_seconds(1)
+        reactor.jump(jump)
+        reactor.pass_seconds(8)
+        assert [] == factory.failed
+        reactor.pass_seconds(2)
+        assert [error.TimeoutError] == factory.failed
+
+
+def test_17_a_dial_begins_though_the_clock_goes_back_in_that_turn(tmp_path: Path) -> None:
+    reactor, factory = Networked(), Noting()
+    reactor.timed.connectUNIX(str(tmp_path / "nobody"), factory)
+    reactor.jump(-HOUR)
+    reactor.pass_seconds(1)
+    assert [error.ConnectError] == factory.failed
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "udp"])
+def test_17_a_port_closes_though_the_clock_goes_back_in_that_turn(
+    kind: str, tmp_path: Path
+) -> None:
+    reactor = Networked()
+    listen = {
+        "tcp": lambda: reactor.timed.listenTCP(0, Noting(), interface="127.0.0.1"),
+        "unix": lambda: reactor.timed.listenUNIX(str(tmp_path / "here"), Noting()),
+        "udp": lambda: reactor.timed.listenUDP(0, DatagramProtocol(), "127.0.0.1"),
+    }[kind]
+    closed = listen().stopListening()
+    reactor.jump(-HOUR)
+    reactor.pass_seconds(1)
+    assert closed.called
+
+
+def test_17_a_connection_is_aborted_though_the_clock_goes_back_in_that_turn() -> None:
+    reactor, factory = Networked(), Noting()
+    port = reactor.timed.listenTCP(0, factory, interface="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", port.getHost().port)):
+        port.doRead()
+        (protocol,) = factory.made
+        protocol.transport.abortConnection()
+        reactor.jump(-HOUR)
+        reactor.pass_seconds(1)
+        assert protocol.closed
+    port.stopListening()
+    reactor.pass_seconds(1)

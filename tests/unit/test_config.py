@@ -245,12 +245,20 @@ subjects = []
     assert ["2", "6"] == [told.partition(":")[0] for told in problems(file, text)]
 
 
+@pytest.mark.usefixtures("operators_limits")
 def test_a_backlog_of_a_receiver_that_is_more_than_the_log_is_refused(file: Path) -> None:
     text = "[[receiver]]\nname = 'a'\nsubjects = []\nbacklog_bytes = 3_000_000\n"
     assert [
-        "4: receiver.backlog_bytes: must be at most max_bytes of [limits], which is 2000000,"
-        " not 3000000"
+        "4: receiver.backlog_bytes: must be at most max_bytes, which is 2000000, not 3000000"
     ] == problems(file, text + "[limits]\nmax_bytes = 2_000_000\n")
+
+
+@pytest.mark.usefixtures("operators_limits")
+def test_a_backlog_of_a_receiver_is_no_less_than_the_nodes_may_be(file: Path) -> None:
+    text = "[[receiver]]\nname = 'a'\nsubjects = []\nbacklog_bytes = 10\n"
+    assert ["4: receiver.backlog_bytes: must be at least 65536, or 0, not 10"] == problems(
+        file, text
+    )
 
 
 @pytest.mark.parametrize(
@@ -391,7 +399,7 @@ heartbeat = -1
         '15: receiver.subjects: must be a list of strings, not "orders"',
         "16: receiver.name: is missing; it must be a string",
         "17: receiver.address: bad address 'mail:someone': unknown scheme 'mail' (known: "
-        "haproxy, ssl, stdio, systemd, tcp, tcp6, tls, udp, unix)",
+        "ssl, tcp, tls, udp, unix)",
         "18: receiver.subjects: 'a' is there twice",
         "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',

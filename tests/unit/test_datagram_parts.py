@@ -134,6 +134,20 @@ def test_a_timeout_sends_the_oldest_again_and_a_repeated_one_the_two_oldest() ->
     assert (2, chunks[:2]) == made.take_probes()
 
 
+def test_a_probe_passes_over_what_was_handled_and_not_acknowledged() -> None:
+    """Its acknowledgement was lost, and what is behind it may be as well."""
+    made, _ = flight()
+    chunks = [chunk(nonce) for nonce in (1, 2, 3, 4)]
+    for item in chunks:
+        send(made, item)
+    chunks[0].remaining = chunks[2].remaining = 0
+    for expected in ((1, [chunks[1]]), (2, [chunks[1], chunks[3]])):
+        due = made.recovery.timeout_at()
+        assert due is not None
+        assert made.receive_time(due)
+        assert expected == made.take_probes()
+
+
 def test_what_waits_fails_only_with_a_peer_that_is_silent_and_was_asked_as_often() -> None:
     patience = Patience(10.0, 2)
     peer = Peer(ADDRESS, LIMITS.message_bytes, 2, 0.0)

@@ -22,6 +22,7 @@ MODULES = {
     path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in ROOT.rglob("*.py")
 }
 
+NO_NOUN = re.compile(r"(What|Who|Whom|Whose|Its|It)\b").match
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -93,6 +94,15 @@ def test_no_docstring_sends_its_reader_to_the_module(module: str) -> None:
         for _, node in definitions(MODULES[module])
         if re.match("see the module", ast.get_docstring(node) or "", re.IGNORECASE)
     ]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_docstring_begins_with_a_noun_of_the_field(module: str) -> None:
+    """`grep` for what something is finds the sentence that says it."""
+    nodes: list[ast.Module | Definition] = [MODULES[module]]
+    nodes += [node for _, node in definitions(MODULES[module])]
+    texts = [ast.get_docstring(node) or "" for node in nodes]
+    assert [] == [text.splitlines()[0] for text in texts if NO_NOUN(text)]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_flight_limit_that_has_ended_waits_for_no_answers() -> None:
 
 def test_attempts_are_taken_once_and_split_where_a_run_ends() -> None:
     tried = Tried()
-    tried.remember({(1, 2): (1, 0.5), (5, 9): (2, 1.5)})
-    assert [(5, 6, (2, 1.5))] == tried.take(4, 6)  # 1 and 2 were passed by: they are settled
-    assert [(7, 9, (2, 1.5))] == tried.take(7, 20)
+    tried.remember({(1, 2): (1, 0.5, ""), (5, 9): (2, 1.5, "no")})
+    assert [(5, 6, (2, 1.5, "no"))] == tried.take(4, 6)  # 1 and 2 were passed by: they are settled
+    assert [(7, 9, (2, 1.5, "no"))] == tried.take(7, 20)
     assert 0 == len(tried)

@@ -19,9 +19,9 @@ from msgservice.core.frames import Transfer
 from msgservice.core.inbox import Arrival
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, Reject
 from msgservice.message import BareMessage, encode_messages
-from msgservice.receiver.inbox_file import Handled, InboxFile
-from msgservice.receiver.inbox_rejections import Rejections
-from msgservice.receiver.inbox_transaction import Transaction
+from msgservice.receiver.inbox.file import Handled, InboxFile
+from msgservice.receiver.inbox.rejections import Rejections
+from msgservice.receiver.inbox.transaction import Transaction
 from msgservice.records import Resume
 from tests.kit.faulty_vfs import faulty_vfs
 from tests.kit.threads import ThreadCalls
@@ -101,6 +101,41 @@ def test_a_fault_of_our_own_is_logged_and_fails_whoever_waits(
     assert [str(event["log_failure"].value) for event in logged_failures] == ["a fault of ours"]
     logged_failures.clear()
     box.close()
+
+
+@pytest.mark.parametrize("place", ["commit", "statement"])
+def test_a_fault_of_our_own_behind_a_commit_fails_whoever_waits(
+    path: Path, monkeypatch: pytest.MonkeyPatch, logged_failures: list[LogEvent], place: str
+) -> None:
+    box = Box(path)
+
+    def fail(*arguments: Any) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(InboxFile, "_undo", fail)
+    monkeypatch.setattr(Rejections, "adopt" if place == "commit" else "save", fail)
+    waiting = [box.start(1, "a"), box.start(2, "b")]  # the second is behind the first's commit
+    for one in waiting:
+        with pytest.raises(LogFailed, match="a fault of ours"):
+            box.threads.wait(one)
+    with pytest.raises(LogFailed, match="a fault of ours"):
+        box.run(3, "c")
+    assert "a fault of ours" in {str(event["log_failure"].value) for event in logged_failures}
+    logged_failures.clear()
+    box.close()
+
+
+def test_a_file_that_another_program_writes_to_refuses_what_waits(box: Box, path: Path) -> None:
+    box.file._file.db.set_busy_timeout(0)
+    other = apsw.Connection(str(path))
+    other.execute("begin immediate")
+    waiting = [box.start(1, "a"), box.start(2, "b")]
+    for one in waiting:
+        with pytest.raises(LogUnavailable, match="locked"):
+            box.threads.wait(one)
+    other.execute("rollback")
+    other.close()
+    assert box.run(1, "a") == Handled(1, None)
 
 
 def test_25_effects_and_marks_survive_together(box: Box, path: Path, tmp_path: Path) -> None:
@@ -202,7 +237,7 @@ def test_25_a_rejection_is_kept_until_the_senders_floor_passes_it(box: Box, path
 def test_25_rejections_of_one_incarnation_are_bounded(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.receiver.inbox_rejections.REJECTED_MAX", 3)
+    monkeypatch.setattr("msgservice.receiver.inbox.rejections.REJECTED_MAX", 3)
     for sequence in range(1, 6):
         box.run(sequence, "x", handle=reject)
     assert [one.first for one in box.file.rejected("node", "i.1")] == [3, 4, 5]
@@ -580,7 +615,7 @@ def test_no_room_fails_all_of_the_transaction_and_it_can_be_handed_in_again(path
 def test_25_no_room_for_a_checkpoint_takes_back_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.receiver.inbox_file.CHECKPOINT_COMMITS", 1)
+    monkeypatch.setattr("msgservice.receiver.inbox.file.CHECKPOINT_COMMITS", 1)
     with faulty_vfs() as faults:
         box = Box(path, vfs="faulty")
         faults.full = lambda name: name == "inbox.db"
@@ -594,7 +629,7 @@ def test_25_no_room_for_a_checkpoint_takes_back_nothing(
 def test_a_write_ahead_log_of_later_than_the_copy_that_was_put_back_is_damage(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("msgservice.receiver.inbox_file.CHECKPOINT_COMMITS", 2)
+    monkeypatch.setattr("msgservice.receiver.inbox.file.CHECKPOINT_COMMITS", 2)
     box = Box(path)
     box.run(1, "a")
     box.close()

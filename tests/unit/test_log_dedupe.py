@@ -134,7 +134,7 @@ class Producer:
                     self.refused |= numbers
                 else:
                     assert isinstance(outcome.error, LogFull | LimitReached)
-        resume = self.log.log.resume("shop", "i1")
+        resume = self.log.resume("shop", "i1")
         said = {n for low, high in resume.ranges for n in range(low, high + 1)}
         said.update(range(1, resume.floor))
         assert self.stored <= said <= self.stored | self.refused

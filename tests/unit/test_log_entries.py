@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from msgservice.core.marks import SenderState
-from msgservice.log.entries import Append, DropBatches, GrowOlder
+from msgservice.log.entries import Append, DropBatches, Entry, GrowOlder
 from msgservice.log.loading import load
 from msgservice.log.sqlite import SqliteLog
 from msgservice.log.state import ReceiverState, State, Totals
@@ -77,7 +77,7 @@ def test_the_play_makes_entries_of_every_kind_in_thousands() -> None:
     for seed in range(SEEDS):
         for kind, count in played(seed).kinds.items():
             kinds[kind] = kinds.get(kind, 0) + count
-    assert {"Append", "DropBatches", "DropLetters", "Forget", "ForgetSenders"} == set(kinds)
+    assert {kind.__name__ for kind in Entry.__subclasses__()} == set(kinds)
     assert sum(kinds.values()) > 3500
     assert min(kinds.values()) > 20
 
@@ -110,10 +110,12 @@ def test_35_after_a_cut_the_rest_leads_to_the_same(seed: int, tmp_path: Path) ->
             for entry in play.entries:
                 driver.wait(log._write(partial(apply, log, entry)))
             driver.wait(log._write(log._store.save))
+            disk.cut_at = None
             break
         except Stopped:
             cuts += 1
             disk = disk.restart() if random.random() < 0.5 else disk.killed()
+    disk.cut_at = None  # one drawn last may lie beyond the entries, in the close
     assert {} == differences(play.driver.tables(), tables(log._store.db))
     driver.wait(log.close())
     disk.close()
@@ -273,7 +275,9 @@ def said(state: State) -> dict[str, Any]:
                     value.collected, value.inbox)  # fmt: skip
         return value
 
-    left_out = {"log_id", "saved", "dirty_senders", "dirty_totals", "rows"}
+    assert not len(state.asleep), "what of it is in the table alone is not compared"
+    left_out = {"log_id", "saved", "dirty_senders", "dirty_totals", "rows", "asleep"}
+    left_out.add("saved_sender")
     return {
         field.name: plain(getattr(state, field.name))
         for field in fields(State)

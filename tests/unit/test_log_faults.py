@@ -68,7 +68,7 @@ def test_19_a_group_whose_sync_fails_is_not_told_and_can_be_handed_in_again(
     except LogUnavailable:
         # as if it had never been handed in
         assert (batch.number, batch.stored_at) == (0, 0)
-        assert log.log.resume("shop", "i1").floor == 2
+        assert log.resume("shop", "i1").floor == 2
         assert numbers(log.read([audience])) == [1]
     else:
         pytest.fail("the injected fault did not strike")
@@ -103,7 +103,7 @@ def test_19_a_log_that_cannot_be_made_whole_fails_for_good(log: Driver, faults: 
     faults.sync = lambda name: False
     with pytest.raises(LogFailed):
         log.append(make_batch(audience, 2))
-    assert log.log.resume("shop", "i1").floor == 2
+    assert log.resume("shop", "i1").floor == 2
 
 
 def test_19_what_was_told_survives_a_failed_sync_and_a_crash(
@@ -154,7 +154,7 @@ def test_19_on_a_full_disk_batches_are_refused_and_the_rest_is_stored(
     assert outcome.error.delay > 0
     assert not reserve.exists()
     assert batch.number == 0
-    assert log.log.resume("shop", "i1").floor == 2
+    assert log.resume("shop", "i1").floor == 2
     assert log.unaccounted() == [0]
     assert log.log.room().full is not None
     # made anew before anything is accepted again
@@ -221,7 +221,7 @@ def test_an_unknown_failure_of_one_group_leaves_no_trace(tmp_path: Path) -> None
     strike.clear()
     assert (batch.number, new.number) == (0, 0)
     assert not new.audience.stored
-    assert log.log.resume("shop", "i2") == Resume()
+    assert log.resume("shop", "i2") == Resume()
     log.append(batch, new)
     assert numbers(log.read([audience, new.audience])) == [1, 2, 3]
     assert log.unaccounted() == [0]

@@ -23,7 +23,7 @@ from msgservice.limits import Limits
 from msgservice.log.copying import copy_log
 from msgservice.log.schema import SCHEMA
 from msgservice.message import Status
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import Batch, Known
 from tests.kit.logs import Driver, make_batch

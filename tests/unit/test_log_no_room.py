@@ -29,7 +29,7 @@ from msgservice.limits import Limits
 from msgservice.log.copying import copy_log
 from msgservice.log.schema import SCHEMA
 from msgservice.message import Status
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from msgservice.records import Batch, RefusedBatch
 from tests.kit.logs import Driver, make_batch
 from tests.kit.threads import ThreadCalls

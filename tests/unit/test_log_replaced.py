@@ -16,8 +16,10 @@ from msgservice.core.runs import producer_run
 from msgservice.disk.folder import FolderLock
 from msgservice.errors import LogFailed, LogLocked, LogReplaced
 from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
+from msgservice.node.node import Node
 from msgservice.node.process import HOLD_SAYS, end_process
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from tests.kit.logs import Driver, make_batch
 from tests.kit.nodes import NodeWorld
 from tests.kit.threads import ThreadCalls
@@ -126,20 +128,43 @@ def test_33_a_node_that_is_idle_notices_too(replaced: str | None, gone: str | No
     assert len(world.failures) == 1
 
 
+class Reactor(Clock):
+    running = True
+
+    def stop(self) -> None:
+        raise AssertionError("what was acknowledged would go with the process")
+
+    addSystemEventTrigger = stop
+
+
+def holds(logged: list[LogEvent]) -> int:
+    said = [formatEvent(event) or "" for event in logged]
+    return sum("and waits to be stopped: log.db was replaced" in line for line in said)
+
+
 def test_33_a_process_with_replaced_files_stays_until_it_is_stopped(
     logged: list[LogEvent],
 ) -> None:
-    class Reactor(Clock):
-        running = True
-
-        def stop(self) -> None:
-            raise AssertionError("what was acknowledged would go with the process")
-
-        addSystemEventTrigger = stop
-
     reactor = Reactor()
     end_process(reactor, LogReplaced("log.db was replaced"))
     reactor.advance(HOLD_SAYS)
-    said = [formatEvent(event) for event in logged]
-    assert len(said) == 2
-    assert all("log.db was replaced" in line for line in said)
+    assert holds(logged) == len(logged) == 2
+
+
+def test_33_a_node_that_was_stopped_says_no_more_that_its_files_were_replaced(
+    logged: list[LogEvent],
+) -> None:
+    reactor = Reactor()
+    limits = Limits()
+    log = MemoryLog(reactor=reactor, limits=limits)
+    node = Node(reactor, log, limits=limits, rng=lambda: 1.0)
+    for starts in range(2):
+        node.startService()
+        reactor.pump([0.1] * 50)
+        for _ in range(2):  # whoever notices tells
+            node._failed(LogReplaced("log.db was replaced"))
+        reactor.pump([HOLD_SAYS] * 2)
+        assert holds(logged) == 3 * (starts + 1)
+        node.stopService()
+        reactor.pump([0.1] * 50)
+        assert reactor.getDelayedCalls() == []

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from msgservice.faces import messaging
 from msgservice.faces.callbacks.files import FileRoot, IncomingFile
 from msgservice.faces.callbacks.protocol.wire import Encoder
 from msgservice.faces.callbacks.registry import DEFAULT
-from msgservice.faces.messaging import manager as messaging
+from msgservice.faces.messaging.manager import logger
 from tests.kit.callbacks_vectors import CUT_OFF, VECTORS
 
 EMPTY = inspect.Parameter.empty
@@ -873,4 +874,4 @@ def test_without_a_network_the_address_is_localhost(monkeypatch: pytest.MonkeyPa
 
 
 def test_log_is_the_standard_librarys() -> None:
-    assert isinstance(messaging.logger, logging.Logger)
+    assert isinstance(logger, logging.Logger)

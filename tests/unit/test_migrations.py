@@ -24,8 +24,8 @@ from msgservice.disk.migrations import Schema
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 from msgservice.log import sqlite
 from msgservice.log.sqlite import SqliteLog
-from msgservice.receiver import inbox_file
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox import file as inbox_file
+from msgservice.receiver.inbox.file import InboxFile
 from tests.kit.simdisk import SimDisk, SimThreads
 from tests.powerloss.histories import LIMITS, Driver, Stopped
 

@@ -80,7 +80,7 @@ def test_a_client_hears_of_no_receiver_whose_name_cannot_be(kind: type[Frame], n
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_receiver_takes_no_node_of_a_name_that_cannot_be(name: str) -> None:
     world = World(node=Node(ThreadedClock(), name=name))
-    assert not world.receiver.handling.senders
+    assert not world.receiver.handling.nodes
     assert any("bad name" in loss for loss in world.node.losses)
 
 
@@ -96,14 +96,29 @@ def test_a_receiver_handles_nothing_of_a_subject_that_cannot_be(subject: str) ->
     assert [b"x"] == world.handled
 
 
-def test_a_receiver_handles_nothing_of_a_sender_whose_name_cannot_be() -> None:
+GOOD_HASH = "0" * 16
+
+
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        (Origin("shop\x1b", 1, GOOD_HASH, ("log",)), "bad name"),
+        (Origin("shop", 1, "\x1b[2J", ("log",)), "bad name"),
+        (Origin("shop", 1, GOOD_HASH + "0", ("log",)), "Expected `str` of length"),
+        (Origin("shop", 0, GOOD_HASH, ("log",)), "Expected `int`"),
+        (Origin("shop", 1 << 53, GOOD_HASH, ("log",)), "Expected `int`"),
+        (Origin("shop", 1, GOOD_HASH, ("log",) * 17), "Expected `array` of length"),
+        (Origin("shop", 1, GOOD_HASH, ("x" * 65,)), "Expected `str` of length"),
+    ],
+)
+def test_a_receiver_handles_nothing_of_an_origin_that_cannot_be(origin: Origin, told: str) -> None:
+    """What it says is kept beside each message, and counted nowhere: so it is bounded."""
     world = World()
     world.node.knows = False
     assert world.node.connection is not None
-    origin = Origin("shop\x1b", 1, "0" * 16, ("log",))
     world.node.connection.send(Transfer(1, "a", ONE, origin=origin))
     world.run()
-    assert any("bad name" in loss for loss in world.node.losses)
+    assert any(told in loss for loss in world.node.losses)
     assert [] == world.handled
 
 

@@ -553,7 +553,7 @@ def test_1_what_was_refused_leaves_no_hole_once_the_sender_has_settled_it() -> N
     assert 10 == len(billing.bodies())
     shop.transfer(21, "orders.new", [b"last"], floor=21)
     world.settle()
-    resume = world.log.resume("shop", "i1")
+    resume = world.resume("shop", "i1")
     assert (22, ()) == (resume.floor, resume.ranges)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from msgservice.core.frames import (
@@ -16,17 +18,18 @@ from msgservice.core.frames import (
     Ack,
     Hello,
     HelloOptions,
-    Nack,
     ReceiveOptions,
     Transfer,
 )
 from msgservice.interfaces import ITransport
 from msgservice.limits import Limits
+from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
-from msgservice.node.outlet import Outlet
+from msgservice.node.outlet import UNLOAD_AFTER, Outlet
 from msgservice.records import Resume
 from msgservice.transport.local import local_connector
-from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
+from tests.kit.faulty_transport import ChecksNothing
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
 
 ORDERS = {"subjects": ["orders.>"]}
 
@@ -190,7 +193,7 @@ def test_14_a_message_that_processes_die_of_unseen_is_found(other_lanes: int) ->
 
 
 @implementer(ITransport)
-class Here:
+class Here(ChecksNothing):
     """Dials a receiver that is a `ScriptedPeer` of the test's."""
 
     schemes = ("here",)
@@ -288,31 +291,225 @@ def test_a_receiver_that_is_paused_says_why_also_when_its_connection_has_ended(
     assert "paused: too many dead letters" == state_of(world, "billing").last_error
 
 
-def test_14_attempts_of_a_run_outlive_a_restart_where_its_first_part_was_acknowledged() -> None:
-    """Above the cursor, where what is acknowledged has a row of its own: an older one is open."""
-    world = NodeWorld(Limits(retry_delay_max=1.0))
-    shop, receiver = world.peer("shop"), world.peer("billing", receive=ORDERS)
-    shop.transfer(1, "orders.older", [b"older"])
-    shop.transfer(2, "orders.new", [b"2", b"3", b"4", b"5"])
-    world.settle()
-    _, run = receiver.take(Transfer)
-    first, last = run.sequence, run.sequence + 3
-    for _ in range(2):
-        receiver.connection.send(Nack(first, last, 1, 0, "not now"))
-        world.settle(3)
-    receiver.connection.send(Ack([(first, first + 1)]))
-    world.settle()
-    receiver.connection.send(Ack([(first + 2, first + 2)]))
-    world.settle()
-    found: list[Any] = []
-    world.log.find(f"log:{last}").addCallback(found.append)
-    world.settle()
-    assert [state[:2] for state in found[0].states.values()] == [(Status.QUEUED, 2)]
-    world.node.stopService()
-    world.settle(world.limits.stop_timeout + 1)
-    world.start()
-    (outlet,) = world.node.parts.dispatch
-    receiver = world.peer("billing", receive=ORDERS)
-    world.settle(3)
-    assert sorted(receiver.bodies()) == [b"5", b"older"]
-    assert outlet.backlog._open.by_first[last].attempts == 2
+class Tried:
+    """A run of five messages that its receiver was given; an older one is open, or none is."""
+
+    def __init__(self, *, is_older_open: bool, order: str) -> None:
+        clock, limits = Clock(), Limits(retry_delay_max=1.0)
+        self.log = FailingLog(MemoryLog(reactor=clock, limits=limits))
+        self.world = world = NodeWorld(limits, log=self.log, clock=clock)
+        self.receive = ORDERS | {"order": order}
+        self.shop = shop = world.peer("shop", status_from=1)
+        self.receiver = world.peer("billing", receive=self.receive)
+        if is_older_open:
+            shop.transfer(1, "orders.older", [b"older"])
+        shop.transfer(2, "orders.new", [b"0", b"1", b"2", b"3", b"4"])
+        world.settle()
+        self.first = self.receiver.take(Transfer)[-1].sequence
+
+    def hold(self) -> None:
+        """A group is under way until the log is released: all that comes is in the next one."""
+        self.log.hold = True
+        self.shop.transfer(7, "nobody", [b"5"])
+        self.world.settle()
+
+    def nack(self, first: int, last: int, reason: str) -> None:
+        self.receiver.nack(self.first + first, self.first + last, 1, 0, reason)
+        self.world.settle(3)  # it is sent again
+
+    def ack(self, *ranges: tuple[int, int]) -> None:
+        self.receiver.connection.send(
+            Ack([(self.first + first, self.first + last) for first, last in ranges])
+        )
+        self.world.settle()
+
+    def lose(self) -> None:
+        self.receiver.connection.abort()
+        self.world.settle()
+        self.receiver = self.world.peer("billing", receive=self.receive)
+        self.world.settle(3)
+
+    def restart(self) -> None:
+        self.world.node.stopService()
+        self.world.settle(self.world.limits.stop_timeout + 1)
+        self.world.start()
+
+    def known(self) -> dict[int, tuple[int, str]]:
+        """Attempts and reason of what is open, by its place in the run, as the log has them."""
+        known = {}
+        for place in range(5):
+            found: list[Any] = []
+            self.world.log.find(f"log:{self.first + place}").addCallback(found.append)
+            self.world.settle()
+            for status, attempts, reason in found[0].states.values():
+                if status is Status.QUEUED:
+                    known[place] = attempts, reason
+        return known
+
+    def in_memory(self) -> dict[int, tuple[int, str]]:
+        """The same, as the outlet has it when it has loaded what is open."""
+        (outlet,) = self.world.node.parts.dispatch
+        return {
+            place: (run.attempts, run.reason)
+            for place in range(5)
+            for run in outlet.backlog.open_between(self.first + place, self.first + place)
+        }
+
+
+def _acked_in_part(tried: Tried) -> dict[int, tuple[int, str]]:
+    tried.nack(0, 4, "a")
+    tried.nack(0, 4, "b")
+    tried.ack((0, 1))
+    return dict.fromkeys((2, 3, 4), (2, "b"))
+
+
+def _acked_in_many_parts(tried: Tried) -> dict[int, tuple[int, str]]:
+    tried.nack(0, 4, "a")
+    tried.ack((0, 0), (3, 3))
+    return dict.fromkeys((1, 2, 4), (1, "a"))
+
+
+def _acked_behind_what_is_open(tried: Tried) -> dict[int, tuple[int, str]]:
+    tried.nack(0, 4, "a")
+    tried.ack((1, 1), (3, 3))
+    return dict.fromkeys((0, 2, 4), (1, "a"))
+
+
+def _a_part_failed_again(tried: Tried) -> dict[int, tuple[int, str]]:
+    tried.nack(0, 4, "a")
+    tried.nack(0, 1, "b")
+    return dict.fromkeys((0, 1), (2, "b")) | dict.fromkeys((2, 3, 4), (1, "a"))
+
+
+def _parts_failed_again_and_were_acked(tried: Tried) -> dict[int, tuple[int, str]]:
+    tried.nack(0, 4, "a")
+    tried.ack((1, 1), (3, 3))
+    tried.nack(0, 0, "b")
+    return {0: (2, "b"), 2: (1, "a"), 4: (1, "a")}
+
+
+def _a_part_is_dead(tried: Tried) -> dict[int, tuple[int, str]]:
+    tried.nack(0, 4, "a")
+    tried.receiver.nack(tried.first, tried.first + 1, 2, 0, "never")
+    tried.world.settle()
+    return dict.fromkeys((2, 3, 4), (1, "a"))
+
+
+def _one_was_alone_when_the_connection_was_lost(tried: Tried) -> dict[int, tuple[int, str]]:
+    tried.nack(0, 4, "a")
+    while (outlet := next(iter(tried.world.node.parts.dispatch))).backlog.limit.most != 1:
+        tried.lose()
+    if outlet.backlog.cursor < tried.first - 1:
+        return dict.fromkeys(range(5), (1, "a"))  # the older one was alone
+    tried.lose()
+    lost = (2, "connection lost while it was handled")
+    return {0: lost} | dict.fromkeys((1, 2, 3, 4), (1, "a"))
+
+
+def _acked_when_it_was_loaded_anew(tried: Tried) -> dict[int, tuple[int, str]]:
+    tried.nack(0, 4, "a")
+    tried.receiver.connection.bye()
+    tried.world.settle()
+    tried.receiver.connection.abort()
+    tried.world.settle(UNLOAD_AFTER + 1)
+    assert not tried.in_memory()
+    tried.receiver = tried.world.peer("billing", receive=tried.receive)
+    tried.world.settle(3)
+    tried.ack((1, 2))
+    return dict.fromkeys((0, 3, 4), (1, "a"))
+
+
+ANSWERS: list[Callable[[Tried], dict[int, tuple[int, str]]]] = [
+    _acked_in_part,
+    _acked_in_many_parts,
+    _acked_behind_what_is_open,
+    _a_part_failed_again,
+    _parts_failed_again_and_were_acked,
+    _a_part_is_dead,
+    _one_was_alone_when_the_connection_was_lost,
+    _acked_when_it_was_loaded_anew,
+]
+
+
+@pytest.mark.parametrize("in_one_group", [False, True], ids=["groups", "one group"])
+@pytest.mark.parametrize(
+    ("order", "is_older_open"),
+    [("strict", False), ("strict", True), ("none", True)],
+    ids=["at the cursor", "above it", "above it, without order"],
+)
+@pytest.mark.parametrize("answer", ANSWERS, ids=[one.__name__[1:] for one in ANSWERS])
+def test_14_attempts_and_reasons_of_a_run_outlive_a_restart_however_it_was_answered(
+    answer: Callable[[Tried], dict[int, tuple[int, str]]],
+    is_older_open: bool,
+    in_one_group: bool,
+    order: str,
+) -> None:
+    tried = Tried(is_older_open=is_older_open, order=order)
+    if in_one_group:
+        tried.hold()
+    expected = answer(tried)
+    tried.log.release()
+    tried.world.settle(1)
+    assert tried.in_memory() == expected
+    assert tried.known() == expected
+    tried.restart()
+    assert tried.known() == expected
+    tried.receiver = tried.world.peer("billing", receive=tried.receive)
+    tried.world.settle(3)
+    assert tried.in_memory() == expected
+    # What is answered in part after that is known by the next start.
+    first = min(expected)
+    tried.ack((first, first))
+    del expected[first]
+    tried.restart()
+    assert tried.known() == expected
+
+
+def _answer_at_random(tried: Tried, rng: random.Random) -> None:
+    (outlet,) = tried.world.node.parts.dispatch
+    flying = [run for run in outlet.backlog.runs_in_flight() if run.first >= tried.first]
+    what = rng.choice(["nack", "nack", "ack", "ack", "lose", "hold", "release"])
+    if what == "hold" and not tried.log.hold:
+        tried.log.hold = True
+    elif what == "release":
+        tried.log.release()
+        tried.world.settle()
+    elif what == "lose":
+        tried.lose()
+    elif what == "nack" and flying:
+        run = rng.choice(flying)
+        first = rng.randint(run.first, run.last) - tried.first
+        tried.nack(first, rng.randint(first, run.last - tried.first), f"{rng.random()}")
+    elif what == "ack" and flying:
+        places = [n - tried.first for run in flying for n in range(run.first, run.last + 1)]
+        taken = rng.sample(places, min(len(places), rng.choice([1, 1, 2])))
+        tried.ack(*((place, place) for place in sorted(taken)))
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_14_the_log_has_the_attempts_of_all_that_is_open(seed: int) -> None:
+    rng = random.Random(seed)
+    tried = Tried(is_older_open=rng.random() < 0.5, order=rng.choice(["strict", "none"]))
+    for _ in range(12):
+        _answer_at_random(tried, rng)
+        if not tried.log.hold:
+            assert tried.known() == tried.in_memory()
+    tried.log.release()
+    tried.world.settle(1)
+    expected = tried.in_memory()
+    assert tried.known() == expected
+    tried.restart()
+    tried.receiver = tried.world.peer("billing", receive=tried.receive)
+    tried.world.settle(3)
+    assert tried.known() == tried.in_memory() == expected
+
+
+def test_14_why_a_receiver_waits_is_told_also_after_a_restart() -> None:
+    tried = Tried(is_older_open=False, order="strict")
+    tried.receiver.nack(tried.first, tried.first, 1, 60_000, "no printer\nTraceback")
+    tried.world.settle()
+    assert state_of(tried.world, "billing").last_error == "no printer"
+    tried.restart()
+    tried.world.peer("billing", receive=tried.receive)
+    state = state_of(tried.world, "billing")
+    assert (state.last_error, state.attempts) == ("no printer", 1)

@@ -13,7 +13,7 @@ import pytest
 from msgservice.connection import Connection
 from msgservice.core.frames import VERSION, Ack, Hello, HelloOptions, ReceiveOptions
 from msgservice.records import Resume
-from msgservice.transport.local import connect_locally
+from tests.kit.channels import connect_locally
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 

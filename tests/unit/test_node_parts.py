@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent
+from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
 from msgservice.clock import Time
@@ -29,6 +29,7 @@ from msgservice.core.frames import (
     StatusFrame,
     Transfer,
 )
+from msgservice.core.refusal import Refusal
 from msgservice.core.runs import Run, Settled
 from msgservice.core.session import State as SessionState
 from msgservice.errors import (
@@ -43,6 +44,7 @@ from msgservice.limits import Limits, Rate
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.admin import Admin
+from msgservice.node.admin_pages import PAGE_ROWS, STEP, Page, message_part
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
@@ -52,15 +54,18 @@ from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
 from msgservice.node.operations import Operations, StatusAt
 from msgservice.node.outlet import READ_AGAIN, UNLOAD_AFTER, Outlet, Outlets
+from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
 from msgservice.node.replies import busy
+from msgservice.node.seldom import Seldom
 from msgservice.node.status_frames import FRAMES_MAX, STATUS_RANGES_MAX, StatusFrames
 from msgservice.node.supply import State
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import GonePiece, News, States, Tracker
 from msgservice.node.upkeep import RETAIN_EVERY, Upkeep
+from msgservice.node.visits import NAME_SHOWN, REASON_SHOWN, Visits
 from msgservice.node.went_back import went_back
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
@@ -378,6 +383,7 @@ class AskedReceivers:
             outlets=double(make=an_outlet, rates={}),
             connections=self.connections,
             dead_letters=self.dead_letters,
+            limits=LIMITS,
             time=Time(Clock()),
             rng=lambda: 0.5,
         )
@@ -591,6 +597,91 @@ def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_
     outlet.progress.progress_stored()
     assert 1 == len(tracker.told("settled"))
     assert [outlet.row] == [row for row, _ in letters.told("stored")]
+
+
+def settled(position: int, status: Status = Status.ACKNOWLEDGED, reason: str = "") -> Settled:
+    """One message of a batch of its own that is settled."""
+    batch = stored(make_batch(BILLING), position >> 16)
+    run = Run(
+        batch.first, 1, "orders.new", None, batch.messages, batch.size, batch.first - 1, batch
+    )
+    run.attempts = 1
+    return Settled(run, run.first, run.last, status, Refusal(Action.DEAD, reason, 0))
+
+
+def an_outlet_progress(**more: Any) -> OutletProgress:
+    row = ReceiverRow(number=1, name="billing", cursor=position_of(1) - 1)
+    collaborators: dict[str, Any] = {
+        "commits": double(),
+        "tracker": double(),
+        "time": Time(Clock()),
+        "letters": double(room=lambda row: 1_000_000),
+    }
+    backlog = more.pop("backlog")
+    return OutletProgress(double(row=row), backlog, (), **(collaborators | more))
+
+
+def test_outlet_progress_is_stored_when_every_group_with_it_is() -> None:
+    one = settled(position_of(1))
+    waiting = [[one], []]
+    backlog = double(
+        has_settled=True, take_settled=lambda: waiting.pop(0), take_failed=list,
+        cursor=one.last, committed=0,
+    )  # fmt: skip
+    commits, tracker = double(), double()
+    progress = an_outlet_progress(backlog=backlog, commits=commits, tracker=tracker)
+    progress.queued_bytes = 1000
+    progress.gather()
+    assert [(progress,)] == commits.told("progress")
+    assert not progress.is_stored
+    fired: list[None] = []
+    progress.all_stored().addCallback(fired.append)
+    group = progress.take_progress()
+    assert (one.last, {Status.ACKNOWLEDGED: 1}) == (group.cursor, group.settled)
+    assert 1000 - group.settled_bytes == progress.queued_bytes < 1000
+    progress.progress_failed()
+    assert (1000, []) == (progress.queued_bytes, tracker.told("settled"))
+    assert group.settled == progress.take_progress().settled
+    progress.progress_stored()
+    assert [("billing", [one])] == tracker.told("settled")
+    assert (True, [None]) == (progress.is_stored, fired)
+
+
+def test_outlet_progress_says_that_a_dead_letter_waits_for_the_log() -> None:
+    dead = settled(position_of(1), Status.DEAD, "no")
+    backlog = double(
+        has_settled=True, take_settled=lambda: [dead], take_failed=list,
+        cursor=dead.last, committed=0,
+    )  # fmt: skip
+    progress = an_outlet_progress(backlog=backlog)
+    progress.gather()
+    progress.take_progress()
+    assert not progress.letters_wait
+    progress.progress_failed()
+    assert progress.letters_wait
+    assert ["no"] == [letter.reason for letter in progress.take_progress().dead]
+    progress.progress_stored()
+    assert not progress.letters_wait
+    assert [([dead],)] == backlog.told("letters_stored")
+
+
+def test_that_a_dead_letter_waits_is_told_whoever_comes_and_goes_meanwhile() -> None:
+    outlet = an_outlet()
+    batch = stored(make_batch(BILLING))
+    outlet.backlog.offer(
+        Run(batch.first, 1, "orders.new", None, batch.messages, batch.size, batch.first - 1, batch)
+    )
+    outlet.attach(a_connection(), Resume(), None)
+    outlet.received(Nack(batch.first, batch.last, Action.DEAD, 0, "no"))
+    outlet.turn_ended()
+    outlet.progress.take_progress()
+    outlet.progress.progress_failed()
+    outlet.detach("went home", lost=False)
+    outlet.attach(a_connection(), Resume(), None)
+    assert "could not store a dead letter" in outlet.trouble
+    outlet.progress.take_progress()
+    outlet.progress.progress_stored()
+    assert "" == outlet.trouble
 
 
 def test_outlets_make_one_with_the_rate_of_its_name() -> None:
@@ -993,3 +1084,100 @@ def test_operations_tell_a_status_as_it_is_in_flight() -> None:
 def test_busy_answers_each_call_of_a_request() -> None:
     (reply,) = busy(Request(5, "a", run_of(b"1", b"2")), 2, 7)
     assert [(5, False), (6, False)] == [(number, ok) for number, ok, _ in reply.replies]
+
+
+# --- answers in pages
+
+
+def test_a_page_takes_rows_until_one_does_not_fit() -> None:
+    limits = Limits(max_batch=4096)
+    page = Page(1000, limits)
+    taken = 0
+    while page.takes and page.add(f"row{taken}", {"text": "x" * 100}):
+        taken += 1
+    assert (page.full, page.takes, taken) == (True, False, len(page.rows))
+    assert 1024 < len(msgspec.json.encode(page.rows)) <= 2048
+    assert message_part(limits) <= 2048
+
+
+def test_a_page_takes_one_row_however_long_it_is() -> None:
+    page = Page(1000, Limits(max_batch=4096))
+    assert page.add("long", "x" * 10_000)
+    assert not page.add("short", 1)
+
+
+def test_a_page_has_no_more_rows_than_were_asked_for_and_looks_after_some() -> None:
+    assert (1, PAGE_ROWS) == (Page(0, LIMITS).rows_max, Page(10**9, LIMITS).rows_max)
+    page = Page(STEP + 5, LIMITS)
+    steps = []
+    while page.takes:
+        steps.append(page.step)
+        taken = [page.add(f"{len(steps)}-{number}", number) for number in range(page.step)]
+        assert all(taken)
+    assert [STEP, 5] == steps
+
+
+# --- who comes and goes
+
+
+def a_visitor(name: str | None = "shop", **more: Any) -> Any:
+    hello = None if name is None else Hello(VERSION, name, "i1", HelloOptions())
+    connection = double(
+        session=double(peer_hello=hello, failed=False),
+        peer_address="tcp:127.0.0.1:1",
+        peer_error=None,
+        error="closed\nby the other side",
+    )
+    return double(**({"connection": connection, "is_dialled": False, "goodbye": ""} | more))
+
+
+class Said:
+    """Stands for `Seldom`: notes what was said about which thing."""
+
+    def __init__(self) -> None:
+        self.things: list[Any] = []
+        self.is_stopped = False
+
+    def say(self, thing: Any, tell: Any) -> None:
+        self.things.append(thing)
+        with capturedLogs() as logged:
+            tell(1)
+            tell(7)
+        self.texts = [str(formatEvent(event)) for event in logged]
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+def test_visits_tell_who_came_and_who_went(said: Said) -> None:
+    visits, peer = Visits(cast("Seldom", said)), a_visitor()
+    visits.came(peer)
+    assert said.texts[0] == "sender shop has come, from tcp:127.0.0.1:1"
+    visits.went(peer)
+    one, more = said.texts
+    assert one.startswith("sender shop at tcp:127.0.0.1:1 has gone: closed")
+    assert "\n" not in one
+    assert "has gone 7 times" in more
+
+
+def test_visits_tell_who_was_not_let_in_and_who_said_nothing(said: Said) -> None:
+    visits = Visits(cast("Seldom", said))
+    visits.went(a_visitor("no name\n" * 50, goodbye="x" * 1000, is_dialled=True))
+    one, more = said.texts
+    assert "was not let in: " in one
+    assert "was not let in 7 times" in more
+    assert len(one) < NAME_SHOWN + REASON_SHOWN + 200
+    assert "\n" not in one
+    visits.went(a_visitor(None))
+    assert said.texts[1].startswith("7 connection(s) ended before they said who they are")
+    assert ["refused", "unknown"] == [thing[0] for thing in said.things]
+
+
+def test_visits_stop_with_the_node(said: Said) -> None:
+    Visits(cast("Seldom", said)).stop()
+    assert said.is_stopped

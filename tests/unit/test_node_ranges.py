@@ -78,5 +78,5 @@ def test_3_what_is_behind_one_run_too_many_waits_with_it_where_it_would_fill_a_h
         shop.transfer(n, "lane", [b"%d" % n], nacks=1)
     world.settle()
     assert [one for ack in shop.take(Ack) for one in ack.ranges] == [(4, 11)]
-    assert world.log.resume("shop", "i1").ranges == ((3, 13),)
+    assert world.resume("shop", "i1").ranges == ((3, 13),)
     assert billing.lost_because is None

@@ -178,7 +178,7 @@ def test_2_what_was_stored_is_not_refused_when_it_comes_again_and_nobody_is_left
     assert [(nack.first, nack.action) for nack in shop.take(Nack)] == [(2, Action.REFUSED)]
     assert shop.lost_because is None
     assert world.node.parts.commits.uncommitted_bytes == 0
-    assert log.resume("shop", "i1").floor == 2
+    assert world.resume("shop", "i1").floor == 2
 
 
 @pytest.mark.parametrize("fields", [raw(to=["billing"]), raw(flags=FLAG_REQUIRE)], ids=str)
@@ -214,7 +214,7 @@ def test_2_what_was_stored_of_a_run_is_not_refused_with_what_was_added_to_it(
     assert {(routed.first, routed.last) for routed in shop.take(Routed)} == {(1, 2)}
     assert shop.lost_because is None
     assert world.node.parts.commits.uncommitted_bytes == 0
-    assert log.resume("shop", "i1").floor == 3
+    assert world.resume("shop", "i1").floor == 3
 
 
 def test_2_a_sender_that_is_refused_all_is_not_kept() -> None:

@@ -156,7 +156,7 @@ def test_5_a_producer_that_ended_its_incarnation_is_forgotten_first() -> None:
             shop.connection.abort()  # it may come back with what was not answered
         world.settle(2)
     world.settle(5)
-    known = [n for n in range(10) if world.log.resume("cron", f"i{n}").floor == 2]
+    known = [n for n in range(10) if world.resume("cron", f"i{n}").floor == 2]
     assert len(known) == 3
     assert known[:2] == [0, 1]
 
@@ -184,7 +184,7 @@ def test_5_a_goodbye_whose_last_answer_may_be_lost_ends_no_incarnation(code: int
     take_all(world, "mine", b"once").connection.bye(code)
     world.settle()
     crowd(world)
-    assert world.log.resume("cron", "mine").floor == 2
+    assert world.resume("cron", "mine").floor == 2
     before = world.node.parts.tail.next_number
     shop = take_all(world, "mine", b"once")
     assert shop.take(Ack) == [Ack([(1, 1)])]
@@ -200,7 +200,7 @@ def test_5_an_incarnation_that_ended_and_came_back_all_the_same_is_not_ended() -
     world.settle()
     shop.connection.abort()
     crowd(world)
-    assert world.log.resume("cron", "mine").floor == 3
+    assert world.resume("cron", "mine").floor == 3
 
 
 def forgetful() -> NodeWorld:
@@ -230,7 +230,7 @@ def test_5_who_comes_back_while_retention_waits_for_the_writer_is_not_forgotten(
     world.clock.advance(0.5)
     shop.transfer(2, "nobody.waits", [b"more"])
     world.settle()
-    assert world.log.resume("cron", "mine") == Resume(3, (), world.log.resume("cron", "mine").last)
+    assert world.resume("cron", "mine") == Resume(3, (), world.resume("cron", "mine").last)
 
 
 class SlowToOpen(ScriptedPeer):
@@ -248,7 +248,7 @@ def test_5_who_was_told_its_resume_is_here_before_it_tells_its_own() -> None:
     shop.connection.resume(Resume())
     shop.transfer(2, "nobody.waits", [b"more"])
     world.settle()
-    assert world.log.resume("cron", "mine").floor == 3
+    assert world.resume("cron", "mine").floor == 3
 
 
 def test_5_of_whom_something_waits_for_its_group_is_here() -> None:

@@ -195,6 +195,25 @@ def test_18_a_receiver_has_a_limit_of_its_own() -> None:
     ]
 
 
+@pytest.mark.usefixtures("operators_limits")
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (10, "backlog_bytes must be at least 65536, or 0, not 10"),
+        (2**40, f"backlog_bytes must be at most max_bytes, which is {2**34}, not {2**40}"),
+    ],
+)
+def test_18_a_limit_of_its_own_that_the_nodes_could_not_be_is_refused(size: int, told: str) -> None:
+    world = NodeWorld()
+    asker = world.peer("asker")
+    limit = {"name": "small", "backlog_bytes": size}
+    refused, said = asker.request("$node.receivers.add", limit | {"subjects": [">"]})
+    assert (False, told) == (refused, said)
+    assert asker.request("$node.receivers.add", {"name": "small", "subjects": [">"]})[0]
+    refused, said = asker.request("$node.receivers.change", limit)
+    assert (False, told) == (refused, said)
+
+
 def test_18_what_is_changed_at_run_time_is_judged_at_once(told: Told) -> None:
     scene = Scene(on_full="refuse")
     scene.send(bytes(LIMIT))

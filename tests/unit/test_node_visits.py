@@ -9,8 +9,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent
 from msgservice.core.frames import BYE_SETTLED, Ack
 from msgservice.limits import Limits
 from msgservice.node.seldom import PERIOD, THINGS_MAX
-from msgservice.transport.local import connect_locally
-from tests.kit.channels import Recorder
+from tests.kit.channels import Recorder, connect_locally
 from tests.kit.nodes import NodeWorld
 
 ALL = {"subjects": [">"]}

@@ -18,7 +18,7 @@ from msgservice.client.outbox_file import OutboxFile
 from msgservice.core.runs import producer_run
 from msgservice.errors import DataFolderUnusable, LogLocked
 from msgservice.message import encode_bodies
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from tests.kit.logs import Driver
 from tests.kit.threads import ThreadCalls
 

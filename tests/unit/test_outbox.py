@@ -148,7 +148,9 @@ def test_1_rows_of_a_file_that_overlap_lose_nothing_and_send_nothing_twice(
 
     final, tried = ranges(4), ranges(6)
     outbox = make_outbox(ordered=ordered, max_attempts=9)
-    outbox.backlog.restore(final, {one: (rng.randint(1, 5), rng.uniform(0, 9)) for one in tried})
+    outbox.backlog.restore(
+        final, {one: (rng.randint(1, 5), rng.uniform(0, 9), "") for one in tried}
+    )
     at = 1
     while at <= 60:
         count = rng.randint(1, 7)
@@ -369,7 +371,7 @@ def test_14_patience_without_end_where_no_most_is_given() -> None:
 
 def test_14_attempts_are_kept_over_a_restart() -> None:
     outbox = make_outbox(max_attempts=3, cursor=1)
-    outbox.backlog.restore([], {(2, 2): (2, 7.0)})
+    outbox.backlog.restore([], {(2, 2): (2, 7.0, "")})
     assert [] == spans(offer(outbox, run(2, 2)))
     assert 7.0 == outbox.flight.next_deadline()
     assert [(2, 2)] == now_sent(outbox, 7.0)
@@ -395,7 +397,7 @@ def test_14_attempts_of_messages_that_failed_together_are_kept(again: str, order
         outbox.backlog.offer(run(2, 4))
     else:
         outbox = make_outbox(max_attempts=3, ordered=ordered)
-        outbox.backlog.restore([(1, 1), (3, 3)], {(2, 4): (2, 0.0)})
+        outbox.backlog.restore([(1, 1), (3, 3)], {(2, 4): (2, 0.0, "")})
         outbox.backlog.offer(run(1, 5))
     tries = {
         n: one.attempts for one in outbox.backlog.open_between(1, 5) for n in (one.first, one.last)
@@ -408,7 +410,7 @@ def test_14_attempts_of_messages_that_failed_together_are_kept(again: str, order
 
 def test_14_after_a_restart_what_is_older_in_the_lane_goes_first() -> None:
     outbox = make_outbox(max_attempts=3)
-    outbox.backlog.restore([], {(2, 2): (2, 7.0)})
+    outbox.backlog.restore([], {(2, 2): (2, 7.0, "")})
     assert [(1, 1), (2, 2), (3, 3)] == spans(offer(outbox, run(1, 3)))
     outbox.flight.receive_nack(2, 2, Refusal(Action.RETRY), 0, 0.0)
     assert [(2, 2, Status.DEAD)] == settled(outbox)
@@ -441,7 +443,7 @@ def test_14_a_lost_connection_counts_only_for_one_message_that_was_alone() -> No
     assert [(1, 1)] == now_sent(outbox, 0.0)
     assert [] == outbox.backlog.take_failed()
     outbox.disconnect(0.0)
-    assert [(1, 1)] == [(one.first, one.attempts) for one, _ in outbox.backlog.take_failed()]
+    assert [(1, 1)] == [(one.first, one.attempts) for one in outbox.backlog.take_failed()]
     outbox.connect(None, BATCH_MAX)
     assert [(4, 4)] == now_sent(outbox, 0.0)  # the other lane is not behind it
     ack(outbox, 4, 4)

@@ -10,6 +10,7 @@ from typing import Any
 import apsw
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import LogEvent
 
 from msgservice.client.outbox_file import OutboxFile, OutboxSnapshot
 from msgservice.client.outbox_left import row_size
@@ -356,6 +357,28 @@ def test_6_the_newest_id_of_a_log_is_kept(path: Path, is_written: bool) -> None:
     again = Box(path)
     assert again.snapshot.log_id == "log-3"
     again.close()
+
+
+def test_a_fault_of_our_own_behind_a_commit_fails_whoever_waits(
+    path: Path, monkeypatch: pytest.MonkeyPatch, logged_failures: list[LogEvent]
+) -> None:
+    box = Box(path)
+
+    def fail(*arguments: Any) -> None:
+        raise ValueError("a fault of ours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OutboxFile, "_write", fail)
+        patched.setattr(OutboxFile, "_remove", fail)
+        waiting = [box.file.append([run(1)]), box.file.append([run(2)])]
+        for one in waiting:
+            with pytest.raises(LogFailed, match="a fault of ours"):
+                box.threads.wait(one)
+    with pytest.raises(LogFailed, match="a fault of ours"):
+        box.append(run(3))
+    assert ["a fault of ours"] == [str(event["log_failure"].value) for event in logged_failures]
+    logged_failures.clear()
+    box.close()
 
 
 def test_19_what_waits_behind_a_failed_sync_fails_with_it(path: Path) -> None:

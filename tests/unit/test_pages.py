@@ -29,7 +29,7 @@ from msgservice.errors import LogDamaged, LogError, LogFailed
 from msgservice.log import sqlite
 from msgservice.log.base import StoreLog
 from msgservice.message import Status
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from msgservice.records import DeadLetter, ExceptionRow, Progress
 from tests.kit.logs import Driver, make_batch
 from tests.kit.simdisk import SimDisk, SimThreads

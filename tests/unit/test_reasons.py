@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import sys
 from typing import Any
 
 import msgspec
 import pytest
 
-from msgservice.cli.output import console, plain_table
+from msgservice.cli.output import console, cut, plain_table
 from msgservice.core.frames import (
     Bye,
     ErrorFrame,
@@ -38,6 +39,22 @@ def test_controls_are_shown_and_lines_stay_or_become_one() -> None:
     assert "no\\x1b[2J\\x9b1m\\u202e" == first_line("\n" + EVIL)
     assert "" == first_line("\n ")
     assert "günstig, 5 €" == shown("günstig, 5 €") == one_line("günstig, 5 €")
+
+
+@pytest.mark.parametrize(("looks", "told"), [(True, 60 - 1), (False, 500)])
+def test_a_long_reason_is_cut_where_people_look_and_nowhere_else(
+    looks: bool, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Output(io.StringIO):
+        def isatty(self) -> bool:
+            return looks
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", Output())
+    found = cut("x" * 500)
+    assert "x" * told == found.removesuffix("…")
+    assert looks == found.endswith("…")
+    assert "short" == cut("short")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from twisted.logger import LogEvent
 
 from msgservice.core.inbox import Inbox
 from msgservice.errors import Retry
-from msgservice.receiver.handling.work import Sender
+from msgservice.receiver.handling.work import NodeIncarnation
 from tests.kit.receiver_world import World
 
 
@@ -100,7 +100,12 @@ class Fault:
 @pytest.mark.parametrize("order", ["strict", "none"])
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Inbox, "taken"), (Inbox, "refused"), (Sender, "release"), (Sender, "flush")],
+    [
+        (Inbox, "taken"),
+        (Inbox, "refused"),
+        (NodeIncarnation, "release"),
+        (NodeIncarnation, "flush"),
+    ],
     ids=["taken", "refused", "release", "flush"],
 )
 @pytest.mark.parametrize("make", KINDS)
@@ -135,8 +140,8 @@ def test_a_fault_at_the_end_of_a_handler_ends_the_connection_and_all_is_handled_
     assert set(kind.begun) == {b"bad", b"1", b"2", b"3"}
     assert len(world.node.losses) == 1
     assert world.receiver.handling.calls_running == 0
-    sender = world.receiver.handling.senders["node", "log.1"]
-    assert (sender.works, sender.held_messages) == (0, 0)
+    node = world.receiver.handling.nodes["node", "log.1"]
+    assert (node.works, node.held_messages) == (0, 0)
     assert {str(event["log_failure"].value) for event in logged_failures} == {"a fault of ours"}
     logged_failures.clear()
     world.stop()

@@ -22,7 +22,7 @@ from msgservice.core.frames import Ack
 from msgservice.core.inbox import Marks
 from msgservice.errors import LogLocked, LogUnavailable, Reject, Retry
 from msgservice.message import Action, Status
-from msgservice.receiver.inbox_file import InboxFile
+from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from tests.kit.faulty_vfs import faulty_vfs
@@ -85,8 +85,8 @@ def test_25_what_the_file_has_taken_is_acknowledged_and_not_handled_again(path: 
     world = world_of(path)
     world.node.offer([b"1", b"2"])
     world.until(lambda: world.node.backlog.cursor == 2)
-    sender = world.receiver.handling.senders["node", "log.1"]
-    sender.inbox.marks = Marks()  # memory has forgotten what the file knows
+    node = world.receiver.handling.nodes["node", "log.1"]
+    node.inbox.marks = Marks()  # memory has forgotten what the file knows
     again = Node(world.clock)
     world.attach(again)
     again.offer([b"1", b"2"])
@@ -672,7 +672,7 @@ def test_a_commit_that_fails_is_no_attempt_and_the_run_comes_again(path: Path) -
         def run(self, *arguments: Any, **more: Any) -> Deferred[Any]:
             from twisted.internet.defer import fail, succeed
 
-            from msgservice.receiver.inbox_file import Handled
+            from msgservice.receiver.inbox.file import Handled
 
             self.runs += 1
             if self.runs == 1:

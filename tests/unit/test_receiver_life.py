@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, inlineCallbacks, succeed
 from twisted.internet.task import Clock
+from twisted.logger import LogEvent
 from zope.interface.verify import verifyObject
 
 from msgservice.core.frames import (
@@ -26,7 +27,7 @@ from msgservice.core.frames import (
     Transfer,
     encode_frame,
 )
-from msgservice.errors import BadName, BadSubject, LimitReached, Reject, Retry
+from msgservice.errors import BadName, BadSubject, CannotListen, LimitReached, Reject, Retry
 from msgservice.limits import Limits
 from msgservice.message import Action, BareMessage, WireMessage, encode_messages
 from msgservice.receiver import Receiver
@@ -503,9 +504,9 @@ def test_a_node_that_does_not_read_its_answers_is_not_read() -> None:
     again = Transfer(1, "a", msgspec.Raw(encode_messages([WireMessage(b"1")])))
     for _ in range(100):
         send_raw(world, again)  # rejected: its answer is given again
-    (sender,) = world.receiver.handling.senders.values()
+    (node,) = world.receiver.handling.nodes.values()
     assert world.wire.near.is_paused
-    assert 20_000 < sender.inbox.answers.refused_bytes < 22_000
+    assert 20_000 < node.inbox.answers.refused_bytes < 22_000
     for n in range(100):
         send_raw(world, Request(n, "a", messages))
     assert len(world.wire.near.sent) == before
@@ -546,8 +547,8 @@ def test_beyond_its_window_it_stops_reading_until_handlers_have_ended() -> None:
         world.run()
     assert not world.wire.near.is_paused
     assert waiting.given == [b"1", b"2", b"3", b"4", b"5"]
-    sender = next(iter(world.receiver.handling.senders.values()))
-    assert (sender.works, sender.held_messages, sender.held_bytes) == (0, 0, 0)
+    node = next(iter(world.receiver.handling.nodes.values()))
+    assert (node.works, node.held_messages, node.held_bytes) == (0, 0, 0)
 
 
 def test_one_run_larger_than_the_window_is_read_whatever_the_window() -> None:
@@ -573,11 +574,11 @@ def test_answers_wait_for_a_transport_that_has_no_room_and_leave_as_one() -> Non
 
 
 def test_marks_of_incarnations_that_are_away_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("msgservice.receiver.reception.SENDERS_MAX", 2)
+    monkeypatch.setattr("msgservice.receiver.reception.NODES_MAX", 2)
     world = World()
     for number in range(5):
-        world.receiver._reception.sender("node", f"other.{number}")
-    assert list(world.receiver.handling.senders) == [("node", "log.1"), ("node", "other.4")]
+        world.receiver._reception.node("node", f"other.{number}")
+    assert list(world.receiver.handling.nodes) == [("node", "log.1"), ("node", "other.4")]
 
 
 # --- starting and stopping
@@ -848,3 +849,29 @@ def test_detaching_closes_one_connection_and_keeps_what_runs() -> None:
     world.attachment.start()
     world.run(2)
     assert (waiting.given, world.node.backlog.cursor) == ([b"1"], 1)
+
+
+def test_a_port_that_does_not_open_again_says_why(logged_failures: list[LogEvent]) -> None:
+    class Ports:
+        taken = False
+
+        def find(self, address: str) -> Any:
+            return self
+
+        def check_listen(self, address: str) -> None:
+            return None
+
+        def listen(self, *arguments: Any) -> Deferred[Any]:
+            if self.taken:
+                return fail(CannotListen("tcp:1", "the port is taken"))
+            return succeed(types.SimpleNamespace(stopListening=lambda: None))
+
+    ports = Ports()
+    receiver = Receiver(Clock(), name="r", handler=print, transports=ports)
+    (listening,) = results_of(receiver.listen("tcp:1"))
+    receiver.stop()
+    ports.taken = True
+    receiver.startService()
+    assert "the port is taken" in listening.error
+    assert len(logged_failures) == 1
+    logged_failures.clear()

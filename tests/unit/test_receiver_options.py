@@ -1,13 +1,20 @@
 """Each option of a receiver goes from where it is said to the log and back, by its field."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from twisted.internet.task import Clock
 
 from msgservice.config.config import load_config
+from msgservice.core.datagram.keys import Keys
 from msgservice.disk.database import rows
+from msgservice.errors import BadValue
+from msgservice.limits import Limits
+from msgservice.receiver.receiver import Receiver
 from msgservice.receiver_options import CHANGED, DEFAULTS, OPTIONS, Option, ReceiverOptions
 from msgservice.records import ReceiverRow
 from tests.kit.logs import Driver
@@ -89,3 +96,55 @@ def test_what_is_no_option_that_can_be_changed_is_refused() -> None:
     for name in ("paused", "window_bytes", "colour"):
         with pytest.raises(ValueError, match=f"{name} is no option that can be changed"):
             DEFAULTS.changed({name: 1})
+
+
+@pytest.mark.parametrize("value", [1.9, 2.0, True, "7"])
+@pytest.mark.parametrize("name", [option.name for option in OPTIONS if option.kind is int])
+def test_an_integer_is_no_other_number(name: str, value: Any) -> None:
+    with pytest.raises(BadValue, match=f"{name} must be an integer, not {value!r}"):
+        ReceiverOptions(**{name: value}).check()
+
+
+@pytest.mark.parametrize("value", [1.9, 2.0, True, "7"])
+@pytest.mark.parametrize("limit", [one.name for one in fields(Limits) if type(one.default) is int])
+def test_a_limit_that_is_an_integer_is_no_other_number(limit: str, value: Any) -> None:
+    with pytest.raises(BadValue, match=f"{limit} must be an integer, not {value!r}"):
+        Limits(**{limit: value})
+
+
+def test_a_limit_in_seconds_is_a_number() -> None:
+    assert Limits(heartbeat=2).heartbeat == 2
+    for value in (True, "7", None):
+        with pytest.raises(BadValue, match="heartbeat must be a number, not"):
+            Limits(heartbeat=value)  # type: ignore[arg-type]  # as a program without types may
+
+
+@pytest.mark.parametrize("value", [1, "no", None])
+def test_what_is_true_or_false_is_no_other_value(value: Any) -> None:
+    with pytest.raises(BadValue, match="paused must be true or false, not"):
+        ReceiverOptions(paused=value).check()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 1.9},
+        {"window": True},
+        {"window": (1.9, 1000)},
+        {"window": (10, True)},
+        {"threads": 1.9},
+        {"threads": True},
+        {"concurrency": 2.0},
+        {"concurrency": True},
+    ],
+    ids=str,
+)
+def test_an_integer_of_a_receiver_is_no_other_number(options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError), match="integers"):
+        Receiver(Clock(), name="r", handler=print, **options)
+
+
+@pytest.mark.parametrize("number", [1.9, 2.0, True])
+def test_the_number_of_a_key_is_an_integer(number: Any) -> None:
+    with pytest.raises(ValueError, match="must be an integer from 1 to 255"):
+        Keys({number: bytes(32)}, ChaCha20Poly1305)

@@ -73,8 +73,8 @@ def test_10_a_receiver_that_was_removed_begins_nothing_more_and_lets_end_what_ru
     slow.end_all(world)
     world.run(60)
     assert slow.begun == begun
-    sender = world.receiver.handling.senders["node", "log.1"]
-    assert (sender.works, sender.held_messages, sender.held_bytes) == (0, 0, 0)
+    node = world.receiver.handling.nodes["node", "log.1"]
+    assert (node.works, node.held_messages, node.held_bytes) == (0, 0, 0)
     world.stop()
 
 

@@ -48,6 +48,9 @@ class Ports:
     def find(self, description: str) -> Any:
         return self
 
+    def check_listen(self, address: str) -> None:
+        """All of them may be opened."""
+
     def listen(self, *_: object) -> Deferred[Any]:
         self.open += 1
         opened: Deferred[Any] = Deferred()

@@ -254,7 +254,14 @@ def test_resume_travels_in_as_many_frames_as_it_needs(count: int) -> None:
 # --- time
 
 
-@pytest.mark.parametrize(("state", "what"), [(State.GREETING, "HELLO"), (State.RESUMING, "RESUME")])
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [
+        (State.GREETING, "HELLO"),
+        (State.GREETED, "the answer to HELLO from this side's disk"),  # no fault of the peer
+        (State.RESUMING, "RESUME"),
+    ],
+)
 def test_no_hello_or_resume_in_time_ends_it(state: State, what: str) -> None:
     session = session_in(state)
     assert 10.0 == session.next_deadline()

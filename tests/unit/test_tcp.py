@@ -25,7 +25,6 @@ from msgservice.limits import Limits
 from msgservice.transport.owners import Owned
 from msgservice.transport.tcp.channel import PIECE_BYTES, QUEUE_BYTES, ChannelState, FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
-from msgservice.transport.tcp.strings import LinearStringReceiver
 from tests.kit.channels import Recorder
 
 LIMITS = Limits()
@@ -179,7 +178,8 @@ def test_a_frame_too_large_ends_the_connection_after_the_frames_before_it() -> N
     world.channel.established()
     world.user.on_failed = lambda error: world.channel.send(b"error")
     world.channel.dataReceived(framed(b"good") + struct.pack("!I", LIMITS.frame_bytes + 1))
-    world.channel.dataReceived(framed(b"late"))
+    world.channel.dataReceived(framed(b"late") + b"x" * 1000)
+    assert world.channel._splitter.partial == 0
     assert framed(b"error") == world.transport.value()
     world.end_turn()
     assert world.transport.disconnecting
@@ -639,69 +639,6 @@ def test_every_state_takes_every_two_inputs(state: ChannelState, first: str) -> 
 
 
 # --- Twisted's contract
-
-
-class Strings(LinearStringReceiver):
-    MAX_LENGTH = 10
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.strings: list[bytes] = []
-        self.exceeded: list[int] = []
-        self.pause_after: bytes | None = None
-
-    def stringReceived(self, string: bytes) -> None:
-        self.strings.append(string)
-        if string == self.pause_after:
-            self.pauseProducing()
-
-    def lengthLimitExceeded(self, length: int) -> None:
-        self.exceeded.append(length)
-        super().lengthLimitExceeded(length)
-
-
-def make_strings() -> tuple[Strings, StringTransport]:
-    strings, transport = Strings(), StringTransport()
-    strings.makeConnection(transport)
-    return strings, transport
-
-
-@given(st.lists(st.text(max_size=2).map(str.encode), max_size=8), st.integers(1, 7))
-def test_each_string_is_received_by_itself(sent: list[bytes], size: int) -> None:
-    strings, _ = make_strings()
-    data = framed(*sent)
-    for at in range(0, len(data), size):
-        strings.dataReceived(data[at : at + size])
-    assert sent == strings.strings
-
-
-def test_strings_wait_while_receiving_is_paused() -> None:
-    strings, transport = make_strings()
-    strings.pause_after = b"b"
-    strings.dataReceived(framed(b"a", b"b", b"c"))
-    strings.dataReceived(framed(b"d"))
-    assert strings.strings == [b"a", b"b"]
-    assert transport.producerState == "paused"
-    strings.resumeProducing()
-    assert strings.strings == [b"a", b"b", b"c", b"d"]
-
-
-def test_the_length_limit_is_exceeded_once_and_nothing_is_held_after_it() -> None:
-    strings, transport = make_strings()
-    strings.dataReceived(framed(b"a") + struct.pack("!I", 11) + b"x" * 5)
-    for _ in range(100):
-        strings.dataReceived(b"x" * 1000)
-    assert (strings.strings, strings.exceeded) == ([b"a"], [11])
-    assert transport.disconnected
-    assert strings._splitter.partial == 0
-
-
-def test_send_string_checks_the_limit() -> None:
-    strings, transport = make_strings()
-    with pytest.raises(FrameTooLarge):
-        strings.sendString(bytes(11))
-    strings.sendString(bytes(10))
-    assert framed(bytes(10)) == transport.value()
 
 
 def test_part_of_a_frame_counts_as_heard() -> None:

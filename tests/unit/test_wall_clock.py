@@ -109,8 +109,8 @@ def test_5_a_connected_sender_is_not_away(wall: Wall) -> None:
     for _ in range(15):  # two hours
         world.settle(480)
     assert shop.lost_because is None
-    assert world.log.resume("shop", "i1").floor == 2
+    assert world.resume("shop", "i1").floor == 2
     shop.connection.abort()
     for _ in range(12):
         world.settle(480)
-    assert world.log.resume("shop", "i1").floor == 1
+    assert world.resume("shop", "i1").floor == 1

@@ -1,4 +1,4 @@
-"""What a session sends: the queue that waits, chunks of messages, replies, pieces of large ones.
+"""Chunks of a session: the queue that waits, messages, replies, pieces of large ones.
 
 Values with what is known of each; `core.datagram.sender` and `core.datagram.receiver` decide. A
 *chunk* is a run of consecutive messages that shares a datagram, or one large message that is sent

@@ -191,13 +191,17 @@ class Flight:
         return None
 
     def take_probes(self) -> tuple[int, list[Chunk | Piece]]:
-        """Return how many probes are due, and what they carry: the oldest that is in flight, as far
-        as it is chunks and pieces."""
+        """Return how many probes are due, and what they carry: the oldest that is in flight and
+        still needed, as far as it is chunks and pieces."""
         count, self._probes = self._probes, 0
         items: list[Chunk | Piece] = []
-        if count:
-            for sent in self.recovery.oldest(count):
+        left = count
+        for sent in self.recovery.in_flight.values():
+            if not left:
+                break
+            if any(map(_is_needed, sent[2])):
                 self._give_back(sent, items)
+                left -= 1
         return count, items
 
     # --- from the world
@@ -309,3 +313,10 @@ class Flight:
         # lost, the doubling waits have no finite mean.
         self._probes = 1 if recovery.timeouts == 1 else 2
         return True
+
+
+def _is_needed(item: object) -> bool:
+    """Return whether the other side may still wait for what a packet in flight carries."""
+    if type(item) is Chunk:
+        return bool(not item.received and item.remaining)
+    return not (type(item) is Piece and item.needless)

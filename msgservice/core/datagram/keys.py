@@ -14,8 +14,8 @@ class Keys:
 
     def __init__(self, keys: Mapping[int, bytes], aead: wire.AeadFactory) -> None:
         for number, key in keys.items():
-            if not 1 <= number <= 255:
-                raise ValueError(f"key id {number} must be from 1 to 255")
+            if type(number) is not int or not 1 <= number <= 255:
+                raise ValueError(f"key id {number} must be an integer from 1 to 255")
             if len(key) != KEY_BYTES:
                 raise ValueError(f"key {number} has {len(key)} bytes, must have {KEY_BYTES}")
         self.current = next(iter(keys))

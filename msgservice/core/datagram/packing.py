@@ -124,6 +124,10 @@ class Packing:
             self._send_item(item, out, now, again=True, alone=True)
         # An ASK is enough: its answer shows what is missing.
         receiving = self._receiving
+        if count > 1 and receiving.largest:
+            # Our acknowledgements may be what was lost: until one arrives, the other side waits
+            # twice as long each time as well.
+            receiving.ack_due = now
         if len(items) < count and (
             count > 1 or not (receiving.handled_pending or receiving.replies_waiting)
         ):

@@ -1,4 +1,4 @@
-"""What an endpoint keeps for each address, and what it tells its driver: values, no decisions.
+"""The state of an endpoint for each address, and what it tells its driver: values, no decisions.
 
 Of a `Peer`, `core.datagram.table` changes the sessions, `core.datagram.handshake` the opening,
 `core.datagram.patience` the marks, and `core.datagram.endpoint` the rest.

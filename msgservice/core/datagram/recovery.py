@@ -1,4 +1,4 @@
-"""What of that which was sent has arrived, what is lost, and when to ask: one side of a session.
+"""Packets that arrived, those that are lost, and when to ask: one side of a session.
 
 Part of `core.datagram.flight`. Keeps the packets in flight by packet number, estimates the round
 trip (RFC 6298), declares loss by packet and time thresholds (RFC 9002 §6.1) that start at 3 and 9/8
@@ -241,12 +241,3 @@ class Recovery:
             self._stood_until = now
         self.timeouts += 1
         self._rto_jitter = 1.0 + self._jitter() / 2
-
-    def oldest(self, count: int) -> list[Sent]:
-        """Return the oldest `count` packets in flight: what a probe sends again."""
-        found = []
-        for sent in self.in_flight.values():
-            found.append(sent)
-            if len(found) == count:
-                break
-        return found

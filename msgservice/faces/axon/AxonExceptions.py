@@ -1,4 +1,4 @@
-"""What the mailboxes raise; `Closed` is ours, the other names are Axon's."""
+"""Exceptions that mailboxes raise; `Closed` is ours, the other names are Axon's."""
 
 from msgservice.errors import MsgServiceError
 

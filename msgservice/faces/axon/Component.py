@@ -278,7 +278,7 @@ class component:
         return self._process.stopped
 
     def main(self) -> Any:
-        """What the component does: a generator or a coroutine. Overridden, or made of three parts:
+        """The work of the component: a generator or a coroutine. Overridden, or of three parts:
 
         `initialiseComponent` once, `mainBody` until it returns something false, and
         `closeDownComponent`.

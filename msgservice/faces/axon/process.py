@@ -72,7 +72,7 @@ class Host(Protocol):
 
 
 class Wait:
-    """What a coroutine hands to its process when it must wait for a message or for room."""
+    """A coroutine's wait for a message or for room, as it hands it to its process."""
 
     __slots__ = ()
 
@@ -81,7 +81,7 @@ WAIT = Wait()
 
 
 class Receive:
-    """What `self.recv` returns to a coroutine: await it for the next message."""
+    """The awaitable of `self.recv`, for a coroutine: await it for the next message."""
 
     __slots__ = ("_box", "_control", "_name", "_process")
 
@@ -101,7 +101,7 @@ class Receive:
 
 
 class Room:
-    """What `self.send` returns to a coroutine: await it until what was filled has room again."""
+    """The awaitable of `self.send`: await it until what was filled has room again."""
 
     __slots__ = ("_process",)
 
@@ -114,7 +114,7 @@ class Room:
 
 
 class Message:
-    """What `self.pause` returns to a coroutine: await it for something to arrive in any box."""
+    """The awaitable of `self.pause`: await it for something to arrive in any box."""
 
     __slots__ = ("_process",)
 
@@ -185,7 +185,7 @@ class Process:
 
     @property
     def scheduler(self) -> Scheduler:
-        """Who runs it. Only once it is started."""
+        """The scheduler that runs it. Only once it is started."""
         assert self._scheduler is not None
         return cast("Scheduler", self._scheduler)
 
@@ -238,7 +238,7 @@ class Process:
             self._ready()
 
     def pause_over(self, number: int) -> bool:
-        """Its pause is over, unless it was woken from that one before; return whether it was."""
+        """The pause is over, unless it was woken from that one before; return whether it was."""
         if self.state is PAUSED and self.pause_number == number:
             if number < LAST_PAUSE:
                 self.pause_number = number + 1

@@ -1,4 +1,4 @@
-"""Who runs next, and the pauses of those who wait: one scheduler for each reactor.
+"""The scheduler of a reactor: the process that runs next, and the pauses of those that wait.
 
 A component that something arrived for runs at once, inside the call that brought it
 (`Scheduler.enter`), so that an echo costs no extra turn of the reactor. At most `STEPS_PER_TURN`
@@ -36,13 +36,13 @@ class Steps(Protocol):
 
     @property
     def after_step(self) -> Callable[[], None] | None:
-        """What is called after each of its steps."""
+        """The call after each of its steps."""
 
     def step(self) -> None:
         """Run until it waits for something."""
 
     def pause_over(self, number: int) -> bool:
-        """Its pause is over, unless it was woken before; return whether it was."""
+        """The pause is over, unless it was woken before; return whether it was."""
 
 
 # The schedulers whose steps are under way, the innermost last. Not a class attribute: setting one

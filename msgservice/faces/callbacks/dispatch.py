@@ -15,12 +15,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.errors import (
+    GENERATORS,
     Ambiguous,
     LimitReached,
     MsgServiceError,
     ProtocolError,
     RequestFailed,
     RequestTimeout,
+    check_runs,
+    has_not_run,
 )
 from msgservice.faces.callbacks.incoming import Fetching
 from msgservice.faces.callbacks.protocol.events import (
@@ -49,6 +52,8 @@ class Call:
         args: Sequence[Any],
         kwargs: Mapping[str, Any] | None,
     ) -> None:
+        if callback is not None:
+            check_runs(callback, "callback")
         self.callback, self.args, self.kwargs = callback, args, kwargs or {}
 
 
@@ -97,7 +102,7 @@ class Dispatcher:
             self._refuse("no-callback", "no callback has that name", {"action": event.action})
             return
         try:
-            result = callback(self._connection, *event.args, **event.kwargs)
+            result = _run(callback, self._connection, *event.args, **event.kwargs)
         except BaseException as error:  # as a Deferred would: no callback may end a connection
             self._action_failed(Failure(error), event.action)
             return
@@ -125,7 +130,7 @@ class Dispatcher:
             self.refuse_request(event, "busy", f"running_max = {self._running_max}")
             return
         try:
-            result = callback(self._connection, *event.args, **event.kwargs)
+            result = _run(callback, self._connection, *event.args, **event.kwargs)
         except BaseException as error:  # as a Deferred would: no callback may end a connection
             self._request_failed(Failure(error), event, generation)
             return
@@ -237,8 +242,15 @@ class Dispatcher:
 
 def awaited(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call; a coroutine that is returned is run."""
-    result = function(*args, **kwargs)
+    result = _run(function, *args, **kwargs)
     return deferred(result) if iscoroutine(result) else result
+
+
+def _run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = function(*args, **kwargs)
+    if isinstance(result, GENERATORS):
+        raise has_not_run(result, "callback")
+    return result
 
 
 def deferred(result: "Deferred[Any] | Coroutine[Any, Any, Any]") -> "Deferred[Any]":

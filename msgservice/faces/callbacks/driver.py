@@ -24,30 +24,7 @@ from msgservice.faces.callbacks.dispatch import Dispatcher
 from msgservice.faces.callbacks.files import FileRoot
 from msgservice.faces.callbacks.incoming import Incoming
 from msgservice.faces.callbacks.outgoing import Outgoing
-from msgservice.faces.callbacks.protocol.events import (
-    ActionReceived,
-    ErrorReceived,
-    Event,
-    Failed,
-    FileAnswered,
-    FileConfirmed,
-    FileData,
-    FileEnded,
-    FileInterrupted,
-    FilePushed,
-    FileRequested,
-    FileUnsent,
-    Ignored,
-    MessagesUnsent,
-    OffsetAsked,
-    OffsetOffered,
-    PeerAnnounced,
-    RequestLost,
-    RequestReceived,
-    RequestRefused,
-    RequestTimedOut,
-    ResponseReceived,
-)
+from msgservice.faces.callbacks.protocol import events
 from msgservice.faces.callbacks.protocol.peer import CallbackPeer
 from msgservice.faces.callbacks.protocol.sending import FilePiece
 from msgservice.faces.callbacks.registry import CallbackRegistry
@@ -110,7 +87,7 @@ class Driver:
         self._settle_waiters: Waiters[None] = Waiters()
         self._generation = 0  # of wires: an answer goes to the one that asked
         # An event waits while a file is being put in its place: what follows may be about it.
-        self._events: deque[tuple[int, Event]] = deque()
+        self._events: deque[tuple[int, events.Event]] = deque()
         self._handlers = self._handlers_of_events()
         self._handled_on = 0  # generation of the event that is being handled
         self._is_handling = False
@@ -222,9 +199,9 @@ class Driver:
 
     # --- events
 
-    def _take(self, events: list[Event]) -> None:
+    def _take(self, happened: list[events.Event]) -> None:
         """Handle events in order, after those that wait already."""
-        for event in events:
+        for event in happened:
             self._events.append((self._generation, event))
         if not self._is_handling:
             self._handle_waiting()
@@ -239,7 +216,7 @@ class Driver:
             self._is_handling = False
         self._rearm()
 
-    def _handle_file_requested(self, event: FileRequested) -> None:
+    def _handle_file_requested(self, event: events.FileRequested) -> None:
         if self._handled_on != self.generation:
             return
         try:
@@ -252,17 +229,17 @@ class Driver:
         except (MsgServiceError, TypeError, ValueError) as error:
             self.dispatch.refuse_request(event, "file-refused", str(error))
 
-    def _handle_file_pushed(self, event: FilePushed) -> None:
+    def _handle_file_pushed(self, event: events.FilePushed) -> None:
         self.incoming.pushed(event)
         if self.wire is not None and event.size - event.offset > BULK_BYTES:
             self.wire.read_in_bulk(True)
 
-    def _handle_file_answered(self, event: FileAnswered) -> None:
+    def _handle_file_answered(self, event: events.FileAnswered) -> None:
         self.incoming.answered(event)
         if self.wire is not None and event.size - event.offset > BULK_BYTES:
             self.wire.read_in_bulk(True)
 
-    def _handle_file_ended(self, event: FileEnded) -> None:
+    def _handle_file_ended(self, event: events.FileEnded) -> None:
         if self.wire is not None:
             self.wire.read_in_bulk(False)
         d = self.incoming.ended(event)
@@ -292,7 +269,7 @@ class Driver:
         if not self._is_holding and self.incoming.is_settled:
             self._settle_waiters.fire(None)
 
-    def _handle_error(self, event: ErrorReceived) -> None:
+    def _handle_error(self, event: events.ErrorReceived) -> None:
         if not self.outgoing.refused(event.about.get("transfer"), event.reason):
             self._log.warn(
                 "{peer} says of {about}: {kind}: {reason}",
@@ -302,7 +279,7 @@ class Driver:
                 reason=event.reason[:500],
             )
 
-    def _handle_ignored(self, event: Ignored) -> None:
+    def _handle_ignored(self, event: events.Ignored) -> None:
         self._log.warn(
             "ignored from {peer}: {reason}: {subject}",
             peer=self.peer_address,
@@ -310,44 +287,44 @@ class Driver:
             subject=event.subject,
         )
 
-    def _handle_messages_unsent(self, event: MessagesUnsent) -> None:
+    def _handle_messages_unsent(self, event: events.MessagesUnsent) -> None:
         self._log.warn(
             "{count} messages were not sent before the connection to {peer} ended",
             count=event.count,
             peer=self.peer_address,
         )
 
-    def _handle_failed(self, event: Failed) -> None:
+    def _handle_failed(self, event: events.Failed) -> None:
         if self._handled_on == self._generation:
             self._log.warn(
                 "dropping {peer}: {reason}", peer=self.peer_address, reason=str(event.error)
             )
             self.abort()
 
-    def _handlers_of_events(self) -> dict[type[Event], Callable[[Any], None]]:
+    def _handlers_of_events(self) -> dict[type[events.Event], Callable[[Any], None]]:
         dispatch, incoming, outgoing = self.dispatch, self.incoming, self.outgoing
         return {
-            ActionReceived: dispatch.action,
-            RequestReceived: lambda event: dispatch.request(event, self._handled_on),
-            ResponseReceived: dispatch.response,
-            RequestRefused: dispatch.refused,
-            RequestTimedOut: dispatch.timed_out,
-            RequestLost: dispatch.lost,
-            FileRequested: self._handle_file_requested,
-            FileEnded: self._handle_file_ended,
-            FilePushed: self._handle_file_pushed,
-            FileAnswered: self._handle_file_answered,
-            FileData: incoming.data,
-            FileInterrupted: lambda event: incoming.interrupted(),
-            FileConfirmed: lambda event: outgoing.confirmed(event.transfer),
-            FileUnsent: lambda event: outgoing.unsent(event.source),
-            OffsetAsked: incoming.offset_asked,
-            OffsetOffered: outgoing.offset_offered,
-            ErrorReceived: self._handle_error,
-            Ignored: self._handle_ignored,
-            MessagesUnsent: self._handle_messages_unsent,
-            PeerAnnounced: lambda event: None,
-            Failed: self._handle_failed,
+            events.ActionReceived: dispatch.action,
+            events.RequestReceived: lambda event: dispatch.request(event, self._handled_on),
+            events.ResponseReceived: dispatch.response,
+            events.RequestRefused: dispatch.refused,
+            events.RequestTimedOut: dispatch.timed_out,
+            events.RequestLost: dispatch.lost,
+            events.FileRequested: self._handle_file_requested,
+            events.FileEnded: self._handle_file_ended,
+            events.FilePushed: self._handle_file_pushed,
+            events.FileAnswered: self._handle_file_answered,
+            events.FileData: incoming.data,
+            events.FileInterrupted: lambda event: incoming.interrupted(),
+            events.FileConfirmed: lambda event: outgoing.confirmed(event.transfer),
+            events.FileUnsent: lambda event: outgoing.unsent(event.source),
+            events.OffsetAsked: incoming.offset_asked,
+            events.OffsetOffered: outgoing.offset_offered,
+            events.ErrorReceived: self._handle_error,
+            events.Ignored: self._handle_ignored,
+            events.MessagesUnsent: self._handle_messages_unsent,
+            events.PeerAnnounced: lambda event: None,
+            events.Failed: self._handle_failed,
         }
 
     # --- machinery

@@ -8,6 +8,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from msgservice.errors import check_runs
+
 Callback = Callable[..., Any]
 F = TypeVar("F", bound=Callback)
 
@@ -42,6 +44,8 @@ class CallbackRegistry:
 
 
 def _register(callbacks: dict[str, Callback], name: str, function: F) -> F:
+    check_runs(function, "callback")
+
     @functools.wraps(function)
     def passed_through(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)

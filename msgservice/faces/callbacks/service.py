@@ -36,6 +36,7 @@ from msgservice.clock import timed
 from msgservice.errors import CannotListen
 from msgservice.faces.callbacks.connection import Connection
 from msgservice.faces.callbacks.discovery import ServerWatch
+from msgservice.faces.callbacks.dispatch import awaited
 from msgservice.faces.callbacks.net import ServerAddress
 from msgservice.faces.callbacks.stream import CallbackProtocol
 
@@ -285,7 +286,7 @@ class CallbackClient(Service):
             if address is not None:
                 self.host, self.port = address.host, address.port
                 if self._on_server is not None:
-                    await maybeDeferred(self._on_server, address)
+                    await maybeDeferred(awaited, self._on_server, address)
                 return True
         return False
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from msgservice.faces.axon.Ipc import newCSA, serverShutdown, shutdownCSA, socketShutdown
+from msgservice.faces.chassis.endpoint import TCPServer
+from msgservice.faces.chassis.factory import ChassisFactory
+from msgservice.faces.chassis.limits import ChassisLimits
 from msgservice.faces.chassis.server import (
-    ChassisFactory,
-    ChassisLimits,
     FastRestartServer,
     MoreComplexServer,
     ServerCore,
     SimpleServer,
-    TCPServer,
-    newCSA,
-    serverShutdown,
-    shutdownCSA,
-    socketShutdown,
 )
 
 __all__ = [

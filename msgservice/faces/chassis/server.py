@@ -35,7 +35,6 @@ from msgservice.faces.axon.Ipc import (
     serverShutdown,
     shutdownCSA,
     shutdownMicroprocess,
-    socketShutdown,
 )
 from msgservice.faces.axon.scheduler import Scheduler, scheduler_for
 from msgservice.faces.chassis.connection import Connection
@@ -43,20 +42,6 @@ from msgservice.faces.chassis.endpoint import TCPServer
 from msgservice.faces.chassis.factory import ChassisFactory
 from msgservice.faces.chassis.limits import ChassisLimits
 from msgservice.waiters import Waiters
-
-__all__ = [
-    "ChassisFactory",
-    "ChassisLimits",
-    "FastRestartServer",
-    "MoreComplexServer",
-    "ServerCore",
-    "SimpleServer",
-    "TCPServer",
-    "newCSA",
-    "serverShutdown",
-    "shutdownCSA",
-    "socketShutdown",
-]
 
 PORT = 1601
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from msgservice.faces.callbacks.net import get_ip_address, set_keepalive
 from msgservice.faces.messaging.manager import (
-    BadMessage,
     ConnectionManager,
-    MessageManager,
-    Namespace,
-    NotifierSock,
-    PendingRequest,
-    Singleton,
-    get_ip_address,
     message_callback,
     request_callback,
-    set_keepalive,
+)
+from msgservice.faces.messaging.notifier import NotifierSock, Singleton
+from msgservice.faces.messaging.parts import (
+    BadMessage,
+    MessageManager,
+    Namespace,
+    PendingRequest,
 )
 
 __all__ = [

@@ -19,56 +19,16 @@ from typing import Any, assert_never
 
 from msgservice.errors import MsgServiceError, ProtocolError
 from msgservice.faces.callbacks.files import FileRoot, IncomingFile, OutgoingFile
-from msgservice.faces.callbacks.net import get_ip_address, set_keepalive
-from msgservice.faces.callbacks.protocol.events import (
-    ActionReceived,
-    ErrorReceived,
-    Event,
-    Failed,
-    FileAnswered,
-    FileConfirmed,
-    FileData,
-    FileEnded,
-    FileInterrupted,
-    FilePushed,
-    FileRequested,
-    FileUnsent,
-    Ignored,
-    MessageReceived,
-    MessagesUnsent,
-    OffsetAsked,
-    OffsetOffered,
-    PeerAnnounced,
-    RequestLost,
-    RequestReceived,
-    RequestRefused,
-    RequestTimedOut,
-    ResponseReceived,
-)
+from msgservice.faces.callbacks.protocol import events
 from msgservice.faces.callbacks.protocol.peer import IDS, CallbackPeer
 from msgservice.faces.callbacks.protocol.sending import FilePiece
 from msgservice.faces.callbacks.registry import DEFAULT, Callback
-from msgservice.faces.messaging.notifier import NotifierSock, Singleton
+from msgservice.faces.messaging.notifier import NotifierSock
 from msgservice.faces.messaging.parts import (
     BadMessage,
     MessageManager,
-    Namespace,
     PendingRequest,
 )
-
-__all__ = [
-    "BadMessage",
-    "ConnectionManager",
-    "MessageManager",
-    "Namespace",
-    "NotifierSock",
-    "PendingRequest",
-    "Singleton",
-    "get_ip_address",
-    "message_callback",
-    "request_callback",
-    "set_keepalive",
-]
 
 # The standard library's, since this module may not need Twisted.
 logger = logging.getLogger(__name__)
@@ -141,9 +101,9 @@ class ConnectionManager:
             self._is_broken = False
             self._output = memoryview(b"")
             self._tell_core_settings()
-            events = self._core.connected(time.monotonic())
+            happened = self._core.connected(time.monotonic())
             self._set_mask()
-        self._handle(events)
+        self._handle(happened)
 
     def close(self) -> None:
         """Have the loop send what is queued, then close, at its next events."""
@@ -262,7 +222,7 @@ class ConnectionManager:
         self._core.resume_queue = self.resume_queue
         self._core.resend_requests = self.resend_requests
 
-    def _locked(self, do: Callable[[], list[Event]]) -> list[Event]:
+    def _locked(self, do: Callable[[], list[events.Event]]) -> list[events.Event]:
         with self._lock:
             return do()
 
@@ -347,64 +307,64 @@ class ConnectionManager:
         header, content = message.parts()
         self._handle(self._locked(lambda: self._core.receive_message(header, content)))
 
-    def _handle(self, events: list[Event]) -> None:
-        for event in events:
+    def _handle(self, happened: list[events.Event]) -> None:
+        for event in happened:
             self._handle_one(event)
         with self._lock:
             if self.socket is not None and not self._core.is_drained:
                 self._set_mask()
 
-    def _handle_one(self, event: Event) -> None:
+    def _handle_one(self, event: events.Event) -> None:
         match event:
-            case MessageReceived(header, content):
+            case events.MessageReceived(header, content):
                 try:
                     message = MessageManager.of(header, content)
                 except ProtocolError as error:
                     raise BadMessage(str(error)) from error
                 self.process_received(message)
-            case ActionReceived(action, args, kwargs):
+            case events.ActionReceived(action, args, kwargs):
                 self._run(DEFAULT.message(action), f"action {action[:64]!r}", args, kwargs)
-            case RequestReceived():
+            case events.RequestReceived():
                 self._answer(event)
-            case ResponseReceived(request, value):
+            case events.ResponseReceived(request, value):
                 self._give(request.token, value)
-            case FileRequested():
+            case events.FileRequested():
                 self._answer_with_file(event)
-            case FilePushed(filepath, size):
+            case events.FilePushed(filepath, size):
                 self._asked = None
                 self._open(lambda: self.files.open_to_receive(filepath, size), filepath)
-            case FileAnswered(request, size):
+            case events.FileAnswered(request, size):
                 token = self._asked = request.token
                 self._open(
                     lambda: self.files.open_local_to_receive(token.path, size, checked=False),
                     str(token.path),
                 )
-            case FileData(data):
+            case events.FileData(data):
                 self._write_file(data)
-            case FileEnded():
+            case events.FileEnded():
                 self._finish_file()
-            case FileInterrupted():
+            case events.FileInterrupted():
                 self._drop_incoming()
                 self._asked = None  # the request itself is sent again
-            case FileUnsent(file):
+            case events.FileUnsent(file):
                 logger.warning("file %s was not sent whole", file.path)
                 file.close()
-            case MessagesUnsent(count):
+            case events.MessagesUnsent(count):
                 logger.warning("%s messages to %s were not sent", count, self.addr)
-            case RequestLost(request):
+            case events.RequestLost(request):
                 logger.warning("no answer will come to request %s", request.requested_value)
-            case Ignored(reason, subject):
+            case events.Ignored(reason, subject):
                 logger.warning("ignored from %s: %s: %s", self.addr, reason, subject)
-            case Failed(error):
+            case events.Failed(error):
                 raise BadMessage(str(error)) from error
             case (
-                RequestRefused()
-                | RequestTimedOut()
-                | FileConfirmed()
-                | OffsetAsked()
-                | OffsetOffered()
-                | ErrorReceived()
-                | PeerAnnounced()
+                events.RequestRefused()
+                | events.RequestTimedOut()
+                | events.FileConfirmed()
+                | events.OffsetAsked()
+                | events.OffsetOffered()
+                | events.ErrorReceived()
+                | events.PeerAnnounced()
             ):
                 raise AssertionError(event)  # only who announces himself, or says a time, gets it
             case _:
@@ -423,7 +383,7 @@ class ConnectionManager:
             logger.exception("callback of %s", what)
             return False, None
 
-    def _answer(self, event: RequestReceived) -> None:
+    def _answer(self, event: events.RequestReceived) -> None:
         name = event.requested_value
         returned, value = self._run(
             DEFAULT.request(name), f"request {name[:64]!r}", event.args, event.kwargs
@@ -436,7 +396,7 @@ class ConnectionManager:
         except (TypeError, ValueError, ProtocolError) as error:
             logger.error("request %s: the result cannot be written: %s", name[:64], error)
 
-    def _answer_with_file(self, event: FileRequested) -> None:
+    def _answer_with_file(self, event: events.FileRequested) -> None:
         try:
             file = self.files.open_to_send(event.filepath)
         except (OSError, MsgServiceError) as error:

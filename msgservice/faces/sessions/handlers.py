@@ -19,13 +19,8 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from msgservice.clock import timed
+from msgservice.errors import GENERATORS, check_runs, has_not_run
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.receiver.handling.coroutines import (
-    GENERATORS,
-    begin,
-    check_runs,
-    has_not_run,
-)
 from msgservice.waiters import Waiters
 
 REASON_MAX = 200  # characters of a failure, as the other side hears it
@@ -179,7 +174,7 @@ class Handlers:
         if isinstance(result, Deferred):
             return result
         if isinstance(result, Coroutine):
-            return begin(result)
+            return Deferred.fromCoroutine(result)
         if isinstance(result, GENERATORS):
             raise has_not_run(result)
         return None

@@ -1,33 +1,17 @@
-"""Handlers that have not ended when they return: coroutines are begun, generators refused.
+"""Handlers that have not ended when they return: their coroutines are begun.
 
-A coroutine is begun without a Deferred: many end before they ever wait.
+Generators, which nobody would run, are refused (`errors.check_runs`). A coroutine is begun without
+a Deferred: many end before they ever wait.
 """
 
 from __future__ import annotations
 
-import inspect
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from contextvars import copy_context
 from typing import Any
 
 from twisted.internet.defer import Deferred
-
-# What a handler returns that has not run at all: nobody would ever ask it for anything.
-GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
-_CURE = "its body does not run by itself: decorate it with inlineCallbacks, or make it async def"
-
-
-def check_runs(handler: Callable[..., Any]) -> None:
-    """Raise `TypeError` for a handler whose body would never run, each message acknowledged."""
-    for function in (handler, type(handler).__call__):
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"handler {handler!r} is a generator function: {_CURE}")
-
-
-def has_not_run(result: object) -> TypeError:
-    """Return what a handler fails with that has returned a generator."""
-    return TypeError(f"a handler returned a {type(result).__name__}: {_CURE}")
 
 
 def begin(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any] | None:

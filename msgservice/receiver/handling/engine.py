@@ -7,7 +7,7 @@ message, or with `batch` a part of a run. A call ends at once (a plain handler),
 its Deferred fires or its thread comes back. In a lane that keeps order (key not None) one unit at
 a time; without order a lane does not wait for its calls.
 
-What the handler said becomes marks and answers in the sender's `core.inbox.Inbox`; answers of one
+What the handler said becomes marks and answers in the node's `core.inbox.Inbox`; answers of one
 turn leave together. A plain handler costs no Deferred and no bookkeeping for each message: a loop
 over the run, and one `taken` at its end.
 
@@ -28,17 +28,18 @@ from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival
 from msgservice.core.refusal import Refusal
+from msgservice.errors import GENERATORS, has_not_run
 from msgservice.message import Action
-from msgservice.receiver.handling.coroutines import GENERATORS, begin, has_not_run
+from msgservice.receiver.handling.coroutines import begin
 from msgservice.receiver.handling.outcomes import describe_failure, judge
-from msgservice.receiver.handling.work import HandlerCall, Lane, Sender, Work
+from msgservice.receiver.handling.work import HandlerCall, Lane, NodeIncarnation, Work
 from msgservice.receiver.received import ReceivedMessage
 
 SLICE_SECONDS = 0.05  # handlers run so long in one turn of the reactor, then others have theirs
 # Messages between two looks at the clock: as many as took about a quarter of a slice last time.
 CHUNK_MIN, CHUNK_MAX = 16, 256
 CHUNK_SECONDS = SLICE_SECONDS / 4
-LANES_KEPT = 1000  # lanes without work, of one sender, that are kept for when there is some
+LANES_KEPT = 1000  # lanes without work, of one node, that are kept for when there is some
 
 Handler = Callable[[Any], Any]
 PENDING = (Deferred, CoroutineType)
@@ -60,7 +61,7 @@ class Handling:
         batch: bool,
         concurrency: int,
     ) -> None:
-        self.senders: dict[tuple[str, str], Sender] = {}
+        self.nodes: dict[tuple[str, str], NodeIncarnation] = {}
         self.is_stopping = False
         self._handler = handler
         self._name = name
@@ -71,7 +72,7 @@ class Handling:
         self._concurrency = concurrency
         self._ready: deque[Lane] = deque()
         self._calls: set[HandlerCall] = set()
-        self._touched: set[Sender] = set()
+        self._touched: set[NodeIncarnation] = set()
         self._chunk = CHUNK_MIN
         self._until = 0.0  # when the slice is over; 0: it has not begun
         self._is_pumping = False
@@ -91,7 +92,7 @@ class Handling:
 
     def take(
         self,
-        sender: Sender,
+        node: NodeIncarnation,
         arrival: Arrival,
         messages: list[ReceivedMessage],
         size: int,
@@ -101,16 +102,16 @@ class Handling:
         To be called while a connection's turn runs, at whose end `turn_ended` is called.
         """
         if self.is_stopping:
-            return  # the sender has it, and sends it again
+            return  # the node has it, and sends it again
         key = arrival.lane
-        lane = sender.lanes.get(key)
+        lane = node.lanes.get(key)
         if lane is None:
-            lane = sender.lanes[key] = Lane(sender, key)
+            lane = node.lanes[key] = Lane(node, key)
         for first, last in arrival.parts:
-            work = Work(sender, arrival, messages, first, last, size)
+            work = Work(node, arrival, messages, first, last, size)
             size = 0
             lane.queue.append(work)
-            sender.hold(work)
+            node.hold(work)
         if not lane.is_ready and not lane.behind and (key is None or not lane.running):
             lane.is_ready = True
             self._ready.append(lane)
@@ -120,14 +121,14 @@ class Handling:
         finally:
             self._is_inside = False
 
-    def turn_ended(self, sender: Sender) -> None:
+    def turn_ended(self, node: NodeIncarnation) -> None:
         """The connection's turn is over: its answers leave."""
         self._until = 0.0
-        self._touched.add(sender)
+        self._touched.add(node)
         self._flush()
 
-    def reconnected(self, sender: Sender, *, ordered: bool) -> None:
-        """A new connection of the sender: bring its marks up to date before they are told.
+    def reconnected(self, node: NodeIncarnation, *, ordered: bool) -> None:
+        """A new connection of the node: bring its marks up to date before they are told.
 
         `ordered`: whether the order is strict on it. Where that was another, lanes were others:
         nothing more is begun of what came before, and until it has ended nothing new is taken.
@@ -136,28 +137,28 @@ class Handling:
         has removed the receiver since, or its log was put back. What is left of them would be
         handled among what comes now.
         """
-        self._tell_all(sender)
-        sender.is_paused = sender.is_leaving = False
-        is_changed = sender.inbox.ordered is not ordered
-        sender.inbox.ordered = ordered
-        if is_changed or sender.is_changing:
-            self._change(sender)
+        self._tell_all(node)
+        node.is_paused = node.is_leaving = False
+        is_changed = node.inbox.ordered is not ordered
+        node.inbox.ordered = ordered
+        if is_changed or node.is_changing:
+            self._change(node)
         else:
-            for lane in sender.lanes.values():
+            for lane in node.lanes.values():
                 lane.is_over = False
-        sender.inbox.reconnect()
-        for elder in self.senders.values():
-            is_over = elder.connection is None and elder is not sender
-            if is_over and elder.name == sender.name:
-                self._succeed(elder, sender)
+        node.inbox.reconnect()
+        for elder in self.nodes.values():
+            is_over = elder.connection is None and elder is not node
+            if is_over and elder.name == node.name:
+                self._succeed(elder, node)
 
-    def _change(self, sender: Sender) -> None:
-        self._end_lanes(sender)
-        sender.is_changing = sender.is_paused = sender.works > 0
-        if not sender.is_changing:
-            sender.end_change()
+    def _change(self, node: NodeIncarnation) -> None:
+        self._end_lanes(node)
+        node.is_changing = node.is_paused = node.works > 0
+        if not node.is_changing:
+            node.end_change()
 
-    def _succeed(self, elder: Sender, sender: Sender) -> None:
+    def _succeed(self, elder: NodeIncarnation, node: NodeIncarnation) -> None:
         """Nothing more of an earlier incarnation is begun; what runs goes before what comes."""
         if not elder.works:
             return
@@ -165,41 +166,41 @@ class Handling:
             self._abandon(lane)
             lane.is_over = True
             if lane.running and lane.key is not None:
-                later = sender.lanes.get(lane.key)
+                later = node.lanes.get(lane.key)
                 if later is None:
-                    later = sender.lanes[lane.key] = Lane(sender, lane.key)
+                    later = node.lanes[lane.key] = Lane(node, lane.key)
                 if later not in lane.followers:
                     lane.followers += (later,)
                     later.behind += 1
 
-    def removed(self, sender: Sender) -> None:
+    def removed(self, node: NodeIncarnation) -> None:
         """The receiver was removed at the node: nothing more of what it had sent is begun.
 
         That was settled as removed, and whoever sent it was told. What runs may end; its answer
         goes nowhere.
         """
-        self._end_lanes(sender)
+        self._end_lanes(node)
 
-    def _end_lanes(self, sender: Sender) -> None:
-        for lane in sender.lanes.values():
+    def _end_lanes(self, node: NodeIncarnation) -> None:
+        for lane in node.lanes.values():
             self._abandon(lane)
             lane.is_over = True
 
-    def lost(self, sender: Sender | None) -> None:
+    def lost(self, node: NodeIncarnation | None) -> None:
         """A connection has gone, perhaps in the middle of its turn.
 
-        `sender`: whose only one it was, or None. Where its node has come since as another
+        `node`: whose only one it was, or None. Where the node has come since as another
         incarnation, of a log that was put back, that takes its place now.
         """
-        if sender is not None:
+        if node is not None:
             later = None
-            for other in self.senders.values():  # who came last is last
-                if other is sender:
+            for other in self.nodes.values():  # who came last is last
+                if other is node:
                     later = None
-                elif other.name == sender.name:
+                elif other.name == node.name:
                     later = other
             if later is not None:
-                self._succeed(sender, later)
+                self._succeed(node, later)
         if self._touched or self._ready:
             self._schedule()
 
@@ -259,14 +260,14 @@ class Handling:
     def _flush_all(self) -> None:
         """The last answers leave, also where the transport has no room: there is no later."""
         self._flush()
-        for sender in self.senders.values():
-            sender.flush(is_last=True)
+        for node in self.nodes.values():
+            node.flush(is_last=True)
 
     # --- turns
 
-    def _touch(self, sender: Sender) -> None:
-        """Acknowledgements are owed to a sender: they leave at the end of this turn."""
-        self._touched.add(sender)
+    def _touch(self, node: NodeIncarnation) -> None:
+        """Acknowledgements are owed to a node: they leave at the end of this turn."""
+        self._touched.add(node)
         if not self._is_inside:
             self._schedule()
 
@@ -286,15 +287,15 @@ class Handling:
 
     def _flush(self) -> None:
         touched, self._touched = self._touched, set()
-        for sender in touched:
+        for node in touched:
             try:
-                if sender.dirty:
-                    self._tell_all(sender)
-                sender.flush()
-                if sender.is_paused:
-                    sender.go_on()
+                if node.dirty:
+                    self._tell_all(node)
+                node.flush()
+                if node.is_paused:
+                    node.go_on()
             except Exception:
-                self._start_over(sender, Failure())
+                self._start_over(node, Failure())
 
     def _pump(self) -> None:
         """Take steps of ready lanes. Never inside itself, whatever a handler sets off."""
@@ -314,7 +315,7 @@ class Handling:
                 try:
                     self._advance(lane, self._step(lane, lane.queue[0]))
                 except Exception:  # not the handler's: see the steps
-                    self._start_over(lane.sender, Failure())
+                    self._start_over(lane.node, Failure())
                 if ready:
                     ended = self._now()
                     self._pace(ended - began, lane)
@@ -344,14 +345,14 @@ class Handling:
                 queue.popleft()
                 self._tell(work)
             elif work.at > work.told:
-                work.sender.dirty.add(work)
-                self._touch(work.sender)
+                work.node.dirty.add(work)
+                self._touch(work.node)
         if queue:
             if goes_on and not lane.is_ready and not self.is_stopping:
                 lane.is_ready = True
                 self._ready.append(lane)
-        elif len(lane.sender.lanes) > LANES_KEPT and not lane.running:
-            lane.sender.lanes.pop(lane.key, None)
+        elif len(lane.node.lanes) > LANES_KEPT and not lane.running:
+            lane.node.lanes.pop(lane.key, None)
 
     # --- steps: each returns whether the lane may go on
 
@@ -412,7 +413,7 @@ class Handling:
                 try:
                     self._failed(lane, work, first, stop, failure)
                 except Exception:  # not the handler's, in whose step this is
-                    self._start_over(lane.sender, Failure())
+                    self._start_over(lane.node, Failure())
             return True
         call.deferred = pending
         return self._started(call)
@@ -443,7 +444,7 @@ class Handling:
         if call in self._calls:
             self._calls.discard(call)
             call.lane.running -= 1
-        self._start_over(call.lane.sender, Failure())
+        self._start_over(call.lane.node, Failure())
 
     def _ended(self, call: HandlerCall, done: int, failure: Failure | None, unit: int) -> None:
         """The first `done` messages of a call were handled, the `unit` after them failed."""
@@ -459,7 +460,7 @@ class Handling:
             if failure is not None:
                 self._refused(work, at, at + unit, failure)
                 if at + unit < call.stop:
-                    lane.queue.append(work.sender.cut(work, at + unit, call.stop))
+                    lane.queue.append(work.node.cut(work, at + unit, call.stop))
         self._forget(call)
 
     def _forget(self, call: HandlerCall) -> None:
@@ -472,7 +473,7 @@ class Handling:
         is_ending = self.is_stopping and not self._is_pumping  # else the end of the step is
         if is_ending or lane.is_over:
             self._abandon(lane)
-            self._touch(lane.sender)  # it may wait for that
+            self._touch(lane.node)  # it may wait for that
         self._advance(lane, goes_on=True)
         if not self.is_stopping:
             self._pump()
@@ -490,22 +491,22 @@ class Handling:
 
     # --- faults of our own
 
-    def _start_over(self, sender: Sender, fault: Failure) -> None:
-        """Begin nothing of what a sender has sent: its connection ends, and it sends that again.
+    def _start_over(self, node: NodeIncarnation, fault: Failure) -> None:
+        """Begin nothing of what a node has sent: its connection ends, and it sends that again.
 
         What has come to its accounts is not known. What runs may end, and counts.
         """
-        connection = sender.connection
+        connection = node.connection
         if connection is not None:
-            connection.fault(f"node {sender.name!r}", fault)
+            connection.fault(f"node {node.name!r}", fault)
         else:
-            self._logger.failure("handling what {name} sent", fault, name=sender.name)
-        calls = [call for call in self._calls if call.lane.sender is sender]
-        sender.start_over(calls)
-        for lane in sender.lanes.values():
+            self._logger.failure("handling what {name} sent", fault, name=node.name)
+        calls = [call for call in self._calls if call.lane.node is node]
+        node.start_over(calls)
+        for lane in node.lanes.values():
             if lane.followers and not lane.running:
                 self._release(lane)
-        self._touch(sender)
+        self._touch(node)
         self._schedule()  # for the others, and for who waits for the end of all
 
     # --- outcomes
@@ -516,16 +517,16 @@ class Handling:
         if work.at > first:
             self._taken(work, first, work.at)
 
-    def _tell_all(self, sender: Sender) -> None:
-        dirty, sender.dirty = sender.dirty, set()
+    def _tell_all(self, node: NodeIncarnation) -> None:
+        dirty, node.dirty = node.dirty, set()
         for work in dirty:
             self._tell(work)
 
     def _taken(self, work: Work, first: int, stop: int) -> None:
-        sender = work.sender
-        sender.inbox.taken(work.arrival, work.base + first, work.base + stop - 1)
-        sender.release(work, stop - first)
-        self._touch(sender)
+        node = work.node
+        node.inbox.taken(work.arrival, work.base + first, work.base + stop - 1)
+        node.release(work, stop - first)
+        self._touch(node)
 
     def _failed(self, lane: Lane, work: Work, first: int, stop: int, failure: Failure) -> None:
         """The handler failed: what came before is taken, these are not; in order, none behind."""
@@ -537,24 +538,24 @@ class Handling:
             self._give_up(lane, set())
 
     def _refused(self, work: Work, first: int, stop: int, failure: Failure) -> Action:
-        sender = work.sender
+        node = work.node
         action, delay_ms, reason = self._judge(failure, work, first)
         refusal = Refusal(action, reason)
         at, last = work.base + first, work.base + stop - 1
-        sender.inbox.refused(work.arrival, at, last, refusal, delay_ms)
-        sender.release(work, stop - first)
-        self._touch(sender)
+        node.inbox.refused(work.arrival, at, last, refusal, delay_ms)
+        node.release(work, stop - first)
+        self._touch(node)
         return action
 
     def _abandon_all(self) -> None:
-        for sender in self.senders.values():
-            for lane in sender.lanes.values():
+        for node in self.nodes.values():
+            for lane in node.lanes.values():
                 lane.is_ready = False
                 self._abandon(lane)
         self._ready.clear()
 
     def _abandon(self, lane: Lane) -> None:
-        """The lane is given up: nothing more of it is begun, its sender retransmits it."""
+        """The lane is given up: nothing more of it is begun, the node retransmits it."""
         called = {call.work for call in self._calls if call.lane is lane}
         self._give_up(lane, called if lane.key is not None else set())
 
@@ -566,9 +567,9 @@ class Handling:
                 continue
             self._tell(work)
             if work.at < work.stop:
-                sender, base = work.sender, work.base
-                sender.inbox.abandoned(base + work.at, base + work.stop - 1)
-                sender.release(work, work.stop - work.at)
+                node, base = work.node, work.base
+                node.inbox.abandoned(base + work.at, base + work.stop - 1)
+                node.release(work, work.stop - work.at)
                 work.told = work.at = work.stop
         lane.queue.clear()
         lane.queue.extend(kept)

@@ -1,4 +1,4 @@
-"""What a handler said, as the wire has it: an action, a delay, a reason."""
+"""The outcome of a handler, as the wire has it: an action, a delay, a reason."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from msgservice.receiver.handling.coroutines import GENERATORS, has_not_run
+from msgservice.errors import GENERATORS, has_not_run
 from msgservice.receiver.handling.engine import (
     PENDING,
     SLICE_SECONDS,

@@ -51,7 +51,7 @@ class Gate(Protocol):
 
 
 class StoredInbox(Protocol):
-    """A stored inbox, as far as it is needed here (`receiver.inbox_file.InboxFile`)."""
+    """A stored inbox, as far as it is needed here (`receiver.inbox.file.InboxFile`)."""
 
     inbox: str
 
@@ -189,7 +189,7 @@ class StoredHandling(Handling):
             if call.lane.key is None:
                 if done:
                     self._taken(work, call.first, at)
-                call.lane.queue.append(work.sender.cut(work, at, call.stop))
+                call.lane.queue.append(work.node.cut(work, at, call.stop))
             elif done:
                 work.at = at
             self._forget(call)
@@ -236,10 +236,10 @@ class StoredHandling(Handling):
         after = base + first - 1
         if first == 0 and transfer.after is not None:
             after = transfer.after
-        sender = work.sender
+        node = work.node
         return self.inbox.run(
-            sender.name,
-            sender.incarnation,
+            node.name,
+            node.incarnation,
             items,
             handle,
             after=after,

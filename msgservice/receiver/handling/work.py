@@ -1,4 +1,4 @@
-"""What the engine works on: senders, lanes, the work in them, and the calls of the handler.
+"""The work of the engine: nodes, lanes, the units in them, and the calls of the handler.
 
 State and its small rules only; who does what when is decided in `receiver.handling.engine`.
 """
@@ -16,7 +16,7 @@ from msgservice.core.inbox import Arrival, Inbox
 from msgservice.receiver.received import ReceivedMessage
 
 
-class Sender:
+class NodeIncarnation:
     """One incarnation of one node: what was taken of it, what is being handled, the connection."""
 
     __slots__ = (
@@ -59,7 +59,7 @@ class Sender:
     def hold(self, work: Work) -> None:
         """Count messages that are not handled yet; beyond the window, stop reading.
 
-        A single run is never beyond it: its sender may send that whatever the window.
+        A single run is never beyond it: the node may send that whatever the window.
         """
         self.works += 1
         self.held_messages += work.open
@@ -160,8 +160,8 @@ class Work:
         "at",
         "base",
         "messages",
+        "node",
         "open",
-        "sender",
         "size",
         "stop",
         "told",
@@ -169,14 +169,14 @@ class Work:
 
     def __init__(
         self,
-        sender: Sender,
+        node: NodeIncarnation,
         arrival: Arrival,
         messages: list[ReceivedMessage],
         first: int,
         last: int,
         size: int,
     ) -> None:
-        self.sender = sender
+        self.node = node
         self.arrival = arrival
         self.messages = messages
         self.base = arrival.transfer.sequence
@@ -189,10 +189,10 @@ class Work:
 class Lane:
     """The work of one lane, in the order in which it arrived."""
 
-    __slots__ = ("behind", "followers", "is_over", "is_ready", "key", "queue", "running", "sender")
+    __slots__ = ("behind", "followers", "is_over", "is_ready", "key", "node", "queue", "running")
 
-    def __init__(self, sender: Sender, key: Hashable) -> None:
-        self.sender = sender
+    def __init__(self, node: NodeIncarnation, key: Hashable) -> None:
+        self.node = node
         self.key = key
         self.queue: deque[Work] = deque()
         self.running = 0  # calls

@@ -19,6 +19,11 @@ frame unfinished for `limits.frame_timeout`.
 
 All but LOST go to ABORTED by abort(), or when they take too long.
 
+The wire is that of Twisted's `Int32StringReceiver`, which this is, but for what it does with the
+bytes: the original copies all that it holds for each delivery, so a large frame that arrives in
+pieces costs the square of its size; it goes on buffering behind a frame that is too long; and it
+does not check what is sent.
+
 Who is dialled or listened to is the business of `transport.dialling` and
 `transport.tcp.listening`.
 """
@@ -39,12 +44,13 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.protocols.basic import Int32StringReceiver
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.clock import monotonic_of
-from msgservice.core.framing import PREFIX_BYTES, encode_prefix
+from msgservice.core.framing import PREFIX_BYTES, FrameSplitter, encode_prefix
 from msgservice.errors import DeadlinePassed, FrameTooLarge, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
@@ -52,7 +58,6 @@ from msgservice.transport.addresses import describe, is_local
 from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.pacing import Turn, Watch
 from msgservice.transport.tcp.sockets import reason_of, tune, unwritten, write_now
-from msgservice.transport.tcp.strings import LinearStringReceiver
 
 # Handed to the transport at once. Its own mark is 64 KiB, so it asks for more as soon as the
 # kernel has taken one of these; smaller ones cost more turns, larger ones make progress coarser.
@@ -95,7 +100,7 @@ class _Gate:
 
 
 @implementer(IChannel, IHandshakeListener)
-class FrameProtocol(LinearStringReceiver):
+class FrameProtocol(Int32StringReceiver):
     """The channel of one connection. `make_user` is called once it stands, TLS included."""
 
     _logger = Logger()
@@ -115,7 +120,7 @@ class FrameProtocol(LinearStringReceiver):
         turn: Turn,
     ) -> None:
         self.MAX_LENGTH = limits.frame_bytes
-        super().__init__()
+        self._splitter = FrameSplitter(limits.frame_bytes)
         self.state = ChannelState.OPENING
         self.heard_at = 0.0
         self._reactor = reactor
@@ -234,7 +239,8 @@ class FrameProtocol(LinearStringReceiver):
             self._open()
 
     @property
-    def length_limit(self) -> int:  # noqa: D102
+    def length_limit(self) -> int:
+        """The size of a frame that may be received now, in bytes."""
         if self._known:
             return self.MAX_LENGTH
         return min(self.MAX_LENGTH, self._limits.unauthenticated_bytes)
@@ -242,19 +248,36 @@ class FrameProtocol(LinearStringReceiver):
     def dataReceived(self, data: bytes) -> None:  # noqa: D102
         if self.state is ChannelState.OPEN and self._error is None:
             self.heard_at = self._now()
-            super().dataReceived(data)
-            if self._watching is None and self._splitter.partial:
+            splitter = self._splitter
+            splitter.limit = self.length_limit
+            try:
+                frames = splitter.feed(data)
+            except FrameTooLarge as error:
+                self._too_large(error)
+            else:
+                self._received(frames)
+            if self._watching is None and splitter.partial:
                 self._watch()
 
-    def strings_received(self, strings: list[bytes]) -> None:  # noqa: D102
-        assert self._user is not None
-        self._call(self._user.frames_received, strings)
+    def _received(self, frames: list[bytes]) -> None:
+        if frames:
+            assert self._user is not None
+            self._call(self._user.frames_received, frames)
 
-    def stringReceived(self, string: bytes) -> None:  # noqa: D102
-        self.strings_received([string])
-
-    def lengthLimitExceeded(self, length: int) -> None:  # noqa: D102
-        self._fail(FrameTooLarge(length, self.length_limit))
+    def _too_large(self, error: FrameTooLarge) -> None:
+        """Pass on what came before that frame, which may have raised the limit for it."""
+        splitter = self._splitter
+        self._received(splitter.take_complete())
+        while error.size <= self.length_limit:
+            splitter.limit = self.length_limit
+            try:
+                self._received(splitter.go_on())
+            except FrameTooLarge as again:
+                error = again
+                self._received(splitter.take_complete())
+            else:
+                return
+        self._fail(FrameTooLarge(error.size, self.length_limit))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: D102
         if self.state is ChannelState.LOST:

@@ -66,6 +66,7 @@ from msgservice.transport.addresses import LOOPBACK, Address, ip_of, parse_addre
 CONNECT_TIMEOUT = 30.0  # seconds for one attempt to connect, Twisted's own default
 # A node that comes back is dialled by all its peers at once; the kernel caps it at `somaxconn`.
 BACKLOG = 1024
+BACKLOG_MAX = 2**31 - 1  # what the kernel is asked with
 # Whoever may open the socket file may claim any name, so by default only the node's own user.
 UNIX_MODE = "600"
 UNIX_PATH_BYTES = 107  # sun_path of unix(7), less its final NUL
@@ -102,6 +103,19 @@ def is_listened_at(path: Path) -> bool:
         except OSError:
             pass  # its queue is full, or it is not ours to ask
         return True
+
+
+def check_socket(address: Address) -> None:
+    """Raise `BadAddress` where no socket could be made at the path of a Unix address."""
+    path = Path(address.parts[0])
+    if "\0" in str(path):
+        raise BadAddress(address.text, "a path has no zero byte")
+    if not path.parent.is_dir():
+        raise BadAddress(address.text, f"{path.parent} is not a folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadAddress(address.text, f"{path.parent} is not writable")
+    if path.exists() and not path.is_socket():
+        raise BadAddress(address.text, f"{path} is there and is no socket")
 
 
 def client_endpoint(reactor: IReactorTime, text: str) -> IStreamClientEndpoint:
@@ -173,7 +187,7 @@ def _listen(reactor: IReactorTime, address: Address) -> IStreamServerEndpoint:
 
 
 def _backlog(address: Address) -> int:
-    return int(address.number("backlog", BACKLOG))
+    return address.integer("backlog", BACKLOG, BACKLOG_MAX)
 
 
 T = TypeVar("T")

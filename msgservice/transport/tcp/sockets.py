@@ -1,4 +1,4 @@
-"""What a socket can be told, and what it says when it fails."""
+"""Socket options, and what a socket says when it fails."""
 
 from __future__ import annotations
 

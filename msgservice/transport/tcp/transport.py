@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IListeningPort, IReactorTime
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IReactorPluggableNameResolver,
+    IReactorTime,
+)
+from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from msgservice.clock import timed
-from msgservice.errors import BadAddress
+from msgservice.errors import BadAddress, CannotListen
 from msgservice.interfaces import IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
+from msgservice.transport.addresses import beyond_loopback, parse_address
 from msgservice.transport.dialling import Connector
+from msgservice.transport.probing import check_port_free
 from msgservice.transport.tcp.channel import FrameProtocol
-from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
+from msgservice.transport.tcp.endpoints import (
+    check_socket,
+    client_endpoint,
+    is_listened_at,
+    server_endpoint,
+)
 from msgservice.transport.tcp.listening import ChannelFactory, ConnectionCount, listen_on
 from msgservice.transport.tcp.pacing import Turn
+
+
+@implementer(IReactorPluggableNameResolver)
+class _Unused(Clock):
+    """A reactor for an endpoint that is only made: nothing is done with it."""
+
+    nameResolver: Any = None
+
+    def installNameResolver(self, resolver: Any) -> Any:
+        return resolver
 
 
 @implementer(ITransport)
@@ -26,11 +51,35 @@ class TcpTransport:
     `rng` (floats from 0 to 1) spreads the attempts of many that dial the same node.
     """
 
-    schemes = ("tcp", "tls", "ssl", "unix")
+    schemes = ("tcp", "tls", "ssl", "unix")  # and those of Twisted's endpoint plugins
 
     def __init__(self, *, rng: Callable[[], float]) -> None:
         self._rng = rng
         self.accepted = ConnectionCount()
+
+    def check_dial(self, address: str) -> None:
+        """See `ITransport`."""
+        client_endpoint(_Unused(), address)
+
+    def check_listen(self, address: str) -> str | None:
+        """See `ITransport`."""
+        server_endpoint(_Unused(), address)
+        parsed = parse_address(address)
+        if parsed.scheme == "unix":
+            check_socket(parsed)
+            return None
+        if parsed.scheme in self.schemes:
+            return beyond_loopback(parsed)
+        return f"whether {parsed.scheme}: is beyond loopback cannot be told"
+
+    def check_free(self, address: str) -> None:
+        """See `ITransport`."""
+        parsed = parse_address(address)
+        if parsed.scheme == "unix":
+            if is_listened_at(Path(parsed.parts[0])):
+                raise CannotListen(address, "another program listens there")
+        elif parsed.scheme in self.schemes:
+            check_port_free(parsed, socket.SOCK_STREAM)
 
     def connector(
         self,

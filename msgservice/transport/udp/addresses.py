@@ -27,11 +27,9 @@ KEY_TEXT = re.compile(r"[0-9a-fA-F]{64}").fullmatch
 def read_key(address: Address) -> dict[int, bytes] | None:
     """Return the key that an address names, None if none; BadAddress where it cannot be one."""
     path = address.options.get("key")
-    number = int(address.number("keyId", 1))
+    number = address.integer("keyId", 1, 255)
     if path is None:
         return None
-    if not 1 <= number <= 255:
-        raise BadAddress(address.text, f"keyId must be from 1 to 255, not {number}")
     try:
         text = "".join(Path(path).read_text().split())
     except OSError as error:

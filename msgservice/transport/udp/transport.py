@@ -8,6 +8,7 @@ connection comes next, which is why the same sequence may be tried over TCP and 
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -18,12 +19,11 @@ from msgservice.clock import timed
 from msgservice.errors import BadAddress, CannotListen
 from msgservice.interfaces import IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
-from msgservice.transport.addresses import (
-    LOOPBACK,
-)
+from msgservice.transport.addresses import LOOPBACK, beyond_loopback, parse_address
 from msgservice.transport.dialling import Connector
 from msgservice.transport.owners import Nobody
-from msgservice.transport.udp.addresses import check_listen, is_insecure, read_key
+from msgservice.transport.probing import check_port_free
+from msgservice.transport.udp.addresses import check_dial, check_listen, is_insecure, read_key
 from msgservice.transport.udp.bearer import Bearer, UdpChannel, udp_address
 from msgservice.transport.udp.endpoint import UdpEndpoint
 
@@ -82,6 +82,19 @@ class UdpTransport:
     ) -> None:
         self._rng = rng
         self._entropy = entropy
+
+    def check_dial(self, address: str) -> None:
+        """See `ITransport`."""
+        check_dial(address)
+
+    def check_listen(self, address: str) -> str | None:
+        """See `ITransport`: with a key nobody else is heard, so whoever is may be anywhere."""
+        parsed = check_listen(address)
+        return None if "key" in parsed.options else beyond_loopback(parsed)
+
+    def check_free(self, address: str) -> None:
+        """See `ITransport`."""
+        check_port_free(parse_address(address), socket.SOCK_DGRAM)
 
     def connector(
         self,

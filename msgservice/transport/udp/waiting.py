@@ -1,4 +1,4 @@
-"""What a `DatagramPeer` waits for: the one Deferred of a run, and the view of all that is open."""
+"""Waiters of a `DatagramPeer`: the one Deferred of a run, and the view of all that is open."""
 
 from __future__ import annotations
 

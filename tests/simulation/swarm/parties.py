@@ -29,7 +29,7 @@ from msgservice.receiver.receiver import Receiver
 from msgservice.transport.registry import Transports
 from msgservice.transport.udp.transport import UdpTransport
 from tests.kit.faulty_transport import FaultyTransport, Process
-from tests.kit.simdisk import SimMarks, SimThreads
+from tests.kit.simdisk import SimThreads, close_as_killed
 from tests.simulation import system
 from tests.simulation.swarm.disks import MemoryDisk, SimulatedDisk
 from tests.simulation.swarm.meter import Meter
@@ -344,7 +344,6 @@ class ClockOutbox(OutboxFile):
             entropy=world.random.randbytes,
             threads=SimThreads(clock, lambda: system.DISK_DELAY),
         )
-        self._is_over = False
 
     def _open_file(self) -> Any:
         snapshot = super()._open_file()
@@ -353,20 +352,9 @@ class ClockOutbox(OutboxFile):
         self._file._db.execute("pragma synchronous = off")
         return snapshot
 
-    def _close_file(self, gone: list[int]) -> None:
-        self._is_over = True
-        super()._close_file(gone)
-
     def die(self) -> None:
         """Close what the kernel closes when a process is killed."""
-        if self._is_over:
-            return
-        self._is_over = True
-        if self._file._db is not None:
-            self._file._db.close(True)
-        if isinstance(self._file._marks, SimMarks):
-            self._file._marks._file.close()
-        self._file._lock.release()
+        close_as_killed(self._file)
 
 
 def copy_files(source: Path, target: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What `faces.callbacks.protocol.peer.CallbackPeer` reports, and the limits that it keeps.
+"""Events of `faces.callbacks.protocol.peer.CallbackPeer`, and the limits that it keeps.
 
 Values only. A face dispatches on the type of the event; an event that it does not know is a bug.
 """

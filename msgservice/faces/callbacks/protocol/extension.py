@@ -1,4 +1,4 @@
-"""What our own peers say to each other beyond the protocol: `hello`, `error`, files that resume.
+"""The extension that our own peers speak beyond the protocol: `hello`, `error`, files that resume.
 
 Called by `faces.callbacks.protocol.peer` and `faces.callbacks.protocol.receiving`. All of it rides
 in messages of types that the original silently ignores, and in header keys that it does not read;

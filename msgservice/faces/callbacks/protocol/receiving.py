@@ -1,4 +1,4 @@
-"""What a message of the peer means: parts of messages in, events out.
+"""The meaning of a peer's message: parts of messages in, events out.
 
 Called by `faces.callbacks.protocol.peer` with what `faces.callbacks.protocol.reader` split off. It
 decides about every combination of message type and content; whatever the peer may not send is

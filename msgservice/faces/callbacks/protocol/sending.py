@@ -1,4 +1,4 @@
-"""What a peer has yet to send, in order, and what is on its way.
+"""The queue of what a peer has yet to send, in order, and what is on its way.
 
 Called by `faces.callbacks.protocol.peer`. An entry is *waiting*, then *in flight* once handed out,
 and forgotten when the face reports its last byte as sent: so that after a lost connection an

@@ -5,7 +5,7 @@ commit. SQLite lets a statement roll back all of it (`insert or rollback`, `rais
 trigger): from then on what is written would be committed at once, statement by statement. So the
 view of a message that did that is shut at once.
 
-How transactions begin, commit and are tried again is the business of `receiver.inbox_file`.
+How transactions begin, commit and are tried again is the business of `receiver.inbox.file`.
 """
 
 from __future__ import annotations

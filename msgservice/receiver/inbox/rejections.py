@@ -1,10 +1,10 @@
-"""What a receiver's handlers rejected: kept beside the marks, so that no crash brings it back.
+"""Rejections by a receiver's handlers: kept beside the marks, so that no crash brings them back.
 
-A rejected message has no mark (`receiver.inbox_marks`): its sender is told that it is dead, and may
+A rejected message has no mark (`receiver.inbox.marks`): its sender is told that it is dead, and may
 not have heard it. What is kept here is the answer, until the sender's floor has passed the message
 (SEMANTICS 1, 25).
 
-Part of `receiver.inbox_file`, whose transactions write it and whose commits make it count.
+Part of `receiver.inbox.file`, whose transactions write it and whose commits make it count.
 """
 
 from __future__ import annotations

@@ -30,11 +30,10 @@ from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
 from msgservice.disk.mark import Mark
 from msgservice.disk.migrations import Schema
-from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, Reject
-from msgservice.receiver.handling.coroutines import GENERATORS, has_not_run
-from msgservice.receiver.inbox_marks import StoredMarks
-from msgservice.receiver.inbox_rejections import Rejections
-from msgservice.receiver.inbox_transaction import RolledBack, Transaction
+from msgservice.errors import GENERATORS, LogDamaged, LogFailed, LogUnavailable, Reject, has_not_run
+from msgservice.receiver.inbox.marks import StoredMarks
+from msgservice.receiver.inbox.rejections import Rejections
+from msgservice.receiver.inbox.transaction import RolledBack, Transaction
 from msgservice.records import Rejected, Resume
 
 # Messages of one transaction: it is committed before more are handled, so that the reactor gets
@@ -112,7 +111,9 @@ class Handled:
 
 
 @dataclass(slots=True)
-class _Run(Generic[T]):
+class _WaitingRun(Generic[T]):
+    """The new messages of a run, until their transaction is committed."""
+
     key: Key
     after: int
     items: Sequence[tuple[int, T]]
@@ -127,12 +128,17 @@ class _Run(Generic[T]):
 
 
 @dataclass(slots=True)
-class _Call:
+class _WaitingCall:
+    """The call of `transaction`, until its transaction is committed."""
+
     work: Callable[[Transaction], Any]
     waiter: Deferred[Any]
     result: Any = None
     error: BaseException | None = None
     poison: BaseException | None = None
+
+
+_Waiting = _WaitingRun[Any] | _WaitingCall
 
 
 class _Stage:
@@ -147,7 +153,7 @@ class _Stage:
         self.fresh: list[tuple[Key, Rejected]] = []
         self.shut: list[Gate] = []  # those that it has shut
 
-    def remember(self, run: _Run[Any], mark: SenderState, last: int) -> None:
+    def remember(self, run: _WaitingRun[Any], mark: SenderState, last: int) -> None:
         """A sequence of the run was taken, or rejected: see `core.inbox.Marks.remember`."""
         if run.arrival is None:
             return
@@ -156,7 +162,7 @@ class _Stage:
         if last > newest:
             self.newest[run.key] = (last, run.arrival)
 
-    def settle_below(self, run: _Run[Any], mark: SenderState) -> None:
+    def settle_below(self, run: _WaitingRun[Any], mark: SenderState) -> None:
         """The run's floor was said: see `core.inbox.Marks`, why it passes nothing newer."""
         if run.floor > mark.floor:
             known = self.newest.get(run.key)
@@ -165,7 +171,7 @@ class _Stage:
             if floor > mark.floor:
                 mark.take(mark.floor, floor - 1)
 
-    def shut_gate(self, run: _Run[Any]) -> None:
+    def shut_gate(self, run: _WaitingRun[Any]) -> None:
         """A message of the run has failed."""
         if run.gate is not None and not run.gate.is_shut:
             run.gate.is_shut = True
@@ -201,7 +207,7 @@ class InboxFile:
         self._marks = StoredMarks()
         self._counted = 0  # commits that changed something, since the file was made
         self._rejections = Rejections()
-        self._waiting: list[_Run[Any] | _Call] = []
+        self._waiting: list[_Waiting] = []
         self._committing: Deferred[None] | None = None
         self._opened = False
         self._failed: LogFailed | None = None
@@ -365,7 +371,7 @@ class InboxFile:
         """
         waiter: Deferred[Handled] = Deferred()
         key = (sender, incarnation)
-        run = _Run(key, after, items, handle, first, arrival, floor, gate, waiter)
+        run = _WaitingRun(key, after, items, handle, first, arrival, floor, gate, waiter)
         return self._enter(run, waiter)
 
     def transaction(self, work: Callable[[Transaction], T]) -> Deferred[T]:
@@ -374,9 +380,9 @@ class InboxFile:
         When it raises, what it wrote is undone and this fails with that.
         """
         waiter: Deferred[T] = Deferred()
-        return self._enter(_Call(work, waiter), waiter)
+        return self._enter(_WaitingCall(work, waiter), waiter)
 
-    def _enter(self, entry: _Run[Any] | _Call, waiter: Deferred[T]) -> Deferred[T]:
+    def _enter(self, entry: _Waiting, waiter: Deferred[T]) -> Deferred[T]:
         if self._failed is not None:
             return fail(self._failed)
         if not self._opened:
@@ -395,7 +401,7 @@ class InboxFile:
         assert self._worker is not None
         # Handlers run now, and may hand in more: that has its turn behind them.
         committing = self._committing = Deferred[None]()
-        entries: list[_Run[Any] | _Call] = []
+        entries: list[_Waiting] = []
         try:
             stage = self._handle_waiting(db, entries)
             staged = stage.staged
@@ -411,8 +417,10 @@ class InboxFile:
                 db.execute(_SAVE_HEAD, (counted, crc, tables, self._file.pages.turn))
         except BaseException as error:
             # The transaction itself is gone (no room, a failed write), with all in it.
-            if not isinstance(error, apsw.Error):  # a fault of our own
-                self._fault(Failure())
+            if not entries:  # it did not begin, or not again
+                entries, self._waiting = self._waiting, []
+            if not isinstance(error, apsw.Error):
+                self._log_fault()
             self._committed(entries, committing, Failure())
             return
 
@@ -423,12 +431,13 @@ class InboxFile:
 
         self._worker.submit(lambda: self._commit(counted)).addCallback(adopt).addBoth(
             lambda result: self._committed(entries, committing, result)
-        ).addErrback(self._fault)
+        )
 
-    def _fault(self, failure: Failure) -> None:
-        self._logger.failure("committing to the inbox {path}", failure, path=str(self.path))
+    def _log_fault(self) -> None:
+        """A fault of our own is logged, the error that is handled now."""
+        self._logger.failure("committing to the inbox {path}", path=str(self.path))
 
-    def _handle_waiting(self, db: apsw.Connection, entries: list[_Run[Any] | _Call]) -> _Stage:
+    def _handle_waiting(self, db: apsw.Connection, entries: list[_Waiting]) -> _Stage:
         """Handle what is waiting in a transaction; what it holds is in `entries` then.
 
         Where a statement rolls it back, those before it are handled again and the message that did
@@ -444,7 +453,7 @@ class InboxFile:
                 while self._waiting and messages < MESSAGES_MAX and len(entries) < entries_max:
                     entry = self._waiting.pop(0)
                     entries.append(entry)
-                    if isinstance(entry, _Run):
+                    if isinstance(entry, _WaitingRun):
                         messages += len(entry.items)
                         self._handle_run(db, entry, stage)
                     else:
@@ -475,34 +484,42 @@ class InboxFile:
 
     def _committed(
         self,
-        entries: list[_Run[Any] | _Call],
+        entries: list[_Waiting],
         committing: Deferred[None],
         result: object,
     ) -> None:
         """Tell everybody what became of their runs, and go on."""
+        self._committing = None
+        try:
+            self._tell(entries, result)
+        except BaseException as error:
+            self._log_fault()
+            self._fail(str(error))
+        if self._failed is not None:
+            waiting, self._waiting = self._waiting, []
+            for entry in (*entries, *waiting):
+                if not entry.waiter.called:
+                    entry.waiter.errback(self._failed)
+        self._start()
+        committing.callback(None)
+
+    def _tell(self, entries: list[_WaitingRun[Any] | _WaitingCall], result: object) -> None:
         failure: Exception | None = None
         if isinstance(result, Failure):
             failure = self._undo(result)
             for entry in entries:
-                if isinstance(entry, _Run) and entry.gate is not None:
+                if isinstance(entry, _WaitingRun) and entry.gate is not None:
                     entry.gate.is_shut = True
-        self._committing = None
         for entry in entries:
             if failure is not None:
                 entry.waiter.errback(failure)
-            elif isinstance(entry, _Run):
+            elif isinstance(entry, _WaitingRun):
                 assert entry.handled is not None
                 entry.waiter.callback(entry.handled)
             elif entry.error is not None:
                 entry.waiter.errback(entry.error)
             else:
                 entry.waiter.callback(entry.result)
-        if self._failed is not None:
-            waiting, self._waiting = self._waiting, []
-            for entry in waiting:
-                entry.waiter.errback(self._failed)
-        self._start()
-        committing.callback(None)
 
     def _undo(self, failure: Failure) -> Exception:
         """Roll back what could not be committed; return what to tell."""
@@ -515,14 +532,17 @@ class InboxFile:
             full = False
         if full:
             return LogUnavailable(failure.getErrorMessage())
-        # A failed sync: nothing was told, and nothing can be trusted any more (SEMANTICS 19).
+        return self._fail(failure.getErrorMessage())
+
+    def _fail(self, reason: str) -> LogFailed:
+        """A failed sync, or a fault of our own: nothing can be trusted any more (SEMANTICS 19)."""
         self._failed = LogFailed(
-            f"the inbox {self.path} cannot be written: {failure.getErrorMessage()}; nothing is"
-            " handled until it is opened again: start the receiver again (startService)"
+            f"the inbox {self.path} cannot be written: {reason}; nothing is handled until it is"
+            " opened again: start the receiver again (startService)"
         )
         return self._failed
 
-    def _handle_run(self, db: apsw.Connection, run: _Run[Any], stage: _Stage) -> None:
+    def _handle_run(self, db: apsw.Connection, run: _WaitingRun[Any], stage: _Stage) -> None:
         mark = stage.staged.get(run.key)
         if mark is None:
             known = self._marks.of(run.key)
@@ -534,7 +554,7 @@ class InboxFile:
         stage.settle_below(run, mark)
 
     def _handle_items(
-        self, db: apsw.Connection, run: _Run[Any], mark: SenderState, stage: _Stage
+        self, db: apsw.Connection, run: _WaitingRun[Any], mark: SenderState, stage: _Stage
     ) -> None:
         after = run.after
         for count, (sequence, message) in enumerate(run.items):
@@ -558,7 +578,7 @@ class InboxFile:
         run.handled = Handled(len(run.items), None)
 
     def _handle_message(
-        self, db: apsw.Connection, run: _Run[Any], sequence: int, message: Any
+        self, db: apsw.Connection, run: _WaitingRun[Any], sequence: int, message: Any
     ) -> BaseException | None:
         if run.poison is not None and run.poison[0] == sequence:
             return run.poison[1]
@@ -568,7 +588,7 @@ class InboxFile:
             run.poison = (sequence, rolled.error)
             raise
 
-    def _handle_call(self, db: apsw.Connection, call: _Call) -> None:
+    def _handle_call(self, db: apsw.Connection, call: _WaitingCall) -> None:
         if call.poison is not None:
             call.error = call.poison
             return

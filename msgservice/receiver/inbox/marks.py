@@ -1,7 +1,7 @@
 """The marks of a stored inbox: what was taken of each sender, in a row each, with a sum over them.
 
-Part of `receiver.inbox_file`, whose transactions write it and whose commits make it count. What was
-rejected has no mark: `receiver.inbox_rejections`.
+Part of `receiver.inbox.file`, whose transactions write it and whose commits make it count. What was
+rejected has no mark: `receiver.inbox.rejections`.
 """
 
 from __future__ import annotations
