@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -45,6 +46,17 @@ class SessionMessage:
 
 Done = Callable[[str | None], None]
 Job = tuple[SessionMessage | None, Done]
+
+
+class _Daemon(Thread):
+    """A thread that does not hold up the end of the process, whatever it does."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, daemon=True)
+
+
+class _Pool(ThreadPool):
+    threadFactory = _Daemon
 
 
 class Handlers:
@@ -98,16 +110,11 @@ class Handlers:
             return
         # Most end at once, and nothing waits behind them.
         self._running += 1
-        failure = None
-        try:
-            waited = self._waited(self._function(message))
-        except Exception:
-            failure = self._reason(Failure())
-        else:
-            if waited is not None:
-                jobs.append((message, done))
-                waited.addBoth(self._over, lane, done)
-                return
+        waited, failure = self._call(self._function, message)
+        if waited is not None:
+            jobs.append((message, done))
+            waited.addBoth(self._over, lane, done)
+            return
         self._running -= 1
         done(failure)
         self._run(lane)
@@ -143,14 +150,10 @@ class Handlers:
             failure = None
             if message is not None and function is not None:
                 self._running += 1
-                try:
-                    waited = self._call(function, message)
-                except Exception:
-                    failure = self._reason(Failure())
-                else:
-                    if waited is not None:
-                        waited.addBoth(self._over, lane, done)
-                        return
+                waited, failure = self._call(function, message)
+                if waited is not None:
+                    waited.addBoth(self._over, lane, done)
+                    return
                 self._running -= 1
             jobs.popleft()
             done(failure)
@@ -161,29 +164,34 @@ class Handlers:
 
     def _call(
         self, function: Callable[[SessionMessage], object], message: SessionMessage
-    ) -> Deferred[Any] | None:
-        """Return what is waited for, None where it has ended; raises what it raises at once."""
-        if self._threads:
-            return deferToThreadPool(self._untimed, self._threadpool(), function, message)
-        return self._waited(function(message))
-
-    @staticmethod
-    def _waited(result: object) -> Deferred[Any] | None:
-        if result is None:
-            return None
-        if isinstance(result, Deferred):
-            return result
-        if isinstance(result, Coroutine):
-            return Deferred.fromCoroutine(result)
-        if isinstance(result, GENERATORS):
-            raise has_not_run(result)
-        return None
+    ) -> tuple[Deferred[Any] | None, str | None]:
+        """Return what is waited for; where it has ended already None, and why it failed."""
+        try:
+            if self._threads:
+                pool = self._threadpool()
+                return deferToThreadPool(self._untimed, pool, function, message), None
+            result = function(message)
+            if result is None:
+                return None, None
+            if isinstance(result, GENERATORS):
+                raise has_not_run(result)
+            if isinstance(result, Coroutine):
+                result = Deferred.fromCoroutine(result)
+        except Exception:
+            return None, self._reason(Failure())
+        if not isinstance(result, Deferred):
+            return None, None
+        # One that has fired is no wait: a long lane of those would call each from within the last.
+        ended: list[Any] = []
+        result.addBoth(ended.append)
+        if not ended:
+            return result.addCallback(lambda _: ended.pop()), None
+        return None, self._reason(ended[0]) if isinstance(ended[0], Failure) else None
 
     def _over(self, result: object, lane: Hashable, done: Done) -> None:
         self._running -= 1
         jobs = self._lanes[lane]
         jobs.popleft()
-        # In a turn of its own where it was waited for: a lane of many such calls none from within.
         done(self._reason(result) if isinstance(result, Failure) else None)
         self._run(lane)
 
@@ -199,7 +207,7 @@ class Handlers:
 
     def _threadpool(self) -> ThreadPool:
         if self._pool is None:
-            self._pool = ThreadPool(1, self._threads, "sessions")
+            self._pool = _Pool(1, self._threads, "sessions")
             self._pool.start()
         return self._pool
 

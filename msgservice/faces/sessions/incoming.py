@@ -24,7 +24,7 @@ class Incoming:
 
     @property
     def previous(self) -> Previous | None:
-        """What a new session has to know of the one that is."""
+        """The session that is, and up to where it was handled: a new one has to know."""
         return (self.session, self.handled) if self.session else None
 
     def begin(self, session: str) -> None:

@@ -1,0 +1,179 @@
+"""Handlers of sessions: in order in each lane, side by side over lanes, however they end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent
+
+from msgservice.faces.sessions.handlers import Handlers, SessionMessage
+from msgservice.faces.sessions.limits import SessionLimits
+from tests.kit.threads import ThreadCalls
+
+
+def a_message(content: Any) -> SessionMessage:
+    return SessionMessage(content, None, ("127.0.0.1", 1))
+
+
+class Ends:
+    """What was said of each message."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self.handlers = handlers
+        self.all: list[tuple[Any, str | None]] = []
+
+    def submit(self, lane: object, content: Any) -> None:
+        message = None if content is None else a_message(content)
+        self.handlers.submit(lane, message, lambda failure: self.all.append((content, failure)))
+
+
+def made(function: Any, **options: Any) -> Ends:
+    limits = SessionLimits(stop_seconds=2.0)
+    return Ends(Handlers(Clock(), function, limits=limits, **options))
+
+
+async def at_once(message: SessionMessage) -> None:
+    await succeed(None)
+
+
+def test_a_long_lane_of_coroutines_that_end_at_once_is_handled_in_order() -> None:
+    gate: Deferred[None] = Deferred()
+    ends = made(lambda message: gate if message.content == 0 else at_once(message))
+    for n in range(5_000):
+        ends.submit("lane", n)
+    assert ends.all == []
+    gate.callback(None)
+    assert ends.all == [(n, None) for n in range(5_000)]
+
+
+def test_one_at_a_time_in_a_lane_and_lanes_side_by_side() -> None:
+    waits: dict[Any, Deferred[None]] = {}
+
+    def handle(message: SessionMessage) -> Deferred[None]:
+        waits[message.content] = Deferred()
+        return waits[message.content]
+
+    ends = made(handle)
+    for content in ("a1", "a2", "b1", "b2"):
+        ends.submit(content[0], content)
+    assert set(waits) == {"a1", "b1"}
+    waits["b1"].callback(None)
+    assert set(waits) == {"a1", "b1", "b2"}
+    waits["a1"].callback(None)
+    waits["b2"].callback(None)
+    waits["a2"].callback(None)
+    assert [content for content, _ in ends.all] == ["b1", "a1", "b2", "a2"]
+
+
+def test_a_handler_that_fails_is_told_with_the_class_and_a_short_text(
+    logged_failures: list[LogEvent],
+) -> None:
+    async def later(message: SessionMessage) -> None:
+        raise ValueError("x" * 1_000)
+
+    def now(message: SessionMessage) -> None:
+        raise KeyError(message.content)
+
+    for function, begin in ((later, "ValueError: xxx"), (now, "KeyError: 1")):
+        ends = made(function)
+        ends.submit("lane", 1)
+        ((_, failure),) = ends.all
+        assert failure is not None
+        assert failure.startswith(begin)
+        assert len(failure) <= 200
+    assert len(logged_failures) == 2
+    logged_failures.clear()
+
+
+def test_without_a_message_it_is_said_when_all_before_have_ended() -> None:
+    gate: Deferred[None] = Deferred()
+    ends = made(lambda message: gate)
+    ends.submit("lane", 1)
+    ends.submit("lane", None)
+    assert ends.all == []
+    gate.callback(None)
+    assert ends.all == [(1, None), (None, None)]
+
+
+def test_generators_are_refused_at_the_door_and_where_one_is_returned(
+    logged_failures: list[LogEvent],
+) -> None:
+    def generator(message: SessionMessage) -> Iterator[None]:
+        yield
+
+    with pytest.raises(TypeError, match="generator"):
+        made(generator)
+    ends = made(lambda message: generator(message))
+    ends.submit("lane", 1)
+    assert ends.all[0][1] is not None
+    assert ends.all[0][1].startswith("TypeError")
+    assert len(logged_failures) == 1
+    logged_failures.clear()
+
+
+@pytest.mark.parametrize("wrong", [1, "handler"])
+def test_what_cannot_be_called_is_no_handler(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="callable"):
+        made(wrong)
+
+
+def test_a_stop_waits_for_those_that_run_and_begins_nothing_more() -> None:
+    gate: Deferred[None] = Deferred()
+    begun: list[Any] = []
+
+    def handle(message: SessionMessage) -> Deferred[None]:
+        begun.append(message.content)
+        return gate
+
+    ends = made(handle)
+    ends.submit("lane", 1)
+    ends.submit("lane", 2)
+    stopped = ends.handlers.stop()
+    assert not stopped.called
+    gate.callback(None)
+    assert stopped.called
+    assert begun == [1]
+
+
+def test_a_stop_waits_for_stop_seconds_at_most() -> None:
+    clock = Clock()
+    handlers = Handlers(clock, lambda message: Deferred(), limits=SessionLimits(stop_seconds=2.0))
+    handlers.submit("lane", a_message(1), lambda failure: None)
+    stopped = handlers.stop()
+    clock.advance(1.9)
+    assert not stopped.called
+    clock.advance(0.2)
+    assert stopped.called
+
+
+def test_threads_keep_the_order_of_a_lane_and_run_lanes_side_by_side() -> None:
+    reactor = ThreadCalls()
+    both = threading.Barrier(2, timeout=30)
+    order: dict[str, list[int]] = {"a": [], "b": []}
+
+    def handle(message: SessionMessage) -> None:
+        lane, n = message.content
+        both.wait()  # it breaks unless the other lane runs at the same time
+        order[lane].append(n)
+
+    handlers = Handlers(reactor, handle, threads=2, limits=SessionLimits())  # type: ignore[arg-type]  # of a reactor it needs only this
+    ended: list[str | None] = []
+    all_ended: Deferred[None] = Deferred()
+
+    def done(failure: str | None) -> None:
+        ended.append(failure)
+        if len(ended) == 40:
+            all_ended.callback(None)
+
+    for n in range(20):
+        for lane in order:
+            handlers.submit(lane, a_message((lane, n)), done)
+    reactor.wait(all_ended)
+    assert ended == [None] * 40
+    assert order == {"a": list(range(20)), "b": list(range(20))}
+    assert handlers.stop().called
