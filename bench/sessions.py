@@ -106,8 +106,10 @@ def heartbeats() -> dict[str, float]:
     port = to_central.recv()
     others, to_remotes = begin(remotes, port, REMOTES, 60.0)
     assert to_remotes.recv() == "joined"
-    to_central.send("look")
-    joined, before = to_central.recv()
+    joined = 0
+    while joined < REMOTES:  # the last of them may not be heard yet
+        to_central.send("look")
+        joined, before = to_central.recv()
     began = time.monotonic()
     time.sleep(10.0)
     to_central.send("look")
