@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from msgservice.core.subjects import check_name
 from msgservice.errors import BadName
 from msgservice.faces.sessions.errors import BadControl
@@ -28,8 +30,7 @@ TEXT_MAX = 4_096  # of a control message that came as text
 Previous = tuple[str, int]  # a session, and up to which number of it was handled
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """A message of the application. Without a session: from a side that numbers nothing.
 
     `record`: all of the log record that carried it, where one did.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable, Mapping
-from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThreadPool
@@ -27,8 +27,7 @@ from msgservice.waiters import Waiters
 REASON_MAX = 200  # characters of a failure, as the other side hears it
 
 
-@dataclass(frozen=True, slots=True)
-class SessionMessage:
+class SessionMessage(msgspec.Struct, frozen=True):
     """A message as a handler gets it.
 
     `key`: of the remote that sent it, its id or the address of its server; None where nobody has
