@@ -299,6 +299,7 @@ class Central(Service):
         if key not in self._members and len(self._members) >= self._limits.remotes_max:
             inbound.abort(f"hello is refused: remotes_max = {self._limits.remotes_max} reached")
             return
+        endpoint = self._dial(host, hello.port)  # it may raise, and nothing has changed then
         old = self._members.get(key)
         account = old.account if old is not None else self._left.pop(key, None)
         if account is None:
@@ -318,7 +319,7 @@ class Central(Service):
             session=session,
             previous=before,
             account=account,
-            endpoint=self._dial(host, hello.port),
+            endpoint=endpoint,
             codec=self._codec,
             user=self,
             limits=self._limits,

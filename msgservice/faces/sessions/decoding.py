@@ -10,7 +10,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.threads import deferToThread
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.faces.sessions.content.codec import ISessionCodec
 from msgservice.faces.sessions.envelope import Item
@@ -51,6 +54,8 @@ class Decoding:
         fail: called once, with why nothing more is decoded.
         changed: called when `is_busy` may have changed.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -100,18 +105,17 @@ class Decoding:
             size = len(payload)
             if size > self._thread_bytes:
                 budget.used += size
-                d = deferToThread(decode, payload)
-                d.addCallbacks(
-                    self._decoded, lambda f: self._not_decoded(f.value), callbackArgs=(size,)
-                )
+                reactor = self._reactor
+                pool = reactor.getThreadPool()
+                d: Deferred[Any] = deferToThreadPool(reactor, pool, decode, payload)
+                d.addCallback(self._decoded, size)
                 d.addBoth(self._go_on, size)
                 return
             try:
-                item = decode(payload)
-            except BadPayload as error:
+                give(decode(payload), size)
+            except Exception as error:
                 self._not_decoded(error)
                 break
-            give(item, size)
         self._is_running = False
         self._changed()
 
@@ -119,12 +123,16 @@ class Decoding:
         if not self._is_over:
             self._give(item, size)
 
-    def _not_decoded(self, error: BaseException) -> None:
+    def _not_decoded(self, error: BaseException | None) -> None:
+        if not isinstance(error, BadPayload):
+            self._log.failure("what came could not be taken", Failure(error))
         if not self._is_over:
             self.stop()
-            self._fail(str(error) if isinstance(error, BadPayload) else type(error).__name__)
+            self._fail(str(error) if isinstance(error, BadPayload) else "a fault of our own")
 
-    def _go_on(self, _: object, size: int) -> None:
+    def _go_on(self, result: object, size: int) -> None:
+        if isinstance(result, Failure):
+            self._not_decoded(result.value)
         self._is_running = False
         self._budget.give_back(size)
         if not self._is_running:

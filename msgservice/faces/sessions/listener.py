@@ -144,11 +144,7 @@ class Inbound(TwistedProtocol):
             payloads, error = self._splitter.take_complete(), str(too_large)
         if not all(payloads):  # a prefix that says 0
             payloads, error = payloads[: payloads.index(b"")], "a payload of no bytes"
-        try:
-            self._decoding.feed(payloads)
-        except Exception:
-            self._log.failure("connection from {host} failed", host=self.host)
-            error = "a fault of our own"
+        self._decoding.feed(payloads)
         if error is not None:
             self.abort(error)
         else:
