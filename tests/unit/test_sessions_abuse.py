@@ -337,6 +337,15 @@ def test_other_messages_are_no_sign_of_life() -> None:
     assert world.done(ended).by == "silence"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_remote_whose_hello_is_refused_each_time_ends_by_silence(seed: int) -> None:
+    """The time counts from the first hello that has no answer, not from each that is repeated."""
+    world = SessionsWorld(seed, accept=lambda hello, inbound: False)
+    remote = world.begin_remote("shop", 20_001, id="shop", heartbeat_timeout=5.0)
+    ended = world.done(remote.when_shut_down(), 8.0)
+    assert ended == Ended("silence", "no heartbeat for 5.0 s")
+
+
 # --- heartbeats, and the timer
 
 

@@ -89,7 +89,8 @@ class Remote(Service):
         on_joined: called when the central has answered, each time.
         on_shutdown: called with an `Ended`, before anything closes.
         threads: so many threads of its own for `on_message`; 0: it runs on the reactor.
-        heartbeat_timeout: seconds without a heartbeat, from the hello on, after which it ends.
+        heartbeat_timeout: seconds without a heartbeat after which it ends; they begin with a hello,
+            and while it gets no answer not again with the next.
         announce_host: the host that the central dials; by default whence the hello comes.
         acks: whether both sides number and acknowledge.
         tls: for its server, `twisted.internet.ssl.CertificateOptions`.
@@ -135,8 +136,9 @@ class Remote(Service):
         self._nonce = ""
         self._account = Account(limits)
         self._from_central: Inbound | None = None  # the connection that it dialled back
-        self._alive_at = 0.0  # of the hello, or of the last heartbeat
+        self._alive_at = 0.0  # of the first hello without answer, or of the last heartbeat
         self._looked_at = 0.0
+        self._is_unanswered = False  # it has said hello since it was joined
         self._silence: IDelayedCall | None = None
         self._joins: Waiters[None] = Waiters()
         self._end: Ended | None = None
@@ -250,7 +252,9 @@ class Remote(Service):
             nonce=self._nonce if self._acks else None,
         )
         self._hop.control(hello)
-        self._alive_at = self._looked_at = self._now()
+        if not self._is_unanswered:  # else whom nobody answers says hello for ever
+            self._is_unanswered = True
+            self._alive_at = self._looked_at = self._now()
         if self._silence is None:
             self._silence = self._reactor.callLater(self._timeout, self._look_for_life)
 
@@ -321,6 +325,7 @@ class Remote(Service):
 
     def _join(self) -> None:
         self.state = State.JOINED
+        self._is_unanswered = False
         self._hop.open()
         if self._on_joined is not None:
             d = maybeDeferred(self._on_joined)

@@ -1,0 +1,161 @@
+"""Sessions as processes: the application of the examples, tac files under twistd, and kills."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.daemon import running
+from tests.kit.ports import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CENTRAL = """
+import sys
+from twisted.internet import task
+from twisted.internet.defer import Deferred
+from msgservice.faces.sessions import Central
+
+async def joined(member):
+    print("joined", member.key, member.address[1], flush=True)
+    receipt = await central.send(member.key, "work")
+    await receipt.acknowledged()
+    print("acknowledged", member.key, flush=True)
+
+async def main(reactor):
+    global central
+    central = Central(
+        reactor,
+        listen=f"tcp:{sys.argv[1]}:interface=127.0.0.1",
+        heartbeat=0.2,
+        on_joined=joined,
+        on_left=lambda member, reason: print("left", member.key, reason, flush=True),
+        on_message=lambda message: print("heard", message.content, flush=True),
+    )
+    _, port = await central.listen()
+    print("listening on", port, flush=True)
+    await Deferred()
+
+task.react(lambda reactor: task.ensureDeferred(main(reactor)))
+"""
+
+REMOTE = """
+import os, signal, sys
+from twisted.internet import task
+from msgservice.faces.sessions import Remote
+
+step = sys.argv[2] if len(sys.argv) > 2 else ""
+
+def die(here):
+    if here == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def handle(message):
+    die("message")
+    print("got", message.content, flush=True)
+
+async def main(reactor):
+    remote = Remote(
+        reactor,
+        ("127.0.0.1", int(sys.argv[1])),
+        id="shop",
+        on_message=handle,
+        on_joined=lambda: die("joined"),
+        heartbeat_timeout=2.0,
+    )
+    connected, welcome = remote.sender_connected, remote._welcome
+    remote.sender_connected = lambda: (connected(), die("hello"))
+    remote._welcome = lambda inbound, item: (die("welcome"), welcome(inbound, item))
+    await remote.start()
+    die("listening")
+    print("started", flush=True)
+    await remote.send("early")
+    ended = await remote.when_shut_down()
+    print("ended by", ended.by, flush=True)
+
+task.react(lambda reactor: task.ensureDeferred(main(reactor)))
+"""
+
+
+def test_the_application_of_the_examples_as_processes_in_the_four_steps() -> None:
+    with running(sys.executable, "-m", "examples.sessions_central", "2", cwd=ROOT) as central:
+        port = central.wait_for(r"listening on (\d+)")[1]
+        command = [sys.executable, "-m", "examples.sessions_remote", port]
+        with (
+            running(*command, "a", cwd=ROOT) as first,
+            running(*command, "b", cwd=ROOT) as second,
+        ):
+            for name, remote in (("a", first), ("b", second)):
+                assert remote.ended() == 0
+                assert f"{name} ends, by central: all is done" in remote.said
+        assert central.ended() == 0
+        for name in ("a", "b"):
+            lines = [line for line in central.output if line.startswith(name)]
+            assert lines[0] == f"{name} has joined\n"
+            answers = [f"{name}: {{'number': {n}, 'square': {n * n}}}\n" for n in range(3)]
+            assert lines[1:-1] == answers
+            assert lines[-1] == f"{name} has left: told to shut down\n"
+
+
+def tac(name: str, folder: Path, port: int) -> Path:
+    file = folder / name
+    file.write_text((ROOT / "tac" / name).read_text().replace("1602", str(port)))
+    return file
+
+
+def test_the_tac_files_start_under_twistd_and_speak(tmp_path: Path) -> None:
+    port = free_port()
+    begin = ["twistd", "-n", "--pidfile=", "-y"]
+    with running(*begin, tac("central.tac", tmp_path, port), cwd=tmp_path) as central:
+        central.wait_for("starting on|Starting|listening")
+        with running(*begin, tac("remote.tac", tmp_path, port), cwd=tmp_path) as remote:
+            central.wait_for("worker has joined")
+            assert central.wait_for(r"worker: \{'pid': (\d+)\}")[1] == str(remote.pid)
+            assert remote.stop() == -signal.SIGTERM
+        assert central.stop() == -signal.SIGTERM
+        assert "Traceback" not in central.said + remote.said
+
+
+@pytest.mark.parametrize("step", ["listening", "hello", "welcome", "joined", "message"])
+def test_a_remote_that_is_killed_at_a_step_and_begun_again_joins(step: str, tmp_path: Path) -> None:
+    """Kills of the remote at each of the four steps leave a state from which it recovers."""
+    with running(sys.executable, "-c", CENTRAL, "0", cwd=ROOT) as central:
+        port = central.wait_for(r"listening on (\d+)")[1]
+        with running(sys.executable, "-c", REMOTE, port, step, cwd=ROOT) as first:
+            assert first.ended() == -signal.SIGKILL
+        with running(sys.executable, "-c", REMOTE, port, cwd=ROOT) as second:
+            second.wait_for("got work")
+            central.wait_for("acknowledged shop")
+
+
+def killed_central(port: int, pattern: str | None) -> None:
+    with running(sys.executable, "-c", CENTRAL, str(port), cwd=ROOT) as central:
+        central.wait_for(f"listening on {port}")
+        if pattern is not None:
+            central.wait_for(pattern)
+        central.send(signal.SIGKILL)
+        assert central.ended() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("pattern", [None, "joined shop", "heard early", "acknowledged shop"])
+def test_a_central_that_is_killed_and_begun_again_has_its_remotes(pattern: str | None) -> None:
+    """Kills of the central at each of the four steps leave a state from which it recovers."""
+    port = free_port()
+    remote_program = REMOTE.replace("heartbeat_timeout=2.0", "heartbeat_timeout=60.0")
+    with running(sys.executable, "-c", remote_program, str(port), cwd=ROOT) as remote:
+        remote.wait_for("started")
+        killed_central(port, pattern)
+        with running(sys.executable, "-c", CENTRAL, str(port), cwd=ROOT) as central:
+            central.wait_for("acknowledged shop")
+            remote.wait_for("got work")
+
+
+def test_sigkill_of_the_central_ends_the_remote_by_itself() -> None:
+    port = free_port()
+    with running(sys.executable, "-c", REMOTE, str(port), cwd=ROOT) as remote:
+        killed_central(port, "acknowledged shop")
+        remote.wait_for("ended by silence")
+        assert remote.ended() == 0
