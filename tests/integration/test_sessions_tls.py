@@ -1,0 +1,130 @@
+"""Sessions over TLS, both ways, with the certificates of clients verified."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+import trustme
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.ssl import (
+    Certificate,
+    PrivateCertificate,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
+
+from msgservice.errors import InsecureListener
+from msgservice.faces.sessions.central import Central
+from msgservice.faces.sessions.content.objects import ObjectsCodec
+from msgservice.faces.sessions.remote import Remote
+
+# Twisted hands a client's certificate to pyOpenSSL in a form that the latter deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
+HOST = "127.0.0.1"
+OPEN = "tcp:0:interface=0.0.0.0"
+
+
+class Authority:
+    """An authority, and one certificate of it."""
+
+    def __init__(self) -> None:
+        ca = trustme.CA()
+        issued = ca.issue_cert(HOST)
+        pem = issued.private_key_pem.bytes() + issued.cert_chain_pems[0].bytes()
+        self.mine = PrivateCertificate.loadPEM(pem)
+        self.certificate = Certificate.loadPEM(ca.cert_pem.bytes())
+
+    def server(self) -> Any:
+        """Return options that verify the certificates of clients."""
+        return self.mine.options(self.certificate)
+
+    def dial(self, host: str, port: int) -> Any:
+        roots = trustRootFromCertificates([self.certificate])
+        options = optionsForClientTLS(HOST, trustRoot=roots, clientCertificate=self.mine)
+        return wrapClientTLS(options, HostnameEndpoint(reactor, host, port))
+
+
+@pytest.mark.parametrize("make", [None, ObjectsCodec])
+@pytest_twisted.ensureDeferred
+async def test_tls_both_ways_with_verified_clients_on_all_interfaces(make: Any) -> None:
+    authority = Authority()
+    heard: Deferred[Any] = Deferred()
+    codec = make() if make is not None else None
+    central = Central(
+        reactor,
+        listen=OPEN,
+        tls=authority.server(),
+        dial=authority.dial,
+        codec=codec,
+        on_message=lambda message: heard.callback(message.content),
+    )
+    _, port = await central.listen()
+    got: list[Any] = []
+    remote = Remote(
+        reactor,
+        authority.dial(HOST, port),
+        listen=OPEN,
+        tls=authority.server(),
+        id="shop",
+        codec=codec,
+        on_message=lambda message: got.append(message.content),
+    )
+    await remote.start()
+    await central.when_joined("shop")
+    await (await remote.send("up")).acknowledged()
+    assert await heard == "up"
+    big = "x" * 3_000_000
+    await (await central.send("shop", big)).acknowledged()
+    assert got == [big]
+    await central.shutdown("shop")
+    await remote.when_shut_down()
+    await central.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_certificate_of_another_authority_is_refused() -> None:
+    authority, other = Authority(), Authority()
+    other.certificate = authority.certificate  # it trusts the central, and has its own certificate
+    central = Central(reactor, listen=OPEN, tls=authority.server(), dial=authority.dial)
+    _, port = await central.listen()
+    remote = Remote(
+        reactor, other.dial(HOST, port), id="shop", heartbeat_timeout=1.0, tls=other.server()
+    )
+    await remote.start()
+    ended = await remote.when_shut_down()
+    assert ended.by == "silence"
+    assert remote.session is None
+    assert central.remotes == {}
+    await central.stopService()
+
+
+@pytest.mark.parametrize("verifies", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_listener_open_to_others_needs_verified_clients(verifies: bool) -> None:
+    authority = Authority()
+    tls = authority.server() if verifies else authority.mine.options()
+    central = Central(reactor, listen=OPEN, tls=tls)
+    if verifies:
+        await central.listen()
+    else:
+        with pytest.raises(InsecureListener):
+            await central.listen()
+    await central.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_is_joined_over_a_connection_without_tls() -> None:
+    authority = Authority()
+    central = Central(reactor, tls=authority.server(), dial=authority.dial)
+    address = await central.listen()
+    remote = Remote(reactor, address, id="shop", heartbeat_timeout=0.5)
+    await remote.start()
+    assert (await remote.when_shut_down()).by == "silence"
+    assert remote.session is None
+    await central.stopService()
+    assert central.remotes == {}
