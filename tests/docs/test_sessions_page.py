@@ -1,13 +1,15 @@
 """docs/sessions.md: its programs run and print what it says; limits and errors are real."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
-from msgservice.faces.sessions import SessionLimits, errors
+from msgservice.faces.sessions import SessionLimits, errors, limits
 from tests.kit.ports import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -55,10 +57,26 @@ def test_the_program_with_a_node_prints_what_the_page_says(tmp_path: Path) -> No
     assert (done.stdout, done.returncode) == (output, 0), done.stderr
 
 
-def test_limits_are_documented_with_their_defaults() -> None:
+def limits_as_told() -> dict[str, tuple[str, str]]:
+    """Each limit's default and what the class says of it: the string behind its name."""
+    (cls,) = (
+        node
+        for node in ast.parse(inspect.getsource(limits)).body
+        if isinstance(node, ast.ClassDef) and node.name == "SessionLimits"
+    )
+    told = {
+        before.target.id: " ".join(inspect.cleandoc(str(text.value.value)).split())
+        for before, text in pairwise(cls.body)
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    return {field.name: (str(field.default), told[field.name]) for field in fields(SessionLimits)}
+
+
+def test_limits_are_documented_with_their_defaults_and_as_the_class_says() -> None:
     part = TEXT.partition("\n## Limits\n")[2].partition("\n## ")[0]
-    documented = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", part, re.MULTILINE))
-    assert documented == {field.name: str(field.default) for field in fields(SessionLimits)}
+    found = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| (.*) \|$", part, re.MULTILINE)
+    assert {name: (default, text) for name, default, text in found} == limits_as_told()
 
 
 def test_every_error_is_documented() -> None:

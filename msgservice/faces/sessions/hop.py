@@ -144,7 +144,7 @@ class Hop:
         if incoming.due >= self._limits.ack_messages:
             self.write_ack()
         elif self._ack_timer is None:
-            self._ack_timer = self._reactor.callLater(self._limits.ack_seconds, self.write_ack)
+            self._ack_timer = self._reactor.callLater(0, self.write_ack)
 
     def write_ack(self) -> None:
         """Write the acknowledgement that is due now."""

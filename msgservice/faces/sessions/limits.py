@@ -16,7 +16,7 @@ class SessionLimits:
     queue_messages: int = 10_000
     """Messages that wait, or wait for an answer, towards one side; more are refused."""
     queue_bytes: int = 64 * MIB
-    """The same in bytes."""
+    """… and this is how many bytes those may have."""
     connections_max: int = 10_000
     """Connections of one listener; those beyond are closed as they are accepted."""
     remotes_max: int = 10_000
@@ -41,10 +41,8 @@ class SessionLimits:
     """For how long a central dials a remote that went away; then it has left."""
     write_timeout: float = 60.0
     """A side that takes nothing of what waits for it for so long is disconnected."""
-    ack_seconds: float = 0.02
-    """An acknowledgement waits so long for others to go with it."""
-    ack_messages: int = 100
-    """… or until so many are due."""
+    ack_messages: int = 1_000
+    """An acknowledgement waits for others to the end of the reactor's turn, or until so many."""
     stop_seconds: float = 10.0
     """How long a stop waits for handlers and for what is being written."""
 
