@@ -84,11 +84,19 @@ LOWEST: dict[str, float] = {
     "kept_batches": 1000,
     "sender_days": 0.05,  # more than `SENDER_KNOWN_SECONDS`
     "dead_bytes": 64 * 1024,  # or 0
+    "dead_bytes_total": 64 * 1024,  # or 0
     "output_bytes": 4096,
     "stop_timeout": _SECONDS_MIN,
 }
 ZERO_ALLOWED = frozenset(
-    {"backlog_bytes", "keep_seconds", "keep_bytes", "dead_bytes", "to_audiences"}
+    {
+        "backlog_bytes",
+        "keep_seconds",
+        "keep_bytes",
+        "dead_bytes",
+        "dead_bytes_total",
+        "to_audiences",
+    }
 )
 
 
@@ -102,6 +110,7 @@ ORDERED: list[tuple[str, str]] = [
 # Of these the first is a part of the second, which must leave room for the rest.
 PARTS: list[tuple[str, str]] = [
     ("dead_bytes", "max_bytes"),
+    ("dead_bytes_total", "max_bytes"),
     ("to_audiences", "audiences"),
 ]
 
@@ -245,6 +254,7 @@ class Limits:
     incarnations: int = 1_000  # remembered of senders that are away with all settled
     sender_ranges: int = 10_000  # taken above the floor, of one incarnation; at most 100,000
     dead_bytes: int = 0  # dead letters of one receiver; 0: a quarter of max_bytes
+    dead_bytes_total: int = 0  # of all receivers; 0: 3/8 of max_bytes, or dead_bytes if more
     # --- what the node says on standard output and error
     output_bytes: int = 1024 * 1024  # that wait for their reader; more is dropped
     # --- stopping
@@ -283,6 +293,12 @@ class Limits:
     def dead_bytes_max(self) -> int:
         """The dead letters of one receiver at most, in bytes, until it is paused."""
         return self.dead_bytes or self.max_bytes // 4
+
+    @property
+    def dead_bytes_total_max(self) -> int:
+        """The dead letters of all receivers at most, in bytes, until who makes more is paused."""
+        # Less than what the backlog of one subject, half of it, leaves for everybody else.
+        return self.dead_bytes_total or max(self.dead_bytes_max, self.max_bytes * 3 // 8)
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Limits)}

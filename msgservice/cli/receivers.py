@@ -175,7 +175,7 @@ def resume(session: Session, name: str) -> None:
         full = told.get("full")
         advice = (
             f", but {full}: the next message that would be one pauses it again"
-            " (raise dead_bytes, or remove the receiver)"
+            " (raise that limit, or remove a receiver whose letters may go)"
         )
         session.show(told, f"resumed {name}{advice if full else ''}")
 

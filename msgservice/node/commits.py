@@ -32,6 +32,8 @@ from msgservice.records import (
 from msgservice.waiters import Waiters
 
 GATHER = 0.001  # seconds that progress waits for that of others
+# Bytes of dead letters in one group, about: each has a copy of its message.
+GROUP_LETTERS = 4 * 1024 * 1024
 RETRY_DELAY = 1.0  # seconds after a group that failed, before the next
 # Senders of which it waits to be stored from where on they want states. Of more, those that came
 # first say it again on their next connection: until then the log keeps more than is wanted.
@@ -57,8 +59,12 @@ class Source(Protocol):
 class Progressing(Protocol):
     """The owner of delivery progress that is to be stored."""
 
-    def take_progress(self) -> Progress:
-        """Return the progress since the last call; it goes into the group that starts now."""
+    def take_progress(self, letters: int) -> Progress:
+        """Return the progress since the last call; it goes into the group that starts now.
+
+        Its dead letters take about `letters` bytes at most: where there is more it is asked for
+        again, for the next group.
+        """
 
     def progress_stored(self) -> None:
         """The commit that holds the progress that was taken last is synced."""
@@ -237,7 +243,12 @@ class Commits:
             self._audiences.decide_again(group.batches)
         progressing = list(self._progressing)
         self._progressing.clear()
-        group.progress = [outlet.take_progress() for outlet in progressing]
+        letters = GROUP_LETTERS
+        for outlet in progressing:
+            progress = outlet.take_progress(letters)
+            group.progress.append(progress)
+            if progress.dead:
+                letters -= sum(letter.size for letter in progress.dead)
         sources, self._sources = self._sources, []
         waiters = self._waiters.take()
         self._next = Group()

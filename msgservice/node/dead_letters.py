@@ -1,7 +1,7 @@
-"""The dead letters of the receivers: said in the log, and the limit at which a receiver is paused.
+"""The dead letters of the receivers: said in the log, and the limits at which a receiver is paused.
 
-That a message is dead is decided in `core.backlog`; the letters are made in `outlet_progress`, and
-kept by the log.
+What they take is counted here from when a message is dead, before it is stored. That it is dead is
+decided in `core.backlog`; the letters are made in `outlet_progress`, and kept by the log.
 """
 
 from __future__ import annotations
@@ -41,6 +41,22 @@ class DeadLetters:
         self._clock = clock
         self._pause = pause
         self._pausing: dict[int, IDelayedCall] = {}  # by receiver number
+        # What they take, stored or not, of receivers that are not removed; and all of them.
+        self._bytes: dict[int, int] = {}  # by receiver number
+        self._total = 0
+
+    def load(self, row: ReceiverRow) -> None:
+        """Count what a receiver has in the log when the node starts."""
+        self.due(row, self._log.dead_bytes(row.number))
+
+    def due(self, row: ReceiverRow, size: int) -> None:
+        """See `Letters`."""
+        self._bytes[row.number] = self._bytes.get(row.number, 0) + size
+        self._total += size
+
+    def forget(self, row: ReceiverRow) -> None:
+        """A receiver was removed: its letters give way where their room is needed."""
+        self._total -= self._bytes.pop(row.number, 0)
 
     def stored(self, row: ReceiverRow, letters: Sequence[Settled]) -> None:
         """New dead letters of a receiver are on disk: say so; it is paused at their limit."""
@@ -63,7 +79,8 @@ class DeadLetters:
 
     def room(self, row: ReceiverRow) -> int:
         """See `Letters`."""
-        return self._limits.dead_bytes_max - self._log.dead_bytes(row.number)
+        own = self._limits.dead_bytes_max - self._bytes.get(row.number, 0)
+        return min(own, self._limits.dead_bytes_total_max - self._total)
 
     def lacking(self, row: ReceiverRow) -> None:
         """See `Letters`."""
@@ -72,19 +89,24 @@ class DeadLetters:
 
     def _lacks(self, row: ReceiverRow) -> None:
         del self._pausing[row.number]
-        self._judge(row)  # else what takes its room is about to be stored
+        self._judge(row)
 
     def _judge(self, row: ReceiverRow) -> None:
+        if self._bytes.get(row.number, 0) > self._log.dead_bytes(row.number):
+            return  # some are about to be stored: when they are
         full = self.full(row)
         if full is not None:
             self._pause(row, f"paused: {full}")
 
     def full(self, row: ReceiverRow) -> str | None:
         """Return why no message of this receiver becomes a dead letter now, or None."""
-        size, limit = self._log.dead_bytes(row.number), self._limits.dead_bytes_max
-        if size < limit:
-            return None
-        return f"its dead letters take {size} bytes, dead_bytes = {limit}"
+        size, limit = self._bytes.get(row.number, 0), self._limits.dead_bytes_max
+        if size >= limit:
+            return f"its dead letters take {size} bytes, dead_bytes = {limit}"
+        size, limit = self._total, self._limits.dead_bytes_total_max
+        if size >= limit:
+            return f"dead letters of all receivers take {size} bytes, dead_bytes_total = {limit}"
+        return None
 
     def stop(self) -> None:
         """Pause nobody any more: no timer is left behind."""

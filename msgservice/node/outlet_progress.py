@@ -46,7 +46,10 @@ class Letters(Protocol):
     """The dead letters of a node's receivers (`dead_letters`)."""
 
     def room(self, row: ReceiverRow) -> int:
-        """The bytes that more dead letters of a receiver may take, beside those that are stored."""
+        """The bytes that more dead letters of a receiver may take."""
+
+    def due(self, row: ReceiverRow, size: int) -> None:
+        """Dead letters of a receiver take so many bytes more: they are about to be stored."""
 
     def lacking(self, row: ReceiverRow) -> None:
         """A message is not dead for want of room: its receiver is paused in a turn of its own."""
@@ -82,7 +85,6 @@ class OutletProgress:
         self._tracker = tracker
         self._time = time
         self._letters = letters
-        self._letters_due = 0  # bytes of dead letters that are not stored yet
         self._new: list[Settled] = []  # settled, in no group yet
         self._failed: list[Run] = []  # to be tried again, in no group yet
         self._inbox_changed = False
@@ -112,8 +114,8 @@ class OutletProgress:
         self._commits.progress(self)
 
     def letters_room(self, run: Run, refusal: Refusal) -> int:
-        """The number of its messages that have room in `dead_bytes`, and one beyond (`Backlog`)."""
-        room = self._letters.room(self._row) - self._letters_due
+        """The number of its messages that have room as dead letters, and one beyond (`Backlog`)."""
+        room = self._letters.room(self._row)
         size, count = letters_size(run, refusal.reason), run.count
         if size > room:  # hardly ever: its messages are looked at one by one
             parts, size, count = parts_of(run), 0, 0
@@ -122,26 +124,26 @@ class OutletProgress:
                 at = run.part + count
                 size += parts.size_alone(at, at + 1) + each
                 count += 1
-        self._letters_due += size
+        self._letters.due(self._row, size)
         if count < run.count:
             self._letters.lacking(self._row)
         return count
 
     # --- for a group
 
-    def take_progress(self) -> Progress:
+    def take_progress(self, letters: int) -> Progress:
         """See `Progressing`.
 
         What one answer made dead may be more than a group takes: then the cursor stays below
         the rest, which is part of the next group, and of no row before.
         """
-        settled = self._portion()
+        settled = self._portion(letters)
         cursor = self._backlog.cursor
         if self._new:
             cursor = min(cursor, min([one.first for one in self._new]) - 1)
         failed, self._failed = self._failed, []
         counts: dict[int, int] = {}
-        size = size_dead = 0
+        size = 0
         rows: list[ExceptionRow] = []
         dead: list[DeadLetter] = []
         acked = self._acked
@@ -160,10 +162,9 @@ class OutletProgress:
             rows.append(ExceptionRow(number, first, last, status, run.attempts, 0, reason))
             if status is Status.DEAD:
                 dead += self._dead_letters(one)
-                size_dead += letters_size(run, one.reason)
         if acked:
             acked.remove_below(cursor + 1)
-        taken = _Taken(settled, failed, self._inbox_changed, cursor, size_dead)
+        taken = _Taken(settled, failed, self._inbox_changed, cursor)
         inbox = self._row.inbox if self._inbox_changed else None
         self._inbox_changed = False
         self.queued_bytes -= size
@@ -179,17 +180,23 @@ class OutletProgress:
             inbox=inbox,
         )
 
-    def _portion(self) -> list[Settled]:
-        """Take out of what is new as much as one group takes: all, but for dead letters."""
+    def _portion(self, letters: int) -> list[Settled]:
+        """Take out of what is new as much as one group takes: all, but for dead letters.
+
+        The one with which those reach `letters` bytes is the last; of a run all count alike.
+        """
         new, room = self._new, DEAD_LETTERS_MAX
         for at, one in enumerate(new):
             if one.status is Status.DEAD:
                 count = one.last - one.first + 1
-                if count > room:
-                    taken, left = _cut_settled(one, room)
+                size = letters_size(one.run, one.reason)
+                fitting = count if size <= letters else max(0, -(-letters * count // size))
+                if min(fitting, room) < count:
+                    taken, left = _cut_settled(one, min(fitting, room))
                     self._new = [left, *new[at + 1 :]]
                     return [*new[:at], *taken]
                 room -= count
+                letters -= size
         self._new = []
         return new
 
@@ -255,7 +262,6 @@ class OutletProgress:
         """See `Progressing`."""
         taken = self._storing.popleft()
         self._backlog.committed = max(self._backlog.committed, taken.cursor)
-        self._letters_due -= taken.letters
         if self._new:
             self._commits.progress(self)
         try:
@@ -301,7 +307,6 @@ class _Taken(NamedTuple):
     failed: list[Run]
     inbox_changed: bool
     cursor: int
-    letters: int  # bytes of the dead letters
 
 
 def letters_size(run: Run, reason: str) -> int:

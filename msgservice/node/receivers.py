@@ -87,6 +87,7 @@ class Receivers:
             if not row.removed:
                 outlet = self._outlets.make(row, snapshot.exceptions.get(row.number, ()))
                 self._dispatch.add(outlet)
+                self._dead_letters.load(row)
 
     async def configure(self, rows: Sequence[ReceiverRow]) -> None:
         """Bring the receivers of the configuration into the log: made, or as it says now."""
@@ -347,6 +348,7 @@ class Receivers:
         # It is removed, whatever fails from here on: who asked is told so, and everybody else.
         for step in (
             lambda: self._directory.remove(row),
+            lambda: self._dead_letters.forget(row),
             # Who is told does not come back: that must hold after the end of this process as well.
             lambda: self._connections.dismiss_all(outlet, BYE_REMOVED, "removed"),
             lambda: self._connections.forget(outlet),

@@ -71,6 +71,27 @@ _ALL = [
         ),
     ),
     Mutant(
+        name="dead-letters-of-all-beyond-their-limit",
+        at="msgservice.node.dead_letters:DeadLetters.room",
+        old="min(own, self._limits.dead_bytes_total_max - self._total)",
+        new="own",
+        catcher=_test(
+            "tests/unit/test_node_dead_room.py::"
+            "test_12_dead_letters_of_all_receivers_together_have_a_limit",
+            "test_12_dead_letters_of_all_receivers",
+        ),
+    ),
+    Mutant(
+        name="dead-letters-of-a-group-without-a-limit",
+        at="msgservice.node.commits:Commits._start",
+        old="letters -= sum(letter.size for letter in progress.dead)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_node_dead_room.py -k portions",
+            "test_12_dead_letters_of_many_receivers",
+        ),
+    ),
+    Mutant(
         name="retry-due-before-a-dead-letter-is-stored",
         at=f"{BACKLOG}.next_retry",
         old="and not self._stuck.waits_for_letters(run.lane)",
@@ -265,8 +286,8 @@ _ALL = [
     Mutant(
         name="status-before-stored",
         at="msgservice.node.outlet_progress:OutletProgress.take_progress",
-        old="settled = self._portion()",
-        new="settled = self._portion();"
+        old="settled = self._portion(letters)",
+        new="settled = self._portion(letters);"
         " self._tracker.settled(self._row.name, settled); self._tracker.flush()",
         catcher=_by("directory", "told before it was stored"),
     ),

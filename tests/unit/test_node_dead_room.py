@@ -1,4 +1,4 @@
-"""`dead_bytes` holds, whatever was in flight: what has no room is not dead, and waits (12).
+"""`dead_bytes` and `dead_bytes_total` hold: what has no room is not dead, and waits (12).
 
 Its receiver is paused, and each time that it is resumed without being mended it is paused again.
 """
@@ -6,11 +6,14 @@ Its receiver is paused, and each time that it is resumed without being mended it
 from __future__ import annotations
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from msgservice.core.frames import BYE_PAUSED, Transfer
 from msgservice.limits import Limits
 from msgservice.message import Action, Status
-from msgservice.records import DEAD_OVERHEAD
+from msgservice.node import commits
+from msgservice.records import DEAD_OVERHEAD, Appended, Group
+from tests.kit.limits import for_operators
 from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
 
 LIMIT = 5_000
@@ -170,3 +173,110 @@ def test_nothing_is_left_of_a_pause_that_is_due_when_the_node_stops() -> None:
     scene.world.node.parts.dead_letters.stop()
     scene.world.settle(1)
     assert not state_of(scene.world, "billing").paused
+
+
+# --- of all receivers together
+
+TOTAL = 20_000
+MANY = 12
+
+
+class RejectingTogether:
+    """Receivers of one subject that reject all they get, and one that takes it."""
+
+    def __init__(self, **limits: int) -> None:
+        more = {"max_bytes": 2_000_000, "dead_bytes_total": TOTAL} | limits
+        self.world = NodeWorld(Limits(max_attempts=1, keep_seconds=0.0, keep_bytes=0, **more))
+        self.shop = self.world.peer("shop")
+        self.world.peer("other", receive={"subjects": [">"]}, answering=True)
+        self.names = [f"bad{number}" for number in range(MANY)]
+        self.peers = {name: self.attach(name) for name in self.names}
+
+    def attach(self, name: str, incarnation: str = "r1") -> ScriptedPeer:
+        return self.world.peer(name, incarnation=incarnation, receive={"subjects": ["a"]})
+
+    def reject(self, *names: str) -> None:
+        for name in names or self.names:
+            for transfer in self.peers[name].take(Transfer):
+                last = transfer.sequence + len(transfer.messages) // 1_000 - 1
+                self.peers[name].nack(transfer.sequence, last, Action.DEAD, 0, "no")
+        self.world.settle(1)
+
+    @property
+    def size(self) -> int:
+        rows = self.world.node.parts.directory
+        return sum(self.world.log.dead_bytes(row.number) for row in rows)
+
+    def paused(self) -> list[str]:
+        states = [state_of(self.world, name) for name in self.names]
+        return [state.last_error for state in states if state.paused]
+
+
+def test_12_dead_letters_of_all_receivers_together_have_a_limit() -> None:
+    scene = RejectingTogether()
+    scene.shop.transfer(1, "a", [bytes(1_000)] * 5)
+    scene.world.settle()
+    scene.reject()
+    assert TOTAL <= scene.size < TOTAL + LETTER
+    reasons = scene.paused()
+    assert len(reasons) >= MANY - TOTAL // (5 * LETTER) - 1
+    told = f"dead letters of all receivers take {scene.size} bytes, dead_bytes_total = {TOTAL}"
+    assert set(reasons) == {f"paused: {told}"}
+    accounts = [state_of(scene.world, name).account for name in scene.names]
+    assert {account.queued + account.settled.get(Status.DEAD, 0) for account in accounts} == {5}
+    # Who rejects nothing goes on, and so does who sends to it.
+    scene.shop.transfer(6, "b", [bytes(1_000)] * 50)
+    scene.world.settle(1)
+    assert state_of(scene.world, "other").account.settled == {Status.ACKNOWLEDGED: 55}
+
+
+def test_12_the_limit_of_all_dead_letters_holds_over_a_restart_and_a_removal_makes_room() -> None:
+    scene = RejectingTogether()
+    scene.shop.transfer(1, "a", [bytes(1_000)] * 5)
+    scene.world.settle()
+    scene.reject()
+    before = scene.size
+    scene.world.node.stopService()
+    scene.world.settle(10)
+    scene.world.start()
+    scene.shop = scene.world.peer("shop", incarnation="i2")
+    last = scene.names[-1]
+    _, answer = scene.shop.request("$node.receivers.resume", {"name": last})
+    assert "dead_bytes_total" in answer["full"]
+    scene.peers[last] = scene.attach(last, "r2")
+    scene.reject(last)
+    assert scene.size == before
+    assert "dead_bytes_total" in state_of(scene.world, last).last_error
+    Deferred.fromCoroutine(scene.world.node.remove_receiver(scene.names[0]))
+    scene.world.settle(5)
+    assert scene.shop.request("$node.receivers.resume", {"name": last})[1]["full"] is None
+    scene.peers[last] = scene.attach(last, "r3")
+    scene.reject(last)
+    assert state_of(scene.world, last).account.settled == {Status.DEAD: 5}
+
+
+def test_12_dead_letters_of_many_receivers_go_to_the_log_in_portions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = RejectingTogether(dead_bytes_total=1_000_000)
+    scene.shop.transfer(1, "a", [bytes(1_000)] * 20)
+    scene.world.settle()
+    monkeypatch.setattr(commits, "GROUP_LETTERS", 5 * LETTER)
+    append, groups = scene.world.log.append, []
+
+    def counted(group: Group) -> Deferred[Appended]:
+        groups.append(sum(letter.size for one in group.progress for letter in one.dead))
+        return append(group)
+
+    monkeypatch.setattr(scene.world.log, "append", counted)
+    scene.reject()
+    assert sum(groups) == scene.size > MANY * 20 * LETTER
+    assert 0 < max(groups) < 7 * LETTER  # the last one may reach beyond
+    assert scene.paused() == []
+
+
+def test_12_three_eighths_of_the_log_for_all_dead_letters_unless_said_otherwise() -> None:
+    assert Limits(max_bytes=4_000_000).dead_bytes_total_max == 1_500_000
+    assert Limits(max_bytes=4_000_000, dead_bytes=3_000_000).dead_bytes_total_max == 3_000_000
+    with for_operators(), pytest.raises(ValueError, match="dead_bytes_total"):
+        Limits(max_bytes=4_000_000, dead_bytes_total=4_000_000)

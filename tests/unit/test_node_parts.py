@@ -124,7 +124,7 @@ def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **m
         "time": time,
         "limits": LIMITS,
         "retry_delay": lambda attempts: 1.0,
-        "letters": double(room=lambda row: 1_000_000),
+        "letters": double(room=lambda row: 1_000_000, due=lambda row, size: None),
     }
     row = row or ReceiverRow(number=1, name="billing", cursor=position_of(1) - 1)
     return Outlet(row, (), **(collaborators | more))
@@ -426,6 +426,7 @@ def test_receivers_pause_one_with_too_many_dead_letters() -> None:
     asked = AskedReceivers()
     outlet = asked.receivers.attaching("billing", ["orders.>"], None)
     asked.dead_bytes = LIMITS.dead_bytes_max
+    asked.dead_letters.due(outlet.row, asked.dead_bytes)
     run = Run(1, 1, "a", None, b"", 1, 0)
     asked.dead_letters.stored(outlet.row, [Settled(run, 1, 1, Status.DEAD)])
     assert outlet.row.options.paused
@@ -580,7 +581,7 @@ def test_outlet_that_could_read_the_log_again_shows_no_error(
 
 def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_stored() -> None:
     commits, tracker = double(), double()
-    letters = double(room=lambda row: 1_000_000)
+    letters = double(room=lambda row: 1_000_000, due=lambda row, size: None)
     outlet = an_outlet(commits=commits, tracker=tracker, letters=letters)
     batch = stored(make_batch(BILLING))
     outlet.backlog.offer(
@@ -589,7 +590,7 @@ def test_outlet_progress_hands_a_group_what_was_settled_and_tells_it_when_it_is_
     outlet.attach(a_connection(), Resume(), None)
     outlet.received(Nack(batch.first, batch.last, Action.DEAD, 0, "no"))
     outlet.turn_ended()
-    progress = outlet.progress.take_progress()
+    progress = outlet.progress.take_progress(1_000_000)
     assert {Status.DEAD: 1} == progress.settled
     (letter,) = progress.dead
     assert ("no", [b"a"]) == (letter.reason, [m.body for m in decode_messages(letter.message)])
@@ -615,7 +616,7 @@ def an_outlet_progress(**more: Any) -> OutletProgress:
         "commits": double(),
         "tracker": double(),
         "time": Time(Clock()),
-        "letters": double(room=lambda row: 1_000_000),
+        "letters": double(room=lambda row: 1_000_000, due=lambda row, size: None),
     }
     backlog = more.pop("backlog")
     return OutletProgress(double(row=row), backlog, (), **(collaborators | more))
@@ -636,12 +637,12 @@ def test_outlet_progress_is_stored_when_every_group_with_it_is() -> None:
     assert not progress.is_stored
     fired: list[None] = []
     progress.all_stored().addCallback(fired.append)
-    group = progress.take_progress()
+    group = progress.take_progress(1_000_000)
     assert (one.last, {Status.ACKNOWLEDGED: 1}) == (group.cursor, group.settled)
     assert 1000 - group.settled_bytes == progress.queued_bytes < 1000
     progress.progress_failed()
     assert (1000, []) == (progress.queued_bytes, tracker.told("settled"))
-    assert group.settled == progress.take_progress().settled
+    assert group.settled == progress.take_progress(1_000_000).settled
     progress.progress_stored()
     assert [("billing", [one])] == tracker.told("settled")
     assert (True, [None]) == (progress.is_stored, fired)
@@ -655,11 +656,11 @@ def test_outlet_progress_says_that_a_dead_letter_waits_for_the_log() -> None:
     )  # fmt: skip
     progress = an_outlet_progress(backlog=backlog)
     progress.gather()
-    progress.take_progress()
+    progress.take_progress(1_000_000)
     assert not progress.letters_wait
     progress.progress_failed()
     assert progress.letters_wait
-    assert ["no"] == [letter.reason for letter in progress.take_progress().dead]
+    assert ["no"] == [letter.reason for letter in progress.take_progress(1_000_000).dead]
     progress.progress_stored()
     assert not progress.letters_wait
     assert [([dead],)] == backlog.told("letters_stored")
@@ -674,12 +675,12 @@ def test_that_a_dead_letter_waits_is_told_whoever_comes_and_goes_meanwhile() -> 
     outlet.attach(a_connection(), Resume(), None)
     outlet.received(Nack(batch.first, batch.last, Action.DEAD, 0, "no"))
     outlet.turn_ended()
-    outlet.progress.take_progress()
+    outlet.progress.take_progress(1_000_000)
     outlet.progress.progress_failed()
     outlet.detach("went home", lost=False)
     outlet.attach(a_connection(), Resume(), None)
     assert "could not store a dead letter" in outlet.trouble
-    outlet.progress.take_progress()
+    outlet.progress.take_progress(1_000_000)
     outlet.progress.progress_stored()
     assert "" == outlet.trouble
 

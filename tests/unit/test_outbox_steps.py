@@ -162,8 +162,8 @@ def test_dead_letters_go_to_the_log_in_portions_and_the_cursor_with_them(
     taken: list[tuple[int, int]] = []
     take = outlet.progress.take_progress
 
-    def counted() -> object:
-        progress = take()
+    def counted(letters: int) -> object:
+        progress = take(letters)
         taken.append((len(progress.dead), progress.cursor))
         return progress
 

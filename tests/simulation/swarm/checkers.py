@@ -274,9 +274,10 @@ class Check:
     def _dead_letters_block(self) -> bool:
         """Whether dead letters, which only an operator may delete, take the room of the others."""
         world = self.world
-        limit = world.limits.dead_bytes_max
+        limit, total_max = world.limits.dead_bytes_max, world.limits.dead_bytes_total_max
+        total = sum(self._dead_bytes(row.number) for row in world.node.service.parts.directory)
         for row in world.node.service.parts.directory:
-            if row.options.paused and self._dead_bytes(row.number) >= limit:
+            if row.options.paused and (self._dead_bytes(row.number) >= limit or total >= total_max):
                 world.is_blocked = True
                 world.blocked.add(row.name)
         return world.is_blocked
@@ -600,6 +601,7 @@ class Check:
             "select name, number, sum(length(message)) from dead"
             " join receiver on number = dead.receiver group by number"
         )
+        standing, total = {row.number for row in self.world.node.service.parts.directory}, 0
         for name, number, dead in found.fetchall():
             dead_max = limits.dead_bytes_max + limits.max_batch
             if dead > dead_max:
@@ -607,3 +609,10 @@ class Check:
                     "dead letters without a limit",
                     f"{dead} bytes of {name} ({number}), at most {dead_max} expected",
                 )
+            total += dead if number in standing else 0
+        total_max = limits.dead_bytes_total_max + limits.max_batch
+        if total > total_max:
+            self.fail(
+                "dead letters without a limit",
+                f"{total} bytes of all, at most {total_max} expected",
+            )

@@ -349,6 +349,7 @@ SMALLER: dict[str, tuple[Any, ...]] = {
     "close_timeout": (1.0,),
     "link_healthy": (0.5,),
 }
+DEAD_BYTES_TOTAL = (1_000, 20_000)
 SQLITE = 1 / 8  # of the seeds have the real log on a simulated disk
 RESERVE_BYTES = 64 * 1024  # so that it checkpoints every 16 KiB
 
@@ -434,6 +435,14 @@ def _read_late(random: Random, plan: Plan) -> Plan:
     return replace(plan, ops=tuple(sorted(ops, key=lambda op: op.at)), world=world)
 
 
+def _few_letters(random: Random, plan: Plan) -> Plan:
+    """Little room for the dead letters of all receivers together."""
+    if random.random() >= 0.15:
+        return plan
+    total = random.choice(DEAD_BYTES_TOTAL)
+    return replace(plan, limits=plan.limits | {"dead_bytes_total": total})
+
+
 KEPT_BATCHES = (20, 60, 200)
 
 
@@ -475,4 +484,5 @@ def draw(seed: int) -> Plan:
     )
     plan = _widen(Random(f"wider {seed}"), plan)
     plan = _read_late(Random(f"late {seed}"), plan)
+    plan = _few_letters(Random(f"letters {seed}"), plan)
     return _keep_few(Random(f"kept {seed}"), plan)
