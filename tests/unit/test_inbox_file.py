@@ -751,7 +751,7 @@ def test_a_mark_that_is_gone_is_damaged(path: Path, content: bytes | None) -> No
     mark_of(path).unlink()
     if content is not None:
         mark_of(path).write_bytes(content)
-    is_damaged(path, "the high-water mark is missing or unreadable")
+    is_damaged(path, "its high-water mark, inbox.db.mark, is missing or unreadable")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from msgservice.disk.database import is_full, one, row_crc, telling_full
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
-from msgservice.disk.mark import Mark
+from msgservice.disk.mark import MARK_GONE, Mark
 from msgservice.disk.migrations import Schema
 from msgservice.errors import GENERATORS, LogDamaged, LogFailed, LogUnavailable, Reject, has_not_run
 from msgservice.receiver.inbox.marks import StoredMarks
@@ -277,7 +277,7 @@ class InboxFile:
             raise LogDamaged("its tables are older than its last commit", 0, 0)
         if high_water is None:
             if self._counted:
-                raise LogDamaged("the high-water mark is missing or unreadable", 0, 0)
+                raise LogDamaged(MARK_GONE.format(name=f"{self.path.name}.mark"), 0, 0)
         elif high_water.log_id != inbox:
             raise LogDamaged("the high-water mark belongs to another inbox", 0, 0)
         elif high_water.number > self._counted:
