@@ -77,10 +77,9 @@ class NoAnswer(Ambiguous):
     def __init__(
         self, node: str, seconds: float, why: str | None = None, refusal: str | None = None
     ) -> None:
-        because = f" ({why})" if why else ""
+        because = why or "is a node listening there?"
         super().__init__(
-            f"no answer from {node} within {seconds:g} s{because}: is a node listening there?"
-            " (--node, --timeout)"
+            f"no answer from {node} within {seconds:g} s: {because} (--node, --timeout)"
             if refusal is None
             else f"{node} has not taken it within {seconds:g} s: {refusal} (--timeout)"
         )

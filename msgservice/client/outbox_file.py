@@ -30,7 +30,7 @@ from msgservice.disk.database import as_json, insert_steps, is_full, one
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
-from msgservice.disk.mark import Mark
+from msgservice.disk.mark import MARK_GONE, Mark
 from msgservice.disk.migrations import Schema
 from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, OutboxFull
 
@@ -170,7 +170,7 @@ class OutboxFile:
         incarnation, sequence, self._renewals, log_id, turn = head
         self._kept_to = sequence
         if mark is None and sequence:
-            raise LogDamaged("the high-water mark is missing or unreadable", 1, sequence)
+            raise LogDamaged(MARK_GONE.format(name=f"{self.path.name}.mark"), 1, sequence)
         if mark is not None and mark.number > sequence:
             raise LogDamaged("its newest runs are missing", sequence + 1, mark.number)
         if mark is not None and mark.commits > self._renewals:

@@ -18,6 +18,7 @@ import msgspec
 
 from msgservice.core.frames import Ack, Nack, Transfer
 from msgservice.core.lanes import lane_of
+from msgservice.core.marks import raised_floor
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.refusal import Refusal
 from msgservice.errors import ContentChanged, MalformedFrame
@@ -65,12 +66,12 @@ def fingerprint(messages: Messages) -> int:
 class Marks:
     """Which sequences of one (sender, incarnation) were taken: all below `floor`, and `taken`.
 
-    The sender may settle what was never taken here, as what it gave up. The floor passes that only
-    with something newer that was taken or rejected, which `last` names: a log that went back gives
-    sequences to other messages, and whatever is below the floor must show it.
+    The sender may settle what was never taken here, as what it gave up: see `raised_floor`. So the
+    floor passes nothing newer than what `last` names: a log that went back gives sequences to other
+    messages, and whatever is below the floor must show it.
     """
 
-    __slots__ = ("_answered", "_last", "_newest", "_printed", "_prints", "_said", "floor", "taken")
+    __slots__ = ("_last", "_newest", "_printed", "_prints", "floor", "settled", "taken")
 
     def __init__(
         self,
@@ -81,9 +82,7 @@ class Marks:
         self.floor = floor
         self.taken = RangeSet() if taken is None else taken
         self._last = last
-        # The highest that was taken or rejected, and the floor that the sender has said.
-        self._answered = max(floor - 1, self.taken.last or 0, 0 if last is None else last[1])
-        self._said = floor
+        self.settled = floor  # the floor that the sender has said
         # The last sequence, and the run that it came in: `_last` does not know of it yet.
         self._newest: tuple[int, Arrival] | None = None
         self._prints: dict[Range, int] = {}
@@ -137,22 +136,13 @@ class Marks:
                 self._newest = (last, arrival)
         elif self._last is None or last > self._last[1]:
             self._newest = (last, arrival)
-        if last > self._answered:
-            self._answered = last
-            if self._said > self.floor:
-                self._raise_floor()
 
     def settle_below(self, floor: int) -> None:
         """The sender says that all below `floor` is settled and will not come again."""
-        if floor > self._said:
-            self._said = floor
-            self._raise_floor()
-
-    def _raise_floor(self) -> None:
-        floor = min(self._said, self._answered + 1)
-        if floor > self.floor:
-            self.floor = floor
-            self.taken.remove_below(floor)
+        if floor > self.settled:
+            self.settled = floor
+            self.floor = raised_floor(self.floor, self.taken, floor)
+            self.taken.remove_below(self.floor)
 
     def resume(self) -> Resume:
         """The marks as a RESUME frame says them."""
@@ -461,8 +451,8 @@ class Inbox:
         return arrival
 
     def _repeat_rejections(self, parts: list[Range], lane: Hashable) -> list[Range]:
-        rejected, lowest, floor = self._rejected, self._rejected_lowest, self.marks.floor
-        while lowest and lowest[0] < floor:
+        rejected, lowest, settled = self._rejected, self._rejected_lowest, self.marks.settled
+        while lowest and lowest[0] < settled:
             del rejected[heappop(lowest)]
         left = RangeSet(parts)
         for low, high in parts:

@@ -12,6 +12,23 @@ from msgservice.core.ranges import RangeSet
 
 Key = tuple[str, str]  # (sender's name, incarnation)
 
+# Holes that a receiver leaves below what its sender has settled, the newest: so many ranges more.
+HOLES_MAX = 100
+
+
+def raised_floor(floor: int, taken: RangeSet, settled: int) -> int:
+    """A receiver's floor, whose sender has settled all below `settled`: it passes what was taken.
+
+    A hole is what was rejected, or given up by the sender. A log that goes back to before that has
+    it open again: counted as taken, it would be acknowledged there and never be handled. So the
+    floor passes no hole, but the oldest of more than `HOLES_MAX`.
+    """
+    passed = taken.range_of(floor)
+    many = taken.begun_below(settled) - HOLES_MAX
+    if many > 0:
+        passed = taken.lowest(many)[-1]
+    return floor if passed is None else max(floor, min(passed[1] + 1, settled))
+
 
 class SenderState:
     """The marks of one incarnation: taken is all below `floor`, and `ranges` above it."""

@@ -62,6 +62,10 @@ class RangeSet:
         """The highest integer, or None."""
         return self._lasts[-1] if self._lasts else None
 
+    def begun_below(self, number: int) -> int:
+        """Return how many ranges begin below `number`."""
+        return bisect_left(self._firsts, number)
+
     def lowest(self, count: int) -> list[Range]:
         """Return the lowest `count` ranges, rising, or as many as there are."""
         return list(zip(self._firsts[:count], self._lasts[:count], strict=True))

@@ -64,7 +64,9 @@ def check_names(folder: Path, names: Iterable[str], held: Path) -> None:
             continue
         except OSError as error:
             raise DataFolderUnusable(str(held), error.strerror or str(error)) from None
-        if stat.S_ISLNK(found.st_mode):
+        if stat.S_ISDIR(found.st_mode):
+            reason = f"{path.name} is a folder, and must be a file"
+        elif stat.S_ISLNK(found.st_mode):
             reason = f"{path.name} is a symbolic link, and what belongs to it stands elsewhere"
         elif found.st_nlink > 1:
             reason = f"{path.name} has another name too (a hard link), whose user it would not lock"

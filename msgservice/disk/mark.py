@@ -19,6 +19,7 @@ from msgservice.disk.files import OS, Files, write_whole
 from msgservice.threads import begin_daemon
 
 MARK_NAME = "log.mark"
+MARK_GONE = "its high-water mark, {name}, is missing or unreadable"  # beside what is not new
 
 _MAGIC = b"msgsmark"
 

@@ -16,7 +16,7 @@ from zlib import crc32
 import apsw
 
 from msgservice.disk.database import one
-from msgservice.disk.mark import Mark
+from msgservice.disk.mark import MARK_GONE, MARK_NAME, Mark
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import chain_of
 from msgservice.log.state import State
@@ -27,7 +27,7 @@ def check_mark(mark: Mark | None, state: State, db: apsw.Connection) -> None:
     last = state.next_number - 1
     if mark is None:
         if last or state.commits:
-            raise LogDamaged("the high-water mark is missing or unreadable", state.oldest, last)
+            raise LogDamaged(MARK_GONE.format(name=MARK_NAME), state.oldest, last)
         return
     if mark.log_id != state.log_id:
         raise LogDamaged("the high-water mark belongs to another log", state.oldest, last)

@@ -47,6 +47,11 @@ def test_the_page_quotes_the_lines_that_matter() -> None:
     assert len(LINES) >= 20
 
 
+@pytest.mark.parametrize("words", ["is not answered", "was turned away"])
+def test_a_peer_with_a_wrong_key_or_certificate_is_among_them(words: str) -> None:
+    assert any(words in line for line in LINES)
+
+
 def test_the_limits_that_are_named_exist() -> None:
     named = {
         name

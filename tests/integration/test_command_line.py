@@ -235,7 +235,7 @@ def test_info_names_the_listener(msgservice: Command) -> None:
         (
             ("info", "--node", "tcp:127.0.0.1:1", "--timeout", "0.1"),
             3,
-            "111: Connection refused): is a node listening there?",
+            "within 0.1 s: Connection was refused by other side: 111: Connection refused (--node",
         ),
     ],
 )

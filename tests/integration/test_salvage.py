@@ -55,7 +55,7 @@ def damaged(tmp_path: Path) -> Path:
     )
     log.close()
     (log.folder / "log.mark").unlink()
-    with pytest.raises(LogDamaged):
+    with pytest.raises(LogDamaged, match=r"log\.mark, is missing"):
         Driver("sqlite", log.folder).open()
     return log.folder
 

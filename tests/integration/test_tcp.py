@@ -27,7 +27,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from msgservice.errors import BadAddress, CannotListen, DeadlinePassed, FrameTooLarge
 from msgservice.interfaces import IConnector
@@ -486,6 +486,37 @@ async def test_a_client_without_the_certificate_asked_for_is_refused(
     client, _ = net.dial(f"{trusting}:certificate={chain}:privateKey={key}")
     await net.accept()
     await client.until_opened()
+
+
+@pytest.mark.parametrize(
+    ("rogue", "reason"),
+    [
+        (False, "TLS: peer did not return a certificate"),
+        (True, "TLS: certificate verify failed"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_whoever_is_turned_away_by_tls_is_in_the_log_once(
+    net: Net, authority: Authority, tmp_path: Path, rogue: bool, reason: str
+) -> None:
+    port = await net.listen(authority.listener(f":trustRoots={authority.ca_file}"))
+    address = f"tls:localhost:{port}:trustRoots={authority.ca_file}"
+    if rogue:
+        (tmp_path / "rogue").mkdir()
+        key, chain = Authority(tmp_path / "rogue").issue("client.example")
+        address += f":certificate={chain}:privateKey={key}"
+    with capturedLogs() as events:
+        for _ in range(2):
+            _, dialling = net.dial(address)
+            await attempt_fails(dialling)
+            await dialling.stopService()
+        while net.transport.accepted.open:
+            await deferLater(reactor, 0)
+    lines = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+    told = [line for line in lines if "was turned away" in line]
+    assert len(told) == 1
+    assert told[0].startswith("tls:")
+    assert reason in told[0]
 
 
 @pytest_twisted.ensureDeferred

@@ -434,7 +434,7 @@ class InboxMachine(Machine):
             is_missing = bool(marks.missing(number, number))
             if number in self.known:
                 require(not is_missing, "handled, and not in the marks", number)
-            elif number >= marks.floor:
+            else:
                 require(is_missing, "in the marks, and not handled", number)
         taking = {n for job in self.jobs for n in range(job.at, job.last + 1)}
         held = {n for part in self.inbox._taking for n in range(part[0], part[1] + 1)}
@@ -443,7 +443,7 @@ class InboxMachine(Machine):
         for number in sorted(self.by_number):
             if marks.taken.last is not None and number > marks.taken.last:
                 break
-            missing = number not in self.known and number >= marks.floor
+            missing = number not in self.known
             groups += missing and not untaken
             untaken = missing
         most = 2 * (groups + len(self.rejected)) + 2

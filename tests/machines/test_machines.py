@@ -96,6 +96,22 @@ def test_a_receipt_may_name_receivers_that_are_gone() -> None:
     replay(KINDS["directory"], 710056, steps)
 
 
+def test_a_send_may_wait_for_a_receiver_whose_dead_letters_are_at_their_limit() -> None:
+    steps = [
+        ("attach", 3152157987),
+        ("restart", 3001074201),
+        ("send", 279670894),
+        ("send", 3035849395),
+        ("mood", 726490548),
+        ("send", 532731458),
+        ("attach", 1229563958),
+        ("send", 954957947),
+        ("send", 3902269757),
+        ("pass_time", 2145488790),
+    ]
+    replay(KINDS["client"], 970040, steps)
+
+
 def test_a_producer_that_is_killed_leaves_no_descriptors() -> None:
     machine = ClientMachine(random.Random(1))
     producer = Producer(machine, "killed", on_disk=True)

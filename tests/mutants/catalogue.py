@@ -227,10 +227,10 @@ _ALL = [
     ),
     Mutant(
         name="the-floor-passes-what-was-given-up",
-        at=f"{MARKS}._raise_floor",
-        old="floor = min(self._said, self._answered + 1)",
-        new="floor = self._said",
-        catcher=_by("inbox", "a floor above all that was taken or rejected"),
+        at="msgservice.core.marks:raised_floor",
+        old="return floor if passed is None else max(floor, min(passed[1] + 1, settled))",
+        new="return max(floor, settled)",
+        catcher=_by("inbox", "in the marks, and not handled"),
     ),
     Mutant(
         name="being-taken-is-taken",

@@ -25,6 +25,7 @@ from msgservice.core.inbox import (
     fingerprint,
     sendable,
 )
+from msgservice.core.marks import HOLES_MAX
 from msgservice.core.ranges import RangeSet
 from msgservice.core.refusal import Refusal
 from msgservice.errors import ContentChanged, MalformedFrame
@@ -91,10 +92,11 @@ def test_1_a_repeat_is_below_the_floor_or_in_a_range_and_is_acknowledged_again(p
     assert peer.acked == [(1, 3)]
     assert peer.send(1, 3) is None
     assert peer.acked == [(1, 3)]
-    peer.take(10, 10, floor=9)
-    assert peer.acked == [(10, 10)]
-    assert peer.send(7, 8) is None
-    assert peer.acked == [(7, 8)]
+    peer.take(4, 4, floor=4)
+    assert peer.inbox.marks.floor == 4
+    assert peer.acked == [(4, 4)]
+    assert peer.send(2, 3) is None
+    assert peer.acked == [(2, 3)]
 
 
 def test_1_the_gap_that_after_names_is_taken_with_the_run(peer: Peer) -> None:
@@ -122,15 +124,36 @@ def test_1_a_gap_is_not_taken_when_only_the_end_of_the_run_is(peer: Peer) -> Non
 def test_1_the_floor_lets_marks_go(peer: Peer) -> None:
     peer.take(1, 5)
     peer.take(9, 9)
-    peer.take(20, 20, floor=8)
-    assert peer.inbox.marks.floor == 8
-    assert list(peer.inbox.marks.taken) == [(9, 9), (20, 20)]
+    peer.take(20, 20, floor=4)
+    assert peer.inbox.marks.floor == 4
+    assert list(peer.inbox.marks.taken) == [(4, 5), (9, 9), (20, 20)]
 
 
 def test_1_a_floor_never_goes_back(peer: Peer) -> None:
-    peer.take(20, 20, floor=8)
+    peer.take(1, 5)
+    peer.take(20, 20, floor=4)
     peer.take(21, 21, floor=3)
-    assert peer.inbox.marks.floor == 8
+    assert peer.inbox.marks.floor == 4
+
+
+def test_6_what_was_rejected_or_given_up_is_in_no_mark_whatever_the_floor(peer: Peer) -> None:
+    """A log that goes back has it open again: named as taken, it would count as acknowledged."""
+    peer.take(1, 2)
+    peer.refuse(peer.new(3, 3, "b"), 3, 3, DEAD)
+    peer.refuse(peer.new(4, 4, "c"), 4, 4, RETRY)  # and is given up
+    peer.take(5, 6, floor=5)
+    peer.take(7, 7, floor=7)
+    resume = peer.inbox.marks.resume()
+    assert (resume.floor, resume.ranges) == (3, ((5, 7),))
+    assert peer.new(3, 4, "other lane").parts == [(3, 4)]
+
+
+def test_6_of_many_holes_below_what_is_settled_the_newest_are_kept(peer: Peer) -> None:
+    for n in range(2, 2 * HOLES_MAX + 22, 2):
+        peer.take(n, n, floor=n)
+    marks = peer.inbox.marks
+    assert (marks.floor, len(marks.taken)) == (19, HOLES_MAX + 1)  # one is not settled yet
+    assert marks.missing(1, 20) == [(19, 19)]
 
 
 def test_1_nothing_that_waits_behind_a_nack_is_ever_covered(peer: Peer) -> None:
@@ -437,14 +460,14 @@ def test_6_the_floor_passes_nothing_that_is_newer_than_what_resume_names(peer: P
     assert peer.new(3, 4, "other lane").parts == [(3, 4)]
 
 
-def test_6_the_floor_that_was_said_holds_once_something_newer_is_answered(peer: Peer) -> None:
+def test_6_the_floor_passes_no_hole_when_something_newer_is_answered(peer: Peer) -> None:
     peer.take(1, 2)
     arrival = peer.new(5, 6, floor=5)
     assert peer.inbox.marks.floor == 3
     peer.refuse(arrival, 5, 5, DEAD)
-    assert peer.inbox.marks.floor == 5
+    assert peer.inbox.marks.floor == 3
     peer.inbox.taken(arrival, 6, 6)
-    assert (peer.inbox.marks.floor, list(peer.inbox.marks.taken)) == (5, [(6, 6)])
+    assert (peer.inbox.marks.floor, list(peer.inbox.marks.taken)) == (3, [(6, 6)])
 
 
 def test_4_the_same_sequences_with_other_content_are_an_error(peer: Peer) -> None:

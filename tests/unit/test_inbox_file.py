@@ -17,6 +17,7 @@ from twisted.logger import LogEvent
 
 from msgservice.core.frames import Transfer
 from msgservice.core.inbox import Arrival
+from msgservice.core.marks import HOLES_MAX
 from msgservice.errors import LogDamaged, LogFailed, LogLocked, LogUnavailable, Reject
 from msgservice.message import BareMessage, encode_messages
 from msgservice.receiver.inbox.file import Handled, InboxFile
@@ -191,11 +192,11 @@ def test_6_the_floor_passes_nothing_that_is_newer_than_what_resume_names(
     assert box.file.resume("node", "i.1") == Resume(floor=3, last=first.up_to(2))
     arrival = arrival_of(6, 2)
     box.run(6, "f", "!", arrival=arrival, floor=5, handle=reject)
-    assert box.file.resume("node", "i.1") == Resume(floor=5, last=arrival.up_to(6))
+    assert box.file.resume("node", "i.1") == Resume(floor=3, last=arrival.up_to(6))
     box.run(7, "g", after=6, arrival=arrival, floor=5)
     box.close()
     again = Box(path)
-    expected = Resume(floor=5, ranges=((7, 7),), last=arrival.up_to(7))
+    expected = Resume(floor=3, ranges=((7, 7),), last=arrival.up_to(7))
     assert again.file.resume("node", "i.1") == expected
     again.close()
 
@@ -264,16 +265,22 @@ def test_1_the_gap_before_a_run_is_taken_with_it(box: Box) -> None:
     assert box.file.resume("node", "i.1") == Resume(floor=6)
 
 
-def test_1_all_below_the_senders_floor_is_taken(box: Box) -> None:
-    """What became dead leaves no hole for ever."""
+def test_6_what_was_never_taken_stays_a_hole_below_the_senders_floor(box: Box) -> None:
+    """A log that goes back has it open again: named as taken, it would count as acknowledged."""
     box.run(2, "b", after=1)
     box.run(5, "e", after=4)
-    assert box.file.resume("node", "i.1").ranges == ((2, 2), (5, 5))
     box.run(9, "!i", after=8, floor=5)
-    assert box.file.resume("node", "i.1") == Resume(floor=6)
-    box.run(9, "i", after=8, floor=3)
-    assert box.file.resume("node", "i.1") == Resume(floor=6, ranges=((9, 9),))
+    assert box.file.resume("node", "i.1") == Resume(floor=1, ranges=((2, 2), (5, 5)))
+    box.run(9, "i", after=8, floor=9)
+    assert box.file.resume("node", "i.1") == Resume(floor=1, ranges=((2, 2), (5, 5), (9, 9)))
     assert box.done() == ["b", "e", "i"]
+
+
+def test_6_of_many_holes_below_what_is_settled_the_newest_are_kept(box: Box) -> None:
+    for n in range(2, 2 * HOLES_MAX + 22, 2):
+        box.run(n, str(n), after=n - 1, floor=n)
+    resume = box.file.resume("node", "i.1")
+    assert (resume.floor, len(resume.ranges)) == (19, HOLES_MAX + 1)  # one is not settled yet
 
 
 def test_runs_with_holes_skip_what_was_taken(box: Box) -> None:
@@ -751,7 +758,7 @@ def test_a_mark_that_is_gone_is_damaged(path: Path, content: bytes | None) -> No
     mark_of(path).unlink()
     if content is not None:
         mark_of(path).write_bytes(content)
-    is_damaged(path, "the high-water mark is missing or unreadable")
+    is_damaged(path, "its high-water mark, inbox.db.mark, is missing or unreadable")
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,14 @@ def test_33_a_file_that_has_another_name_is_refused_until_that_is_gone(
     Opened(kind, path).close()
 
 
+@KINDS
+def test_a_folder_in_the_place_of_a_file_is_called_one(kind: type[Any], tmp_path: Path) -> None:
+    path = tmp_path / "file.db"
+    (path / "within").mkdir(parents=True)
+    with pytest.raises(DataFolderUnusable, match=r"file\.db is a folder"):
+        Opened(kind, path)
+
+
 @pytest.mark.parametrize("name", ["log.db", "log.mark", "log.db-wal"])
 @pytest.mark.parametrize("way", ["hard link", "symbolic link"])
 def test_33_a_log_whose_files_have_other_names_is_refused_until_they_are_gone(

@@ -23,12 +23,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival, sendable
-from msgservice.core.marks import Key, SenderState
+from msgservice.core.marks import Key, SenderState, raised_floor
 from msgservice.disk.database import is_full, one, row_crc, telling_full
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
 from msgservice.disk.machine import Jobs, OwnThreads, Threads
-from msgservice.disk.mark import Mark
+from msgservice.disk.mark import MARK_GONE, Mark
 from msgservice.disk.migrations import Schema
 from msgservice.errors import GENERATORS, LogDamaged, LogFailed, LogUnavailable, Reject, has_not_run
 from msgservice.receiver.inbox.marks import StoredMarks
@@ -144,12 +144,13 @@ _Waiting = _WaitingRun[Any] | _WaitingCall
 class _Stage:
     """The outcome of one transaction, until it is committed."""
 
-    __slots__ = ("changes", "fresh", "newest", "shut", "staged")
+    __slots__ = ("changes", "fresh", "newest", "settled", "shut", "staged")
 
     def __init__(self, changes: int) -> None:
         self.changes = changes  # of the connection, before it
         self.staged: dict[Key, SenderState] = {}
         self.newest: dict[Key, tuple[int, Arrival]] = {}  # of each, what RESUME is to name
+        self.settled: dict[Key, int] = {}  # of each, below what its sender has settled all
         self.fresh: list[tuple[Key, Rejected]] = []
         self.shut: list[Gate] = []  # those that it has shut
 
@@ -163,13 +164,10 @@ class _Stage:
             self.newest[run.key] = (last, run.arrival)
 
     def settle_below(self, run: _WaitingRun[Any], mark: SenderState) -> None:
-        """The run's floor was said: see `core.inbox.Marks`, why it passes nothing newer."""
-        if run.floor > mark.floor:
-            known = self.newest.get(run.key)
-            highest = mark.highest if known is None else max(mark.highest, known[0])
-            floor = min(run.floor, highest + 1)
-            if floor > mark.floor:
-                mark.take(mark.floor, floor - 1)
+        """The run's floor was said: see `core.inbox.Marks`."""
+        self.settled[run.key] = max(run.floor, mark.floor)
+        if mark.ranges is not None:
+            mark.take(mark.floor, raised_floor(mark.floor, mark.ranges, run.floor) - 1)
 
     def shut_gate(self, run: _WaitingRun[Any]) -> None:
         """A message of the run has failed."""
@@ -277,7 +275,7 @@ class InboxFile:
             raise LogDamaged("its tables are older than its last commit", 0, 0)
         if high_water is None:
             if self._counted:
-                raise LogDamaged("the high-water mark is missing or unreadable", 0, 0)
+                raise LogDamaged(MARK_GONE.format(name=f"{self.path.name}.mark"), 0, 0)
         elif high_water.log_id != inbox:
             raise LogDamaged("the high-water mark belongs to another inbox", 0, 0)
         elif high_water.number > self._counted:
@@ -408,7 +406,7 @@ class InboxFile:
             for key, (newest, arrival) in stage.newest.items():
                 staged[key].last = arrival.up_to(newest)
             marks = self._marks.save(db, staged)
-            rejected = self._rejections.save(db, stage.fresh, staged)
+            rejected = self._rejections.save(db, stage.fresh, stage.settled)
             counted = self._counted
             if db.total_changes() != stage.changes:  # what only reads has nothing to sync
                 counted += 1
@@ -549,7 +547,6 @@ class InboxFile:
             mark = stage.staged[run.key] = (
                 known.copy() if known is not None else SenderState(0, run.key, 0)
             )
-        stage.settle_below(run, mark)
         self._handle_items(db, run, mark, stage)
         stage.settle_below(run, mark)
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import apsw
 
 from msgservice.core.inbox import REJECTED_MAX
-from msgservice.core.marks import Key, SenderState
+from msgservice.core.marks import Key
 from msgservice.disk.database import CRC_MASK, row_crc, rows
 from msgservice.records import Rejected
 
@@ -107,7 +107,7 @@ class Rejections:
         self,
         db: apsw.Connection,
         fresh: Sequence[tuple[Key, Rejected]],
-        marks: Mapping[Key, SenderState],
+        settled: Mapping[Key, int],
     ) -> SavedRejections:
         """Write new rejections in the running transaction; forget those that the floors passed.
 
@@ -116,8 +116,8 @@ class Rejections:
         saved = SavedRejections(db, self._known, self.total)
         for key, rejected in fresh:
             saved.put(key, rejected)
-        for key, mark in marks.items():
-            saved.forget_below(key, mark.floor)
+        for key, floor in settled.items():
+            saved.forget_below(key, floor)
         return saved
 
     def adopt(self, saved: SavedRejections) -> None:

@@ -153,6 +153,11 @@ class FrameProtocol(Int32StringReceiver):
         return getattr(self._user, "refusal", None)
 
     @property
+    def has_opened(self) -> bool:
+        """Whether frames ever travelled: TLS, if any, let the peer in."""
+        return self._user is not None
+
+    @property
     def unsent(self) -> int:
         """See `IChannel`; without what the transport holds, which asks for more when it is out."""
         return self._queued

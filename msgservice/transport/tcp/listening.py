@@ -23,6 +23,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from msgservice.clock import monotonic_of
 from msgservice.errors import CannotListen
 from msgservice.interfaces import IChannelUser
 from msgservice.limits import Limits
@@ -30,6 +31,8 @@ from msgservice.transport.addresses import describe
 from msgservice.transport.owners import Owned
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
+
+TOLD_SECONDS = 60.0  # between two lines about who was turned away
 
 
 class ConnectionCount:
@@ -69,6 +72,8 @@ class ChannelFactory(Factory):
         self._count = count
         self._turn = Turn(reactor)
         self._at_limit = False
+        self._told_at: float | None = None  # the last line about who was turned away
+        self._untold = 0  # turned away since
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:  # noqa: D102  # Twisted's
         if self._count.open >= self._limits.connections:
@@ -98,6 +103,22 @@ class ChannelFactory(Factory):
         self._count.open -= 1
         self._at_limit = False
         self._logger.debug("{peer} has gone: {reason}", peer=channel.peer_address, reason=reason)
+        if isinstance(channel, FrameProtocol) and not channel.has_opened:
+            self._tell_turned_away(channel.peer_address, reason)
+
+    def _tell_turned_away(self, peer: str, reason: str) -> None:
+        """Say who ended within TLS's handshake, once a minute: no session ever knows of it."""
+        now = monotonic_of(self._reactor)()
+        if self._told_at is not None and now - self._told_at < TOLD_SECONDS:
+            self._untold += 1
+            return
+        self._logger.warn(
+            "{peer} was turned away: {reason} ({untold} more since the last such line)",
+            peer=peer,
+            reason=reason,
+            untold=self._untold,
+        )
+        self._told_at, self._untold = now, 0
 
 
 def listen_on(

@@ -393,7 +393,7 @@ class Check:
         if status is Status.ACKNOWLEDGED:
             if who not in witness.answered:
                 self.fail("acknowledged, and was not", f"{short!r} at {name}")
-            if not handled and who not in witness.rejected and receiver.restored_at < 0:
+            if not handled and receiver.restored_at < 0:
                 self.fail("acknowledged, not handled", f"{short!r} at {name}")
         elif status is Status.DEAD:
             tried = witness.tries[who] + witness.losses[name]

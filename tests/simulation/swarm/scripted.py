@@ -163,11 +163,13 @@ class ScriptedPeer(RawPeer):
         self.far = hello.incarnation
         party = self.party
         taken = party.taken.setdefault(self.far, RangeSet())
-        # What was rejected leaves gaps: without the floor there would be ever more ranges.
-        # It passes nothing newer than what is named.
-        newest = party.newest(self.far)
-        floor = min(party.floors.get(self.far, 1), 1 if newest is None else newest[1] + 1)
-        connection.resume(Resume(floor, tuple(taken), last=newest))
+        # What was rejected or given up leaves holes. The floor passes only the oldest of too many.
+        settled = party.floors.get(self.far, 1)
+        passed = [one for one in taken if one[0] < settled][:-100]
+        floor = min(passed[-1][1] + 1, settled) if passed else 1
+        ranges = RangeSet(taken)
+        ranges.remove_below(floor)
+        connection.resume(Resume(floor, tuple(ranges), last=party.newest(self.far)))
 
     def received(self, connection: Connection, frame: Any) -> None:
         """See `Owner`."""
@@ -187,7 +189,6 @@ class ScriptedPeer(RawPeer):
         taken = party.taken[self.far]
         if frame.floor > party.floors.get(self.far, 1):
             party.floors[self.far] = frame.floor
-            taken.remove_below(frame.floor)
         for index, message in enumerate(messages):
             sequence = frame.sequence + index
             party.came[self.far, sequence] = (frame.sequence, frame.messages)
@@ -297,7 +298,7 @@ class ScriptedParty(ReceiverParty, RawParty):
 
     def __init__(self, world: World, part: Part) -> None:
         super().__init__(world, part)
-        self.taken: dict[str, RangeSet] = {}  # above the floor
+        self.taken: dict[str, RangeSet] = {}
         self.floors: dict[str, int] = {}  # all below is settled, as the node has said
         self.dead: set[tuple[str, int]] = set()
         # (incarnation, sequence) -> the run that it came in last: its first sequence, its messages

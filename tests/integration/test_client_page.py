@@ -1,0 +1,57 @@
+"""The client's page: its programs for asyncio and for threads do what it says, with a real node."""
+
+import subprocess
+import sys
+
+from tests.docs.test_code_blocks import blocks
+from tests.integration.command import Command
+from tests.integration.daemon import PATIENCE
+
+PROGRAMS = [program for page, program in blocks("python") if page == "docs/client.md"]
+NODE = "tcp:127.0.0.1:7410"
+IN_THREAD = """
+from twisted.internet import reactor
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.threads import deferToThread
+
+from msgservice import connect
+
+
+def work(client):
+{program}
+    print(receipt.position)
+
+
+async def main():
+    client = await connect(reactor, {node!r}, name="shop")
+    await deferToThread(work, client)
+    await client.close()
+
+
+ensureDeferred(main()).addErrback(lambda f: f.printTraceback()).addBoth(lambda _: reactor.stop())
+reactor.run()
+"""
+
+
+def position_printed(program: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return int(done.stdout)
+
+
+def test_the_program_for_asyncio_sends(msgservice: Command) -> None:
+    (program,) = (each for each in PROGRAMS if "asyncioreactor" in each)
+    assert NODE in program
+    assert position_printed(program.replace(NODE, msgservice.node)) > 0
+
+
+def test_a_thread_sends_as_the_page_says(msgservice: Command) -> None:
+    (program,) = (each for each in PROGRAMS if "blockingCallFromThread" in each)
+    indented = "".join(f"    {line}\n" for line in program.splitlines())
+    assert position_printed(IN_THREAD.format(program=indented, node=msgservice.node)) > 0
