@@ -64,6 +64,9 @@ class Opened(Protocol):
     def sent_away(self, reason: str, *, replaced: bool) -> None:
         """The node wants no connection of this receiver any more."""
 
+    def stand_in(self, node: NodeIncarnation) -> None:
+        """The node preferred a connection of ours that is only being begun anew."""
+
     def may_come_again(self) -> None:
         """The node said goodbye, and lets it come back."""
 
@@ -125,12 +128,17 @@ class NodeConnection:
         self._node = node
         connection.resume(node.inbox.resume())
 
-    def begin_anew(self, node: NodeIncarnation) -> None:
-        """The connection that was heard instead has gone: what came here was not taken."""
-        if self._node is node:
-            self.connection.bye(BYE_CLOSING, ANEW)
-            self.connection.close()
-            self.way.ended = ANEW
+    def begin_anew(self, node: NodeIncarnation) -> bool:
+        """The connection that was heard instead has gone: what came here was not taken.
+
+        Returns whether this one was of that node.
+        """
+        if self._node is not node:
+            return False
+        self.connection.bye(BYE_CLOSING, ANEW)
+        self.connection.close()
+        self.way.ended = ANEW
+        return True
 
     def outdated(self) -> None:
         """The node has come as another incarnation of the same log: what this one is for is over.
@@ -258,8 +266,10 @@ class NodeConnection:
         self._handling.lost(node if was_its else None)
         if was_its and not self._handling.is_stopping:
             assert node is not None
-            for way in self._reception.ways:
-                way.node_lost(node, sent_away=self._is_sent_away)
+            away = self._is_sent_away
+            begins = [way.node_lost(node, sent_away=away) for way in self._reception.ways]
+            if away and any(begins):
+                self.way.stand_in(node)
         self.when_lost.callback(None)
 
 

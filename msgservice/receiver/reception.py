@@ -28,8 +28,8 @@ NODES_MAX = 1000
 class HearsOfLosses(Protocol):
     """A way of the receiver (`ways.Way`)."""
 
-    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> None:
-        """The connection to a node that was heard has gone."""
+    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> bool:
+        """The connection to a node that was heard has gone; whether others are begun anew."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -93,13 +93,18 @@ class Way(ABC):
         """The node wants no connection of this receiver any more."""
         self.ended = reason
 
-    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> None:
+    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> bool:
         """The connection to a node that was heard has gone, whichever way it had come.
 
-        `sent_away`: the node wants none; else one that stood by for that takes over.
+        `sent_away`: the node wants none; else one that stood by for that takes over. Returns
+        whether connections of this way are begun anew.
         """
-        for one in list(self.connections):
-            one.begin_anew(node)
+        begins = [one.begin_anew(node) for one in list(self.connections)]  # each of them
+        return any(begins)
+
+    @abstractmethod
+    def stand_in(self, node: NodeIncarnation) -> None:
+        """The node preferred a connection of ours that is only being begun anew."""
 
     @abstractmethod
     def may_come_again(self) -> None:
@@ -112,8 +117,9 @@ class Attachment(Way):
     `is_over`: it does not come back by itself; `start` dials again. Because a newer connection
     took the receiver's name (`is_replaced`), or the receiver was removed from the node: then it
     would be made again. Where the newer one is this receiver's own, by another address of the node,
-    this one stands by: it dials again when that one has ended. Until `start` it says what it knows
-    the node as, so that it is not made again where it was removed while it was away.
+    this one stands by: it dials again when that one has ended, or does not come. Until `start` it
+    says what it knows the node as, so that it is not made again where it was removed while it was
+    away.
     """
 
     def __init__(
@@ -124,6 +130,7 @@ class Attachment(Way):
         self.is_replaced = False
         self._connector = dial(self.make_user)
         self._was_started = False
+        self._standing_in: IDelayedCall | None = None
 
     @property
     def error(self) -> str:
@@ -135,6 +142,7 @@ class Attachment(Way):
     def start(self) -> None:
         """Dial, and keep dialling; where a connection is still closing, behind it."""
         self.is_over = self.is_replaced = False
+        self._stand_in_no_more()
         self._was_started = True
         if not self._connector.running:
             self.receive = replace(self.receive, known=None)
@@ -150,6 +158,7 @@ class Attachment(Way):
 
         Handlers that run go on; what they were given will not be sent again to this process.
         """
+        self._stand_in_no_more()
         if not self._was_started:
             return succeed(None)
         stopped = self._connector.stopService()
@@ -174,11 +183,29 @@ class Attachment(Way):
         self.is_replaced = replaced
         _end(self.stop(), self._logger)
 
-    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> None:
+    def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> bool:
         """See `Way`."""
-        super().node_lost(node, sent_away=sent_away)
+        begins = super().node_lost(node, sent_away=sent_away)
         if self.is_replaced and not sent_away and self.node in (None, node.name):
             self.start()
+        return begins
+
+    def stand_in(self, node: NodeIncarnation) -> None:
+        """See `Way`: where that one is not there in a while, this one dials again."""
+
+        def look() -> None:
+            self._standing_in = None
+            if self.is_replaced and node.connection is None:
+                self.start()
+
+        here = self.reception
+        self._stand_in_no_more()
+        self._standing_in = here.reactor.callLater(here.limits.link_delay_max, look)
+
+    def _stand_in_no_more(self) -> None:
+        standing_in, self._standing_in = self._standing_in, None
+        if standing_in is not None:
+            standing_in.cancel()
 
 
 @implementer(IListeningPort)
@@ -213,6 +240,9 @@ class Listening(Way):
             return self
 
         return opening.addCallback(opened)
+
+    def stand_in(self, node: NodeIncarnation) -> None:
+        """See `Way`: it is the node that dials."""
 
     def getHost(self) -> Any:
         """Return the address of the port."""

@@ -101,3 +101,31 @@ def test_27_one_that_stands_by_does_not_come_for_another_process_or_after_a_remo
         node.connection.bye(code, "sent away")
         world.run(60)
         assert [way.is_over for way in (world.attachment, newer)] == [True, True]
+
+
+def test_27_one_that_stands_by_dials_where_the_preferred_one_does_not_come() -> None:
+    node = Ordered(ThreadedClock())
+    node.hello_after = (1.0, 0.0)  # the older channel's arrives last, and the node wants the newer
+    world = World(node=node, attach=False)
+    older, newer = world.attach(node), world.attach(node)
+    while not older.is_replaced:
+        world.run(0.05)
+    newer.stop()  # as if nobody answered at that address any more
+    world.run(world.limits.link_delay_max + 5)
+    assert (older.is_over, older.connected) == (False, True)
+    node.offer([b"x"])
+    world.run()
+    assert world.handled == [b"x"]
+
+
+def test_27_one_that_stands_by_and_is_stopped_dials_no_more() -> None:
+    node = Ordered(ThreadedClock())
+    node.hello_after = (1.0, 0.0)
+    world = World(node=node, attach=False)
+    older, newer = world.attach(node), world.attach(node)
+    while not older.is_replaced:
+        world.run(0.05)
+    newer.stop()
+    older.stop()
+    world.run(600)
+    assert not older.connected
