@@ -158,6 +158,7 @@ def history(
     known = state.senders.get(key)
     if known is None and key in state.asleep:
         known = saved_sender(db, key)
+    known = known or state.senders.get(key)  # it woke up between the two looks
     if known is None:
         return History(pieces=(), states=(), next=None)
     pieces, end = _pieces(db, state, known.id, first, pieces_max)
