@@ -115,6 +115,11 @@ PARTS: list[tuple[str, str]] = [
 ]
 
 
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer, of a class derived from `int` too, and no boolean."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def wrong_with(name: str, value: float) -> str | None:
     """The reason why a limit cannot have this value, whatever the others are; None: it can."""
     zero_allowed = name in ZERO_ALLOWED
@@ -122,7 +127,7 @@ def wrong_with(name: str, value: float) -> str | None:
     is_whole = type(_DEFAULTS[name]) is int
     lowest = LOWEST.get(name, 0 if zero_allowed or not is_whole else 1)
     highest = HIGHEST.get(name, INTEGER_MAX if is_whole else SECONDS_MAX)
-    if type(value) is not int and (is_whole or type(value) is not float):
+    if not is_integer(value) and (is_whole or not isinstance(value, float)):
         return f"must be {'an integer' if is_whole else 'a number'}, not {value!r}"
     if math.isnan(value):
         return "must be a number"

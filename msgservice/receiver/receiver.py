@@ -30,7 +30,7 @@ from msgservice.core.frames import ReceiveOptions
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError, check_runs
 from msgservice.interfaces import IChannelUser, IConnector
-from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.limits import INTEGER_MAX, Limits, is_integer
 from msgservice.receiver.handling.engine import Handling
 from msgservice.receiver.handling.threads import ThreadedHandling
 from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox
@@ -101,7 +101,7 @@ class Receiver(Service):
             raise ValueError(f'order must be "strict" or "none", not {order!r}')
         if shared and order != "none":
             raise ValueError('shared needs order="none"')
-        if type(threads) is not int or type(concurrency) is not int:
+        if not is_integer(threads) or not is_integer(concurrency):
             raise TypeError("threads and concurrency must be integers")
         if threads < 0 or concurrency < 1:
             raise ValueError("threads must be 0 or more, concurrency 1 or more")
@@ -383,7 +383,7 @@ def _window(window: int | tuple[int, int] | None, limits: Limits) -> tuple[int, 
         return limits.window_messages, limits.window_bytes
     messages, size = (window, limits.window_bytes) if isinstance(window, int | float) else window
     for number in (messages, size):
-        if type(number) is not int or not 0 < number <= INTEGER_MAX:
+        if not is_integer(number) or not 0 < number <= INTEGER_MAX:
             raise ValueError(f"window must be of integers above 0, not {window!r}")
     return messages, size
 

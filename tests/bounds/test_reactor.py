@@ -27,7 +27,7 @@ NO_LIMIT = 1 << 60
 GROWTH = 2.5  # of what twice the input may cost
 # A frame is not cut over turns.
 OF_ONE_FRAME = {
-    "taken, every other in one": LIMIT * 11 // 10,  # 4,096 ranges, each of which cuts a run
+    "taken, every other in one": LIMIT * 12 // 10,  # 4,096 ranges, each of which cuts a run
     "taken, every other run in one": LIMIT // 4,
     "dead, all in one": LIMIT // 20,
 }

@@ -412,7 +412,7 @@ def refuse_b(transfer: Transfer) -> tuple[Action, int, str] | None:
     return (Action.REFUSED, 0, "no") if transfer.subject == "b" else None
 
 
-def test_1_what_was_refused_leaves_no_hole_at_the_node_once_that_is_on_disk(
+def test_1_what_was_refused_is_below_the_floor_that_a_node_is_told_once_that_is_on_disk(
     tmp_path: Path,
 ) -> None:
     world = DiskWorld(tmp_path)
@@ -421,9 +421,8 @@ def test_1_what_was_refused_leaves_no_hole_at_the_node_once_that_is_on_disk(
         for subject in "ab":
             world.client.send(subject, b"x")
             world.written()
-    marks = world.node.inboxes[world.disk.incarnation].marks
-    # What was settled when a run was written is settled on disk with it.
-    assert (marks.floor, list(marks.taken), world.disk.settled_to()) == (20, [], 19)
+    # What was settled when a run was written is settled on disk with it, and the node is told.
+    assert (world.node.transfers[-1].floor, world.disk.settled_to()) == (20, 19)
     world.close()
 
 

@@ -170,7 +170,7 @@ def test_a_damaged_log_says_so_again_at_the_next_start(image: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("log.mark", "mark is missing"), ("log.db", "log.db is missing")],
+    [("log.mark", "log.mark, is missing"), ("log.db", "log.db is missing")],
 )
 def test_22_a_missing_file_is_reported(
     name: str, message: str, image: Path, tmp_path: Path
