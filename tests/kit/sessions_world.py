@@ -295,7 +295,11 @@ class SessionsWorld:
     def begin_central(self) -> Central:
         clock = self.clock_of("central")
         process = self.processes["central"]
-        options = {"on_message": self.at_central.append, **self.central_options}
+        options = {
+            "on_message": self.at_central.append,
+            "rng": self.net.random.random,
+            **self.central_options,
+        }
         self.central = Central(
             clock,
             listen=_Server(self.net, process, self.CENTRAL_PORT),
@@ -314,7 +318,7 @@ class SessionsWorld:
             clock,
             _Client(self.net, process, self.CENTRAL_PORT),
             listen=_Server(self.net, process, port),
-            **{"on_message": got.append, **options},
+            **{"on_message": got.append, "rng": self.net.random.random, **options},
         )
         remote.start()
         return remote

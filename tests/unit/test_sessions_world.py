@@ -222,3 +222,22 @@ def test_nothing_waits_in_the_clock_when_all_have_stopped() -> None:
     world.done(world.central.stopService())
     world.run(60.0, step=0.1)
     assert world.net.clock.getDelayedCalls() == []
+
+
+def test_a_hello_that_says_more_was_handled_than_was_sent_changes_nothing() -> None:
+    world = SessionsWorld()
+    remote = joined(world)
+    member = world.central.remotes["shop"]
+    account = remote._account
+    account.incoming.handled = 1_000
+    for end in world.net.live():  # its client is cut, so it says hello again
+        if end.getPeer().port == world.CENTRAL_PORT:
+            world.net.break_off(end)
+    world.run(5.0)
+    assert world.central.remotes["shop"] is member
+    assert member.is_joined
+    world.done(world.central.send("shop", 1))
+    account.incoming.handled = 0
+    world.until(lambda: world.central.remotes.get("shop") is not member)
+    world.done(world.done(world.central.send("shop", 2)).acknowledged())
+    assert contents(world.at["shop"]) == [1, 2]

@@ -9,6 +9,7 @@ How one remote is dialled and told is `member`'s; what waits in a node, `durable
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
@@ -64,6 +65,7 @@ class Central(Service):
             may listen to all.
         dial: makes the endpoint of a remote's server: `dial(host, port)`, for TLS say.
         insecure: whether the server may listen to others than this machine unauthenticated.
+        rng: floats from 0 to 1, for the pauses between attempts to dial.
     """
 
     _log = Logger()
@@ -86,6 +88,7 @@ class Central(Service):
         tls: CertificateOptions | None = None,
         limits: SessionLimits | None = None,
         insecure: bool = False,
+        rng: Callable[[], float] = random.random,
     ) -> None:
         if not heartbeat > 0:
             raise ValueError(f"heartbeat = {heartbeat}: seconds above 0 are needed")
@@ -99,6 +102,7 @@ class Central(Service):
         self._beating: IDelayedCall | None = None
         self._durable = node
         self._accept, self._accept_hosts = accept, frozenset(accept_hosts)
+        self._rng = rng
         self._dial = dial if dial is not None else self._by_name
         self._members: dict[Key, Member] = {}
         # Who has left may come back and go on where it was; the oldest is forgotten first.
@@ -301,16 +305,17 @@ class Central(Service):
             return
         endpoint = self._dial(host, hello.port)  # it may raise, and nothing has changed then
         old = self._members.get(key)
-        account = old.account if old is not None else self._left.pop(key, None)
+        account = old.account if old is not None else self._left.get(key)
         if account is None:
             account = Account(self._limits)
-        if old is not None:
-            old.replace()
         session = secrets.token_hex(8)
         continues = hello.acks and account.knows(hello.previous)
         before = account.incoming.previous if continues else None
         upto = hello.previous[1] if hello.previous is not None and continues else 0
-        account.begin(session, continues=continues, upto=upto)
+        account.begin(session, continues=continues, upto=upto)  # it may raise, too
+        self._left.pop(key, None)
+        if old is not None:
+            old.replace()
         member = self._members[key] = inbound.owner = Member(
             self._reactor,
             key=key,
@@ -323,6 +328,7 @@ class Central(Service):
             codec=self._codec,
             user=self,
             limits=self._limits,
+            rng=self._rng,
         )
         member.start()
 

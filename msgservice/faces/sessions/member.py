@@ -11,6 +11,7 @@ member of the same remote. Who may be a member, and what becomes of its messages
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
@@ -68,6 +69,7 @@ class Member:
         codec: ISessionCodec,
         user: MemberUser,
         limits: SessionLimits,
+        rng: Callable[[], float],
     ) -> None:
         self.key, self.address = key, address
         self.id = hello.id
@@ -84,7 +86,12 @@ class Member:
         self._is_heard = True
         self._shutdown: Entry | None = None
         self._sender = Sender(
-            reactor, endpoint, self, limits=limits, redial_seconds=limits.redial_seconds
+            reactor,
+            endpoint,
+            self,
+            limits=limits,
+            redial_seconds=limits.redial_seconds,
+            rng=rng,
         )
         self._hop = Hop(
             reactor,
@@ -95,11 +102,6 @@ class Member:
             acks=hello.acks,
             on_shutdown=self._was_shut_down,
         )
-
-    @property
-    def acks(self) -> bool:
-        """Whether the remote numbers and acknowledges."""
-        return self._hello.acks
 
     @property
     def is_joined(self) -> bool:

@@ -10,6 +10,7 @@ central's kernel has counts as acknowledged.
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class Remote(Service):
         acks: whether both sides number and acknowledge.
         tls: for its server, `twisted.internet.ssl.CertificateOptions`.
         insecure: whether its server may listen to others than this machine unauthenticated.
+        rng: floats from 0 to 1, for the pauses between attempts to dial.
     """
 
     _log = Logger()
@@ -117,6 +119,7 @@ class Remote(Service):
         tls: CertificateOptions | None = None,
         limits: SessionLimits | None = None,
         insecure: bool = False,
+        rng: Callable[[], float] = random.random,
     ) -> None:
         if not heartbeat_timeout > 0:
             raise ValueError(f"heartbeat_timeout = {heartbeat_timeout}: seconds above 0 are needed")
@@ -147,7 +150,9 @@ class Remote(Service):
         if isinstance(central, tuple):
             host, port = central
             central = HostnameEndpoint(self._reactor, host, port, timeout=limits.dial_timeout)
-        self._sender = Sender(self._reactor, central, self, limits=limits, redial_seconds=None)
+        self._sender = Sender(
+            self._reactor, central, self, limits=limits, redial_seconds=None, rng=rng
+        )
         self._hop = Hop(
             self._reactor,
             account=self._account,

@@ -13,7 +13,7 @@ import fcntl
 import random
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from twisted.application.internet import ClientService
@@ -135,6 +135,7 @@ class Sender:
         endpoint: the server.
         user: whom it tells.
         redial_seconds: for how long it dials a server that is not there; None: for ever.
+        rng: floats from 0 to 1, for the pauses between attempts.
     """
 
     _log = Logger()
@@ -147,11 +148,13 @@ class Sender:
         *,
         limits: SessionLimits,
         redial_seconds: float | None,
+        rng: Callable[[], float] = random.random,
     ) -> None:
         self._reactor = timed(reactor)
         self._now = monotonic_of(reactor)
         self._user: SenderUser | None = user
         self._limits = limits
+        self._rng = rng
         self._redial_seconds = redial_seconds
         self._why = "no connection yet"
         self._wire: _Wire | None = None
@@ -275,7 +278,7 @@ class Sender:
 
     def _delay(self, attempts: int) -> float:
         return delay_of(
-            max(1, attempts), delay_min=DELAY_MIN, delay_max=DELAY_MAX, jitter=random.random()
+            max(1, attempts), delay_min=DELAY_MIN, delay_max=DELAY_MAX, jitter=self._rng()
         )
 
     def _begin_to_wait(self) -> None:
