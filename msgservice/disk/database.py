@@ -18,7 +18,8 @@ import apsw
 import msgspec
 
 from msgservice.disk.files import OS, Files
-from msgservice.errors import DataFolderUnusable
+from msgservice.disk.filesystem import REWRITING_FILESYSTEMS, filesystem_of
+from msgservice.errors import DataFolderUnusable, LogLocked
 
 BACKUP_PAGES = 1000  # of one step
 
@@ -30,6 +31,10 @@ SHORT_WAIT_MS = 100  # somebody who copies a file may read for longer: then the 
 # SQLite 3.7.0 to 3.51.2 can corrupt a WAL database when two connections write or checkpoint at
 # once (sqlite.org/wal.html#walresetbug).
 SQLITE_VERSION_MIN = (3, 51, 3)
+
+HOLDER_ALONE = (
+    "another process: on {} one at a time opens it; end that one, or copy a writable snapshot"
+)
 
 CRC_MASK = 0xFFFFFFFF
 
@@ -170,14 +175,27 @@ def open_private(path: str | Path, files: Files = OS) -> int:
 def connect(
     path: str, *, vfs: str | None = None, readonly: bool = False, files: Files = OS
 ) -> apsw.Connection:
-    """Return a connection with every pragma that durability depends on set explicitly."""
+    """Return a connection with every pragma that durability depends on set explicitly.
+
+    Where mapped memory is not safe to write, the index of the write-ahead log is in this process
+    alone, and so is the file: `LogLocked` while another process has it open.
+    """
     flags = apsw.SQLITE_OPEN_READWRITE | (0 if readonly else apsw.SQLITE_OPEN_CREATE)
     if path != ":memory:" and not readonly:
         with suppress(OSError):  # SQLite says it better
             make_private(path, files)
+    kind = filesystem_of(Path(path).parent) if vfs is None and path != ":memory:" else ""
+    is_alone = kind in REWRITING_FILESYSTEMS
+    vfs = "unix-excl" if is_alone else vfs
     db = apsw.Connection(path, flags=flags, vfs=vfs, statementcachesize=256)
-    with telling_full(db):
-        _prepare_connection(db, readonly=readonly)
+    try:
+        with telling_full(db):
+            _prepare_connection(db, readonly=readonly)
+    except apsw.BusyError as error:
+        if not is_alone:
+            raise
+        db.close()
+        raise LogLocked(path, HOLDER_ALONE.format(kind)) from error
     return db
 
 

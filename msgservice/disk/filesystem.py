@@ -7,6 +7,7 @@ and what is in it, is in `disk.folder`.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from msgservice.errors import DataFolderUnusable
@@ -28,36 +29,38 @@ KERNEL_FILESYSTEMS = frozenset(
     }
 )  # fmt: skip
 
+# A page of a file that exists needs room there to be written again, and who writes it as mapped
+# memory where there is none, at a quota say, is ended by the kernel with SIGBUS.
+REWRITING_FILESYSTEMS = frozenset({"bcachefs", "btrfs", "nilfs2", "ubifs"})
+MOUNTS = Path("/proc/self/mounts")
 
-def filesystem_of(folder: Path, mounts: str) -> str:
-    """Return the type of the filesystem that holds `folder`.
 
-    `mounts`: the text of /proc/self/mounts (proc(5)); the longest mount point that is a beginning
-    of the path counts, and of equal ones the last.
+def filesystem_of(folder: Path, mounts: Path = MOUNTS) -> str:
+    """Return the type of the filesystem that holds `folder`; `unknown` where no table says it.
+
+    `mounts`: a table as of proc(5); the longest mount point that is a beginning of the path counts,
+    and of equal ones the last.
     """
-    path = str(folder.resolve())
-    best, kind = "", "unknown"
-    for line in mounts.splitlines():
-        fields = line.split(" ")
+    try:
+        table = mounts.read_bytes()
+    except OSError:
+        return "unknown"  # no such table on this system: docs/platforms.md
+    path = os.fsencode(os.path.realpath(folder))
+    best, kind = b"", b"unknown"
+    for line in table.split(b"\n"):
+        fields = line.split(b" ")
         if len(fields) < 3:
             continue
         # Spaces and the like are written as octal escapes.
-        point = (
-            fields[1].encode().decode("unicode_escape").encode("latin-1").decode(errors="replace")
-        )
-        inside = point == "/" or path == point or path.startswith(point + "/")
+        point = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), fields[1])
+        inside = path == point or path.startswith(point.rstrip(b"/") + b"/")
         if inside and len(point) >= len(best):
             best, kind = point, fields[2]
-    return kind
+    return os.fsdecode(kind)
 
 
-def check_filesystem(folder: Path, mounts: str | None = None, *, told: Path | None = None) -> None:
+def check_filesystem(folder: Path, mounts: Path = MOUNTS, *, told: Path | None = None) -> None:
     """Refuse a folder where no log can be kept: raises `DataFolderUnusable`, about `told`."""
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mounts").read_text(errors="surrogateescape")
-        except OSError:
-            return  # no such table on this system: docs/platforms.md
     kind = filesystem_of(folder, mounts)
     if kind in NETWORK_FILESYSTEMS:
         raise DataFolderUnusable(str(told or folder), f"{kind} is a network filesystem")

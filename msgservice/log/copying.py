@@ -13,7 +13,7 @@ from pathlib import Path
 import apsw
 
 from msgservice.disk.damage import told_as_damage
-from msgservice.disk.database import backup, check_sqlite, connect, sync_folder
+from msgservice.disk.database import UNUSABLE, backup, check_sqlite, connect, sync_folder
 from msgservice.disk.filesystem import check_filesystem
 from msgservice.disk.folder import LOCK_NAME, FolderLock, make_folder
 from msgservice.disk.mark import MARK_NAME, Mark, MarkFile
@@ -30,8 +30,9 @@ def copy_log(
     """Copy the log of one data folder into another; return the id of the copy.
 
     Blocks until the copy is synced and was read through. Raises `DataFolderUnusable` where there
-    is no log, or where the target has one; `LogLocked`; `LogTooNew`; `LogDamaged` where the copy is
-    not whole. Of a log of an older version the copy is brought up; the log stays as it is.
+    is no log that can be opened, or where the target has one; `LogLocked`; `LogTooNew`;
+    `LogDamaged` where the copy is not whole. Of a log of an older version the copy is brought up;
+    the log stays as it is.
     """
     check_sqlite()
     path, folder = Path(source) / LOG_NAME, Path(target)
@@ -54,7 +55,10 @@ def _copy(path: Path, folder: Path, entropy: Callable[[int], bytes]) -> str:
     # Under another name until it is whole: a crash leaves nothing that looks like a log.
     unfinished = folder / (LOG_NAME + ".copy")
     _remove(unfinished)
-    original = connect(str(path), readonly=True)
+    try:
+        original = connect(str(path), readonly=True)
+    except UNUSABLE as error:
+        raise DataFolderUnusable(str(path.parent), str(error)) from error
     try:
         SCHEMA.version_of(original)
         backup(original, unfinished)

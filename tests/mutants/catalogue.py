@@ -505,6 +505,17 @@ _ALL = [
         new="*self._acked_rows(above), *self._failed_rows(failed, cursor), *rows",
         catcher=_test("tests/unit/test_node_attempts.py -k outlive", "a_run_outlive"),
     ),
+    Mutant(
+        name="index-is-mapped-where-mapped-memory-is-not-safe",
+        at="msgservice.disk.database:connect",
+        old='"unix-excl" if is_alone else vfs',
+        new="vfs",
+        catcher=_test(
+            "tests/unit/test_files_read_by_others.py::"
+            "test_the_connections_of_one_process_share_an_index_that_no_file_holds",
+            "test_the_connections_of_one_process",
+        ),
+    ),
     # --- acknowledged UDP
     Mutant(
         name="each-ask-looks-through-all-replies",

@@ -77,5 +77,8 @@ def test_what_cannot_be_copied_says_why_and_leaves_nothing(tmp_path: Path) -> No
     _with(tmp_path / "damaged", "drop table head")
     with pytest.raises(LogDamaged):
         copy_log(tmp_path / "damaged", tmp_path / "two")
-    for name in ("one", "two"):
+    (tmp_path / "folder" / "log.db").mkdir(parents=True)
+    with pytest.raises(DataFolderUnusable, match=r"folder cannot be used: .*unable to open"):
+        copy_log(tmp_path / "folder", tmp_path / "three")
+    for name in ("one", "two", "three"):
         assert [file.name for file in (tmp_path / name).iterdir()] == ["lock"]

@@ -29,13 +29,26 @@ from msgservice.records import Batch, Known
 from tests.kit.logs import Driver, make_batch
 from tests.kit.threads import ThreadCalls
 
-MOUNTS = """\
+MOUNTS = b"""\
 /dev/sda1 / ext4 rw 0 0
 srv:/export /mnt/share nfs4 rw 0 0
 /dev/sdb1 /mnt/share/local xfs rw 0 0
 srv:/b /mnt/with\\040space cifs rw 0 0
 host /home/u/remote fuse.sshfs rw 0 0
+/dev/sdc1 /mnt/f\xfcr btrfs rw 0 0
+/dev/sdc2 /mnt/f\xc3\xbcr\x0c\\134\\011 bcachefs rw 0 0
+/dev/sdd1 /mnt/over ext4 rw 0 0
+/dev/sdd2 /mnt/over btrfs rw 0 0
+/dev/sdd3 /mnt ext4 rw 0 0
+a line that is cut
 """
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Path:
+    path = tmp_path / "mounts"
+    path.write_bytes(MOUNTS)
+    return path
 
 
 def test_33_a_folder_is_held_by_one_log(tmp_path: Path) -> None:
@@ -89,16 +102,29 @@ def test_an_open_that_failed_lets_go_of_the_folder(tmp_path: Path) -> None:
         ("/mnt/share/local/x", "xfs"),
         ("/mnt/with space/x", "cifs"),
         ("/home/u/remote", "fuse.sshfs"),
+        (os.fsdecode(b"/mnt/f\xfcr/x"), "btrfs"),
+        ("/mnt/f\u00fcr\f\\\t/x", "bcachefs"),
+        ("/mnt/over/x", "btrfs"),
+        ("/mnt/share/../over", "btrfs"),
     ],
 )
-def test_33_the_filesystem_of_a_folder_is_found(folder: str, kind: str) -> None:
-    assert filesystem_of(Path(folder), MOUNTS) == kind
+def test_33_the_filesystem_of_a_folder_is_found(folder: str, kind: str, mounts: Path) -> None:
+    assert filesystem_of(Path(folder), mounts) == kind
 
 
-def test_33_a_network_filesystem_is_refused() -> None:
+def test_33_the_filesystem_behind_a_link_is_found(tmp_path: Path, mounts: Path) -> None:
+    (tmp_path / "link").symlink_to("/mnt/over")
+    assert filesystem_of(tmp_path / "link" / "x", mounts) == "btrfs"
+
+
+def test_33_without_a_table_of_mounts_a_filesystem_is_unknown(tmp_path: Path) -> None:
+    assert filesystem_of(tmp_path, tmp_path / "mounts") == "unknown"
+
+
+def test_33_a_network_filesystem_is_refused(mounts: Path) -> None:
     with pytest.raises(DataFolderUnusable, match="nfs4 is a network filesystem"):
-        check_filesystem(Path("/mnt/share/data"), MOUNTS)
-    check_filesystem(Path("/mnt/share/local"), MOUNTS)
+        check_filesystem(Path("/mnt/share/data"), mounts)
+    check_filesystem(Path("/mnt/share/local"), mounts)
 
 
 @pytest.fixture
@@ -108,11 +134,16 @@ def open_umask() -> Iterator[None]:
     os.umask(before)
 
 
+@pytest.fixture
+def on_ext4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msgservice.disk.database.filesystem_of", lambda folder: "ext4")
+
+
 def modes(folder: Path) -> dict[str, int]:
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
 
 
-@pytest.mark.usefixtures("open_umask")
+@pytest.mark.usefixtures("open_umask", "on_ext4")
 def test_all_files_of_a_log_are_their_owners_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -130,7 +161,7 @@ def test_all_files_of_a_log_are_their_owners_alone(
     assert modes(log.folder)[f"log.db.before-{longer.newest}"] == 0o600
 
 
-@pytest.mark.usefixtures("open_umask")
+@pytest.mark.usefixtures("open_umask", "on_ext4")
 def test_outboxes_and_inboxes_are_their_owners_alone(tmp_path: Path) -> None:
     calls = ThreadCalls()
     outbox = OutboxFile(tmp_path / "outbox.db", reactor=calls)
