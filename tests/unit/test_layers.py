@@ -18,16 +18,15 @@ LAYERS: list[tuple[str, ...]] = [
     ("errors", "limits", "output", "threads", "waiters"),
     ("message", "codecs", "interfaces", "receiver_options", "records"),
     ("core",),
-    ("disk",),
-    ("clock", "log", "transport", "connection"),
+    ("disk", "clock"),
+    ("log", "transport", "connection"),
     ("config", "client", "receiver"),
     ("node", "faces"),
-    ("tap", "cli", "web", "testing", ""),
+    ("tap", "cli", ""),
 ]
 # What a face may know of the service; of the node and what lies below it, nothing.
 FACES_MAY_IMPORT = {
     "errors",
-    "limits",
     "waiters",
     "clock",
     "codecs",
@@ -51,7 +50,6 @@ NEIGHBOURS = {
     ("codecs", "interfaces"),
     ("codecs", "message"),
     ("interfaces", "records"),
-    ("transport", "clock"),
 }
 IMPURE = ("twisted", "time", "random", "socket", "sqlite3", "apsw", "os", "secrets", "threading")
 DOTTED = re.compile(r"msgservice(\.\w+)+").fullmatch
