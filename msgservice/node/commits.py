@@ -8,7 +8,7 @@ order: the directory's changes, the batches, the progress.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -85,6 +85,15 @@ class Audiences(Protocol):
 
     def decide_again(self, batches: Sequence[Batch]) -> None:
         """Decide anew for whom these batches are."""
+
+
+class _UnderWay(NamedTuple):
+    """A group that the log writes, with all who are told what became of it."""
+
+    group: Group
+    sources: list[Source]  # of its batches
+    waiters: Waiters[None]  # for its changes of the directory
+    progressing: list[Progressing]  # of its progress
 
 
 class Commits:
@@ -249,27 +258,19 @@ class Commits:
             group.progress.append(progress)
             if progress.dead:
                 letters -= sum(letter.size for letter in progress.dead)
-        sources, self._sources = self._sources, []
-        waiters = self._waiters.take()
-        self._next = Group()
+        under_way = _UnderWay(group, self._sources, self._waiters.take(), progressing)
+        self._next, self._sources = Group(), []
         self._running = True
         group.now = self._time.wall()
-        self._log.append(group).addBoth(self._ended, group, sources, waiters, progressing)
+        self._log.append(group).addBoth(self._ended, under_way)
 
-    def _ended(
-        self,
-        result: Appended | Failure,
-        group: Group,
-        sources: list[Source],
-        waiters: Waiters[None],
-        progressing: list[Progressing],
-    ) -> None:
+    def _ended(self, result: Appended | Failure, under_way: _UnderWay) -> None:
         self._running, self._held = False, True
         try:
             if isinstance(result, Failure):
-                self._failed(result, group, sources, waiters, progressing)
+                self._failed(result, under_way)
             else:
-                self._stored(result, group, sources, waiters, progressing)
+                self._stored(result, under_way)
                 self._held = self._due is not None  # the next group has failed meanwhile
                 self._go_on()
         except Exception:
@@ -289,14 +290,8 @@ class Commits:
         else:
             self._start()
 
-    def _stored(
-        self,
-        appended: Appended,
-        group: Group,
-        sources: list[Source],
-        waiters: Waiters[None],
-        progressing: list[Progressing],
-    ) -> None:
+    def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
+        group, sources, waiters, progressing = under_way
         self.groups += 1
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
@@ -331,14 +326,8 @@ class Commits:
             except Exception:
                 source.fault(Failure())
 
-    def _failed(
-        self,
-        failure: Failure,
-        group: Group,
-        sources: list[Source],
-        waiters: Waiters[None],
-        progressing: list[Progressing],
-    ) -> None:
+    def _failed(self, failure: Failure, under_way: _UnderWay) -> None:
+        group, sources, waiters, progressing = under_way
         failure.trap(LogUnavailable, LogFailed)
         error = failure.value
         for outlet in progressing:

@@ -6,7 +6,7 @@ away cost nothing here, however many they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -18,7 +18,7 @@ from msgservice.node.outlet import Outlet
 from msgservice.node.seldom import Seldom
 from msgservice.node.supply import FOLLOWS
 from msgservice.node.tail import Tail
-from msgservice.records import Audience, Batch, ReceiverRow
+from msgservice.records import Account, Audience, Batch, ReceiverRow
 
 JUDGE_EVERY = 0.1  # seconds between two judgements of the backlogs (SEMANTICS 18)
 
@@ -88,7 +88,7 @@ class Dispatch:
         for member in audience.members:
             outlet = self.outlets.get(member)
             if outlet is not None:
-                outlet.progress.queued_bytes += size
+                outlet.progress.queued(size)
                 outlet.audiences.discard(number)
         self._audiences.pop(number, None)
         self._live.pop(number, None)
@@ -151,6 +151,12 @@ class Dispatch:
         """The backlog that this receiver may have, in bytes."""
         return row.options.backlog_bytes or self._limits.backlog_bytes_max
 
+    def begin(self, accounts: Iterable[Account]) -> None:
+        """Begin with the backlogs that the log's accounts say."""
+        for account in accounts:
+            self.outlets[account.receiver].progress.queued(account.queued_bytes)
+        self.judge(starting=True)
+
     def judge(self, *, starting: bool = False) -> None:
         """Judge the backlogs: mark receivers that are too far behind; repeated while there are any.
 
@@ -161,7 +167,7 @@ class Dispatch:
             for member in self._audiences[number].members:
                 outlet = self.outlets.get(member)
                 if outlet is not None:
-                    outlet.progress.queued_bytes += size
+                    outlet.progress.queued(size)
         full, changed = set(), False
         default = self._limits.backlog_bytes_max
         for number, outlet in self.outlets.items():
@@ -171,7 +177,7 @@ class Dispatch:
                 continue
             if outlet.caught_up:
                 # At start it may have been more: of very many split batches all was counted.
-                outlet.progress.queued_bytes = 0
+                outlet.progress.queued(-outlet.progress.queued_bytes)
             at_limit = outlet.progress.queued_bytes >= limit
             suspend = row.options.on_full == "suspend" and (
                 at_limit or (row.suspended and outlet.progress.queued_bytes * 2 >= limit)

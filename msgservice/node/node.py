@@ -184,9 +184,7 @@ class Node(Service):
             fatal=self._fatal,
         )
         await parts.receivers.configure(self._configured)
-        for account in await self.log.accounts():
-            parts.dispatch.outlets[account.receiver].progress.queued_bytes = account.queued_bytes
-        parts.dispatch.judge(starting=True)
+        parts.dispatch.begin(await self.log.accounts())
         for description in self._listen:
             port = await self.transports.find(description).listen(
                 self.time.clock, description, parts.connections.make_user, self.limits
@@ -305,7 +303,7 @@ class Node(Service):
             self._holding = None
         parts = self._parts
         if parts is not None:
-            parts.receivers.running = False
+            parts.receivers.stop()
             parts.connections.refuse()
             parts.upkeep.stop()
         await gatherResults([_listening_stopped(port) for port in self.ports])

@@ -75,8 +75,7 @@ class OutletProgress:
         time: Time,
         letters: Letters,
     ) -> None:
-        # For the backlog limit: at start as the log's account says, then counted.
-        self.queued_bytes = 0
+        self.queued_bytes = 0  # for the backlog limit
         self.letters_wait = False  # the log could not store a dead letter: its lane waits for that
         self._outlet = outlet
         self._row = outlet.row
@@ -98,6 +97,10 @@ class OutletProgress:
         return not self._new and not self._storing
 
     # --- gathering
+
+    def queued(self, size: int) -> None:
+        """Batches of so many bytes are queued for this receiver, besides those before."""
+        self.queued_bytes += size
 
     def gather(self) -> None:
         """Take what the backlog has settled, and which attempts failed: the next group has it."""

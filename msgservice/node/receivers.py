@@ -42,7 +42,7 @@ PAUSED = "paused"  # why, where somebody asked for it
 
 
 class Receivers:
-    """The receivers of a node. They are dialled and judged while it is `running`."""
+    """The receivers of a node. They are dialled and judged from `start` to `stop`."""
 
     _logger = Logger()
 
@@ -62,7 +62,7 @@ class Receivers:
         time: Time,
         rng: Callable[[], float],
     ) -> None:
-        self.running = False
+        self._is_running = False
         self._log = log
         self._tail = tail
         self._commits = commits
@@ -125,7 +125,11 @@ class Receivers:
                 full = self._dead_letters.full(outlet.row)
                 outlet.last_error = f"paused: {full}" if full else outlet.last_error
             self._connections.dial(outlet)
-        self.running = True
+        self._is_running = True
+
+    def stop(self) -> None:
+        """Receivers that come or change from now on are not dialled."""
+        self._is_running = False
 
     # --- at run time
 
@@ -220,7 +224,7 @@ class Receivers:
         row.address, row.configured, row.options = address, configured, options
         outlet = self._add(row)
         await self.stored()
-        if self.running:
+        if self._is_running:
             self._connections.dial(outlet)
         return row
 
@@ -250,7 +254,7 @@ class Receivers:
             self._store(row)
             await self._connections.undial(outlet)
         await self.stored()
-        if self.running:
+        if self._is_running:
             self._dispatch.judge()
             self._connections.dial(outlet)
         return row
@@ -373,7 +377,7 @@ class Receivers:
         # Who was parted has no way back to its place: it comes again.
         self._connections.dismiss_all(outlet, BYE_CLOSING, "it was not removed")
         outlet.last_error = f"not removed: {error}"
-        if self.running:
+        if self._is_running:
             self._connections.dial(outlet)
 
     def begin_anew(self, row: ReceiverRow) -> None:

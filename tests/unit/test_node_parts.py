@@ -412,14 +412,14 @@ def test_receivers_make_one_that_attaches_and_say_when_that_is_stored() -> None:
 
 def test_receivers_dial_one_that_was_added_while_they_run_only() -> None:
     asked = AskedReceivers()
-    for name, dialled in (("before", 0), ("since", 1)):
+    for name, dialled in (("before", 0), ("since", 2)):  # one that is there is dialled by `start`
         done: list[ReceiverRow] = []
         adding = asked.receivers.add(name, ["orders.>"], address="tcp:127.0.0.1:1")
         Deferred.fromCoroutine(adding).addCallback(done.append)
         asked.on_disk()
         assert [name] == [row.name for row in done]
         assert dialled == len(asked.connections.told("dial"))
-        asked.receivers.running = True
+        asked.receivers.start()
 
 
 def test_receivers_pause_one_with_too_many_dead_letters() -> None:
@@ -631,7 +631,7 @@ def test_outlet_progress_is_stored_when_every_group_with_it_is() -> None:
     )  # fmt: skip
     commits, tracker = double(), double()
     progress = an_outlet_progress(backlog=backlog, commits=commits, tracker=tracker)
-    progress.queued_bytes = 1000
+    progress.queued(1000)
     progress.gather()
     assert [(progress,)] == commits.told("progress")
     assert not progress.is_stored
