@@ -46,9 +46,10 @@ from msgservice.records import ReceiverRow, Resume
 class Guest:
     """The peer that has said HELLO on one connection.
 
-    `was_paused`: its receiver, so that what it asked for was not looked at. `epoch`: of the node's
-    incarnation that was said; `order`: that was said. `over`: the node's incarnation towards it
-    before its receiver was removed, where it comes back from then; it has no outlet.
+    `was_paused`: its receiver, so that what it asked for was not looked at. `order`: in force when
+    it had asked, and said, whatever another asks for meanwhile. `epoch`: of the node's incarnation
+    that was said. `over`: the node's incarnation towards it before its receiver was removed, where
+    it comes back from then; it has no outlet.
     """
 
     name: str
@@ -56,9 +57,9 @@ class Guest:
     outlet: Outlet | None
     inbox: str | None
     was_paused: bool
-    epoch: str = ""
     order: str = ""
     over: str = ""
+    epoch: str = ""
 
 
 class Visitor(Protocol):
@@ -156,11 +157,15 @@ class Greeter:
         session = connection.session
         session.ranges_max = outlet.resume_ranges_max if outlet else 0
         session.ranges_kept = outlet.resume_ranges if outlet else 1
-        was_paused = outlet is not None and outlet.row.options.paused
         guest = Guest(
-            hello.name, hello.incarnation, outlet, hello.options.inbox, was_paused=was_paused
+            hello.name,
+            hello.incarnation,
+            outlet,
+            hello.options.inbox,
+            was_paused=outlet is not None and outlet.row.options.paused,
+            order=outlet.row.options.order if outlet is not None else "",
+            over=over,
         )
-        guest.over = over
         visitor.admitted(guest)
         stored = self._receivers.stored()
         taken = stored.addCallback(lambda _: self._log.resume(guest.name, guest.incarnation))
@@ -217,7 +222,7 @@ class Greeter:
         incarnation = self._log_id
         receive = None
         if outlet is not None:
-            guest.epoch, guest.order = outlet.row.epoch, outlet.row.options.order
+            guest.epoch = outlet.row.epoch
             incarnation = f"{self._log_id}.{outlet.row.number}"
             if guest.epoch:
                 incarnation += f".{guest.epoch}"

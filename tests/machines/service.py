@@ -286,6 +286,11 @@ class _ReceiverPeer(ScriptedPeer):
 
     def received(self, connection: Connection, frame: Frame) -> None:
         if isinstance(frame, Transfer):
+            assert self.node_hello is not None
+            asked, said = (hello.options.receive for hello in (self.hello, self.node_hello))
+            if asked is None or said is None or asked.order != said.order:  # another came between
+                found = Violation("fed in an order that it did not ask for", asked, said)
+                self.model.service.ledger.violations.append(found)
             self.pending.append(frame)
         else:
             self.frames.append(frame)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from msgservice.core.frames import (
@@ -113,3 +114,38 @@ def test_a_sign_of_life_is_answered_then_and_the_resume_taken_in_its_time(receiv
     greeted.wire.say(ResumeFrame(1, []))
     greeted.world.settle()
     assert greeted.wire.connection.session.is_open
+
+
+@pytest.mark.parametrize("orders", [("strict", "none"), ("none", "strict")])
+@pytest.mark.parametrize("changes_back", [False, True])
+def test_one_whose_order_another_changes_meanwhile_is_fed_in_its_own_or_not_at_all(
+    orders: tuple[str, str], changes_back: bool
+) -> None:
+    """It comes again, and asks again; it is never told what another has asked for."""
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = NodeWorld(log=log, clock=clock)
+    log.hold = True
+    wires = [Wire(world), Wire(world)]
+    for wire, order in zip(wires, orders, strict=True):
+        receive = ReceiveOptions(subjects=["orders.>"], order=order)
+        wire.say(Hello(VERSION, "billing", f"asks-{order}", HelloOptions(receive=receive)))
+        world.settle()
+    log.release()
+    world.settle()
+    for wire, order in zip(wires, orders, strict=True):
+        (hello,) = wire.take(Hello)
+        assert hello.options.receive is not None
+        assert hello.options.receive.order == order
+    if changes_back:
+        Deferred.fromCoroutine(world.node.change_receiver("billing", order=orders[0]))
+        world.settle()
+    for wire in wires:
+        wire.say(ResumeFrame(1, []))
+    world.settle()
+    fed = 0 if changes_back else 1
+    assert not wires[fed].is_closed
+    assert wires[1 - fed].is_closed
+    world.peer("shop").transfer(1, "orders.new", [b"one"])
+    world.settle()
+    assert 1 == len(wires[fed].take(Transfer))
