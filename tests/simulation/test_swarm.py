@@ -26,6 +26,7 @@ from msgservice.log.store import Store
 from msgservice.message import Status
 from msgservice.node import status_frames
 from msgservice.node.directory import Directory
+from msgservice.node.outlet import Outlet
 from msgservice.records import Audience, ReceiverRow
 from tests.simulation.seeds import seeds
 from tests.simulation.swarm.plan import Op, Part, Plan, draw
@@ -205,6 +206,16 @@ def test_a_page_that_passes_over_a_new_set_of_receivers_is_found(
 
     monkeypatch.setattr(StoreLog, "read", without_end)
     found = fails(plan)
+    assert found is not None
+    assert found.sign == "a receiver stalls"
+
+
+def test_a_node_that_keeps_another_order_than_it_says_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Operators change the order of receivers, which take lanes back by what the node says."""
+    monkeypatch.setattr(Outlet, "set_order", lambda self, order: self.backlog.unload())
+    found = fails(draw(688))
     assert found is not None
     assert found.sign == "a receiver stalls"
 

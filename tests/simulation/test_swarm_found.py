@@ -309,3 +309,96 @@ def test_a_producer_that_was_away_hears_what_was_taken_of_a_run_that_is_tried_ag
         ),
     )
     assert fails(plan) is None
+
+
+def test_a_receiver_keeps_lanes_by_the_order_that_it_is_told() -> None:
+    plan = Plan(
+        seed=64000403,
+        limits={"batch_messages": 1, "uncommitted_bytes": 16384},
+        weather={"delay": (0.001, 0.05), "split": 0.5, "hold": 0.02},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(
+                kind="scripted",
+                name="scripted",
+                options={"patterns": ("a.1", "b.1"), "nacks": 0.05},
+            ),
+        ),
+        ops=(
+            Op(at=1.513, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=1.547, kind="intrude", who="scripted", args=((">",), None)),
+            Op(at=1.79, kind="send", who="shop", args=("a.1", 2, 300, ("scripted",), False)),
+            Op(at=1.929, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=2.357, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=2.467, kind="send", who="shop", args=("a.1", 20, 300, ("scripted",), False)),
+            Op(at=3.376, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=3.92, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=3.932, kind="send", who="shop", args=("a.1", 2, 0, ("scripted",), False)),
+            Op(at=3.958, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=4.013, kind="send", who="shop", args=("a.1", 20, 0, ("scripted",), False)),
+            Op(at=4.029, kind="intrude", who="scripted", args=(("never",), "none")),
+            Op(at=4.29, kind="intrude", who="scripted", args=(("b.>",), "none")),
+            Op(at=5.29, kind="unpause", who="scripted", args=()),
+        ),
+        world={"disk_delay": 0.05},
+    )
+    assert fails(plan) is None
+
+
+def test_what_a_killed_node_had_heard_and_not_stored_waits_until_it_is_heard_again() -> None:
+    plan = Plan(
+        seed=64001853,
+        limits={"backlog_bytes": 40000},
+        weather={"delay": (0.001, 0.05), "hold": 0.02},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(kind="producer", name="web", options={}),
+            Part(kind="receiver", name="library", options={"patterns": ("a.1",), "inbox": True}),
+        ),
+        ops=(
+            Op(at=3.817, kind="send", who="shop", args=("nobody", 1, 0, None, False)),
+            Op(at=4.561, kind="send", who="web", args=("nobody", 1, 0, None, False)),
+            Op(at=5.585, kind="send", who="web", args=("a.2", 1, 0, None, False)),
+            Op(at=10.18, kind="send", who="web", args=("nobody", 1, 0, None, False)),
+            Op(at=10.201, kind="cut", who="shop", args=()),
+            Op(at=10.206, kind="send", who="web", args=("a.1", 20, 20000, None, False)),
+            Op(at=10.213, kind="send", who="web", args=("a.1", 1, 0, None, False)),
+            Op(at=10.258, kind="send", who="shop", args=("a.1", 1, 0, None, False)),
+            Op(at=10.318, kind="send", who="web", args=("nobody", 1, 0, None, False)),
+            Op(at=10.33, kind="stray", who="origin", args=(20,)),
+            Op(at=10.351, kind="kill", who="node", args=(4.612,)),
+        ),
+        world={},
+    )
+    assert fails(plan) is None
+
+
+def test_what_a_producer_passes_over_is_not_taken_by_a_log_that_has_forgotten_it() -> None:
+    plan = Plan(
+        seed=64002141,
+        limits={},
+        weather={"delay": (0.001, 0.2), "split": 0.5},
+        cast=(
+            Part(kind="producer", name="shop", options={"outbox": True}),
+            Part(kind="receiver", name="library", options={"patterns": ("a.*", "b.>")}),
+            Part(kind="receiver", name="picky", options={"patterns": ("a.*",)}),
+            Part(
+                kind="scripted", name="scripted", options={"patterns": (">",), "slow": (0.6, 20.0)}
+            ),
+        ),
+        ops=(
+            Op(at=3.231, kind="disk", who="", args=(44.124,)),
+            Op(at=5.102, kind="remove", who="library", args=(1.0,)),
+            Op(at=10.598, kind="send", who="shop", args=("b.1", 1, 0, None, False)),
+            Op(at=11.241, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+            Op(at=12.079, kind="backlog", who="shop", args=("a.1", 1)),
+            Op(at=13.595, kind="save", who="node", args=()),
+            Op(at=13.738, kind="disk", who="", args=(1.23,)),
+            Op(at=16.255, kind="stop", who="node", args=(0.041,)),
+            Op(at=18.067, kind="stop", who="shop", args=(4.842,)),
+            Op(at=21.331, kind="disk", who="", args=(99.655,)),
+            Op(at=30.677, kind="restore", who="node", args=(1.926,)),
+        ),
+        world={"disk_delay": 0.05, "log": "sqlite"},
+    )
+    assert fails(plan) is None

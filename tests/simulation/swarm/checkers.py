@@ -88,6 +88,10 @@ class Check:
         if name is None or "backlog" not in reason:
             return
         answered_at, before = self.witness.answered_at, world.now - REFUSAL_GRACE
+        # What a node heard and did not store before it was killed waits until it is heard again.
+        heard = [at for at in self.witness.resumed_at.get(name, ()) if at < before]
+        killed = [at for at in world.node.died_at if at > max(heard, default=0.0)]
+        before = min([before, *(at - REFUSAL_GRACE for at in killed)])
         if world.log_restored_at >= 0:
             before = min(before, world.log_saved_at)  # what was answered since then waits again
         waiting = sum(

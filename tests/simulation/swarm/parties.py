@@ -249,6 +249,7 @@ class NodeParty(Party):
         self.service: Node
         self.meter = world.meter
         self.saved_at: list[float] = []
+        self.died_at: list[float] = []
         self.is_stored = world.plan.world.get("log") == "sqlite"
         self.disk: Any = (
             SimulatedDisk(world, folder / "disk", self.kill)
@@ -293,6 +294,7 @@ class NodeParty(Party):
 
     def died(self) -> None:
         """See `Party`."""
+        self.died_at.append(self.world.now)
         self.disk.died()
 
     def save(self) -> None:

@@ -453,6 +453,18 @@ def _keep_few(random: Random, plan: Plan) -> Plan:
     return replace(plan, limits=plan.limits | {"kept_batches": random.choice(KEPT_BATCHES)})
 
 
+def _reorder(random: Random, plan: Plan) -> Plan:
+    """An operator changes the order of receivers, whatever is in flight or was refused."""
+    if random.random() >= 0.15:
+        return plan
+    ops, receivers = list(plan.ops), [part.name for part in plan.cast if part.kind != "producer"]
+    for _ in range(random.randint(1, 6)):
+        at = round(random.uniform(0, max(plan.end, 5.0)), 3)
+        order = random.choice(("strict", "none"))
+        ops.append(Op(at, "reorder", random.choice(receivers), (order,)))
+    return replace(plan, ops=tuple(sorted(ops, key=lambda op: op.at)))
+
+
 def _datagrams(random: Random) -> dict[str, Any]:
     pick = random.choice
     drawn = {
@@ -485,4 +497,5 @@ def draw(seed: int) -> Plan:
     plan = _widen(Random(f"wider {seed}"), plan)
     plan = _read_late(Random(f"late {seed}"), plan)
     plan = _few_letters(Random(f"letters {seed}"), plan)
-    return _keep_few(Random(f"kept {seed}"), plan)
+    plan = _keep_few(Random(f"kept {seed}"), plan)
+    return _reorder(Random(f"orders {seed}"), plan)

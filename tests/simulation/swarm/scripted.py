@@ -152,6 +152,7 @@ class ScriptedPeer(RawPeer):
     def __init__(self, party: ScriptedParty) -> None:
         super().__init__(party)
         self.far = ""
+        self.order = ""  # in force, whatever it asked for
         self.lanes: dict[Hashable, deque[Item]] = {}
         self.pending: set[int] = set()
         self.nacks = 0
@@ -161,6 +162,8 @@ class ScriptedPeer(RawPeer):
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """See `Owner`."""
         self.far = hello.incarnation
+        assert hello.options.receive is not None
+        self.order = hello.options.receive.order or ""
         party = self.party
         taken = party.taken.setdefault(self.far, RangeSet())
         # What was rejected or given up leaves holes. The floor passes only the oldest of too many.
@@ -179,7 +182,7 @@ class ScriptedPeer(RawPeer):
         origin = frame.origin
         sender = origin.sender if origin is not None else ""
         lane: Hashable = (sender, frame.subject)
-        if party.order == "strict" and lane in self.discarding:
+        if self.order == "strict" and lane in self.discarding:
             if frame.nacks < self.discarding[lane]:
                 return
             del self.discarding[lane]
@@ -197,7 +200,7 @@ class ScriptedPeer(RawPeer):
             elif (self.far, sequence) in party.dead:
                 connection.send(Nack(sequence, sequence, 2, 0, "as said"))
             elif sequence not in self.pending:
-                key = lane if party.order == "strict" else sequence
+                key = lane if self.order == "strict" else sequence
                 incarnation = origin.incarnation if origin is not None else ""
                 item = Item(sequence, low, last, message.body, incarnation, key)
                 self._choose(item)
@@ -266,7 +269,7 @@ class ScriptedPeer(RawPeer):
     def _nack(self, queue: deque[Item], item: Item) -> None:
         self.flush()
         party, action = self.party, item.action
-        strict = party.order == "strict"
+        strict = self.order == "strict"
         last = item.sequence
         if strict:
             with_it = [one.sequence for one in queue if one.last == item.last]

@@ -81,11 +81,15 @@ class Witness:
         self.finals: dict[tuple[str, str, str, int], int] = {}  # told to producers
         self.told_later: Callable[[str], None] = lambda reason: None  # a producer is to wait
         self.answered_at: dict[tuple[str, bytes], float] = {}
+        self.resumed_at: dict[str, list[float]] = {}  # a receiver's RESUMEs reached the node
         # of what was handed to the node, by producer and its incarnation
         self.handed: dict[tuple[str, str], Delivered] = {}
         self.floors: dict[tuple[str, str], int] = {}  # below it a producer waits for nothing
         # when the connection began over which a message was last said to be accepted
         self.accepted_over: dict[bytes, float] = {}
+        # What a producer passed over by `after`, since the log went back: of it an answer that
+        # covers the gap says nothing, nor does a RESUME from then on.
+        self.passed: set[bytes] = set()
         self.refused: set[bytes] = set()  # a producer was told that its message is not taken
         # When the log last went back: what was told before may be told otherwise.
         self.went_back_at = -1.0
@@ -149,6 +153,7 @@ class Witness:
         """The node's log is an older one: what it tells from now on may be other."""
         self.went_back_at = self._seconds()
         self.finals.clear()
+        self.passed.clear()
 
     # --- of the node
 
@@ -160,6 +165,7 @@ class Witness:
         ranges = frame[1] if frame[0] == ACK else [frame[1:3]]
         if frame[0] == RESUME:
             ranges = [(0, frame[1] - 1), *frame[2]]
+            self.resumed_at.setdefault(tap.peer, []).append(self._seconds())
         if frame[0] == NACK and frame[3] not in (DEAD, REFUSED):
             return
         now = self._seconds()
@@ -175,9 +181,12 @@ class Witness:
             return
         handed = self.handed.setdefault((tap.who, tap.far), Delivered())
         self.floors[tap.who, tap.far] = max(self.floors.get((tap.who, tap.far), 1), frame[5])
+        if frame[4] is not None:
+            self.passed.update(handed.between(frame[4] + 1, frame[1] - 1))
         for index, message in enumerate(frame[3]):
             handed.add(frame[1] + index, message[0])
             tap.sent.add(message[0])
+            self.passed.discard(message[0])
 
     def producer_got(self, tap: TapUser, frame: list[Any]) -> None:
         """A frame reached a producer."""
@@ -191,7 +200,7 @@ class Witness:
             for first, last in ranges:
                 for body in handed.between(first, last):
                     # An ACK also covers what `after` passed over, whatever became of that before.
-                    if frame[0] == RESUME or body in tap.sent:
+                    if body in tap.sent or (frame[0] == RESUME and body not in self.passed):
                         self.accepted_over[body] = tap.opened_at
         if frame[0] == NACK and frame[3] in (DEAD, REFUSED):
             handed = self.handed.get((tap.who, tap.far), Delivered())

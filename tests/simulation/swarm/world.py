@@ -519,6 +519,14 @@ class World:
         self.patterns[who].may(receiver.patterns, self.now)
         self._admin(lambda: self.node.service.change_receiver(who, patterns=patterns))
 
+    def do_reorder(self, who: str, order: str) -> None:
+        """An operator changes a receiver's order; its program says that one from then on."""
+        receiver = self.receivers[who]
+        if self._row(who) is not None:
+            receiver.order_changed |= receiver.order != order
+            receiver.order = order
+            self._admin(lambda: self.node.service.change_receiver(who, order=order))
+
     def do_intrude(self, who: str, patterns: tuple[str, ...], order: str | None) -> None:
         """Another program takes a receiver's name."""
         intruder = Intruder(self, who, patterns, order)
