@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -113,6 +114,92 @@ def test_generators_are_refused_at_the_door_and_where_one_is_returned(
     assert ends.all[0][1] is not None
     assert ends.all[0][1].startswith("TypeError")
     assert len(logged_failures) == 1
+    logged_failures.clear()
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
+def test_whatever_a_handler_raises_is_its_failure_and_the_next_of_its_lane_begins(
+    kind: type[BaseException], logged_failures: list[LogEvent]
+) -> None:
+    def handle(message: SessionMessage) -> None:
+        if message.content == 1:
+            raise kind("no")
+
+    async def later(message: SessionMessage) -> None:
+        handle(message)
+
+    for function in (handle, later):
+        ends = made(function)
+        for n in range(3):
+            ends.submit("lane", n)
+        assert ends.all == [(0, None), (1, f"{kind.__name__}: no"), (2, None)]
+        assert ends.handlers.stop().called  # nothing counts as running
+    logged_failures.clear()
+
+
+def test_a_failure_that_has_no_text_is_told_by_its_class(logged_failures: list[LogEvent]) -> None:
+    class Odd(Exception):
+        def __str__(self) -> str:
+            raise SystemExit
+
+    def handle(message: SessionMessage) -> None:
+        raise Odd
+
+    ends = made(handle)
+    ends.submit("lane", 1)
+    assert ends.all == [(1, "Odd")]
+    logged_failures.clear()
+
+
+class CallsLater:
+    async def __call__(self, message: SessionMessage) -> None:
+        pass
+
+
+@pytest.mark.parametrize("function", [at_once, partial(at_once), CallsLater()])
+def test_a_coroutine_function_is_refused_for_threads(function: Any) -> None:
+    with pytest.raises(TypeError, match="a coroutine function cannot run on threads"):
+        made(function, threads=1)
+    made(function)
+
+
+def test_what_a_thread_cannot_wait_for_fails_its_message(logged_failures: list[LogEvent]) -> None:
+    ran: list[object] = []
+
+    async def body() -> None:
+        ran.append(1)
+
+    def generator() -> Iterator[None]:
+        yield
+
+    results = {
+        "coroutine": lambda: body(),
+        "Deferred": lambda: Deferred(),
+        "generator": lambda: generator(),
+    }
+    reactor = ThreadCalls()
+    handlers = Handlers(
+        reactor,  # type: ignore[arg-type]  # of a reactor it needs only this
+        lambda message: results[message.content](),
+        threads=1,
+        limits=SessionLimits(),
+    )
+    ended: list[str | None] = []
+    all_ended: Deferred[None] = Deferred()
+
+    def done(failure: str | None) -> None:
+        ended.append(failure)
+        if len(ended) == len(results):
+            all_ended.callback(None)
+
+    for name in results:
+        handlers.submit("lane", a_message(name), done)
+    reactor.wait(all_ended)
+    for name, failure in zip(results, ended, strict=True):
+        assert failure is not None
+        assert failure.startswith("TypeError: a handler")
+        assert f"returned a {name}" in failure
+    assert ran == []
     logged_failures.clear()
 
 

@@ -6,8 +6,11 @@ import random
 from typing import Any
 
 import pytest
+from twisted.logger import LogEvent
 
-from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
+from msgservice.errors import BadName, HandlerFailed
+from msgservice.faces.sessions.errors import BadControl, NotJoined, RemoteLeft
+from msgservice.faces.sessions.handlers import SessionMessage
 from msgservice.faces.sessions.remote import Ended, Remote, State
 from tests.kit.sessions_world import SessionsWorld
 
@@ -241,3 +244,84 @@ def test_a_hello_that_says_more_was_handled_than_was_sent_changes_nothing() -> N
     world.until(lambda: world.central.remotes.get("shop") is not member)
     world.done(world.done(world.central.send("shop", 2)).acknowledged())
     assert contents(world.at["shop"]) == [1, 2]
+
+
+def test_what_a_callback_of_the_program_raises_leaves_no_connection_behind(
+    logged_failures: list[LogEvent],
+) -> None:
+    answers: list[Any] = [True]
+
+    def accept(hello: object, inbound: object) -> bool:
+        if not answers:
+            return True
+        answers.pop()
+        raise SystemExit
+
+    def leave(ended: Ended) -> None:
+        raise KeyboardInterrupt
+
+    world = SessionsWorld(accept=accept)
+    remote = joined(world, on_shutdown=leave)  # by its second hello
+    assert answers == []
+    world.done(world.central.shutdown("shop"))
+    world.done(remote.when_shut_down())
+    world.done(world.central.stopService(), 5.0)
+    assert not world.net.live()
+    logged_failures.clear()
+
+
+def test_a_handler_that_raises_system_exit_has_failed_and_the_next_message_is_handled(
+    logged_failures: list[LogEvent],
+) -> None:
+    def leave(message: SessionMessage) -> None:
+        if message.content == 1:
+            raise SystemExit(1)
+
+    world = SessionsWorld(on_message=leave)
+    remote = joined(world, on_message=leave)
+    for send in (remote.send, lambda content: world.central.send("shop", content)):
+        receipts = [world.done(send(n)) for n in range(3)]
+        world.done(receipts[0].acknowledged())
+        with pytest.raises(HandlerFailed, match="SystemExit: 1"):
+            world.done(receipts[1].acknowledged())
+        world.done(receipts[2].acknowledged())
+    logged_failures.clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("", "id: 0 characters, 1 to 200 are needed"),
+        ("x" * 201, "id: 201 characters, 1 to 200 are needed"),
+        (3, "id: text is needed, not int"),
+        ("a b", "bad name 'a b'"),
+        ("a/b", "bad name 'a/b'"),
+        ("$a", "bad name"),
+    ],
+)
+def test_an_id_that_no_remote_can_have_is_refused_where_it_is_given(name: Any, why: str) -> None:
+    world = SessionsWorld()
+    with pytest.raises((BadControl, BadName)) as raised:
+        world.begin_remote("x", 20_001, id=name)
+    assert why in str(raised.value)
+    joined(world, "x" * 200)
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        ("r" * 1_001, "reason: 1001 characters, 1 to 1000 are needed"),
+        (5, "reason: text is needed, not int"),
+        ("\ud800", "reason: text that is no UTF-8"),
+    ],
+)
+def test_a_reason_that_cannot_be_said_is_refused_where_it_is_given(reason: Any, why: str) -> None:
+    world = SessionsWorld()
+    remote = joined(world)
+    with pytest.raises(BadControl) as raised:
+        world.done(world.central.shutdown("shop", reason))
+    assert str(raised.value) == why
+    world.run(1.0)
+    assert remote.is_joined
+    world.done(world.central.shutdown("shop", "é" * 1_000))
+    assert world.done(remote.when_shut_down()).reason == "é" * 1_000

@@ -210,7 +210,8 @@ class Central(Service):
     def shutdown(self, key: Key, reason: str | None = None) -> Deferred[None]:
         """Tell a remote to end; fires when it has handled all before that and says so.
 
-        Fails with `NotJoined` for one that is not there: nothing is kept for it then.
+        Fails with `NotJoined` for one that is not there: nothing is kept for it then; with
+        `BadControl` for a reason of more than 1,000 characters.
         """
         member = self._members.get(key)
         if member is None:

@@ -113,7 +113,7 @@ class Decoding:
                 return
             try:
                 give(decode(payload), size)
-            except Exception as error:
+            except BaseException as error:  # it makes and runs what is the program's
                 self._not_decoded(error)
                 break
         self._is_running = False

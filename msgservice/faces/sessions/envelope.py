@@ -153,6 +153,16 @@ def check_numbering(session: object, number: object) -> tuple[str, int]:
     return _text(fields, "session", SESSION_MAX), _integer("number", number, 1, NUMBER_MAX)
 
 
+def check_id(value: object) -> str:
+    """Return the id of a remote. Raises `BadControl` for its size, `BadName` for its characters."""
+    return check_name(_text({"id": value}, "id", ID_MAX))
+
+
+def check_reason(value: object) -> str | None:
+    """Return the reason of a shutdown, None for an empty one. Raises `BadControl`."""
+    return _optional_text({"reason": value}, "reason", REASON_MAX)
+
+
 # --- fields
 
 
@@ -206,7 +216,7 @@ def _hello(fields: Mapping[str, Any]) -> Hello:
     name = _optional_text(fields, "id", ID_MAX)
     if name is not None:
         try:
-            name = check_name(name)
+            name = check_id(name)
         except BadName:
             raise BadControl("id", "no name that a receiver can have") from None
     acks = fields.get("acks", False)

@@ -6,8 +6,9 @@ A lane is whatever a side keeps in order: one remote, one connection. How much m
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from threading import Thread
 from typing import Any
 
@@ -82,6 +83,9 @@ class Handlers:
             if not callable(function):
                 raise TypeError(f"a handler must be callable, not {type(function).__name__}")
             check_runs(function)
+            for called in (function, type(function).__call__):
+                if threads and inspect.iscoroutinefunction(called):
+                    raise TypeError("a coroutine function cannot run on threads")
         self._untimed: Any = reactor
         self._reactor = timed(reactor)
         self._function = function
@@ -168,7 +172,7 @@ class Handlers:
         try:
             if self._threads:
                 pool = self._threadpool()
-                return deferToThreadPool(self._untimed, pool, function, message), None
+                return deferToThreadPool(self._untimed, pool, _block, function, message), None
             result = function(message)
             if result is None:
                 return None, None
@@ -176,7 +180,7 @@ class Handlers:
                 raise has_not_run(result)
             if isinstance(result, Coroutine):
                 result = Deferred.fromCoroutine(result)
-        except Exception:
+        except BaseException:  # SystemExit and the like too, or its lane would stand for ever
             return None, self._reason(Failure())
         if not isinstance(result, Deferred):
             return None, None
@@ -199,7 +203,7 @@ class Handlers:
         kind = type(failure.value).__name__
         try:
             text = str(failure.value)
-        except Exception:
+        except BaseException:  # it is foreign code, too
             text = ""
         reason = f"{kind}: {text}" if text else kind
         return reason.encode(errors="backslashreplace").decode()[:REASON_MAX]  # it is sent
@@ -214,3 +218,15 @@ class Handlers:
         pool, self._pool = self._pool, None
         if pool is not None and not self._running:
             pool.stop()
+
+
+def _block(function: Callable[[SessionMessage], object], message: SessionMessage) -> None:
+    """Run a handler on its thread; what it returns must not be waited for: it never would be."""
+    result = function(message)
+    if isinstance(result, GENERATORS):
+        raise has_not_run(result)
+    if isinstance(result, Awaitable):
+        if isinstance(result, Coroutine):
+            result.close()
+        kind = type(result).__name__
+        raise TypeError(f"a handler on a thread returned a {kind}: nothing there waits for it")

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClien
 from twisted.logger import Logger
 
 from msgservice.faces.sessions.content.codec import ISessionCodec
-from msgservice.faces.sessions.envelope import Ack, Hello, Previous, Welcome
+from msgservice.faces.sessions.envelope import Ack, Hello, Previous, Welcome, check_reason
 from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
 from msgservice.faces.sessions.hop import Account, Hop
 from msgservice.faces.sessions.incoming import Incoming
@@ -130,7 +130,11 @@ class Member:
             self.last_heartbeat = now
 
     def shut_down(self, reason: str | None) -> Entry:
-        """Tell the remote to end, behind all that waits for it. Raises `NotJoined`, `QueueFull`."""
+        """Tell the remote to end, behind all that waits for it.
+
+        Raises `NotJoined`, `QueueFull`; `BadControl` for a reason that cannot be one.
+        """
+        reason = check_reason(reason)
         if self.state is not State.JOINED or self._hop.is_ending:
             raise NotJoined(f"{named(self.key)} is not joined")
         self._shutdown = entry = Entry((reason or "").encode(), is_shutdown=True)

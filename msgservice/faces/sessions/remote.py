@@ -42,6 +42,7 @@ from msgservice.faces.sessions.envelope import (
     Message,
     Shutdown,
     Welcome,
+    check_id,
 )
 from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined, RemoteLeft
 from msgservice.faces.sessions.handlers import Handlers, SessionMessage
@@ -82,8 +83,8 @@ class Remote(Service):
         central: where the central listens: `(host, port)`, or a Twisted endpoint.
         listen: its own server, a Twisted endpoint or its description; by default a port of
             loopback that the kernel chooses.
-        id: the name by which it is known over restarts; at a central with a node, messages wait
-            for it then.
+        id: the name by which it is known over restarts, one that a receiver can have, of at most
+            200 characters; at a central with a node, messages wait for it then.
         codec: what content may be, the same as the central's (`SafeCodec()`).
         on_message: the handler, called with a `SessionMessage`, one at a time and in order. It may
             return a Deferred or be a coroutine function; with `threads` it may block.
@@ -127,7 +128,7 @@ class Remote(Service):
         self._now = monotonic_of(reactor)
         self._limits = limits = limits or SessionLimits()
         self._listen = listen
-        self.id = id
+        self.id = check_id(id) if id is not None else None
         self._codec: ISessionCodec = codec if codec is not None else SafeCodec()
         self._on_joined, self._on_shutdown = on_joined, on_shutdown
         self._timeout = heartbeat_timeout
@@ -421,7 +422,7 @@ class Remote(Service):
         if self._on_shutdown is not None:
             try:
                 await maybeDeferred(self._on_shutdown, end)
-            except Exception:
+            except BaseException:
                 self._log.failure("an event of a remote")
         self._hop.write_ack()
         self.state = State.ENDING

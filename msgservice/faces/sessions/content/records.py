@@ -188,5 +188,5 @@ def _formatted(text: str, arguments: Any) -> str:
 def _load_anything(payload: bytes) -> Any:
     try:
         return pickle.loads(payload)  # noqa: S301  # who made the codec asked for it
-    except Exception as error:
+    except BaseException as error:
         raise BadPayload(f"no pickle: {type(error).__name__}") from None

@@ -146,7 +146,7 @@ class SafeCodec:
                 plain = self._decode_content(body)
                 try:
                     return from_plain(plain)
-                except Exception as error:
+                except BaseException as error:
                     raise BadPayload(f"no instance of {name}: {type(error).__name__}") from None
         raise BadPayload("an extension of msgpack that is not known here")
 
@@ -173,7 +173,7 @@ def _error_of(parts: Any) -> RemoteError:
 def _of_error(error: BaseException) -> list[str]:
     try:
         text = str(error)
-    except Exception:
+    except BaseException:
         text = ""
     lines = [type(error).__name__, text, "".join(traceback.format_exception(error))]
     return [line.encode(errors="backslashreplace").decode() for line in lines]
