@@ -269,8 +269,9 @@ class PageSums:
     def take(self, db: apsw.Connection) -> None:
         """Note, synced, what a checkpoint is about to bring into the file.
 
-        Between this and the checkpoint nothing may be committed. Raises `OSError`, and `LogDamaged`
-        where it would replace a page that is damaged.
+        Between this and the checkpoint nothing may be committed. Raises `OSError`; `LogDamaged`
+        where it would replace a damaged page; `apsw.FullError` where there is no room for sums, nor
+        to forget them.
         """
         if self._mark is None:
             return
@@ -305,7 +306,15 @@ class PageSums:
         except OSError as error:
             if error.errno not in FULL_ERRNOS:
                 raise
-            self._give_up()
+            try:
+                self._give_up()
+            except OSError as second:
+                # Where files are copied on write, to cut one short needs room as well. Nothing is
+                # noted, so nothing may be folded in: the next time all is taken again.
+                self._known = known._replace(frames=0)
+                if second.errno not in FULL_ERRNOS:
+                    raise
+                raise apsw.FullError(f"no room: {self._mark_path.name}") from second
 
     def _give_up(self) -> None:
         """Forget all sums: what is to be folded in cannot be noted, and is folded in all the same.

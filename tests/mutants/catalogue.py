@@ -506,6 +506,17 @@ _ALL = [
         catcher=_test("tests/unit/test_node_attempts.py -k outlive", "a_run_outlive"),
     ),
     Mutant(
+        name="what-could-not-be-noted-counts-as-noted",
+        at="msgservice.disk.pages:PageSums._take",
+        old="self._known = known._replace(frames=0)",
+        new="pass",
+        catcher=_test(
+            "tests/unit/test_pages.py::"
+            "test_where_the_sums_cannot_be_given_up_either_the_log_goes_on",
+            "test_where_the_sums_cannot_be_given_up_either_the_log",
+        ),
+    ),
+    Mutant(
         name="index-is-mapped-where-mapped-memory-is-not-safe",
         at="msgservice.disk.database:connect",
         old='"unix-excl" if is_alone else vfs',

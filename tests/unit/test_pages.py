@@ -30,7 +30,7 @@ from msgservice.log import sqlite
 from msgservice.log.base import StoreLog
 from msgservice.message import Status
 from msgservice.receiver.inbox.file import InboxFile
-from msgservice.records import DeadLetter, ExceptionRow, Progress
+from msgservice.records import Batch, DeadLetter, ExceptionRow, Progress
 from tests.kit.logs import Driver, make_batch
 from tests.kit.simdisk import SimDisk, SimThreads
 from tests.kit.threads import ThreadCalls
@@ -467,6 +467,60 @@ def test_sums_whose_write_was_lost_while_what_follows_them_was_not_are_made_agai
 
 
 SECTOR = 512  # of sums, for 127 pages
+
+
+class FullFiles:
+    """The module `os`, but that for sums there is no room, nor to cut their file short."""
+
+    is_full = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
+        self._check(offset)
+        return os.pwrite(descriptor, data, offset)
+
+    def ftruncate(self, descriptor: int, length: int) -> None:
+        self._check(length)
+        os.ftruncate(descriptor, length)
+
+    def _check(self, offset: int) -> None:
+        if self.is_full and offset >= MARKS_SIZE:
+            raise OSError(errno.EDQUOT, "quota")
+
+
+def test_where_the_sums_cannot_be_given_up_either_the_log_goes_on(tmp_path: Path) -> None:
+    """As on btrfs at its quota, where the room for that is missing as well."""
+    files = FullFiles()
+    log = Driver("sqlite", tmp_path, files=files).open()
+    taken = 0
+    for number in range(1, 8):
+        files.is_full = number != 4
+        batch = make_batch(log.log.audience([]), number, [b"x" * PAGE * 500])
+        taken += sum(isinstance(outcome, Batch) for outcome in log.append(batch))
+        if number == 5:
+            assert taken == 5
+            log.reopen()
+    log.close()
+    assert (tmp_path / "log.db-wal").stat().st_size > PAGE * 500
+    files.is_full = False
+    log = Driver("sqlite", tmp_path).open().reopen()
+    assert log.snapshot.next_number == taken + 1
+    assert log.wait(log.log.audit()) == []
+    log.close()
+
+
+def test_where_the_sums_cannot_be_given_up_either_an_outbox_closes(tmp_path: Path) -> None:
+    files, threads = FullFiles(), ThreadCalls()
+    for number in (1, 2, 3):
+        files.is_full = False
+        file = OutboxFile(tmp_path / "outbox.db", reactor=threads, files=files)
+        assert threads.wait(file.open()).sequence == number - 1
+        files.is_full = True
+        threads.wait(file.append([producer_run(number, 1, "a", b"\x91\x91\xc4\x01x")]))
+        threads.wait(file.close())
+        assert (tmp_path / "outbox.db-wal").stat().st_size
 
 
 class ShortFiles:
