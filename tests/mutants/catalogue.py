@@ -1122,6 +1122,13 @@ _ALL = [
         ),
     ),
     Mutant(
+        name="a-text-ends-beyond-its-piece",
+        at="msgservice.faces.sessions.content.shapes:_learn",
+        old="if at > end:",
+        new="if False:",
+        catcher=_test("tests/unit/test_sessions_shapes.py", "walk_too"),
+    ),
+    Mutant(
         name="a-mark-that-is-dropped-stays",
         at="msgservice.faces.sessions.content.restricted:_follow",
         old="if marks and marks[-1] == len(stack):",
@@ -1135,8 +1142,8 @@ _ALL = [
     Mutant(
         name="a-numbered-message-is-taken-for-control",
         at="msgservice.faces.sessions.content.records:RecordsCodec.decode",
-        old="if not is_numbered and (control",
-        new="if (control",
+        old="if not is_numbered and not",
+        new="if not",
         catcher=_test("tests/contract/test_session_codec.py", "reads_as_a_control_message"),
     ),
     Mutant(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,20 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
-from msgservice.faces.sessions.handlers import Handlers, SessionMessage
+from msgservice.faces.sessions.handlers import Handlers, Job, Outcome, SessionMessage
 from msgservice.faces.sessions.limits import SessionLimits
 from tests.kit.threads import ThreadCalls
 
 
 def a_message(content: Any) -> SessionMessage:
     return SessionMessage(content, None, ("127.0.0.1", 1))
+
+
+def hear(outcome: Outcome, ended: Callable[[str | None], None]) -> None:
+    if isinstance(outcome, Job):
+        outcome.then(ended)
+    else:
+        ended(outcome)
 
 
 class Ends:
@@ -29,8 +36,13 @@ class Ends:
         self.all: list[tuple[Any, str | None]] = []
 
     def submit(self, lane: object, content: Any) -> None:
-        message = None if content is None else a_message(content)
-        self.handlers.submit(lane, message, lambda failure: self.all.append((content, failure)))
+        def ended(failure: str | None) -> None:
+            self.all.append((content, failure))
+
+        if content is None:
+            self.handlers.after(lane, ended)
+        else:
+            hear(self.handlers.submit(lane, a_message(content)), ended)
 
 
 def made(function: Any, **options: Any) -> Ends:
@@ -193,7 +205,7 @@ def test_what_a_thread_cannot_wait_for_fails_its_message(logged_failures: list[L
             all_ended.callback(None)
 
     for name in results:
-        handlers.submit("lane", a_message(name), done)
+        hear(handlers.submit("lane", a_message(name)), done)
     reactor.wait(all_ended)
     for name, failure in zip(results, ended, strict=True):
         assert failure is not None
@@ -227,10 +239,49 @@ def test_a_stop_waits_for_those_that_run_and_begins_nothing_more() -> None:
     assert begun == [1]
 
 
+def test_what_comes_while_a_handler_runs_waits_until_its_end_is_known() -> None:
+    clock = Clock()
+    ended: list[Any] = []
+
+    def handle(message: SessionMessage) -> None:
+        if message.content == 1:
+            hear(handlers.submit("lane", a_message(2)), lambda failure: ended.append(2))
+            handlers.after("lane", lambda failure: ended.append("all"))
+
+    handlers = Handlers(clock, handle, limits=SessionLimits())
+    hear(handlers.submit("lane", a_message(1)), lambda failure: ended.append(1))
+    assert ended == [1]
+    clock.advance(0)
+    assert ended == [1, 2, "all"]
+
+
+def test_a_stop_within_a_handler_waits_until_its_end_is_known() -> None:
+    clock = Clock()
+    stops: list[Deferred[None]] = []
+    handlers = Handlers(clock, lambda _: stops.append(handlers.stop()), limits=SessionLimits())
+    assert handlers.submit("lane", a_message(1)) is None
+    assert not stops[0].called
+    clock.advance(0)
+    assert stops[0].called
+
+
+def test_a_thread_that_cannot_begin_fails_its_message(
+    logged_failures: list[LogEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(pool: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    ends = made(print, threads=1)
+    monkeypatch.setattr("msgservice.faces.sessions.handlers._Pool.start", no_more)
+    ends.submit("lane", 1)
+    assert ends.all == [(1, "RuntimeError: can't start new thread")]
+    logged_failures.clear()
+
+
 def test_a_stop_waits_for_stop_seconds_at_most() -> None:
     clock = Clock()
     handlers = Handlers(clock, lambda message: Deferred(), limits=SessionLimits(stop_seconds=2.0))
-    handlers.submit("lane", a_message(1), lambda failure: None)
+    handlers.submit("lane", a_message(1))
     stopped = handlers.stop()
     clock.advance(1.9)
     assert not stopped.called
@@ -259,7 +310,7 @@ def test_threads_keep_the_order_of_a_lane_and_run_lanes_side_by_side() -> None:
 
     for n in range(20):
         for lane in order:
-            handlers.submit(lane, a_message((lane, n)), done)
+            hear(handlers.submit(lane, a_message((lane, n))), done)
     reactor.wait(all_ended)
     assert ended == [None] * 40
     assert order == {"a": list(range(20)), "b": list(range(20))}

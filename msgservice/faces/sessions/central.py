@@ -34,8 +34,9 @@ from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.durable import DurableRemotes
 from msgservice.faces.sessions.envelope import Ack, Heartbeat, Hello, Item, Joined, Message
 from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
-from msgservice.faces.sessions.handlers import Handlers, SessionMessage
+from msgservice.faces.sessions.handlers import Handlers, Job, Outcome, SessionMessage
 from msgservice.faces.sessions.hop import Account, prepare
+from msgservice.faces.sessions.incoming import Incoming
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.listener import Inbound, Listener
 from msgservice.faces.sessions.member import Key, Member, named
@@ -270,11 +271,30 @@ class Central(Service):
             if not incoming.accept(item.session, item.number):
                 member.handled(incoming)  # what comes again wants its answer again
                 return
-        inbound.hold(size)
-        number = item.number
+        key = member.key if member is not None else None
+        message = SessionMessage(
+            item.content, key, inbound.peer, item.session, item.number, item.record
+        )
+        lane = member.account if member is not None else inbound
+        outcome = self._handlers.submit(lane, message)
+        if incoming is not None or outcome is not None:
+            self._follow(inbound, member, incoming, item.number, size, outcome)
 
-        def done(failure: str | None) -> None:
-            inbound.release(size)
+    def _follow(
+        self,
+        inbound: Inbound,
+        member: Member | None,
+        incoming: Incoming | None,
+        number: int | None,
+        size: int,
+        outcome: Outcome,
+    ) -> None:
+        """Answer a message when its handler has ended, and count it until then."""
+        waits = isinstance(outcome, Job)
+
+        def ended(failure: str | None) -> None:
+            if waits:
+                inbound.release(size)
             if incoming is None or number is None or member is None:
                 return
             incoming.done(number, failure)
@@ -282,16 +302,11 @@ class Central(Service):
             if current is not None:
                 current.handled(incoming)
 
-        key = member.key if member is not None else None
-        message = SessionMessage(
-            content=item.content,
-            key=key,
-            peer=(inbound.host, inbound.port),
-            session=item.session,
-            number=number,
-            record=item.record,
-        )
-        self._handlers.submit(member.account if member is not None else inbound, message, done)
+        if isinstance(outcome, Job):
+            inbound.hold(size)
+            outcome.then(ended)
+        else:
+            ended(outcome)
 
     def _hello(self, inbound: Inbound, hello: Hello) -> None:
         host = hello.host or inbound.host

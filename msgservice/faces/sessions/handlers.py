@@ -45,7 +45,34 @@ class SessionMessage(msgspec.Struct, frozen=True):
 
 
 Done = Callable[[str | None], None]
-Job = tuple[SessionMessage | None, Done]
+
+
+class Job:
+    """A message that waits for its turn, or for its handler; without one, for those before it."""
+
+    __slots__ = ("_done", "_ended", "message")
+
+    def __init__(self, message: SessionMessage | None) -> None:
+        self.message = message
+        self._done: Done | None = None
+        self._ended: tuple[str | None] | None = None
+
+    def then(self, done: Done) -> None:
+        """Call `done` when its handler has ended, with why that failed or None."""
+        if self._ended is not None:
+            done(*self._ended)
+        else:
+            self._done = done
+
+    def end(self, failure: str | None) -> None:
+        """Take note that its handler has ended."""
+        if self._done is not None:
+            self._done(failure)
+        else:
+            self._ended = (failure,)
+
+
+Outcome = Job | str | None  # of a handler: not known yet, or why it failed
 
 
 class _Daemon(Thread):
@@ -90,37 +117,47 @@ class Handlers:
         self._reactor = timed(reactor)
         self._function = function
         self._limits = limits
-        self._lanes: dict[Hashable, deque[Job]] = {}  # those that have something
+        # Those where a handler runs, and what waits behind that; None: nothing.
+        self._lanes: dict[Hashable, deque[Job] | None] = {}
         self._running = 0
         self._is_stopped = False
         self._idle: Waiters[None] = Waiters()
         self._pool: ThreadPool | None = None
         self._threads = threads
 
-    def submit(self, lane: Hashable, message: SessionMessage | None, done: Done) -> None:
-        """Handle a message behind those of its lane, then call `done(failure or None)`.
+    def submit(self, lane: Hashable, message: SessionMessage) -> Outcome:
+        """Handle a message behind those of its lane.
 
-        Without a message nothing is called: `done` says that all before it have ended.
+        Return None where its handler has ended, or why that failed; else the job that it is now.
         """
-        jobs = self._lanes.get(lane)
-        if jobs is not None:
-            jobs.append((message, done))
-            return
-        jobs = self._lanes[lane] = deque()
-        if self._threads or message is None or self._function is None or self._is_stopped:
-            jobs.append((message, done))
-            self._run(lane)
-            return
+        lanes = self._lanes
+        lanes = self._lanes
+        function = self._function
+        if lane in lanes or self._is_stopped or self._threads:
+            return self._wait(lane, message)
+        if function is None:
+            return None
         # Most end at once, and nothing waits behind them.
+        lanes[lane] = None
         self._running += 1
-        waited, failure = self._call(self._function, message)
+        waited, failure = self._call(function, message)
         if waited is not None:
-            jobs.append((message, done))
-            waited.addBoth(self._over, lane, done)
-            return
+            job = Job(message)
+            waited.addBoth(self._over, lane, job)
+            return job
         self._running -= 1
-        done(failure)
-        self._run(lane)
+        if lanes[lane] is not None or self._is_stopped:  # while the handler ran
+            self._reactor.callLater(0, self._run, lane)  # when this one's end is known
+        else:
+            del lanes[lane]
+        return failure
+
+    def after(self, lane: Hashable, done: Done) -> None:
+        """Call `done` when all that a lane has have ended."""
+        if lane in self._lanes:
+            self._wait(lane, None).then(done)
+        else:
+            done(None)
 
     def stop(self) -> Deferred[None]:
         """Begin nothing more; fires when those that run have ended, or `stop_seconds` are over."""
@@ -144,24 +181,33 @@ class Handlers:
 
     # --- inside
 
+    def _wait(self, lane: Hashable, message: SessionMessage | None) -> Job:
+        job = Job(message)
+        is_free = lane not in self._lanes
+        jobs = self._lanes.get(lane)
+        if jobs is None:
+            jobs = self._lanes[lane] = deque()
+        jobs.append(job)
+        if is_free:
+            self._run(lane)
+        return job
+
     def _run(self, lane: Hashable) -> None:
         """Handle what a lane has, until one is not done at once."""
         jobs = self._lanes[lane]
-        function = self._function
         while jobs and not self._is_stopped:
-            message, done = jobs[0]
+            job = jobs.popleft()
             failure = None
-            if message is not None and function is not None:
+            if job.message is not None and self._function is not None:
                 self._running += 1
-                waited, failure = self._call(function, message)
+                waited, failure = self._call(self._function, job.message)
                 if waited is not None:
-                    waited.addBoth(self._over, lane, done)
+                    waited.addBoth(self._over, lane, job)
                     return
                 self._running -= 1
-            jobs.popleft()
-            done(failure)
+            job.end(failure)
         if not jobs:
-            self._lanes.pop(lane, None)
+            del self._lanes[lane]
         if not self._running:
             self._idle.fire(None)
 
@@ -191,11 +237,9 @@ class Handlers:
             return result.addCallback(lambda _: ended.pop()), None
         return None, self._reason(ended[0]) if isinstance(ended[0], Failure) else None
 
-    def _over(self, result: object, lane: Hashable, done: Done) -> None:
+    def _over(self, result: object, lane: Hashable, job: Job) -> None:
         self._running -= 1
-        jobs = self._lanes[lane]
-        jobs.popleft()
-        done(self._reason(result) if isinstance(result, Failure) else None)
+        job.end(self._reason(result) if isinstance(result, Failure) else None)
         self._run(lane)
 
     def _reason(self, failure: Failure) -> str:

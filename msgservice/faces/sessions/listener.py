@@ -8,6 +8,7 @@ What an item means, and what becomes of a message, is its user's.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -57,7 +58,7 @@ class Inbound(TwistedProtocol):
     _log = Logger()
 
     def __init__(self, listener: Listener) -> None:
-        self.host, self.port = "", 0
+        self.peer = "", 0
         self.owner: Any = None
         self.received_at = 0.0
         self.is_paused = False
@@ -69,16 +70,20 @@ class Inbound(TwistedProtocol):
         self._is_open = False
         self._is_over = False  # nothing more is read
         self._lost: str | None = None
-        receive = listener.user.item_received
         self._decoding = Decoding(
             listener.reactor,
             codec=listener.codec,
             budget=listener.budget,
             limits=limits,
-            give=lambda item, size: receive(self, item, size),
+            give=partial(listener.user.item_received, self),
             fail=self.abort,
             changed=self._look,
         )
+
+    @property
+    def host(self) -> str:
+        """The host that it comes from; `unix` of a Unix socket."""
+        return self.peer[0]
 
     @property
     def has_partial(self) -> bool:
@@ -107,8 +112,8 @@ class Inbound(TwistedProtocol):
         self._decoding.stop()
         self._log.warn(
             "connection from {host}:{port} ends: {reason}",
-            host=self.host,
-            port=self.port,
+            host=self.peer[0],
+            port=self.peer[1],
             reason=reason,
         )
         self.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
@@ -124,8 +129,7 @@ class Inbound(TwistedProtocol):
     def connectionMade(self) -> None:  # noqa: D102
         transport: Any = self.transport
         address = transport.getPeer()
-        self.host = getattr(address, "host", "unix")
-        self.port = getattr(address, "port", 0)
+        self.peer = getattr(address, "host", "unix"), getattr(address, "port", 0)
         if ITCPTransport.providedBy(transport):
             transport.setTcpKeepAlive(True)
         self._is_open = self._listener.opened(self)

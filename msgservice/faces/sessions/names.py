@@ -26,7 +26,7 @@ from msgservice.clock import timed
 from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.envelope import Item, Message
 from msgservice.faces.sessions.errors import QueueFull, RemoteLeft, SessionError
-from msgservice.faces.sessions.handlers import Handlers, SessionMessage
+from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage
 from msgservice.faces.sessions.hop import Account, Hop
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.listener import Inbound, Listener
@@ -116,11 +116,11 @@ class RemoteMessagingServer:
         if not isinstance(item, Message):
             inbound.abort("a control message of sessions, at a server of log records")
             return
-        inbound.hold(size)
-        message = SessionMessage(
-            content=item.content, key=None, peer=(inbound.host, inbound.port), record=item.record
-        )
-        self._handlers.submit(inbound, message, lambda _: inbound.release(size))
+        message = SessionMessage(item.content, None, inbound.peer, record=item.record)
+        outcome = self._handlers.submit(inbound, message)
+        if isinstance(outcome, Job):
+            inbound.hold(size)
+            outcome.then(lambda _: inbound.release(size))
 
     def _handle(self, message: SessionMessage) -> object:
         fields = dict(message.record or {"msg": message.content})

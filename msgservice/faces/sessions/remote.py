@@ -45,7 +45,7 @@ from msgservice.faces.sessions.envelope import (
     check_id,
 )
 from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined, RemoteLeft
-from msgservice.faces.sessions.handlers import Handlers, SessionMessage
+from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage
 from msgservice.faces.sessions.hop import Account, Hop, prepare
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.listener import Inbound, Listener
@@ -345,28 +345,28 @@ class Remote(Service):
             if not incoming.accept(item.session, item.number):
                 self._hop.handled(incoming)
                 return
-        inbound.hold(size)
+        key = CENTRAL if incoming is not None or inbound is self._from_central else None
         number = item.number
+        message = SessionMessage(item.content, key, inbound.peer, item.session, number, item.record)
+        outcome = self._handlers.submit(key or inbound, message)
+        waits = isinstance(outcome, Job)
 
-        def done(failure: str | None) -> None:
-            inbound.release(size)
+        def ended(failure: str | None) -> None:
+            if waits:
+                inbound.release(size)
             if incoming is not None and number is not None:
                 incoming.done(number, failure)
                 self._hop.handled(incoming)
 
-        message = SessionMessage(
-            content=item.content,
-            key=CENTRAL if incoming is not None or inbound is self._from_central else None,
-            peer=(inbound.host, inbound.port),
-            session=item.session,
-            number=number,
-            record=item.record,
-        )
-        self._handlers.submit(CENTRAL if message.key is not None else inbound, message, done)
+        if isinstance(outcome, Job):
+            inbound.hold(size)
+            outcome.then(ended)
+        else:
+            ended(outcome)
 
     def _shutdown(self, item: Shutdown) -> None:
         if not self._acks:
-            self._handlers.submit(CENTRAL, None, lambda _: self._shut_down(item))
+            self._handlers.after(CENTRAL, lambda _: self._shut_down(item))
             return
         incoming = self._account.incoming
         if item.session is None or item.number is None:
@@ -381,7 +381,7 @@ class Remote(Service):
             if incoming is self._account.incoming:
                 self._shut_down(item)
 
-        self._handlers.submit(CENTRAL, None, done)
+        self._handlers.after(CENTRAL, done)
 
     def _shut_down(self, item: Shutdown) -> None:
         self._finish(Ended("central", item.reason))
