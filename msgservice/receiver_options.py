@@ -23,6 +23,8 @@ from msgservice.errors import BadValue
 from msgservice.limits import INTEGER_MAX, WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.message import plain
 
+ORDERS = STRICT, NONE = "strict", "none"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
@@ -48,10 +50,10 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
         About(
             help="Messages of one sender and subject in the order sent (strict), or each"
             " acknowledged alone (none).",
-            choices=("strict", "none"),
+            choices=ORDERS,
             column="ordering",
         ),
-    ] = "strict"
+    ] = STRICT
     on_full: Annotated[
         str,
         About(

@@ -39,6 +39,7 @@ from msgservice.limits import Limits
 from msgservice.node.outlet import Outlet
 from msgservice.node.tail import Tail
 from msgservice.node.went_back import went_back
+from msgservice.receiver_options import ORDERS
 from msgservice.records import ReceiverRow, Resume
 
 
@@ -202,7 +203,7 @@ class Greeter:
             raise NotSupported("receive.shared")
         if receive.start not in (None, "new"):
             raise NotSupported(f"receive.start = {receive.start!r}")
-        if receive.order not in (None, "strict", "none"):
+        if receive.order not in (None, *ORDERS):
             raise NotSupported(f"receive.order = {receive.order!r}")
         try:
             return self._receivers.attaching(hello.name, receive.subjects or (), receive.order)

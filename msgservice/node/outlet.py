@@ -37,6 +37,7 @@ from msgservice.node.pace import Pace, RateLimits
 from msgservice.node.supply import Supply, UpTo
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
+from msgservice.receiver_options import STRICT
 from msgservice.records import ExceptionRow, ReceiverRow, Resume
 from msgservice.waiters import Waiters
 
@@ -111,7 +112,7 @@ class Outlet:
     def _make_backlog(self, exceptions: Sequence[ExceptionRow]) -> Backlog:
         row, limits = self.row, self._limits
         backlog = Backlog(
-            ordered=row.options.order == "strict",
+            ordered=row.options.order == STRICT,
             cursor=row.cursor,
             retry_delay=self._retry_delay,
             max_attempts=limits.max_attempts,
@@ -200,7 +201,7 @@ class Outlet:
         assert self.connection is None
         self._end_hearing()
         self.backlog.unload()
-        self.backlog.ordered = order == "strict"
+        self.backlog.ordered = order == STRICT
 
     # --- the connection
 

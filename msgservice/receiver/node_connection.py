@@ -6,6 +6,7 @@ is the business of `receiver.ways`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 import msgspec
@@ -34,6 +35,7 @@ from msgservice.message import BareMessage, count_of
 from msgservice.receiver.handling.work import NodeIncarnation
 from msgservice.receiver.received import RunFacts, decode_received
 from msgservice.receiver.reception import Reception
+from msgservice.receiver_options import ORDERS, STRICT
 from msgservice.records import Resume
 
 ANEW = "another connection of this receiver to the node has ended"
@@ -47,8 +49,9 @@ QUIET_TURNS = 3  # turns without a run before what was discarded is asked for: t
 class Opened(Protocol):
     """The way that a connection came by (`ways.Way`)."""
 
-    ended: str
-    connections: set[NodeConnection]
+    @property
+    def connections(self) -> Collection[NodeConnection]:
+        """The connections of this way that stand."""
 
     @property
     def reception(self) -> Reception:
@@ -57,6 +60,15 @@ class Opened(Protocol):
     @property
     def receive(self) -> ReceiveOptions:
         """The options that are asked of the nodes that this way leads to."""
+
+    def came(self, connection: NodeConnection) -> None:
+        """A connection of this way stands."""
+
+    def gone(self, connection: NodeConnection, reason: str) -> None:
+        """A connection of this way has gone, for this reason if no other was said."""
+
+    def says(self, reason: str) -> None:
+        """The reason why no messages can arrive, for people."""
 
     def opened(self, node: str, incarnation: str) -> None:
         """Messages can arrive from a node that is this incarnation to the receiver."""
@@ -94,7 +106,7 @@ class NodeConnection:
     def channel_up(self, connection: Connection) -> None:
         """Send HELLO: the receiver's name, and its options."""
         self.connection = connection
-        self.way.connections.add(self)
+        self.way.came(self)
         reception = self._reception
         options = reception.hello_options(self.way.receive)
         connection.hello(Hello(VERSION, reception.name, reception.incarnation, options))
@@ -112,7 +124,7 @@ class NodeConnection:
             raise NameMismatch(f"{hello.name!r} does not send to receivers")
         self._is_paused = receive.paused
         order = receive.order or self._reception.order
-        if order not in ("strict", "none"):
+        if order not in ORDERS:
             raise MalformedFrame(f"HELLO: order {order!r}")
         node = self._reception.node(hello.name, hello.incarnation)
         older = node.connection
@@ -121,9 +133,11 @@ class NodeConnection:
             older.close()
         for elder in self._reception.outdated(node):
             assert elder.connection is not None
-            elder.connection.owner.outdated()  # type: ignore[attr-defined]  # as above
+            owner = elder.connection.owner
+            assert isinstance(owner, NodeConnection)
+            owner.outdated()
             elder.connection = None
-        self._handling.reconnected(node, ordered=order == "strict")
+        self._handling.reconnected(node, ordered=order == STRICT)
         node.connection = connection
         self._node = node
         connection.resume(node.inbox.resume())
@@ -137,7 +151,7 @@ class NodeConnection:
             return False
         self.connection.bye(BYE_CLOSING, ANEW)
         self.connection.close()
-        self.way.ended = ANEW
+        self.way.says(ANEW)
         return True
 
     def outdated(self) -> None:
@@ -147,7 +161,7 @@ class NodeConnection:
         """
         self.connection.bye(BYE_CLOSING, OUTDATED)
         self.connection.close()
-        self.way.ended = OUTDATED
+        self.way.says(OUTDATED)
 
     def opened(self, connection: Connection, resume: Resume) -> None:
         """Messages may come. What the node has taken of ours is nothing: we send none."""
@@ -155,7 +169,7 @@ class NodeConnection:
         self.takes_messages = not self._is_paused
         self.way.opened(self._node.name, self._node.incarnation)
         if self._is_paused:
-            self.way.ended = PAUSED
+            self.way.says(PAUSED)
 
     def takes(self, frame: Frame) -> bool:
         """Whether a frame is looked at now; one that is answered needs room for the answer.
@@ -231,7 +245,7 @@ class NodeConnection:
 
     def peer_leaves(self, connection: Connection, code: int, reason: str) -> None:
         """Close when all is answered; `turn_ended` follows, and looks for the first time."""
-        self.way.ended = f"the node says: {reason or 'closing'}"
+        self.way.says(f"the node says: {reason or 'closing'}")
         if code in (BYE_REPLACED, BYE_REMOVED):
             why = REPLACED if code == BYE_REPLACED else REMOVED
             self._logger.warn(
@@ -255,9 +269,7 @@ class NodeConnection:
     def lost(self, connection: Connection, reason: str) -> None:
         """The connection was lost: the node retransmits on the next what was not answered."""
         self.takes_messages = False
-        self.way.connections.discard(self)
-        if not self.way.ended:
-            self.way.ended = reason
+        self.way.gone(self, reason)
         node = self._node
         was_its = node is not None and node.connection is connection
         if was_its:

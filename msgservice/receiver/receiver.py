@@ -38,6 +38,7 @@ from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.received import Decode
 from msgservice.receiver.reception import Reception
 from msgservice.receiver.ways import Attachment, Dial, FindsTransport, Listening, Way
+from msgservice.receiver_options import NONE, ORDERS, STRICT
 from msgservice.transport.addresses import check_listener
 from msgservice.transport.registry import Transports
 from msgservice.waiters import Waiters
@@ -84,7 +85,7 @@ class Receiver(Service):
         batch: bool = False,
         threads: int = 0,
         inbox: str | Path | StoredInbox | None = None,
-        order: str = "strict",
+        order: str = STRICT,
         window: int | tuple[int, int] | None = None,
         shared: bool = False,
         concurrency: int = CONCURRENCY,
@@ -97,9 +98,10 @@ class Receiver(Service):
         if not callable(handler):
             raise TypeError(f"handler must be callable, not {handler!r}")
         check_runs(handler)
-        if order not in ("strict", "none"):
-            raise ValueError(f'order must be "strict" or "none", not {order!r}')
-        if shared and order != "none":
+        if order not in ORDERS:
+            allowed = " or ".join(f'"{one}"' for one in ORDERS)
+            raise ValueError(f"order must be {allowed}, not {order!r}")
+        if shared and order != NONE:
             raise ValueError('shared needs order="none"')
         if not is_integer(threads) or not is_integer(concurrency):
             raise TypeError("threads and concurrency must be integers")
@@ -123,13 +125,11 @@ class Receiver(Service):
         self._ready: Waiters[None] = Waiters()
         self._stopped: Waiters[None] = Waiters()
         how: dict[str, Any] = {"name": name, "clock": reactor, "now": now, "batch": batch}
-        stored: StoredInbox | None = None
         self.handling: Handling
         if inbox is not None:
-            stored = self._make_inbox(inbox) if isinstance(inbox, str | Path) else inbox
             self.handling = StoredHandling(
                 handler,
-                inbox=stored,
+                inbox=self._make_inbox(inbox) if isinstance(inbox, str | Path) else inbox,
                 failed=self._inbox_failed,
                 threads=threads,
                 concurrency=threads or concurrency,
@@ -149,7 +149,6 @@ class Receiver(Service):
             now=now,
             decode=decode,
             handling=self.handling,
-            inbox=stored,
             ways=self.ways,
         )
 
@@ -212,7 +211,7 @@ class Receiver(Service):
         elif not self.running and self.parent is None:
             self.startService()
         elif self._why:
-            attachment.ended = self._why
+            attachment.says(self._why)
         return attachment
 
     def listen(self, address: str, *, insecure: bool = False) -> Deferred[Listening]:
@@ -289,7 +288,8 @@ class Receiver(Service):
         if self._reception.inbox is not None:
             await self._reception.inbox.close()
         for way in self.ways:
-            way.ended = self._why or way.ended
+            if self._why:
+                way.says(self._why)
 
     def ready(self) -> Deferred[None]:
         """Fire when nodes may connect: the stored inbox is open, or there is none.
@@ -315,14 +315,13 @@ class Receiver(Service):
         self.handling.start()
         self._why, self._error = "", None
         self._state = State.OPENING
-        if self._inbox_path is not None:  # one is opened once
-            inbox = self._reception.inbox = self._make_inbox(self._inbox_path)
-            cast("StoredHandling", self.handling).inbox = inbox
-        if self._reception.inbox is None:
-            self._begin()
-        else:
-            opening = self._reception.inbox.open().addCallbacks(self._begin, self._inbox_unusable)
+        if isinstance(self.handling, StoredHandling):
+            if self._inbox_path is not None:  # one is opened once
+                self.handling.inbox = self._make_inbox(self._inbox_path)
+            opening = self.handling.inbox.open().addCallbacks(self._begin, self._inbox_unusable)
             opening.addErrback(lambda failure: self.logger.failure("starting", failure))
+        else:
+            self._begin()
 
     def _stop_with_reactor(self) -> None:
         """Say goodbye before the reactor ends, where no parent does: that is no lost connection."""
@@ -346,7 +345,7 @@ class Receiver(Service):
         self._ready.fire(None)
 
     def _not_listening(self, failure: Failure, way: Listening) -> None:
-        way.ended = failure.getErrorMessage()
+        way.says(failure.getErrorMessage())
         self.logger.failure("listening again on {address}", failure, address=way.address)
 
     def _inbox_unusable(self, failure: Failure) -> None:
@@ -356,7 +355,7 @@ class Receiver(Service):
         self._error = failure.value
         self._why = failure.getErrorMessage()
         for way in self.ways:
-            way.ended = self._why
+            way.says(self._why)
         self.logger.error(
             "receiver {receiver} does not start: {error}", receiver=self.name, error=self._why
         )

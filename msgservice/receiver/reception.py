@@ -17,7 +17,7 @@ from msgservice.core.inbox import Inbox, Marks
 from msgservice.core.ranges import RangeSet
 from msgservice.limits import Limits
 from msgservice.receiver.handling.engine import Handling
-from msgservice.receiver.handling.transactions import StoredInbox
+from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox
 from msgservice.receiver.handling.work import NodeIncarnation
 from msgservice.receiver.received import Decode
 
@@ -34,7 +34,7 @@ class HearsOfLosses(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Reception:
-    """The accepting side of a receiver. `inbox`: the file of this start, or None."""
+    """The accepting side of a receiver."""
 
     name: str
     incarnation: str
@@ -45,8 +45,12 @@ class Reception:
     now: Callable[[], float]
     decode: Decode
     handling: Handling
-    inbox: StoredInbox | None
     ways: Sequence[HearsOfLosses]
+
+    @property
+    def inbox(self) -> StoredInbox | None:
+        """The stored inbox of this start, or None."""
+        return self.handling.inbox if isinstance(self.handling, StoredHandling) else None
 
     def hello_options(self, receive: ReceiveOptions) -> HelloOptions:
         """Return what a HELLO says about this receiver."""

@@ -43,7 +43,7 @@ class Way(ABC):
     def __init__(self, reception: Reception, address: str, receive: ReceiveOptions) -> None:
         self.address = address
         self.node: str | None = None
-        self.ended = ""  # why the last connection did
+        self._ended = ""  # why the last connection did
         self.reception = reception
         self.receive = receive
         self.connections: set[NodeConnection] = set()
@@ -56,7 +56,7 @@ class Way(ABC):
     @property
     def error(self) -> str:
         """Why there is no connection, for people; empty while there is one, or none was tried."""
-        return "" if self.connected else self.ended
+        return "" if self.connected else self._ended
 
     def __repr__(self) -> str:
         state = "connected" if self.connected else self.error or "not connected"
@@ -73,7 +73,20 @@ class Way(ABC):
     def opened(self, node: str, incarnation: str) -> None:
         """Messages can arrive from a node that is this incarnation to the receiver."""
         self.node = node
-        self.ended = ""
+        self._ended = ""
+
+    def came(self, connection: NodeConnection) -> None:
+        """A connection of this way stands."""
+        self.connections.add(connection)
+
+    def gone(self, connection: NodeConnection, reason: str) -> None:
+        """A connection of this way has gone, for this reason if no other was said."""
+        self.connections.discard(connection)
+        self._ended = self._ended or reason
+
+    def says(self, reason: str) -> None:
+        """The reason why no messages can arrive, for people."""
+        self._ended = reason
 
     @abstractmethod
     def stop(self) -> Deferred[None]:
@@ -91,7 +104,7 @@ class Way(ABC):
 
     def sent_away(self, reason: str, *, replaced: bool) -> None:
         """The node wants no connection of this receiver any more."""
-        self.ended = reason
+        self._ended = reason
 
     def node_lost(self, node: NodeIncarnation, *, sent_away: bool) -> bool:
         """The connection to a node that was heard has gone, whichever way it had come.
@@ -137,7 +150,7 @@ class Attachment(Way):
         """See `Way`."""
         if self.connected:
             return ""
-        return self.ended or getattr(self._connector, "last_error", None) or ""
+        return self._ended or getattr(self._connector, "last_error", None) or ""
 
     def start(self) -> None:
         """Dial, and keep dialling; where a connection is still closing, behind it."""
