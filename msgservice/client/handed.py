@@ -29,7 +29,7 @@ class Keeper(Protocol):
         """The run's `tell_news` is to be called when all that came with this is applied."""
 
 
-class Receivers:
+class AudienceNames:
     """The audience of some messages, by name."""
 
     __slots__ = ("members", "names")
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
     first: int
     last: int
     position: int  # 0: the log no longer has it
-    audience: Receivers
+    audience: AudienceNames
 
 
 class _Watcher(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from weakref import ref
 
-from msgservice.client.handed import HandedRun, Piece, Receivers
+from msgservice.client.handed import AudienceNames, HandedRun, Piece
 from msgservice.errors import MalformedFrame, MsgServiceError
 from msgservice.message import Status
 
@@ -25,7 +25,7 @@ class HandedRuns:
         self._held: dict[int, HandedRun] = {}
         self._faint: dict[int, ref[HandedRun]] = {}  # answered, and nobody waits
         self._sweep_at = SWEEP_MIN
-        self._audiences: dict[int, Receivers] = {}
+        self._audiences: dict[int, AudienceNames] = {}
         self._news: dict[HandedRun, None] = {}  # who waits for these is not told yet
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ class HandedRuns:
         if len(self._audiences) >= audiences_max:
             # The node names again what it names no more often than this.
             del self._audiences[next(iter(self._audiences))]
-        self._audiences[number] = Receivers(receivers)
+        self._audiences[number] = AudienceNames(receivers)
 
     def receive_routed(self, first: int, last: int, audience: int, position: int) -> None:
         """ROUTED came: the audience of sequences."""

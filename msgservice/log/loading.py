@@ -24,7 +24,7 @@ from msgservice.log.staging import (
     SENDERS_USED,
     SINCE,
 )
-from msgservice.log.state import ReceiverState, State, Totals
+from msgservice.log.state import ReceiverProgress, State, Totals
 from msgservice.log.wholeness import replay
 from msgservice.records import Audience, ExceptionRow, ReceiverRow, Snapshot
 
@@ -145,7 +145,7 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
     for values in found:
         row = receiver_table.row_of(values[: len(receiver_table.COLUMNS)])
         cursor, removed, *settled, size, collected, inbox = values[len(receiver_table.COLUMNS) :]
-        at = ReceiverState(row.number, cursor)
+        at = ReceiverProgress(row.number, cursor)
         at.removed, at.settled = bool(removed), settled
         at.bytes, at.collected, at.inbox = size, collected, inbox
         state.receivers[row.number], state.rows[row.number] = at, row
@@ -197,7 +197,7 @@ def snapshot(db: apsw.Connection, state: State, notices: Sequence[str]) -> Snaps
     )
 
 
-def _with_progress(row: ReceiverRow, at: ReceiverState) -> ReceiverRow:
+def _with_progress(row: ReceiverRow, at: ReceiverProgress) -> ReceiverRow:
     return replace(
         row,
         removed=at.removed,

@@ -23,7 +23,7 @@ from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries, receiver_table
 from msgservice.log.dedupe import COLUMNS, name_own, take_batches
 from msgservice.log.entries import Age, Append
-from msgservice.log.state import ReceiverState, Staged, State
+from msgservice.log.state import ReceiverProgress, Staged, State
 from msgservice.message import Status
 from msgservice.records import DEAD_OVERHEAD, ExceptionRow, Outcome, hash_of, position_of
 
@@ -109,7 +109,7 @@ def count_operations(staged: Staged) -> list[Operation]:
     """Count an entry that is more than batches; return what writes that."""
     # The count sits in a row of the table of receivers' progress: one step less per group.
     staged.commits += 1
-    return progress_operations([ReceiverState(COMMITS_ROW, staged.commits)])
+    return progress_operations([ReceiverProgress(COMMITS_ROW, staged.commits)])
 
 
 def stage_receivers(staged: Staged, group: Append, operations: list[Operation]) -> None:
@@ -118,7 +118,7 @@ def stage_receivers(staged: Staged, group: Append, operations: list[Operation]) 
         at = staged.receiver(row.number)
         if at is None:
             cursor = row.cursor if row.cursor >= 0 else position_of(staged.number) - 1
-            at = staged.receivers[row.number] = ReceiverState(row.number, cursor)
+            at = staged.receivers[row.number] = ReceiverProgress(row.number, cursor)
             at.inbox = row.inbox
             operations += progress_operations([at])
         staged.rows[row.number] = row
@@ -155,7 +155,7 @@ def _replaced(rows: list[ExceptionRow], by: list[ExceptionRow]) -> list[Exceptio
 def _stage_removal(
     db: apsw.Connection,
     staged: Staged,
-    at: ReceiverState,
+    at: ReceiverProgress,
     rows: list[ExceptionRow],
     operations: list[Operation],
 ) -> None:
@@ -226,7 +226,7 @@ def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -
     """Stage what receivers have settled, and count the group."""
     if not (group.receivers or group.removed or group.progress or group.statuses_from):
         return
-    moved: dict[int, ReceiverState] = {}
+    moved: dict[int, ReceiverProgress] = {}
     replaced: list[tuple[int, int, int]] = []
     added: dict[int, list[ExceptionRow]] = {}  # by receiver
     passed: list[tuple[int, int]] = []
@@ -282,7 +282,7 @@ def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -
     operations += insert_steps("or replace into dead", 10, dead)
     # The count of such groups sits in a row of the same table: one step less per group.
     staged.commits += 1
-    states = [ReceiverState(COMMITS_ROW, staged.commits), *moved.values()]
+    states = [ReceiverProgress(COMMITS_ROW, staged.commits), *moved.values()]
     operations += progress_operations(states)
 
 
@@ -330,7 +330,7 @@ def stage_statuses_from(staged: Staged, group: Append, operations: list[Operatio
         ]
 
 
-def progress_operations(states: list[ReceiverState]) -> list[Operation]:
+def progress_operations(states: list[ReceiverProgress]) -> list[Operation]:
     """Return the operations that write these states."""
     flat: list[Any] = []
     for at in states:

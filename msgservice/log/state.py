@@ -43,7 +43,7 @@ class Totals:
         return Totals(self.audience, self.messages, self.bytes, self.last, self.dropped)
 
 
-class ReceiverState:
+class ReceiverProgress:
     """The progress of one receiver: its cursor, and what it has settled."""
 
     __slots__ = ("bytes", "collected", "cursor", "inbox", "number", "open_to", "removed", "settled")
@@ -59,9 +59,9 @@ class ReceiverState:
         # The last position of the stored exceptions: once the cursor has passed it, their rows go.
         self.open_to = 0
 
-    def copy(self) -> ReceiverState:
+    def copy(self) -> ReceiverProgress:
         """Return a copy whose change leaves this one alone."""
-        new = ReceiverState(self.number, self.cursor)
+        new = ReceiverProgress(self.number, self.cursor)
         new.removed = self.removed
         new.settled = self.settled.copy()
         new.bytes = self.bytes
@@ -135,7 +135,7 @@ class State:
     saved_sender: Callable[[Key], SenderState | None] = lambda key: None
     senders_by_id: dict[int, SenderState] = field(default_factory=dict)
     totals: dict[int, Totals] = field(default_factory=dict)  # audience number -> Totals
-    receivers: dict[int, ReceiverState] = field(default_factory=dict)
+    receivers: dict[int, ReceiverProgress] = field(default_factory=dict)
     rows: dict[int, ReceiverRow] = field(default_factory=dict)
     dead_bytes: dict[int, int] = field(default_factory=dict)  # by receiver number
     # How long the log was open so far, ms, by a clock that never jumps, when its last entry was
@@ -284,7 +284,7 @@ class Staged:
         self.senders: dict[Key, SenderState] = {}
         self.woken: list[Key] = []  # of these, who was asleep
         self.totals: dict[int, Totals] = {}
-        self.receivers: dict[int, ReceiverState] = {}
+        self.receivers: dict[int, ReceiverProgress] = {}
         self.rows: dict[int, ReceiverRow] = {}
         self.dead_bytes: dict[int, int] = {}
         self.new_senders: list[SenderState] = []
@@ -325,7 +325,7 @@ class Staged:
             self.totals[audience.number] = staged
         return staged
 
-    def receiver(self, number: int) -> ReceiverState | None:
+    def receiver(self, number: int) -> ReceiverProgress | None:
         """Return this group's copy of a receiver's state, or None."""
         staged = self.receivers.get(number)
         if staged is None:

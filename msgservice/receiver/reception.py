@@ -13,7 +13,8 @@ from typing import Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from msgservice.core.frames import HelloOptions, ReceiveOptions
-from msgservice.core.inbox import Inbox, Marks
+from msgservice.core.inbox import Inbox
+from msgservice.core.marks import Marks
 from msgservice.core.ranges import RangeSet
 from msgservice.limits import Limits
 from msgservice.receiver.handling.engine import Handling

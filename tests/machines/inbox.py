@@ -23,7 +23,8 @@ from msgservice.core.frames import (
     decode_frame,
     encode_frame,
 )
-from msgservice.core.inbox import Arrival, Inbox, Marks
+from msgservice.core.inbox import Arrival, Inbox
+from msgservice.core.marks import Marks
 from msgservice.core.ranges import RangeSet
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run

@@ -21,7 +21,7 @@ BACKLOG = "msgservice.core.backlog:Backlog"
 FLIGHT = "msgservice.core.flight:Flight"
 FLIGHT_LIMIT = "msgservice.core.flight_limit:FlightLimit"
 INBOX = "msgservice.core.inbox:Inbox"
-MARKS = "msgservice.core.inbox:Marks"
+MARKS = "msgservice.core.marks:Marks"
 ANSWERS = "msgservice.core.inbox:Answers"
 INGRESS = "msgservice.node.ingress:Ingress"
 

@@ -19,7 +19,8 @@ from twisted.logger import LogEvent
 from msgservice.core.datagram.receiver import ReceivingHalf
 from msgservice.core.flight import Flight
 from msgservice.core.frames import StatusFrame
-from msgservice.core.inbox import Inbox, Marks
+from msgservice.core.inbox import Inbox
+from msgservice.core.marks import Marks
 from msgservice.limits import INTEGER_MAX
 from msgservice.log.base import StoreLog
 from msgservice.log.store import Store

@@ -21,7 +21,8 @@ from twisted.logger import LogEvent
 
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.core.datagram.receiver import ReceivingHalf
-from msgservice.core.inbox import Inbox, Marks
+from msgservice.core.inbox import Inbox
+from msgservice.core.marks import Marks
 from msgservice.message import Status
 from msgservice.receiver.inbox.file import InboxFile
 from msgservice.transport.udp import bearer as udp_bearer

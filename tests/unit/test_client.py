@@ -17,7 +17,8 @@ from msgservice.client import Client, Receipt
 from msgservice.client.acked import RANGES_MANY
 from msgservice.core.backlog import Backlog
 from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Nack, Transfer
-from msgservice.core.inbox import Inbox, Marks
+from msgservice.core.inbox import Inbox
+from msgservice.core.marks import Marks
 from msgservice.errors import (
     Ambiguous,
     BadName,

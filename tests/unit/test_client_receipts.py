@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.send import _settled
 from msgservice.cli.session import Session, exit_code
-from msgservice.client.handed import HandedRun, Piece, Receivers, joined
+from msgservice.client.handed import AudienceNames, HandedRun, Piece, joined
 from msgservice.client.receipt import Receipt, Wait
 from msgservice.client.runs import HandedRuns
 from msgservice.core.frames import Routed
@@ -306,7 +306,7 @@ def test_6_what_was_accepted_before_the_rest_was_forgotten_stays_so() -> None:
     runs.add(run, 1)
     together = joined([run])
     run.accepted(1, 3)
-    run.routed(Piece(1, 1, 7 << 16, Receivers(["r"])))
+    run.routed(Piece(1, 1, 7 << 16, AudienceNames(["r"])))
     runs.lose(1, 3, PeerForgot("node", 1, 3), answered=True)
     assert now(run.watch(Wait.ACCEPTED, 1, 1)) is run
     assert error_of(run.watch(Wait.ACCEPTED, 2, 2), PeerForgot)
@@ -342,8 +342,8 @@ def test_8_that_a_message_was_taken_long_ago_changes_nothing_that_is_known_of_it
     run = HandedRun("a", 3, None)
     runs = HandedRuns()
     run.numbered(1, runs)
-    run.routed(Piece(1, 2, 7 << 16, Receivers(["r1"])))
-    run.routed(Piece(1, 3, 0, Receivers([])))
+    run.routed(Piece(1, 2, 7 << 16, AudienceNames(["r1"])))
+    run.routed(Piece(1, 3, 0, AudienceNames([])))
     assert [run.piece_of(n) for n in (1, 3)] == [
         Piece(1, 2, 7 << 16, run._pieces[0].audience),
         Piece(3, 3, 0, run._pieces[1].audience),
@@ -371,8 +371,8 @@ def test_any_cut_of_the_news_gives_what_a_plain_model_gives(seed: int) -> None:
     runs.add(run, base)
     last = base + count - 1
     parts = _ranges(rng, base, last)
-    audiences = {part: Receivers(rng.sample(names, rng.randint(0, 3))) for part in parts}
-    of: dict[int, Receivers] = {n: audiences[p] for p in parts for n in range(p[0], p[1] + 1)}
+    audiences = {part: AudienceNames(rng.sample(names, rng.randint(0, 3))) for part in parts}
+    of: dict[int, AudienceNames] = {n: audiences[p] for p in parts for n in range(p[0], p[1] + 1)}
     states: dict[tuple[str, int], Status] = {}
     news: list[tuple[str, tuple[int, int], object]] = []
     news += [("routed", part, audiences[part]) for part in parts for _ in range(rng.randint(1, 2))]
@@ -388,7 +388,7 @@ def test_any_cut_of_the_news_gives_what_a_plain_model_gives(seed: int) -> None:
     for kind, (low, high), value in news:
         numbers = range(low, high + 1)
         if kind == "routed":
-            assert isinstance(value, Receivers)
+            assert isinstance(value, AudienceNames)
             run.routed(Piece(low, high, (7 << 16) + low - base, value))
             routed.update(numbers)
         elif kind == "accepted":

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from msgservice.core.frames import Ack, Frame, Nack, Transfer, decode_frame, encode_frame
-from msgservice.core.inbox import Inbox, Marks
+from msgservice.core.inbox import Inbox
+from msgservice.core.marks import Marks
 from msgservice.core.refusal import Refusal, refusal_in
 from msgservice.core.runs import Run
 from msgservice.message import (

@@ -17,15 +17,12 @@ from msgservice.core.inbox import (
     REASON_BYTES_MAX,
     RECEIVED_MAX,
     REJECTED_MAX,
-    SAMPLE_BYTES,
     Answers,
     Arrival,
     Inbox,
-    Marks,
-    fingerprint,
     sendable,
 )
-from msgservice.core.marks import HOLES_MAX
+from msgservice.core.marks import HOLES_MAX, SAMPLE_BYTES, Marks, fingerprint
 from msgservice.core.ranges import RangeSet
 from msgservice.core.refusal import Refusal
 from msgservice.errors import ContentChanged, MalformedFrame

@@ -19,7 +19,7 @@ from msgservice.core.marks import SenderState
 from msgservice.log.entries import Append, DropBatches, Entry, GrowOlder
 from msgservice.log.loading import load
 from msgservice.log.sqlite import SqliteLog
-from msgservice.log.state import ReceiverState, State, Totals
+from msgservice.log.state import ReceiverProgress, State, Totals
 from msgservice.records import Appended, Group
 from tests.kit import door
 from tests.kit.entries import EntryPlay, Replica, apply, tables
@@ -270,7 +270,7 @@ def said(state: State) -> dict[str, Any]:
             ranges = [] if value.ranges is None else [*value.ranges]
             return (value.id, value.key, value.floor, ranges, value.last, value.status_from,
                     value.seen_at)  # fmt: skip
-        if isinstance(value, ReceiverState):
+        if isinstance(value, ReceiverProgress):
             return (value.number, value.cursor, value.removed, value.settled, value.bytes,
                     value.collected, value.inbox)  # fmt: skip
         return value

@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
 from msgservice.core.frames import Ack
-from msgservice.core.inbox import Marks
+from msgservice.core.marks import Marks
 from msgservice.errors import LogLocked, LogUnavailable, Reject, Retry
 from msgservice.message import Action, Status
 from msgservice.receiver.inbox.file import InboxFile

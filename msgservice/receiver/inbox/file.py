@@ -155,7 +155,7 @@ class _Stage:
         self.shut: list[Gate] = []  # those that it has shut
 
     def remember(self, run: _WaitingRun[Any], mark: SenderState, last: int) -> None:
-        """A sequence of the run was taken, or rejected: see `core.inbox.Marks.remember`."""
+        """A sequence of the run was taken, or rejected: see `core.marks.Marks.remember`."""
         if run.arrival is None:
             return
         known = self.newest.get(run.key)
@@ -164,7 +164,7 @@ class _Stage:
             self.newest[run.key] = (last, run.arrival)
 
     def settle_below(self, run: _WaitingRun[Any], mark: SenderState) -> None:
-        """The run's floor was said: see `core.inbox.Marks`."""
+        """The run's floor was said: see `core.marks.Marks`."""
         self.settled[run.key] = max(run.floor, mark.floor)
         if mark.ranges is not None:
             mark.take(mark.floor, raised_floor(mark.floor, mark.ranges, run.floor) - 1)
