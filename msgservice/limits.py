@@ -120,6 +120,17 @@ def is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def messages_and_bytes(name: str, value: Any) -> tuple[int, int]:
+    """Return a window, or another bound in messages and bytes; `BadValue` where it is none."""
+    if (
+        not isinstance(value, tuple | list)
+        or len(value) != 2
+        or not all(is_integer(number) and 0 < number <= INTEGER_MAX for number in value)
+    ):
+        raise BadValue(name, f"must be (messages, bytes), integers above 0, not {value!r}")
+    return int(value[0]), int(value[1])
+
+
 def wrong_with(name: str, value: float) -> str | None:
     """The reason why a limit cannot have this value, whatever the others are; None: it can."""
     zero_allowed = name in ZERO_ALLOWED

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from msgservice.cli.output import body_told, cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
-from msgservice.cli.session import Session, node_options
+from msgservice.cli.session import Session, Whole, node_options
 from msgservice.client.client import Client
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
@@ -61,7 +61,7 @@ def list_dead(session: Session, receiver: str) -> None:
 
 @dead.command()
 @RECEIVER
-@click.argument("position", type=click.IntRange(0, INTEGER_MAX))
+@click.argument("position", type=Whole(0, INTEGER_MAX))
 @click.option("--body", "only_body", is_flag=True, help="Print the body alone, as it is.")
 @node_options
 def show(session: Session, receiver: str, position: int, only_body: bool) -> None:

@@ -12,7 +12,7 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 from msgservice.cli.output import CannotPrint, body_told, drop_output
-from msgservice.cli.session import Session, node_options
+from msgservice.cli.session import Session, Whole, node_options
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
 from msgservice.errors import Refused
@@ -26,7 +26,7 @@ WATCH_SECONDS = 0.5  # between two looks at the connection
 @click.command(short_help="Be the receiver NAME, and print what it gets.")
 @click.argument("name")
 @click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many messages.")
+@click.option("--count", type=Whole(min=1), help="Stop after so many messages.")
 @click.option("--forget", is_flag=True, help="Remove the receiver at the end.")
 @node_options
 def listen(

@@ -9,7 +9,7 @@ import click
 
 from msgservice.cli.output import cut, lasting, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
-from msgservice.cli.session import Session, node_options
+from msgservice.cli.session import Session, Whole, node_options
 from msgservice.clock import Reactor
 from msgservice.config.addresses import check_receiver_address
 from msgservice.core.subjects import check_name, check_pattern
@@ -45,7 +45,7 @@ def _option(option: Option) -> Callable[[Command], Command]:
     if about.choices:
         kind = click.Choice(about.choices)
     elif option.kind is int:
-        kind = click.IntRange(about.lowest, None if about.highest == INTEGER_MAX else about.highest)
+        kind = Whole(about.lowest, None if about.highest == INTEGER_MAX else about.highest)
     usual = "" if option.default is None else f" Default: {option.default}."
     return click.option(flag, type=kind, metavar=about.unit, help=f"{about.help}{usual}")
 

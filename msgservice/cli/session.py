@@ -308,6 +308,12 @@ def _log_to_standard_error(level: Any) -> None:
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
 
 
+class Whole(click.IntRange):
+    """An integer, within bounds where there are some; errors call it that, not a range."""
+
+    name = "integer"
+
+
 def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
     """Add the options of a command that talks to a node; it gets them as a `Session`, first."""
 

@@ -36,7 +36,7 @@ from msgservice.errors import (
     NotYetBuilt,
 )
 from msgservice.interfaces import IChannelUser, IConnector
-from msgservice.limits import Limits
+from msgservice.limits import Limits, messages_and_bytes
 from msgservice.message import Headers, encode_mixed
 from msgservice.waiters import Waiters
 
@@ -64,8 +64,8 @@ class Why:
         state = "connected" if self.connected else f"not connected ({self.error or 'dialling'})"
         again = "" if self.next_try is None else f", next try in {self.next_try:.1f} s"
         waits = f", refused for now: {self.refusal}" if self.refusal else ""
-        tries = f"{self.attempts} failures in a row{again}"
-        return f"{state}, {tries}, {self.unanswered} unanswered{waits}"
+        tries = "" if self.connected else f", {self.attempts} failures in a row{again}"
+        return f"{state}{tries}, {self.unanswered} unanswered{waits}"
 
 
 class Client:
@@ -97,7 +97,8 @@ class Client:
         self._disk = outbox
         self._connecting: Waiters[Client] = Waiters()
         now = monotonic_of(reactor)
-        window = window or (limits.window_messages, limits.window_bytes)
+        window = (limits.window_messages, limits.window_bytes) if window is None else window
+        window, held = messages_and_bytes("window", window), messages_and_bytes("held", held)
         self._gathering = Gathering(limits, window[0], require=require)
         self._growing = self._gathering.open
         self._run_messages = self._gathering.run_messages

@@ -169,7 +169,7 @@ class Gathering:
 
     def check_subject(self, subject: str) -> str:
         """Return the `exact` subject; `BadSubject` unless messages may be sent to it."""
-        subject = exact(subject)
+        subject = exact(subject, "subject")
         if subject in self._subjects:
             return subject
         check_subject(subject)
@@ -274,7 +274,7 @@ def _checked_headers(headers: Headers | None) -> Headers | None:
 
 
 def _checked_id(own_id: str) -> str:
-    own_id = exact(own_id)
+    own_id = exact(own_id, "id")
     try:
         size = len(own_id.encode())
     except UnicodeEncodeError:

@@ -30,21 +30,22 @@ _is_name = re.compile(rf"[^{_UNFIT}/]+").fullmatch
 _find_unfit = re.compile(rf"[{_UNFIT}]").search
 
 
-def exact(text: str) -> str:
+def exact(text: str, what: str = "text") -> str:
     """The text as a `str`, also where its class is derived from that, as numpy's and markupsafe's.
 
-    Frames, entries of the log and rows hold no other class. `TypeError` for what is no text.
+    Frames, entries of the log and rows hold no other class. `TypeError` for what is no text, which
+    says `what` it is.
     """
     if type(text) is str:
         return text
     if not isinstance(text, str):
-        raise TypeError(f"text is a str, not {type(text).__name__}")
+        raise TypeError(f"{what} is a str, not {type(text).__name__}")
     return str.__str__(text)  # its characters, whatever its own class says
 
 
 def check_subject(subject: str) -> str:
     """Return the `exact` subject; `BadSubject` unless messages may be sent to it."""
-    subject = exact(subject)
+    subject = exact(subject, "subject")
     if _is_subject(subject) is None or _too_long(subject):
         raise _bad_subject(subject, is_pattern=False)
     return subject
@@ -52,7 +53,7 @@ def check_subject(subject: str) -> str:
 
 def check_pattern(pattern: str) -> str:
     """Return the `exact` pattern; `BadSubject` unless it is a subject or a pattern of subjects."""
-    pattern = exact(pattern)
+    pattern = exact(pattern, "pattern")
     if _is_pattern(pattern) is None or _too_long(pattern):
         raise _bad_subject(pattern, is_pattern=True)
     return pattern
@@ -68,7 +69,7 @@ def check_name(name: str) -> str:
 
 def check_word(name: str) -> str:
     """Return the `exact` word; `BadName` unless it has a name's form, as an incarnation has."""
-    name = exact(name)
+    name = exact(name, "name")
     if _is_name(name) is None or _too_long(name):
         reason = _what_is_unfit(name)
         if reason is None:

@@ -30,7 +30,7 @@ from msgservice.core.frames import ReceiveOptions
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError, check_runs
 from msgservice.interfaces import IChannelUser, IConnector
-from msgservice.limits import INTEGER_MAX, Limits, is_integer
+from msgservice.limits import INTEGER_MAX, Limits, is_integer, messages_and_bytes
 from msgservice.receiver.handling.engine import Handling
 from msgservice.receiver.handling.threads import ThreadedHandling
 from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox
@@ -380,11 +380,9 @@ class Receiver(Service):
 def _window(window: int | tuple[int, int] | None, limits: Limits) -> tuple[int, int]:
     if window is None:
         return limits.window_messages, limits.window_bytes
-    messages, size = (window, limits.window_bytes) if isinstance(window, int | float) else window
-    for number in (messages, size):
-        if not is_integer(number) or not 0 < number <= INTEGER_MAX:
-            raise ValueError(f"window must be of integers above 0, not {window!r}")
-    return messages, size
+    return messages_and_bytes(
+        "window", (window, limits.window_bytes) if isinstance(window, int | float) else window
+    )
 
 
 def _patterns(subjects: Sequence[str] | None, limits: Limits) -> list[str] | None:

@@ -23,6 +23,7 @@ from msgservice.errors import (
     Ambiguous,
     BadName,
     BadSubject,
+    BadValue,
     ClientClosed,
     LimitReached,
     MessageTooLarge,
@@ -858,7 +859,7 @@ def test_one_that_is_replaced_does_not_come_back() -> None:
 
 def test_why_tells_error_attempts_and_next_try() -> None:
     world = ClientWorld()
-    assert "connected, 0 failures" in str(world.client.why())
+    assert str(world.client.why()) == "connected, 0 unanswered"
     world.node.is_up = False
     world.node.cut()
     world.settle()
@@ -866,7 +867,7 @@ def test_why_tells_error_attempts_and_next_try() -> None:
     assert (False, "connection lost", 1) == (why.connected, why.error, why.attempts)
     assert why.next_try is not None
     assert 0 < why.next_try <= 0.5
-    assert "not connected (connection lost)" in str(why)
+    assert "not connected (connection lost), 1 failures in a row, next try in" in str(why)
 
 
 def test_the_backlog_is_the_nodes_own_class() -> None:
@@ -882,3 +883,24 @@ def test_names_are_checked() -> None:
             limits=Limits(),
             new_incarnation=lambda: "i",
         )
+
+
+@pytest.mark.parametrize("name", ["window", "held"])
+@pytest.mark.parametrize("value", [(0, 0), (-5, 5), (1, 0), ("a", 1), 5, (1,), (1.5, 2), (True, 2)])
+def test_a_bound_that_is_none_is_refused_by_its_name(name: str, value: Any) -> None:
+    bound: Any = {name: value}
+    with pytest.raises(BadValue, match=rf"^{name} must be \(messages, bytes\)") as caught:
+        ClientWorld(**bound)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "what"),
+    [
+        ((5, b"1"), {}, "subject"),
+        (("a", b"1"), {"id": 5}, "id"),
+    ],
+)
+def test_what_is_no_text_is_named(arguments: Any, options: Any, what: str) -> None:
+    error = error_of(ClientWorld().client.send(*arguments, **options), TypeError)
+    assert str(error) == f"{what} is a str, not int"
