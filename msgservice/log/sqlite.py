@@ -187,7 +187,7 @@ class SqliteLog(StoreLog):
                 try:
                     notices = self._check_and_load(path, mark)
                 except apsw.FullError:
-                    if not self._reserve.give_up():
+                    if not self._reserve.give_up(at_once=True):
                         raise
                     notices = self._check_and_load(path, mark)
         except (
@@ -216,7 +216,7 @@ class SqliteLog(StoreLog):
         try:
             return begin_mark(path, mark, self._files)
         except OSError as error:
-            if error.errno not in FULL_ERRNOS or not self._reserve.give_up():
+            if error.errno not in FULL_ERRNOS or not self._reserve.give_up(at_once=True):
                 raise
             return begin_mark(path, mark, self._files)
 
@@ -257,6 +257,8 @@ class SqliteLog(StoreLog):
             is_foreign = pages.begin(self._store.db)
         except OSError as error:
             reason = f"{MARK_NAME}: {error.strerror or error}"
+            if error.errno in FULL_ERRNOS:
+                raise apsw.FullError(reason) from error  # there may be a reserve
             raise DataFolderUnusable(str(self.folder), reason) from error
         if pages.pages_left <= LOOK_PAGES_MAX:
             pages.look_at_all()

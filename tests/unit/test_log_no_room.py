@@ -22,7 +22,7 @@ from msgservice.client.outbox_file import OutboxFile
 from msgservice.core.runs import producer_run
 from msgservice.disk import database
 from msgservice.disk.folder import Reserve
-from msgservice.disk.mark import Mark, MarkFile, MarkWriter
+from msgservice.disk.mark import MARKS_SIZE, Mark, MarkFile, MarkWriter
 from msgservice.disk.migrations import Schema
 from msgservice.errors import DataFolderUnusable, LogUnavailable
 from msgservice.limits import Limits
@@ -94,6 +94,55 @@ def test_19_after_a_quota_was_met_more_than_the_reserve_is_asked_for(
     file_limit(None)
     assert reserve.make()
     assert (tmp_path / "reserve").stat().st_size == size
+
+
+class LazyQuota:
+    """The module `os` at a quota that counts what was removed until all is written: as btrfs's.
+
+    There is no room for `what`: to write marks, or to cut a file short.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._was_removed = self.has_room = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+        self._was_removed |= path.name == "reserve"
+
+    def sync(self) -> None:
+        self.has_room = self._was_removed
+
+    def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
+        self._check("pwrite", offset)
+        return os.pwrite(descriptor, data, offset)
+
+    def ftruncate(self, descriptor: int, length: int) -> None:
+        self._check("ftruncate", length)
+        os.ftruncate(descriptor, length)
+
+    def _check(self, what: str, offset: int) -> None:
+        if what == self._what and not self.has_room and offset <= MARKS_SIZE:
+            raise OSError(errno.EDQUOT, "quota")
+
+
+@pytest.mark.parametrize("what", ["pwrite", "ftruncate"])
+def test_19_a_log_at_its_quota_opens_on_the_reserve(what: str, tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path, LIMITS).open()
+    (stored,) = log.append(make_batch(log.log.audience([]), 1))
+    log.close()
+    assert isinstance(stored, Batch)
+    if what == "ftruncate":  # of the sums of its pages, where they begin anew
+        (tmp_path / "log.db-wal").unlink()
+    assert (tmp_path / "reserve").exists()
+    files = LazyQuota(what)
+    log = Driver("sqlite", tmp_path, LIMITS, files=files).open()
+    assert files.has_room
+    assert log.snapshot.next_number == stored.number + 1
+    log.close()
 
 
 def do_all(steps: Iterable[Callable[[], object]]) -> None:
