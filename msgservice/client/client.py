@@ -107,7 +107,7 @@ class Client:
             name=name,
             incarnation=new_incarnation() if outbox is None else outbox.incarnation,
             new_incarnation=(
-                (lambda: succeed(new_incarnation())) if outbox is None else outbox.renew
+                (lambda: succeed(new_incarnation())) if outbox is None else outbox.file.renew
             ),
             sequence=0 if outbox is None else outbox.given,
             disk=outbox,

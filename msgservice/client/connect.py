@@ -89,7 +89,7 @@ def _with_disk(disk: DiskOutbox, begin: Callable[[DiskOutbox], Client]) -> Any:
         return begin(disk)
     except MsgServiceError:
         failure = Failure()
-        return disk.close().addBoth(lambda _: failure)
+        return disk.file.close().addBoth(lambda _: failure)
 
 
 def _give_up(client: Client, waiting: Deferred[Client]) -> None:

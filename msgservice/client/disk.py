@@ -22,10 +22,13 @@ from msgservice.core.runs import Run
 
 
 class DiskOutbox:
-    """An open file, and what it held then. Make one with `open_outbox`."""
+    """An open file, and what it held then. Make one with `open_outbox`.
+
+    What is asked of the `file` itself (settlements, another incarnation, its close) goes to it.
+    """
 
     def __init__(self, file: OutboxFile, snapshot: OutboxSnapshot) -> None:
-        self.path = file.path
+        self.file = file
         self.incarnation = snapshot.incarnation
         self.log_id = snapshot.log_id  # of the node that it was given to, as far as is known
         self.given = snapshot.sequence  # the last sequence that was ever given
@@ -34,7 +37,6 @@ class DiskOutbox:
         # What an earlier process left open.
         self.left_messages, self.left_bytes = snapshot.messages, snapshot.messages_bytes
         self.left_ranges = snapshot.open_ranges
-        self._file = file
         self._loaded = snapshot.runs
 
     def take_loaded(self) -> list[Run]:
@@ -42,22 +44,9 @@ class DiskOutbox:
         loaded, self._loaded = self._loaded, ()
         return _handed_over(loaded)
 
-    @property
-    def has_more(self) -> bool:
-        """Whether there is more of that."""
-        return self._file.has_more
-
     def read(self) -> Deferred[list[Run]]:
         """Read the next page of it; fails as `OutboxFile.read` does."""
-        return self._file.read().addCallback(_handed_over)
-
-    def is_unread(self, last: int) -> bool:
-        """Whether what was left up to `last` may be in the file and not in memory."""
-        return self._file.is_unread(last)
-
-    def between(self, first: int, last: int) -> Deferred[list[Run]]:
-        """Read runs of the file by sequence; fails as `OutboxFile.read` does."""
-        return self._file.between(first, last)
+        return self.file.read().addCallback(_handed_over)
 
     def keep(self, runs: Sequence[Run]) -> Deferred[None]:
         """Write runs in one transaction; fires when they are synced, and are not sent before.
@@ -66,7 +55,7 @@ class DiskOutbox:
         stay unused. After `LogFailed` that is not known until the outbox is opened again.
         """
         self.writing += 1
-        return self._file.append(runs).addBoth(self._written, runs[-1].last)
+        return self.file.append(runs).addBoth(self._written, runs[-1].last)
 
     def _written(self, result: Failure | None, last: int) -> Failure | None:
         self.writing -= 1
@@ -74,31 +63,11 @@ class DiskOutbox:
             self.sequence = last
         return result
 
-    def settled_to(self) -> int:
-        """Up to which sequence nothing will be sent again, whatever crashes: `floor`."""
-        return self._file.settled_to
-
-    def settle(self, ranges: list[tuple[int, int]]) -> None:
-        """Messages were acknowledged or refused: they are no longer needed."""
-        self._file.settle(ranges)
-
-    def write_settled(self) -> None:
-        """Settlements go to disk now, and `settled_to` moves, without waiting for what is kept."""
-        self._file.write_settled()
-
     def note_log(self, log_id: str) -> None:
         """Keep the log id of the connected node, before acknowledgements of it are settled."""
         if log_id != self.log_id:
             self.log_id = log_id
-            self._file.note_log(log_id)
-
-    def renew(self) -> Deferred[str]:
-        """Take a new incarnation; fires when it is synced."""
-        return self._file.renew()
-
-    def close(self) -> Deferred[None]:
-        """Write what waits, close, unlock."""
-        return self._file.close()
+            self.file.note_log(log_id)
 
 
 def _handed_over(runs: Sequence[Run]) -> list[Run]:

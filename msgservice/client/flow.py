@@ -156,7 +156,7 @@ class Flow:
             handed.left -= count
             self.give_room(count, 0 if handed.left else handed.cost)
         if self._disk is not None:
-            self._disk.settle([(one.first, one.last) for one in settled])
+            self._disk.file.settle([(one.first, one.last) for one in settled])
             self._tell_refused(settled)
 
     # --- inside

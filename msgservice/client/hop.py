@@ -186,7 +186,7 @@ class NodeHop:
 
     @property
     def _has_more(self) -> bool:
-        return self._disk is not None and self._disk.has_more
+        return self._disk is not None and self._disk.file.has_more
 
     def offer(self, runs: Sequence[Run]) -> None:
         """Send runs, in rising order, retransmitted until acknowledged; `pump` afterwards."""
@@ -210,14 +210,14 @@ class NodeHop:
             disk = self._disk
             # What is settled in memory only may come again after a crash: then the node may not be
             # told that it will not.
-            backlog.committed = backlog.cursor if disk is None else disk.settled_to()
+            backlog.committed = backlog.cursor if disk is None else disk.file.settled_to
             transfers = flight.take_transfers(self._now())
             try:
                 connection.send_now(transfers)
             except NotEncodable:
                 self._send_each(connection, flight, transfers)
             self._apply_settled()  # what turned out to be too large for the node, or no frame
-            if disk is not None and disk.has_more and not self._is_reading and flight.wants:
+            if disk is not None and disk.file.has_more and not self._is_reading and flight.wants:
                 self._read(disk)
         self._rearm()
 
@@ -319,7 +319,7 @@ class NodeHop:
         if connection is not self.connection:
             return
         last, disk = resume.last, self._disk
-        if last is None or disk is None or not disk.is_unread(last[1]):
+        if last is None or disk is None or not disk.file.is_unread(last[1]):
             self._opened_with(connection, resume, [])
             return
         # What the node took last is not in memory yet: the file is asked before anything is
@@ -327,7 +327,7 @@ class NodeHop:
         assert connection.channel is not None
         connection.channel.pause()
         self._early = []
-        looking = disk.between(last[0], last[1])
+        looking = disk.file.between(last[0], last[1])
         looking.addCallback(lambda runs: self._looked(connection, resume, runs))
         looking.addErrback(lambda failure: self._not_looked(connection, failure))
 
@@ -418,7 +418,7 @@ class NodeHop:
         if self._disk is not None:
             # It may have no place for more ranges of this sender, and learns of what is settled
             # between them by the floor alone.
-            self._disk.write_settled()
+            self._disk.file.write_settled()
         if not self.refusal:
             self._logger.warn(
                 "{name}: the node takes no more for now: {reason}; what was handed over waits",

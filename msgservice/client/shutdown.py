@@ -145,7 +145,7 @@ class Shutdown:
         if self._disk is not None:
             disk = self._disk
             stopping.addCallback(lambda _: self._tell_left(disk))
-            stopping.addCallback(lambda _: disk.close())
+            stopping.addCallback(lambda _: disk.file.close())
             stopping.addErrback(lambda f: self._logger.failure("closing the outbox", f))
         stopping.addCallback(lambda _: self._ended())
 
@@ -157,7 +157,7 @@ class Shutdown:
                 " not answered; they are sent when it is opened again",
                 name=self._hop.name,
                 unanswered=unanswered,
-                path=str(disk.path),
+                path=str(disk.file.path),
             )
 
     def _end_overdue(self) -> None:

@@ -6,7 +6,7 @@ receiver in `outlet` (Supply, OutletProgress).
     transport (tcp, …) ─ Connection ─ Peer ─┬─ Greeter: who is it?
                                             ├─ Ingress ─ Acceptance ─ Commits ─ ILog
                                             └─ Outlet ───── (progress) ──┘
-    Commits ─ after each group ─► Tracker (STATUS) and Dispatch (Tail, Outlets)
+    Commits ─ after each group ─► Tracker (STATUS) and Dispatch (Tail, Outlet)
     Directory: who receives what, and Receivers, which changes it.  Connections: who is there.
     Operations: what can be asked of it; Admin: … as `$node.*`.  Upkeep: retention.
 
@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgservice.clock import Time
+from msgservice.core.backoff import delay_of
 from msgservice.errors import LogFailed
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits, Rate
@@ -34,7 +35,7 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.greeting import Greeter
 from msgservice.node.operations import Operations
-from msgservice.node.outlet import Outlet, Outlets
+from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
@@ -43,7 +44,7 @@ from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.visits import Visits
-from msgservice.records import Batch, Snapshot
+from msgservice.records import Batch, ExceptionRow, ReceiverRow, Snapshot
 from msgservice.transport.registry import Transports
 
 
@@ -67,7 +68,6 @@ class Parts:
     directory: Directory
     acceptance: Acceptance
     tracker: Tracker
-    outlets: Outlets
     connections: Connections
     receivers: Receivers
     greeter: Greeter
@@ -117,6 +117,30 @@ def assemble(
             limits=limits,
         )
 
+    def retry_delay(attempts: int) -> float:
+        return delay_of(
+            attempts,
+            delay_min=limits.retry_delay_min,
+            delay_max=limits.retry_delay_max,
+            # Half of it is certain: a failed handler is not called again at once.
+            jitter=0.5 + rng() / 2,
+        )
+
+    def make_outlet(row: ReceiverRow, exceptions: Sequence[ExceptionRow]) -> Outlet:
+        return Outlet(
+            row,
+            exceptions,
+            log=log,
+            tail=tail,
+            commits=commits,
+            tracker=tracker,
+            time=time,
+            limits=limits,
+            retry_delay=retry_delay,
+            letters=dead_letters,
+            pace=total.pace(rates.get(row.name)),
+        )
+
     # From the log to the receivers.
     seldom = Seldom(time.clock)
     dead_letters = DeadLetters(
@@ -138,18 +162,7 @@ def assemble(
     acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits)
     commits = Commits(log, audiences=acceptance, time=time, after_group=after_group, fatal=fatal)
     tracker = Tracker(log, directory, time.clock)
-    outlets = Outlets(
-        log=log,
-        tail=tail,
-        commits=commits,
-        tracker=tracker,
-        time=time,
-        limits=limits,
-        rates=rates,
-        total=RateLimits(time.clock, total=rate, seconds=time.now),
-        rng=rng,
-        letters=dead_letters,
-    )
+    total = RateLimits(time.clock, total=rate, seconds=time.now)
 
     # Who is there.
     connections = Connections(
@@ -167,7 +180,7 @@ def assemble(
         tracker=tracker,
         directory=directory,
         dispatch=dispatch,
-        outlets=outlets,
+        make_outlet=make_outlet,
         connections=connections,
         dead_letters=dead_letters,
         limits=limits,
@@ -202,7 +215,7 @@ def assemble(
         log=log,
         directory=directory,
         dispatch=dispatch,
-        outlets=outlets,
+        rates=rates,
         connections=connections,
         receivers=receivers,
         dead_letters=dead_letters,
@@ -219,7 +232,6 @@ def assemble(
         directory=directory,
         acceptance=acceptance,
         tracker=tracker,
-        outlets=outlets,
         connections=connections,
         receivers=receivers,
         greeter=greeter,

@@ -116,7 +116,6 @@ class Commits:
         self.uncommitted_bytes = 0
         self._refused = 0  # runs that the log had no room for, since they were taken
         self._refused_because: str | None = None
-        self.groups = 0  # how many were stored
         self._log = log
         self._audiences = audiences
         self._decided = audiences.version  # when the next group began to gather
@@ -292,7 +291,6 @@ class Commits:
 
     def _stored(self, appended: Appended, under_way: _UnderWay) -> None:
         group, sources, waiters, progressing = under_way
-        self.groups += 1
         # The next group starts before this one is told about: the disk does not wait for us.
         # But where a batch was refused, what waits behind it in its lane must be withdrawn first:
         # whoever is told before may ask for something more, and that starts nothing (`_held`).

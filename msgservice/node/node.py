@@ -104,7 +104,7 @@ class Node(Service):
         self._listen = tuple([exact(address) for address in listen])
         self._configured = tuple(receivers)
         self._rate = rate
-        self._rates = rates or {}
+        self._rates = dict(rates or {})
         if failed is not None:
             check_runs(failed, "failed")
         self._failed = failed or self._end_process

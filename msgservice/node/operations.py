@@ -7,7 +7,7 @@ receiver is carried out by `receivers`; nothing here keeps a state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,6 @@ from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
-from msgservice.node.outlet import Outlets
 from msgservice.node.receivers import Receivers
 from msgservice.node.upkeep import Upkeep
 from msgservice.receiver_options import ReceiverOptions
@@ -103,7 +102,7 @@ class Operations:
         log: ILog,
         directory: Directory,
         dispatch: Dispatch,
-        outlets: Outlets,
+        rates: Mapping[str, Rate],
         connections: Connections,
         receivers: Receivers,
         dead_letters: DeadLetters,
@@ -116,7 +115,7 @@ class Operations:
         self._log = log
         self._directory = directory
         self._dispatch = dispatch
-        self._rates = outlets.rates
+        self._rates = rates
         self._connections = connections
         self._upkeep = upkeep
         self._time = time

@@ -8,7 +8,7 @@ next time to send, without one for unloading.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from msgservice.clock import Time
 from msgservice.connection import Connection
 from msgservice.core.backlog import Backlog
-from msgservice.core.backoff import delay_of
 from msgservice.core.flight import Flight
 from msgservice.core.frames import Ack, Frame, Nack, Transfer
 from msgservice.core.reasons import first_line
@@ -28,12 +27,11 @@ from msgservice.limits import (
     RESUME_RANGES_TOTAL_MAX,
     WINDOW_MESSAGES_MAX,
     Limits,
-    Rate,
 )
 from msgservice.message import Status
 from msgservice.node.commits import Commits
 from msgservice.node.outlet_progress import Letters, OutletProgress
-from msgservice.node.pace import Pace, RateLimits
+from msgservice.node.pace import Pace
 from msgservice.node.supply import Supply, UpTo
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
@@ -441,57 +439,3 @@ class Outlet:
             self._heard_all()  # the receiver says it again
         if self.connection is not None:
             self._pump_in(READ_AGAIN)
-
-
-class Outlets:
-    """Makes the outlets of a node. `rates`: of what each may get, by its name; `total`: of all."""
-
-    def __init__(
-        self,
-        *,
-        log: ILog,
-        tail: Tail,
-        commits: Commits,
-        tracker: Tracker,
-        time: Time,
-        limits: Limits,
-        rates: Mapping[str, Rate],
-        total: RateLimits,
-        rng: Callable[[], float],
-        letters: Letters,
-    ) -> None:
-        self.rates = dict(rates)
-        self._log = log
-        self._tail = tail
-        self._commits = commits
-        self._tracker = tracker
-        self._time = time
-        self._limits = limits
-        self._total = total
-        self._rng = rng
-        self._letters = letters
-
-    def make(self, row: ReceiverRow, exceptions: Sequence[ExceptionRow] = ()) -> Outlet:
-        """Return the outlet of a receiver. `exceptions`: what the log has beside its cursor."""
-        return Outlet(
-            row,
-            exceptions,
-            log=self._log,
-            tail=self._tail,
-            commits=self._commits,
-            tracker=self._tracker,
-            time=self._time,
-            limits=self._limits,
-            retry_delay=self._retry_delay,
-            letters=self._letters,
-            pace=self._total.pace(self.rates.get(row.name)),
-        )
-
-    def _retry_delay(self, attempts: int) -> float:
-        return delay_of(
-            attempts,
-            delay_min=self._limits.retry_delay_min,
-            delay_max=self._limits.retry_delay_max,
-            # Half of it is certain: a failed handler is not called again at once.
-            jitter=0.5 + self._rng() / 2,
-        )

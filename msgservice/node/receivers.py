@@ -31,11 +31,11 @@ from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
-from msgservice.node.outlet import Outlet, Outlets
+from msgservice.node.outlet import Outlet
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import DEFAULTS, ReceiverOptions
-from msgservice.records import Account, ReceiverRow, Snapshot, position_of
+from msgservice.records import Account, ExceptionRow, ReceiverRow, Snapshot, position_of
 from msgservice.waiters import Waiters
 
 PAUSED = "paused"  # why, where somebody asked for it
@@ -55,7 +55,7 @@ class Receivers:
         tracker: Tracker,
         directory: Directory,
         dispatch: Dispatch,
-        outlets: Outlets,
+        make_outlet: Callable[[ReceiverRow, Sequence[ExceptionRow]], Outlet],
         connections: Connections,
         dead_letters: DeadLetters,
         limits: Limits,
@@ -69,7 +69,7 @@ class Receivers:
         self._tracker = tracker
         self._directory = directory
         self._dispatch = dispatch
-        self._outlets = outlets
+        self._make_outlet = make_outlet
         self._connections = connections
         self._dead_letters = dead_letters
         self._limits = limits
@@ -85,7 +85,7 @@ class Receivers:
         """Make an outlet for each receiver that the log knows."""
         for row in snapshot.receivers:
             if not row.removed:
-                outlet = self._outlets.make(row, snapshot.exceptions.get(row.number, ()))
+                outlet = self._make_outlet(row, snapshot.exceptions.get(row.number, ()))
                 self._dispatch.add(outlet)
                 self._dead_letters.load(row)
 
@@ -194,7 +194,7 @@ class Receivers:
     def _add(self, row: ReceiverRow) -> Outlet:
         row.created_at = self._time.wall()
         row.cursor = position_of(self._tail.next_number) - 1
-        outlet = self._outlets.make(row)
+        outlet = self._make_outlet(row, ())
         self._dispatch.add(outlet)
         self._directory.add(row)
         self._store(row)

@@ -312,8 +312,10 @@ def check_endpoint(endpoint: Endpoint) -> None:
         receiving, sending = session.receiving, session.sending
         held = receiving.reassembly.size
         assert 0 <= held <= limits.window_bytes + limits.message_bytes
-        partial = session.sending.partial_bytes
-        assert 0 <= partial <= limits.congestion_bytes + limits.message_bytes
+        partial = sending._replies_partial
+        assert (
+            partial is None or 0 <= partial.size <= limits.congestion_bytes + limits.message_bytes
+        )
         taken = receiving.taken_bytes - receiving.handled_bytes
         assert 0 <= taken <= limits.window_bytes + 2 * limits.message_bytes, taken
         assert len(receiving.older) <= NUMBER_RANGES_MAX

@@ -573,7 +573,7 @@ class Producer:
         client._flow.stop()
         client._hop.stop()
         if disk is not None:
-            file = disk._file
+            file = disk.file
             worker: Any = file._worker
             worker.is_dead = True
             assert file._file._db is not None

@@ -205,7 +205,7 @@ def test_26_what_was_left_is_read_in_pages_and_goes_before_what_is_new(
     assert world.client.sequence == 12
     world.client.send("a", b"last")
     world.written()
-    assert world.disk.settled_to() == 12
+    assert world.disk.file.settled_to == 12
     world.close()
 
 
@@ -254,7 +254,7 @@ def _once(world: DiskWorld, condition: Any) -> Deferred[None]:
             done.callback(None)
         else:
             # Behind whatever the outbox's thread does now: no loop that takes all the time.
-            world.disk._file._worker.submit(lambda: None).addCallback(look)  # type: ignore[union-attr]  # it is open
+            world.disk.file._worker.submit(lambda: None).addCallback(look)  # type: ignore[union-attr]  # it is open
 
     look()
     return done
@@ -338,7 +338,7 @@ def test_a_full_disk_fails_the_turn_and_the_next_may_pass(
     tmp_path: Path, logged: list[LogEvent]
 ) -> None:
     world = DiskWorld(tmp_path, start=False)
-    db = world.disk._file._file.db
+    db = world.disk.file._file.db
     assert db is not None
     pages = db.execute("pragma page_count").get
     db.execute(f"pragma max_page_count = {pages + 2}")
@@ -422,7 +422,7 @@ def test_1_what_was_refused_is_below_the_floor_that_a_node_is_told_once_that_is_
             world.client.send(subject, b"x")
             world.written()
     # What was settled when a run was written is settled on disk with it, and the node is told.
-    assert (world.node.transfers[-1].floor, world.disk.settled_to()) == (20, 19)
+    assert (world.node.transfers[-1].floor, world.disk.file.settled_to) == (20, 19)
     world.close()
 
 
@@ -436,7 +436,7 @@ def test_1_the_floor_never_passes_what_a_crash_brings_back(tmp_path: Path) -> No
     world.node.answering = True
     world.node.answer()
     world.settle()
-    assert (world.client.unanswered, world.disk.settled_to()) == (0, 0)
+    assert (world.client.unanswered, world.disk.file.settled_to) == (0, 0)
     world.node.cut()  # and what it says next is not that these are settled
     world.advance(40.0)
     world.client.send("a", b"new")
@@ -445,7 +445,7 @@ def test_1_the_floor_never_passes_what_a_crash_brings_back(tmp_path: Path) -> No
     world.written()
     world.close()
     again = DiskWorld(crashed, start=False)
-    assert (again.client.unanswered, again.disk.settled_to()) == (4, 0)
+    assert (again.client.unanswered, again.disk.file.settled_to) == (4, 0)
     again.close()
 
 
@@ -469,7 +469,7 @@ def test_1_a_node_that_has_no_room_for_more_ranges_is_told_of_what_is_settled(
     world.node.is_up = True
     for _ in range(4):
         world.advance(10.0)
-        world.calls.wait(world.disk.between(0, 0))  # behind all that the thread does
+        world.calls.wait(world.disk.file.between(0, 0))  # behind all that the thread does
     assert world.node.bodies("a") == [b"x"]
     assert world.client.unanswered == 0
     world.close()
@@ -516,13 +516,13 @@ def test_6_a_new_incarnation_that_finds_no_room_is_taken_when_there_is_some(
         world.node.answering = True
         for _ in range(4):
             world.advance(5.0)
-            world.calls.wait(world.disk.between(0, 0))  # behind all that the thread does
+            world.calls.wait(world.disk.file.between(0, 0))  # behind all that the thread does
         assert (old, 1) == (world.node.hellos[-1].incarnation, world.client.unanswered)
         assert any("no room" in error for error in errors_logged(logged))
         faults.full = lambda name: False
         for _ in range(4):
             world.advance(20.0)
-            world.calls.wait(world.disk.between(0, 0))
+            world.calls.wait(world.disk.file.between(0, 0))
         assert world.node.hellos[-1].incarnation != old
         assert now(now(sent).accepted).sequence == 1
         world.close()

@@ -40,7 +40,7 @@ from msgservice.errors import (
     NotAuthenticated,
     Refused,
 )
-from msgservice.limits import Limits, Rate
+from msgservice.limits import Limits
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.admin import Admin
@@ -53,9 +53,8 @@ from msgservice.node.dispatch import JUDGE_EVERY, Dispatch
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
 from msgservice.node.operations import Operations, StatusAt
-from msgservice.node.outlet import READ_AGAIN, UNLOAD_AFTER, Outlet, Outlets
+from msgservice.node.outlet import READ_AGAIN, UNLOAD_AFTER, Outlet
 from msgservice.node.outlet_progress import OutletProgress
-from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
 from msgservice.node.replies import busy
@@ -380,7 +379,7 @@ class AskedReceivers:
             tracker=double(),
             directory=self.directory,
             dispatch=self.dispatch,
-            outlets=double(make=an_outlet, rates={}),
+            make_outlet=lambda row, exceptions: an_outlet(row),
             connections=self.connections,
             dead_letters=self.dead_letters,
             limits=LIMITS,
@@ -685,24 +684,6 @@ def test_that_a_dead_letter_waits_is_told_whoever_comes_and_goes_meanwhile() -> 
     assert "" == outlet.trouble
 
 
-def test_outlets_make_one_with_the_rate_of_its_name() -> None:
-    clock = Clock()
-    outlets = Outlets(
-        log=a_log(),
-        tail=Tail(1, 1),
-        commits=double(),
-        tracker=double(),
-        time=Time(clock),
-        limits=LIMITS,
-        rates={"billing": Rate(messages=5)},
-        total=RateLimits(clock),
-        rng=lambda: 1.0,
-        letters=double(),
-    )
-    made = [outlets.make(ReceiverRow(number=1, name=name)) for name in ("billing", "mail")]
-    assert [True, False] == [one.pace is not None for one in made]
-
-
 def test_status_frames_name_an_audience_once_on_a_connection() -> None:
     status_frames = StatusFrames(double(names=lambda audience: ["billing"]), "i1", 1)
     batches = [stored(make_batch(BILLING, number), number) for number in (1, 2)]
@@ -995,7 +976,7 @@ def some_operations(**more: Any) -> Operations:
         "log": a_log(),
         "directory": double(),
         "dispatch": double(),
-        "outlets": double(rates={}),
+        "rates": {},
         "connections": double(peers={}, links={}, receivers_here=set),
         "receivers": double(
             add=None,

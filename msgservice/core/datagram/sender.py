@@ -347,11 +347,6 @@ class SendingHalf:
         if whole is not None:
             self.receive_reply(nonce, status, whole)
 
-    @property
-    def partial_bytes(self) -> int:
-        """Bytes of replies that have come in part."""
-        return 0 if self._replies_partial is None else self._replies_partial.size
-
     def receive_handled(self, first: int, last: int) -> int:
         """Settle the nonces from `first` to `last` with an empty reply; return how many were
         open."""
