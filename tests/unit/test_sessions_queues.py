@@ -6,12 +6,13 @@ Both ends of one direction, over a link that is cut anywhere, from seeds; then e
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
-from msgservice.faces.sessions.envelope import FAILED_MAX
+from msgservice.faces.sessions.envelope import FAILED_MAX, Ack
 from msgservice.faces.sessions.errors import BadAck, BadPayload, QueueFull
-from msgservice.faces.sessions.incoming import Incoming
+from msgservice.faces.sessions.incoming import FAILED_BYTES, Incoming
 from msgservice.faces.sessions.outgoing import Entry, Outgoing
 
 
@@ -40,10 +41,11 @@ class World:
         self.sessions = 0
         self.added = 0
         self.settled: list[int] = []
+        self.failed: list[int] = []  # of the settled, those that were told as failed
         self.handled: list[int] = []
         self.handling: list[tuple[int, int]] = []  # number, body: their handlers run
         self.on_the_way: list[tuple[str, int, int]] = []
-        self.answers: list[tuple[str, int]] = []
+        self.answers: list[Ack] = []
         self.begin()
 
     def begin(self) -> None:
@@ -53,6 +55,7 @@ class World:
         self.sessions += 1
         name = f"s{self.sessions}"
         self.on_the_way.clear()
+        self.incoming.say(anew=True)
         if self.random.random() < 0.5:
             self.answers.clear()
         upto = previous[1] if previous is not None and known else 0
@@ -63,6 +66,23 @@ class World:
 
     def settle(self, entries: list[Entry]) -> None:
         self.settled += bodies(entries)
+
+    def answer(self, ack: Ack) -> None:
+        entries = self.outgoing.acknowledge(ack.session, ack.upto)
+        self.failed += [int(e.prepared) for e in entries if e.number in dict(ack.failed)]
+        self.settle(entries)
+        if self.random.random() < 0.5:  # that this was heard may be lost, too
+            self.incoming.heard(ack.session, self.outgoing.answered)
+
+    def done(self) -> None:
+        number, body = self.handling.pop(0)
+        self.handled.append(body)
+        self.incoming.done(number, "no" if body % 3 == 0 else None)
+
+    def lose_answers(self) -> None:
+        """The connection of acknowledgements is lost, and the session stays."""
+        self.answers.clear()
+        self.incoming.say(anew=True)
 
     def cut(self) -> None:
         """The connection of messages is lost, and the session stays."""
@@ -77,7 +97,7 @@ class World:
             self.handling.append((number, body))
 
     def step(self) -> None:
-        match self.random.randrange(8):
+        match self.random.randrange(9):
             case 0 | 1:
                 try:
                     self.outgoing.add(Entry(b"%d" % self.added))
@@ -91,15 +111,15 @@ class World:
             case 3 if self.on_the_way:
                 self.arrive(*self.on_the_way.pop(0))
             case 4 if self.handling:
-                number, body = self.handling.pop(0)
-                self.handled.append(body)
-                self.incoming.done(number)
+                self.done()
             case 5:
-                ack = self.incoming.take_ack()
+                ack = self.incoming.take_ack(bytes_max=self.random.randrange(500))
                 if ack is not None:
-                    self.answers.append((ack.session, ack.upto))
+                    self.answers.append(ack)
             case 6 if self.answers:
-                self.settle(self.outgoing.acknowledge(*self.answers.pop(0)))
+                self.answer(self.answers.pop(0))
+            case 8 if self.random.random() < 0.2:
+                self.lose_answers()
             case 7 if self.random.random() < 0.2:
                 self.begin()
             case 7 if self.random.random() < 0.3:
@@ -111,13 +131,9 @@ class World:
         while self.on_the_way:
             self.arrive(*self.on_the_way.pop(0))
         while self.handling:
-            number, body = self.handling.pop(0)
-            self.handled.append(body)
-            self.incoming.done(number)
-        ack = self.incoming.take_ack()
-        assert ack is not None or not self.outgoing.messages
-        if ack is not None:
-            self.settle(self.outgoing.acknowledge(ack.session, ack.upto))
+            self.done()
+        while (ack := self.incoming.take_ack(bytes_max=1_000)) is not None:
+            self.answer(ack)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -129,6 +145,7 @@ def test_between_living_processes_each_message_is_handled_once_and_in_order(seed
     world.begin()
     world.drain()
     assert world.handled == list(range(world.added)) == world.settled
+    assert world.failed == [n for n in range(world.added) if n % 3 == 0]
     assert world.outgoing.messages == world.outgoing.bytes == 0
 
 
@@ -239,9 +256,58 @@ def test_failures_are_told_with_their_numbers_and_in_parts_where_they_are_many()
     for number in range(1, FAILED_MAX + 3):
         assert incoming.accept("s1", number)
         incoming.done(number, "no")
-    first, second = incoming.take_ack(), incoming.take_ack()
+    first, second = (incoming.take_ack(bytes_max=2**30) for _ in range(2))
     assert first is not None
     assert second is not None
     assert (first.upto, len(first.failed)) == (FAILED_MAX, FAILED_MAX)
     assert (second.upto, len(second.failed)) == (FAILED_MAX + 2, 2)
     assert incoming.take_ack() is None
+
+
+def test_an_acknowledgement_has_no_more_bytes_of_failures_than_the_other_side_takes() -> None:
+    incoming = Incoming()
+    incoming.begin("s1")
+    for number in range(1, 1_001):
+        assert incoming.accept("s1", number)
+        incoming.done(number, "é" * 200 if number % 2 else None)
+    acks = list(iter(lambda: incoming.take_ack(bytes_max=5_000), None))
+    assert acks[-1].upto == 1_000
+    assert [number for ack in acks for number, _ in ack.failed] == list(range(1, 1_001, 2))
+    for before, ack in pairwise(acks):
+        assert before.upto < ack.failed[0][0]
+        assert sum(len(reason.encode()) for _, reason in ack.failed) <= 5_000
+
+
+def test_failures_are_kept_until_they_are_heard_and_said_again_on_a_new_connection() -> None:
+    incoming = Incoming()
+    incoming.begin("s1")
+    for number in range(1, 5):
+        assert incoming.accept("s1", number)
+        incoming.done(number, "no" if number in (2, 3) else None)
+    first = incoming.take_ack()
+    assert first is not None
+    assert first.failed == ((2, "no"), (3, "no"))
+    assert incoming.previous == ("s1", 1)  # else a new session would take them for handled
+    incoming.say()
+    assert incoming.take_ack() == Ack("s1", 4)
+    incoming.say(anew=True)
+    assert incoming.take_ack() == first
+    incoming.heard("s0", 4)
+    assert incoming.previous == ("s1", 1)
+    incoming.heard("s1", 2)
+    assert incoming.previous == ("s1", 2)
+    incoming.heard("s1", 4)
+    assert incoming.previous == ("s1", 4)
+
+
+def test_who_never_hears_of_failures_has_to_come_back_before_they_are_too_many() -> None:
+    incoming = Incoming()
+    incoming.begin("s1")
+    for number in range(1, FAILED_BYTES // (500 + 64) + 2):
+        assert incoming.accept("s1", number)
+        incoming.done(number, "x" * 500)
+    with pytest.raises(BadPayload, match="have failed that it does not hear of"):
+        incoming.accept("s1", number + 1)
+    incoming.heard("s1", number)
+    incoming.begin("s2")
+    assert incoming.accept("s2", number + 1)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
+from twisted.python.failure import Failure
 
-from msgservice.errors import BadName, HandlerFailed
+from msgservice.errors import BadName, HandlerFailed, MessageTooLarge
 from msgservice.faces.sessions.errors import BadControl, NotJoined, RemoteLeft
 from msgservice.faces.sessions.handlers import SessionMessage
+from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.remote import Ended, Remote, State
 from tests.kit.sessions_world import SessionsWorld
 
@@ -325,3 +329,233 @@ def test_a_reason_that_cannot_be_said_is_refused_where_it_is_given(reason: Any, 
     assert remote.is_joined
     world.done(world.central.shutdown("shop", "é" * 1_000))
     assert world.done(remote.when_shut_down()).reason == "é" * 1_000
+
+
+class Gates:
+    """A handler whose messages wait until the test says how they end."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Deferred[None]] = []
+
+    def __call__(self, message: SessionMessage) -> Deferred[None]:
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
+
+
+def cut_client(world: SessionsWorld, key: str, port: int) -> None:
+    """Break off the connections of a process to a port."""
+    for end in world.net.live():
+        if world.net.ends[end] is world.processes[key] and end.getPeer().port == port:
+            world.net.break_off(end)
+
+
+def test_a_failure_survives_the_connection_of_its_acknowledgement_to_the_central(
+    logged_failures: list[LogEvent],
+) -> None:
+    world, gates = SessionsWorld(1), Gates()
+    joined(world, on_message=gates)
+    receipts = [world.done(world.central.send("shop", n)) for n in range(2)]
+    world.until(lambda: gates.waiting)
+    cut_client(world, "shop", world.CENTRAL_PORT)
+    world.run(0.05)
+    gates.waiting[0].errback(ValueError("no"))
+    gates.waiting[1].callback(None)
+    with pytest.raises(HandlerFailed, match="ValueError: no"):
+        world.done(receipts[0].acknowledged())
+    world.done(receipts[1].acknowledged())
+    assert world.central.remotes["shop"].account.outgoing.messages == 0
+    logged_failures.clear()
+
+
+@pytest.mark.parametrize("also_its_client", [False, True])
+def test_a_failure_survives_the_connection_of_its_acknowledgement_to_the_remote(
+    also_its_client: bool, logged_failures: list[LogEvent]
+) -> None:
+    gates = Gates()
+    world = SessionsWorld(2, on_message=gates)
+    remote = joined(world)
+    receipts = [world.done(remote.send(n)) for n in range(2)]
+    world.until(lambda: gates.waiting)
+    cut_client(world, "central", 20_001)
+    world.run(0.03)
+    gates.waiting[0].errback(ValueError("no"))
+    if also_its_client:
+        cut_client(world, "shop", world.CENTRAL_PORT)
+    gates.waiting[1].callback(None)
+    with pytest.raises(HandlerFailed, match="ValueError: no"):
+        world.done(receipts[0].acknowledged())
+    world.done(receipts[1].acknowledged())
+    logged_failures.clear()
+
+
+def test_an_acknowledgement_that_is_lost_with_its_connection_is_said_on_the_next() -> None:
+    world = SessionsWorld()
+    remote = joined(world)
+    (server,) = [end for end in world.net.live() if end.getHost().port == 20_001]
+    server.pauseProducing()  # the acknowledgement is written, and does not arrive
+    receipt = world.done(remote.send(1))
+    world.run(1.0)
+    assert contents(world.at_central) == [1]
+    cut_client(world, "central", 20_001)
+    world.done(receipt.acknowledged(), 10.0)
+    assert contents(world.at_central) == [1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_failure_is_told_however_connections_end(
+    seed: int, logged_failures: list[LogEvent]
+) -> None:
+    def handle(message: SessionMessage) -> None:
+        if message.content % 3 == 0:
+            raise ValueError(message.content)
+
+    world = SessionsWorld(seed, on_message=handle)
+    remote = joined(world, on_message=handle, heartbeat_timeout=1e6)
+    dice = random.Random(seed)
+    outcomes: list[tuple[int, object]] = []
+    for n in range(300):
+        if "shop" in world.central.remotes:
+            receipt = world.done(dice.choice((remote.send, partial(world.central.send, "shop")))(n))
+            d = receipt.acknowledged()
+            d.addBoth(lambda result, n=n: outcomes.append((n, result)))
+        if dice.random() < 0.1:
+            world.net.cut()
+        world.run(dice.random() * 0.02)
+    world.until(lambda: len(outcomes) == 300)
+    for n, result in outcomes:
+        assert isinstance(result, Failure) == (n % 3 == 0)
+        if isinstance(result, Failure):
+            result.trap(HandlerFailed)
+            assert result.getErrorMessage().endswith(f"ValueError: {n}")
+    account = world.central.remotes["shop"].account
+    world.run(2.0)
+    assert account.incoming._failed_bytes == 0  # all were heard, so none is kept
+    logged_failures.clear()
+
+
+def test_more_failures_than_the_other_side_takes_at_once_are_all_told(
+    logged_failures: list[LogEvent],
+) -> None:
+    def handle(message: SessionMessage) -> None:
+        raise ValueError("x" * 500)
+
+    limits = SessionLimits(payload_bytes=4_096)
+    world = SessionsWorld(limits=limits, on_message=handle)
+    remote = joined(world, on_message=handle, limits=limits, heartbeat_timeout=1e6)
+    session = remote.session
+    receipts = [world.done(remote.send(n)) for n in range(300)]
+    receipts += [world.done(world.central.send("shop", n)) for n in range(300)]
+    for receipt in receipts:
+        with pytest.raises(HandlerFailed):
+            world.done(receipt.acknowledged())
+    assert remote.session == session  # nothing ended a connection
+    logged_failures.clear()
+
+
+def test_what_the_other_side_does_not_take_is_refused_where_it_is_sent() -> None:
+    small = SessionLimits(payload_bytes=10_000)
+    world = SessionsWorld()
+    remote = joined(world, limits=small)
+    with pytest.raises(MessageTooLarge) as raised:
+        world.done(world.central.send("shop", "x" * 10_000))
+    assert raised.value.size_max < 10_000 < raised.value.size
+    told = world.done(world.central.broadcast("x" * 10_000))
+    assert isinstance(told["shop"], MessageTooLarge)
+    world.done(world.done(world.central.send("shop", "x" * 8_000)).acknowledged())
+    world.done(world.done(remote.send("x" * 8_000)).acknowledged())
+
+    world = SessionsWorld(limits=small)
+    remote = world.begin_remote("shop", 20_001, id="shop")
+    early = [world.done(remote.send("x" * size)) for size in (1, 10_000, 2)]
+    world.until(lambda: remote.is_joined)
+    with pytest.raises(MessageTooLarge):
+        world.done(remote.send("x" * 10_000))
+    world.done(early[0].acknowledged())
+    with pytest.raises(MessageTooLarge):
+        world.done(early[1].acknowledged())
+    world.done(early[2].acknowledged())
+
+
+def test_what_a_process_may_have_had_is_not_told_as_never_sent() -> None:
+    gates = Gates()
+    world = SessionsWorld(5)
+    joined(world, on_message=gates)
+    receipt = world.done(world.central.send("shop", 1))
+    world.until(lambda: gates.waiting)
+    world.kill("shop")
+    world.begin_remote("shop", 20_002, id="shop")
+    world.until(lambda: world.central.remotes["shop"].address[1] == 20_002)
+    world.kill("shop")
+    with pytest.raises(RemoteLeft):
+        world.done(receipt.acknowledged())
+
+    world = SessionsWorld(6, on_message=gates)
+    remote = joined(world)
+    receipt = world.done(remote.send(1))
+    world.until(lambda: len(gates.waiting) == 2)
+    session = remote.session
+    world.kill("central")
+    world.begin_central()
+    world.until(lambda: remote.session != session)
+    world.kill("central")
+    with pytest.raises(RemoteLeft):
+        world.done(receipt.acknowledged())
+
+
+def test_a_shutdown_is_not_carried_to_the_next_process_of_its_remote() -> None:
+    world = SessionsWorld(4)
+    joined(world)
+    world.processes["shop"].is_alive = False
+    del world.net.servers[20_001]  # nor will anybody: its connections stay half open
+    told = world.central.shutdown("shop", "the old one")
+    behind = world.done(world.central.send("shop", "behind"))
+    world.run(0.02)
+    remote = world.begin_remote("shop", 20_002, id="shop")
+    with pytest.raises(RemoteLeft):
+        world.done(told)
+    world.done(behind.acknowledged())
+    world.run(5.0)
+    assert remote.is_joined
+    assert contents(world.at["shop"]) == ["behind"]
+
+
+def test_hellos_without_an_answer_do_not_make_the_central_forget_a_session() -> None:
+    gates = Gates()
+    world = SessionsWorld(on_message=gates)
+    remote = joined(world, heartbeat_timeout=1e6)
+    receipt = world.done(remote.send(1))
+    world.until(lambda: gates.waiting)
+    server = world.net.servers.pop(20_001)
+    session = remote.session
+    cut_client(world, "central", 20_001)
+    for _ in range(40):
+        member = world.central.remotes["shop"]
+        cut_client(world, "shop", world.CENTRAL_PORT)
+        world.until(lambda: world.central.remotes["shop"] is not member)  # noqa: B023
+    assert remote.session == session
+    world.net.servers[20_001] = server
+    world.until(lambda: remote.session != session)
+    world.run(1.0)
+    assert len(gates.waiting) == 1
+    gates.waiting[0].callback(None)
+    world.done(receipt.acknowledged())
+
+
+def test_who_does_not_read_acknowledgements_is_not_written_them_without_end(
+    logged_failures: list[LogEvent],
+) -> None:
+    def handle(message: SessionMessage) -> None:
+        raise ValueError("x" * 500)
+
+    world = SessionsWorld(on_message=handle, limits=SessionLimits(write_timeout=1_000.0))
+    remote = joined(world, heartbeat_timeout=1e6)
+    (server,) = [end for end in world.net.live() if end.getHost().port == 20_001]
+    server.pauseProducing()
+    receipts = [world.done(remote.send(n)) for n in range(2_000)]
+    world.until(lambda: len(world.central.remotes["shop"].account.incoming._failures) == 2_000, 300)
+    assert server.other._out_bytes < 400_000
+    server.resumeProducing()
+    for receipt in receipts:
+        with pytest.raises(HandlerFailed):
+            world.done(receipt.acknowledged())
+    logged_failures.clear()

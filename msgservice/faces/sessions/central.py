@@ -328,7 +328,9 @@ class Central(Service):
         continues = hello.acks and account.knows(hello.previous)
         before = account.incoming.previous if continues else None
         upto = hello.previous[1] if hello.previous is not None and continues else 0
-        account.begin(session, continues=continues, upto=upto)  # it may raise, too
+        account.begin(  # it may raise, too
+            session, continues=continues, upto=upto, payload_bytes=hello.payload_bytes
+        )
         self._left.pop(key, None)
         if old is not None:
             old.replace()

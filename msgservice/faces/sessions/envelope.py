@@ -48,6 +48,7 @@ class Hello:
 
     `host`: None for the address that the connection comes from. `acks`: it numbers its messages and
     acknowledges. `previous`: what it has handled in the session that it had before.
+    `payload_bytes`: the largest payload that it takes.
     """
 
     port: int
@@ -56,6 +57,7 @@ class Hello:
     acks: bool = False
     previous: Previous | None = None
     nonce: str | None = None
+    payload_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,13 @@ class Welcome:
 
     `previous`: what it has handled in a session before whose numbers go on; None: all is numbered
     anew. `nonce`: that of the hello, since anybody can connect to a remote's server.
+    `payload_bytes`: the largest payload that the central takes.
     """
 
     session: str
     previous: Previous | None = None
     nonce: str | None = None
+    payload_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +92,15 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """An acknowledgement: the handlers of all up to `upto` have ended, those of `failed` badly."""
+    """An acknowledgement: the handlers of all up to `upto` have ended, those of `failed` badly.
+
+    `heard`: up to which of its own messages the side that says this knows the answers.
+    """
 
     session: str
     upto: int
     failed: tuple[tuple[int, str], ...] = ()
+    heard: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +220,11 @@ def _previous(fields: Mapping[str, Any]) -> Previous | None:
     return session, _integer("previous", value[1], 0, NUMBER_MAX)
 
 
+def _optional_integer(fields: Mapping[str, Any], name: str, least: int) -> int | None:
+    value = fields.get(name)
+    return None if value is None else _integer(name, value, least, NUMBER_MAX)
+
+
 def _hello(fields: Mapping[str, Any]) -> Hello:
     name = _optional_text(fields, "id", ID_MAX)
     if name is not None:
@@ -229,6 +242,7 @@ def _hello(fields: Mapping[str, Any]) -> Hello:
         acks=acks,
         previous=_previous(fields),
         nonce=_optional_text(fields, "nonce", SESSION_MAX),
+        payload_bytes=_optional_integer(fields, "payload_bytes", 1),
     )
 
 
@@ -237,6 +251,7 @@ def _welcome(fields: Mapping[str, Any]) -> Welcome:
         _text(fields, "session", SESSION_MAX),
         _previous(fields),
         _optional_text(fields, "nonce", SESSION_MAX),
+        _optional_integer(fields, "payload_bytes", 1),
     )
 
 
@@ -264,14 +279,14 @@ def _ack(fields: Mapping[str, Any]) -> Ack:
         number = _integer("failed", pair[0], 1, NUMBER_MAX)
         pairs.append((number, _text({"failed": pair[1]}, "failed", REASON_MAX)))
     upto = _integer("upto", fields.get("upto"), 0, NUMBER_MAX)
-    return Ack(_text(fields, "session", SESSION_MAX), upto, tuple(pairs))
+    session, heard = _text(fields, "session", SESSION_MAX), _optional_integer(fields, "heard", 0)
+    return Ack(session, upto, tuple(pairs), heard)
 
 
 def _shutdown(fields: Mapping[str, Any]) -> Shutdown:
-    number = fields.get("number")
     return Shutdown(
         _optional_text(fields, "session", SESSION_MAX),
-        None if number is None else _integer("number", number, 1, NUMBER_MAX),
+        _optional_integer(fields, "number", 1),
         _optional_text(fields, "reason", REASON_MAX),
     )
 

@@ -9,6 +9,7 @@ at the central, `remote` at the other end. The `Account` outlives both.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 
@@ -18,20 +19,21 @@ from msgservice.core.framing import PREFIX_BYTES
 from msgservice.errors import HandlerFailed, MessageTooLarge
 from msgservice.faces.sessions.content.codec import ISessionCodec
 from msgservice.faces.sessions.envelope import Ack, Control, Previous, Shutdown
-from msgservice.faces.sessions.incoming import Incoming
+from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
+from msgservice.faces.sessions.incoming import ACK_BYTES, Incoming
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.outgoing import Entry, Outgoing
 from msgservice.faces.sessions.sender import Sender
 
-SESSIONS_NAMED = 16  # names of earlier sessions by which the other side may come back
+SESSIONS_NAMED = 16  # names of sessions by which the other side may come back
 KERNEL_SECONDS = 0.05  # between two looks at what the peer's kernel has
-ENVELOPE_BYTES = 256  # of a payload, at most, beside the content
+ENVELOPE_BYTES = 1024  # of a payload, at most, beside the content or the failures
 
 
 def prepare(codec: ISessionCodec, content: object, limits: SessionLimits) -> bytes:
     """Return content as the codec has it; `TypeError`, or `MessageTooLarge`."""
     prepared = codec.prepare(content)
-    size_max = limits.payload_bytes - ENVELOPE_BYTES
+    size_max = _size_max(limits.payload_bytes)
     if len(prepared) > size_max:
         raise MessageTooLarge(len(prepared), size_max)
     return prepared
@@ -43,24 +45,45 @@ class Account:
     def __init__(self, limits: SessionLimits) -> None:
         self.outgoing = Outgoing(messages_max=limits.queue_messages, bytes_max=limits.queue_bytes)
         self.incoming = Incoming()
-        self._sessions: deque[str] = deque(maxlen=SESSIONS_NAMED)  # whose numbers go on
+        # Whose numbers go on: the last that the other side confirmed, and those begun since.
+        self._sessions: list[str] = []
 
     def knows(self, previous: Previous | None) -> bool:
         """Whether the numbers of a session go on, as the other side names it."""
         return previous is not None and previous[0] in self._sessions
 
-    def begin(self, session: str, *, continues: bool, upto: int = 0) -> None:
+    def begin(
+        self, session: str, *, continues: bool, upto: int = 0, payload_bytes: int | None = None
+    ) -> None:
         """Begin a session. `continues`: with the numbers of the one before, handled `upto` there.
 
-        Raises `BadAck` for an `upto` that was never sent.
+        `payload_bytes`: that the other side takes at once, if it says so. Raises `BadAck` for an
+        `upto` that was never sent.
         """
-        for entry in self.outgoing.begin(session, continues=continues, upto=upto):
-            entry.settle()
+        ended = self.outgoing.begin(session, continues=continues, upto=upto)
+        too_large: list[Entry] = []
         if not continues:
             self._sessions.clear()
             self.incoming = Incoming()
+            self.outgoing.size_max = size_max = _size_max(payload_bytes)
+            too_large = self.outgoing.remove(lambda entry: len(entry.prepared) > size_max)
         self._sessions.append(session)
+        if len(self._sessions) > SESSIONS_NAMED:
+            del self._sessions[1]
         self.incoming.begin(session)
+        for entry in ended:
+            entry.settle(None if continues else _unknown(entry, "another process has come"))
+        for entry in too_large:
+            entry.settle(MessageTooLarge(len(entry.prepared), self.outgoing.size_max))
+
+    def confirmed(self) -> None:
+        """Take note that the other side knows the session: it comes back by none before that."""
+        del self._sessions[:-1]
+
+    def end(self, why: str) -> None:
+        """End what waits: it has failed, and who was to get it may come back."""
+        for entry in self.outgoing.end():
+            entry.settle(_unknown(entry, why))
 
 
 class Hop:
@@ -104,8 +127,9 @@ class Hop:
     def open(self) -> None:
         """Let messages and acknowledgements leave."""
         self.is_open = True
-        self.write_ack()
-        self.pump()
+        if self._account.incoming.handled:
+            self._account.incoming.say(anew=True)
+        self.writable()
 
     def close(self) -> None:
         """Let nothing leave any more; what is unanswered waits again."""
@@ -117,7 +141,7 @@ class Hop:
         self._account.outgoing.rewind()
 
     def add(self, entry: Entry) -> None:
-        """Send a message as soon as may be. Raises `QueueFull`."""
+        """Send a message as soon as may be. Raises `QueueFull`, `MessageTooLarge`."""
         self._account.outgoing.add(entry)
         self.pump()
 
@@ -132,10 +156,15 @@ class Hop:
 
     def acknowledged(self, ack: Ack) -> None:
         """Take the other side's word on what was handled. Raises `BadAck`."""
-        failed = dict(ack.failed)
+        incoming, failed = self._account.incoming, dict(ack.failed)
+        if ack.heard is not None:
+            incoming.heard(ack.session, ack.heard)
         for entry in self._account.outgoing.acknowledge(ack.session, ack.upto):
             reason = failed.get(entry.number)
             self._settle(entry, HandlerFailed(reason) if reason is not None else None)
+        if failed:  # the other side keeps them until it is told
+            incoming.say()
+            self.handled(incoming)
 
     def handled(self, incoming: Incoming) -> None:
         """Acknowledge soon: a handler has ended, or a message came again."""
@@ -146,13 +175,23 @@ class Hop:
         elif self._ack_timer is None:
             self._ack_timer = self._reactor.callLater(0, self.write_ack)
 
-    def write_ack(self) -> None:
-        """Write the acknowledgement that is due now."""
+    def write_ack(self, *, at_end: bool = False) -> None:
+        """Write the acknowledgement that is due, as far as the client has room; `at_end`: all."""
         timer, self._ack_timer = self._ack_timer, None
         if timer is not None and timer.active():
             timer.cancel()
-        while self.is_open and (ack := self._account.incoming.take_ack()) is not None:
+        account = self._account
+        while self.is_open and (at_end or self._sender.room > 0):
+            size_max = min(ACK_BYTES, account.outgoing.size_max - ENVELOPE_BYTES)
+            ack = account.incoming.take_ack(account.outgoing.answered or None, size_max)
+            if ack is None:
+                return
             self.control(ack)
+
+    def writable(self) -> None:
+        """Write on: there is room again."""
+        self.write_ack()
+        self.pump()
 
     def pump(self) -> None:
         """Write what waits, as much as the client has room for."""
@@ -197,3 +236,13 @@ class Hop:
         entry.settle(error)
         if entry.is_shutdown:
             self._on_shutdown()
+
+
+def _unknown(entry: Entry, why: str) -> Exception:
+    if entry.was_sent:
+        return RemoteLeft(f"{why}, before there was an answer")
+    return NotJoined(f"{why}, and nothing was sent")
+
+
+def _size_max(payload_bytes: int | None) -> int:
+    return sys.maxsize if payload_bytes is None else max(0, payload_bytes - ENVELOPE_BYTES)

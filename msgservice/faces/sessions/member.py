@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from msgservice.faces.sessions.content.codec import ISessionCodec
 from msgservice.faces.sessions.envelope import Ack, Hello, Previous, Welcome, check_reason
-from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
+from msgservice.faces.sessions.errors import NotJoined
 from msgservice.faces.sessions.hop import Account, Hop
 from msgservice.faces.sessions.incoming import Incoming
 from msgservice.faces.sessions.limits import SessionLimits
@@ -120,7 +120,7 @@ class Member:
     # --- from the central
 
     def add(self, entry: Entry) -> None:
-        """Send a message as soon as the remote is there. Raises `QueueFull`."""
+        """Send a message as soon as the remote is there. Raises `QueueFull`, `MessageTooLarge`."""
         self._hop.add(entry)
 
     def beat(self, payload: bytes, now: float) -> None:
@@ -144,6 +144,7 @@ class Member:
     def joined(self, session: str) -> None:
         """Take the remote's word that the connection dialled back is its own."""
         if self.state is State.GREETING and session == self.session:
+            self.account.confirmed()
             self._join()
 
     def acknowledged(self, ack: Ack) -> None:
@@ -172,17 +173,12 @@ class Member:
         if self.state is State.LEFT:
             return
         self._end(State.LEFT)
-        name = named(self.key)
-        for entry in self.account.outgoing.end():
-            if entry.number:
-                entry.settle(RemoteLeft(f"{name} left before it answered: {reason}"))
-            else:
-                entry.settle(NotJoined(f"{name} left, nothing was sent: {reason}"))
+        self.account.end(f"{named(self.key)} left ({reason})")
         self._user.member_left(self, reason)
 
     def stop(self, reason: str) -> Deferred[None]:
         """Leave once what is written has left; fires then."""
-        self._hop.write_ack()
+        self._hop.write_ack(at_end=True)
         self.leave(reason)
         return self._sender.stop()
 
@@ -195,12 +191,13 @@ class Member:
             self._join()
             return
         self.state = State.GREETING
-        self._hop.control(Welcome(self.session, self._previous, self._hello.nonce))
+        size = self._limits.payload_bytes
+        self._hop.control(Welcome(self.session, self._previous, self._hello.nonce, size))
         self._timer = self._reactor.callLater(self._limits.join_timeout, self._not_joined)
 
     def sender_writable(self) -> None:
         """See `SenderUser`."""
-        self._hop.pump()
+        self._hop.writable()
 
     def sender_lost(self, reason: str) -> None:
         """See `SenderUser`."""

@@ -10,10 +10,13 @@ bytes, and when it is written, is the owner's.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail, succeed
 
+from msgservice.errors import MessageTooLarge
 from msgservice.faces.sessions.errors import BadAck, QueueFull
 from msgservice.waiters import Waiters
 
@@ -21,12 +24,21 @@ from msgservice.waiters import Waiters
 class Entry:
     """An outgoing message, and the receipt of it: its prepared content, number, and outcome."""
 
-    __slots__ = ("_error", "_is_settled", "_waiters", "is_shutdown", "number", "prepared")
+    __slots__ = (
+        "_error",
+        "_is_settled",
+        "_waiters",
+        "is_shutdown",
+        "number",
+        "prepared",
+        "was_sent",
+    )
 
     def __init__(self, prepared: bytes, *, is_shutdown: bool = False) -> None:
         self.prepared = prepared
         self.is_shutdown = is_shutdown
         self.number = 0
+        self.was_sent = False  # in this session or another
         self._is_settled = False
         self._error: Exception | None = None
         self._waiters: Waiters[None] | None = None
@@ -59,12 +71,14 @@ class Outgoing:
 
     def __init__(self, *, messages_max: int, bytes_max: int) -> None:
         self.session = ""
+        self.size_max = sys.maxsize  # bytes of a message that the other side takes
         self.messages = 0
         self.bytes = 0
         self._messages_max, self._bytes_max = messages_max, bytes_max
         self._waiting: deque[Entry] = deque()
         self._unanswered: deque[Entry] = deque()
         self._last = 0  # the last number that was given
+        self.answered = 0  # and that was answered
 
     @property
     def has_waiting(self) -> bool:
@@ -77,7 +91,9 @@ class Outgoing:
         return len(self._unanswered)
 
     def add(self, entry: Entry) -> None:
-        """Let a message wait. Raises `QueueFull`; a single message is taken whatever its size."""
+        """Let a message wait. Raises `MessageTooLarge`, `QueueFull`; one alone has room."""
+        if len(entry.prepared) > self.size_max:
+            raise MessageTooLarge(len(entry.prepared), self.size_max)
         if self.messages >= self._messages_max:
             raise QueueFull("queue_messages", self._messages_max)
         if self.messages and self.bytes + len(entry.prepared) > self._bytes_max:
@@ -87,21 +103,34 @@ class Outgoing:
         self.bytes += len(entry.prepared)
 
     def begin(self, session: str, *, continues: bool, upto: int = 0) -> list[Entry]:
-        """Begin a session; return those settled by it, in order.
+        """Begin a session; return those that end with the one before, in order.
 
-        `continues`: the other side knows the numbers of the session before, and has handled `upto`.
+        `continues`: the other side knows the numbers of the session before, and has handled `upto`:
+        they are settled. Else it is another process, and a shutdown was not meant for that.
         Raises `BadAck` for an `upto` that was never sent.
         """
-        settled = self._settle(upto) if continues else []
+        ended = self._settle(upto) if continues else []
         self.session = session
         self.rewind()
         if not continues:
-            self._last = 0
+            self._last = self.answered = 0
+            ended = self.remove(lambda entry: entry.is_shutdown)
             for entry in self._waiting:
                 if not entry.number:
                     break
                 entry.number = 0
-        return settled
+        return ended
+
+    def remove(self, is_meant: Callable[[Entry], bool]) -> list[Entry]:
+        """Return those of what waits that are meant, in order: they wait no more.
+
+        They must have no number that the other side waits for.
+        """
+        removed = [entry for entry in self._waiting if is_meant(entry)]
+        if removed:
+            self._waiting = deque(entry for entry in self._waiting if not is_meant(entry))
+            self._count_off(removed)
+        return removed
 
     def rewind(self) -> None:
         """Let what is unanswered wait again, under its numbers: its connection is gone."""
@@ -121,6 +150,7 @@ class Outgoing:
             if not entry.number:
                 self._last += 1
                 entry.number = self._last
+                entry.was_sent = True
             taken.append(entry)
             if entry.is_shutdown:
                 break
@@ -156,6 +186,7 @@ class Outgoing:
         for queue in (self._unanswered, self._waiting):
             while queue and 0 < queue[0].number <= upto:
                 settled.append(queue.popleft())
+        self.answered = max(self.answered, upto)
         self._count_off(settled)
         return settled
 

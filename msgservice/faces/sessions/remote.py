@@ -44,7 +44,7 @@ from msgservice.faces.sessions.envelope import (
     Welcome,
     check_id,
 )
-from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined, RemoteLeft
+from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
 from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage
 from msgservice.faces.sessions.hop import Account, Hop, prepare
 from msgservice.faces.sessions.limits import SessionLimits
@@ -256,6 +256,7 @@ class Remote(Service):
             acks=self._acks,
             previous=self._account.incoming.previous,
             nonce=self._nonce if self._acks else None,
+            payload_bytes=self._limits.payload_bytes if self._acks else None,
         )
         self._hop.control(hello)
         if not self._is_unanswered:  # else whom nobody answers says hello for ever
@@ -266,7 +267,7 @@ class Remote(Service):
 
     def sender_writable(self) -> None:
         """See `SenderUser`."""
-        self._hop.pump()
+        self._hop.writable()
 
     def sender_lost(self, reason: str) -> None:
         """See `SenderUser`."""
@@ -324,7 +325,9 @@ class Remote(Service):
             continues = item.previous is not None
             upto = item.previous[1] if item.previous is not None else 0
             self._hop.close()
-            self._account.begin(item.session, continues=continues, upto=upto)
+            self._account.begin(
+                item.session, continues=continues, upto=upto, payload_bytes=item.payload_bytes
+            )
             self._session = item.session
         self._hop.control(Joined(item.session))
         self._join()
@@ -424,7 +427,7 @@ class Remote(Service):
                 await maybeDeferred(self._on_shutdown, end)
             except BaseException:
                 self._log.failure("an event of a remote")
-        self._hop.write_ack()
+        self._hop.write_ack(at_end=True)
         self.state = State.ENDING
         if self._silence is not None and self._silence.active():
             self._silence.cancel()
@@ -433,11 +436,7 @@ class Remote(Service):
         await self._sender.stop()
         await self._listener.stop()
         await self._handlers.stop()
-        for entry in self._account.outgoing.end():
-            if entry.number:
-                entry.settle(RemoteLeft("the remote ended before the central answered"))
-            else:
-                entry.settle(NotJoined("the remote ended, nothing was sent"))
+        self._account.end("the remote ended")
 
     def _ended(self, _: object, end: Ended) -> None:
         self.state = State.ENDED
