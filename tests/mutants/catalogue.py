@@ -1122,6 +1122,13 @@ _ALL = [
         ),
     ),
     Mutant(
+        name="what-grows-later-is-not-counted",
+        at="msgservice.faces.sessions.content.restricted:_grow",
+        old="if container[_IS_SEALED]:",
+        new="if container is _PLAIN:",
+        catcher=_test("tests/unit/test_sessions_pickles.py", "something_else_already"),
+    ),
+    Mutant(
         name="a-text-ends-beyond-its-piece",
         at="msgservice.faces.sessions.content.shapes:_learn",
         old="if at > end:",

@@ -180,7 +180,7 @@ def test_whatever_has_a_shape_is_taken_by_the_walk_too_and_gives_the_same(seed: 
         if not known.has(payload):
             continue
         let_through += 1
-        has_classes, tuples, _ = restricted._walk(payload)  # it raises for what is not allowed
+        has_classes, tuples, _, _ = restricted._walk(payload)  # it raises for what is not allowed
         assert not has_classes
         assert not tuples
         try:

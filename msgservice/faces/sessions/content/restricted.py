@@ -26,6 +26,10 @@ TUPLES_MAX = 1_000  # so many may be one in the other without a closer look
 SHARED_MAX = 16  # so many references to what is there already, too
 HASHED_MAX = 100_000  # values in keys, counted as often as they are hashed; and for each byte:
 HASHED_PER_BYTE = 4
+# Numbers, and what is made of them, hash as whoever chose them wishes: all to the same, if so
+# meant, and each is compared with each. There may be so many as keys of one mapping or members of
+# one set; of more mappings and sets less in each, so that the sum of squares is no larger.
+NUMBERS_MAX = 5_000
 DIGITS_MAX = 39  # of an integer of 128 bits, as text: a UUID is one
 LONG_BYTES_MAX = 17
 
@@ -73,8 +77,16 @@ _LONG1, _MEMOIZE = 0x8A, 0x94
 _ERRORS = "surrogateescape"
 # What `_walk` counts: tuples and frozensets, which may be keys with others inside; and in the upper
 # half what is met again, by the memo or by DUP.
-_COUNTS = (1 << 32) - 1
-_COUNTED = [(opcode in b"t\x85\x86\x87\x91") + ((opcode in b"ghj2") << 32) for opcode in range(256)]
+# and above that values that are no text, which may be keys chosen to collide.
+_BITS = 28
+_COUNTS = (1 << _BITS) - 1
+_TEXTS = b"UXTSVCB\x8c\x8d\x8e"
+_COUNTED = [
+    (opcode in b"t\x85\x86\x87\x91")
+    + ((opcode in b"ghj2") << _BITS)
+    + ((opcode in b"ghj2NKMJGFIL)\x88\x89\x8a\x8b\x85\x86\x87tR") << 2 * _BITS)
+    for opcode in range(256)
+]
 
 
 def loads(payload: bytes, classes: Mapping[tuple[str, str], Any] | None = None) -> Any:
@@ -84,10 +96,14 @@ def loads(payload: bytes, classes: Mapping[tuple[str, str], Any] | None = None) 
     `BadPayload` for anything that is not allowed, and for bytes that are no pickle.
     """
     try:
-        has_classes, tuples, shared = _walk(payload)
+        has_classes, tuples, shared, numbers = _walk(payload)
     except IndexError:
         _refuse("it ends too early")
-    if tuples > TUPLES_MAX or (shared > SHARED_MAX and (has_classes or tuples > 1)):
+    if (
+        tuples > TUPLES_MAX
+        or numbers > NUMBERS_MAX
+        or (shared > SHARED_MAX and (has_classes or tuples > 1))
+    ):
         try:
             _check_keys(payload)
         except BadPayload:
@@ -128,8 +144,8 @@ def _refuse(reason: str) -> NoReturn:
 # --- opcodes
 
 
-def _walk(payload: bytes) -> tuple[bool, int, int]:
-    """Check every opcode; return whether there are classes, how many tuples, how much is shared.
+def _walk(payload: bytes) -> tuple[bool, int, int, int]:
+    """Check every opcode; return whether there are classes, and what `_COUNTED` counts.
 
     Raises `IndexError` where the bytes end first.
     """
@@ -156,7 +172,7 @@ def _walk(payload: bytes) -> tuple[bool, int, int]:
         counts += counted[opcode]
     if at != len(payload):
         _refuse("bytes behind its end")
-    return has_classes, counts & _COUNTS, counts >> 32
+    return has_classes, counts & _COUNTS, counts >> _BITS & _COUNTS, counts >> 2 * _BITS
 
 
 def _skip(payload: bytes, at: int, opcode: int, argument: int) -> int:
@@ -229,11 +245,13 @@ def _check_keys(payload: bytes) -> None:
 
     A tuple does not remember its hash. Nested deep it overflows the C stack; a few dozen, each of
     the one before twice, never end. So this follows the unpickler's stack: of each value, how deep
-    it is in tuples, and how many values are in it, a shared one as often as it is met.
+    it is in tuples, and how many values are in it, a shared one as often as it is met. So nothing
+    may grow that is in something else already; a pickler finishes what it puts into another.
     """
     arguments, effects = _ARGUMENT, _EFFECTS
     hashed_max = HASHED_MAX + HASHED_PER_BYTE * len(payload)
-    hashed = 0
+    collisions_max = NUMBERS_MAX**2
+    hashed = collisions = 0
     stack: list[_Weight] = []
     marks: list[int] = []
     memo: dict[int, _Weight] = {}
@@ -253,6 +271,8 @@ def _check_keys(payload: bytes) -> None:
         at = at + argument if argument >= 0 else _skip(payload, at, opcode, argument)
         if effect == " ":
             stack.append(_PLAIN)
+        elif effect == '"':
+            stack.append(_TEXT_VALUE)
         elif effect == "p":
             memo[_index(payload, begin, at, opcode, len(memo))] = stack[-1]
         elif effect == "g":
@@ -265,29 +285,44 @@ def _check_keys(payload: bytes) -> None:
                 raise IndexError
             items = stack[base:]
             del stack[base:]
-            depth = count = 0
-            for below, inside in items:
+            depth = count = numbers = 0
+            for item in items:
+                below, inside, inside_numbers, _, _ = item
                 depth = max(depth, below)
                 count += inside
+                numbers += inside_numbers
+                item[_IS_SEALED] = 1
             if depth >= DEPTH_MAX:
                 _refuse(f"it is nested more than {DEPTH_MAX} deep")
-            stack.append([depth + 1, min(count + 1, _COUNT_MAX)])
+            if not items:
+                numbers = 1
+            count = min(count + 1, _COUNT_MAX)
+            stack.append([depth + 1, count, min(numbers, _COUNT_MAX), 0, 1])
         else:
-            hashed += _follow(effect, stack, marks)
+            values, compared = _follow(effect, stack, marks)
+            hashed += values
             if hashed > hashed_max:
                 _refuse("keys that share their values too often")
+            collisions += compared
+            if collisions > collisions_max:
+                _refuse(f"more than {NUMBERS_MAX} numbers as keys or members")
             if effect == ".":
                 return
 
 
-_Weight = list[int]  # how deep, and how many values; a list, as containers grow
-_PLAIN: _Weight = [0, 1]
+# How deep, how many values, how many of these are no text, how many such it has as keys or members,
+# and whether it may grow no more. A list, as containers grow.
+_Weight = list[int]
+_DEPTH, _COUNT, _NUMBERS, _KEYS, _IS_SEALED = range(5)
+_PLAIN: _Weight = [0, 1, 1, 0, 1]
+_TEXT_VALUE: _Weight = [0, 1, 0, 0, 1]
 _COUNT_MAX = 2**62  # above any limit, and counting goes no further
 
 # What opcodes do to the stack: nothing, push a value, or as the opcode that stands for them.
 _EFFECTS = [" "] * 256
 for _opcodes, _effect in (
     (b"\x80\x95", "-"),
+    (_TEXTS, '"'),
     (b"qrp\x94", "p"),
     (b"hjg", "g"),
     (b"t\x85\x86\x87", "t"),
@@ -304,8 +339,8 @@ for _opcode in b".lde1us0R2":
     _EFFECTS[_opcode] = chr(_opcode)
 
 
-def _follow(effect: str, stack: list[_Weight], marks: list[int]) -> int:
-    """Do to the stack what an opcode does; return how many values it hashes."""
+def _follow(effect: str, stack: list[_Weight], marks: list[int]) -> tuple[int, int]:
+    """Do to the stack what an opcode does; return how many values it hashes, and may compare."""
     hashed: list[_Weight] = []
     match effect:
         case "l" | "d" | "f" | "e" | "u" | "A" | "1":
@@ -313,7 +348,7 @@ def _follow(effect: str, stack: list[_Weight], marks: list[int]) -> int:
             items = stack[base:]
             del stack[base:]
             if effect in "ldf":
-                stack.append([0, 1])
+                stack.append(_container())
             if effect != "1":
                 _grow(stack[-1], items)
             if effect in "fA":
@@ -329,13 +364,13 @@ def _follow(effect: str, stack: list[_Weight], marks: list[int]) -> int:
             hashed = [key]
         case "R":
             hashed = [stack.pop()]
-            stack[-1] = [0, 1]
+            stack[-1] = _container()
             _grow(stack[-1], hashed)
         case "c":
             stack.pop()
             stack[-1] = _PLAIN
         case "]":
-            stack.append([0, 1])
+            stack.append(_container())
         case "2":
             stack.append(stack[-1])
         case "0":
@@ -343,13 +378,29 @@ def _follow(effect: str, stack: list[_Weight], marks: list[int]) -> int:
                 marks.pop()
             else:
                 stack.pop()
-    return sum([item[1] for item in hashed])
+    if not hashed:
+        return 0, 0
+    numbers = sum([item[_NUMBERS] for item in hashed])
+    before = stack[-1][_KEYS]
+    keys = stack[-1][_KEYS] = min(before + numbers, _COUNT_MAX)
+    return sum([item[_COUNT] for item in hashed]), keys**2 - before**2
+
+
+def _container() -> _Weight:
+    return [0, 1, 0, 0, 0]
 
 
 def _grow(container: _Weight, items: list[_Weight]) -> None:
-    if container is _PLAIN and items:
-        _refuse("something put into what holds nothing")
-    container[1] = min(container[1] + sum([item[1] for item in items]), _COUNT_MAX)
+    if not items:
+        return
+    if container[_IS_SEALED]:
+        _refuse("something put into what holds nothing, or is in something else already")
+    count, numbers = container[_COUNT], container[_NUMBERS]
+    for item in items:
+        count += item[_COUNT]
+        numbers += item[_NUMBERS]
+        item[_IS_SEALED] = 1
+    container[_COUNT], container[_NUMBERS] = min(count, _COUNT_MAX), min(numbers, _COUNT_MAX)
 
 
 def _index(payload: bytes, at: int, end: int, opcode: int, next_index: int) -> int:
