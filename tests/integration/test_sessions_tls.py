@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import pytest_twisted
 import trustme
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import (
     Certificate,
     PrivateCertificate,
     optionsForClientTLS,
     trustRootFromCertificates,
 )
+from twisted.internet.task import deferLater
 
 from msgservice.errors import InsecureListener
 from msgservice.faces.sessions.central import Central
 from msgservice.faces.sessions.content.objects import ObjectsCodec
+from msgservice.faces.sessions.content.safe import SafeCodec
+from msgservice.faces.sessions.envelope import Hello
+from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.remote import Remote
 
 # Twisted hands a client's certificate to pyOpenSSL in a form that the latter deprecates.
@@ -128,3 +133,42 @@ async def test_nobody_is_joined_over_a_connection_without_tls() -> None:
     assert remote.session is None
     await central.stopService()
     assert central.remotes == {}
+
+
+class Mute(Protocol):
+    """A server that accepts a connection and says nothing, so that no handshake ends."""
+
+    all: ClassVar[list[Mute]] = []
+
+    def connectionMade(self) -> None:
+        self.all.append(self)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.all.remove(self)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_that_never_ends_is_given_up_and_its_side_ends_in_time() -> None:
+    authority = Authority()
+    mute: Any = Factory.forProtocol(Mute)
+    port: Any = reactor.listenTCP(0, mute, interface=HOST)
+    limits = SessionLimits(dial_timeout=0.2, redial_seconds=1.0)
+    central = Central(reactor, dial=authority.dial, limits=limits)
+    left = central.when_left("away")
+    hello = SafeCodec().control(Hello(port.getHost().port, id="away"))
+    peer = await connectProtocol(HostnameEndpoint(reactor, *await central.listen()), Protocol())
+    peer.transport.write(len(hello).to_bytes(4, "big") + hello)
+    remote = Remote(
+        reactor,
+        authority.dial(HOST, port.getHost().port),
+        heartbeat_timeout=1.0,
+        limits=limits,
+    )
+    await remote.start()
+    assert (await remote.when_shut_down()).by == "silence"
+    assert "not reached for 1.0 s" in (await left)[1]
+    while Mute.all:
+        await deferLater(reactor, 0.01, lambda: None)
+    await central.stopService()
+    await port.stopListening()
+    peer.transport.abortConnection()

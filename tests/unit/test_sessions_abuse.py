@@ -146,16 +146,16 @@ def test_who_is_not_accepted_is_not_dialled() -> None:
 
 def test_remotes_max_refuses_new_remotes_and_not_those_that_are_known() -> None:
     world = SessionsWorld(limits=SessionLimits(remotes_max=2))
-    peers = [dial(world) for _ in range(3)]
-    for number, peer in enumerate(peers):
-        peer.say(Hello(20_000 + number))
-        world.run(0.2)
-    assert [peer.is_open for peer in peers] == [True, True, False]
-    again = dial(world)
-    again.say(Hello(20_001))
-    world.run(0.5)
-    assert again.is_open
-    assert len(world.central.remotes) == 2
+    joined(world, "a")
+    joined(world, "b")
+    peer = dial(world)
+    peer.say(Hello(20_000))
+    world.run(0.2)
+    assert not peer.is_open
+    world.kill("b")
+    again = world.begin_remote("b", 20_010, id="b")
+    world.until(lambda: again.is_joined)
+    assert set(world.central.remotes) == {"a", "b"}
 
 
 def test_redialling_is_bounded_in_time() -> None:

@@ -16,7 +16,15 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, fail, gatherResults, maybeDeferred, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    TimeoutError,  # noqa: A004  # its own, that `addTimeout` fails with
+    fail,
+    gatherResults,
+    maybeDeferred,
+    succeed,
+)
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -60,7 +68,9 @@ class Central(Service):
         threads: so many threads of its own for `on_message`; 0: it runs on the reactor.
         heartbeat: seconds between two.
         node: a `DurableRemotes`: what is for remotes that have an id waits in a node.
-        accept: says whether a hello from this connection may join: `accept(hello, inbound)`.
+        accept: says whether a hello from this connection may join: `accept(hello, inbound)`. It may
+            return a Deferred or be a coroutine function, with an answer within `join_timeout`. Only
+            True lets in.
         accept_hosts: hosts that a hello may name although it comes from another address.
         tls: for its server, `twisted.internet.ssl.CertificateOptions`; one that verifies clients
             may listen to all.
@@ -83,7 +93,7 @@ class Central(Service):
         threads: int = 0,
         heartbeat: float = 5.0,
         node: DurableRemotes | None = None,
-        accept: Callable[[Hello, Inbound], bool] = lambda hello, inbound: True,
+        accept: Callable[[Hello, Inbound], object] = lambda hello, inbound: True,
         accept_hosts: Collection[str] = (),
         dial: Callable[[str, int], IStreamClientEndpoint] | None = None,
         tls: CertificateOptions | None = None,
@@ -103,6 +113,8 @@ class Central(Service):
         self._beating: IDelayedCall | None = None
         self._durable = node
         self._accept, self._accept_hosts = accept, frozenset(accept_hosts)
+        # Whose hello `accept` has not decided, and what its connection gives meanwhile.
+        self._asked: dict[Inbound, tuple[Deferred[Any], list[Callable[[], None]]]] = {}
         self._rng = rng
         self._dial = dial if dial is not None else self._by_name
         self._members: dict[Key, Member] = {}
@@ -147,6 +159,8 @@ class Central(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        for asked, _ in tuple(self._asked.values()):
+            asked.cancel()
         await self._listener.stop()
         await self._handlers.stop()
         members = list(self._members.values())
@@ -239,12 +253,18 @@ class Central(Service):
 
     def connection_lost(self, inbound: Inbound, reason: str) -> None:
         """See `ListenerUser`. Its remote says hello again, if it is still there."""
+        if inbound in self._asked:
+            self._asked[inbound][1].append(lambda: self.connection_lost(inbound, reason))
         member: Member | None = inbound.owner
         if member is not None:
             member.unheard()
 
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""
+        if self._asked and inbound in self._asked:
+            inbound.hold(size)
+            self._asked[inbound][1].append(lambda: self._item_waited(inbound, item, size))
+            return
         member: Member | None = inbound.owner
         try:
             if type(item) is Message:
@@ -308,18 +328,60 @@ class Central(Service):
         else:
             ended(outcome)
 
+    def _item_waited(self, inbound: Inbound, item: Item, size: int) -> None:
+        self.item_received(inbound, item, size)
+        inbound.release(size)
+
     def _hello(self, inbound: Inbound, hello: Hello) -> None:
         host = hello.host or inbound.host
         reason = self._refusal(inbound, hello, host)
         if reason is not None:
             inbound.abort(f"hello is refused: {reason}")
             return
+        asked: Deferred[Any] = maybeDeferred(self._accept, hello, inbound)
+        self._asked[inbound] = asked, []
+        asked.addTimeout(self._limits.join_timeout, self._reactor)
+        asked.addCallback(self._accepted, inbound, hello, host)
+        asked.addErrback(self._not_accepted, inbound)
+        asked.addCallback(self._answered, inbound)
+
+    def _accepted(self, answer: object, inbound: Inbound, hello: Hello, host: str) -> bool:
         address = (host, hello.port)
         key: Key = hello.id if hello.id is not None else address
-        if key not in self._members and len(self._members) >= self._limits.remotes_max:
-            inbound.abort(f"hello is refused: remotes_max = {self._limits.remotes_max} reached")
-            return
-        endpoint = self._dial(host, hello.port)  # it may raise, and nothing has changed then
+        reason = None
+        if answer is not True:
+            reason = "not accepted"
+        elif not self.running:
+            reason = "the central ends"
+        elif inbound.owner is not None and inbound.owner.key != key:
+            reason = "there was one of another remote on this connection"
+        elif key not in self._members:
+            reason = self._has_no_place(host)
+        if reason is not None:
+            inbound.abort(f"hello is refused: {reason}")
+            return False
+        self._admit(inbound, hello, address, key)
+        return True
+
+    def _not_accepted(self, failure: Failure, inbound: Inbound) -> bool:
+        if failure.check(BadAck) is not None:
+            reason = failure.getErrorMessage()
+        elif failure.check(CancelledError, TimeoutError) is not None:
+            reason = f"accept has not answered within join_timeout = {self._limits.join_timeout} s"
+        else:
+            self._log.failure("a hello could not be answered", failure)
+            reason = "a fault of our own"
+        inbound.abort(f"hello is refused: {reason}")
+        return False
+
+    def _answered(self, is_let_in: bool, inbound: Inbound) -> None:
+        waited = self._asked.pop(inbound)[1]
+        if is_let_in:
+            for go_on in waited:
+                go_on()
+
+    def _admit(self, inbound: Inbound, hello: Hello, address: tuple[str, int], key: Key) -> None:
+        endpoint = self._dial(*address)  # it may raise, and nothing has changed then
         old = self._members.get(key)
         account = old.account if old is not None else self._left.get(key)
         if account is None:
@@ -357,8 +419,18 @@ class Central(Service):
             return "its host is not the address that it comes from, nor in accept_hosts"
         if hello.port < self._limits.port_min:
             return f"port {hello.port} is below port_min = {self._limits.port_min}"
-        if not self._accept(hello, inbound):
-            return "not accepted"
+        return None
+
+    def _has_no_place(self, host: str) -> str | None:
+        """Return why there is no place for a remote that is new."""
+        places, members = self._limits.remotes_max, self._members
+        if len(members) >= places:
+            return f"remotes_max = {places} reached"
+        # Whoever can say hello could take all places with remotes that are not there.
+        if len(members) * 2 >= places:
+            away = sum(1 for m in members.values() if not m.is_joined and m.address[0] == host)
+            if away * 2 >= places:
+                return f"half of remotes_max = {places} are of this host, and have not joined"
         return None
 
     def _by_name(self, host: str, port: int) -> IStreamClientEndpoint:

@@ -127,6 +127,7 @@ class Hop:
     def open(self) -> None:
         """Let messages and acknowledgements leave."""
         self.is_open = True
+        self._sender.established(is_proven=self._acks)
         if self._account.incoming.handled:
             self._account.incoming.say(anew=True)
         self.writable()

@@ -20,7 +20,8 @@ class SessionLimits:
     connections_max: int = 10_000
     """Connections of one listener; those beyond are closed as they are accepted."""
     remotes_max: int = 10_000
-    """Remotes of one central; a hello beyond is not answered."""
+    """Remotes of one central; a hello beyond is refused. Those of one host that have not joined may
+    be half of it."""
     sessions_kept: int = 10_000
     """Ended sessions of which the central remembers how far it had come, oldest forgotten first."""
     unhandled_messages: int = 1_000
@@ -36,7 +37,7 @@ class SessionLimits:
     dial_timeout: float = 5.0
     """One attempt to connect."""
     join_timeout: float = 10.0
-    """From the connection dialled back to the remote's `joined`."""
+    """From the connection dialled back to the remote's `joined`; and for an answer of `accept`."""
     redial_seconds: float = 30.0
     """For how long a central dials a remote that went away; then it has left."""
     write_timeout: float = 60.0

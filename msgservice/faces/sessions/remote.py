@@ -50,7 +50,7 @@ from msgservice.faces.sessions.hop import Account, Hop, prepare
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.listener import Inbound, Listener
 from msgservice.faces.sessions.outgoing import Entry
-from msgservice.faces.sessions.sender import Sender
+from msgservice.faces.sessions.sender import DIALS_MIN, Sender
 from msgservice.waiters import Waiters
 
 LISTEN = "tcp:0:interface=127.0.0.1"
@@ -91,8 +91,8 @@ class Remote(Service):
         on_joined: called when the central has answered, each time.
         on_shutdown: called with an `Ended`, before anything closes.
         threads: so many threads of its own for `on_message`; 0: it runs on the reactor.
-        heartbeat_timeout: seconds without a heartbeat after which it ends; they begin with a hello,
-            and while it gets no answer not again with the next.
+        heartbeat_timeout: seconds without a heartbeat after which it ends; they begin when it has
+            reached the central, and while that gives no answer not again with the next hello.
         announce_host: the host that the central dials; by default whence the hello comes.
         acks: whether both sides number and acknowledge.
         tls: for its server, `twisted.internet.ssl.CertificateOptions`.
@@ -140,9 +140,9 @@ class Remote(Service):
         self._nonce = ""
         self._account = Account(limits)
         self._from_central: Inbound | None = None  # the connection that it dialled back
-        self._alive_at = 0.0  # of the first hello without answer, or of the last heartbeat
+        self._alive_at = 0.0  # of the first connection without answer, or of the last heartbeat
         self._looked_at = 0.0
-        self._is_unanswered = False  # it has said hello since it was joined
+        self._is_unanswered = False  # it has reached somebody since it was joined
         self._silence: IDelayedCall | None = None
         self._joins: Waiters[None] = Waiters()
         self._end: Ended | None = None
@@ -152,7 +152,15 @@ class Remote(Service):
             host, port = central
             central = HostnameEndpoint(self._reactor, host, port, timeout=limits.dial_timeout)
         self._sender = Sender(
-            self._reactor, central, self, limits=limits, redial_seconds=None, rng=rng
+            self._reactor,
+            central,
+            self,
+            limits=limits,
+            redial_seconds=None,
+            # In time for its own end, and for a central that waits for its answer to a welcome.
+            pause_max=min(heartbeat_timeout, limits.join_timeout) / DIALS_MIN,
+            on_reached=self._reached,
+            rng=rng,
         )
         self._hop = Hop(
             self._reactor,
@@ -259,6 +267,8 @@ class Remote(Service):
             payload_bytes=self._limits.payload_bytes if self._acks else None,
         )
         self._hop.control(hello)
+
+    def _reached(self) -> None:
         if not self._is_unanswered:  # else whom nobody answers says hello for ever
             self._is_unanswered = True
             self._alive_at = self._looked_at = self._now()

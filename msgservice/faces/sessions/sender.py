@@ -3,8 +3,9 @@
     Hop ─ write ─► framed ─► transport ─► the peer's kernel
                      room ◄── what the transport has taken
 
-It dials by itself and dials again, from a second on for longer and longer. What is unanswered, and
-whether it is sent again, is the `hop`'s.
+It dials by itself and dials again, from a second on for longer and longer, and so too a server that
+accepts and closes. What is unanswered, whether it is sent again, and whether who answers is the one
+that was meant, is the `hop`'s and its owner's.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.clock import monotonic_of, timed
-from msgservice.core.backoff import delay_of
+from msgservice.core.backoff import Backoff
 from msgservice.core.framing import encode_prefix
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.waiters import Waiters
 
 ROOM_BYTES = 256 * 1024  # what the transport may hold beyond what the kernel has taken
-DELAY_MIN, DELAY_MAX = 1.0, 30.0  # between attempts, doubling
+DELAY_MIN, DELAY_MAX = 1.0, 30.0  # between attempts, doubling …
+DIALS_MIN = 5  # … and never longer than what leaves so many until it would be too late
+HEALTHY_SECONDS = 10.0  # a connection that stood for so long was no accident
 LOOK_SECONDS = 1.0  # between two looks whether the peer reads
 
 
@@ -69,15 +72,20 @@ class _Wire(TwistedProtocol):
         self.is_full = False
         self.written = 0  # bytes given to the transport
         self._is_open = False
+        self._handshake: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
+        self._sender.wire_reached()
         if not ISSLTransport.providedBy(self.transport):
             self.handshakeCompleted()
+        else:
+            self._handshake = self._sender.in_dial_timeout(self.transport.abortConnection)
 
     def handshakeCompleted(self) -> None:
         transport: Any = self.transport
         if not self._is_open and not transport.disconnecting:
             self._is_open = True
+            self._stop_handshake()
             transport.registerProducer(self, True)
             self._sender.wire_opened(self)
 
@@ -85,7 +93,12 @@ class _Wire(TwistedProtocol):
         pass
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._sender.wire_lost(self, reason.getErrorMessage(), was_open=self._is_open)
+        self._stop_handshake()
+        self._sender.wire_lost(self, reason.getErrorMessage())
+
+    def _stop_handshake(self) -> None:
+        if self._handshake is not None and self._handshake.active():
+            self._handshake.cancel()
 
     def write(self, pieces: list[bytes]) -> None:
         self.written += sum(map(len, pieces))
@@ -134,7 +147,9 @@ class Sender:
         reactor: clock and sockets.
         endpoint: the server.
         user: whom it tells.
-        redial_seconds: for how long it dials a server that is not there; None: for ever.
+        redial_seconds: for how long it dials until its user says `established`; None: for ever.
+        pause_max: between two attempts.
+        on_reached: called when something accepts a connection, before any handshake.
         rng: floats from 0 to 1, for the pauses between attempts.
     """
 
@@ -148,14 +163,26 @@ class Sender:
         *,
         limits: SessionLimits,
         redial_seconds: float | None,
+        pause_max: float = DELAY_MAX,
+        on_reached: Callable[[], object] = lambda: None,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self._reactor = timed(reactor)
         self._now = monotonic_of(reactor)
         self._user: SenderUser | None = user
         self._limits = limits
-        self._rng = rng
         self._redial_seconds = redial_seconds
+        self.wire_reached = on_reached
+        self._away_since = 0.0  # since when it dials, whoever accepted and closed meanwhile
+        self._established_at: float | None = None
+        if redial_seconds is not None:
+            pause_max = min(pause_max, redial_seconds / DIALS_MIN)
+        self._backoff = Backoff(
+            delay_min=DELAY_MIN,
+            delay_max=min(DELAY_MAX, pause_max),
+            healthy=HEALTHY_SECONDS,
+            rng=rng,
+        )
         self._why = "no connection yet"
         self._wire: _Wire | None = None
         self._is_stopping = False
@@ -163,7 +190,10 @@ class Sender:
         self._timer: IDelayedCall | None = None  # of giving up, else of what is not read
         self._full_since: tuple[float, int] | None = None
         self._service = ClientService(
-            endpoint, _WireFactory(self), retryPolicy=self._delay, clock=self._reactor
+            endpoint,
+            _WireFactory(self),
+            retryPolicy=self._backoff.policy(self._now),
+            clock=self._reactor,
         )
 
     @property
@@ -186,8 +216,16 @@ class Sender:
 
     def start(self) -> None:
         """Dial."""
+        self._away_since = self._now()
         self._begin_to_wait()
         self._service.startService()
+
+    def established(self, *, is_proven: bool) -> None:
+        """Take note that this connection's server is the one that was dialled.
+
+        Unless that `is_proven` the connection has to stand for a while to count as one.
+        """
+        self._established_at = self._now() + (0 if is_proven else HEALTHY_SECONDS)
 
     def write(self, payloads: Sequence[bytes]) -> None:
         """Write payloads, each framed; dropped while there is no connection."""
@@ -233,9 +271,15 @@ class Sender:
             return
         self._stop_timer()
         self._wire = wire
+        self._established_at = None
+        self._backoff.established(self._now())
         self._user.sender_connected()
 
-    def wire_lost(self, wire: _Wire, reason: str, *, was_open: bool) -> None:
+    def in_dial_timeout(self, function: Callable[[], object]) -> IDelayedCall:
+        """Call a function once the time of one attempt is over."""
+        return self._reactor.callLater(self._limits.dial_timeout, function)
+
+    def wire_lost(self, wire: _Wire, reason: str) -> None:
         """Take note of its end."""
         self._why = reason
         if wire is not self._wire:
@@ -243,6 +287,9 @@ class Sender:
         self._wire = None
         self._stop_timer()
         self._lost.fire(None)
+        now = self._now()
+        if self._established_at is not None and now >= self._established_at:
+            self._away_since = now
         if self._user is not None:
             self._begin_to_wait()
             self._user.sender_lost(reason)
@@ -276,14 +323,10 @@ class Sender:
             return
         self._timer = self._reactor.callLater(LOOK_SECONDS, self._look)
 
-    def _delay(self, attempts: int) -> float:
-        return delay_of(
-            max(1, attempts), delay_min=DELAY_MIN, delay_max=DELAY_MAX, jitter=self._rng()
-        )
-
     def _begin_to_wait(self) -> None:
         if self._redial_seconds is not None:
-            self._timer = self._reactor.callLater(self._redial_seconds, self._give_up)
+            rest = self._away_since + self._redial_seconds - self._now()
+            self._timer = self._reactor.callLater(max(0.0, rest), self._give_up)
 
     def _give_up(self) -> None:
         self._timer = None

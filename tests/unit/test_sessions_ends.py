@@ -1,0 +1,220 @@
+"""The ends of a session: who is dialled and for how long, who may join, and what stops them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import LogEvent
+
+from msgservice.faces.sessions.envelope import Hello
+from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
+from msgservice.faces.sessions.limits import SessionLimits
+from tests.kit.sessions_world import HOST, Process, SessionsWorld, _Server
+from tests.unit.test_sessions_abuse import Peer, Peers, dial, joined, message
+
+
+class Closes(Peer):
+    """A server that accepts a connection and closes it."""
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self.transport.loseConnection()  # type: ignore[union-attr]  # it is connected
+
+
+class ClosingPeers(Peers):
+    def buildProtocol(self, addr: Any) -> Peer:
+        self.all.append(Closes())
+        return self.all[-1]
+
+
+def accept_and_close(world: SessionsWorld, port: int) -> list[Peer]:
+    peers = ClosingPeers()
+    _Server(world.net, Process(), port).listen(peers)
+    return peers.all
+
+
+# --- dialling is bounded until joined
+
+
+@pytest.mark.parametrize("acks", [True, False])
+def test_redialling_a_server_that_accepts_and_closes_is_bounded_in_time(acks: bool) -> None:
+    world = SessionsWorld(limits=SessionLimits(redial_seconds=30.0))
+    accepted = accept_and_close(world, 20_000)
+    dial(world).say(Hello(20_000, acks=acks))
+    world.run(0.5)
+    receipt = world.done(world.central.send((HOST, 20_000), 1)).acknowledged()
+    left = world.central.when_left((HOST, 20_000))
+    world.done(left, 40.0)
+    assert world.central.remotes == {}
+    with pytest.raises((NotJoined, RemoteLeft)):
+        world.done(receipt)
+    dials = len(accepted)
+    assert dials < 40  # it waits for longer and longer, though each connection came about
+    world.run(120.0, step=0.5)
+    assert len(accepted) == dials
+
+
+def test_another_process_on_the_port_of_a_dead_remote_does_not_keep_it_here() -> None:
+    world = SessionsWorld()
+    world.begin_remote("a", 20_001, id="a")
+    world.until(lambda: "a" in world.central.remotes and world.central.remotes["a"].is_joined)
+    world.kill("a")
+    other = world.begin_remote("b", 20_001, id="b")
+    receipt = world.done(world.central.send("a", "x")).acknowledged()
+    world.done(world.central.when_left("a"), 60.0)
+    with pytest.raises((NotJoined, RemoteLeft)):
+        world.done(receipt)
+    assert list(world.central.remotes) == ["b"]
+    assert other.is_joined
+
+
+@pytest.mark.parametrize("acks", [True, False])
+def test_a_remote_that_is_reached_each_time_is_dialled_for_as_long_as_that(acks: bool) -> None:
+    world = SessionsWorld(heartbeat=1.0)
+    left = world.central.when_left()
+    remote = world.begin_remote("shop", 20_001, id="shop", acks=acks, heartbeat_timeout=20.0)
+    stands = 1.0 if acks else 12.0  # without an answer it is who was meant once it has stood
+    for _ in range(60 if acks else 10):
+        world.until(
+            lambda: "shop" in world.central.remotes and world.central.remotes["shop"].is_joined
+        )
+        world.run(stands, step=0.05)
+        for end in world.net.live():  # the client of the central is cut
+            if end.getPeer().port == 20_001:
+                world.net.break_off(end)
+        world.run(0.1)
+    assert not left.called
+    world.until(lambda: remote.is_joined)
+
+
+def test_a_connection_is_of_one_remote() -> None:
+    """One connection cannot take the places of many."""
+    world = SessionsWorld()
+    peer = dial(world)
+    for port in range(20_000, 20_010):
+        peer.say(Hello(port, acks=True))
+    world.run(1.0)
+    assert list(world.central.remotes) == [(HOST, 20_000)]
+    assert not peer.is_open
+
+
+def test_remotes_of_one_host_that_never_join_leave_half_of_the_places_to_others() -> None:
+    world = SessionsWorld(limits=SessionLimits(remotes_max=4), accept_hosts=["10.0.0.7"])
+    peers = [dial(world) for _ in range(3)]
+    for number, peer in enumerate(peers):
+        peer.say(Hello(20_000 + number, acks=True))
+        world.run(0.2)
+    assert [peer.is_open for peer in peers] == [True, True, False]
+    other = dial(world)
+    other.say(Hello(20_000, host="10.0.0.7", acks=True))
+    world.run(0.2)
+    assert other.is_open
+    assert ("10.0.0.7", 20_000) in world.central.remotes
+    world.run(45.0, step=0.05)  # and their places are free again
+    joined(world)
+
+
+# --- a remote dials often enough to be there in time
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("timeout", "away"), [(8.0, 4.0), (15.0, 8.0), (3.0, 1.0)])
+def test_a_central_that_comes_back_within_the_timeout_is_found_by_its_remotes(
+    seed: int, timeout: float, away: float
+) -> None:
+    world = SessionsWorld(seed, heartbeat=timeout / 10)
+    remote = joined(world, heartbeat_timeout=timeout)
+    receipt = world.done(remote.send("early"))
+    world.run(timeout / 9)
+    world.kill("central")
+    world.run(away, step=0.05)
+    world.begin_central()
+    world.until(lambda: "shop" in world.central.remotes, timeout)
+    world.until(lambda: world.central.remotes["shop"].is_joined and remote.is_joined)
+    world.done(receipt.acknowledged())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_remote_that_began_before_its_central_finds_it_soon(
+    seed: int,
+) -> None:
+    world = SessionsWorld(seed)
+    world.kill("central")
+    remote = world.begin_remote("shop", 20_001, id="shop")
+    world.run(60.0, step=0.1)
+    world.begin_central()
+    world.until(lambda: remote.is_joined, 3.0)
+
+
+# --- only True lets in
+
+
+async def _answer(value: object) -> object:
+    return value
+
+
+@pytest.mark.parametrize("value", [False, None, 1, "yes", True])
+@pytest.mark.parametrize("way", ["at once", "Deferred", "coroutine", "later"])
+def test_accept_may_answer_later_and_only_true_lets_in(value: object, way: str) -> None:
+    later: Deferred[object] = Deferred()
+    answers = {
+        "at once": lambda hello, inbound: value,
+        "Deferred": lambda hello, inbound: succeed(value),
+        "coroutine": lambda hello, inbound: _answer(value),
+        "later": lambda hello, inbound: later,
+    }
+    world = SessionsWorld(accept=answers[way])
+    peer = dial(world)
+    peer.say(Hello(20_000), message("behind"))
+    world.run(1.0)
+    if way == "later":
+        assert (world.central.remotes, world.at_central, peer.is_open) == ({}, [], True)
+        later.callback(value)
+        world.run(1.0)
+    if value is True:
+        assert list(world.central.remotes) == [(HOST, 20_000)]
+        assert [(m.key, m.content) for m in world.at_central] == [((HOST, 20_000), "behind")]
+    else:
+        assert not peer.is_open
+        assert (world.central.remotes, world.at_central) == ({}, [])
+
+
+def test_accept_that_never_answers_refuses_after_a_while(logged: list[LogEvent]) -> None:
+    world = SessionsWorld(
+        accept=lambda hello, inbound: Deferred(), limits=SessionLimits(join_timeout=3.0)
+    )
+    peer = dial(world)
+    peer.say(Hello(20_000))
+    world.run(2.5)
+    assert peer.is_open
+    world.run(1.0)
+    assert not peer.is_open
+    assert any("join_timeout = 3.0" in str(event.get("reason")) for event in logged)
+    dial(world).say(Hello(20_001))
+    world.run(0.5)
+    world.done(world.central.stopService())
+    assert world.net.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_what_comes_behind_a_hello_that_accept_is_asked_about_is_bounded(closes: bool) -> None:
+    later: Deferred[object] = Deferred()
+    world = SessionsWorld(
+        accept=lambda hello, inbound: later, limits=SessionLimits(unhandled_messages=5)
+    )
+    peer = dial(world)
+    peer.say(Hello(20_000))
+    world.run(0.5)
+    for number in range(50):
+        peer.say(message(number))
+        world.run(0.05)
+    ((_, waited),) = world.central._asked.values()
+    assert len(waited) < 10
+    if closes:
+        peer.transport.loseConnection()  # type: ignore[union-attr]  # it is connected
+        world.run(1.0)
+    later.callback(True)
+    world.run(5.0)
+    assert [m.content for m in world.at_central] == list(range(50))
