@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from msgservice.faces.sessions.content import safe
 from msgservice.faces.sessions.content.objects import ObjectsCodec
 from msgservice.faces.sessions.content.records import FORMATTED_MAX, RecordsCodec
 from msgservice.faces.sessions.content.safe import RemoteError, SafeCodec
@@ -453,6 +454,21 @@ def test_a_control_message_that_cannot_be_is_bad() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        '{"type": "hello"}',
+        '{"type": "hello", "port": "high"}',
+        '{"type": "ack", "session": "a", "upto": -1}',
+        "{'type': 'heartbeat', 'seq': 'first'}",
+    ],
+)
+def test_text_that_only_looks_like_a_control_message_is_what_somebody_logged(text: str) -> None:
+    found = RecordsCodec().decode(record(msg=text))
+    assert isinstance(found, Message)
+    assert found.content == text
+
+
+@pytest.mark.parametrize(
     ("msg", "args", "content"),
     [
         ("loop %d of %s", (1, "two"), "loop 1 of two"),
@@ -603,3 +619,125 @@ def test_hostile_payloads_of_records_are_refused() -> None:
     codec = RecordsCodec()
     assert "not registered" in refused(codec, b"cos\nsystem\n(S'" + SECRET.encode() + b"'\ntR.")
     assert "memo" in refused(codec, b"Nr\xff\xff\xff\x7f.")
+
+
+def pairs_that_collide(count: int) -> list[tuple[int, int]]:
+    """Return pairs of integers of 64 bits that have one hash, as CPython hashes tuples."""
+    first, second, begin, modulus = (
+        11400714785074694791,
+        14029467366897019727,
+        2870177450012600261,
+        2**64,
+    )
+    inverse = pow(second, -1, modulus)
+    found: list[tuple[int, int]] = []
+    a = 0
+    while len(found) < count:
+        a += 1
+        lane = (begin + a * second) % modulus
+        lane = (lane << 31 | lane >> 33) % modulus * first % modulus
+        b = (12345678912345 - lane) * inverse % modulus
+        if b < 2**61 - 1:
+            found.append((a, b))
+        elif 2 < modulus - b < 2**61 - 1:
+            found.append((a, b - modulus))
+    return found
+
+
+def test_keys_that_collide_are_refused_before_they_are_compared() -> None:
+    codec = SafeCodec()
+    pairs = pairs_that_collide(5_001)
+    assert len({hash(pair) for pair in pairs}) == 1
+    body = b"\xdf" + struct.pack(">I", len(pairs))
+    body += b"".join(msgspec.msgpack.encode(pair) + b"\xc0" for pair in pairs)
+    inside = msgspec.msgpack.encode(msgspec.msgpack.Ext(1, msgspec.msgpack.encode(("error", body))))
+    for payload in (
+        codec.message(body, None, None),
+        codec.message(inside, None, None),
+        b"\x92\x01" + body,
+    ):
+        with pytest.raises(BadPayload, match="5000 numbers as keys"):
+            codec.decode(payload)
+    with pytest.raises(TypeError, match="5000 numbers as keys"):
+        codec.prepare({"all": dict.fromkeys(range(2**40, 2**40 + 5_001))})
+    for content in (
+        dict.fromkeys(range(5_000)),
+        {f"{n}": [n, 1.5] for n in range(20_000)},
+        {f"{n}".encode(): n for n in range(20_000)},
+        [{n: n for n in range(60)} for _ in range(2_000)],
+        list(range(100_000)),
+    ):
+        assert codec.decode(codec.message(codec.prepare(content), "s", 1)) == Message(
+            content, "s", 1
+        )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_keys_are_counted_in_whatever_is_around_them(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For content at random: it is refused where the sum of the squares is above the limit."""
+    monkeypatch.setattr(safe, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(safe, "_SMALL_MAP", 2)
+    monkeypatch.setattr(safe, "_large_map", lambda body: True)
+    monkeypatch.setattr(safe, "NUMBERS_MAX", 12)
+    draw = random.Random(seed)
+    sums: list[int] = []
+
+    def scalar() -> Any:
+        size = draw.choice([0, 1, 31, 32, 255, 256, 70_000])
+        second = draw.randrange(60)
+        simple: list[Any] = [
+            None,
+            True,
+            1,
+            -1,
+            200,
+            -200,
+            70_000,
+            -70_000,
+            2**40,
+            -(2**40),
+            2**63,
+            1.5,
+        ]
+        simple.append(dt.datetime(1970 + draw.randrange(600), 1, 2, 3, 4, second, second, dt.UTC))
+        simple.append(msgspec.msgpack.Ext(5, b"\xdf" * draw.randrange(20)))
+        return draw.choice([*simple, "x" * size, b"\xdf" * size])
+
+    def value(depth: int) -> Any:
+        count = draw.choice([0, 1, 3, 8, 17]) if depth else 0
+        match draw.randrange(4) if depth else 3:
+            case 0:
+                return [value(depth - 1) for _ in range(count)]
+            case 1:
+                keys = [draw.choice([1.5 + n, f"{n}", 10**n, (n, "x")]) for n in range(count)]
+                weights: dict[object, int] = {str: 0, tuple: 3}
+                numbers = sum(weights.get(type(key), 1) for key in keys)
+                if numbers > 2:
+                    sums.append(numbers**2)
+                return {key: value(depth - 1) for key in keys}
+            case _:
+                return scalar()
+
+    refused = 0
+    for _ in range(300):
+        sums.clear()
+        body = msgspec.msgpack.encode(value(4))
+        try:
+            safe._check_keys(body)
+        except BadPayload:
+            refused += 1
+            assert sum(sums) > 144
+        else:
+            assert sum(sums) <= 144
+    assert 20 < refused < 280
+
+
+def test_one_name_is_of_one_class() -> None:
+    codec = SafeCodec()
+    codec.register(range, "range", list, tuple)
+    codec.register(range, "range", list, tuple)
+    for name in ("range", "error"):
+        with pytest.raises(ValueError, match="another class"):
+            codec.register(slice, name, str, str)

@@ -29,7 +29,7 @@ from msgservice.faces.sessions.envelope import (
     control_of,
     fields_of,
 )
-from msgservice.faces.sessions.errors import BadPayload
+from msgservice.faces.sessions.errors import BadControl, BadPayload
 
 PROTOCOL = 1  # what `SocketHandler` writes, and every Python reads
 # Attributes of a record: names that no program gives to its own (`extra`).
@@ -147,7 +147,12 @@ class RecordsCodec:
         is_numbered = session is not None or number is not None
         is_text = type(content) is str
         if not is_numbered and not (is_text and content[:1] != "{"):
-            control = control_of(content)
+            try:
+                control = control_of(content)
+            except BadControl:
+                if not is_text:
+                    raise
+                control = None  # somebody logged it
             if control is not None:
                 return control
         arguments = value.get("args")

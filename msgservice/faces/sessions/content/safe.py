@@ -6,6 +6,7 @@ A payload is an array: `[0, session, number, content]`, the content as msgpack o
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from zope.interface import implementer
 
 from msgservice.codecs import MsgpackCodec
 from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.content.restricted import NUMBERS_MAX
 from msgservice.faces.sessions.envelope import (
     Control,
     Item,
@@ -28,6 +30,11 @@ from msgservice.faces.sessions.errors import BadPayload
 
 MESSAGE, CONTROL = 0, 1
 _EXTENSION = 1  # the type of msgpack's extensions that carries a registered type
+# Keys that collide: below so many bytes, or so many pairs, they cost no more than others.
+_SMALL_BYTES = 32 * 1024
+_SMALL_MAP = 64
+_ARRAY_NUMBERS = 3  # for so many numbers an array counts as a key: it takes longer to compare
+_large_map = re.compile(rb"\xde(?:\0[\x41-\xff]|[^\0].)|\xdf", re.DOTALL).search
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(list[Any]).decode
 
@@ -53,6 +60,7 @@ def frame_control(item: Control) -> bytes:
 
 def unframe(payload: bytes, decode: Callable[[bytes], Any]) -> Item:
     """Return the item of a payload, its content by `decode`. Raises `BadPayload`."""
+    _check_keys(payload)
     try:
         match _unpack(payload):
             case [0, None, None, bytes(body)]:
@@ -98,14 +106,22 @@ class SafeCodec:
         """Let instances of a class, and of those below it, be content, on both sides alike.
 
         `to_plain` returns what the codec knows; `from_plain` makes an instance of what came, and
-        raises for what is none. A class that msgpack has a form for keeps that.
+        raises for what is none. A class that msgpack has a form for keeps that. Raises
+        `ValueError` for a name that another class has.
         """
+        if name in self._by_name and self._by_class.get(cls, ("",))[0] != name:
+            raise ValueError(f"{name!r} is the name of another class")
         self._by_class[cls] = (name, to_plain)
         self._by_name[name] = from_plain
 
     def prepare(self, content: Any) -> bytes:
         """See `ISessionCodec`."""
-        return self._content.encode(content)
+        prepared = self._content.encode(content)
+        try:
+            _check_keys(prepared)
+        except BadPayload as error:
+            raise TypeError(f"{type(content).__name__} cannot be sent: {error}") from None
+        return prepared
 
     def message(self, prepared: bytes, session: str | None, number: int | None) -> bytes:
         """See `ISessionCodec`."""
@@ -122,6 +138,7 @@ class SafeCodec:
     # --- inside
 
     def _decode_content(self, body: bytes) -> Any:
+        _check_keys(body)
         try:
             return self._content.decode(body)
         except ValueError as error:  # what it was made of says more
@@ -149,6 +166,73 @@ class SafeCodec:
                 except BaseException as error:
                     raise BadPayload(f"no instance of {name}: {type(error).__name__}") from None
         raise BadPayload("an extension of msgpack that is not known here")
+
+
+def _check_keys(body: bytes) -> None:
+    """Refuse maps with so many keys that are no text that they would take too long to compare.
+
+    Numbers, and arrays of them, hash as whoever chose them wishes (`restricted.NUMBERS_MAX`). What
+    is no msgpack is left to the decoder.
+    """
+    if len(body) <= _SMALL_BYTES or _large_map(body) is None:
+        return
+    sizes = _SIZES
+    collisions = at = numbers = 0
+    left, is_map = 1, False  # of what is being read: items that are to come
+    outer: list[tuple[int, bool, int]] = []
+    try:
+        while True:
+            while not left:
+                if numbers > _SMALL_MAP:
+                    collisions += numbers**2
+                    if collisions > NUMBERS_MAX**2:
+                        raise BadPayload(f"more than {NUMBERS_MAX} numbers as keys")
+                if not outer:
+                    return
+                left, is_map, numbers = outer.pop()
+            byte = body[at]
+            if is_map and not left & 1 and byte not in _TEXTS:
+                numbers += _ARRAY_NUMBERS if byte in _ARRAYS else 1
+            left -= 1
+            size = sizes[byte]
+            at += 1
+            if size >= 0:
+                at += size
+                continue
+            head, unit, beside = _LENGTHS[byte]
+            count = int.from_bytes(body[at : at + head]) if head else byte & 0x0F
+            at += head
+            if unit:
+                outer.append((left, is_map, numbers))
+                left, is_map, numbers = count * unit, unit == 2, 0
+            else:
+                at += count + beside
+    except IndexError:
+        return
+
+
+# By the first byte: how many follow it; or -1, and of how many its length is made, how many items
+# each one of that stands for (0: bytes), and what else follows.
+_SIZES = [-1] * 256
+_LENGTHS: dict[int, tuple[int, int, int]] = {
+    **dict.fromkeys(range(0x80, 0x90), (0, 2, 0)),
+    **dict.fromkeys(range(0x90, 0xA0), (0, 1, 0)),
+    **{0xC4 + n: (1 << n, 0, 0) for n in range(3)},
+    **{0xC7 + n: (1 << n, 0, 1) for n in range(3)},
+    **{0xD9 + n: (1 << n, 0, 0) for n in range(3)},
+    **{0xDC + n: (2 << n, 1, 0) for n in range(2)},
+    **{0xDE + n: (2 << n, 2, 0) for n in range(2)},
+}
+for _byte in (*range(0x80), *range(0xE0, 0x100), 0xC0, 0xC1, 0xC2, 0xC3):
+    _SIZES[_byte] = 0
+for _byte in range(0xA0, 0xC0):
+    _SIZES[_byte] = _byte & 0x1F
+for _byte, _size in zip(
+    range(0xCA, 0xD9), (4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 2, 3, 5, 9, 17), strict=True
+):
+    _SIZES[_byte] = _size
+_ARRAYS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
+_TEXTS = frozenset((*range(0xA0, 0xC0), 0xC4, 0xC5, 0xC6, 0xD9, 0xDA, 0xDB))
 
 
 def _bad(error: BaseException) -> BadPayload:
