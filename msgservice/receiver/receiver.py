@@ -164,6 +164,10 @@ class Receiver(Service):
         """Whether messages can arrive from any node."""
         return any(way.connected for way in self.ways)
 
+    def when_connected(self) -> Deferred[None]:
+        """Fire when messages can arrive from a node, which knows the name then; at once if so."""
+        return succeed(None) if self.connected else self._reception.openings.wait()
+
     # --- verbs
 
     def attach(

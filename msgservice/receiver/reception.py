@@ -7,7 +7,7 @@ handler.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -21,6 +21,7 @@ from msgservice.receiver.handling.engine import Handling
 from msgservice.receiver.handling.transactions import StoredHandling, StoredInbox
 from msgservice.receiver.handling.work import NodeIncarnation
 from msgservice.receiver.received import Decode
+from msgservice.waiters import Waiters
 
 # Incarnations of nodes whose marks are kept while they are away: one for each log that ever sent.
 NODES_MAX = 1000
@@ -35,7 +36,7 @@ class HearsOfLosses(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Reception:
-    """The accepting side of a receiver."""
+    """The accepting side of a receiver. `openings`: each time that messages can arrive."""
 
     name: str
     incarnation: str
@@ -47,6 +48,7 @@ class Reception:
     decode: Decode
     handling: Handling
     ways: Sequence[HearsOfLosses]
+    openings: Waiters[None] = field(default_factory=Waiters)
 
     @property
     def inbox(self) -> StoredInbox | None:

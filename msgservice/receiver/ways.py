@@ -74,6 +74,7 @@ class Way(ABC):
         """Messages can arrive from a node that is this incarnation to the receiver."""
         self.node = node
         self._ended = ""
+        self.reception.openings.fire(None)
 
     def came(self, connection: NodeConnection) -> None:
         """A connection of this way stands."""

@@ -10,21 +10,32 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import LogEvent
 
 from msgservice.errors import UnknownReceiver
 from msgservice.faces.sessions.central import Central
+from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.durable import DurableRemotes
+from msgservice.faces.sessions.errors import NotJoined
+from msgservice.faces.sessions.handlers import SessionMessage
+from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.remote import Remote
+from msgservice.limits import Limits
 from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 
 pytestmark = pytest.mark.timeout(120)
 
 
+@pytest.fixture
+def limits() -> Limits:
+    return Limits()
+
+
 @pytest_twisted.async_yield_fixture
-async def central(tmp_path: Path) -> AsyncIterator[Central]:
-    node = Node(reactor, tmp_path / "node", failed=lambda error: None)
+async def central(tmp_path: Path, limits: Limits) -> AsyncIterator[Central]:
+    node = Node(reactor, tmp_path / "node", limits=limits, failed=lambda error: None)
     node.startService()
     await node.when_ready()
 
@@ -34,7 +45,12 @@ async def central(tmp_path: Path) -> AsyncIterator[Central]:
         )
 
     client = node.client("central")
-    made = Central(reactor, node=DurableRemotes(reactor, client, attach))
+    made = Central(
+        reactor,
+        codec=RecordsCodec(),
+        node=DurableRemotes(reactor, client, attach),
+        limits=SessionLimits(redial_seconds=0.2),
+    )
     await made.listen()
     yield made
     await made.stopService()
@@ -45,9 +61,15 @@ async def central(tmp_path: Path) -> AsyncIterator[Central]:
 def begin(central: Central, on_message: Any, **options: Any) -> Remote:
     address = central.address
     assert address is not None
-    remote = Remote(reactor, address, id="shop", on_message=on_message, **options)
+    options = {"id": "shop", "codec": RecordsCodec(), **options}
+    remote = Remote(reactor, address, on_message=on_message, **options)
     remote.start()
     return remote
+
+
+def hang(calls: list[Deferred[None]]) -> Deferred[None]:
+    calls.append(Deferred())
+    return calls[-1]
 
 
 async def kill(remote: Remote) -> None:
@@ -124,7 +146,12 @@ async def test_what_is_for_a_remote_without_id_ends_with_its_session(central: Ce
     address = central.address
     assert address is not None
     got: list[int] = []
-    remote = Remote(reactor, address, on_message=lambda message: got.append(message.content))
+    remote = Remote(
+        reactor,
+        address,
+        codec=RecordsCodec(),
+        on_message=lambda message: got.append(message.content),
+    )
     member_waits = central.when_joined()
     key = await remote.start()
     member = await member_waits
@@ -136,3 +163,157 @@ async def test_what_is_for_a_remote_without_id_ends_with_its_session(central: Ce
     with pytest.raises(Exception, match="is not joined"):
         await central.send(key, 2)
     assert got == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_shutdown_comes_behind_all_that_is_stored_for_the_remote(central: Central) -> None:
+    got: list[int] = []
+    begun: Deferred[None] = Deferred()
+
+    async def handle(message: Any) -> None:
+        if message.content == 0:
+            begun.callback(None)
+        await deferLater(reactor, 0.03)
+        got.append(message.content)
+
+    remote = begin(central, handle)
+    await central.when_joined("shop")
+    for number in range(10):
+        await central.send("shop", number)
+    await begun
+    await central.shutdown("shop", "enough")
+    assert got == list(range(10))
+    assert (await remote.when_shut_down()).reason == "enough"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_shutdown_whose_remote_left_before_its_turn_is_nothing_to_the_next_process(
+    central: Central,
+) -> None:
+    begun: Deferred[None] = Deferred()
+
+    def never(message: Any) -> Deferred[None]:
+        begun.callback(None)
+        return Deferred()
+
+    remote = begin(central, never)
+    await central.when_joined("shop")
+    await central.send("shop", 0)
+    await begun
+    told = central.shutdown("shop")
+    left = central.when_left("shop")
+    await kill(remote)
+    with pytest.raises(NotJoined, match="it left before"):
+        await told
+    await left
+    got: list[int] = []
+    again = begin(central, lambda message: got.append(message.content))
+    await (await central.send("shop", 1)).acknowledged()  # it is behind the shutdown
+    assert got == [0, 1]
+    assert again.is_joined
+    await again.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_stored_does_not_go_to_a_remote_that_acknowledges_nothing(
+    central: Central,
+) -> None:
+    remote = begin(central, lambda message: None)
+    await central.when_joined("shop")
+    left = central.when_left("shop")
+    await kill(remote)
+    await left
+    stored = await central.send("shop", "stored")
+    dumb: list[str] = []
+    other = begin(central, lambda message: dumb.append(message.content), acks=False)
+    await central.when_joined("shop")
+    await (await central.send("shop", "in memory")).acknowledged()
+    came: list[str] = []
+    again = begin(central, lambda message: came.append(message.content))
+    await stored.acknowledged()
+    assert came == ["stored"]
+    assert dumb in ([], ["in memory"])  # its kernel had it, and that is all this wire can tell
+    await other.stopService()
+    await again.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_first_message_of_a_new_remote_can_be_answered(tmp_path: Path) -> None:
+    node = Node(reactor, tmp_path / "node")
+    node.startService()
+    await node.when_ready()
+    client = node.client("central")
+
+    def attach(receiver: Receiver) -> None:
+        receiver.attach_through(
+            lambda make_user: node.connector(make_user, receiver.name), address="in this process"
+        )
+
+    async def answer(message: Any) -> None:
+        for number in range(3):
+            await made.send(message.key, number)
+
+    made = Central(reactor, on_message=answer, node=DurableRemotes(reactor, client, attach))
+    await made.listen()
+    assert made.address is not None
+    for name in ("one", "two", "three"):
+        got: list[SessionMessage] = []
+        remote = Remote(reactor, made.address, id=name, on_message=got.append)
+        asked = await remote.send("question")
+        await remote.start()
+        await asked.acknowledged()
+        await (await made.send(name, 3)).acknowledged()
+        assert [message.content for message in got] == [0, 1, 2, 3]
+        await remote.stopService()
+    await made.stopService()
+    with pytest.raises(NotJoined, match="the central has ended"):
+        await made.send("one", 4)
+    await client.close()
+    await node.stopService()
+    with pytest.raises(NotJoined, match="the central has ended"):
+        await made.send("one", 5)
+
+
+@pytest.mark.parametrize("limits", [Limits(retry_delay_min=90.0, retry_delay_max=90.0)])
+@pytest_twisted.ensureDeferred
+async def test_a_remote_that_is_back_gets_at_once_what_it_had_when_it_went_away(
+    central: Central, limits: Limits
+) -> None:
+    receipt = None
+    for _ in range(4):
+        begun: list[Deferred[None]] = []
+        remote = begin(central, lambda message, begun=begun: hang(begun))
+        await central.when_joined("shop")
+        receipt = receipt or await central.send("shop", "work")
+        while not begun:
+            await deferLater(reactor, 0)
+        left = central.when_left("shop")
+        await kill(remote)
+        await left
+    last = begin(central, lambda message: None)
+    assert receipt is not None
+    await receipt.acknowledged()
+    await last.stopService()
+
+
+@pytest.mark.parametrize("limits", [Limits(max_attempts=1)])
+@pytest_twisted.ensureDeferred
+async def test_a_departure_with_a_message_that_was_not_sent_is_no_attempt(
+    central: Central, limits: Limits
+) -> None:
+    got: list[str] = []
+    remote = begin(central, None)
+    await central.when_joined("shop")
+    left = central.when_left("shop")
+    await kill(remote)
+    member = central.remotes["shop"]
+    while member.is_joined:
+        await deferLater(reactor, 0)
+    receipt = await central.send("shop", "work")  # handed over, and nobody is there
+    while not member.queued:
+        await deferLater(reactor, 0)
+    await left
+    last = begin(central, lambda message: got.append(message.content))
+    await receipt.acknowledged()
+    assert got == ["work"]
+    await last.stopService()

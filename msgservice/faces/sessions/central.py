@@ -164,9 +164,10 @@ class Central(Service):
         await self._listener.stop()
         await self._handlers.stop()
         members = list(self._members.values())
+        # Before members leave: that the central ends is no attempt at what is under way.
+        left_node = self._durable.stop() if self._durable is not None else succeed(None)
         await gatherResults([member.stop("the central ends") for member in members])
-        if self._durable is not None:
-            await self._durable.stop()
+        await left_node
 
     # --- who is there
 
@@ -232,14 +233,18 @@ class Central(Service):
         if member is None:
             return fail(NotJoined(f"{named(key)} is not joined"))
         try:
+            if self._durable is not None and member.is_durable:
+                return self._durable.shut_down(member, reason)
             return member.shut_down(reason).acknowledged()
         except Exception:
             return fail(Failure())
 
     def _send(self, key: Key, prepared: bytes) -> Deferred[Any]:
         member = self._members.get(key)
-        if self._durable is not None and isinstance(key, str):
-            return self._durable.send(key, prepared)
+        if self._durable is not None and (
+            isinstance(key, str) if member is None else member.is_durable
+        ):
+            return self._durable.send(str(key), prepared)
         if member is None:
             raise NotJoined(f"{named(key)} is not joined")
         entry = Entry(prepared)
@@ -383,6 +388,9 @@ class Central(Service):
     def _admit(self, inbound: Inbound, hello: Hello, address: tuple[str, int], key: Key) -> None:
         endpoint = self._dial(*address)  # it may raise, and nothing has changed then
         old = self._members.get(key)
+        if old is not None and old.acks != hello.acks:  # what waits for the one is not the other's
+            old.stop("it came back with acks changed")
+            old = None
         account = old.account if old is not None else self._left.get(key)
         if account is None:
             account = Account(self._limits)
@@ -440,7 +448,7 @@ class Central(Service):
 
     def member_joined(self, member: Member) -> None:
         """See `MemberUser`."""
-        if self._durable is not None and member.id is not None:
+        if self._durable is not None and member.is_durable:
             self._durable.attach(member)
         self._tell(self._on_joined, member)
         self._joins.fire(member)
@@ -452,7 +460,7 @@ class Central(Service):
             self._left[member.key] = member.account
             while len(self._left) > self._limits.sessions_kept:
                 self._left.popitem(last=False)
-            if self._durable is not None and member.id is not None:
+            if self._durable is not None and member.is_durable:
                 self._durable.detach(member)
         self._tell(self._on_left, member, reason)
         self._leaves.fire((member, reason))

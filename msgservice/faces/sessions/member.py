@@ -72,7 +72,7 @@ class Member:
         rng: Callable[[], float],
     ) -> None:
         self.key, self.address = key, address
-        self.id = hello.id
+        self.id, self.acks = hello.id, hello.acks
         self.session = session
         self.account = account
         self.state = State.DIALLING
@@ -107,6 +107,11 @@ class Member:
     def is_joined(self) -> bool:
         """Whether messages can leave now."""
         return self.state is State.JOINED
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether what is for it can wait in a node: it has an id, and says what it handled."""
+        return self.id is not None and self.acks
 
     @property
     def queued(self) -> int:

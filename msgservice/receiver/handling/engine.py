@@ -579,7 +579,8 @@ class Handling:
         if outcome is not None:
             return outcome
         if self.is_stopping and failure.check(CancelledError):
-            return Action.LATER, 0, f"receiver {self._name} stops"
+            # As soon as it is back (0 would be a backoff, longer with each stop).
+            return Action.LATER, 1, f"receiver {self._name} stops"
         self._logger.failure(
             "handler of {receiver} failed at position {position}",
             failure,
