@@ -29,7 +29,7 @@ from msgservice.core.runs import Run
 from msgservice.disk.database import as_json, insert_steps, is_full, one
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
-from msgservice.disk.machine import Jobs, OwnThreads, Threads
+from msgservice.disk.machine import OwnThreads, Threads
 from msgservice.disk.mark import MARK_GONE, Mark
 from msgservice.disk.migrations import Schema
 from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, OutboxFull
@@ -112,11 +112,8 @@ class OutboxFile:
         self.size = 0  # bytes of open runs
         self._size_max = size_max
         self._entropy = entropy
-        self._threads = OwnThreads(reactor) if threads is None else threads
-        self._file = GuardedFile(
-            self.path, numbered=True, vfs=vfs, files=files, threads=self._threads
-        )
-        self._worker: Jobs | None = None
+        threads = OwnThreads(reactor) if threads is None else threads
+        self._file = GuardedFile(self.path, numbered=True, vfs=vfs, files=files, threads=threads)
         self._left: LeftRuns | None = None
         self._opened = False
         self._failed: LogFailed | None = None
@@ -138,14 +135,8 @@ class OutboxFile:
 
         Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
         """
-        assert self._worker is None, "opened once"
-        self._worker = self._threads.worker("msgservice outbox")
-        return self._worker.submit(self._open_file).addCallbacks(self._remember, self._not_opened)
-
-    def _not_opened(self, failure: Failure) -> Failure:
-        assert self._worker is not None
-        self._worker.stop()
-        return failure
+        opening = self._file.begin("msgservice outbox", lambda: self._file.open(self._load))
+        return opening.addCallback(self._remember)
 
     def _remember(self, snapshot: OutboxSnapshot) -> OutboxSnapshot:
         assert self._left is not None
@@ -157,9 +148,6 @@ class OutboxFile:
         self._opened = True
         self._file.tell()
         return snapshot
-
-    def _open_file(self) -> OutboxSnapshot:
-        return self._file.open(self._load)
 
     def _load(self, db: apsw.Connection, mark: Mark | None) -> tuple[OutboxSnapshot, Mark]:
         self._file.migrate(db, SCHEMA)
@@ -199,14 +187,10 @@ class OutboxFile:
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
-        assert self._worker is not None
         while self._committing is not None or self._waiting:
             await self._idle()
         gone, self._gone = self._gone, []
-        try:
-            await self._worker.submit(lambda: self._close_file(gone))
-        finally:
-            self._worker.stop()
+        await self._file.end(lambda: self._close_file(gone))
 
     def _idle(self) -> Deferred[None]:
         """Return a Deferred that fires when the commit that runs now is done."""
@@ -237,7 +221,6 @@ class OutboxFile:
         """
         if not self._opened:
             return fail(LogUnavailable("the outbox is not open"))
-        assert self._worker is not None
 
         def job() -> list[Run]:
             assert self._left is not None
@@ -249,7 +232,7 @@ class OutboxFile:
             self._left.was_read(page)
             return page
 
-        return self._worker.submit(job).addCallback(done)
+        return self._file.submit(job).addCallback(done)
 
     def is_unread(self, last: int) -> bool:
         """Whether sequences up to `last` may be in the file and not in memory."""
@@ -259,13 +242,12 @@ class OutboxFile:
         """Read runs by sequence without counting them, rising; fails as `read` does."""
         if not self._opened:
             return fail(LogUnavailable("the outbox is not open"))
-        assert self._worker is not None
 
         def job() -> list[Run]:
             assert self._left is not None
             return self._left.between(self._file.db, first, last)
 
-        return self._worker.submit(job)
+        return self._file.submit(job)
 
     # --- runs ----------------------------------------------------------------------------------
 
@@ -335,7 +317,6 @@ class OutboxFile:
 
         Fails with `LogUnavailable` or `LogFailed`, as `append` does.
         """
-        assert self._worker is not None
         incarnation = self._entropy(16).hex()
 
         def job() -> str:
@@ -350,7 +331,7 @@ class OutboxFile:
             self.incarnation = found
             return found
 
-        return self._worker.submit(job).addCallback(done)
+        return self._file.submit(job).addCallback(done)
 
     def _add(self, run: Run) -> None:
         self._firsts.append(run.first)
@@ -383,14 +364,14 @@ class OutboxFile:
 
     def _start(self) -> None:
         """Commit what is waiting, unless a commit runs."""
-        if self._committing is not None or self._worker is None:
+        if self._committing is not None:
             return
         group, self._waiting = self._waiting, []
         gone, self._gone, self._gone_bytes = self._gone, [], 0
         log_id, self._log_id = self._log_id, None
         runs = [run for some, _ in group for run in some]
         sequence, settled_to = self.sequence, self._lowest()
-        committing = self._committing = self._worker.submit(
+        committing = self._committing = self._file.submit(
             lambda: self._write(runs, gone, sequence, log_id)
         )
 

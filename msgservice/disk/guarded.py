@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import apsw
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import UNUSABLE, check_sqlite, connect, is_full, waiting_shortly
@@ -25,7 +27,7 @@ from msgservice.disk.folder import (
     check_names,
     make_folder,
 )
-from msgservice.disk.machine import Marks, Threads
+from msgservice.disk.machine import Jobs, Marks, Threads
 from msgservice.disk.mark import MARK_INTERVAL, Mark, begin_mark, read_mark
 from msgservice.disk.migrations import Schema, migrate
 from msgservice.disk.pages import PageSums
@@ -58,6 +60,7 @@ class GuardedFile:
         self._db: apsw.Connection | None = None
         self._marks: Marks | None = None
         self._watch: FileWatch | None = None
+        self._worker: Jobs | None = None
         self._notices: list[str] = []
 
     @property
@@ -70,6 +73,33 @@ class GuardedFile:
     def replaced(self) -> str | None:
         """The name of one of the files that was replaced or removed meanwhile, or None."""
         return None if self._watch is None else self._watch.replaced or self._watch.gone
+
+    def begin(self, name: str, job: Callable[[], T]) -> Deferred[T]:
+        """Open the file by a job, on a thread of this name that is its own until it is closed."""
+        if self._worker is not None:
+            return fail(
+                RuntimeError(f"{self.path.name} was opened before: make another of its file")
+            )
+        worker = self._worker = self._threads.worker(name)
+
+        def not_opened(failure: Failure) -> Failure:
+            worker.stop()
+            return failure
+
+        return worker.submit(job).addErrback(not_opened)
+
+    def submit(self, job: Callable[[], T]) -> Deferred[T]:
+        """Run a job on the file's thread, behind those before."""
+        assert self._worker is not None
+        return self._worker.submit(job)
+
+    async def end(self, job: Callable[[], None]) -> None:
+        """Close the file by a job, the last of its thread."""
+        assert self._worker is not None
+        try:
+            await self._worker.submit(job)
+        finally:
+            self._worker.stop()
 
     def open(self, load: Callable[[apsw.Connection, Mark | None], tuple[T, Mark]]) -> T:
         """Lock, check and load: `load` gets the mark that was found, returns that to begin with.

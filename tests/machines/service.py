@@ -574,7 +574,7 @@ class Producer:
         client._hop.stop()
         if disk is not None:
             file = disk.file
-            worker: Any = file._worker
+            worker: Any = file._file._worker
             worker.is_dead = True
             assert file._file._db is not None
             file._file._db.close(True)

@@ -254,7 +254,7 @@ def _once(world: DiskWorld, condition: Any) -> Deferred[None]:
             done.callback(None)
         else:
             # Behind whatever the outbox's thread does now: no loop that takes all the time.
-            world.disk.file._worker.submit(lambda: None).addCallback(look)  # type: ignore[union-attr]  # it is open
+            world.disk.file._file.submit(lambda: None).addCallback(look)
 
     look()
     return done

@@ -27,7 +27,7 @@ from msgservice.core.marks import Key, SenderState, raised_floor
 from msgservice.disk.database import is_full, one, row_crc, telling_full
 from msgservice.disk.files import OS, Files
 from msgservice.disk.guarded import GuardedFile
-from msgservice.disk.machine import Jobs, OwnThreads, Threads
+from msgservice.disk.machine import OwnThreads, Threads
 from msgservice.disk.mark import MARK_GONE, Mark
 from msgservice.disk.migrations import Schema
 from msgservice.errors import GENERATORS, LogDamaged, LogFailed, LogUnavailable, Reject, has_not_run
@@ -197,11 +197,8 @@ class InboxFile:
         self.path = Path(path)
         self.inbox = ""  # names this inbox: HELLO `inbox`
         self._entropy = entropy
-        self._threads = OwnThreads(reactor) if threads is None else threads
-        self._file = GuardedFile(
-            self.path, numbered=False, vfs=vfs, files=files, threads=self._threads
-        )
-        self._worker: Jobs | None = None
+        threads = OwnThreads(reactor) if threads is None else threads
+        self._file = GuardedFile(self.path, numbered=False, vfs=vfs, files=files, threads=threads)
         self._marks = StoredMarks()
         self._counted = 0  # commits that changed something, since the file was made
         self._rejections = Rejections()
@@ -219,21 +216,14 @@ class InboxFile:
 
         Fails with `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`.
         """
-        if self._worker is not None:
-            return fail(RuntimeError("this inbox was opened before: make another of its file"))
-        self._worker = self._threads.worker("msgservice inbox")
-        return self._worker.submit(self._open_file).addCallbacks(self._remember, self._not_opened)
+        opening = self._file.begin("msgservice inbox", self._open_file)
+        return opening.addCallback(self._remember)
 
     def _remember(self, inbox: str) -> str:
         self.inbox = inbox
         self._opened = True
         self._file.tell()
         return inbox
-
-    def _not_opened(self, failure: Failure) -> Failure:
-        assert self._worker is not None
-        self._worker.stop()
-        return failure
 
     def _open_file(self) -> str:
         inbox = self._file.open(self._load)
@@ -309,15 +299,11 @@ class InboxFile:
         return Deferred.fromCoroutine(self._close())
 
     async def _close(self) -> None:
-        assert self._worker is not None
         while self._committing is not None:
             waiter: Deferred[None] = Deferred()
             self._committing.chainDeferred(waiter)
             await waiter
-        try:
-            await self._worker.submit(self._close_file)
-        finally:
-            self._worker.stop()
+        await self._file.end(self._close_file)
 
     def _close_file(self) -> None:
         with self._file.closing():
@@ -396,7 +382,6 @@ class InboxFile:
         if self._committing is not None or not self._waiting:
             return
         db = self._file.db
-        assert self._worker is not None
         # Handlers run now, and may hand in more: that has its turn behind them.
         committing = self._committing = Deferred[None]()
         entries: list[_Waiting] = []
@@ -427,7 +412,7 @@ class InboxFile:
             self._marks.adopt(marks)
             self._rejections.adopt(rejected)
 
-        self._worker.submit(lambda: self._commit(counted)).addCallback(adopt).addBoth(
+        self._file.submit(lambda: self._commit(counted)).addCallback(adopt).addBoth(
             lambda result: self._committed(entries, committing, result)
         )
 

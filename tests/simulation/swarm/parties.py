@@ -347,12 +347,11 @@ class ClockOutbox(OutboxFile):
             threads=SimThreads(clock, lambda: system.DISK_DELAY),
         )
 
-    def _open_file(self) -> Any:
-        snapshot = super()._open_file()
-        assert self._file._db is not None
+    def _load(self, db: Any, mark: Any) -> Any:
+        loaded = super()._load(db, mark)
         # Processes are killed here, not machines: what was written is there.
-        self._file._db.execute("pragma synchronous = off")
-        return snapshot
+        db.execute("pragma synchronous = off")
+        return loaded
 
     def die(self) -> None:
         """Close what the kernel closes when a process is killed."""
