@@ -87,13 +87,8 @@ class Flow:
         return self._disk is not None and self._disk.writing > 0
 
     def _is_busy(self) -> bool:
-        if self._disk is not None:
-            return False  # the disk is waited for at the end of each turn, whatever the node does
-        hop = self._hop
-        flight = hop.flight
-        return flight is None or hop.backlog.in_flight.messages >= min(
-            HOLD_MESSAGES, flight.window_messages // 2 or 1
-        )
+        # A disk is waited for at the end of each turn, whatever the node does.
+        return self._disk is None and self._hop.is_busy(HOLD_MESSAGES)
 
     # --- verbs
 

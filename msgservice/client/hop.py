@@ -169,6 +169,13 @@ class NodeHop:
         """Whether a session stands."""
         return self.flight is not None
 
+    def is_busy(self, messages: int) -> bool:
+        """Whether the node has so many messages to answer, or half of its window; or is away."""
+        flight = self.flight
+        return flight is None or self.backlog.in_flight.messages >= min(
+            messages, flight.window_messages // 2 or 1
+        )
+
     # --- verbs
 
     def connect(self) -> Connection:
