@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.threads import deferToThread
+from twisted.logger import LogEvent
 
 from msgservice.errors import UnknownReceiver
 from msgservice.faces.sessions.central import Central
@@ -120,6 +121,44 @@ async def test_both_sides_send_and_acknowledge_and_the_central_ends_the_remote()
     assert at_central.all[0].key == "shop"
     await central.shutdown("shop", "enough")
     assert await remote.when_shut_down() == Ended("central", "enough")
+    await central.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_handlers_on_threads_may_block_and_keep_the_order_of_their_remote(
+    logged_failures: list[LogEvent],
+) -> None:
+    both = threading.Barrier(2, timeout=SECONDS)
+    order: dict[str, list[int]] = {"a": [], "b": []}
+    of_reactor = threading.get_ident()
+    where: set[int] = set()
+
+    def handle(message: Any) -> None:
+        both.wait()  # it breaks unless a message of the other remote is handled at the same time
+        where.add(threading.get_ident())
+        order[message.key].append(message.content)
+        if message.content == 7:
+            raise ValueError("seven")
+
+    central = Central(reactor, on_message=handle, threads=2)
+    address = await central.listen()
+    remotes = [Remote(reactor, address, id=name) for name in order]
+    receipts = []
+    for remote in remotes:
+        await remote.start()
+        await remote.when_joined()
+    for n in range(50):
+        receipts += [await remote.send(n) for remote in remotes]
+    outcomes = await DeferredList([one.acknowledged() for one in receipts], consumeErrors=True)
+    assert order == {"a": list(range(50)), "b": list(range(50))}
+    assert len(where) == 2
+    assert of_reactor not in where
+    failed = [index // 2 for index, (is_well, _) in enumerate(outcomes) if not is_well]
+    assert failed == [7, 7]
+    assert len(logged_failures) == 2
+    logged_failures.clear()
+    for remote in remotes:
+        await remote.stopService()
     await central.stopService()
 
 

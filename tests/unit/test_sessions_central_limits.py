@@ -1,0 +1,86 @@
+"""Limits as a central keeps them: sessions that it remembers, and a remote that reads nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.faces.sessions.remote import Remote
+from tests.kit.sessions_world import SessionsWorld
+
+
+def joined(world: SessionsWorld, name: str, port: int, **options: Any) -> Remote:
+    remote = world.begin_remote(name, port, id=name, heartbeat_timeout=1e6, **options)
+    world.until(lambda: remote.is_joined)
+    return remote
+
+
+def cut_all(world: SessionsWorld, name: str) -> None:
+    process = world.processes[name]
+    for end in world.net.live():
+        if world.net.ends[end] is process:
+            world.net.break_off(end)
+
+
+@pytest.mark.parametrize(("kept", "numbers"), [(1, {"a": 1, "b": 2}), (2, {"a": 2, "b": 2})])
+def test_of_sessions_that_ended_sessions_kept_are_remembered_and_the_oldest_is_forgotten_first(
+    kept: int, numbers: dict[str, int]
+) -> None:
+    """A remote whose process lives comes back: its numbers go on, or all is numbered anew."""
+    world = SessionsWorld(limits=SessionLimits(sessions_kept=kept, redial_seconds=3.0))
+    ports = {"a": 20_001, "b": 20_002}
+    remotes = {name: joined(world, name, port) for name, port in ports.items()}
+    for name, remote in remotes.items():
+        world.done(world.done(remote.send([name, "first"])).acknowledged())
+    for name, port in ports.items():
+        server = world.net.servers.pop(port)
+        left = world.central.when_left(name)
+        cut_all(world, name)
+        world.done(left)
+        world.net.servers[port] = server
+    assert not world.central.remotes
+    for name, remote in remotes.items():
+        cut_all(world, name)  # it says hello again
+        world.until(lambda name=name: name in world.central.remotes)  # type: ignore[misc]
+        world.done(world.central.when_joined(name))
+        world.done(world.done(remote.send([name, "second"])).acknowledged())
+    found = {
+        message.content[0]: message.number
+        for message in world.at_central
+        if message.content[1] == "second"
+    }
+    assert found == numbers
+    assert [message.content for message in world.at_central] == [
+        [name, word] for word in ("first", "second") for name in ports
+    ]
+
+
+@pytest.mark.parametrize(("write_timeout", "is_cut_off"), [(5.0, True), (1_000.0, False)])
+def test_a_remote_that_takes_nothing_for_write_timeout_is_cut_off_and_gets_the_rest_later(
+    write_timeout: float, is_cut_off: bool
+) -> None:
+    world = SessionsWorld(limits=SessionLimits(write_timeout=write_timeout))
+    gate: Deferred[None] = Deferred()
+    got: list[int] = []
+
+    def handle(message: Any) -> Deferred[None] | None:
+        got.append(message.content[0])
+        return gate if not gate.called else None
+
+    joined(world, "shop", 20_001, on_message=handle, limits=SessionLimits(unhandled_messages=1))
+    member = world.done(world.central.when_joined("shop"))
+    receipts = [world.done(world.central.send("shop", [n, b"x" * 50_000])) for n in range(20)]
+    ends = len(world.net.ends)
+    left = world.central.when_left("shop")
+    world.run(12.0, step=0.1)
+    assert (len(world.net.ends) > ends) is is_cut_off
+    assert got == [0]
+    assert not left.called
+    gate.callback(None)
+    for receipt in receipts:
+        world.done(receipt.acknowledged())
+    assert got == list(range(20))
+    assert world.central.remotes["shop"] is member
