@@ -139,7 +139,7 @@ def test_a_fault_at_the_end_of_a_handler_ends_the_connection_and_all_is_handled_
     assert any("internal error" in loss for loss in world.node.losses), world.node.losses
     assert set(kind.begun) == {b"bad", b"1", b"2", b"3"}
     assert len(world.node.losses) == 1
-    assert world.receiver.handling.calls_running == 0
+    assert world.receiver.handling._calls == set()
     node = world.receiver.handling.nodes["node", "log.1"]
     assert (node.works, node.held_messages) == (0, 0)
     assert {str(event["log_failure"].value) for event in logged_failures} == {"a fault of ours"}

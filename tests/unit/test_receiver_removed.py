@@ -120,7 +120,7 @@ def test_10_a_thread_begins_nothing_more_once_the_receiver_is_removed(
         assert has_begun.acquire(timeout=60)
     remove(world)
     may_end.set()
-    world.until(lambda: not world.receiver.handling.calls_running)
+    world.until(lambda: not world.receiver.handling._calls)
     world.stop()
     assert len(begun) == 2
 
@@ -154,7 +154,7 @@ def test_10_what_waits_for_the_inbox_is_not_handled_once_the_receiver_is_removed
     world.node.offer([b"3", b"4"])
     world.run()
     remove(world)
-    world.until(lambda: not world.receiver.handling.calls_running)
+    world.until(lambda: not world.receiver.handling._calls)
     world.run(60)
     world.stop()
     assert written(path) == [b"1"]
@@ -179,7 +179,7 @@ def test_10_what_was_computed_is_written_and_nothing_more_is_begun_of_a_removed_
     assert len(begun) == 2
     remove(world)
     slow.end_all(world)
-    world.until(lambda: not world.receiver.handling.calls_running)
+    world.until(lambda: not world.receiver.handling._calls)
     world.stop()
     assert slow.begun == begun
     assert sorted(written(path)) == sorted(begun)

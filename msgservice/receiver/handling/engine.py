@@ -81,13 +81,6 @@ class Handling:
         self._turn_call: IDelayedCall | None = None
         self._idle: Deferred[None] | None = None
 
-    # --- getters
-
-    @property
-    def calls_running(self) -> int:
-        """Handlers that have not ended."""
-        return len(self._calls)
-
     # --- from the world
 
     def take(
