@@ -236,8 +236,12 @@ async def test_a_remote_without_acknowledgements_speaks_with_the_receiver_of_the
 ) -> None:
     remote = Remote(reactor, ("127.0.0.1", cookbook.port), codec=RecordsCodec(), acks=False)
     _, port = await remote.start()
-    (hello,) = await deferToThread(cookbook.wait, 1)
+    receipts = [await remote.send({"number": n}) for n in range(10)]
+    hello, *records = await deferToThread(cookbook.wait, 11)
     assert hello.msg == {"type": "hello", "port": port}
+    assert [record.msg for record in records] == [{"number": n} for n in range(10)]
+    for receipt in receipts:
+        await receipt.acknowledged()  # its kernel has them
     await remote.stopService()
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent
+from zope.interface import implementer
 
+from msgservice.errors import CannotListen, InsecureListener
+from msgservice.faces.sessions.central import Central
 from msgservice.faces.sessions.envelope import Hello
 from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
 from msgservice.faces.sessions.limits import SessionLimits
-from tests.kit.sessions_world import HOST, Process, SessionsWorld, _Server
-from tests.unit.test_sessions_abuse import Peer, Peers, dial, joined, message
+from msgservice.faces.sessions.remote import Ended, Remote
+from tests.kit.sessions_world import HOST, Process, SessionsWorld, _Client, _Port, _Server
+from tests.unit.test_sessions_abuse import Peer, Peers, dial, joined, listen, message
 
 
 class Closes(Peer):
@@ -218,3 +225,135 @@ def test_what_comes_behind_a_hello_that_accept_is_asked_about_is_bounded(closes:
     later.callback(True)
     world.run(5.0)
     assert [m.content for m in world.at_central] == list(range(50))
+
+
+# --- a side that speaks as the original did
+
+
+def test_a_remote_without_acknowledgements_sends_at_once_to_who_never_answers() -> None:
+    world = SessionsWorld()
+    world.kill("central")
+    server = listen(world, SessionsWorld.CENTRAL_PORT)
+    events: list[str] = []
+    remote = world.begin_remote(
+        "shop", 20_001, acks=False, on_joined=lambda: events.append("joined")
+    )
+    world.done(remote.send(0))
+    world.done(remote.when_joined(), 1.0)
+    for number in range(1, 5):
+        world.done(remote.send(number))
+    world.run(1.0)
+    hello, *items = server[0].items()
+    assert hello == Hello(20_001)
+    assert [item.content for item in items] == list(range(5))  # type: ignore[union-attr]  # messages
+    assert events == ["joined"]
+    ended = world.done(remote.when_shut_down(), 20.0)
+    assert ended.by == "silence"  # nobody beats there, either
+
+
+def test_who_connects_first_to_a_remote_and_says_nothing_is_not_its_central() -> None:
+    world = SessionsWorld(heartbeat=1.0)
+    world.kill("central")
+    remote = world.begin_remote("shop", 20_001, id="shop", acks=False, heartbeat_timeout=3.0)
+    world.run(0.5)
+    idle = dial(world, 20_001)
+    world.begin_central()
+    world.until(lambda: "shop" in world.central.remotes)
+    world.run(30.0, step=0.05)
+    assert remote.is_joined
+    assert idle.is_open
+    world.done(world.central.send("shop", 1))
+    world.done(world.central.shutdown("shop", "enough"), 20.0)
+    assert world.done(remote.when_shut_down()) == Ended("central", "enough")
+    assert [(m.key, m.content) for m in world.at["shop"]] == [("central", 1)]
+
+
+def test_the_time_of_a_remote_that_nobody_beats_is_not_begun_anew_by_each_connection() -> None:
+    world = SessionsWorld()
+    world.kill("central")
+    accept_and_close(world, SessionsWorld.CENTRAL_PORT)
+    remote = world.begin_remote("shop", 20_001, acks=False, heartbeat_timeout=5.0)
+    assert world.done(remote.when_shut_down(), 8.0).by == "silence"
+
+
+# --- stops
+
+
+def test_a_remote_ends_though_its_callback_of_the_end_never_does(
+    logged_failures: list[LogEvent],
+) -> None:
+    world = SessionsWorld(limits=SessionLimits(stop_seconds=5.0))
+    remote = joined(
+        world,
+        on_shutdown=lambda ended: Deferred(),
+        limits=SessionLimits(stop_seconds=5.0),
+    )
+    world.done(world.central.shutdown("shop", "enough"), 30.0)
+    assert world.done(remote.when_shut_down(), 30.0) == Ended("central", "enough")
+    assert world.net.live() == []
+    assert len(logged_failures) == 1
+    logged_failures.clear()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_waits_for_what_cannot_come_any_more_is_told(when: str) -> None:
+    world = SessionsWorld()
+    world.kill("central")
+    remote = world.begin_remote("shop", 20_001)
+    world.begin_central()
+    central = world.central
+    waits: list[Callable[[], Deferred[Any]]] = [
+        remote.when_joined,
+        central.when_joined,
+        lambda: central.when_joined("x"),
+    ]
+    waits += [central.when_left, lambda: central.when_left("x")]
+    waiting = [wait() for wait in waits] if when == "before" else []
+    world.done(central.stopService())
+    world.done(remote.stopService())
+    waiting = waiting or [wait() for wait in waits]
+    for waiter in waiting:
+        with pytest.raises(NotJoined):
+            world.done(waiter, 0.1)
+
+
+def test_a_central_begins_once() -> None:
+    world = SessionsWorld()
+    with pytest.raises(RuntimeError, match="a central begins once"):
+        world.done(world.central.listen())
+    joined(world)
+    world.done(world.central.stopService())
+    assert SessionsWorld.CENTRAL_PORT not in world.net.servers
+    with pytest.raises(RuntimeError, match="a central begins once"):
+        world.done(world.central.listen())
+
+
+def test_a_central_that_could_not_listen_may_try_again() -> None:
+    central = Central(Clock(), listen="tcp:0")
+    for _ in range(2):
+        with pytest.raises(InsecureListener):
+            SessionsWorld().done(central.listen())
+
+
+@pytest.mark.parametrize("side", ["central", "remote"])
+def test_a_stop_while_the_server_begins_is_told(side: str) -> None:
+    begun: Deferred[Any] = Deferred()
+    world = SessionsWorld()
+
+    @implementer(IStreamServerEndpoint)
+    class Slow:
+        def listen(self, factory: Any) -> Deferred[Any]:
+            return begun
+
+    if side == "central":
+        central = Central(world.net.clock, listen=Slow())
+        starting, stopped = central.listen(), central.stopService()
+    else:
+        remote = Remote(world.net.clock, _Client(world.net, Process(), 1), listen=Slow())
+        starting, stopped = remote.start(), remote.stopService()
+    world.done(stopped)
+    world.net.servers[20_000] = (Process(), None)
+    begun.callback(_Port(world.net, 20_000))
+    with pytest.raises(CannotListen, match="stopped meanwhile"):
+        world.done(starting)
+    assert world.net.servers.keys() == {SessionsWorld.CENTRAL_PORT}  # it is closed again

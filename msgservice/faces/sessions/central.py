@@ -52,6 +52,7 @@ from msgservice.faces.sessions.outgoing import Entry
 from msgservice.waiters import Waiters
 
 LISTEN = "tcp:0:interface=127.0.0.1"
+ENDED = "this central has ended"
 
 
 class Central(Service):
@@ -111,6 +112,7 @@ class Central(Service):
         self._on_joined, self._on_left = on_joined, on_left
         self._heartbeat, self._beats = heartbeat, 0
         self._beating: IDelayedCall | None = None
+        self._has_begun = self._has_ended = False
         self._durable = node
         self._accept, self._accept_hosts = accept, frozenset(accept_hosts)
         # Whose hello `accept` has not decided, and what its connection gives meanwhile.
@@ -136,8 +138,12 @@ class Central(Service):
 
     def listen(self) -> Deferred[tuple[str, int]]:
         """Begin; fires with the address. Fails with `CannotListen`."""
+        if self._has_begun:
+            return fail(RuntimeError("a central begins once; make another one"))
+        self._has_begun = True
         super().startService()
-        return self._listener.listen(self._listen).addCallback(self._listening)
+        d = self._listener.listen(self._listen)
+        return d.addCallbacks(self._listening, self._not_listening)
 
     def startService(self) -> None:
         """Begin; a failure is logged."""
@@ -150,9 +156,14 @@ class Central(Service):
         assert address is not None
         return address
 
+    def _not_listening(self, failure: Failure) -> Failure:
+        self._has_begun = self._has_ended  # it may begin at another time, unless it was stopped
+        return failure
+
     def stopService(self) -> Deferred[None]:
         """End: no more hellos, what is written leaves, handlers that run end."""
         super().stopService()
+        self._has_begun = self._has_ended = True
         beating, self._beating = self._beating, None
         if beating is not None and beating.active():
             beating.cancel()
@@ -168,6 +179,8 @@ class Central(Service):
         left_node = self._durable.stop() if self._durable is not None else succeed(None)
         await gatherResults([member.stop("the central ends") for member in members])
         await left_node
+        self._joins.fail(NotJoined(ENDED))
+        self._leaves.fail(NotJoined(ENDED))
 
     # --- who is there
 
@@ -177,7 +190,12 @@ class Central(Service):
         return dict(self._members)
 
     def when_joined(self, key: Key | None = None) -> Deferred[Member]:
-        """Fire with a member that is there: the next one to join; of a key, also one that is."""
+        """Fire with a member that is there: the next one to join; of a key, also one that is.
+
+        Fails with `NotJoined` where the central ends.
+        """
+        if self._has_ended:
+            return fail(NotJoined(ENDED))
         member = self._members.get(key) if key is not None else None
         if member is not None and member.is_joined:
             return succeed(member)
@@ -187,7 +205,12 @@ class Central(Service):
         return member if key in (None, member.key) else self.when_joined(key)
 
     def when_left(self, key: Key | None = None) -> Deferred[tuple[Member, str]]:
-        """Fire with the next member that leaves, one of this key if it is given, and the reason."""
+        """Fire with the next member that leaves, one of this key if it is given, and the reason.
+
+        Fails with `NotJoined` where the central ends.
+        """
+        if self._has_ended and not self._members:
+            return fail(NotJoined(ENDED))
 
         def or_the_next(left: tuple[Member, str]) -> Any:
             return left if key in (None, left[0].key) else self.when_left(key)

@@ -307,11 +307,14 @@ class Listener:
             stopped = self.stop()
             return stopped.addCallback(lambda _: self._refuse(str(address)))
         if self._is_stopped:
-            return self.stop().addCallback(lambda _: address)
+            return self.stop().addCallback(lambda _: self._refuse_stopped(str(address)))
         return address
 
     def _refuse(self, endpoint: str) -> None:
         raise InsecureListener(endpoint, self._why_not())
+
+    def _refuse_stopped(self, endpoint: str) -> None:
+        raise CannotListen(endpoint, "it was stopped meanwhile")
 
     def _not_listening(self, failure: Failure, endpoint: str) -> Any:
         raise CannotListen(endpoint, failure.getErrorMessage()) from failure.value

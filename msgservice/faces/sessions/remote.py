@@ -4,8 +4,8 @@
                         └─ silence, Shutdown, stop ─► ENDING ─► ENDED
 
 It ends by itself when the central says so, or has been silent for too long. With `acks=False` it
-speaks as the original did: nothing is numbered, joined is who was dialled back, and what the
-central's kernel has counts as acknowledged.
+speaks as the original did: nothing is numbered, joined is who is connected, since nobody answers,
+what the central's kernel has counts as acknowledged, and whoever connects is taken for the central.
 """
 
 from __future__ import annotations
@@ -88,13 +88,14 @@ class Remote(Service):
         codec: what content may be, the same as the central's (`SafeCodec()`).
         on_message: the handler, called with a `SessionMessage`, one at a time and in order. It may
             return a Deferred or be a coroutine function; with `threads` it may block.
-        on_joined: called when the central has answered, each time.
+        on_joined: called when the central has answered, each time; without `acks`, when connected.
         on_shutdown: called with an `Ended`, before anything closes.
         threads: so many threads of its own for `on_message`; 0: it runs on the reactor.
         heartbeat_timeout: seconds without a heartbeat after which it ends; they begin when it has
             reached the central, and while that gives no answer not again with the next hello.
         announce_host: the host that the central dials; by default whence the hello comes.
-        acks: whether both sides number and acknowledge.
+        acks: whether both sides number and acknowledge; else whoever reaches its server is taken
+            for its central.
         tls: for its server, `twisted.internet.ssl.CertificateOptions`.
         insecure: whether its server may listen to others than this machine unauthenticated.
         rng: floats from 0 to 1, for the pauses between attempts to dial.
@@ -213,7 +214,8 @@ class Remote(Service):
         return address
 
     def _not_listening(self, failure: Failure) -> Failure:
-        self.state = State.IDLE
+        if self.state is State.SAYING_HELLO:
+            self.state = State.IDLE
         return failure
 
     def stopService(self) -> Deferred[None]:
@@ -222,7 +224,9 @@ class Remote(Service):
         return self._finish(Ended("stop"))
 
     def when_joined(self) -> Deferred[None]:
-        """Fire when the central has answered; at once where it has."""
+        """Fire when the central has answered; at once where it has. `NotJoined` after the end."""
+        if self.state is State.ENDED:
+            return fail(NotJoined("this remote has ended"))
         return succeed(None) if self.is_joined else self._joins.wait()
 
     def when_shut_down(self) -> Deferred[Ended]:
@@ -267,6 +271,8 @@ class Remote(Service):
             payload_bytes=self._limits.payload_bytes if self._acks else None,
         )
         self._hop.control(hello)
+        if not self._acks:  # to those who speak so nobody says that they are joined
+            self._join()
 
     def _reached(self) -> None:
         if not self._is_unanswered:  # else whom nobody answers says hello for ever
@@ -293,19 +299,16 @@ class Remote(Service):
 
     def connection_opened(self, inbound: Inbound) -> None:
         """See `ListenerUser`."""
-        if not self._acks and self._from_central is None and self.state is State.SAYING_HELLO:
-            self._from_central = inbound
-            self._join()
 
     def connection_lost(self, inbound: Inbound, reason: str) -> None:
         """See `ListenerUser`. The central dials again, or the silence is too long."""
         if inbound is self._from_central:
             self._from_central = None
-            if not self._acks and self.state is State.JOINED:
-                self.state = State.SAYING_HELLO
 
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""
+        if not self._acks:  # not who connected first: that says nothing
+            self._from_central = inbound
         is_central = inbound is self._from_central
         try:
             match item:
@@ -315,6 +318,7 @@ class Remote(Service):
                     self._welcome(inbound, item)
                 case Heartbeat() if is_central:
                     self.last_heartbeat = self._alive_at = self._now()
+                    self._is_unanswered = False
                 case Ack() if is_central:
                     self._hop.acknowledged(item)
                 case Shutdown() if is_central:
@@ -340,11 +344,11 @@ class Remote(Service):
             )
             self._session = item.session
         self._hop.control(Joined(item.session))
+        self._is_unanswered = False
         self._join()
 
     def _join(self) -> None:
         self.state = State.JOINED
-        self._is_unanswered = False
         self._hop.open()
         if self._on_joined is not None:
             d = maybeDeferred(self._on_joined)
@@ -433,8 +437,9 @@ class Remote(Service):
 
     async def _close(self, end: Ended) -> None:
         if self._on_shutdown is not None:
+            told = maybeDeferred(self._on_shutdown, end)
             try:
-                await maybeDeferred(self._on_shutdown, end)
+                await told.addTimeout(self._limits.stop_seconds, self._reactor)
             except BaseException:
                 self._log.failure("an event of a remote")
         self._hop.write_ack(at_end=True)
@@ -453,4 +458,5 @@ class Remote(Service):
         ending, self._ending = self._ending, None
         if ending is not None:
             ending.fire(None)
+        self._joins.fail(NotJoined("this remote has ended"))
         self._ends_waited_for.fire(end)
