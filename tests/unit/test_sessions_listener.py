@@ -336,6 +336,39 @@ def test_the_decoding_budget_of_all_connections_pauses_and_resumes() -> None:
     assert stage.listener.budget.used == 0
 
 
+def test_what_handlers_have_not_ended_with_counts_over_all_connections_open_or_not() -> None:
+    """Short connections leave their messages behind: what is beyond the budget is not read."""
+    stage = Stage(decoding_bytes=4_000)
+    held: list[tuple[Inbound, int]] = []
+
+    def hold(inbound: Inbound, item: Item, size: int) -> None:
+        inbound.hold(size)
+        held.append((inbound, size))
+
+    stage.handle = hold
+    for _ in range(4):
+        inbound, _ = stage.connect()
+        inbound.dataReceived(framed(message("x" * 1_500)))
+        end(inbound)
+    assert len(held) == 3
+    assert len(stage.lost) == 3
+    late, transport = stage.connect()
+    late.dataReceived(framed(message("y" * 1_500))[:100])
+    assert transport.producerState == "paused"  # before its payload is whole
+    end(late)
+    assert len(stage.lost) == 4  # nothing of it waits
+    while held:
+        inbound, size = held.pop()
+        inbound.release(size)
+    assert len(stage.lost) == 5
+    assert transport.producerState == "paused"
+    assert stage.listener.budget.used == 0
+    another, transport = stage.connect()
+    another.dataReceived(framed(message("z")))
+    assert len(held) == 1
+    assert transport.producerState == "producing"
+
+
 def test_what_is_on_a_thread_when_its_connection_ends_is_given_before_the_end() -> None:
     stage = Stage(thread_bytes=1_000)
     inbound, _ = stage.connect()

@@ -1,7 +1,8 @@
 """Payloads to items: in the order of their connection, large ones on a thread, all within a budget.
 
-Decoding costs memory beyond the payload's own, and time. So what is being decoded over all
-connections has a limit, and whoever meets it is not read from until there is room.
+Decoding costs memory beyond the payload's own, and time; what is handled is in memory, whether its
+connection is open or not. So both over all connections have a limit, and whoever meets it is not
+read from until there is room.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from msgservice.faces.sessions.limits import SessionLimits
 
 
 class Budget:
-    """The bytes that are being decoded over all connections of a listener, and who waits."""
+    """The bytes of a listener that are being decoded or handled, and who waits.
+
+    Those of connections that have ended count too.
+    """
 
     def __init__(self, limits: SessionLimits) -> None:
         self.used = 0
@@ -75,12 +79,18 @@ class Decoding:
         self._give, self._fail, self._changed = give, fail, changed
         self._waiting: deque[bytes] = deque()
         self._is_running = False
+        self._waits_for_budget = False
         self._is_over = False
 
     @property
     def is_busy(self) -> bool:
         """Whether payloads wait or are on a thread, so that no more should be read."""
         return self._is_running or bool(self._waiting)
+
+    @property
+    def has_payloads(self) -> bool:
+        """Whether payloads wait or are on a thread, so that items are to come."""
+        return bool(self._waiting) or (self._is_running and not self._waits_for_budget)
 
     def feed(self, payloads: list[bytes]) -> None:
         """Decode what has come, as far as the budget goes."""
@@ -94,13 +104,17 @@ class Decoding:
         self._waiting.clear()
 
     def _run(self) -> None:
-        self._is_running = True
+        self._is_running, self._waits_for_budget = True, False
         waiting, decode, give = self._waiting, self._codec.decode, self._give
         budget = self._budget
-        while waiting:
-            if budget.used >= budget.limit:
+        while True:
+            if budget.used >= budget.limit:  # and nothing more is read, though nothing waits
+                self._waits_for_budget = True
                 budget.wait(self._run)
+                self._changed()
                 return
+            if not waiting:
+                break
             payload = waiting.popleft()
             size = len(payload)
             if size > self._thread_bytes:

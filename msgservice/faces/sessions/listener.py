@@ -94,6 +94,7 @@ class Inbound(TwistedProtocol):
         """Count a message whose handler has not ended."""
         self._held_messages += 1
         self._held_bytes += size
+        self._listener.budget.used += size
         if self._held_messages >= self._messages_max or self._held_bytes >= self._bytes_max:
             self._look()
 
@@ -103,6 +104,7 @@ class Inbound(TwistedProtocol):
         self._held_bytes -= size
         if self.is_paused:
             self._look()
+        self._listener.budget.give_back(size)
 
     def abort(self, reason: str) -> None:
         """End the connection, and say why in the log."""
@@ -165,7 +167,7 @@ class Inbound(TwistedProtocol):
         """Pause or go on reading; tell the end once all that came is given."""
         is_busy = self._decoding.is_busy
         if self._lost is not None:
-            if self._is_open and not is_busy:
+            if self._is_open and not self._decoding.has_payloads:
                 self._is_open = False
                 self._listener.closed(self, self._lost)
             return
