@@ -422,7 +422,8 @@ class HandedRun:
                 else:
                     done.append((watcher.deferred, outcome))
             for deferred, outcome in done:
-                _fire(deferred, outcome)
+                if not deferred.called:  # cancelled by one that was told before
+                    _fire(deferred, outcome)
         if self._keeper is not None:
             self._keeper.changed(self)
 

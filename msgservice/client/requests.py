@@ -128,9 +128,9 @@ class Requests:
             self._connection.send(Request(number, call.subject, Raw(call.messages), left_ms))
 
     def _fail(self, numbers: list[int], error: Callable[[_Call], MsgServiceError]) -> None:
-        calls = [self._take(number) for number in numbers]
-        for call in calls:
-            if call is not None:
+        for number in numbers:
+            call = self._take(number)
+            if call is not None:  # else cancelled by one that was told before
                 call.deferred.errback(error(call))
 
     def _take(self, number: int) -> _Call | None:

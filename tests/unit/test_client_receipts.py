@@ -8,7 +8,7 @@ import weakref
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, race
 
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.send import _settled
@@ -418,3 +418,17 @@ def test_any_cut_of_the_news_gives_what_a_plain_model_gives(seed: int) -> None:
             assert dead[0] == error_of(receipt.acknowledged(), NotDelivered).receiver
     assert run.is_settled
     assert 0 == len(runs)
+
+
+def test_a_wait_that_is_told_may_cancel_others_of_the_same_turn() -> None:
+    world = ClientWorld()
+    (first,), (second,) = sent(world), sent(world, "b")
+    waits = [first.acknowledged("r1"), first.acknowledged("r2")]
+    raced: Deferred[Any] = race(waits)
+    others: list[Deferred[Any]] = [first.acknowledged(), first.settled(), second.acknowledged()]
+    world.node.say("r1", Status.ACKNOWLEDGED, (1, 2))
+    world.node.say("r2", Status.ACKNOWLEDGED, (1, 2))
+    world.settle()
+    assert now(raced) == (0, None)
+    assert [now(wait) for wait in others] == [None, first.statuses, None]
+    assert world.client.connected

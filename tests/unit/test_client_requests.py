@@ -177,3 +177,17 @@ def test_the_nodes_own_subjects_may_be_asked_and_bad_ones_not() -> None:
     error_of(world.client.request("a", b"", timeout=0), ValueError)
     error_of(world.client.request("a", b"", timeout=float("nan")), ValueError)
     error_of(world.client.request("a", object()), TypeError)
+
+
+def test_one_that_fails_may_cancel_others_that_fail_with_it() -> None:
+    world = ClientWorld()
+    first, second = world.client.request("a", 1), world.client.request("a", 2)
+    world.settle()
+    first.addErrback(lambda failure: second.cancel())
+    world.node.cut()
+    world.settle()
+    assert now(first) is None
+    error_of(second, CancelledError)
+    third = world.client.request("a", 3)
+    world.advance(30.0)
+    error_of(third, RequestTimeout)
