@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent
 
-from msgservice.errors import UnknownReceiver
+from msgservice.errors import NotDelivered, UnknownReceiver
 from msgservice.faces.sessions.central import Central
 from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.durable import DurableRemotes
@@ -317,3 +317,51 @@ async def test_a_departure_with_a_message_that_was_not_sent_is_no_attempt(
     await receipt.acknowledged()
     assert got == ["work"]
     await last.stopService()
+
+
+@pytest.mark.parametrize("limits", [Limits(max_attempts=2, retry_delay_min=0.01)])
+@pytest_twisted.ensureDeferred
+async def test_a_failure_whose_answer_is_lost_with_its_connection_is_no_acknowledgement(
+    central: Central, limits: Limits, logged_failures: list[LogEvent]
+) -> None:
+    calls: list[Deferred[None]] = []
+    remote = begin(central, lambda message: hang(calls))
+    await central.when_joined("shop")
+    receipt = await central.send("shop", "work")
+    for attempt in range(2):
+        while len(calls) <= attempt:
+            await deferLater(reactor, 0)
+        remote._sender._wire.transport.abortConnection()
+        while remote._sender.is_connected:
+            await deferLater(reactor, 0)
+        calls[attempt].errback(ValueError("not now"))
+    with pytest.raises(NotDelivered, match="ValueError: not now"):
+        await receipt.acknowledged()
+    behind = await central.send("shop", "behind")
+    while len(calls) < 3:
+        await deferLater(reactor, 0)
+    calls[2].callback(None)
+    await behind.acknowledged()
+    assert len(logged_failures) == 2
+    logged_failures.clear()
+    await remote.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_that_the_remote_does_not_take_for_its_size_is_dead_and_the_next_comes(
+    central: Central,
+) -> None:
+    got: list[str] = []
+    remote = begin(
+        central,
+        lambda message: got.append(message.content),
+        limits=SessionLimits(payload_bytes=8192),
+    )
+    await central.when_joined("shop")
+    large = await central.send("shop", "x" * 10_000)
+    next_one = await central.send("shop", "next")
+    with pytest.raises(NotDelivered, match="10,?[0-9]{3} bytes"):
+        await large.acknowledged()
+    await next_one.acknowledged()
+    assert got == ["next"]
+    await remote.stopService()

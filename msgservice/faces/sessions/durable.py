@@ -25,7 +25,7 @@ from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.clock import timed
 from msgservice.core.subjects import check_name
-from msgservice.errors import Retry
+from msgservice.errors import HandlerFailed, MessageTooLarge, Reject, Retry
 from msgservice.faces.gateway import Gateway
 from msgservice.faces.sessions.envelope import check_reason
 from msgservice.faces.sessions.errors import NotJoined, QueueFull, RemoteLeft
@@ -192,6 +192,10 @@ class DurableRemotes:
             entry = Entry(message.body)
             member.add(entry)
             await entry.acknowledged()
+        except HandlerFailed as error:
+            raise Retry(reason=error.reason) from error
+        except MessageTooLarge as error:
+            raise Reject(str(error)) from error
         except QueueFull as error:
             raise Retry(FULL_SECONDS, reason=str(error)) from error
         except (NotJoined, RemoteLeft) as error:
