@@ -331,7 +331,8 @@ async def test_a_failure_whose_answer_is_lost_with_its_connection_is_no_acknowle
     for attempt in range(2):
         while len(calls) <= attempt:
             await deferLater(reactor, 0)
-        remote._sender._wire.transport.abortConnection()
+        wire: Any = remote._sender._wire
+        wire.transport.abortConnection()
         while remote._sender.is_connected:
             await deferLater(reactor, 0)
         calls[attempt].errback(ValueError("not now"))
@@ -360,7 +361,7 @@ async def test_a_message_that_the_remote_does_not_take_for_its_size_is_dead_and_
     await central.when_joined("shop")
     large = await central.send("shop", "x" * 10_000)
     next_one = await central.send("shop", "next")
-    with pytest.raises(NotDelivered, match="10,?[0-9]{3} bytes"):
+    with pytest.raises(NotDelivered, match="message of 10"):
         await large.acknowledged()
     await next_one.acknowledged()
     assert got == ["next"]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from logging.handlers import DEFAULT_TCP_LOGGING_PORT
+from threading import Lock
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
@@ -25,15 +26,17 @@ from twisted.python.threadable import isInIOThread
 from msgservice.clock import timed
 from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.envelope import Item, Message
-from msgservice.faces.sessions.errors import QueueFull, RemoteLeft, SessionError
+from msgservice.faces.sessions.errors import RemoteLeft, SessionError
 from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage
 from msgservice.faces.sessions.hop import Account, Hop
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.listener import Inbound, Listener
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.faces.sessions.sender import Sender
+from msgservice.waiters import Waiters
 
 LISTEN = "tcp:0:interface=127.0.0.1"
+NAME_MAX = 1_000  # characters of the name of a logger; a record with a longer one is the root's
 
 
 class RemoteMessagingError(SessionError):
@@ -41,8 +44,22 @@ class RemoteMessagingError(SessionError):
 
 
 def handle_by_name(record: logging.LogRecord) -> None:
-    """Hand a record to the logger of its name, as the server of the logging cookbook does."""
-    logging.getLogger(record.name).handle(record)
+    """Hand a record to the handlers of its name, as the server of the logging cookbook does.
+
+    Where nobody here has asked for that logger, to those of the nearest one above it: names are the
+    other side's to choose, and a logger that was made stays for ever.
+    """
+    known, name = logging.root.manager.loggerDict, record.name
+    if not isinstance(name, str) or len(name) > NAME_MAX:
+        name = ""
+    logger = known.get(name)
+    if isinstance(logger, logging.Logger):
+        logger.handle(record)
+        return
+    while name and not isinstance(logger, logging.Logger):
+        name = name.rpartition(".")[0]
+        logger = known.get(name)
+    (logger if isinstance(logger, logging.Logger) else logging.root).callHandlers(record)
 
 
 class RemoteMessagingServer:
@@ -74,7 +91,7 @@ class RemoteMessagingServer:
         self._handlers = Handlers(reactor, self._handle, threads=threads, limits=limits)
         self._listener = Listener(
             reactor,
-            codec=codec or RecordsCodec(),
+            codec=(codec or RecordsCodec()).without_controls(),
             user=self,
             limits=limits,
             tls=tls,
@@ -113,9 +130,7 @@ class RemoteMessagingServer:
 
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""
-        if not isinstance(item, Message):
-            inbound.abort("a control message of sessions, at a server of log records")
-            return
+        assert isinstance(item, Message)  # see `without_controls`
         message = SessionMessage(item.content, None, inbound.peer, record=item.record)
         outcome = self._handlers.submit(inbound, message)
         if isinstance(outcome, Job):
@@ -131,7 +146,8 @@ class RemoteMessagingServer:
 class RemoteMessagingSocketHandler(logging.Handler):
     """A handler of log records that sends them to a server of records.
 
-    It may be used from any thread; what waits and is sent belongs to the reactor's.
+    It may be used from any thread. What other threads have handed over waits for the reactor's, to
+    which all else belongs, within the same limits.
     """
 
     _log = Logger()
@@ -161,49 +177,59 @@ class RemoteMessagingSocketHandler(logging.Handler):
             limits=limits,
             acks=False,
         )
-        self._is_started = self._is_closed = False
+        self._is_started = self._is_closed = self._has_ended = False
+        self._ends: Waiters[None] = Waiters()
+        self._guard = Lock()  # of these:
+        self._handed: list[bytes] = []
+        self._handed_bytes = 0
 
     @property
     def queued(self) -> int:
         """Records that the server's kernel has not acknowledged."""
-        return self._account.outgoing.messages
+        return self._account.outgoing.messages + len(self._handed)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record. Raises `RemoteMessagingError` where the queue is full, or it is closed."""
-        if self._is_closed:
-            raise RemoteMessagingError("the sender is closed")
-        prepared = self._codec.prepare_record(record)
+        """Send a record. Raises `RemoteMessagingError` where the queue is full, or it is closed.
+
+        One that cannot be pickled goes to `handleError`, as with any handler of logging.
+        """
+        try:
+            prepared = self._codec.prepare_record(record)
+        except Exception:
+            self.handleError(record)
+            return
+        with self._guard:
+            self._check(len(prepared))
+            self._handed.append(prepared)
+            self._handed_bytes += len(prepared)
+            is_first = len(self._handed) == 1
         if isInIOThread():
-            self._add(prepared)
-        elif self.queued >= self._limits.queue_messages:
-            raise RemoteMessagingError(f"the queue is full: {self.queued} records wait")
-        else:
-            self._reactor.callFromThread(self._add_later, prepared)
+            self._take()
+        elif is_first:
+            self._reactor.callFromThread(self._take)
 
     def flushed(self) -> Deferred[None]:
         """Fire when the server's kernel has all that was sent until now."""
+        self._take()
         last = self._last
         return last.acknowledged() if last is not None else succeed(None)
 
     def close(self) -> Deferred[None]:  # type: ignore[override]  # logging looks at no result
-        """Send what waits, for `stop_seconds` at most, then end; fires then."""
+        """Send what waits, for `stop_seconds` at most, then end; fires then.
+
+        What the server did not take is given up, and the log says how much; `flushed` fails then.
+        """
         super().close()
-        if self._is_closed:
-            return succeed(None)
-        self._is_closed = True
-        if not self._is_started:
-            return succeed(None)
-        timer = self._reactor.callLater(self._limits.stop_seconds, self._give_up)
-        flushed = self.flushed()
-        flushed.addErrback(lambda _: None)
-
-        def stop(_: object) -> Deferred[None]:
-            if timer.active():
-                timer.cancel()
-            self._hop.close()
-            return self._sender.stop()
-
-        return flushed.addCallback(stop)
+        with self._guard:
+            was_closed, self._is_closed = self._is_closed, True
+        ended = succeed(None) if self._has_ended else self._ends.wait()
+        if was_closed:
+            return ended
+        if isInIOThread():
+            self._finish()
+        else:
+            self._reactor.callFromThread(self._finish)
+        return ended
 
     # --- from its client
 
@@ -227,25 +253,48 @@ class RemoteMessagingSocketHandler(logging.Handler):
 
     _last: Entry | None = None
 
-    def _add(self, prepared: bytes) -> None:
-        if not self._is_started:
+    def _check(self, size: int) -> None:
+        """Raise `RemoteMessagingError` where a record of this size cannot be taken."""
+        if self._is_closed:
+            raise RemoteMessagingError("the sender is closed")
+        limits, outgoing, queued = self._limits, self._account.outgoing, self.queued
+        if queued >= limits.queue_messages:
+            raise RemoteMessagingError(f"the queue is full: {queued} records wait")
+        if queued and outgoing.bytes + self._handed_bytes + size > limits.queue_bytes:
+            raise RemoteMessagingError(f"the queue is full: limit queue_bytes of {queued} records")
+
+    def _take(self) -> None:
+        """Let what was handed over wait for the server."""
+        with self._guard:
+            handed, self._handed, self._handed_bytes = self._handed, [], 0
+            for prepared in handed:
+                self._last = Entry(prepared)
+                self._account.outgoing.add(self._last)
+        if handed and not self._is_started:
             self._is_started = True
             self._sender.start()
-        entry = Entry(prepared)
-        try:
-            self._hop.add(entry)
-        except QueueFull as error:
-            raise RemoteMessagingError(str(error)) from error
-        self._last = entry
+        self._hop.pump()
 
-    def _add_later(self, prepared: bytes) -> None:
-        try:
-            self._add(prepared)
-        except RemoteMessagingError as error:
-            self._log.warn("a log record is not sent: {error}", error=str(error))
+    def _finish(self) -> None:
+        flushed = self.flushed()
+        timer = self._reactor.callLater(self._limits.stop_seconds, self._give_up)
+
+        def stop(_: object) -> Deferred[None]:
+            if timer.active():
+                timer.cancel()
+            self._hop.close()
+            return self._sender.stop()
+
+        def ended(_: object) -> None:
+            self._has_ended = True
+            self._ends.fire(None)
+
+        flushed.addErrback(lambda _: None).addCallback(stop).addCallback(ended)
 
     def _give_up(self) -> None:
-        for entry in self._account.outgoing.end():
+        given_up = self._account.outgoing.end()
+        self._log.warn("{count} log records are not sent: no server", count=len(given_up))
+        for entry in given_up:
             entry.settle(RemoteLeft("the server did not take it in time"))
 
 

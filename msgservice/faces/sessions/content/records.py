@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 from zope.interface import implementer
@@ -74,6 +75,7 @@ class RecordsCodec:
             known.update(registered(cls))
         self._load: Callable[[bytes], Any] = _load_anything if objects else _loader(known)
         self._classes = classes
+        self.control_of = control_of
         self._logger, self._level = logger, level
         self._level_name = logging.getLevelName(level)
 
@@ -133,6 +135,12 @@ class RecordsCodec:
         """See `ISessionCodec`."""
         return self._prepare(fields_of(item)) + _STOP
 
+    def without_controls(self) -> RecordsCodec:
+        """Return a codec like this one to which nothing is a control message: all was logged."""
+        other = copy(self)
+        other.control_of = lambda content: None
+        return other
+
     def decode(self, payload: bytes) -> Item:
         """See `ISessionCodec`."""
         value = self._load(payload)
@@ -141,14 +149,14 @@ class RecordsCodec:
             or "msg" not in value
             or not ("name" in value or "levelno" in value)
         ):
-            return control_of(value) or Message(value)
+            return self.control_of(value) or Message(value)
         content = value["msg"]
         session, number = value.get(SESSION), value.get(NUMBER)
         is_numbered = session is not None or number is not None
         is_text = type(content) is str
         if not is_numbered and not (is_text and content[:1] != "{"):
             try:
-                control = control_of(content)
+                control = self.control_of(content)
             except BadControl:
                 if not is_text:
                     raise
