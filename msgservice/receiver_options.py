@@ -3,9 +3,9 @@
 `ReceiverOptions` goes whole from where it is said (a `[[receiver]]` of the configuration,
 `$node.receivers.add`, the command line) to the row of the receiver, and through the log. A field
 says here, once, its name, type, default, check and help. Keys of the configuration, columns of the
-log, JSON of `$node.receivers.*`, options of `msgservice receivers` and the rows of
+log, what `$node.receivers.*` ask, options of `msgservice receivers` and the rows of
 docs/configuration.md come from `OPTIONS`. A new one is a field here, its column in a migration
-(`log/schema.py`), and whoever acts on it.
+(`log/schema.py`), its field in what is told (`administration`), and whoever acts on it.
 
 Not here: what identifies a receiver (name, address, subjects) and its progress, which are in
 `records.ReceiverRow`; and its rate, which is no part of the log.
@@ -37,9 +37,8 @@ class About:
     unit: str | None = None  # of a number, on the command line
     key: tuple[str, ...] = ()  # in a [[receiver]], where that is not its name
     column: str = ""  # in the log, where that is not its name
-    added: bool = True  # whether `$node.receivers.add` and the command line take it, ...
-    changed: bool = True  # ... `$node.receivers.change` ...
-    listed: bool = True  # ... and `$node.receivers.list` tells it
+    added: bool = True  # whether `$node.receivers.add` and the command line take it ...
+    changed: bool = True  # ... and `$node.receivers.change`
 
 
 class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +82,6 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
             key=("window", "messages"),
             added=False,
             changed=False,
-            listed=False,
         ),
     ] = None
     window_bytes: Annotated[
@@ -95,7 +93,6 @@ class ReceiverOptions(msgspec.Struct, frozen=True, kw_only=True):
             key=("window", "bytes"),
             added=False,
             changed=False,
-            listed=False,
         ),
     ] = None
 

@@ -9,6 +9,7 @@ import click
 from rich.console import Group
 from rich.text import Text
 
+from msgservice.administration import DEAD_GET, DEAD_LIST
 from msgservice.cli.output import body_told, cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, Whole, node_options
@@ -44,7 +45,7 @@ def list_dead(session: Session, receiver: str) -> None:
         async with session.client(reactor) as client:
             while after is not None:
                 question = {"receiver": receiver, "after": after}
-                page = await session.request(reactor, client, "$node.dead.list", **question)
+                page = await session.request(reactor, client, DEAD_LIST, **question)
                 after = page["next"]
                 printed += len(page["dead"])
                 if session.as_json:
@@ -90,7 +91,7 @@ async def _letter(
     offset: int | None = 0
     while offset is not None:
         question = {"receiver": receiver, "position": position, "offset": offset}
-        letter = await session.request(reactor, client, "$node.dead.get", **question)
+        letter = await session.request(reactor, client, DEAD_GET, **question)
         encoded += base64.b64decode(letter.pop("message"))
         offset = letter.pop("next")
     (message,) = decode_messages(encoded)

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
+from msgservice.administration import RECEIVERS_LIST, RECEIVERS_REMOVE
 from msgservice.cli.output import CannotPrint, body_told, drop_output
 from msgservice.cli.session import Session, Whole, node_options
 from msgservice.clock import Reactor
@@ -44,7 +45,7 @@ def listen(
     async def work(reactor: Reactor) -> None:
         # The node is asked something first: a receiver would dial for ever, and say nothing.
         async with session.client(reactor) as client:
-            known = await session.request(reactor, client, "$node.receivers.list")
+            known = await session.request(reactor, client, RECEIVERS_LIST)
             if not subjects and all(row["name"] != name for row in known["receivers"]):
                 click.echo(
                     f"msgservice: {name!r} is new to the node, and no SUBJECT is given: it gets"
@@ -69,9 +70,8 @@ def listen(
 
 
 async def _forget(session: Session, reactor: Reactor, client: Any, name: str) -> None:
-    subject = "$node.receivers.remove"
-    waiting = (await session.request(reactor, client, subject, name=name))["queued"]
-    await session.request(reactor, client, subject, name=name, confirm=waiting)
+    waiting = (await session.request(reactor, client, RECEIVERS_REMOVE, name=name))["queued"]
+    await session.request(reactor, client, RECEIVERS_REMOVE, name=name, confirm=waiting)
 
 
 class Watch:

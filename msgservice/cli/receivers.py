@@ -7,6 +7,15 @@ from typing import Any, TypeVar
 
 import click
 
+from msgservice.administration import (
+    RECEIVERS_ADD,
+    RECEIVERS_CHANGE,
+    RECEIVERS_LIST,
+    RECEIVERS_PAUSE,
+    RECEIVERS_REMOVE,
+    RECEIVERS_RESUME,
+    Operation,
+)
 from msgservice.cli.output import cut, lasting, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, Whole, node_options
@@ -77,8 +86,7 @@ def list_receivers(session: Session) -> None:
         after: str | None = ""
         async with session.client(reactor) as client:
             while after is not None:
-                subject = "$node.receivers.list"
-                page = await session.request(reactor, client, subject, after=after)
+                page = await session.request(reactor, client, RECEIVERS_LIST, after=after)
                 after = page["next"]
                 shown += len(page["receivers"])
                 if session.as_json:
@@ -114,7 +122,7 @@ def add(
     """
     _change_of(
         session,
-        "$node.receivers.add",
+        RECEIVERS_ADD,
         f"added {name}",
         name=name,
         subjects=list(subjects),
@@ -146,7 +154,7 @@ def change(
         raise click.UsageError(f"nothing to change: give {', '.join(known[:-1])} or {known[-1]}")
     _change_of(
         session,
-        "$node.receivers.change",
+        RECEIVERS_CHANGE,
         f"changed {name}",
         name=name,
         subjects=list(subjects) or None,
@@ -160,7 +168,7 @@ def change(
 @node_options
 def pause(session: Session, name: str) -> None:
     """Send nothing to NAME until it is resumed; its messages are kept."""
-    _change_of(session, "$node.receivers.pause", f"paused {name}", name=name)
+    _change_of(session, RECEIVERS_PAUSE, f"paused {name}", name=name)
 
 
 @receivers.command()
@@ -171,7 +179,7 @@ def resume(session: Session, name: str) -> None:
 
     async def work(reactor: Reactor) -> None:
         _check({"name": name})
-        told = await session.ask(reactor, "$node.receivers.resume", name=name)
+        told = await session.ask(reactor, RECEIVERS_RESUME, name=name)
         full = told.get("full")
         advice = (
             f", but {full}: the next message that would be one pauses it again"
@@ -194,9 +202,8 @@ def remove(session: Session, name: str, yes: bool) -> None:
     """
 
     async def work(reactor: Reactor) -> None:
-        subject = "$node.receivers.remove"
         async with session.client(reactor) as client:
-            there = await session.request(reactor, client, subject, name=name)
+            there = await session.request(reactor, client, RECEIVERS_REMOVE, name=name)
             waiting, dead = there["queued"], there.get("dead", 0)
             question = _question(name, waiting, dead)
             if (waiting or dead) and session.as_json and not yes:  # no program reads a question
@@ -205,7 +212,9 @@ def remove(session: Session, name: str, yes: bool) -> None:
                 yes or await in_daemon_thread(reactor, lambda: _confirmed(question))
             ):
                 raise Refused("not removed")
-            removed = await session.request(reactor, client, subject, name=name, confirm=waiting)
+            removed = await session.request(
+                reactor, client, RECEIVERS_REMOVE, name=name, confirm=waiting
+            )
         lost = removed.get("dead", 0)
         letters = f", {lost:,} dead letters gone" if lost else ""
         text = f"removed {name}; {removed['removed']:,} messages not delivered{letters}"
@@ -228,10 +237,12 @@ def _confirmed(question: str) -> bool:
         return False
 
 
-def _change_of(session: Session, subject: str, done: str, **question: object) -> None:
+def _change_of(
+    session: Session, operation: Operation[Any, Any], done: str, **question: object
+) -> None:
     async def work(reactor: Reactor) -> None:
         _check(question)
-        session.show(await session.ask(reactor, subject, **question), done)
+        session.show(await session.ask(reactor, operation, **question), done)
 
     session.run(work)
 

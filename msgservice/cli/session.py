@@ -34,6 +34,7 @@ from twisted.logger import (
 )
 from zope.interface import provider
 
+from msgservice.administration import Operation
 from msgservice.cli import signals
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import out
@@ -244,17 +245,24 @@ class Session:
         saying.start(SAY_AFTER, now=False)
         return saying
 
-    async def ask(self, reactor: Reactor, subject: str, **question: object) -> Any:
+    async def ask(
+        self, reactor: Reactor, operation: Operation[Any, Any], **question: object
+    ) -> Any:
         """Return what the node answers to one request."""
         async with self.client(reactor) as client:
-            return await self.request(reactor, client, subject, **question)
+            return await self.request(reactor, client, operation, **question)
 
     async def request(
-        self, reactor: Reactor, client: Client, subject: str, **question: object
+        self,
+        reactor: Reactor,
+        client: Client,
+        operation: Operation[Any, Any],
+        **question: object,
     ) -> Any:
         """Return what the node answers, its fields that are not None given."""
         given = {key: value for key, value in question.items() if value is not None}
-        return await self.in_time(reactor, client.request(subject, given, timeout=self.timeout))
+        asked = client.request(operation.right, given, timeout=self.timeout)
+        return await self.in_time(reactor, asked)
 
     async def in_time(self, reactor: IReactorTime, deferred: Deferred[T]) -> T:
         """Return what fires; `NoAnswer` when that takes too long."""

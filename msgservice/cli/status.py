@@ -8,6 +8,7 @@ import click
 from rich.console import Group
 from rich.table import Table
 
+from msgservice.administration import INFO, STATUS
 from msgservice.cli.output import cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
@@ -37,7 +38,7 @@ def status(session: Session, message_id: str | None) -> None:
         async with session.client(reactor) as client:
             while after is not None:
                 question = {"id": identity, "after": after}
-                page = await session.request(reactor, client, "$node.status", **question)
+                page = await session.request(reactor, client, STATUS, **question)
                 after, identity = page["next"], f"log:{page['position']}"
                 shown += len(page["receivers"])
                 if session.as_json:
@@ -61,7 +62,7 @@ def info(session: Session) -> None:
     """Say who the node is, where it listens, and how full its log is."""
 
     async def work(reactor: Reactor) -> None:
-        found = await session.ask(reactor, "$node.info")
+        found = await session.ask(reactor, INFO)
         session.show(found, lambda: _info_table(found))
 
     session.run(work)

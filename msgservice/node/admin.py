@@ -1,118 +1,74 @@
 """Administration by REQUEST to `$node.*`: JSON to operations and back (PROTOCOL: Administration).
 
-Open to local connections. What is asked is done in `operations`; here is how it is said. An error
-is answered as `ok = false` with a sentence, and its code.
+Open to local connections. What can be asked is in `msgservice.administration`, and done in
+`operations`; here is how it is said. An error is answered as `ok = false` with a sentence, and its
+code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from msgservice.administration import (
+    AUDIT,
+    DEAD_GET,
+    DEAD_LIST,
+    INFO,
+    RECEIVERS_ADD,
+    RECEIVERS_CHANGE,
+    RECEIVERS_LIST,
+    RECEIVERS_PAUSE,
+    RECEIVERS_REMOVE,
+    RECEIVERS_RESUME,
+    STATUS,
+    AskStatus,
+    Discrepancies,
+    GetDead,
+    LetterPage,
+    LetterPart,
+    LetterTold,
+    ListDead,
+    ListReceivers,
+    Name,
+    NodeInfo,
+    Nothing,
+    Operation,
+    Paused,
+    ReceiverPage,
+    Removal,
+    RemoveReceiver,
+    Resumed,
+    StatusPage,
+    StatusTold,
+)
 from msgservice.core.frames import Reply, Request
 from msgservice.core.subjects import is_reserved
 from msgservice.errors import BadValue, MsgServiceError, NoResponder, NotAuthenticated
-from msgservice.limits import INTEGER_MAX, Limits
+from msgservice.limits import Limits
 from msgservice.message import Status, WireMessage, decode_messages
-from msgservice.node.admin_pages import PAGE_ROWS, Page, message_part
-from msgservice.node.operations import NodeInfo, Operations, ReceiverState
+from msgservice.node.admin_pages import Page, message_part
+from msgservice.node.operations import Operations, word_of
 from msgservice.node.replies import message, refusal
-from msgservice.receiver_options import OPTIONS, ReceiverOptions
+from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import DeadLetter, Found, hash_of
 
 _to_json = msgspec.json.Encoder().encode
 
-# Every integer that is asked with: an answer says which field has another.
-_Number = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
+A = TypeVar("A", bound=msgspec.Struct)
+R = TypeVar("R", bound=msgspec.Struct)
+Handler = Callable[[Any], Awaitable[msgspec.Struct]]
 
 
-class _Name(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-
-
-_Address = ("address", str | None, None)
-_Add = msgspec.defstruct(
-    "_Add",
-    [
-        ("name", str),
-        ("subjects", list[str]),
-        _Address,
-        *((option.name, option.asked, option.default) for option in OPTIONS if option.about.added),
-    ],
-    forbid_unknown_fields=True,
-    module=__name__,
-)
-_Change = msgspec.defstruct(
-    "_Change",
-    [
-        ("name", str),
-        ("subjects", list[str] | None, None),
-        _Address,
-        *((option.name, option.asked | None, None) for option in OPTIONS if option.about.changed),
-    ],
-    forbid_unknown_fields=True,
-    module=__name__,
-)
-
-
-class _Remove(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    confirm: _Number | None = None
-
-
-class _Status(msgspec.Struct, forbid_unknown_fields=True):
-    id: str
-    after: _Number = 0
-    limit: _Number = PAGE_ROWS
-
-
-class _List(msgspec.Struct, forbid_unknown_fields=True):
-    after: str = ""
-    limit: _Number = PAGE_ROWS
-
-
-class _DeadList(msgspec.Struct, forbid_unknown_fields=True):
-    receiver: str
-    after: _Number = 0
-    limit: _Number = 100
-
-
-class _DeadGet(msgspec.Struct, forbid_unknown_fields=True):
-    receiver: str
-    position: _Number
-    offset: _Number = 0
-
-
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    pass
-
-
-Handler = Callable[[Any], Awaitable[dict[str, Any] | NodeInfo]]
-
-_LISTED = tuple(option.name for option in OPTIONS if option.about.listed)
-
-
-def _told(state: ReceiverState) -> dict[str, Any]:
-    told = msgspec.structs.asdict(state)
-    options, account = told.pop("options"), told.pop("account")
-    return {
-        **{name: getattr(options, name) for name in _LISTED},
-        **told,
-        "queued": account.queued,
-        "queued_bytes": account.queued_bytes,
-        "oldest": account.oldest,
-        "routed": account.routed,
-        "unaccounted": account.unaccounted,
-        "settled": {_word(status): count for status, count in account.settled.items()},
-    }
-
-
-def _word(status: int) -> str:
-    return Status(status).name.lower()
+def _by(
+    operation: Operation[A, R], handler: Callable[[A], Awaitable[R]]
+) -> tuple[Operation[Any, Any], Handler]:
+    """Return an operation with its handler, which takes and returns what the operation says."""
+    return operation, handler
 
 
 def _sender(of: Found | DeadLetter) -> str:
@@ -141,18 +97,21 @@ class Admin:
     def __init__(self, operations: Operations, limits: Limits) -> None:
         self._operations = operations
         self._limits = limits
-        self._handlers: dict[str, tuple[type[msgspec.Struct], Handler]] = {
-            "$node.info": (_Nothing, self._info),
-            "$node.receivers.list": (_List, self._list),
-            "$node.receivers.add": (_Add, self._add),
-            "$node.receivers.change": (_Change, self._change),
-            "$node.receivers.pause": (_Name, self._pause),
-            "$node.receivers.resume": (_Name, self._resume),
-            "$node.receivers.remove": (_Remove, self._remove),
-            "$node.status": (_Status, self._status),
-            "$node.dead.list": (_DeadList, self._dead),
-            "$node.dead.get": (_DeadGet, self._dead_get),
-            "$node.audit": (_Nothing, self._audit),
+        self._handlers = {
+            operation.right: (operation, handler)
+            for operation, handler in (
+                _by(INFO, self._info),
+                _by(RECEIVERS_LIST, self._list),
+                _by(RECEIVERS_ADD, self._add),
+                _by(RECEIVERS_CHANGE, self._change),
+                _by(RECEIVERS_PAUSE, self._pause),
+                _by(RECEIVERS_RESUME, self._resume),
+                _by(RECEIVERS_REMOVE, self._remove),
+                _by(STATUS, self._status),
+                _by(DEAD_LIST, self._dead),
+                _by(DEAD_GET, self._dead_get),
+                _by(AUDIT, self._audit),
+            )
         }
 
     def answer(self, request: Request, local: bool) -> Deferred[Reply]:
@@ -174,8 +133,8 @@ class Admin:
                 raise NoResponder(subject)
             if not local and is_reserved(subject):
                 raise NotAuthenticated("administration is open to local connections only")
-            kind, handler = known
-            arguments = msgspec.json.decode(call.body or b"{}", type=kind)
+            operation, handler = known
+            arguments = msgspec.json.decode(call.body or b"{}", type=operation.asks)
             return True, message(_to_json(await handler(arguments)))
         except MsgServiceError as error:
             return False, refusal(str(error), error.refusal_code)
@@ -185,89 +144,90 @@ class Admin:
             self._logger.failure("request {subject} failed", subject=subject)
             return False, refusal("internal error: see the node's log")
 
-    async def _info(self, _: _Nothing) -> NodeInfo:
+    async def _info(self, _: Nothing) -> NodeInfo:
         return self._operations.info()
 
-    async def _list(self, asked: _List) -> dict[str, Any]:
+    async def _list(self, asked: ListReceivers) -> ReceiverPage:
         page = Page(asked.limit, self._limits)
         after, more = asked.after, True
         while more and page.takes:
             states, more = await self._operations.receivers(after, page.step)
             for state in states:
-                if not page.add(state.name, _told(state)):
+                if not page.add(state.name, state):
                     more = True
                     break
                 after = state.name
-        return {"receivers": list(page.rows.values()), "next": after if more else None}
+        return ReceiverPage(receivers=list(page.rows.values()), next=after if more else None)
 
-    async def _add(self, asked: msgspec.Struct) -> dict[str, Any]:
+    async def _add(self, asked: msgspec.Struct) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects, address = said.pop("name"), said.pop("subjects"), said.pop("address")
         await self._operations.add(name, subjects, ReceiverOptions(**said), address=address)
-        return {"name": name}
+        return Name(name)
 
-    async def _change(self, asked: msgspec.Struct) -> dict[str, Any]:
+    async def _change(self, asked: msgspec.Struct) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects = said.pop("name"), said.pop("subjects")
         await self._operations.change(name, patterns=subjects, **said)
-        return {"name": name}
+        return Name(name)
 
-    async def _pause(self, asked: _Name) -> dict[str, Any]:
+    async def _pause(self, asked: Name) -> Paused:
         await self._operations.pause(asked.name, True)
-        return {"name": asked.name, "paused": True}
+        return Paused(name=asked.name, paused=True)
 
-    async def _resume(self, asked: _Name) -> dict[str, Any]:
+    async def _resume(self, asked: Name) -> Resumed:
         row = await self._operations.pause(asked.name, False)
-        return {"name": asked.name, "paused": False, "full": self._operations.letters_full(row)}
+        full = self._operations.letters_full(row)
+        return Resumed(name=asked.name, paused=False, full=full)
 
-    async def _remove(self, asked: _Remove) -> dict[str, Any]:
+    async def _remove(self, asked: RemoveReceiver) -> Removal:
         account = await self._operations.account(asked.name)
         dead = account.settled.get(Status.DEAD, 0)
         if asked.confirm is None:
-            return {"queued": account.queued, "dead": dead}
+            return Removal(queued=account.queued, dead=dead)
         removed = await self._operations.remove(asked.name, asked.confirm)
-        return {"removed": removed, "dead": dead}
+        return Removal(removed=removed, dead=dead)
 
-    async def _status(self, asked: _Status) -> dict[str, Any]:
+    async def _status(self, asked: AskStatus) -> StatusPage:
         page = Page(asked.limit, self._limits)
         found, statuses = await self._operations.status(asked.id, asked.after, page.rows_max)
         # Some that the log told of may be in no answer, since nothing is known of them any more.
         after, more = max(found.states, default=asked.after), found.more
         for at in statuses:
-            told = {"status": _word(at.status), "attempts": at.attempts, "reason": at.reason}
+            told = StatusTold(word_of(at.status), at.attempts, at.reason)
             if not page.add(at.receiver, told):
                 after, more = at.number - 1, True
                 break
-        return {
-            "position": found.position,
-            "sender": _sender(found),
-            "sequence": found.sequence,
-            "subject": found.subject,
-            "stored_at": found.stored_at,
-            "receivers": page.rows,
-            "next": after if more else None,
-        }
+        return StatusPage(
+            position=found.position,
+            sender=_sender(found),
+            sequence=found.sequence,
+            subject=found.subject,
+            stored_at=found.stored_at,
+            receivers=page.rows,
+            next=after if more else None,
+        )
 
-    async def _dead(self, asked: _DeadList) -> dict[str, Any]:
+    async def _dead(self, asked: ListDead) -> LetterPage:
         page = Page(asked.limit, self._limits)
         after, more = asked.after, True
         while more and page.takes:
             letters = await self._operations.dead_letters(asked.receiver, after, page.step)
             more = bool(letters)
             for one in letters:
-                if not page.add(str(one.position), _letter(one)):
+                if not page.add(str(one.position), LetterTold(**_letter(one))):
                     break
                 after = one.position
-        return {"dead": list(page.rows.values()), "next": after if more else None}
+        return LetterPage(dead=list(page.rows.values()), next=after if more else None)
 
-    async def _dead_get(self, asked: _DeadGet) -> dict[str, Any]:
+    async def _dead_get(self, asked: GetDead) -> LetterPart:
         letter = await self._operations.dead_letter(asked.receiver, asked.position)
         begin, end = asked.offset, asked.offset + message_part(self._limits)
-        return {
+        return LetterPart(
             **_letter(letter),
-            "message": letter.message[begin:end],
-            "next": end if end < len(letter.message) else None,
-        }
+            message=letter.message[begin:end],
+            next=end if end < len(letter.message) else None,
+        )
 
-    async def _audit(self, _: _Nothing) -> dict[str, Any]:
-        return {"discrepancies": await self._operations.audit()}
+    async def _audit(self, _: Nothing) -> Discrepancies:
+        return Discrepancies(await self._operations.audit())

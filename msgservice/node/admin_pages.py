@@ -5,11 +5,13 @@ What the rows are is the business of `node.admin`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from msgservice.administration import PAGE_ROWS
 from msgservice.limits import Limits
 
-PAGE_ROWS = 1000  # of one answer, at most
 PAGE_BYTES = 256 * 1024  # of one answer's rows as JSON, but for one that is longer alone
 STEP = 100  # rows made at once, before it is seen whether they fit
 
@@ -32,7 +34,7 @@ class Page:
     """
 
     def __init__(self, asked: int, limits: Limits) -> None:
-        self.rows: dict[str, msgspec.Raw] = {}
+        self.rows: dict[str, Any] = {}  # encoded already
         self.full = False
         self.rows_max = min(max(1, asked), PAGE_ROWS)
         self._room = _room(limits)

@@ -1,8 +1,9 @@
 """The operations of a node: all that an operator may ask of it, as calls with values and errors.
 
-An error has a code (`MsgServiceError.refusal_code`). Whoever lets people or programs ask from
-outside translates to these calls, and decides who may: `admin` does for `$node.*`. What changes a
-receiver is carried out by `receivers`; nothing here keeps a state.
+What can be asked is listed in `msgservice.administration`. An error has a code
+(`MsgServiceError.refusal_code`). Whoever lets people or programs ask from outside translates to
+these calls, and decides who may: `admin` does for `$node.*`. What changes a receiver is carried out
+by `receivers`; nothing here keeps a state.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 
+from msgservice.administration import NodeInfo, Place, ReceiverState
 from msgservice.clock import Time
 from msgservice.errors import UnknownDeadLetter, UnknownMessage
 from msgservice.interfaces import ILog
@@ -25,50 +27,7 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.receivers import Receivers
 from msgservice.node.upkeep import Upkeep
-from msgservice.receiver_options import ReceiverOptions
-from msgservice.records import Account, DeadLetter, Found, ReceiverRow, Room
-
-
-class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The node as a whole: who it is, and how full its log."""
-
-    name: str
-    log_id: str
-    version: str
-    listeners: Sequence[str]  # for people
-    connections: int
-    room: Room
-
-
-class Place(msgspec.Struct, frozen=True):
-    """The place of one message: in the log, and its subject."""
-
-    position: int
-    subject: str
-
-
-class ReceiverState(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of one receiver."""
-
-    name: str
-    address: str | None
-    subjects: Sequence[str]
-    options: ReceiverOptions
-    paused: bool  # or being removed
-    backlog_bytes: int  # the limit in force
-    suspended: bool
-    rate: Rate | None
-    refuses: bool  # so much waits for it that messages for it are refused
-    connected: bool
-    since_s: float  # that it has been so; not longer than this process of the node
-    cursor: int
-    attempts: int  # the most of what waits to be tried again
-    waits: Place | None  # the first of what waits to be tried again
-    last_error: str
-    next_try_s: float | None  # until it is dialled, or something is tried again
-    oldest_s: float | None  # that the oldest of what is queued has waited
-    dead_bytes: int  # that its dead letters take
-    account: Account
+from msgservice.records import Account, DeadLetter, Found, ReceiverRow
 
 
 class StatusAt(msgspec.Struct, frozen=True):
@@ -79,6 +38,11 @@ class StatusAt(msgspec.Struct, frozen=True):
     status: Status
     attempts: int
     reason: str
+
+
+def word_of(status: int) -> str:
+    """Return the word of a status, as it is told."""
+    return Status(status).name.lower()
 
 
 @cache
@@ -159,12 +123,13 @@ class Operations:
         first = min(waiting, key=lambda run: run.first, default=None)
         waiting = [run for run in waiting if run.attempts]
         return ReceiverState(
+            order=row.options.order,
+            on_full=row.options.on_full,
+            backlog_bytes=self._dispatch.backlog_bytes_max(row),
+            paused=row.options.paused or outlet.is_going,
             name=row.name,
             address=row.address,
             subjects=row.patterns,
-            options=row.options,
-            paused=row.options.paused or outlet.is_going,
-            backlog_bytes=self._dispatch.backlog_bytes_max(row),
             suspended=row.suspended,
             rate=self._rates.get(row.name),
             refuses=self._dispatch.refuses(row.number),
@@ -179,7 +144,12 @@ class Operations:
             else min([max(0.0, run.due - self._time.now()) for run in waiting], default=None),
             oldest_s=None if oldest is None else max(0, self._time.wall() - oldest.at) / 1000,
             dead_bytes=self._log.dead_bytes(row.number),
-            account=account,
+            queued=account.queued,
+            queued_bytes=account.queued_bytes,
+            oldest=account.oldest,
+            routed=account.routed,
+            unaccounted=account.unaccounted,
+            settled={word_of(status): count for status, count in account.settled.items()},
         )
 
     async def status(self, id_: str, after: int, count: int) -> tuple[Found, list[StatusAt]]:

@@ -16,6 +16,7 @@ import msgspec
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 
+from msgservice.administration import ReceiverState
 from msgservice.connection import Connection
 from msgservice.core.frames import (
     VERSION,
@@ -36,7 +37,6 @@ from msgservice.limits import Limits, Rate
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
 from msgservice.node.node import Node
-from msgservice.node.operations import ReceiverState
 from msgservice.records import Group, Resume
 from tests.kit.channels import connect_locally
 

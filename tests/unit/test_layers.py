@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "msgservice"
 # Lowest first; a module may import its own part and those of the layers before it.
 LAYERS: list[tuple[str, ...]] = [
     ("errors", "limits", "output", "threads", "waiters"),
-    ("message", "codecs", "interfaces", "receiver_options", "records"),
+    ("message", "codecs", "interfaces", "receiver_options", "records", "administration"),
     ("core",),
     ("disk", "clock"),
     ("log", "transport", "connection"),
@@ -50,6 +50,8 @@ NEIGHBOURS = {
     ("codecs", "interfaces"),
     ("codecs", "message"),
     ("interfaces", "records"),
+    ("administration", "receiver_options"),
+    ("administration", "records"),
 }
 IMPURE = ("twisted", "time", "random", "socket", "sqlite3", "apsw", "os", "secrets", "threading")
 DOTTED = re.compile(r"msgservice(\.\w+)+").fullmatch

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from msgservice import Limits
+from msgservice.administration import OPERATIONS
 from msgservice.core.frames import Routed
 from msgservice.errors import (
     BadAddress,
@@ -27,7 +28,6 @@ from msgservice.errors import (
 )
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action
-from msgservice.node import admin
 from msgservice.node.node import Node
 from msgservice.records import ReceiverRow
 from tests.kit.nodes import NodeWorld, ScriptedPeer
@@ -146,10 +146,7 @@ def test_an_integer_that_cannot_be_is_refused_by_the_name_of_its_field(
 
 def test_every_integer_of_a_request_is_bounded() -> None:
     bounded = set()
-    structs = (one for one in vars(admin).values() if isinstance(one, type(msgspec.Struct)))
-    for struct in structs:
-        if struct.__module__ != admin.__name__:
-            continue
+    for struct in {operation.asks for operation in OPERATIONS}:
         info = msgspec.inspect.type_info(struct)
         assert isinstance(info, msgspec.inspect.StructType)
         for field in info.fields:

@@ -10,7 +10,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent
 
 from msgservice import Limits
 from msgservice.core.frames import BYE_CLOSING, Transfer
-from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
+from msgservice.message import Action, WireMessage, decode_messages, encode_messages
 from msgservice.node.seldom import PERIOD
 from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
 
@@ -106,7 +106,7 @@ def test_a_goodbye_takes_no_dead_letter_out_of_the_list() -> None:
     billing.connection.bye(BYE_CLOSING, "")
     world.settle(1)
     state = state_of(world, "billing")
-    assert state.account.settled == {Status.DEAD: 1}
+    assert state.settled == {"dead": 1}
     assert state.dead_bytes == world.log.dead_bytes(1) > 0
 
 

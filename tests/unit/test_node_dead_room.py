@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from msgservice.core.frames import BYE_PAUSED, Transfer
 from msgservice.limits import Limits
-from msgservice.message import Action, Status
+from msgservice.message import Action
 from msgservice.node import commits
 from msgservice.records import DEAD_OVERHEAD, Appended, Group
 from tests.kit.limits import for_operators
@@ -64,9 +64,8 @@ class Rejecting:
         state = state_of(self.world, "billing")
         assert state.paused
         assert state.last_error.startswith("paused: its dead letters take")
-        account = state.account
-        assert (account.settled, account.queued) == ({Status.DEAD: ALL_DIE}, 20 - ALL_DIE)
-        assert state_of(self.world, "other").account.settled == {Status.ACKNOWLEDGED: 20}
+        assert (state.settled, state.queued) == ({"dead": ALL_DIE}, 20 - ALL_DIE)
+        assert state_of(self.world, "other").settled == {"acknowledged": 20}
 
 
 @pytest.mark.parametrize("order", ["strict", "none"])
@@ -104,8 +103,8 @@ def test_12_a_receiver_that_was_mended_gets_what_had_no_room_when_it_is_resumed(
         scene.billing.ack(transfer)
     scene.world.settle(1)
     state = state_of(scene.world, "billing")
-    rest = {Status.DEAD: ALL_DIE, Status.ACKNOWLEDGED: 20 - ALL_DIE}
-    assert (state.account.settled, state.paused) == (rest, False)
+    rest = {"dead": ALL_DIE, "acknowledged": 20 - ALL_DIE}
+    assert (state.settled, state.paused) == (rest, False)
 
 
 @pytest.mark.parametrize("order", ["strict", "none"])
@@ -144,7 +143,7 @@ def test_12_a_larger_dead_bytes_lets_the_rest_become_dead() -> None:
     scene.billing = scene.attach("r2")
     scene.reject(20)
     state = state_of(scene.world, "billing")
-    assert (state.account.settled, state.paused) == ({Status.DEAD: 20}, False)
+    assert (state.settled, state.paused) == ({"dead": 20}, False)
 
 
 def test_12_resume_says_that_there_is_no_room_for_dead_letters() -> None:
@@ -222,12 +221,12 @@ def test_12_dead_letters_of_all_receivers_together_have_a_limit() -> None:
     assert len(reasons) >= MANY - TOTAL // (5 * LETTER) - 1
     told = f"dead letters of all receivers take {scene.size} bytes, dead_bytes_total = {TOTAL}"
     assert set(reasons) == {f"paused: {told}"}
-    accounts = [state_of(scene.world, name).account for name in scene.names]
-    assert {account.queued + account.settled.get(Status.DEAD, 0) for account in accounts} == {5}
+    states = [state_of(scene.world, name) for name in scene.names]
+    assert {state.queued + state.settled.get("dead", 0) for state in states} == {5}
     # Who rejects nothing goes on, and so does who sends to it.
     scene.shop.transfer(6, "b", [bytes(1_000)] * 50)
     scene.world.settle(1)
-    assert state_of(scene.world, "other").account.settled == {Status.ACKNOWLEDGED: 55}
+    assert state_of(scene.world, "other").settled == {"acknowledged": 55}
 
 
 def test_12_the_limit_of_all_dead_letters_holds_over_a_restart_and_a_removal_makes_room() -> None:
@@ -252,7 +251,7 @@ def test_12_the_limit_of_all_dead_letters_holds_over_a_restart_and_a_removal_mak
     assert scene.shop.request("$node.receivers.resume", {"name": last})[1]["full"] is None
     scene.peers[last] = scene.attach(last, "r3")
     scene.reject(last)
-    assert state_of(scene.world, last).account.settled == {Status.DEAD: 5}
+    assert state_of(scene.world, last).settled == {"dead": 5}
 
 
 def test_12_dead_letters_of_many_receivers_go_to_the_log_in_portions(

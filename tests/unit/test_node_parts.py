@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
+from msgservice.administration import PAGE_ROWS
 from msgservice.clock import Time
 from msgservice.core.frames import (
     BYE_PAUSED,
@@ -44,7 +45,7 @@ from msgservice.limits import Limits
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
 from msgservice.node.acceptance import Acceptance
 from msgservice.node.admin import Admin
-from msgservice.node.admin_pages import PAGE_ROWS, STEP, Page, message_part
+from msgservice.node.admin_pages import STEP, Page, message_part
 from msgservice.node.commits import Commits
 from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters

@@ -7,9 +7,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, formatEvent
 
 from msgservice import Limits
+from msgservice.administration import Place
 from msgservice.core.frames import Transfer
 from msgservice.message import Action
-from msgservice.node.operations import Place
 from msgservice.node.seldom import PERIOD
 from msgservice.node.upkeep import REFUSED_FOR
 from msgservice.receiver_options import ReceiverOptions
@@ -44,9 +44,9 @@ def test_the_oldest_message_that_waits_is_shown_with_how_long_it_has() -> None:
     shop.transfer(2, "orders.us", [b"two"])
     world.settle(10)
     state = state_of(world, "billing")
-    assert state.account.oldest is not None
-    assert state.account.oldest.subject == "orders.eu"
-    assert state.account.oldest.position == state.cursor + 1
+    assert state.oldest is not None
+    assert state.oldest.subject == "orders.eu"
+    assert state.oldest.position == state.cursor + 1
     assert state.oldest_s == pytest.approx(30, abs=1)
     _, told = shop.request("$node.receivers.list", {})
     assert told["receivers"][0]["oldest"]["subject"] == "orders.eu"

@@ -1,0 +1,294 @@
+"""The operations of a node that can be asked for: names, what is asked and answered, and rights.
+
+The one place that says it: `$node.*` (`node.admin`) is made from it, the command line asks by it,
+and the table of docs/protocol.md is compared with it. How an operation is carried out is the
+business of `node.operations`.
+
+A field of an answer is never taken away, and new ones are added at the end: programs read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+
+from msgservice.limits import INTEGER_MAX, Rate
+from msgservice.receiver_options import OPTIONS
+from msgservice.records import Oldest, Room
+
+PAGE_ROWS = 1000  # of one answer, at most
+
+# Every integer that is asked with: an answer says which field has another.
+Number = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
+
+
+# --- what is asked
+
+
+class Asked(msgspec.Struct, forbid_unknown_fields=True):
+    """The arguments of an operation."""
+
+
+class Nothing(Asked):
+    """No arguments."""
+
+
+class Name(Asked):
+    """The name of a receiver: asked with, and answered where there is nothing else to say."""
+
+    name: str
+
+
+_ADDRESS = ("address", str | None, None)
+AddReceiver = msgspec.defstruct(
+    "AddReceiver",
+    [
+        ("name", str),
+        ("subjects", list[str]),
+        _ADDRESS,
+        *((option.name, option.asked, option.default) for option in OPTIONS if option.about.added),
+    ],
+    bases=(Asked,),
+    module=__name__,
+)
+ChangeReceiver = msgspec.defstruct(
+    "ChangeReceiver",
+    [
+        ("name", str),
+        ("subjects", list[str] | None, None),
+        _ADDRESS,
+        *((option.name, option.asked | None, None) for option in OPTIONS if option.about.changed),
+    ],
+    bases=(Asked,),
+    module=__name__,
+)
+
+
+class RemoveReceiver(Asked):
+    """The receiver to be removed. `confirm`: how many messages may go with it."""
+
+    name: str
+    confirm: Number | None = None
+
+
+class ListReceivers(Asked):
+    """The page of receivers behind a name."""
+
+    after: str = ""
+    limit: Number = PAGE_ROWS
+
+
+class AskStatus(Asked):
+    """The message whose status is asked, and the page of it behind the number of a receiver."""
+
+    id: str
+    after: Number = 0
+    limit: Number = PAGE_ROWS
+
+
+class ListDead(Asked):
+    """The page of a receiver's dead letters behind a position."""
+
+    receiver: str
+    after: Number = 0
+    limit: Number = 100
+
+
+class GetDead(Asked):
+    """The dead letter that is asked for, and from which byte on."""
+
+    receiver: str
+    position: Number
+    offset: Number = 0
+
+
+# --- what is answered
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The node as a whole: who it is, and how full its log."""
+
+    name: str
+    log_id: str
+    version: str
+    listeners: Sequence[str]  # for people
+    connections: int
+    room: Room
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The place of one message: in the log, and its subject."""
+
+    position: int
+    subject: str
+
+
+class ReceiverState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one receiver, and first those of its options that are `listed`."""
+
+    order: str
+    on_full: str
+    backlog_bytes: int  # the limit in force
+    paused: bool  # or being removed
+    name: str
+    address: str | None
+    subjects: Sequence[str]
+    suspended: bool
+    rate: Rate | None
+    refuses: bool  # so much waits for it that messages for it are refused
+    connected: bool
+    since_s: float  # that it has been so; not longer than this process of the node
+    cursor: int
+    attempts: int  # the most of what waits to be tried again
+    waits: Place | None  # the first of what waits to be tried again
+    last_error: str
+    next_try_s: float | None  # until it is dialled, or something is tried again
+    oldest_s: float | None  # that the oldest of what is queued has waited
+    dead_bytes: int  # that its dead letters take
+    queued: int  # messages; and their bytes
+    queued_bytes: int
+    oldest: Oldest | None
+    routed: int
+    unaccounted: int
+    settled: dict[str, int]  # messages by their final status
+
+
+class ReceiverPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of receivers, by name. `next`: the name behind which the next begins."""
+
+    receivers: list[ReceiverState]
+    next: str | None
+
+
+class Paused(msgspec.Struct, frozen=True, kw_only=True):
+    """A receiver, and whether it is paused now."""
+
+    name: str
+    paused: bool
+
+
+class Resumed(Paused, frozen=True, kw_only=True):
+    """A receiver that was resumed. `full`: why the next dead letter would pause it again."""
+
+    full: str | None
+
+
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
+    """The messages and dead letters that would go with a receiver, or went with it."""
+
+    queued: int | msgspec.UnsetType = msgspec.UNSET  # before it is confirmed
+    removed: int | msgspec.UnsetType = msgspec.UNSET  # behind that
+    dead: int
+
+
+class StatusTold(msgspec.Struct, frozen=True):
+    """The status of a message at one receiver."""
+
+    status: str
+    attempts: int
+    reason: str
+
+
+class StatusPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message, and a page of its statuses by the names of receivers."""
+
+    position: int
+    sender: str
+    sequence: int
+    subject: str
+    stored_at: int  # wall clock, ms
+    receivers: dict[str, StatusTold]
+    next: int | None
+
+
+class LetterTold(msgspec.Struct, frozen=True, kw_only=True):
+    """A dead letter, without its message."""
+
+    position: int
+    sender: str
+    sequence: int
+    subject: str
+    id: str | None
+    size: int  # bytes of its message
+    reason: str
+    attempts: int
+    at: int  # wall clock, ms
+
+
+class LetterPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of dead letters. `next`: the position behind which the next begins."""
+
+    dead: list[LetterTold]
+    next: int | None
+
+
+class LetterPart(LetterTold, frozen=True, kw_only=True):
+    """A dead letter with a part of its message. `next`: where the part that follows begins."""
+
+    message: bytes
+    next: int | None
+
+
+class Discrepancies(msgspec.Struct, frozen=True):
+    """The sentences of an audit: what does not add up."""
+
+    discrepancies: list[str]
+
+
+# --- the operations
+
+A = TypeVar("A", bound=msgspec.Struct)
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[A, R]):
+    """An operation: its name, the structs that are asked and answered, and what it does."""
+
+    name: str
+    asks: type[A]
+    answers: type[R]
+    sentence: str
+
+    @property
+    def right(self) -> str:
+        """The subject that it is asked on, which a rule names to allow it."""
+        return f"$node.{self.name}"
+
+
+INFO = Operation("info", Nothing, NodeInfo, "Says who the node is, and how full its log.")
+RECEIVERS_LIST = Operation(
+    "receivers.list", ListReceivers, ReceiverPage, "Lists the receivers and what waits for them."
+)
+RECEIVERS_ADD = Operation("receivers.add", AddReceiver, Name, "Adds a receiver.")
+RECEIVERS_CHANGE = Operation(
+    "receivers.change", ChangeReceiver, Name, "Changes what is given of a receiver."
+)
+RECEIVERS_PAUSE = Operation("receivers.pause", Name, Paused, "Sends nothing to a receiver.")
+RECEIVERS_RESUME = Operation("receivers.resume", Name, Resumed, "Sends to a receiver again.")
+RECEIVERS_REMOVE = Operation(
+    "receivers.remove", RemoveReceiver, Removal, "Says what goes with a receiver, or removes it."
+)
+STATUS = Operation(
+    "status", AskStatus, StatusPage, "Says what became of a message at each receiver."
+)
+DEAD_LIST = Operation("dead.list", ListDead, LetterPage, "Lists the dead letters of a receiver.")
+DEAD_GET = Operation("dead.get", GetDead, LetterPart, "Shows a dead letter with its message.")
+AUDIT = Operation("audit", Nothing, Discrepancies, "Says what does not add up in the log.")
+
+OPERATIONS: tuple[Operation[Any, Any], ...] = (
+    INFO,
+    RECEIVERS_LIST,
+    RECEIVERS_ADD,
+    RECEIVERS_CHANGE,
+    RECEIVERS_PAUSE,
+    RECEIVERS_RESUME,
+    RECEIVERS_REMOVE,
+    STATUS,
+    DEAD_LIST,
+    DEAD_GET,
+    AUDIT,
+)

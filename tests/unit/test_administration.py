@@ -1,0 +1,169 @@
+"""Operations of the node as they are asked and answered: their registry, and JSON as recorded.
+
+What was recorded is what a node of before the registry said, byte for byte.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from msgservice import cli
+from msgservice.administration import AUDIT, OPERATIONS, Operation
+from msgservice.core.frames import Reply, Request
+from msgservice.limits import Rate
+from msgservice.message import Action, WireMessage, encode_messages
+from tests.kit.nodes import NodeWorld, ScriptedPeer
+
+DEAD = 1 << 16
+_LIST = (
+    b'{"order":"none","on_full":"suspend","backlog_bytes":8589934592,"paused":true,'
+    b'"name":"audit","address":null,"subjects":[">"],"suspended":false,"rate":null,'
+    b'"refuses":false,"connected":false,"since_s":0.006,"cursor":131071,"attempts":0,'
+    b'"waits":null,"last_error":"","next_try_s":null,"oldest_s":null,"dead_bytes":0,'
+    b'"queued":0,"queued_bytes":0,"oldest":null,"routed":0,"unaccounted":0,"settled":{}},'
+    b'{"order":"strict","on_full":"refuse","backlog_bytes":8589934592,"paused":false,'
+    b'"name":"billing","address":null,"subjects":["orders.>"],"suspended":false,'
+    b'"rate":{"messages":100.0,"bytes":null,"burst_seconds":1.0},"refuses":false,'
+    b'"connected":true,"since_s":1.016,"cursor":65536,"attempts":0,'
+    b'"waits":{"position":65537,"subject":"orders.new"},"last_error":"later",'
+    b'"next_try_s":null,"oldest_s":1.012,"dead_bytes":158,"queued":2,"queued_bytes":20,'
+    b'"oldest":{"position":65537,"subject":"orders.new","at":6},"routed":3,"unaccounted":0,'
+    b'"settled":{"dead":1}},'
+    b'{"order":"strict","on_full":"refuse","backlog_bytes":4194304,"paused":false,'
+    b'"name":"far","address":"tcp:127.0.0.1:1","subjects":[],"suspended":false,"rate":null,'
+    b'"refuses":false,"connected":false,"since_s":0.004,"cursor":131071,"attempts":0,'
+    b'"waits":null,"last_error":"\'Clock\' object has no attribute \'connectTCP\'",'
+    b'"next_try_s":0.496,"oldest_s":null,"dead_bytes":0,"queued":0,"queued_bytes":0,'
+    b'"oldest":null,"routed":0,"unaccounted":0,"settled":{}}'
+)
+_LETTER = (
+    b'"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,"subject":"orders.new",'
+    b'"id":null,"size":10,"reason":"no such customer \xe2\x98\x83","attempts":0,"at":8'
+)
+_BILLING = {"receiver": "billing"}
+_AUDIT = {"subjects": [">"], "order": "none", "on_full": "suspend", "paused": True}
+# What is asked, one after the other, and what was said.
+RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
+    (
+        "info",
+        {},
+        b'{"name":"node-1","log_id":"LOG","version":"VERSION","listeners":[],"connections":2,'
+        b'"room":{"used":188,"maximum":17179869184,"free":0,"full":null}}',
+    ),
+    ("receivers.add", {"name": "audit"} | _AUDIT, b'{"name":"audit"}'),
+    (
+        "receivers.add",
+        {"name": "far", "subjects": ["far"], "address": "tcp:127.0.0.1:1"},
+        b'{"name":"far"}',
+    ),
+    (
+        "receivers.change",
+        {"name": "far", "subjects": [], "backlog_bytes": 4194304},
+        b'{"name":"far"}',
+    ),
+    ("receivers.list", {}, b'{"receivers":[' + _LIST + b'],"next":null}'),
+    ("receivers.list", {"after": "far", "limit": 1}, b'{"receivers":[],"next":null}'),
+    (
+        "status",
+        {"id": "log:65536"},
+        b'{"position":65536,"sender":"shop/4cd9b7672d7fbee8/1","sequence":1,'
+        b'"subject":"orders.new","stored_at":6,"receivers":{"billing":{"status":"dead",'
+        b'"attempts":0,"reason":"no such customer \xe2\x98\x83"}},"next":null}',
+    ),
+    (
+        "status",
+        {"id": "log:65537", "limit": 1},
+        b'{"position":65537,"sender":"shop/4cd9b7672d7fbee8/2","sequence":2,'
+        b'"subject":"orders.new","stored_at":6,"receivers":{"billing":{"status":"queued",'
+        b'"attempts":0,"reason":""}},"next":null}',
+    ),
+    ("dead.list", _BILLING, b'{"dead":[{' + _LETTER + b'}],"next":null}'),
+    ("dead.list", _BILLING | {"after": 65536}, b'{"dead":[],"next":null}'),
+    (
+        "dead.get",
+        _BILLING | {"position": 65536},
+        b"{" + _LETTER + b',"message":"kZTEA29uZcDAwA==","next":null}',
+    ),
+    (
+        "dead.get",
+        _BILLING | {"position": 65536, "offset": 4},
+        b"{" + _LETTER + b',"message":"b25lwMDA","next":null}',
+    ),
+    ("receivers.pause", {"name": "billing"}, b'{"name":"billing","paused":true}'),
+    ("receivers.resume", {"name": "billing"}, b'{"name":"billing","paused":false,"full":null}'),
+    ("audit", {}, b'{"discrepancies":[]}'),
+    ("receivers.remove", {"name": "billing"}, b'{"queued":2,"dead":1}'),
+    ("receivers.remove", {"name": "billing", "confirm": 2}, b'{"removed":2,"dead":1}'),
+]
+
+
+def ask(shop: ScriptedPeer, operation: str, asked: dict[str, Any]) -> bytes:
+    message = WireMessage(msgspec.json.encode(asked))
+    shop.connection.send(Request(1, f"$node.{operation}", msgspec.Raw(encode_messages([message]))))
+    shop.world.settle()
+    (reply,) = shop.take(Reply)
+    ((_, ok, raw),) = reply.replies
+    body = msgspec.msgpack.decode(raw, type=WireMessage).body
+    assert ok, body
+    info = shop.world.node.parts.operations.info()
+    for found, told in (
+        (info.name, b"node-1"),
+        (info.log_id, b"LOG"),
+        (info.version, b"VERSION"),
+    ):
+        body = body.replace(b'"%s"' % found.encode(), b'"%s"' % told)
+    return body
+
+
+def a_scene() -> ScriptedPeer:
+    """A node with two receivers: of one message is dead, one waits to be tried again."""
+    world = NodeWorld(rates={"billing": Rate(messages=100.0)})
+    billing = world.peer("billing", receive={"subjects": ["orders.>"]})
+    shop = world.peer("shop", status_from=1)
+    shop.transfer(1, "orders.new", [b"one", b"two", b"three"])
+    world.settle()
+    billing.nack(DEAD, DEAD, Action.DEAD, 0, "no such customer \N{SNOWMAN}")
+    billing.nack(DEAD + 1, DEAD + 1, Action.LATER, 60_000, "later")
+    world.settle(1)
+    return shop
+
+
+def test_every_answer_is_what_it_was() -> None:
+    shop = a_scene()
+    told = [(operation, asked, ask(shop, operation, asked)) for operation, asked, _ in RECORDED]
+    assert RECORDED == told
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_an_answer_has_the_fields_of_its_operation_and_no_others(
+    operation: Operation[Any, Any],
+) -> None:
+    said = [told for name, _, told in RECORDED if name == operation.name]
+    assert said
+    for told in said:
+        value = msgspec.json.decode(told, type=operation.answers)
+        assert told == msgspec.json.encode(value)
+
+
+def test_admin_answers_each_operation() -> None:
+    admin = NodeWorld().node.parts.admin
+    asked = {right: operation for right, (operation, _) in admin._handlers.items()}
+    assert {operation.right: operation for operation in OPERATIONS} == asked
+
+
+def test_the_command_line_knows_no_operation_but_by_the_registry() -> None:
+    files = list(Path(cli.__file__).parent.rglob("*.py"))
+    named = [file.name for file in files if "$node" in file.read_text()]
+    assert (len(files) > 10, []) == (True, named)
+    used = {
+        value
+        for file in files
+        for value in vars(import_module(f"{cli.__name__}.{file.stem}")).values()
+        if isinstance(value, Operation)
+    }
+    assert set(OPERATIONS) - {AUDIT} == used
