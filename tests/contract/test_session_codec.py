@@ -52,13 +52,13 @@ CONTENTS = [
 ]
 CONTROLS: list[Control] = [
     Hello(45_001),
-    Hello(65_535, "10.0.0.2", "name", True, ("s" * SESSION_MAX, NUMBER_MAX), "nonce"),
+    Hello(65_535, "10.0.0.2", "name", True, ("s" * SESSION_MAX, NUMBER_MAX), "nonce", 4_096),
     Welcome("s"),
-    Welcome("s", ("before", 5), "nonce"),
+    Welcome("s", ("before", 5), "nonce", 64 * 1024 * 1024),
     Joined("s"),
     Heartbeat(7, 1.7e9),
     Ack("s", 0),
-    Ack("s", 5, ((4, "ValueError: no"), (5, "\u20ac"))),
+    Ack("s", 5, ((4, "ValueError: no"), (5, "\u20ac")), 12),
     Shutdown(),
     Shutdown("s", 9, "the end"),
 ]
@@ -153,6 +153,19 @@ def test_a_payload_that_was_cut_is_bad(codec: ISessionCodec) -> None:
         with pytest.raises(BadPayload) as caught:
             codec.decode(payload[:end])
         assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(("session", "number"), [("s", 1), ("s" * SESSION_MAX, NUMBER_MAX)])
+def test_of_content_that_cannot_be_read_the_number_is_and_why(
+    codec: ISessionCodec, session: str, number: int
+) -> None:
+    broken = b"\xff" + codec.prepare(SECRET)
+    item = decoded(codec, codec.message(broken, session, number))
+    assert (item.content, item.session, item.number) == (None, session, number)
+    assert item.failure
+    assert SECRET not in item.failure
+    with pytest.raises(BadPayload):
+        codec.decode(codec.message(broken, None, None))
 
 
 def test_what_cannot_be_encoded_is_a_type_error(codec: ISessionCodec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
 from msgservice.errors import BadName, HandlerFailed, MessageTooLarge
+from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.errors import BadControl, NotJoined, RemoteLeft
 from msgservice.faces.sessions.handlers import SessionMessage
 from msgservice.faces.sessions.limits import SessionLimits
@@ -559,3 +561,82 @@ def test_who_does_not_read_acknowledgements_is_not_written_them_without_end(
         with pytest.raises(HandlerFailed):
             world.done(receipt.acknowledged())
     logged_failures.clear()
+
+
+class Point:
+    """A type that one side has registered."""
+
+
+def with_point() -> SafeCodec:
+    codec = SafeCodec()
+    codec.register(Point, "point", lambda point: 1, lambda one: Point())
+    return codec
+
+
+def refuse(plain: object) -> object:
+    raise SystemExit
+
+
+def with_point_that_nobody_can_make() -> SafeCodec:
+    codec = SafeCodec()
+    codec.register(Point, "point", lambda point: 1, refuse)
+    return codec
+
+
+@pytest.mark.parametrize("other", [SafeCodec, with_point_that_nobody_can_make])
+@pytest.mark.parametrize("from_central", [False, True])
+def test_a_message_that_the_other_side_cannot_read_has_failed_and_nothing_else_has(
+    from_central: bool, other: Callable[[], SafeCodec], logged_failures: list[LogEvent]
+) -> None:
+    codecs = (with_point(), other()) if from_central else (other(), with_point())
+    world = SessionsWorld(codec=codecs[0])
+    remote = joined(world, codec=codecs[1])
+    session = remote.session
+    send = partial(world.central.send, "shop") if from_central else remote.send
+    receipts = [world.done(send(content)) for content in (1, Point(), 2)]
+    world.done(receipts[0].acknowledged())
+    with pytest.raises(HandlerFailed, match="BadPayload: "):
+        world.done(receipts[1].acknowledged())
+    world.done(receipts[2].acknowledged())
+    got = world.at["shop"] if from_central else world.at_central
+    assert contents(got) == [1, 2]
+    assert remote.session == session  # no connection ended
+    logged_failures.clear()
+
+
+def test_an_unreadable_message_is_answered_in_its_turn() -> None:
+    gates = Gates()
+    world = SessionsWorld(codec=with_point())
+    joined(world, on_message=gates)
+    first, second = (world.done(world.central.send("shop", content)) for content in (1, Point()))
+    world.until(lambda: gates.waiting)
+    told: list[object] = []
+    second.acknowledged().addBoth(told.append)
+    world.run(1.0)
+    assert told == []
+    gates.waiting[0].callback(None)
+    world.done(first.acknowledged())
+    world.until(lambda: told)
+    assert isinstance(told[0], Failure)
+
+
+@pytest.mark.parametrize("from_central", [False, True])
+def test_a_payload_of_which_nothing_can_be_read_ends_three_connections_and_no_more(
+    from_central: bool,
+) -> None:
+    small, large = SessionLimits(payload_bytes=100_000), SessionLimits()
+    world = SessionsWorld(heartbeat=1.0, limits=large if from_central else small)
+    remote = joined(world, limits=small if from_central else large)
+    account = world.central.remotes["shop"].account if from_central else remote._account
+    account.outgoing.size_max = 2**30  # as if the other side did not say what it takes
+    send = partial(world.central.send, "shop") if from_central else remote.send
+    dials = world.net.ports
+    receipts = [world.done(send(content)) for content in (1, "x" * 200_000, 2)]
+    world.done(receipts[0].acknowledged())
+    with pytest.raises(HandlerFailed, match="BadPayload: "):
+        world.done(receipts[1].acknowledged())
+    world.done(receipts[2].acknowledged())
+    got = world.at["shop"] if from_central else world.at_central
+    assert contents(got) == [1, 2]
+    assert remote.state is State.JOINED
+    assert world.net.ports - dials <= 6  # a remote that comes back is dialled back, too

@@ -286,6 +286,10 @@ class Central(Service):
         member: Member | None = inbound.owner
         if member is not None:
             member.unheard()
+            if inbound.unreadable is not None:
+                failed = member.account.incoming.unreadable(inbound.unreadable)
+                if failed is not None:
+                    self.item_received(inbound, failed, 0)
 
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""
@@ -324,7 +328,11 @@ class Central(Service):
             item.content, key, inbound.peer, item.session, item.number, item.record
         )
         lane = member.account if member is not None else inbound
-        outcome = self._handlers.submit(lane, message)
+        outcome = (
+            self._handlers.submit(lane, message)
+            if item.failure is None
+            else self._handlers.fail(lane, item.failure, inbound.peer)
+        )
         if incoming is not None or outcome is not None:
             self._follow(inbound, member, incoming, item.number, size, outcome)
 

@@ -33,13 +33,15 @@ Previous = tuple[str, int]  # a session, and up to which number of it was handle
 class Message(msgspec.Struct, frozen=True):
     """A message of the application. Without a session: from a side that numbers nothing.
 
-    `record`: all of the log record that carried it, where one did.
+    `record`: all of the log record that carried it, where one did. `failure`: why there is no
+    content, where only its number could be read.
     """
 
     content: Any
     session: str | None = None
     number: int | None = None
     record: Mapping[str, Any] | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,10 +50,10 @@ Done = Callable[[str | None], None]
 class Job:
     """A message that waits for its turn, or for its handler; without one, for those before it."""
 
-    __slots__ = ("_done", "_ended", "message")
+    __slots__ = ("_done", "_ended", "failure", "message")
 
-    def __init__(self, message: SessionMessage | None) -> None:
-        self.message = message
+    def __init__(self, message: SessionMessage | None, failure: str | None = None) -> None:
+        self.message, self.failure = message, failure
         self._done: Done | None = None
         self._ended: tuple[str | None] | None = None
 
@@ -131,7 +131,6 @@ class Handlers:
         Return None where its handler has ended, or why that failed; else the job that it is now.
         """
         lanes = self._lanes
-        lanes = self._lanes
         function = self._function
         if lane in lanes or self._is_stopped or self._threads:
             return self._wait(lane, message)
@@ -151,6 +150,17 @@ class Handlers:
         else:
             del lanes[lane]
         return failure
+
+    def fail(self, lane: Hashable, failure: str, peer: tuple[str, int]) -> Outcome:
+        """Let a message that could not be read fail in its turn; return as `submit` does."""
+        self._log.warn(
+            "a message from {host}:{port} cannot be read: {why}",
+            host=peer[0],
+            port=peer[1],
+            why=failure,
+        )
+        failure = f"BadPayload: {failure}"[:REASON_MAX]
+        return self._wait(lane, None, failure) if lane in self._lanes else failure
 
     def after(self, lane: Hashable, done: Done) -> None:
         """Call `done` when all that a lane has have ended."""
@@ -181,8 +191,10 @@ class Handlers:
 
     # --- inside
 
-    def _wait(self, lane: Hashable, message: SessionMessage | None) -> Job:
-        job = Job(message)
+    def _wait(
+        self, lane: Hashable, message: SessionMessage | None, failure: str | None = None
+    ) -> Job:
+        job = Job(message, failure)
         is_free = lane not in self._lanes
         jobs = self._lanes.get(lane)
         if jobs is None:
@@ -197,7 +209,7 @@ class Handlers:
         jobs = self._lanes[lane]
         while jobs and not self._is_stopped:
             job = jobs.popleft()
-            failure = None
+            failure = job.failure
             if job.message is not None and self._function is not None:
                 self._running += 1
                 waited, failure = self._call(self._function, job.message)

@@ -70,13 +70,14 @@ class Inbound(TwistedProtocol):
         self._is_open = False
         self._is_over = False  # nothing more is read
         self._lost: str | None = None
+        self.unreadable: str | None = None  # why a payload was none, which ended it
         self._decoding = Decoding(
             listener.reactor,
             codec=listener.codec,
             budget=listener.budget,
             limits=limits,
             give=partial(listener.user.item_received, self),
-            fail=self.abort,
+            fail=self._not_read,
             changed=self._look,
         )
 
@@ -152,7 +153,7 @@ class Inbound(TwistedProtocol):
             payloads, error = payloads[: payloads.index(b"")], "a payload of no bytes"
         self._decoding.feed(payloads)
         if error is not None:
-            self.abort(error)
+            self._not_read(error)
         else:
             self._look()
 
@@ -162,6 +163,10 @@ class Inbound(TwistedProtocol):
         self._look()
 
     # --- inside
+
+    def _not_read(self, reason: str) -> None:
+        self.unreadable = self.unreadable or reason
+        self.abort(reason)
 
     def _look(self) -> None:
         """Pause or go on reading; tell the end once all that came is given."""

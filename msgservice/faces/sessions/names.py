@@ -131,6 +131,9 @@ class RemoteMessagingServer:
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""
         assert isinstance(item, Message)  # see `without_controls`
+        if item.failure is not None:  # of a numbered one, which nobody here answers
+            self._handlers.fail(inbound, item.failure, inbound.peer)
+            return
         message = SessionMessage(item.content, None, inbound.peer, record=item.record)
         outcome = self._handlers.submit(inbound, message)
         if isinstance(outcome, Job):

@@ -304,6 +304,10 @@ class Remote(Service):
         """See `ListenerUser`. The central dials again, or the silence is too long."""
         if inbound is self._from_central:
             self._from_central = None
+            if inbound.unreadable is not None:
+                failed = self._account.incoming.unreadable(inbound.unreadable)
+                if failed is not None:
+                    self.item_received(inbound, failed, 0)
 
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""
@@ -365,7 +369,11 @@ class Remote(Service):
         key = CENTRAL if incoming is not None or inbound is self._from_central else None
         number = item.number
         message = SessionMessage(item.content, key, inbound.peer, item.session, number, item.record)
-        outcome = self._handlers.submit(key or inbound, message)
+        outcome = (
+            self._handlers.submit(key or inbound, message)
+            if item.failure is None
+            else self._handlers.fail(key or inbound, item.failure, inbound.peer)
+        )
         waits = isinstance(outcome, Job)
 
         def ended(failure: str | None) -> None:

@@ -25,4 +25,7 @@ class ISessionCodec(Interface):
         """Return the payload of a control message."""
 
     def decode(payload: bytes) -> Item:
-        """Return the item of a payload; `BadPayload` where there is none in it."""
+        """Return the item of a payload; `BadPayload` where there is none in it.
+
+        A numbered message whose content cannot be read comes with its `failure`.
+        """

@@ -36,6 +36,8 @@ PROTOCOL = 1  # what `SocketHandler` writes, and every Python reads
 # Attributes of a record: names that no program gives to its own (`extra`).
 SESSION, NUMBER = "msgservice_session", "msgservice_number"
 FORMATTED_MAX = 1_000_000  # characters of a text with its arguments, where they are repeated in it
+_NUMBERING = pickle.dumps(SESSION, PROTOCOL)[:-1]  # how the two begin; they are the last
+NUMBERING_BYTES = 512
 _STOP = b"."
 _SET = b"s"  # the opcode SETITEM
 _MARKS = frozenset({"name", "levelno"})  # a log record has one of these
@@ -143,7 +145,13 @@ class RecordsCodec:
 
     def decode(self, payload: bytes) -> Item:
         """See `ISessionCodec`."""
-        value = self._load(payload)
+        try:
+            value = self._load(payload)
+        except BadPayload as error:
+            try:
+                return Message(None, *_numbering(payload), failure=str(error))
+            except BadPayload:
+                raise error from None
         if (
             type(value) is not dict
             or "msg" not in value
@@ -180,6 +188,17 @@ class RecordsCodec:
 
 def _attribute(name: str, value: object) -> bytes:
     return pickle.dumps(name, PROTOCOL)[:-1] + pickle.dumps(value, PROTOCOL)[:-1] + _SET
+
+
+def _numbering(payload: bytes) -> tuple[str, int]:
+    """Return the session and number at the end of a pickle. Raises `BadPayload`."""
+    at = payload.rfind(_NUMBERING, max(0, len(payload) - NUMBERING_BYTES))
+    if at < 0:
+        raise BadPayload("no number")
+    fields = loads(b"}" + payload[at:], {})
+    if type(fields) is not dict:
+        raise BadPayload("no number")
+    return check_numbering(fields.get(SESSION), fields.get(NUMBER))
 
 
 def _formatted(text: str, arguments: Any) -> str:

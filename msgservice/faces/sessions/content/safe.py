@@ -59,7 +59,7 @@ def frame_control(item: Control) -> bytes:
 
 
 def unframe(payload: bytes, decode: Callable[[bytes], Any]) -> Item:
-    """Return the item of a payload, its content by `decode`. Raises `BadPayload`."""
+    """Return the item of a payload, its content by `decode`. See `ISessionCodec.decode`."""
     _check_keys(payload)
     try:
         match _unpack(payload):
@@ -67,7 +67,10 @@ def unframe(payload: bytes, decode: Callable[[bytes], Any]) -> Item:
                 return Message(decode(body))
             case [0, session, number, bytes(body)]:
                 session, number = check_numbering(session, number)
-                return Message(decode(body), session, number)
+                try:
+                    return Message(decode(body), session, number)
+                except Exception as error:
+                    return Message(None, session, number, failure=str(_bad(error)))
             case [1, dict(fields)]:
                 control = control_of(fields)
                 if control is not None:
