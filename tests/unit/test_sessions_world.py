@@ -640,3 +640,73 @@ def test_a_payload_of_which_nothing_can_be_read_ends_three_connections_and_no_mo
     assert contents(got) == [1, 2]
     assert remote.state is State.JOINED
     assert world.net.ports - dials <= 6  # a remote that comes back is dialled back, too
+
+
+def test_a_remote_that_stops_lets_running_handlers_end_and_answers_them() -> None:
+    world, gate = SessionsWorld(), Deferred[None]()
+    begun: list[Any] = []
+
+    async def handle(message: SessionMessage) -> None:
+        begun.append(message.content)
+        await gate
+        await remote.send(["from", message.content])
+
+    remote = joined(world, on_message=handle)
+    receipts = [world.done(world.central.send("shop", n)) for n in range(2)]
+    world.until(lambda: begun)
+    stopped = remote.stopService()
+    world.run(1.0)
+    assert not stopped.called
+    late = world.done(world.central.send("shop", 2))
+    gate.callback(None)
+    world.done(receipts[0].acknowledged(), 2.0)
+    world.done(stopped, 2.0)
+    assert begun == [0]
+    world.run(0.5)
+    assert contents(world.at_central) == [["from", 0]]
+    again = world.begin_remote("shop", 20_002, id="shop")
+    for receipt in (receipts[1], late):
+        world.done(receipt.acknowledged())
+    assert contents(world.at["shop"]) == [1, 2]  # what had begun does not come twice
+    assert again.is_joined
+
+
+def test_a_central_that_stops_lets_running_handlers_end_and_answers_them() -> None:
+    gates = Gates()
+    world = SessionsWorld(on_message=gates)
+    remote = joined(world)
+    receipts = [world.done(remote.send(n)) for n in range(2)]
+    world.until(lambda: gates.waiting)
+    stopped = world.central.stopService()
+    world.run(1.0)
+    assert not stopped.called
+    gates.waiting[0].callback(None)
+    world.done(receipts[0].acknowledged(), 2.0)
+    world.done(stopped, 2.0)
+    assert len(gates.waiting) == 1
+
+
+def test_a_stop_waits_no_longer_for_handlers_than_stop_seconds() -> None:
+    limits = SessionLimits(stop_seconds=2.0)
+    world = SessionsWorld(limits=limits, on_message=Gates())
+    remote = joined(world, limits=limits, on_message=Gates())
+    world.done(remote.send(1))
+    receipt = world.done(world.central.send("shop", 1))
+    world.run(1.0)
+    world.done(remote.stopService(), 4.0)
+    world.done(world.central.stopService(), 4.0)
+    with pytest.raises(RemoteLeft):
+        world.done(receipt.acknowledged())
+
+
+def test_silence_closes_both_connections_at_once_though_a_handler_runs() -> None:
+    world, gates = SessionsWorld(heartbeat=1.0), Gates()
+    remote = joined(world, on_message=gates, heartbeat_timeout=3.0)
+    world.done(world.central.send("shop", 1))
+    world.until(lambda: gates.waiting)
+    world.kill("central")
+    world.run(4.5)
+    assert not world.net.live()
+    assert remote.state is State.ENDING
+    gates.waiting[0].callback(None)
+    assert world.done(remote.when_shut_down()).by == "silence"

@@ -219,7 +219,10 @@ class Remote(Service):
         return failure
 
     def stopService(self) -> Deferred[None]:
-        """End: what is written leaves, handlers that run end. The central is not told."""
+        """End: handlers that run end and are answered, what is written leaves.
+
+        The central is not told; what has not begun is not answered.
+        """
         super().stopService()
         return self._finish(Ended("stop"))
 
@@ -450,6 +453,9 @@ class Remote(Service):
                 await told.addTimeout(self._limits.stop_seconds, self._reactor)
             except BaseException:
                 self._log.failure("an event of a remote")
+        handlers = self._handlers.stop()
+        if end.by != "silence":  # else nobody hears their answers, nor what they send
+            await handlers
         self._hop.write_ack(at_end=True)
         self.state = State.ENDING
         if self._silence is not None and self._silence.active():
@@ -458,7 +464,7 @@ class Remote(Service):
         self._hop.close()
         await self._sender.stop()
         await self._listener.stop()
-        await self._handlers.stop()
+        await handlers
         self._account.end("the remote ended")
 
     def _ended(self, _: object, end: Ended) -> None:
