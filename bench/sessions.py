@@ -213,11 +213,14 @@ def cookbook(pipe: Connection, count: int) -> None:
     logging.getLogger("shop").addHandler(Counting())
 
     class Handler(socketserver.StreamRequestHandler):
-        """As the logging cookbook has it."""
+        """As the logging cookbook has it, but that it waits for a whole prefix.
+
+        Else one that arrives in pieces ends the connection, and the run never.
+        """
 
         def handle(self) -> None:
             while True:
-                chunk = self.connection.recv(4)
+                chunk = self.connection.recv(4, socket.MSG_WAITALL)
                 if len(chunk) < 4:
                     break
                 (length,) = struct.unpack(">L", chunk)
