@@ -204,7 +204,7 @@ class SenderState:
         ranges.add(first, last)
         ranges.remove_below(self.floor)
         if ranges.first is not None and ranges.first <= self.floor:
-            joined = next(iter(ranges))[1]
+            ((_, joined),) = ranges.lowest(1)
             self.floor = joined + 1
             ranges.remove_below(self.floor)
         if not ranges:

@@ -9,7 +9,9 @@ Nothing here touches SQLite: what older runs held is asked through `Lookup`.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from functools import cache
 from zlib import crc32
 
 import msgspec
@@ -18,7 +20,7 @@ from msgservice.core.marks import Key, SenderState
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import ContentChanged, LimitReached, LogFull, Refused
 from msgservice.log.state import Staged, State
-from msgservice.message import cut_messages
+from msgservice.message import MessageParts
 from msgservice.records import (
     NOBODY,
     NODE,
@@ -322,7 +324,8 @@ def _take_known(
         runs = _runs_of(staged, sender, batch, lookup)
         if not _agrees(staged.state, batch, runs):
             return RefusedBatch(ContentChanged(first, last))
-        pieces = tuple(_cut(batch, low, high) for low, high in missing)
+        parts = MessageParts(batch.messages)
+        pieces = tuple(_cut(batch, parts, low, high) for low, high in missing)
         size = sum(piece.size for piece in pieces)
         outcome = Known(pieces=_pieces(first, last, runs), fresh=pieces)
     if missing:
@@ -361,22 +364,22 @@ def _runs_of(staged: Staged, sender: SenderState, batch: Batch, lookup: Lookup) 
                 b.messages,
                 mark_of(b.subject, b.addressed),
             )
-            for b in staged.fresh
-            if b.sender == batch.sender
-            and b.incarnation == batch.incarnation
-            and b.sequence <= last
-            and b.sequence + b.count > first
+            for b in staged.fresh_between(sender.key, first, last)
         ),
     ]
 
 
 def _agrees(state: State, batch: Batch, runs: Sequence[TakenRun]) -> bool:
     """Whether a batch says what these runs did, as far as that is still known."""
-    return all(_same_content(batch, run) and _same_names(state, batch, run) for run in runs)
+    parts = cache(lambda: MessageParts(batch.messages))  # of many runs, found once
+    return all(_same_content(batch, run, parts) and _same_names(state, batch, run) for run in runs)
 
 
-def _same_content(batch: Batch, run: TakenRun) -> bool:
-    """Whether `batch` agrees with `run` where they overlap, as far as that is still known."""
+def _same_content(batch: Batch, run: TakenRun, parts: Callable[[], MessageParts]) -> bool:
+    """Whether `batch` agrees with `run` where they overlap, as far as that is still known.
+
+    `parts`: those of `batch`.
+    """
     subject = batch.subject
     if run.mark not in (None, mark_of(subject, batch.addressed), mark_of(subject, None)):
         return False
@@ -386,12 +389,12 @@ def _same_content(batch: Batch, run: TakenRun) -> bool:
         start = run.sequence - batch.sequence
         if start < 0 or start + run.count > batch.count:
             return True
-        return crc32(cut_messages(batch.messages, start, start + run.count)) == run.crc
+        return crc32(parts().run(start, start + run.count)) == run.crc
     first = max(batch.sequence, run.sequence)
     end = min(batch.sequence + batch.count, run.sequence + run.count)
-    return cut_messages(
-        batch.messages, first - batch.sequence, end - batch.sequence
-    ) == cut_messages(run.frame, first - run.sequence, end - run.sequence)
+    return parts().run(first - batch.sequence, end - batch.sequence) == MessageParts(run.frame).run(
+        first - run.sequence, end - run.sequence
+    )
 
 
 def _same_names(state: State, batch: Batch, run: TakenRun) -> bool:
@@ -412,10 +415,12 @@ def _same_names(state: State, batch: Batch, run: TakenRun) -> bool:
     }
 
 
-def _cut(batch: Batch, first: int, last: int) -> Batch:
-    """Return sequences `first` to `last` of a batch as a batch of its own."""
+def _cut(batch: Batch, parts: MessageParts, first: int, last: int) -> Batch:
+    """Return sequences `first` to `last` of a batch, which are among `parts`, as one of its own."""
     start, stop = first - batch.sequence, last - batch.sequence + 1
-    messages = cut_messages(batch.messages, start, stop)
+    messages = parts.run(start, stop)
+    ids = batch.ids  # rising
+    named = ids[bisect_left(ids, (start,)) : bisect_left(ids, (stop,))]
     return msgspec.structs.replace(
         batch,
         sequence=first,
@@ -424,7 +429,7 @@ def _cut(batch: Batch, first: int, last: int) -> Batch:
         size=len(messages),
         crc=crc32(messages),
         after=batch.after if start == 0 else first - 1,
-        ids=tuple((index - start, name) for index, name in batch.ids if start <= index < stop),
+        ids=tuple((index - start, name) for index, name in named),
         origin=batch.origin and batch.origin.behind(start),
     )
 
@@ -447,15 +452,19 @@ def _with_positions(known: Known, batch: Batch) -> Known:
     for fresh in known.fresh:
         end = fresh.sequence + fresh.count - 1
         pieces.append(Piece(fresh.sequence, end, fresh.audience, fresh.first))
-    pieces.sort(key=lambda piece: piece.first)
+    pieces.sort(key=_first_of)
     first, last = batch.sequence, batch.sequence + batch.count - 1
     if not known.refused:
         return Known(pieces=fill_holes(pieces, first, last), fresh=known.fresh)
     whole: list[Piece] = []
     for low, high in RangeSet(known.refused).missing(first, last):
-        inside = [piece for piece in pieces if low <= piece.first <= high]
-        whole += fill_holes(inside, low, high)
+        begin = bisect_left(pieces, low, key=_first_of)
+        whole += fill_holes(pieces[begin : bisect_right(pieces, high, key=_first_of)], low, high)
     return Known(pieces=tuple(whole), refused=known.refused)
+
+
+def _first_of(piece: Piece) -> int:
+    return piece.first
 
 
 def fill_holes(pieces: Sequence[Piece], first: int, last: int) -> tuple[Piece, ...]:

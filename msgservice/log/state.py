@@ -12,6 +12,7 @@ memory with whatever asks for them. How many are awake is decided in `senders.py
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -248,10 +249,16 @@ class Gone:
         self.receivers: list[int] = []
 
 
+def _sequence_of(batch: Batch) -> int:
+    return batch.sequence
+
+
 class Staged:
     """Copies of what one entry touches."""
 
     __slots__ = (
+        "_fresh_known",
+        "_fresh_of",
         "age",
         "ages",
         "chain",
@@ -290,6 +297,9 @@ class Staged:
         self.new_senders: list[SenderState] = []
         self.new_audiences: list[Totals] = []
         self.fresh: list[Batch] = []  # what this group stores, rising
+        # Of each sender what of it was looked for already, by sequence; how much was sorted in.
+        self._fresh_of: dict[Key, list[Batch]] = {}
+        self._fresh_known = 0
         self.settled: dict[int, SenderState] = {}  # whose own floor was above what was taken
         self.age = state.age
         self.ages = state.ages
@@ -311,6 +321,21 @@ class Staged:
                 staged = committed.copy()
             self.senders[key] = staged
         return staged
+
+    def fresh_between(self, key: Key, first: int, last: int) -> list[Batch]:
+        """Return what this group stores of a sender between these sequences, rising.
+
+        What came since the last call is sorted in: each batch once, and none where none is asked.
+        """
+        for batch in self.fresh[self._fresh_known :]:
+            known = self._fresh_of.setdefault((batch.sender, batch.incarnation), [])
+            insort(known, batch, key=_sequence_of)
+        self._fresh_known = len(self.fresh)
+        known = self._fresh_of.get(key, [])
+        begin = bisect_right(known, first, key=_sequence_of)
+        if begin and known[begin - 1].sequence + known[begin - 1].count > first:
+            begin -= 1  # no two of them overlap
+        return known[begin : bisect_right(known, last, begin, key=_sequence_of)]
 
     def total(self, audience: Audience) -> Totals:
         """Return this group's copy of an audience's totals."""

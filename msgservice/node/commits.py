@@ -49,6 +49,12 @@ class Source(Protocol):
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
         """The commit failed: none of these batches was stored."""
 
+    def withdraw(self, batch: Batch) -> bool:
+        """Whether a batch that waits is void, behind one that was refused: it is not stored.
+
+        Asked once about each that waits, when all of a group are told of which some were refused.
+        """
+
     def flush(self) -> None:
         """The outcomes of a group were all told: acknowledgements owed for it may leave."""
 
@@ -149,21 +155,6 @@ class Commits:
         self._next.batches.append(batch)
         self._sources.append(source)
         self.uncommitted_bytes += batch.size + BATCH_OVERHEAD
-
-    def withdraw(self, source: Source, unwanted: Callable[[Batch], bool]) -> list[Batch]:
-        """Take batches of this source that still wait out of the next group; return them."""
-        kept: list[tuple[Batch, Source]] = []
-        withdrawn: list[Batch] = []
-        for batch, owner in zip(self._next.batches, self._sources, strict=True):
-            if owner is source and unwanted(batch):
-                withdrawn.append(batch)
-                batch.audience.waiting -= 1
-                self.uncommitted_bytes -= batch.size + BATCH_OVERHEAD
-            else:
-                kept.append((batch, owner))
-        self._next.batches = [batch for batch, _ in kept]
-        self._sources = [owner for _, owner in kept]
-        return withdrawn
 
     def progress(self, outlet: Progressing) -> None:
         """Progress is waiting: its owner is asked for it when the next group starts.
@@ -312,6 +303,8 @@ class Commits:
             except Exception:
                 source.fault(Failure())
         self.uncommitted_bytes -= size + BATCH_OVERHEAD * len(batches)
+        if refused:
+            self._withdraw()
         for outlet in progressing:
             try:
                 outlet.progress_stored()
@@ -346,6 +339,11 @@ class Commits:
         for source, batches in by_source.values():
             try:
                 source.failed(batches, error)
+            except Exception:
+                source.fault(Failure())
+        self._withdraw()
+        for source, _ in by_source.values():
+            try:
                 source.flush()
             except Exception:
                 source.fault(Failure())
@@ -358,6 +356,23 @@ class Commits:
         self._after_group([])
         # Whoever asks for a group meanwhile waits as well: a disk that fails is left alone.
         self._due = self._time.clock.callLater(RETRY_DELAY, self._kick_due)
+
+    def _withdraw(self) -> None:
+        """Take what is void out of the next group: one walk over it, however much was refused."""
+        waiting = zip(self._next.batches, self._sources, strict=True)
+        self._next.batches, self._sources = [], []
+        for batch, source in waiting:
+            try:
+                is_void = source.withdraw(batch)
+            except Exception:
+                source.fault(Failure())
+                is_void = False
+            if is_void:
+                batch.audience.waiting -= 1
+                self.uncommitted_bytes -= batch.size + BATCH_OVERHEAD
+            else:
+                self._next.batches.append(batch)
+                self._sources.append(source)
 
     def take_refusals(self) -> tuple[str | None, int]:
         """Return why the log refused runs since the last call, or None, and how many."""

@@ -115,6 +115,7 @@ class Ingress:
         self._naming: dict[int, int] = {}  # audiences to be told with what waits: bytes, at most
         self._naming_bytes = 0
         self._untold: deque[Untold] = deque()
+        self._is_contradicted = False  # a run came again with other content: nothing more is taken
         self._named_bytes = 0  # of names, at most, that leave with the next flush
         self._acceptance = acceptance
         self._commits = commits
@@ -318,12 +319,11 @@ class Ingress:
         if self.answers.discards(batch.subject, first):
             return  # an earlier one of its lane was refused: the sender takes back from there
         if isinstance(error, ProtocolError):
-            self._withdraw(lambda waiting: True)
+            self._is_contradicted = True
             self._connection.fail(error)
         elif isinstance(error, LogFull | LimitReached):
             delay = int(error.delay * 1000) if isinstance(error, LogFull) else FULL_DELAY_MS
             self._owe_refusal(first, last, batch.subject, Action.LATER, delay, error)
-            self._withdraw(lambda waiting: waiting.subject == batch.subject)
         else:
             self._owe_refusal(first, last, batch.subject, Action.REFUSED, 0, error)
 
@@ -334,13 +334,16 @@ class Ingress:
         for batch in batches:
             self._refused(batch, LogFull(str(error)))
 
+    def withdraw(self, batch: Batch) -> bool:
+        """See `commits.Source`: the sender takes back what is behind the refused run of a lane."""
+        if not (self._is_contradicted or self.answers.discards(batch.subject, batch.sequence)):
+            return False
+        self._no_longer_waits(batch.count, batch.size)
+        return True
+
     def fault(self, failure: Failure) -> None:
         """See `commits.Source`: what was not acknowledged comes again on the next connection."""
         self._connection.fault(f"sender {self._name!r}", failure)
-
-    def _withdraw(self, unwanted: Callable[[Batch], bool]) -> None:
-        for batch in self._commits.withdraw(self, unwanted):
-            self._no_longer_waits(batch.count, batch.size)
 
     # --- to the sender
 

@@ -443,6 +443,27 @@ _ALL = [
         catcher=_test("tests/contract/test_log.py", "takes_the_rest_of_the_group"),
     ),
     Mutant(
+        name="a-repeat-walks-all-that-its-group-stores",
+        at="msgservice.log.state:Staged.fresh_between",
+        old="for batch in self.fresh[self._fresh_known :]:",
+        new="self._fresh_of = {}\n    for batch in self.fresh:",
+        catcher=_test("tests/bounds/test_senders.py", "again in one group"),
+    ),
+    Mutant(
+        name="a-cut-reads-the-whole-run",
+        at="msgservice.log.dedupe:_cut",
+        old="messages = parts.run(start, stop)",
+        new="messages = MessageParts(batch.messages).run(start, stop)",
+        catcher=_test("tests/bounds/test_senders.py", "holes filled by one run"),
+    ),
+    Mutant(
+        name="a-hole-that-is-filled-copies-all-ranges",
+        at="msgservice.core.marks:SenderState.take",
+        old="((_, joined),) = ranges.lowest(1)",
+        new="joined = next(iter(ranges))[1]",
+        catcher=_test("tests/bounds/test_senders.py", "holes filled each"),
+    ),
+    Mutant(
         name="a-run-taken-in-part-is-refused-whole",
         at="msgservice.log.dedupe:_take_refused",
         old="if left == [(first, last)] or (left and not isinstance(refusal, Refused)):",

@@ -67,15 +67,18 @@ class World:
 class LaneSource:
     """A source that withdraws what waits of it once a run of it was refused."""
 
-    def __init__(self, commits: Commits, flushed: Callable[[], None] = lambda: None) -> None:
-        self.commits, self.flush = commits, flushed
+    def __init__(self, flushed: Callable[[], None] = lambda: None) -> None:
+        self.flush = flushed
+        self.refused = False
 
     def stored(self, batch: Batch, outcome: Any) -> None:
-        if isinstance(outcome, RefusedBatch):
-            self.commits.withdraw(self, lambda waiting: True)
+        self.refused = isinstance(outcome, RefusedBatch)
 
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
-        self.commits.withdraw(self, lambda waiting: True)
+        self.refused = True
+
+    def withdraw(self, batch: Batch) -> bool:
+        return self.refused
 
     def fault(self, failure: Any) -> None:
         failure.raiseException()
@@ -85,7 +88,7 @@ def test_2_nothing_starts_while_it_is_told_what_was_refused() -> None:
     """Who is told first may ask for more: what is behind the refused run is withdrawn before."""
     world = World()
     commits = world.commits
-    source = LaneSource(commits)
+    source = LaneSource()
     refused, behind = (make_batch(BILLING, sequence) for sequence in (1, 2))
     rows = [ReceiverRow(number=number, name=f"r{number}") for number in (1, 2)]
     commits.batch(refused, source)
@@ -100,7 +103,7 @@ def test_2_nothing_starts_while_it_is_told_what_was_refused() -> None:
 def test_2_nothing_starts_while_it_is_told_what_failed() -> None:
     world = World()
     commits = world.commits
-    sources = [LaneSource(commits, commits.kick), LaneSource(commits)]
+    sources = [LaneSource(commits.kick), LaneSource()]
     failed = [make_batch(BILLING, 1, sender=sender) for sender in ("shop", "web")]
     behind = [make_batch(BILLING, 2, sender=sender) for sender in ("shop", "web")]
     for batch, source in zip([*failed, *behind], [*sources, *sources], strict=True):
@@ -175,7 +178,7 @@ def test_19_who_asks_after_a_group_that_failed_waits_until_the_disk_is_tried_aga
     """Neither what is told of the failure nor what comes in meanwhile makes it sooner."""
     world = World()
     commits = world.commits
-    source = LaneSource(commits, flushed=lambda: world.floor("told", 2))
+    source = LaneSource(flushed=lambda: world.floor("told", 2))
     commits.batch(make_batch(BILLING, 1), source)
     commits.kick()
     world.end(LogUnavailable("the disk says no"))
