@@ -78,8 +78,8 @@ class Dispatch:
                 outlet.audiences.add(audience.number)
                 if outlet.connection is not None:
                     live.append(outlet)
-        if self._full:
-            self._mark_audiences()
+                if number in self._full:
+                    self._full_audiences[audience.number] = _why_full(outlet)
 
     def audience_unmade(self, audience: Audience) -> None:
         """The audience is unused: no batch in the log has it, and none that waits to be stored."""
@@ -248,13 +248,7 @@ class Dispatch:
         for number in self._full:
             outlet = self.outlets.get(number)
             if outlet is not None:
-                reason = (
-                    f"receiver {outlet.name!r} is suspended until it has caught up"
-                    if outlet.row.suspended
-                    else f"log full: the backlog of receiver {outlet.name!r}"
-                )
-                for audience in outlet.audiences:
-                    self._full_audiences[audience] = reason
+                self._full_audiences.update(dict.fromkeys(outlet.audiences, _why_full(outlet)))
 
     # --- for people
 
@@ -272,3 +266,9 @@ class Dispatch:
             self._judging = None
         for outlet in self.outlets.values():
             outlet.stop()
+
+
+def _why_full(outlet: Outlet) -> str:
+    if outlet.row.suspended:
+        return f"receiver {outlet.name!r} is suspended until it has caught up"
+    return f"log full: the backlog of receiver {outlet.name!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations, islice
 from typing import Any
 
 import msgspec
@@ -133,12 +134,27 @@ def refused_and_waiting(count: int, end: str) -> Sender:
     return sender
 
 
+def sets_of_full_receivers(count: int) -> Sender:
+    """Each run names another set of receivers that are too far behind."""
+    sender = Sender(Limits(backlog_bytes=1))
+    names = [f"r{n}" for n in range(20)]
+    for name in names:
+        sender.stage.peer(name, receive={"subjects": ["x"]}).connection.abort()
+    sender.before([a_run(1, subject="x")])
+    sender.stage.settle(1.0)
+    assert sender.stage.node.parts.dispatch.refusing == len(names)
+    sets = list(islice(combinations(names, 10), count))
+    sender.hand_in([msgspec.structs.replace(a_run(2 + n), to=to) for n, to in enumerate(sets)])
+    return sender
+
+
 SENDERS: dict[str, Callable[[int], Sender]] = {
     "again in one group": again_in_one_group,
     "again in one run": again_in_one_run,
     "holes filled by one run": holes_filled_by_one_run,
     "holes filled each": holes_filled_each,
     "refused by the log": lambda count: refused_and_waiting(count, "release"),
+    "to sets of receivers that are full": sets_of_full_receivers,
     "of a group that fails": lambda count: refused_and_waiting(count, "refuse"),
 }
 
