@@ -17,6 +17,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.endpoints import clientFromString
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent
 
@@ -281,3 +282,19 @@ async def test_what_is_for_a_remote_that_is_away_waits_in_a_node(tmp_path: Path)
     await central.stopService()
     await client.close()
     await node.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_remote_that_comes_over_a_unix_socket_is_dialled_on_this_machine(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "central"
+    central = Central(reactor, listen=f"unix:{path}")
+    assert await central.listen() == (str(path), 0)
+    remote = Remote(reactor, clientFromString(reactor, f"unix:{path}"))
+    address = await remote.start()
+    await central.when_joined(address)
+    await (await remote.send("up")).acknowledged()
+    await (await central.send(address, "down")).acknowledged()
+    await remote.stopService()
+    await central.stopService()

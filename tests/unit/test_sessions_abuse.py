@@ -257,7 +257,7 @@ def test_an_answer_to_what_was_never_sent_ends_the_connection() -> None:
 
 def test_acks_of_an_older_session_are_dropped() -> None:
     world = SessionsWorld()
-    listen(world, 20_000)
+    servers = listen(world, 20_000)
     peer = dial(world)
     peer.say(Hello(20_000, acks=True, id="shop"))
     world.run(1.0)
@@ -268,10 +268,14 @@ def test_acks_of_an_older_session_are_dropped() -> None:
     second = dial(world)
     second.say(Hello(20_000, acks=True, id="shop"))
     world.run(1.0)
-    session = world.central.remotes["shop"].session
+    (welcome,) = servers[-1].items()
+    assert isinstance(welcome, Welcome)
+    session = welcome.session
     assert session != older
+    assert world.central.remotes["shop"].session == older  # it has not proven to be the same yet
     second.say(Joined(session))
     world.run(1.0)
+    assert world.central.remotes["shop"].session == session
     second.say(Ack(older, 1))
     world.run(1.0)
     assert world.central.remotes["shop"].queued == 1

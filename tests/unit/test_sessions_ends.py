@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.task import Clock
@@ -18,7 +19,7 @@ from msgservice.faces.sessions.envelope import Hello
 from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.remote import Ended, Remote
-from tests.kit.sessions_world import HOST, Process, SessionsWorld, _Client, _Port, _Server
+from tests.kit.sessions_world import HOST, End, Process, SessionsWorld, _Client, _Port, _Server
 from tests.unit.test_sessions_abuse import Peer, Peers, dial, joined, listen, message
 
 
@@ -357,3 +358,98 @@ def test_a_stop_while_the_server_begins_is_told(side: str) -> None:
     with pytest.raises(CannotListen, match="stopped meanwhile"):
         world.done(starting)
     assert world.net.servers.keys() == {SessionsWorld.CENTRAL_PORT}  # it is closed again
+
+
+# --- who says to be a remote that is joined has to prove it
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        Hello(20_001, acks=True),
+        Hello(20_001),  # and would have nothing to prove
+        Hello(20_001, acks=True, nonce="guessed"),
+        Hello(20_009, id="shop", acks=True),  # where nobody is
+        Hello(20_009, id="shop"),
+    ],
+    ids=str,
+)
+def test_a_hello_of_a_stranger_does_not_replace_a_remote_that_is_joined(hello: Hello) -> None:
+    left: list[str] = []
+    world = SessionsWorld(heartbeat=1.0, on_left=lambda member, reason: left.append(reason))
+    remote = world.begin_remote("shop", 20_001, id=hello.id, heartbeat_timeout=5.0)
+    world.until(lambda: [m for m in world.central.remotes.values() if m.is_joined])
+    ((key, member),) = world.central.remotes.items()
+    stranger = dial(world)
+    stranger.say(hello)
+    for number in range(60):
+        receipt = world.done(world.central.send(key, number))
+        world.done(receipt.acknowledged(), 1.0)
+        world.run(1.0, step=0.05)
+    assert remote.is_joined
+    assert (world.central.remotes, left) == ({key: member}, [])
+    assert not stranger.is_open  # it may say hello again
+    assert not world.central._candidates
+    world.done(world.done(remote.send("up")).acknowledged(), 1.0)
+    assert [m.content for m in world.at["shop"]] == list(range(60))
+
+
+def test_a_stranger_who_hangs_up_leaves_nothing_behind() -> None:
+    world = SessionsWorld()
+    remote = joined(world)
+    for _ in range(20):
+        stranger = dial(world)
+        stranger.say(Hello(20_009, id="shop", acks=True))
+        world.run(0.1)
+        stranger.transport.loseConnection()  # type: ignore[union-attr]  # it is connected
+        world.run(0.1)
+    assert not world.central._candidates
+    dials = world.net.ports
+    world.run(30.0, step=0.05)
+    assert world.net.ports == dials
+    assert remote.is_joined
+    for end in world.net.live():  # and the remote itself may come back by the session that it has
+        if end.getPeer().port == world.CENTRAL_PORT:
+            world.net.break_off(end)
+    receipts = [world.done(world.central.send("shop", n)) for n in range(20)]
+    for receipt in receipts:
+        world.done(receipt.acknowledged())
+    assert [m.content for m in world.at["shop"]] == list(range(20))
+
+
+def test_a_stop_while_somebody_has_to_prove_who_he_is_leaves_nothing_in_the_clock() -> None:
+    world = SessionsWorld()
+    remote = joined(world)
+    dial(world).say(Hello(20_009, id="shop", acks=True))
+    world.run(0.5)
+    assert world.central._candidates
+    world.done(world.central.stopService())
+    world.done(remote.stopService())
+    assert world.net.clock.getDelayedCalls() == []
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    ("comes_from", "named", "is_let_in"),
+    [
+        ("::ffff:127.0.0.1", HOST, True),
+        ("::ffff:127.0.0.1", None, True),
+        ("::1", "0:0:0:0:0:0:0:1", True),
+        ("::ffff:127.0.0.1", "127.0.0.2", False),
+        ("::1", HOST, False),
+    ],
+)
+def test_an_address_has_one_spelling(
+    comes_from: str, named: str | None, is_let_in: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a server of both families the address of an IPv4 client is written as one of IPv6."""
+    monkeypatch.setattr(End, "getPeer", lambda end: IPv6Address("TCP", comes_from, end._peer))
+    world = SessionsWorld()
+    peer = dial(world)
+    peer.say(Hello(20_000, host=named))
+    world.run(0.5)
+    expected = "::1" if comes_from == "::1" else HOST
+    assert list(world.central.remotes) == ([(expected, 20_000)] if is_let_in else [])
+    assert peer.is_open is is_let_in

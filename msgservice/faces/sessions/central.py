@@ -46,7 +46,7 @@ from msgservice.faces.sessions.handlers import Handlers, Job, Outcome, SessionMe
 from msgservice.faces.sessions.hop import Account, prepare
 from msgservice.faces.sessions.incoming import Incoming
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.faces.sessions.listener import Inbound, Listener
+from msgservice.faces.sessions.listener import UNIX, Inbound, Listener, spelled
 from msgservice.faces.sessions.member import Key, Member, named
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.waiters import Waiters
@@ -114,12 +114,14 @@ class Central(Service):
         self._beating: IDelayedCall | None = None
         self._has_begun = self._has_ended = False
         self._durable = node
-        self._accept, self._accept_hosts = accept, frozenset(accept_hosts)
+        self._accept, self._accept_hosts = accept, frozenset(map(spelled, accept_hosts))
         # Whose hello `accept` has not decided, and what its connection gives meanwhile.
         self._asked: dict[Inbound, tuple[Deferred[Any], list[Callable[[], None]]]] = {}
         self._rng = rng
         self._dial = dial if dial is not None else self._by_name
         self._members: dict[Key, Member] = {}
+        # Who says to be a remote that is joined, and what puts it in that one's place.
+        self._candidates: dict[Key, tuple[Member, Inbound, Callable[[], None]]] = {}
         # Who has left may come back and go on where it was; the oldest is forgotten first.
         self._left: OrderedDict[Key, Account] = OrderedDict()
         self._joins: Waiters[Member] = Waiters()
@@ -174,6 +176,8 @@ class Central(Service):
             asked.cancel()
         await self._listener.stop()
         await self._handlers.stop()
+        for key in tuple(self._candidates):
+            self._drop_candidate(key)
         members = list(self._members.values())
         # Before members leave: that the central ends is no attempt at what is under way.
         left_node = self._durable.stop() if self._durable is not None else succeed(None)
@@ -286,6 +290,8 @@ class Central(Service):
         member: Member | None = inbound.owner
         if member is not None:
             member.unheard()
+            if self._is_candidate(member):  # and so it can never say that it has joined
+                self._drop_candidate(member.key)
             if inbound.unreadable is not None:
                 failed = member.account.incoming.unreadable(inbound.unreadable)
                 if failed is not None:
@@ -306,6 +312,8 @@ class Central(Service):
                 case Hello():
                     self._hello(inbound, item)
                 case Joined() if member is not None:
+                    if item.session == member.session and self._is_candidate(member):
+                        self._candidates.pop(member.key)[2]()
                     member.joined(item.session)
                 case Ack() if member is not None:
                     member.acknowledged(item)
@@ -369,7 +377,7 @@ class Central(Service):
         inbound.release(size)
 
     def _hello(self, inbound: Inbound, hello: Hello) -> None:
-        host = hello.host or inbound.host
+        host = spelled(hello.host or self._home_of(inbound))
         reason = self._refusal(inbound, hello, host)
         if reason is not None:
             inbound.abort(f"hello is refused: {reason}")
@@ -419,6 +427,11 @@ class Central(Service):
     def _admit(self, inbound: Inbound, hello: Hello, address: tuple[str, int], key: Key) -> None:
         endpoint = self._dial(*address)  # it may raise, and nothing has changed then
         old = self._members.get(key)
+        # Who is there stays, until the other one has proven to be the same: anybody can say so.
+        has_to_prove = old is not None and old.acks and old.is_joined
+        if has_to_prove and not hello.acks:
+            inbound.abort("hello is refused: it acknowledges nothing, and who is joined does")
+            return
         if old is not None and old.acks != hello.acks:  # what waits for the one is not the other's
             old.stop("it came back with acks changed")
             old = None
@@ -427,38 +440,62 @@ class Central(Service):
             account = Account(self._limits)
         session = secrets.token_hex(8)
         continues = hello.acks and account.knows(hello.previous)
-        before = account.incoming.previous if continues else None
         upto = hello.previous[1] if hello.previous is not None and continues else 0
-        account.begin(  # it may raise, too
-            session, continues=continues, upto=upto, payload_bytes=hello.payload_bytes
-        )
-        self._left.pop(key, None)
-        if old is not None:
-            old.replace()
-        member = self._members[key] = inbound.owner = Member(
+        member = Member(
             self._reactor,
             key=key,
             hello=hello,
             address=address,
             session=session,
-            previous=before,
-            account=account,
+            previous=account.incoming.previous if continues else None,
+            account=Account(self._limits) if has_to_prove else account,
             endpoint=endpoint,
             codec=self._codec,
             user=self,
             limits=self._limits,
             rng=self._rng,
         )
+
+        def install() -> None:
+            account.begin(  # it may raise, and nothing has changed then
+                session, continues=continues, upto=upto, payload_bytes=hello.payload_bytes
+            )
+            member.adopt(account)
+            self._left.pop(key, None)
+            old = self._members.get(key)
+            if old is not None:
+                old.replace()
+            self._members[key] = member
+
+        if has_to_prove and continues:
+            account.announce(session)
+        elif not has_to_prove:
+            install()
+        self._drop_candidate(key)
+        if has_to_prove:
+            self._candidates[key] = member, inbound, install
+        inbound.owner = member
         member.start()
+
+    def _is_candidate(self, member: Member) -> bool:
+        return self._candidates.get(member.key, (None,))[0] is member
+
+    def _drop_candidate(self, key: Key) -> None:
+        if key in self._candidates:
+            self._candidates.pop(key)[0].replace()
 
     def _refusal(self, inbound: Inbound, hello: Hello, host: str) -> str | None:
         if not self.running:
             return "the central ends"
-        if host != inbound.host and host not in self._accept_hosts:
+        if host != self._home_of(inbound) and host not in self._accept_hosts:
             return "its host is not the address that it comes from, nor in accept_hosts"
         if hello.port < self._limits.port_min:
             return f"port {hello.port} is below port_min = {self._limits.port_min}"
         return None
+
+    def _home_of(self, inbound: Inbound) -> str:
+        """Return the host that somebody is at: over a Unix socket this one."""
+        return "127.0.0.1" if inbound.host == UNIX else inbound.host
 
     def _has_no_place(self, host: str) -> str | None:
         """Return why there is no place for a remote that is new."""
@@ -486,6 +523,10 @@ class Central(Service):
 
     def member_left(self, member: Member, reason: str) -> None:
         """See `MemberUser`."""
+        if self._is_candidate(member):
+            _, inbound, _ = self._candidates.pop(member.key)
+            inbound.abort(f"it has not proven to be the remote that is joined: {reason}")
+            return
         if self._members.get(member.key) is member:
             del self._members[member.key]
             self._left[member.key] = member.account

@@ -67,18 +67,24 @@ class Account:
             self.incoming = Incoming()
             self.outgoing.size_max = size_max = _size_max(payload_bytes)
             too_large = self.outgoing.remove(lambda entry: len(entry.prepared) > size_max)
-        self._sessions.append(session)
-        if len(self._sessions) > SESSIONS_NAMED:
-            del self._sessions[1]
+        self.announce(session)
         self.incoming.begin(session)
         for entry in ended:
             entry.settle(None if continues else _unknown(entry, "another process has come"))
         for entry in too_large:
             entry.settle(MessageTooLarge(len(entry.prepared), self.outgoing.size_max))
 
+    def announce(self, session: str) -> None:
+        """Let the other side come back by a session, though it may not have begun here."""
+        if session not in self._sessions:
+            self._sessions.append(session)
+        if len(self._sessions) > SESSIONS_NAMED:
+            del self._sessions[1]
+
     def confirmed(self) -> None:
         """Take note that the other side knows the session: it comes back by none before that."""
-        del self._sessions[:-1]
+        if self.outgoing.session in self._sessions:
+            del self._sessions[: self._sessions.index(self.outgoing.session)]
 
     def end(self, why: str) -> None:
         """End what waits: it has failed, and who was to get it may come back."""
@@ -118,6 +124,10 @@ class Hop:
         self._kernel_timer: IDelayedCall | None = None
         self._written = 0  # bytes, on this connection, and where in them each message ends:
         self._ends: deque[int] = deque()
+
+    def adopt(self, account: Account) -> None:
+        """Go on with another account: nothing has left of the one before."""
+        self._account = account
 
     def connected(self) -> None:
         """Begin a connection: control messages may leave."""

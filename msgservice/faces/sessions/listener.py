@@ -8,7 +8,9 @@ What an item means, and what becomes of a message, is its user's.
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -37,6 +39,17 @@ from msgservice.faces.sessions.envelope import Item
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.transport.addresses import is_local, is_local_host, parse_address
 from msgservice.waiters import Waiters
+
+UNIX = "unix"  # the host of those who come over a Unix socket
+
+
+def spelled(host: str) -> str:
+    """Return an address as it is always written, IPv4 within IPv6 too; a name as it is."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 class ListenerUser(Protocol):
@@ -132,7 +145,7 @@ class Inbound(TwistedProtocol):
     def connectionMade(self) -> None:  # noqa: D102
         transport: Any = self.transport
         address = transport.getPeer()
-        self.peer = getattr(address, "host", "unix"), getattr(address, "port", 0)
+        self.peer = spelled(getattr(address, "host", UNIX)), getattr(address, "port", 0)
         if ITCPTransport.providedBy(transport):
             transport.setTcpKeepAlive(True)
         self._is_open = self._listener.opened(self)
@@ -237,7 +250,8 @@ class Listener:
         if self._port is None:
             return None
         address: Any = self._port.getHost()
-        return getattr(address, "host", None) or str(address.name), getattr(address, "port", 0)
+        host = getattr(address, "host", None)
+        return host or os.fsdecode(address.name), getattr(address, "port", 0)
 
     def listen(self, endpoint: str | IStreamServerEndpoint) -> Deferred[IAddress]:
         """Listen; fires with the address. Fails with `CannotListen`, `InsecureListener`."""

@@ -118,6 +118,11 @@ class Member:
         """Messages for it that are not acknowledged."""
         return self.account.outgoing.messages
 
+    def adopt(self, account: Account) -> None:
+        """Go on with the account of the member that it replaces: it has proven to be the same."""
+        self.account = account
+        self._hop.adopt(account)
+
     def start(self) -> None:
         """Dial back."""
         self._sender.start()
@@ -192,7 +197,7 @@ class Member:
     def sender_connected(self) -> None:
         """See `SenderUser`."""
         self._hop.connected()
-        if not self._hello.acks:
+        if not self.acks:
             self._join()
             return
         self.state = State.GREETING
@@ -212,7 +217,7 @@ class Member:
         if not self._hop.is_ending:
             return
         self._sender.abort()  # until the next hello nobody dials
-        if self._hello.acks and self._is_heard:
+        if self.acks and self._is_heard:
             # Its last word comes over its own client, and that connection ends behind it.
             self._timer = self._reactor.callLater(self._limits.join_timeout, self._not_answered)
         else:
@@ -237,7 +242,7 @@ class Member:
 
     def _not_answered(self) -> None:
         self._timer = None
-        if not self._hello.acks and self._shutdown is not None:
+        if not self.acks and self._shutdown is not None:
             self._shutdown.settle()  # it has ended, and that is all that it can say
         self.leave("told to shut down, and the connection ended")
 
