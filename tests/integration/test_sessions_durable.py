@@ -28,6 +28,10 @@ from msgservice.receiver.receiver import Receiver
 pytestmark = pytest.mark.timeout(120)
 
 
+class Unknown:
+    pass
+
+
 @pytest.fixture
 def limits() -> Limits:
     return Limits()
@@ -47,7 +51,7 @@ async def central(tmp_path: Path, limits: Limits) -> AsyncIterator[Central]:
     client = node.client("central")
     made = Central(
         reactor,
-        codec=RecordsCodec(),
+        codec=RecordsCodec(classes=(Unknown,)),  # at the central only
         node=DurableRemotes(reactor, client, attach),
         limits=SessionLimits(redial_seconds=0.2),
     )
@@ -365,4 +369,23 @@ async def test_a_message_that_the_remote_does_not_take_for_its_size_is_dead_and_
         await large.acknowledged()
     await next_one.acknowledged()
     assert got == ["next"]
+    await remote.stopService()
+
+
+@pytest.mark.parametrize("limits", [Limits(max_attempts=3, retry_delay_min=0.01)])
+@pytest_twisted.ensureDeferred
+async def test_a_message_that_the_remote_cannot_read_is_a_dead_letter_and_the_next_comes(
+    central: Central, limits: Limits
+) -> None:
+    got: list[str] = []
+    remote = begin(central, lambda message: got.append(message.content))
+    await central.when_joined("shop")
+    session = remote.session
+    unread = await central.send("shop", Unknown())
+    behind = await central.send("shop", "behind")
+    with pytest.raises(NotDelivered, match="BadPayload"):
+        await unread.acknowledged()
+    await behind.acknowledged()
+    assert got == ["behind"]
+    assert remote.session == session  # no connection has ended of it
     await remote.stopService()

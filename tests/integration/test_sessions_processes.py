@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
-from tests.integration.daemon import running
+from tests.integration.daemon import Daemon, running
 from tests.kit.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,3 +164,90 @@ def test_sigkill_of_the_central_ends_the_remote_by_itself() -> None:
         killed_central(port, "acknowledged shop")
         remote.wait_for("ended by silence")
         assert remote.ended() == 0
+
+
+DURABLE_CENTRAL = """
+import sys
+from twisted.internet import task
+from twisted.internet.defer import Deferred, gatherResults
+from msgservice import connect
+from msgservice.faces.sessions import Central, DurableRemotes
+
+async def main(reactor):
+    address = sys.argv[1]
+    client = await connect(reactor, address, name="central")
+    remotes = DurableRemotes(reactor, client, lambda receiver: receiver.attach(address))
+    central = Central(reactor, node=remotes)
+    _, port = await central.listen()
+    print("listening on", port, flush=True)
+    await central.when_joined("shop")
+    left = central.when_left("shop")
+    await central.shutdown("shop")
+    await left
+    for numbers in (range(20), range(20, 40)):
+        receipts = [await central.send("shop", number) for number in numbers]
+        print("stored", len(receipts), flush=True)
+        await gatherResults([receipt.acknowledged() for receipt in receipts])
+        print("acknowledged", len(receipts), flush=True)
+    await central.shutdown("shop", "enough")
+
+task.react(lambda reactor: task.ensureDeferred(main(reactor)))
+"""
+
+DURABLE_REMOTE = """
+import sys
+from twisted.internet import task
+from msgservice.faces.sessions import Remote
+
+async def main(reactor):
+    async def handle(message):
+        print("got", message.content, flush=True)
+        if message.content == 25:
+            await task.deferLater(reactor, 1.0)  # long enough for a kill
+
+    remote = Remote(reactor, ("127.0.0.1", int(sys.argv[1])), id="shop", on_message=handle)
+    await remote.start()
+    print("ended by", (await remote.when_shut_down()).by, flush=True)
+
+task.react(lambda reactor: task.ensureDeferred(main(reactor)))
+"""
+
+
+def test_a_node_that_is_killed_between_the_store_and_the_delivery_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    begin = ("twist", "--log-format=text", "msgservice", "--listen", f"tcp:{port}")
+    with ExitStack() as stack:
+
+        def run(*command: str, cwd: Path = ROOT) -> Daemon:
+            return stack.enter_context(running(*command, cwd=cwd))
+
+        def run_node() -> Daemon:
+            node = run(*begin, cwd=tmp_path)
+            node.ports()
+            return node
+
+        def kill(node: Daemon) -> None:
+            node.send(signal.SIGKILL)
+            assert node.ended() == -signal.SIGKILL
+
+        node = run_node()
+        central = run(sys.executable, "-c", DURABLE_CENTRAL, f"tcp:127.0.0.1:{port}")
+        remote = (sys.executable, "-c", DURABLE_REMOTE, central.wait_for(r"listening on (\d+)")[1])
+        assert run(*remote).ended() == 0  # known to the node, and away
+        central.wait_for("stored 20")
+        kill(node)
+        node = run_node()
+        last = run(*remote)
+        central.wait_for("acknowledged 20")
+        central.wait_for("stored 20")
+        last.wait_for("got 25")  # in its hands
+        kill(node)
+        run_node()
+        central.wait_for("acknowledged 20")
+        assert last.ended() == 0
+        got = [int(line.split()[1]) for line in last.output if line.startswith("got")]
+        # In order; what was not acknowledged on disk may have come twice.
+        assert list(dict.fromkeys(got)) == list(range(40))
+        assert central.ended() == 0
