@@ -26,6 +26,7 @@ from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.envelope import Hello
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.remote import Remote
+from msgservice.faces.sessions.sender import Sender
 
 # Twisted hands a client's certificate to pyOpenSSL in a form that the latter deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
@@ -172,3 +173,41 @@ async def test_a_handshake_that_never_ends_is_given_up_and_its_side_ends_in_time
     await central.stopService()
     await port.stopListening()
     peer.transport.abortConnection()
+
+
+class Waits:
+    """The user of a sender that writes once it is connected, and looks at once what waits."""
+
+    def __init__(self) -> None:
+        self.sender: Any = None
+        self.seen: Deferred[int] = Deferred()
+
+    def sender_connected(self) -> None:
+        self.sender.write([b"x" * 100])
+        self.seen.callback(self.sender.kernel_waits())
+
+    def sender_writable(self) -> None:
+        pass
+
+    def sender_lost(self, reason: str) -> None:
+        pass
+
+    def sender_gave_up(self, reason: str) -> None:
+        pass
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_tls_has_not_encrypted_yet_is_not_taken_for_what_the_peer_has() -> None:
+    authority = Authority()
+    central = Central(reactor, tls=authority.server())
+    host, port = await central.listen()
+    user = Waits()
+    user.sender = Sender(
+        reactor, authority.dial(host, port), user, limits=SessionLimits(), redial_seconds=None
+    )
+    user.sender.start()
+    assert await user.seen >= 104
+    while user.sender.kernel_waits():
+        await deferLater(reactor, 0.01, lambda: None)
+    await user.sender.stop()
+    await central.stopService()

@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from msgservice.errors import CannotListen, InsecureListener
 from msgservice.faces.sessions.central import Central
+from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.envelope import Hello
 from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
 from msgservice.faces.sessions.limits import SessionLimits
@@ -453,3 +454,70 @@ def test_an_address_has_one_spelling(
     expected = "::1" if comes_from == "::1" else HOST
     assert list(world.central.remotes) == ([(expected, 20_000)] if is_let_in else [])
     assert peer.is_open is is_let_in
+
+
+# --- arguments are looked at where they are given
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codec": "objects"},
+        {"codec": SafeCodec},
+        {"limits": {}},
+        {"tls": True},
+        {"insecure": "no"},
+        {"listen": 1602},
+        {"accept": True},
+        {"accept_hosts": HOST},
+        {"dial": 3},
+        {"node": "x"},
+        {"on_joined": 3},
+        {"on_left": "x"},
+        {"heartbeat": float("inf")},
+    ],
+    ids=str,
+)
+def test_a_central_refuses_an_argument_that_is_none(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises((TypeError, ValueError), match=name):
+        Central(Clock(), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"central": f"tcp:{HOST}:1602"},
+        {"central": None},
+        {"central": (HOST, "1602")},
+        {"central": (HOST, 0)},
+        {"central": (HOST, 70_000)},
+        {"central": (HOST,)},
+        {"codec": SafeCodec},
+        {"limits": {}},
+        {"listen": None},
+        {"on_joined": 3},
+        {"on_shutdown": 3},
+        {"heartbeat_timeout": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_remote_refuses_an_argument_that_is_none(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises((TypeError, ValueError), match=name):
+        Remote(Clock(), **{"central": (HOST, 1_602), **options})
+
+
+def test_a_remote_that_nobody_beats_may_have_no_timeout() -> None:
+    world = SessionsWorld(heartbeat=1e9)
+    remote = joined(world, heartbeat_timeout=float("inf"))
+    world.run(60.0, step=0.1)
+    assert remote.is_joined
+
+
+@pytest.mark.parametrize("key", [None, 3, (), ("a",)])
+def test_what_is_no_key_is_of_nobody_who_has_joined(key: Any) -> None:
+    world = SessionsWorld()
+    for outcome in (world.central.send(key, 1), world.central.shutdown(key)):
+        with pytest.raises(NotJoined):
+            world.done(outcome)

@@ -472,3 +472,36 @@ def test_insecure_lets_a_safe_codec_listen_to_all() -> None:
     listener = Listener(Clock(), codec=CODEC, user=Stage(), limits=SessionLimits(), insecure=True)
     listener.listen(endpoint)
     assert endpoint.is_open
+
+
+def test_unfinished_payloads_are_bounded_over_all_connections(logged: list[LogEvent]) -> None:
+    stage = Stage(decoding_bytes=10_000)
+    payload = message("x" * 4_500)
+    made = [stage.connect() for _ in range(5)]
+    for inbound, transport in made:
+        stage.reactor.advance(1.0)
+        inbound.dataReceived(framed(payload)[:4_000])
+        if transport.is_aborted:
+            inbound.connectionLost(Failure(ConnectionDone()))
+    # Whose payload is under way for longest ends, each time that there is too much.
+    assert [transport.is_aborted for _, transport in made] == [True, True, True, False, False]
+    assert stage.listener.unfinished == 8_000
+    for inbound, _ in made[3:]:
+        inbound.dataReceived(framed(payload)[4_000:])
+    assert stage.got == ["x" * 4_500] * 2
+    assert stage.listener.unfinished == 0
+    reasons = [str(event.get("reason")) for event in logged]
+    assert len([reason for reason in reasons if "decoding_bytes = 10000" in reason]) == 3
+
+
+def test_what_was_unfinished_is_counted_off_with_its_connection() -> None:
+    stage = Stage(decoding_bytes=10_000)
+    for _ in range(20):
+        inbound, transport = stage.connect()
+        inbound.dataReceived(framed(b"x" * 9_000)[:4_000])
+        inbound.connectionLost(Failure(ConnectionDone()))
+        assert not transport.is_aborted
+    assert stage.listener.unfinished == 0
+    inbound, transport = stage.connect()  # and one alone is bounded by payload_bytes
+    inbound.dataReceived(framed(b"x" * 20_000)[:15_000])
+    assert not transport.is_aborted

@@ -46,7 +46,13 @@ from msgservice.faces.sessions.handlers import Handlers, Job, Outcome, SessionMe
 from msgservice.faces.sessions.hop import Account, prepare
 from msgservice.faces.sessions.incoming import Incoming
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.faces.sessions.listener import UNIX, Inbound, Listener, spelled
+from msgservice.faces.sessions.listener import (
+    UNIX,
+    Inbound,
+    Listener,
+    check_arguments,
+    spelled,
+)
 from msgservice.faces.sessions.member import Key, Member, named
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.waiters import Waiters
@@ -102,13 +108,30 @@ class Central(Service):
         insecure: bool = False,
         rng: Callable[[], float] = random.random,
     ) -> None:
-        if not heartbeat > 0:
+        if not 0 < heartbeat < float("inf"):
             raise ValueError(f"heartbeat = {heartbeat}: seconds above 0 are needed")
+        limits = limits if limits is not None else SessionLimits()
+        codec = codec if codec is not None else SafeCodec()
+        check_arguments(
+            codec=codec,
+            limits=limits,
+            tls=tls,
+            insecure=insecure,
+            listen=listen,
+            on_joined=on_joined,
+            on_left=on_left,
+            accept=accept,
+            dial=dial,
+        )
+        if not (node is None or isinstance(node, DurableRemotes)):
+            raise TypeError(f"node = {node!r}: DurableRemotes are needed")
+        if isinstance(accept_hosts, str):
+            raise TypeError("accept_hosts is one text: a list of hosts is needed")
         self._reactor = timed(reactor)
         self._now, self._wall = monotonic_of(reactor), wall_of(reactor)
         self._listen = listen
-        self._limits = limits = limits or SessionLimits()
-        self._codec: ISessionCodec = codec if codec is not None else SafeCodec()
+        self._limits = limits
+        self._codec = codec
         self._on_joined, self._on_left = on_joined, on_left
         self._heartbeat, self._beats = heartbeat, 0
         self._beating: IDelayedCall | None = None
@@ -128,7 +151,7 @@ class Central(Service):
         self._leaves: Waiters[tuple[Member, str]] = Waiters()
         self._handlers = Handlers(reactor, on_message, threads=threads, limits=limits)
         self._listener = Listener(
-            reactor, codec=self._codec, user=self, limits=limits, tls=tls, insecure=insecure
+            reactor, codec=codec, user=self, limits=limits, tls=tls, insecure=insecure
         )
 
     # --- start and end

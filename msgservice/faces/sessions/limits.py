@@ -29,7 +29,8 @@ class SessionLimits:
     unhandled_bytes: int = 4 * MIB
     """The same in bytes, as they travelled. One message is always taken."""
     decoding_bytes: int = 256 * MIB
-    """Payloads being decoded or handled over all connections; none is read from meanwhile."""
+    """Payloads being decoded or handled over all connections; none is read from meanwhile. Those
+    that are not whole may have as much: above, the one begun first ends with its connection."""
     thread_bytes: int = 64 * 1024
     """A payload above this is decoded on a thread."""
     port_min: int = 1_024

@@ -52,6 +52,25 @@ def spelled(host: str) -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
+def check_arguments(
+    *, codec: object, limits: object, tls: object, insecure: object, listen: object, **calls: object
+) -> None:
+    """Refuse arguments of a side that are none, where they are given."""
+    if not ISessionCodec.providedBy(codec):
+        raise TypeError(f"codec = {codec!r}: a codec of sessions is needed, like SafeCodec()")
+    if not isinstance(limits, SessionLimits):
+        raise TypeError(f"limits = {limits!r}: SessionLimits are needed")
+    if not (tls is None or isinstance(tls, CertificateOptions)):
+        raise TypeError(f"tls = {tls!r}: CertificateOptions are needed")
+    if not isinstance(insecure, bool):
+        raise TypeError(f"insecure = {insecure!r}: True or False is needed")
+    if not (isinstance(listen, str) or IStreamServerEndpoint.providedBy(listen)):
+        raise TypeError(f"listen = {listen!r}: an endpoint or its description is needed")
+    for name, function in calls.items():
+        if not (function is None or callable(function)):
+            raise TypeError(f"{name} = {function!r}: a function is needed")
+
+
 class ListenerUser(Protocol):
     """The owner of a listener."""
 
@@ -80,6 +99,7 @@ class Inbound(TwistedProtocol):
         self._messages_max, self._bytes_max = limits.unhandled_messages, limits.unhandled_bytes
         self._splitter = FrameSplitter(limits.payload_bytes)
         self._held_messages = self._held_bytes = 0
+        self._unfinished, self.unfinished_since = 0, 0.0  # bytes of a payload that is not whole
         self._is_open = False
         self._is_over = False  # nothing more is read
         self._lost: str | None = None
@@ -104,6 +124,11 @@ class Inbound(TwistedProtocol):
         """Whether a payload is arriving that is not whole yet."""
         return self._splitter.partial > 0
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it has to do with the bytes that its listener counts as unfinished."""
+        return self._unfinished > 0
+
     def hold(self, size: int) -> None:
         """Count a message whose handler has not ended."""
         self._held_messages += 1
@@ -125,6 +150,7 @@ class Inbound(TwistedProtocol):
         if self._is_over:
             return
         self._is_over = True
+        self._count_unfinished(0)
         self._decoding.stop()
         self._log.warn(
             "connection from {host}:{port} ends: {reason}",
@@ -165,6 +191,11 @@ class Inbound(TwistedProtocol):
         if not all(payloads):  # a prefix that says 0
             payloads, error = payloads[: payloads.index(b"")], "a payload of no bytes"
         self._decoding.feed(payloads)
+        unfinished = self._splitter.partial
+        if unfinished != self._unfinished and not self._is_over:
+            if payloads or not self._unfinished:
+                self.unfinished_since = self.received_at
+            self._count_unfinished(unfinished)
         if error is not None:
             self._not_read(error)
         else:
@@ -172,10 +203,15 @@ class Inbound(TwistedProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: D102
         self._is_over = True
+        self._count_unfinished(0)
         self._lost = reason.getErrorMessage()
         self._look()
 
     # --- inside
+
+    def _count_unfinished(self, size: int) -> None:
+        change, self._unfinished = size - self._unfinished, size
+        self._listener.count_unfinished(change)
 
     def _not_read(self, reason: str) -> None:
         self.unreadable = self.unreadable or reason
@@ -242,6 +278,7 @@ class Listener:
         self._port: IListeningPort | None = None
         self._is_stopped = False
         self._connections: set[Inbound] = set()
+        self.unfinished = 0  # bytes of payloads that are not whole, over all connections
         self._all_closed: Waiters[None] = Waiters()
 
     @property
@@ -293,6 +330,16 @@ class Listener:
         self.user.connection_lost(inbound, reason)
         if not self._connections:
             self._all_closed.fire(None)
+
+    def count_unfinished(self, change: int) -> None:
+        """Count bytes of payloads that are not whole; too many end the one begun first."""
+        self.unfinished += change
+        limit = self.limits.decoding_bytes
+        if change > 0 and self.unfinished > limit:
+            unfinished = [inbound for inbound in self._connections if inbound.is_unfinished]
+            if len(unfinished) > 1:  # one alone is as large as it may be
+                first = min(unfinished, key=lambda inbound: inbound.unfinished_since)
+                first.abort(f"unfinished payloads are above decoding_bytes = {limit}")
 
     # --- inside
 

@@ -264,4 +264,4 @@ class Member:
 
 def named(key: Key) -> str:
     """Return a key as text, for people."""
-    return key if isinstance(key, str) else f"{key[0]}:{key[1]}"
+    return ":".join(map(str, key)) if isinstance(key, tuple) else str(key)

@@ -48,7 +48,7 @@ from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
 from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage
 from msgservice.faces.sessions.hop import Account, Hop, prepare
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.faces.sessions.listener import Inbound, Listener
+from msgservice.faces.sessions.listener import Inbound, Listener, check_arguments
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.faces.sessions.sender import DIALS_MIN, Sender
 from msgservice.waiters import Waiters
@@ -127,10 +127,21 @@ class Remote(Service):
             raise ValueError(f"heartbeat_timeout = {heartbeat_timeout}: seconds above 0 are needed")
         self._reactor = timed(reactor)
         self._now = monotonic_of(reactor)
-        self._limits = limits = limits or SessionLimits()
+        limits = limits if limits is not None else SessionLimits()
+        codec = codec if codec is not None else SafeCodec()
+        check_arguments(
+            codec=codec,
+            limits=limits,
+            tls=tls,
+            insecure=insecure,
+            listen=listen,
+            on_joined=on_joined,
+            on_shutdown=on_shutdown,
+        )
+        self._limits = limits
         self._listen = listen
         self.id = check_id(id) if id is not None else None
-        self._codec: ISessionCodec = codec if codec is not None else SafeCodec()
+        self._codec = codec
         self._on_joined, self._on_shutdown = on_joined, on_shutdown
         self._timeout = heartbeat_timeout
         self._announce_host = announce_host
@@ -150,8 +161,12 @@ class Remote(Service):
         self._ends_waited_for: Waiters[Ended] = Waiters()
         self._ending: Waiters[None] | None = None
         if isinstance(central, tuple):
+            if [type(part) for part in central] != [str, int] or not 0 < central[1] < 65_536:
+                raise ValueError(f"central = {central}: a host and a port are needed")
             host, port = central
             central = HostnameEndpoint(self._reactor, host, port, timeout=limits.dial_timeout)
+        elif not IStreamClientEndpoint.providedBy(central):
+            raise TypeError(f"central = {central!r}: a host and a port, or an endpoint, are needed")
         self._sender = Sender(
             self._reactor,
             central,

@@ -109,6 +109,9 @@ class _Wire(TwistedProtocol):
         transport: Any = self.transport
         held = len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
         held += getattr(transport, "_tempDataLen", 0)
+        # Of TLS what is not encrypted yet: it gathers what is written in a turn, or a handshake.
+        gathered = getattr(getattr(transport, "_aggregator", None), "_buffer", ())
+        held += sum(map(len, (*gathered, *getattr(transport, "_appSendBuffer", ()))))
         try:
             raw = fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
         except (AttributeError, OSError, ValueError):
