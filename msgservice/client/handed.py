@@ -8,7 +8,7 @@ What does not live here: what a program sees (`receipt`), which runs there are (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
@@ -53,7 +53,6 @@ class _Watcher(NamedTuple):
     first: int
     last: int
     name: str | None
-    deferred: Deferred[Any]
 
 
 class HandedRun:
@@ -71,6 +70,7 @@ class HandedRun:
         "_forgotten",
         "_keeper",
         "_lost",
+        "_news",
         "_open",
         "_others",
         "_pieces",
@@ -117,7 +117,9 @@ class HandedRun:
         self._refused: list[tuple[int, int, MsgServiceError]] | None = None
         self._others: dict[str, list[tuple[int, int, Status, str]]] | None = None
         self._sent: dict[str, RangeSet] | None = None
-        self._watchers: list[_Watcher] | None = None
+        # By the sequence of the one message that is waited for, or 0: a change looks at few.
+        self._watchers: dict[int, dict[Deferred[Any], _Watcher]] | None = None
+        self._news: list[Range] = []  # of which messages states were marked, and nobody told yet
         self._lost: MsgServiceError | None = None
         self._forgotten: list[tuple[int, int, MsgServiceError]] | None = None  # after their ACK
 
@@ -228,7 +230,7 @@ class HandedRun:
                 self._accepted = RangeSet()
             self._accepted.add(first, last)
             self._fire_parts()
-            self._after_change()
+            self._after_change([(first, last)])
 
     def refused(self, first: int, last: int, error: MsgServiceError) -> None:
         """The node did not accept these, and never will."""
@@ -236,7 +238,7 @@ class HandedRun:
             self._refused = []
         self._refused.append((first, last, error))
         self._fail_unanswered(first, last, error)
-        self._after_change()
+        self._after_change([(first, last)])
 
     def _fail_unanswered(self, first: int, last: int, error: MsgServiceError) -> None:
         if self._fired is None:
@@ -270,7 +272,7 @@ class HandedRun:
             self._recount()
         if self._accepted is not None:
             self._fire_parts()
-            self._after_change()
+            self._after_change([(piece.first, piece.last)])
 
     def marked(self, name: str, status: Status, first: int, last: int, reason: str) -> None:
         """STATUS came: the state of messages at a receiver. Repeats change nothing.
@@ -285,6 +287,7 @@ class HandedRun:
             and name not in self._settled
         ):
             self._settled[name] = None
+            news = [(self.first, own_last)]
             self._open -= self._routed_count(name, self.first, own_last)
         else:
             first, last = max(first, self.first), min(last, own_last)
@@ -300,13 +303,16 @@ class HandedRun:
                     if self._others is None:
                         self._others = {}
                     self._others.setdefault(name, []).append((low, high, status, reason))
+        if self._watchers:
+            self._news += news
         if self._watchers or self._open == 0:
             assert self._keeper is not None
             self._keeper.has_news(self)
 
     def tell_news(self) -> None:
         """Fire the Deferreds that waited for the states just marked."""
-        self._after_change()
+        news, self._news = self._news, []
+        self._after_change(news)
 
     def forgotten(self, first: int, last: int, error: MsgServiceError) -> None:
         """The node has lost what it had acknowledged of these: no status of it will come."""
@@ -315,7 +321,7 @@ class HandedRun:
         elif self._accepted is not None:
             for low, high in list(self._accepted.within(first, last)):
                 self._forget(low, high, error)
-        self._after_change()
+        self._after_change([(first, last)])
 
     def _forget(self, first: int, last: int, error: MsgServiceError) -> None:
         if self._forgotten is None:
@@ -409,49 +415,66 @@ class HandedRun:
         if call is not None:
             call()
 
-    def _after_change(self) -> None:
+    def _after_change(self, news: list[Range] | None = None) -> None:
+        """Tell who waits for messages that have `news`; None: all have."""
         if self._unanswered == 0 and self.on_answered is not None:
             self._tell_answered()
         if self._watchers:
-            watchers, self._watchers = self._watchers, []
-            done: list[tuple[Deferred[Any], object]] = []
-            for watcher in watchers:
-                outcome = self._outcome(watcher)
-                if outcome is None:
-                    self._watchers.append(watcher)
-                else:
-                    done.append((watcher.deferred, outcome))
-            for deferred, outcome in done:
+            done = [
+                (key, deferred, outcome)
+                for key in self._concerned(self._watchers, news)
+                for deferred, watcher in self._watchers[key].items()
+                if (outcome := self._outcome(watcher)) is not None
+            ]
+            for key, deferred, _ in done:
+                self._drop(key, deferred)
+            for _, deferred, outcome in done:
                 if not deferred.called:  # cancelled by one that was told before
                     _fire(deferred, outcome)
         if self._keeper is not None:
             self._keeper.changed(self)
 
+    def _concerned(self, keys: Collection[int], news: list[Range] | None) -> list[int]:
+        """The keys of watchers to look at: no more than messages have news, and those of many."""
+        if news is None or sum(last - first for first, last in news) >= len(keys):
+            return list(keys)
+        found = [0] if 0 in keys else []
+        for first, last in news:
+            found += [key for key in range(first, last + 1) if key in keys]
+        return list(dict.fromkeys(found)) if len(news) > 1 else found
+
     # --- waiting
 
     def watch(self, wait: Wait, first: int, last: int, name: str | None = None) -> Deferred[Any]:
         """Return a new Deferred for this wait. Cancelling it ends the wait only."""
-        deferred: Deferred[Any] = Deferred(self._unwatch)
-        watcher = _Watcher(wait, first, last, name, deferred)
+        key = first if first == last else 0
+        deferred: Deferred[Any] = Deferred(lambda deferred: self._unwatch(key, deferred))
+        watcher = _Watcher(wait, first, last, name)
         outcome = self._outcome(watcher)
         if outcome is not None:
             _fire(deferred, outcome)
             return deferred
         if self._watchers is None:
-            self._watchers = []
-        self._watchers.append(watcher)
+            self._watchers = {}
+        self._watchers.setdefault(key, {})[deferred] = watcher
         assert self._keeper is not None
         self._keeper.changed(self)
         return deferred
 
-    def _unwatch(self, deferred: Deferred[Any]) -> None:
-        self._watchers = [w for w in self._watchers or () if w.deferred is not deferred]
+    def _unwatch(self, key: int, deferred: Deferred[Any]) -> None:
+        self._drop(key, deferred)
         if self._keeper is not None:
             self._keeper.changed(self)
 
+    def _drop(self, key: int, deferred: Deferred[Any]) -> None:
+        watchers = self._watchers or {}
+        alike = watchers.get(key, {})
+        if alike.pop(deferred, None) is not None and not alike:
+            del watchers[key]
+
     def _outcome(self, watcher: _Watcher) -> object:
         """The outcome that fires a watcher's Deferred: an exception fails it; None: not yet."""
-        wait, first, last, name, _ = watcher
+        wait, first, last, name = watcher
         for low, high, error in self._refused or ():
             if low <= last and first <= high:
                 return self if wait is Wait.SETTLED else error

@@ -281,7 +281,8 @@ class Greeter:
         elif outlet.is_going:
             pass  # it gets nothing, and is told when that is on disk
         elif outlet.row.options.paused:
-            if error is None and outlet.connection is None:
+            # What it says of an epoch that is over is of another sender.
+            if error is None and outlet.connection is None and outlet.row.epoch == guest.epoch:
                 outlet.hear(connection, resume)
             if guest.was_paused:
                 visitor.waits()

@@ -183,7 +183,7 @@ def test_each_wait_is_its_own_and_cancelling_one_leaves_the_others() -> None:
     waits[1].cancel()
     error_of(waits[1], CancelledError)
     assert isinstance(receipt.run, HandedRun)
-    assert 2 == len(receipt.run._watchers or ())
+    assert 2 == len((receipt.run._watchers or {})[receipt.run.first])
     world.say_acknowledged(1)
     assert [None, None] == [now(waits[0]), now(waits[2])]
 
@@ -432,3 +432,32 @@ def test_a_wait_that_is_told_may_cancel_others_of_the_same_turn() -> None:
     assert now(raced) == (0, None)
     assert [now(wait) for wait in others] == [None, first.statuses, None]
     assert world.client.connected
+
+
+def test_a_state_of_one_message_looks_at_the_waits_of_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = ClientWorld()
+    receipts = sent(world, count=400)
+    waits: list[Deferred[Any]] = [receipt.acknowledged() for receipt in receipts]
+    waits += [receipt.settled() for receipt in receipts[300:]]
+    looks = 0
+    outcome = HandedRun._outcome
+
+    def counted(self: HandedRun, watcher: Any) -> object:
+        nonlocal looks
+        looks += 1
+        return outcome(self, watcher)
+
+    monkeypatch.setattr(HandedRun, "_outcome", counted)
+    for name in ("r1", "r2"):
+        for receipt in receipts[:300]:
+            sequence = receipt.run.first + receipt.index
+            world.node.say(name, Status.ACKNOWLEDGED, (sequence, sequence))
+            world.settle()
+    assert [wait.called for wait in waits] == [True] * 300 + [False] * 200
+    assert looks <= 2 * 300
+    for wait in waits[300:]:
+        wait.addErrback(lambda failure: failure.trap(CancelledError))
+        wait.cancel()
+    assert not any(isinstance(one.run, HandedRun) and one.run._watchers for one in receipts)

@@ -29,7 +29,7 @@ from msgservice.core.frames import (
     StatusFrame,
     Transfer,
 )
-from msgservice.errors import NotSupported, UnexpectedFrame
+from msgservice.errors import ContentChanged, NotSupported, UnexpectedFrame
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import encode_bodies
@@ -149,3 +149,27 @@ def test_one_whose_order_another_changes_meanwhile_is_fed_in_its_own_or_not_at_a
     world.peer("shop").transfer(1, "orders.new", [b"one"])
     world.settle()
     assert 1 == len(wires[fed].take(Transfer))
+
+
+def test_what_is_said_of_an_epoch_that_is_over_counts_for_nothing_while_paused() -> None:
+    world = NodeWorld()
+    asks = {"subjects": ["orders.>"]}
+    seated = world.peer("billing", incarnation="i1", receive=asks, inbox="box")
+    world.peer("shop").transfer(1, "orders.new", [b"one"])
+    world.settle()
+    wire = Wire(world)
+    receive = ReceiveOptions(subjects=["orders.>"])
+    wire.say(Hello(VERSION, "billing", "i1", HelloOptions(receive=receive, inbox="box")))
+    world.settle()
+    seated.connection.send(ErrorFrame(ContentChanged.wire_code, "other content"))
+    world.settle()
+    Deferred.fromCoroutine(world.node.pause_receiver("billing", True))
+    world.settle()
+    position = 1 << 16
+    wire.say(ResumeFrame(1, [(position, position)]))
+    world.settle()
+    Deferred.fromCoroutine(world.node.pause_receiver("billing", False))
+    world.settle()
+    again = world.peer("billing", incarnation="i2", receive=asks, inbox="box")
+    world.settle()
+    assert [position] == [frame.sequence for frame in again.take(Transfer)]
