@@ -4,7 +4,8 @@ The one place that says it: `$node.*` (`node.admin`) is made from it, the comman
 and the table of docs/protocol.md is compared with it. How an operation is carried out is the
 business of `node.operations`.
 
-A field of an answer is never taken away, and new ones are added at the end: programs read them.
+A field of an answer is never taken away, and new ones are added at the end (an option of a receiver
+behind its options): programs read them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 
 from msgservice.limits import INTEGER_MAX, Rate
-from msgservice.receiver_options import OPTIONS
+from msgservice.receiver_options import ADDED, OPTIONS
 from msgservice.records import Oldest, Room
 
 PAGE_ROWS = 1000  # of one answer, at most
@@ -49,7 +50,7 @@ AddReceiver = msgspec.defstruct(
         ("name", str),
         ("subjects", list[str]),
         _ADDRESS,
-        *((option.name, option.asked, option.default) for option in OPTIONS if option.about.added),
+        *((option.name, option.asked, option.default) for option in ADDED),
     ],
     bases=(Asked,),
     module=__name__,
@@ -126,13 +127,29 @@ class Place(msgspec.Struct, frozen=True):
     subject: str
 
 
-class ReceiverState(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of one receiver, and first those of its options that are `listed`."""
+_OptionsTold = msgspec.defstruct(
+    "_OptionsTold",
+    [
+        (option.name, option.kind if option.default is not None else option.kind | None)
+        for option in ADDED
+    ],
+    frozen=True,
+    kw_only=True,
+    module=__name__,
+)
 
-    order: str
-    on_full: str
-    backlog_bytes: int  # the limit in force
-    paused: bool  # or being removed
+
+class ReceiverState(
+    _OptionsTold,  # type: ignore[misc, valid-type]  # its fields are known once OPTIONS are
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+):
+    """The state of one receiver, and first those of its options that can be said in a request.
+
+    Of these, `backlog_bytes` is the limit in force, and one that is being removed is `paused`.
+    """
+
     name: str
     address: str | None
     subjects: Sequence[str]

@@ -5,7 +5,7 @@
 says here, once, its name, type, default, check and help. Keys of the configuration, columns of the
 log, what `$node.receivers.*` ask, options of `msgservice receivers` and the rows of
 docs/configuration.md come from `OPTIONS`. A new one is a field here, its column in a migration
-(`log/schema.py`), its field in what is told (`administration`), and whoever acts on it.
+(`log/schema.py`), and whoever acts on it.
 
 Not here: what identifies a receiver (name, address, subjects) and its progress, which are in
 `records.ReceiverRow`; and its rate, which is no part of the log.
@@ -37,7 +37,7 @@ class About:
     unit: str | None = None  # of a number, on the command line
     key: tuple[str, ...] = ()  # in a [[receiver]], where that is not its name
     column: str = ""  # in the log, where that is not its name
-    added: bool = True  # whether `$node.receivers.add` and the command line take it ...
+    added: bool = True  # whether `$node.receivers` takes and tells it, and the command line ...
     changed: bool = True  # ... and `$node.receivers.change`
 
 
@@ -174,5 +174,6 @@ def _option(field: msgspec.structs.FieldInfo) -> Option:
 
 
 OPTIONS = tuple(_option(field) for field in msgspec.structs.fields(ReceiverOptions))
+ADDED = tuple(option for option in OPTIONS if option.about.added)
 CHANGED = frozenset(option.name for option in OPTIONS if option.about.changed)
 DEFAULTS = ReceiverOptions()

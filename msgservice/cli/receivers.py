@@ -24,7 +24,7 @@ from msgservice.config.addresses import check_receiver_address
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import Refused
 from msgservice.limits import INTEGER_MAX
-from msgservice.receiver_options import OPTIONS, Option
+from msgservice.receiver_options import ADDED, OPTIONS, Option
 from msgservice.threads import in_daemon_thread
 from msgservice.transport.addresses import parse_address
 
@@ -35,7 +35,6 @@ SCHEMES_CHECKED_HERE = ("tcp", "unix", "udp")
 SUBJECTS = click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
 NAME = click.argument("name")
 ADDRESS = click.option("--address", metavar="ADDRESS", help="The node dials it there.")
-ADDED = tuple(option for option in OPTIONS if option.about.added)
 CHANGED = tuple(option for option in OPTIONS if option.about.changed)
 
 

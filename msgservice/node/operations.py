@@ -27,6 +27,7 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.receivers import Receivers
 from msgservice.node.upkeep import Upkeep
+from msgservice.receiver_options import ADDED
 from msgservice.records import Account, DeadLetter, Found, ReceiverRow
 
 
@@ -122,11 +123,11 @@ class Operations:
         waiting = outlet.backlog.waiting_runs
         first = min(waiting, key=lambda run: run.first, default=None)
         waiting = [run for run in waiting if run.attempts]
+        options = {option.name: getattr(row.options, option.name) for option in ADDED}
+        options["backlog_bytes"] = self._dispatch.backlog_bytes_max(row)
+        options["paused"] = row.options.paused or outlet.is_going
         return ReceiverState(
-            order=row.options.order,
-            on_full=row.options.on_full,
-            backlog_bytes=self._dispatch.backlog_bytes_max(row),
-            paused=row.options.paused or outlet.is_going,
+            **options,
             name=row.name,
             address=row.address,
             subjects=row.patterns,

@@ -9,10 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from msgservice.cli.receivers import _option, flag_of, receivers
-from msgservice.receiver_options import CHANGED, OPTIONS, About, Option
+from msgservice.receiver_options import ADDED, CHANGED, OPTIONS, About, Option
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-ADDED = [option for option in OPTIONS if option.about.added]
 
 
 def row_of(page: str, first: str, below: str = "") -> str:
