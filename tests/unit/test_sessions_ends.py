@@ -229,6 +229,37 @@ def test_what_comes_behind_a_hello_that_accept_is_asked_about_is_bounded(closes:
     assert [m.content for m in world.at_central] == list(range(50))
 
 
+@pytest.mark.parametrize("ends", ["refused", "failed", "too late", "gone", "let in", "stopped"])
+def test_what_came_behind_a_hello_is_counted_until_accept_has_answered_and_no_longer(
+    ends: str, logged_failures: list[LogEvent]
+) -> None:
+    later: Deferred[object] = Deferred()
+    world = SessionsWorld(
+        accept=lambda hello, inbound: later, limits=SessionLimits(join_timeout=3.0)
+    )
+    budget = world.central._listener.budget
+    peer = dial(world)
+    peer.say(Hello(20_000))
+    for number in range(20):
+        peer.say(message(["x" * 1000, number]))
+    world.run(0.5)
+    assert budget.used > 20_000
+    if ends == "gone":
+        peer.transport.loseConnection()  # type: ignore[union-attr]  # it is connected
+        world.run(0.5)
+        later.callback(False)
+    elif ends == "failed":
+        later.errback(ValueError("no"))
+    elif ends == "stopped":
+        world.done(world.central.stopService())
+    elif ends != "too late":
+        later.callback(ends == "let in")
+    world.run(4.0)
+    logged_failures.clear()  # of `accept`
+    assert budget.used == 0
+    assert len(world.at_central) == (20 if ends == "let in" else 0)
+
+
 # --- a side that speaks as the original did
 
 

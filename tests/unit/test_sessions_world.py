@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
@@ -644,6 +645,17 @@ def test_a_payload_of_which_nothing_can_be_read_ends_three_connections_and_no_mo
     assert contents(got) == [1, 2]
     assert remote.state is State.JOINED
     assert world.net.ports - dials <= 6  # a remote that comes back is dialled back, too
+
+
+def test_a_control_message_that_is_none_fails_no_message_however_often_it_comes() -> None:
+    world = SessionsWorld(heartbeat=1.0)
+    remote = joined(world)
+    for _ in range(4):
+        remote._sender.write([msgspec.msgpack.encode((1, {"type": "of a later version"}))])
+        world.run(4.0)
+        assert remote.state is State.JOINED
+    world.done(world.done(remote.send("innocent")).acknowledged())
+    assert contents(world.at_central) == ["innocent"]
 
 
 def test_a_remote_that_stops_lets_running_handlers_end_and_answers_them() -> None:

@@ -60,6 +60,9 @@ from msgservice.waiters import Waiters
 LISTEN = "tcp:0:interface=127.0.0.1"
 ENDED = "this central has ended"
 
+# What a connection gives while `accept` is asked: its bytes, if it is counted, and how it goes on.
+_Waited = tuple[int | None, Callable[[], None]]
+
 
 class Central(Service):
     """The central: remotes say hello to it, and it knows how to reach each.
@@ -139,7 +142,7 @@ class Central(Service):
         self._durable = node
         self._accept, self._accept_hosts = accept, frozenset(map(spelled, accept_hosts))
         # Whose hello `accept` has not decided, and what its connection gives meanwhile.
-        self._asked: dict[Inbound, tuple[Deferred[Any], list[Callable[[], None]]]] = {}
+        self._asked: dict[Inbound, tuple[Deferred[Any], list[_Waited]]] = {}
         self._rng = rng
         self._dial = dial if dial is not None else self._by_name
         self._members: dict[Key, Member] = {}
@@ -309,7 +312,7 @@ class Central(Service):
     def connection_lost(self, inbound: Inbound, reason: str) -> None:
         """See `ListenerUser`. Its remote says hello again, if it is still there."""
         if inbound in self._asked:
-            self._asked[inbound][1].append(lambda: self.connection_lost(inbound, reason))
+            self._asked[inbound][1].append((None, lambda: self.connection_lost(inbound, reason)))
         member: Member | None = inbound.owner
         if member is not None:
             member.unheard()
@@ -323,8 +326,8 @@ class Central(Service):
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""
         if self._asked and inbound in self._asked:
-            inbound.hold(size)
-            self._asked[inbound][1].append(lambda: self._item_waited(inbound, item, size))
+            inbound.hold(size)  # until `_answered`
+            self._asked[inbound][1].append((size, lambda: self.item_received(inbound, item, size)))
             return
         member: Member | None = inbound.owner
         try:
@@ -395,10 +398,6 @@ class Central(Service):
         else:
             ended(outcome)
 
-    def _item_waited(self, inbound: Inbound, item: Item, size: int) -> None:
-        self.item_received(inbound, item, size)
-        inbound.release(size)
-
     def _hello(self, inbound: Inbound, hello: Hello) -> None:
         host = spelled(hello.host or self._home_of(inbound))
         reason = self._refusal(inbound, hello, host)
@@ -443,9 +442,13 @@ class Central(Service):
 
     def _answered(self, is_let_in: bool, inbound: Inbound) -> None:
         waited = self._asked.pop(inbound)[1]
-        if is_let_in:
-            for go_on in waited:
+        try:
+            for _, go_on in waited if is_let_in else ():
                 go_on()
+        finally:
+            for size, _ in waited:
+                if size is not None:
+                    inbound.release(size)
 
     def _admit(self, inbound: Inbound, hello: Hello, address: tuple[str, int], key: Key) -> None:
         endpoint = self._dial(*address)  # it may raise, and nothing has changed then

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from msgservice.faces.sessions.content.codec import ISessionCodec
 from msgservice.faces.sessions.envelope import Item
-from msgservice.faces.sessions.errors import BadPayload
+from msgservice.faces.sessions.errors import BadControl, BadPayload
 from msgservice.faces.sessions.limits import SessionLimits
 
 
@@ -55,7 +55,8 @@ class Decoding:
     Args:
         reactor: for threads.
         give: called with each item and the size of its payload, in order.
-        fail: called once, with why nothing more is decoded.
+        fail: called once, with why nothing more is decoded, and whether that is a payload of which
+            nothing can be read, which may be a message.
         changed: called when `is_busy` may have changed.
     """
 
@@ -69,7 +70,7 @@ class Decoding:
         budget: Budget,
         limits: SessionLimits,
         give: Callable[[Item, int], None],
-        fail: Callable[[str], None],
+        fail: Callable[[str, bool], None],
         changed: Callable[[], None],
     ) -> None:
         self._reactor = reactor
@@ -142,7 +143,8 @@ class Decoding:
             self._log.failure("what came could not be taken", Failure(error))
         if not self._is_over:
             self.stop()
-            self._fail(str(error) if isinstance(error, BadPayload) else "a fault of our own")
+            reason = str(error) if isinstance(error, BadPayload) else "a fault of our own"
+            self._fail(reason, isinstance(error, BadPayload) and not isinstance(error, BadControl))
 
     def _go_on(self, result: object, size: int) -> None:
         if isinstance(result, Failure):

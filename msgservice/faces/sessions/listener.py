@@ -103,7 +103,7 @@ class Inbound(TwistedProtocol):
         self._is_open = False
         self._is_over = False  # nothing more is read
         self._lost: str | None = None
-        self.unreadable: str | None = None  # why a payload was none, which ended it
+        self.unreadable: str | None = None  # why a payload, perhaps a message, was none
         self._decoding = Decoding(
             listener.reactor,
             codec=listener.codec,
@@ -197,7 +197,7 @@ class Inbound(TwistedProtocol):
                 self.unfinished_since = self.received_at
             self._count_unfinished(unfinished)
         if error is not None:
-            self._not_read(error)
+            self._not_read(error, True)
         else:
             self._look()
 
@@ -213,8 +213,9 @@ class Inbound(TwistedProtocol):
         change, self._unfinished = size - self._unfinished, size
         self._listener.count_unfinished(change)
 
-    def _not_read(self, reason: str) -> None:
-        self.unreadable = self.unreadable or reason
+    def _not_read(self, reason: str, may_be_message: bool) -> None:
+        if may_be_message:
+            self.unreadable = self.unreadable or reason
         self.abort(reason)
 
     def _look(self) -> None:

@@ -26,7 +26,7 @@ from msgservice.faces.sessions.envelope import (
     control_of,
     fields_of,
 )
-from msgservice.faces.sessions.errors import BadPayload
+from msgservice.faces.sessions.errors import BadControl, BadPayload
 
 MESSAGE, CONTROL = 0, 1
 _EXTENSION = 1  # the type of msgpack's extensions that carries a registered type
@@ -73,8 +73,9 @@ def unframe(payload: bytes, decode: Callable[[bytes], Any]) -> Item:
                     return Message(None, session, number, failure=str(_bad(error)))
             case [1, dict(fields)]:
                 control = control_of(fields)
-                if control is not None:
-                    return control
+                if control is None:
+                    raise BadControl("type", "it is not known")
+                return control
     except BadPayload:
         raise
     except (ValueError, MemoryError, RecursionError, msgspec.MsgspecError) as error:
