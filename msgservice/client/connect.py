@@ -87,7 +87,7 @@ def connect(
 def _with_disk(disk: DiskOutbox, begin: Callable[[DiskOutbox], Client]) -> Any:
     try:
         return begin(disk)
-    except MsgServiceError:
+    except Exception:  # wrong arguments too: nobody else could close the file
         failure = Failure()
         return disk.file.close().addBoth(lambda _: failure)
 

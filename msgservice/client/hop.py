@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -569,7 +569,7 @@ class NodeHop:
 
     def _renew(self) -> None:
         self._renewal = None
-        self._new_incarnation().addCallbacks(self._renewed, self._not_renewed)
+        maybeDeferred(self._new_incarnation).addCallbacks(self._renewed, self._not_renewed)
 
     def _renewed(self, incarnation: str) -> None:
         self.incarnation = incarnation
@@ -582,7 +582,7 @@ class NodeHop:
     def _not_renewed(self, failure: Failure) -> None:
         # Nothing is sent under the old one: connections end for want of a HELLO, and `why` tells.
         self.last_error = f"no new incarnation: {failure.value}"
-        if failure.check(LogUnavailable) is None:
+        if failure.check(MsgServiceError) and not failure.check(LogUnavailable):
             self._logger.failure("{name}: no new incarnation", failure, name=self.name)
             return  # the outbox must be opened again, and fails every `send` as well
         if not self._renewing_failed:

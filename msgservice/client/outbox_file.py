@@ -351,7 +351,7 @@ class OutboxFile:
         """Take runs back that could not be written."""
         for run in runs:
             if self._open.pop(run.first, None) is not None:
-                self._firsts.remove(run.first)
+                del self._firsts[bisect_left(self._firsts, run.first)]
                 self.size -= row_size(run)
 
     def _lowest(self) -> int:

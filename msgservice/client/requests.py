@@ -31,6 +31,7 @@ from msgservice.errors import (
 from msgservice.message import WireMessage, decode_message
 
 REASON_MAX = 4096  # characters of what the other side says
+DUES_SPARE = 64  # deadlines of requests that have gone, beside one for each pending one
 ID_MAX = 2**52  # then they begin anew; no request is that old
 
 
@@ -79,6 +80,9 @@ class Requests:
         self._calls[number] = _Call(subject, messages, timeout, due, deferred)
         self._bytes += len(messages)
         heapq.heappush(self._dues, (due, number))
+        if len(self._dues) > 2 * len(self._calls) + DUES_SPARE:
+            self._dues = [(call.due, of) for of, call in self._calls.items()]
+            heapq.heapify(self._dues)
         self._send(number, self._calls[number])
         self._rearm()
         return deferred

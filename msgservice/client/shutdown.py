@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -140,7 +140,7 @@ class Shutdown:
         self._requests.close(self._why)
         self._connecting.fail(self._why)
         self._deadline = self._reactor.callLater(self._patience, self._end_overdue)
-        stopping: Deferred[Any] = self._connector.stopService() or succeed(None)
+        stopping: Deferred[Any] = maybeDeferred(self._connector.stopService)
         stopping.addErrback(lambda f: self._logger.failure("stopping the connector", f))
         if self._disk is not None:
             disk = self._disk

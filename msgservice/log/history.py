@@ -344,7 +344,7 @@ def find(
 def _position_of_identity(db: apsw.Connection, state: State, identity: str) -> int | None:
     kind, _, rest = identity.partition(":")
     if kind == "log" and rest.isascii() and rest.isdigit():
-        return int(rest) if int(rest) < 2**63 else None
+        return int(rest) if len(rest) < 20 and int(rest) < 2**63 else None
     parts = identity.rsplit("/", 2)
     if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 17:
         sequence = int(parts[2])

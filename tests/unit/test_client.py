@@ -5,6 +5,7 @@ SEMANTICS 1 (floor), 3 (resending in order), 4, 5, 6, 11 (`status_from`), 26 (wi
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import msgspec
@@ -16,7 +17,14 @@ from twisted.logger import LogEvent
 from msgservice.client import Client, Receipt
 from msgservice.client.acked import RANGES_MANY
 from msgservice.core.backlog import Backlog
-from msgservice.core.frames import BYE_CLOSING, BYE_REPLACED, BYE_SETTLED, Nack, Transfer
+from msgservice.core.frames import (
+    BYE_CLOSING,
+    BYE_REPLACED,
+    BYE_SETTLED,
+    ErrorFrame,
+    Nack,
+    Transfer,
+)
 from msgservice.core.inbox import Inbox
 from msgservice.core.marks import Marks
 from msgservice.errors import (
@@ -25,6 +33,7 @@ from msgservice.errors import (
     BadSubject,
     BadValue,
     ClientClosed,
+    ContentChanged,
     LimitReached,
     MessageTooLarge,
     NoReceiver,
@@ -904,3 +913,21 @@ def test_a_bound_that_is_none_is_refused_by_its_name(name: str, value: Any) -> N
 def test_what_is_no_text_is_named(arguments: Any, options: Any, what: str) -> None:
     error = error_of(ClientWorld().client.send(*arguments, **options), TypeError)
     assert str(error) == f"{what} is a str, not int"
+
+
+def test_a_new_incarnation_that_raises_once_is_tried_again(logged: list[LogEvent]) -> None:
+    world = ClientWorld()
+    given = world._incarnations
+
+    def fails() -> Generator[str, None, None]:
+        raise OSError("no entropy for a moment")
+        yield ""
+
+    world._incarnations = fails()
+    world.node.connection.send(ErrorFrame(ContentChanged.wire_code, "other"))
+    world.settle()
+    assert any("no entropy" in error for error in errors_logged(logged))
+    world._incarnations = given
+    world.advance(100.0)
+    assert world.client.connected
+    assert "incarnation-2" == world.node.hellos[-1].incarnation

@@ -13,8 +13,11 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
+from msgservice.client.client import Client
+from msgservice.client.connect import _with_disk
 from msgservice.client.disk import DiskOutbox, open_outbox
 from msgservice.core.frames import BYE_CLOSING, Transfer
+from msgservice.core.runs import producer_run
 from msgservice.errors import (
     ClientClosed,
     LogFailed,
@@ -694,3 +697,62 @@ def test_26_close_says_what_stays_in_the_file(tmp_path: Path, logged: list[LogEv
     assert 2 == world.client.unanswered
     (event,) = [event for event in logged if event["log_level"].name == "warn"]
     assert (2, str(tmp_path / "outbox.db")) == (event["unanswered"], event["path"])
+
+
+def test_a_connector_that_cannot_be_stopped_does_not_keep_the_outbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged_failures: list[LogEvent]
+) -> None:
+    world = DiskWorld(tmp_path)
+
+    def fails() -> None:
+        raise RuntimeError("stop failed")
+
+    monkeypatch.setattr(world.client._connector, "stopService", fails)
+    world.close()
+    assert ["stop failed"] == [event["log_failure"].getErrorMessage() for event in logged_failures]
+    logged_failures.clear()
+    DiskWorld(tmp_path, start=False).close()
+
+
+def test_an_outbox_is_closed_again_where_the_client_cannot_be_made(tmp_path: Path) -> None:
+    world = DiskWorld(tmp_path, start=False)
+
+    def fails(disk: DiskOutbox) -> Client:
+        raise TypeError("name=5")
+
+    with pytest.raises(TypeError):
+        world.calls.wait(_with_disk(world.disk, fails))
+    DiskWorld(tmp_path, start=False).close()
+
+
+class Counted(int):
+    """A number that counts what it is compared with."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return int(self) == other
+
+    def __lt__(self, other: int) -> bool:
+        Counted.compared += 1
+        return int(self).__lt__(other)
+
+    __hash__ = int.__hash__
+
+
+def test_what_could_not_be_written_is_taken_back_without_a_walk_over_what_is_open(
+    tmp_path: Path,
+) -> None:
+    world = DiskWorld(tmp_path, start=False)
+    file = world.disk.file
+    runs = [producer_run(first, 1, "a", b"x") for first in range(1, 2001)]
+    for run in runs:
+        file._add(run)
+    file._firsts = [Counted(first) for first in file._firsts]
+    Counted.compared = 0
+    file._remove(runs[1900:])
+    assert Counted.compared <= 100 * 20
+    assert list(range(1, 1901)) == [int(first) for first in file._firsts]
+    file._remove(runs[:1900])
+    world.close()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 from twisted.internet.defer import CancelledError
+from twisted.internet.task import Clock
 
+from msgservice.client.requests import DUES_SPARE, Requests
 from msgservice.connection import Connection
 from msgservice.core.frames import Reply, Request
 from msgservice.errors import (
@@ -191,3 +193,16 @@ def test_one_that_fails_may_cancel_others_that_fail_with_it() -> None:
     third = world.client.request("a", 3)
     world.advance(30.0)
     error_of(third, RequestTimeout)
+
+
+def test_the_deadlines_of_requests_that_have_gone_are_bounded() -> None:
+    clock = Clock()
+    requests = Requests(clock=clock, now=clock.seconds, pending_max=10, bytes_max=1000)
+    first = requests.call("a", b"", 1000.0)
+    for _ in range(1000):
+        other = requests.call("a", b"", 2000.0)
+        other.addErrback(lambda failure: failure.trap(CancelledError))
+        other.cancel()
+    assert len(requests._dues) <= 2 + 1 + DUES_SPARE
+    clock.advance(1001.0)
+    error_of(first, RequestTimeout)

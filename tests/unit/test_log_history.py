@@ -313,3 +313,9 @@ def test_11_a_page_of_before_its_audience_was_forgotten_has_it(tmp_path: Path) -
     assert found is not None
     assert list(found.states) == [1]
     log.close()
+
+
+def test_a_position_of_too_many_digits_is_unknown(tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path).open()
+    assert log.wait(log.log.find("log:" + "9" * 5000)) is None
+    log.close()
