@@ -122,13 +122,15 @@ class Answers:
         `nacks`, `floor`: as its TRANSFER says. One that acts on no NACK is not kept for.
         """
         discarding = self._discarding
-        while discarding:
-            lane, (number, _, sent_to) = next(iter(discarding.items()))
+        over = []  # all at once: a dict is searched from its beginning for what was its first
+        for lane, (number, _, sent_to) in discarding.items():
             if number > nacks:
                 if sent_to >= floor:
                     break
                 discarded = self._discarded.pop(lane, None)  # settled, so it does not come again
                 self._discarded_ranges -= 0 if discarded is None else len(discarded)
+            over.append(lane)
+        for lane in over:
             del discarding[lane]
         if len(discarding) > self._window_messages:
             raise MalformedFrame(

@@ -346,3 +346,22 @@ def test_3_from_strict_to_none_what_waited_behind_what_fails_is_sent_and_answere
     assert sorted(slow.begun) == [b"a1", b"a1", b"a2", b"a3"]
     assert node.backlog.cursor == 3
     assert len(node.losses) == 1
+
+
+def test_3_very_many_lanes_that_are_taken_back_at_once_are_forgotten_in_one_walk() -> None:
+    class Counted(dict[Any, Any]):
+        walks = 0
+
+        def items(self) -> Any:
+            self.walks += 1
+            return super().items()
+
+    answers = Answers()
+    answers._discarding = discarding = Counted()
+    for n in range(1, 1001):
+        refused(answers, n, f"lane{n}")
+    before = discarding.walks
+    transfer = Transfer(1, "lane1", None, nacks=1000)  # type: ignore[arg-type]  # not looked at
+    assert answers.receive(transfer, 1, "lane1")
+    assert not discarding
+    assert discarding.walks == before + 1
