@@ -125,6 +125,22 @@ def test_remotes_of_one_host_that_never_join_leave_half_of_the_places_to_others(
     joined(world)
 
 
+def test_what_a_hello_says_that_nobody_stands_behind_fails_nothing_that_waits() -> None:
+    world = SessionsWorld()
+    joined(world)
+    world.kill("shop")
+    world.run(0.5)
+    waiting = [world.done(world.central.send("shop", "x" * 5_000)) for _ in range(3)]
+    liar = dial(world)
+    liar.say(Hello(20_009, id="shop", acks=True, nonce="n", payload_bytes=1_024))
+    world.run(2.0)
+    again = world.begin_remote("shop", 20_001, id="shop")
+    world.done(again.when_joined(), 30.0)
+    for receipt in waiting:
+        world.done(receipt.acknowledged())
+    assert [m.content for m in world.at["shop"]][-3:] == ["x" * 5_000] * 3
+
+
 # --- a remote dials often enough to be there in time
 
 

@@ -483,9 +483,8 @@ class Central(Service):
         )
 
         def install() -> None:
-            account.begin(  # it may raise, and nothing has changed then
-                session, continues=continues, upto=upto, payload_bytes=hello.payload_bytes
-            )
+            # It may raise, and nothing has changed then.
+            account.begin(session, continues=continues, upto=upto)
             member.adopt(account)
             self._left.pop(key, None)
             old = self._members.get(key)

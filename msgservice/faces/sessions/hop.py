@@ -52,27 +52,19 @@ class Account:
         """Whether the numbers of a session go on, as the other side names it."""
         return previous is not None and previous[0] in self._sessions
 
-    def begin(
-        self, session: str, *, continues: bool, upto: int = 0, payload_bytes: int | None = None
-    ) -> None:
+    def begin(self, session: str, *, continues: bool, upto: int = 0) -> None:
         """Begin a session. `continues`: with the numbers of the one before, handled `upto` there.
 
-        `payload_bytes`: that the other side takes at once, if it says so. Raises `BadAck` for an
-        `upto` that was never sent.
+        Raises `BadAck` for an `upto` that was never sent.
         """
         ended = self.outgoing.begin(session, continues=continues, upto=upto)
-        too_large: list[Entry] = []
         if not continues:
             self._sessions.clear()
             self.incoming = Incoming()
-            self.outgoing.size_max = size_max = _size_max(payload_bytes)
-            too_large = self.outgoing.remove(lambda entry: len(entry.prepared) > size_max)
         self.announce(session)
         self.incoming.begin(session)
         for entry in ended:
             entry.settle(None if continues else _unknown(entry, "another process has come"))
-        for entry in too_large:
-            entry.settle(MessageTooLarge(len(entry.prepared), self.outgoing.size_max))
 
     def announce(self, session: str) -> None:
         """Let the other side come back by a session, though it may not have begun here."""
@@ -81,10 +73,19 @@ class Account:
         if len(self._sessions) > SESSIONS_NAMED:
             del self._sessions[1]
 
-    def confirmed(self) -> None:
-        """Take note that the other side knows the session: it comes back by none before that."""
+    def confirmed(self, payload_bytes: int | None) -> None:
+        """Take note that the other side knows the session: it comes back by none before that.
+
+        `payload_bytes`: that it takes at once, if it says so. What is larger fails: only now, since
+        anybody can say to be that side.
+        """
         if self.outgoing.session in self._sessions:
             del self._sessions[: self._sessions.index(self.outgoing.session)]
+        self.outgoing.size_max = size_max = _size_max(payload_bytes)
+        for entry in self.outgoing.remove(
+            lambda entry: not entry.number and len(entry.prepared) > size_max
+        ):
+            entry.settle(MessageTooLarge(len(entry.prepared), size_max))
 
     def end(self, why: str) -> None:
         """End what waits: it has failed, and who was to get it may come back."""

@@ -31,9 +31,8 @@ class Incoming:
         self._again = False  # the answer to something may be lost, or something is to be said
         self._failures: deque[tuple[int, str]] = deque()  # that may not be heard; in order
         self._failed_bytes = 0
-        self._ended_at = self._ended = (
-            0  # behind which message a payload ended connections, how many
-        )
+        self._ended_at = 0  # behind which message a payload ended connections, and how many:
+        self._ended = 0
         self._told = 0  # so many of them were named on this connection
 
     @property

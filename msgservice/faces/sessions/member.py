@@ -154,7 +154,7 @@ class Member:
     def joined(self, session: str) -> None:
         """Take the remote's word that the connection dialled back is its own."""
         if self.state is State.GREETING and session == self.session:
-            self.account.confirmed()
+            self.account.confirmed(self._hello.payload_bytes)
             self._join()
 
     def acknowledged(self, ack: Ack) -> None:

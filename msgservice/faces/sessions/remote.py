@@ -361,9 +361,8 @@ class Remote(Service):
             continues = item.previous is not None
             upto = item.previous[1] if item.previous is not None else 0
             self._hop.close()
-            self._account.begin(
-                item.session, continues=continues, upto=upto, payload_bytes=item.payload_bytes
-            )
+            self._account.begin(item.session, continues=continues, upto=upto)
+            self._account.confirmed(item.payload_bytes)
             self._session = item.session
         self._hop.control(Joined(item.session))
         self._is_unanswered = False
