@@ -134,7 +134,9 @@ class ILog(Interface):
         stays away is counted from the last call that named it. Who was told its `resume` before
         this call and may still send is one of them; who is told it later is not forgotten by this
         call either. `left`: those that have said
-        goodbye since the last call, with everything answered.
+        goodbye since the last call, with everything answered. A removed receiver that nothing
+        refers to is forgotten, but for the newest of a name that has an owner: whose the name is
+        outlives it.
         """
 
     def dead_bytes(receiver: int) -> int:

@@ -170,11 +170,13 @@ class ReceiverRow:
     address: str | None = None  # endpoint to dial; None: it attaches
     patterns: tuple[str, ...] = ()
     configured: bool = False  # by the operator: an attach may only repeat it (SEMANTICS 27)
+    owner: str = ""  # the user whose its name is, of the newest row of a name; or nobody's
     options: ReceiverOptions = DEFAULTS
     # What became of it.
     suspended: bool = False  # left out of new audiences until it has caught up
     created_at: int = 0  # wall clock, ms
-    removed: bool = False  # kept for its number and name while batches refer to it
+    # Kept for its number and name while batches refer to it, and for its owner (`ILog.retain`).
+    removed: bool = False
     cursor: int = 0  # every position of its audiences up to here is final
     inbox: str | None = None  # id of the stored inbox that it named last (SEMANTICS 6)
     epoch: str = ""  # ends the node's incarnation towards it; another when the log went back

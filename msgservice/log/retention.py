@@ -407,12 +407,17 @@ class Retention:
         """Return removed receivers that nothing refers to, once audiences and states are forgotten.
 
         `unused`: those audiences; `states_before`: the age up to which states are. The highest
-        number stays, whatever it is: it says which were used.
+        number stays, whatever it is: it says which were used. So does the newest of a name that
+        has an owner.
         """
         store = self._store
         state = store.state
         removed = {number for number, at in state.receivers.items() if at.removed}
         removed.discard(max(state.receivers, default=0))
+        if any(state.rows[number].owner for number in removed):
+            newest = {state.rows[number].name: number for number in sorted(state.rows)}
+            owned = {number for number in newest.values() if state.rows[number].owner}
+            removed -= owned
         for number, total in state.totals.items():
             if not removed:
                 return []

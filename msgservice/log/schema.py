@@ -157,6 +157,11 @@ _VERSION_3 = """
 alter table receiver add column epoch text not null default '';
 """
 
+# An older program would let anybody have the names that are owned.
+_VERSION_6 = """
+alter table receiver add column owner text not null default '';
+"""
+
 
 SCHEMA = Schema(
     0x6D736773,  # "msgs"
@@ -168,5 +173,6 @@ SCHEMA = Schema(
         "",
         # Nor here; but an older program would send on the bits of `flags` that are only kept.
         "",
+        _VERSION_6,
     ),
 )

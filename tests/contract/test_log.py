@@ -388,6 +388,7 @@ def test_a_receiver_comes_back_as_it_was(log: ContractDriver) -> None:
         ),
         suspended=True,
         epoch="0123456789ab",
+        owner="shop",
         created_at=NOW,
         cursor=42,
         inbox="box",

@@ -18,6 +18,7 @@ from msgservice.records import (
     DeadLetter,
     Known,
     Piece,
+    ReceiverRow,
     RefusedBatch,
     StateRange,
     StatusFrom,
@@ -845,6 +846,35 @@ def test_removed_receivers_are_forgotten_when_nothing_refers_to_them(log: Contra
     assert log.log.take_forgotten() == []
     log.reopen()
     assert [row.number for row in log.snapshot.receivers] == [1, 2, 4]
+
+
+def test_the_newest_removed_receiver_of_a_name_with_an_owner_is_not_forgotten(
+    log: ContractDriver,
+) -> None:
+    rows = {
+        number: ReceiverRow(number=number, name=name, owner=owner)
+        for number, name, owner in (
+            (3, "billing", "shop"),  # the name was made again, so that one says whose it is
+            (4, "billing", "shop"),
+            (5, "audit", "shop"),
+            (6, "audit", ""),  # let go by the operator when it was made again
+            (7, "plain", ""),
+            (8, "last", ""),  # the highest number stays
+        )
+    }
+    log.append(receivers=list(rows.values()))
+    log.append(removed=list(rows))
+    drop_all(log)
+    drop_all(log, NOW + 2 * HOUR)
+    assert sorted(log.log.take_forgotten()) == [3, 5, 6, 7]
+    log.reopen()
+    kept = {row.number: (row.owner, row.removed) for row in log.snapshot.receivers}
+    assert kept == {1: ("", False), 2: ("", False), 4: ("shop", True), 8: ("", True)}
+    rows[4].owner = ""
+    log.append(receivers=[rows[4]])
+    drop_all(log, NOW + 4 * HOUR)  # a clock that begins anywhere
+    drop_all(log, NOW + 6 * HOUR)
+    assert log.log.take_forgotten() == [4]
 
 
 def test_4_the_subject_is_remembered_when_the_row_has_gone(log: ContractDriver) -> None:

@@ -859,7 +859,9 @@ class DictLog:
             if found
         )
         highest = max(content.receivers, default=0)
+        newest = {at.row.name: number for number, at in sorted(content.receivers.items())}
         for number, at in list(content.receivers.items()):
-            if at.removed and not at.dead and number not in named and number != highest:
+            owned = at.row.owner and newest[at.row.name] == number
+            if at.removed and not at.dead and number not in named | {highest} and not owned:
                 del content.receivers[number]
                 self._forgotten.append(number)
