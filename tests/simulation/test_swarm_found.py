@@ -402,3 +402,25 @@ def test_what_a_producer_passes_over_is_not_taken_by_a_log_that_has_forgotten_it
         world={"disk_delay": 0.05, "log": "sqlite"},
     )
     assert fails(plan) is None
+
+
+def test_what_was_rejected_waits_where_dead_letters_are_at_their_limit() -> None:
+    plan = Plan(
+        seed=71002394,
+        limits={"backlog_bytes": 8000, "dead_bytes_total": 20000},
+        weather={},
+        cast=(
+            Part(kind="producer", name="shop", options={}),
+            Part(
+                kind="receiver",
+                name="library",
+                options={"patterns": (">",), "batch": True, "fails": 0.4},
+            ),
+        ),
+        ops=(
+            Op(at=54.265, kind="send", who="shop", args=("a.1", 10, 3000, None, False)),
+            Op(at=77.293, kind="send", who="shop", args=("a.2", 1, 0, None, False)),
+        ),
+        world={},
+    )
+    assert fails(plan) is None

@@ -81,7 +81,8 @@ class Check:
     def refusal(self, reason: str) -> None:
         """SEMANTICS 18: who is refused because of a receiver has much waiting for that receiver.
 
-        What may wait is at most all that was handed over, matches and is not answered for long.
+        What may wait is at most all that was handed over, matches and is not answered for long;
+        where dead letters may be at a limit, what was rejected waits as well.
         """
         world = self.world
         name = next((name for name in world.receivers if f"'{name}'" in reason), None)
@@ -94,6 +95,7 @@ class Check:
         before = min([before, *(at - REFUSAL_GRACE for at in killed)])
         if world.log_restored_at >= 0:
             before = min(before, world.log_saved_at)  # what was answered since then waits again
+        letters_full = self._letters_may_be_full(name)
         waiting = sum(
             len(sent.body) + 16
             for sent in world.sent.values()
@@ -101,6 +103,7 @@ class Check:
                 answered_at.get((name, sent.body), world.now) >= before
                 # What an outbox that was put back hands over again may wait once more.
                 or world.producers[sent.producer].restored_at >= 0
+                or (letters_full and (name, sent.body) in self.witness.rejected)
             )
             and not (sent.accepted_at is not None and name not in sent.audience)
         )
@@ -109,6 +112,20 @@ class Check:
                 "refused for a backlog that is none",
                 f"at most {waiting} bytes wait for {name}, and a producer is told: {reason}",
             )
+
+    def _letters_may_be_full(self, name: str) -> bool:
+        """Whether a message of this receiver that is rejected may find no room as a letter.
+
+        Letters are made of what ran out of attempts too, which is not heard: half a limit is near.
+        """
+        sizes: dict[str, int] = {}
+        for receiver, body in self.witness.rejected:
+            sizes[receiver] = sizes.get(receiver, 0) + len(body) + ROW_BYTES
+        limits = self.world.limits
+        return (
+            sizes.get(name, 0) * 2 >= limits.dead_bytes_max
+            or sum(sizes.values()) * 2 >= limits.dead_bytes_total_max
+        )
 
     # --- the end
 
