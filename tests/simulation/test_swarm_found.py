@@ -424,3 +424,44 @@ def test_what_was_rejected_waits_where_dead_letters_are_at_their_limit() -> None
         world={},
     )
     assert fails(plan) is None
+
+
+def test_a_refusal_that_was_lost_may_be_taken_back_behind_what_followed() -> None:
+    plan = Plan(
+        seed=71002724,
+        limits={"batch_messages": 1, "max_attempts": 2, "heartbeat": 5.0},
+        weather={"delay": (0.001, 0.002), "split": 0.5, "cut": 0.05, "half_open": 5.0},
+        cast=(
+            Part(kind="producer", name="shop", options={"outbox": True}),
+            Part(kind="producer", name="web", options={}),
+            Part(
+                kind="receiver",
+                name="library",
+                options={"patterns": ("a.*", "b.>"), "window": (2, 3000), "pause": 0.02},
+            ),
+            Part(kind="receiver", name="picky", options={"patterns": ("a.*",)}),
+            Part(
+                kind="scripted", name="scripted", options={"patterns": (">",), "window": (0, 10000)}
+            ),
+        ),
+        ops=(
+            Op(at=13.841, kind="change", who="picky", args=(("b.>",),)),
+            Op(at=13.86, kind="send", who="web", args=("a.1", 1, 0, None, False)),
+            Op(at=13.867, kind="stop", who="shop", args=(99.076,)),
+            Op(at=13.889, kind="send", who="web", args=("a.2", 2, 300, None, False)),
+            Op(at=13.898, kind="change", who="library", args=(("b.>",),)),
+            Op(at=13.914, kind="send", who="web", args=("a.1", 1, 0, None, False)),
+            Op(at=13.944, kind="hold", who="picky", args=(0.063, "both")),
+            Op(at=13.944, kind="hold", who="scripted", args=(111.193, "out")),
+            Op(at=13.953, kind="send", who="web", args=("a.2", 2, 0, None, False)),
+            Op(at=13.976, kind="hold", who="web", args=(90.223, "out")),
+            Op(at=13.98, kind="change", who="scripted", args=(("a.1",),)),
+            Op(at=13.991, kind="send", who="web", args=("a.1", 1, 0, None, False)),
+            Op(at=14.001, kind="send", who="web", args=("a.2", 1, 300, None, True)),
+            Op(at=14.007, kind="poison", who="web", args=("b.1", "a.2", "library")),
+            Op(at=14.028, kind="stop", who="node", args=(3.669,)),
+            Op(at=107.428, kind="send", who="web", args=("a.1", 1, 0, None, False)),
+        ),
+        world={"disk_delay": 0.05},
+    )
+    assert fails(plan) is None

@@ -478,7 +478,9 @@ class Check:
         return sent.at <= restored
 
     def _may_be_refused(self, sent: Sent) -> bool:
-        """Whether somebody whom it names was being removed while it was on its way."""
+        """Whether nobody may have been there for it: none matched, or one was being removed."""
+        if sent.require:
+            return True
         end = math.inf if sent.accepted_at is None else sent.accepted_at
         return any(
             sent.at - REMOVAL_SECONDS <= at <= end

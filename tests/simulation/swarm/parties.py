@@ -323,6 +323,7 @@ class Sent:
     to: tuple[str, ...] | None
     at: float
     number: int
+    require: bool = False
     kept_at: float | None = None  # `send` fired
     accepted_at: float | None = None  # the node has it
     receipt: Receipt | None = None
@@ -418,7 +419,7 @@ class ProducerParty(Party):
         client = self.client
         if client is None or not self.is_up:
             return
-        some = [self._make(subject, size, to) for _ in range(count)]
+        some = [self._make(subject, size, to, require=require) for _ in range(count)]
         if count >= 5:
             many = client.send_many(subject, [one.body for one in some], to=to, require=require)
             many.addCallbacks(
@@ -430,10 +431,12 @@ class ProducerParty(Party):
                 self._kept, self._refused, callbackArgs=(one,), errbackArgs=(one,)
             )
 
-    def _make(self, subject: str, size: int, to: tuple[str, ...] | None) -> Sent:
+    def _make(
+        self, subject: str, size: int, to: tuple[str, ...] | None, *, require: bool = False
+    ) -> Sent:
         number = self.world.next_number()
         body = f"{self.name}-{self.lives} {subject} {number} ".encode() + b"." * size
-        sent = Sent(body, self.name, self.lives, subject, to, self.world.now, number)
+        sent = Sent(body, self.name, self.lives, subject, to, self.world.now, number, require)
         self.sent.append(sent)
         self.world.sent[body] = sent
         return sent

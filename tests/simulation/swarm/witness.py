@@ -81,7 +81,6 @@ class Witness:
         self.finals: dict[tuple[str, str, str, int], int] = {}  # told to producers
         self.told_later: Callable[[str], None] = lambda reason: None  # a producer is to wait
         self.answered_at: dict[tuple[str, bytes], float] = {}
-        self.rejected: set[tuple[str, bytes]] = set()  # of those: dead, where there is room for it
         self.resumed_at: dict[str, list[float]] = {}  # a receiver's RESUMEs reached the node
         # of what was handed to the node, by producer and its incarnation
         self.handed: dict[tuple[str, str], Delivered] = {}
@@ -172,8 +171,6 @@ class Witness:
         now = self._seconds()
         for body in self._bodies(tap.peer, tap.far, ranges):
             self.answered_at.setdefault((tap.peer, body), now)
-            if frame[0] == NACK:
-                self.rejected.add((tap.peer, body))
 
     # --- of producers
 
