@@ -29,6 +29,7 @@ from msgservice.core.frames import (
     Transfer,
     encode_frame,
 )
+from msgservice.credentials import THIS_PROCESS
 from msgservice.message import BareMessage, encode_messages
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import Origin
@@ -42,7 +43,7 @@ class Sink:
     """A channel that swallows what is sent."""
 
     peer = "bench"
-    local_only = True
+    credentials = THIS_PROCESS
 
     def __init__(self) -> None:
         self.frames = 0

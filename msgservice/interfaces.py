@@ -159,10 +159,9 @@ class IChannel(Interface):
     """One live connection to a peer, whatever carries it: frames out, bytes bounded."""
 
     peer_address = Attribute("str: where the other side is, for people")
-    local_only = Attribute("bool: loopback or Unix socket, so names need no proof (SEMANTICS 32)")
+    credentials = Attribute("Credentials: what the connection itself shows of its peer")
     unsent = Attribute("int: bytes that were sent and that the peer, or the kernel, has not taken")
     heard_at = Attribute("float: when something came last, and be it part of a frame (monotonic)")
-    proven = Attribute("bool: the peer holds the key that its listener asks for, wherever it is")
 
     def send(frame: bytes) -> None:
         """Queue one encoded frame (bytes); all of one reactor turn leave together.

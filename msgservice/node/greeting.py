@@ -149,7 +149,8 @@ class Greeter:
         channel = connection.channel
         assert channel is not None
         # Where a peer is proves him only where nobody else can be; a key does everywhere.
-        trusted = channel.local_only or channel.proven or self.insecure
+        shown = channel.credentials
+        trusted = shown.is_local or shown.key_id is not None or self.insecure
         if not trusted and dialled is None:
             raise NotAuthenticated("this listener takes local connections only")
         over = "" if dialled is not None else self._over(hello)

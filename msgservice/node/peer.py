@@ -494,7 +494,7 @@ class Peer:
         self._calls += calls
         self._answering += 1
         channel = None if self.connection is None else self.connection.channel
-        local = channel is not None and channel.local_only
+        local = channel is not None and channel.credentials.is_local
         answer: Deferred[Reply] = self._requests.answer(frame, local)
         answer.addBoth(self._answered, calls).addErrback(self.fault)
 

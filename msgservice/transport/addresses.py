@@ -147,6 +147,17 @@ def ip_of(host: str) -> IPv4 | IPv6 | None:
         return None
 
 
+def plain_host(host: str) -> str:
+    """Return the one form of a host, so that an address counts as the same however it is written.
+
+    An IPv4 address that an IPv6 socket has met is that IPv4 address.
+    """
+    ip = ip_of(host)
+    if isinstance(ip, IPv6) and ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return host if ip is None else str(ip)
+
+
 def is_local_host(host: str) -> bool:
     """Return whether `host`, a name or an IP address, is loopback."""
     ip = ip_of(host)

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from msgservice.clock import monotonic_of
+from msgservice.credentials import THIS_PROCESS
 from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
@@ -58,8 +59,7 @@ class LocalChannel(TwistedProtocol):
     """One end of a pair. `make_user` is called once it stands."""
 
     transport: LocalTransport  # type: ignore[assignment]  # no byte stream
-    local_only = True
-    proven = False
+    credentials = THIS_PROCESS
     peer_address = "unknown"
     user: IChannelUser
 

@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 from twisted.test.iosim import FakeTransport, connect
 from zope.interface.verify import verifyObject
 
+from msgservice.credentials import Credentials
 from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel
 from msgservice.limits import Limits
@@ -123,6 +124,22 @@ def test_each_side_is_told_of_its_channel_first(stage: Stage) -> None:
     for user in (stage.left, stage.right):
         assert user.names() == ["opened"]
         assert verifyObject(IChannel, user.channel)
+        assert user.channel is not None
+        assert isinstance(user.channel.credentials, Credentials)
+
+
+def test_a_channel_has_its_credentials_when_its_user_is_told_of_it() -> None:
+    for make in MAKERS:
+        seen: list[Credentials] = []
+
+        def look(stage: Stage, seen: list[Credentials] = seen) -> None:
+            for user in (stage.left, stage.right):
+                user.on_opened = lambda channel: seen.append(channel.credentials)
+
+        stage = make(look)
+        stage.settle()
+        here, there = stage.channel.credentials, stage.far.credentials
+        assert seen in ([here, there], [there, here])
 
 
 def test_frames_arrive_in_order(stage: Stage) -> None:

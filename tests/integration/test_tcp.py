@@ -185,7 +185,8 @@ async def test_the_socket_is_told_what_we_need(net: Net) -> None:
         assert handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert handle.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000
-        assert channel.local_only
+        shown = channel.credentials
+        assert ("plain", "127.0.0.1", True) == (shown.how, shown.address, shown.is_local)
 
 
 @pytest_twisted.ensureDeferred
@@ -488,6 +489,44 @@ async def test_a_client_without_the_certificate_asked_for_is_refused(
     await client.until_opened()
 
 
+@pytest_twisted.ensureDeferred
+async def test_both_ends_of_tls_bind_to_the_same_certificate_and_the_server_sees_the_clients(
+    net: Net, authority: Authority
+) -> None:
+    port = await net.listen(authority.listener(f":trustRoots={authority.ca_file}"))
+    key, chain = authority.issue("client.example")
+    trusting = f"tls:localhost:{port}:trustRoots={authority.ca_file}"
+    client, _ = net.dial(f"{trusting}:certificate={chain}:privateKey={key}")
+    server = await net.accept()
+    await client.until_opened()
+    ours, served = (
+        x509.load_pem_x509_certificate(chain.read_bytes()),
+        authority.folder / "localhost.crt",
+    )
+    theirs = x509.load_pem_x509_certificate(served.read_bytes())
+    assert client.channel is not None
+    assert server.channel is not None
+    here, there = client.channel.credentials, server.channel.credentials
+    assert ("tls", True, True) == (here.how, here.is_local, here.is_private)
+    assert ("tls", "127.0.0.1") == (there.how, there.address)
+    assert ours.public_bytes(Encoding.DER) == there.certificate
+    assert theirs.public_bytes(Encoding.DER) == here.certificate
+    # Trustme signs with SHA-256, and that is what RFC 5929 says then.
+    assert theirs.fingerprint(hashes.SHA256()) == here.binding == there.binding
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_of_tls_that_is_asked_for_no_certificate_shows_none(
+    net: Net, authority: Authority
+) -> None:
+    port = await net.listen(authority.listener())
+    net.dial(f"tls:localhost:{port}:trustRoots={authority.ca_file}")
+    server = await net.accept()
+    assert server.channel is not None
+    assert server.channel.credentials.certificate is None
+    assert server.channel.credentials.binding is not None
+
+
 @pytest.mark.parametrize(
     ("rogue", "reason"),
     [
@@ -601,9 +640,12 @@ async def test_unix_sockets_carry_frames_and_are_local(net: Net, tmp_path: Path)
     await server.until_frames(1)
     assert server.frames == [b"abc"]
     assert server.channel is not None
-    assert server.channel.local_only
-    assert client.channel.local_only
+    assert server.channel.credentials.is_local
+    assert client.channel.credentials.is_local
     assert (server.channel.peer_address, client.channel.peer_address) == ("unix", f"unix:{path}")
+    for shown in (server.channel.credentials, client.channel.credentials):
+        assert (os.getuid(), os.getgid(), os.getpid()) == (shown.uid, shown.gid, shown.pid)
+        assert ("unix", f"uid {os.getuid()}", True) == (shown.how, shown.address, shown.is_private)
 
 
 @pytest_twisted.ensureDeferred

@@ -117,8 +117,10 @@ async def test_with_a_key_frames_cross_and_without_it_nobody_is_heard(
     user = await net.dial(port, f":key={key_file}")
     user.send(b"sealed")
     await user.until_frames(1)
-    assert net.accepted[0].channel is not None
-    assert net.accepted[0].channel.proven
+    for end in (net.accepted[0], user):
+        assert end.channel is not None
+        shown = end.channel.credentials
+        assert ("udp", 1, True) == (shown.how, shown.key_id, shown.is_private)
     stranger = net.transport.connector(
         reactor, f"udp:127.0.0.1:{port}:timeout=0.3", lambda: net.user([], False), QUICK
     )

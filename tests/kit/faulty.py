@@ -34,6 +34,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
+from msgservice.credentials import THIS_PROCESS
 from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
@@ -203,8 +204,7 @@ class FaultyLink:
 class FaultyChannel:
     """One end of a link. What the other end sent waits in `incoming`."""
 
-    local_only = True
-    proven = False
+    credentials = THIS_PROCESS
     unsent = 0
     heard_at = 0.0
     other: FaultyChannel

@@ -31,6 +31,7 @@ from msgservice.core.frames import (
     Transfer,
 )
 from msgservice.core.inbox import Inbox
+from msgservice.credentials import THIS_PROCESS
 from msgservice.errors import FrameTooLarge
 from msgservice.interfaces import IChannel, IChannelUser, IConnector
 from msgservice.limits import Limits
@@ -44,8 +45,7 @@ Refusal = tuple[Action, int, str] | tuple[Action, int, str, int, str]  # … cod
 class Pipe:
     """One end of a connection inside the process; what is sent arrives in the next turn."""
 
-    local_only = True
-    proven = False
+    credentials = THIS_PROCESS
     unsent = 0
     heard_at = 0.0
 

@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from msgservice.connection import Connection
 from msgservice.core.frames import Frame, decode_frame, encode_frame
+from msgservice.credentials import THIS_PROCESS
 from msgservice.interfaces import IChannel
 from tests.kit.nodes import NodeWorld
 
@@ -21,8 +22,7 @@ class Wire:
     """The node's end of a connection whose other end is the test: bytes in, frames out."""
 
     peer_address = "the test"
-    local_only = True
-    proven = False
+    credentials = THIS_PROCESS
 
     def __init__(self, world: NodeWorld) -> None:
         self.sent: list[Frame] = []

@@ -31,6 +31,7 @@ from msgservice.core.frames import (
 )
 from msgservice.core.refusal import refusal_in
 from msgservice.core.runs import Run, Settled
+from msgservice.credentials import THIS_PROCESS
 from msgservice.errors import FrameTooLarge, MalformedFrame, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
@@ -45,8 +46,7 @@ Body = bytes | WireMessage
 class FakeChannel:
     """One end of a wire."""
 
-    local_only = True
-    proven = False
+    credentials = THIS_PROCESS
     unsent = 0
     heard_at = 0.0
 

@@ -54,8 +54,7 @@ class WatchedChannel:
         self.given = 0
         self.settled = 0
         self.peer_address = channel.peer_address
-        self.local_only = channel.local_only
-        self.proven = channel.proven
+        self.credentials = channel.credentials
         self.unsent = 0
         self._watch = watch
         self._channel = channel

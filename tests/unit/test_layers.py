@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "msgservice"
 
 # Lowest first; a module may import its own part and those of the layers before it.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "limits", "output", "threads", "waiters"),
+    ("credentials", "errors", "limits", "output", "threads", "waiters"),
     ("message", "codecs", "interfaces", "receiver_options", "records", "administration"),
     ("core",),
     ("disk", "clock"),

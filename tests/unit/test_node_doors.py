@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from msgservice.core.frames import (
     Request,
     Transfer,
 )
+from msgservice.credentials import NOBODY
 from msgservice.message import WireMessage, encode_messages
 from msgservice.transport.local import LocalChannel
 from tests.kit.nodes import NodeWorld, ScriptedPeer
@@ -29,21 +31,20 @@ ORDERS = {"subjects": ["orders.>"]}
 class Remote(ScriptedPeer):
     """A peer on another machine, as the node sees it."""
 
-    proven = False
+    credentials = NOBODY
 
     def channel_up(self, connection: Connection) -> None:
         channel = connection.channel
         assert isinstance(channel, LocalChannel)
         assert channel.other is not None
-        channel.other.local_only = False
-        channel.other.proven = self.proven
+        channel.other.credentials = self.credentials
         super().channel_up(connection)
 
 
 class KeyHolder(Remote):
     """One whose datagrams are sealed with the listener's key."""
 
-    proven = True
+    credentials = replace(NOBODY, how="udp", key_id=1)
 
 
 def test_32_an_insecure_listener_takes_remote_peers_but_administration_stays_at_home() -> None:

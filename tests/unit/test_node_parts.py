@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
@@ -33,6 +34,8 @@ from msgservice.core.frames import (
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import Run, Settled
 from msgservice.core.session import State as SessionState
+from msgservice.credentials import NOBODY as STRANGER
+from msgservice.credentials import THIS_PROCESS
 from msgservice.errors import (
     LogFailed,
     LogUnavailable,
@@ -138,7 +141,7 @@ def a_connection(**more: Any) -> Any:
         "may_send": True,
         "is_writable": True,
         "has_room": True,
-        "channel": double(local_only=True, proven=False),
+        "channel": double(credentials=THIS_PROCESS),
         "session": double(peer_hello=peer, state=SessionState.GREETED),
     }
     return double(**(attributes | more))
@@ -816,10 +819,10 @@ def test_greeter_answers_when_a_receiver_that_is_new_is_stored() -> None:
 
 def test_greeter_lets_only_local_peers_in_unless_they_prove_a_key() -> None:
     hello = Hello(VERSION, "shop", "i1", HelloOptions())
-    far = a_connection(channel=double(local_only=False, proven=False))
+    far = a_connection(channel=double(credentials=STRANGER))
     with pytest.raises(NotAuthenticated):
         a_greeter().greeted(double(), far, hello, None)
-    proven = a_connection(channel=double(local_only=False, proven=True))
+    proven = a_connection(channel=double(credentials=replace(STRANGER, key_id=1)))
     a_greeter().greeted(double(is_leaving=False), proven, hello, None)
     assert proven.told("hello")
 

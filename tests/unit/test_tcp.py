@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.address import IPv4Address, UNIXAddress
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IAddress
 from twisted.internet.task import Clock
@@ -546,18 +546,26 @@ def test_a_connection_without_a_user_is_dropped(logged_failures: list[LogEvent])
 
 
 @pytest.mark.parametrize(
-    ("address", "peer", "local"),
+    ("address", "peer", "where", "local"),
     [
-        (IPv4Address("TCP", "127.0.0.1", 5), "tcp:127.0.0.1:5", True),
-        (IPv4Address("TCP", "192.0.2.1", 5), "tcp:192.0.2.1:5", False),
-        (UNIXAddress("/run/a"), "unix:/run/a", True),
-        (UNIXAddress(None), "unix", True),
+        (IPv4Address("TCP", "127.0.0.1", 5), "tcp:127.0.0.1:5", "127.0.0.1", True),
+        (IPv4Address("TCP", "192.0.2.1", 5), "tcp:192.0.2.1:5", "192.0.2.1", False),
+        (IPv6Address("TCP", "::ffff:192.0.2.1", 5), None, "192.0.2.1", False),
+        (IPv6Address("TCP", "2001:DB8:0::1", 5), None, "2001:db8::1", False),
+        (IPv6Address("TCP", "::ffff:127.0.0.1", 5), None, "127.0.0.1", True),
+        (UNIXAddress("/run/a"), "unix:/run/a", "unix", True),
+        (UNIXAddress(None), "unix", "unix", True),
     ],
     ids=str,
 )
-def test_the_channel_says_where_the_peer_is(address: IAddress, peer: str, local: bool) -> None:
-    world = World(peer=address)
-    assert (peer, local) == (world.channel.peer_address, world.channel.local_only)
+def test_the_channel_says_where_the_peer_is(
+    address: IAddress, peer: str | None, where: str, local: bool
+) -> None:
+    channel = World(peer=address).channel
+    shown = channel.credentials
+    assert (where, local) == (shown.address, shown.is_local)
+    assert local is shown.is_private  # what is not on this machine can be read on its way
+    assert peer in (None, channel.peer_address)
 
 
 # --- every state and every input

@@ -51,12 +51,14 @@ from zope.interface import implementer
 
 from msgservice.clock import monotonic_of
 from msgservice.core.framing import PREFIX_BYTES, FrameSplitter, encode_prefix
+from msgservice.credentials import NOBODY
 from msgservice.errors import DeadlinePassed, FrameTooLarge, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
-from msgservice.transport.addresses import describe, is_local
+from msgservice.transport.addresses import describe
 from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.pacing import Turn, Watch
+from msgservice.transport.tcp.shown import credentials_of
 from msgservice.transport.tcp.sockets import reason_of, tune, unwritten, write_now
 
 # Handed to the transport at once. Its own mark is 64 KiB, so it asks for more as soon as the
@@ -101,14 +103,16 @@ class _Gate:
 
 @implementer(IChannel, IHandshakeListener)
 class FrameProtocol(Int32StringReceiver):
-    """The channel of one connection. `make_user` is called once it stands, TLS included."""
+    """The channel of one connection. `make_user` is called once it stands, TLS included.
+
+    `is_dialled`: this end has dialled, so that with TLS the other one is the server.
+    """
 
     _logger = Logger()
 
     transport: Any
     peer_address = "unknown"
-    local_only = False
-    proven = False
+    credentials = NOBODY
 
     def __init__(
         self,
@@ -118,6 +122,7 @@ class FrameProtocol(Int32StringReceiver):
         limits: Limits,
         owner: ChannelOwner,
         turn: Turn,
+        is_dialled: bool = False,
     ) -> None:
         self.MAX_LENGTH = limits.frame_bytes
         self._splitter = FrameSplitter(limits.frame_bytes)
@@ -130,6 +135,7 @@ class FrameProtocol(Int32StringReceiver):
         self._limits = limits
         self._owner = owner
         self._turn = turn
+        self._is_dialled = is_dialled
         self._in_turn = False  # the queue is looked at when the call that runs now is done
         self._scheduled = False  # … or when this reactor turn is
         self._known = False
@@ -230,7 +236,6 @@ class FrameProtocol(Int32StringReceiver):
         tls = isinstance(self.transport, TLSMemoryBIOProtocol)
         address = self.transport.getPeer()
         self.peer_address = describe(address, "tls" if tls else "tcp")
-        self.local_only = is_local(address)
         tune(self.transport, self._limits)
         if tls:
             self._deadline = self._reactor.callLater(self._limits.hello_timeout, self._too_slow)
@@ -326,6 +331,7 @@ class FrameProtocol(Int32StringReceiver):
             self._turn.add(self)
 
     def _open(self) -> None:
+        self.credentials = credentials_of(self.transport, is_dialled=self._is_dialled)
         self.state = ChannelState.OPEN
         self.transport.registerProducer(_Gate(self), True)
         try:

@@ -96,7 +96,12 @@ class TcpTransport:
             address=address,
             endpoint=client_endpoint(reactor, address),
             make_channel=lambda owner: FrameProtocol(
-                reactor=reactor, make_user=make_user, limits=limits, owner=owner, turn=turn
+                reactor=reactor,
+                make_user=make_user,
+                limits=limits,
+                owner=owner,
+                turn=turn,
+                is_dialled=True,
             ),
             limits=limits,
             rng=self._rng,

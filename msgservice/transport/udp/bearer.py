@@ -23,12 +23,11 @@ from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.peers import Effects
 from msgservice.core.datagram.receiver import Delivery
 from msgservice.core.datagram.session import Session
+from msgservice.credentials import NOBODY, Credentials
 from msgservice.errors import DeadlinePassed, FrameTooLarge, LimitReached, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
-from msgservice.transport.addresses import (
-    is_local_host,
-)
+from msgservice.transport.addresses import is_local_host, plain_host
 from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.pacing import Watch
 from msgservice.transport.udp.turns import Turns
@@ -96,8 +95,7 @@ class UdpChannel(TwistedProtocol):
     session: Session
     transport: SessionTransport  # type: ignore[assignment]  # no byte stream
     peer_address = "unknown"
-    local_only = False
-    proven = False
+    credentials = NOBODY
 
     def __init__(
         self, make_user: Callable[[], IChannelUser], limits: Limits, owner: ChannelOwner
@@ -132,8 +130,16 @@ class UdpChannel(TwistedProtocol):
         self._frame_bytes = min(self._limits.frame_bytes, session.message_bytes)
         host, port = session.address
         self.peer_address = f"udp:[{host}]:{port}" if ":" in host else f"udp:{host}:{port}"
-        self.local_only = is_local_host(host)
-        self.proven = bearer.is_keyed
+        is_local = is_local_host(host)
+        # A bearer with keys opens nothing that is not sealed with one.
+        key_id = session.key_id if bearer.is_keyed else None
+        self.credentials = Credentials(
+            how="udp",
+            is_local=is_local,
+            address=plain_host(host),
+            key_id=key_id,
+            is_private=is_local or key_id is not None,
+        )
         bearer.attach(self)
         try:
             self.user = self._make_user()
