@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
 import pickle
@@ -25,6 +26,16 @@ from msgservice.errors import UnknownReceiver
 from msgservice.faces.sessions.central import Central
 from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.durable import DurableRemotes
+from msgservice.faces.sessions.envelope import (
+    Ack,
+    Control,
+    Heartbeat,
+    Hello,
+    Joined,
+    Shutdown,
+    Welcome,
+    fields_of,
+)
 from msgservice.faces.sessions.names import RemoteMessagingSender, RemoteMessagingServer
 from msgservice.faces.sessions.remote import Ended, Remote
 from msgservice.node.node import Node
@@ -191,6 +202,105 @@ async def test_standard_socket_handlers_send_to_a_central_unchanged() -> None:
         assert [m.content for m in mine] == [*(f"loop {n}" for n in range(100)), "it failed"]
         assert "ValueError: no" in mine[-1].record["exc_text"]
     await central.stopService()
+
+
+class Logging:
+    """A `SocketHandler` of the standard library, which has one connection to a server."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._handler = logging.handlers.SocketHandler(host, port)
+        self.close = self._handler.close
+
+    async def log(self, *messages: object) -> None:
+        for message in messages:
+            record = logging.LogRecord("tests", logging.INFO, "", 1, message, None, None)
+            await deferToThread(self._handler.handle, record)
+
+
+def look_alikes(session: str) -> list[str]:
+    """Return what is each of the control messages, as text in both spellings."""
+    items: list[Control] = [
+        Hello(45_001),
+        Hello(45_001, id="shop", acks=True, nonce="n"),
+        Welcome(session, nonce="n"),
+        Joined(session),
+        Heartbeat(1, 1.0),
+        Ack(session, 1, ((1, "ValueError: no"),)),
+        Shutdown(session, 1, "enough"),
+        Shutdown(),
+    ]
+    return [write(fields_of(item)) for item in items for write in (json.dumps, str)]
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("first", range(0, 16, 2))
+async def test_a_record_that_reads_as_a_control_message_is_a_message_at_a_central(
+    first: int,
+) -> None:
+    """Whoever may have a text logged makes no central dial, and costs no record behind it."""
+    came, at_remote = Came(), Came()
+    central = Central(reactor, codec=RecordsCodec(), on_message=came)
+    address = await central.listen()
+    before = Logging(*address)  # any session
+    texts = look_alikes("0123456789abcdef")
+    texts = texts[first:] + texts[:first]
+    await before.log(*texts, "behind")
+    assert [m.content for m in await came.wait(17)] == [*texts, "behind"]
+    assert {m.key for m in came.all} == {None}
+    assert central.remotes == {}
+    came.all.clear()
+
+    remote = Remote(reactor, address, id="shop", codec=RecordsCodec(), on_message=at_remote)
+    await remote.start()
+    member = await central.when_joined("shop")
+    receipt = await central.send("shop", 1)
+    texts = look_alikes(member.session)
+    await before.log(*texts)
+    other = Logging(*address)  # and one that begins while the session is open
+    await other.log(*texts)
+    await came.wait(32)
+    assert sorted(m.content for m in came.all) == sorted([*texts, *texts])
+    await receipt.acknowledged()
+    for text in texts:  # and as messages of the session
+        await (await remote.send(text)).acknowledged()
+        await (await central.send("shop", text)).acknowledged()
+    assert [m.content for m in came.all[32:]] == texts
+    assert [m.content for m in at_remote.all] == [1, *texts]
+    assert central.remotes == {"shop": member}
+    assert member.is_joined
+    before.close()
+    other.close()
+    await remote.stopService()
+    await central.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_remote_that_says_hello_through_a_logger_joins_where_that_is_allowed() -> None:
+    came = Came()
+    central = Central(reactor, codec=RecordsCodec(), on_message=came, logged_hello=True)
+    address = await central.listen()
+    heard: list[Any] = []
+    server = RemoteMessagingServer(lambda record: heard.append(record.msg), reactor=reactor)
+    await server.start()
+    texts = [text for text in look_alikes("s") if "45001" not in text or "acks" in text]
+    remote = Logging(*address)
+    await remote.log("early", *texts)
+    await came.wait(15)
+    assert central.remotes == {}  # but a hello that says no more than a logger can stand by
+    joined = central.when_joined()
+    await remote.log({"type": "hello", "port": server.serverPort})
+    member = await joined
+    assert member.key == server.serverAddress
+    await remote.log(*look_alikes("s"), "behind")  # one says hello once
+    messages = (await came.wait(32))[15:]
+    assert [m.content for m in messages] == [*look_alikes("s"), "behind"]
+    assert {m.key for m in messages} == {member.key}
+    assert list(central.remotes.values()) == [member]
+    await (await central.send(member.key, "down")).acknowledged()
+    remote.close()
+    await central.stopService()
+    await server.stop()
+    assert "down" in heard
 
 
 @pytest_twisted.ensureDeferred

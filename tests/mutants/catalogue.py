@@ -1170,9 +1170,16 @@ _ALL = [
     Mutant(
         name="a-numbered-message-is-taken-for-control",
         at="msgservice.faces.sessions.content.records:RecordsCodec.decode",
-        old="if not is_numbered and not",
-        new="if not",
+        old="if session is None and number is None:",
+        new="if True:",
         catcher=_test("tests/contract/test_session_codec.py", "reads_as_a_control_message"),
+    ),
+    Mutant(
+        name="a-text-that-was-logged-is-control",
+        at="msgservice.faces.sessions.content.records:RecordsCodec._item",
+        old="if type(content) is not str:",
+        new="if True:",
+        catcher=_test("tests/integration/test_sessions.py", "is_a_message_at_a_central"),
     ),
     Mutant(
         name="a-time-that-is-none",

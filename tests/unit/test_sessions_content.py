@@ -448,9 +448,20 @@ def test_what_is_no_record_is_the_message_itself() -> None:
     ],
     ids=["dict", "json", "literal", "literal-of-python-2"],
 )
-def test_a_control_message_comes_as_a_dict_or_as_text(msg: object) -> None:
-    assert RecordsCodec().decode(record(msg=msg)) == Hello(45_001, "10.0.0.2")
-    assert RecordsCodec().decode(pickle.dumps(msg, 1)) == Hello(45_001, "10.0.0.2")
+def test_a_control_message_comes_as_a_dict_and_as_text_it_is_a_message_that_says_so(
+    msg: object,
+) -> None:
+    for payload in (record(msg=msg), pickle.dumps(msg, 1)):
+        found = RecordsCodec().decode(payload)
+        if isinstance(msg, str):
+            assert message(found).content == msg
+            found = message(found).logged  # type: ignore[assignment]  # one at least
+        assert found == Hello(45_001, "10.0.0.2")
+
+
+def test_what_a_logger_of_an_older_python_left_to_be_formatted_says_it_once_it_is() -> None:
+    payload = record(msg="{'type': 'hello', 'port': %d}", args=(45_001,))
+    assert message(RecordsCodec().decode(payload)).logged == Hello(45_001)
 
 
 def test_a_control_message_that_cannot_be_is_bad() -> None:

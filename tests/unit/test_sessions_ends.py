@@ -522,6 +522,7 @@ def test_an_address_has_one_spelling(
         {"on_joined": 3},
         {"on_left": "x"},
         {"heartbeat": float("inf")},
+        {"logged_hello": 1},
     ],
     ids=str,
 )

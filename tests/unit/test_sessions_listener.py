@@ -110,9 +110,9 @@ class Stage:
         self.handle: Callable[[Inbound, Item, int], None] = self.keep
         self.endpoint = Endpoint()
         self.listener = Listener(
-            self.reactor, codec=CODEC, user=self, limits=SessionLimits(**limits)
+            self.reactor, user=self, listen=self.endpoint, limits=SessionLimits(**limits)
         )
-        self.listener.listen(self.endpoint)
+        self.listener.listen()
 
     def connect(self) -> tuple[Any, Transport]:
         inbound = self.endpoint.factory.buildProtocol(None)
@@ -460,17 +460,16 @@ def test_a_listener_beyond_loopback_is_refused_before_it_is_bound(
 
 def test_an_endpoint_that_turns_out_to_be_beyond_loopback_is_closed_at_once() -> None:
     endpoint = Endpoint(host="0.0.0.0")
-    listener = Listener(Clock(), codec=CODEC, user=Stage(), limits=SessionLimits())
+    listener = Listener(Clock(), user=Stage(), listen=endpoint)
     failures: list[Any] = []
-    listener.listen(endpoint).addErrback(failures.append)
+    listener.listen().addErrback(failures.append)
     assert failures[0].check(InsecureListener)
     assert not endpoint.is_open
 
 
 def test_insecure_lets_a_safe_codec_listen_to_all() -> None:
     endpoint = Endpoint(host="0.0.0.0")
-    listener = Listener(Clock(), codec=CODEC, user=Stage(), limits=SessionLimits(), insecure=True)
-    listener.listen(endpoint)
+    Listener(Clock(), user=Stage(), listen=endpoint, insecure=True).listen()
     assert endpoint.is_open
 
 

@@ -38,7 +38,6 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import monotonic_of, timed, wall_of
 from msgservice.faces.sessions.content.codec import ISessionCodec
-from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.durable import DurableRemotes
 from msgservice.faces.sessions.envelope import Ack, Heartbeat, Hello, Item, Joined, Message
 from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
@@ -47,17 +46,17 @@ from msgservice.faces.sessions.hop import Account, prepare
 from msgservice.faces.sessions.incoming import Incoming
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.listener import (
+    LISTEN,
     UNIX,
     Inbound,
     Listener,
-    check_arguments,
+    check_functions,
     spelled,
 )
 from msgservice.faces.sessions.member import Key, Member, named
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.waiters import Waiters
 
-LISTEN = "tcp:0:interface=127.0.0.1"
 ENDED = "this central has ended"
 
 # What a connection gives while `accept` is asked: its bytes, if it is counted, and how it goes on.
@@ -86,6 +85,8 @@ class Central(Service):
             may listen to all.
         dial: makes the endpoint of a remote's server: `dial(host, port)`, for TLS say.
         insecure: whether the server may listen to others than this machine unauthenticated.
+        logged_hello: whether the text of a log record may be the hello of its connection, as of
+            remotes that say it through a logger. Who can have a text logged there is one then.
         rng: floats from 0 to 1, for the pauses between attempts to dial.
     """
 
@@ -109,37 +110,36 @@ class Central(Service):
         tls: CertificateOptions | None = None,
         limits: SessionLimits | None = None,
         insecure: bool = False,
+        logged_hello: bool = False,
         rng: Callable[[], float] = random.random,
     ) -> None:
         if not 0 < heartbeat < float("inf"):
             raise ValueError(f"heartbeat = {heartbeat}: seconds above 0 are needed")
-        limits = limits if limits is not None else SessionLimits()
-        codec = codec if codec is not None else SafeCodec()
-        check_arguments(
-            codec=codec,
-            limits=limits,
-            tls=tls,
-            insecure=insecure,
-            listen=listen,
-            on_joined=on_joined,
-            on_left=on_left,
-            accept=accept,
-            dial=dial,
-        )
+        check_functions(on_joined=on_joined, on_left=on_left, accept=accept, dial=dial)
         if not (node is None or isinstance(node, DurableRemotes)):
             raise TypeError(f"node = {node!r}: DurableRemotes are needed")
         if isinstance(accept_hosts, str):
             raise TypeError("accept_hosts is one text: a list of hosts is needed")
+        if not isinstance(logged_hello, bool):
+            raise TypeError(f"logged_hello = {logged_hello!r}: True or False is needed")
         self._reactor = timed(reactor)
         self._now, self._wall = monotonic_of(reactor), wall_of(reactor)
-        self._listen = listen
-        self._limits = limits
-        self._codec = codec
+        self._listener = Listener(
+            reactor,
+            user=self,
+            listen=listen,
+            codec=codec,
+            limits=limits,
+            tls=tls,
+            insecure=insecure,
+        )
+        self._codec, self._limits = self._listener.codec, self._listener.limits
         self._on_joined, self._on_left = on_joined, on_left
         self._heartbeat, self._beats = heartbeat, 0
         self._beating: IDelayedCall | None = None
         self._has_begun = self._has_ended = False
         self._durable = node
+        self._logged_hello = logged_hello
         self._accept, self._accept_hosts = accept, frozenset(map(spelled, accept_hosts))
         # Whose hello `accept` has not decided, and what its connection gives meanwhile.
         self._asked: dict[Inbound, tuple[Deferred[Any], list[_Waited]]] = {}
@@ -152,10 +152,7 @@ class Central(Service):
         self._left: OrderedDict[Key, Account] = OrderedDict()
         self._joins: Waiters[Member] = Waiters()
         self._leaves: Waiters[tuple[Member, str]] = Waiters()
-        self._handlers = Handlers(reactor, on_message, threads=threads, limits=limits)
-        self._listener = Listener(
-            reactor, codec=codec, user=self, limits=limits, tls=tls, insecure=insecure
-        )
+        self._handlers = Handlers(reactor, on_message, threads=threads, limits=self._limits)
 
     # --- start and end
 
@@ -170,7 +167,7 @@ class Central(Service):
             return fail(RuntimeError("a central begins once; make another one"))
         self._has_begun = True
         super().startService()
-        d = self._listener.listen(self._listen)
+        d = self._listener.listen()
         return d.addCallbacks(self._listening, self._not_listening)
 
     def startService(self) -> None:
@@ -332,6 +329,12 @@ class Central(Service):
         member: Member | None = inbound.owner
         try:
             if type(item) is Message:
+                if item.logged is not None and member is None and self._logged_hello:
+                    logged = item.logged
+                    # Our own ends write no hello as text, and nobody else acknowledges.
+                    if isinstance(logged, Hello) and not logged.acks:
+                        self._hello(inbound, logged)
+                        return
                 self._message(inbound, member, item, size)
                 return
             match item:

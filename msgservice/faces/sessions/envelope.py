@@ -34,7 +34,8 @@ class Message(msgspec.Struct, frozen=True):
     """A message of the application. Without a session: from a side that numbers nothing.
 
     `record`: all of the log record that carried it, where one did. `failure`: why there is no
-    content, where only its number could be read.
+    content, where only its number could be read. `logged`: the control message that its text is,
+    where it was logged; for sides that take the word of a logger.
     """
 
     content: Any
@@ -42,6 +43,7 @@ class Message(msgspec.Struct, frozen=True):
     number: int | None = None
     record: Mapping[str, Any] | None = None
     failure: str | None = None
+    logged: Control | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,14 @@ from msgservice.clock import monotonic_of, timed
 from msgservice.core.framing import FrameSplitter
 from msgservice.errors import CannotListen, FrameTooLarge, InsecureListener
 from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.decoding import Budget, Decoding
 from msgservice.faces.sessions.envelope import Item
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.transport.addresses import is_local, is_local_host, parse_address
 from msgservice.waiters import Waiters
 
+LISTEN = "tcp:0:interface=127.0.0.1"  # a port of loopback that the kernel chooses
 UNIX = "unix"  # the host of those who come over a Unix socket
 
 
@@ -52,21 +54,9 @@ def spelled(host: str) -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
-def check_arguments(
-    *, codec: object, limits: object, tls: object, insecure: object, listen: object, **calls: object
-) -> None:
-    """Refuse arguments of a side that are none, where they are given."""
-    if not ISessionCodec.providedBy(codec):
-        raise TypeError(f"codec = {codec!r}: a codec of sessions is needed, like SafeCodec()")
-    if not isinstance(limits, SessionLimits):
-        raise TypeError(f"limits = {limits!r}: SessionLimits are needed")
-    if not (tls is None or isinstance(tls, CertificateOptions)):
-        raise TypeError(f"tls = {tls!r}: CertificateOptions are needed")
-    if not isinstance(insecure, bool):
-        raise TypeError(f"insecure = {insecure!r}: True or False is needed")
-    if not (isinstance(listen, str) or IStreamServerEndpoint.providedBy(listen)):
-        raise TypeError(f"listen = {listen!r}: an endpoint or its description is needed")
-    for name, function in calls.items():
+def check_functions(**functions: object) -> None:
+    """Raise `TypeError` where what a program gives to be called cannot be."""
+    for name, function in functions.items():
         if not (function is None or callable(function)):
             raise TypeError(f"{name} = {function!r}: a function is needed")
 
@@ -254,24 +244,42 @@ class Listener:
 
     Args:
         reactor: clock, sockets and threads.
-        codec: of all that comes; bytes do not tell which it is.
         user: gets what comes.
+        listen: a Twisted endpoint or its description.
+        codec: of all that comes, since bytes do not tell which it is; None: `SafeCodec()`.
+        limits: of its side; None: `SessionLimits()`.
         tls: for TLS; a listener that verifies the certificates of its clients may listen to all.
         insecure: whether one that does not may, too.
+
+    Raises `TypeError` for what is none of these: programs give them to a side as they are.
     """
 
     def __init__(
         self,
         reactor: IReactorTime,
         *,
-        codec: ISessionCodec,
         user: ListenerUser,
-        limits: SessionLimits,
+        listen: str | IStreamServerEndpoint = LISTEN,
+        codec: ISessionCodec | None = None,
+        limits: SessionLimits | None = None,
         tls: CertificateOptions | None = None,
         insecure: bool = False,
     ) -> None:
+        codec = codec if codec is not None else SafeCodec()
+        limits = limits if limits is not None else SessionLimits()
+        if not ISessionCodec.providedBy(codec):
+            raise TypeError(f"codec = {codec!r}: a codec of sessions is needed, like SafeCodec()")
+        if not isinstance(limits, SessionLimits):
+            raise TypeError(f"limits = {limits!r}: SessionLimits are needed")
+        if not (tls is None or isinstance(tls, CertificateOptions)):
+            raise TypeError(f"tls = {tls!r}: CertificateOptions are needed")
+        if not isinstance(insecure, bool):
+            raise TypeError(f"insecure = {insecure!r}: True or False is needed")
+        if not (isinstance(listen, str) or IStreamServerEndpoint.providedBy(listen)):
+            raise TypeError(f"listen = {listen!r}: an endpoint or its description is needed")
         self.reactor: Any = timed(reactor)
         self.now = monotonic_of(reactor)
+        self._endpoint = listen
         self.codec, self.user, self.limits = codec, user, limits
         self.budget = Budget(limits)
         self._tls = tls
@@ -291,8 +299,9 @@ class Listener:
         host = getattr(address, "host", None)
         return host or os.fsdecode(address.name), getattr(address, "port", 0)
 
-    def listen(self, endpoint: str | IStreamServerEndpoint) -> Deferred[IAddress]:
+    def listen(self) -> Deferred[IAddress]:
         """Listen; fires with the address. Fails with `CannotListen`, `InsecureListener`."""
+        endpoint = self._endpoint
         try:
             if isinstance(endpoint, str):
                 self._check(endpoint)

@@ -30,12 +30,11 @@ from msgservice.faces.sessions.errors import RemoteLeft, SessionError
 from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage
 from msgservice.faces.sessions.hop import Account, Hop
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.faces.sessions.listener import Inbound, Listener
+from msgservice.faces.sessions.listener import LISTEN, Inbound, Listener
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.faces.sessions.sender import Sender
 from msgservice.waiters import Waiters
 
-LISTEN = "tcp:0:interface=127.0.0.1"
 NAME_MAX = 1_000  # characters of the name of a logger; a record with a longer one is the root's
 
 
@@ -85,18 +84,18 @@ class RemoteMessagingServer:
         insecure: bool = False,
     ) -> None:
         reactor = reactor if reactor is not None else installed_reactor()
-        limits = limits or SessionLimits()
-        self._listen = listen
         self._handler = handler
-        self._handlers = Handlers(reactor, self._handle, threads=threads, limits=limits)
         self._listener = Listener(
             reactor,
-            codec=(codec or RecordsCodec()).without_controls(),
             user=self,
+            listen=listen,
+            codec=(codec or RecordsCodec()).without_controls(),
             limits=limits,
             tls=tls,
             insecure=insecure,
         )
+        limits = self._listener.limits
+        self._handlers = Handlers(reactor, self._handle, threads=threads, limits=limits)
 
     @property
     def serverAddress(self) -> tuple[str, int] | None:
@@ -115,7 +114,7 @@ class RemoteMessagingServer:
 
     def start(self) -> Deferred[IAddress]:
         """Listen; fires with the address, for TCP at once. Fails with `CannotListen`."""
-        return self._listener.listen(self._listen)
+        return self._listener.listen()
 
     def stop(self) -> Deferred[None]:
         """End; fires when all connections have, and the handlers that run."""

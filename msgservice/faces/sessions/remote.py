@@ -32,7 +32,6 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import monotonic_of, timed
 from msgservice.faces.sessions.content.codec import ISessionCodec
-from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.envelope import (
     Ack,
     Heartbeat,
@@ -48,12 +47,11 @@ from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
 from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage
 from msgservice.faces.sessions.hop import Account, Hop, prepare
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.faces.sessions.listener import Inbound, Listener, check_arguments
+from msgservice.faces.sessions.listener import LISTEN, Inbound, Listener, check_functions
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.faces.sessions.sender import DIALS_MIN, Sender
 from msgservice.waiters import Waiters
 
-LISTEN = "tcp:0:interface=127.0.0.1"
 CENTRAL = "central"  # the key of its messages
 
 
@@ -127,21 +125,19 @@ class Remote(Service):
             raise ValueError(f"heartbeat_timeout = {heartbeat_timeout}: seconds above 0 are needed")
         self._reactor = timed(reactor)
         self._now = monotonic_of(reactor)
-        limits = limits if limits is not None else SessionLimits()
-        codec = codec if codec is not None else SafeCodec()
-        check_arguments(
+        check_functions(on_joined=on_joined, on_shutdown=on_shutdown)
+        self._listener = Listener(
+            reactor,
+            user=self,
+            listen=listen,
             codec=codec,
             limits=limits,
             tls=tls,
             insecure=insecure,
-            listen=listen,
-            on_joined=on_joined,
-            on_shutdown=on_shutdown,
         )
-        self._limits = limits
-        self._listen = listen
+        self._codec, self._limits = self._listener.codec, self._listener.limits
+        limits = self._limits
         self.id = check_id(id) if id is not None else None
-        self._codec = codec
         self._on_joined, self._on_shutdown = on_joined, on_shutdown
         self._timeout = heartbeat_timeout
         self._announce_host = announce_host
@@ -187,9 +183,6 @@ class Remote(Service):
             acks=acks,
         )
         self._handlers = Handlers(reactor, on_message, threads=threads, limits=limits)
-        self._listener = Listener(
-            reactor, codec=self._codec, user=self, limits=limits, tls=tls, insecure=insecure
-        )
 
     # --- start and end
 
@@ -214,7 +207,7 @@ class Remote(Service):
             raise RuntimeError("a remote starts once; make another one")
         super().startService()
         self.state = State.SAYING_HELLO
-        d = self._listener.listen(self._listen)
+        d = self._listener.listen()
         return d.addCallbacks(self._listening, self._not_listening)
 
     def startService(self) -> None:
@@ -329,8 +322,10 @@ class Remote(Service):
 
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""
-        if not self._acks:  # not who connected first: that says nothing
-            self._from_central = inbound
+        if not self._acks:
+            self._from_central = inbound  # not who connected first: that says nothing
+            if type(item) is Message and isinstance(item.logged, Heartbeat | Shutdown):
+                item = item.logged  # a central of those times speaks through a logger, too
         is_central = inbound is self._from_central
         try:
             match item:

@@ -1,8 +1,8 @@
 """The compatible codec: log records as the standard library's `SocketHandler` sends them.
 
 A payload is a pickle (protocol 1) of a mapping, the attributes of a log record. Its `msg` is the
-content; a control message is a `msg` too. A message of a session has its number in two attributes
-more, which other receivers keep and do not look at.
+content; a control message is a `msg` too, a mapping: text is what somebody logged. A message of a
+session has its number in two attributes more, which other receivers keep and do not look at.
 """
 
 from __future__ import annotations
@@ -157,26 +157,27 @@ class RecordsCodec:
             or "msg" not in value
             or not ("name" in value or "levelno" in value)
         ):
-            return self.control_of(value) or Message(value)
+            return self._item(value, None)
         content = value["msg"]
         session, number = value.get(SESSION), value.get(NUMBER)
-        is_numbered = session is not None or number is not None
-        is_text = type(content) is str
-        if not is_numbered and not (is_text and content[:1] != "{"):
-            try:
-                control = self.control_of(content)
-            except BadControl:
-                if not is_text:
-                    raise
-                control = None  # somebody logged it
-            if control is not None:
-                return control
         arguments = value.get("args")
-        if is_text and type(arguments) in (tuple, dict) and arguments:
+        if type(content) is str and type(arguments) in (tuple, dict) and arguments:
             content = _formatted(content, arguments)
-        if not is_numbered:
-            return Message(content, None, None, value)
+        if session is None and number is None:
+            return self._item(content, value)
         return Message(content, *check_numbering(session, number), value)
+
+    def _item(self, content: Any, record: Mapping[str, Any] | None) -> Item:
+        """Return what stands under no number: a control message, or what somebody logged."""
+        if type(content) is not str:
+            return self.control_of(content) or Message(content, record=record)
+        if content[:1] != "{":
+            return Message(content, None, None, record)
+        try:
+            logged = self.control_of(content)
+        except BadControl:
+            logged = None
+        return Message(content, record=record, logged=logged)
 
     def _pickle(self, fields: dict[str, Any]) -> bytes:
         try:
