@@ -26,8 +26,8 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.core.reasons import one_line
-from msgservice.core.session import Greeted, Opened, PeerBye, PeerError, Session, State
-from msgservice.errors import ConnectionLimit, ProtocolError, stays_refused
+from msgservice.core.session import AuthStep, Greeted, Opened, PeerBye, PeerError, Session, State
+from msgservice.errors import ConnectionLimit, ProtocolError, UnexpectedFrame, stays_refused
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.message import UNENCODABLE
@@ -74,7 +74,7 @@ class Owner(Protocol):
         """The connection has gone. Once, and last."""
 
 
-_BEFORE_OPEN = (State.GREETING, State.GREETED, State.RESUMING)
+_BEFORE_OPEN = (State.GREETING, State.AUTHENTICATING, State.GREETED, State.RESUMING)
 
 
 @implementer(IChannelUser)
@@ -86,6 +86,9 @@ class Connection:
     `takes` says of a frame that the owner would get whether it is looked at now. Where it is not,
     it waits with what came behind it, and nothing is read, until the channel has room or the owner
     calls `go_on_soon`. So a peer that does not read its answers cannot ask for more of them.
+
+    `auth_received`, which an owner sets with whom others log in, is called with each step of that,
+    and answers in its own time with `auth`, and at the end with `authenticated`.
     """
 
     _logger = Logger()
@@ -106,6 +109,7 @@ class Connection:
         self.channel: IChannel | None = None
         self.is_writable = True
         self.is_gone = False
+        self.auth_received: Callable[[bytes], None] | None = None
         self.error = ""  # why it ended, for people
         self.peer_error = 0  # code of the ERROR frame that ended it, or 0
         self._clock = clock
@@ -154,8 +158,24 @@ class Connection:
 
     # --- verbs
 
+    @property
+    def is_logging_in(self) -> bool:
+        """Whether a login runs, so that `auth` and `authenticated` are looked at."""
+        return self.session.state is State.AUTHENTICATING
+
+    def auth(self, data: bytes) -> None:
+        """Say a step of a login that runs."""
+        self.session.auth(data)
+        self._drain()
+
+    def authenticated(self) -> None:
+        """The login is over: HELLO comes next."""
+        self.session.authenticated(self.now())
+        self._drain()
+        self._rearm()
+
     def hello(self, hello: Hello) -> None:
-        """Say who this side is."""
+        """Say who this side is; behind a login that runs."""
         self.session.hello(hello)
         self._drain()
 
@@ -346,6 +366,10 @@ class Connection:
         if isinstance(event, Greeted):
             self._rearm()  # its heartbeat may be so short that silence is due before a RESUME
             self.owner.greeted(self, event.hello)
+        elif isinstance(event, AuthStep):
+            if self.auth_received is None:
+                raise UnexpectedFrame("Auth", "nobody logs in here")
+            self.auth_received(event.data)
         elif isinstance(event, Opened):
             assert self.channel is not None
             self.channel.established()

@@ -165,9 +165,13 @@ class Pong(msgspec.Struct, array_like=True, tag=10, frozen=True):
 
 
 class Auth(msgspec.Struct, array_like=True, tag=11, frozen=True):
-    """11: a further step of a SASL exchange."""
+    """11: a step of a login, ours or the other side's."""
 
     data: bytes
+
+    def __repr__(self) -> str:
+        """Return it without its bytes: they may be a secret."""
+        return f"Auth({len(self.data)} bytes)"
 
 
 class Bye(msgspec.Struct, array_like=True, tag=12, frozen=True):

@@ -2,7 +2,9 @@
 
     state          what it means                              goes on with
     GREETING       the other side's HELLO has not come        HELLO -> RESUMING, or GREETED where
-                                                              ours was not said
+                                                              ours was not said; AUTH, ours or
+                                                              theirs -> AUTHENTICATING
+    AUTHENTICATING the two are proving who they are           authenticated() -> GREETING
     GREETED        our own HELLO waits: what a node says in   hello() -> RESUMING
                    it is not stored yet
     RESUMING       its last RESUME has not come               RESUME without `more` -> OPEN
@@ -11,8 +13,10 @@
     CLOSED         nothing is taken any more
 
 `receive` decides every pair of state and frame (`TABLE`): a frame is taken here, passed to the
-owner, ignored, or an `UnexpectedFrame`. What TRANSFER, ACK and the others mean is the business of
-the outbox and the inbox behind; how frames travel is the channel's.
+owner, ignored, or an `UnexpectedFrame`. What AUTH carries is for whoever knows the users; here it
+has its turns: one side says one, then the other. A HELLO that is to be said waits until the login
+is over, so nothing is said to a node that has not proved itself. What TRANSFER, ACK and the others
+mean is the business of the outbox and the inbox behind; how frames travel is the channel's.
 """
 
 from __future__ import annotations
@@ -62,6 +66,7 @@ class State(enum.Enum):
     """The state of a session, from greeting to closed (table of the module)."""
 
     GREETING = enum.auto()
+    AUTHENTICATING = enum.auto()
     GREETED = enum.auto()
     RESUMING = enum.auto()
     OPEN = enum.auto()
@@ -95,15 +100,21 @@ _CLOSED: dict[type, Act] = {}
 _CLOSED.update((kind, Act.IGNORE) for kind in KINDS)
 
 TABLE: Final[dict[State, dict[type, Act]]] = {
-    State.GREETING: _row(Act.REFUSE, Hello=Act.TAKE, Bye=Act.TAKE),
+    State.GREETING: _row(Act.REFUSE, Hello=Act.TAKE, Auth=Act.TAKE, Bye=Act.TAKE),
+    State.AUTHENTICATING: _row(Act.REFUSE, Auth=Act.TAKE, Bye=Act.TAKE),
     # RESUME follows both HELLOs: what was taken is of an incarnation that was not said yet.
-    State.GREETED: _row(Act.REFUSE, Auth=Act.TAKE, Bye=Act.TAKE),
-    State.RESUMING: _row(Act.REFUSE, ResumeFrame=Act.TAKE, Auth=Act.TAKE, Bye=Act.TAKE),
+    State.GREETED: _row(Act.REFUSE, Bye=Act.TAKE),
+    State.RESUMING: _row(Act.REFUSE, ResumeFrame=Act.TAKE, Bye=Act.TAKE),
     State.OPEN: _row(Act.PASS, Transfer=Act.PASS, Bye=Act.TAKE),
     # A transfer that crossed our BYE is not answered: the sender keeps it and sends it again.
-    # Nor is a HELLO: a side that stops may say BYE to one that has only just connected.
+    # Nor is a HELLO or an AUTH: a side that stops may say BYE to one that has only just connected.
     State.CLOSING: _row(
-        Act.PASS, Hello=Act.IGNORE, Transfer=Act.IGNORE, Bye=Act.TAKE, ResumeFrame=Act.IGNORE
+        Act.PASS,
+        Hello=Act.IGNORE,
+        Transfer=Act.IGNORE,
+        Auth=Act.IGNORE,
+        Bye=Act.TAKE,
+        ResumeFrame=Act.IGNORE,
     ),
     State.CLOSED: dict.fromkeys(KINDS, Act.IGNORE),
 }
@@ -116,6 +127,17 @@ class Greeted:
 
     def __init__(self, hello: Hello) -> None:
         self.hello = hello
+
+
+class AuthStep:
+    """Event: the other side's next step of a login. The owner answers with `Session.auth`, ends the
+    login with `authenticated`, or `fail`s.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
 
 class Opened:
@@ -145,13 +167,14 @@ class PeerError:
         self.code, self.reason = code, reason
 
 
-Event = Greeted | Opened | PeerBye | PeerError
+Event = Greeted | AuthStep | Opened | PeerBye | PeerError
 
 
 # What is waited for before a session is open, for people on both sides. Whoever has heard a HELLO
 # and has not answered waits for its own disk: the other side has done its part.
 _AWAITED = {
     State.GREETING: "HELLO",
+    State.AUTHENTICATING: "the login",
     State.GREETED: "the answer to HELLO from this side's disk",
     State.RESUMING: "RESUME",
 }
@@ -169,6 +192,9 @@ class Session:
         self.peer_hello: Hello | None = None
         self.failed: ProtocolError | None = None
         self._hello_sent = False
+        self._hello_due: Hello | None = None  # it waits for the end of the login
+        self._is_authenticated = False  # the login is over
+        self._owes_auth = False  # in a login it is this side's turn
         self.bye_sent = False
         self.bye_received = False
         # Of the other side's RESUME: what ends the connection, and what is looked at. The owner may
@@ -260,7 +286,7 @@ class Session:
             case Pong():
                 pass  # it was heard: that is all it is for
             case Auth():
-                raise NotSupported("AUTH")
+                return self._take_auth(frame)
             case Bye():
                 self.bye_received = True
                 self._begin_closing(now)
@@ -271,6 +297,17 @@ class Session:
             case _:
                 raise AssertionError(frame)  # the table sends nothing else here
         return None
+
+    def _take_auth(self, frame: Auth) -> Event:
+        if self._owes_auth:
+            raise UnexpectedFrame("Auth", "the one before is not answered")
+        if self._is_authenticated:
+            raise UnexpectedFrame("Auth", "the login is over")
+        if self._hello_sent:
+            raise UnexpectedFrame("Auth", "behind HELLO")
+        self.state = State.AUTHENTICATING
+        self._owes_auth = True
+        return AuthStep(frame.data)
 
     def _take_hello(self, hello: Hello) -> Event:
         if hello.version != VERSION:
@@ -316,8 +353,31 @@ class Session:
 
     # --- verbs
 
+    def auth(self, data: bytes) -> None:
+        """Say a step of a login: a client its first before all else, else the answer to one."""
+        assert self.state is State.AUTHENTICATING or not self._hello_sent, self.state
+        self.state = State.AUTHENTICATING
+        self._owes_auth = False
+        self._out.append(Auth(data))
+
+    def authenticated(self, now: float) -> None:
+        """Go on with HELLO: the login is over, and has taken no time from what follows."""
+        assert self.state is State.AUTHENTICATING, self.state
+        self.state = State.GREETING
+        self._is_authenticated, self._owes_auth = True, False
+        self._greeting_until = now + self._limits.hello_timeout
+        hello, self._hello_due = self._hello_due, None
+        if hello is not None:
+            self.hello(hello)
+
     def hello(self, hello: Hello) -> None:
-        """Send HELLO. A client does so at once, a node when it was greeted."""
+        """Send HELLO, behind the login if there is one.
+
+        A client does so at once, a node when it was greeted.
+        """
+        if self.state is State.AUTHENTICATING:
+            self._hello_due = hello
+            return
         self._hello_sent = True
         if self.state is State.GREETED:
             self.state = State.RESUMING

@@ -48,6 +48,7 @@ from msgservice.errors import (
     ContentChanged,
     FrameTooLarge,
     MalformedFrame,
+    NotAuthenticated,
     ProtocolError,
     UnexpectedFrame,
 )
@@ -203,9 +204,13 @@ class Peer:
     # --- `connection.Owner`
 
     def channel_up(self, connection: Connection) -> None:
-        """The node waits to be greeted."""
+        """The node waits to be greeted, or for a login."""
         self.connection = connection
+        connection.auth_received = self._auth_received
         self._register.up(self)
+
+    def _auth_received(self, data: bytes) -> None:
+        raise NotAuthenticated("no login is offered here")
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """A HELLO came: the greeter checks it, and answers."""

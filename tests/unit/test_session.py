@@ -31,6 +31,7 @@ from msgservice.core.frames import (
     encode_frame,
 )
 from msgservice.core.session import (
+    AuthStep,
     Greeted,
     Opened,
     PeerBye,
@@ -95,11 +96,14 @@ def row(
 
 
 EXPECTED: dict[State, dict[type[Frame], str]] = {
-    State.GREETING: row(ENDS, ENDS, EVENT, ENDS, ENDS, EVENT),
+    State.GREETING: row(ENDS, ENDS, EVENT, ENDS, EVENT, EVENT),
+    State.AUTHENTICATING: row(ENDS, ENDS, ENDS, ENDS, EVENT, EVENT),
     State.GREETED: row(ENDS, ENDS, ENDS, ENDS, ENDS, EVENT),
     State.RESUMING: row(ENDS, ENDS, ENDS, EVENT, ENDS, EVENT),
     State.OPEN: row(OWNERS, OWNERS, ENDS, ENDS, ENDS, EVENT),
-    State.CLOSING: row(OWNERS, NOTHING_HAPPENS, NOTHING_HAPPENS, NOTHING_HAPPENS, ENDS, EVENT),
+    State.CLOSING: row(
+        OWNERS, NOTHING_HAPPENS, NOTHING_HAPPENS, NOTHING_HAPPENS, NOTHING_HAPPENS, EVENT
+    ),
     State.CLOSED: dict.fromkeys(KINDS, NOTHING_HAPPENS),
 }
 
@@ -113,9 +117,14 @@ def begun() -> Session:
 
 
 def session_in(state: State) -> Session:
-    session = Session(LIMITS, 0.0) if state is State.GREETED else begun()
-    if state is not State.GREETING:
+    """A client's session, or a node's where only a node has that state."""
+    session = begun() if state in (State.RESUMING, State.OPEN) else Session(LIMITS, 0.0)
+    if state is State.AUTHENTICATING:
+        session.auth(b"I am")
+    elif state is not State.GREETING:
         session.receive(SAMPLES[Hello], 0.0)
+    if state in (State.CLOSING, State.CLOSED):
+        session.hello(OWN_HELLO)
     if state in (State.OPEN, State.CLOSING, State.CLOSED):
         session.receive(SAMPLES[ResumeFrame], 0.0)
     if state is State.CLOSING:
@@ -136,7 +145,9 @@ def test_every_pair_of_state_and_frame_is_decided(state: State, kind: type[Frame
     answers = session.take_frames()
     expected = EXPECTED[state][kind]
     assert (expected == OWNERS) == (result is frame)
-    assert (expected == EVENT) == isinstance(result, Greeted | Opened | PeerBye | PeerError)
+    assert (expected == EVENT) == isinstance(
+        result, Greeted | AuthStep | Opened | PeerBye | PeerError
+    )
     assert (expected == ANSWER) == (answers == [Pong(7)])
     assert (expected == ENDS) == (session.failed is not None)
     if expected == ENDS:
@@ -148,7 +159,9 @@ def test_every_pair_of_state_and_frame_is_decided(state: State, kind: type[Frame
 
 
 @pytest.mark.parametrize(
-    "state", [State.GREETING, State.GREETED, State.RESUMING, State.OPEN], ids=str
+    "state",
+    [State.GREETING, State.AUTHENTICATING, State.GREETED, State.RESUMING, State.OPEN],
+    ids=str,
 )
 def test_a_frame_out_of_its_time_is_named_with_the_state(state: State) -> None:
     session = session_in(state)
@@ -219,9 +232,133 @@ def test_authentication_that_this_build_has_not_is_refused() -> None:
     session = begun()
     session.receive(Hello(1, "shop", "i1", HelloOptions(auth=["SCRAM-SHA-256"])), 0.0)
     assert isinstance(session.failed, NotSupported)
-    session = session_in(State.RESUMING)
-    session.receive(Auth(b"x"), 0.0)
-    assert isinstance(session.failed, NotSupported)
+
+
+# --- a login
+
+
+def node_asked() -> Session:
+    """A node's session whose client has said AUTH."""
+    session = Session(LIMITS, 0.0)
+    step = session.receive(Auth(b"I am"), 0.0)
+    assert isinstance(step, AuthStep)
+    assert b"I am" == step.data
+    return session
+
+
+def test_a_login_takes_turns_and_the_hello_behind_it_opens() -> None:
+    client, node = Session(LIMITS, 0.0), Session(LIMITS, 0.0)
+    client.auth(b"1")
+    client.hello(OWN_HELLO)  # at once, as every client: it waits
+
+    def cross(sender: Session, other: Session) -> list[object]:
+        frames = [decode_frame(encode_frame(frame)) for frame in sender.take_frames()]
+        return [other.receive(frame, 0.0) for frame in frames]
+
+    for said in (b"1", b"3"):
+        (step,) = cross(client, node)
+        assert isinstance(step, AuthStep)
+        assert said == step.data
+        node.auth(b"2" if said == b"1" else b"4")
+        if said == b"3":
+            node.authenticated(0.0)
+        (step,) = cross(node, client)
+        assert isinstance(step, AuthStep)
+        if said == b"1":
+            client.auth(b"3")
+    assert State.AUTHENTICATING is client.state
+    client.authenticated(0.0)
+    (greeted,) = cross(client, node)
+    assert isinstance(greeted, Greeted)
+    assert "log" == greeted.hello.incarnation
+    assert (State.GREETING, State.GREETED) == (client.state, node.state)
+    node.hello(OWN_HELLO)
+    assert isinstance(cross(node, client)[0], Greeted)
+    client.resume(Resume())
+    node.resume(Resume())
+    assert isinstance(cross(client, node)[0], Opened)
+    assert isinstance(cross(node, client)[0], Opened)
+
+
+def test_nothing_of_the_client_leaves_before_its_login_is_over() -> None:
+    session = Session(LIMITS, 0.0)
+    session.auth(b"first")
+    session.hello(OWN_HELLO)
+    assert [Auth(b"first")] == session.take_frames()
+    session.receive(Auth(b"salt"), 1.0)
+    assert [] == session.take_frames()
+    session.auth(b"proof")
+    assert [Auth(b"proof")] == session.take_frames()
+    session.receive(Auth(b"signature"), 2.0)
+    session.authenticated(2.0)
+    assert [OWN_HELLO] == session.take_frames()
+
+
+@pytest.mark.parametrize("kind", [Hello, Bye, ErrorFrame], ids=lambda kind: kind.__name__)
+def test_a_hello_is_not_said_to_a_node_that_proves_nothing(kind: type[Frame]) -> None:
+    session = Session(LIMITS, 0.0)
+    session.auth(b"first")
+    session.hello(OWN_HELLO)
+    session.take_frames()
+    session.receive(SAMPLES[kind], 0.0)
+    assert not [frame for frame in session.take_frames() if isinstance(frame, Hello)]
+
+
+def test_an_auth_out_of_turn_ends_it() -> None:
+    session = node_asked()
+    session.receive(Auth(b"and again"), 0.0)
+    assert isinstance(session.failed, UnexpectedFrame)
+    assert "Auth frame while the one before is not answered" == str(session.failed)
+
+
+def test_a_second_login_ends_it() -> None:
+    session = node_asked()
+    session.auth(b"welcome")
+    session.authenticated(0.0)
+    session.receive(Auth(b"as another"), 0.0)
+    assert isinstance(session.failed, UnexpectedFrame)
+    assert "Auth frame while the login is over" == str(session.failed)
+
+
+def test_a_side_that_has_said_hello_hears_no_auth() -> None:
+    session = begun()
+    session.receive(Auth(b"who are you?"), 0.0)
+    assert isinstance(session.failed, UnexpectedFrame)
+    assert "Auth frame while behind HELLO" == str(session.failed)
+
+
+@pytest.mark.parametrize("kind", [Hello, ResumeFrame, Transfer, Request], ids=str)
+def test_nothing_else_may_come_while_a_login_runs(kind: type[Frame]) -> None:
+    session = node_asked()
+    session.receive(SAMPLES[kind], 0.0)
+    assert isinstance(session.failed, UnexpectedFrame)
+    assert session.state is State.CLOSED
+
+
+def test_an_auth_that_crosses_a_bye_is_left_unanswered() -> None:
+    session = Session(LIMITS, 0.0)
+    session.bye(0.0)
+    assert session.receive(Auth(b"I am"), 0.0) is None
+    assert session.failed is None
+
+
+def test_the_time_for_a_hello_begins_anew_behind_the_login_and_only_there() -> None:
+    session = node_asked()
+    session.auth(b"salt")
+    session.receive(Auth(b"proof"), 9.0)
+    assert 10.0 == session.next_deadline()
+    session.authenticated(9.5)
+    session.receive_time(10.0)
+    assert session.failed is None
+    assert 19.5 == session.next_deadline()
+    session.receive_time(19.5)
+    assert isinstance(session.failed, DeadlinePassed)
+    assert "HELLO" == session.failed.what
+
+
+def test_what_auth_carries_is_not_shown() -> None:
+    assert "hunter2" not in repr(Auth(b"hunter2"))
+    assert "Auth(7 bytes)" == repr(Auth(b"hunter2"))
 
 
 def test_resume_of_too_many_ranges_ends_it() -> None:
@@ -258,6 +395,7 @@ def test_resume_travels_in_as_many_frames_as_it_needs(count: int) -> None:
     ("state", "what"),
     [
         (State.GREETING, "HELLO"),
+        (State.AUTHENTICATING, "the login"),
         (State.GREETED, "the answer to HELLO from this side's disk"),  # no fault of the peer
         (State.RESUMING, "RESUME"),
     ],
@@ -346,7 +484,7 @@ def test_a_bye_that_is_answered_keeps_the_first_deadline() -> None:
     assert session.state is State.CLOSED
 
 
-@pytest.mark.parametrize("state", [State.GREETING, State.RESUMING], ids=str)
+@pytest.mark.parametrize("state", [State.GREETING, State.AUTHENTICATING, State.RESUMING], ids=str)
 def test_a_bye_before_the_session_is_open_still_ends_in_time(state: State) -> None:
     session = session_in(state)
     session.bye(0.0)
