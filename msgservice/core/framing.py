@@ -41,8 +41,8 @@ class FrameSplitter:
 
     A prefix above the limit ends it: `feed` raises `FrameTooLarge`, then and ever after, and takes
     nothing more. The frames that were whole before that prefix, in the same `feed`, are given
-    once by `take_complete()`. Should one of them be a reason to raise the limit, `go_on()` looks
-    at the refused prefix, and at what came with it, once more.
+    once by `take_complete()`, and what came behind it is `refused`. Should one of them be a reason
+    to raise the limit, `go_on()` looks at the refused prefix, and at what came with it, once more.
     """
 
     __slots__ = ("_before_error", "_error", "_held", "_needed", "_refused", "completed", "limit")
@@ -104,6 +104,11 @@ class FrameSplitter:
         """Return, once, the frames that were whole before the prefix that made `feed` raise."""
         frames, self._before_error = self._before_error, []
         return frames
+
+    @property
+    def refused(self) -> bytes:
+        """The bytes behind the refused prefix, as far as the `feed` that raised was given them."""
+        return self._refused[PREFIX_BYTES:]
 
     def go_on(self) -> list[bytes]:
         """Return what `feed` would have returned after `take_complete`, had `limit` been as now.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
 
-from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.content.codec import HEAD_BYTES, ISessionCodec
 from msgservice.faces.sessions.content.objects import ObjectsCodec
 from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.content.safe import SafeCodec
@@ -22,6 +24,7 @@ from msgservice.faces.sessions.envelope import (
     Message,
     Shutdown,
     Welcome,
+    check_numbering,
     fields_of,
 )
 from msgservice.faces.sessions.errors import BadPayload
@@ -147,12 +150,58 @@ def test_bytes_without_an_item_are_bad_and_not_repeated(
     assert len(str(caught.value)) < 150
 
 
-def test_a_payload_that_was_cut_is_bad(codec: ISessionCodec) -> None:
+def test_a_payload_that_was_cut_is_bad_or_has_failed_under_its_number(
+    codec: ISessionCodec,
+) -> None:
     payload = codec.message(codec.prepare({"a": [SECRET]}), "session", 5)
     for end in range(len(payload)):
-        with pytest.raises(BadPayload) as caught:
-            codec.decode(payload[:end])
-        assert SECRET not in str(caught.value)
+        try:
+            item = decoded(codec, payload[:end])
+        except BadPayload as bad:
+            why = str(bad)
+        else:
+            assert (item.content, item.session, item.number) == (None, "session", 5)
+            why = item.failure or ""
+        assert why
+        assert SECRET not in why
+
+
+NUMBERINGS = [("s", 1), ("", 0), ("\u20ac" * SESSION_MAX, 255), ("s", 65_535), ("s" * 31, 2**31)]
+NUMBERINGS += [("s" * 32, 2**32), ("q\0" * 32, NUMBER_MAX)]
+
+
+@pytest.mark.parametrize(("session", "number"), NUMBERINGS)
+@pytest.mark.parametrize("content", [None, "x" * 100_000, [1]], ids=["None", "large", "list"])
+def test_a_number_is_read_from_the_beginning_of_its_message(
+    codec: ISessionCodec, session: str, number: int, content: object
+) -> None:
+    payload = codec.message(codec.prepare(content), session, number)
+    expected = (session, number) if number else None  # where it is none that can be
+    assert codec.numbering(payload[:HEAD_BYTES]) == expected
+    whole = [codec.numbering(payload[:end]) for end in range(min(len(payload), HEAD_BYTES))]
+    first = whole.index(expected) if expected in whole else len(whole)
+    assert set(whole[:first]) <= {None}
+    assert set(whole[first:]) <= {expected}
+
+
+def test_what_has_no_number_has_none_at_its_beginning(codec: ISessionCodec) -> None:
+    numbered = codec.message(codec.prepare(1), "session", 5)
+    for content in (1, numbered, numbered.decode("latin-1"), {"msgservice_session": "session"}):
+        assert codec.numbering(codec.message(codec.prepare(content), None, None)) is None
+    for item in CONTROLS:
+        assert codec.numbering(codec.control(item)) is None
+
+
+@given(st.binary(max_size=80), st.integers(0, 80), st.binary(max_size=4))
+@settings(deadline=None)
+def test_of_any_bytes_a_number_is_one_or_there_is_none(
+    tail: bytes, at: int, between: bytes
+) -> None:
+    for codec in (SafeCodec(), RecordsCodec()):
+        payload = codec.message(codec.prepare(1), "session", 70_000)
+        for head in (tail, payload[:at] + tail, payload[:at] + between + payload[at:]):
+            numbering = codec.numbering(head)
+            assert numbering is None or check_numbering(*numbering) == numbering
 
 
 @pytest.mark.parametrize(("session", "number"), [("s", 1), ("s" * SESSION_MAX, NUMBER_MAX)])

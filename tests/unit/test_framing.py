@@ -69,6 +69,8 @@ def test_a_frame_too_large_is_refused_and_those_before_it_are_given(
         feed_all()
     got += splitter.take_complete()
     assert frames == got
+    assert after.startswith(splitter.refused)
+    assert cuts or splitter.refused == after
     assert (size, 40) == (caught.value.size, caught.value.size_max)
     assert splitter.partial == 0
     assert splitter.take_complete() == []
@@ -85,7 +87,8 @@ def test_the_refusal_comes_with_the_last_byte_of_the_prefix() -> None:
 def test_nothing_is_taken_after_a_refusal() -> None:
     splitter = FrameSplitter(5)
     with pytest.raises(FrameTooLarge):
-        splitter.feed(encode_prefix(6))
+        splitter.feed(encode_prefix(6) + b"abc")
+    assert splitter.refused == b"abc"
     for data in (b"", encode_prefix(1) + b"a"):
         with pytest.raises(FrameTooLarge):
             splitter.feed(data)

@@ -219,6 +219,27 @@ def test_a_payload_beyond_its_limit_ends_the_connection_before_it_is_read() -> N
     assert transport.is_aborted
 
 
+@pytest.mark.parametrize("thread_bytes", [10_000, 500])
+def test_a_message_beyond_the_limit_has_failed_by_its_number_behind_what_came_before(
+    thread_bytes: int,
+) -> None:
+    stage = Stage(payload_bytes=1_000, thread_bytes=thread_bytes)
+    inbound, transport = stage.connect()
+    items: list[Item] = []
+    stage.handle = lambda inbound, item, size: items.append(item)
+    large = CODEC.message(CODEC.prepare("x" * 5_000), "session", 7)
+    inbound.dataReceived(framed(message("x" * 800), large)[:1_500])
+    inbound.dataReceived(framed(message("behind"))[:1_500])
+    for run in stage.reactor.on_threads:
+        assert not transport.is_aborted
+        assert items == []
+        run()
+    why = f"frame of {len(large)} bytes, at most 1000 allowed"
+    assert items == [Message("x" * 800), Message(None, "session", 7, failure=why)]
+    assert transport.is_aborted
+    assert inbound._decoding.has_payloads is False
+
+
 def test_unidirectional_the_server_sends_nothing() -> None:
     stage = Stage()
     inbound, transport = stage.connect()

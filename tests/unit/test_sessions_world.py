@@ -14,6 +14,7 @@ from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
 from msgservice.errors import BadName, HandlerFailed, MessageTooLarge
+from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.errors import BadControl, NotJoined, RemoteLeft
 from msgservice.faces.sessions.handlers import SessionMessage
@@ -626,7 +627,7 @@ def test_an_unreadable_message_is_answered_in_its_turn() -> None:
 
 
 @pytest.mark.parametrize("from_central", [False, True])
-def test_a_payload_of_which_nothing_can_be_read_ends_three_connections_and_no_more(
+def test_a_message_larger_than_the_other_side_takes_fails_alone_and_by_its_number(
     from_central: bool,
 ) -> None:
     small, large = SessionLimits(payload_bytes=100_000), SessionLimits()
@@ -644,7 +645,54 @@ def test_a_payload_of_which_nothing_can_be_read_ends_three_connections_and_no_mo
     got = world.at["shop"] if from_central else world.at_central
     assert contents(got) == [1, 2]
     assert remote.state is State.JOINED
-    assert world.net.ports - dials <= 6  # a remote that comes back is dialled back, too
+    # One connection ends with it, and a remote that comes back is dialled back; more do only where
+    # its number came in another piece than its prefix.
+    assert world.net.ports - dials <= 6
+
+
+def test_of_messages_that_are_too_large_each_fails_and_all_others_are_handled_once() -> None:
+    world = SessionsWorld(limits=SessionLimits(payload_bytes=100_000, unhandled_messages=2))
+    remote = joined(world)
+    account = remote._account
+    account.outgoing.size_max = 2**30  # as if the central did not say what it takes
+    account.confirmed = lambda payload_bytes: None  # type: ignore[method-assign]
+    contents_sent = [n if n % 3 else "x" * 200_000 for n in range(1, 40)]
+    receipts = [world.done(remote.send(content)) for content in contents_sent]
+    for content, receipt in zip(contents_sent, receipts, strict=True):
+        if isinstance(content, int):
+            world.done(receipt.acknowledged())
+        else:
+            with pytest.raises(HandlerFailed, match="BadPayload: frame of 2000"):
+                world.done(receipt.acknowledged())
+    assert contents(world.at_central) == [n for n in contents_sent if isinstance(n, int)]
+
+
+GARBAGE = [b"\xc1", b"no msgpack and no pickle", b"\x94\x00", b"\x80\x04", b"}q\0"]
+
+
+@pytest.mark.parametrize("payload", GARBAGE, ids=repr)
+@pytest.mark.parametrize("make_codec", [SafeCodec, RecordsCodec])
+@pytest.mark.parametrize("from_central", [False, True])
+@pytest.mark.parametrize("is_under_way", [False, True])
+def test_a_payload_that_is_none_fails_nothing_but_itself_however_often_it_comes(
+    payload: bytes, make_codec: Callable[[], Any], from_central: bool, is_under_way: bool
+) -> None:
+    gates = Gates()
+    world = SessionsWorld(heartbeat=1.0, codec=make_codec(), on_message=gates)
+    remote = joined(world, codec=make_codec(), on_message=gates)
+    send = partial(world.central.send, "shop") if from_central else remote.send
+    receipts = [world.done(send("handled later"))] if is_under_way else []
+    for _ in range(5):
+        sender = world.central.remotes["shop"]._sender if from_central else remote._sender
+        sender.write([payload])
+        world.run(3.0)
+        assert remote.state is State.JOINED
+    receipts.append(world.done(send("innocent")))
+    for number in range(len(receipts)):
+        world.until(lambda number=number: len(gates.waiting) > number)  # type: ignore[misc]
+        gates.waiting[number].callback(None)
+    for receipt in receipts:
+        world.done(receipt.acknowledged())
 
 
 def test_a_control_message_that_is_none_fails_no_message_however_often_it_comes() -> None:

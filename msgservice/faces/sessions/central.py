@@ -315,10 +315,6 @@ class Central(Service):
             member.unheard()
             if self._is_candidate(member):  # and so it can never say that it has joined
                 self._drop_candidate(member.key)
-            if inbound.unreadable is not None:
-                failed = member.account.incoming.unreadable(inbound.unreadable)
-                if failed is not None:
-                    self.item_received(inbound, failed, 0)
 
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""

@@ -17,8 +17,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.faces.sessions.content.codec import ISessionCodec
-from msgservice.faces.sessions.envelope import Item
-from msgservice.faces.sessions.errors import BadControl, BadPayload
+from msgservice.faces.sessions.envelope import Item, Message
+from msgservice.faces.sessions.errors import BadPayload
 from msgservice.faces.sessions.limits import SessionLimits
 
 
@@ -55,8 +55,7 @@ class Decoding:
     Args:
         reactor: for threads.
         give: called with each item and the size of its payload, in order.
-        fail: called once, with why nothing more is decoded, and whether that is a payload of which
-            nothing can be read, which may be a message.
+        fail: called once, with why nothing more is decoded.
         changed: called when `is_busy` may have changed.
     """
 
@@ -70,7 +69,7 @@ class Decoding:
         budget: Budget,
         limits: SessionLimits,
         give: Callable[[Item, int], None],
-        fail: Callable[[str, bool], None],
+        fail: Callable[[str], None],
         changed: Callable[[], None],
     ) -> None:
         self._reactor = reactor
@@ -79,6 +78,7 @@ class Decoding:
         self._thread_bytes = limits.thread_bytes
         self._give, self._fail, self._changed = give, fail, changed
         self._waiting: deque[bytes] = deque()
+        self._last: tuple[Message | None, str] | None = None  # and why nothing is behind it
         self._is_running = False
         self._waits_for_budget = False
         self._is_over = False
@@ -91,11 +91,21 @@ class Decoding:
     @property
     def has_payloads(self) -> bool:
         """Whether payloads wait or are on a thread, so that items are to come."""
-        return bool(self._waiting) or (self._is_running and not self._waits_for_budget)
+        is_running = self._is_running and not self._waits_for_budget
+        return bool(self._waiting) or is_running or self._last is not None
 
-    def feed(self, payloads: list[bytes]) -> None:
-        """Decode what has come, as far as the budget goes."""
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing is decoded any more behind what waits."""
+        return self._last is not None
+
+    def feed(self, payloads: list[bytes], last: tuple[Message | None, str] | None = None) -> None:
+        """Decode what has come, as far as the budget goes.
+
+        `last`: a message that stands behind all, if there is one, and why it is the last.
+        """
         self._waiting += payloads
+        self._last = last
         if not self._is_running:
             self._run()
 
@@ -103,6 +113,7 @@ class Decoding:
         """Decode nothing more."""
         self._is_over = True
         self._waiting.clear()
+        self._last = None
 
     def _run(self) -> None:
         self._is_running, self._waits_for_budget = True, False
@@ -115,6 +126,7 @@ class Decoding:
                 self._changed()
                 return
             if not waiting:
+                self._end()
                 break
             payload = waiting.popleft()
             size = len(payload)
@@ -134,6 +146,19 @@ class Decoding:
         self._is_running = False
         self._changed()
 
+    def _end(self) -> None:
+        """Give the last, if nothing else is to come, and say why it is that."""
+        if self._last is None:
+            return
+        message, reason = self._last
+        try:
+            if message is not None:
+                self._give(message, 0)
+        except BaseException as error:
+            self._not_decoded(error)
+        self.stop()
+        self._fail(reason)
+
     def _decoded(self, item: Item, size: int) -> None:
         if not self._is_over:
             self._give(item, size)
@@ -143,8 +168,7 @@ class Decoding:
             self._log.failure("what came could not be taken", Failure(error))
         if not self._is_over:
             self.stop()
-            reason = str(error) if isinstance(error, BadPayload) else "a fault of our own"
-            self._fail(reason, isinstance(error, BadPayload) and not isinstance(error, BadControl))
+            self._fail(str(error) if isinstance(error, BadPayload) else "a fault of our own")
 
     def _go_on(self, result: object, size: int) -> None:
         if isinstance(result, Failure):

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 
-from msgservice.faces.sessions.envelope import FAILED_MAX, REASON_MAX, Ack, Message, Previous
+from msgservice.faces.sessions.envelope import FAILED_MAX, REASON_MAX, Ack, Previous
 from msgservice.faces.sessions.errors import BadPayload
 
 FAILED_BYTES = 1024 * 1024  # of failures that are kept
 FAILURE_BYTES = 64  # of a failure, at most, beside its reason
 ACK_BYTES = 32 * 1024  # of failures in one acknowledgement
-TRIES_MAX = 3  # connections that the same message may end
 
 
 class Incoming:
@@ -31,8 +30,6 @@ class Incoming:
         self._again = False  # the answer to something may be lost, or something is to be said
         self._failures: deque[tuple[int, str]] = deque()  # that may not be heard; in order
         self._failed_bytes = 0
-        self._ended_at = 0  # behind which message a payload ended connections, and how many:
-        self._ended = 0
         self._told = 0  # so many of them were named on this connection
 
     @property
@@ -69,19 +66,6 @@ class Incoming:
         self._is_first = False
         self._taken = number
         return True
-
-    def unreadable(self, why: str) -> Message | None:
-        """Take note that a payload, of which nothing could be read, ended the connection.
-
-        The next message would come again, and be that, for ever: the third time it is returned, as
-        one that has failed.
-        """
-        if self._ended_at != self._taken:
-            self._ended_at, self._ended = self._taken, 0
-        self._ended += 1
-        if self._ended < TRIES_MAX or not self.session:
-            return None
-        return Message(None, self.session, self._taken + 1, failure=why)
 
     def done(self, number: int, failure: str | None = None) -> None:
         """Take note that the handler of a message has ended, and whether it failed."""

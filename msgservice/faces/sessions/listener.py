@@ -33,10 +33,10 @@ from twisted.python.failure import Failure
 from msgservice.clock import monotonic_of, timed
 from msgservice.core.framing import FrameSplitter
 from msgservice.errors import CannotListen, FrameTooLarge, InsecureListener
-from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.content.codec import HEAD_BYTES, ISessionCodec
 from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.decoding import Budget, Decoding
-from msgservice.faces.sessions.envelope import Item
+from msgservice.faces.sessions.envelope import Item, Message
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.transport.addresses import is_local, is_local_host, parse_address
 from msgservice.waiters import Waiters
@@ -93,14 +93,13 @@ class Inbound(TwistedProtocol):
         self._is_open = False
         self._is_over = False  # nothing more is read
         self._lost: str | None = None
-        self.unreadable: str | None = None  # why a payload, perhaps a message, was none
         self._decoding = Decoding(
             listener.reactor,
             codec=listener.codec,
             budget=listener.budget,
             limits=limits,
             give=partial(listener.user.item_received, self),
-            fail=self._not_read,
+            fail=self.abort,
             changed=self._look,
         )
 
@@ -170,26 +169,23 @@ class Inbound(TwistedProtocol):
             transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:  # noqa: D102
-        if self._is_over:
+        if self._is_over or self._decoding.is_ending:
             return
         self.received_at = self._listener.now()
-        error = None
+        last: tuple[Message | None, str] | None = None
         try:
             payloads = self._splitter.feed(data)
         except FrameTooLarge as too_large:
-            payloads, error = self._splitter.take_complete(), str(too_large)
+            payloads, last = self._splitter.take_complete(), self._too_large(str(too_large))
         if not all(payloads):  # a prefix that says 0
-            payloads, error = payloads[: payloads.index(b"")], "a payload of no bytes"
-        self._decoding.feed(payloads)
+            payloads, last = payloads[: payloads.index(b"")], (None, "a payload of no bytes")
+        self._decoding.feed(payloads, last)
         unfinished = self._splitter.partial
         if unfinished != self._unfinished and not self._is_over:
             if payloads or not self._unfinished:
                 self.unfinished_since = self.received_at
             self._count_unfinished(unfinished)
-        if error is not None:
-            self._not_read(error, True)
-        else:
-            self._look()
+        self._look()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: D102
         self._is_over = True
@@ -203,10 +199,13 @@ class Inbound(TwistedProtocol):
         change, self._unfinished = size - self._unfinished, size
         self._listener.count_unfinished(change)
 
-    def _not_read(self, reason: str, may_be_message: bool) -> None:
-        if may_be_message:
-            self.unreadable = self.unreadable or reason
-        self.abort(reason)
+    def _too_large(self, reason: str) -> tuple[Message | None, str]:
+        """Return the message that has failed by its size, if its number has come with its prefix.
+
+        Else it is sent again on the next connection, until that is so.
+        """
+        numbering = self._listener.codec.numbering(self._splitter.refused[:HEAD_BYTES])
+        return (Message(None, *numbering, failure=reason) if numbering else None), reason
 
     def _look(self) -> None:
         """Pause or go on reading; tell the end once all that came is given."""

@@ -315,10 +315,6 @@ class Remote(Service):
         """See `ListenerUser`. The central dials again, or the silence is too long."""
         if inbound is self._from_central:
             self._from_central = None
-            if inbound.unreadable is not None:
-                failed = self._account.incoming.unreadable(inbound.unreadable)
-                if failed is not None:
-                    self.item_received(inbound, failed, 0)
 
     def item_received(self, inbound: Inbound, item: Item, size: int) -> None:
         """See `ListenerUser`."""

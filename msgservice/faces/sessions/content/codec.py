@@ -8,6 +8,8 @@ from zope.interface import Attribute, Interface
 
 from msgservice.faces.sessions.envelope import Control, Item
 
+HEAD_BYTES = 1_024
+
 
 class ISessionCodec(Interface):
     """Turns items into payloads and back. A payload is what stands behind the length prefix."""
@@ -23,6 +25,13 @@ class ISessionCodec(Interface):
 
     def control(item: Control) -> bytes:
         """Return the payload of a control message."""
+
+    def numbering(head: bytes) -> tuple[str, int] | None:
+        """Return the session and number of a message from the beginning of its payload.
+
+        None where that begins no numbered message, or not all of both is there. Of all that this
+        codec writes they are in the first `HEAD_BYTES`.
+        """
 
     def decode(payload: bytes) -> Item:
         """Return the item of a payload; `BadPayload` where there is none in it.

@@ -12,7 +12,12 @@ from typing import Any
 from zope.interface import implementer
 
 from msgservice.faces.sessions.content.codec import ISessionCodec
-from msgservice.faces.sessions.content.safe import frame_control, frame_message, unframe
+from msgservice.faces.sessions.content.safe import (
+    frame_control,
+    frame_message,
+    numbering_of,
+    unframe,
+)
 from msgservice.faces.sessions.envelope import Control, Item
 from msgservice.faces.sessions.errors import BadPayload
 
@@ -54,6 +59,10 @@ class ObjectsCodec:
     def control(self, item: Control) -> bytes:
         """See `ISessionCodec`."""
         return frame_control(item)
+
+    def numbering(self, head: bytes) -> tuple[str, int] | None:
+        """See `ISessionCodec`."""
+        return numbering_of(head)
 
     def decode(self, payload: bytes) -> Item:
         """See `ISessionCodec`."""

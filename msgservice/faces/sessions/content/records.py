@@ -36,10 +36,8 @@ PROTOCOL = 1  # what `SocketHandler` writes, and every Python reads
 # Attributes of a record: names that no program gives to its own (`extra`).
 SESSION, NUMBER = "msgservice_session", "msgservice_number"
 FORMATTED_MAX = 1_000_000  # characters of a text with its arguments, where they are repeated in it
-_NUMBERING = pickle.dumps(SESSION, PROTOCOL)[:-1]  # how the two begin; they are the last
-NUMBERING_BYTES = 512
 _STOP = b"."
-_SET = b"s"  # the opcode SETITEM
+_BEGIN = b"}q\0"  # the mapping, in the memo as number 0
 _MARKS = frozenset({"name", "levelno"})  # a log record has one of these
 _TAKEN = frozenset({str, float, bool, type(None)})  # by every receiver
 _SCALARS = _TAKEN | {int}
@@ -131,7 +129,9 @@ class RecordsCodec:
         """See `ISessionCodec`."""
         if session is None:
             return prepared + _STOP
-        return b"".join((prepared, _attribute(SESSION, session), _attribute(NUMBER, number), _STOP))
+        rest = prepared[len(_BEGIN) :]
+        of_session, of_number = _attribute(SESSION, session), _attribute(NUMBER, number)
+        return b"".join((_BEGIN, of_session, of_number, rest, _STOP))
 
     def control(self, item: Control) -> bytes:
         """See `ISessionCodec`."""
@@ -143,15 +143,30 @@ class RecordsCodec:
         other.control_of = lambda content: None
         return other
 
+    def numbering(self, head: bytes) -> tuple[str, int] | None:
+        """See `ISessionCodec`."""
+        if not head.startswith(_NUMBERED):
+            return None
+        at = len(_NUMBERED) + 4
+        end = at + int.from_bytes(head[at - 4 : at], "little")
+        found = _number(head, end)
+        if found is None:
+            return None
+        try:
+            number = pickle.loads(found[1] + _STOP)  # noqa: S301  # an integer: see `_number`
+            return check_numbering(head[at:end].decode(), number)
+        except ValueError:
+            return None
+
     def decode(self, payload: bytes) -> Item:
         """See `ISessionCodec`."""
         try:
             value = self._load(payload)
         except BadPayload as error:
-            try:
-                return Message(None, *_numbering(payload), failure=str(error))
-            except BadPayload:
-                raise error from None
+            numbering = self.numbering(payload)
+            if numbering is None:
+                raise
+            return Message(None, *numbering, failure=str(error))
         if (
             type(value) is not dict
             or "msg" not in value
@@ -188,18 +203,22 @@ class RecordsCodec:
 
 
 def _attribute(name: str, value: object) -> bytes:
-    return pickle.dumps(name, PROTOCOL)[:-1] + pickle.dumps(value, PROTOCOL)[:-1] + _SET
+    """Return an attribute that is set before all others: it takes nothing from the memo."""
+    return b"".join((_piece(name), _piece(value), b"s"))
 
 
-def _numbering(payload: bytes) -> tuple[str, int]:
-    """Return the session and number at the end of a pickle. Raises `BadPayload`."""
-    at = payload.rfind(_NUMBERING, max(0, len(payload) - NUMBERING_BYTES))
-    if at < 0:
-        raise BadPayload("no number")
-    fields = loads(b"}" + payload[at:], {})
-    if type(fields) is not dict:
-        raise BadPayload("no number")
-    return check_numbering(fields.get(SESSION), fields.get(NUMBER))
+def _piece(value: object) -> bytes:
+    if isinstance(value, str):
+        text = value.encode()
+        return b"X" + len(text).to_bytes(4, "little") + text
+    return pickle.dumps(value, PROTOCOL)[:-1]
+
+
+# How a message begins that has a number, and what its number is behind the session.
+_NUMBERED = _BEGIN + _piece(SESSION) + b"X"
+_number = re.compile(
+    b"s" + re.escape(_piece(NUMBER)) + rb"(K.|M..|J.{4}|L[0-9]{1,17}L\n)s", re.DOTALL
+).match
 
 
 def _formatted(text: str, arguments: Any) -> str:

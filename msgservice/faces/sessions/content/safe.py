@@ -29,6 +29,7 @@ from msgservice.faces.sessions.envelope import (
 from msgservice.faces.sessions.errors import BadControl, BadPayload
 
 MESSAGE, CONTROL = 0, 1
+_NUMBERED = b"\x94\x00"  # an array of four, the first of which is `MESSAGE`
 _EXTENSION = 1  # the type of msgpack's extensions that carries a registered type
 # Keys that collide: below so many bytes, or so many pairs, they cost no more than others.
 _SMALL_BYTES = 32 * 1024
@@ -83,6 +84,17 @@ def unframe(payload: bytes, decode: Callable[[bytes], Any]) -> Item:
     raise BadPayload("neither a message nor a control message")
 
 
+def numbering_of(head: bytes) -> tuple[str, int] | None:
+    """Return the session and number that a payload begins with. See `ISessionCodec.numbering`."""
+    if head[:2] != _NUMBERED:
+        return None
+    try:
+        end = _end_of_scalar(head, _end_of_scalar(head, 2))
+        return check_numbering(*_unpack(b"\x92" + head[2:end]))
+    except (IndexError, TypeError, ValueError, msgspec.MsgspecError):
+        return None
+
+
 @implementer(ISessionCodec)
 class SafeCodec:
     """msgpack: None, booleans, integers of 64 bits, floats, text, bytes, lists, dicts, datetimes.
@@ -134,6 +146,10 @@ class SafeCodec:
     def control(self, item: Control) -> bytes:
         """See `ISessionCodec`."""
         return frame_control(item)
+
+    def numbering(self, head: bytes) -> tuple[str, int] | None:
+        """See `ISessionCodec`."""
+        return numbering_of(head)
 
     def decode(self, payload: bytes) -> Item:
         """See `ISessionCodec`."""
@@ -237,6 +253,16 @@ for _byte, _size in zip(
     _SIZES[_byte] = _size
 _ARRAYS = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 _TEXTS = frozenset((*range(0xA0, 0xC0), 0xC4, 0xC5, 0xC6, 0xD9, 0xDA, 0xDB))
+
+
+def _end_of_scalar(body: bytes, at: int) -> int:
+    """Return where a text, bytes or number ends. Raises `IndexError` where it is not all there."""
+    size = _SIZES[body[at]]
+    if size < 0:
+        head, _, beside = _LENGTHS[body[at]]
+        body[at + head]
+        size = head + beside + int.from_bytes(body[at + 1 : at + 1 + head])
+    return at + 1 + size
 
 
 def _bad(error: BaseException) -> BadPayload:
