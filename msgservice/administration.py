@@ -18,7 +18,7 @@ import msgspec
 
 from msgservice.limits import INTEGER_MAX, Rate
 from msgservice.receiver_options import ADDED, OPTIONS
-from msgservice.records import Oldest, Room
+from msgservice.records import Oldest, Reread, Room
 
 PAGE_ROWS = 1000  # of one answer, at most
 
@@ -249,6 +249,12 @@ class LetterPart(LetterTold, frozen=True, kw_only=True):
     next: int | None
 
 
+class Reloaded(msgspec.Struct, frozen=True):
+    """The addresses in use whose files were read, and what came of each."""
+
+    files: list[Reread]
+
+
 class Discrepancies(msgspec.Struct, frozen=True):
     """The sentences of an audit: what does not add up."""
 
@@ -294,6 +300,9 @@ STATUS = Operation(
 )
 DEAD_LIST = Operation("dead.list", ListDead, LetterPage, "Lists the dead letters of a receiver.")
 DEAD_GET = Operation("dead.get", GetDead, LetterPart, "Shows a dead letter with its message.")
+RELOAD = Operation(
+    "reload", Nothing, Reloaded, "Reads certificates and keys anew, and says which cannot be used."
+)
 AUDIT = Operation("audit", Nothing, Discrepancies, "Says what does not add up in the log.")
 
 OPERATIONS: tuple[Operation[Any, Any], ...] = (
@@ -307,5 +316,6 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     STATUS,
     DEAD_LIST,
     DEAD_GET,
+    RELOAD,
     AUDIT,
 )

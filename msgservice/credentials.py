@@ -19,8 +19,9 @@ class Credentials:
     without a port, for log lines and to count attempts by. `uid`, `gid`, `pid`: of its process, as
     the kernel says at a Unix socket. `certificate`: the peer's own, DER, verified. `binding`:
     `tls-server-end-point` of this connection (RFC 5929), the same at both ends unless somebody sits
-    between. `key_id`: of the key that every datagram is sealed with. `is_private`: nobody else can
-    read along, so that a secret may be said.
+    between. `key_id`: of the key that each datagram is sealed with, `key_user`: who holds it, where
+    the listener's file of keys says so. `is_private`: nobody else can read along, so that a secret
+    may be said.
     """
 
     how: Literal["process", "unix", "tls", "udp", "plain"]
@@ -32,6 +33,7 @@ class Credentials:
     certificate: bytes | None = field(default=None, repr=False)
     binding: bytes | None = field(default=None, repr=False)
     key_id: int | None = None
+    key_user: str | None = None
     is_private: bool = False
 
 

@@ -24,6 +24,7 @@ from msgservice.records import (
     Found,
     Group,
     History,
+    Reread,
     Resume,
     Room,
     Snapshot,
@@ -275,6 +276,13 @@ class ITransport(Interface):
         """Fire with an `IListeningPort`; each connection gets its own `make_user()`.
 
         Fails with `CannotListen`, or `BadAddress`.
+        """
+
+    def reload() -> Sequence[Reread]:
+        """Read the files anew that addresses in use name; say of each address what came of it.
+
+        What cannot be used is logged, and what was before goes on. Connections that stand keep
+        what they began with, unless it was taken back.
         """
 
 

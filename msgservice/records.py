@@ -1,7 +1,8 @@
 """Records that go into a log and come out of it: plain values, shared by `ILog` and the node.
 
 A position is `number << 16 | index`. A *group* is what one transaction holds: everything that
-arrived while the last one ran. Nothing here knows how it is stored.
+arrived while the last one ran. Nothing here knows how it is stored. The last of them, `Reread`,
+comes out of a transport instead.
 """
 
 from __future__ import annotations
@@ -384,3 +385,11 @@ class Account:
     def unaccounted(self) -> int:
         """Messages of which nobody can say where they are: must be 0."""
         return self.routed - self.queued - sum(self.settled.values())
+
+
+class Reread(msgspec.Struct, frozen=True):
+    """An address whose files were read anew, keys or certificates, while it is in use."""
+
+    address: str
+    changed: bool  # since the start, or the last time that somebody asked; and in use now
+    problem: str | None  # why they cannot be used: those before go on

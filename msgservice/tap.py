@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from twisted.application.service import Application, IService
 from twisted.logger import Logger, LogLevel
@@ -26,8 +27,19 @@ from msgservice.clock import Reactor
 from msgservice.config.config import Config, Flags, load_config
 from msgservice.errors import CannotListen, ConfigError, LogLocked
 from msgservice.output import keep_flowing
+from msgservice.records import Reread
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Reloads(Protocol):
+    """A node, as SIGHUP uses it."""
+
+    def reload(self) -> list[Reread]:
+        """Read its certificates and keys anew."""
+
+
+_nodes: WeakSet[Reloads] = WeakSet()  # of this process: an application may have several
 
 
 class Options(UsageOptions):
@@ -115,12 +127,13 @@ def _build(config: Config) -> IService:
     bridge_logging()
     keep_flowing(reactor, config.limits.output_bytes)
     reactor.callWhenRunning(_expect_signals, reactor)
-    service: IService = build_service(config, reactor=reactor)
-    return service
+    node = build_service(config, reactor=reactor)
+    _nodes.add(node)
+    return node
 
 
 def _expect_signals(reactor: Reactor) -> None:
-    """Let SIGHUP, which many send after a renewal, end nothing, and what ends be said once."""
+    """Let SIGHUP, which many send after a renewal, read anew, and what ends be said once."""
     for number in ENDING:
         stop = signal.getsignal(number)
         if callable(stop):  # it is the reactor's, which cannot be stopped twice
@@ -136,9 +149,13 @@ def _end(stop: Callable[[int, FrameType | None], Any], number: int, frame: Any) 
 
 
 def _hung_up() -> None:
+    read = [one for node in list(_nodes) for one in node.reload()]
     Logger(namespace=__name__).info(
-        "SIGHUP: certificates are read anew by themselves when their files change; what else the"
-        " configuration says needs a restart"
+        "SIGHUP: certificates and keys of {count} address(es) were read, {changed} changed,"
+        " {wrong} cannot be used; what else the configuration says needs a restart",
+        count=len(read),
+        changed=sum(one.changed for one in read),
+        wrong=sum(one.problem is not None for one in read),
     )
 
 

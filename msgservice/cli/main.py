@@ -20,6 +20,7 @@ COMMANDS = {
     "dead": ("msgservice.cli.dead", "dead"),
     "status": ("msgservice.cli.status", "status"),
     "info": ("msgservice.cli.status", "info"),
+    "reload": ("msgservice.cli.reload", "reload"),
     "check-config": ("msgservice.cli.check_config", "check_config"),
 }
 

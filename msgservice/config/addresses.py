@@ -20,7 +20,15 @@ LISTENERS = ("tcp", "unix", "udp")
 SCHEMES_UNDER = {"tls": "tcp", "ssl": "tcp"}
 LISTENERS_LATER = ("pb", "web")
 RECEIVER_SCHEMES_LATER = ("pb", "http", "https", "node")
-PATH_OPTIONS = ("certificate", "certKey", "key", "privateKey", "trustRoots")
+# Options of addresses that name files, each with a scheme that has it.
+PATH_OPTIONS = {
+    "certificate": "tls",
+    "certKey": "tls",
+    "key": "udp",
+    "keys": "udp",
+    "privateKey": "tls",
+    "trustRoots": "tls",
+}
 
 
 @cache

@@ -76,7 +76,10 @@ def _places() -> dict[str, str]:
         "a [[receiver]]": tuple(key for key in RECEIVER_KEYS if key not in SECTIONS),
         **{f"a [[receiver]]'s {table}": keys for table, keys in RECEIVER_TABLES.items()},
         "a [[receiver]]'s rate": RATE_KEYS,
-        **{f"an address, tls:…:{option}=FILE": (option,) for option in PATH_OPTIONS},
+        **{
+            f"an address, {scheme}:…:{option}=FILE": (option,)
+            for option, scheme in PATH_OPTIONS.items()
+        },
     }
     for place, keys in tables.items():
         for key in keys:

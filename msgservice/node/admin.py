@@ -25,6 +25,7 @@ from msgservice.administration import (
     RECEIVERS_PAUSE,
     RECEIVERS_REMOVE,
     RECEIVERS_RESUME,
+    RELOAD,
     STATUS,
     AskStatus,
     Discrepancies,
@@ -40,6 +41,7 @@ from msgservice.administration import (
     Operation,
     Paused,
     ReceiverPage,
+    Reloaded,
     Removal,
     RemoveReceiver,
     Resumed,
@@ -110,6 +112,7 @@ class Admin:
                 _by(STATUS, self._status),
                 _by(DEAD_LIST, self._dead),
                 _by(DEAD_GET, self._dead_get),
+                _by(RELOAD, self._reload),
                 _by(AUDIT, self._audit),
             )
         }
@@ -228,6 +231,9 @@ class Admin:
             message=letter.message[begin:end],
             next=end if end < len(letter.message) else None,
         )
+
+    async def _reload(self, _: Nothing) -> Reloaded:
+        return Reloaded(self._operations.reload())
 
     async def _audit(self, _: Nothing) -> Discrepancies:
         return Discrepancies(await self._operations.audit())

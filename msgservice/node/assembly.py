@@ -220,6 +220,7 @@ def assemble(
         receivers=receivers,
         dead_letters=dead_letters,
         upkeep=upkeep,
+        reload=transports.reload,
         time=time,
     )
     admin = Admin(operations, limits)

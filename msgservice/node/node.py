@@ -35,7 +35,7 @@ from msgservice.node.process import end_process
 from msgservice.node.receivers import Receivers
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
-from msgservice.records import ReceiverRow
+from msgservice.records import ReceiverRow, Reread
 from msgservice.transport.local import local_connector
 from msgservice.transport.registry import Transports
 from msgservice.waiters import Waiters
@@ -217,6 +217,13 @@ class Node(Service):
             self._holding = end_process(self._reactor, error)
 
     # --- for programs that embed a node
+
+    def reload(self) -> list[Reread]:
+        """Read the certificates and keys of addresses in use anew, as files have changed.
+
+        Returns what came of each address; connections stand, but for those whose key is gone.
+        """
+        return self.transports.reload()
 
     add_receiver = _of_receivers(Receivers.add)
     change_receiver = _of_receivers(Receivers.change)

@@ -8,7 +8,7 @@ by `receivers`; nothing here keeps a state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +28,7 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.receivers import Receivers
 from msgservice.node.upkeep import Upkeep
 from msgservice.receiver_options import ADDED
-from msgservice.records import Account, DeadLetter, Found, ReceiverRow
+from msgservice.records import Account, DeadLetter, Found, ReceiverRow, Reread
 
 
 class StatusAt(msgspec.Struct, frozen=True):
@@ -56,7 +56,10 @@ def installed_version() -> str:
 
 
 class Operations:
-    """The operations of one node. `listeners`: what it listens on, for people."""
+    """The operations of one node. `listeners`: what it listens on, for people.
+
+    `reload`: reads the files of addresses in use anew.
+    """
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Operations:
         receivers: Receivers,
         dead_letters: DeadLetters,
         upkeep: Upkeep,
+        reload: Callable[[], list[Reread]],
         time: Time,
     ) -> None:
         self._name = name
@@ -88,6 +92,7 @@ class Operations:
         self.pause, self.remove = receivers.pause, receivers.remove
         self.account = receivers.account
         self.letters_full = dead_letters.full
+        self.reload = reload
 
     def info(self) -> NodeInfo:
         """Return what the node is, and how full its log."""

@@ -20,6 +20,7 @@ from twisted.plugin import getPlugins
 
 from msgservice.errors import BadAddress
 from msgservice.interfaces import ITransport
+from msgservice.records import Reread
 from msgservice.transport.addresses import parse_address
 from msgservice.transport.tcp.transport import TcpTransport
 from msgservice.transport.udp.transport import UdpTransport
@@ -55,6 +56,10 @@ class Transports:
         """Let `transport` serve its schemes, whoever served them before."""
         for scheme in transport.schemes:
             self._by_scheme[scheme] = transport
+
+    def reload(self) -> list[Reread]:
+        """Let each transport read its files anew (`ITransport.reload`)."""
+        return [read for one in dict.fromkeys(self._by_scheme.values()) for read in one.reload()]
 
     def find(self, address: str) -> ITransport:
         """Return the transport that serves this address; `BadAddress` where none does."""

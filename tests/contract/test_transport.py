@@ -197,6 +197,19 @@ async def test_an_address_is_free_until_somebody_listens_there(net: Net) -> None
     net.transport.check_free(net.listened)
 
 
+@pytest_twisted.ensureDeferred
+async def test_files_that_have_not_changed_change_nothing_when_they_are_read(net: Net) -> None:
+    await net.listen()
+    user = Recorder()
+    net.dial(user)
+    await net.until(lambda: user.channel is not None)
+    read = net.transport.reload()
+    assert {one.address for one in read} <= {net.listened, net.dialled}
+    assert {(False, None)} >= {(one.changed, one.problem) for one in read}
+    user.send(b"still there")
+    await net.until(lambda: user.frames == [b"still there"])
+
+
 def test_addresses_that_work_pass_and_leave_nothing(net: Net) -> None:
     net.transport.check_dial(net.dialled)
     assert net.transport.check_listen(net.listened) is None

@@ -36,6 +36,7 @@ from msgservice.core.backoff import Backoff
 from msgservice.errors import BadAddress, CannotListen, ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
+from msgservice.records import Reread
 from msgservice.transport.addresses import parse_address
 from tests.kit.faulty import FaultyChannel, FaultyWorld
 from tests.kit.faulty_datagrams import HOST, DatagramNet, datagram_net
@@ -116,9 +117,13 @@ class ChecksNothing:
     def check_free(self, address: str) -> None:
         """See `ITransport`."""
 
+    def reload(self) -> Sequence[Reread]:
+        """See `ITransport`: there are no files."""
+        return ()
+
 
 @implementer(ITransport)
-class FaultyTransport:
+class FaultyTransport(ChecksNothing):
     """See the module. All transports of a world share its names."""
 
     schemes = ("faulty",)

@@ -36,7 +36,7 @@ from msgservice.transport.addresses import (
 )
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
-from msgservice.transport.udp.addresses import read_key
+from msgservice.transport.udp.addresses import read_shared
 from tests.kit.certificates import Authority
 from tests.kit.channels import Recorder
 from tests.kit.faulty_transport import ChecksNothing
@@ -158,7 +158,7 @@ def test_an_address_that_cannot_be_listened_on_is_refused_with_the_reason(
 @pytest.mark.parametrize("number", ["1.9", "1e0", "0", "256", "true", "", "-1", "9" * 5000])
 def test_the_number_of_a_key_is_an_integer(number: str) -> None:
     with pytest.raises(BadAddress, match="keyId must be an integer from 1 to 255, not"):
-        read_key(parse_address(f"udp:h:1:key=k:keyId={number}"))
+        read_shared(parse_address(f"udp:h:1:key=k:keyId={number}"))
 
 
 def test_what_only_endpoints_of_twisted_know_is_not_said_to_be_known() -> None:

@@ -96,6 +96,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
     ),
     ("receivers.pause", {"name": "billing"}, b'{"name":"billing","paused":true}'),
     ("receivers.resume", {"name": "billing"}, b'{"name":"billing","paused":false,"full":null}'),
+    ("reload", {}, b'{"files":[]}'),
     ("audit", {}, b'{"discrepancies":[]}'),
     ("receivers.remove", {"name": "billing"}, b'{"queued":2,"dead":1}'),
     ("receivers.remove", {"name": "billing", "confirm": 2}, b'{"removed":2,"dead":1}'),

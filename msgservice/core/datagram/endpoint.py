@@ -4,7 +4,8 @@ The driver (`transport.udp.peer`, or a simulation) calls it; it calls `core.data
 Sans-IO:
 
 * `receive_datagrams` (from the socket), `receive_time` (from the timer);
-* `send`, `send_run`, `handle`, `reply`, `establish`, `close` (from the application);
+* `send`, `send_run`, `handle`, `reply`, `establish`, `change_keys`, `close` (from the
+  application);
 * `take_effects`, `take_datagrams` (to the world);
 * `next_deadline` says when `receive_time` is wanted.
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from msgservice.core.datagram import wire
 from msgservice.core.datagram.cookie import Address
@@ -174,6 +175,20 @@ class Endpoint:
         """Take as much of this session as of every other from now on: it is known who speaks."""
         session.receiving.establish(self.limits)
         self._wake(session)
+
+    def change_keys(self, keys: Keys, ended: Container[int], now: float) -> None:
+        """Use these keys from now on; end the sessions whose key ids are `ended`.
+
+        `ended`: those that are gone or are other keys now, and whose more shall end. What stands
+        with another key is not touched: the keys of a session are its own.
+        """
+        self._handshakes.change_keys(keys)
+        for peer in list(self.peers.values()):
+            for session in (peer.candidate, peer.session):
+                if session is not None and session.key_id in ended:
+                    self._out.append((peer.address, session.take_end(now)))
+                    self.table.lose(peer, session)
+                    self._ready[peer.address] = peer
 
     def close(self, address: Address, now: float) -> list[object]:
         """End the session with an address: tell it, and forget it.

@@ -86,6 +86,10 @@ class Handshakes:
         self._counters["ignored"] += 1
         return True
 
+    def change_keys(self, keys: Keys) -> None:
+        """Use these keys from now on, and no others."""
+        self._keys = keys
+
     def open(self, peer: Peer, now: float) -> None:
         """Begin a handshake: a hello is due at once."""
         identifier = int.from_bytes(self._entropy(8), "big")

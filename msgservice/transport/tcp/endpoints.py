@@ -13,25 +13,18 @@ Option names are those of Twisted's own endpoint strings. Listeners are on loopb
 `interface` says otherwise. `trustRoots` is a file or a folder of PEM certificates: for a client,
 who may have signed the server's certificate (default: the system's list); for a server, who must
 have signed its clients' (default: clients need none). Any other scheme is handed to Twisted, so
-that endpoint plugins work. Certificates and keys are read anew for the next connection when their
-files have changed. `ssl:` is not: Twisted's client of that name checks no host name.
+that endpoint plugins work. `ssl:` is not: Twisted's client of that name checks no host name. What
+is made of certificates and keys is `tcp.tls`.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509 import Certificate as X509Certificate
-from cryptography.x509 import load_pem_x509_certificates
-from OpenSSL import SSL
-from OpenSSL.crypto import X509
 from twisted.internet.endpoints import (
     HostnameEndpoint,
     TCP4ClientEndpoint,
@@ -43,25 +36,11 @@ from twisted.internet.endpoints import (
     wrapClientTLS,
     wrapServerTLS,
 )
-from twisted.internet.interfaces import (
-    IOpenSSLClientConnectionCreator,
-    IOpenSSLServerConnectionCreator,
-    IReactorTime,
-    IStreamClientEndpoint,
-    IStreamServerEndpoint,
-)
-from twisted.internet.ssl import (
-    Certificate,
-    CertificateOptions,
-    TLSVersion,
-    optionsForClientTLS,
-    trustRootFromCertificates,
-)
-from twisted.logger import Logger
-from zope.interface import implementer
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint, IStreamServerEndpoint
 
 from msgservice.errors import BadAddress
 from msgservice.transport.addresses import LOOPBACK, Address, ip_of, parse_address
+from msgservice.transport.tcp.tls import Tls
 
 CONNECT_TIMEOUT = 30.0  # seconds for one attempt to connect, Twisted's own default
 # A node that comes back is dialled by all its peers at once; the kernel caps it at `somaxconn`.
@@ -118,8 +97,13 @@ def check_socket(address: Address) -> None:
         raise BadAddress(address.text, f"{path} is there and is no socket")
 
 
-def client_endpoint(reactor: IReactorTime, text: str) -> IStreamClientEndpoint:
-    """Return the endpoint that dials this address; `BadAddress` where there is none."""
+def client_endpoint(
+    reactor: IReactorTime, text: str, tls: Tls | None = None
+) -> IStreamClientEndpoint:
+    """Return the endpoint that dials this address; `BadAddress` where there is none.
+
+    `tls`: makes what TLS needs, and keeps account of it; None: nobody does.
+    """
     address = parse_address(text)
     if address.scheme == "tcp":
         address.only("timeout", "bindAddress")
@@ -128,7 +112,7 @@ def client_endpoint(reactor: IReactorTime, text: str) -> IStreamClientEndpoint:
         address.only(
             "timeout", "bindAddress", "hostname", "trustRoots", "certificate", "privateKey"
         )
-        creator = _ClientCreator(address, _client_options)
+        creator = (tls or Tls()).client(address)
         return wrapClientTLS(creator, _dial(reactor, address), reactor)
     if address.scheme == "unix":
         address.only("timeout")
@@ -141,17 +125,21 @@ def client_endpoint(reactor: IReactorTime, text: str) -> IStreamClientEndpoint:
         raise BadAddress(text, str(error)) from error
 
 
-def server_endpoint(reactor: IReactorTime, text: str) -> IStreamServerEndpoint:
-    """Return the endpoint that listens on this address; `BadAddress` where there is none."""
+def server_endpoint(
+    reactor: IReactorTime, text: str, tls: Tls | None = None
+) -> IStreamServerEndpoint:
+    """Return the endpoint that listens on this address; `BadAddress` where there is none.
+
+    `tls`: as for `client_endpoint`.
+    """
     address = parse_address(text)
     if address.scheme == "tcp":
         address.only("interface", "backlog")
         return _listen(reactor, address)
     if address.scheme in ("tls", "ssl"):
         address.only("interface", "backlog", "privateKey", "certificate", "certKey", "trustRoots")
-        return wrapServerTLS(
-            _ServerCreator(address, _server_options), _listen(reactor, address), reactor
-        )
+        creator = (tls or Tls()).server(address)
+        return wrapServerTLS(creator, _listen(reactor, address), reactor)
     if address.scheme == "unix":
         address.only("mode", "backlog")
         path = address.one_part("PATH")
@@ -188,152 +176,3 @@ def _listen(reactor: IReactorTime, address: Address) -> IStreamServerEndpoint:
 
 def _backlog(address: Address) -> int:
     return address.integer("backlog", BACKLOG, BACKLOG_MAX)
-
-
-T = TypeVar("T")
-
-
-class _Renewed(Generic[T]):
-    """TLS options made of the files of an address: anew, for the next connection, on a change.
-
-    Files that make no sense, as one that is half replaced, are told, and what was goes on.
-    """
-
-    _logger = Logger()
-
-    def __init__(self, address: Address, make: Callable[[Address], T]) -> None:
-        self._address = address
-        self._make = make
-        self._stamps = _stamps(address)  # before they are read: what changes meanwhile is noticed
-        self._made = make(address)
-
-    def get(self) -> T:
-        """Return it as the files are now, where they can be used."""
-        stamps = _stamps(self._address)
-        if stamps != self._stamps:
-            self._stamps = stamps
-            try:
-                self._made = self._make(self._address)
-            except BadAddress as error:
-                self._logger.error(
-                    "a renewed certificate cannot be used, the one before goes on: {error}",
-                    error=str(error),
-                )
-            else:
-                self._logger.info(
-                    "certificates of {address} were read anew", address=self._address.text
-                )
-        return self._made
-
-
-@implementer(IOpenSSLServerConnectionCreator)
-class _ServerCreator(_Renewed[CertificateOptions]):
-    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
-        return SSL.Connection(self.get().getContext(), None)
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class _ClientCreator(_Renewed[Any]):
-    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
-        connection: SSL.Connection = self.get().clientConnectionForTLS(tlsProtocol)
-        return connection
-
-
-def _stamps(address: Address) -> list[tuple[str, int, int, int]]:
-    """Return what changes when a file that the address names is written or replaced."""
-    named = [address.options.get(key) for key in _FILE_OPTIONS]
-    stamps = []
-    for name in dict.fromkeys(name for name in named if name is not None):
-        path = Path(name)
-        for file in [path, *sorted(path.glob("*.pem"))] if path.is_dir() else [path]:
-            try:
-                found = file.stat()
-            except OSError:
-                continue
-            stamps.append((str(file), found.st_ino, found.st_mtime_ns, found.st_size))
-    return stamps
-
-
-_FILE_OPTIONS = ("privateKey", "certificate", "certKey", "trustRoots")
-
-
-def _client_options(address: Address) -> Any:
-    host, _ = address.host_and_port()
-    return optionsForClientTLS(
-        address.options.get("hostname", host),
-        trustRoot=_trust_root(address),
-        extraCertificateOptions=_own_certificate(address),
-    )
-
-
-def _server_options(address: Address) -> CertificateOptions:
-    own = _own_certificate(address)
-    if not own:
-        raise BadAddress(address.text, "privateKey=FILE is needed (and certificate=FILE)")
-    return CertificateOptions(
-        **own,
-        trustRoot=_trust_root(address),  # a server asks its clients for nothing unless told whom
-        raiseMinimumTo=TLSVersion.TLSv1_2,
-    )
-
-
-def _own_certificate(address: Address) -> dict[str, Any]:
-    """Return options for the certificate of this end, its chain and its key; {} if it has none.
-
-    All may be in one file. Given to Twisted as objects of `cryptography`: pyOpenSSL deprecates
-    its own.
-    """
-    options = address.options
-    certificate_path = options.get("certificate") or options.get("certKey")
-    key_path = options.get("privateKey") or certificate_path
-    certificate_path = certificate_path or key_path
-    if certificate_path is None or key_path is None:
-        return {}
-    leaf, *chain = _certificates(address, certificate_path)
-    try:
-        key = load_pem_private_key(_read(address, key_path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise BadAddress(
-            address.text, f"{key_path} holds no private key in PEM form without password"
-        ) from error
-    if key.public_key() != leaf.public_key():
-        raise BadAddress(address.text, f"the key in {key_path} is not that of {certificate_path}")
-    own: dict[str, Any] = {"privateKey": key, "certificate": leaf, "extraCertChain": chain}
-    try:
-        CertificateOptions(**own).getContext()  # else each connection would fail with what it says
-    except SSL.Error as error:
-        reason = ", ".join([one[-1] for one in error.args[0]] if error.args else [])
-        raise BadAddress(
-            address.text, f"OpenSSL does not take {certificate_path}: {reason}"
-        ) from error
-    return own
-
-
-def _trust_root(address: Address) -> Any:
-    text = address.options.get("trustRoots")
-    if text is None:
-        return None
-    path = Path(text)
-    files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
-    certificates = [
-        Certificate(X509.from_cryptography(certificate))
-        for file in files
-        for certificate in _certificates(address, str(file))
-    ]
-    if not certificates:
-        raise BadAddress(address.text, f"no *.pem in folder {text}")
-    return trustRootFromCertificates(certificates)
-
-
-def _certificates(address: Address, path: str) -> list[X509Certificate]:
-    try:
-        return load_pem_x509_certificates(_read(address, path))
-    except ValueError as error:
-        raise BadAddress(address.text, f"{path} holds no certificate in PEM form") from error
-
-
-def _read(address: Address, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise BadAddress(address.text, f"cannot read {path}: {error.strerror}") from error

@@ -20,6 +20,7 @@ from msgservice.clock import timed
 from msgservice.errors import BadAddress, CannotListen
 from msgservice.interfaces import IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
+from msgservice.records import Reread
 from msgservice.transport.addresses import beyond_loopback, parse_address
 from msgservice.transport.dialling import Connector
 from msgservice.transport.probing import check_port_free
@@ -32,6 +33,7 @@ from msgservice.transport.tcp.endpoints import (
 )
 from msgservice.transport.tcp.listening import ChannelFactory, ConnectionCount, listen_on
 from msgservice.transport.tcp.pacing import Turn
+from msgservice.transport.tcp.tls import Tls
 
 
 @implementer(IReactorPluggableNameResolver)
@@ -55,6 +57,7 @@ class TcpTransport:
 
     def __init__(self, *, rng: Callable[[], float]) -> None:
         self._rng = rng
+        self._tls = Tls()
         self.accepted = ConnectionCount()
 
     def check_dial(self, address: str) -> None:
@@ -94,7 +97,7 @@ class TcpTransport:
         return Connector(
             reactor=reactor,
             address=address,
-            endpoint=client_endpoint(reactor, address),
+            endpoint=client_endpoint(reactor, address, self._tls),
             make_channel=lambda owner: FrameProtocol(
                 reactor=reactor,
                 make_user=make_user,
@@ -117,10 +120,14 @@ class TcpTransport:
         """See `ITransport`."""
         reactor = timed(reactor)
         try:
-            endpoint = server_endpoint(reactor, address)
+            endpoint = server_endpoint(reactor, address, self._tls)
         except BadAddress as error:
             return fail(error)
         factory = ChannelFactory(
             reactor=reactor, make_user=make_user, limits=limits, count=self.accepted
         )
         return listen_on(endpoint, address, factory)
+
+    def reload(self) -> list[Reread]:
+        """See `ITransport`."""
+        return self._tls.reload()

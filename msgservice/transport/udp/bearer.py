@@ -30,6 +30,7 @@ from msgservice.limits import Limits
 from msgservice.transport.addresses import is_local_host, plain_host
 from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.pacing import Watch
+from msgservice.transport.udp.keyfile import SharedKeys
 from msgservice.transport.udp.turns import Turns
 
 # Sent and not yet taken by the peer, beyond which the user is told to stop, and to go on.
@@ -129,15 +130,18 @@ class UdpChannel(TwistedProtocol):
         # connection that it is for ends with the reason, instead of trying it for ever.
         self._frame_bytes = min(self._limits.frame_bytes, session.message_bytes)
         host, port = session.address
-        self.peer_address = f"udp:[{host}]:{port}" if ":" in host else f"udp:{host}:{port}"
+        where = f"udp:[{host}]:{port}" if ":" in host else f"udp:{host}:{port}"
         is_local = is_local_host(host)
         # A bearer with keys opens nothing that is not sealed with one.
-        key_id = session.key_id if bearer.is_keyed else None
+        key_id = session.key_id if bearer.keys is not None else None
+        user = bearer.keys.users.get(session.key_id) if bearer.keys is not None else None
+        self.peer_address = where if user is None else f"{where} ({user})"
         self.credentials = Credentials(
             how="udp",
             is_local=is_local,
             address=plain_host(host),
             key_id=key_id,
+            key_user=user,
             is_private=is_local or key_id is not None,
         )
         bearer.attach(self)
@@ -270,6 +274,11 @@ class UdpChannel(TwistedProtocol):
         self.user.channel_failed(error)
         self.abort()
 
+    def key_changed(self) -> None:
+        """Take note that the key of the session, or its user, is gone: it ends at once."""
+        self.closing = True
+        self._reason = "its key is not in use any more"
+
     def frame_taken(self, size: int) -> None:
         """Take note that the peer has taken a frame of ours."""
         self._queued -= size
@@ -319,7 +328,7 @@ class Bearer:
         accepter: Accepter,
         *,
         limits: Limits,
-        key: dict[int, bytes] | None,
+        keys: SharedKeys | None,
         insecure: bool,
         rng: Callable[[], float],
         entropy: Callable[[int], bytes],
@@ -328,7 +337,7 @@ class Bearer:
             reactor,
             self._take_effects,
             self.close,
-            key=key,
+            key=None if keys is None else keys.by_number,
             insecure=insecure,
             limits=datagram_limits(limits),
             entropy=entropy,
@@ -338,7 +347,7 @@ class Bearer:
         )
         self._endpoint = self.turns.endpoint
         self._seconds = self.turns.seconds
-        self.is_keyed = key is not None  # then nothing opens that is not sealed with it
+        self.keys = keys
         self._accepter = accepter
         self._protocols: dict[Session, IProtocol] = {}
         self._channels: dict[Session, UdpChannel] = {}
@@ -398,6 +407,21 @@ class Bearer:
         if peer is not None and peer.session is session:
             self._endpoint.close(session.address, self._seconds())
         self.turns.act(_nothing)  # the turn that runs has its effects already
+
+    def change_keys(self, keys: SharedKeys) -> int:
+        """Use these keys in place of those before; return how many sessions that ends.
+
+        Those of keys that are gone, are others now, or have another user. What is dialled keeps
+        its keys until it has ended.
+        """
+        assert self.keys is not None
+        ended = self.keys.ended_by(keys)
+        self.keys = keys
+        lost = [one for one in self.channels if one.session.key_id in ended]
+        for channel in lost:
+            channel.key_changed()
+        self.turns.change_keys(keys.by_number, ended)
+        return len(lost)
 
     # --- from the turns
 

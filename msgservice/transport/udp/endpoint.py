@@ -20,14 +20,16 @@ from twisted.internet.interfaces import (
     IReactorTime,
     IStreamClientEndpoint,
 )
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from msgservice.errors import CannotListen
+from msgservice.errors import BadAddress, CannotListen
 from msgservice.limits import Limits
 from msgservice.transport.addresses import LOOPBACK, ip_of, is_local_host
-from msgservice.transport.udp.addresses import check_dial, is_insecure, read_key
+from msgservice.transport.udp.addresses import check_dial, is_insecure, read_shared
 from msgservice.transport.udp.bearer import Bearer
+from msgservice.transport.udp.keyfile import SharedKeys
 
 # One attempt to open a session.
 DIAL_TIMEOUT = 30.0
@@ -36,7 +38,12 @@ ANY = "0.0.0.0"  # noqa: S104  # for peers beyond loopback: with a key, or by or
 
 @implementer(IStreamClientEndpoint)
 class UdpEndpoint:
-    """An address that is dialled; BadAddress where it cannot be."""
+    """An address that is dialled; BadAddress where it cannot be.
+
+    Its key is read anew for each attempt, so that one that was replaced is used from the next on.
+    """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -53,7 +60,9 @@ class UdpEndpoint:
         self._rng = rng
         self._entropy = entropy
         self._host, self._port = parsed.host_and_port()
-        self._key = read_key(parsed)
+        self._parsed = parsed
+        self._keys = read_shared(parsed)
+        self._told = ""  # why a file that has changed cannot be used
         self._insecure = is_insecure(parsed)
         self._timeout = parsed.number("timeout", DIAL_TIMEOUT)
 
@@ -76,7 +85,7 @@ class UdpEndpoint:
             self._reactor,
             attempt,
             limits=self._limits,
-            key=self._key,
+            keys=self._read_again(),
             insecure=self._insecure,
             rng=self._rng,
             entropy=self._entropy,
@@ -87,6 +96,18 @@ class UdpEndpoint:
             bearer.dial(host, self._port)
         except (CannotListen, OSError) as error:
             attempt.fail(Failure(error))
+
+    def _read_again(self) -> SharedKeys | None:
+        """Return the key as its file is now, where it can be used."""
+        try:
+            self._keys, self._told = read_shared(self._parsed), ""
+        except BadAddress as error:
+            if self._told != str(error):
+                self._told = str(error)
+                self._log.error(
+                    "a key cannot be read, the one before goes on: {error}", error=self._told
+                )
+        return self._keys
 
 
 class _Attempt:

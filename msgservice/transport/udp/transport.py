@@ -13,39 +13,72 @@ from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IAddress, IListeningPort, IProtocol, IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from msgservice.clock import timed
 from msgservice.errors import BadAddress, CannotListen
 from msgservice.interfaces import IChannelUser, IConnector, ITransport
 from msgservice.limits import Limits
-from msgservice.transport.addresses import LOOPBACK, beyond_loopback, parse_address
+from msgservice.records import Reread
+from msgservice.transport.addresses import LOOPBACK, Address, beyond_loopback, parse_address
 from msgservice.transport.dialling import Connector
 from msgservice.transport.owners import Nobody
 from msgservice.transport.probing import check_port_free
-from msgservice.transport.udp.addresses import check_dial, check_listen, is_insecure, read_key
+from msgservice.transport.udp.addresses import check_dial, check_listen, is_insecure, read_shared
 from msgservice.transport.udp.bearer import Bearer, UdpChannel, udp_address
 from msgservice.transport.udp.endpoint import UdpEndpoint
 
 
 @implementer(IListeningPort)
 class UdpPort:
-    """A listener that is open."""
+    """A listener that is open, on a taken-apart address; `stopped` is told of its end."""
 
-    def __init__(self, bearer: Bearer) -> None:
+    _log = Logger()
+
+    def __init__(
+        self, address: Address, bearer: Bearer, stopped: Callable[[UdpPort], object]
+    ) -> None:
+        self._address = address
         self._bearer = bearer
+        self._stopped = stopped
 
     def startListening(self) -> None:
         """Do nothing: the port was opened by `UdpTransport.listen`."""
 
     def stopListening(self) -> Deferred[None]:
         """End all channels, and close the socket."""
+        self._stopped(self)
         self._bearer.close()
         return succeed(None)
 
     def getHost(self) -> IAddress:
         """Return where it listens."""
         return udp_address(self._bearer.address)
+
+    def reread(self) -> Reread | None:
+        """Read the keys anew; None without any. The sessions of those that are gone end.
+
+        A file that cannot be used changes nothing.
+        """
+        text, before = self._address.text, self._bearer.keys
+        if before is None:
+            return None
+        try:
+            keys = read_shared(self._address)
+        except BadAddress as error:
+            self._log.error("keys cannot be read, those before go on: {error}", error=str(error))
+            return Reread(text, False, str(error))
+        assert keys is not None
+        if keys == before:
+            return Reread(text, False, None)
+        ended = self._bearer.change_keys(keys)
+        self._log.info(
+            "keys of {address} were read anew, which ended {ended} session(s)",
+            address=text,
+            ended=ended,
+        )
+        return Reread(text, True, None)
 
 
 class _Listener:
@@ -82,6 +115,7 @@ class UdpTransport:
     ) -> None:
         self._rng = rng
         self._entropy = entropy
+        self._ports: dict[UdpPort, None] = {}  # that are open
 
     def check_dial(self, address: str) -> None:
         """See `ITransport`."""
@@ -90,7 +124,8 @@ class UdpTransport:
     def check_listen(self, address: str) -> str | None:
         """See `ITransport`: with a key nobody else is heard, so whoever is may be anywhere."""
         parsed = check_listen(address)
-        return None if "key" in parsed.options else beyond_loopback(parsed)
+        keyed = "key" in parsed.options or "keys" in parsed.options
+        return None if keyed else beyond_loopback(parsed)
 
     def check_free(self, address: str) -> None:
         """See `ITransport`."""
@@ -130,7 +165,7 @@ class UdpTransport:
                 reactor,
                 _Listener(make_user, limits),
                 limits=limits,
-                key=read_key(parsed),
+                keys=read_shared(parsed),
                 insecure=is_insecure(parsed),
                 rng=self._rng,
                 entropy=self._entropy,
@@ -138,4 +173,10 @@ class UdpTransport:
             bearer.listen(port, parsed.options.get("interface", LOOPBACK))
         except (BadAddress, CannotListen) as error:
             return fail(error)
-        return succeed(UdpPort(bearer))
+        opened = UdpPort(parsed, bearer, lambda port: self._ports.pop(port, None))
+        self._ports[opened] = None
+        return succeed(opened)
+
+    def reload(self) -> list[Reread]:
+        """See `ITransport`. What is dialled reads its key for each attempt, unasked."""
+        return [read for port in list(self._ports) if (read := port.reread()) is not None]

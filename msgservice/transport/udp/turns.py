@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from typing import Protocol, cast
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -193,6 +193,15 @@ class Turns:
     def hear_only(self, address: Address) -> None:
         """Ignore from now on what comes from anywhere else."""
         self._only = address
+
+    def change_keys(self, keys: Mapping[int, bytes], ended: Collection[int]) -> None:
+        """Use these keys, from the next datagram on; the sessions of those in `ended` end.
+
+        For an endpoint that had keys: one without is another kind of listener.
+        """
+        assert self._is_keyed
+        self.endpoint.change_keys(Keys(keys, ChaCha20Poly1305), ended, self.seconds())
+        self.soon()
 
     def close(self) -> list[object]:
         """Tell all peers, and close the socket; return the tokens of what was under way."""
