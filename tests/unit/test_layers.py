@@ -19,6 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("message", "codecs", "interfaces", "receiver_options", "records", "administration"),
     ("core",),
     ("disk", "clock"),
+    ("identity",),
     ("log", "transport", "connection"),
     ("config", "client", "receiver"),
     ("node", "faces"),
