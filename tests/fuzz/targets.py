@@ -27,6 +27,10 @@ def load(name: str) -> Target:
         from tests.fuzz import config_target
 
         return Target(config_target.run, config_target.seeds)
+    if name == "logins":
+        from tests.fuzz import login_target
+
+        return Target(login_target.run, login_target.seeds)
     from tests.fuzz import datagram_target
 
     if name == "planted_error":
