@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,7 +28,9 @@ from msgservice.core.frames import (
 )
 from msgservice.core.reasons import one_line
 from msgservice.core.session import AuthStep, Greeted, Opened, PeerBye, PeerError, Session, State
+from msgservice.credentials import Credentials
 from msgservice.errors import ConnectionLimit, ProtocolError, UnexpectedFrame, stays_refused
+from msgservice.identity.steps import Compute, Proven, Say
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.message import UNENCODABLE
@@ -74,6 +77,29 @@ class Owner(Protocol):
         """The connection has gone. Once, and last."""
 
 
+class Exchange(Protocol):
+    """This side's end of a login, of one connection. All of it raises `NotAuthenticated`."""
+
+    def begin(self) -> bytes:
+        """Return what is said first."""
+
+    def receive(self, data: bytes) -> Say | Compute | Proven:
+        """Take what the other side says."""
+
+    def resume(self, result: str) -> Say | Compute | Proven:
+        """Go on with what `Compute` asked for."""
+
+
+class Prover(Protocol):
+    """The login of this side, which is begun anew on each connection."""
+
+    def exchange(self, credentials: Credentials) -> Exchange:
+        """Return the login on a connection; raise `NotAuthenticated` where it may not be used."""
+
+    def compute(self, work: Callable[[], str]) -> Deferred[str]:
+        """Fire with what `work` returns, without holding up the reactor."""
+
+
 _BEFORE_OPEN = (State.GREETING, State.AUTHENTICATING, State.GREETED, State.RESUMING)
 
 
@@ -88,7 +114,8 @@ class Connection:
     calls `go_on_soon`. So a peer that does not read its answers cannot ask for more of them.
 
     `auth_received`, which an owner sets with whom others log in, is called with each step of that,
-    and answers in its own time with `auth`, and at the end with `authenticated`.
+    and answers in its own time with `auth`, and at the end with `authenticated`. With a `prover`
+    this side logs in before its owner's HELLO is said, and nothing else is.
     """
 
     _logger = Logger()
@@ -101,6 +128,7 @@ class Connection:
         now: Callable[[], float],
         limits: Limits,
         takes: Callable[[Frame], bool] | None = None,
+        prover: Prover | None = None,
         says_why: bool = True,
     ) -> None:
         self.owner = owner
@@ -116,6 +144,8 @@ class Connection:
         self._limits = limits
         self._timer: IDelayedCall | None = None
         self._takes = takes
+        self._prover = prover
+        self._exchange: Exchange | None = None  # of the login that runs
         self._says_why = says_why  # in the log, that an error ended it; else the owner does
         self._held: list[bytes] = []  # frames that wait: at most what one delivery brought
         self._is_first = True  # of one delivery, the frame that is looked at
@@ -305,6 +335,8 @@ class Connection:
     def channel_opened(self, channel: IChannel) -> None:
         """See `IChannelUser`."""
         self.channel = channel
+        if self._prover is not None:
+            self._guard(lambda: self._log_in(channel.credentials))
         self._guard(lambda: self.owner.channel_up(self))
         self._rearm()
 
@@ -379,6 +411,9 @@ class Connection:
         elif isinstance(event, PeerError):
             self.peer_error = event.code
             self.error = f"the other side says: {event.reason} (code {event.code})"
+            if self._exchange is not None and event.code == UnexpectedFrame.wire_code:
+                # One from before there were logins knows no other word for it.
+                self.error = f"no login is offered there: {self.error}"
             if self._says_why:
                 self._logger.warn("{peer}: {error}", peer=self.peer_address, error=self.error)
             self.close()
@@ -402,6 +437,7 @@ class Connection:
         self.is_writable = False
         self.session.lost()
         self._held.clear()
+        self._exchange = None
         for call in (self._timer, self._breath, self._going_on):
             if call is not None:
                 call.cancel()
@@ -411,6 +447,41 @@ class Connection:
             self.owner.lost(self, self.error)
         except Exception:
             self._logger.failure("the end of the connection to {peer}", peer=self.peer_address)
+
+    # --- a login of this side
+
+    def _log_in(self, credentials: Credentials) -> None:
+        assert self._prover is not None
+        exchange = self._prover.exchange(credentials)
+        self.session.auth(exchange.begin())
+        self._exchange = exchange
+        self.auth_received = lambda data: self._go_through(exchange.receive(data))
+
+    def _go_through(self, step: Say | Compute | Proven) -> None:
+        match step:
+            case Say():
+                self.auth(step.data)
+            case Compute():
+                assert self._prover is not None
+                computing = self._prover.compute(step.work)
+                computing.addCallbacks(self._computed, self._not_computed)
+                computing.addErrback(lambda failure: self.fault("the login", failure))
+            case Proven():
+                self._exchange = None
+                self.authenticated()
+
+    def _computed(self, result: str) -> None:
+        exchange = self._exchange
+        if exchange is not None and self.is_logging_in and not self.is_gone:
+            self._guard(lambda: self._go_through(exchange.resume(result)))
+
+    def _not_computed(self, failure: Failure) -> None:
+        if self.is_gone:
+            return
+        if isinstance(failure.value, ProtocolError):
+            self.fail(failure.value)
+        else:
+            self.fault("the login", failure)
 
     # --- inside
 

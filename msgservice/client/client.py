@@ -26,7 +26,7 @@ from msgservice.client.receipt import Receipt, Receipts
 from msgservice.client.requests import Requests
 from msgservice.client.shutdown import Shutdown
 from msgservice.clock import monotonic_of, timed
-from msgservice.connection import Connection
+from msgservice.connection import Connection, Prover
 from msgservice.core.frames import Reply
 from msgservice.core.runs import Settled
 from msgservice.core.subjects import check_name, check_subject
@@ -76,7 +76,7 @@ class Client:
     begins; `held`: (messages, bytes) beyond which `send` fails. `require`: the default of `send`.
     `new_incarnation` returns a fresh secret text (SEMANTICS 5). `outbox`: opened by
     `client.disk.open_outbox`; the client closes it. It brings its own incarnation, and `held`
-    should be its limit too.
+    should be its limit too. `prover`: the login at the node.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Client:
         held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
         require: bool = False,
         outbox: DiskOutbox | None = None,
+        prover: Prover | None = None,
     ) -> None:
         reactor = timed(reactor)
         self.name = name = check_name(name)
@@ -115,6 +116,7 @@ class Client:
             clock=reactor,
             now=now,
             limits=limits,
+            prover=prover,
         )
         self._flow = Flow(
             hop=self._hop,

@@ -12,7 +12,8 @@ from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.python.failure import Failure
 
 from msgservice.client.client import HELD_BYTES, HELD_MESSAGES, Client
-from msgservice.errors import MsgServiceError
+from msgservice.errors import BadValue, MsgServiceError
+from msgservice.identity.prover import prover_of
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
@@ -31,6 +32,9 @@ def connect(
     window: tuple[int, int] | None = None,
     held: tuple[int, int] = (HELD_MESSAGES, HELD_BYTES),
     require: bool = False,
+    user: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
     transports: Transports | None = None,
     new_incarnation: Callable[[], str] = lambda: secrets.token_hex(16),
 ) -> Deferred[Client]:
@@ -43,10 +47,20 @@ def connect(
     of this process; `held` is its limit, and this Deferred fires as soon as the file is open,
     connected or not (`when_connected` tells the rest): from then on `send` works.
 
-    The others are as for `Client`. Fails with `BadAddress`, `BadName`; for the outbox with
+    `user` with `password`, or `token`: the login at the node. Nothing of this client is said, and
+    nothing sent, to one that has not proved that it knows the user. A login that fails is tried
+    again with each connection, at most every `link_delay_max`: what was handed over is kept, and
+    `Client.why` has the reason.
+
+    The others are as for `Client`. Fails with `BadAddress`, `BadName`, `BadValue` for what can be
+    no login; for the outbox with
     `LogLocked`, `LogTooNew`, `LogDamaged`, `DataFolderUnusable`. Cancelling stops dialling.
     """
     limits = Limits() if limits is None else limits
+    try:
+        prover = prover_of(reactor, user=user, password=password, token=token)
+    except BadValue as error:
+        return fail(error)
 
     def connector_factory(make_user: Callable[[], IChannelUser]) -> IConnector:
         transport = (transports or Transports()).find(address)
@@ -64,6 +78,7 @@ def connect(
             held=held,
             require=require,
             outbox=disk,
+            prover=prover,
         )
         client.start()
         return client

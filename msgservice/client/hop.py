@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from msgservice.client.acked import Acked, highest_of
 from msgservice.client.handed import HandedRun
 from msgservice.client.runs import HandedRuns
-from msgservice.connection import Connection
+from msgservice.connection import Connection, Prover
 from msgservice.core.audiences import (
     AUDIENCE_NAMES_MAX,
     GONE_AUDIENCES_MAX,
@@ -101,7 +101,8 @@ class NodeHop:
 
     `sequence`: the last one that was ever given. `new_incarnation` fires with a fresh secret
     (SEMANTICS 5), kept where the outbox is kept. `disk`: the outbox, where it is a file; see
-    `client.disk.DiskOutbox`. What an earlier process left in it is read as the node takes it.
+    `client.disk.DiskOutbox`. What an earlier process left in it is
+    read as the node takes it. `prover`: the login at the node, or None.
     """
 
     _logger = Logger()
@@ -119,6 +120,7 @@ class NodeHop:
         clock: IReactorTime,
         now: Callable[[], float],
         limits: Limits,
+        prover: Prover | None = None,
     ) -> None:
         self.name = name
         self.incarnation = incarnation
@@ -142,6 +144,7 @@ class NodeHop:
         self._new_incarnation = new_incarnation
         self._disk = disk
         self._clock, self._now, self._limits = clock, now, limits
+        self._prover = prover
         self._window = window
         self._audience_parts = AudienceParts(0)  # of the connection
         self._receivers = Checked(check_name, limits.subjects)
@@ -180,7 +183,9 @@ class NodeHop:
 
     def connect(self) -> Connection:
         """Return a connection of this hop, for a channel that is about to open."""
-        return Connection(self, clock=self._clock, now=self._now, limits=self._limits)
+        return Connection(
+            self, clock=self._clock, now=self._now, limits=self._limits, prover=self._prover
+        )
 
     def number(self, runs: Sequence[Run]) -> None:
         """Number runs: give each its sequences."""

@@ -192,6 +192,7 @@ class Session:
         self.peer_hello: Hello | None = None
         self.failed: ProtocolError | None = None
         self._hello_sent = False
+        self._logs_in = False  # this side does: it said the first AUTH
         self._hello_due: Hello | None = None  # it waits for the end of the login
         self._is_authenticated = False  # the login is over
         self._owes_auth = False  # in a login it is this side's turn
@@ -356,6 +357,7 @@ class Session:
     def auth(self, data: bytes) -> None:
         """Say a step of a login: a client its first before all else, else the answer to one."""
         assert self.state is State.AUTHENTICATING or not self._hello_sent, self.state
+        self._logs_in = self._logs_in or not self._owes_auth
         self.state = State.AUTHENTICATING
         self._owes_auth = False
         self._out.append(Auth(data))
@@ -375,7 +377,9 @@ class Session:
 
         A client does so at once, a node when it was greeted.
         """
-        if self.state is State.AUTHENTICATING:
+        if self.state is State.CLOSED:
+            return
+        if self._logs_in and not self._is_authenticated:
             self._hello_due = hello
             return
         self._hello_sent = True

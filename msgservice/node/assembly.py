@@ -34,6 +34,7 @@ from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.greeting import Greeter
+from msgservice.node.login import NobodyLogsIn
 from msgservice.node.operations import Operations
 from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
@@ -105,6 +106,7 @@ def assemble(
     def make_peer(dialled: Outlet | None) -> Peer:
         return Peer(
             dialled,
+            gate=NobodyLogsIn(),
             greeter=greeter,
             acceptance=acceptance,
             commits=commits,

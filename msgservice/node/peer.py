@@ -48,10 +48,10 @@ from msgservice.errors import (
     ContentChanged,
     FrameTooLarge,
     MalformedFrame,
-    NotAuthenticated,
     ProtocolError,
     UnexpectedFrame,
 )
+from msgservice.identity.principal import Principal
 from msgservice.limits import Limits
 from msgservice.message import count_of, decode_messages
 from msgservice.node.acceptance import Acceptance
@@ -60,6 +60,7 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress, Senders
+from msgservice.node.login import Gate, PeerLogin
 from msgservice.node.outlet import Outlet
 from msgservice.node.replies import busy, refusal_of
 from msgservice.node.status_frames import StatusFrames
@@ -160,6 +161,7 @@ class Peer:
         self,
         dialled: Outlet | None = None,
         *,
+        gate: Gate,
         greeter: Greeter,
         acceptance: Acceptance,
         commits: Commits,
@@ -172,6 +174,7 @@ class Peer:
         limits: Limits,
     ) -> None:
         self.name = ""
+        self.principal: Principal | None = None  # who a login has shown it to be
         self.connection: Connection | None = None
         self.ingress: Ingress | None = None
         self.outlet: Outlet | None = None  # of the receiver that it says it is
@@ -182,6 +185,7 @@ class Peer:
         self.number = 0  # rises with each connection of the node
         self._seat: Outlet | None = None  # the outlet while it feeds this: SEATED and DRAINING
         self._dialled = dialled
+        self._gate = gate
         self._greeter = greeter
         self._acceptance = acceptance
         self._commits = commits
@@ -206,11 +210,12 @@ class Peer:
     def channel_up(self, connection: Connection) -> None:
         """The node waits to be greeted, or for a login."""
         self.connection = connection
-        connection.auth_received = self._auth_received
+        login = PeerLogin(self._gate, connection, self._logged_in)
+        connection.auth_received = login.received
         self._register.up(self)
 
-    def _auth_received(self, data: bytes) -> None:
-        raise NotAuthenticated("no login is offered here")
+    def _logged_in(self, principal: Principal) -> None:
+        self.principal = principal
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """A HELLO came: the greeter checks it, and answers."""

@@ -26,9 +26,11 @@ from twisted.python.failure import Failure
 
 from msgservice.clock import monotonic_of, timed
 from msgservice.codecs import decode_content
+from msgservice.connection import Prover
 from msgservice.core.frames import ReceiveOptions
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import CannotListen, LimitReached, LogFailed, MsgServiceError, check_runs
+from msgservice.identity.prover import prover_of
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import INTEGER_MAX, Limits, is_integer, messages_and_bytes
 from msgservice.receiver.handling.engine import Handling
@@ -176,19 +178,26 @@ class Receiver(Service):
         *,
         subjects: Sequence[str] | None = None,
         start: str | int | datetime = "new",
+        user: str | None = None,
+        password: str | None = None,
+        token: str | None = None,
     ) -> Attachment:
         """Dial a node, for ever, and receive what matches `subjects` from it.
 
         `subjects`: patterns; None: those that the node's configuration has for this name.
         `start`: "new", "first", a position or a time (aware datetime), from which on a receiver
-        that the node does not know yet gets messages. Raises `BadAddress`, `BadSubject`.
+        that the node does not know yet gets messages. `user` with `password`, or `token`: the
+        login at that node, as with `connect`. Raises `BadAddress`, `BadSubject`, `BadValue`.
         """
         transport = self.transports.find(address)
+        prover = prover_of(self.reactor, user=user, password=password, token=token)
 
         def dial(make_user: Callable[[], IChannelUser]) -> IConnector:
             return transport.connector(self.reactor, address, make_user, self.limits)
 
-        return self.attach_through(dial, address=address, subjects=subjects, start=start)
+        return self.attach_through(
+            dial, address=address, subjects=subjects, start=start, prover=prover
+        )
 
     def attach_through(
         self,
@@ -197,10 +206,12 @@ class Receiver(Service):
         address: str,
         subjects: Sequence[str] | None = None,
         start: str | int | datetime = "new",
+        prover: Prover | None = None,
     ) -> Attachment:
         """Attach by any means: `dial(make_user)` returns the service that connects.
 
         It calls `make_user() -> IChannelUser` for each channel. `address` is for people.
+        `prover`: the login.
         """
         receive = ReceiveOptions(
             subjects=_patterns(subjects, self.limits),
@@ -208,7 +219,7 @@ class Receiver(Service):
             order=self._reception.order,
             shared=self._shared,
         )
-        attachment = Attachment(self._reception, address, receive, dial)
+        attachment = Attachment(self._reception, address, receive, dial, prover)
         self.ways.append(attachment)
         if self._state is State.READY:
             attachment.start()

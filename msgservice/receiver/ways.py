@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from msgservice.connection import STOPPING, Connection
+from msgservice.connection import STOPPING, Connection, Prover
 from msgservice.core.frames import ReceiveOptions
 from msgservice.interfaces import IChannelUser, ITransport
 from msgservice.receiver.handling.work import NodeIncarnation
@@ -36,11 +36,22 @@ class FindsTransport(Protocol):
 
 
 class Way(ABC):
-    """One way to the receiver. `node`: the name that the node gave last, or None."""
+    """One way to the receiver. `node`: the name that the node gave last, or None.
+
+    `prover`: the login at the nodes that it leads to. None where they dial: whoever can do that is
+    no node by it, and hears no login.
+    """
 
     _logger = Logger()
 
-    def __init__(self, reception: Reception, address: str, receive: ReceiveOptions) -> None:
+    def __init__(
+        self,
+        reception: Reception,
+        address: str,
+        receive: ReceiveOptions,
+        prover: Prover | None = None,
+    ) -> None:
+        self._prover = prover
         self.address = address
         self.node: str | None = None
         self._ended = ""  # why the last connection did
@@ -67,7 +78,12 @@ class Way(ABC):
         here = self.reception
         owner = NodeConnection(self)
         return Connection(
-            owner, clock=here.reactor, now=here.now, limits=here.limits, takes=owner.takes
+            owner,
+            clock=here.reactor,
+            now=here.now,
+            limits=here.limits,
+            takes=owner.takes,
+            prover=self._prover,
         )
 
     def opened(self, node: str, incarnation: str) -> None:
@@ -137,9 +153,14 @@ class Attachment(Way):
     """
 
     def __init__(
-        self, reception: Reception, address: str, receive: ReceiveOptions, dial: Dial
+        self,
+        reception: Reception,
+        address: str,
+        receive: ReceiveOptions,
+        dial: Dial,
+        prover: Prover | None = None,
     ) -> None:
-        super().__init__(reception, address, receive)
+        super().__init__(reception, address, receive, prover)
         self.is_over = False
         self.is_replaced = False
         self._connector = dial(self.make_user)

@@ -10,19 +10,36 @@ import pytest
 from twisted.logger import LogEvent
 
 from msgservice.connection import Connection
-from msgservice.core.frames import KINDS, Bye, ReceiveOptions, ResumeFrame, Transfer, encode_frame
+from msgservice.core.frames import (
+    KINDS,
+    Auth,
+    Bye,
+    ReceiveOptions,
+    ResumeFrame,
+    Transfer,
+    encode_frame,
+)
 from msgservice.core.session import State
+from msgservice.credentials import THIS_PROCESS
 from msgservice.limits import Limits
 from msgservice.message import Status
 from tests.bounds.cases import ANSWERS, largest, reads, smallest
 from tests.bounds.meter import LIMIT, Meter, TooMuchWork
 from tests.bounds.stage import NodeStage, TurnClock, hello
 from tests.kit.clients import ClientWorld
+from tests.kit.logins import PASSWORD, LoginGate, QuickProver, users_with
 from tests.kit.node_double import Pipe
 from tests.kit.receiver_world import World
 
 IN_FLIGHT = 8192
-STATES = (State.GREETING, State.RESUMING, State.OPEN, State.CLOSING, State.CLOSED)
+STATES = (
+    State.GREETING,
+    State.AUTHENTICATING,
+    State.RESUMING,
+    State.OPEN,
+    State.CLOSING,
+    State.CLOSED,
+)
 NO_LIMIT = 1 << 60
 GROWTH = 2.5  # of what twice the input may cost
 # A frame is not cut over turns.
@@ -56,19 +73,23 @@ def hear(connection: Connection, frames: list[bytes], meter: Meter, clock: Any) 
         pass
 
 
-def node_connection() -> tuple[Connection, Any]:
+def node_connection(*, logs_in: bool = False) -> tuple[Connection, Any]:
     stage = NodeStage()
-    return stage.bare(), stage.clock
+    connection = stage.bare()
+    if logs_in:
+        users = users_with(shop=PASSWORD)
+        LoginGate(stage.clock, users).watch(connection, lambda principal: None)
+    return connection, stage.clock
 
 
-def client_connection() -> tuple[Connection, Any]:
-    world = ClientWorld(start=False)
+def client_connection(*, logs_in: bool = False) -> tuple[Connection, Any]:
+    world = ClientWorld(start=False, prover=QuickProver() if logs_in else None)
     connection = world.client._hop.connect()
     _open(connection, world)
     return connection, world.clock
 
 
-def receiver_connection() -> tuple[Connection, Any]:
+def receiver_connection(*, logs_in: bool = False) -> tuple[Connection, Any]:
     world = World(attach=False)
     made: list[Any] = []
 
@@ -85,7 +106,8 @@ def receiver_connection() -> tuple[Connection, Any]:
         made.append(make_user)
         return Dialler()
 
-    world.receiver.attach_through(dial, address="bounds")
+    prover = QuickProver() if logs_in else None
+    world.receiver.attach_through(dial, address="bounds", prover=prover)
     connection = made[0]()
     _open(connection, world)
     return connection, world.clock
@@ -114,9 +136,10 @@ def test_the_largest_and_the_most_frames_of_each_kind_in_each_state(
 ) -> None:
     inputs = [[encode_frame(frame)] for frame in largest()[kind]] + [reads(smallest(kind))]
     for frames in inputs:
-        connection, clock = ROLES[role]()
+        connection, clock = ROLES[role](logs_in=state is State.AUTHENTICATING)
         for frame in said_before(role, state):
             connection.frames_received([frame])
+        assert (state is State.AUTHENTICATING) == connection.is_logging_in
         if state is State.CLOSED:
             connection.session.lost()
         meter = Meter()
@@ -129,6 +152,10 @@ def test_the_largest_and_the_most_frames_of_each_kind_in_each_state(
 
 
 def said_before(role: str, state: State) -> list[bytes]:
+    if state is State.AUTHENTICATING:
+        # A client has said its first by itself.
+        first = QuickProver().exchange(THIS_PROCESS).begin()
+        return [encode_frame(Auth(first))] if role == "node" else []
     if state is State.GREETING:
         return []
     if state is State.RESUMING:

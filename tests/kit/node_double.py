@@ -32,11 +32,13 @@ from msgservice.core.frames import (
 )
 from msgservice.core.inbox import Inbox
 from msgservice.credentials import THIS_PROCESS
-from msgservice.errors import FrameTooLarge
+from msgservice.errors import FrameTooLarge, NotAuthenticated
+from msgservice.identity.principal import Principal
 from msgservice.interfaces import IChannel, IChannelUser, IConnector
 from msgservice.limits import Limits
 from msgservice.message import Action, Status, WireMessage, decode_messages
 from msgservice.records import Resume
+from tests.kit.logins import LoginGate
 
 Refusal = tuple[Action, int, str] | tuple[Action, int, str, int, str]  # … code, about
 
@@ -174,7 +176,7 @@ class _Watched:
     """Passes all on, and tells the connector of the end."""
 
     def __init__(self, user: IChannelUser, connector: MemoryConnector) -> None:
-        self._connector = connector
+        self._user, self._connector = user, connector
         self.channel_opened = user.channel_opened
         self.frames_received = user.frames_received
         self.channel_failed = user.channel_failed
@@ -183,7 +185,7 @@ class _Watched:
 
     def channel_lost(self, reason: str) -> None:
         self._lost(reason)
-        self._connector._failed(reason)
+        self._connector._failed(getattr(self._user, "refusal", None) or reason)  # as `Connector`
 
 
 class Stored:
@@ -223,6 +225,8 @@ class NodeDouble:
         self.states: dict[str, list[StatusFrame]] = {}
         self._audiences: dict[tuple[str, ...], int] = {}
         self.name = "node"
+        self.gate: LoginGate | None = None  # then it asks for a login
+        self.logged_in: dict[Connection, Principal] = {}
         self._told: set[int] = set()
         self._unsaid: dict[Connection, list[Routed]] = {}  # goes before the ACK
         self._number = 0
@@ -274,9 +278,13 @@ class NodeDouble:
 
     def channel_up(self, connection: Connection) -> None:
         self.connections.append(connection)
+        if self.gate is not None:
+            self.gate.watch(connection, lambda who: self.logged_in.update({connection: who}))
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
         self.hellos.append(hello)
+        if self.gate is not None and connection not in self.logged_in:
+            raise NotAuthenticated("this node asks for a login")
         options = HelloOptions(max_batch=self.max_batch, window=self.window)
         connection.hello(Hello(VERSION, self.name, self.log_id, options))
         inbox = self.inboxes.setdefault(hello.incarnation, Inbox())

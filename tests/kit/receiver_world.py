@@ -33,11 +33,13 @@ from msgservice.core.refusal import refusal_in
 from msgservice.core.runs import Run, Settled
 from msgservice.credentials import THIS_PROCESS
 from msgservice.errors import FrameTooLarge, MalformedFrame, ProtocolError
+from msgservice.identity.principal import Principal
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
 from msgservice.message import Status, WireMessage, encode_messages, options_of
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import Origin, Resume
+from tests.kit.logins import LoginGate
 
 Body = bytes | WireMessage
 
@@ -180,6 +182,8 @@ class Node:
         self.says_receive = True
         self.knows = True  # False: it does not look at answers, for tests that send frames by hand
         self.losses: list[str] = []
+        self.gate: LoginGate | None = None  # by which others log in
+        self.logged_in: list[Principal] = []
         self._timer: Any = None
 
     # --- for tests
@@ -248,7 +252,8 @@ class Node:
     # --- Owner
 
     def channel_up(self, connection: Connection) -> None:
-        pass
+        if self.gate is not None:
+            self.gate.watch(connection, self.logged_in.append)
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
         self.hellos.append(hello)

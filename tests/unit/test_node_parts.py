@@ -868,6 +868,7 @@ def test_went_back_reads_the_log_for_what_was_taken_and_not_answered() -> None:
 
 def a_peer(expected: Outlet | None = None, **more: Any) -> Peer:
     collaborators: dict[str, Any] = {
+        "gate": double(),
         "greeter": double(),
         "acceptance": double(),
         "commits": double(),

@@ -71,6 +71,7 @@ class Scene:
         self.register = double(opened=lambda peer: True, replace=lambda outlet, peer: True)
         self.peer = Peer(
             self.outlet if is_dialled else None,
+            gate=double(),
             greeter=double(),
             acceptance=double(),
             commits=double(),
