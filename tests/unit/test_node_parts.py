@@ -994,6 +994,7 @@ def some_operations(**more: Any) -> Operations:
         ),
         "dead_letters": double(full=lambda row: None),
         "upkeep": double(refused=None),
+        "reload": list,
         "time": Time(Clock()),
     }
     return Operations(**(collaborators | more))
