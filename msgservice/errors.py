@@ -52,7 +52,12 @@ class FrameTooLarge(ProtocolError):
     wire_code = 3
 
     def __init__(self, size: int, size_max: int) -> None:
-        super().__init__(f"frame of {size} bytes, at most {size_max} allowed")
+        # The first bytes of a handshake, and of an alert, read as a length.
+        tls = " (they look like TLS: only one side has tls: in its address)"
+        looks_so = size >> 16 in (0x1603, 0x1503)
+        super().__init__(
+            f"frame of {size} bytes, at most {size_max} allowed{tls if looks_so else ''}"
+        )
         self.size, self.size_max = size, size_max
 
 

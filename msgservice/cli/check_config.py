@@ -9,10 +9,11 @@ import msgspec
 
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import CannotPrint, out
-from msgservice.config.config import Config, ReceiverConfig, load_config
+from msgservice.config.config import TLS_FILES, Config, ReceiverConfig, load_config
 from msgservice.errors import ConfigError
 from msgservice.limits import Limits, Rate
 from msgservice.receiver_options import OPTIONS
+from msgservice.transport.tcp.profiles import TlsProfile, TlsProfiles
 
 
 @click.command("check-config", short_help="Check a configuration FILE without starting anything.")
@@ -46,6 +47,10 @@ def check_config(file: str, as_json: bool) -> None:
 def _lines(config: Config) -> list[str]:
     lines = [f"name       {config.name or 'as the log says'}", f"data       {config.data}"]
     lines += [f"listens    {one.address}" for one in config.listen]
+    if config.tls != TlsProfiles():
+        warned = f"warned of {config.tls.warn_days:g} days before the end"
+        lines.append(f"tls        {_tls(config.tls.default)}; {warned}")
+        lines += [f"tls.{name}: {_tls(one)}" for name, one in config.tls.named.items()]
     lines += [f"receiver   {_told(one)}" for one in config.receivers]
     if config.rate is not None:
         lines.append(f"rate       {_rate(config.rate)}, of all receivers together")
@@ -54,6 +59,13 @@ def _lines(config: Config) -> list[str]:
         if value != limit.default:
             lines.append(f"limit      {limit.name} = {value}")
     return lines
+
+
+def _tls(profile: TlsProfile) -> str:
+    told = [
+        f"{key} {getattr(profile, key)}" for key in TLS_FILES if getattr(profile, key) is not None
+    ]
+    return "; ".join([*told, f"TLS {profile.minimum_version} at least"])
 
 
 def _told(receiver: ReceiverConfig) -> str:

@@ -55,7 +55,9 @@ def key_of(address: str) -> str:
     return SCHEMES_UNDER.get(scheme, scheme)
 
 
-def check_listener_address(key: str, address: str, *, insecure: bool) -> None:
+def check_listener_address(
+    key: str, address: str, *, insecure: bool, transports: Transports
+) -> None:
     """Raise where a listener cannot, or may not, be opened at `address`.
 
     `InsecureListener` where others than this machine could reach it (SEMANTICS 32).
@@ -63,14 +65,14 @@ def check_listener_address(key: str, address: str, *, insecure: bool) -> None:
     schemes = [key, *(scheme for scheme, other in SCHEMES_UNDER.items() if other == key)]
     if parse_address(address).scheme not in schemes:
         raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in schemes))
-    check_listener(_transports().find(address), address, insecure=insecure)
+    check_listener(transports.find(address), address, insecure=insecure)
 
 
-def check_receiver_address(address: str) -> None:
-    """Raise where the node could not dial `address`."""
+def check_receiver_address(address: str, transports: Transports | None = None) -> None:
+    """Raise where the node could not dial `address`. `transports`: those of the node, if known."""
     scheme = parse_address(address).scheme
     try:
-        transport = _transports().find(address)
+        transport = (transports or _transports()).find(address)
     except BadAddress:
         if scheme in RECEIVER_SCHEMES_LATER:
             raise NotYetBuilt(f"a receiver at {scheme}:") from None

@@ -35,10 +35,13 @@ from msgservice.disk.filesystem import check_folder
 from msgservice.errors import BadValue, ConfigError
 from msgservice.limits import ORDERED, PARTS, Limits, Rate, contradictions, wrong_with
 from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions
+from msgservice.transport.registry import Transports
+from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, TlsProfiles
+from msgservice.transport.tcp.tls import check_profile
 
 DATA_DEFAULT = "var/msgservice"
 
-SECTIONS = ("node", "listen", "receiver", "rate", "limits")
+SECTIONS = ("node", "listen", "tls", "receiver", "rate", "limits")
 NODE_KEYS = ("name", "data", "insecure")
 RECEIVER_KEYS = (
     "name",
@@ -52,6 +55,10 @@ RECEIVER_TABLES = {
     table: tuple(option.key[1] for option in OPTIONS if option.key[0] == table)
     for table in dict.fromkeys(option.key[0] for option in OPTIONS if len(option.key) > 1)
 }
+TLS_FILES = ("certificate", "private_key", "trust_roots", "client_roots")
+PROFILE_KEYS = (*TLS_FILES, "minimum_version")  # of [tls] and of each [tls.NAME]
+TLS_KEYS = (*PROFILE_KEYS, "warn_days")
+WARN_DAYS_MAX = 3650
 RATE_KEYS = ("messages", "bytes", "burst_seconds")
 LISTENER_HINTS = {
     **{scheme: f"{scheme}: addresses stand under {key!r}" for scheme, key in SCHEMES_UNDER.items()},
@@ -71,6 +78,7 @@ def _places() -> dict[str, str]:
     tables = {
         "[node]": NODE_KEYS,
         "[listen]": LISTENERS,
+        "[tls]": TLS_KEYS,
         "[limits]": LIMIT_KEYS,
         "[rate]": RATE_KEYS,
         "a [[receiver]]": tuple(key for key in RECEIVER_KEYS if key not in SECTIONS),
@@ -120,6 +128,7 @@ class Config:
     data: Path = field(default_factory=lambda: Path(DATA_DEFAULT))
     insecure: bool = False  # listeners beyond this machine may open without authentication
     listen: tuple[ListenConfig, ...] = LISTEN_DEFAULT
+    tls: TlsProfiles = field(default_factory=TlsProfiles)  # what addresses with TLS leave out
     receivers: tuple[ReceiverConfig, ...] = ()
     rate: Rate | None = None  # of all receivers together
     limits: Limits = field(default_factory=Limits)
@@ -204,12 +213,15 @@ def _read(reader: Reader, folder: Path) -> Config:
         )
     insecure = reader.value(("node", "insecure"), bool, False)
     limits = _limits(reader)
+    tls = _tls(reader, folder)
+    transports = Transports(tls=tls)
     return Config(
         name=name,
         data=absolute_path(folder / data),
         insecure=insecure,
-        listen=_listen(reader, folder, insecure),
-        receivers=_receivers(reader, folder, limits),
+        listen=_listen(reader, folder, insecure, transports),
+        tls=tls,
+        receivers=_receivers(reader, folder, limits, transports),
         rate=_rate(reader, ("rate",)),
         limits=limits,
     )
@@ -242,7 +254,51 @@ def _limits(reader: Reader) -> Limits:
     return Limits(**given)
 
 
-def _listen(reader: Reader, folder: Path, insecure: bool) -> tuple[ListenConfig, ...]:
+def _tls(reader: Reader, folder: Path) -> TlsProfiles:
+    """Return the profiles of TLS: [tls] itself, and each table in it."""
+    table = reader.value(("tls",), Table, {})
+    names = [key for key, value in table.items() if key not in TLS_KEYS and type(value) is dict]
+    reader.table(("tls",), (*TLS_KEYS, *names))
+    for name in names:
+        reader.table(("tls", name), PROFILE_KEYS)
+        reader.check(("tls", name), check_name, name)
+    days = reader.value(("tls", "warn_days"), float, WARN_DAYS)
+    if not 0 <= days <= WARN_DAYS_MAX:
+        reader.problem(("tls", "warn_days"), f"must be from 0 to {WARN_DAYS_MAX}, not {days}")
+    return TlsProfiles(
+        default=_profile(reader, ("tls",), folder),
+        named={name: _profile(reader, ("tls", name), folder) for name in names},
+        warn_days=days,
+    )
+
+
+def _profile(reader: Reader, path: KeyPath, folder: Path) -> TlsProfile:
+    """Return the profile at `path`; nothing in place of what cannot be used."""
+    files = {}
+    for key in TLS_FILES:
+        value = reader.value((*path, key), str, None)
+        if value == "":
+            reader.problem((*path, key), "must name a file")
+        elif value is not None:
+            files[key] = str(absolute_path(folder / value))
+    version = reader.value((*path, "minimum_version"), str, VERSIONS[0])
+    if version not in VERSIONS:
+        allowed = " or ".join(map(shown, VERSIONS))
+        reader.problem((*path, "minimum_version"), f"must be {allowed}, not {shown(version)}")
+        version = VERSIONS[-1]
+    profile = TlsProfile(**files, minimum_version=version)
+    for wrong in check_profile(profile):
+        # A certificate that has its key in the same file names no other.
+        key = wrong.key if wrong.key in files else "certificate"
+        reader.problem((*path, key), str(wrong))
+        unusable: dict[str, Any] = {wrong.key: None}
+        profile = replace(profile, **unusable)
+    return profile
+
+
+def _listen(
+    reader: Reader, folder: Path, insecure: bool, transports: Transports
+) -> tuple[ListenConfig, ...]:
     table = reader.value(("listen",), Table, None)
     if table is None:
         return LISTEN_DEFAULT
@@ -251,7 +307,7 @@ def _listen(reader: Reader, folder: Path, insecure: bool) -> tuple[ListenConfig,
     found: list[ListenConfig] = []
     for transport in known:
         path = ("listen", transport)
-        check = partial(check_listener_address, transport, insecure=insecure)
+        check = partial(check_listener_address, transport, insecure=insecure, transports=transports)
         value = reader.value(path, str | list[str], [])
         for text in [value] if isinstance(value, str) else value:
             listener = ListenConfig(transport=transport, address=absolute_address(text, folder))
@@ -263,7 +319,9 @@ def _listen(reader: Reader, folder: Path, insecure: bool) -> tuple[ListenConfig,
     return tuple(found)
 
 
-def _receivers(reader: Reader, folder: Path, limits: Limits) -> tuple[ReceiverConfig, ...]:
+def _receivers(
+    reader: Reader, folder: Path, limits: Limits, transports: Transports
+) -> tuple[ReceiverConfig, ...]:
     tables = reader.value(("receiver",), list[Table], [])
     if len(tables) > limits.receivers:
         reader.problem(
@@ -273,7 +331,7 @@ def _receivers(reader: Reader, folder: Path, limits: Limits) -> tuple[ReceiverCo
     named: dict[str, KeyPath] = {}
     for index in range(len(tables)):
         path = ("receiver", index)
-        receiver = _receiver(reader, path, folder, limits)
+        receiver = _receiver(reader, path, folder, limits, transports)
         if receiver is None:
             continue
         if receiver.name in named:
@@ -284,7 +342,9 @@ def _receivers(reader: Reader, folder: Path, limits: Limits) -> tuple[ReceiverCo
     return tuple(found)
 
 
-def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> ReceiverConfig | None:
+def _receiver(
+    reader: Reader, path: KeyPath, folder: Path, limits: Limits, transports: Transports
+) -> ReceiverConfig | None:
     """Return the receiver at `path`; None where it has no usable name."""
     reader.table(path, RECEIVER_KEYS)
     name = reader.required((*path, "name"), str)
@@ -292,7 +352,8 @@ def _receiver(reader: Reader, path: KeyPath, folder: Path, limits: Limits) -> Re
     address = reader.value((*path, "address"), str, None)
     if address is not None:
         address = absolute_address(address, folder)
-        reader.check((*path, "address"), check_receiver_address, address)
+        check = partial(check_receiver_address, transports=transports)
+        reader.check((*path, "address"), check, address)
     receiver = ReceiverConfig(
         name=name or "",
         address=address,

@@ -207,6 +207,7 @@ def assemble(
         connections=connections,
         directory=directory,
         dispatch=dispatch,
+        tell_expiring=transports.tcp.tell_expiring,
         time=time,
         fatal=fatal,
     )

@@ -38,6 +38,7 @@ from msgservice.receiver.ways import Attachment
 from msgservice.records import ReceiverRow, Reread
 from msgservice.transport.local import local_connector
 from msgservice.transport.registry import Transports
+from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.waiters import Waiters
 
 LAST_GROUP = 1.0  # seconds that a stop gives the disk in any case
@@ -65,10 +66,10 @@ class Node(Service):
 
     `data`: the folder of its log, made if missing, or an `ILog`. `listen`: endpoint strings, none
     by default (an embedded node needs none: `node.client`). `receivers`: rows from the
-    configuration, brought into the log at start. `rates`: what each receiver may get, by its name;
-    `rate`: what all of them may get together. `rng`: for the jitter of delays. `failed`: called
-    with the error when it cannot start or go on, and the process must end then; by default that is
-    logged and the process ends with status 1.
+    configuration, brought into the log at start. `tls`: what addresses with TLS leave out. `rates`:
+    what each receiver may get, by its name; `rate`: what all of them may get together. `rng`: for
+    the jitter of delays. `failed`: called with the error when it cannot start or go on, and the
+    process must end then; by default that is logged and the process ends with status 1.
     """
 
     _logger = Logger()
@@ -83,6 +84,7 @@ class Node(Service):
         receivers: Sequence[ReceiverRow] = (),
         limits: Limits | None = None,
         insecure: bool = False,
+        tls: TlsProfiles | None = None,
         rate: Rate | None = None,
         rates: Mapping[str, Rate] | None = None,
         rng: Callable[[], float] | None = None,
@@ -96,7 +98,7 @@ class Node(Service):
         self.ports: list[IListeningPort] = []
         self.listeners: list[str] = []  # the same for people, each with its own scheme
         self._rng = rng or random.SystemRandom().random
-        self.transports = Transports(rng=self._rng)
+        self.transports = Transports(rng=self._rng, tls=tls)
         self.is_running = False
         self.node_name = self._name = check_name(name) if name else ""
         self.log_id = ""

@@ -39,6 +39,7 @@ def build_service(config: Config, *, reactor: IReactorTime) -> Node:
         ],
         limits=config.limits,
         insecure=config.insecure,
+        tls=config.tls,
         rate=config.rate,
         rates={one.name: one.rate for one in config.receivers if one.rate is not None},
     )

@@ -1,6 +1,7 @@
 """The upkeep of a node: retention, and saying that messages are refused for want of room.
 
-Both once a second, while the node runs. What may go is decided by the log.
+Both once a second, while the node runs. What may go is decided by the log. And once an hour a look
+at the certificates in use, which expire whether or not anybody connects.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from msgservice.node.dispatch import Dispatch
 
 RETAIN_EVERY = 1.0  # seconds between two passes of retention
 SAY_AGAIN = 60.0  # seconds between two warnings that messages are refused
+LOOK_EVERY = 3600.0  # seconds between two looks at certificates
 REFUSED_FOR = 5.0  # seconds without a refusal, until it is said that they are taken again
 
 
 class Upkeep:
-    """The passes of retention. `fatal` is called with the error when the log cannot go on."""
+    """The passes of retention. `fatal` is called with the error when the log cannot go on.
+
+    `tell_expiring`: warns of certificates in use that expire soon, unless it just did.
+    """
 
     _logger = Logger()
 
@@ -37,6 +42,7 @@ class Upkeep:
         connections: Connections,
         directory: Directory,
         dispatch: Dispatch,
+        tell_expiring: Callable[[], None],
         time: Time,
         fatal: Callable[[LogFailed], None],
     ) -> None:
@@ -47,6 +53,8 @@ class Upkeep:
         self._dispatch = dispatch
         self._time = time
         self._fatal = fatal
+        self._tell_expiring = tell_expiring
+        self._looked_at: float | None = None
         self._running = False
         self._due: IDelayedCall | None = None
         self._refusing = False  # for want of room, and said so
@@ -76,6 +84,13 @@ class Upkeep:
 
     def _retain(self) -> None:
         self._due = None
+        now = self._time.now()
+        if self._looked_at is None or now >= self._looked_at + LOOK_EVERY:
+            self._looked_at = now
+            try:
+                self._tell_expiring()
+            except Exception:  # retention goes on whatever is wrong with files of certificates
+                self._logger.failure("looking at certificates in use")
         here, left = self._connections.take_presence()
         self._say_refusals()
         self._log.retain(int(self._time.now() * 1000), here, left).addCallbacks(

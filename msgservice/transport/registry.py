@@ -22,6 +22,7 @@ from msgservice.errors import BadAddress
 from msgservice.interfaces import ITransport
 from msgservice.records import Reread
 from msgservice.transport.addresses import parse_address
+from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.transport.tcp.transport import TcpTransport
 from msgservice.transport.udp.transport import UdpTransport
 
@@ -33,13 +34,18 @@ class Transports:
 
     Each has its own `TcpTransport`, so that limits on connections hold for a node, not for all
     nodes of a process. `register` before the first address of that scheme is used. `rng` (floats
-    from 0 to 1) spreads attempts and retransmissions of many.
+    from 0 to 1) spreads attempts and retransmissions of many. `tls`: the profiles of TLS, for what
+    addresses leave out.
     """
 
     def __init__(
-        self, more: Iterable[ITransport] = (), *, rng: Callable[[], float] = random.random
+        self,
+        more: Iterable[ITransport] = (),
+        *,
+        rng: Callable[[], float] = random.random,
+        tls: TlsProfiles | None = None,
     ) -> None:
-        self.tcp = TcpTransport(rng=rng)
+        self.tcp = TcpTransport(rng=rng, tls=tls)
         self._by_scheme: dict[str, ITransport] = {}
         self._plugins_known = False
         self.register(self.tcp)

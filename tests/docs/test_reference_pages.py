@@ -17,6 +17,7 @@ from msgservice.config import addresses as config_addresses
 from msgservice.config import config
 from msgservice.limits import LOWEST, ORDERED, PARTS, ZERO_ALLOWED, Limits
 from msgservice.tap import Options
+from tests.kit.certificates import Authority
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
@@ -69,6 +70,7 @@ def test_every_pair_of_limits_that_bound_each_other_is_documented() -> None:
     [
         ("## `[node]`", config.NODE_KEYS),
         ("## `[listen]`", config_addresses.listeners()),
+        ("## `[tls]`", config.TLS_KEYS),
         ("## `[[receiver]]`", config.RECEIVER_KEYS),
         ("## `[rate]`", config.RATE_KEYS),
     ],
@@ -100,11 +102,17 @@ def test_the_exit_codes_of_the_help_are_those_of_the_page() -> None:
 
 def test_the_example_is_a_right_configuration(tmp_path: Path) -> None:
     text = (DOCS / "configuration.md").read_text()
-    (example,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
+    example, of_tls = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
     file = tmp_path / "node.toml"
     # Whoever runs the tests may well not write there.
     file.write_text(example.replace("/var/lib", str(tmp_path)).replace("/run", str(tmp_path)))
     assert ("billing", "archive") == tuple(r.name for r in config.load_config(file).receivers)
+    authority = Authority(tmp_path)
+    authority.ca.cert_pem.write_to_path(str(tmp_path / "partners.pem"))
+    for name in ("node", "public"):
+        authority.issue(name)
+    file.write_text(of_tls.replace("/etc/msgservice", str(tmp_path)))
+    assert ["partners"] == list(config.load_config(file).tls.named)
 
 
 def defined_errors() -> dict[str, type[errors.MsgServiceError]]:

@@ -443,7 +443,7 @@ async def test_a_renewed_authority_is_trusted_by_who_dials_next(
     good = authority.ca_file.read_bytes()
     trustme.CA().cert_pem.write_to_path(str(authority.ca_file))
     client, connector = net.dial(f"tls:localhost:{port}:trustRoots={authority.ca_file}")
-    assert "certificate verify failed" in await attempt_fails(connector)
+    assert "of nobody who is trusted here" in await attempt_fails(connector)
     authority.ca_file.write_bytes(good)
     await client.until_opened()
 
@@ -461,7 +461,7 @@ async def test_a_certificate_for_another_name_is_refused(net: Net, authority: Au
     client, connector = net.dial(
         f"tls:localhost:{port}:trustRoots={authority.ca_file}:hostname=other.example"
     )
-    assert await attempt_fails(connector) == "TLS: the certificate is for another name"
+    assert "is for another name than other.example" in await attempt_fails(connector)
     assert client.events == []
 
 
@@ -469,7 +469,7 @@ async def test_a_certificate_for_another_name_is_refused(net: Net, authority: Au
 async def test_an_authority_that_we_do_not_trust_is_refused(net: Net, authority: Authority) -> None:
     port = await net.listen(authority.listener())
     client, connector = net.dial(f"tls:localhost:{port}")
-    assert "certificate verify failed" in await attempt_fails(connector)
+    assert "of nobody who is trusted here" in await attempt_fails(connector)
     assert client.events == []
 
 
@@ -530,8 +530,8 @@ async def test_a_client_of_tls_that_is_asked_for_no_certificate_shows_none(
 @pytest.mark.parametrize(
     ("rogue", "reason"),
     [
-        (False, "TLS: peer did not return a certificate"),
-        (True, "TLS: certificate verify failed"),
+        (False, "TLS: the other side shows no certificate"),
+        (True, "is of nobody who is trusted here"),
     ],
 )
 @pytest_twisted.ensureDeferred

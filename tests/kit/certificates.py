@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import trustme
@@ -16,8 +17,11 @@ class Authority:
         self.ca_file = folder / "ca.pem"
         self.ca.cert_pem.write_to_path(str(self.ca_file))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        issued = self.ca.issue_cert(name)
+    def issue(
+        self, name: str, *, begins: datetime | None = None, ends: datetime | None = None
+    ) -> tuple[Path, Path]:
+        """Write a key and a certificate for this name, and return their files."""
+        issued = self.ca.issue_cert(name, not_before=begins, not_after=ends)
         key, chain = self.folder / f"{name}.key", self.folder / f"{name}.crt"
         issued.private_key_pem.write_to_path(str(key))
         for number, pem in enumerate(issued.cert_chain_pems):

@@ -404,7 +404,7 @@ heartbeat = -1
         "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',
         "22: limits.heartbeat: must be at least 0.1, not -1.0",
-        "23: web: unknown key (allowed: node, listen, receiver, rate, limits)",
+        "23: web: unknown key (allowed: node, listen, tls, receiver, rate, limits)",
     ] == problems(file, text)
 
 

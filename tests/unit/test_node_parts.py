@@ -272,6 +272,7 @@ def test_upkeep_lets_the_log_retain_once_a_second() -> None:
         connections=double(take_presence=lambda: ([("shop", "i1")], [])),
         directory=double(),
         dispatch=double(refusing=0),
+        tell_expiring=lambda: None,
         time=Time(clock),
         fatal=never,
     )
@@ -291,6 +292,7 @@ def test_upkeep_goes_on_while_the_disk_has_no_room_and_logs_no_failure() -> None
         connections=double(take_presence=lambda: ([], [])),
         directory=double(),
         dispatch=double(refusing=0),
+        tell_expiring=lambda: None,
         time=Time(clock),
         fatal=never,
     )
@@ -313,6 +315,7 @@ def test_upkeep_goes_on_after_a_fault_of_its_own(logged_failures: list[LogEvent]
         connections=double(take_presence=lambda: ([], [])),
         directory=double(collect=collect),
         dispatch=double(refusing=0),
+        tell_expiring=lambda: None,
         time=Time(clock),
         fatal=never,
     )
@@ -334,12 +337,43 @@ def test_upkeep_says_that_the_log_cannot_go_on() -> None:
         connections=double(take_presence=lambda: ([], [])),
         directory=double(),
         dispatch=double(refusing=0),
+        tell_expiring=lambda: None,
         time=Time(clock),
         fatal=told.append,
     )
     upkeep.start()
     clock.advance(RETAIN_EVERY)
     assert ["gone"] == [str(error) for error in told]
+
+
+def test_upkeep_looks_at_certificates_at_the_start_and_once_an_hour(
+    logged_failures: list[LogEvent],
+) -> None:
+    clock = Clock()
+    log = a_log(retain=lambda now, here, left: succeed(False))
+    looked: list[float] = []
+
+    def look() -> None:
+        looked.append(clock.seconds())
+        raise OSError("a file of ours")
+
+    upkeep = Upkeep(
+        log,
+        commits=double(take_refusals=lambda: (None, 0)),
+        connections=double(take_presence=lambda: ([], [])),
+        directory=double(),
+        dispatch=double(refusing=0),
+        tell_expiring=look,
+        time=Time(clock),
+        fatal=never,
+    )
+    upkeep.start()
+    clock.pump([RETAIN_EVERY] * 7202)
+    upkeep.stop()
+    assert [1.0, 3601.0, 7201.0] == looked
+    assert 7202 == len(log.told("retain"))  # whatever was wrong with them
+    assert 3 == len(logged_failures)
+    logged_failures.clear()
 
 
 # --- who receives what

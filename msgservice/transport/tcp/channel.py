@@ -297,7 +297,7 @@ class FrameProtocol(Int32StringReceiver):
         self._stop_deadline()
         self._queue.clear()
         self._queued = 0
-        text = str(self._error) if self._error is not None else reason_of(reason)
+        text = str(self._error) if self._error is not None else reason_of(reason, self.transport)
         if self._user is not None:
             self._call(self._user.channel_lost, text)
         self._owner.channel_gone(self, text)

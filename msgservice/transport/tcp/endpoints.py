@@ -1,19 +1,20 @@
 """Endpoints for addresses: who is dialled, where is listened, and with which certificates.
 
     dial     tcp:HOST:PORT              [timeout, bindAddress]
-             tls:HOST:PORT (ssl: the same) [timeout, bindAddress, hostname, trustRoots,
-                                         certificate, privateKey]
+             tls:HOST:PORT (ssl: the same) [timeout, bindAddress, hostname, profile,
+                                         trustRoots, certificate, privateKey, minimumVersion]
              unix:PATH                  [timeout]
     listen   tcp:PORT                   [interface, backlog]
-             tls:PORT (ssl: the same)   [interface, backlog, privateKey, certificate (certKey),
-                                         trustRoots]
+             tls:PORT (ssl: the same)   [interface, backlog, profile, privateKey,
+                                         certificate (certKey), trustRoots, minimumVersion]
              unix:PATH                  [mode, backlog]
 
 Option names are those of Twisted's own endpoint strings. Listeners are on loopback unless
 `interface` says otherwise. `trustRoots` is a file or a folder of PEM certificates: for a client,
 who may have signed the server's certificate (default: the system's list); for a server, who must
 have signed its clients' (default: clients need none). Any other scheme is handed to Twisted, so
-that endpoint plugins work. `ssl:` is not: Twisted's client of that name checks no host name. What
+that endpoint plugins work. What an address with TLS leaves out is as its `profile` says, or the
+default one (`tcp.profiles`). `ssl:` is not: Twisted's client of that name checks no host name. What
 is made of certificates and keys is `tcp.tls`.
 """
 
@@ -38,8 +39,10 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint, IStreamServerEndpoint
 
+from msgservice.clock import wall_of
 from msgservice.errors import BadAddress
 from msgservice.transport.addresses import LOOPBACK, Address, ip_of, parse_address
+from msgservice.transport.tcp.profiles import OPTIONS as TLS_OPTIONS
 from msgservice.transport.tcp.tls import Tls
 
 CONNECT_TIMEOUT = 30.0  # seconds for one attempt to connect, Twisted's own default
@@ -109,10 +112,8 @@ def client_endpoint(
         address.only("timeout", "bindAddress")
         return _dial(reactor, address)
     if address.scheme in ("tls", "ssl"):
-        address.only(
-            "timeout", "bindAddress", "hostname", "trustRoots", "certificate", "privateKey"
-        )
-        creator = (tls or Tls()).client(address)
+        address.only("timeout", "bindAddress", "hostname", *TLS_OPTIONS)
+        creator = (tls or Tls()).client(address, wall_of(reactor))
         return wrapClientTLS(creator, _dial(reactor, address), reactor)
     if address.scheme == "unix":
         address.only("timeout")
@@ -137,8 +138,8 @@ def server_endpoint(
         address.only("interface", "backlog")
         return _listen(reactor, address)
     if address.scheme in ("tls", "ssl"):
-        address.only("interface", "backlog", "privateKey", "certificate", "certKey", "trustRoots")
-        creator = (tls or Tls()).server(address)
+        address.only("interface", "backlog", "certKey", *TLS_OPTIONS)
+        creator = (tls or Tls()).server(address, wall_of(reactor))
         return wrapServerTLS(creator, _listen(reactor, address), reactor)
     if address.scheme == "unix":
         address.only("mode", "backlog")

@@ -6,13 +6,12 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
-from OpenSSL import SSL
-from service_identity import VerificationError
 from twisted.internet.tcp import Connection as TCPConnection
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from msgservice.limits import Limits
+from msgservice.transport.tcp.refusals import refusal_of, told
 
 
 def tune(transport: Any, limits: Limits) -> None:
@@ -42,14 +41,16 @@ def unwritten(transport: Any) -> int:
     return len(getattr(transport, "dataBuffer", b"")) - int(getattr(transport, "offset", 0))
 
 
-def reason_of(failure: Failure) -> str:
-    """Return in a few words why a connection failed or ended."""
+def reason_of(failure: Failure, transport: object = None) -> str:
+    """Return in a few words why a connection failed or ended, on `transport` if there was one."""
     error = failure.value
-    if isinstance(error, VerificationError):
-        return "TLS: the certificate is for another name"
-    if isinstance(error, SSL.Error):
-        reasons = [entry[-1] for entry in error.args[0]] if error.args else []
-        return f"TLS: {', '.join(reasons) or 'handshake failed'}"
+    if isinstance(transport, TLSMemoryBIOProtocol):
+        refusal = refusal_of(transport.getHandle())
+        if refusal is not None:
+            return f"TLS: {refusal}"
+    of_tls = told(error)
+    if of_tls is not None:
+        return f"TLS: {of_tls}"
     return failure.getErrorMessage().rstrip(".")
 
 

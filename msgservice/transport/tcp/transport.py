@@ -33,6 +33,7 @@ from msgservice.transport.tcp.endpoints import (
 )
 from msgservice.transport.tcp.listening import ChannelFactory, ConnectionCount, listen_on
 from msgservice.transport.tcp.pacing import Turn
+from msgservice.transport.tcp.profiles import TlsProfiles
 from msgservice.transport.tcp.tls import Tls
 
 
@@ -50,23 +51,24 @@ class _Unused(Clock):
 class TcpTransport:
     """Byte streams. `limits.connections` counts what one of these accepted, on all its ports.
 
-    `rng` (floats from 0 to 1) spreads the attempts of many that dial the same node.
+    `rng` (floats from 0 to 1) spreads the attempts of many that dial the same node. `tls`: for what
+    addresses with TLS leave out.
     """
 
     schemes = ("tcp", "tls", "ssl", "unix")  # and those of Twisted's endpoint plugins
 
-    def __init__(self, *, rng: Callable[[], float]) -> None:
+    def __init__(self, *, rng: Callable[[], float], tls: TlsProfiles | None = None) -> None:
         self._rng = rng
-        self._tls = Tls()
+        self._tls = Tls(tls)
         self.accepted = ConnectionCount()
 
     def check_dial(self, address: str) -> None:
         """See `ITransport`."""
-        client_endpoint(_Unused(), address)
+        client_endpoint(_Unused(), address, Tls(self._tls.profiles))
 
     def check_listen(self, address: str) -> str | None:
         """See `ITransport`."""
-        server_endpoint(_Unused(), address)
+        server_endpoint(_Unused(), address, Tls(self._tls.profiles))
         parsed = parse_address(address)
         if parsed.scheme == "unix":
             check_socket(parsed)
@@ -131,3 +133,7 @@ class TcpTransport:
     def reload(self) -> list[Reread]:
         """See `ITransport`."""
         return self._tls.reload()
+
+    def tell_expiring(self) -> None:
+        """Warn of certificates in use that expire soon, each once a day."""
+        self._tls.tell_expiring()
