@@ -18,13 +18,15 @@ from zlib import crc32
 import msgspec
 
 from msgservice.errors import MalformedFrame
-from msgservice.limits import INTEGER_MAX, NAME_BYTES_MAX
+from msgservice.limits import FRAME_OVERHEAD, INTEGER_MAX, NAME_BYTES_MAX
 
 Integer = Annotated[int, msgspec.Meta(ge=0, le=INTEGER_MAX)]
 Name = Annotated[str, msgspec.Meta(max_length=NAME_BYTES_MAX)]
 Headers = dict[str, str]
 
 ARRAY_HEADER_MAX = 5  # bytes of a msgpack array's header, at most
+# Bytes of `to` beside which subject, integers and headers still find the room that a frame has.
+TO_BYTES_FREE = FRAME_OVERHEAD - 1024
 
 FLAG_RETAIN = 1
 FLAG_REPLAY = 2
@@ -46,6 +48,14 @@ class RunOptions(msgspec.Struct, frozen=True, gc=False):
     ttl: int | None = None  # ms
     delay: int | None = None  # ms
     flags: int = 0
+
+    @property
+    def excess_bytes(self) -> int:
+        """The bytes of a long `to` that are taken from what a frame has for messages."""
+        if self.to is None:
+            return 0
+        size = sum(len(name.encode()) + 2 for name in self.to)
+        return max(0, size - TO_BYTES_FREE)
 
 
 PLAIN = RunOptions()

@@ -32,7 +32,6 @@ from msgservice.core.runs import Settled
 from msgservice.core.subjects import check_name, check_subject
 from msgservice.errors import (
     ClientClosed,
-    MsgServiceError,
     NotYetBuilt,
 )
 from msgservice.interfaces import IChannelUser, IConnector
@@ -233,7 +232,10 @@ class Client:
             and not retain
         ):
             # The usual case, and the one that is measured: another body for a run that grows.
-            gather = self._growing.get(subject)
+            try:
+                gather = self._growing.get(subject)
+            except TypeError:  # it cannot be a key, so it is no subject either
+                gather = None
             if gather is not None and gather.plain and gather.bare:
                 flow = self._flow
                 size = len(content) + BARE_OVERHEAD
@@ -260,7 +262,7 @@ class Client:
                 return fail(NotYetBuilt(option))
         try:
             return self._send(subject, content, to, headers, id, require)
-        except (MsgServiceError, TypeError) as error:
+        except Exception as error:  # also whatever content raises that is asked for its form
             return fail(error)
 
     def _send(
@@ -312,7 +314,7 @@ class Client:
             options = gathering.options(to, require)
             runs = gathering.prepare_run(subject, bodies, options, headers)
             self._flow.take_room(sum(run.count for run in runs), sum(run.size for run in runs))
-        except (MsgServiceError, TypeError) as error:
+        except Exception as error:  # see `send`
             return fail(error)
         waiter = joined([run.source for run in runs])
         for run in runs:
@@ -335,10 +337,10 @@ class Client:
             self._shutdown.check_open()
             subject = check_subject(subject)
             item, _ = self._gathering.prepare(content, headers, None, self._gathering.limit_of())
-        except (MsgServiceError, TypeError) as error:
+            if not 0 < timeout <= TIMEOUT_MAX:
+                raise ValueError(f"timeout must be above 0, at most {TIMEOUT_MAX} s")
+        except Exception as error:  # see `send`
             return fail(error)
-        if not 0 < timeout <= TIMEOUT_MAX:
-            return fail(ValueError(f"timeout must be above 0, at most {TIMEOUT_MAX} s"))
         return self._requests.call(subject, encode_mixed([item]), timeout)
 
     # --- hop.HopUser

@@ -9,7 +9,7 @@ Called by `client`; calls nothing but values. Sequences are given later (`client
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,7 +21,7 @@ from msgservice.codecs import encode_content
 from msgservice.core.runs import Run, producer_run
 from msgservice.core.subjects import check_name, check_subject, exact, is_reserved
 from msgservice.errors import BadName, BadSubject, MessageTooLarge, Refused
-from msgservice.limits import FRAME_OVERHEAD, MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
+from msgservice.limits import MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
 from msgservice.message import (
     ARRAY_HEADER_MAX,
     FLAG_REQUIRE,
@@ -39,8 +39,6 @@ from msgservice.message import (
 # save little: what is left per run is below a tenth of what a Deferred per message costs.
 RUN_MESSAGES = 200
 BARE_OVERHEAD = 6  # bytes of a message beside its body, at most, when it is nothing but a body
-# What a TRANSFER has beside messages and `to`: subject, integers, headers. PROTOCOL allows 8 KiB.
-TO_BYTES_FREE = FRAME_OVERHEAD - 1024
 
 _encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
 
@@ -120,10 +118,7 @@ class Gathering:
 
     def limit_of(self, options: RunOptions = PLAIN) -> int:
         """Bytes of a run's messages; a long `to` takes its room from them."""
-        if options.to is None:
-            return self._run_bytes
-        size = sum(len(name.encode()) + 2 for name in options.to)
-        return self._run_bytes - max(0, size - TO_BYTES_FREE)
+        return self._run_bytes - options.excess_bytes
 
     # --- verbs
 
@@ -199,14 +194,16 @@ class Gathering:
         limit: int,
     ) -> Prepared:
         """Return the message; `MessageTooLarge`, or `TypeError` where content has no form."""
-        body, headers = encode_content(content, headers)
+        checked = _checked_headers(headers)
+        body, headers = encode_content(content, checked)
         if len(body) > self._body_bytes:
             raise MessageTooLarge(len(body), self._body_bytes)
         if not headers and own_id is None:
             size = len(body) + BARE_OVERHEAD
             item: bytes | msgspec.Raw = body
         else:
-            headers = _checked_headers(headers)
+            if headers is not checked:  # a codec has said more
+                headers = _checked_headers(headers)
             if own_id is not None:
                 own_id = _checked_id(own_id)
             item = msgspec.Raw(_encode(WireMessage(body, headers, own_id)))
@@ -259,8 +256,12 @@ def _bytes_in(bodies: Sequence[Any]) -> int:
 
 
 def _checked_headers(headers: Headers | None) -> Headers | None:
+    if not headers:
+        return None
+    if not isinstance(headers, Mapping):
+        raise Refused(f"headers: a dict of names and values, not {type(headers).__name__}")
     checked = {}
-    for name, value in (headers or {}).items():
+    for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise Refused(f"header {name!r}: names and values are text")
         name, value = exact(name), exact(value)
@@ -270,7 +271,7 @@ def _checked_headers(headers: Headers | None) -> Headers | None:
         except UnicodeEncodeError:
             raise Refused(f"header {name!r} is no UTF-8") from None
         checked[name] = value
-    return checked or None
+    return checked
 
 
 def _checked_id(own_id: str) -> str:

@@ -172,7 +172,7 @@ class Flight:
         while in_flight.size < stop_at and (run := first_ready()) is not None:
             if self._is_one_too_many(run):
                 break
-            if run.size > self.batch_max and self._is_larger(run):
+            if (run.size > self.batch_max or run.options.to is not None) and self._is_larger(run):
                 continue
             if not self._may_leave(run, allow):
                 break
@@ -246,19 +246,23 @@ class Flight:
     def _is_larger(self, run: Run) -> bool:
         """Cut a run to what the other side takes; True if it takes nothing of it.
 
-        A run that waits for another try is cut to its first message.
+        A run that waits for another try is cut to its first message. A long `to` leaves less room:
+        what the other side takes may be less than when the messages were gathered.
         """
-        if run.size <= self.batch_max:
+        names = run.options.excess_bytes
+        most = self.batch_max - names
+        if run.size <= most:
             return False
-        fitting = parts_of(run).fitting(run.part, run.part + run.count, self.batch_max)
+        fitting = parts_of(run).fitting(run.part, run.part + run.count, most)
         if run.state == WAITING:
             fitting = min(1, fitting)
         if run.count > 1:
             self._backlog.split(run, run.first + max(1, fitting))
-        if run.size <= self.batch_max:
+        if run.size <= most:
             return False
         if self._larger_is_dead:
-            reason = f"message of {run.size} bytes, the receiver takes {self.batch_max}"
+            beside = f" and {names} of names in `to`" if names else ""
+            reason = f"message of {run.size} bytes{beside}, the receiver takes {self.batch_max}"
             self._backlog.settle(run, Status.DEAD, Refusal(Action.DEAD, reason))
         else:
             self.larger = run

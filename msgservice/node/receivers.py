@@ -7,6 +7,7 @@ configuration come in here as well (`configure`).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,8 +76,10 @@ class Receivers:
         self._limits = limits
         self._time = time
         self._rng = rng
-        self._changes = 0  # of the directory, not stored yet
-        self._changed: Waiters[None] = Waiters()
+        self._last_change = 0  # number of the newest change of the directory
+        self._unstored: dict[int, None] = {}  # numbers of those that are not stored, rising
+        # Who waits for all changes up to a number; rising.
+        self._waiting: deque[tuple[int, Waiters[None]]] = deque()
         self._removing: dict[int, Waiters[int]] = {}  # receiver number -> who waits for it
 
     # --- starting
@@ -398,9 +401,10 @@ class Receivers:
     # --- storing
 
     def _store(self, row: ReceiverRow) -> Deferred[None]:
-        self._changes += 1
+        self._last_change += 1
+        self._unstored[self._last_change] = None
         stored = self._commits.receiver(row)
-        stored.addCallback(self._change_stored)
+        stored.addCallback(self._change_stored, self._last_change)
         return stored
 
     def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
@@ -409,13 +413,21 @@ class Receivers:
         if row.number not in self._removing:
             self._store(row)
 
-    def _change_stored(self, _: None) -> None:
-        self._changes -= 1
-        if not self._changes:
-            self._changed.fire(None)
+    def _change_stored(self, _: None, number: int) -> None:
+        del self._unstored[number]
+        waiting = self._waiting
+        oldest = next(iter(self._unstored), self._last_change + 1)
+        while waiting and waiting[0][0] < oldest:
+            waiting.popleft()[1].fire(None)
 
     def stored(self) -> Deferred[None]:
-        """Fire when all changes of the directory so far are stored."""
-        if not self._changes:
+        """Fire when all changes of the directory so far are stored.
+
+        Those that come later are not waited for: they may never cease.
+        """
+        if not self._unstored:
             return succeed(None)
-        return self._changed.wait()
+        waiting = self._waiting
+        if not waiting or waiting[-1][0] != self._last_change:
+            waiting.append((self._last_change, Waiters()))
+        return waiting[-1][1].wait()

@@ -5,7 +5,7 @@ SEMANTICS 1 (floor), 3 (resending in order), 4, 5, 6, 11 (`status_from`), 26 (wi
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
@@ -931,3 +931,44 @@ def test_a_new_incarnation_that_raises_once_is_tried_again(logged: list[LogEvent
     world.advance(100.0)
     assert world.client.connected
     assert "incarnation-2" == world.node.hellos[-1].incarnation
+
+
+def released() -> memoryview:
+    view = memoryview(b"abc")
+    view.release()
+    return view
+
+
+class Formless:
+    def __len__(self) -> int:
+        raise RuntimeError("asked")
+
+
+WRONG: dict[str, tuple[type[Exception], Callable[[Any], Deferred[Any]]]] = {
+    "a list as subject": (TypeError, lambda c: c.send(["a"], b"x")),
+    "a dict as subject": (TypeError, lambda c: c.send({}, b"x")),
+    "pairs as headers": (Refused, lambda c: c.send("a", b"x", headers=[("a", "b")])),
+    "text as headers": (Refused, lambda c: c.send("a", b"x", headers="a")),
+    "a number as name": (Refused, lambda c: c.send("a", "x", headers={5: "x"})),
+    "a number as type": (Refused, lambda c: c.send("a", b"x", headers={"content-type": 5})),
+    "a number as the type of text": (
+        Refused,
+        lambda c: c.send("a", "x", headers={"content-type": 5}),
+    ),
+    "a view that was released": (ValueError, lambda c: c.send("a", released())),
+    "such a view among many": (ValueError, lambda c: c.send_many("a", [released()])),
+    "bodies that fail": (RuntimeError, lambda c: c.send_many("a", Formless())),
+    "pairs as headers of many": (Refused, lambda c: c.send_many("a", [b"x"], headers=[("a", "b")])),
+    "text as timeout": (TypeError, lambda c: c.request("$node.info", {}, timeout="5")),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_arguments_fail_the_deferred_and_raise_nothing(wrong: str) -> None:
+    world = ClientWorld()
+    kind, call = WRONG[wrong]
+    error_of(call(world.client), kind)
+    assert world.client.unanswered == 0
+    sent = world.client.send("a", b"after it")
+    world.settle()
+    assert now(sent).sequence == 1

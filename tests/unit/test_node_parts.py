@@ -447,6 +447,19 @@ def test_receivers_make_one_that_attaches_and_say_when_that_is_stored() -> None:
     assert [None] == when
 
 
+def test_receivers_wait_for_no_change_that_comes_later() -> None:
+    asked = AskedReceivers()
+    told: list[int] = []
+    for n in range(20):  # one is stored, and another has come by then: there is never none
+        asked.receivers.attaching("toggling", [f"orders.{n}"], None)
+        asked.receivers.stored().addCallback(lambda _: told.append(len(told)))
+        if n:
+            asked.stored.pop(0).callback(None)
+        assert list(range(n)) == told
+    asked.on_disk()
+    assert list(range(20)) == told
+
+
 def test_receivers_dial_one_that_was_added_while_they_run_only() -> None:
     asked = AskedReceivers()
     for name, dialled in (("before", 0), ("since", 2)):  # one that is there is dialled by `start`

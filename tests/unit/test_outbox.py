@@ -9,13 +9,15 @@ import random
 
 import pytest
 
-from msgservice.core.frames import Transfer
+from msgservice.core.frames import Transfer, encode_frame
 from msgservice.core.refusal import Refusal
 from msgservice.core.runs import Run
 from msgservice.errors import NeverSent
+from msgservice.limits import Limits
 from msgservice.message import (
     Action,
     BareMessage,
+    RunOptions,
     Status,
     decode_messages,
     encode_messages,
@@ -577,6 +579,24 @@ def test_a_message_too_large_for_the_other_side_is_dead_where_that_is_asked_for(
     ack(outbox, 1, 1)
     ack(outbox, 3, 3)
     assert_empty(outbox, 3)
+
+
+@pytest.mark.parametrize("size", [50_000, 30_000])
+def test_names_in_to_leave_less_room_for_messages(size: int) -> None:
+    """They were gathered for a side that took more: this one gets smaller frames, or none."""
+    names = tuple(f"receiver-{n:05}" for n in range(2000))  # 24,832 bytes more than a frame has
+    outbox = make_outbox(batch_max=65_536, larger_is_dead=True)
+    messages = encode_messages([BareMessage(b"y" * size), BareMessage(b"y" * 20_000)])
+    options = RunOptions(names)
+    transfers = offer(outbox, Run(1, 2, "a", "a", messages, len(messages), 0, options=options))
+    fits = size == 30_000
+    assert [t.sequence for t in transfers] == [1, 2] if fits else [2]
+    frame_max = Limits(max_batch=65_536).frame_bytes
+    assert all(len(encode_frame(t)) <= frame_max for t in transfers)
+    dead = [one.reason for one in outbox.backlog.take_settled()]
+    assert [f"message of {size + 5} bytes and 24832 of names in `to`" in r for r in dead] == (
+        [] if fits else [True]
+    )
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 
 from msgservice.core.frames import Ack, Nack, Transfer
@@ -535,3 +536,51 @@ def test_the_order_that_the_node_answers_holds() -> None:
     node.offer([b"1", b"2"])
     world.run()
     assert waiting.given == [b"1", b"2"]
+
+
+def run_one_call(clock: Clock) -> None:
+    """Have what is due first happen, and nothing that it brings: `advance` goes on with that."""
+    call = clock.calls.pop(0)
+    call.called = 1
+    clock.rightNow = max(clock.rightNow, call.getTime())
+    call.func(*call.args, **call.kw)
+
+
+@pytest.mark.parametrize("size", [1, 40])
+def test_a_slow_handler_has_one_slice_of_a_turn_however_many_runs_a_read_brought(size: int) -> None:
+    turns: list[int] = []
+
+    def handle(message: ReceivedMessage) -> None:
+        world.clock.rightNow += 0.02
+        turns[-1] += 1
+
+    world = World(handle)
+    turns.append(0)
+    for n in range(0, 80, size):  # before anything is delivered: they come in one read
+        world.node.offer([b"%d" % (n + k) for k in range(size)], "abcd"[n % 4])
+    while sum(turns) < 80:
+        run_one_call(world.clock)
+        turns.append(0)
+    assert sum(turns) == 80
+    assert max(turns) <= 4  # a slice, and the message in which it ends
+
+
+def test_runs_of_one_message_say_nothing_of_how_fast_a_long_run_is() -> None:
+    slow = False
+    longest = 0.0
+
+    def handle(message: ReceivedMessage) -> None:
+        if slow:
+            world.clock.rightNow += 0.02
+
+    world = World(handle)
+    for _ in range(500):
+        world.node.offer([b"x"])
+    world.run()
+    slow = True
+    world.node.offer([b"x"] * 200)
+    while world.node.backlog.cursor < 700:
+        before = world.clock.rightNow
+        run_one_call(world.clock)
+        longest = max(longest, world.clock.rightNow - before)
+    assert longest <= 0.08

@@ -37,7 +37,7 @@ from msgservice.receiver.received import ReceivedMessage
 
 SLICE_SECONDS = 0.05  # handlers run so long in one turn of the reactor, then others have theirs
 # Messages between two looks at the clock: as many as took about a quarter of a slice last time.
-CHUNK_MIN, CHUNK_MAX = 16, 256
+CHUNK_MAX = 256
 CHUNK_SECONDS = SLICE_SECONDS / 4
 LANES_KEPT = 1000  # lanes without work, of one node, that are kept for when there is some
 
@@ -73,8 +73,9 @@ class Handling:
         self._ready: deque[Lane] = deque()
         self._calls: set[HandlerCall] = set()
         self._touched: set[NodeIncarnation] = set()
-        self._chunk = CHUNK_MIN
-        self._until = 0.0  # when the slice is over; 0: it has not begun
+        self._chunk = 1
+        self._until = 0.0  # when the slice of the turn that runs is over; 0: it has not begun
+        self._is_turn = False  # `_turn` runs
         self._is_pumping = False
         self._begun: list[ReceivedMessage] = []  # what the step that runs has still to handle
         self._is_inside = False  # a connection's turn: `turn_ended` follows
@@ -271,11 +272,16 @@ class Handling:
     def _turn(self) -> None:
         self._turn_call = None
         self._until = 0.0
+        self._is_turn = True
         if self._idle is not None:  # a handler has stopped the receiver, and its step is over
             self._abandon_all()
             if not self._calls:
                 self._is_idle()
-        self._pump()
+        try:
+            self._pump()
+        finally:
+            self._is_turn = False
+            self._until = 0.0
         self._flush()
 
     def _flush(self) -> None:
@@ -294,25 +300,33 @@ class Handling:
         """Take steps of ready lanes. Never inside itself, whatever a handler sets off."""
         if self._is_pumping or not self._ready:
             return
+        began = self._now()
+        until = self._until
+        if not until:
+            until = began + SLICE_SECONDS
+            if self._is_inside or self._is_turn:
+                self._until = until  # of all the frames of a read together
+        elif began >= until:
+            self._schedule()
+            return
         self._is_pumping = True
         try:
             ready, calls = self._ready, self._calls
-            began = self._now()
-            if not self._until:
-                self._until = began + SLICE_SECONDS
             while ready and len(calls) < self._concurrency and not self.is_stopping:
                 lane = ready.popleft()
                 lane.is_ready = False
                 if not lane.queue or lane.behind or (lane.running and lane.key is not None):
                     continue  # something that the handler set off got it ready meanwhile
+                work = lane.queue[0]
+                at = work.at
                 try:
-                    self._advance(lane, self._step(lane, lane.queue[0]))
+                    self._advance(lane, self._step(lane, work))
                 except Exception:  # not the handler's: see the steps
                     self._start_over(lane.node, Failure())
                 if ready:
                     ended = self._now()
-                    self._pace(ended - began, lane)
-                    if ended >= self._until:
+                    self._pace(ended - began, work.at - at)
+                    if ended >= until:
                         self._schedule()
                         return
                     began = ended
@@ -322,11 +336,14 @@ class Handling:
             if self.is_stopping:
                 self._schedule()
 
-    def _pace(self, seconds: float, lane: Lane) -> None:
-        """Choose how many messages are handled between two looks at the clock."""
+    def _pace(self, seconds: float, handled: int) -> None:
+        """Choose how many messages are handled between two looks at the clock.
+
+        That short runs were fast says nothing of long ones.
+        """
         if seconds > CHUNK_SECONDS * 2:
-            self._chunk = max(CHUNK_MIN, self._chunk // 4)
-        elif seconds < CHUNK_SECONDS / 4 and self._chunk < CHUNK_MAX and lane.queue:
+            self._chunk = max(1, min(self._chunk, int(handled * CHUNK_SECONDS / seconds)))
+        elif seconds < CHUNK_SECONDS / 4 and handled >= self._chunk and self._chunk < CHUNK_MAX:
             self._chunk *= 2
 
     def _advance(self, lane: Lane, goes_on: bool) -> None:
