@@ -56,7 +56,7 @@ def listen(
             receiver = Receiver(reactor, name=name, handler=printer.handle)
             watch = Watch(reactor, printer.done)
             try:
-                watch.start(receiver.attach(session.node, subjects=subjects or None))
+                watch.start(session.attach(receiver, subjects or None))
                 await printer.done
             finally:
                 watch.stop()

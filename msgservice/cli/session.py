@@ -7,17 +7,20 @@ there and nowhere else.
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from math import isnan
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import click
 import msgspec
+from click.core import ParameterSource
 from rich.console import RenderableType
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ReactorNotRunning
@@ -38,6 +41,7 @@ from msgservice.administration import Operation
 from msgservice.cli import signals
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import out
+from msgservice.cli.variables import PASSWORD, TOKEN
 from msgservice.client.client import Client
 from msgservice.clock import Reactor, timed
 from msgservice.errors import (
@@ -49,16 +53,24 @@ from msgservice.errors import (
     LogWentBack,
     MsgServiceError,
     NoResponder,
+    NotAuthenticated,
     PeerForgot,
     RequestFailed,
     RequestTimeout,
     UnknownReceiver,
 )
+from msgservice.identity.prover import LoginProver
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
 
+if TYPE_CHECKING:
+    from msgservice.identity.client_exchange import Login
+    from msgservice.receiver.receiver import Receiver
+    from msgservice.receiver.ways import Attachment
+
 NODE = "tcp:127.0.0.1:7410"
 SENDER = "msgservice-cli"
+LOOK_SECONDS = 0.1  # between two looks at why there is no connection
 SAY_AFTER = 1.0  # seconds after which people are told what is waited for
 # Seconds, half of them for answers: at its end a command has all that it waits for, or gave it up.
 STOP_TIMEOUT = 1.0
@@ -150,6 +162,7 @@ class Session:
     """One command that is being carried out."""
 
     node: str = NODE
+    login: Login | None = field(default=None, repr=False)
     as_json: bool = False
     timeout: float = TIMEOUT  # seconds for each answer
     verbose: bool = False
@@ -211,11 +224,12 @@ class Session:
             ),
             limits=limits,
             new_incarnation=lambda: secrets.token_hex(16),
+            prover=None if self.login is None else LoginProver(reactor, self.login),
         )
         client.start()
         try:
             try:
-                await self.in_time(reactor, client.when_connected())
+                await self._let_in(reactor, client)
             except NoAnswer:
                 raise NoAnswer(self.node, self.timeout, client.why().error) from None
             saying = self._say_refusal(reactor, client)
@@ -228,6 +242,47 @@ class Session:
                     saying.stop()
         finally:
             await client.close()
+
+    async def _let_in(self, reactor: Reactor, client: Client) -> None:
+        """Wait for the connection; `NotAuthenticated` where the node says that nobody is let in.
+
+        A client would try again for ever, and somebody may change the user meanwhile. Whoever
+        waits for a command would rather know.
+        """
+        waiting = client.when_connected()
+        why = ""
+
+        def look() -> None:
+            nonlocal why
+            state = client.why()
+            if state.code == NotAuthenticated.wire_code:
+                why = state.error or ""
+                waiting.cancel()
+
+        looking = LoopingCall(look)
+        looking.clock = reactor
+        looking.start(LOOK_SECONDS, now=False)
+        try:
+            await self.in_time(reactor, waiting)
+        except CancelledError:
+            if why:
+                raise NotAuthenticated(why) from None
+            raise
+        finally:
+            looking.stop()
+
+    def attach(self, receiver: Receiver, subjects: Sequence[str] | None) -> Attachment:
+        """Attach a receiver to the node, as who this command is."""
+        said = self.login
+        if said is None:
+            return receiver.attach(self.node, subjects=subjects)
+        return receiver.attach(
+            self.node,
+            subjects=subjects,
+            user=said.user or None,
+            password=said.password,
+            token=said.token,
+        )
 
     def _say_refusal(self, reactor: IReactorTime, client: Client) -> LoopingCall:
         """Say once why the node takes nothing for now, where that lasts."""
@@ -334,6 +389,21 @@ def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[.
         metavar="ADDRESS",
         help="Where the node listens.",
     )
+    @click.option(
+        "--user",
+        envvar="MSGSERVICE_USER",
+        show_envvar=True,
+        metavar="NAME",
+        help=f"Who logs in. The password is in {PASSWORD}, a token in {TOKEN}.",
+    )
+    @click.option(
+        "--profile",
+        type=click.Path(path_type=Path),
+        envvar="MSGSERVICE_PROFILE",
+        show_envvar=True,
+        metavar="FILE",
+        help="Where node, user, and password or token stand.",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
     @click.option(
         "--timeout",
@@ -346,9 +416,41 @@ def node_options(command: Callable[Concatenate[Session, P], None]) -> Callable[.
     @click.option("--verbose", is_flag=True, help="Say on standard error what happens.")
     @wraps(command)
     def with_session(
-        node: str, as_json: bool, timeout: float, verbose: bool, *args: P.args, **kwargs: P.kwargs
+        node: str,
+        user: str | None,
+        profile: Path | None,
+        as_json: bool,
+        timeout: float,
+        verbose: bool,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> None:
         session = Session(node=node, as_json=as_json, timeout=timeout, verbose=verbose)
+        if user or profile or os.environ.get(PASSWORD) or os.environ.get(TOKEN):
+            session = _as_somebody(session, user or None, profile)
         command(session, *args, **kwargs)
 
     return with_session
+
+
+def _as_somebody(session: Session, user: str | None, profile: Path | None) -> Session:
+    # Only here: SCRAM is none of the business of a command that logs in nowhere.
+    from msgservice.cli.login import choose
+
+    try:
+        chosen = choose(profile, user, environ=os.environ, ask=_ask if _is_attended() else None)
+    except ConfigError as error:
+        session.complain(error)
+        raise SystemExit(ExitCode.USAGE) from None
+    source = click.get_current_context().get_parameter_source("node")
+    named = session.node if source is not ParameterSource.DEFAULT else None
+    return replace(session, node=named or chosen.node or NODE, login=chosen.login)
+
+
+def _is_attended() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(user: str) -> str:
+    password: str = click.prompt(f"Password of {user}", hide_input=True, err=True)
+    return password

@@ -58,6 +58,7 @@ class Why:
     next_try: float | None  # seconds until it dials again, while it waits
     unanswered: int  # messages handed over that the node has not answered yet
     refusal: str | None = None  # why it takes nothing of them for now, where it said so
+    code: int = 0  # of the ERROR that ended the last connection, of either side; or 0
 
     def __str__(self) -> str:
         state = "connected" if self.connected else f"not connected ({self.error or 'dialling'})"
@@ -188,6 +189,7 @@ class Client:
             next_try=connector.next_attempt_in,
             unanswered=self.unanswered,
             refusal=self._hop.refusal or None,
+            code=0 if self.connected else self._hop.last_code,
         )
 
     # --- sending

@@ -130,6 +130,7 @@ class NodeHop:
         self.batch_max = limits.max_batch  # of the node, as last heard
         self.peer_name = ""
         self.last_error = ""
+        self.last_code = 0  # of the ERROR that ended the connection before, or 0
         self.refusal = ""  # why the node takes nothing of what it was sent last; no error
         loaded = disk.take_loaded() if disk is not None else []
         self.backlog = Backlog(
@@ -471,6 +472,8 @@ class NodeHop:
         self._leave(connection)
         self.last_error = reason
         code = connection.peer_error
+        failed = connection.session.failed
+        self.last_code = code or (0 if failed is None else failed.wire_code)
         if code == ContentChanged.wire_code:
             self._begin_anew(LogWentBack(self.peer_name, self.sequence, self.sequence))
         self._user.closed(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
+from twisted.internet.utils import getProcessOutputAndValue
 from twisted.python.failure import Failure
 
 from msgservice import Client, connect
@@ -22,6 +24,7 @@ from msgservice.identity.users import User, Users
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.endpoints import client_endpoint, server_endpoint
+from tests.integration.daemon import BIN
 from tests.kit.certificates import Authority
 from tests.kit.logins import PASSWORD, LoginGate, users_with, users_with_a_token
 from tests.kit.node_double import NodeDouble
@@ -241,3 +244,53 @@ async def test_a_login_computes_beside_the_reactor(site: Site) -> None:
 def _slow_users() -> Users:
     record = PasswordRecord.of(PASSWORD, iterations=300_000)
     return Users([User(name="shop", password=record)], secret=b"a secret of tests")
+
+
+# --- the command line
+
+
+async def command(*words: str, **environ: str) -> tuple[str, str, int]:
+    """What a command says, and how it ends; the node lives in this process."""
+    out, err, code = await getProcessOutputAndValue(
+        str(BIN / "msgservice"), words, env=os.environ | environ
+    )
+    return out.decode(), err.decode(), code
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_logs_in_with_a_profile(site: Site, tmp_path: Path) -> None:
+    port = await site.listen(site.authority.listener())
+    profile = tmp_path / "profile.toml"
+    profile.touch(mode=0o600)
+    profile.write_text(
+        f'node = "tls:localhost:{port}:trustRoots=ca.pem"\nuser = "shop"\npassword = "{PASSWORD}"\n'
+    )
+    _, err, code = await command("send", "orders.new", "one", "--profile", str(profile))
+    assert (0, "") == (code, err)
+    assert [b"one"] == site.node.bodies()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_with_a_wrong_password_says_so_at_once(site: Site) -> None:
+    port = await site.listen("tcp:0")
+    node = f"tcp:127.0.0.1:{port}"
+    words = ("send", "orders.new", "one", "--node", node, "--user", "shop", "--timeout", "30")
+    before = reactor.seconds()
+    _, err, code = await command(*words, MSGSERVICE_PASSWORD="wrong")
+    assert "msgservice: the other side says: wrong user or password (code 13)\n" == err
+    assert 1 == code
+    assert reactor.seconds() - before < 20
+    _, err, code = await command(*words, "--json", MSGSERVICE_PASSWORD="wrong")
+    assert '"error":"NotAuthenticated"' in err
+    _, _, code = await command(*words, MSGSERVICE_PASSWORD=PASSWORD)
+    assert 0 == code
+    assert [b"one"] == site.node.bodies()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_without_a_secret_dials_nobody(site: Site) -> None:
+    port = await site.listen("tcp:0")
+    _, err, code = await command("info", "--node", f"tcp:127.0.0.1:{port}", "--user", "shop")
+    assert "msgservice: user 'shop' has no password: set MSGSERVICE_PASSWORD" in err
+    assert 2 == code
+    assert [] == site.node.connections

@@ -1,0 +1,92 @@
+"""The login of a command, and the node that a profile names. No secret is ever an argument.
+
+    secret   MSGSERVICE_PASSWORD or MSGSERVICE_TOKEN, else the profile's, else asked for
+    user     --user, else MSGSERVICE_USER, else the profile's
+    node     --node, else MSGSERVICE_NODE, else the profile's, else the default
+
+The profile's secret is its own user's: who names another is not logged in with it. A profile is a
+file of its owner alone, like all files with secrets (`identity.private_files`).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from msgservice.cli.variables import PASSWORD, TOKEN
+from msgservice.config.addresses import absolute_address
+from msgservice.errors import BadValue, ConfigError
+from msgservice.identity.client_exchange import Login
+from msgservice.identity.private_files import read_private
+
+
+class _Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    node: str | None = None
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Profile({self.node!r}, {self.user!r})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The node of a profile, if it has one, and the login of a command, if there is one."""
+
+    node: str | None = None
+    login: Login | None = field(default=None, repr=False)
+
+
+def choose(
+    profile: Path | None,
+    user: str | None,
+    *,
+    environ: Mapping[str, str],
+    ask: Callable[[str], str] | None,
+) -> Chosen:
+    """Return who a command is. `ask` asks people for a user's password; None: there are none.
+
+    Raises `ConfigError`, which shows no secret.
+    """
+    said = _Profile() if profile is None else _read(profile)
+    password, token = environ.get(PASSWORD) or None, environ.get(TOKEN) or None
+    where = f"{PASSWORD} and {TOKEN}"
+    if password is None and token is None and user in (None, said.user):
+        password, token, where = said.password, said.token, str(profile)
+    if password is not None and token is not None:
+        raise ConfigError([f"{where}: a password and a token, only one can be the login"])
+    # A token knows its user: the profile's says nothing of one that came with the environment.
+    user = user or (None if token is not None else said.user)
+    if password is None and token is None:
+        if user is None:
+            return Chosen(node=said.node)
+        if ask is None:
+            raise ConfigError(
+                [f"user {user!r} has no password: set {PASSWORD} or {TOKEN}, or give --profile"]
+            )
+        password = ask(user)
+    try:
+        login = Login(user=user or "", password=password, token=token)
+    except BadValue as error:
+        raise ConfigError([f"the login cannot be used: {error}"]) from None
+    return Chosen(node=said.node, login=login)
+
+
+def _read(path: Path) -> _Profile:
+    data = read_private(path)
+    try:
+        values = tomllib.loads(data.decode())
+        said = msgspec.convert(values, _Profile)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ConfigError([f"{path}: {reason}"]) from None
+    except msgspec.ValidationError as error:
+        raise ConfigError([f"{path}: {error} (there are node, user, password and token)"]) from None
+    if said.node is None:
+        return said
+    return msgspec.structs.replace(said, node=absolute_address(said.node, path.absolute().parent))
