@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scramp.utils import saslprep
 
+from msgservice.core.frames import Auth, decode_frame
 from msgservice.credentials import Credentials
 from msgservice.errors import BadValue, NotAuthenticated
 from msgservice.identity.client_exchange import ClientExchange, Login
@@ -179,6 +182,16 @@ def test_a_token_that_is_wrong_or_has_expired_lets_nobody_in(secret: str, wall: 
     assert isinstance(deny, Deny)
     assert "the token is unknown, wrong or expired" == str(deny.error)
     assert 1 == throttle.records
+
+
+def test_the_login_of_the_page_is_one() -> None:
+    # docs/protocol.md, 11: its example is a first message, which the node answers.
+    page = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
+    (example,) = re.findall(r"^    (92 0b [0-9a-f ]+)$", page, re.MULTILINE)
+    frame = decode_frame(bytes.fromhex(example))
+    assert isinstance(frame, Auth)
+    assert isinstance(server().receive(frame.data), Say)
+    assert f"{AUTH_BYTES_MAX:,} bytes at most" in page
 
 
 # --- what is between them
