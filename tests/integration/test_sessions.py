@@ -395,6 +395,33 @@ async def test_what_is_for_a_remote_that_is_away_waits_in_a_node(tmp_path: Path)
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("host", ["::1", "0:0:0:0:0:0:0:1"])
+async def test_a_remote_listens_by_default_where_a_central_of_ipv6_dials_it(host: str) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+    central = Central(reactor, listen=r"tcp6:0:interface=\:\:1")
+    remote = Remote(reactor, (host, (await central.listen())[1]), id="shop")
+    assert (await remote.start())[0] == "::1"
+    await central.when_joined("shop").addTimeout(SECONDS, reactor)
+    await (await remote.send("up")).acknowledged()
+    await (await central.send("shop", "down")).acknowledged()
+    await remote.stopService()
+    await central.stopService()
+
+
+@pytest.mark.parametrize("host", ["10.0.0.5", "2001:db8::1", "::ffff:10.0.0.5"])
+def test_a_remote_of_a_central_elsewhere_is_told_to_say_where_it_listens(host: str) -> None:
+    with pytest.raises(ValueError, match=f"^listen: .* at {host} cannot dial it"):
+        Remote(reactor, (host, 1_602))
+    others: list[dict[str, Any]] = [{"announce_host": "10.0.0.6"}, {"acks": False}]
+    for options in ({"listen": "tcp:0"}, *others):
+        Remote(reactor, (host, 1_602), **options)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_remote_that_comes_over_a_unix_socket_is_dialled_on_this_machine(
     tmp_path: Path,
 ) -> None:

@@ -20,6 +20,7 @@ from msgservice.faces.sessions.envelope import Hello
 from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.remote import Ended, Remote
+from msgservice.faces.sessions.sender import _Wire
 from tests.kit.sessions_world import HOST, End, Process, SessionsWorld, _Client, _Port, _Server
 from tests.unit.test_sessions_abuse import Peer, Peers, dial, joined, listen, message
 
@@ -123,6 +124,117 @@ def test_remotes_of_one_host_that_never_join_leave_half_of_the_places_to_others(
     assert ("10.0.0.7", 20_000) in world.central.remotes
     world.run(45.0, step=0.05)  # and their places are free again
     joined(world)
+
+
+def test_one_host_has_no_more_remotes_than_remotes_per_host_whatever_their_ids(
+    logged: list[LogEvent],
+) -> None:
+    """A server at one port could be that of any number of remotes, and in turns for ever."""
+    world = SessionsWorld(limits=SessionLimits(remotes_per_host=3), accept_hosts=["10.0.0.7"])
+    remotes = [joined(world, name) for name in "abc"]
+    moved = dial(world)
+    moved.say(Hello(20_000, host="10.0.0.7", id="d", acks=True))
+    world.run(0.2)
+    assert moved.is_open
+    for hello in (Hello(20_001, id="e"), Hello(20_009, acks=True), Hello(20_009, id="d")):
+        peer = dial(world)
+        peer.say(hello)
+        world.run(0.2)
+        assert not peer.is_open
+    refused = [str(event["reason"]) for event in logged if "hello is" in str(event.get("reason"))]
+    assert refused == ["hello is refused: remotes_per_host = 3 reached"] * 3
+    assert set(world.central.remotes) == {"a", "b", "c", "d"}
+    for end in world.net.live():  # who has a place may come back, and each that is free is one
+        if end.getPeer().port == world.CENTRAL_PORT:
+            world.net.break_off(end)
+    world.run(2.0)
+    world.until(lambda: all(remote.is_joined for remote in remotes))
+    world.done(world.central.shutdown("a"))
+    world.done(remotes[0].when_shut_down())
+    joined(world, "e")
+    assert "e" in world.central.remotes
+
+
+def test_who_never_joins_does_not_let_the_sessions_of_others_be_forgotten() -> None:
+    world = SessionsWorld(limits=SessionLimits(sessions_kept=2, redial_seconds=3.0))
+    remote = joined(world, heartbeat_timeout=1e6)
+    world.done(world.done(remote.send("first")).acknowledged())
+    server = world.net.servers.pop(20_001)
+    left = world.central.when_left("shop")
+    break_all(world)
+    world.done(left)
+    for number in range(5):
+        dial(world).say(Hello(30_000 + number, acks=True))
+    world.run(10.0, step=0.05)
+    assert not world.central.remotes
+    world.net.servers[20_001] = server
+    break_all(world)
+    world.until(lambda: "shop" in world.central.remotes and world.central.remotes["shop"].is_joined)
+    world.done(world.done(remote.send("second")).acknowledged())
+    assert [(m.content, m.number) for m in world.at_central] == [("first", 1), ("second", 2)]
+
+
+def break_all(world: SessionsWorld) -> None:
+    for end in world.net.live():
+        world.net.break_off(end)
+
+
+# --- a remote that acknowledges nothing proves nothing
+
+
+@pytest.mark.parametrize("id_", ["till", None])
+def test_a_hello_without_acks_replaces_one_without_acks_at_once_and_gets_what_waits(
+    id_: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may say hello may be it: that is what `accept` and the address are for."""
+    monkeypatch.setattr(_Wire, "waits", lambda wire: wire.transport._out_bytes)
+    world = SessionsWorld()
+    first = listen(world, 20_000)
+    dial(world).say(Hello(20_000, id=id_))
+    key = id_ or (HOST, 20_000)
+    world.until(lambda: key in world.central.remotes and world.central.remotes[key].is_joined)
+    receipt = world.done(world.central.send(key, "to the first"))
+    world.done(receipt.acknowledged(), 1.0)  # its kernel has it: nothing is known of its handler
+    world.net.servers.pop(20_000)
+    break_all(world)
+    world.run(0.1)
+    waiting = world.done(world.central.send(key, "to who comes"))
+    port = 20_001 if id_ else 20_000
+    second = listen(world, port)
+    dial(world).say(Hello(port, id=id_))
+    world.done(waiting.acknowledged(), 5.0)
+    third = listen(world, 20_002) if id_ else second
+    if id_:
+        dial(world).say(Hello(20_002, id=id_))  # though the second is there, and reads
+        world.until(lambda: world.central.remotes[key].address[1] == 20_002)
+        world.until(lambda: world.central.remotes[key].is_joined)
+        world.run(0.5)
+        assert not second[0].is_open
+    world.done(world.done(world.central.send(key, "to the last")).acknowledged(), 1.0)
+    told = [
+        [getattr(item, "content", item) for peer in peers for item in peer.items()]
+        for peers in ([first, second, third] if id_ else [first, second])
+    ]
+    words: list[list[str]] = [["to the first"], ["to who comes"], ["to the last"]]
+    assert told == (words if id_ else [words[0], words[1] + words[2]])
+
+
+def test_a_hello_with_acks_ends_the_session_of_one_without_and_what_waits_for_it_fails() -> None:
+    left: list[str] = []
+    world = SessionsWorld(on_left=lambda member, reason: left.append(reason))
+    (server, *_) = [listen(world, 20_000)]
+    dial(world).say(Hello(20_000, id="till"))
+    world.until(lambda: "till" in world.central.remotes and world.central.remotes["till"].is_joined)
+    server[0].transport.pauseProducing()  # type: ignore[union-attr]  # it is connected
+    receipts = [world.done(world.central.send("till", "x" * 300_000)) for _ in range(3)]
+    remote = world.begin_remote("till", 20_001, id="till")
+    world.until(lambda: remote.is_joined)
+    assert left == ["it came back with acks changed"]
+    for receipt in receipts[1:]:
+        with pytest.raises((NotJoined, RemoteLeft)):
+            world.done(receipt.acknowledged())
+    world.done(world.done(world.central.send("till", "new")).acknowledged())
+    assert [m.content for m in world.at["till"]] == ["new"]
 
 
 def test_what_a_hello_says_that_nobody_stands_behind_fails_nothing_that_waits() -> None:
@@ -503,6 +615,44 @@ def test_an_address_has_one_spelling(
     assert peer.is_open is is_let_in
 
 
+# --- a remote listens where its central dials it
+
+
+@pytest.mark.parametrize(
+    ("dialled", "announced", "listens", "is_told"),
+    [
+        ("::1", None, HOST, True),
+        ("::1", None, "0.0.0.0", True),
+        ("::1", None, "::", False),
+        (HOST, None, HOST, False),
+        ("::ffff:127.0.0.1", None, HOST, False),
+        (HOST, None, "::", False),
+        (HOST, None, "0.0.0.0", False),
+        ("10.0.0.6", None, HOST, True),
+        ("10.0.0.6", HOST, HOST, False),
+        (HOST, "10.0.0.6", HOST, True),
+        (HOST, "till.example", HOST, False),  # a name may be any address
+        ("/run/central", None, HOST, False),
+    ],
+)
+def test_a_remote_says_where_its_central_will_dial_what_it_does_not_listen_at(
+    dialled: str,
+    announced: str | None,
+    listens: str,
+    is_told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: list[LogEvent],
+) -> None:
+    world = SessionsWorld()
+    monkeypatch.setattr(End, "getHost", lambda end: IPv6Address("TCP", dialled, end._host))
+    monkeypatch.setattr(_Port, "getHost", lambda port: IPv6Address("TCP", listens, port._port))
+    world.begin_remote("shop", 20_001, announce_host=announced, insecure=True)
+    world.run(0.5)
+    told = [event for event in logged if "will dial" in str(event.get("log_format"))]
+    expected = [(announced or dialled, listens)] if is_told else []
+    assert {(event["dialled"], event["server"]) for event in told} == set(expected)
+
+
 # --- arguments are looked at where they are given
 
 
@@ -543,7 +693,7 @@ def test_a_central_refuses_an_argument_that_is_none(options: dict[str, Any]) -> 
         {"central": (HOST,)},
         {"codec": SafeCodec},
         {"limits": {}},
-        {"listen": None},
+        {"listen": 1602},
         {"on_joined": 3},
         {"on_shutdown": 3},
         {"heartbeat_timeout": float("nan")},

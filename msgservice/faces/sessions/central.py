@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -146,6 +146,7 @@ class Central(Service):
         self._rng = rng
         self._dial = dial if dial is not None else self._by_name
         self._members: dict[Key, Member] = {}
+        self._per_host: Counter[str] = Counter()  # so many of them
         # Who says to be a remote that is joined, and what puts it in that one's place.
         self._candidates: dict[Key, tuple[Member, Inbound, Callable[[], None]]] = {}
         # Who has left may come back and go on where it was; the oldest is forgotten first.
@@ -420,8 +421,8 @@ class Central(Service):
             reason = "the central ends"
         elif inbound.owner is not None and inbound.owner.key != key:
             reason = "there was one of another remote on this connection"
-        elif key not in self._members:
-            reason = self._has_no_place(host)
+        else:
+            reason = self._has_no_place(key, host)
         if reason is not None:
             inbound.abort(f"hello is refused: {reason}")
             return False
@@ -489,7 +490,7 @@ class Central(Service):
             old = self._members.get(key)
             if old is not None:
                 old.replace()
-            self._members[key] = member
+            self._put(key, member)
 
         if has_to_prove and continues:
             account.announce(session)
@@ -521,13 +522,32 @@ class Central(Service):
         """Return the host that somebody is at: over a Unix socket this one."""
         return "127.0.0.1" if inbound.host == UNIX else inbound.host
 
-    def _has_no_place(self, host: str) -> str | None:
-        """Return why there is no place for a remote that is new."""
-        places, members = self._limits.remotes_max, self._members
+    def _put(self, key: Key, member: Member | None) -> None:
+        """Let a member be the one of its key; None: nobody is."""
+        old = self._members.pop(key, None)
+        if old is not None:
+            host = old.address[0]
+            self._per_host[host] -= 1
+            if not self._per_host[host]:
+                del self._per_host[host]
+        if member is not None:
+            self._members[key] = member
+            self._per_host[member.address[0]] += 1
+
+    def _has_no_place(self, key: Key, host: str) -> str | None:
+        """Return why there is no place for a remote, unless it has one."""
+        places, members, per_host = self._limits.remotes_max, self._members, self._per_host[host]
+        old = members.get(key)
+        if old is not None and old.address[0] == host:
+            return None
+        if per_host >= self._limits.remotes_per_host:
+            return f"remotes_per_host = {self._limits.remotes_per_host} reached"
+        if old is not None:
+            return None
         if len(members) >= places:
             return f"remotes_max = {places} reached"
         # Whoever can say hello could take all places with remotes that are not there.
-        if len(members) * 2 >= places:
+        if per_host * 2 >= places:
             away = sum(1 for m in members.values() if not m.is_joined and m.address[0] == host)
             if away * 2 >= places:
                 return f"half of remotes_max = {places} are of this host, and have not joined"
@@ -552,10 +572,11 @@ class Central(Service):
             inbound.abort(f"it has not proven to be the remote that is joined: {reason}")
             return
         if self._members.get(member.key) is member:
-            del self._members[member.key]
-            self._left[member.key] = member.account
-            while len(self._left) > self._limits.sessions_kept:
-                self._left.popitem(last=False)
+            self._put(member.key, None)
+            if member.account.was_confirmed:  # else who never joins would let others be forgotten
+                self._left[member.key] = member.account
+                while len(self._left) > self._limits.sessions_kept:
+                    self._left.popitem(last=False)
             if self._durable is not None and member.is_durable:
                 self._durable.detach(member)
         self._tell(self._on_left, member, reason)

@@ -47,6 +47,7 @@ class Account:
         self.incoming = Incoming()
         # Whose numbers go on: the last that the other side confirmed, and those begun since.
         self._sessions: list[str] = []
+        self.was_confirmed = False  # any of them, ever
 
     def knows(self, previous: Previous | None) -> bool:
         """Whether the numbers of a session go on, as the other side names it."""
@@ -79,6 +80,7 @@ class Account:
         `payload_bytes`: that it takes at once, if it says so. What is larger fails: only now, since
         anybody can say to be that side.
         """
+        self.was_confirmed = True
         if self.outgoing.session in self._sessions:
             del self._sessions[: self._sessions.index(self.outgoing.session)]
         self.outgoing.size_max = size_max = _size_max(payload_bytes)

@@ -22,6 +22,8 @@ class SessionLimits:
     remotes_max: int = 10_000
     """Remotes of one central; a hello beyond is refused. Those of one host that have not joined may
     be half of it."""
+    remotes_per_host: int = 1_000
+    """Remotes of one host, whatever their ids, joined or not; a hello beyond is refused."""
     sessions_kept: int = 10_000
     """Ended sessions of which the central remembers how far it had come, oldest forgotten first."""
     unhandled_messages: int = 1_000

@@ -47,11 +47,14 @@ from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
 from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage
 from msgservice.faces.sessions.hop import Account, Hop, prepare
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.faces.sessions.listener import LISTEN, Inbound, Listener, check_functions
+from msgservice.faces.sessions.listener import LISTEN, Inbound, Listener, check_functions, spelled
 from msgservice.faces.sessions.outgoing import Entry
 from msgservice.faces.sessions.sender import DIALS_MIN, Sender
+from msgservice.transport.addresses import ip_of, is_local_host
 from msgservice.waiters import Waiters
 
+LISTEN_IPV6 = r"tcp6:0:interface=\:\:1"
+EVERYWHERE = frozenset({"::", "0.0.0.0"})  # noqa: S104  # compared, not bound
 CENTRAL = "central"  # the key of its messages
 
 
@@ -79,8 +82,8 @@ class Remote(Service):
     Args:
         reactor: clock, sockets and threads.
         central: where the central listens: `(host, port)`, or a Twisted endpoint.
-        listen: its own server, a Twisted endpoint or its description; by default a port of
-            loopback that the kernel chooses.
+        listen: its own server, a Twisted endpoint or its description; by default a port that the
+            kernel chooses, of loopback: where `central` says `::1`, of that.
         id: the name by which it is known over restarts, one that a receiver can have, of at most
             200 characters; at a central with a node, messages wait for it then.
         codec: what content may be, the same as the central's (`SafeCodec()`).
@@ -97,6 +100,9 @@ class Remote(Service):
         tls: for its server, `twisted.internet.ssl.CertificateOptions`.
         insecure: whether its server may listen to others than this machine unauthenticated.
         rng: floats from 0 to 1, for the pauses between attempts to dial.
+
+    Raises `ValueError` where `central` is at an address that is not of this machine and there is no
+    `listen`: it would dial what nobody listens at.
     """
 
     _log = Logger()
@@ -106,7 +112,7 @@ class Remote(Service):
         reactor: IReactorTime,
         central: tuple[str, int] | IStreamClientEndpoint,
         *,
-        listen: str | IStreamServerEndpoint = LISTEN,
+        listen: str | IStreamServerEndpoint | None = None,
         id: str | None = None,  # noqa: A002  # the name that the field has everywhere
         codec: ISessionCodec | None = None,
         on_message: Callable[[SessionMessage], object] | None = None,
@@ -123,6 +129,14 @@ class Remote(Service):
     ) -> None:
         if not heartbeat_timeout > 0:
             raise ValueError(f"heartbeat_timeout = {heartbeat_timeout}: seconds above 0 are needed")
+        if isinstance(central, tuple):
+            if [type(part) for part in central] != [str, int] or not 0 < central[1] < 65_536:
+                raise ValueError(f"central = {central}: a host and a port are needed")
+        elif not IStreamClientEndpoint.providedBy(central):
+            raise TypeError(f"central = {central!r}: a host and a port, or an endpoint, are needed")
+        if listen is None:
+            is_dialled = acks and announce_host is None
+            listen = _near(central[0], is_dialled) if isinstance(central, tuple) else LISTEN
         self._reactor = timed(reactor)
         self._now = monotonic_of(reactor)
         check_functions(on_joined=on_joined, on_shutdown=on_shutdown)
@@ -157,12 +171,8 @@ class Remote(Service):
         self._ends_waited_for: Waiters[Ended] = Waiters()
         self._ending: Waiters[None] | None = None
         if isinstance(central, tuple):
-            if [type(part) for part in central] != [str, int] or not 0 < central[1] < 65_536:
-                raise ValueError(f"central = {central}: a host and a port are needed")
             host, port = central
             central = HostnameEndpoint(self._reactor, host, port, timeout=limits.dial_timeout)
-        elif not IStreamClientEndpoint.providedBy(central):
-            raise TypeError(f"central = {central!r}: a host and a port, or an endpoint, are needed")
         self._sender = Sender(
             self._reactor,
             central,
@@ -271,6 +281,7 @@ class Remote(Service):
         self._hop.connected()
         address = self.address
         assert address is not None
+        self._look_where_it_is_dialled(address[0])
         self._nonce = secrets.token_hex(8)
         hello = Hello(
             port=address[1],
@@ -284,6 +295,23 @@ class Remote(Service):
         self._hop.control(hello)
         if not self._acks:  # to those who speak so nobody says that they are joined
             self._join()
+
+    def _look_where_it_is_dialled(self, server: str) -> None:
+        """Say so where the central will dial what the own server does not listen at."""
+        dialled = self._announce_host or self._sender.host
+        if not self._acks or dialled is None or ip_of(dialled) is None or ip_of(server) is None:
+            return
+        if server in EVERYWHERE:
+            is_there = server == "::" or ip_of(spelled(dialled)).version == 4  # type: ignore[union-attr]  # it is an address
+        else:
+            is_there = spelled(server) == spelled(dialled)
+        if not is_there:
+            self._log.warn(
+                "the central will dial {dialled}, but the server of this remote listens at "
+                "{server}: say `listen`, or `announce_host`",
+                dialled=dialled,
+                server=server,
+            )
 
     def _reached(self) -> None:
         if not self._is_unanswered:  # else whom nobody answers says hello for ever
@@ -479,3 +507,18 @@ class Remote(Service):
             ending.fire(None)
         self._joins.fail(NotJoined("this remote has ended"))
         self._ends_waited_for.fire(end)
+
+
+def _near(host: str, is_dialled: bool) -> str:
+    """Return where a remote listens whose central is at a host, so that this can dial it."""
+    ip = ip_of(host)
+    if ip is None or (is_local_host(host) and ip_of(spelled(host)).version == 4):  # type: ignore[union-attr]  # it is an address
+        return LISTEN
+    if is_local_host(host):
+        return LISTEN_IPV6
+    if not is_dialled:
+        return LISTEN
+    raise ValueError(
+        f"listen: by default the server of a remote is of loopback, where a central at {host} "
+        "cannot dial it; an address that it can is needed"
+    )

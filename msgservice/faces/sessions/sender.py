@@ -213,6 +213,15 @@ class Sender:
         transport: Any = wire.transport
         return max(0, ROOM_BYTES - int(getattr(transport, "_tempDataLen", 0)))
 
+    @property
+    def host(self) -> str | None:
+        """The own address of the connection, which its server sees unless somebody is between."""
+        if self._wire is None:
+            return None
+        transport: Any = self._wire.transport
+        host: str | None = getattr(transport.getHost(), "host", None)
+        return host
+
     def kernel_waits(self) -> int:
         """Bytes written on this connection that the peer's kernel has not acknowledged."""
         return self._wire.waits() if self._wire is not None else 0
