@@ -15,7 +15,7 @@ import pytest
 from msgservice.faces.sessions.content import restricted, shapes
 from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.content.restricted import loads
-from msgservice.faces.sessions.content.shapes import PIECE_BYTES, PIECES_MAX, Shapes
+from msgservice.faces.sessions.content.shapes import PIECE_BYTES, PIECES_MAX, RECORDS_MAX, Shapes
 from msgservice.faces.sessions.errors import BadPayload
 
 HANDLER = logging.handlers.SocketHandler("127.0.0.1", 9)  # it dials only where it sends
@@ -204,6 +204,109 @@ def test_a_codec_that_has_seen_much_says_the_same_of_a_record_as_a_new_one(seed:
         assert repr(outcome(old.decode, payload)) == repr(outcome(RecordsCodec().decode, payload))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_like_of_a_record_that_is_kept_is_read_as_it_would_be_unread(seed: int) -> None:
+    """Whatever stands around the text and the times, others there are no other record."""
+    rng = random.Random(2_000 + seed)
+    codec, kept = RecordsCodec(), 0
+    texts = [
+        "",
+        "x",
+        "msg",
+        "name",
+        "shop",
+        "created",
+        "é\U0001f600\ud800",
+        "q\x04h\x04",
+        "y" * 300,
+    ]
+    for _ in range(1_000):
+        payload = changed(rng)
+        outcome(codec.decode, payload)
+        cut = shapes._cut(payload)
+        if cut is None:
+            continue
+        text = rng.choice(texts).encode("utf-8", "surrogatepass").decode("latin-1")
+        times = [rng.choice([0.0, -1.5, 1e300, float("inf"), rng.random()]) for _ in range(3)]
+        like = shapes._with(payload, cut, text, times)
+        assert repr(outcome(codec.decode, like)) == repr(outcome(RecordsCodec().decode, like))
+        kept += codec._shapes._records.get(pieces_of(like)) is not None
+    assert kept > 50
+
+
+def pieces_of(payload: bytes) -> tuple[bytes, ...]:
+    cut = shapes._cut(payload)
+    assert cut is not None
+    at, end, begin, last_at = cut
+    return (payload[:at], *((payload[end:begin],) if begin >= 0 else ()), payload[last_at:])
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_records_that_differ_by_text_and_times_are_unpickled_once(
+    is_full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(text: str) -> bytes:
+        if is_full:
+            return a_record(text=text, arguments=())
+        return pickle.dumps({"name": "shop", "levelno": 20, "msg": text}, 1)
+
+    codec = RecordsCodec()
+    payloads = [
+        make(text) for text in ("first", "", "a longer one \u20ac", '{"type": "heartbeat"}')
+    ]
+    first = codec.decode(payloads[0])
+    values = [pickle.loads(payload) for payload in payloads]
+    monkeypatch.setattr(codec, "_load", None)
+    found: Any = [codec.decode(payload) for payload in payloads]
+    for item, value in zip(found, values, strict=True):
+        assert repr(item.record) == repr(value)
+        assert item.content == value["msg"]
+        assert (item.session, item.number, item.failure) == (None, None, None)
+    assert found[3].logged is not None
+    found[1].record["name"] = "changed by its handler"
+    assert codec.decode(payloads[1]).record["name"] == "shop"  # type: ignore[union-attr,index]  # a message of a record
+    assert first == found[0]
+
+
+HEAD = b"}q\0(X\x04\0\0\0nameq\1X\1\0\0\0aq\2X\x03\0\0\0msgq\3"
+TIMES = (
+    b"X\x07\0\0\0createdq\x10G\0\0\0\0\0\0\0\0X\x05\0\0\0msecsq\x11G\0\0\0\0\0\0\0\0"
+    b"X\x0f\0\0\0relativeCreatedq\x12G\0\0\0\0\0\0\0\0"
+)
+NOT_KEPT = {
+    "the text again": (HEAD, b"q\4X\1\0\0\0cq\5h\4u."),
+    "the text as a key": (HEAD[:15] + HEAD[23:], b"q\4K\1u."),
+    "the text as a key, by the memo": (HEAD, b"q\4h\4K\1u."),
+    "msg again": (HEAD, b"q\4X\x03\0\0\0msgq\5X\1\0\0\0zq\6u."),
+    "msg again, by the memo": (HEAD, b"q\4h\3X\1\0\0\0zq\6u."),
+    "created again, by the memo": (HEAD, b"q\4" + TIMES + b"h\x10K\1u."),
+    "created again": (HEAD, b"q\4" + TIMES + b"X\x07\0\0\0createdq\x13K\1u."),
+    "what is no number": (HEAD, b"q\4X\1\0\0\0nG\x7f\xf8\0\0\0\0\0\0u."),
+    "too many": (HEAD, b"q\4" + b"".join(b"K%cN" % n for n in range(80)) + b"u."),
+    "a number": (HEAD, b"q\4X\x11\0\0\0msgservice_numberq\5K\1u."),
+    "arguments": (HEAD, b"q\4X\4\0\0\0argsq\5K\1u."),
+}
+
+
+@pytest.mark.parametrize("name", NOT_KEPT)
+def test_a_record_whose_text_or_times_say_more_than_that_is_read_each_time(name: str) -> None:
+    head, rest = NOT_KEPT[name]
+    codec = RecordsCodec()
+    for text in (b"first", b"second", b"name", b"msg", b""):
+        payload = head + b"X" + len(text).to_bytes(4, "little") + text + rest
+        assert Shapes().has(payload)
+        assert repr(outcome(codec.decode, payload)) == repr(outcome(RecordsCodec().decode, payload))
+    assert not any(codec._shapes._records.values())
+
+
+def test_text_that_is_no_utf_8_is_bad_though_its_shape_is_known() -> None:
+    codec = RecordsCodec()
+    for text, is_bad in ((b"good", False), (b"\xff", True), (b"\xed\xa0\x80", False)):
+        payload = HEAD + b"X" + len(text).to_bytes(4, "little") + text + b"q\4u."
+        assert (outcome(codec.decode, payload)[0] == "refused") is is_bad
+        assert outcome(codec.decode, payload) == outcome(RecordsCodec().decode, payload)
+
+
 def test_a_mapping_in_itself_is_refused_though_its_pieces_look_like_numbers_and_texts() -> None:
     codec = RecordsCodec()
     head = b"}q\0(X\x04\0\0\0nameq\1X\1\0\0\0aq\2X\x03\0\0\0msgq\3X\1\0\0\0bq\4"
@@ -243,8 +346,11 @@ def test_a_piece_that_is_known_is_not_known_in_another_place() -> None:
 
 def test_strangers_cannot_let_more_be_kept_than_its_limit() -> None:
     known = Shapes()
-    for n in range(2 * PIECES_MAX):
-        known.has(a_record(f"{n}" * 20, line=n, more=n))
+    for n in range(2 * RECORDS_MAX + 10):
+        payload = a_record(f"{n}" * 20, line=n, more=n)
+        known.has(payload)
+        known.keep(payload, pickle.loads(payload))
+    assert 0 < len(known._records) < RECORDS_MAX
     for kept in (known._heads, known._middles, known._lasts):
         assert 0 < len(kept) <= PIECES_MAX
         assert max(map(len, kept)) <= PIECE_BYTES + 2

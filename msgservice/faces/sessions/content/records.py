@@ -73,7 +73,10 @@ class RecordsCodec:
         known: dict[tuple[str, str], Any] = {}
         for cls in classes:
             known.update(registered(cls))
-        self._load: Callable[[bytes], Any] = _load_anything if objects else _loader(known)
+        self._shapes = Shapes()
+        self._load: Callable[[bytes], Any] = (
+            _load_anything if objects else _loader(self._shapes, known)
+        )
         self._classes = classes
         self.control_of = control_of
         self._logger, self._level = logger, level
@@ -161,6 +164,15 @@ class RecordsCodec:
     def decode(self, payload: bytes) -> Item:
         """See `ISessionCodec`."""
         try:
+            record = self._shapes.record(payload)
+        except UnicodeDecodeError:
+            record = None  # what reads all of it says what is wrong
+        if record is not None:  # it came from a logger, and there was one like it
+            content = record["msg"]
+            if content[:1] != "{":
+                return Message(content, None, None, record)
+            return self._item(content, record)
+        try:
             value = self._load(payload)
         except BadPayload as error:
             numbering = self.numbering(payload)
@@ -179,6 +191,8 @@ class RecordsCodec:
         if type(content) is str and type(arguments) in (tuple, dict) and arguments:
             content = _formatted(content, arguments)
         if session is None and number is None:
+            if type(content) is str and arguments is None:
+                self._shapes.keep(payload, value)
             return self._item(content, value)
         return Message(content, *check_numbering(session, number), value)
 
@@ -239,9 +253,9 @@ def _formatted(text: str, arguments: Any) -> str:
         return text
 
 
-def _loader(classes: Mapping[tuple[str, str], Any]) -> Callable[[bytes], Any]:
+def _loader(shapes: Shapes, classes: Mapping[tuple[str, str], Any]) -> Callable[[bytes], Any]:
     """Return `restricted.loads`, faster for records of loggers that it has seen."""
-    is_plain = Shapes().has
+    is_plain = shapes.has
 
     def load(payload: bytes) -> Any:
         if is_plain(payload):

@@ -8,15 +8,24 @@ A logger sends the same bytes around each of its messages, but for three times:
 A piece is kept once it is known to hold nothing but texts, numbers and None, one after the other:
 so a payload that is made of such pieces is one mapping, and no opcode of it can do anything else.
 What has another shape is nothing to this module: `restricted` reads each opcode of that.
+
+The same pieces around another text and other times make the same mapping but for those four values,
+unless one of them is taken from the memo again, or is a key. That is tried out once, with values
+that nobody can guess; from then on nothing of the payload is unpickled.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
+import secrets
 from struct import Struct
+from typing import Any
 
 PIECE_BYTES = 1_024
 PIECES_MAX = 1_000  # of each kind; beyond all are forgotten, and read again
+RECORDS_MAX = 2_000  # the same, of pieces that stand together; and so many attributes has each:
+ATTRIBUTES_MAX = 64
 
 _BEGIN = b"}q\0("  # a mapping, put into the memo as number 0, and what follows goes into it
 _END = b"u."
@@ -24,6 +33,10 @@ _MESSAGE = b"X\x03\0\0\0msgq"
 _KEY = len(_MESSAGE) + 1  # with the number in the memo
 _TEXT = ord("X")
 _length = Struct("<I").unpack_from
+_float = Struct(">d").pack
+_three = Struct(">x d 13x d 23x d").unpack_from  # the times, from their first opcode on
+_TIMES = ("created", "msecs", "relativeCreated")
+_BETWEEN = (slice(9, 22), slice(30, 53), slice(61, 61))  # what stands behind each
 _times = re.compile(
     rb"X\x07\0\0\0createdq.(G.{8}X\x05\0\0\0msecsq.G.{8}X\x0f\0\0\0relativeCreatedq.G.{8})",
     re.DOTALL,
@@ -43,19 +56,63 @@ class Shapes:
         self._middles: set[bytes] = set()
         self._lasts: set[bytes] = set()
 
+        self._records: dict[tuple[bytes, ...], dict[str, Any] | None] = {}
+
+    def record(self, payload: bytes) -> dict[str, Any] | None:
+        """Return the log record of a payload, if the like of it is kept; its `msg` is text.
+
+        Raises `UnicodeDecodeError` for text that is none.
+        """
+        cut = _cut(payload)
+        if cut is None:
+            return None
+        at, end, begin, last_at = cut
+        if begin >= 0:
+            kept = self._records.get((payload[:at], payload[end:begin], payload[last_at:]))
+            if kept is None:
+                return None
+            record = kept.copy()
+            record["created"], record["msecs"], record["relativeCreated"] = _three(payload, begin)
+        else:
+            kept = self._records.get((payload[:at], payload[end:]))
+            if kept is None:
+                return None
+            record = kept.copy()
+        record["msg"] = str(payload[at + 5 : end], "utf-8", "surrogatepass")  # as `pickle` does
+        return record
+
+    def keep(self, payload: bytes, value: dict[str, Any]) -> None:
+        """Keep the mapping that a payload holds, if it is plain, and all of its like differ by no
+        more than their text, which is `msg`, and their times.
+        """
+        cut = _cut(payload)
+        if cut is None:
+            return
+        at, end, begin, last_at = cut
+        middle = (payload[end:begin],) if begin >= 0 else ()
+        pieces = (payload[:at], *middle, payload[last_at:])
+        if pieces in self._records or not self.has(payload):
+            return
+        if len(self._records) >= RECORDS_MAX:
+            self._records.clear()
+        text, times = secrets.token_hex(16), [secrets.randbits(50) / 1024 for _ in _TIMES]
+        other = pickle.loads(_with(payload, cut, text, times))  # noqa: S301  # the same pieces
+        expected = {**value, "msg": text}
+        if begin >= 0:
+            expected.update(zip(_TIMES, times, strict=True))
+        is_kept = len(value) <= ATTRIBUTES_MAX and list(other.items()) == list(expected.items())
+        self._records[pieces] = dict(value) if is_kept else None
+
     def has(self, payload: bytes) -> bool:
         """Whether a payload is a mapping of texts, numbers and None, as a log record is."""
-        at = payload.find(_MESSAGE, 0, PIECE_BYTES) + _KEY
-        if at < _KEY or len(payload) < at + 5 or payload[at] != _TEXT:
+        cut = _cut(payload)
+        if cut is None:
             return False
-        end = at + 5 + _length(payload, at + 1)[0]
-        if len(payload) - end > 64 and (times := _times(payload, end, end + PIECE_BYTES)):
-            begin, last_at = times.span(1)
+        at, end, begin, last_at = cut
+        if begin >= 0:
             middle = payload[end:begin]
             if middle not in self._middles and not _learn(self._middles, middle, 0):
                 return False
-        else:
-            last_at = end
         last = payload[last_at:]
         if last not in self._lasts and not (
             last[-len(_END) :] == _END and _learn(self._lasts, last, 0, len(_END))
@@ -65,6 +122,28 @@ class Shapes:
         return head in self._heads or (
             head[: len(_BEGIN)] == _BEGIN and _learn(self._heads, head, len(_BEGIN))
         )
+
+
+def _cut(payload: bytes) -> tuple[int, int, int, int] | None:
+    """Return where the text begins and ends, its opcode included; where the times do, else -1."""
+    at = payload.find(_MESSAGE, 0, PIECE_BYTES) + _KEY
+    if at < _KEY or len(payload) < at + 5 or payload[at] != _TEXT:
+        return None
+    end = at + 5 + _length(payload, at + 1)[0]
+    if len(payload) - end > 64 and (times := _times(payload, end, end + PIECE_BYTES)):
+        return (at, end, *times.span(1))
+    return at, end, -1, end
+
+
+def _with(payload: bytes, cut: tuple[int, int, int, int], text: str, times: list[float]) -> bytes:
+    """Return a payload with another text, and with other times if it has any."""
+    at, end, begin, last_at = cut
+    made = [payload[:at], b"X", len(text).to_bytes(4, "little"), text.encode()]
+    if begin >= 0:
+        made.append(payload[end : begin + 1])
+        for time, rest in zip(times, _BETWEEN, strict=True):
+            made += [_float(time), payload[begin + rest.start : begin + rest.stop]]
+    return b"".join((*made, payload[last_at:]))
 
 
 def _learn(known: set[bytes], piece: bytes, at: int, behind: int = 0) -> bool:
