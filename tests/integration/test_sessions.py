@@ -12,17 +12,18 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.threads import deferToThread
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import blockingCallFromThread, deferToThread
 from twisted.logger import LogEvent
 
-from msgservice.errors import UnknownReceiver
+from msgservice.errors import HandlerFailed, UnknownReceiver
 from msgservice.faces.sessions.central import Central
 from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.durable import DurableRemotes
@@ -171,6 +172,36 @@ async def test_handlers_on_threads_may_block_and_keep_the_order_of_their_remote(
     logged_failures.clear()
     for remote in remotes:
         await remote.stopService()
+    await central.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_of_handlers_sends_through_the_reactor_and_not_by_itself(
+    logged_failures: list[LogEvent],
+) -> None:
+    at_central = Came()
+
+    def handle(message: Any) -> None:
+        if message.content == "by itself":
+            remote.send("never")
+        send: Any = remote.send
+        blockingCallFromThread(cast("IReactorFromThreads", reactor), send, message.content)
+
+    central = Central(reactor, on_message=at_central)
+    remote = Remote(reactor, await central.listen(), id="shop", on_message=handle, threads=2)
+    await remote.start()
+    await remote.when_joined()
+    receipts = [await central.send("shop", n) for n in range(50)]
+    wrong = await central.send("shop", "by itself")
+    for receipt in receipts:
+        await receipt.acknowledged()
+    with pytest.raises(HandlerFailed, match="RuntimeError: this is a thread of handlers"):
+        await wrong.acknowledged()
+    await at_central.wait(50)
+    assert [m.content for m in at_central.all] == list(range(50))
+    assert len(logged_failures) == 1
+    logged_failures.clear()
+    await remote.stopService()
     await central.stopService()
 
 

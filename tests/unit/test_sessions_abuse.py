@@ -55,6 +55,8 @@ class Peer(Protocol):
         found, data = [], bytes(self.heard)
         while len(data) >= 4:
             (size,) = struct.unpack_from(">L", data)
+            if len(data) < 4 + size:
+                break
             found.append(CODEC.decode(data[4 : 4 + size]))
             data = data[4 + size :]
         return found

@@ -30,11 +30,16 @@ def test_of_sessions_that_ended_sessions_kept_are_remembered_and_the_oldest_is_f
     kept: int, numbers: dict[str, int]
 ) -> None:
     """A remote whose process lives comes back: its numbers go on, or all is numbered anew."""
-    world = SessionsWorld(limits=SessionLimits(sessions_kept=kept, redial_seconds=3.0))
+    may_join = True
+    world = SessionsWorld(
+        limits=SessionLimits(sessions_kept=kept, redial_seconds=3.0),
+        accept=lambda hello, inbound: may_join,
+    )
     ports = {"a": 20_001, "b": 20_002}
     remotes = {name: joined(world, name, port) for name, port in ports.items()}
     for name, remote in remotes.items():
         world.done(world.done(remote.send([name, "first"])).acknowledged())
+    may_join = False
     for name, port in ports.items():
         server = world.net.servers.pop(port)
         left = world.central.when_left(name)
@@ -42,6 +47,7 @@ def test_of_sessions_that_ended_sessions_kept_are_remembered_and_the_oldest_is_f
         world.done(left)
         world.net.servers[port] = server
     assert not world.central.remotes
+    may_join = True
     for name, remote in remotes.items():
         cut_all(world, name)  # it says hello again
         world.until(lambda name=name: name in world.central.remotes)  # type: ignore[misc]

@@ -13,7 +13,7 @@ import random
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import (
@@ -41,7 +41,13 @@ from msgservice.faces.sessions.content.codec import ISessionCodec
 from msgservice.faces.sessions.durable import DurableRemotes
 from msgservice.faces.sessions.envelope import Ack, Heartbeat, Hello, Item, Joined, Message
 from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
-from msgservice.faces.sessions.handlers import Handlers, Job, Outcome, SessionMessage
+from msgservice.faces.sessions.handlers import (
+    Handlers,
+    Job,
+    Outcome,
+    SessionMessage,
+    check_thread,
+)
 from msgservice.faces.sessions.hop import Account, prepare
 from msgservice.faces.sessions.incoming import Incoming
 from msgservice.faces.sessions.limits import SessionLimits
@@ -58,9 +64,39 @@ from msgservice.faces.sessions.outgoing import Entry
 from msgservice.waiters import Waiters
 
 ENDED = "this central has ended"
+ARRIVING_SECONDS = 5.0  # since its last byte, that a message is taken to be on its way
+
+T = TypeVar("T")
 
 # What a connection gives while `accept` is asked: its bytes, if it is counted, and how it goes on.
 _Waited = tuple[int | None, Callable[[], None]]
+
+
+class _Events(Generic[T]):
+    """Who waits for what happens to a remote: to one of a key, or to any."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Key | None, Waiters[T]] = {}
+        self._swept_at = 16
+
+    def wait(self, key: Key | None) -> Deferred[T]:
+        """Return a Deferred of the next event of a key; None: of any."""
+        if len(self._waiting) >= self._swept_at:  # of keys for which nobody waits any more
+            self._waiting = {k: waiters for k, waiters in self._waiting.items() if waiters}
+            self._swept_at = 2 * len(self._waiting) + 16
+        return self._waiting.setdefault(key, Waiters()).wait()
+
+    def fire(self, key: Key, event: T) -> None:
+        """Tell those who wait for this key, and those who wait for any."""
+        for waiters in (self._waiting.pop(key, None), self._waiting.pop(None, None)):
+            if waiters is not None:
+                waiters.fire(event)
+
+    def fail(self, error: Exception) -> None:
+        """Tell all that no event will come."""
+        waiting, self._waiting = self._waiting, {}
+        for waiters in waiting.values():
+            waiters.fail(error)
 
 
 class Central(Service):
@@ -147,12 +183,13 @@ class Central(Service):
         self._dial = dial if dial is not None else self._by_name
         self._members: dict[Key, Member] = {}
         self._per_host: Counter[str] = Counter()  # so many of them
+        self._heard_over: dict[Member, Inbound] = {}  # the connection of its hello, while it stands
         # Who says to be a remote that is joined, and what puts it in that one's place.
         self._candidates: dict[Key, tuple[Member, Inbound, Callable[[], None]]] = {}
         # Who has left may come back and go on where it was; the oldest is forgotten first.
         self._left: OrderedDict[Key, Account] = OrderedDict()
-        self._joins: Waiters[Member] = Waiters()
-        self._leaves: Waiters[tuple[Member, str]] = Waiters()
+        self._joins: _Events[Member] = _Events()
+        self._leaves: _Events[tuple[Member, str]] = _Events()
         self._handlers = Handlers(reactor, on_message, threads=threads, limits=self._limits)
 
     # --- start and end
@@ -227,10 +264,7 @@ class Central(Service):
         member = self._members.get(key) if key is not None else None
         if member is not None and member.is_joined:
             return succeed(member)
-        return self._joins.wait().addCallback(self._or_the_next, key)
-
-    def _or_the_next(self, member: Member, key: Key | None) -> Any:
-        return member if key in (None, member.key) else self.when_joined(key)
+        return self._joins.wait(key)
 
     def when_left(self, key: Key | None = None) -> Deferred[tuple[Member, str]]:
         """Fire with the next member that leaves, one of this key if it is given, and the reason.
@@ -239,11 +273,7 @@ class Central(Service):
         """
         if self._has_ended and not self._members:
             return fail(NotJoined(ENDED))
-
-        def or_the_next(left: tuple[Member, str]) -> Any:
-            return left if key in (None, left[0].key) else self.when_left(key)
-
-        return self._leaves.wait().addCallback(or_the_next)
+        return self._leaves.wait(key)
 
     # --- sending
 
@@ -252,8 +282,9 @@ class Central(Service):
 
         `receipt.acknowledged()` fires when the remote's handler has ended. Fails with `NotJoined`
         for a remote that is unknown, `QueueFull`, `MessageTooLarge`; `TypeError` for content that
-        the codec does not know.
+        the codec does not know. Raises `RuntimeError` on a thread of handlers.
         """
+        check_thread()
         try:
             return self._send(key, prepare(self._codec, content, self._limits))
         except Exception:
@@ -261,6 +292,7 @@ class Central(Service):
 
     def broadcast(self, content: Any) -> Deferred[dict[Key, Any]]:
         """Send to all remotes; fires with a receipt or an error for each, by its key."""
+        check_thread()
         try:
             prepared = prepare(self._codec, content, self._limits)
         except Exception:
@@ -283,6 +315,7 @@ class Central(Service):
         member = self._members.get(key)
         if member is None:
             return fail(NotJoined(f"{named(key)} is not joined"))
+        check_thread()
         try:
             if self._durable is not None and member.is_durable:
                 return self._durable.shut_down(member, reason)
@@ -313,6 +346,8 @@ class Central(Service):
             self._asked[inbound][1].append((None, lambda: self.connection_lost(inbound, reason)))
         member: Member | None = inbound.owner
         if member is not None:
+            if self._heard_over.get(member) is inbound:
+                del self._heard_over[member]
             member.unheard()
             if self._is_candidate(member):  # and so it can never say that it has joined
                 self._drop_candidate(member.key)
@@ -357,6 +392,8 @@ class Central(Service):
             if not incoming.accept(item.session, item.number):
                 member.handled(incoming)  # what comes again wants its answer again
                 return
+        elif member is not None and member.acks and not member.is_joined:
+            member = None  # one that numbers says that so; who proves nothing may be anybody
         key = member.key if member is not None else None
         message = SessionMessage(
             item.content, key, inbound.peer, item.session, item.number, item.record
@@ -499,7 +536,10 @@ class Central(Service):
         self._drop_candidate(key)
         if has_to_prove:
             self._candidates[key] = member, inbound, install
+        if inbound.owner is not None:
+            self._heard_over.pop(inbound.owner, None)
         inbound.owner = member
+        self._heard_over[member] = inbound
         member.start()
 
     def _is_candidate(self, member: Member) -> bool:
@@ -563,7 +603,7 @@ class Central(Service):
         if self._durable is not None and member.is_durable:
             self._durable.attach(member)
         self._tell(self._on_joined, member)
-        self._joins.fire(member)
+        self._joins.fire(member.key, member)
 
     def member_left(self, member: Member, reason: str) -> None:
         """See `MemberUser`."""
@@ -573,6 +613,8 @@ class Central(Service):
             return
         if self._members.get(member.key) is member:
             self._put(member.key, None)
+            if not member.is_ending:  # else it would take itself for joined, and say no other hello
+                self._end_hearing(member, f"its remote has left: {reason}")
             if member.account.was_confirmed:  # else who never joins would let others be forgotten
                 self._left[member.key] = member.account
                 while len(self._left) > self._limits.sessions_kept:
@@ -580,7 +622,20 @@ class Central(Service):
             if self._durable is not None and member.is_durable:
                 self._durable.detach(member)
         self._tell(self._on_left, member, reason)
-        self._leaves.fire((member, reason))
+        self._leaves.fire(member.key, (member, reason))
+
+    def is_arriving(self, member: Member) -> bool:
+        """See `MemberUser`."""
+        inbound = self._heard_over.get(member)
+        if inbound is None:
+            return False
+        heard = inbound.has_partial and self._now() - inbound.received_at < ARRIVING_SECONDS
+        return heard or inbound.is_paused
+
+    def _end_hearing(self, member: Member, reason: str) -> None:
+        inbound = self._heard_over.pop(member, None)
+        if inbound is not None:
+            inbound.abort(reason)
 
     def _tell(self, function: Callable[..., object] | None, *arguments: object) -> None:
         if function is not None:

@@ -20,7 +20,8 @@ from msgservice.errors import BadName
 from msgservice.faces.sessions.errors import BadControl
 
 HOST_MAX = 255  # characters, as of a name in DNS (RFC 1035)
-ID_MAX = 200  # characters; the name of its receiver at a node has a prefix before it
+ID_MAX = 200  # characters
+ID_BYTES_MAX = 247  # the name of its receiver at a node has a prefix of 8, and 255 in all
 SESSION_MAX = 64
 REASON_MAX = 1_000
 FAILED_MAX = 10_000  # in one acknowledgement
@@ -167,7 +168,10 @@ def check_numbering(session: object, number: object) -> tuple[str, int]:
 
 def check_id(value: object) -> str:
     """Return the id of a remote. Raises `BadControl` for its size, `BadName` for its characters."""
-    return check_name(_text({"id": value}, "id", ID_MAX))
+    name = check_name(_text({"id": value}, "id", ID_MAX))
+    if len(name.encode()) > ID_BYTES_MAX:
+        raise BadControl("id", f"{len(name.encode())} bytes, at most {ID_BYTES_MAX} are possible")
+    return name
 
 
 def check_reason(value: object) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any
 
 import msgspec
@@ -274,6 +274,15 @@ class Handlers:
         pool, self._pool = self._pool, None
         if pool is not None and not self._running:
             pool.stop()
+
+
+def check_thread() -> None:
+    """Raise `RuntimeError` on a thread where handlers run: a side belongs to its reactor's."""
+    if isinstance(current_thread(), _Daemon):
+        raise RuntimeError(
+            "this is a thread of handlers: a side is used on its reactor's; on others through "
+            "reactor.callFromThread, or twisted.internet.threads.blockingCallFromThread"
+        )
 
 
 def _block(function: Callable[[SessionMessage], object], message: SessionMessage) -> None:

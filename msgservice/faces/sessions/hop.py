@@ -152,6 +152,7 @@ class Hop:
             if timer is not None and timer.active():
                 timer.cancel()
         self._ack_timer = self._kernel_timer = None
+        self._ends.clear()
         self._account.outgoing.rewind()
 
     def add(self, entry: Entry) -> None:
@@ -202,22 +203,27 @@ class Hop:
                 return
             self.control(ack)
 
+    def end(self) -> None:
+        """Write all that is to leave before the client ends: answers, and what waits."""
+        self.write_ack(at_end=True)
+        self.pump(at_end=True)
+
     def writable(self) -> None:
         """Write on: there is room again."""
         self.write_ack()
         self.pump()
 
-    def pump(self) -> None:
-        """Write what waits, as much as the client has room for."""
+    def pump(self, *, at_end: bool = False) -> None:
+        """Write what waits, as much as the client has room for; `at_end`: all."""
         outgoing, sender = self._account.outgoing, self._sender
         while self.is_open and not self.is_ending and outgoing.has_waiting:
-            room = sender.room
+            room = sender.room if not at_end else sys.maxsize
             if room <= 0:
                 break
             entries = outgoing.take(room)
             self.is_ending = entries[-1].is_shutdown
             sender.write([self._payload(entry) for entry in entries])
-        if self._ends and self._kernel_timer is None:
+        if self.is_open and self._ends and self._kernel_timer is None:
             self._kernel_timer = self._reactor.callLater(KERNEL_SECONDS, self._look_at_kernel)
 
     # --- inside

@@ -40,7 +40,8 @@ class SessionLimits:
     dial_timeout: float = 5.0
     """One attempt to connect."""
     join_timeout: float = 10.0
-    """From the connection dialled back to the remote's `joined`; and for an answer of `accept`."""
+    """From the connection dialled back to the remote's `joined`, while no message of one that was
+    there before arrives; and for an answer of `accept`."""
     redial_seconds: float = 30.0
     """For how long a central dials a remote that went away; then it has left."""
     write_timeout: float = 60.0

@@ -47,7 +47,10 @@ class MemberUser(Protocol):
         """Take note that it is there: again, where it was there before."""
 
     def member_left(self, member: Member, reason: str) -> None:
-        """Take note that it is gone for good."""
+        """Take note that it is gone for good; what waits for it fails behind that."""
+
+    def is_arriving(self, member: Member) -> bool:
+        """Whether something that it says is on its way, so that it cannot be heard yet."""
 
 
 class Member:
@@ -107,6 +110,11 @@ class Member:
     def is_joined(self) -> bool:
         """Whether messages can leave now."""
         return self.state is State.JOINED
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it has been told to shut down."""
+        return self._hop.is_ending
 
     @property
     def is_durable(self) -> bool:
@@ -183,12 +191,13 @@ class Member:
         if self.state is State.LEFT:
             return
         self._end(State.LEFT)
-        self.account.end(f"{named(self.key)} left ({reason})")
+        # Who sends again where a receipt fails must not find it here.
         self._user.member_left(self, reason)
+        self.account.end(f"{named(self.key)} left ({reason})")
 
     def stop(self, reason: str) -> Deferred[None]:
         """Leave once what is written has left; fires then."""
-        self._hop.write_ack(at_end=True)
+        self._hop.end()
         self.leave(reason)
         return self._sender.stop()
 
@@ -203,6 +212,9 @@ class Member:
         self.state = State.GREETING
         size = self._limits.payload_bytes
         self._hop.control(Welcome(self.session, self._previous, self._hello.nonce, size))
+        self._wait_for_joined()
+
+    def _wait_for_joined(self) -> None:
         self._timer = self._reactor.callLater(self._limits.join_timeout, self._not_joined)
 
     def sender_writable(self) -> None:
@@ -237,6 +249,9 @@ class Member:
 
     def _not_joined(self) -> None:
         self._timer = None
+        if self.account.was_confirmed and self._user.is_arriving(self):
+            self._wait_for_joined()
+            return
         self._sender.abort()
         self.leave(f"no answer to welcome within join_timeout = {self._limits.join_timeout} s")
 

@@ -44,7 +44,7 @@ from msgservice.faces.sessions.envelope import (
     check_id,
 )
 from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
-from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage
+from msgservice.faces.sessions.handlers import Handlers, Job, SessionMessage, check_thread
 from msgservice.faces.sessions.hop import Account, Hop, prepare
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.listener import LISTEN, Inbound, Listener, check_functions, spelled
@@ -263,8 +263,9 @@ class Remote(Service):
 
         `receipt.acknowledged()` fires when the central's handler has ended. Fails with `QueueFull`,
         `MessageTooLarge`, `NotJoined` after the end; `TypeError` for content that the codec does
-        not know.
+        not know. Raises `RuntimeError` on a thread of handlers.
         """
+        check_thread()
         try:
             if self.state in (State.ENDING, State.ENDED):
                 raise NotJoined("this remote has ended")
@@ -489,7 +490,7 @@ class Remote(Service):
         handlers = self._handlers.stop()
         if end.by != "silence":  # else nobody hears their answers, nor what they send
             await handlers
-        self._hop.write_ack(at_end=True)
+        self._hop.end()
         self.state = State.ENDING
         if self._silence is not None and self._silence.active():
             self._silence.cancel()

@@ -1,0 +1,232 @@
+"""Sessions towards those who wait: what was promised comes or fails, whatever else goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from msgservice.faces.sessions.durable import PREFIX
+from msgservice.faces.sessions.envelope import (
+    ID_BYTES_MAX,
+    Hello,
+    Joined,
+    Welcome,
+    check_id,
+    control_of,
+)
+from msgservice.faces.sessions.errors import BadControl, NotJoined, RemoteLeft
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.limits import NAME_BYTES_MAX
+from tests.kit.sessions_world import HOST, SessionsWorld
+from tests.unit.test_sessions_abuse import dial, joined, listen, message
+
+
+def break_off(world: SessionsWorld, process: object, port: int) -> None:
+    """Break off the connections of a process to a port."""
+    for end in world.net.live():
+        if world.net.ends[end] is world.processes[process] and end.getPeer().port == port:
+            world.net.break_off(end)
+
+
+# --- who leaves
+
+
+@pytest.mark.parametrize(
+    "ends", ["it is killed", "the central stops", "it comes back without acks"]
+)
+def test_who_sends_again_as_soon_as_a_receipt_fails_is_told_what_becomes_of_that(ends: str) -> None:
+    world = SessionsWorld(limits=SessionLimits(redial_seconds=3.0))
+    joined(world, on_message=lambda message: Deferred())
+    told: list[Any] = []
+
+    def again(failure: Failure) -> Any:
+        told.append(failure.type)
+        d = world.central.send("shop", "again")
+        return d.addCallback(lambda receipt: receipt.acknowledged().addErrback(again))
+
+    world.done(world.central.send("shop", "first")).acknowledged().addErrback(again).addErrback(
+        lambda failure: told.append(failure.type)
+    )
+    world.run(0.5)
+    if ends == "it is killed":
+        world.kill("shop")
+    elif ends == "the central stops":
+        world.done(world.central.stopService())
+    else:
+        world.kill("shop")
+        world.run(0.5)
+        dial(world).say(Hello(20_050, id="shop"))
+    world.until(lambda: len(told) == 2 or told[2:], 60.0)
+    assert set(told) <= {RemoteLeft, NotJoined}
+    if ends != "it comes back without acks":
+        assert told == [RemoteLeft, NotJoined]
+
+
+@pytest.mark.parametrize("timeout", [60.0, float("inf")])
+def test_a_remote_that_the_central_did_not_reach_for_a_while_says_hello_again(
+    timeout: float,
+) -> None:
+    """Its own connection stood all the time: it cannot know that it has left, unless that ends."""
+    world = SessionsWorld(heartbeat=1.0, limits=SessionLimits(redial_seconds=3.0))
+    remote = joined(world, heartbeat_timeout=timeout)
+    server = world.net.servers.pop(20_001)
+    left = world.central.when_left("shop")
+    break_off(world, "central", 20_001)
+    world.done(left)
+    late = world.done(remote.send("while it had left"))
+    world.net.servers[20_001] = server
+    world.until(lambda: "shop" in world.central.remotes and world.central.remotes["shop"].is_joined)
+    world.done(late.acknowledged())
+    world.done(world.done(remote.send("later")).acknowledged())
+    assert [m.content for m in world.at_central] == ["while it had left", "later"]
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_the_time_of_a_joined_stands_still_while_a_message_of_who_was_there_arrives(
+    was_there: bool,
+) -> None:
+    world = SessionsWorld(limits=SessionLimits(join_timeout=5.0))
+    servers = listen(world, 20_000)
+    peer = dial(world)
+    peer.say(Hello(20_000, id="shop", acks=True))
+    world.until(lambda: servers and servers[0].items())
+    session = world.central.remotes["shop"].session
+    if was_there:
+        peer.say(Joined(session))
+        world.until(lambda: world.central.remotes["shop"].is_joined)
+        break_off(world, "central", 20_000)
+        world.until(lambda: len(servers) == 2 and servers[1].items())
+    payload = message("x" * 1_000, session, 1)
+    data = len(payload).to_bytes(4, "big") + payload
+    for at in range(0, len(data), 50):
+        peer.transport.write(data[at : at + 50])  # type: ignore[union-attr]  # it is connected
+        world.run(1.0, step=0.05)
+    assert ("shop" in world.central.remotes) is was_there
+    if was_there:
+        peer.say(Joined(session))
+        world.until(lambda: world.central.remotes["shop"].is_joined)
+        assert [m.content for m in world.at_central] == ["x" * 1_000]
+        break_off(world, "central", 20_000)
+        world.until(lambda: "shop" not in world.central.remotes, 30.0)  # and it is dialled in vain
+
+
+def test_who_waits_for_a_key_is_not_held_up_by_others_who_join_and_leave() -> None:
+    world = SessionsWorld()
+    joined(world)
+    member = world.central.remotes["shop"]
+    waits: list[Deferred[Any]] = [world.central.when_joined("z"), world.central.when_left("z")]
+    for _ in range(3_000):
+        world.central.member_joined(member)
+        world.central._leaves.fire("shop", (member, "why"))
+    for wait in waits:
+        told: list[Any] = []
+        wait.addErrback(told.append)
+        wait.cancel()
+        assert told[0].check(CancelledError)
+    for n in range(1_000):
+        world.central.when_joined(f"z{n}").addErrback(lambda _: None).cancel()
+    assert len(world.central._joins._waiting) < 50
+    other = world.central.when_joined("other")
+    any_one, left = world.central.when_joined(), world.central.when_left("other")
+    joined(world, "other")
+    assert world.done(other).key == world.done(any_one).key == "other"
+    world.done(world.central.shutdown("other"))
+    assert world.done(left)[0].key == "other"
+
+
+# --- who speaks
+
+
+def test_who_says_to_be_a_remote_and_has_not_proven_it_speaks_for_himself_only() -> None:
+    world = SessionsWorld()
+    remote = joined(world)
+    impostor = dial(world)
+    impostor.say(Hello(20_009, id="shop", acks=True), message("I am the shop"))
+    stranger = dial(world)
+    stranger.say(Hello(20_010, id="till", acks=True), message("I am the till"))
+    world.run(1.0)
+    world.done(world.done(remote.send("the shop")).acknowledged())
+    assert [(m.key, m.content) for m in sorted(world.at_central, key=lambda m: m.content)] == [
+        (None, "I am the shop"),
+        (None, "I am the till"),
+        ("shop", "the shop"),
+    ]
+
+
+@pytest.mark.parametrize(("count", "is_one"), [(82, True), (83, False)])
+def test_an_id_is_so_short_that_a_receiver_can_have_it(count: int, is_one: bool) -> None:
+    id_ = "\u20ac" * count
+    fields = {"type": "hello", "port": 5_000, "id": id_}
+    assert ID_BYTES_MAX == NAME_BYTES_MAX - len(PREFIX)
+    if is_one:
+        assert check_id(id_) == id_
+        assert control_of(fields) == Hello(5_000, id=id_)
+    else:
+        for check in (lambda: check_id(id_), lambda: control_of(fields)):
+            with pytest.raises(BadControl, match="id: 249 bytes, at most 247"):
+                check()
+
+
+# --- who ends
+
+
+@pytest.mark.parametrize("side", ["remote", "central"])
+def test_what_handlers_send_while_a_side_ends_leaves_however_much_that_is(side: str) -> None:
+    gate: Deferred[None] = Deferred()
+    begun: list[Any] = []
+
+    async def handle(message: Any) -> None:
+        begun.append(message)
+        await gate
+        for number in range(100):
+            await send([number, "x" * 50_000])
+
+    at_central: dict[str, Any] = {"on_message": handle} if side == "central" else {}
+    at_remote: dict[str, Any] = {"on_message": handle} if side == "remote" else {}
+    world = SessionsWorld(**at_central)
+    remote = joined(world, **at_remote)
+    send: Any = remote.send if side == "remote" else lambda c: world.central.send("shop", c)
+    ask: Any = remote.send if side == "central" else lambda c: world.central.send("shop", c)
+    ends = remote if side == "remote" else world.central
+    world.done(ask("go"))
+    world.until(lambda: begun)
+    stopped = ends.stopService()
+    world.run(0.5)
+    gate.callback(None)
+    world.done(stopped)
+    world.run(2.0)
+    got = world.at_central if side == "remote" else world.at["shop"]
+    assert [m.content[0] for m in got] == list(range(100))
+
+
+def test_what_is_sent_without_acknowledgements_while_nobody_is_there_waits_for_the_next() -> None:
+    world = SessionsWorld()
+    remote = joined(world, acks=False, heartbeat_timeout=1e6)
+    for number in range(3):
+        world.done(remote.send(number))
+    world.run(0.5)
+    world.kill("central")
+    world.run(0.5)
+    world.done(remote.send(3))
+    world.run(1.0)  # nobody looks at the kernel of no connection
+    world.begin_central()
+    world.at_central.clear()
+    world.until(lambda: [m.content for m in world.at_central] == [0, 1, 2, 3], 60.0)
+
+
+def test_a_welcome_is_answered_by_nobody_else() -> None:
+    """A session's name is the proof: it is said over the connection that was dialled back only."""
+    world = SessionsWorld()
+    servers = listen(world, 20_000)
+    dial(world).say(Hello(20_000, acks=True))
+    world.until(lambda: servers and servers[0].items())
+    (welcome,) = servers[0].items()
+    assert isinstance(welcome, Welcome)
+    stranger = dial(world)
+    stranger.say(Joined(welcome.session))
+    world.run(0.5)
+    assert not world.central.remotes[HOST, 20_000].is_joined
+    assert not stranger.is_open
