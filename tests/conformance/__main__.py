@@ -8,6 +8,7 @@ Exit code 0: nothing was wrong; 1: something was; 2: nobody came.
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import sys
 import time
@@ -50,16 +51,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
     parser.add_argument("address")
     parser.add_argument("--dial", action="store_true", help="dial a receiver that listens there")
+    parser.add_argument("--user", help="who logs in, with MSGSERVICE_PASSWORD")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for each answer")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds for a connection")
     options = parser.parse_args()
+    login = (options.user, os.environ["MSGSERVICE_PASSWORD"]) if options.user else None
     if options.dial:
         kit = Kit(lambda: dialled(options.address, options.patience), options.timeout)
     else:
         listener = listening(options.address)
         listener.settimeout(options.patience)
         print(f"listening on {options.address}", flush=True)
-        kit = Kit(lambda: listener.accept()[0], options.timeout)
+        kit = Kit(lambda: listener.accept()[0], options.timeout, login)
     try:
         right = kit.run(lambda text: print(text, flush=True))
     except OSError as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from tests.conformance.login import LOGINS, Login
 from tests.conformance.wire import (
     ACK,
     AUDIENCE,
@@ -502,6 +503,10 @@ def knows_another_incarnation(meeting: Meeting) -> None:
     meeting.say_resume()
 
 
+REASONS: dict[type[Exception], str] = {
+    Gone: "it closed the connection",
+    Silent: "nothing came in time",
+}
 Scenario = Callable[[Meeting], None]
 BOTH: list[Scenario] = [
     waits_for_hello,
@@ -543,8 +548,15 @@ RECEIVER: list[Scenario] = [
 class Kit:
     """All scenarios of one implementation, each on a connection that `connect` gives."""
 
-    def __init__(self, connect: Callable[[], socket.socket], timeout: float) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], socket.socket],
+        timeout: float,
+        login: tuple[str, str] | None = None,
+    ) -> None:
+        """`login`: the user and password by which it logs in, on every connection."""
         self._connect = connect
+        self._login = login
         self._timeout = timeout
         self._memory = Memory()
         self.wrong: dict[str, str] = {}
@@ -554,6 +566,8 @@ class Kit:
         """Run them; return whether nothing was wrong."""
         scenarios: list[Scenario] | None = None
         at = 0
+        if self._login is not None:
+            self.run_logins(say)
         while scenarios is None or at < len(scenarios):
             wire = Wire(self._connect(), self._timeout)
             label, text = "says_hello", "It says HELLO first, and who it is."
@@ -568,8 +582,7 @@ class Kit:
                 say(f"ok     {text}")
                 self.passed.append(label)
             except (Wrong, Gone, Silent) as error:
-                reasons = {Gone: "it closed the connection", Silent: "nothing came in time"}
-                self.wrong[label] = reasons.get(type(error), str(error))
+                self.wrong[label] = REASONS.get(type(error), str(error))
                 say(f"WRONG  {text}  {self.wrong[label]}")
                 if scenarios is None:
                     return False
@@ -578,7 +591,27 @@ class Kit:
             at += 1
         return not self.wrong
 
+    def run_logins(self, say: Callable[[str], None] = print) -> None:
+        """Run the scenarios in which no login ends well."""
+        for scenario in LOGINS:
+            self._log_in(scenario, say)
+
+    def _log_in(self, scenario: Callable[[Login, Wire], None], say: Callable[[str], None]) -> None:
+        assert self._login is not None
+        wire = Wire(self._connect(), self._timeout)
+        try:
+            scenario(Login(wire, *self._login), wire)
+            say(f"ok     {scenario.__doc__}")
+            self.passed.append(scenario.__name__)
+        except (Wrong, Gone, Silent) as error:
+            self.wrong[scenario.__name__] = REASONS.get(type(error), str(error))
+            say(f"WRONG  {scenario.__doc__}  {self.wrong[scenario.__name__]}")
+        finally:
+            wire.close()
+
     def _hello(self, wire: Wire) -> list[Any]:
+        if self._login is not None:
+            Login(wire, *self._login).all()
         frame = wire.read()
         if frame[0] != HELLO:
             raise Wrong(f"{name_of(frame)} came first")

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from tests.conformance.login import Client
 from tests.conformance.wire import (
     ACK,
     BYE,
@@ -36,6 +37,8 @@ class Minimal(threading.Thread):
 
     name_said = ""
     options: dict[str, Any] = {}
+
+    login: tuple[str, str] | None = None
 
     def __init__(self, port: int, fault: str = "") -> None:
         super().__init__(daemon=True)
@@ -73,6 +76,10 @@ class Minimal(threading.Thread):
 
     def talk(self, wire: Wire) -> None:
         """Open the session, then `live` it."""
+        if self.login is not None:
+            client = Client(wire, *self.login, self.fault)
+            if not client.run(lambda: self.read(wire)):
+                return
         number = self._connections if self.fault == "a new incarnation each time" else 0
         wire.send([HELLO, 1, self.name_said, f"i{number}", self.options])
         if self.fault == "resumes too early":

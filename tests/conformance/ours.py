@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -11,12 +13,18 @@ from msgservice import Limits, Receiver, connect
 from msgservice.receiver.received import ReceivedMessage
 from tests.conformance.kit import SLOW
 
+# As a command has them: then it logs in.
+LOGIN: dict[str, Any] = (
+    {"user": os.environ["MSGSERVICE_USER"], "password": os.environ["MSGSERVICE_PASSWORD"]}
+    if "MSGSERVICE_USER" in os.environ
+    else {}
+)
 LIMITS = Limits(link_delay_min=0.05, link_delay_max=0.1, bye_timeout=5.0)
 
 
 async def send(address: str) -> None:
     """Send for ever, whatever becomes of it."""
-    client = await connect(reactor, address, name="shop", limits=LIMITS)
+    client = await connect(reactor, address, name="shop", limits=LIMITS, **LOGIN)
     pace = DeferredSemaphore(10)
     number = 0
     while True:
@@ -46,7 +54,7 @@ def main(role: str, port: str) -> None:
     else:
         receiver = Receiver(reactor, name="billing", handler=handle, limits=LIMITS)
         if role == "receiver":
-            receiver.attach(f"tcp:127.0.0.1:{port}", subjects=["conformance.>"])
+            receiver.attach(f"tcp:127.0.0.1:{port}", subjects=["conformance.>"], **LOGIN)
         else:
             receiver.listen(f"tcp:{port}:interface=127.0.0.1")
         receiver.startService()

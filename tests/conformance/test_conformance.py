@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -50,14 +51,36 @@ RECEIVER_FAULTS = {
 }
 
 
-def found(kind: type[Minimal], fault: str) -> dict[str, str]:
+LOGIN_FAULTS = {
+    "goes on without a login": "goes_nowhere_without_a_login",
+    "takes a HELLO for a proof": "believes_no_hello",
+    "takes nothing for a proof": "believes_no_silence",
+    "checks no signature": "believes_no_other_signature",
+    "computes too little": "computes_no_single_iteration",
+    "knows not its nonce": "knows_its_nonce",
+    "guesses its nonce": "says_hello",
+    "proves nothing": "says_hello",
+    "does not wait for its login": "says_hello",
+}
+LOGIN = ("shop", "correct horse")
+
+
+def found(
+    kind: type[Minimal],
+    fault: str,
+    login: tuple[str, str] | None = None,
+    *,
+    logins_only: bool = False,
+) -> dict[str, str]:
     """What the kit says of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(60)
         peer = kind(listener.getsockname()[1], fault)
+        peer.login = login
         peer.start()
-        kit = Kit(lambda: listener.accept()[0], 1.5)
-        kit.run(lambda text: None)
+        kit = Kit(lambda: listener.accept()[0], 1.5, login)
+        run = kit.run_logins if logins_only else kit.run
+        run(lambda text: None)
         peer.stopped = True
     return kit.wrong
 
@@ -97,15 +120,38 @@ def test_what_a_receiver_does_wrong_is_found(fault: str, scenario: str) -> None:
     assert scenario in found(MinimalReceiver, fault)
 
 
-@pytest.mark.parametrize("role", ["client", "receiver", "listener"])
-def test_ours_are_right(role: str) -> None:
-    port = str(free_port())
-    ours = subprocess.Popen([sys.executable, "-m", "tests.conformance.ours", role, port])
+@pytest.mark.parametrize("kind", [MinimalClient, MinimalReceiver])
+def test_nothing_is_wrong_with_who_logs_in_as_the_page_says(kind: type[Minimal]) -> None:
+    assert {} == found(kind, "", LOGIN)
+
+
+@pytest.mark.parametrize(("fault", "scenario"), LOGIN_FAULTS.items())
+def test_what_is_wrong_with_a_login_is_found(fault: str, scenario: str) -> None:
+    assert scenario in found(MinimalClient, fault, LOGIN, logins_only=scenario != "says_hello")
+
+
+@pytest.mark.parametrize(
+    ("role", "login"),
+    [
+        ("client", False),
+        ("receiver", False),
+        ("listener", False),
+        ("client", True),
+        ("receiver", True),
+    ],
+)
+def test_ours_are_right(role: str, login: bool) -> None:
+    port, environ = str(free_port()), dict(os.environ)
+    kit = [sys.executable, "-m", "tests.conformance", f"tcp:127.0.0.1:{port}"]
+    if login:
+        environ |= {"MSGSERVICE_USER": LOGIN[0], "MSGSERVICE_PASSWORD": LOGIN[1]}
+        kit += ["--user", LOGIN[0]]
+    words = [sys.executable, "-m", "tests.conformance.ours", role, port]
+    ours = subprocess.Popen(words, env=environ)
     try:
-        kit = [sys.executable, "-m", "tests.conformance", f"tcp:127.0.0.1:{port}"]
         if role == "listener":
             kit.append("--dial")
-        done = subprocess.run(kit, stdout=subprocess.PIPE, text=True, timeout=300)
+        done = subprocess.run(kit, env=environ, stdout=subprocess.PIPE, text=True, timeout=300)
     finally:
         ours.terminate()
         ours.wait()
