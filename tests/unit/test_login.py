@@ -184,9 +184,10 @@ def test_a_producer_without_a_login_is_told_that_it_needs_one(users: Any) -> Non
 
 
 def test_closing_while_a_login_runs_ends_at_once(users: Any) -> None:
+    with_a_token, token = users_with_a_token("shop")  # whose first answer is a welcome
     for side in ("node", "client"):
-        prover = QuickProver()
-        world = a_world(users, prover)
+        prover = QuickProver("", token=token) if side == "node" else QuickProver()
+        world = a_world(with_a_token if side == "node" else users, prover)
         assert world.node.gate is not None
         waiting = world.node.gate.waiting if side == "node" else prover.waiting
         world.node.gate.is_slow = side == "node"
@@ -324,6 +325,15 @@ class FarEnd:
     @property
     def is_given_away(self) -> bool:
         return any(isinstance(frame, Hello) for frame in self.frames)
+
+
+def test_a_client_whose_login_may_not_begin_says_nothing_but_why(monkeypatch: Any) -> None:
+    far_away = Credentials(how="plain", is_local=False, address="192.0.2.1")
+    monkeypatch.setattr(Pipe, "credentials", far_away)
+    far = FarEnd()
+    (said,) = far.frames
+    assert isinstance(said, ErrorFrame)
+    assert NotAuthenticated.wire_code == said.code
 
 
 FORGED = [
