@@ -86,6 +86,19 @@ class Gateway(Generic[P]):
             )
             self._attach(place.receiver)
 
+    def attach_again(self, peer: P) -> Receiver | None:
+        """Dial again for a peer whose receiver the node has sent away, and return that; else None.
+
+        It is sent away where it was removed, and where another process attached by its name.
+        """
+        place = self._places.get(peer)
+        receiver = place.receiver if place is not None else None
+        ways: list[Any] = [*receiver.ways] if receiver is not None else []
+        over = [way for way in ways if getattr(way, "is_over", False)]  # of attachments
+        for way in over:
+            way.start()
+        return receiver if over else None
+
     def remove(self, peer: P) -> None:
         """Leave what is for the peer in the node."""
         place = self._places.pop(peer, None)

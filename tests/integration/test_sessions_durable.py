@@ -38,28 +38,42 @@ def limits() -> Limits:
 
 
 @pytest_twisted.async_yield_fixture
-async def central(tmp_path: Path, limits: Limits) -> AsyncIterator[Central]:
-    node = Node(reactor, tmp_path / "node", limits=limits, failed=lambda error: None)
-    node.startService()
-    await node.when_ready()
+async def node(tmp_path: Path, limits: Limits) -> AsyncIterator[Node]:
+    made = Node(reactor, tmp_path / "node", limits=limits, failed=lambda error: None)
+    made.startService()
+    await made.when_ready()
+    yield made
+    await made.stopService()
 
+
+@pytest_twisted.async_yield_fixture
+async def central(node: Node) -> AsyncIterator[Central]:
+    made = await begin_central(node, "central")
+    yield made
+    await end(made)
+
+
+async def begin_central(node: Node, name: str, **options: Any) -> Central:
     def attach(receiver: Receiver) -> None:
         receiver.attach_through(
             lambda make_user: node.connector(make_user, receiver.name), address="in this process"
         )
 
-    client = node.client("central")
     made = Central(
         reactor,
         codec=RecordsCodec(classes=(Unknown,)),  # at the central only
-        node=DurableRemotes(reactor, client, attach),
-        limits=SessionLimits(redial_seconds=0.2),
+        node=DurableRemotes(reactor, node.client(name), attach),
+        limits=SessionLimits(**{"redial_seconds": 0.2, **options}),
     )
     await made.listen()
-    yield made
-    await made.stopService()
-    await client.close()
-    await node.stopService()
+    return made
+
+
+async def end(central: Central) -> None:
+    durable = central._durable
+    assert durable is not None
+    await central.stopService()
+    await durable._client.close()
 
 
 def begin(central: Central, on_message: Any, **options: Any) -> Remote:
@@ -389,3 +403,136 @@ async def test_a_message_that_the_remote_cannot_read_is_a_dead_letter_and_the_ne
     assert got == ["behind"]
     assert remote.session == session  # no connection has ended of it
     await remote.stopService()
+
+
+# --- the receiver of a remote, and who else has a hand in it
+
+
+async def cut(central: Central, name: str = "shop") -> None:
+    """Break off what the central has dialled; fires when the remote is there again."""
+    member = central.remotes[name]
+    wire = member._sender._wire
+    assert wire is not None
+    wire.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+    while member.is_joined:
+        await deferLater(reactor, 0.01)
+    await central.when_joined(name)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_receiver_that_was_removed_is_made_again_when_its_remote_joins_again(
+    central: Central, node: Node
+) -> None:
+    got: list[Any] = []
+    remote = begin(central, lambda message: got.append(message.content))
+    await central.when_joined("shop")
+    await (await central.send("shop", 1)).acknowledged()
+    await node.parts.receivers.remove("session.shop", 0)  # as an operator does
+    with pytest.raises(UnknownReceiver):
+        await central.send("shop", 2)
+    await cut(central)
+    await (await central.send("shop", 3)).acknowledged()
+    assert got == [1, 3]
+    await remote.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_remote_that_was_at_another_central_of_the_node_gets_its_messages_here_again(
+    node: Node,
+) -> None:
+    a = await begin_central(node, "a", redial_seconds=30.0)
+    b = await begin_central(node, "b", redial_seconds=30.0)
+    got: list[Any] = []
+
+    def handle(message: Any) -> None:
+        got.append(message.content)
+
+    for number, central in enumerate((a, b, a, b)):  # within redial_seconds
+        remote = begin(central, handle)
+        await central.when_joined("shop")
+        receipt = await central.send("shop", number)
+        await receipt.acknowledged().addTimeout(20, reactor)
+        await kill(remote)
+    assert got == list(range(4))
+    await end(a)
+    await end(b)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_shutdown_that_comes_out_at_another_central_fails_where_it_was_asked_for(
+    node: Node,
+) -> None:
+    a, b = await begin_central(node, "a"), await begin_central(node, "b")
+    first = begin(a, lambda message: None)
+    await a.when_joined("shop")
+    second = begin(b, lambda message: None)
+    await b.when_joined("shop")
+    await (await b.send("shop", 1)).acknowledged()
+    told = a.shutdown("shop").addTimeout(20, reactor)
+    with pytest.raises(NotJoined, match="another central"):
+        await told
+    assert (first.is_joined, second.is_joined) == (True, True)
+    for remote in (first, second):
+        await remote.stopService()
+    await end(a)
+    await end(b)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_shutdown_whose_turn_comes_while_the_connection_is_broken_is_told_behind_that(
+    central: Central,
+) -> None:
+    gates: list[Deferred[None]] = []
+    remote = begin(central, lambda message: hang(gates), heartbeat_timeout=60.0)
+    member = await central.when_joined("shop")
+    receipt = await central.send("shop", 1)
+    while not gates:
+        await deferLater(reactor, 0.01)
+    told = central.shutdown("shop", "enough")
+    await deferLater(reactor, 0.1)
+    durable = central._durable
+    assert durable is not None
+    real = durable._members[member.account]
+
+    class Away:
+        """The member while its connection is broken: for as long as the test says."""
+
+        is_joined = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    durable._members[member.account] = Away()  # type: ignore[assignment]  # it stands for it
+    gates[0].callback(None)
+    await receipt.acknowledged()
+    await deferLater(reactor, 0.2)
+    assert not told.called
+    durable.attach(real)
+    await told
+    assert (await remote.when_shut_down()).reason == "enough"
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(max_bytes=4 * 1024**2, backlog_bytes=256 * 1024, max_batch=2**16, window_bytes=2**16)],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_remote_that_is_away_and_full_holds_up_no_other(central: Central) -> None:
+    gone = begin(central, lambda message: None, id="gone")
+    await central.when_joined("gone")
+    left = central.when_left("gone")
+    await gone.stopService()
+    await left
+    got: list[Any] = []
+    waiting: list[Deferred[Any]] = []
+    while not waiting or waiting[-1].called:  # until its backlog is full
+        waiting.append(central.send("gone", b"x" * 10_000).addErrback(lambda _: None))
+        await deferLater(reactor, 0.05)
+        assert len(waiting) < 100
+    for name in ("shop", "shop.till", "shop*", "shop>"):  # each can be part of a subject
+        remote = begin(central, lambda message: got.append(message.content), id=name)
+        await central.when_joined(name)
+        await (await central.send(name, "on").addTimeout(20, reactor)).acknowledged()
+        await central.shutdown(name).addTimeout(20, reactor)
+        await remote.when_shut_down()
+    assert got == ["on"] * 4

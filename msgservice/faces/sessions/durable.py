@@ -12,6 +12,7 @@ the queue in memory is all there is (`outgoing`).
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,8 +38,9 @@ from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.waiters import Waiters
 
-SUBJECT = "sessions.message"  # one, since there is no order between subjects
+SUBJECT = "sessions."  # with the id, so that a remote that is full holds up no other
 SHUTDOWN = {"session": "shutdown"}  # headers of what stands for a shutdown
+_of_patterns = re.compile(r"[.*>]").sub
 PREFIX = "session."  # of the names of receivers
 FULL_SECONDS = 1.0  # until what found no room in the queue is tried again
 ATTACH_SECONDS = 5.0  # for how long what is sent waits until the node knows who has joined
@@ -86,6 +88,7 @@ class DurableRemotes:
         # Names that the node may not know yet: what is sent to them waits, in order.
         self._attaching: dict[str, tuple[Waiters[None], IDelayedCall]] = {}
         self._shutdowns: dict[bytes, _Shutdown] = {}  # by what is stored of them
+        self._joins: Waiters[None] = Waiters()  # of members, and what else decides whom is told
         self._is_stopped = False
 
     def send(self, remote: str, prepared: bytes) -> Deferred[DurableReceipt]:
@@ -111,8 +114,17 @@ class DurableRemotes:
         shutdown = _Shutdown(account, account.incoming, reason, Waiters())
         self._shutdowns[stored] = shutdown
         told = shutdown.waiters.wait()
-        storing = self._send(PREFIX + str(member.id), stored, SHUTDOWN)
-        storing.addCallbacks(lambda _: None, lambda failure: self._end([stored], failure.value))
+        name = PREFIX + str(member.id)
+
+        def came_out_elsewhere(_: object) -> None:
+            self._end([stored], NotJoined(f"{name} was attached by another central meanwhile"))
+
+        def follow(receipt: Receipt) -> None:
+            # Here it is told before it is acknowledged; another process knows nothing of it.
+            receipt.acknowledged(name).addBoth(came_out_elsewhere)
+
+        storing = self._send(name, stored, SHUTDOWN)
+        storing.addCallbacks(follow, lambda failure: self._end([stored], failure.value))
         return told
 
     def attach(self, member: Member) -> None:
@@ -121,11 +133,19 @@ class DurableRemotes:
         is_new = account not in self._members
         self._members[account] = member
         self._end_shutdowns(account, but=account.incoming)
-        if is_new and not self._is_stopped:
-            name = PREFIX + str(member.id)
+        self._joins.fire(None)
+        if self._is_stopped:
+            return
+        name = PREFIX + str(member.id)
+        again = None if is_new else self._gateway.attach_again(account)
+        if is_new or again is not None:
+            self._attached(name)
             timer = self._reactor.callLater(ATTACH_SECONDS, self._attached, name)
             self._attaching[name] = (Waiters(), timer)
+        if is_new:
             self._gateway.add(account, name)
+        elif again is not None:
+            again.when_connected().addCallback(lambda _: self._attached(name))
 
     def detach(self, member: Member) -> None:
         """Leave what is for a member in the node."""
@@ -134,10 +154,12 @@ class DurableRemotes:
             self._gateway.remove(account)
             self._attached(PREFIX + str(member.id))
             self._end_shutdowns(account)
+            self._joins.fire(None)
 
     def stop(self) -> Deferred[None]:
         """Leave the node; fires when all receivers have ended."""
         self._is_stopped = True
+        self._joins.fire(None)
         stopped = self._gateway.stop()
         for name in list(self._attaching):
             self._attached(name)
@@ -152,7 +174,8 @@ class DurableRemotes:
             return fail(NotJoined("the central has ended"))
         attaching = self._attaching.get(name)
         if attaching is None:
-            return self._client.send(SUBJECT, body, to=[name], headers=headers)
+            subject = SUBJECT + _of_patterns("_", name.removeprefix(PREFIX))
+            return self._client.send(subject, body, to=[name], headers=headers)
         return attaching[0].wait().addCallback(lambda _: self._send(name, body, headers))
 
     def _begin(self, receiver: Receiver) -> None:
@@ -187,7 +210,7 @@ class DurableRemotes:
             if member is None:
                 raise NotJoined("the remote has left")
             if message.headers == SHUTDOWN:
-                await self._tell(member, message.body)
+                await self._tell(account, message.body)
                 return
             entry = Entry(message.body)
             member.add(entry)
@@ -205,12 +228,20 @@ class DurableRemotes:
             await deferLater(self._reactor, 0)
             raise CancelledError from error
 
-    async def _tell(self, member: Member, stored: bytes) -> None:
-        """Shut a member down, unless this is not about its session."""
+    async def _tell(self, account: Account, stored: bytes) -> None:
+        """Shut a member down, unless this is not about its session; as soon as it is there."""
+        member = self._members.get(account)
+        while stored in self._shutdowns and member is not None and not member.is_joined:
+            if self._is_stopped:
+                break
+            await self._joins.wait()  # its connection is broken for a moment
+            member = self._members.get(account)
         shutdown = self._shutdowns.pop(stored, None)
         if shutdown is None:
             return
         try:
+            if member is None:
+                raise NotJoined("the remote has left")
             entry = member.shut_down(shutdown.reason)
         except Exception as error:
             shutdown.waiters.fail(error)
