@@ -93,14 +93,19 @@ async def test_a_producer_logs_in_over_tls_and_sends(site: Site) -> None:
     assert [b"one"] == site.node.bodies()
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "unix"])
+@pytest.mark.parametrize("scheme", ["tcp", "unix", "udp"])
 @pytest_twisted.ensureDeferred
-async def test_a_producer_logs_in_on_this_machine_without_tls(
+async def test_a_producer_logs_in_without_tls_where_nobody_else_can_read(
     site: Site, tmp_path: Path, scheme: str
 ) -> None:
-    address = f"unix:{tmp_path}/node.sock" if scheme == "unix" else "tcp:0"
+    key = tmp_path / "datagrams.key"
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    of_scheme = {"tcp": "tcp:0", "unix": f"unix:{tmp_path}/node.sock", "udp": f"udp:0:key={key}"}
+    address = of_scheme[scheme]
     port = await site.listen(address)
-    dialled = address if scheme == "unix" else f"tcp:127.0.0.1:{port}"
+    more = f":key={key}" if scheme == "udp" else ""
+    dialled = address if scheme == "unix" else f"{scheme}:127.0.0.1:{port}{more}"
     client = await site.dial(dialled, user="shop", password=PASSWORD)
     await client.send("orders.new", b"one")
     assert site.gate.heard[0].startswith(b"SCRAM-SHA-256\0n,,")

@@ -203,6 +203,23 @@ def test_closing_while_a_login_runs_ends_at_once(users: Any) -> None:
         assert [] == world.node.hellos
 
 
+@pytest.mark.parametrize("turns", range(14))
+def test_a_connection_that_is_lost_at_any_moment_of_a_login_begins_another(
+    users: Any, turns: int
+) -> None:
+    world = a_world(users)
+    sent = world.client.send("orders.new", b"one")
+    world.client.start()
+    for _ in range(turns):
+        world.clock.advance(0)
+    world.node.cut()
+    world.advance(3)
+    assert world.client.connected
+    assert now(sent).position
+    assert [b"one"] == world.node.bodies()
+    assert {hello.name for hello in world.node.hellos} == {"shop"}
+
+
 def test_an_exchange_that_takes_too_long_ends_with_its_deadline(users: Any) -> None:
     world = a_world(users, limits=Limits(hello_timeout=2))
     assert world.node.gate is not None
