@@ -27,6 +27,13 @@ from msgservice.node.visits import Visits
 from msgservice.transport.registry import Transports
 
 
+def _subjects_asked(peer: Peer) -> set[str]:
+    """Return the patterns that a peer's HELLO has asked for; none: those that the node has."""
+    hello = peer.connection.session.peer_hello if peer.connection is not None else None
+    receive = hello.options.receive if hello is not None else None
+    return set(receive.subjects or ()) if receive is not None else set()
+
+
 def _same_program(older: Peer, newer: Peer) -> bool:
     """Whether one program came back: where no close travels, its last connection seems to live."""
     hellos = [each.connection.session.peer_hello for each in (older, newer) if each.connection]
@@ -177,11 +184,28 @@ class Connections:
             if peer.has_settled and peer.ingress is not None and not peer.ingress.waiting:
                 self._left[key] = None
                 self._seen.pop(key, None)
-        if peer.outlet is not None and self._receiving.get(peer.outlet.row.number) is peer:
-            del self._receiving[peer.outlet.row.number]
+        if peer.outlet is not None:
+            if self._receiving.get(peer.outlet.row.number) is peer:
+                del self._receiving[peer.outlet.row.number]
+            else:
+                self._have_come_again(peer, peer.outlet)
         if self._peers_gone is not None and not self.peers:
             gone, self._peers_gone = self._peers_gone, None
             gone.callback(None)
+
+    def _have_come_again(self, gone: Peer, outlet: Outlet) -> None:
+        """Let a receiver's other connection say its subjects again.
+
+        One has gone that never had its place, and what it had said holds: subjects hold from HELLO
+        on, so who is fed, or about to be, gets what another has asked for.
+        """
+        holds = set(outlet.row.patterns)
+        if _subjects_asked(gone) != holds:
+            return
+        for other in self.peers:
+            asked = _subjects_asked(other) if other.outlet is outlet else None
+            if asked and asked != holds and other.connection is not None:
+                other.connection.abort()
 
     def take_presence(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """Return the senders connected now or since the last call, and those that ended for good.

@@ -280,6 +280,8 @@ class Ingress:
 
     def _names(self, audience: Audience) -> bool:
         """Whether the names of an audience, which were not told, may leave now: then they count."""
+        if self._connection.is_gone:
+            return True  # nobody hears it, and it is not owed for ever
         if self._named_bytes > self._limits.answer_bytes or not self._connection.is_writable:
             return False
         self._named_bytes += len(audience.members) * NAME_BYTES_MAX
@@ -394,6 +396,8 @@ class Ingress:
 
     def stop(self) -> None:
         """The connection has gone: nothing is owed any more."""
+        for run in self._untold:
+            self._no_longer_waits(run.count, run.size)
         self._untold.clear()
         if self._flush is not None:
             self._flush.cancel()

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from msgservice.connection import Connection
+from msgservice.core.frames import Hello
 from msgservice.records import ReceiverRow
-from tests.kit.nodes import NodeWorld
+from tests.kit.nodes import NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
 OTHER = {"subjects": ["evil.>"], "order": "none"}
@@ -60,6 +62,39 @@ def test_27_programs_that_differ_in_what_they_ask_for_are_held_too(other: dict[s
     assert next(iter(world.node.parts.dispatch)).connection is not None
     wanted = {**ORDERS, **(other if (let_in - 1) % 2 else {"order": "strict"})}
     assert row_of(world).patterns == tuple(wanted["subjects"])
+
+
+class Greeted(ScriptedPeer):
+    """A peer that says HELLO, and no RESUME."""
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        pass
+
+
+@pytest.mark.parametrize("first", [ScriptedPeer, Greeted])
+def test_27_who_asked_for_other_subjects_and_went_before_its_place_has_taken_nothing(
+    first: type[ScriptedPeer],
+) -> None:
+    world = NodeWorld()
+    asked = world.peer("billing", receive=ORDERS, kind=first)
+    newer = world.peer("billing", incarnation="b", receive={"subjects": ["evil.>"]}, kind=Greeted)
+    newer.connection.abort()
+    world.settle()
+    assert asked.lost_because is not None  # and so it comes again, as any receiver does
+    world.peer("billing", receive=ORDERS)
+    assert_unchanged(world)
+
+
+def test_27_subjects_that_an_operator_changed_hold_whoever_else_comes_and_goes() -> None:
+    world = NodeWorld()
+    asked = world.peer("billing", receive=ORDERS)
+    world.peer("admin").request(
+        "$node.receivers.change", {"name": "billing", "subjects": ["evil.>"]}
+    )
+    newer = world.peer("billing", incarnation="b", receive={"subjects": []}, kind=Greeted)
+    newer.connection.abort()
+    world.settle()
+    assert asked.lost_because is None
 
 
 def test_27_an_operator_who_changes_the_order_replaces_nobody() -> None:

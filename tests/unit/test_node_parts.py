@@ -215,6 +215,27 @@ def test_ingress_acknowledges_what_is_stored_and_nothing_before() -> None:
     assert (Ack([(1, 2)]), [1]) == (ack, told)
 
 
+@pytest.mark.parametrize("is_gone_first", [False, True])
+def test_ingress_keeps_nothing_of_a_sender_that_has_gone(is_gone_first: bool) -> None:
+    """What was stored behind its back, or waits for room to be told, is not waited for."""
+    connection, commits = a_connection(is_writable=False), double(uncommitted_bytes=0)
+    ingress = an_ingress(connection, commits=commits)
+    ingress.status_frames = double(named=set(), routed=lambda piece: [])
+    ingress.received(Transfer(1, "orders.new", run_of(b"one", b"two")))
+    ((batch, _),) = commits.told("batch")
+    if is_gone_first:
+        connection.is_gone = True
+        ingress.stop()
+        ingress.stored(batch, batch)
+        ingress.flush()
+    else:
+        ingress.stored(batch, batch)
+        assert ingress.waiting == 1
+        connection.is_gone = True
+        ingress.stop()
+    assert ingress.waiting == 0
+
+
 def test_ingress_pauses_the_senders_when_too_much_is_not_committed() -> None:
     connection, senders = a_connection(), double()
     much = double(uncommitted_bytes=LIMITS.uncommitted_bytes + 1)
