@@ -16,7 +16,7 @@ from msgservice.errors import Reject, Retry
 from msgservice.message import Action, Status, WireMessage
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.records import Origin
-from tests.kit.receiver_world import Node, World
+from tests.kit.receiver_world import Node, World, results_of
 
 
 class Waiting:
@@ -584,3 +584,33 @@ def test_runs_of_one_message_say_nothing_of_how_fast_a_long_run_is() -> None:
         run_one_call(world.clock)
         longest = max(longest, world.clock.rightNow - before)
     assert longest <= 0.08
+
+
+class Deaf(Deferred[None]):
+    """One that does not listen when it is cancelled."""
+
+    def cancel(self) -> None:
+        pass
+
+
+def test_a_call_that_a_stop_gave_up_takes_no_place_of_a_new_one() -> None:
+    hanging = Deaf()
+
+    def handle(message: ReceivedMessage) -> Deferred[None] | None:
+        world.handled.append(message.body)
+        return hanging if message.body == b"hangs" else None
+
+    world = World(handle, concurrency=1)
+    for lane, body in (("a", b"hangs"), ("b", b"other"), ("c", b"third"), ("a", b"behind it")):
+        world.node.offer([body], lane)
+    world.run()
+    stopped = results_of(world.receiver.stop())
+    world.run(world.limits.stop_timeout + 1)
+    assert stopped == [None]
+    assert world.handled == [b"hangs"]
+    world.receiver.startService()
+    world.run(3)
+    assert world.handled == [b"hangs", b"other", b"third"]  # its own lane waits for it
+    hanging.callback(None)
+    world.run(60)
+    assert world.handled[-1] == b"behind it"

@@ -820,3 +820,32 @@ def test_19_a_failed_inbox_stops_the_receiver_and_starting_it_again_recovers(
     assert written(path) == [b"1", b"2", b"3"]
     assert any(event["log_level"].name == "critical" for event in logged)
     logged.clear()
+
+
+def _has_more(world: World, seen: list[bytes], count: int) -> bool:
+    return len(seen) > count or world.node.backlog.cursor == 101
+
+
+def test_25_a_transaction_ends_with_the_slice_of_its_turn_and_no_lane_waits_for_another(
+    path: Path,
+) -> None:
+    seen: list[bytes] = []
+
+    def handle(message: ReceivedMessage, transaction: Any) -> None:
+        insert(message, transaction)
+        world.clock.rightNow += 0.02
+        seen.append(message.body)
+
+    world = world_of(path, handle)
+    for n in range(10):
+        world.node.offer([b"a%d" % (n * 10 + k) for k in range(10)], "a")
+    world.node.offer([b"b"], "b")
+    longest, count = 0, 0
+    while world.node.backlog.cursor < 101:
+        world.until(partial(_has_more, world, seen, count))
+        longest, count = max(longest, len(seen) - count), len(seen)
+    assert longest <= 3 * 3  # transactions of three or so; `until` may see more than one at a time
+    assert seen.index(b"b") < 12
+    assert [body for body in seen if body != b"b"] == [b"a%d" % n for n in range(100)]
+    assert written(path) == seen
+    world.stop()

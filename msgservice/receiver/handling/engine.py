@@ -38,6 +38,7 @@ from msgservice.receiver.received import ReceivedMessage
 SLICE_SECONDS = 0.05  # handlers run so long in one turn of the reactor, then others have theirs
 # Messages between two looks at the clock: as many as took about a quarter of a slice last time.
 CHUNK_MAX = 256
+LOOK_EVERY = 64  # messages of a chunk, in case that those behind are slower
 CHUNK_SECONDS = SLICE_SECONDS / 4
 LANES_KEPT = 1000  # lanes without work, of one node, that are kept for when there is some
 
@@ -66,16 +67,18 @@ class Handling:
         self._handler = handler
         self._name = name
         self._clock = clock
-        self._now = now
+        self.seconds = self._now = now
         self._batch = batch
         self._step = self._step_batch if batch else self._step_each
         self._concurrency = concurrency
         self._ready: deque[Lane] = deque()
         self._calls: set[HandlerCall] = set()
+        self._left: set[HandlerCall] = set()  # of those: given up by a stop, and never ended
         self._touched: set[NodeIncarnation] = set()
         self._chunk = 1
         self._until = 0.0  # when the slice of the turn that runs is over; 0: it has not begun
         self._is_turn = False  # `_turn` runs
+        self._step_until = 0.0  # when the slice of the steps that run is over
         self._is_pumping = False
         self._begun: list[ReceivedMessage] = []  # what the step that runs has still to handle
         self._is_inside = False  # a connection's turn: `turn_ended` follows
@@ -201,8 +204,12 @@ class Handling:
     # --- verbs
 
     def start(self) -> None:
-        """Take work from here on."""
+        """Take work from here on.
+
+        Calls that a stop gave up take the place of no new ones. Their lanes wait for them.
+        """
         self.is_stopping = False
+        self._left = set(self._calls)
 
     def stop(self, timeout: float) -> Deferred[None]:
         """Start no handler any more; fire when those that run have ended, or were cancelled.
@@ -310,9 +317,10 @@ class Handling:
             self._schedule()
             return
         self._is_pumping = True
+        self._step_until = until
         try:
-            ready, calls = self._ready, self._calls
-            while ready and len(calls) < self._concurrency and not self.is_stopping:
+            ready, calls, left = self._ready, self._calls, self._left
+            while ready and len(calls) - len(left) < self._concurrency and not self.is_stopping:
                 lane = ready.popleft()
                 lane.is_ready = False
                 if not lane.queue or lane.behind or (lane.running and lane.key is not None):
@@ -369,21 +377,25 @@ class Handling:
     def _step_each(self, lane: Lane, work: Work) -> bool:
         handler, at = self._handler, work.at
         stop = min(at + self._chunk, work.stop)
-        self._begun = messages = work.messages[at:stop]
         try:
-            for message in messages:
-                result = handler(message)
-                if result is not None and isinstance(result, UNFINISHED):
-                    if isinstance(result, CoroutineType):
-                        result = begin(result)
-                    elif isinstance(result, GENERATORS):
-                        raise has_not_run(result)
-                    if result is not None:
-                        if not self._wait_for(lane, work, at, at + 1, result):
-                            return False
-                        if work.at != at + 1 or len(self._calls) >= self._concurrency:
-                            return True  # it has failed, or no more calls may run
-                at += 1
+            while True:
+                self._begun = messages = work.messages[at : min(at + LOOK_EVERY, stop)]
+                for message in messages:
+                    result = handler(message)
+                    if result is not None and isinstance(result, UNFINISHED):
+                        if isinstance(result, CoroutineType):
+                            result = begin(result)
+                        elif isinstance(result, GENERATORS):
+                            raise has_not_run(result)
+                        if result is not None:
+                            if not self._wait_for(lane, work, at, at + 1, result):
+                                return False
+                            calls = len(self._calls) - len(self._left)
+                            if work.at != at + 1 or calls >= self._concurrency:
+                                return True  # it has failed, or no more calls may run
+                    at += 1
+                if at >= stop or self.is_stopping or self._now() >= self._step_until:
+                    break
         except BaseException:  # as a Deferred would: no handler may end the reactor
             self._failed(lane, work, at, at + 1, Failure())
             return True
@@ -453,6 +465,7 @@ class Handling:
         """The end of a call failed by a fault of our own, the error that is handled now."""
         if call in self._calls:
             self._calls.discard(call)
+            self._left.discard(call)
             call.lane.running -= 1
         self._start_over(call.lane.node, Failure())
 
@@ -476,6 +489,7 @@ class Handling:
     def _forget(self, call: HandlerCall) -> None:
         """The call is over; what waited for it may go on."""
         self._calls.discard(call)
+        self._left.discard(call)
         lane = call.lane
         lane.running -= 1
         if lane.followers and not lane.running:

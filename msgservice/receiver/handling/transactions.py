@@ -13,6 +13,7 @@ when a message of it fails, a gate keeps what comes behind from being handled be
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from twisted.python.failure import Failure
 from msgservice.core.inbox import Arrival
 from msgservice.errors import LogError, LogFailed, Reject
 from msgservice.message import Action
-from msgservice.receiver.handling.engine import Handler, Handling
+from msgservice.receiver.handling.engine import SLICE_SECONDS, Handler, Handling
 from msgservice.receiver.handling.threads import HandlerThreads
 from msgservice.receiver.handling.work import HandlerCall, Lane, Work
 from msgservice.records import Rejected, Resume
@@ -45,9 +46,16 @@ class Handled(Protocol):
 
 
 class Gate(Protocol):
-    """A gate that an inbox shuts: see `StoredInbox.run`."""
+    """A gate that an inbox shuts, and is told by when to stop: see `StoredInbox.run`."""
 
     is_shut: bool
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the slice of the turn has passed."""
+
+    def begin(self, until: float | None) -> float:
+        """A transaction comes to its run; return when the slice is over."""
 
 
 class StoredInbox(Protocol):
@@ -87,7 +95,7 @@ class StoredInbox(Protocol):
 
 
 class _Behind(Exception):
-    """A message that waits: for one before it that failed, for the receiver's next start.
+    """A message that waits: for one before it that failed, for the next turn or start.
 
     Or it is of an earlier incarnation of its node.
     """
@@ -96,19 +104,30 @@ class _Behind(Exception):
 class _Gate:
     """Shut by the inbox when a message of a lane has failed: what comes behind is not handled.
 
-    Nor is anything once the receiver stops, or the lane is over.
+    Nor is anything once the receiver stops, or the lane is over, or the slice of the turn.
     """
 
-    __slots__ = ("handler", "handling", "is_shut", "lane")
+    __slots__ = ("handler", "handling", "is_shut", "lane", "until")
 
     def __init__(self, handler: Callable[..., Any], handling: Handling, lane: Lane) -> None:
         self.handler = handler
         self.handling = handling
         self.lane = lane
         self.is_shut = False
+        self.until = math.inf
+
+    @property
+    def is_over(self) -> bool:
+        """See `Gate`."""
+        return self.handling.seconds() >= self.until
+
+    def begin(self, until: float | None) -> float:
+        """See `Gate`."""
+        self.until = self.handling.seconds() + SLICE_SECONDS if until is None else until
+        return self.until
 
     def __call__(self, *arguments: Any) -> Any:
-        if self.is_shut or self.handling.is_stopping or self.lane.is_over:
+        if self.is_shut or self.handling.is_stopping or self.lane.is_over or self.is_over:
             raise _Behind
         return self.handler(*arguments)
 

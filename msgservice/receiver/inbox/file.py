@@ -98,6 +98,16 @@ class Gate(Protocol):
 
     is_shut: bool
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the slice of the turn has passed: the next transaction is for the others."""
+
+    def begin(self, until: float | None) -> float:
+        """A transaction comes to its run, the first one where `until` is None.
+
+        Returns when the slice is over; `handle` may raise from then on.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Handled:
@@ -431,14 +441,19 @@ class InboxFile:
         while True:
             db.execute(_BEGIN)
             stage = _Stage(db.total_changes())
-            messages = 0
+            messages, until = 0, None
             try:
                 while self._waiting and messages < MESSAGES_MAX and len(entries) < entries_max:
                     entry = self._waiting.pop(0)
                     entries.append(entry)
                     if isinstance(entry, _WaitingRun):
                         messages += len(entry.items)
+                        gate = entry.gate
+                        if gate is not None:
+                            until = gate.begin(until)
                         self._handle_run(db, entry, stage)
+                        if gate is not None and gate.is_over:
+                            break  # the others are first in the next one
                     else:
                         messages += 1
                         self._handle_call(db, entry)
