@@ -29,7 +29,7 @@ from msgservice.core.frames import (
     StatusFrame,
     Transfer,
 )
-from msgservice.errors import ContentChanged, NotSupported, UnexpectedFrame
+from msgservice.errors import ContentChanged, UnexpectedFrame
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import encode_bodies
@@ -88,10 +88,10 @@ def test_what_may_not_come_yet_is_error_6(frame: Frame, receives: bool) -> None:
 
 
 @pytest.mark.parametrize("receives", [True, False])
-def test_authentication_is_not_supported_then_either(receives: bool) -> None:
+def test_a_login_comes_before_hello_or_not_at_all(receives: bool) -> None:
     greeted = Greeted(receives=receives)
     greeted.wire.say(greeted.hello, Auth(b""))
-    assert NotSupported.wire_code == greeted.wire.take(ErrorFrame)[0].code
+    assert UnexpectedFrame.wire_code == greeted.wire.take(ErrorFrame)[0].code
 
 
 @pytest.mark.parametrize("receives", [True, False])
