@@ -28,7 +28,7 @@ from msgservice.faces.sessions.envelope import (
     fields_of,
 )
 from msgservice.faces.sessions.errors import BadPayload
-from msgservice.faces.sessions.hop import ENVELOPE_BYTES
+from msgservice.faces.sessions.outgoing import ENVELOPE_BYTES
 
 SECRET = "hunter2secret"
 MAKERS: list[Callable[[], ISessionCodec]] = [

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
 from msgservice.faces.sessions.durable import PREFIX
@@ -230,3 +231,133 @@ def test_a_welcome_is_answered_by_nobody_else() -> None:
     world.run(0.5)
     assert not world.central.remotes[HOST, 20_000].is_joined
     assert not stranger.is_open
+
+
+# --- acknowledgements are heard, whoever waits for them
+
+
+@pytest.mark.parametrize("side", ["central", "remote"])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        SessionLimits(unhandled_messages=20),
+        SessionLimits(unhandled_messages=1),
+        SessionLimits(unhandled_bytes=3_000),
+        SessionLimits(unhandled_bytes=3_000, thread_bytes=5_000),
+    ],
+    ids=str,
+)
+def test_a_handler_that_waits_for_the_answer_of_who_has_much_to_say_gets_it(
+    side: str, limits: SessionLimits
+) -> None:
+    async def handle(message: Any) -> None:
+        receipt = await answer(message.content[0])
+        await receipt.acknowledged()
+
+    here: dict[str, Any] = {"limits": limits, "on_message": handle}
+    there: dict[str, Any] = {"limits": SessionLimits()}
+    world = SessionsWorld(**(here if side == "central" else there))
+    remote = joined(world, **(there if side == "central" else here))
+    answer: Any = remote.send if side == "remote" else lambda c: world.central.send("shop", c)
+    ask: Any = remote.send if side == "central" else lambda c: world.central.send("shop", c)
+    receipts = [world.done(ask([n, "x" * (n % 7) * 700])) for n in range(200)]
+    for receipt in receipts:
+        world.done(receipt.acknowledged())
+    if side == "remote":
+        assert [m.content for m in world.at_central] == list(range(200))
+
+
+def test_a_remote_that_waits_for_a_central_that_is_gone_ends_by_silence(
+    logged_failures: list[LogEvent],
+) -> None:
+    world = SessionsWorld(heartbeat=1.0)
+
+    async def handle(message: Any) -> None:
+        receipt = await remote.send(message.content)
+        await receipt.acknowledged()
+
+    limits = SessionLimits(unhandled_messages=5)
+    remote = joined(world, heartbeat_timeout=5.0, limits=limits, on_message=handle)
+    world.central._handlers._function = lambda message: Deferred()
+    for number in range(50):
+        world.done(world.central.send("shop", number))
+    world.run(2.0)
+    world.kill("central")
+    assert world.done(remote.when_shut_down(), 20.0).by == "silence"
+    assert {event["log_failure"].type for event in logged_failures} == {RemoteLeft}
+    logged_failures.clear()
+
+
+def test_handlers_that_wait_for_another_remote_hear_of_it_however_much_is_unhandled() -> None:
+    limits = SessionLimits(decoding_bytes=20_000, unhandled_bytes=10_000)
+    gate: Deferred[None] = Deferred()
+
+    async def handle(message: Any) -> None:
+        receipt = await world.central.send("slow", message.content[0])
+        await receipt.acknowledged()
+
+    async def slowly(message: Any) -> None:
+        await gate
+
+    world = SessionsWorld(limits=limits, on_message=handle)
+    remotes = [joined(world, name) for name in "abcdef"]
+    slow = joined(world, "slow", on_message=slowly)
+    receipts = [world.done(remote.send([n, "x" * 3_000])) for n in range(9) for remote in remotes]
+    receipts += [world.done(slow.send([n, "y" * 3_000])) for n in range(9)]
+    world.run(2.0)
+    held = sum(inbound._held_bytes for inbound in world.central._listener._connections)
+    assert held > limits.decoding_bytes
+    late = joined(world, "late")  # and others join meanwhile
+    receipts.append(world.done(late.send([0, "z"])))
+    gate.callback(None)
+    for receipt in receipts:
+        world.done(receipt.acknowledged())
+    assert world.central._listener.budget.used == 0
+
+
+def test_by_coming_back_nobody_has_more_unhandled_than_before() -> None:
+    """Of one connection each, but what is unhandled of the last is on the way once more."""
+    limits = SessionLimits(unhandled_messages=10, decoding_bytes=1_000_000)
+    gate: Deferred[None] = Deferred()
+    world = SessionsWorld(limits=limits, on_message=lambda message: gate)
+    remote = joined(world, heartbeat_timeout=1e6)
+    receipts = [world.done(remote.send([n, "x" * 1_000])) for n in range(100)]
+    for _ in range(8):
+        world.run(3.0)
+        break_off(world, "shop", world.CENTRAL_PORT)
+    world.run(3.0)
+    account = world.central.remotes["shop"].account
+    assert account.incoming._taken - account.incoming.handled <= 10
+    gate.callback(None)
+    for receipt in receipts:
+        world.done(receipt.acknowledged())
+    assert len(world.at_central) == 0  # its handler was another one
+    assert world.central._listener.budget.used == 0
+
+
+def test_a_peer_that_says_more_than_its_window_is_not_read_from() -> None:
+    limits = SessionLimits(unhandled_messages=10)
+    world = SessionsWorld(limits=limits, on_message=lambda message: Deferred())
+    servers = listen(world, 20_000)
+    peer = dial(world)
+    peer.say(Hello(20_000, id="shop", acks=True))
+    world.until(lambda: servers and servers[0].items())
+    (welcome,) = servers[0].items()
+    assert isinstance(welcome, Welcome)
+    assert welcome.window == (10, limits.unhandled_bytes)
+    session = welcome.session
+    peer.say(Joined(session))
+    for number in range(1, 50):
+        peer.say(message(number, session, number))
+        world.run(0.05)
+    (inbound,) = world.central._listener._connections
+    assert inbound.is_proven
+    assert inbound.is_paused
+    assert inbound._held_messages <= 12
+
+
+@pytest.mark.parametrize("window", [5, [], [1], [0, 1], [1, 0], ["1", 1], [1, 2, 3], [True, 5], {}])
+def test_a_window_that_can_be_none_is_refused(window: Any) -> None:
+    for fields in ({"type": "hello", "port": 5_000}, {"type": "welcome", "session": "s"}):
+        with pytest.raises(BadControl, match="window"):
+            control_of({**fields, "window": window})

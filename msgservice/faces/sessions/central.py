@@ -376,12 +376,23 @@ class Central(Service):
                     if item.session == member.session and self._is_candidate(member):
                         self._candidates.pop(member.key)[2]()
                     member.joined(item.session)
+                    self._prove(inbound, member)
                 case Ack() if member is not None:
+                    self._prove(inbound, member)
                     member.acknowledged(item)
                 case _:
                     inbound.abort(f"{type(item).__name__.lower()} has no meaning here")
         except (BadAck, BadPayload) as error:
             inbound.abort(str(error))
+
+    def _prove(self, inbound: Inbound, member: Member) -> None:
+        """Let what a remote that has joined says not wait for what others have.
+
+        Unless it has something from an earlier connection that is not handled: by coming back
+        nobody has more of that.
+        """
+        if member.acks and member.is_joined and member.account.incoming.is_idle:
+            inbound.prove()
 
     def _message(self, inbound: Inbound, member: Member | None, item: Message, size: int) -> None:
         incoming = None

@@ -82,6 +82,7 @@ class Decoding:
         self._is_running = False
         self._waits_for_budget = False
         self._is_over = False
+        self.free_bytes = -1  # what is no larger does not wait for the budget, and is not counted
 
     @property
     def is_busy(self) -> bool:
@@ -120,7 +121,8 @@ class Decoding:
         waiting, decode, give = self._waiting, self._codec.decode, self._give
         budget = self._budget
         while True:
-            if budget.used >= budget.limit:  # and nothing more is read, though nothing waits
+            if budget.used >= budget.limit and not self._is_free:
+                # And nothing more is read, though nothing waits.
                 self._waits_for_budget = True
                 budget.wait(self._run)
                 self._changed()
@@ -131,12 +133,13 @@ class Decoding:
             payload = waiting.popleft()
             size = len(payload)
             if size > self._thread_bytes:
-                budget.used += size
+                counted = size if size > self.free_bytes else 0
+                budget.used += counted
                 reactor = self._reactor
                 pool = reactor.getThreadPool()
                 d: Deferred[Any] = deferToThreadPool(reactor, pool, decode, payload)
                 d.addCallback(self._decoded, size)
-                d.addBoth(self._go_on, size)
+                d.addBoth(self._go_on, counted)
                 return
             try:
                 give(decode(payload), size)
@@ -170,10 +173,15 @@ class Decoding:
             self.stop()
             self._fail(str(error) if isinstance(error, BadPayload) else "a fault of our own")
 
-    def _go_on(self, result: object, size: int) -> None:
+    @property
+    def _is_free(self) -> bool:
+        """Whether what is next may be decoded though the budget is spent."""
+        return (len(self._waiting[0]) if self._waiting else 0) <= self.free_bytes
+
+    def _go_on(self, result: object, counted: int) -> None:
         if isinstance(result, Failure):
             self._not_decoded(result.value)
         self._is_running = False
-        self._budget.give_back(size)
+        self._budget.give_back(counted)
         if not self._is_running:
             self._run()

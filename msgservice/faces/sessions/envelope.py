@@ -29,6 +29,7 @@ NUMBER_MAX = 2**53  # exact in JSON, too
 TEXT_MAX = 4_096  # of a control message that came as text
 
 Previous = tuple[str, int]  # a session, and up to which number of it was handled
+Window = tuple[int, int]  # messages and bytes that a side takes unanswered, one at least
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -53,7 +54,7 @@ class Hello:
 
     `host`: None for the address that the connection comes from. `acks`: it numbers its messages and
     acknowledges. `previous`: what it has handled in the session that it had before.
-    `payload_bytes`: the largest payload that it takes.
+    `payload_bytes`: the largest payload that it takes. `window`: how much it takes unanswered.
     """
 
     port: int
@@ -63,6 +64,7 @@ class Hello:
     previous: Previous | None = None
     nonce: str | None = None
     payload_bytes: int | None = None
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,14 @@ class Welcome:
 
     `previous`: what it has handled in a session before whose numbers go on; None: all is numbered
     anew. `nonce`: that of the hello, since anybody can connect to a remote's server.
-    `payload_bytes`: the largest payload that the central takes.
+    `payload_bytes`: the largest payload that the central takes. `window`: how much unanswered.
     """
 
     session: str
     previous: Previous | None = None
     nonce: str | None = None
     payload_bytes: int | None = None
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +231,16 @@ def _previous(fields: Mapping[str, Any]) -> Previous | None:
     return session, _integer("previous", value[1], 0, NUMBER_MAX)
 
 
+def _window(fields: Mapping[str, Any]) -> Window | None:
+    value = fields.get("window")
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise BadControl("window", "a number of messages and one of bytes are needed")
+    messages, size = (_integer("window", part, 1, NUMBER_MAX) for part in value)
+    return messages, size
+
+
 def _optional_integer(fields: Mapping[str, Any], name: str, least: int) -> int | None:
     value = fields.get(name)
     return None if value is None else _integer(name, value, least, NUMBER_MAX)
@@ -251,6 +264,7 @@ def _hello(fields: Mapping[str, Any]) -> Hello:
         previous=_previous(fields),
         nonce=_optional_text(fields, "nonce", SESSION_MAX),
         payload_bytes=_optional_integer(fields, "payload_bytes", 1),
+        window=_window(fields),
     )
 
 
@@ -260,6 +274,7 @@ def _welcome(fields: Mapping[str, Any]) -> Welcome:
         _previous(fields),
         _optional_text(fields, "nonce", SESSION_MAX),
         _optional_integer(fields, "payload_bytes", 1),
+        _window(fields),
     )
 
 

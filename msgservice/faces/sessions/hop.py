@@ -18,16 +18,15 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from msgservice.core.framing import PREFIX_BYTES
 from msgservice.errors import HandlerFailed, MessageTooLarge
 from msgservice.faces.sessions.content.codec import ISessionCodec
-from msgservice.faces.sessions.envelope import Ack, Control, Previous, Shutdown
+from msgservice.faces.sessions.envelope import Ack, Control, Previous, Shutdown, Window
 from msgservice.faces.sessions.errors import NotJoined, RemoteLeft
 from msgservice.faces.sessions.incoming import ACK_BYTES, Incoming
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.faces.sessions.outgoing import Entry, Outgoing
+from msgservice.faces.sessions.outgoing import ENVELOPE_BYTES, Entry, Outgoing
 from msgservice.faces.sessions.sender import Sender
 
 SESSIONS_NAMED = 16  # names of sessions by which the other side may come back
 KERNEL_SECONDS = 0.05  # between two looks at what the peer's kernel has
-ENVELOPE_BYTES = 1024  # of a payload, at most, beside the content or the failures
 
 
 def prepare(codec: ISessionCodec, content: object, limits: SessionLimits) -> bytes:
@@ -74,12 +73,13 @@ class Account:
         if len(self._sessions) > SESSIONS_NAMED:
             del self._sessions[1]
 
-    def confirmed(self, payload_bytes: int | None) -> None:
+    def confirmed(self, payload_bytes: int | None, window: Window | None) -> None:
         """Take note that the other side knows the session: it comes back by none before that.
 
         `payload_bytes`: that it takes at once, if it says so. What is larger fails: only now, since
-        anybody can say to be that side.
+        anybody can say to be that side. `window`: how much it takes unanswered.
         """
+        self.outgoing.window = window or (sys.maxsize, sys.maxsize)
         self.was_confirmed = True
         if self.outgoing.session in self._sessions:
             del self._sessions[: self._sessions.index(self.outgoing.session)]
@@ -180,6 +180,7 @@ class Hop:
         if failed:  # the other side keeps them until it is told
             incoming.say()
             self.handled(incoming)
+        self.pump()  # the window has room again
 
     def handled(self, incoming: Incoming) -> None:
         """Acknowledge soon: a handler has ended, or a message came again."""
@@ -220,7 +221,9 @@ class Hop:
             room = sender.room if not at_end else sys.maxsize
             if room <= 0:
                 break
-            entries = outgoing.take(room)
+            entries = outgoing.take(room, at_end=at_end)
+            if not entries:
+                break
             self.is_ending = entries[-1].is_shutdown
             sender.write([self._payload(entry) for entry in entries])
         if self.is_open and self._ends and self._kernel_timer is None:

@@ -42,6 +42,11 @@ class Incoming:
             return None
         return self.session, self._failures[0][0] - 1 if self._failures else self.handled
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was taken is handled."""
+        return self.handled == self._taken
+
     def begin(self, session: str) -> None:
         """Begin a session, with the numbers of the one before."""
         self.session = session

@@ -27,12 +27,14 @@ class SessionLimits:
     sessions_kept: int = 10_000
     """Ended sessions of which the central remembers how far it had come, oldest forgotten first."""
     unhandled_messages: int = 1_000
-    """Messages of one connection whose handlers have not ended; it is not read from meanwhile."""
+    """Messages of one connection whose handlers have not ended; it is not read from meanwhile. Who
+    acknowledges has no more than that on their way, so that acknowledgements are read."""
     unhandled_bytes: int = 4 * MIB
     """The same in bytes, as they travelled. One message is always taken."""
     decoding_bytes: int = 256 * MIB
-    """Payloads being decoded or handled over all connections; none is read from meanwhile. Those
-    that are not whole may have as much: above, the one begun first ends with its connection."""
+    """Payloads being decoded or handled over all connections; none is read from meanwhile, but of
+    remotes that have joined, which have `unhandled_bytes` each. Those that are not whole may have
+    as much: above, the one begun first ends with its connection."""
     thread_bytes: int = 64 * 1024
     """A payload above this is decoded on a thread."""
     port_min: int = 1_024
@@ -50,6 +52,11 @@ class SessionLimits:
     """An acknowledgement waits for others to the end of the reactor's turn, or until so many."""
     stop_seconds: float = 10.0
     """How long a stop waits for handlers and for what is being written."""
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """What the other side may have on its way unanswered: messages, and bytes of them."""
+        return int(self.unhandled_messages), int(self.unhandled_bytes)
 
     def __post_init__(self) -> None:
         for field in fields(self):

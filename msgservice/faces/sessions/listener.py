@@ -89,6 +89,8 @@ class Inbound(TwistedProtocol):
         self._messages_max, self._bytes_max = limits.unhandled_messages, limits.unhandled_bytes
         self._splitter = FrameSplitter(limits.payload_bytes)
         self._held_messages = self._held_bytes = 0
+        self._held_small = 0  # the bytes of those that need not be counted once it `is_proven`
+        self.is_proven = False
         self._unfinished, self.unfinished_since = 0, 0.0  # bytes of a payload that is not whole
         self._is_open = False
         self._is_over = False  # nothing more is read
@@ -118,21 +120,39 @@ class Inbound(TwistedProtocol):
         """Whether it has to do with the bytes that its listener counts as unfinished."""
         return self._unfinished > 0
 
+    def prove(self) -> None:
+        """Take it for who was meant: by what it says, it is the other end of a session.
+
+        That has no more on its way than the window that it was told, and what it says beside
+        messages must be heard, or who waits for that holds up all others. So the budget of all
+        connections is none of its concern, except for messages that alone are larger.
+        """
+        if not self.is_proven:
+            self.is_proven = True
+            self._decoding.free_bytes = self._bytes_max
+            self._listener.budget.give_back(self._held_small)
+
     def hold(self, size: int) -> None:
         """Count a message whose handler has not ended."""
         self._held_messages += 1
         self._held_bytes += size
-        self._listener.budget.used += size
-        if self._held_messages >= self._messages_max or self._held_bytes >= self._bytes_max:
+        if size <= self._bytes_max:
+            self._held_small += size
+        if size > self._decoding.free_bytes:
+            self._listener.budget.used += size
+        if self._has_enough:
             self._look()
 
     def release(self, size: int) -> None:
         """Count one off whose handler has."""
         self._held_messages -= 1
         self._held_bytes -= size
+        if size <= self._bytes_max:
+            self._held_small -= size
         if self.is_paused:
             self._look()
-        self._listener.budget.give_back(size)
+        if size > self._decoding.free_bytes:
+            self._listener.budget.give_back(size)
 
     def abort(self, reason: str) -> None:
         """End the connection, and say why in the log."""
@@ -207,6 +227,22 @@ class Inbound(TwistedProtocol):
         numbering = self._listener.codec.numbering(self._splitter.refused[:HEAD_BYTES])
         return (Message(None, *numbering, failure=reason) if numbering else None), reason
 
+    @property
+    def _has_enough(self) -> bool:
+        """Whether it is to be read no further: what is not handled is as much as may be."""
+        messages, size = self._held_messages, self._held_bytes
+        if self.is_proven:  # with a window that is full, acknowledgements are read
+            return messages > self._messages_max or (messages > 1 and size > self._bytes_max)
+        return messages >= self._messages_max or size >= self._bytes_max
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether it is read again."""
+        if self.is_proven:
+            return not self._has_enough
+        messages, size = self._held_messages, self._held_bytes
+        return messages * 2 <= self._messages_max and size * 2 <= self._bytes_max
+
     def _look(self) -> None:
         """Pause or go on reading; tell the end once all that came is given."""
         is_busy = self._decoding.is_busy
@@ -215,15 +251,14 @@ class Inbound(TwistedProtocol):
                 self._is_open = False
                 self._listener.closed(self, self._lost)
             return
-        messages, size = self._held_messages, self._held_bytes
         transport: Any = self.transport
         if self._is_over:
             return
         if not self.is_paused:
-            if is_busy or messages >= self._messages_max or size >= self._bytes_max:
+            if is_busy or self._has_enough:
                 self.is_paused = True
                 transport.pauseProducing()
-        elif not is_busy and messages * 2 <= self._messages_max and size * 2 <= self._bytes_max:
+        elif not is_busy and self._has_room:
             self.is_paused = False
             transport.resumeProducing()
 

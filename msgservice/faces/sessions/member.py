@@ -162,7 +162,7 @@ class Member:
     def joined(self, session: str) -> None:
         """Take the remote's word that the connection dialled back is its own."""
         if self.state is State.GREETING and session == self.session:
-            self.account.confirmed(self._hello.payload_bytes)
+            self.account.confirmed(self._hello.payload_bytes, self._hello.window)
             self._join()
 
     def acknowledged(self, ack: Ack) -> None:
@@ -210,8 +210,10 @@ class Member:
             self._join()
             return
         self.state = State.GREETING
-        size = self._limits.payload_bytes
-        self._hop.control(Welcome(self.session, self._previous, self._hello.nonce, size))
+        limits, nonce = self._limits, self._hello.nonce
+        self._hop.control(
+            Welcome(self.session, self._previous, nonce, limits.payload_bytes, limits.window)
+        )
         self._wait_for_joined()
 
     def _wait_for_joined(self) -> None:

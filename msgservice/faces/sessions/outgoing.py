@@ -20,6 +20,8 @@ from msgservice.errors import MessageTooLarge
 from msgservice.faces.sessions.errors import BadAck, QueueFull
 from msgservice.waiters import Waiters
 
+ENVELOPE_BYTES = 1024  # of a payload, at most, beside the content or the failures
+
 
 class Entry:
     """An outgoing message, and the receipt of it: its prepared content, number, and outcome."""
@@ -72,11 +74,14 @@ class Outgoing:
     def __init__(self, *, messages_max: int, bytes_max: int) -> None:
         self.session = ""
         self.size_max = sys.maxsize  # bytes of a message that the other side takes
+        # Messages, and bytes of payloads, that it takes unanswered; of one always all.
+        self.window = sys.maxsize, sys.maxsize
         self.messages = 0
         self.bytes = 0
         self._messages_max, self._bytes_max = messages_max, bytes_max
         self._waiting: deque[Entry] = deque()
         self._unanswered: deque[Entry] = deque()
+        self._unanswered_bytes = 0  # of payloads, at most
         self._last = 0  # the last number that was given
         self.answered = 0  # and that was answered
 
@@ -136,15 +141,23 @@ class Outgoing:
         """Let what is unanswered wait again, under its numbers: its connection is gone."""
         self._waiting.extendleft(reversed(self._unanswered))
         self._unanswered.clear()
+        self._unanswered_bytes = 0
 
-    def take(self, bytes_max: int) -> list[Entry]:
+    def take(self, bytes_max: int, *, at_end: bool = False) -> list[Entry]:
         """Return what is to be written next, numbered: at least one if any waits.
 
-        Nothing goes with what is behind a shutdown.
+        Unless that is beyond the window; `at_end`: whether or not. Nothing goes with what is behind
+        a shutdown.
         """
         taken: list[Entry] = []
         waiting = self._waiting
+        under_way, (messages_max, size_max) = len(self._unanswered), self.window
         while waiting and (not taken or len(waiting[0].prepared) <= bytes_max):
+            size = self._unanswered_bytes + len(waiting[0].prepared) + ENVELOPE_BYTES
+            if under_way and not at_end and (under_way >= messages_max or size > size_max):
+                break
+            self._unanswered_bytes = size
+            under_way += 1
             entry = waiting.popleft()
             bytes_max -= len(entry.prepared)
             if not entry.number:
@@ -167,6 +180,7 @@ class Outgoing:
     def settle_first(self, count: int) -> list[Entry]:
         """Return the first so many of the unanswered, which count as answered now."""
         settled = [self._unanswered.popleft() for _ in range(count)]
+        self._unanswered_bytes -= _payload_bytes(settled)
         self._count_off(settled)
         return settled
 
@@ -186,6 +200,8 @@ class Outgoing:
         for queue in (self._unanswered, self._waiting):
             while queue and 0 < queue[0].number <= upto:
                 settled.append(queue.popleft())
+            if queue is self._unanswered:
+                self._unanswered_bytes -= _payload_bytes(settled)
         self.answered = max(self.answered, upto)
         self._count_off(settled)
         return settled
@@ -193,3 +209,7 @@ class Outgoing:
     def _count_off(self, entries: list[Entry]) -> None:
         self.messages -= len(entries)
         self.bytes -= sum(len(entry.prepared) for entry in entries)
+
+
+def _payload_bytes(entries: list[Entry]) -> int:
+    return sum(len(entry.prepared) + ENVELOPE_BYTES for entry in entries)

@@ -292,6 +292,7 @@ class Remote(Service):
             previous=self._account.incoming.previous,
             nonce=self._nonce if self._acks else None,
             payload_bytes=self._limits.payload_bytes if self._acks else None,
+            window=self._limits.window if self._acks else None,
         )
         self._hop.control(hello)
         if not self._acks:  # to those who speak so nobody says that they are joined
@@ -362,6 +363,8 @@ class Remote(Service):
                     self.last_heartbeat = self._alive_at = self._now()
                     self._is_unanswered = False
                 case Ack() if is_central:
+                    if self._acks and self._account.incoming.is_idle:
+                        inbound.prove()
                     self._hop.acknowledged(item)
                 case Shutdown() if is_central:
                     self._shutdown(item)
@@ -382,8 +385,10 @@ class Remote(Service):
             upto = item.previous[1] if item.previous is not None else 0
             self._hop.close()
             self._account.begin(item.session, continues=continues, upto=upto)
-            self._account.confirmed(item.payload_bytes)
+            self._account.confirmed(item.payload_bytes, item.window)
             self._session = item.session
+        if self._account.incoming.is_idle:
+            inbound.prove()
         self._hop.control(Joined(item.session))
         self._is_unanswered = False
         self._join()
