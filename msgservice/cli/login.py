@@ -60,8 +60,8 @@ def choose(
         password, token, where = said.password, said.token, str(profile)
     if password is not None and token is not None:
         raise ConfigError([f"{where}: a password and a token, only one can be the login"])
-    # A token knows its user: the profile's says nothing of one that came with the environment.
-    user = user or (None if token is not None else said.user)
+    if user is None and (token is None or token == said.token):
+        user = said.user  # which says nothing of a token that came with the environment
     if password is None and token is None:
         if user is None:
             return Chosen(node=said.node)

@@ -52,7 +52,10 @@ RUNS_IN_FLIGHT = 8
 @click.option("--id", "message_id", help="Your own name for it, for `status`.")
 @click.option("--require", is_flag=True, help="Refuse it if nobody would get it.")
 @click.option("--wait", is_flag=True, help="Wait until every receiver has acknowledged it.")
-@click.option("--name", default=SENDER, show_default=True, help="Name of the sender.")
+@click.option(
+    "--name",
+    help=f"Name of the sender.  [default: {SENDER}, or USER.cli]",
+)
 @node_options
 def send(
     session: Session,
@@ -65,7 +68,7 @@ def send(
     message_id: str | None,
     require: bool,
     wait: bool,
-    name: str,
+    name: str | None,
 ) -> None:
     """Send a message to SUBJECT, and say where it is stored once it is on the node's disk.
 
@@ -97,7 +100,7 @@ def send(
 async def _send_one(
     session: Session,
     reactor: Reactor,
-    name: str,
+    name: str | None,
     subject: str,
     content: str | bytes | None,
     options: dict[str, Any],
@@ -164,7 +167,7 @@ def _told(told: dict[str, Any]) -> Group:
 async def _send_lines(
     session: Session,
     reactor: Reactor,
-    name: str,
+    name: str | None,
     subject: str,
     source: BinaryIO,
     options: dict[str, Any],

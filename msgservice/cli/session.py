@@ -167,6 +167,12 @@ class Session:
     timeout: float = TIMEOUT  # seconds for each answer
     verbose: bool = False
 
+    @property
+    def sender(self) -> str:
+        """The name of the sender: one of its user's, where it has said who that is."""
+        user = self.login.user if self.login is not None else ""
+        return f"{user}.cli" if user else SENDER
+
     def run(self, work: Callable[[Any], Coroutine[Deferred[Any], Any, None]]) -> NoReturn:
         """Run `work(reactor)` to its end, then end the process with its exit code.
 
@@ -212,13 +218,13 @@ class Session:
         raise AssertionError("react always exits")
 
     @asynccontextmanager
-    async def client(self, reactor: Reactor, name: str = SENDER) -> AsyncIterator[Client]:
-        """Give a client that is connected; it is closed behind."""
+    async def client(self, reactor: Reactor, name: str | None = None) -> AsyncIterator[Client]:
+        """Give a client that is connected; it is closed behind. `name`: of the sender."""
         # Not `connect`, which gives nothing to ask why before there is a connection.
         limits = Limits(stop_timeout=STOP_TIMEOUT)
         client = Client(
             reactor=reactor,
-            name=name,
+            name=self.sender if name is None else name,
             connector_factory=lambda make_user: (
                 Transports().find(self.node).connector(reactor, self.node, make_user, limits)
             ),

@@ -273,6 +273,7 @@ async def test_a_command_logs_in_with_a_profile(site: Site, tmp_path: Path) -> N
     _, err, code = await command("send", "orders.new", "one", "--profile", str(profile))
     assert (0, "") == (code, err)
     assert [b"one"] == site.node.bodies()
+    assert ["shop.cli"] == [hello.name for hello in site.node.hellos]
 
 
 @pytest_twisted.ensureDeferred

@@ -77,6 +77,19 @@ def test_the_secret_of_a_profile_is_its_own_users(profile: Path) -> None:
     assert ("admin", "asked of admin", None) == login(chosen(profile, "admin", people=True))
 
 
+def test_the_name_of_a_command_is_one_of_its_users(profile: Path, tmp_path: Path) -> None:
+    assert "shop.cli" == Session(login=chosen(profile).login).sender
+    token = written(tmp_path, f'user = "shop"\ntoken = "{TOKEN}"\n')
+    assert "shop.cli" == Session(login=chosen(token).login).sender
+    # A token of somebody else's than the profile's: whose is not known here.
+    another = new_token("admin")[1]
+    login = chosen(token, MSGSERVICE_TOKEN=another).login
+    assert "msgservice-cli" == Session(login=login).sender == Session().sender
+    assert (
+        "admin.cli" == Session(login=chosen(None, "admin", MSGSERVICE_TOKEN=another).login).sender
+    )
+
+
 def test_people_are_asked_only_for_what_is_missing(profile: Path, tmp_path: Path) -> None:
     assert ("shop", "of the profile", None) == login(chosen(profile, people=True))
     assert ("shop", "asked of shop", None) == login(chosen(written(tmp_path, SAID), people=True))
