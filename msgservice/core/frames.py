@@ -248,6 +248,8 @@ KINDS: tuple[type[Frame], ...] = Frame.__args__
 CALLS_MAX = 4096  # of one REQUEST
 REFUSALS_MAX = 64  # calls that one REPLY refuses: any `max_batch` has room for it
 RESUME_RANGES_MAX = 1000  # ranges of one RESUME frame; the rest follows with `more`
+# As many as are said in one: they fit in 8 KiB, so in any frame that the other side takes.
+RESUME_RANGES_SAID = 400
 
 BYE_CLOSING = 0  # the service stops
 BYE_REPLACED = 1  # a newer connection has this name

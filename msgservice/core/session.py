@@ -27,7 +27,7 @@ from typing import Final
 from msgservice.core.frames import (
     BYE_CLOSING,
     KINDS,
-    RESUME_RANGES_MAX,
+    RESUME_RANGES_SAID,
     VERSION,
     Ack,
     AudienceFrame,
@@ -332,7 +332,7 @@ class Session:
         self._ranges += frame.ranges
         del self._ranges[self.ranges_kept - 1 : -1]
         if frame.more:
-            if len(frame.ranges) == RESUME_RANGES_MAX:  # as many as may follow, on a slow link
+            if len(frame.ranges) >= RESUME_RANGES_SAID:  # as many as may follow, on a slow link
                 self._greeting_until = now + self._limits.hello_timeout
             return None
         self.state = State.OPEN
@@ -390,9 +390,9 @@ class Session:
     def resume(self, resume: Resume) -> None:
         """Send RESUME, what was taken of the other side's incarnation, after both HELLOs."""
         ranges = list(resume.ranges)
-        starts = list(range(0, len(ranges), RESUME_RANGES_MAX)) or [0]
+        starts = list(range(0, len(ranges), RESUME_RANGES_SAID)) or [0]
         for at in starts:
-            part = ranges[at : at + RESUME_RANGES_MAX]
+            part = ranges[at : at + RESUME_RANGES_SAID]
             more = at != starts[-1]
             self._out.append(ResumeFrame(resume.floor, part, resume.last, more))
 

@@ -9,6 +9,7 @@ from msgservice.core.frames import (
     BYE_REPLACED,
     KINDS,
     RESUME_RANGES_MAX,
+    RESUME_RANGES_SAID,
     Ack,
     AudienceFrame,
     Auth,
@@ -48,7 +49,7 @@ from msgservice.errors import (
     UnexpectedFrame,
     WrongVersion,
 )
-from msgservice.limits import RESUME_RANGES_TOTAL_MAX, Limits
+from msgservice.limits import INTEGER_MAX, MAX_BATCH_MIN, RESUME_RANGES_TOTAL_MAX, Limits
 from msgservice.records import Resume
 
 LIMITS = Limits(heartbeat=20, silence=2.5, hello_timeout=10, bye_timeout=30)
@@ -374,13 +375,16 @@ def test_resume_of_too_many_ranges_ends_it() -> None:
     assert isinstance(session.failed, MalformedFrame)
 
 
-@pytest.mark.parametrize("count", [0, 1, RESUME_RANGES_MAX, RESUME_RANGES_MAX + 1, 2500])
-def test_resume_travels_in_as_many_frames_as_it_needs(count: int) -> None:
-    ranges = tuple((n, n) for n in range(1, 2 * count, 2))
+@pytest.mark.parametrize("count", [0, 1, RESUME_RANGES_SAID, RESUME_RANGES_SAID + 1, 2500])
+def test_resume_travels_in_as_many_frames_as_it_needs_each_fit_for_any_node(count: int) -> None:
+    low = INTEGER_MAX - 2 * count  # as many bytes as they may have
+    ranges = tuple((low + n, low + n) for n in range(1, 2 * count, 2))
     sender, other = session_in(State.OPEN), session_in(State.RESUMING)
     sender.resume(Resume(1, ranges, None))
     frames = sender.take_frames()
-    assert max(1, -(-count // RESUME_RANGES_MAX)) == len(frames)
+    assert max(1, -(-count // RESUME_RANGES_SAID)) == len(frames)
+    smallest = Limits(max_batch=MAX_BATCH_MIN).frame_bytes
+    assert all(len(encode_frame(frame)) <= smallest for frame in frames)
     events = [other.receive(frame, 0.0) for frame in frames]
     assert [None] * (len(frames) - 1) == events[:-1]
     opened = events[-1]
@@ -546,12 +550,12 @@ def many_ranges(session: Session, frames: int, seconds: float, each: int) -> Non
 
 def test_a_resume_of_many_ranges_may_take_its_time_on_a_slow_link() -> None:
     session = begun()
-    many_ranges(session, 40, 1.5, RESUME_RANGES_MAX)
+    many_ranges(session, 40, 1.5, RESUME_RANGES_SAID)
     assert session.failed is None
     assert session.is_open
 
 
-@pytest.mark.parametrize("each", [0, 1, RESUME_RANGES_MAX - 1])
+@pytest.mark.parametrize("each", [0, 1, RESUME_RANGES_SAID - 1])
 def test_a_resume_in_small_frames_gains_no_time(each: int) -> None:
     session = begun()
     many_ranges(session, 40, 1.5, each)
