@@ -36,6 +36,7 @@ from msgservice.errors import LogDamaged, LogFailed, LogUnavailable, OutboxFull
 
 SIZE_MAX = 1024 * 1024 * 1024  # bytes of open runs, unless told otherwise
 # Settlements of so many bytes are written without waiting for the next append.
+FIRSTS_KEPT = 1024  # numbers of runs that have gone, before the list is made anew
 SETTLED_BYTES = 1024 * 1024
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 _MARKED = "outbox"  # what the mark is for; the incarnation may change
@@ -119,7 +120,8 @@ class OutboxFile:
         self._failed: LogFailed | None = None
         self._kept_to = 0  # the last sequence that is committed
         self._renewals = 0
-        self._firsts: list[int] = []  # of open runs, rising
+        self._firsts: list[int] = []  # of open runs, rising; may hold some that have gone
+        self._head = 0  # before this all of them have gone
         self._open: dict[int, _Open] = {}  # first -> what is left of a run
         self._waiting: list[tuple[Sequence[Run], Deferred[None]]] = []
         self._gone: list[int] = []  # firsts of settled runs whose rows are still there
@@ -279,21 +281,20 @@ class OutboxFile:
     def settle(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Forget settled messages (acknowledged or refused): a run is deleted when all of it is."""
         for first, last in ranges:
-            at = max(0, bisect_left(self._firsts, first) - 1)
-            done: list[int] = []
-            while at < len(self._firsts) and self._firsts[at] <= last:
-                entry = self._open[self._firsts[at]]
-                if entry.settle(first, last):
-                    done.append(at)
+            firsts = self._firsts
+            at = max(0, bisect_left(firsts, first) - 1)
+            while at < len(firsts) and firsts[at] <= last:
+                start = firsts[at]
+                entry = self._open.get(start)
+                if entry is not None and entry.settle(first, last):
+                    del self._open[start]
+                    self.size -= entry.size
+                    self._gone_bytes += entry.size
+                    self._gone.append(start)
                 at += 1
-            for index in reversed(done):
-                start = self._firsts[index]
-                entry = self._open.pop(start)
-                self.size -= entry.size
-                self._gone_bytes += entry.size
-                self._gone.append(start)
-            if done:
-                del self._firsts[done[0] : done[-1] + 1]
+        if len(self._firsts) > FIRSTS_KEPT + 2 * len(self._open):
+            self._firsts = [start for start in self._firsts if start in self._open]
+            self._head = 0
         if self._gone_bytes >= SETTLED_BYTES:
             self._start()
 
@@ -343,6 +344,7 @@ class OutboxFile:
         """Runs of the file that are in memory from now on; what was appended has higher numbers."""
         if page:
             at = bisect_left(self._firsts, page[0].first)
+            self._head = min(self._head, at)
             self._firsts[at:at] = [run.first for run in page]
             for run in page:
                 self._open[run.first] = _Open(run.first, run.last, row_size(run))
@@ -351,12 +353,17 @@ class OutboxFile:
         """Take runs back that could not be written."""
         for run in runs:
             if self._open.pop(run.first, None) is not None:
-                del self._firsts[bisect_left(self._firsts, run.first)]
+                at = bisect_left(self._firsts, run.first)
+                self._head -= at < self._head
+                del self._firsts[at]
                 self.size -= row_size(run)
 
     def _lowest(self) -> int:
         """Return up to where nothing is open, in memory: on disk once it is committed."""
-        lowest = self._firsts[0] - 1 if self._firsts else self.sequence
+        firsts, open_ = self._firsts, self._open
+        while self._head < len(firsts) and firsts[self._head] not in open_:
+            self._head += 1
+        lowest = firsts[self._head] - 1 if open_ else self.sequence
         left = self._left
         return min(lowest, left.read_to) if left and left.has_more else lowest
 

@@ -184,6 +184,33 @@ def test_a_run_goes_when_all_of_it_is_settled_piece_by_piece(box: Box) -> None:
     assert box.file.size == 0
 
 
+class Moves(list[int]):
+    """A list that counts how many of its entries a deletion moves."""
+
+    moved = 0
+
+    def __delitem__(self, at: Any) -> None:
+        self.moved += len(self)
+        super().__delitem__(at)
+
+
+def test_what_is_settled_one_by_one_does_not_move_all_that_is_open(box: Box) -> None:
+    box.append(*[run(n) for n in range(1, 5001)])
+    box.file._firsts = numbers = Moves(box.file._firsts)
+    for n in range(1, 2001):
+        box.file.settle([(n, n)])
+    assert numbers.moved == 0
+    assert box.file._lowest() == 2000
+    for n in [*range(3001, 5001), *range(2001, 3000)]:
+        box.file.settle([(n, n)])
+    assert box.file._lowest() == 2999
+    assert len(box.file._firsts) < 1100
+    assert box.file.size == row_size(run(3000))
+    box.file.settle([(3000, 3000)])
+    assert box.file._lowest() == box.file.sequence == 5000
+    assert box.file.size == 0
+
+
 def test_appends_while_a_commit_runs_share_the_next_one(path: Path) -> None:
     with faulty_vfs() as faults:
         box = Box(path, vfs="faulty")
