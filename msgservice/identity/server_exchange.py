@@ -92,7 +92,7 @@ class ServerExchange:
                 f"no {SCRAM_PLUS} here: this connection has no TLS where it ends",
                 "channel binding asked for, and no TLS",
             )
-        if binding is not None and name == SCRAM:
+        if name == SCRAM and (binding is not None or self._credentials.how == "tls"):
             return self._deny(
                 f"over TLS the login is {SCRAM_PLUS}", "no channel binding, though there is TLS"
             )

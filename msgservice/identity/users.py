@@ -36,6 +36,15 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 SECRET_BYTES_MIN = 16
+# A certificate that its CA has signed may still be none that this library reads.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 PASSWORD = "password"  # noqa: S105 - the word, as `Principal.how` has it
 UID_MAX = 2**32 - 2
 _NOTHING = Rules()
@@ -113,9 +122,12 @@ class Users:
             if (kept := record or user.password) is not None:
                 self._passwords[user.name] = kept
         self._tokens: dict[str, Token] = {}
+        self._tokens_of: dict[str, set[Token]] = {}
+        self._rights: dict[str, bytes] = {}  # of each user that was asked for: `_rights_of`
         for token in tokens:
             if token.user in self._all:
                 _only(self._tokens, token.id, token, "token")
+                self._tokens_of.setdefault(token.user, set()).add(token)
         self._names = {name: Patterns(user.patterns()) for name, user in self._all.items()}
         # An answer to a user that there is not looks like one of these, as often as each is one.
         shapes = sorted((kept.iterations, len(kept.salt)) for kept in self._passwords.values())
@@ -242,16 +254,23 @@ class Users:
                 is_known = True
         if not is_known:
             return None
-        rights = (user.name, user.patterns(), [repr(user.rules), how, ground])
-        return int.from_bytes(hashlib.sha256(repr(rights).encode()).digest()[:7])
+        stands_on = repr((self._rights_of(user), how, ground)).encode()
+        return int.from_bytes(hashlib.sha256(stands_on).digest()[:7])
+
+    def _rights_of(self, user: User) -> bytes:
+        """A hash of a user's rights and names, made once: a reload asks for each session."""
+        found = self._rights.get(user.name)
+        if found is None:
+            rights = repr((user.name, user.patterns(), user.rules)).encode()
+            found = self._rights[user.name] = hashlib.sha256(rights).digest()
+        return found
 
     def replaced_by(self, new: Users) -> frozenset[str]:
         """Return the users that are gone in `new`, or have other rights, names or ways in."""
         return frozenset(name for name in self._all if self._whole(name) != new._whole(name))
 
     def _whole(self, name: str) -> object:
-        tokens = {token for token in self._tokens.values() if token.user == name}
-        return self._all.get(name), self._passwords.get(name), tokens
+        return self._all.get(name), self._passwords.get(name), self._tokens_of.get(name)
 
     # --- what it may
 
@@ -289,7 +308,7 @@ def names_in(certificate: bytes) -> tuple[str, ...]:
             return tuple(names)
         names += [f"uri:{name}" for name in san.get_values_for_type(x509.UniformResourceIdentifier)]
         names += [f"dns:{name}" for name in san.get_values_for_type(x509.DNSName)]
-    except (ValueError, TypeError, x509.DuplicateExtension, UnsupportedAlgorithm):
+    except UNREADABLE:
         return ()
     return tuple(map(_folded, names))
 

@@ -1297,7 +1297,7 @@ _ALL = [
     Mutant(
         name="a-login-over-tls-need-not-be-bound",
         at="msgservice.identity.server_exchange:ServerExchange._scram_first",
-        old="if binding is not None and name == SCRAM:",
+        old='if name == SCRAM and (binding is not None or self._credentials.how == "tls"):',
         new="if False:",
         catcher=_test("tests/unit/test_identity_logins.py", "not_bound_to_it"),
     ),

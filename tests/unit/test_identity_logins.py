@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,14 @@ def test_a_login_over_tls_is_bound_to_the_certificate_of_this_connection() -> No
 )
 def test_over_tls_no_login_is_taken_that_is_not_bound_to_it(message: bytes) -> None:
     assert isinstance(server(TLS).receive(message), Deny)
+
+
+def test_over_tls_without_its_certificates_hash_no_password_is_taken() -> None:
+    for message in (
+        b"SCRAM-SHA-256\0n,,n=shop,r=abcdef",
+        b"SCRAM-SHA-256-PLUS\0p=tls-server-end-point,,n=shop,r=abcdef",
+    ):
+        assert isinstance(server(replace(TLS, binding=None)).receive(message), Deny)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from msgservice.credentials import THIS_PROCESS, Credentials
 from msgservice.errors import BadName, BadSubject, BadValue
@@ -26,7 +26,9 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def certificate(*san: x509.GeneralName, common_name: str = "shop") -> bytes:
+def certificate(
+    *san: x509.GeneralName, extension: x509.ExtensionType | None = None, common_name: str = "shop"
+) -> bytes:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     builder = (
         x509.CertificateBuilder()
@@ -38,7 +40,9 @@ def certificate(*san: x509.GeneralName, common_name: str = "shop") -> bytes:
         .not_valid_after(NOW + timedelta(days=1))
     )
     if san:
-        builder = builder.add_extension(x509.SubjectAlternativeName(san), critical=False)
+        extension = x509.SubjectAlternativeName(san)
+    if extension is not None:
+        builder = builder.add_extension(extension, critical=False)
     return builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
@@ -108,6 +112,17 @@ def test_a_certificate_that_nobody_has_is_not_made_good_by_a_user_id() -> None:
 def test_a_certificate_that_cannot_be_read_has_no_names(der: bytes) -> None:
     assert () == names_in(der)
     assert users(User(name="shop", certificates=(SPKI,))).principal(tls(der)) is None
+
+
+def test_a_certificate_with_names_that_nobody_reads_is_nobodys() -> None:
+    # An x400Address, which a CA may sign and this library does not read.
+    odd = x509.UnrecognizedExtension(
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("3004a3023000")
+    )
+    der = certificate(extension=odd)
+    with pytest.raises(x509.UnsupportedGeneralNameType):
+        x509.load_der_x509_certificate(der).extensions  # noqa: B018 - that is what is asked
+    assert () == names_in(der)
 
 
 def test_a_process_at_a_unix_socket_is_known_by_its_user_id() -> None:
