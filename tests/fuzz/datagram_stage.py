@@ -304,7 +304,7 @@ def check_endpoint(endpoint: Endpoint) -> None:
     sessions = endpoint.table.sessions
     for peer in endpoint.peers.values():
         known = [s for s in (peer.session, peer.candidate) if s is not None]
-        assert all(sessions[peer.address, s.identifier] is s for s in known)
+        assert all(sessions[peer.key, s.identifier] is s for s in known)
     addresses = Counter(address for address, _ in sessions)
     assert set(addresses) <= set(endpoint.peers), "a session without its peer"
     assert max(addresses.values(), default=0) <= 2, "sessions that nobody knows"

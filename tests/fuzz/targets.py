@@ -27,6 +27,10 @@ def load(name: str) -> Target:
         from tests.fuzz import config_target
 
         return Target(config_target.run, config_target.seeds)
+    if name == "keys":
+        from tests.fuzz import keys_target
+
+        return Target(keys_target.run, keys_target.seeds)
     if name == "logins":
         from tests.fuzz import login_target
 

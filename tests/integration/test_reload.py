@@ -94,7 +94,7 @@ def test_the_command_says_of_each_address_what_came_of_its_files(place: Place) -
     files = {one["address"]: one for one in done.data["files"]}
     assert [udp] == [address for address in files if not address.startswith(tls)]
     assert [False, True] == sorted(one["changed"] for one in files.values())
-    assert f"{place.keys} is open to others than its owner" in files[udp]["problem"]
+    assert f"{place.keys}: has mode 0644, others can use it" in files[udp]["problem"]
     assert files[udp]["problem"] in done.err
     for_people = place.ask("reload")
     assert 1 == for_people.code

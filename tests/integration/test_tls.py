@@ -82,7 +82,8 @@ class Place:
         """Dial, say something as soon as that can be, and return why it failed."""
         user, connector = self.dial(address, tls)
         user.on_opened = lambda channel: channel.send(b"HELLO")
-        await self.until(lambda: connector.failures > 0)
+        await self.until(lambda: connector.failures > 0 or bool(user.frames))
+        assert user.frames == [], "it was let in"
         await connector.stopService()
         return str(connector.last_error)
 

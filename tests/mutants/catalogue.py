@@ -1395,6 +1395,49 @@ _ALL = [
         new="& 0o007",
         catcher=_test("tests/unit/test_identity_files.py", "others_can_use"),
     ),
+    # --- doors
+    Mutant(
+        name="a-key-at-the-address-of-another-takes-its-place",
+        at="msgservice.core.datagram.endpoint:Endpoint.receive_datagrams",
+        old="(*address, *key_id)",
+        new="address",
+        catcher=_test("tests/unit/test_udp_keys.py", "from_the_address_of_another"),
+    ),
+    Mutant(
+        name="a-key-of-another-user-keeps-its-sessions",
+        at="msgservice.transport.udp.keyfile:SharedKeys.ended_by",
+        old=" or new.users.get(number) != self.users.get(number)",
+        new="",
+        catcher=_test("tests/unit/test_udp_keys.py", "another user"),
+    ),
+    Mutant(
+        name="a-key-that-is-gone-keeps-its-sessions",
+        at="msgservice.core.datagram.endpoint:Endpoint.change_keys",
+        old="session.key_id in ended",
+        new="False",
+        catcher=_test("tests/unit/test_udp_keys.py", "taken_out_ends"),
+    ),
+    Mutant(
+        name="a-certificate-for-any-name-is-taken",
+        at="msgservice.transport.tcp.refusals:watch",
+        old="not _is_for(certificate, host)",
+        new="False",
+        catcher=_test("tests/integration/test_tls.py", "of_another_name"),
+    ),
+    Mutant(
+        name="a-certificate-that-is-not-taken-is-taken",
+        at="msgservice.transport.tcp.refusals:watch",
+        old="return reason is None",
+        new="return True",
+        catcher=_test("tests/integration/test_tls.py", "whose_time_is_over"),
+    ),
+    Mutant(
+        name="a-profile-of-tls-is-that-of-clients-at-a-listener-too",
+        at="msgservice.transport.tcp.profiles:TlsProfiles.files",
+        old="profile.client_roots if listening else profile.trust_roots",
+        new="profile.trust_roots",
+        catcher=_test("tests/unit/test_tls_profiles.py", "client_roots_alone"),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

@@ -16,6 +16,7 @@ from functools import partial
 from msgservice.core.datagram.endpoint import Endpoint
 from msgservice.core.datagram.keys import Keys
 from msgservice.core.datagram.limits import DatagramLimits
+from msgservice.core.datagram.session import Session
 from msgservice.core.datagram.wire import REPLY_FAILED, REPLY_OK
 
 Address = tuple[str, int]
@@ -75,13 +76,17 @@ class Host:
         patience: float | None = None,
         retries: int = 3,
         ordered: bool = False,
+        by_key: bool = False,
     ) -> None:
         self.world = world
         self.address = address
-        self._options = (limits or DatagramLimits(), keys, patience, retries, ordered)
+        self.keys = keys  # that it begins with
+        self._options = (limits or DatagramLimits(), patience, retries, ordered, by_key)
         self.handled: list[bytes] = []
         self.sources: list[Address] = []  # of what was handled, in the same order
         self.sessions: list[tuple[Address, int]] = []  # likewise: in which session
+        self.key_ids: list[int] = []  # likewise: under which key
+        self.lost: list[Session] = []  # sessions that have ended
         self.handler: Callable[[bytes], bytes | None] = lambda body: None
         self.settled: list[object] = []
         self.replies: dict[object, tuple[int, bytes]] = {}
@@ -96,15 +101,16 @@ class Host:
 
     def restart(self, limits: DatagramLimits | None = None) -> None:
         """Begin with nothing, as a new process would; with other limits if some are given."""
-        usual, keys, patience, retries, ordered = self._options
+        usual, patience, retries, ordered, by_key = self._options
         self.endpoint = Endpoint(
             limits=limits or usual,
             entropy=self.world.random.randbytes,
             jitter=self.world.random.random,
-            keys=keys,
+            keys=self.keys,
             patience=patience,
             retries=retries,
             ordered=ordered,
+            by_key=by_key,
             now=self.world.now,
         )
 
@@ -151,6 +157,7 @@ class Host:
                     self.handled.append(body)
                     self.sources.append(session.address)
                     self.sessions.append((session.address, session.identifier))
+                    self.key_ids.append(session.key_id)
                     size = len(body)
                     try:
                         answer = self.handler(body)
@@ -165,6 +172,7 @@ class Host:
                         world.later(self.delay_handling, partial(self._act, act))
                     else:
                         act()
+        self.lost += [session for event, session in effects.events if event == "lost"]
         self.settled += effects.settled
         for token, ordinal, status, body in effects.answers:
             assert ordinal in self.ordinals[token], "the answer to another message"

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Container, Iterator, Sequence
 
 from msgservice.core.datagram import wire
-from msgservice.core.datagram.cookie import Address
+from msgservice.core.datagram.cookie import Address, PeerKey
 from msgservice.core.datagram.flight import Flight
 from msgservice.core.datagram.handshake import Handshakes
 from msgservice.core.datagram.keys import Keys, NoKeys
@@ -33,13 +33,17 @@ from msgservice.core.datagram.session import Session
 from msgservice.core.datagram.table import SessionTable
 from msgservice.errors import LimitReached, MessageTooLarge
 
+KEY_ID_AT = 2  # in a header
+
 
 class Endpoint:
     """The endpoint of one socket: all its sessions.
 
     `entropy(n)` returns n random bytes, `jitter()` a float in [0, 1). `patience` and `retries`: a
     message has failed when so many seconds passed and at least so many tries went out; None: never.
-    `ordered`: deliver in the order of nonces. `carry_over`: what is open when a session is lost
+    `ordered`: deliver in the order of nonces. `by_key`: several keys at one address are several
+    peers, none of which can touch the sessions of another; for an endpoint that begins none itself.
+    `carry_over`: what is open when a session is lost
     goes to the next one (else it is dropped: whoever sent it learns of the loss, and knows what to
     do).
     """
@@ -55,6 +59,7 @@ class Endpoint:
         retries: int = 3,
         ordered: bool = False,
         carry_over: bool = True,
+        by_key: bool = False,
         now: float = 0.0,
     ) -> None:
         self.limits = limits
@@ -75,6 +80,7 @@ class Endpoint:
             retries=retries,
             ordered=ordered,
             carry_over=carry_over,
+            by_key=by_key,
             now=now,
         )
         self._handshakes = Handshakes(
@@ -88,10 +94,11 @@ class Endpoint:
         self._patience = None if patience is None else Patience(patience, retries)
         # Looked at with every datagram: bound once.
         self.peers = self.table.peers
+        self._by_key = by_key
         self.peer = self.table.peer
         self.ignores = self._handshakes.ignores
         self.unopened = self._handshakes.unopened
-        self._ready: dict[Address, Peer] = {}
+        self._ready: dict[PeerKey, Peer] = {}
         self._heap: list[tuple[float, int, Peer]] = []
         self._heap_count = 0
         self._out: list[tuple[Address, list[bytes]]] = []
@@ -99,7 +106,7 @@ class Endpoint:
 
     # --- from the application
 
-    def send(self, address: Address, body: bytes, token: object, now: float) -> None:
+    def send(self, address: PeerKey, body: bytes, token: object, now: float) -> None:
         """Queue one message; `token` comes back when it is settled.
 
         Raises MessageTooLarge or LimitReached, and then nothing was queued. What turns out to be
@@ -122,7 +129,7 @@ class Endpoint:
         queue.bodies.append(body)
         queue.tokens.append(token)
         queue.enqueued += 1
-        self._ready[peer.address] = peer
+        self._ready[peer.key] = peer
 
     def send_run(
         self, address: Address, bodies: Sequence[bytes], tokens: Sequence[object], now: float
@@ -188,28 +195,28 @@ class Endpoint:
                 if session is not None and session.key_id in ended:
                     self._out.append((peer.address, session.take_end(now)))
                     self.table.lose(peer, session)
-                    self._ready[peer.address] = peer
+                    self._ready[peer.key] = peer
 
-    def close(self, address: Address, now: float) -> list[object]:
-        """End the session with an address: tell it, and forget it.
+    def close(self, key: PeerKey, now: float) -> list[object]:
+        """End the session with a peer: tell it, and forget it.
 
         Returns the tokens of what was open or waiting; it is not sent again.
         """
-        peer = self.peers.get(address)
+        peer = self.peers.get(key)
         if peer is None:
             return []
         tokens = peer.queue.take_below(peer.queue.enqueued)
         for session in (peer.session, peer.candidate):
             if session is not None:
-                self._out.append((address, session.take_end(now)))
+                self._out.append((peer.address, session.take_end(now)))
                 tokens += session.sending.give_up(peer.queue.enqueued, 0)
         self.table.forget(peer)
         return tokens
 
     def _wake(self, session: Session) -> None:
-        peer = self.peers.get(session.address)
+        peer = self.peers.get(session.peer)
         if peer is not None:
-            self._ready[session.address] = peer
+            self._ready[session.peer] = peer
 
     # --- getters
 
@@ -274,7 +281,7 @@ class Endpoint:
     # --- pumping
 
     def _pump(self, peer: Peer, out: list[tuple[Address, list[bytes]]], now: float) -> None:
-        if self.peers.get(peer.address) is not peer:
+        if self.peers.get(peer.key) is not peer:
             return
         queue = peer.queue
         session = peer.session
@@ -310,7 +317,7 @@ class Endpoint:
         if datagrams:
             out.append((peer.address, datagrams))
         self.table.lose(peer, session)
-        self._ready[peer.address] = peer
+        self._ready[peer.key] = peer
 
     def _schedule(self, peer: Peer, now: float) -> None:
         deadlines: list[float | None] = []
@@ -338,14 +345,14 @@ class Endpoint:
         heap = self._heap
         while heap and heap[0][0] <= now:
             due, _, peer = heapq.heappop(heap)
-            if due != peer.due or self.peers.get(peer.address) is not peer:
+            if due != peer.due or self.peers.get(peer.key) is not peer:
                 continue
             peer.due = math.inf
             for session in (peer.session, peer.candidate):
                 if session is not None:
                     session.receive_time(now)
             self._give_up(peer, now)
-            self._ready[peer.address] = peer
+            self._ready[peer.key] = peer
         self.table.sweep(now)
 
     def _give_up(self, peer: Peer, now: float) -> None:
@@ -368,9 +375,23 @@ class Endpoint:
         whole = len(data)
         if not segment:
             segment = whole
+        if not self._by_key:
+            self._receive(data, segment, address, now)
+            return
+        start = 0
+        while start < whole:  # as far as one key goes, which is all of it unless somebody forges
+            key_id = data[start + KEY_ID_AT : start + KEY_ID_AT + 1]
+            end = start + segment
+            while end < whole and data[end + KEY_ID_AT : end + KEY_ID_AT + 1] == key_id:
+                end += segment
+            self._receive(data[start:end], segment, (*address, *key_id), now)
+            start = end
+
+    def _receive(self, data: bytes, segment: int, source: PeerKey, now: float) -> None:
+        whole = len(data)
         unpack = wire.HEADER.unpack_from
         session: Session | None = None
-        peer = self.peers.get(address)
+        peer = self.peers.get(source)
         if peer is not None:
             session = peer.session
         start = 0
@@ -387,13 +408,13 @@ class Endpoint:
                 if session is None or session.identifier != identifier:
                     if session is not None and session.heard_at == now:
                         self._after_packets(session, now)  # what this read brought it so far
-                    session = self.table.sessions.get((address, identifier))
+                    session = self.table.sessions.get((source, identifier))
                 if session is None:
                     self._answer(
                         self._handshakes.reset(
-                            data, start, end, key_id, identifier, number, address, now
+                            data, start, end, key_id, identifier, number, source, now
                         ),
-                        address,
+                        source,
                     )
                 elif role == session.role or key_id != session.key_id or role > 1:
                     self.counters["ignored"] += 1
@@ -406,9 +427,9 @@ class Endpoint:
             else:
                 self._answer(
                     self._handshakes.receive(
-                        letter, data, start, end, key_id, role, identifier, address, now
+                        letter, data, start, end, key_id, role, identifier, source, now
                     ),
-                    address,
+                    source,
                 )
             start = end
         if session is not None and session.heard_at == now:
@@ -422,16 +443,16 @@ class Endpoint:
             receiving.forget_settled()
         return receiving.reply_bytes <= receiving.reply_bytes_max
 
-    def _answer(self, datagram: bytes | None, address: Address) -> None:
-        """Take what the handshakes answer to an address, which may have a session now."""
+    def _answer(self, datagram: bytes | None, source: PeerKey) -> None:
+        """Take what the handshakes answer to a peer, which may have a session now."""
         if datagram is not None:
-            self._out.append((address, [datagram]))
-        peer = self.peers.get(address)
+            self._out.append((source[:2], [datagram]))
+        peer = self.peers.get(source)
         if peer is not None:
-            self._ready[address] = peer
+            self._ready[source] = peer
 
     def _after_packets(self, session: Session, now: float) -> None:
-        peer = self.peers.get(session.address)
+        peer = self.peers.get(session.peer)
         if peer is None:
             return
         if session is peer.candidate and session.proven:
@@ -445,4 +466,4 @@ class Endpoint:
             self._gathered.deliveries.append((session, receiving.take_deliveries()))
         if session.closed_by_peer:
             self.table.lose(peer, session)
-        self._ready[session.address] = peer
+        self._ready[session.peer] = peer

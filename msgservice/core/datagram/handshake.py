@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from msgservice.core.datagram import wire
-from msgservice.core.datagram.cookie import Address, CookieJar
+from msgservice.core.datagram.cookie import CookieJar, PeerKey
 from msgservice.core.datagram.keys import Keys, NoKeys
 from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.peers import Budget, Opening, Peer
@@ -147,13 +147,13 @@ class Handshakes:
         key_id: int,
         role: int,
         identifier: int,
-        address: Address,
+        source: PeerKey,
         now: float,
     ) -> bytes | None:
         """Take a datagram of the handshake, and return the answer to it, if any."""
         known = False
         if letter == wire.HELLO:
-            peer = self._table.peers.get(address)
+            peer = self._table.peers.get(source)
             known = peer is not None and peer.opening is not None
             if not known and not self._hellos.spend(now):
                 self._counters["ignored"] += 1
@@ -166,20 +166,20 @@ class Handshakes:
         if opened is None:
             self._counters["forged"] += 1
             if letter == wire.HELLO:
-                self.unopened.add(address, key_id, is_known=seal is not None, now=now)
+                self.unopened.add(source[:2], key_id, is_known=seal is not None, now=now)
             return None
         buffer, at, behind = opened
         size = behind - at
         if letter == wire.HELLO and role == wire.INITIATOR and size == wire.HELLO_BODY_BYTES:
             body = buffer[at:behind]
-            return self._receive_hello(body, key_id, identifier, address, now, known=known)
+            return self._receive_hello(body, key_id, identifier, source, now, known=known)
         if letter == wire.COOKIE and role == wire.RESPONDER and size == wire.COOKIE_BYTES:
-            self._receive_cookie(buffer[at:behind], key_id, identifier, address, now)
+            self._receive_cookie(buffer[at:behind], key_id, identifier, source, now)
         elif letter == wire.OPENED and role == wire.RESPONDER and size == wire.TERMS.size:
-            self._receive_opened(buffer, at, key_id, identifier, address, now)
+            self._receive_opened(buffer, at, key_id, identifier, source, now)
         elif letter == wire.RESET and size == wire.RESET_BODY.size:
             (echo,) = wire.RESET_BODY.unpack_from(buffer, at)
-            self._receive_reset(echo, role, key_id, identifier, address)
+            self._receive_reset(echo, role, key_id, identifier, source)
         else:
             self._counters["ignored"] += 1
         return None
@@ -189,7 +189,7 @@ class Handshakes:
         body: bytes,
         key_id: int,
         identifier: int,
-        address: Address,
+        source: PeerKey,
         now: float,
         *,
         known: bool,
@@ -201,26 +201,26 @@ class Handshakes:
             self._counters["ignored"] += 1
             return None
         cookie = body[wire.TERMS.size :]
-        is_proven = self._jar.check(cookie, address, identifier, terms.random, now)
+        is_proven = self._jar.check(cookie, source, identifier, terms.random, now)
         if not known and not (self._proven if is_proven else self._cookies).spend(now):
             self._counters["ignored"] += 1
             return None
         self._counters["handshakes"] += 1
         if not is_proven:
-            cookie = self._jar.make(address, identifier, terms.random, now)
+            cookie = self._jar.make(source, identifier, terms.random, now)
             return self._sealed(wire.COOKIE, wire.RESPONDER, key_id, identifier, cookie)
         table = self._table
-        session = table.sessions.get((address, identifier))
+        session = table.sessions.get((source, identifier))
         if session is not None:  # the answer was lost: the same again
             return self._opened(session) if session.role == wire.RESPONDER else None
-        if table.was_ended(address, identifier):
+        if table.was_ended(source, identifier):
             # An H that the net or somebody repeated. A session made of it would have the name of
             # one that the sender may still take for alive, and another key: each would hold what
             # the other says for forged. A sender that had no answer comes under another name.
             self._counters["ignored"] += 1
             return None
         try:
-            peer = table.peer(address, now)
+            peer = table.peer(source, now)
         except LimitReached:
             self._counters["refused_peers"] += 1
             return None
@@ -243,8 +243,8 @@ class Handshakes:
             self._terms(session.own_random),
         )
 
-    def _opening(self, address: Address, identifier: int, key_id: int) -> Opening | None:
-        peer = self._table.peers.get(address)
+    def _opening(self, source: PeerKey, identifier: int, key_id: int) -> Opening | None:
+        peer = self._table.peers.get(source)
         opening = peer.opening if peer is not None else None
         if opening is None or opening.identifier != identifier or key_id != self._keys.current:
             self._counters["ignored"] += 1
@@ -252,9 +252,9 @@ class Handshakes:
         return opening
 
     def _receive_cookie(
-        self, cookie: bytes, key_id: int, identifier: int, address: Address, now: float
+        self, cookie: bytes, key_id: int, identifier: int, source: PeerKey, now: float
     ) -> None:
-        opening = self._opening(address, identifier, key_id)
+        opening = self._opening(source, identifier, key_id)
         if opening is None:
             return
         if not opening.cookie:
@@ -267,9 +267,9 @@ class Handshakes:
             opening.at = now
 
     def _receive_opened(
-        self, buffer: bytes, at: int, key_id: int, identifier: int, address: Address, now: float
+        self, buffer: bytes, at: int, key_id: int, identifier: int, source: PeerKey, now: float
     ) -> None:
-        opening = self._opening(address, identifier, key_id)
+        opening = self._opening(source, identifier, key_id)
         if opening is None:
             return
         try:
@@ -277,7 +277,7 @@ class Handshakes:
         except wire.DecodeErrors:
             self._counters["ignored"] += 1
             return
-        peer = self._table.peers[address]
+        peer = self._table.peers[source]
         seal = self._keys.session_seal(key_id, wire.INITIATOR, opening.random, terms.random)
         peer.opening = None
         self._table.begin(
@@ -296,7 +296,7 @@ class Handshakes:
         key_id: int,
         identifier: int,
         number: int,
-        address: Address,
+        source: PeerKey,
         now: float,
     ) -> bytes | None:
         """Return the answer to a packet of an unknown session: shorter than it, not too often.
@@ -309,8 +309,8 @@ class Handshakes:
             self._counters["ignored"] += 1
             return None
         seal = self._keys.handshake_seal(key_id, wire.RESET)
-        known = self._table.identifiers.get(identifier)
-        peer = self._table.peers.get(address)
+        known = self._table.identifiers.get((key_id, identifier))
+        peer = self._table.peers.get(source)
         opening = peer.opening if peer is not None else None
         if (
             seal is None
@@ -336,9 +336,9 @@ class Handshakes:
         return self._sealed(wire.RESET, role, key_id, identifier, body)
 
     def _receive_reset(
-        self, echo: int, role: int, key_id: int, identifier: int, address: Address
+        self, echo: int, role: int, key_id: int, identifier: int, source: PeerKey
     ) -> None:
-        session = self._table.sessions.get((address, identifier))
+        session = self._table.sessions.get((source, identifier))
         if session is not None:
             session.flight.catch_up()
         if (
@@ -350,6 +350,6 @@ class Handshakes:
         ):
             self._counters["ignored"] += 1
             return
-        peer = self._table.peers.get(address)
+        peer = self._table.peers.get(source)
         if peer is not None:
             self._table.lose(peer, session)

@@ -1,4 +1,4 @@
-"""The state of an endpoint for each address, and what it tells its driver: values, no decisions.
+"""The state of an endpoint for each peer, and what it tells its driver: values, no decisions.
 
 Of a `Peer`, `core.datagram.table` changes the sessions, `core.datagram.handshake` the opening,
 `core.datagram.patience` the marks, and `core.datagram.endpoint` the rest.
@@ -11,7 +11,7 @@ from collections import deque
 from typing import NamedTuple
 
 from msgservice.core.datagram.chunks import Answer, SendQueue, TooLarge
-from msgservice.core.datagram.cookie import Address
+from msgservice.core.datagram.cookie import Address, PeerKey
 from msgservice.core.datagram.receiver import Delivery
 from msgservice.core.datagram.recovery import RTO_INITIAL
 from msgservice.core.datagram.session import Session
@@ -43,13 +43,14 @@ class Opening:
 
 
 class Peer:
-    """The state of one peer address."""
+    """The state of one peer: of an address, or of a key at an address."""
 
-    __slots__ = ("address", "candidate", "due", "failed", "heard_at", "marks", "message_bytes",
-                 "opening", "queue", "session", "tried_at")  # fmt: skip
+    __slots__ = ("address", "candidate", "due", "failed", "heard_at", "key", "marks",
+                 "message_bytes", "opening", "queue", "session", "tried_at")  # fmt: skip
 
-    def __init__(self, address: Address, message_bytes: int, retries: int, now: float) -> None:
-        self.address = address
+    def __init__(self, key: PeerKey, message_bytes: int, retries: int, now: float) -> None:
+        self.key = key
+        self.address: Address = key[:2]
         # The largest message that may be queued: with a session, the lesser of both sides'.
         self.message_bytes = message_bytes
         self.queue = SendQueue()

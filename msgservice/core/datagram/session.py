@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from msgservice.core.datagram import wire
 from msgservice.core.datagram.chunks import Answer, SendQueue
+from msgservice.core.datagram.cookie import Address, PeerKey
 from msgservice.core.datagram.flight import Flight
 from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.packing import Packing
@@ -38,6 +39,7 @@ class Session:
         "message_bytes",
         "own_random",
         "packing",
+        "peer",
         "proven",
         "receiving",
         "refused",
@@ -49,7 +51,7 @@ class Session:
     def __init__(
         self,
         *,
-        address: tuple[str, int],
+        peer: PeerKey,
         identifier: int,
         role: int,
         key_id: int,
@@ -67,7 +69,8 @@ class Session:
         ordered: bool,
         now: float,
     ) -> None:
-        self.address = address
+        self.peer = peer
+        self.address: Address = peer[:2]
         self.identifier = identifier
         self.role = role
         self.key_id = key_id

@@ -1,4 +1,4 @@
-"""The table of an endpoint: addresses, and the sessions with each.
+"""The table of an endpoint: its peers, and the sessions with each.
 
 Used by `core.datagram.handshake`, which begins sessions, and `core.datagram.endpoint`. Nothing here
 looks into a datagram or decides when something is due.
@@ -6,11 +6,13 @@ looks into a datagram or decides when something is due.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Container
+from typing import cast
 
 from msgservice.core.datagram import wire
 from msgservice.core.datagram.chunks import SendQueue
-from msgservice.core.datagram.cookie import Address
+from msgservice.core.datagram.cookie import Address, PeerKey
 from msgservice.core.datagram.flight import Flight
 from msgservice.core.datagram.limits import DatagramLimits
 from msgservice.core.datagram.peers import Gathered, Peer
@@ -22,10 +24,11 @@ ENDED_MAX = 4096
 
 
 class SessionTable:
-    """The table of all sessions of one socket, by address and by identifier.
+    """The table of all sessions of one socket, by peer and by identifier.
 
-    `jitter()` returns a float in [0, 1). `retries`: tries with an address that are remembered.
-    `ordered`, `carry_over`: see `Endpoint`. `late_flights`: see `Flight.catch_up`.
+    A peer is an address, or a key at an address (`Endpoint`, `by_key`). `jitter()` returns a float
+    in [0, 1). `retries`: tries with a peer that are remembered. `ordered`, `carry_over`: see
+    `Endpoint`. `late_flights`: see `Flight.catch_up`.
     """
 
     def __init__(
@@ -38,12 +41,18 @@ class SessionTable:
         retries: int,
         ordered: bool,
         carry_over: bool,
+        by_key: bool,
         now: float,
     ) -> None:
-        self.peers: dict[Address, Peer] = {}
-        self.sessions: dict[tuple[Address, int], Session] = {}
-        self.identifiers: dict[int, Session] = {}  # the newest session of each
-        self._ended: dict[tuple[Address, int], None] = {}
+        self.peers: dict[PeerKey, Peer] = {}
+        self._by_key = by_key
+        self._addresses: Counter[Address] = Counter()  # with several keys each, where that counts
+        # The addresses that are no strangers.
+        self.known = cast("Container[Address]", self._addresses if by_key else self.peers)
+        self.sessions: dict[tuple[PeerKey, int], Session] = {}
+        # The newest session of each key id and identifier.
+        self.identifiers: dict[tuple[int, int], Session] = {}
+        self._ended: dict[tuple[PeerKey, int], None] = {}
         self._gathered = gathered
         self._late_flights = late_flights
         self._limits = limits
@@ -56,14 +65,16 @@ class SessionTable:
 
     # --- addresses
 
-    def peer(self, address: Address, now: float) -> Peer:
-        """Return the state of an address, made new if nothing is known of it."""
-        peer = self.peers.get(address)
+    def peer(self, key: PeerKey, now: float) -> Peer:
+        """Return the state of a peer, made new if nothing is known of it."""
+        peer = self.peers.get(key)
         if peer is None:
             if len(self.peers) >= self._limits.peers and not self._sweep(now, urgent=True):
                 raise LimitReached("peers", self._limits.peers)
-            peer = Peer(address, self._limits.message_bytes, self._retries, now)
-            self.peers[address] = peer
+            peer = Peer(key, self._limits.message_bytes, self._retries, now)
+            self.peers[key] = peer
+            if self._by_key:
+                self._addresses[peer.address] += 1
         return peer
 
     def _sweep(self, now: float, *, urgent: bool) -> bool:
@@ -90,11 +101,18 @@ class SessionTable:
             self._sweep(now, urgent=False)
 
     def forget(self, peer: Peer) -> None:
-        """Forget an address, and end its sessions."""
-        del self.peers[peer.address]
+        """Forget a peer, and end its sessions."""
+        self._remove(peer)
         for session in (peer.session, peer.candidate):
             if session is not None:
                 self._drop(session)
+
+    def _remove(self, peer: Peer) -> None:
+        if self.peers.pop(peer.key, None) is None or not self._by_key:
+            return
+        self._addresses[peer.address] -= 1
+        if not self._addresses[peer.address]:
+            del self._addresses[peer.address]
 
     # --- sessions
 
@@ -109,9 +127,9 @@ class SessionTable:
         terms: wire.Terms,
         now: float,
     ) -> Session:
-        """Begin a session with an address; where there is one, the new one is its candidate."""
+        """Begin a session with a peer; where there is one, the new one is its candidate."""
         session = Session(
-            address=peer.address,
+            peer=peer.key,
             identifier=identifier,
             role=role,
             key_id=key_id,
@@ -129,8 +147,8 @@ class SessionTable:
             ordered=self._ordered,
             now=now,
         )
-        self.sessions[(peer.address, identifier)] = session
-        self.identifiers[identifier] = session
+        self.sessions[(peer.key, identifier)] = session
+        self.identifiers[(key_id, identifier)] = session
         if peer.candidate is not None:
             self._drop(peer.candidate)
             peer.candidate = None
@@ -151,7 +169,7 @@ class SessionTable:
 
     def lose(self, peer: Peer, session: Session) -> None:
         """End a session; what is open in it goes to the next one."""
-        if (session.address, session.identifier) not in self.sessions:
+        if (session.peer, session.identifier) not in self.sessions:
             return  # ended by an earlier datagram of the same read
         self._drop(session)
         if peer.candidate is session:
@@ -169,11 +187,11 @@ class SessionTable:
                 self._install(peer, candidate)
         if peer.session is None and peer.idle and not peer.failed:
             # Nothing is left to remember: ten thousand short connections must not shut out others.
-            self.peers.pop(peer.address, None)
+            self._remove(peer)
 
-    def was_ended(self, address: Address, identifier: int) -> bool:
-        """Whether a session of this name, that the address began, has ended not long ago."""
-        return (address, identifier) in self._ended
+    def was_ended(self, peer: PeerKey, identifier: int) -> bool:
+        """Whether a session of this name, that the peer began, has ended not long ago."""
+        return (peer, identifier) in self._ended
 
     def _install(self, peer: Peer, session: Session) -> None:
         peer.session = session
@@ -184,15 +202,16 @@ class SessionTable:
         self._gathered.events.append(("opened", session))
 
     def _drop(self, session: Session) -> None:
-        key = (session.address, session.identifier)
+        key = (session.peer, session.identifier)
         if self.sessions.pop(key, None) is None:
             return
         if session.role == wire.RESPONDER:
             self._ended[key] = None
             if len(self._ended) > ENDED_MAX:
                 del self._ended[next(iter(self._ended))]
-        if self.identifiers.get(session.identifier) is session:
-            del self.identifiers[session.identifier]
-        peer = self.peers.get(session.address)
+        name = (session.key_id, session.identifier)
+        if self.identifiers.get(name) is session:
+            del self.identifiers[name]
+        peer = self.peers.get(session.peer)
         if peer is None or peer.session is session:
             self._gathered.events.append(("lost", session))

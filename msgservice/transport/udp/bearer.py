@@ -344,6 +344,8 @@ class Bearer:
             jitter=rng,
             ordered=True,
             carry_over=False,
+            # Users at one address, as behind one router, or as somebody pretends, are several.
+            by_key=keys is not None and bool(keys.users),
         )
         self._endpoint = self.turns.endpoint
         self._seconds = self.turns.seconds
@@ -378,12 +380,12 @@ class Bearer:
 
     def send_frame(self, channel: UdpChannel, frame: bytes, token: _Frame) -> None:
         """Queue a frame; all of one turn of the reactor leave together."""
-        peer = self._endpoint.peers.get(channel.session.address)
+        peer = self._endpoint.peers.get(channel.session.peer)
         if peer is None or peer.session is not channel.session:
             return  # it ended in this very turn, and its user is told next: no other shall have it
         self._active[channel] = None
         try:
-            self._endpoint.send(channel.session.address, frame, token, self._seconds())
+            self._endpoint.send(channel.session.peer, frame, token, self._seconds())
         except LimitReached as error:
             # The user went on for 256 MiB after it was told to stop.
             self._log.error("{peer}: {error}", peer=channel.peer_address, error=error)
@@ -403,9 +405,9 @@ class Bearer:
 
     def end_session(self, session: Session) -> None:
         """End a session and its channel; the peer is told."""
-        peer = self._endpoint.peers.get(session.address)
+        peer = self._endpoint.peers.get(session.peer)
         if peer is not None and peer.session is session:
-            self._endpoint.close(session.address, self._seconds())
+            self._endpoint.close(session.peer, self._seconds())
         self.turns.act(_nothing)  # the turn that runs has its effects already
 
     def change_keys(self, keys: SharedKeys) -> int:

@@ -6,20 +6,19 @@
     1  shop     6b1d0f2e…
     2  billing  a0c9e417…
 
-A key is worth what it opens, so a file of many is refused where anybody but its owner may read it.
+A key is worth what it opens, so a file of many is refused where anybody but its owner can use it.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from msgservice.core.subjects import check_name
-from msgservice.errors import BadName
+from msgservice.errors import BadName, ConfigError
+from msgservice.identity.private_files import read_private
 
 KEY_TEXT = re.compile(r"[0-9a-fA-F]{64}").fullmatch
 NUMBER_TEXT = re.compile(r"[0-9]{1,3}").fullmatch
@@ -99,11 +98,13 @@ def _line(place: str, number: str, user: str, key: str) -> tuple[int, str, bytes
 
 def _text(path: str, *, private: bool) -> str:
     try:
-        with Path(path).open("rb") as file:
-            # Of the file that is open: its name may lead elsewhere a moment later.
-            if private and os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise BadKeys(f"{path} is open to others than its owner: chmod 600 it")
-            data = file.read(FILE_BYTES_MAX + 1)
+        if private:
+            data = read_private(Path(path))
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(FILE_BYTES_MAX + 1)
+    except ConfigError as error:
+        raise BadKeys("; ".join(error.problems)) from error
     except OSError as error:
         raise BadKeys(f"cannot read {path}: {error.strerror}") from error
     if len(data) > FILE_BYTES_MAX:

@@ -75,6 +75,7 @@ class Turns:
         jitter: Callable[[], float],
         ordered: bool,
         carry_over: bool,
+        by_key: bool = False,
         patience: float | None = None,
         retries: int = 3,
         seconds: Callable[[], float] | None = None,
@@ -95,6 +96,7 @@ class Turns:
             retries=retries,
             ordered=ordered,
             carry_over=carry_over,
+            by_key=by_key,
             now=self.seconds(),
         )
         self._unopened = self.endpoint.unopened.due  # looked at in each turn
@@ -164,7 +166,7 @@ class Turns:
 
     def knows(self) -> Container[Address]:
         """Return the addresses that are no strangers: a view."""
-        return self.endpoint.peers
+        return self.endpoint.table.known
 
     def check_interface(self, interface: str, port: int) -> None:
         """Raise `InsecureListener` where an interface may not be listened at without a key."""
@@ -210,8 +212,8 @@ class Turns:
         self.closed = True
         tokens: list[object] = []
         now = self.seconds()
-        for address in list(self.endpoint.peers):
-            tokens += self.endpoint.close(address, now)
+        for peer in list(self.endpoint.peers):
+            tokens += self.endpoint.close(peer, now)
         self._write()
         for call in (self._timer, self._call):
             if call is not None and call.active():
