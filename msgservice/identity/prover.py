@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.threads import deferToThreadPool
 
+from msgservice.clock import timed
 from msgservice.credentials import Credentials
+from msgservice.threads import in_daemon_thread
 
 if TYPE_CHECKING:
     from msgservice.identity.client_exchange import ClientExchange, Login
+
+
+THREADS_MAX = 4  # that compute logins at once, some 30 ms each
+_KEPT = "_msgservice_logins"
 
 
 class LoginProver:
     """Proves one login to nodes (`connection.Prover`). What takes long is computed in a thread."""
 
     def __init__(self, reactor: IReactorTime, login: Login) -> None:
-        self._reactor = reactor
+        self._reactor: Any = timed(reactor)  # the same one each time
         self._login = login
+        self._turns = _turns_of(self._reactor)
 
     def exchange(self, credentials: Credentials) -> ClientExchange:
         """Return the client's end of a login on a new connection."""
@@ -31,11 +37,21 @@ class LoginProver:
     def compute(self, work: Callable[[], str]) -> Deferred[str]:
         """Fire with what `work` returns, without holding up the reactor.
 
-        In the reactor's pool, so that thousands that reconnect at once are not as many threads: a
-        login takes some 30 ms there, and the end of a process waits no longer for one.
+        A few of a process are computed at once, so that thousands that reconnect together are not
+        as many threads; the others wait. Not in the reactor's pool, whose threads keep a process
+        alive that has asyncio's loop and never stops the reactor.
         """
-        reactor: Any = self._reactor
-        return deferToThreadPool(reactor, reactor.getThreadPool(), work)
+        computed: Deferred[str] = self._turns.run(in_daemon_thread, self._reactor, work)
+        return computed
+
+
+def _turns_of(reactor: Any) -> DeferredSemaphore:
+    """Return what all logins of a reactor wait for."""
+    made: DeferredSemaphore | None = vars(reactor).get(_KEPT)
+    if made is None:
+        made = DeferredSemaphore(THREADS_MAX)
+        setattr(reactor, _KEPT, made)
+    return made
 
 
 def prover_of(

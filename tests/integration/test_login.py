@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as installed_reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
@@ -20,6 +22,7 @@ from twisted.python.failure import Failure
 from msgservice import Client, connect
 from msgservice.errors import BadValue
 from msgservice.identity.passwords import PasswordRecord
+from msgservice.identity.prover import THREADS_MAX, prover_of
 from msgservice.identity.users import User, Users
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
@@ -249,6 +252,53 @@ async def test_a_login_computes_beside_the_reactor(site: Site) -> None:
 def _slow_users() -> Users:
     record = PasswordRecord.of(PASSWORD, iterations=300_000)
     return Users([User(name="shop", password=record)], secret=b"a secret of tests")
+
+
+ASYNCIO = """
+import asyncio, sys
+from twisted.internet import asyncioreactor
+
+async def main(address, password):
+    loop = asyncio.get_running_loop()
+    asyncioreactor.install(loop)
+    from twisted.internet import reactor
+    from msgservice import connect
+    reactor.startRunning(installSignalHandlers=False)
+    opening = connect(reactor, address, name="shop", user="shop", password=password)
+    client = await opening.asFuture(loop)
+    await client.send("orders.new", b"one").asFuture(loop)
+    await client.close().asFuture(loop)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_program_of_asyncio_that_has_logged_in_comes_to_its_end(site: Site) -> None:
+    port = await site.listen("tcp:0")
+    words = ("-c", ASYNCIO, f"tcp:127.0.0.1:{port}", PASSWORD)
+    _, err, code = await getProcessOutputAndValue(sys.executable, words, env=os.environ)
+    assert (b"", 0) == (err, code)
+    assert [b"one"] == site.node.bodies()
+
+
+@pytest_twisted.ensureDeferred
+async def test_logins_at_once_are_computed_a_few_at_a_time() -> None:
+    prover = prover_of(reactor, user="shop", password=PASSWORD, token=None)
+    assert prover is not None
+    counts: list[int] = []
+    here: set[int] = set()
+    pairs = threading.Barrier(2)
+
+    def work() -> str:
+        here.add(threading.get_ident())
+        counts.append(len(here))
+        pairs.wait(20)  # so two are at it at once, however busy the machine is
+        here.discard(threading.get_ident())
+        return "done"
+
+    assert ["done"] * 20 == await gatherResults([prover.compute(work) for _ in range(20)])
+    assert 1 < max(counts) <= THREADS_MAX
 
 
 # --- the command line
