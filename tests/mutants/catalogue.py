@@ -171,8 +171,8 @@ _ALL = [
     Mutant(
         name="larger-than-the-peer-takes",
         at=f"{FLIGHT}._is_larger",
-        old="if run.size <= self.batch_max:\n        return False\n    fitting",
-        new="if run.size <= self.batch_max + 20:\n        return False\n    fitting",
+        old="most = self.batch_max - names",
+        new="most = self.batch_max - names + 20",
         catcher=_by("outbox", "more than the peer takes"),
     ),
     Mutant(
