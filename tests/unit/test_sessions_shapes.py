@@ -16,6 +16,7 @@ from msgservice.faces.sessions.content import restricted, shapes
 from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.content.restricted import loads
 from msgservice.faces.sessions.content.shapes import PIECE_BYTES, PIECES_MAX, RECORDS_MAX, Shapes
+from msgservice.faces.sessions.envelope import Message
 from msgservice.faces.sessions.errors import BadPayload
 
 HANDLER = logging.handlers.SocketHandler("127.0.0.1", 9)  # it dials only where it sends
@@ -223,22 +224,27 @@ def test_the_like_of_a_record_that_is_kept_is_read_as_it_would_be_unread(seed: i
     for _ in range(1_000):
         payload = changed(rng)
         outcome(codec.decode, payload)
-        cut = shapes._cut(payload)
-        if cut is None:
+        around = around_of(payload)
+        if around is None:
             continue
         text = rng.choice(texts).encode("utf-8", "surrogatepass").decode("latin-1")
         times = [rng.choice([0.0, -1.5, 1e300, float("inf"), rng.random()]) for _ in range(3)]
-        like = shapes._with(payload, cut, text, times)
+        like = shapes._with(around, text, times)
         assert repr(outcome(codec.decode, like)) == repr(outcome(RecordsCodec().decode, like))
-        kept += codec._shapes._records.get(pieces_of(like)) is not None
+        kept += codec._shapes._records.get(around) is not None
     assert kept > 50
 
 
-def pieces_of(payload: bytes) -> tuple[bytes, ...]:
+def around_of(payload: bytes) -> tuple[bytes, ...] | None:
     cut = shapes._cut(payload)
-    assert cut is not None
-    at, end, begin, last_at = cut
-    return (payload[:at], *((payload[end:begin],) if begin >= 0 else ()), payload[last_at:])
+    if cut is None:
+        return None
+    at, end, begin, _ = cut
+    return (
+        shapes._around(payload, at, end, begin)
+        if begin >= 0
+        else (payload[: at + 1], payload[end:])
+    )
 
 
 @pytest.mark.parametrize("is_full", [True, False])
@@ -286,6 +292,23 @@ NOT_KEPT = {
     "a number": (HEAD, b"q\4X\x11\0\0\0msgservice_numberq\5K\1u."),
     "arguments": (HEAD, b"q\4X\4\0\0\0argsq\5K\1u."),
 }
+
+
+def test_what_stands_between_the_times_is_part_of_a_shape() -> None:
+    """By its number in the memo what is taken from there behind them is the one or another."""
+    codec = RecordsCodec()
+    rest = b"q\4" + TIMES + b"h\x11u."
+    payload = HEAD + b"X\1\0\0\0x" + rest.replace(b"h\x11", b"X\1\0\0\0kq\x13h\x11")
+    for _ in range(2):
+        found = codec.decode(payload)
+        assert isinstance(found, Message)
+        assert found.record is not None
+        assert found.record["k"] == "msecs"
+    other = payload.replace(b"msecsq\x11", b"msecsq\x14").replace(b"Createdq\x12", b"Createdq\x11")
+    found = codec.decode(other)
+    assert isinstance(found, Message)
+    assert found.record is not None
+    assert found.record["k"] == "relativeCreated"
 
 
 @pytest.mark.parametrize("name", NOT_KEPT)

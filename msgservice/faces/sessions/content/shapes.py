@@ -36,7 +36,7 @@ _length = Struct("<I").unpack_from
 _float = Struct(">d").pack
 _three = Struct(">x d 13x d 23x d").unpack_from  # the times, from their first opcode on
 _TIMES = ("created", "msecs", "relativeCreated")
-_BETWEEN = (slice(9, 22), slice(30, 53), slice(61, 61))  # what stands behind each
+_CREATED = b"X\x07\0\0\0createdq"
 _times = re.compile(
     rb"X\x07\0\0\0createdq.(G.{8}X\x05\0\0\0msecsq.G.{8}X\x0f\0\0\0relativeCreatedq.G.{8})",
     re.DOTALL,
@@ -55,30 +55,31 @@ class Shapes:
         self._heads: set[bytes] = set()
         self._middles: set[bytes] = set()
         self._lasts: set[bytes] = set()
-
+        # What stands around the text and the times; None: these are not all that it depends on.
         self._records: dict[tuple[bytes, ...], dict[str, Any] | None] = {}
 
     def record(self, payload: bytes) -> dict[str, Any] | None:
         """Return the log record of a payload, if the like of it is kept; its `msg` is text.
 
-        Raises `UnicodeDecodeError` for text that is none.
+        Raises `UnicodeDecodeError` for text that is none, or that has half a pair of surrogates.
         """
-        cut = _cut(payload)
-        if cut is None:
+        at = payload.find(_MESSAGE, 0, PIECE_BYTES) + _KEY
+        if not _KEY <= at <= len(payload) - 5:
             return None
-        at, end, begin, last_at = cut
-        if begin >= 0:
-            kept = self._records.get((payload[:at], payload[end:begin], payload[last_at:]))
+        end = at + 5 + _length(payload, at + 1)[0]
+        begin = payload.find(_CREATED, end, end + PIECE_BYTES) + len(_CREATED) + 1
+        if begin > len(_CREATED):
+            kept = self._records.get(_around(payload, at, end, begin))
             if kept is None:
                 return None
             record = kept.copy()
             record["created"], record["msecs"], record["relativeCreated"] = _three(payload, begin)
         else:
-            kept = self._records.get((payload[:at], payload[end:]))
+            kept = self._records.get((payload[: at + 1], payload[end:]))
             if kept is None:
                 return None
             record = kept.copy()
-        record["msg"] = str(payload[at + 5 : end], "utf-8", "surrogatepass")  # as `pickle` does
+        record["msg"] = payload[at + 5 : end].decode()
         return record
 
     def keep(self, payload: bytes, value: dict[str, Any]) -> None:
@@ -88,20 +89,20 @@ class Shapes:
         cut = _cut(payload)
         if cut is None:
             return
-        at, end, begin, last_at = cut
-        middle = (payload[end:begin],) if begin >= 0 else ()
-        pieces = (payload[:at], *middle, payload[last_at:])
-        if pieces in self._records or not self.has(payload):
+        at, end, begin, _ = cut
+        has_times = begin >= 0
+        around = _around(payload, *cut[:3]) if has_times else (payload[: at + 1], payload[end:])
+        if around in self._records or not self.has(payload):
             return
         if len(self._records) >= RECORDS_MAX:
             self._records.clear()
         text, times = secrets.token_hex(16), [secrets.randbits(50) / 1024 for _ in _TIMES]
-        other = pickle.loads(_with(payload, cut, text, times))  # noqa: S301  # the same pieces
+        other = pickle.loads(_with(around, text, times))  # noqa: S301  # of the same pieces
         expected = {**value, "msg": text}
-        if begin >= 0:
+        if has_times:
             expected.update(zip(_TIMES, times, strict=True))
         is_kept = len(value) <= ATTRIBUTES_MAX and list(other.items()) == list(expected.items())
-        self._records[pieces] = dict(value) if is_kept else None
+        self._records[around] = dict(value) if is_kept else None
 
     def has(self, payload: bytes) -> bool:
         """Whether a payload is a mapping of texts, numbers and None, as a log record is."""
@@ -135,15 +136,25 @@ def _cut(payload: bytes) -> tuple[int, int, int, int] | None:
     return at, end, -1, end
 
 
-def _with(payload: bytes, cut: tuple[int, int, int, int], text: str, times: list[float]) -> bytes:
-    """Return a payload with another text, and with other times if it has any."""
-    at, end, begin, last_at = cut
-    made = [payload[:at], b"X", len(text).to_bytes(4, "little"), text.encode()]
-    if begin >= 0:
-        made.append(payload[end : begin + 1])
-        for time, rest in zip(times, _BETWEEN, strict=True):
-            made += [_float(time), payload[begin + rest.start : begin + rest.stop]]
-    return b"".join((*made, payload[last_at:]))
+def _around(payload: bytes, at: int, end: int, begin: int) -> tuple[bytes, ...]:
+    """Return all of a payload but its text and its three times."""
+    return (
+        payload[: at + 1],
+        payload[end : begin + 1],
+        payload[begin + 9 : begin + 22],
+        payload[begin + 30 : begin + 53],
+        payload[begin + 61 :],
+    )
+
+
+def _with(around: tuple[bytes, ...], text: str, times: list[float]) -> bytes:
+    """Return the payload that has this around a text, and around times if it has any."""
+    head, *rest = around
+    before = [b"", *map(_float, times)][: len(rest)]
+    made = [head, len(text).to_bytes(4, "little"), text.encode()]
+    for time, piece in zip(before, rest, strict=True):
+        made += [time, piece]
+    return b"".join(made)
 
 
 def _learn(known: set[bytes], piece: bytes, at: int, behind: int = 0) -> bool:
