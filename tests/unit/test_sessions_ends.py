@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent
 from zope.interface import implementer
 
-from msgservice.errors import CannotListen, InsecureListener
+from msgservice.errors import CannotListen, InsecureListener, MessageTooLarge
 from msgservice.faces.sessions.central import Central
 from msgservice.faces.sessions.content.safe import SafeCodec
 from msgservice.faces.sessions.envelope import Hello
@@ -237,6 +237,104 @@ def test_a_hello_with_acks_ends_the_session_of_one_without_and_what_waits_for_it
     assert [m.content for m in world.at["till"]] == ["new"]
 
 
+def test_what_one_process_took_at_once_says_nothing_of_another_without_acks() -> None:
+    world = SessionsWorld()
+    first = joined(world, limits=SessionLimits(payload_bytes=3_000))
+    with pytest.raises(MessageTooLarge):
+        world.done(world.central.send("shop", "x" * 5_000))
+    left = world.central.when_left("shop")
+    world.done(world.central.shutdown("shop"))
+    world.done(first.when_shut_down())
+    world.done(left)
+    world.begin_remote("shop", 20_005, id="shop", acks=False)
+    world.until(lambda: "shop" in world.central.remotes and world.central.remotes["shop"].is_joined)
+    world.done(world.central.send("shop", "x" * 5_000))
+    world.until(lambda: [m.content for m in world.at["shop"]] == ["x" * 5_000])
+
+
+def test_who_is_not_heard_any_more_leaves_though_it_is_reached() -> None:
+    """`accept` has changed its mind, say: a remote that cannot answer is none."""
+    may_join = True
+    left: list[str] = []
+    world = SessionsWorld(
+        heartbeat=1.0,
+        accept=lambda hello, inbound: may_join,
+        on_left=lambda member, reason: left.append(reason),
+    )
+    remote = joined(world, heartbeat_timeout=5.0)
+    may_join = False
+    for end in world.net.live():
+        if end.getPeer().port == world.CENTRAL_PORT:
+            world.net.break_off(end)
+    world.run(1.0)
+    receipt = world.done(world.central.send("shop", "secret")).acknowledged()
+    with pytest.raises(RemoteLeft):
+        world.done(receipt, 45.0)
+    assert world.central.remotes == {}
+    assert "it said no other hello for 40.0 s" in left[0]
+    assert world.done(remote.when_shut_down(), 10.0).by == "silence"
+
+
+def test_a_remote_whose_process_stood_still_reads_before_it_ends_by_silence() -> None:
+    world = SessionsWorld(heartbeat=1.0)
+    remote = joined(world, heartbeat_timeout=5.0)
+    for _ in range(3):
+        world.run(2.0)
+        world.net.clock.advance(60.0)  # it is stopped, say
+    world.run(2.0)
+    assert remote.is_joined
+    world.kill("central")
+    world.net.clock.advance(60.0)
+    assert world.done(remote.when_shut_down(), 8.0).by == "silence"
+
+
+@pytest.mark.parametrize(("size", "is_given_up"), [(200_000, True), (20_000, False)])
+def test_without_acks_a_large_message_that_ends_connections_does_not_stand_before_others(
+    size: int, is_given_up: bool, logged: list[LogEvent]
+) -> None:
+    """A server that does not take it ends the connection at its prefix, and cannot say why."""
+    world = SessionsWorld()
+    world.kill("central")
+    peers = refuse_above(world, 10_000)
+    remote = world.begin_remote("shop", 20_001, acks=False, heartbeat_timeout=1e6)
+    receipts = [world.done(remote.send(content)) for content in ("x" * size, "behind")]
+    world.run(60.0, step=0.05)
+    got = [getattr(item, "content", None) for peer in peers for item in peer.items()]
+    assert ("behind" in got) is is_given_up
+    if is_given_up:
+        assert len(peers) == 4
+        with pytest.raises(RemoteLeft, match="3 connections ended with its 200"):
+            world.done(receipts[0].acknowledged())
+        assert [event["tries"] for event in logged if "tries" in event] == [3]
+    world.done(remote.stopService())
+    receipts[1].acknowledged().addErrback(lambda _: None)
+
+
+def refuse_above(world: SessionsWorld, size_max: int) -> list[Peer]:
+    """Listen as a server of records that ends a connection for a payload above a size."""
+
+    class Refuses(Peer):
+        def dataReceived(self, data: bytes) -> None:
+            super().dataReceived(data)
+            at = 0
+            while len(self.heard) - at >= 4:
+                size = int.from_bytes(self.heard[at : at + 4], "big")
+                if size > size_max:
+                    del self.heard[at:]
+                    self.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+                    return
+                at += 4 + size
+
+    class RefusingPeers(Peers):
+        def buildProtocol(self, addr: Any) -> Peer:
+            self.all.append(Refuses())
+            return self.all[-1]
+
+    peers = RefusingPeers()
+    _Server(world.net, Process(), world.CENTRAL_PORT).listen(peers)
+    return peers.all
+
+
 def test_what_a_hello_says_that_nobody_stands_behind_fails_nothing_that_waits() -> None:
     world = SessionsWorld()
     joined(world)
@@ -335,6 +433,44 @@ def test_accept_that_never_answers_refuses_after_a_while(logged: list[LogEvent])
     assert world.net.clock.getDelayedCalls() == []
 
 
+def test_accept_that_answers_though_it_is_cancelled_is_not_waited_for() -> None:
+    later: Deferred[object] = Deferred()
+
+    async def accept(hello: Hello, inbound: Any) -> bool:
+        try:
+            await Deferred()
+        except BaseException:
+            await later
+        return True
+
+    world = SessionsWorld(accept=accept, limits=SessionLimits(join_timeout=3.0))
+    peer = dial(world)
+    peer.say(Hello(20_000))
+    world.run(4.0)
+    assert not peer.is_open
+    assert not world.central._asked
+    later.callback(None)
+    assert not world.central.remotes
+
+
+@pytest.mark.parametrize("answer", [True, False, ValueError("no")])
+def test_accept_may_give_one_answer_to_many(answer: Any, logged_failures: list[LogEvent]) -> None:
+    shared: Deferred[object] = Deferred()
+    world = SessionsWorld(accept=lambda hello, inbound: shared)
+    peers = [dial(world) for _ in range(3)]
+    for number, peer in enumerate(peers):
+        peer.say(Hello(20_000 + number))
+    world.run(0.5)
+    if isinstance(answer, Exception):
+        shared.errback(answer)
+    else:
+        shared.callback(answer)
+    world.run(0.5)
+    assert len(world.central.remotes) == (3 if answer is True else 0)
+    assert [peer.is_open for peer in peers] == [answer is True] * 3
+    logged_failures.clear()
+
+
 @pytest.mark.parametrize("closes", [False, True])
 def test_what_comes_behind_a_hello_that_accept_is_asked_about_is_bounded(closes: bool) -> None:
     later: Deferred[object] = Deferred()
@@ -415,7 +551,8 @@ def test_a_remote_without_acknowledgements_sends_at_once_to_who_never_answers() 
 def test_who_connects_first_to_a_remote_and_says_nothing_is_not_its_central() -> None:
     world = SessionsWorld(heartbeat=1.0)
     world.kill("central")
-    remote = world.begin_remote("shop", 20_001, id="shop", acks=False, heartbeat_timeout=3.0)
+    options: dict[str, Any] = {"heartbeat_timeout": 3.0, "limits": SessionLimits(first_seconds=1e6)}
+    remote = world.begin_remote("shop", 20_001, id="shop", acks=False, **options)
     world.run(0.5)
     idle = dial(world, 20_001)
     world.begin_central()
@@ -487,6 +624,28 @@ def test_a_central_begins_once() -> None:
     assert SessionsWorld.CENTRAL_PORT not in world.net.servers
     with pytest.raises(RuntimeError, match="a central begins once"):
         world.done(world.central.listen())
+
+
+def test_a_stop_whose_wait_is_cancelled_goes_on() -> None:
+    gate: Deferred[None] = Deferred()
+    left: list[str] = []
+    world = SessionsWorld(
+        on_message=lambda message: gate, on_left=lambda member, reason: left.append(reason)
+    )
+    remote = joined(world)
+    world.done(remote.send(1))
+    world.run(0.5)
+    waiting = world.central.when_left("x")
+    first, second = world.central.stopService(), world.central.stopService()
+    first.addErrback(lambda _: None).cancel()
+    world.run(0.5)
+    assert not second.called
+    gate.callback(None)
+    world.done(second, 5.0)
+    world.done(world.central.stopService(), 0.1)
+    assert left == ["the central ends"]
+    with pytest.raises(NotJoined):
+        world.done(waiting)
 
 
 def test_a_central_that_could_not_listen_may_try_again() -> None:
@@ -694,6 +853,7 @@ def test_a_central_refuses_an_argument_that_is_none(options: dict[str, Any]) -> 
         {"codec": SafeCodec},
         {"limits": {}},
         {"listen": 1602},
+        {"listen": "unix:/run/remote"},
         {"on_joined": 3},
         {"on_shutdown": 3},
         {"heartbeat_timeout": float("nan")},

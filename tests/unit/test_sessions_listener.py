@@ -13,7 +13,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogEvent, capturedLogs
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -261,6 +261,51 @@ def test_connections_beyond_connections_max_are_closed() -> None:
     fourth, transport = stage.connect()
     fourth.dataReceived(framed(message("yes")))
     assert (stage.got, transport.is_aborted) == (["yes"], False)
+
+
+def test_connections_of_one_host_beyond_connections_per_host_are_closed() -> None:
+    stage = Stage(connections_per_host=2)
+    made = [stage.connect() for _ in range(3)]
+    assert [transport.is_aborted for _, transport in made] == [False, False, True]
+    end(made[2][0])
+    assert stage.lost == []
+    other = stage.endpoint.factory.buildProtocol(None)
+    transport = Transport(peerAddress=IPv4Address("TCP", "127.0.0.2", 5_000))
+    other.makeConnection(transport)
+    assert not transport.is_aborted
+    end(made[0][0])
+    assert not stage.connect()[1].is_aborted
+
+
+def test_a_connection_that_says_nothing_whole_for_first_seconds_is_closed() -> None:
+    stage = Stage(first_seconds=5.0)
+    (_, silent), (begins, begun), (speaks, spoke) = [stage.connect() for _ in range(3)]
+    begins.dataReceived(framed(message("half"))[:-1])
+    speaks.dataReceived(framed(message("whole")))
+    stage.reactor.advance(5.0)
+    assert [transport.is_aborted for transport in (silent, begun, spoke)] == [True, True, False]
+    stage.reactor.advance(1e6)  # loggers may have nothing to say
+    assert not spoke.is_aborted
+    for inbound in stage.inbounds:
+        end(inbound)
+    assert stage.reactor.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(
+    ("described", "backlog"),
+    [
+        ("tcp:1602:interface=127.0.0.1", 4_096),
+        (r"tcp6:1602:interface=\:\:1", 4_096),
+        ("tcp:1602:interface=127.0.0.1:backlog=7", 7),
+    ],
+)
+def test_as_many_may_wait_to_be_accepted_as_come_when_a_central_is_begun_again(
+    described: str, backlog: int
+) -> None:
+    reactor = MemoryReactorClock()
+    Listener(reactor, user=Stage(), listen=described, insecure=True).listen()
+    ((_, _, found, _),) = reactor.tcpServers
+    assert found == backlog
 
 
 def test_no_content_of_a_hostile_payload_is_in_the_log() -> None:

@@ -174,6 +174,8 @@ class Central(Service):
         self._heartbeat, self._beats = heartbeat, 0
         self._beating: IDelayedCall | None = None
         self._has_begun = self._has_ended = False
+        self._ending: Waiters[None] | None = None  # of a wait that is cancelled nothing else is
+        self._is_over = False
         self._durable = node
         self._logged_hello = logged_hello
         self._accept, self._accept_hosts = accept, frozenset(map(spelled, accept_hosts))
@@ -230,7 +232,17 @@ class Central(Service):
         beating, self._beating = self._beating, None
         if beating is not None and beating.active():
             beating.cancel()
-        return Deferred.fromCoroutine(self._stop())
+        if self._ending is None:
+            self._ending = Waiters()
+            ending = Deferred.fromCoroutine(self._stop())
+            ending.addErrback(lambda f: self._log.failure("end of a central", f))
+            ending.addCallback(self._ended)
+        return self._ending.wait() if not self._is_over else succeed(None)
+
+    def _ended(self, _: object) -> None:
+        self._is_over = True
+        if self._ending is not None:
+            self._ending.fire(None)
 
     async def _stop(self) -> None:
         for asked, _ in tuple(self._asked.values()):
@@ -452,8 +464,10 @@ class Central(Service):
         if reason is not None:
             inbound.abort(f"hello is refused: {reason}")
             return
-        asked: Deferred[Any] = maybeDeferred(self._accept, hello, inbound)
+        given: Deferred[Any] = maybeDeferred(self._accept, hello, inbound)
+        asked: Deferred[Any] = Deferred(lambda _: given.cancel())
         self._asked[inbound] = asked, []
+        given.addBoth(_hand_on, asked)
         asked.addTimeout(self._limits.join_timeout, self._reactor)
         asked.addCallback(self._accepted, inbound, hello, host)
         asked.addErrback(self._not_accepted, inbound)
@@ -509,7 +523,7 @@ class Central(Service):
         if old is not None and old.acks != hello.acks:  # what waits for the one is not the other's
             old.stop("it came back with acks changed")
             old = None
-        account = old.account if old is not None else self._left.get(key)
+        account = old.account if old is not None else self._left.get(key) if hello.acks else None
         if account is None:
             account = Account(self._limits)
         session = secrets.token_hex(8)
@@ -660,3 +674,13 @@ class Central(Service):
         now = self._now()
         for member in tuple(self._members.values()):
             member.beat(payload, now)
+
+
+def _hand_on(result: Any, asked: Deferred[Any]) -> Any:
+    """Give an answer of `accept` to a hello, unless that is too late, and leave it as it is.
+
+    It may be the answer to others as well; and who catches that it is cancelled answers for ever.
+    """
+    if not asked.called:
+        asked.callback(result)
+    return None if isinstance(result, Failure) else result

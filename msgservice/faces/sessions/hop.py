@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 from msgservice.core.framing import PREFIX_BYTES
 from msgservice.errors import HandlerFailed, MessageTooLarge
@@ -26,6 +27,8 @@ from msgservice.faces.sessions.outgoing import ENVELOPE_BYTES, Entry, Outgoing
 from msgservice.faces.sessions.sender import Sender
 
 SESSIONS_NAMED = 16  # names of sessions by which the other side may come back
+LARGE_BYTES = 64 * 1024  # what a kernel takes at once, at least
+TRIES_MAX = 3  # connections that may end with the same large message, where nobody says why
 KERNEL_SECONDS = 0.05  # between two looks at what the peer's kernel has
 
 
@@ -103,6 +106,8 @@ class Hop:
         on_shutdown: called when a shutdown that was sent is acknowledged.
     """
 
+    _log = Logger()
+
     def __init__(
         self,
         reactor: IReactorTime,
@@ -147,13 +152,15 @@ class Hop:
 
     def close(self) -> None:
         """Let nothing leave any more; what is unanswered waits again."""
-        self.is_open = False
+        was_open, self.is_open = self.is_open, False
         for timer in (self._ack_timer, self._kernel_timer):
             if timer is not None and timer.active():
                 timer.cancel()
         self._ack_timer = self._kernel_timer = None
         self._ends.clear()
         self._account.outgoing.rewind()
+        if was_open and not self._acks:
+            self._give_up_large()
 
     def add(self, entry: Entry) -> None:
         """Send a message as soon as may be. Raises `QueueFull`, `MessageTooLarge`."""
@@ -243,6 +250,26 @@ class Hop:
             self._written += PREFIX_BYTES + len(payload)
             self._ends.append(self._written)
         return payload
+
+    def _give_up_large(self) -> None:
+        """Give up what is at the head each time that a connection ends, and large.
+
+        It may be larger than the other side takes, who cannot say so, and what is behind it would
+        never leave.
+        """
+        entry = self._account.outgoing.first_sent
+        if entry is None or len(entry.prepared) < LARGE_BYTES:
+            return
+        entry.tries += 1
+        if entry.tries == TRIES_MAX:
+            self._account.outgoing.remove(lambda each: each is entry)
+            size = len(entry.prepared)
+            self._log.warn(
+                "a message of {size} bytes is given up: {tries} connections ended with it",
+                size=size,
+                tries=TRIES_MAX,
+            )
+            entry.settle(RemoteLeft(f"{TRIES_MAX} connections ended with its {size} bytes"))
 
     def _look_at_kernel(self) -> None:
         self._kernel_timer = None

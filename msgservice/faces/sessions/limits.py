@@ -19,6 +19,11 @@ class SessionLimits:
     """… and this is how many bytes those may have."""
     connections_max: int = 10_000
     """Connections of one listener; those beyond are closed as they are accepted."""
+    connections_per_host: int = 5_000
+    """Connections of one host, of those."""
+    first_seconds: float = 30.0
+    """From a connection to its first whole payload; then it may say nothing for as long as it
+    likes."""
     remotes_max: int = 10_000
     """Remotes of one central; a hello beyond is refused. Those of one host that have not joined may
     be half of it."""

@@ -9,6 +9,7 @@ What an item means, and what becomes of a message, is its user's.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -42,6 +43,8 @@ from msgservice.transport.addresses import is_local, is_local_host, parse_addres
 from msgservice.waiters import Waiters
 
 LISTEN = "tcp:0:interface=127.0.0.1"  # a port of loopback that the kernel chooses
+BACKLOG = 4_096  # hellos that come at once, when a central is begun again; kernels have less
+_HAVE_BACKLOG = frozenset({"tcp", "tcp6", "ssl", "unix"})
 UNIX = "unix"  # the host of those who come over a Unix socket
 
 
@@ -92,6 +95,7 @@ class Inbound(TwistedProtocol):
         self._held_small = 0  # the bytes of those that need not be counted once it `is_proven`
         self.is_proven = False
         self._unfinished, self.unfinished_since = 0, 0.0  # bytes of a payload that is not whole
+        self._first: IDelayedCall | None = None  # until something whole has come
         self._is_open = False
         self._is_over = False  # nothing more is read
         self._lost: str | None = None
@@ -187,6 +191,9 @@ class Inbound(TwistedProtocol):
         if not self._is_open:
             self._is_over = True
             transport.abortConnection()
+            return
+        seconds = self._listener.limits.first_seconds
+        self._first = self._listener.reactor.callLater(seconds, self._said_nothing)
 
     def dataReceived(self, data: bytes) -> None:  # noqa: D102
         if self._is_over or self._decoding.is_ending:
@@ -199,6 +206,8 @@ class Inbound(TwistedProtocol):
             payloads, last = self._splitter.take_complete(), self._too_large(str(too_large))
         if not all(payloads):  # a prefix that says 0
             payloads, last = payloads[: payloads.index(b"")], (None, "a payload of no bytes")
+        if payloads and self._first is not None:
+            self._stop_first()
         self._decoding.feed(payloads, last)
         unfinished = self._splitter.partial
         if unfinished != self._unfinished and not self._is_over:
@@ -209,11 +218,21 @@ class Inbound(TwistedProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: D102
         self._is_over = True
+        self._stop_first()
         self._count_unfinished(0)
         self._lost = reason.getErrorMessage()
         self._look()
 
     # --- inside
+
+    def _said_nothing(self) -> None:
+        self._first = None
+        self.abort(f"nothing whole within first_seconds = {self._listener.limits.first_seconds}")
+
+    def _stop_first(self) -> None:
+        first, self._first = self._first, None
+        if first is not None and first.active():
+            first.cancel()
 
     def _count_unfinished(self, size: int) -> None:
         change, self._unfinished = size - self._unfinished, size
@@ -321,6 +340,7 @@ class Listener:
         self._port: IListeningPort | None = None
         self._is_stopped = False
         self._connections: set[Inbound] = set()
+        self._per_host: Counter[str] = Counter()  # so many of them
         self.unfinished = 0  # bytes of payloads that are not whole, over all connections
         self._all_closed: Waiters[None] = Waiters()
 
@@ -339,7 +359,8 @@ class Listener:
         try:
             if isinstance(endpoint, str):
                 self._check(endpoint)
-                made: IStreamServerEndpoint = serverFromString(self.reactor, endpoint)
+                described = _with_backlog(endpoint)
+                made: IStreamServerEndpoint = serverFromString(self.reactor, described)
             else:
                 made = endpoint
         except Exception:
@@ -364,13 +385,19 @@ class Listener:
         """Return whether a connection may stay."""
         if self._is_stopped or len(self._connections) >= self.limits.connections_max:
             return False
+        if self._per_host[inbound.host] >= self.limits.connections_per_host:
+            return False
         self._connections.add(inbound)
+        self._per_host[inbound.host] += 1
         self.user.connection_opened(inbound)
         return True
 
     def closed(self, inbound: Inbound, reason: str) -> None:
         """Take note of the end of a connection that stayed."""
         self._connections.discard(inbound)
+        self._per_host[inbound.host] -= 1
+        if not self._per_host[inbound.host]:
+            del self._per_host[inbound.host]
         self.user.connection_lost(inbound, reason)
         if not self._connections:
             self._all_closed.fire(None)
@@ -449,3 +476,11 @@ class Listener:
             return result
 
         return ended.addBoth(stop_timer)
+
+
+def _with_backlog(endpoint: str) -> str:
+    """Return the description of a server that lets so many wait to be accepted, if none is said."""
+    address = parse_address(endpoint)
+    if address.scheme not in _HAVE_BACKLOG or "backlog" in address.options:
+        return endpoint
+    return f"{endpoint}:backlog={BACKLOG}"

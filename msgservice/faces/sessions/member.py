@@ -87,6 +87,7 @@ class Member:
         self._limits = limits
         self._timer: IDelayedCall | None = None  # of joining, and of ending
         self._is_heard = True
+        self._unheard: IDelayedCall | None = None  # until who is heard no more has left
         self._shutdown: Entry | None = None
         self._sender = Sender(
             reactor,
@@ -176,6 +177,8 @@ class Member:
     def unheard(self) -> None:
         """Take note that the connection of its hello has ended: it says nothing any more."""
         self._is_heard = False
+        if self.acks and self.state is not State.LEFT and self._unheard is None:
+            self._unheard = self._reactor.callLater(self._unheard_seconds, self._is_unheard)
         if self.state is State.DIALLING and self._hop.is_ending:
             self._stop_timer()
             self._not_answered()
@@ -257,6 +260,17 @@ class Member:
         self._sender.abort()
         self.leave(f"no answer to welcome within join_timeout = {self._limits.join_timeout} s")
 
+    def _is_unheard(self) -> None:
+        self._unheard = None
+        self._sender.abort()
+        seconds = self._unheard_seconds
+        self.leave(f"its own connection has ended, and it said no other hello for {seconds} s")
+
+    @property
+    def _unheard_seconds(self) -> float:
+        """For how long it may be without its own connection: what is said to it goes unanswered."""
+        return self._limits.redial_seconds + self._limits.join_timeout
+
     def _not_answered(self) -> None:
         self._timer = None
         if not self.acks and self._shutdown is not None:
@@ -271,6 +285,9 @@ class Member:
     def _end(self, state: State) -> None:
         self.state = state
         self._stop_timer()
+        if state is State.LEFT and self._unheard is not None:
+            self._unheard.cancel()
+            self._unheard = None
         self._hop.close()
 
     def _stop_timer(self) -> None:

@@ -33,6 +33,7 @@ class Entry:
         "is_shutdown",
         "number",
         "prepared",
+        "tries",
         "was_sent",
     )
 
@@ -40,6 +41,7 @@ class Entry:
         self.prepared = prepared
         self.is_shutdown = is_shutdown
         self.number = 0
+        self.tries = 0  # connections that ended with it
         self.was_sent = False  # in this session or another
         self._is_settled = False
         self._error: Exception | None = None
@@ -89,6 +91,12 @@ class Outgoing:
     def has_waiting(self) -> bool:
         """Whether there is anything to take."""
         return bool(self._waiting)
+
+    @property
+    def first_sent(self) -> Entry | None:
+        """The first of what waits, if it was sent before."""
+        first = self._waiting[0] if self._waiting else None
+        return first if first is not None and first.number else None
 
     @property
     def unanswered(self) -> int:

@@ -54,6 +54,7 @@ from msgservice.transport.addresses import ip_of, is_local_host
 from msgservice.waiters import Waiters
 
 LISTEN_IPV6 = r"tcp6:0:interface=\:\:1"
+LOOK_SECONDS = 1.0  # between two looks whether the central is heard
 EVERYWHERE = frozenset({"::", "0.0.0.0"})  # noqa: S104  # compared, not bound
 CENTRAL = "central"  # the key of its messages
 
@@ -134,6 +135,8 @@ class Remote(Service):
                 raise ValueError(f"central = {central}: a host and a port are needed")
         elif not IStreamClientEndpoint.providedBy(central):
             raise TypeError(f"central = {central!r}: a host and a port, or an endpoint, are needed")
+        if isinstance(listen, str) and listen.lower().startswith("unix:") and acks:
+            raise ValueError(f"listen = {listen!r}: a port is needed, that the central can dial")
         if listen is None:
             is_dialled = acks and announce_host is None
             listen = _near(central[0], is_dialled) if isinstance(central, tuple) else LISTEN
@@ -320,7 +323,8 @@ class Remote(Service):
             self._is_unanswered = True
             self._alive_at = self._looked_at = self._now()
         if self._silence is None:
-            self._silence = self._reactor.callLater(self._timeout, self._look_for_life)
+            seconds = min(self._timeout, LOOK_SECONDS)
+            self._silence = self._reactor.callLater(seconds, self._look_for_life)
 
     def sender_writable(self) -> None:
         """See `SenderUser`."""
@@ -462,16 +466,19 @@ class Remote(Service):
         inbound = self._from_central
         # What is on its way cannot be heard before: bytes of a message that arrive, and what we
         # do not read ourselves.
-        if inbound is not None and (
-            inbound.is_paused or (inbound.has_partial and inbound.received_at > self._looked_at)
-        ):
+        if (
+            inbound is not None
+            and (
+                inbound.is_paused or (inbound.has_partial and inbound.received_at > self._looked_at)
+            )
+        ) or now - self._looked_at > 2 * LOOK_SECONDS:
             self._alive_at += now - self._looked_at
         self._looked_at = now
         rest = self._alive_at + self._timeout - now
         if rest <= 0:
             self._finish(Ended("silence", f"no heartbeat for {self._timeout} s"))
         else:
-            self._silence = self._reactor.callLater(min(rest, 1.0), self._look_for_life)
+            self._silence = self._reactor.callLater(min(rest, LOOK_SECONDS), self._look_for_life)
 
     def _finish(self, end: Ended) -> Deferred[None]:
         if self.state is State.ENDED:
