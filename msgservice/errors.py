@@ -280,6 +280,21 @@ class NoReceiver(Refused):
         self.subject = subject
 
 
+class Forbidden(Refused):
+    """The rules of whoever asks do not allow it. `verb`: what, `send` say; `name`: on what."""
+
+    refusal_code = 18
+
+    def __init__(self, verb: str, name: str) -> None:
+        super().__init__(f"not allowed: {verb} {name!r}")
+        self.verb, self.name = verb, name
+
+    @property
+    def about(self) -> str:
+        """See `MsgServiceError`."""
+        return self.name
+
+
 class OutboxFull(Refused):
     """The producer's disk outbox is at its limit."""
 
@@ -627,6 +642,8 @@ def refused(code: int, about: str, reason: str, subject: str) -> Refused:
             return UnknownReceiver(about)
         case NoReceiver.refusal_code:
             return NoReceiver(subject)
+        case Forbidden.refusal_code:
+            return Forbidden("send", subject)
         case NotYetBuilt.refusal_code if about.isidentifier():
             return NotYetBuilt(about)
     return Refused(reason)

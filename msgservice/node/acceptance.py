@@ -12,6 +12,7 @@ from typing import Protocol
 
 from msgservice.core.frames import Transfer
 from msgservice.errors import (
+    Forbidden,
     LimitReached,
     LogFull,
     MalformedFrame,
@@ -35,6 +36,7 @@ from msgservice.message import (
     options_of,
 )
 from msgservice.node.directory import Directory
+from msgservice.node.rights import Rights
 from msgservice.records import NOBODY, Audience, Batch, Origin
 
 
@@ -76,6 +78,7 @@ class Acceptance:
 
     def audience(
         self,
+        rights: Rights,
         transfer: Transfer,
         messages: Sequence[WireMessage],
         size: int,
@@ -86,12 +89,15 @@ class Acceptance:
         """Return the audience of a run as it is now; its group may `decide_again`.
 
         Raises `Refused`, `BadSubject` or `BadName` for what is never taken, `LimitReached` for
-        what may be later.
+        what may be later. A name in `to` that `rights` do not allow is unknown, as one that nobody
+        has: a sender does not learn which.
         """
         _check_origin(transfer, known)
         subject = transfer.subject
         directory, limits = self._directory, self._limits
         directory.check(subject)
+        if not rights.allows("send", subject):
+            raise Forbidden("send", subject)
         if size > limits.max_batch:
             raise MessageTooLarge(size, limits.max_batch)
         if transfer.ttl is not None:
@@ -107,6 +113,9 @@ class Acceptance:
                 raise Refused(
                     f"'to' has {len(transfer.to)} names, receivers = {limits.receivers} allowed"
                 )
+            for name in transfer.to:
+                if not rights.allows("to", name):
+                    raise UnknownReceiver(name)
             return directory.audience_of(transfer.to, sender)
         audience = directory.audience(subject)
         if transfer.flags & FLAG_REQUIRE and not audience.members:
@@ -133,7 +142,7 @@ class Acceptance:
             if refusal is None:
                 try:
                     audience = self._audience_now(batch)
-                except (NoReceiver, UnknownReceiver) as nobody:
+                except (NoReceiver, UnknownReceiver, Forbidden) as nobody:
                     refusal = nobody.with_traceback(None)
                 except LimitReached as limit:
                     refusal = held[lane] = limit.with_traceback(None)
@@ -146,6 +155,8 @@ class Acceptance:
             batch.audience, batch.refusal = audience, refusal
 
     def _audience_now(self, batch: Batch) -> Audience:
+        if isinstance(batch.refusal, Forbidden):
+            raise batch.refusal  # whoever receives what: its sender may not send it
         if batch.addressed:
             if isinstance(batch.refusal, UnknownReceiver):
                 raise batch.refusal  # one of the names was nobody's when it came

@@ -4,8 +4,9 @@ What there is once for each connection is made in `peer` (Ingress, StatusFrames)
 receiver in `outlet` (Supply, OutletProgress).
 
     transport (tcp, …) ─ Connection ─ Peer ─┬─ Greeter: who is it?
-                                            ├─ Ingress ─ Acceptance ─ Commits ─ ILog
-                                            └─ Outlet ───── (progress) ──┘
+                                            ├─ Ingress ─ Intake ─ Commits ─ ILog
+                                            └─ Outlet ─── (progress) ──┘
+    Intake: also for what comes without a connection; it asks Acceptance whether it may be taken.
     Commits ─ after each group ─► Tracker (STATUS) and Dispatch (Tail, Outlet)
     Directory: who receives what, and Receivers, which changes it.  Connections: who is there.
     Operations: what can be asked of it; Admin: … as `$node.*`.  Upkeep: retention.
@@ -34,6 +35,7 @@ from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.greeting import Greeter
+from msgservice.node.intake import Intake
 from msgservice.node.login import NobodyLogsIn
 from msgservice.node.operations import Operations
 from msgservice.node.outlet import Outlet
@@ -68,6 +70,7 @@ class Parts:
     dispatch: Dispatch
     directory: Directory
     acceptance: Acceptance
+    intake: Intake
     tracker: Tracker
     connections: Connections
     receivers: Receivers
@@ -108,7 +111,7 @@ def assemble(
             dialled,
             gate=NobodyLogsIn(),
             greeter=greeter,
-            acceptance=acceptance,
+            intake=intake,
             commits=commits,
             directory=directory,
             tracker=tracker,
@@ -175,6 +178,7 @@ def assemble(
         time=time,
         limits=limits,
     )
+    intake = Intake(acceptance=acceptance, commits=commits, senders=connections, limits=limits)
     receivers = Receivers(
         log=log,
         tail=tail,
@@ -235,6 +239,7 @@ def assemble(
         dispatch=dispatch,
         directory=directory,
         acceptance=acceptance,
+        intake=intake,
         tracker=tracker,
         connections=connections,
         receivers=receivers,

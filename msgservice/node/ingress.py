@@ -1,8 +1,8 @@
 """The messages that one connected sender hands in: checked, stored, and acknowledged here alone.
 
 A TRANSFER is decoded once, to check it, and then stored as the bytes that came. Everything that
-can fail is checked before it is queued (`acceptance`); the answer leaves after the commit that
-holds it.
+can fail is checked before it is queued (`intake`); the answer leaves after the commit that holds
+it.
 
 Whom messages are for may take far more bytes to say than they have themselves: of a group, no more
 names are said at once than `answer_bytes` allows, and none while the sender does not read. What is
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -25,43 +24,20 @@ from msgservice.core.frames import Frame, Transfer
 from msgservice.core.inbox import Answers
 from msgservice.core.refusal import Refusal
 from msgservice.errors import (
-    BadName,
-    BadSubject,
     FrameTooLarge,
     LimitReached,
     LogFull,
     LogUnavailable,
     MsgServiceError,
-    NoReceiver,
     ProtocolError,
-    Refused,
-    UnknownReceiver,
     WindowExceeded,
 )
 from msgservice.limits import NAME_BYTES_MAX, Limits
 from msgservice.message import Action
-from msgservice.node.acceptance import Acceptance
-from msgservice.node.commits import Commits
+from msgservice.node.intake import FULL_DELAY_MS, Intake, Sender, refusal_for
+from msgservice.node.rights import Rights
 from msgservice.node.status_frames import StatusFrames
-from msgservice.records import (
-    NOBODY,
-    Audience,
-    Batch,
-    Known,
-    Outcome,
-    Piece,
-    RefusedBatch,
-    hash_of,
-)
-
-FULL_DELAY_MS = 1000  # how soon a refused sender asks again
-
-
-class Senders(Protocol):
-    """The senders of a node (`connections`)."""
-
-    def pause_senders(self) -> None:
-        """Too much is taken in and not committed: read from none of them for now."""
+from msgservice.records import Audience, Batch, Known, Outcome, Piece, RefusedBatch
 
 
 @dataclass(slots=True)
@@ -95,12 +71,10 @@ class Ingress:
     def __init__(
         self,
         connection: Connection,
-        name: str,
-        incarnation: str,
+        sender: Sender,
         *,
-        acceptance: Acceptance,
-        commits: Commits,
-        senders: Senders,
+        rights: Rights,
+        intake: Intake,
         clock: IReactorTime,
         limits: Limits,
         said: int,
@@ -117,13 +91,10 @@ class Ingress:
         self._untold: deque[Untold] = deque()
         self._is_contradicted = False  # a run came again with other content: nothing more is taken
         self._named_bytes = 0  # of names, at most, that leave with the next flush
-        self._acceptance = acceptance
-        self._commits = commits
-        self._senders = senders
+        self._intake = intake
         self._connection = connection
-        self._name = name
-        self._incarnation = incarnation
-        self._hash = hash_of(incarnation)
+        self._sender = sender
+        self._rights = rights
         self._clock = clock
         self._limits = limits
         self._answered = answered
@@ -134,8 +105,8 @@ class Ingress:
 
     def received(self, transfer: Transfer) -> None:
         """Take a run in, or owe a NACK for it. Raises `MalformedFrame`, `WindowExceeded`."""
-        acceptance = self._acceptance
-        messages, known = acceptance.decode(transfer)
+        intake = self._intake
+        messages, known = intake.decode(transfer)
         count = len(messages)
         raw = memoryview(transfer.messages)
         first, subject = transfer.sequence, transfer.subject
@@ -144,55 +115,24 @@ class Ingress:
             return  # its lane is being discarded
         if self.waiting:
             self._check_window(count, raw.nbytes)
-        refusal: Refused | None = None
-        try:
-            audience = acceptance.audience(
-                transfer, messages, raw.nbytes, known=known, sender=self._name
-            )
-        except (UnknownReceiver, NoReceiver) as nobody:
-            # Who was there when it came over another connection may be gone since: what was
-            # stored then, or is being stored, is answered by that (SEMANTICS 2).
-            audience, refusal = NOBODY, nobody.with_traceback(None)  # which would hold this frame
-        except (Refused, BadSubject, BadName) as refused:
-            self._owe_refusal(first, last, subject, Action.REFUSED, 0, refused)
+        batch = intake.check(self._rights, self._sender, transfer, messages, raw, known=known)
+        if isinstance(batch, Refusal):
+            delay = FULL_DELAY_MS if batch.action == Action.LATER else 0
+            self.answers.refuse(first, last, batch, subject, delay)
             self.flush_soon()
             return
-        except LimitReached as limit:
-            self._owe_refusal(first, last, subject, Action.LATER, FULL_DELAY_MS, limit)
-            self.flush_soon()
-            return
-        full = acceptance.full(audience) if refusal is None else None
-        if full is not None:
-            # The reason as it is: one that is suspended is no full log.
-            refusal_of_full = Refusal(Action.LATER, full, LogFull.refusal_code)
-            self.answers.refuse(first, last, refusal_of_full, subject, FULL_DELAY_MS)
-            self.flush_soon()
-            return
-        batch = acceptance.batch(
-            transfer,
-            messages,
-            raw,
-            audience,
-            sender=self._name,
-            incarnation=self._incarnation,
-            incarnation_hash=self._hash,
-            refusal=refusal,
-        )
-        commits = self._commits
         self.waiting += 1
         self._waiting_messages += count
         self._waiting_bytes += batch.size
-        self._owe_names(audience)
-        commits.batch(batch, self)
-        if commits.uncommitted_bytes > self._limits.uncommitted_bytes:
-            self._senders.pause_senders()
+        self._owe_names(batch.audience)
+        if not intake.put(batch, self):
             # Also one that receives, which others' messages do not pause.
             self._connection.pause(UNCOMMITTED)
 
     @property
     def sender(self) -> tuple[str, str]:
         """The name and the incarnation of the sender."""
-        return self._name, self._incarnation
+        return self._sender.name, self._sender.incarnation
 
     @property
     def has_room(self) -> bool:
@@ -237,15 +177,10 @@ class Ingress:
         first: int,
         last: int,
         lane: str,
-        action: Action,
         delay_ms: int,
         error: Exception,
     ) -> None:
-        code, about = 0, ""
-        if isinstance(error, MsgServiceError):
-            code, about = error.refusal_code, error.about
-        refusal = Refusal(action, str(error), code, about)
-        self.answers.refuse(first, last, refusal, lane, delay_ms)
+        self.answers.refuse(first, last, refusal_for(error), lane, delay_ms)
 
     # --- from the log (`commits.Source`)
 
@@ -308,7 +243,7 @@ class Ingress:
             self.answers.take_over(piece.first, piece.last)
         for first, last in run.refused:
             if not self.answers.discards(run.subject, first):
-                self._owe_refusal(first, last, run.subject, Action.REFUSED, 0, run.refusal)
+                self._owe_refusal(first, last, run.subject, 0, run.refusal)
         return True
 
     def writable(self) -> None:
@@ -325,9 +260,9 @@ class Ingress:
             self._connection.fail(error)
         elif isinstance(error, LogFull | LimitReached):
             delay = int(error.delay * 1000) if isinstance(error, LogFull) else FULL_DELAY_MS
-            self._owe_refusal(first, last, batch.subject, Action.LATER, delay, error)
+            self._owe_refusal(first, last, batch.subject, delay, error)
         else:
-            self._owe_refusal(first, last, batch.subject, Action.REFUSED, 0, error)
+            self._owe_refusal(first, last, batch.subject, 0, error)
 
     def failed(self, batches: list[Batch], error: LogUnavailable) -> None:
         """See `commits.Source`: nothing was stored, the sender keeps it and sends it again."""
@@ -345,7 +280,7 @@ class Ingress:
 
     def fault(self, failure: Failure) -> None:
         """See `commits.Source`: what was not acknowledged comes again on the next connection."""
-        self._connection.fault(f"sender {self._name!r}", failure)
+        self._connection.fault(f"sender {self._sender.name!r}", failure)
 
     # --- to the sender
 

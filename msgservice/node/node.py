@@ -212,6 +212,7 @@ class Node(Service):
         self._logger.critical("{error}", error=str(error))
         self.parts.connections.refuse()
         self.parts.connections.abort()
+        self.parts.intake.stop()
         self._failed(error)
 
     def _end_process(self, error: Exception) -> None:
@@ -325,6 +326,7 @@ class Node(Service):
             stored.addErrback(self._not_idle)
             await stored
             parts.commits.stop()
+            parts.intake.stop()
             parts.dead_letters.stop()
             parts.seldom.stop()
         await self.log.close()

@@ -54,15 +54,16 @@ from msgservice.errors import (
 from msgservice.identity.principal import Principal
 from msgservice.limits import Limits
 from msgservice.message import count_of, decode_messages
-from msgservice.node.acceptance import Acceptance
 from msgservice.node.commits import Commits
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
 from msgservice.node.greeting import Greeter, Guest
-from msgservice.node.ingress import Ingress, Senders
+from msgservice.node.ingress import Ingress
+from msgservice.node.intake import Intake, Sender, Senders
 from msgservice.node.login import Gate, PeerLogin
 from msgservice.node.outlet import Outlet
 from msgservice.node.replies import busy, refusal_of
+from msgservice.node.rights import ANYONE
 from msgservice.node.status_frames import StatusFrames
 from msgservice.node.tracker import News, Tracker, Watch
 from msgservice.records import Resume, StatusFrom
@@ -163,7 +164,7 @@ class Peer:
         *,
         gate: Gate,
         greeter: Greeter,
-        acceptance: Acceptance,
+        intake: Intake,
         commits: Commits,
         directory: Directory,
         tracker: Tracker,
@@ -187,7 +188,7 @@ class Peer:
         self._dialled = dialled
         self._gate = gate
         self._greeter = greeter
-        self._acceptance = acceptance
+        self._intake = intake
         self._commits = commits
         self._directory = directory
         self._tracker = tracker
@@ -347,11 +348,9 @@ class Peer:
         assert self.connection is not None
         self.ingress = Ingress(
             self.connection,
-            guest.name,
-            guest.incarnation,
-            acceptance=self._acceptance,
-            commits=self._commits,
-            senders=self._register,
+            Sender.of(guest.name, guest.incarnation),
+            rights=ANYONE,
+            intake=self._intake,
             clock=self._clock,
             limits=self._limits,
             said=said,

@@ -271,15 +271,16 @@ _ALL = [
     Mutant(
         name="ack-before-the-sync",
         at=f"{INGRESS}.received",
-        old="commits.batch(batch, self)",
-        new="commits.batch(batch, self); self.answers.take_over(first, last); self.flush_soon();"
-        " self._out += self.status_frames.routed(batch) if self.status_frames else []",
+        old="if not intake.put(batch, self):",
+        new="self.answers.take_over(first, last); self.flush_soon();"
+        " self._out += self.status_frames.routed(batch) if self.status_frames else []\n"
+        "    if not intake.put(batch, self):",
         catcher=_by("client", "accepted and never stored"),
     ),
     Mutant(
         name="drop-on-full",
         at=f"{INGRESS}._refused",
-        old="self._owe_refusal(first, last, batch.subject, Action.LATER, delay, error)",
+        old="self._owe_refusal(first, last, batch.subject, delay, error)",
         new="pass",
         catcher=_by("client", "send never fires", "never accepted"),
     ),

@@ -27,7 +27,8 @@ def fail_for(monkeypatch: pytest.MonkeyPatch, kind: type, method: str, name: str
     real = getattr(kind, method)
 
     def faulty(self: Any, *arguments: Any) -> Any:
-        whose = getattr(self, "name", "") or getattr(self, "_name", "")
+        sender = getattr(self, "_sender", None)  # of an ingress
+        whose = getattr(self, "name", "") or getattr(self, "_name", "") or (sender and sender.name)
         return fails() if whose == name else real(self, *arguments)
 
     monkeypatch.setattr(kind, method, faulty)

@@ -56,12 +56,14 @@ from msgservice.node.directory import Directory
 from msgservice.node.dispatch import JUDGE_EVERY, Dispatch
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
+from msgservice.node.intake import Intake, Sender
 from msgservice.node.operations import Operations, StatusAt
 from msgservice.node.outlet import READ_AGAIN, UNLOAD_AFTER, Outlet
 from msgservice.node.outlet_progress import OutletProgress
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
 from msgservice.node.replies import busy
+from msgservice.node.rights import ANYONE
 from msgservice.node.seldom import Seldom
 from msgservice.node.status_frames import FRAMES_MAX, STATUS_RANGES_MAX, StatusFrames
 from msgservice.node.supply import State
@@ -160,7 +162,9 @@ def test_acceptance_makes_of_a_run_the_batch_that_is_stored(acceptance: Acceptan
     transfer = Transfer(5, "orders.new", run_of(b"one", b"two"))
     messages, known = acceptance.decode(transfer)
     raw = memoryview(transfer.messages)
-    audience = acceptance.audience(transfer, messages, raw.nbytes, known=known, sender="shop")
+    audience = acceptance.audience(
+        ANYONE, transfer, messages, raw.nbytes, known=known, sender="shop"
+    )
     batch = acceptance.batch(
         transfer, messages, raw, audience, sender="shop", incarnation="i", incarnation_hash="h"
     )
@@ -174,7 +178,7 @@ def test_acceptance_refuses_what_only_a_node_may_say(acceptance: Acceptance) -> 
     transfer = Transfer(5, "orders.new", run_of(b"one"), flags=2)
     messages, known = acceptance.decode(transfer)
     with pytest.raises(Refused, match="replay"):
-        acceptance.audience(transfer, messages, 10, known=known, sender="shop")
+        acceptance.audience(ANYONE, transfer, messages, 10, known=known, sender="shop")
 
 
 def test_acceptance_takes_no_run_of_nothing(acceptance: Acceptance) -> None:
@@ -188,18 +192,25 @@ def test_acceptance_says_who_is_too_far_behind() -> None:
     assert "billing is behind" == acceptance.full(BILLING)
 
 
-def an_ingress(connection: Any, **more: Any) -> Ingress:
+def an_ingress(
+    connection: Any, *, commits: Any = None, senders: Any = None, **more: Any
+) -> Ingress:
     directory = double(audience=lambda subject: BILLING)
+    intake = Intake(
+        acceptance=Acceptance(directory, double(), a_log(), log_id="log", limits=LIMITS),
+        commits=commits or double(uncommitted_bytes=0),
+        senders=senders or double(),
+        limits=LIMITS,
+    )
     collaborators: dict[str, Any] = {
-        "acceptance": Acceptance(directory, double(), a_log(), log_id="log", limits=LIMITS),
-        "commits": double(uncommitted_bytes=0),
-        "senders": double(),
+        "rights": ANYONE,
+        "intake": intake,
         "clock": Clock(),
         "limits": LIMITS,
         "said": 0,
         "answered": lambda: None,
     }
-    return Ingress(connection, "shop", "i1", **(collaborators | more))
+    return Ingress(connection, Sender.of("shop", "i1"), **(collaborators | more))
 
 
 def test_ingress_acknowledges_what_is_stored_and_nothing_before() -> None:
@@ -938,7 +949,7 @@ def a_peer(expected: Outlet | None = None, **more: Any) -> Peer:
     collaborators: dict[str, Any] = {
         "gate": double(),
         "greeter": double(),
-        "acceptance": double(),
+        "intake": double(),
         "commits": double(),
         "directory": double(),
         "tracker": double(),

@@ -73,7 +73,7 @@ class Scene:
             self.outlet if is_dialled else None,
             gate=double(),
             greeter=double(),
-            acceptance=double(),
+            intake=double(),
             commits=double(),
             directory=double(),
             tracker=double(),
