@@ -12,6 +12,7 @@ client's, and what has many iterations here was computed when the password was s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from unicodedata import ucd_3_2_0
 
@@ -29,6 +30,7 @@ from msgservice.limits import NAME_BYTES_MAX
 
 TOKEN = "TOKEN"  # noqa: S105 - the name of the mechanism
 BINDING = "tls-server-end-point"
+_is_mechanism = re.compile(r"[A-Z0-9_-]{1,20}", re.ASCII).fullmatch  # RFC 4422
 SEPARATOR = b"\0"  # behind the mechanism, in the first message of a login
 
 Step = Say | Welcome | Deny
@@ -78,9 +80,11 @@ class ServerExchange:
             return self._scram_first(name, text)
         if separator and name == TOKEN:
             return self._token(text)
+        # What has not the form of a name may be a secret that was said in its place.
+        said = repr(name) if _is_mechanism(name) else "something that is no mechanism's name"
         return self._deny(
-            f"no login by {name[:32]!r}: by {SCRAM}, {SCRAM_PLUS} over TLS, or {TOKEN}",
-            f"unknown mechanism {name[:32]!r}",
+            f"no login by {said}: by {SCRAM}, {SCRAM_PLUS} over TLS, or {TOKEN}",
+            f"unknown mechanism: {said}",
         )
 
     # --- SCRAM

@@ -634,3 +634,23 @@ def test_iterations_are_computed_within_their_bounds_alone(iterations: int) -> N
     else:
         with pytest.raises(NotAuthenticated):
             client.receive(message)
+
+
+@pytest.mark.parametrize(
+    "secret", [TOKEN_SECRET, "correct horse battery staple"], ids=["token", "password"]
+)
+@pytest.mark.parametrize("behind", [b"", b"\0", b"\0n,,n=shop,r=abc"])
+def test_a_secret_in_the_place_of_a_mechanism_is_repeated_to_nobody(
+    secret: str, behind: bytes
+) -> None:
+    step = server(PLAIN).receive(secret.encode() + behind)
+    assert isinstance(step, Deny)
+    for text in (str(step.error), step.why):
+        assert secret[:12] not in text
+
+
+def test_a_mechanism_that_is_unknown_is_named() -> None:
+    step = server(PLAIN).receive(b"PLAIN\0\0shop\0x")
+    assert isinstance(step, Deny)
+    assert "'PLAIN'" in str(step.error)
+    assert "'PLAIN'" in step.why
