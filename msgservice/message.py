@@ -234,6 +234,15 @@ class MessageParts:
         begins = self._begins
         return crc32(self._view[begins[0] : begins[stop]], crc32(array_header(stop)))
 
+    def crcs(self, start: int, stop: int) -> set[int]:
+        """Return the CRC-32s that the run of messages `start` to `stop` (exclusive) may have.
+
+        One for each header that says their number: as it arrived it need not be the shortest.
+        """
+        begins = self._begins
+        body = self._view[begins[start] : begins[stop]]
+        return {crc32(body, crc32(header)) for header in array_headers(stop - start)}
+
     def fitting(self, start: int, stop: int, size_max: int) -> int:
         """The number of messages from `start` on that fit into a run of so many bytes."""
         begins = self._begins
@@ -249,6 +258,16 @@ class MessageParts:
         """Return the run of messages `start` to `stop` (exclusive). Copies them."""
         begins = self._begins
         return array_header(stop - start) + self._view[begins[start] : begins[stop]]
+
+
+def array_headers(count: int) -> list[bytes]:
+    """Return the headers that a msgpack array of so many elements may have, the longest first."""
+    headers = [b"\xdd" + count.to_bytes(4, "big")]
+    if count < 1 << 16:
+        headers.append(b"\xdc" + count.to_bytes(2, "big"))
+    if count < 16:
+        headers.append(bytes((0x90 | count,)))
+    return headers
 
 
 def array_header(count: int) -> bytes:

@@ -3,15 +3,15 @@
 `take_batches` gives each new batch its number, its place in its audience's count and its link of
 the chain, and appends its row to a flat list of SQL parameters. The usual batch, the next of its
 sender, costs a dozen simple operations (bench/log.py); everything else is in `_take_known`.
-Nothing here touches SQLite: what older runs held is asked through `Lookup`.
+Nothing here touches SQLite: which older runs there are, and what they held, is asked through
+`Stored`; `repeats.py` has what of it was asked for already.
 """
 
 from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from zlib import crc32
 
 import msgspec
@@ -19,6 +19,7 @@ import msgspec
 from msgservice.core.marks import Key, SenderState
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import ContentChanged, LimitReached, LogFull, Refused
+from msgservice.log.repeats import Repeats, Stored, TakenRun
 from msgservice.log.state import Staged, State
 from msgservice.message import MessageParts
 from msgservice.records import (
@@ -40,18 +41,6 @@ NAMED, MATCHED = 1 << 30, 1 << 31
 FRAME_FLAGS = NAMED - 1
 
 
-class TakenRun(msgspec.Struct, frozen=True):
-    """A run that was taken before, as far as it is still known."""
-
-    number: int
-    sequence: int
-    count: int
-    crc: int
-    audience: Audience
-    frame: bytes | memoryview | msgspec.Raw | None
-    mark: int | None = None  # `mark_of` it; None in logs written before it was kept
-
-
 def mark_of(subject: str, named: bool | None) -> int:
     """Return the mark kept of a run when its row is deleted, beside its CRC: 1 to 2^30.
 
@@ -67,9 +56,6 @@ def named_of(flags: int) -> bool | None:
     """Return whether the sender of a row named the receivers; None where that was not kept."""
     return bool(flags & NAMED) if flags & (NAMED | MATCHED) else None
 
-
-Lookup = Callable[[int, int, int], Sequence[TakenRun]]
-"""(sender id, first, last) -> committed runs that overlap these sequences, rising."""
 
 _link = struct.Struct("<QQQQQQQIIII").pack
 
@@ -109,7 +95,7 @@ def take_batches(
     used_max: int,
     full: LogFull | None,
     ranges_max: int,
-    lookup: Lookup,
+    stored: Stored,
 ) -> tuple[list[Outcome], list[object]]:
     """Return the outcomes, and the new rows as one flat list of parameters.
 
@@ -119,6 +105,7 @@ def take_batches(
     """
     outcomes: list[Outcome] = []
     rows: list[object] = []
+    repeats = Repeats(batches, stored)
     key: Key | None = None
     audience: Audience | None = None
     subject: str | None = None
@@ -128,7 +115,7 @@ def take_batches(
     held: dict[tuple[Key, str], tuple[int, LimitReached]] = {}
     for batch in batches:
         if batch.refusal is not None:
-            outcomes.append(_take_refused(staged, batch, batch.refusal, lookup))
+            outcomes.append(_take_refused(staged, batch, batch.refusal, repeats))
             continue
         if key is None or batch.sender != key[0] or batch.incarnation != key[1]:
             key = (batch.sender, batch.incarnation)
@@ -155,7 +142,7 @@ def take_batches(
             outcomes.append(batch)
             new = (batch,)
         else:
-            outcome = _take_known(staged, sender, batch, used, used_max, why, ranges_max, lookup)
+            outcome = _take_known(staged, sender, batch, used, used_max, why, ranges_max, repeats)
             outcomes.append(outcome)
             if outcome is batch:
                 new = (batch,)
@@ -280,7 +267,7 @@ def _no_room(used: int, size: int, used_max: int) -> LogFull:
 
 
 def _take_refused(
-    staged: Staged, batch: Batch, refusal: Refused | LimitReached | LogFull, lookup: Lookup
+    staged: Staged, batch: Batch, refusal: Refused | LimitReached | LogFull, repeats: Repeats
 ) -> Outcome:
     """Decide about a batch whose audience is empty now: it may have had one when it came first.
 
@@ -295,8 +282,8 @@ def _take_refused(
     # What is to be tried again comes as a whole; what was taken of it is known then.
     if left == [(first, last)] or (left and not isinstance(refusal, Refused)):
         return RefusedBatch(refusal)
-    runs = _runs_of(staged, sender, batch, lookup)
-    if not _agrees(staged.state, batch, runs):
+    runs = _runs_of(staged, sender, batch, repeats)
+    if not _agrees(staged.state, batch, runs, repeats):
         return RefusedBatch(ContentChanged(first, last))
     if not left:
         sender.take(min(batch.after + 1, first), last)
@@ -311,7 +298,7 @@ def _take_known(
     used_max: int,
     full: LogFull | LimitReached | None,
     ranges_max: int,
-    lookup: Lookup,
+    repeats: Repeats,
 ) -> Outcome:
     """Decide about a batch that is not simply the next of its sender."""
     first, last = batch.sequence, batch.sequence + batch.count - 1
@@ -321,8 +308,8 @@ def _take_known(
         size = batch.size
         pieces: tuple[Batch, ...] = (batch,)
     else:
-        runs = _runs_of(staged, sender, batch, lookup)
-        if not _agrees(staged.state, batch, runs):
+        runs = _runs_of(staged, sender, batch, repeats)
+        if not _agrees(staged.state, batch, runs, repeats):
             return RefusedBatch(ContentChanged(first, last))
         parts = MessageParts(batch.messages)
         pieces = tuple(_cut(batch, parts, low, high) for low, high in missing)
@@ -349,11 +336,11 @@ def _take_known(
     return outcome
 
 
-def _runs_of(staged: Staged, sender: SenderState, batch: Batch, lookup: Lookup) -> list[TakenRun]:
+def _runs_of(staged: Staged, sender: SenderState, batch: Batch, repeats: Repeats) -> list[TakenRun]:
     """Return the runs, of before and of this group, that a batch overlaps, as far as known."""
     first, last = batch.sequence, batch.sequence + batch.count - 1
     return [
-        *lookup(sender.id, first, last),
+        *repeats.stored_between(sender.id, first, last),
         *(
             TakenRun(
                 b.number,
@@ -369,32 +356,28 @@ def _runs_of(staged: Staged, sender: SenderState, batch: Batch, lookup: Lookup) 
     ]
 
 
-def _agrees(state: State, batch: Batch, runs: Sequence[TakenRun]) -> bool:
+def _agrees(state: State, batch: Batch, runs: Sequence[TakenRun], repeats: Repeats) -> bool:
     """Whether a batch says what these runs did, as far as that is still known."""
-    parts = cache(lambda: MessageParts(batch.messages))  # of many runs, found once
-    return all(_same_content(batch, run, parts) and _same_names(state, batch, run) for run in runs)
-
-
-def _same_content(batch: Batch, run: TakenRun, parts: Callable[[], MessageParts]) -> bool:
-    """Whether `batch` agrees with `run` where they overlap, as far as that is still known.
-
-    `parts`: those of `batch`.
-    """
-    subject = batch.subject
-    if run.mark not in (None, mark_of(subject, batch.addressed), mark_of(subject, None)):
-        return False
-    if run.sequence == batch.sequence and run.count == batch.count:
-        return run.crc == batch.crc
-    if run.frame is None:
+    parts: MessageParts | None = None  # of the batch; for many runs, found once
+    for run in runs:
+        if run.mark not in (
+            None,
+            mark_of(batch.subject, batch.addressed),
+            mark_of(batch.subject, None),
+        ):
+            return False
         start = run.sequence - batch.sequence
-        if start < 0 or start + run.count > batch.count:
-            return True
-        return crc32(parts().run(start, start + run.count)) == run.crc
-    first = max(batch.sequence, run.sequence)
-    end = min(batch.sequence + batch.count, run.sequence + run.count)
-    return parts().run(first - batch.sequence, end - batch.sequence) == MessageParts(run.frame).run(
-        first - run.sequence, end - run.sequence
-    )
+        if start == 0 and run.count == batch.count:
+            same = run.crc == batch.crc
+        elif start >= 0 and start + run.count <= batch.count:
+            if parts is None:
+                parts = MessageParts(batch.messages)
+            same = run.crc in parts.crcs(start, start + run.count)
+        else:
+            same = repeats.agree(batch, run)
+        if not (same and _same_names(state, batch, run)):
+            return False
+    return True
 
 
 def _same_names(state: State, batch: Batch, run: TakenRun) -> bool:

@@ -21,7 +21,8 @@ from msgservice.core.marks import Key, SenderState
 from msgservice.disk.damage import told_as_damage
 from msgservice.disk.database import CRC_MASK, as_json, one, rows
 from msgservice.errors import LogDamaged
-from msgservice.log.dedupe import FRAME_FLAGS, NAMED, TakenRun, mark_of, named_of
+from msgservice.log.dedupe import FRAME_FLAGS, NAMED, mark_of, named_of
+from msgservice.log.repeats import TakenRun
 from msgservice.log.state import SETTLED, State
 from msgservice.message import Status, header_size, message_sizes, options_of
 from msgservice.records import (
@@ -256,7 +257,7 @@ def runs_of(
 ) -> list[TakenRun]:
     """Return what is still known of a sender's runs that overlap these sequences, rising."""
     found = []
-    for table, columns in (("batch", "frame, subject, flags"), ("run", "null, null, 0")):
+    for table, columns in (("batch", "subject, flags"), ("run", "null, 0")):
         overlapping = rows(
             db,
             f"select number, sequence, count, crc, audience, {columns} from {table}"  # noqa: S608
@@ -265,13 +266,30 @@ def runs_of(
             f"{table} where sender = ?1 and sequence <= ?2), 0)",  # fixed names, no input
             (sender, first, last),
         )
-        for number, sequence, count, crc, audience, blob, text, flags in overlapping:
+        for number, sequence, count, crc, audience, text, flags in overlapping:
             # Of a row that has gone, its mark stands above its CRC.
             mark = crc >> 32 or None if text is None else mark_of(text, named_of(flags))
             whom = audience_of(db, state, audience)
-            found.append(TakenRun(number, sequence, count, crc & CRC_MASK, whom, blob, mark))
+            found.append(TakenRun(number, sequence, count, crc & CRC_MASK, whom, None, mark))
     found.sort(key=lambda run: run.sequence)
     return found
+
+
+class StoredRuns:
+    """The runs that are committed, for the writer that looks for duplicates (`repeats.Stored`)."""
+
+    def __init__(self, db: apsw.Connection, state: State) -> None:
+        self._db = db
+        self._state = state
+
+    def runs(self, sender: int, first: int, last: int) -> list[TakenRun]:
+        """See `repeats.Stored.runs`."""
+        return runs_of(self._db, self._state, sender, first, last)
+
+    def messages(self, number: int) -> bytes | None:
+        """See `repeats.Stored.messages`."""
+        frame: bytes | None = one(self._db, "select frame from batch where number = ?", (number,))
+        return frame
 
 
 # --- counting (SEMANTICS 23) ---------------------------------------------------------------------

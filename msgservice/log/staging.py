@@ -86,7 +86,7 @@ def stage_append(
         used_max=entry.used_max,
         full=None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY),
         ranges_max=entry.ranges_max,
-        lookup=lambda sender, first, last: queries.runs_of(db, staged.state, sender, first, last),
+        stored=queries.StoredRuns(db, staged.state),
     )
     stage_batches(staged, flat, operations)
     stage_statuses_from(staged, entry, operations)

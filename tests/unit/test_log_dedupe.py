@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msgservice.core.marks import SenderState
 from msgservice.core.ranges import RangeSet
-from msgservice.errors import LimitReached, LogFull, NoReceiver
+from msgservice.errors import ContentChanged, LimitReached, LogFull, NoReceiver
 from msgservice.limits import Limits
+from msgservice.log import dedupe, queries, repeats
+from msgservice.message import MessageParts, array_headers
 from msgservice.records import NOBODY, Batch, Known, RefusedBatch
 from tests.kit.logs import ContractDriver, Driver, make_batch
 
@@ -158,3 +163,103 @@ def test_1_whatever_is_refused_resume_says_what_was_stored(
         for _ in range(rng.randint(5, 40)):
             producer.step()
         log.close()
+
+
+RUN = [b"%03d" % n * 20 for n in range(512)]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("together", [False, True])
+def test_4_single_messages_of_a_large_run_cost_one_look_at_it_for_a_group(
+    kind: str, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`together`: the run is part of the very group in which they come again."""
+    taken_apart: list[int] = []
+
+    class Counted(MessageParts):
+        __slots__ = ()
+
+        def __init__(self, messages: bytes) -> None:
+            taken_apart.append(len(messages))
+            super().__init__(messages)
+
+    monkeypatch.setattr(dedupe, "MessageParts", Counted)
+    monkeypatch.setattr(repeats, "MessageParts", Counted)
+    log = Driver(kind, tmp_path).open()
+    asked: list[object] = []
+    runs_of = queries.runs_of
+
+    def counted(*args: Any) -> list[repeats.TakenRun]:
+        asked.append(args)
+        return runs_of(*args)
+
+    monkeypatch.setattr(queries, "runs_of", counted)
+    audience = log.log.audience([1])
+    run = make_batch(audience, 1, RUN)
+    singles = [make_batch(audience, n, [body]) for n, body in enumerate(RUN, 1)]
+    halves = [make_batch(audience, n, RUN[n - 1 : n + 1]) for n in range(1, len(RUN), 2)]
+    if not together:
+        log.append(run)
+    group = [*singles, *halves]
+    outcomes = log.append(run, *group) if together else log.append(*group)
+    assert all(isinstance(one, Known) and not one.fresh for one in outcomes[-len(group) :])
+    assert sum(taken_apart) <= 2 * run.size + 2 * sum(batch.size for batch in group)
+    assert len(asked) <= (len(group) if together else 1)
+    log.close()
+
+
+@settings(max_examples=100, deadline=None)
+@given(RUNS, RUNS, st.sets(st.integers(1, 72), max_size=2), st.booleans())
+def test_4_other_content_is_noticed_whatever_the_cuts(
+    runs: list[tuple[int, int]], again: list[tuple[int, int]], changed: set[int], together: bool
+) -> None:
+    """What is still in the log, however it was stored, is compared message by message."""
+    log = Driver("memory", Path()).open()
+    audience = log.log.audience([1])
+
+    def batches(some: list[tuple[int, int]], other: set[int]) -> list[Batch]:
+        return [
+            make_batch(
+                audience,
+                first,
+                [b"-%d" % n if n in other else b"+%d" % n for n in range(first, first + count)],
+            )
+            for first, count in some
+        ]
+
+    stored = {n for first, count in runs for n in range(first, first + count)}
+    first, second = batches(runs, set()), batches(again, changed)
+    outcomes = (
+        log.append(*first, *second) if together else [*log.append(*first), *log.append(*second)]
+    )
+    said = dict.fromkeys(stored, b"+")
+    for batch, outcome in zip(second, outcomes[len(first) :], strict=True):
+        content = {
+            n: b"-" if n in changed else b"+"
+            for n in range(batch.sequence, batch.sequence + batch.count)
+        }
+        differs = any(said.get(n, sign) != sign for n, sign in content.items())
+        refused = isinstance(outcome, RefusedBatch) and isinstance(outcome.error, ContentChanged)
+        assert refused == differs
+        if not refused:
+            said = content | said
+    log.close()
+
+
+def test_4_a_run_whose_header_is_longer_than_it_need_be_is_known_in_any_cut() -> None:
+    """Another program's encoder may write the number of messages in more bytes."""
+    log = Driver("memory", Path()).open()
+    audience = log.log.audience([1])
+
+    def long_headed(first: int, bodies: list[bytes]) -> Batch:
+        batch = make_batch(audience, first, bodies)
+        messages = array_headers(len(bodies))[0] + bytes(batch.messages)[1:]
+        return msgspec.structs.replace(
+            batch, messages=messages, size=len(messages), crc=crc32(messages)
+        )
+
+    bodies = [b"%d" % n for n in range(8)]
+    log.append(long_headed(1, bodies[:3]), long_headed(4, bodies[3:]))
+    again = (long_headed(1, bodies), make_batch(audience, 3, bodies[2:5]))
+    assert all(isinstance(outcome, Known) for outcome in log.append(*again))
+    log.close()
