@@ -20,7 +20,7 @@ from zope.interface import implementer
 from msgservice.errors import LimitReached, LogDamaged, LogError, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
-from msgservice.log import audit, history, queries
+from msgservice.log import accounts, audit, history, queries
 from msgservice.log.retention import Retention
 from msgservice.log.store import Store
 from msgservice.records import (
@@ -38,9 +38,6 @@ from msgservice.records import (
 )
 
 T = TypeVar("T")
-
-# Receivers whose account is taken in one read transaction.
-ACCOUNTS_PAGE = 32
 
 
 @contextmanager
@@ -230,18 +227,15 @@ class StoreLog:
         return self._read(lambda db: history.dead_letters(db, receiver, after, count_max))
 
     async def _accounts(self, receivers: Sequence[int] | None = None) -> list[Account]:
-        numbers = sorted(self._store.state.receivers if receivers is None else receivers)
-        found: list[Account] = []
-        for at in range(0, len(numbers), ACCOUNTS_PAGE):
-            page = numbers[at : at + ACCOUNTS_PAGE]
+        taken = accounts.Accounts(self._store.state, receivers)
 
-            def job(db: apsw.Connection, page: list[int] = page) -> list[Account | None]:
-                with read_transaction(db):
-                    members = queries.audiences_by_receiver(db)
-                    return [queries.account(db, number, members) for number in page]
+        def job(db: apsw.Connection) -> bool:
+            with read_transaction(db):
+                return taken.step(db)
 
-            found += [account for account in await self._read(job) if account is not None]
-        return found
+        while await self._read(job):
+            pass
+        return taken.found
 
     def accounts(self, receivers: Sequence[int] | None = None) -> Deferred[list[Account]]:
         """See `ILog.accounts`."""

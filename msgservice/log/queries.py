@@ -1,4 +1,4 @@
-"""Queries of a log: pages of batches, the runs of a sender, and the accounts.
+"""Queries of a log: pages of batches, and the runs of a sender. Accounts are in `accounts.py`.
 
 Functions over one connection, used on the reader's thread (and by the writer for what it must know
 inside a transaction). Each reads for one page, at most about 50 ms, so the WAL stays small.
@@ -10,7 +10,7 @@ interval while the reactor is busy (bench/log.py: 1,200 rows/s step by step, 300
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -23,23 +23,19 @@ from msgservice.disk.database import CRC_MASK, as_json, one, rows
 from msgservice.errors import LogDamaged
 from msgservice.log.dedupe import FRAME_FLAGS, NAMED, mark_of, named_of
 from msgservice.log.repeats import TakenRun
-from msgservice.log.state import SETTLED, State
-from msgservice.message import Status, header_size, message_sizes, options_of
+from msgservice.log.state import State
+from msgservice.message import options_of
 from msgservice.records import (
     NOBODY,
-    Account,
     Audience,
     Batch,
-    Oldest,
     Origin,
-    index_of,
     number_of,
     position_of,
 )
 
 PAGE_BYTES = 4 * 1024 * 1024  # one read transaction (SEMANTICS 19)
 PAGE_ROWS = 4096
-SPLIT_MAX = 64  # batches looked into for what of them is settled, in one account
 _CRC_PIECE = 5 * 1024
 
 _decode_json = msgspec.json.Decoder(list[list[int]]).decode
@@ -290,208 +286,3 @@ class StoredRuns:
         """See `repeats.Stored.messages`."""
         frame: bytes | None = one(self._db, "select frame from batch where number = ?", (number,))
         return frame
-
-
-# --- counting (SEMANTICS 23) ---------------------------------------------------------------------
-
-_TOTAL = """coalesce(
-    (select before_messages + count from batch where audience = a.value
-     order by number desc limit 1),
-    (select messages from audience where number = a.value), 0)"""
-
-_UP_TO = f"""
-select total(coalesce(
-    (select before_messages + case when number = ?2 then min(?3, count) else 0 end
-     from batch where audience = a.value and number >= ?2 order by number limit 1),
-    {_TOTAL}))
-from json_each(?1) as a
-"""  # noqa: S608 - no input in it
-
-_ALL = f"select total({_TOTAL}) from json_each(?1) as a"  # noqa: S608 - no input in it
-
-
-_BYTES_FROM = """
-select total(
-    coalesce(
-        (select before_bytes + size from batch where audience = a.value
-         order by number desc limit 1),
-        (select bytes from audience where number = a.value), 0)
-    - coalesce(
-        (select before_bytes + case when number = ?2 and count <= ?3 then size else 0 end
-         from batch where audience = a.value and number >= ?2 order by number limit 1),
-        (select before_bytes + size from batch where audience = a.value
-         order by number desc limit 1),
-        (select bytes from audience where number = a.value), 0))
-from json_each(?1) as a
-"""
-
-
-def bytes_from(db: apsw.Connection, audiences: Iterable[int], position: int) -> int:
-    """Return the bytes of these audiences' batches that are not all at or below `position`."""
-    return int(one(db, _BYTES_FROM, _at(audiences, position)))
-
-
-def queued_bytes(
-    db: apsw.Connection, cursor: int, audiences: Sequence[int], final: Sequence[tuple[int, int]]
-) -> int:
-    """Return the bytes of what is not final at a receiver: exact but for very many split batches.
-
-    A batch's header counts with its first message. Of more than `SPLIT_MAX` batches that are
-    settled in part, those beyond count whole.
-    """
-    waiting = bytes_from(db, audiences, cursor)
-    split: dict[int, list[tuple[int, int]]] = {}  # number -> settled indexes, first and last
-
-    def settled_in(first: int, last: int) -> None:
-        """Note the part of one batch."""
-        split.setdefault(number_of(first), []).append((index_of(first), index_of(last)))
-
-    if waiting and cursor >= 0:
-        settled_in(position_of(number_of(cursor)), cursor)
-    for first, last in final:
-        first = max(first, cursor + 1)
-        begin = first if not index_of(first) else position_of(number_of(first) + 1)
-        if begin != first:
-            settled_in(first, min(last, begin - 1))
-        if begin <= last:
-            inside = bytes_from(db, audiences, begin - 1) - bytes_from(db, audiences, last)
-            waiting -= inside
-            settled_in(position_of(number_of(last)), last)
-    return waiting - _settled_bytes(db, set(audiences), split)
-
-
-def _settled_bytes(
-    db: apsw.Connection, audiences: set[int], split: dict[int, list[tuple[int, int]]]
-) -> int:
-    """Return the bytes of the settled parts of these batches; one that is settled whole is none."""
-    size_sum = 0
-    for number in sorted(split)[:SPLIT_MAX]:
-        row = one(db, "select audience, count, frame from batch where number = ?", (number,))
-        if row is None or row[0] not in audiences or row[2] is None:
-            continue
-        _audience, count, frame = row
-        parts = [part for part in split[number] if part[0] or part[1] < count - 1]
-        if parts:
-            sizes = message_sizes(frame)
-            for first, last in parts:
-                size_sum += sum(sizes[first : last + 1])
-                size_sum += 0 if first else header_size(frame)
-    return size_sum
-
-
-def count_up_to(db: apsw.Connection, audiences: Iterable[int], position: int) -> int:
-    """Return how many messages of these audiences have a position of at most `position`."""
-    return int(one(db, _UP_TO, _at(audiences, position)))
-
-
-def _at(audiences: Iterable[int], position: int) -> tuple[str, int, int]:
-    """Return the parameters of a query about what of these audiences ends at a position."""
-    return as_json(list(audiences)), number_of(position), index_of(position) + 1
-
-
-def count_all(db: apsw.Connection, audiences: Iterable[int]) -> int:
-    """Return how many messages these audiences have had."""
-    return int(one(db, _ALL, (as_json(list(audiences)),)))
-
-
-def final_above(db: apsw.Connection, receiver: int, cursor: int) -> list[tuple[int, int]]:
-    """Return the positions above a receiver's cursor that are final there."""
-    found = rows(
-        db,
-        "select first, last from exception where receiver = ? and last > ? and status >= ?"
-        " and last >= first",
-        (receiver, cursor, int(Status.ACKNOWLEDGED)),
-    )
-    return [(first, last) for first, last in found]
-
-
-def queued_of(
-    db: apsw.Connection,
-    cursor: int,
-    audiences: Sequence[int],
-    routed: int,
-    final: Iterable[tuple[int, int]],
-) -> int:
-    """Return what is not final at a receiver, from the log alone.
-
-    All of its audiences less what lies before its cursor, less its `final` exceptions above it.
-    """
-    waiting = routed - count_up_to(db, audiences, cursor)
-    for first, last in final:
-        first = max(first, cursor + 1)
-        if number_of(first) == number_of(last):
-            waiting -= last - first + 1
-        else:
-            waiting -= count_up_to(db, audiences, last) - count_up_to(db, audiences, first - 1)
-    return waiting
-
-
-_NEXT = """
-select b.number, b.subject, b.stored_at from json_each(?1) as a cross join batch as b
-where b.number = (
-    select c.number from batch as c
-    where c.audience = a.value and c.number >= ?2 and (c.number > ?2 or c.count > ?3)
-    order by c.number limit 1)
-order by b.number limit 1
-"""
-
-
-def oldest_of(
-    db: apsw.Connection,
-    cursor: int,
-    audiences: Sequence[int],
-    final: Iterable[tuple[int, int]],
-) -> Oldest | None:
-    """Return the first message above a receiver's cursor that is not among `final`, or None."""
-    at, ranges = cursor + 1, sorted(final)
-    known = as_json(list(audiences))
-    while True:
-        found = rows(db, _NEXT, (known, number_of(at), index_of(at)))
-        if not found:
-            return None
-        number, subject, stored_at = found[0]
-        position = max(at, position_of(number))
-        last = max([last for first, last in ranges if first <= position <= last], default=None)
-        if last is None:
-            return Oldest(position, subject, stored_at)
-        at = last + 1
-
-
-def account(db: apsw.Connection, receiver: int, members: dict[int, list[int]]) -> Account | None:
-    """Return the account of one receiver, or None if it was removed.
-
-    `members`: receiver number -> its audiences.
-    """
-    row = one(
-        db,
-        "select cursor, removed, collected, acknowledged_count, expired_count, dead_count,"
-        " cancelled_count, removed_count, routed_base from progress"
-        " join receiver on number = receiver where receiver = ?",
-        (receiver,),
-    )
-    if row is None or row[1]:
-        return None
-    cursor, _removed, collected, *settled, base = row
-    audiences = members.get(receiver, [])
-    routed = count_all(db, audiences)
-    final = final_above(db, receiver, cursor)
-    queued = queued_of(db, cursor, audiences, routed, final)
-    return Account(
-        receiver=receiver,
-        routed=routed + collected + base,
-        queued=queued,
-        settled={
-            int(status): count for status, count in zip(SETTLED, settled, strict=True) if count
-        },
-        queued_bytes=queued_bytes(db, cursor, audiences, final),
-        oldest=oldest_of(db, cursor, audiences, final) if queued else None,
-    )
-
-
-def audiences_by_receiver(db: apsw.Connection) -> dict[int, list[int]]:
-    """Return receiver number -> numbers of the audiences that it is in."""
-    members: dict[int, list[int]] = {}
-    for number, text in rows(db, "select number, members from audience"):
-        for receiver in _decode_members(text):
-            members.setdefault(receiver, []).append(number)
-    return members

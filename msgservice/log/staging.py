@@ -21,6 +21,7 @@ from msgservice.disk.database import as_json, insert_steps
 from msgservice.errors import LogFull
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries, receiver_table
+from msgservice.log.accounts import is_member, queued_of
 from msgservice.log.dedupe import COLUMNS, name_own, take_batches
 from msgservice.log.entries import Age, Append
 from msgservice.log.state import ReceiverProgress, Staged, State
@@ -165,12 +166,14 @@ def _stage_removal(
     """
     number, state = at.number, staged.state
     audiences = [
-        audience for audience, total in state.totals.items() if number in total.audience.members
+        audience
+        for audience, total in state.totals.items()
+        if is_member(total.audience.members, number)
     ]
     final = [(row.first, row.last) for row in rows if row.status.final and row.last > at.cursor]
-    waiting = queries.queued_of(db, at.cursor, audiences, queries.count_all(db, audiences), final)
+    waiting = queued_of(db, at.cursor, audiences, final)
     for total in staged.totals.values():  # what this very group brings it
-        if number in total.audience.members:
+        if is_member(total.audience.members, number):
             before = state.totals.get(total.audience.number)
             waiting += total.messages - (0 if before is None else before.messages)
     at.settle(Status.REMOVED, waiting)

@@ -844,9 +844,9 @@ _ALL = [
     ),
     Mutant(
         name="settled-above-a-stuck-one-is-backlog",
-        at="msgservice.log.queries:account",
-        old="queued_bytes=queued_bytes(db, cursor, audiences, final)",
-        new="queued_bytes=bytes_from(db, audiences, cursor)",
+        at="msgservice.log.accounts:Page.waiting",
+        old="size - self._settled_bytes(settled, split_max)",
+        new="size",
         catcher=_test(
             "tests/contract/test_log.py -k counted_exactly", "what_waits_is_counted_exactly"
         ),
