@@ -254,6 +254,7 @@ class Limits:
     removed_receivers: int = 10_000  # that something in the log still refers to
     subjects: int = 10_000  # subjects whose audience is remembered in RAM
     patterns: int = 1_000  # patterns of one receiver
+    pattern_tokens: int = 100_000  # of the patterns of all receivers together
     requests: int = 1_000  # pending at once on one connection
     # --- replacements (SEMANTICS 27)
     replacements: int = 3

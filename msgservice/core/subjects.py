@@ -172,15 +172,24 @@ def _bad_subject(subject: str, *, is_pattern: bool) -> ProtocolError:
 
 
 class _Node(Generic[V]):
-    """One token of the tree: what ends here, what goes on, and what takes all the rest."""
+    """One token of the tree: what ends here, what goes on, and what takes all the rest.
+
+    Each is None until there is something: most nodes have one of them.
+    """
 
     __slots__ = ("children", "here", "rest", "star")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node[V]] = {}
+        self.children: dict[str, _Node[V]] | None = None
         self.star: _Node[V] | None = None
-        self.here: set[V] = set()
-        self.rest: set[V] = set()
+        self.here: set[V] | None = None
+        self.rest: set[V] | None = None
+
+    def below(self, token: str) -> _Node[V] | None:
+        """Return the node that a token of a pattern leads to."""
+        if token == ONE:
+            return self.star
+        return None if self.children is None else self.children.get(token)
 
     @property
     def empty(self) -> bool:
@@ -198,6 +207,7 @@ class SubjectMatcher(Generic[V]):
     def __init__(self) -> None:
         self._root: _Node[V] = _Node()
         self._count = 0
+        self.tokens = 0  # of all pairs: memory, and what `match` visits at most, grow with it
 
     def __len__(self) -> int:
         """The number of pairs of pattern and value."""
@@ -212,19 +222,27 @@ class SubjectMatcher(Generic[V]):
         if to_rest:
             tokens.pop()
         for token in tokens:
-            if token == ONE:
-                if node.star is None:
-                    node.star = _Node()
-                node = node.star
-            else:
-                child = node.children.get(token)
-                if child is None:
-                    child = node.children[token] = _Node()
-                node = child
+            child = node.below(token)
+            if child is None:
+                child = _Node()
+                if token == ONE:
+                    node.star = child
+                elif node.children is None:
+                    node.children = {token: child}
+                else:
+                    node.children[token] = child
+            node = child
         values = node.rest if to_rest else node.here
+        if values is None:
+            values = set()
+            if to_rest:
+                node.rest = values
+            else:
+                node.here = values
         if value not in values:
             values.add(value)
             self._count += 1
+            self.tokens += count_tokens(pattern)
 
     def remove(self, pattern: str, value: V) -> bool:
         """Undo `add`; return whether there was anything to undo."""
@@ -236,20 +254,21 @@ class SubjectMatcher(Generic[V]):
             tokens.pop()
         for token in tokens:
             path.append((node, token))
-            child = node.star if token == ONE else node.children.get(token)
+            child = node.below(token)
             if child is None:
                 return False
             node = child
         values = node.rest if to_rest else node.here
-        if value not in values:
+        if not values or value not in values:
             return False
         values.discard(value)
         self._count -= 1
+        self.tokens -= count_tokens(pattern)
         while path and node.empty:
             node, token = path.pop()
             if token == ONE:
                 node.star = None
-            else:
+            elif node.children is not None:
                 del node.children[token]
         return True
 
@@ -262,8 +281,8 @@ class SubjectMatcher(Generic[V]):
             for node in level:
                 if node.rest:
                     found |= node.rest
-                child = node.children.get(token)
-                if child is not None:
+                children = node.children
+                if children is not None and (child := children.get(token)) is not None:
                     below.append(child)
                 if node.star is not None:
                     below.append(node.star)
@@ -271,5 +290,11 @@ class SubjectMatcher(Generic[V]):
                 return found
             level = below
         for node in level:
-            found |= node.here
+            if node.here:
+                found |= node.here
         return found
+
+
+def count_tokens(pattern: str) -> int:
+    """Return the number of a pattern's tokens."""
+    return pattern.count(".") + 1

@@ -18,6 +18,7 @@ from msgservice.core.subjects import (
     check_name,
     check_pattern,
     check_subject,
+    count_tokens,
     is_reserved,
 )
 from msgservice.errors import BadSubject, LimitReached, Refused, UnknownReceiver
@@ -254,7 +255,7 @@ class Directory:
         could not make it would not start.
         """
         name = check_name(name)
-        patterns = self._checked_patterns(patterns)
+        patterns = self._checked_patterns(patterns, ())
         if len(self._by_name) >= self._limits.receivers:
             raise LimitReached("receivers", self._limits.receivers)
         removed = len(self._by_number) - len(self._by_name)
@@ -275,7 +276,7 @@ class Directory:
 
     def set_patterns(self, row: ReceiverRow, patterns: Sequence[str]) -> None:
         """Change the subscription of a receiver from now on."""
-        patterns = self._checked_patterns(patterns)
+        patterns = self._checked_patterns(patterns, row.patterns)
         for pattern in row.patterns:
             self._matcher.remove(pattern, row.number)
         row.patterns = patterns
@@ -326,9 +327,13 @@ class Directory:
         self._by_names.clear()
         self._names_held = 0
 
-    def _checked_patterns(self, patterns: Sequence[str]) -> tuple[str, ...]:
-        if len(patterns) > self._limits.patterns:
-            raise LimitReached("patterns", self._limits.patterns)
+    def _checked_patterns(self, patterns: Sequence[str], before: Sequence[str]) -> tuple[str, ...]:
+        limits = self._limits
+        if len(patterns) > limits.patterns:
+            raise LimitReached("patterns", limits.patterns)
+        more = sum(map(count_tokens, patterns)) - sum(map(count_tokens, before))
+        if more > 0 and self._matcher.tokens + more > limits.pattern_tokens:
+            raise LimitReached("pattern_tokens", limits.pattern_tokens)
         for pattern, times in Counter(patterns).items():
             if times > 1:
                 raise BadSubject(pattern, "it is given twice")

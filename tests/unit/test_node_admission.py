@@ -9,6 +9,8 @@ import pytest
 
 from msgservice.connection import Connection
 from msgservice.core.frames import Hello
+from msgservice.core.subjects import SubjectMatcher
+from msgservice.limits import Limits
 from msgservice.records import ReceiverRow
 from tests.kit.nodes import NodeWorld, ScriptedPeer
 
@@ -110,3 +112,35 @@ def test_27_an_operator_who_changes_the_order_replaces_nobody() -> None:
 def row_order(world: NodeWorld) -> str:
     row = world.node.parts.directory.get("billing")
     return "strict" if row is None else row.options.order
+
+
+def test_tokens_of_all_patterns_together_are_bounded_and_those_that_are_there_stay() -> None:
+    world = NodeWorld(limits=Limits(pattern_tokens=10))
+    first = world.peer("first", receive={"subjects": ["a.b.c", "a.b.>", "x"]})  # seven
+    assert first.lost_because is None
+    over = world.peer("over", receive={"subjects": ["a.b", "b.a"]})
+    assert "pattern_tokens = 10" in str(over.lost_because)
+    assert world.node.parts.directory.get("over") is None
+    ok, said = world.peer("admin").request(
+        "$node.receivers.change", {"name": "first", "subjects": ["a.b.c.d.e.f", "x.y.z.u.v"]}
+    )
+    assert not ok
+    assert "pattern_tokens" in said
+    world.peer("third", receive={"subjects": ["a.b.c"]})
+    changed, _ = world.peer("admin").request(
+        "$node.receivers.change", {"name": "first", "subjects": ["x"]}
+    )
+    assert changed
+    assert world.peer("over", receive={"subjects": ["a.b", "b.a"]}).lost_because is None
+
+
+def test_tokens_that_have_gone_are_not_counted() -> None:
+    matcher: SubjectMatcher[int] = SubjectMatcher()
+    for pattern in ("a.*.b", "a.>", ">"):
+        matcher.add(pattern, 1)
+        matcher.add(pattern, 1)
+    assert matcher.tokens == 6
+    for pattern in ("a.*.b", "a.>", ">", "a.b"):
+        matcher.remove(pattern, 1)
+        matcher.remove(pattern, 1)
+    assert matcher.tokens == len(matcher) == 0
