@@ -328,6 +328,15 @@ def old_server(place: Place, highest: ssl.TLSVersion) -> Iterator[tuple[int, lis
 ANY_MINIMUM = [("", ssl.TLSVersion.TLSv1_1), (":minimumVersion=1.3", ssl.TLSVersion.TLSv1_2)]
 
 
+@pytest_twisted.ensureDeferred
+async def test_between_our_own_ends_the_newest_version_is_spoken(place: Place) -> None:
+    port = await place.listen(f"tls:0{place.certificate('localhost')}")
+    user, _ = place.dial(f"tls:localhost:{port}{place.trusting}")
+    await user.until_opened()
+    channel: Any = user.channel
+    assert "TLSv1.3" == channel.transport.getHandle().get_protocol_version_name()
+
+
 @pytest.mark.parametrize(("option", "highest"), ANY_MINIMUM)
 @pytest_twisted.ensureDeferred
 async def test_a_client_of_an_old_version_is_refused(
