@@ -328,7 +328,9 @@ async def test_a_departure_with_a_message_that_was_not_sent_is_no_attempt(
     while member.is_joined:
         await deferLater(reactor, 0)
     receipt = await central.send("shop", "work")  # handed over, and nobody is there
-    while not member.queued:
+    durable = central._durable
+    assert durable is not None
+    while not durable._awaited:
         await deferLater(reactor, 0)
     await left
     last = begin(central, lambda message: got.append(message.content))
@@ -536,3 +538,25 @@ async def test_a_remote_that_is_away_and_full_holds_up_no_other(central: Central
         await central.shutdown(name).addTimeout(20, reactor)
         await remote.when_shut_down()
     assert got == ["on"] * 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_process_takes_is_asked_of_the_one_that_is_there(node: Node) -> None:
+    """What is larger waits while its connection is broken, for who takes it."""
+    central = await begin_central(node, "central", redial_seconds=30.0)
+    got: list[Any] = []
+    small = begin(central, lambda message: None, limits=SessionLimits(payload_bytes=3_000))
+    await central.when_joined("shop")
+    with pytest.raises(NotDelivered, match="message of 5"):
+        await (await central.send("shop", "x" * 5_000)).acknowledged()
+    await kill(small)
+    while central.remotes["shop"].is_joined:
+        await deferLater(reactor, 0.01)
+    receipt = await central.send("shop", "y" * 5_000)
+    await deferLater(reactor, 0.3)  # its receiver is attached still
+    assert "shop" in central.remotes
+    again = begin(central, lambda message: got.append(message.content))
+    await receipt.acknowledged().addTimeout(20, reactor)
+    assert got == ["y" * 5_000]
+    await again.stopService()
+    await end(central)

@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
+from msgservice.errors import MessageTooLarge
 from msgservice.faces.sessions.durable import PREFIX
 from msgservice.faces.sessions.envelope import (
     ID_BYTES_MAX,
@@ -361,3 +362,23 @@ def test_a_window_that_can_be_none_is_refused(window: Any) -> None:
     for fields in ({"type": "hello", "port": 5_000}, {"type": "welcome", "session": "s"}):
         with pytest.raises(BadControl, match="window"):
             control_of({**fields, "window": window})
+
+
+# --- what the other side takes
+
+
+@pytest.mark.parametrize("acks", [True, False])
+def test_what_a_process_took_binds_nobody_who_comes_after_it(acks: bool) -> None:
+    small = SessionLimits(payload_bytes=3_000, unhandled_messages=1)
+    world = SessionsWorld()
+    joined(world, limits=small)
+    with pytest.raises(MessageTooLarge):
+        world.done(world.central.send("shop", "x" * 5_000))
+    world.kill("shop")
+    world.run(0.5)
+    got: list[Any] = []
+    world.begin_remote("shop", 20_002, id="shop", acks=acks, on_message=got.append)
+    world.until(lambda: world.central.remotes["shop"].address[1] == 20_002)
+    for _ in range(3):  # as soon as it has said hello
+        world.done(world.central.send("shop", "x" * 5_000))
+    world.until(lambda: len(got) == 3, 20.0)

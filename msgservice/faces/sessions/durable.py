@@ -88,7 +88,8 @@ class DurableRemotes:
         # Names that the node may not know yet: what is sent to them waits, in order.
         self._attaching: dict[str, tuple[Waiters[None], IDelayedCall]] = {}
         self._shutdowns: dict[bytes, _Shutdown] = {}  # by what is stored of them
-        self._joins: Waiters[None] = Waiters()  # of members, and what else decides whom is told
+        # Who waits for a member to be there, or to have left.
+        self._awaited: dict[Account, Waiters[None]] = {}
         self._is_stopped = False
 
     def send(self, remote: str, prepared: bytes) -> Deferred[DurableReceipt]:
@@ -133,7 +134,7 @@ class DurableRemotes:
         is_new = account not in self._members
         self._members[account] = member
         self._end_shutdowns(account, but=account.incoming)
-        self._joins.fire(None)
+        self._look_again(account)
         if self._is_stopped:
             return
         name = PREFIX + str(member.id)
@@ -154,12 +155,13 @@ class DurableRemotes:
             self._gateway.remove(account)
             self._attached(PREFIX + str(member.id))
             self._end_shutdowns(account)
-            self._joins.fire(None)
+            self._look_again(account)
 
     def stop(self) -> Deferred[None]:
         """Leave the node; fires when all receivers have ended."""
         self._is_stopped = True
-        self._joins.fire(None)
+        for account in tuple(self._awaited):
+            self._look_again(account)
         stopped = self._gateway.stop()
         for name in list(self._attaching):
             self._attached(name)
@@ -190,6 +192,19 @@ class DurableRemotes:
             timer.cancel()
         waiters.fire(None)
 
+    async def _when_joined(self, account: Account) -> Member | None:
+        """Return the member of an account when it is there; None where it has left."""
+        while True:
+            member = self._members.get(account)
+            if member is None or member.is_joined or self._is_stopped:
+                return member
+            await self._awaited.setdefault(account, Waiters()).wait()
+
+    def _look_again(self, account: Account) -> None:
+        waiters = self._awaited.pop(account, None)
+        if waiters is not None:
+            waiters.fire(None)
+
     def _end(self, stored: list[bytes], error: Exception) -> None:
         for each in stored:
             shutdown = self._shutdowns.pop(each, None)
@@ -205,13 +220,13 @@ class DurableRemotes:
         self._end(over, NotJoined("it left before it was told to shut down"))
 
     async def _hand(self, account: Account, message: ReceivedMessage) -> None:
-        member = self._members.get(account)
         try:
-            if member is None:
-                raise NotJoined("the remote has left")
             if message.headers == SHUTDOWN:
                 await self._tell(account, message.body)
                 return
+            member = await self._when_joined(account)  # what it takes is known then
+            if member is None:
+                raise NotJoined("the remote has left")
             entry = Entry(message.body)
             member.add(entry)
             await entry.acknowledged()
@@ -230,12 +245,9 @@ class DurableRemotes:
 
     async def _tell(self, account: Account, stored: bytes) -> None:
         """Shut a member down, unless this is not about its session; as soon as it is there."""
-        member = self._members.get(account)
-        while stored in self._shutdowns and member is not None and not member.is_joined:
-            if self._is_stopped:
-                break
-            await self._joins.wait()  # its connection is broken for a moment
-            member = self._members.get(account)
+        if stored not in self._shutdowns:
+            return
+        member = await self._when_joined(account)  # its connection may be broken for a moment
         shutdown = self._shutdowns.pop(stored, None)
         if shutdown is None:
             return

@@ -64,6 +64,7 @@ class Account:
         if not continues:
             self._sessions.clear()
             self.incoming = Incoming()
+            self.outgoing.takes()  # what this process takes it has still to say, if it does
         self.announce(session)
         self.incoming.begin(session)
         for entry in ended:
@@ -82,11 +83,11 @@ class Account:
         `payload_bytes`: that it takes at once, if it says so. What is larger fails: only now, since
         anybody can say to be that side. `window`: how much it takes unanswered.
         """
-        self.outgoing.window = window or (sys.maxsize, sys.maxsize)
         self.was_confirmed = True
         if self.outgoing.session in self._sessions:
             del self._sessions[: self._sessions.index(self.outgoing.session)]
-        self.outgoing.size_max = size_max = _size_max(payload_bytes)
+        size_max = _size_max(payload_bytes)
+        self.outgoing.takes(size_max, window)
         for entry in self.outgoing.remove(
             lambda entry: not entry.number and len(entry.prepared) > size_max
         ):

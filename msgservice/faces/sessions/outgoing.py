@@ -75,9 +75,7 @@ class Outgoing:
 
     def __init__(self, *, messages_max: int, bytes_max: int) -> None:
         self.session = ""
-        self.size_max = sys.maxsize  # bytes of a message that the other side takes
-        # Messages, and bytes of payloads, that it takes unanswered; of one always all.
-        self.window = sys.maxsize, sys.maxsize
+        self.takes()
         self.messages = 0
         self.bytes = 0
         self._messages_max, self._bytes_max = messages_max, bytes_max
@@ -86,6 +84,14 @@ class Outgoing:
         self._unanswered_bytes = 0  # of payloads, at most
         self._last = 0  # the last number that was given
         self.answered = 0  # and that was answered
+
+    def takes(self, size_max: int = sys.maxsize, window: tuple[int, int] | None = None) -> None:
+        """Take note of what the other side takes: bytes of a message, and `window`.
+
+        That is messages, and bytes of payloads, that it takes unanswered; of one always all.
+        """
+        self.size_max = size_max
+        self.window = window or (sys.maxsize, sys.maxsize)
 
     @property
     def has_waiting(self) -> bool:
