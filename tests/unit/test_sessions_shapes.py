@@ -240,11 +240,8 @@ def around_of(payload: bytes) -> tuple[bytes, ...] | None:
     if cut is None:
         return None
     at, end, begin, _ = cut
-    return (
-        shapes._around(payload, at, end, begin)
-        if begin >= 0
-        else (payload[: at + 1], payload[end:])
-    )
+    after = shapes._after(payload, end, begin) if begin >= 0 else (payload[end:],)
+    return (payload[: at + 1], *after)
 
 
 @pytest.mark.parametrize("is_full", [True, False])

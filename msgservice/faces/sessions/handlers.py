@@ -139,17 +139,17 @@ class Handlers:
         # Most end at once, and nothing waits behind them.
         lanes[lane] = None
         self._running += 1
-        waited, failure = self._call(function, message)
-        if waited is not None:
+        outcome = self._call(function, message)
+        if outcome is not None and not isinstance(outcome, str):
             job = Job(message)
-            waited.addBoth(self._over, lane, job)
+            outcome.addBoth(self._over, lane, job)
             return job
         self._running -= 1
         if lanes[lane] is not None or self._is_stopped:  # while the handler ran
             self._reactor.callLater(0, self._run, lane)  # when this one's end is known
         else:
             del lanes[lane]
-        return failure
+        return outcome
 
     def fail(self, lane: Hashable, failure: str, peer: tuple[str, int]) -> Outcome:
         """Let a message that could not be read fail in its turn; return as `submit` does."""
@@ -212,11 +212,12 @@ class Handlers:
             failure = job.failure
             if job.message is not None and self._function is not None:
                 self._running += 1
-                waited, failure = self._call(self._function, job.message)
-                if waited is not None:
-                    waited.addBoth(self._over, lane, job)
+                outcome = self._call(self._function, job.message)
+                if outcome is not None and not isinstance(outcome, str):
+                    outcome.addBoth(self._over, lane, job)
                     return
                 self._running -= 1
+                failure = outcome
             job.end(failure)
         if not jobs:
             del self._lanes[lane]
@@ -225,29 +226,29 @@ class Handlers:
 
     def _call(
         self, function: Callable[[SessionMessage], object], message: SessionMessage
-    ) -> tuple[Deferred[Any] | None, str | None]:
-        """Return what is waited for; where it has ended already None, and why it failed."""
+    ) -> Deferred[Any] | str | None:
+        """Return what is waited for; where it has ended already why it failed, or None."""
         try:
             if self._threads:
                 pool = self._threadpool()
-                return deferToThreadPool(self._untimed, pool, _block, function, message), None
+                return deferToThreadPool(self._untimed, pool, _block, function, message)
             result = function(message)
             if result is None:
-                return None, None
+                return None
             if isinstance(result, GENERATORS):
                 raise has_not_run(result)
             if isinstance(result, Coroutine):
                 result = Deferred.fromCoroutine(result)
         except BaseException:  # SystemExit and the like too, or its lane would stand for ever
-            return None, self._reason(Failure())
+            return self._reason(Failure())
         if not isinstance(result, Deferred):
-            return None, None
+            return None
         # One that has fired is no wait: a long lane of those would call each from within the last.
         ended: list[Any] = []
         result.addBoth(ended.append)
         if not ended:
-            return result.addCallback(lambda _: ended.pop()), None
-        return None, self._reason(ended[0]) if isinstance(ended[0], Failure) else None
+            return result.addCallback(lambda _: ended.pop())
+        return self._reason(ended[0]) if isinstance(ended[0], Failure) else None
 
     def _over(self, result: object, lane: Hashable, job: Job) -> None:
         self._running -= 1

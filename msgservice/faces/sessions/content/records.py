@@ -74,6 +74,7 @@ class RecordsCodec:
         for cls in classes:
             known.update(registered(cls))
         self._shapes = Shapes()
+        self._read = self._shapes.record
         self._load: Callable[[bytes], Any] = (
             _load_anything if objects else _loader(self._shapes, known)
         )
@@ -164,7 +165,7 @@ class RecordsCodec:
     def decode(self, payload: bytes) -> Item:
         """See `ISessionCodec`."""
         try:
-            record = self._shapes.record(payload)
+            record = self._read(payload)
         except UnicodeDecodeError:
             record = None  # what reads all of it says what is wrong
         if record is not None:  # it came from a logger, and there was one like it

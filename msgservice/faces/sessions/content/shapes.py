@@ -56,6 +56,7 @@ class Shapes:
         self._middles: set[bytes] = set()
         self._lasts: set[bytes] = set()
         # What stands around the text and the times; None: these are not all that it depends on.
+        self._head = b"\xff"  # of the last that was kept, or of none
         self._records: dict[tuple[bytes, ...], dict[str, Any] | None] = {}
 
     def record(self, payload: bytes) -> dict[str, Any] | None:
@@ -63,23 +64,29 @@ class Shapes:
 
         Raises `UnicodeDecodeError` for text that is none, or that has half a pair of surrogates.
         """
-        at = payload.find(_MESSAGE, 0, PIECE_BYTES) + _KEY
+        head = self._head
+        if payload.startswith(head):  # most come from the logger of the last one
+            at = len(head) - 1
+        else:
+            at = payload.find(_MESSAGE, 0, PIECE_BYTES) + _KEY
+            head = payload[: at + 1]
         if not _KEY <= at <= len(payload) - 5:
             return None
         end = at + 5 + _length(payload, at + 1)[0]
         begin = payload.find(_CREATED, end, end + PIECE_BYTES) + len(_CREATED) + 1
         if begin > len(_CREATED):
-            kept = self._records.get(_around(payload, at, end, begin))
+            kept = self._records.get((head, *_after(payload, end, begin)))
             if kept is None:
                 return None
             record = kept.copy()
             record["created"], record["msecs"], record["relativeCreated"] = _three(payload, begin)
         else:
-            kept = self._records.get((payload[: at + 1], payload[end:]))
+            kept = self._records.get((head, payload[end:]))
             if kept is None:
                 return None
             record = kept.copy()
         record["msg"] = payload[at + 5 : end].decode()
+        self._head = head
         return record
 
     def keep(self, payload: bytes, value: dict[str, Any]) -> None:
@@ -91,7 +98,8 @@ class Shapes:
             return
         at, end, begin, _ = cut
         has_times = begin >= 0
-        around = _around(payload, *cut[:3]) if has_times else (payload[: at + 1], payload[end:])
+        after = _after(payload, end, begin) if has_times else (payload[end:],)
+        around = (payload[: at + 1], *after)
         if around in self._records or not self.has(payload):
             return
         if len(self._records) >= RECORDS_MAX:
@@ -136,10 +144,9 @@ def _cut(payload: bytes) -> tuple[int, int, int, int] | None:
     return at, end, -1, end
 
 
-def _around(payload: bytes, at: int, end: int, begin: int) -> tuple[bytes, ...]:
-    """Return all of a payload but its text and its three times."""
+def _after(payload: bytes, end: int, begin: int) -> tuple[bytes, ...]:
+    """Return all of a payload behind its text but its three times."""
     return (
-        payload[: at + 1],
         payload[end : begin + 1],
         payload[begin + 9 : begin + 22],
         payload[begin + 30 : begin + 53],
