@@ -11,6 +11,7 @@ goes away stays with the node, and comes again when that name comes again.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -143,12 +144,14 @@ def to_node(client: Any, subject: str, **where: Any) -> SimpleServer:
     return SimpleServer(protocol=lambda: Lines(ToNode(client, subject)), **where)
 
 
-def from_node(reactor: Any, address: str, subject: str, **where: Any) -> SimpleServer:
+def from_node(
+    reactor: Any, address: str, subject: str, *, login: dict[str, Any] | None = None, **where: Any
+) -> SimpleServer:
     """Return a server whose peers, each a receiver by name, get the messages of `subject`."""
 
     def receiver(name: str, handler: Callable[[Any], Any]) -> Receiver:
         made = Receiver(reactor, name=name, handler=handler)
-        made.attach(address, subjects=[subject])
+        made.attach(address, subjects=[subject], **(login or {}))
         return made
 
     return SimpleServer(protocol=lambda: Lines(FromNode(receiver)), **where)
@@ -162,10 +165,14 @@ class Bridge(Axon.Component.component):
         self.reactor, self.address = reactor, address
 
     async def main(self) -> None:
-        client = await connect(self.reactor, self.address, name="chassis-bridge")
+        # The user that all of its peers act for, at a node that asks who comes.
+        said = {key: os.environ.get(f"MSGSERVICE_{key.upper()}") for key in ("user", "password")}
+        login = {key: value for key, value in said.items() if value is not None}
+        name = said["user"] or "chassis-bridge"
+        client = await connect(self.reactor, self.address, name=name, **login)
         here = {"interface": "127.0.0.1"}
         to_node(client, "lines", port=12346, **here).activate()
-        from_node(self.reactor, self.address, "lines", port=12347, **here).activate()
+        from_node(self.reactor, self.address, "lines", login=login, port=12347, **here).activate()
 
 
 if __name__ == "__main__":

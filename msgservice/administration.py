@@ -75,6 +75,13 @@ class RemoveReceiver(Asked):
     confirm: Number | None = None
 
 
+class OwnReceiver(Asked):
+    """The name of a receiver, which may be removed, and whose it shall be; empty: nobody's."""
+
+    name: str
+    user: str
+
+
 class ListReceivers(Asked):
     """The page of receivers behind a name."""
 
@@ -171,6 +178,7 @@ class ReceiverState(
     routed: int
     unaccounted: int
     settled: dict[str, int]  # messages by their final status
+    owner: str  # the user whose it is; empty: nobody's
 
 
 class ReceiverPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +199,13 @@ class Resumed(Paused, frozen=True, kw_only=True):
     """A receiver that was resumed. `full`: why the next dead letter would pause it again."""
 
     full: str | None
+
+
+class Owned(msgspec.Struct, frozen=True, kw_only=True):
+    """The name of a receiver, and whose it is now."""
+
+    name: str
+    user: str
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True):
@@ -261,6 +276,18 @@ class Discrepancies(msgspec.Struct, frozen=True):
     discrepancies: list[str]
 
 
+class Whoami(msgspec.Struct, frozen=True, kw_only=True):
+    """The user that asks, what shows it, and what it may do. No user: nobody is asked here."""
+
+    user: str | None
+    how: str
+    names: Sequence[str]  # patterns that its senders and receivers may be called
+    send: Sequence[str]  # patterns of its rules
+    to: Sequence[str]
+    receive: Sequence[str]
+    request: Sequence[str]
+
+
 # --- the operations
 
 A = TypeVar("A", bound=msgspec.Struct)
@@ -269,12 +296,18 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[A, R]):
-    """An operation: its name, the structs that are asked and answered, and what it does."""
+    """An operation: its name, the structs that are asked and answered, and what it does.
+
+    `changes`: something of the node, so that who asks for it has a line in the log. `own`: whoever
+    lacks the right may ask it too, about itself and what its own senders have sent.
+    """
 
     name: str
     asks: type[A]
     answers: type[R]
     sentence: str
+    changes: bool = False
+    own: bool = False
 
     @property
     def right(self) -> str:
@@ -286,17 +319,32 @@ INFO = Operation("info", Nothing, NodeInfo, "Says who the node is, and how full 
 RECEIVERS_LIST = Operation(
     "receivers.list", ListReceivers, ReceiverPage, "Lists the receivers and what waits for them."
 )
-RECEIVERS_ADD = Operation("receivers.add", AddReceiver, Name, "Adds a receiver.")
+RECEIVERS_ADD = Operation("receivers.add", AddReceiver, Name, "Adds a receiver.", changes=True)
 RECEIVERS_CHANGE = Operation(
-    "receivers.change", ChangeReceiver, Name, "Changes what is given of a receiver."
+    "receivers.change", ChangeReceiver, Name, "Changes what is given of a receiver.", changes=True
 )
-RECEIVERS_PAUSE = Operation("receivers.pause", Name, Paused, "Sends nothing to a receiver.")
-RECEIVERS_RESUME = Operation("receivers.resume", Name, Resumed, "Sends to a receiver again.")
+RECEIVERS_PAUSE = Operation(
+    "receivers.pause", Name, Paused, "Sends nothing to a receiver.", changes=True
+)
+RECEIVERS_RESUME = Operation(
+    "receivers.resume", Name, Resumed, "Sends to a receiver again.", changes=True
+)
 RECEIVERS_REMOVE = Operation(
-    "receivers.remove", RemoveReceiver, Removal, "Says what goes with a receiver, or removes it."
+    "receivers.remove",
+    RemoveReceiver,
+    Removal,
+    "Says what goes with a receiver, or removes it.",
+    changes=True,
+)
+RECEIVERS_OWN = Operation(
+    "receivers.own", OwnReceiver, Owned, "Gives a receiver's name to a user.", changes=True
 )
 STATUS = Operation(
-    "status", AskStatus, StatusPage, "Says what became of a message at each receiver."
+    "status",
+    AskStatus,
+    StatusPage,
+    "Says what became of a message at each receiver.",
+    own=True,
 )
 DEAD_LIST = Operation("dead.list", ListDead, LetterPage, "Lists the dead letters of a receiver.")
 DEAD_GET = Operation("dead.get", GetDead, LetterPart, "Shows a dead letter with its message.")
@@ -304,6 +352,7 @@ RELOAD = Operation(
     "reload", Nothing, Reloaded, "Reads certificates and keys anew, and says which cannot be used."
 )
 AUDIT = Operation("audit", Nothing, Discrepancies, "Says what does not add up in the log.")
+WHOAMI = Operation("whoami", Nothing, Whoami, "Says who asks, and what it may do.", own=True)
 
 OPERATIONS: tuple[Operation[Any, Any], ...] = (
     INFO,
@@ -313,9 +362,11 @@ OPERATIONS: tuple[Operation[Any, Any], ...] = (
     RECEIVERS_PAUSE,
     RECEIVERS_RESUME,
     RECEIVERS_REMOVE,
+    RECEIVERS_OWN,
     STATUS,
     DEAD_LIST,
     DEAD_GET,
     RELOAD,
     AUDIT,
+    WHOAMI,
 )

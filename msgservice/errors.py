@@ -221,6 +221,30 @@ class ConnectionLimit(ProtocolError):
         self.limit, self.value = limit, value
 
 
+class NotAllowed(ProtocolError):
+    """A user may not be who it says it is, or receive what it asks for: `what` it may not.
+
+    The same for a receiver's name that is somebody else's, nobody's, or none of its names.
+    """
+
+    wire_code = 20
+
+    def __init__(self, user: str, what: str) -> None:
+        super().__init__(f"user {user!r} may not {what}")
+        self.user, self.what = user, what
+
+
+class LoginEnded(ProtocolError):
+    """The login of a user has ended: its rights have changed, or its token has expired."""
+
+    wire_code = 21
+    passes = True
+
+    def __init__(self, user: str) -> None:
+        super().__init__(f"the login of user {user!r} has ended: log in again")
+        self.user = user
+
+
 # Codes after which a connection is made again as after any other end: what they stand for passes
 # by itself, may be a fault inside the other side (1), or is mended by a new incarnation (11).
 SOON_AGAIN = frozenset(

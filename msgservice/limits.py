@@ -67,6 +67,7 @@ LOWEST: dict[str, float] = {
     "replaced_timeout": _SECONDS_MIN,
     "unauthenticated_bytes": 4096,  # a HELLO with its name and some patterns
     "answer_bytes": 4096,
+    "login_delay": _DELAY_MIN,
     "link_delay_min": _DELAY_MIN,
     "link_delay_max": _DELAY_MIN,
     "link_healthy": _SECONDS_MIN,
@@ -233,6 +234,10 @@ class Limits:
     unauthenticated_bytes: int = 64 * 1024
     answer_bytes: int = 1024 * 1024  # answers that wait for a peer to read, then it is not read
     answering: int = 16  # REQUEST frames of one connection that are answered at once
+    # --- logins
+    login_failures: int = 10  # a minute, of one user from one address; then none is looked at
+    address_failures: int = 100  # a minute, from one address
+    login_delay: float = 1.0  # seconds until one that failed is told so
     # --- dialling, seconds
     link_delay_min: float = 0.5
     link_delay_max: float = 30.0

@@ -387,8 +387,14 @@ class Account:
         return self.routed - self.queued - sum(self.settled.values())
 
 
+USERS = "users"  # among the addresses of what was read anew: those of the configuration
+
+
 class Reread(msgspec.Struct, frozen=True):
-    """An address whose files were read anew, keys or certificates, while it is in use."""
+    """An address whose files were read anew, keys or certificates, while it is in use.
+
+    Or the users, where there is a configuration that says them.
+    """
 
     address: str
     changed: bool  # since the start, or the last time that somebody asked; and in use now

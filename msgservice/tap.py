@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 from twisted.application.service import Application, IService
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger, LogLevel
 from twisted.python.components import Componentized
 from twisted.python.usage import Options as UsageOptions
@@ -27,7 +28,7 @@ from msgservice.clock import Reactor
 from msgservice.config.config import Config, Flags, load_config
 from msgservice.errors import CannotListen, ConfigError, LogLocked
 from msgservice.output import keep_flowing
-from msgservice.records import Reread
+from msgservice.records import USERS, Reread
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -35,8 +36,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 class Reloads(Protocol):
     """A node, as SIGHUP uses it."""
 
-    def reload(self) -> list[Reread]:
-        """Read its certificates and keys anew."""
+    def reload(self) -> Deferred[list[Reread]]:
+        """Read its certificates, keys and users anew."""
 
 
 _nodes: WeakSet[Reloads] = WeakSet()  # of this process: an application may have several
@@ -149,14 +150,24 @@ def _end(stop: Callable[[int, FrameType | None], Any], number: int, frame: Any) 
 
 
 def _hung_up() -> None:
-    read = [one for node in list(_nodes) for one in node.reload()]
-    Logger(namespace=__name__).info(
-        "SIGHUP: certificates and keys of {count} address(es) were read, {changed} changed,"
-        " {wrong} cannot be used; what else the configuration says needs a restart",
-        count=len(read),
-        changed=sum(one.changed for one in read),
-        wrong=sum(one.problem is not None for one in read),
-    )
+    logger = Logger(namespace=__name__)
+
+    def tell(each: list[list[Reread]]) -> None:
+        every = [one for rereads in each for one in rereads]
+        read = [one for one in every if one.address != USERS]
+        users = [one for one in every if one.address == USERS]
+        told = "the users cannot be used" if any(one.problem for one in users) else "so were users"
+        logger.info(
+            "SIGHUP: certificates and keys of {count} address(es) were read, {changed} changed,"
+            " {wrong} cannot be used{users}; what else the configuration says needs a restart",
+            count=len(read),
+            changed=sum(one.changed for one in read),
+            wrong=sum(one.problem is not None for one in read),
+            users=f"; {told}" if users else "",
+        )
+
+    told = gatherResults([node.reload() for node in list(_nodes)]).addCallback(tell)
+    told.addErrback(lambda failure: logger.failure("reading anew", failure))
 
 
 class _Bridge(logging.Handler):

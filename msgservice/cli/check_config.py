@@ -9,8 +9,10 @@ import msgspec
 
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import CannotPrint, out
-from msgservice.config.config import TLS_FILES, Config, ReceiverConfig, load_config
+from msgservice.config.config import TLS_FILES, Config, ListenConfig, ReceiverConfig, load_config
 from msgservice.errors import ConfigError
+from msgservice.identity.rules import VERBS
+from msgservice.identity.users import User
 from msgservice.limits import Limits, Rate
 from msgservice.receiver_options import OPTIONS
 from msgservice.transport.tcp.profiles import TlsProfile, TlsProfiles
@@ -38,7 +40,11 @@ def check_config(file: str, as_json: bool) -> None:
             click.echo(error, err=True)
         raise SystemExit(ExitCode.USAGE) from None
     try:
-        out(msgspec.json.encode(config, enc_hook=str) if as_json else "\n".join(_lines(config)))
+        out(
+            msgspec.json.encode(_object(config), enc_hook=str)
+            if as_json
+            else "\n".join(_lines(config))
+        )
     except CannotPrint as error:
         click.echo(f"msgservice: {error}", err=True)
         raise SystemExit(ExitCode.REFUSED) from None
@@ -46,12 +52,15 @@ def check_config(file: str, as_json: bool) -> None:
 
 def _lines(config: Config) -> list[str]:
     lines = [f"name       {config.name or 'as the log says'}", f"data       {config.data}"]
-    lines += [f"listens    {one.address}" for one in config.listen]
+    lines += [f"listens    {_listener(one)}" for one in config.listen]
     if config.tls != TlsProfiles():
         warned = f"warned of {config.tls.warn_days:g} days before the end"
         lines.append(f"tls        {_tls(config.tls.default)}; {warned}")
         lines += [f"tls.{name}: {_tls(one)}" for name, one in config.tls.named.items()]
     lines += [f"receiver   {_told(one)}" for one in config.receivers]
+    lines += [f"user       {_user(one)}" for one in config.users]
+    if config.users_file is not None:
+        lines.append(f"users in   {config.users_file}")
     if config.rate is not None:
         lines.append(f"rate       {_rate(config.rate)}, of all receivers together")
     for limit in fields(Limits):
@@ -61,6 +70,33 @@ def _lines(config: Config) -> list[str]:
     return lines
 
 
+def _object(config: Config) -> dict[str, object]:
+    """The configuration for programs, without what is kept of passwords."""
+    told: dict[str, object] = {field.name: getattr(config, field.name) for field in fields(config)}
+    return told | {"users": [_user_object(user) for user in config.users]}
+
+
+def _user_object(user: User) -> dict[str, object]:
+    return {
+        "name": user.name,
+        "password": user.password is not None,
+        "certificates": user.certificates,
+        "uids": user.uids,
+        "names": user.patterns(),
+        "rules": {verb: user.rules.patterns(verb) for verb in VERBS if verb != "relay"},
+    }
+
+
+def _user(user: User) -> str:
+    known_by = ["a password"] if user.password is not None else []
+    known_by += [*user.certificates, *(f"uid {uid}" for uid in user.uids)]
+    told = [f"known by {', '.join(known_by) or 'what the users file says'}"]
+    told.append(f"names {', '.join(user.patterns())}")
+    rules = {verb: user.rules.patterns(verb) for verb in VERBS}
+    told += [f"{verb} {', '.join(patterns)}" for verb, patterns in rules.items() if patterns]
+    return f"{user.name}: {'; '.join(told)}"
+
+
 def _tls(profile: TlsProfile) -> str:
     told = [
         f"{key} {getattr(profile, key)}" for key in TLS_FILES if getattr(profile, key) is not None
@@ -68,9 +104,17 @@ def _tls(profile: TlsProfile) -> str:
     return "; ".join([*told, f"TLS {profile.minimum_version} at least"])
 
 
+def _listener(listener: ListenConfig) -> str:
+    if listener.user is None:
+        return listener.address
+    return f"{listener.address}; no login, all who come are {listener.user}"
+
+
 def _told(receiver: ReceiverConfig) -> str:
     where = f"dialled at {receiver.address}" if receiver.address else "attaches"
     told = [where, ", ".join(receiver.subjects) or "what names it"]
+    if receiver.user is not None:
+        told.append(f"of user {receiver.user}")
     for option in OPTIONS:
         value = getattr(receiver.options, option.name)
         if value != option.default or option.name == "order":

@@ -20,7 +20,11 @@ COMMANDS = {
     "dead": ("msgservice.cli.dead", "dead"),
     "status": ("msgservice.cli.status", "status"),
     "info": ("msgservice.cli.status", "info"),
+    "whoami": ("msgservice.cli.status", "whoami"),
     "reload": ("msgservice.cli.reload", "reload"),
+    "passwd": ("msgservice.cli.users", "passwd"),
+    "token": ("msgservice.cli.users", "token"),
+    "can": ("msgservice.cli.users", "can"),
     "check-config": ("msgservice.cli.check_config", "check_config"),
 }
 

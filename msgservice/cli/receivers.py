@@ -11,6 +11,7 @@ from msgservice.administration import (
     RECEIVERS_ADD,
     RECEIVERS_CHANGE,
     RECEIVERS_LIST,
+    RECEIVERS_OWN,
     RECEIVERS_PAUSE,
     RECEIVERS_REMOVE,
     RECEIVERS_RESUME,
@@ -69,7 +70,7 @@ def _options(options: Sequence[Option]) -> Callable[[Command], Command]:
 
 @click.group()
 def receivers() -> None:
-    """List, add, change, pause, resume and remove receivers."""
+    """List, add, change, pause, resume, remove and give receivers."""
 
 
 @receivers.command("list")
@@ -185,6 +186,28 @@ def resume(session: Session, name: str) -> None:
             " (raise that limit, or remove a receiver whose letters may go)"
         )
         session.show(told, f"resumed {name}{advice if full else ''}")
+
+    session.run(work)
+
+
+@receivers.command(short_help="Give the receiver NAME to USER.")
+@NAME
+@click.argument("owner", metavar="[USER]", required=False)
+@click.option("--nobody", is_flag=True, help="To no user: then nobody can attach as it.")
+@node_options
+def own(session: Session, name: str, owner: str | None, nobody: bool) -> None:
+    """Give the receiver NAME to USER, who alone can attach as it then.
+
+    Whose it is outlives that it is removed, and then --nobody frees its name. Who is attached as
+    another user is sent away.
+    """
+    if (owner is None) is not nobody:
+        raise click.UsageError("give a USER, or --nobody")
+    told = f"{name} is {'nobody' if owner is None else owner}'s now"
+
+    async def work(reactor: Reactor) -> None:
+        _check({"name": name})
+        session.show(await session.ask(reactor, RECEIVERS_OWN, name=name, user=owner or ""), told)
 
     session.run(work)
 

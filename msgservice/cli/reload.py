@@ -13,13 +13,13 @@ from msgservice.clock import Reactor
 from msgservice.errors import Refused
 
 
-@click.command(short_help="Let the node read certificates and keys anew.")
+@click.command(short_help="Let the node read certificates, keys and users anew.")
 @node_options
 def reload(session: Session) -> None:
-    """Let the node read the certificates and keys of its addresses anew, as SIGHUP does.
+    """Let the node read the certificates and keys of its addresses anew, and its users, as SIGHUP.
 
-    Connections stand, but for those whose key is gone. What cannot be used is said, what was
-    before goes on, and the exit code is 1.
+    Connections stand, but for those whose key is gone, or whose user is gone or another now. What
+    cannot be used is said, what was before goes on, and the exit code is 1.
     """
 
     async def work(reactor: Reactor) -> None:

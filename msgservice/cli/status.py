@@ -1,4 +1,4 @@
-"""`msgservice status` and `msgservice info`: what became of a message, and how the node is."""
+"""`msgservice status`, `info` and `whoami`: what became of a message, how the node is, who asks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 from rich.console import Group
 from rich.table import Table
 
-from msgservice.administration import INFO, STATUS
+from msgservice.administration import INFO, STATUS, WHOAMI
 from msgservice.cli.output import cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, node_options
@@ -66,6 +66,27 @@ def info(session: Session) -> None:
         session.show(found, lambda: _info_table(found))
 
     session.run(work)
+
+
+@click.command(short_help="Say who the node takes you for, and what you may do.")
+@node_options
+def whoami(session: Session) -> None:
+    """Say which user the node takes you for, by what, and what that user may do."""
+
+    async def work(reactor: Reactor) -> None:
+        found = await session.ask(reactor, WHOAMI)
+        session.show(found, lambda: _whoami_table(found))
+
+    session.run(work)
+
+
+def _whoami_table(found: dict[str, Any]) -> Table:
+    table = plain_table()
+    table.add_row("user", found["user"] or "no one asks")
+    table.add_row("known by", found["how"])
+    for key in ("names", "send", "to", "receive", "request"):
+        table.add_row(key, " ".join(found[key]) or "-")
+    return table
 
 
 def _facts(found: dict[str, Any]) -> Table:

@@ -56,16 +56,16 @@ def key_of(address: str) -> str:
 
 
 def check_listener_address(
-    key: str, address: str, *, insecure: bool, transports: Transports
+    key: str, address: str, *, insecure: bool, asks: bool, transports: Transports
 ) -> None:
-    """Raise where a listener cannot, or may not, be opened at `address`.
+    """Raise where a listener cannot, or may not, be opened at `address`; `asks`: for a login.
 
     `InsecureListener` where others than this machine could reach it (SEMANTICS 32).
     """
     schemes = [key, *(scheme for scheme, other in SCHEMES_UNDER.items() if other == key)]
     if parse_address(address).scheme not in schemes:
         raise BadAddress(address, "must begin with " + " or ".join(f"{s}:" for s in schemes))
-    check_listener(transports.find(address), address, insecure=insecure)
+    check_listener(transports.find(address), address, insecure=insecure, asks=asks)
 
 
 def check_receiver_address(address: str, transports: Transports | None = None) -> None:

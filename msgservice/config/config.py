@@ -10,7 +10,7 @@ Here stand the values and the rules for them; `config.reader` finds them and the
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -30,26 +30,33 @@ from msgservice.config.addresses import (
 )
 from msgservice.config.reader import Reader, Table, read_text, shown
 from msgservice.config.toml import Document, KeyPath, parse_document
+from msgservice.config.users import USER_KEYS as USER_KEYS
+from msgservice.config.users import check_users_file, read_users
 from msgservice.core.subjects import check_name, check_pattern
 from msgservice.disk.filesystem import check_folder
 from msgservice.errors import BadValue, ConfigError
+from msgservice.identity.users import User
 from msgservice.limits import ORDERED, PARTS, Limits, Rate, contradictions, wrong_with
 from msgservice.receiver_options import DEFAULTS, OPTIONS, ReceiverOptions
+from msgservice.transport.addresses import PLAIN_NEEDS, is_plain
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import VERSIONS, WARN_DAYS, TlsProfile, TlsProfiles
 from msgservice.transport.tcp.tls import check_profile
 
 DATA_DEFAULT = "var/msgservice"
 
-SECTIONS = ("node", "listen", "tls", "receiver", "rate", "limits")
-NODE_KEYS = ("name", "data", "insecure")
+SECTIONS = ("node", "listen", "tls", "receiver", "user", "rate", "limits")
+NODE_KEYS = ("name", "data", "users", "insecure")
 RECEIVER_KEYS = (
     "name",
     "address",
     "subjects",
+    "user",
     *dict.fromkeys(option.key[0] for option in OPTIONS),
     "rate",
 )
+LISTEN_KEYS = ("address", "login", "user")  # of a [[listen]]
+LOGINS = ASKED, NO_LOGIN = "asked", "none"
 # Of the tables inside a [[receiver]], `window` for one: their keys.
 RECEIVER_TABLES = {
     table: tuple(option.key[1] for option in OPTIONS if option.key[0] == table)
@@ -66,6 +73,7 @@ LISTENER_HINTS = {
 }
 SECTION_HINTS = {
     "receivers": "each receiver is a [[receiver]] of its own",
+    "users": "each user is a [[user]] of its own, and the users file is named in [node]",
     "retention": "retention is set in [limits]: keep_seconds, keep_bytes, sender_days",
 }
 LIMIT_DEFAULTS = {f.name: f.default for f in fields(Limits)}
@@ -78,12 +86,14 @@ def _places() -> dict[str, str]:
     tables = {
         "[node]": NODE_KEYS,
         "[listen]": LISTENERS,
+        "a [[listen]]": tuple(key for key in LISTEN_KEYS if key not in SECTIONS),
         "[tls]": TLS_KEYS,
         "[limits]": LIMIT_KEYS,
         "[rate]": RATE_KEYS,
         "a [[receiver]]": tuple(key for key in RECEIVER_KEYS if key not in SECTIONS),
         **{f"a [[receiver]]'s {table}": keys for table, keys in RECEIVER_TABLES.items()},
         "a [[receiver]]'s rate": RATE_KEYS,
+        "a [[user]]": USER_KEYS,
         **{
             f"an address, {scheme}:…:{option}=FILE": (option,)
             for option, scheme in PATH_OPTIONS.items()
@@ -100,10 +110,11 @@ PLACES = _places()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenConfig:
-    """One listener: the transport that serves it, and where."""
+    """One listener: the transport that serves it, where, and whom it takes who comes for."""
 
     transport: str  # its key in [listen]: "tcp", "unix"
     address: str  # server endpoint string
+    user: str | None = None  # whom everybody is who comes there; None: a login is asked for
 
 
 LISTEN_DEFAULT = (ListenConfig(transport="tcp", address="tcp:7410:interface=127.0.0.1"),)
@@ -115,6 +126,7 @@ class ReceiverConfig:
 
     name: str
     address: str | None = None  # client endpoint string that the node dials; None: it attaches
+    user: str | None = None  # whose it is; None: as it was given at run time, or nobody's
     subjects: tuple[str, ...] = ()  # patterns; none: it gets only what names it in `to`
     options: ReceiverOptions = DEFAULTS
     rate: Rate | None = None  # None: as fast as it takes them
@@ -130,6 +142,8 @@ class Config:
     listen: tuple[ListenConfig, ...] = LISTEN_DEFAULT
     tls: TlsProfiles = field(default_factory=TlsProfiles)  # what addresses with TLS leave out
     receivers: tuple[ReceiverConfig, ...] = ()
+    users: tuple[User, ...] = ()  # as soon as there is one, every listener asks who is there
+    users_file: Path | None = None  # passwords and tokens of these users
     rate: Rate | None = None  # of all receivers together
     limits: Limits = field(default_factory=Limits)
     file: Path | None = None  # where it was read from
@@ -213,18 +227,43 @@ def _read(reader: Reader, folder: Path) -> Config:
         )
     insecure = reader.value(("node", "insecure"), bool, False)
     limits = _limits(reader)
+    users, users_file = _users(reader, folder, limits)
     tls = _tls(reader, folder)
     transports = Transports(tls=tls)
     return Config(
         name=name,
         data=absolute_path(folder / data),
         insecure=insecure,
-        listen=_listen(reader, folder, insecure, transports),
+        listen=_listen(reader, folder, users, insecure, transports),
         tls=tls,
-        receivers=_receivers(reader, folder, limits, transports),
+        receivers=_receivers(reader, folder, limits, transports, users, insecure),
+        users=users,
+        users_file=users_file,
         rate=_rate(reader, ("rate",)),
         limits=limits,
     )
+
+
+def _users(reader: Reader, folder: Path, limits: Limits) -> tuple[tuple[User, ...], Path | None]:
+    users = read_users(reader, limits)
+    users_file = reader.value(("node", "users"), str, None)
+    if users_file is not None:
+        users_file = absolute_path(folder / users_file)
+        check_users_file(reader, ("node", "users"), users_file, users)
+    return users, users_file
+
+
+def load_users_of(file: Path) -> tuple[tuple[User, ...], Path | None]:
+    """Return the users of a configuration file as it is now, and their users file.
+
+    For a node that runs, and reads them anew: all else needs a restart, and is not judged. Raises
+    `ConfigError` with all that is wrong with them.
+    """
+    reader = Reader(str(file), parse_document(read_text(file, str(file))), PLACES)
+    users = _users(reader, file.parent, _limits(reader))
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return users
 
 
 def _limits(reader: Reader) -> Limits:
@@ -297,30 +336,85 @@ def _profile(reader: Reader, path: KeyPath, folder: Path) -> TlsProfile:
 
 
 def _listen(
-    reader: Reader, folder: Path, insecure: bool, transports: Transports
+    reader: Reader, folder: Path, users: Sequence[User], insecure: bool, transports: Transports
 ) -> tuple[ListenConfig, ...]:
-    table = reader.value(("listen",), Table, None)
-    if table is None:
+    said = reader.value(("listen",), Table | list[Table], None)
+    if said is None:
         return LISTEN_DEFAULT
-    known = listeners(table)
-    reader.table(("listen",), known, hints=LISTENER_HINTS)
     found: list[ListenConfig] = []
-    for transport in known:
-        path = ("listen", transport)
-        check = partial(check_listener_address, transport, insecure=insecure, transports=transports)
-        value = reader.value(path, str | list[str], [])
-        for text in [value] if isinstance(value, str) else value:
-            listener = ListenConfig(transport=transport, address=absolute_address(text, folder))
-            if not reader.check(path, check, listener.address):
-                continue
-            if listener in found:
-                reader.problem(path, f"{text!r} is there twice")
-            found.append(listener)
+    places = _listeners_of(reader, said) if isinstance(said, dict) else _each(reader, said, users)
+    for path, transport, text, user in places:
+        listener = ListenConfig(
+            transport=transport, address=absolute_address(text, folder), user=user
+        )
+        asks = bool(users) and user is None
+        check = partial(
+            check_listener_address,
+            transport,
+            insecure=insecure,
+            asks=asks,
+            transports=transports,
+        )
+        if not reader.check(path, check, listener.address):
+            continue
+        if listener.address in [other.address for other in found]:
+            reader.problem(path, f"{text!r} is there twice")
+        found.append(listener)
     return tuple(found)
 
 
+def _listeners_of(reader: Reader, table: Table) -> Iterator[tuple[KeyPath, str, str, str | None]]:
+    """Yield the listeners of [listen]: where it is said, its transport, address, and no user."""
+    known = listeners(table)
+    reader.table(("listen",), known, hints=LISTENER_HINTS)
+    for transport in known:
+        path = ("listen", transport)
+        value = reader.value(path, str | list[str], [])
+        for text in [value] if isinstance(value, str) else value:
+            yield path, transport, text, None
+
+
+def _each(
+    reader: Reader, tables: list[Table], users: Sequence[User]
+) -> Iterator[tuple[KeyPath, str, str, str | None]]:
+    """Yield the listeners of each [[listen]], as `_listeners_of` does."""
+    for index in range(len(tables)):
+        path: KeyPath = ("listen", index)
+        reader.table(path, LISTEN_KEYS)
+        text = reader.required((*path, "address"), str)
+        login = reader.value((*path, "login"), str, ASKED)
+        user = _user_named(reader, (*path, "user"), users)
+        if login not in LOGINS:
+            reader.problem((*path, "login"), f"must be {shown(ASKED)} or {shown(NO_LOGIN)}")
+        elif login == ASKED and user is not None:
+            reader.problem((*path, "user"), f'is whom all are who come where login = "{NO_LOGIN}"')
+        elif login == NO_LOGIN and "user" not in tables[index]:
+            reader.problem(
+                (*path, "login"),
+                "needs user = NAME: whom all are who come here" if users else _NO_USERS,
+            )
+        if text is not None:
+            yield (*path, "address"), key_of(text), text, user if login == NO_LOGIN else None
+
+
+_NO_USERS = "there is no [[user]]: no login is asked for anywhere"
+
+
+def _user_named(reader: Reader, path: KeyPath, users: Sequence[User]) -> str | None:
+    """Return the user that is named at `path`, if any, and note where there is none of it."""
+    name: str | None = reader.value(path, str, None)
+    if name is not None and name not in [user.name for user in users]:
+        reader.problem(path, f"there is no [[user]] named {shown(name)}")
+    return name
+
+
 def _receivers(
-    reader: Reader, folder: Path, limits: Limits, transports: Transports
+    reader: Reader,
+    folder: Path,
+    limits: Limits,
+    transports: Transports,
+    users: Sequence[User],
+    insecure: bool,
 ) -> tuple[ReceiverConfig, ...]:
     tables = reader.value(("receiver",), list[Table], [])
     if len(tables) > limits.receivers:
@@ -334,6 +428,7 @@ def _receivers(
         receiver = _receiver(reader, path, folder, limits, transports)
         if receiver is None:
             continue
+        _check_rights(reader, path, receiver, users, insecure)
         if receiver.name in named:
             first = reader.place(named[receiver.name])
             reader.problem((*path, "name"), f"{receiver.name!r} is another receiver's, at {first}")
@@ -357,11 +452,29 @@ def _receiver(
     receiver = ReceiverConfig(
         name=name or "",
         address=address,
+        user=reader.value((*path, "user"), str, None),
         subjects=_subjects(reader, (*path, "subjects"), limits),
         options=_options(reader, path, limits),
         rate=_rate(reader, (*path, "rate")),
     )
     return receiver if named else None
+
+
+def _check_rights(
+    reader: Reader, path: KeyPath, receiver: ReceiverConfig, users: Sequence[User], insecure: bool
+) -> None:
+    """Note what the gate would not let a receiver have, or be dialled for."""
+    _user_named(reader, (*path, "user"), users)
+    for user in users:
+        if user.name == receiver.user:
+            for pattern in receiver.subjects:
+                if not user.rules.allows("receive", pattern):
+                    reader.problem(
+                        (*path, "subjects"),
+                        f"{shown(pattern)}: user {shown(user.name)} may not receive it",
+                    )
+    if users and not insecure and receiver.address is not None and is_plain(receiver.address):
+        reader.problem((*path, "address"), PLAIN_NEEDS)
 
 
 def _options(reader: Reader, path: KeyPath, limits: Limits) -> ReceiverOptions:

@@ -33,6 +33,8 @@ _KINDS: dict[Any, str] = {
     list[str]: "a list of strings",
     list[Table]: "a list of tables",
     str | list[str]: "a string or a list of strings",
+    Table | list[Table]: "a table or a list of tables",
+    int | list[int]: "an integer or a list of integers",
 }
 
 

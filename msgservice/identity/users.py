@@ -74,18 +74,27 @@ class User:
         for pattern in self.patterns():
             check_pattern(pattern)
         for certificate in self.certificates:
-            if _is_certificate(certificate) is None:
-                raise BadValue(
-                    "certificate",
-                    f"{certificate!r} is none of uri:URI, dns:NAME, and spki: with 64 hex digits",
-                )
+            check_certificate(certificate)
         for uid in self.uids:
-            if not 0 <= uid <= UID_MAX:
-                raise BadValue("uid", f"is {uid}, not 0 to {UID_MAX}")
+            check_uid(uid)
 
     def patterns(self) -> tuple[str, ...]:
         """Return the patterns of names that its senders and receivers may have."""
         return self.names or (self.name, f"{self.name}.>")
+
+
+def check_certificate(name: str) -> None:
+    """`BadValue` for what is no name of certificates, as `User.certificates` has them."""
+    if _is_certificate(name) is None:
+        raise BadValue(
+            "certificate", f"{name!r} is none of uri:URI, dns:NAME, and spki: with 64 hex digits"
+        )
+
+
+def check_uid(uid: int) -> None:
+    """`BadValue` unless the kernel can say this user id of a peer."""
+    if not 0 <= uid <= UID_MAX:
+        raise BadValue("uid", f"is {uid}, not 0 to {UID_MAX}")
 
 
 class Users:
@@ -136,7 +145,7 @@ class Users:
     def _add(self, user: User) -> None:
         _only(self._all, user.name, user, "user")
         for certificate in user.certificates:
-            _only(self._by_certificate, _folded(certificate), user.name, "certificate")
+            _only(self._by_certificate, folded(certificate), user.name, "certificate")
         for uid in user.uids:
             _only(self._by_uid, uid, user.name, "uid")
 
@@ -310,11 +319,11 @@ def names_in(certificate: bytes) -> tuple[str, ...]:
         names += [f"dns:{name}" for name in san.get_values_for_type(x509.DNSName)]
     except UNREADABLE:
         return ()
-    return tuple(map(_folded, names))
+    return tuple(map(folded, names))
 
 
-def _folded(certificate: str) -> str:
-    """A name of a certificate as it is compared: host names have no case."""
+def folded(certificate: str) -> str:
+    """The name of a certificate as it is compared: host names have no case."""
     return certificate.lower() if certificate.startswith("dns:") else certificate
 
 

@@ -12,7 +12,7 @@ they are when it is written anew.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,10 +24,12 @@ from typing import Final
 from msgservice.core.subjects import check_name
 from msgservice.errors import BadName, BadValue, ConfigError
 from msgservice.identity.passwords import PasswordRecord
-from msgservice.identity.private_files import read_private, write_private
+from msgservice.identity.private_files import read_private, secret_of, write_private
 from msgservice.identity.tokens import VALID_MAX, Token
+from msgservice.identity.users import User, Users
 
 NEVER: Final = "never"
+NO_SECRET: Final = bytes(32)  # where nobody is configured no login gets so far
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 PROBLEMS_MAX = 20  # of one file that are told
@@ -148,6 +150,20 @@ def read_users_file(path: Path) -> UsersFile:
         raise ConfigError([f"{path}: not UTF-8"]) from None
     except ConfigError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
+
+
+def load_users(users: Iterable[User], users_file: Path | None, folder: Path) -> Users:
+    """Return these users with what a users file says of them; waits for the disk.
+
+    `folder`: the data folder, whose secret is made where there is a user and none yet. Raises
+    `ConfigError` for a file that cannot be used, `BadValue` where users and file disagree, and
+    `OSError` where the secret cannot be written.
+    """
+    users = tuple(users)
+    if not users:
+        return Users(secret=NO_SECRET)
+    file = UsersFile() if users_file is None else read_users_file(users_file)
+    return Users(users, secret=secret_of(folder), passwords=file.passwords, tokens=file.tokens)
 
 
 def change_users_file(path: Path, change: Callable[[UsersFile], UsersFile]) -> UsersFile:

@@ -1,14 +1,14 @@
 """Administration by REQUEST to `$node.*`: JSON to operations and back (PROTOCOL: Administration).
 
-Open to local connections. What can be asked is in `msgservice.administration`, and done in
-`operations`; here is how it is said. An error is answered as `ok = false` with a sentence, and its
-code.
+What can be asked is in `msgservice.administration`, and done in `operations`; who may is the gate's
+to say, by the pass of who asks. Here is how it is said. An error is answered as `ok = false` with a
+sentence, and its code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -22,11 +22,13 @@ from msgservice.administration import (
     RECEIVERS_ADD,
     RECEIVERS_CHANGE,
     RECEIVERS_LIST,
+    RECEIVERS_OWN,
     RECEIVERS_PAUSE,
     RECEIVERS_REMOVE,
     RECEIVERS_RESUME,
     RELOAD,
     STATUS,
+    WHOAMI,
     AskStatus,
     Discrepancies,
     GetDead,
@@ -39,6 +41,8 @@ from msgservice.administration import (
     NodeInfo,
     Nothing,
     Operation,
+    Owned,
+    OwnReceiver,
     Paused,
     ReceiverPage,
     Reloaded,
@@ -47,13 +51,15 @@ from msgservice.administration import (
     Resumed,
     StatusPage,
     StatusTold,
+    Whoami,
 )
 from msgservice.core.frames import Reply, Request
-from msgservice.core.subjects import is_reserved
-from msgservice.errors import BadValue, MsgServiceError, NoResponder, NotAuthenticated
+from msgservice.core.reasons import first_line
+from msgservice.errors import BadValue, MsgServiceError, NoResponder, UnknownMessage
 from msgservice.limits import Limits
 from msgservice.message import Status, WireMessage, decode_messages
 from msgservice.node.admin_pages import Page, message_part
+from msgservice.node.gate import Pass
 from msgservice.node.operations import Operations, word_of
 from msgservice.node.replies import message, refusal
 from msgservice.receiver_options import ReceiverOptions
@@ -63,11 +69,21 @@ _to_json = msgspec.json.Encoder().encode
 
 A = TypeVar("A", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
-Handler = Callable[[Any], Awaitable[msgspec.Struct]]
+Handler = Callable[[Any, Pass], Awaitable[msgspec.Struct]]
+
+
+class Gate(Protocol):
+    """The gate of a node: what it knows of users, and its log (`gate`)."""
+
+    def names(self, user: str) -> Sequence[str]:
+        """Return the patterns of names that a user may have."""
+
+    def changed(self, who: Pass, what: str) -> None:
+        """Somebody changes something of the node, which was allowed."""
 
 
 def _by(
-    operation: Operation[A, R], handler: Callable[[A], Awaitable[R]]
+    operation: Operation[A, R], handler: Callable[[A, Pass], Awaitable[R]]
 ) -> tuple[Operation[Any, Any], Handler]:
     """Return an operation with its handler, which takes and returns what the operation says."""
     return operation, handler
@@ -96,8 +112,9 @@ class Admin:
 
     _logger = Logger()
 
-    def __init__(self, operations: Operations, limits: Limits) -> None:
+    def __init__(self, operations: Operations, gate: Gate, limits: Limits) -> None:
         self._operations = operations
+        self._gate = gate
         self._limits = limits
         self._handlers = {
             operation.right: (operation, handler)
@@ -109,36 +126,41 @@ class Admin:
                 _by(RECEIVERS_PAUSE, self._pause),
                 _by(RECEIVERS_RESUME, self._resume),
                 _by(RECEIVERS_REMOVE, self._remove),
+                _by(RECEIVERS_OWN, self._own),
                 _by(STATUS, self._status),
                 _by(DEAD_LIST, self._dead),
                 _by(DEAD_GET, self._dead_get),
                 _by(RELOAD, self._reload),
                 _by(AUDIT, self._audit),
+                _by(WHOAMI, self._whoami),
             )
         }
 
-    def answer(self, request: Request, local: bool) -> Deferred[Reply]:
-        """Answer each call of a request; never fails."""
-        return Deferred.fromCoroutine(self._answer(request, local))
+    def answer(self, request: Request, who: Pass) -> Deferred[Reply]:
+        """Answer each call of a request, as far as who asks may know and do it; never fails."""
+        return Deferred.fromCoroutine(self._answer(request, who))
 
-    async def _answer(self, request: Request, local: bool) -> Reply:
+    async def _answer(self, request: Request, who: Pass) -> Reply:
         calls = decode_messages(request.messages)
         replies = []
         for index, call in enumerate(calls):
-            ok, said = await self._call(request.subject, call, local)
+            ok, said = await self._call(request.subject, call, who)
             replies.append((request.id + index, ok, said))
         return Reply(replies)
 
-    async def _call(self, subject: str, call: WireMessage, local: bool) -> tuple[bool, msgspec.Raw]:
+    async def _call(self, subject: str, call: WireMessage, who: Pass) -> tuple[bool, msgspec.Raw]:
         try:
             known = self._handlers.get(subject)
             if known is None:
                 raise NoResponder(subject)
-            if not local and is_reserved(subject):
-                raise NotAuthenticated("administration is open to local connections only")
             operation, handler = known
+            if not (operation.own and who.is_bound) and not who.allows("request", subject):
+                raise who.refusal(subject)
             arguments = msgspec.json.decode(call.body or b"{}", type=operation.asks)
-            return True, message(_to_json(await handler(arguments)))
+            if operation.changes:
+                asked = msgspec.json.encode(arguments).decode()
+                self._gate.changed(who, f"{operation.name} {asked}")
+            return True, message(_to_json(await handler(arguments, who)))
         except MsgServiceError as error:
             return False, refusal(str(error), error.refusal_code)
         except (UnicodeDecodeError, msgspec.MsgspecError) as error:  # of the arguments
@@ -147,10 +169,10 @@ class Admin:
             self._logger.failure("request {subject} failed", subject=subject)
             return False, refusal("internal error: see the node's log")
 
-    async def _info(self, _: Nothing) -> NodeInfo:
+    async def _info(self, _: Nothing, who: Pass) -> NodeInfo:
         return self._operations.info()
 
-    async def _list(self, asked: ListReceivers) -> ReceiverPage:
+    async def _list(self, asked: ListReceivers, who: Pass) -> ReceiverPage:
         page = Page(asked.limit, self._limits)
         after, more = asked.after, True
         while more and page.takes:
@@ -162,28 +184,28 @@ class Admin:
                 after = state.name
         return ReceiverPage(receivers=list(page.rows.values()), next=after if more else None)
 
-    async def _add(self, asked: msgspec.Struct) -> Name:
+    async def _add(self, asked: msgspec.Struct, who: Pass) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects, address = said.pop("name"), said.pop("subjects"), said.pop("address")
         await self._operations.add(name, subjects, ReceiverOptions(**said), address=address)
         return Name(name)
 
-    async def _change(self, asked: msgspec.Struct) -> Name:
+    async def _change(self, asked: msgspec.Struct, who: Pass) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects = said.pop("name"), said.pop("subjects")
         await self._operations.change(name, patterns=subjects, **said)
         return Name(name)
 
-    async def _pause(self, asked: Name) -> Paused:
+    async def _pause(self, asked: Name, who: Pass) -> Paused:
         await self._operations.pause(asked.name, True)
         return Paused(name=asked.name, paused=True)
 
-    async def _resume(self, asked: Name) -> Resumed:
+    async def _resume(self, asked: Name, who: Pass) -> Resumed:
         row = await self._operations.pause(asked.name, False)
         full = self._operations.letters_full(row)
         return Resumed(name=asked.name, paused=False, full=full)
 
-    async def _remove(self, asked: RemoveReceiver) -> Removal:
+    async def _remove(self, asked: RemoveReceiver, who: Pass) -> Removal:
         account = await self._operations.account(asked.name)
         dead = account.settled.get(Status.DEAD, 0)
         if asked.confirm is None:
@@ -191,13 +213,32 @@ class Admin:
         removed = await self._operations.remove(asked.name, asked.confirm)
         return Removal(removed=removed, dead=dead)
 
-    async def _status(self, asked: AskStatus) -> StatusPage:
+    async def _own(self, asked: OwnReceiver, who: Pass) -> Owned:
+        await self._operations.own(asked.name, asked.user)
+        return Owned(name=asked.name, user=asked.user)
+
+    async def _whoami(self, _: Nothing, who: Pass) -> Whoami:
+        user = who.principal.user
+        return Whoami(
+            user=user or None,
+            how=who.principal.how,
+            names=self._gate.names(user),
+            send=who.rules.patterns("send"),
+            to=who.rules.patterns("to"),
+            receive=who.rules.patterns("receive"),
+            request=who.rules.patterns("request"),
+        )
+
+    async def _status(self, asked: AskStatus, who: Pass) -> StatusPage:
         page = Page(asked.limit, self._limits)
         found, statuses = await self._operations.status(asked.id, asked.after, page.rows_max)
+        if not (who.sees_all or who.may_be_called(found.sender)):
+            raise UnknownMessage(asked.id)  # as of one that there is not
         # Some that the log told of may be in no answer, since nothing is known of them any more.
         after, more = max(found.states, default=asked.after), found.more
         for at in statuses:
-            told = StatusTold(word_of(at.status), at.attempts, at.reason)
+            reason = at.reason if who.sees_all else first_line(at.reason)
+            told = StatusTold(word_of(at.status), at.attempts, reason)
             if not page.add(at.receiver, told):
                 after, more = at.number - 1, True
                 break
@@ -211,7 +252,7 @@ class Admin:
             next=after if more else None,
         )
 
-    async def _dead(self, asked: ListDead) -> LetterPage:
+    async def _dead(self, asked: ListDead, who: Pass) -> LetterPage:
         page = Page(asked.limit, self._limits)
         after, more = asked.after, True
         while more and page.takes:
@@ -223,7 +264,7 @@ class Admin:
                 after = one.position
         return LetterPage(dead=list(page.rows.values()), next=after if more else None)
 
-    async def _dead_get(self, asked: GetDead) -> LetterPart:
+    async def _dead_get(self, asked: GetDead, who: Pass) -> LetterPart:
         letter = await self._operations.dead_letter(asked.receiver, asked.position)
         begin, end = asked.offset, asked.offset + message_part(self._limits)
         return LetterPart(
@@ -232,8 +273,8 @@ class Admin:
             next=end if end < len(letter.message) else None,
         )
 
-    async def _reload(self, _: Nothing) -> Reloaded:
-        return Reloaded(self._operations.reload())
+    async def _reload(self, _: Nothing, who: Pass) -> Reloaded:
+        return Reloaded(await self._operations.reload())
 
-    async def _audit(self, _: Nothing) -> Discrepancies:
+    async def _audit(self, _: Nothing, who: Pass) -> Discrepancies:
         return Discrepancies(await self._operations.audit())

@@ -6,6 +6,7 @@ receiver in `outlet` (Supply, OutletProgress).
     transport (tcp, …) ─ Connection ─ Peer ─┬─ Greeter: who is it?
                                             ├─ Ingress ─ Intake ─ Commits ─ ILog
                                             └─ Outlet ─── (progress) ──┘
+    Gate: who is it, and what may it do?
     Intake: also for what comes without a connection; it asks Acceptance whether it may be taken.
     Commits ─ after each group ─► Tracker (STATUS) and Dispatch (Tail, Outlet)
     Directory: who receives what, and Receivers, which changes it.  Connections: who is there.
@@ -22,9 +23,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from twisted.internet.defer import Deferred
+
 from msgservice.clock import Time
 from msgservice.core.backoff import delay_of
 from msgservice.errors import LogFailed
+from msgservice.identity.users import Users
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits, Rate
 from msgservice.node.acceptance import Acceptance
@@ -34,9 +38,9 @@ from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
+from msgservice.node.gate import Gate
 from msgservice.node.greeting import Greeter
 from msgservice.node.intake import Intake
-from msgservice.node.login import NobodyLogsIn
 from msgservice.node.operations import Operations
 from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
@@ -47,7 +51,7 @@ from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.node.upkeep import Upkeep
 from msgservice.node.visits import Visits
-from msgservice.records import Batch, ExceptionRow, ReceiverRow, Snapshot
+from msgservice.records import Batch, ExceptionRow, ReceiverRow, Reread, Snapshot
 from msgservice.transport.registry import Transports
 
 
@@ -57,7 +61,6 @@ class Facts:
 
     name: str
     log_id: str
-    insecure: bool
     listeners: Sequence[str]  # grows while the node starts
 
 
@@ -74,6 +77,7 @@ class Parts:
     tracker: Tracker
     connections: Connections
     receivers: Receivers
+    gate: Gate
     greeter: Greeter
     operations: Operations
     admin: Admin
@@ -89,7 +93,10 @@ def assemble(
     facts: Facts,
     time: Time,
     limits: Limits,
+    users: Users | None,
+    insecure: bool,
     transports: Transports,
+    reload: Callable[[], Deferred[list[Reread]]],
     rate: Rate | None,
     rates: Mapping[str, Rate],
     rng: Callable[[], float],
@@ -109,7 +116,7 @@ def assemble(
     def make_peer(dialled: Outlet | None) -> Peer:
         return Peer(
             dialled,
-            gate=NobodyLogsIn(),
+            gate=gate,
             greeter=greeter,
             intake=intake,
             commits=commits,
@@ -169,10 +176,13 @@ def assemble(
     tracker = Tracker(log, directory, time.clock)
     total = RateLimits(time.clock, total=rate, seconds=time.now)
 
-    # Who is there.
+    # Who is there, and what each may do.
+    access = Seldom(time.clock)
+    gate = Gate(users, insecure=insecure, time=time, limits=limits, seldom=access)
     connections = Connections(
         make_peer,
         dispatch=dispatch,
+        gate=gate,
         visits=Visits(Seldom(time.clock)),
         transports=transports,
         time=time,
@@ -186,6 +196,7 @@ def assemble(
         tracker=tracker,
         directory=directory,
         dispatch=dispatch,
+        gate=gate,
         make_outlet=make_outlet,
         connections=connections,
         dead_letters=dead_letters,
@@ -198,7 +209,7 @@ def assemble(
     greeter = Greeter(
         name=facts.name,
         log_id=facts.log_id,
-        insecure=facts.insecure,
+        gate=gate,
         log=log,
         tail=tail,
         receivers=receivers,
@@ -227,10 +238,10 @@ def assemble(
         receivers=receivers,
         dead_letters=dead_letters,
         upkeep=upkeep,
-        reload=transports.reload,
+        reload=reload,
         time=time,
     )
-    admin = Admin(operations, limits)
+    admin = Admin(operations, gate, limits)
     receivers.load(snapshot)
     directory.load(snapshot.receivers, snapshot.audiences)
     return Parts(
@@ -243,6 +254,7 @@ def assemble(
         tracker=tracker,
         connections=connections,
         receivers=receivers,
+        gate=gate,
         greeter=greeter,
         operations=operations,
         admin=admin,

@@ -21,6 +21,7 @@ from msgservice.errors import BadAddress, NameHeld
 from msgservice.interfaces import IChannelUser, IConnector
 from msgservice.limits import Limits
 from msgservice.node.dispatch import Dispatch
+from msgservice.node.gate import LISTENER, Door, Gate
 from msgservice.node.outlet import Outlet
 from msgservice.node.peer import Peer
 from msgservice.node.visits import Visits
@@ -41,7 +42,10 @@ def _same_program(older: Peer, newer: Peer) -> bool:
 
 
 class Connections:
-    """The connections of a node. `make_peer(outlet)`: one more, of what was dialled or of None."""
+    """The connections of a node.
+
+    `make_peer(outlet)`: one more, of what was dialled or of None.
+    """
 
     _logger = Logger()
 
@@ -50,6 +54,7 @@ class Connections:
         make_peer: Callable[[Outlet | None], Peer],
         *,
         dispatch: Dispatch,
+        gate: Gate,
         visits: Visits,
         transports: Transports,
         time: Time,
@@ -59,6 +64,7 @@ class Connections:
         self.links: dict[int, IConnector] = {}  # by receiver number
         self.make_peer = make_peer
         self._dispatch = dispatch
+        self._gate = gate
         self._visits = visits
         self._transports = transports
         self._time = time
@@ -78,12 +84,13 @@ class Connections:
 
     # --- making them
 
-    def make_user(self) -> IChannelUser:
-        """Return the user of an accepted channel: a peer of this node."""
-        return self._connection(None)
+    def make_user(self, door: Door = LISTENER) -> IChannelUser:
+        """Return the user of an accepted channel: a peer of this node that came by this door."""
+        return self._connection(None, door)
 
-    def _connection(self, dialled: Outlet | None) -> Connection:
+    def _connection(self, dialled: Outlet | None, door: Door = LISTENER) -> Connection:
         peer, time = self.make_peer(dialled), self._time
+        peer.door = door
         return Connection(
             peer,
             clock=time.clock,
@@ -99,6 +106,11 @@ class Connections:
         if row.address is None or row.options.paused or row.removed or row.number in self.links:
             return
         if outlet.is_going:
+            return
+        why = self._gate.why_not_dialled(row)
+        if why is not None:
+            outlet.last_error = f"not dialled: {why}"
+            self._logger.error("receiver {name} is not dialled: {why}", name=row.name, why=why)
             return
         try:
             link = self._connector(row.address, outlet)
@@ -221,6 +233,11 @@ class Connections:
             if peer.ingress is not None:
                 here[peer.ingress.sender] = None
         return list(here), list(left)
+
+    def end_what_holds_no_more(self) -> None:
+        """The users have changed: the connections of those that are gone or others now end."""
+        for peer in list(self.peers):
+            peer.look_again()
 
     # --- of receivers
 

@@ -63,6 +63,7 @@ class Directory:
         self._told_full = False  # that an audience was refused, since there was room
         self._suspended: set[int] = set()  # numbers that are left out of patterns' audiences
         self._retired: set[int] = set()  # numbers that are in no audience any more, and have a name
+        self._owned: dict[str, int] = {}  # name that nobody has, and somebody owns -> its newest
 
     # --- getters
 
@@ -96,6 +97,22 @@ class Directory:
             return False
         row = self._by_number.get(number)  # forgotten, when nothing refers to it any more
         return row is None or (row.removed and row.name == name)
+
+    def newest(self, name: str) -> ReceiverRow | None:
+        """The receiver of this name, or the last that had it if that says whose it is; or None."""
+        row = self._by_name.get(name)
+        return row if row is not None else self._by_number.get(self._owned.get(name, -1))
+
+    def owner_of(self, name: str) -> str | None:
+        """The user whose the name of a receiver is, empty: nobody's; None where there is none."""
+        row = self.newest(name)
+        return None if row is None else row.owner
+
+    def own(self, row: ReceiverRow, user: str) -> None:
+        """Give the newest receiver of a name to a user, empty: to nobody."""
+        row.owner = user
+        if row.removed and not user:
+            self._owned.pop(row.name, None)
 
     def is_retired(self, row: ReceiverRow) -> bool:
         """Whether a receiver is in no audience any more, though it still has its name."""
@@ -241,10 +258,18 @@ class Directory:
                 self._by_name[row.name] = row
                 for pattern in row.patterns:
                     self._matcher.add(pattern, row.number)
+        for row in sorted(self._by_number.values(), key=lambda row: row.number):
+            self._note_owner(row)
         for audience in audiences:
             self._known[audience.number] = audience
             self._count_asked(audience)
             self._made(audience)
+
+    def _note_owner(self, row: ReceiverRow) -> None:
+        """Know the owner of a removed receiver's name, unless a newer one has the name."""
+        self._owned.pop(row.name, None)
+        if row.removed and row.owner and row.name not in self._by_name:
+            self._owned[row.name] = row.number
 
     def new_row(
         self, name: str, patterns: Sequence[str], *, configured: bool = False
@@ -262,7 +287,13 @@ class Directory:
         if removed >= self._limits.removed_receivers and not configured:
             self._log.want_room("removed_receivers")
             raise LimitReached("removed_receivers", self._limits.removed_receivers)
-        row = ReceiverRow(number=self._next_number, name=name, patterns=patterns, cursor=-1)
+        row = ReceiverRow(
+            number=self._next_number,
+            name=name,
+            patterns=patterns,
+            cursor=-1,
+            owner=self.owner_of(name) or "",
+        )
         self._next_number += 1
         return row
 
@@ -270,6 +301,7 @@ class Directory:
         """From now on it is part of audiences."""
         self._by_name[row.name] = row
         self._by_number[row.number] = row
+        self._owned.pop(row.name, None)
         for pattern in row.patterns:
             self._matcher.add(pattern, row.number)
         self._changed()
@@ -317,6 +349,7 @@ class Directory:
         self._suspended.discard(row.number)
         row.removed = True
         del self._by_name[row.name]
+        self._note_owner(row)
 
     def _changed(self) -> None:
         self.version += 1

@@ -8,7 +8,7 @@ held against the log before it gets anything (`went_back`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -30,12 +30,13 @@ from msgservice.errors import (
     ConnectionLimit,
     LimitReached,
     NameMismatch,
-    NotAuthenticated,
     NotSupported,
     ProtocolError,
 )
+from msgservice.identity.principal import Principal
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
+from msgservice.node.gate import Door, Gate, Pass
 from msgservice.node.outlet import Outlet
 from msgservice.node.tail import Tail
 from msgservice.node.went_back import went_back
@@ -45,7 +46,7 @@ from msgservice.records import ReceiverRow, Resume
 
 @dataclass(slots=True)
 class Guest:
-    """The peer that has said HELLO on one connection.
+    """The peer that has said HELLO on one connection. `allowed`: what it may do.
 
     `was_paused`: its receiver, so that what it asked for was not looked at. `order`: in force when
     it had asked, and said, whatever another asks for meanwhile. `epoch`: of the node's incarnation
@@ -61,10 +62,14 @@ class Guest:
     order: str = ""
     over: str = ""
     epoch: str = ""
+    allowed: Pass = field(kw_only=True)
 
 
 class Visitor(Protocol):
-    """A connection that is greeted (`peer`)."""
+    """A connection that is greeted (`peer`). `principal`: whom a login has shown, or None."""
+
+    principal: Principal | None
+    door: Door
 
     @property
     def is_leaving(self) -> bool:
@@ -92,7 +97,10 @@ class Attaching(Protocol):
     def was_removed(self, name: str, number: int) -> bool:
         """Whether the receiver of this name and number was removed, and no other has its name."""
 
-    def attaching(self, name: str, patterns: Sequence[str], order: str | None) -> Outlet:
+    def check_may_be(self, name: str, who: Pass) -> None:
+        """Raise `NotAllowed` unless a peer may be the receiver of this name."""
+
+    def attaching(self, name: str, patterns: Sequence[str], order: str | None, who: Pass) -> Outlet:
         """A peer attaches as the receiver of this name; raise what speaks against it."""
 
     def stored(self) -> Deferred[None]:
@@ -110,7 +118,7 @@ class Places(Protocol):
 
 
 class Greeter:
-    """Greets the connections of a node. `insecure`: peers need not be local, nor prove a key."""
+    """Greets the connections of a node, as far as its gate lets them in."""
 
     _logger = Logger()
 
@@ -119,14 +127,14 @@ class Greeter:
         *,
         name: str,
         log_id: str,
-        insecure: bool,
+        gate: Gate,
         log: ILog,
         tail: Tail,
         receivers: Attaching,
         places: Places,
         limits: Limits,
     ) -> None:
-        self.insecure = insecure
+        self._gate = gate
         self._name = name
         self._log_id = log_id
         self._log = log
@@ -148,13 +156,15 @@ class Greeter:
             check_word(hello.options.inbox)
         channel = connection.channel
         assert channel is not None
-        # Where a peer is proves him only where nobody else can be; a key does everywhere.
-        shown = channel.credentials
-        trusted = shown.is_local or shown.key_id is not None or self.insecure
-        if not trusted and dialled is None:
-            raise NotAuthenticated("this listener takes local connections only")
-        over = "" if dialled is not None else self._over(hello)
-        outlet = None if over else self._outlet(hello, dialled)
+        # Before anything is looked up, or changed.
+        if dialled is not None:
+            allowed = self._gate.admit_dialled(dialled.row.owner, channel.credentials)
+        else:
+            allowed = self._gate.admit(
+                visitor.principal, channel.credentials, visitor.door, hello.name
+            )
+        over = "" if dialled is not None else self._over(hello, allowed)
+        outlet = None if over else self._outlet(hello, dialled, allowed)
         # What is not a receiver has taken nothing: its ranges count as everything else it says.
         session = connection.session
         session.ranges_max = outlet.resume_ranges_max if outlet else 0
@@ -167,6 +177,7 @@ class Greeter:
             was_paused=outlet is not None and outlet.row.options.paused,
             order=outlet.row.options.order if outlet is not None else "",
             over=over,
+            allowed=allowed,
         )
         visitor.admitted(guest)
         stored = self._receivers.stored()
@@ -174,7 +185,7 @@ class Greeter:
         answered = taken.addCallback(lambda taken: self._answer(visitor, connection, guest, taken))
         answered.addErrback(self._not_greeted, connection, guest)
 
-    def _over(self, hello: Hello) -> str:
+    def _over(self, hello: Hello, allowed: Pass) -> str:
         """Return what a receiver knows this node as, if it was removed since; else nothing.
 
         It was away then, and has not heard of it: making it anew is not what it asks for.
@@ -186,9 +197,12 @@ class Greeter:
         log_id, number, *_ = [*receive.known.split("."), ""]
         if log_id != self._log_id or not (number.isascii() and number.isdigit()):
             return ""
-        return receive.known if self._receivers.was_removed(hello.name, int(number)) else ""
+        if not self._receivers.was_removed(hello.name, int(number)):
+            return ""
+        self._receivers.check_may_be(hello.name, allowed)
+        return receive.known
 
-    def _outlet(self, hello: Hello, dialled: Outlet | None) -> Outlet | None:
+    def _outlet(self, hello: Hello, dialled: Outlet | None, allowed: Pass) -> Outlet | None:
         receive = hello.options.receive
         if dialled is not None:
             if receive is None or hello.name != dialled.name:
@@ -207,7 +221,9 @@ class Greeter:
         if receive.order not in (None, *ORDERS):
             raise NotSupported(f"receive.order = {receive.order!r}")
         try:
-            return self._receivers.attaching(hello.name, receive.subjects or (), receive.order)
+            return self._receivers.attaching(
+                hello.name, receive.subjects or (), receive.order, allowed
+            )
         except LimitReached as error:
             raise ConnectionLimit(error.limit, error.value) from None
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.connection import Connection
 from msgservice.credentials import Credentials
-from msgservice.errors import NotAuthenticated, ProtocolError
+from msgservice.errors import ProtocolError
 from msgservice.identity.principal import Principal
 from msgservice.identity.steps import Say, Welcome
 
@@ -24,7 +24,10 @@ class Dialogue(Protocol):
     """The node's end of one login."""
 
     def receive(self, data: bytes) -> Deferred[Say | Welcome]:
-        """Fire with what is said to this; fail with `NotAuthenticated`, when it may be told."""
+        """Fire with what is said to this; fail with `NotAuthenticated`, when it may be told.
+
+        Cancelling it ends the wait.
+        """
 
 
 class Gate(Protocol):
@@ -32,14 +35,6 @@ class Gate(Protocol):
 
     def login(self, credentials: Credentials) -> Dialogue:
         """Return a new dialogue; raise `NotAuthenticated` where no login is offered."""
-
-
-class NobodyLogsIn:
-    """The gate of a node that has no users."""
-
-    def login(self, credentials: Credentials) -> Dialogue:
-        """See `Gate`."""
-        raise NotAuthenticated("no login is offered here")
 
 
 class PeerLogin:
@@ -54,6 +49,7 @@ class PeerLogin:
         self._connection = connection
         self._logged_in = logged_in
         self._dialogue: Dialogue | None = None
+        self._answer: Deferred[Say | Welcome] | None = None  # the last that was waited for
 
     def received(self, data: bytes) -> None:
         """Take a step of the peer's; raise `NotAuthenticated` where no login is offered."""
@@ -61,8 +57,13 @@ class PeerLogin:
             channel = self._connection.channel
             assert channel is not None
             self._dialogue = self._gate.login(channel.credentials)
-        answer = self._dialogue.receive(data)
-        answer.addCallbacks(self._say, self._end).addErrback(self._fault)
+        self._answer = self._dialogue.receive(data)
+        self._answer.addCallbacks(self._say, self._end).addErrback(self._fault)
+
+    def stop(self) -> None:
+        """The connection has gone: nothing is waited for any more."""
+        if self._answer is not None:
+            self._answer.cancel()
 
     @property
     def _is_over(self) -> bool:
@@ -78,6 +79,8 @@ class PeerLogin:
             self._connection.authenticated()
 
     def _end(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is not None:
+            return
         if not isinstance(failure.value, ProtocolError):
             self._fault(failure)
         elif not self._is_over:

@@ -10,12 +10,12 @@ import os
 import random
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, fail, gatherResults, succeed
+from twisted.internet.defer import Deferred, DeferredLock, fail, gatherResults, succeed
 from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.interfaces import IListeningPort, IReactorFromThreads, IReactorTime
 from twisted.internet.task import LoopingCall
@@ -26,16 +26,19 @@ from zope.interface import implementer
 from msgservice.client.client import Client
 from msgservice.clock import Time
 from msgservice.core.subjects import check_name, exact
-from msgservice.errors import LogFailed, check_runs
+from msgservice.errors import LogFailed, MsgServiceError, check_runs
+from msgservice.identity.users import Users
 from msgservice.interfaces import IChannelUser, IConnector, ILog
 from msgservice.limits import Limits, Rate
 from msgservice.log.sqlite import SqliteLog
 from msgservice.node.assembly import Facts, Parts, assemble
+from msgservice.node.gate import LISTENER, OWN, Door
 from msgservice.node.process import end_process
 from msgservice.node.receivers import Receivers
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
-from msgservice.records import ReceiverRow, Reread
+from msgservice.records import USERS, ReceiverRow, Reread
+from msgservice.threads import in_daemon_thread
 from msgservice.transport.local import local_connector
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import TlsProfiles
@@ -66,10 +69,14 @@ class Node(Service):
 
     `data`: the folder of its log, made if missing, or an `ILog`. `listen`: endpoint strings, none
     by default (an embedded node needs none: `node.client`). `receivers`: rows from the
-    configuration, brought into the log at start. `tls`: what addresses with TLS leave out. `rates`:
-    what each receiver may get, by its name; `rate`: what all of them may get together. `rng`: for
-    the jitter of delays. `failed`: called with the error when it cannot start or go on, and the
-    process must end then; by default that is logged and the process ends with status 1.
+    configuration, brought into the log at start. `users`: who may come, and do what; without any
+    who comes is believed. `read_users`: reads them instead, in a thread, at each start and for
+    `reload`. `without_login`: addresses of `listen` that ask for no login, and the user whom
+    everybody is who comes there. `insecure`: a login, or where there are no users everybody, is
+    also taken where others read along. `tls`: what addresses with TLS leave out. `rates`: what
+    each receiver may get, by its name; `rate`: what all of them may get together. `rng`: for the
+    jitter of delays. `failed`: called with the error when it cannot start or go on, and the process
+    must end then; by default that is logged and the process ends with status 1.
     """
 
     _logger = Logger()
@@ -84,6 +91,9 @@ class Node(Service):
         receivers: Sequence[ReceiverRow] = (),
         limits: Limits | None = None,
         insecure: bool = False,
+        users: Users | None = None,
+        read_users: Callable[[], Users] | None = None,
+        without_login: Mapping[str, str] | None = None,
         tls: TlsProfiles | None = None,
         rate: Rate | None = None,
         rates: Mapping[str, Rate] | None = None,
@@ -103,6 +113,13 @@ class Node(Service):
         self.node_name = self._name = check_name(name) if name else ""
         self.log_id = ""
         self._insecure = insecure
+        self._users = users
+        self._read_users = read_users
+        self._reloading = DeferredLock()  # the last one that was asked for counts
+        self._doors = {
+            exact(address): Door(asks=False, user=check_name(user))
+            for address, user in (without_login or {}).items()
+        }
         self._listen = tuple([exact(address) for address in listen])
         self._configured = tuple(receivers)
         self._rate = rate
@@ -173,23 +190,38 @@ class Node(Service):
             self._logger.warn("{notice}", notice=notice)
         self.log_id = snapshot.log_id
         self.node_name = self._name or f"node-{snapshot.log_id[:8]}"
+        if self._read_users is not None:
+            self._users = await self._users_now()
         parts = self._parts = assemble(
             self.log,
             snapshot,
-            facts=Facts(self.node_name, self.log_id, self._insecure, self.listeners),
+            facts=Facts(self.node_name, self.log_id, self.listeners),
             time=self.time,
             limits=self.limits,
+            users=self._users,
+            insecure=self._insecure,
             transports=self.transports,
+            reload=self.reload,
             rate=self._rate,
             rates=self._rates,
             rng=self._rng,
             fatal=self._fatal,
         )
+        if self._insecure:
+            self._logger.warn(
+                "insecure = true: whoever is between this node and its peers can read and change"
+                " what they say, and be one of them{login}",
+                login="" if parts.gate.asks else "; nobody is configured, so names are believed",
+            )
         await parts.receivers.configure(self._configured)
         parts.dispatch.begin(await self.log.accounts())
         for description in self._listen:
+            door = self._doors.get(description, LISTENER)
             port = await self.transports.find(description).listen(
-                self.time.clock, description, parts.connections.make_user, self.limits
+                self.time.clock,
+                description,
+                partial(parts.connections.make_user, door),
+                self.limits,
             )
             self.ports.append(port)
             self.listeners.append(_describe(description, port))
@@ -219,14 +251,52 @@ class Node(Service):
         if self._holding is None:
             self._holding = end_process(self._reactor, error)
 
-    # --- for programs that embed a node
+    # --- what is read anew
 
-    def reload(self) -> list[Reread]:
-        """Read the certificates and keys of addresses in use anew, as files have changed.
+    def reload(self) -> Deferred[list[Reread]]:
+        """Read the certificates and keys of addresses in use anew, and the users, as files changed.
 
-        Returns what came of each address; connections stand, but for those whose key is gone.
+        Fires with what came of each. What cannot be used is logged, and what was before goes on.
+        Connections stand, but for those whose key or user is gone, or may do something else now.
         """
-        return self.transports.reload()
+        return self._reloading.run(lambda: Deferred.fromCoroutine(self._reload()))
+
+    async def _reload(self) -> list[Reread]:
+        read = self.transports.reload()
+        if self._read_users is not None:
+            try:
+                users = await self._users_now()
+                changed = self.reload_users(users)
+                if users or changed:  # else there is nothing to say of them
+                    read.append(Reread(USERS, changed, None))
+            except (MsgServiceError, OSError) as error:
+                self._logger.error(
+                    "users cannot be read, those before go on: {error}", error=str(error)
+                )
+                read.append(Reread(USERS, False, str(error)))
+        return read
+
+    def _users_now(self) -> Deferred[Users]:
+        assert self._read_users is not None
+        return in_daemon_thread(cast("IReactorFromThreads", self._reactor), self._read_users)
+
+    def reload_users(self, users: Users) -> bool:
+        """Let these users in from now on, with these rights; returns whether they are others.
+
+        Connections of those that are gone, or may do something else now, end; receivers that may
+        no longer be dialled are not. Raises `BadValue` where there were users and none is left.
+        """
+        before, parts = self._users, self._parts
+        if parts is not None:
+            parts.gate.replace(users)
+            parts.connections.end_what_holds_no_more()
+            parts.receivers.judge_dialled()
+        self._users = users
+        if before is None:
+            return bool(users)
+        return len(before) != len(users) or bool(before.replaced_by(users))
+
+    # --- for programs that embed a node
 
     add_receiver = _of_receivers(Receivers.add)
     change_receiver = _of_receivers(Receivers.change)
@@ -235,16 +305,17 @@ class Node(Service):
 
     # --- inside this process
 
-    def client(self, name: str, **options: Any) -> Client:
+    def client(self, name: str, *, principal: str = "", **options: Any) -> Client:
         """Return a started client of this node, without a socket; close it before the node stops.
 
-        `options`: as for `Client` (`require`, `held`). Usable at once; `when_connected` fires when
-        the node has started.
+        `principal`: the user that it acts for, with its rights and under one of its names; empty:
+        this program itself, which may do all. `options`: as for `Client` (`require`, `held`).
+        Usable at once; `when_connected` fires when the node has started.
         """
         client = Client(
             reactor=self.time.clock,
             name=name,
-            connector_factory=lambda make_user: self.connector(make_user, name),
+            connector_factory=lambda make_user: self.connector(make_user, name, principal),
             limits=self.limits,
             new_incarnation=lambda: secrets.token_hex(16),
             **options,
@@ -252,11 +323,14 @@ class Node(Service):
         client.start()
         return client
 
-    def connector(self, make_user: Callable[[], IChannelUser], name: str) -> IConnector:
-        """Return an `IConnector` to this node, without a socket."""
+    def connector(
+        self, make_user: Callable[[], IChannelUser], name: str, principal: str = ""
+    ) -> IConnector:
+        """Return an `IConnector` to this node, without a socket. `principal`: as of `client`."""
+        door = Door(asks=False, user=check_name(principal)) if principal else OWN
         connector: IConnector = local_connector(
             make_user,
-            lambda: self.parts.connections.make_user(),
+            lambda: self.parts.connections.make_user(door),
             self.when_ready,
             self.time.clock,
             self.limits,
@@ -264,10 +338,19 @@ class Node(Service):
         )
         return connector
 
-    def attach(self, receiver: Receiver, subjects: Sequence[str] | None = None) -> Attachment:
-        """Attach a receiver of this process, without a socket, as `Receiver.attach` does."""
+    def attach(
+        self,
+        receiver: Receiver,
+        subjects: Sequence[str] | None = None,
+        *,
+        principal: str = "",
+    ) -> Attachment:
+        """Attach a receiver of this process, without a socket, as `Receiver.attach` does.
+
+        `principal`: as of `client`.
+        """
         return receiver.attach_through(
-            lambda make_user: self.connector(make_user, receiver.name),
+            lambda make_user: self.connector(make_user, receiver.name, principal),
             address="this process",
             subjects=subjects,
         )

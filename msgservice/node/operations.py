@@ -14,6 +14,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
+from twisted.internet.defer import Deferred
 
 from msgservice.administration import NodeInfo, Place, ReceiverState
 from msgservice.clock import Time
@@ -75,7 +76,7 @@ class Operations:
         receivers: Receivers,
         dead_letters: DeadLetters,
         upkeep: Upkeep,
-        reload: Callable[[], list[Reread]],
+        reload: Callable[[], Deferred[list[Reread]]],
         time: Time,
     ) -> None:
         self._name = name
@@ -90,7 +91,7 @@ class Operations:
         self._time = time
         self.add, self.change = receivers.add, receivers.change
         self.pause, self.remove = receivers.pause, receivers.remove
-        self.account = receivers.account
+        self.account, self.own = receivers.account, receivers.own
         self.letters_full = dead_letters.full
         self.reload = reload
 
@@ -156,6 +157,7 @@ class Operations:
             routed=account.routed,
             unaccounted=account.unaccounted,
             settled={word_of(status): count for status, count in account.settled.items()},
+            owner=row.owner,
         )
 
     async def status(self, id_: str, after: int, count: int) -> tuple[Found, list[StatusAt]]:

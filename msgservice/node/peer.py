@@ -57,13 +57,13 @@ from msgservice.message import count_of, decode_messages
 from msgservice.node.commits import Commits
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
+from msgservice.node.gate import LISTENER, Gate, Pass
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
 from msgservice.node.intake import Intake, Sender, Senders
-from msgservice.node.login import Gate, PeerLogin
+from msgservice.node.login import PeerLogin
 from msgservice.node.outlet import Outlet
 from msgservice.node.replies import busy, refusal_of
-from msgservice.node.rights import ANYONE
 from msgservice.node.status_frames import StatusFrames
 from msgservice.node.tracker import News, Tracker, Watch
 from msgservice.records import Resume, StatusFrom
@@ -72,6 +72,7 @@ from msgservice.waiters import Waiters
 # Seconds that a paused receiver may stay; it says anew what it has taken then. Longer than
 # `link_healthy` is at most places, so that it comes back without delay, now and after a resume.
 PAUSED_STAY = 65.0
+LOOK_EVERY = 60.0  # seconds between two looks at the wall clock, for a login that ends by it
 
 
 class Register(Senders, Protocol):
@@ -93,8 +94,8 @@ class Register(Senders, Protocol):
 class Requests(Protocol):
     """The handler of peers' requests (`admin`)."""
 
-    def answer(self, request: Request, local: bool) -> Deferred[Reply]:
-        """Answer each call of a request. `local`: it comes from this machine."""
+    def answer(self, request: Request, who: Pass) -> Deferred[Reply]:
+        """Answer each call of a request, as far as who asks may."""
 
 
 class Stage(enum.Enum):
@@ -175,7 +176,9 @@ class Peer:
         limits: Limits,
     ) -> None:
         self.name = ""
-        self.principal: Principal | None = None  # who a login has shown it to be
+        self.door = LISTENER  # the one that it came by
+        self.principal: Principal | None = None  # whom a login has shown it to be
+        self._login: PeerLogin | None = None
         self.connection: Connection | None = None
         self.ingress: Ingress | None = None
         self.outlet: Outlet | None = None  # of the receiver that it says it is
@@ -200,6 +203,7 @@ class Peer:
         self._guest: Guest | None = None
         self._watch: Watch | None = None  # of a producer that wants to know states
         self._abort: IDelayedCall | None = None
+        self._look: IDelayedCall | None = None  # whether its login has ended by itself
         self._paused: IDelayedCall | None = None  # ends the stay of a receiver that is paused
         self._calls = 0  # that are being answered, and the frames they came in
         self._answering = 0
@@ -211,8 +215,9 @@ class Peer:
     def channel_up(self, connection: Connection) -> None:
         """The node waits to be greeted, or for a login."""
         self.connection = connection
-        login = PeerLogin(self._gate, connection, self._logged_in)
-        connection.auth_received = login.received
+        if self._dialled is None:  # else who it is was known before
+            self._login = PeerLogin(self._gate, connection, self._logged_in)
+            connection.auth_received = self._login.received
         self._register.up(self)
 
     def _logged_in(self, principal: Principal) -> None:
@@ -238,7 +243,10 @@ class Peer:
                 )
             )
             self.ingress.status_frames = StatusFrames(
-                self._directory, guest.incarnation, status_from
+                self._directory,
+                guest.incarnation,
+                status_from,
+                whole_reasons=guest.allowed.sees_all,
             )
             self._watch = self._tracker.watch(self, guest.name, guest.incarnation, status_from)
         self._greeter.opened(self, connection, guest, resume)
@@ -313,8 +321,11 @@ class Peer:
         if self._abort is not None:
             self._abort.cancel()
             self._abort = None
-        if self._paused is not None and self._paused.active():
-            self._paused.cancel()
+        if self._login is not None:
+            self._login.stop()
+        for timer in (self._paused, self._look):
+            if timer is not None and timer.active():
+                timer.cancel()
         if self.ingress is not None:
             self.ingress.stop()
         if self._watch is not None:
@@ -342,6 +353,7 @@ class Peer:
         """See `Visitor`."""
         self._guest = guest
         self.name, self.outlet = guest.name, guest.outlet
+        self._look_later()
 
     def answering(self, guest: Guest, said: int) -> None:
         """See `Visitor`."""
@@ -349,7 +361,7 @@ class Peer:
         self.ingress = Ingress(
             self.connection,
             Sender.of(guest.name, guest.incarnation),
-            rights=ANYONE,
+            rights=guest.allowed,
             intake=self._intake,
             clock=self._clock,
             limits=self._limits,
@@ -371,6 +383,29 @@ class Peer:
     def waits(self) -> None:
         """See `Visitor`."""
         self._paused = self._clock.callLater(PAUSED_STAY, self.leave, BYE_PAUSED, "paused")
+
+    def _look_later(self) -> None:
+        """A login that ends by itself is looked at when that is due."""
+        assert self._guest is not None
+        left = self._gate.seconds_left(self._guest.allowed)
+        if left is not None:
+            # Not for longer than that at once: the wall clock says when, and may be set.
+            delay = min(max(left, 0.0), LOOK_EVERY)
+            self._look = self._clock.callLater(delay, self.look_again)
+
+    def look_again(self) -> None:
+        """End the connection where its peer would not be let in again as it is."""
+        guest = self._guest
+        if guest is None or self.connection is None or self.connection.is_gone:
+            return
+        if self._gate.holds(guest.allowed):
+            if self._look is None or not self._look.active():
+                self._look_later()
+            return
+        # At once: what it says from now on counts no more. What it was given comes again, and what
+        # it has handed in is known when it comes again.
+        self.ended_by_us = True  # so it is not the fault of what was in flight
+        self.connection.fail(self._gate.ended(guest.allowed))
 
     # --- what the node does with it
 
@@ -502,9 +537,8 @@ class Peer:
         decode_messages(frame.messages)  # raises `MalformedFrame`
         self._calls += calls
         self._answering += 1
-        channel = None if self.connection is None else self.connection.channel
-        local = channel is not None and channel.credentials.is_local
-        answer: Deferred[Reply] = self._requests.answer(frame, local)
+        assert self._guest is not None
+        answer: Deferred[Reply] = self._requests.answer(frame, self._guest.allowed)
         answer.addBoth(self._answered, calls).addErrback(self.fault)
 
     def _answered(self, reply: Reply | Failure, calls: int) -> None:

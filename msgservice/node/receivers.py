@@ -21,6 +21,7 @@ from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED
 from msgservice.core.subjects import exact
 from msgservice.errors import (
     ConfiguredOtherwise,
+    NotAllowed,
     NotConfirmed,
     ReceiverExists,
     UnknownReceiver,
@@ -32,6 +33,7 @@ from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
+from msgservice.node.gate import Gate, Pass
 from msgservice.node.outlet import Outlet
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
@@ -56,6 +58,7 @@ class Receivers:
         tracker: Tracker,
         directory: Directory,
         dispatch: Dispatch,
+        gate: Gate,
         make_outlet: Callable[[ReceiverRow, Sequence[ExceptionRow]], Outlet],
         connections: Connections,
         dead_letters: DeadLetters,
@@ -70,6 +73,7 @@ class Receivers:
         self._tracker = tracker
         self._directory = directory
         self._dispatch = dispatch
+        self._gate = gate
         self._make_outlet = make_outlet
         self._connections = connections
         self._dead_letters = dead_letters
@@ -111,9 +115,12 @@ class Receivers:
                 wanted.options,
                 address=wanted.address,
                 configured=True,
+                owner=wanted.owner,
             )
             return
         row.configured, row.address = True, wanted.address and exact(wanted.address)
+        if wanted.owner:  # else as it was given at run time
+            self._directory.own(row, wanted.owner)
         # Paused at run time stays paused over a restart, whatever the file says.
         paused = row.options.paused or wanted.options.paused
         options = msgspec.structs.replace(wanted.options, paused=paused).check()
@@ -140,16 +147,19 @@ class Receivers:
         """Whether the receiver of this name and number was removed, and no other has its name."""
         return self._directory.was_removed(name, number)
 
-    def attaching(self, name: str, patterns: Sequence[str], order: str | None) -> Outlet:
+    def attaching(self, name: str, patterns: Sequence[str], order: str | None, who: Pass) -> Outlet:
         """A peer attaches as the receiver of this name, which is made if new (SEMANTICS 27).
 
         No `patterns`, or no `order`: as they are. Who is turned away has changed nothing:
         everything that refuses comes before what it does.
         """
         row = self._directory.get(name)
+        self.check_may_be(name, who)
+        who.check_receives(patterns or (() if row is None else row.patterns))
         if row is None:
             row = self._directory.new_row(name, patterns)
             row.options = ReceiverOptions(order=order or DEFAULTS.order)
+            row.owner = row.owner or who.owner
             return self._add(row)
         outlet = self._dispatch.outlets[row.number]
         self._connections.hold_check(outlet)
@@ -171,6 +181,16 @@ class Receivers:
         if link is not None:
             link.poke()  # a sign of life (SEMANTICS 14)
         return outlet
+
+    def check_may_be(self, name: str, who: Pass) -> None:
+        """Raise `NotAllowed` unless a peer may be the receiver of this name; the log says why."""
+        owner = self._directory.owner_of(name)
+        try:
+            who.check_name(name, owner)
+        except NotAllowed as error:
+            whose = f"it is of user {owner!r}" if owner else "it is nobody's: receivers own"
+            self._gate.turned_away(who, f"{error}: {whose}")
+            raise
 
     def _change(
         self,
@@ -212,8 +232,12 @@ class Receivers:
         *,
         address: str | None = None,
         configured: bool = False,
+        owner: str = "",
     ) -> ReceiverRow:
-        """Make a receiver; what is sent from now on reaches it. Returns once it is stored."""
+        """Make a receiver; what is sent from now on reaches it. Returns once it is stored.
+
+        `owner`: the user whose it is; empty: whose its name was, or nobody's.
+        """
         known = self._directory.get(name)
         if known is not None and known.number in self._removing:
             await self._removing[known.number].wait()
@@ -225,6 +249,9 @@ class Receivers:
             address = self._connections.check(address)
         row = self._directory.new_row(name, patterns, configured=configured)
         row.address, row.configured, row.options = address, configured, options
+        row.owner = owner or row.owner
+        if not configured:
+            self._gate.check_subjects(row.owner, row.patterns)
         outlet = self._add(row)
         await self.stored()
         if self._is_running:
@@ -251,6 +278,8 @@ class Receivers:
             options.check_against(self._limits)
         if address is not None:
             address = self._connections.check(address)
+        if patterns is not None:
+            self._gate.check_subjects(row.owner, patterns)
         self._change(outlet, row.patterns if patterns is None else patterns, options)
         if address is not None and address != row.address:
             row.address = address
@@ -261,6 +290,38 @@ class Receivers:
             self._dispatch.judge()
             self._connections.dial(outlet)
         return row
+
+    async def own(self, name: str, user: str) -> None:
+        """Give the name of a receiver to a user, empty: to nobody. Returns once it is stored.
+
+        Also that of one which was removed and had an owner: whose the name is outlives it. Who has
+        the name is sent away, and comes back if it is its. Raises `UnknownReceiver`; `BadValue`
+        where no such user is configured.
+        """
+        row = self._directory.newest(name)
+        if row is None:
+            raise UnknownReceiver(name)
+        if user:
+            self._gate.check_user(user)
+        if user == row.owner:
+            await self.stored()
+            return
+        self._directory.own(row, user)
+        stored = self._store(row)
+        outlet = self._dispatch.outlets.get(row.number)
+        if outlet is not None:
+            self._connections.dismiss_all(outlet, BYE_CLOSING, "its name is another user's now")
+            await self._connections.undial(outlet)
+        await stored
+        self.judge_dialled()
+
+    def judge_dialled(self) -> None:
+        """Dial no more whom the gate does not let be dialled now, and again whom it does."""
+        for outlet in self._dispatch if self._is_running else ():
+            if self._gate.why_not_dialled(outlet.row) is not None:
+                ended = self._connections.undial(outlet)
+                ended.addErrback(lambda failure: self._logger.failure("hanging up", failure))
+            self._connections.dial(outlet)  # which says why not
 
     async def pause(self, name: str, paused: bool, reason: str = PAUSED) -> ReceiverRow:
         """Stop delivering to a receiver, or go on; its messages are kept.

@@ -6,14 +6,28 @@ What a node is, and how programs embed one, is in `node`.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from twisted.internet.interfaces import IReactorTime
 
-from msgservice.config.config import Config
+from msgservice.config.config import Config, load_users_of
+from msgservice.identity.users import Users
+from msgservice.identity.users_file import load_users
 from msgservice.node.node import Node
 from msgservice.records import ReceiverRow
 
 SWITCH_INTERVAL = 0.0005  # seconds; the writer thread must win the interpreter back quickly
+
+
+def read_users(config: Config) -> Users:
+    """Return the users that the file of a configuration says now; waits for the disk.
+
+    Raises `ConfigError` with all that is wrong with them, `BadValue` or `OSError`.
+    """
+    users, users_file = config.users, config.users_file
+    if config.file is not None:
+        users, users_file = load_users_of(config.file)
+    return load_users(users, users_file, config.data)
 
 
 def build_service(config: Config, *, reactor: IReactorTime) -> Node:
@@ -33,12 +47,15 @@ def build_service(config: Config, *, reactor: IReactorTime) -> Node:
                 address=one.address,
                 patterns=tuple(one.subjects),
                 configured=True,
+                owner=one.user or "",
                 options=one.options,
             )
             for one in config.receivers
         ],
         limits=config.limits,
         insecure=config.insecure,
+        read_users=partial(read_users, config),
+        without_login={one.address: one.user for one in config.listen if one.user is not None},
         tls=config.tls,
         rate=config.rate,
         rates={one.name: one.rate for one in config.receivers if one.rate is not None},

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from msgservice.core.audiences import GONE_AUDIENCES_MAX, TOLD_MAX, split_audience
 from msgservice.core.frames import Frame, Routed, StatusFrame
+from msgservice.core.reasons import first_line
 from msgservice.limits import INTEGER_MAX
 from msgservice.node.directory import Directory
 from msgservice.node.tracker import GonePiece, News, States
@@ -24,16 +25,33 @@ FRAMES_MAX = 256  # told at once, about; then the transport is asked whether it 
 class StatusFrames:
     """The frames of one connection.
 
-    `status_from`: the first sequence of which its producer wants to know.
+    `status_from`: the first sequence of which its producer wants to know. `whole_reasons`: it is
+    told what a receiver said with all lines, a traceback say, and not the first alone.
     """
 
-    __slots__ = ("_directory", "_gone", "_gone_made", "_incarnation", "_status_from", "named")
+    __slots__ = (
+        "_directory",
+        "_gone",
+        "_gone_made",
+        "_incarnation",
+        "_status_from",
+        "_whole_reasons",
+        "named",
+    )
 
-    def __init__(self, directory: Directory, incarnation: str, status_from: int) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        incarnation: str,
+        status_from: int,
+        *,
+        whole_reasons: bool = True,
+    ) -> None:
         self.named: set[int] = set()  # numbers of the audiences that were told by name
         self._directory = directory
         self._incarnation = incarnation
         self._status_from = status_from
+        self._whole_reasons = whole_reasons
         self._gone: dict[tuple[int, ...], Audience] = {}  # which the log has no more, oldest first
         self._gone_made = 0
 
@@ -68,6 +86,8 @@ class StatusFrames:
             case GonePiece(first, last, members):
                 return self.routed(Piece(first, last, self._gone_audience(members), 0))
             case States(receiver, status, ranges, reason):
+                if not self._whole_reasons:
+                    reason = first_line(reason)
                 return [
                     StatusFrame(
                         self._incarnation,

@@ -22,6 +22,7 @@ from msgservice.interfaces import ITransport
 
 LOOPBACK = "127.0.0.1"
 PORT_MAX = 65_535
+SEALED = ("tls", "ssl")  # schemes by which nobody else reads along, wherever they lead
 SCHEME_CHARACTERS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*").fullmatch
 
 
@@ -199,15 +200,38 @@ def beyond_loopback(address: Address) -> str | None:
     return f"interface {interface or 'any'} is beyond loopback"
 
 
-def check_listener(transport: ITransport, address: str, *, insecure: bool) -> None:
+def is_plain(address: str) -> bool:
+    """Whether what is said at an address travels beyond this machine where others can read it."""
+    try:
+        parsed = parse_address(address)
+    except BadAddress:
+        return False
+    return parsed.scheme == "tcp" and not is_local_host("".join(parsed.parts[:1]))
+
+
+# What a sentence says of such an address, where it is asked who comes.
+PLAIN_NEEDS = "plain tcp: beyond this machine needs insecure = true; or use tls:"
+
+
+def check_listener(
+    transport: ITransport, address: str, *, insecure: bool, asks: bool = False
+) -> None:
     """Raise where a listener cannot, or may not, be opened at `address` (SEMANTICS 32).
 
     `InsecureListener` where others than this machine could reach it, unless `insecure`: the
-    operator has allowed that.
+    operator has allowed that. `asks`: it asks who comes, so that TLS is enough.
     """
     beyond = transport.check_listen(address)
-    if beyond is not None and not insecure:
+    if beyond is None or insecure:
+        return
+    if not asks:
         raise InsecureListener(
             address,
             f"{beyond}, and peers would be believed their names: set insecure = true to allow it",
+        )
+    if parse_address(address).scheme not in SEALED:
+        raise InsecureListener(
+            address,
+            f"{beyond}, and logins would travel where others can read them: use tls:, or set"
+            " insecure = true to allow it",
         )

@@ -14,7 +14,7 @@ from tests.integration.chassis_peer import Peer, Stage
 pytest_plugins = ("tests.integration.chassis_stage",)
 
 reactor: Any = installed
-HERE = {"port": 0, "interface": "127.0.0.1"}
+HERE: dict[str, Any] = {"port": 0, "interface": "127.0.0.1"}
 
 
 @pytest_twisted.async_yield_fixture

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
+from msgservice.credentials import THIS_PROCESS, Credentials
 from msgservice.errors import ProtocolError
 from msgservice.interfaces import IChannel, IChannelUser
 from msgservice.limits import Limits
@@ -98,12 +99,19 @@ class Recorder:
 
 
 def connect_locally(
-    near: IChannelUser, far: IChannelUser, *, clock: IReactorTime, limits: Limits, name: str
+    near: IChannelUser,
+    far: IChannelUser,
+    *,
+    clock: IReactorTime,
+    limits: Limits,
+    name: str,
+    shown: Credentials = THIS_PROCESS,
 ) -> LocalChannel:
-    """Connect two users; return the near one's channel. Both are told in later turns."""
+    """Connect two users; return the near one's channel. Both are told in later turns.
+
+    `shown`: what the far one sees of the near one.
+    """
     nobody = Nobody()
-    return join(
-        LocalChannel(lambda: near, limits, clock, nobody),
-        LocalChannel(lambda: far, limits, clock, nobody),
-        name,
-    )
+    other = LocalChannel(lambda: far, limits, clock, nobody)
+    other.credentials = shown
+    return join(LocalChannel(lambda: near, limits, clock, nobody), other, name)

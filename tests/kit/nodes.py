@@ -31,13 +31,16 @@ from msgservice.core.frames import (
     StatusFrame,
     Transfer,
 )
+from msgservice.credentials import THIS_PROCESS, Credentials
 from msgservice.errors import LogError, LogUnavailable
+from msgservice.identity.users import Users
 from msgservice.interfaces import ILog, ITransport
 from msgservice.limits import Limits, Rate
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, decode_messages, encode_messages
+from msgservice.node.gate import OWN, Door
 from msgservice.node.node import Node
-from msgservice.records import Group, Resume
+from msgservice.records import Group, ReceiverRow, Resume
 from tests.kit.channels import connect_locally
 
 T = TypeVar("T")
@@ -218,7 +221,11 @@ class NodeWorld:
         rate: Rate | None = None,
         rates: dict[str, Rate] | None = None,
         transports: Sequence[ITransport] = (),
+        users: Users | None = None,
+        insecure: bool = False,
+        configured: Sequence[ReceiverRow] = (),
     ) -> None:
+        self.users, self.insecure, self.configured = users, insecure, configured
         self.transports = transports
         self.rate, self.rates = rate, rates
         self.clock = Clock() if clock is None else clock
@@ -235,6 +242,9 @@ class NodeWorld:
             limits=self.limits,
             rate=self.rate,
             rates=self.rates,
+            users=self.users,
+            insecure=self.insecure,
+            receivers=self.configured,
             rng=lambda: 1.0,
             failed=self.failures.append,
         )
@@ -261,9 +271,11 @@ class NodeWorld:
         resume: Resume | None = None,
         answering: bool = False,
         kind: type[ScriptedPeer] = ScriptedPeer,
+        door: Door = OWN,
+        shown: Credentials = THIS_PROCESS,
         **options: Any,
     ) -> ScriptedPeer:
-        """Connect a peer and let the session open."""
+        """Connect a peer by this door and let the session open. `shown`: what the node sees."""
         hello = Hello(
             VERSION,
             name,
@@ -276,8 +288,10 @@ class NodeWorld:
         )
         peer = kind(self, hello, resume or Resume())
         peer.answering = answering
-        far = self.node.parts.connections.make_user()
-        connect_locally(peer.connection, far, clock=self.clock, limits=self.limits, name=name)
+        far = self.node.parts.connections.make_user(door)
+        connect_locally(
+            peer.connection, far, clock=self.clock, limits=self.limits, name=name, shown=shown
+        )
         self.settle()
         return peer
 

@@ -386,7 +386,7 @@ heartbeat = -1
 [web]
 """
     assert [
-        "2: node.nmae: unknown key, did you mean 'name'? (allowed: name, data, insecure)",
+        "2: node.nmae: unknown key, did you mean 'name'? (allowed: name, data, users, insecure)",
         "3: node.data: must be a string, not 5",
         '4: node.insecure: must be true or false, not "yes"',
         "6: listen.pb: is not built yet",
@@ -404,7 +404,7 @@ heartbeat = -1
         "20: limits.max_batch: must be at least 4096, not 1",
         '21: limits.connections: must be an integer, not "many"',
         "22: limits.heartbeat: must be at least 0.1, not -1.0",
-        "23: web: unknown key (allowed: node, listen, tls, receiver, rate, limits)",
+        "23: web: unknown key (allowed: node, listen, tls, receiver, user, rate, limits)",
     ] == problems(file, text)
 
 
@@ -430,7 +430,8 @@ heartbeat = -1
         ),
         (
             "[listen]\nname = 'a'\n",
-            "2: listen.name: unknown key here; it belongs in [node] or a [[receiver]]",
+            "2: listen.name: unknown key here;"
+            " it belongs in [node] or a [[receiver]] or a [[user]]",
         ),
         (
             "[listen]\ncertKey = 'a.pem'\n",
@@ -448,7 +449,7 @@ def test_a_key_that_is_known_elsewhere_is_told_where(file: Path, text: str, told
 
 def test_a_key_that_is_known_nowhere_is_told_what_is_allowed(file: Path) -> None:
     (told,) = problems(file, "[node]\nqqqqqq = 1\n")
-    assert told == "2: node.qqqqqq: unknown key (allowed: name, data, insecure)"
+    assert told == "2: node.qqqqqq: unknown key (allowed: name, data, users, insecure)"
 
 
 def test_grammar_and_meaning_are_told_together(file: Path) -> None:

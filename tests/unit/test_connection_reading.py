@@ -29,6 +29,7 @@ from msgservice.core.session import State
 from msgservice.limits import RESUME_RANGES_TOTAL_MAX, WINDOW_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import WireMessage, encode_messages
+from msgservice.node.gate import Pass
 from msgservice.transport.local import LocalChannel
 from tests.kit.node_wire import Wire
 from tests.kit.nodes import FailingLog, LateLog, NodeWorld, ScriptedPeer
@@ -119,7 +120,7 @@ def test_requests_of_one_connection_are_answered_so_many_at_once() -> None:
     world = NodeWorld(Limits(answering=3))
     waiting: list[Any] = []
 
-    def answer(request: Request, local: bool) -> Any:
+    def answer(request: Request, who: Pass) -> Any:
         from twisted.internet.defer import Deferred
 
         waiting.append(Deferred())

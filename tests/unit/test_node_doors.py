@@ -49,7 +49,7 @@ class KeyHolder(Remote):
 
 def test_32_an_insecure_listener_takes_remote_peers_but_administration_stays_at_home() -> None:
     world = NodeWorld()
-    world.node.parts.greeter.insecure = True
+    world.node.parts.gate.insecure = True
     remote = world.peer("shop", kind=Remote)
     assert remote.lost_because is None
     ok, reason = remote.request("$node.receivers.list", {})

@@ -28,9 +28,12 @@ from msgservice.errors import (
     NotYetBuilt,
     UnknownReceiver,
 )
+from msgservice.identity.principal import Principal
+from msgservice.identity.rules import EVERYTHING
 from msgservice.limits import BATCH_MESSAGES_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_REPLAY, FLAG_REQUIRE, FLAG_RETAIN, Action, WireMessage
+from msgservice.node.gate import PROCESS, Gate, Pass
 from msgservice.node.intake import LocalSender, refusal_for
 from msgservice.node.rights import ANYONE
 from msgservice.records import Batch, Outcome, RefusedBatch, Resume
@@ -110,7 +113,13 @@ def refused_for(checked: Batch | Refusal) -> tuple[Action, int, str]:
 @pytest.fixture
 def rights(monkeypatch: pytest.MonkeyPatch) -> Only:
     only = Only()
-    monkeypatch.setattr("msgservice.node.peer.ANYONE", only)
+    program = Principal(user="", how=PROCESS, generation=0)
+
+    def allows(verb: str, name: str) -> bool:
+        return verb not in ("send", "to") or only.allows(verb, name)
+
+    allowed = Pass(program, EVERYTHING, address="", is_bound=False, allows=allows)
+    monkeypatch.setattr(Gate, "admit", lambda *_: allowed)
     return only
 
 

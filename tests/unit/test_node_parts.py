@@ -54,6 +54,7 @@ from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import JUDGE_EVERY, Dispatch
+from msgservice.node.gate import LISTENER
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
 from msgservice.node.intake import Intake, Sender
@@ -90,6 +91,7 @@ from msgservice.records import (
 )
 from tests.kit.doubles import double
 from tests.kit.logs import make_batch
+from tests.kit.passes import a_gate, at_home, from_afar
 
 LIMITS = Limits()
 BILLING = Audience(1, (1,), stored=True)
@@ -449,6 +451,7 @@ class AskedReceivers:
             tracker=double(),
             directory=self.directory,
             dispatch=self.dispatch,
+            gate=a_gate(),
             make_outlet=lambda row, exceptions: an_outlet(row),
             connections=self.connections,
             dead_letters=self.dead_letters,
@@ -469,7 +472,7 @@ class AskedReceivers:
 
 def test_receivers_make_one_that_attaches_and_say_when_that_is_stored() -> None:
     asked = AskedReceivers()
-    outlet = asked.receivers.attaching("billing", ["orders.>"], None)
+    outlet = asked.receivers.attaching("billing", ["orders.>"], None, at_home())
     assert asked.directory.named("billing") is outlet.row
     assert position_of(3) - 1 == outlet.row.cursor  # what comes from now on
     when: list[None] = []
@@ -483,7 +486,7 @@ def test_receivers_wait_for_no_change_that_comes_later() -> None:
     asked = AskedReceivers()
     told: list[int] = []
     for n in range(20):  # one is stored, and another has come by then: there is never none
-        asked.receivers.attaching("toggling", [f"orders.{n}"], None)
+        asked.receivers.attaching("toggling", [f"orders.{n}"], None, at_home())
         asked.receivers.stored().addCallback(lambda _: told.append(len(told)))
         if n:
             asked.stored.pop(0).callback(None)
@@ -506,7 +509,7 @@ def test_receivers_dial_one_that_was_added_while_they_run_only() -> None:
 
 def test_receivers_pause_one_with_too_many_dead_letters() -> None:
     asked = AskedReceivers()
-    outlet = asked.receivers.attaching("billing", ["orders.>"], None)
+    outlet = asked.receivers.attaching("billing", ["orders.>"], None, at_home())
     asked.dead_bytes = LIMITS.dead_bytes_max
     asked.dead_letters.due(outlet.row, asked.dead_bytes)
     run = Run(1, 1, "a", None, b"", 1, 0)
@@ -866,11 +869,15 @@ def test_tracker_tells_a_page_of_the_past_in_as_many_parts_as_there_is_room_for(
 # --- connections
 
 
+def a_newcomer() -> Any:
+    return double(is_leaving=False, principal=None, door=LISTENER)
+
+
 def a_greeter(**more: Any) -> Greeter:
     collaborators: dict[str, Any] = {
         "name": "node-1",
         "log_id": "log",
-        "insecure": False,
+        "gate": a_gate(),
         "log": a_log(),
         "tail": Tail(1, 1),
         "receivers": double(stored=lambda: succeed(None)),
@@ -882,8 +889,8 @@ def a_greeter(**more: Any) -> Greeter:
 
 def test_greeter_answers_when_a_receiver_that_is_new_is_stored() -> None:
     outlet, waiter = an_outlet(), Deferred[None]()
-    receivers = double(attaching=lambda name, patterns, order: outlet, stored=lambda: waiter)
-    visitor, connection = double(is_leaving=False), a_connection()
+    receivers = double(attaching=lambda name, patterns, order, who: outlet, stored=lambda: waiter)
+    visitor, connection = a_newcomer(), a_connection()
     hello = Hello(VERSION, "billing", "i1", HelloOptions(receive=ReceiveOptions(subjects=["a.>"])))
     a_greeter(receivers=receivers).greeted(visitor, connection, hello, None)
     ((guest,),) = visitor.told("admitted")
@@ -900,16 +907,18 @@ def test_greeter_lets_only_local_peers_in_unless_they_prove_a_key() -> None:
     hello = Hello(VERSION, "shop", "i1", HelloOptions())
     far = a_connection(channel=double(credentials=STRANGER))
     with pytest.raises(NotAuthenticated):
-        a_greeter().greeted(double(), far, hello, None)
+        a_greeter().greeted(a_newcomer(), far, hello, None)
     proven = a_connection(channel=double(credentials=replace(STRANGER, key_id=1)))
-    a_greeter().greeted(double(is_leaving=False), proven, hello, None)
+    a_greeter().greeted(a_newcomer(), proven, hello, None)
     assert proven.told("hello")
 
 
 def test_greeter_begins_anew_towards_a_receiver_that_has_more_than_the_log() -> None:
     outlet, receivers = an_outlet(), double()
-    visitor, connection = double(is_leaving=False), a_connection()
-    guest = Guest("billing", "i1", outlet, None, was_paused=False, order="strict")
+    visitor, connection = a_newcomer(), a_connection()
+    guest = Guest(
+        "billing", "i1", outlet, None, was_paused=False, order="strict", allowed=at_home()
+    )
     a_greeter(receivers=receivers).opened(visitor, connection, guest, Resume(floor=position_of(9)))
     assert [(outlet.row,)] == receivers.told("begin_anew")
     assert connection.told("fail")
@@ -917,11 +926,11 @@ def test_greeter_begins_anew_towards_a_receiver_that_has_more_than_the_log() -> 
 
 
 def test_greeter_seats_a_receiver_with_nothing_against_it() -> None:
-    outlet, visitor = an_outlet(), double(is_leaving=False)
+    outlet, visitor = an_outlet(), a_newcomer()
     a_greeter().opened(
         visitor,
         a_connection(),
-        Guest("billing", "i1", outlet, None, was_paused=False, order="strict"),
+        Guest("billing", "i1", outlet, None, was_paused=False, order="strict", allowed=at_home()),
         Resume(),
     )
     assert [(outlet, Resume())] == visitor.told("seated")
@@ -947,7 +956,7 @@ def test_went_back_reads_the_log_for_what_was_taken_and_not_answered() -> None:
 
 def a_peer(expected: Outlet | None = None, **more: Any) -> Peer:
     collaborators: dict[str, Any] = {
-        "gate": double(),
+        "gate": a_gate(),
         "greeter": double(),
         "intake": double(),
         "commits": double(),
@@ -966,7 +975,9 @@ def test_peer_feeds_a_receiver_that_was_seated_and_lets_go_of_it_when_it_is_lost
     dispatch, connection, outlet = double(), a_connection(), an_outlet()
     peer = a_peer(dispatch=dispatch)
     peer.channel_up(connection)
-    guest = Guest("billing", "i1", outlet, None, was_paused=False, order="strict")
+    guest = Guest(
+        "billing", "i1", outlet, None, was_paused=False, order="strict", allowed=at_home()
+    )
     peer.admitted(guest)
     peer.answering(guest, 0)
     peer.seated(outlet, Resume())
@@ -987,6 +998,8 @@ def test_peer_answers_no_more_requests_at_once_than_it_said() -> None:
     connection = a_connection()
     peer = a_peer(requests=double(answer=answer), limits=Limits(requests=2))
     peer.channel_up(connection)
+    guest = Guest("shop", "i1", None, None, was_paused=False, allowed=at_home())
+    peer.admitted(guest)
     for number in (1, 2, 3):
         peer.received(connection, Request(number, "$node.info", run_of(b"{}")))
     assert 2 == len(answers)
@@ -1000,6 +1013,7 @@ def some_connections(**more: Any) -> Connections:
         "visits": double(),
         "transports": double(),
         "time": Time(Clock()),
+        "gate": a_gate(),
         "limits": LIMITS,
     }
     return Connections(lambda expected: a_peer(expected), **(collaborators | more))
@@ -1049,7 +1063,7 @@ def test_connections_hold_a_name_that_changes_hands_too_often() -> None:
 
 
 def an_admin(**more: Any) -> Admin:
-    return Admin(some_operations(**more), LIMITS)
+    return Admin(some_operations(**more), a_gate(), LIMITS)
 
 
 def some_operations(**more: Any) -> Operations:
@@ -1067,13 +1081,14 @@ def some_operations(**more: Any) -> Operations:
             change=None,
             pause=None,
             remove=None,
+            own=None,
             account=lambda name: succeed(
                 Account(receiver=1, routed=5, queued=3, settled={Status.DEAD: 2})
             ),
         ),
         "dead_letters": double(full=lambda row: None),
         "upkeep": double(refused=None),
-        "reload": list,
+        "reload": lambda: succeed([]),
         "time": Time(Clock()),
     }
     return Operations(**(collaborators | more))
@@ -1082,7 +1097,8 @@ def some_operations(**more: Any) -> Operations:
 def ask(admin: Admin, subject: str, arguments: object, *, local: bool = True) -> tuple[bool, Any]:
     replies: list[Reply] = []
     request = Request(1, subject, run_of(json.dumps(arguments).encode()))
-    admin.answer(request, local).addCallback(replies.append)
+    who = at_home() if local else from_afar()
+    admin.answer(request, who).addCallback(replies.append)
     ((_, ok, raw),) = replies[0].replies
     body = msgspec.msgpack.decode(raw, type=WireMessage).body
     return ok, json.loads(body) if ok else body.decode()

@@ -23,6 +23,7 @@ from msgservice.node.greeting import Guest
 from msgservice.node.peer import NEXT, Event, Peer, Stage
 from msgservice.records import Resume
 from tests.kit.doubles import double
+from tests.kit.passes import a_gate, at_home
 
 ON_PURPOSE = (Stage.DRAINING, Stage.LEAVING)
 
@@ -71,7 +72,7 @@ class Scene:
         self.register = double(opened=lambda peer: True, replace=lambda outlet, peer: True)
         self.peer = Peer(
             self.outlet if is_dialled else None,
-            gate=double(),
+            gate=a_gate(),
             greeter=double(),
             intake=double(),
             commits=double(),
@@ -85,7 +86,9 @@ class Scene:
         )
         self.set_gone(False)
         self.peer.channel_up(self.connection)
-        guest = Guest("billing", "i1", self.outlet, None, was_paused=False, order="strict")
+        guest = Guest(
+            "billing", "i1", self.outlet, None, was_paused=False, order="strict", allowed=at_home()
+        )
         self.peer.admitted(guest)
         self.peer.answering(guest, 0)
 

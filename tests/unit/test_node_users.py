@@ -1,0 +1,525 @@
+"""A node with users: each has what is its own, by every way in, and nothing else (SEMANTICS 32)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs, formatEvent
+
+from msgservice.administration import OPERATIONS
+from msgservice.core.frames import Nack, StatusFrame
+from msgservice.errors import (
+    BadValue,
+    Forbidden,
+    LoginEnded,
+    NotAllowed,
+    NotAuthenticated,
+    UnknownMessage,
+    UnknownReceiver,
+)
+from msgservice.faces.gateway import Gateway
+from msgservice.identity.client_exchange import ClientExchange, Login
+from msgservice.identity.passwords import PasswordRecord
+from msgservice.identity.rules import Rules
+from msgservice.identity.steps import Compute, Proven, Say
+from msgservice.identity.tokens import new_token
+from msgservice.identity.users import User
+from msgservice.limits import Limits
+from msgservice.message import Action
+from msgservice.node.gate import LISTENER, NAMESPACE, Door
+from msgservice.receiver.receiver import Receiver
+from msgservice.records import ReceiverRow
+from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
+from tests.kit.passes import HERE, THERE, users_of
+
+PASSWORD = PasswordRecord.of("correct horse", iterations=4096)
+SHOP = User(name="shop", rules=Rules(send=["orders.>"], to=["billing"]))
+BILLING = User(name="billing", rules=Rules(receive=["orders.>"]))
+AUDIT = User(name="audit", names=("audit", "billing.copy"), rules=Rules(receive=["orders.eu.>"]))
+OPS = User(name="ops", rules=Rules(request=["$node.>"]))
+EVERYBODY = (SHOP, BILLING, AUDIT, OPS)
+ORDERS = {"subjects": ["orders.>"]}
+
+
+class UsersWorld(NodeWorld):
+    """A node with these users, whose peers come as a user by a door that asks for no login."""
+
+    def __init__(self, *users: User, **more: Any) -> None:
+        super().__init__(users=users_of(*(users or EVERYBODY)), **more)
+
+    def as_user(self, user: str, name: str = "", **more: Any) -> ScriptedPeer:
+        more.setdefault("shown", HERE)
+        return self.peer(name or user, door=Door(asks=False, user=user), **more)
+
+    def reload(self, *users: User, **more: Any) -> None:
+        self.node.reload_users(users_of(*users, **more))
+        self.settle()
+
+    def own(self, name: str, user: str) -> list[Any]:
+        done: list[Any] = []
+        asked = Deferred.fromCoroutine(self.node.parts.receivers.own(name, user))
+        asked.addBoth(done.append)
+        self.settle()
+        return done
+
+
+def code_of(peer: ScriptedPeer) -> int:
+    return peer.connection.peer_error
+
+
+def nacks(peer: ScriptedPeer) -> list[tuple[int, int, int, str | None]]:
+    return [(one.first, one.action, one.code, one.about) for one in peer.take(Nack)]
+
+
+# --- who comes
+
+
+def test_32_a_peer_that_shows_nothing_is_asked_for_a_login() -> None:
+    world = UsersWorld()
+    for shown in (HERE, THERE):
+        peer = world.peer("shop", door=LISTENER, shown=shown)
+        assert NotAuthenticated.wire_code == code_of(peer)
+        assert "asks for a login" in peer.connection.error
+    assert [] == list(world.node.parts.directory)
+
+
+def test_32_a_name_that_is_not_the_users_is_refused_before_anything_is_looked_up() -> None:
+    world = UsersWorld()
+    peer = world.as_user("shop", "billing", receive=ORDERS)
+    assert NotAllowed.wire_code == code_of(peer)
+    assert [] == list(world.node.parts.directory)
+
+
+# --- logins
+
+
+class LoggingIn(ScriptedPeer):
+    """A peer that logs in before it says HELLO."""
+
+    login = Login(user="shop", password="correct horse")
+
+    def channel_up(self, connection: Any) -> None:
+        self.exchange = ClientExchange(self.login, HERE)
+        connection.auth_received = self._heard
+        connection.auth(self.exchange.begin())
+
+    def _heard(self, data: bytes) -> None:
+        step = self.exchange.receive(data)
+        while isinstance(step, Compute):
+            step = self.exchange.resume(step.work())
+        if isinstance(step, Say):
+            self.connection.auth(step.data)
+        else:
+            assert isinstance(step, Proven)
+            self.connection.authenticated()
+            self.connection.hello(self.hello)
+
+
+class WrongPassword(LoggingIn):
+    login = Login(user="shop", password="wrong horse")
+
+
+def test_a_login_lets_in_as_its_user() -> None:
+    world = UsersWorld(replace(SHOP, password=PASSWORD))
+    peer = world.peer("shop", door=LISTENER, shown=HERE, kind=LoggingIn)
+    ok, told = peer.request("$node.whoami", {})
+    assert ok
+    assert ("shop", "password", ["orders.>"]) == (told["user"], told["how"], told["send"])
+
+
+def test_a_wrong_password_is_refused_after_a_while_and_nothing_was_done() -> None:
+    world = UsersWorld(replace(SHOP, password=PASSWORD))
+    peer = world.peer("shop", door=LISTENER, shown=HERE, kind=WrongPassword)
+    assert peer.lost_because is None
+    world.settle(1.0)
+    assert NotAuthenticated.wire_code == code_of(peer)
+    assert "wrong user or password" in peer.connection.error
+    assert [] == list(world.node.parts.directory)
+
+
+def test_who_logged_in_has_the_names_of_its_user_alone() -> None:
+    world = UsersWorld(replace(SHOP, password=PASSWORD), AUDIT)
+    peer = world.peer("audit", door=LISTENER, shown=HERE, kind=LoggingIn)
+    assert NotAllowed.wire_code == code_of(peer)
+
+
+def test_a_connection_that_goes_while_its_login_waits_leaves_nothing_behind() -> None:
+    world = UsersWorld(replace(SHOP, password=PASSWORD))
+    peer = world.peer("shop", door=LISTENER, shown=HERE, kind=WrongPassword)
+    peer.connection.abort()
+    world.settle(2.0)
+    assert [] == list(world.node.parts.connections.peers)
+
+
+# --- send and to
+
+
+def test_what_a_user_may_not_send_is_refused_and_what_it_may_is_stored() -> None:
+    world = UsersWorld()
+    billing = world.as_user("billing", receive=ORDERS)
+    shop = world.as_user("shop")
+    shop.transfer(1, "orders.new", [b"one"])
+    shop.transfer(2, "bills.new", [b"two"])
+    world.settle()
+    assert [b"one"] == billing.bodies()
+    assert [(2, Action.REFUSED, Forbidden.refusal_code, "bills.new")] == nacks(shop)
+
+
+def test_a_receiver_that_may_not_be_named_is_unknown_in_the_same_words() -> None:
+    world = UsersWorld()
+    world.as_user("billing", receive=ORDERS)
+    world.as_user("audit", receive={"subjects": ["orders.eu.>"]})
+    shop = world.as_user("shop")
+    shop.transfer(1, "orders.new", [b"one"], to=["audit"])
+    shop.transfer(2, "orders.old", [b"two"], to=["nobody"])
+    shop.transfer(3, "orders.eu", [b"three"], to=["billing"])
+    world.settle()
+    told = {
+        one.first: (one.code, one.reason.replace(one.about or "", "X")) for one in shop.take(Nack)
+    }
+    assert told[1] == told[2]
+    assert UnknownReceiver.refusal_code == told[1][0]
+    assert {1, 2} == set(told)
+
+
+# --- receivers
+
+
+def test_27_a_new_receiver_is_its_users_and_nobody_elses() -> None:
+    world = UsersWorld(BILLING, AUDIT, replace(SHOP, names=("*",), rules=Rules(receive=[">"])))
+    billing = world.as_user("billing", receive=ORDERS)
+    assert "billing" == state_of(world, "billing").owner
+    other = world.as_user("shop", "billing", receive=ORDERS)
+    assert NotAllowed.wire_code == code_of(other)
+    assert billing.lost_because is None  # it was not replaced
+
+
+def test_a_receiver_of_nobody_is_given_to_none_until_the_operator_says_whose_it_is() -> None:
+    world = NodeWorld()
+    world.peer("billing", receive=ORDERS).connection.abort()
+    world.settle()
+    world.node.reload_users(users_of(*EVERYBODY))
+    door = Door(asks=False, user="billing")
+    assert NotAllowed.wire_code == code_of(
+        world.peer("billing", door=door, shown=HERE, receive=ORDERS)
+    )
+    ops = world.peer("ops", door=Door(asks=False, user="ops"), shown=HERE)
+    ok, told = ops.request("$node.receivers.own", {"name": "billing", "user": "billing"})
+    assert (True, {"name": "billing", "user": "billing"}) == (ok, told)
+    peer = world.peer("billing", door=door, shown=HERE, receive=ORDERS)
+    assert peer.lost_because is None
+
+
+def test_an_owner_outlives_that_its_receiver_is_removed_and_made_again() -> None:
+    world = UsersWorld(BILLING, replace(SHOP, names=("*",), rules=Rules(receive=[">"])))
+    world.as_user("billing", receive=ORDERS)
+    removing = Deferred.fromCoroutine(world.node.remove_receiver("billing"))
+    world.settle()
+    assert removing.called
+    for incarnation in ("i1", "i2"):  # the second time over a restart
+        thief = world.as_user("shop", "billing", receive=ORDERS)
+        assert NotAllowed.wire_code == code_of(thief)
+        if incarnation == "i1":
+            stopped = world.node.stopService()
+            world.settle(1.0)
+            assert stopped.called
+            world.start()
+    adding = Deferred.fromCoroutine(world.node.add_receiver("billing", ["orders.>"]))
+    world.settle()
+    assert adding.called
+    assert "billing" == state_of(world, "billing").owner
+    assert world.as_user("billing", incarnation="i2", receive=ORDERS).lost_because is None
+
+
+def test_a_removed_receiver_is_said_to_be_so_only_to_whom_it_was() -> None:
+    world = UsersWorld(BILLING, replace(SHOP, names=("*",), rules=Rules(receive=[">"])))
+    billing = world.as_user("billing", receive=ORDERS)
+    assert billing.node_hello is not None
+    known = billing.node_hello.incarnation
+    billing.connection.abort()
+    world.settle()
+    Deferred.fromCoroutine(world.node.remove_receiver("billing"))
+    world.settle()
+    back = {"subjects": ["orders.>"], "known": known}
+    assert NotAllowed.wire_code == code_of(world.as_user("shop", "billing", receive=back))
+    peer = world.as_user("billing", incarnation="i2", receive=back)
+    assert peer.bye is not None
+    assert 2 == peer.bye[0]
+
+
+def test_the_operator_frees_a_name_that_was_removed() -> None:
+    world = UsersWorld(BILLING, replace(SHOP, names=("*",), rules=Rules(receive=[">"])))
+    world.as_user("billing", receive=ORDERS)
+    Deferred.fromCoroutine(world.node.remove_receiver("billing"))
+    world.settle()
+    assert [None] == world.own("billing", "")
+    (failure,) = world.own("billing", "shop")  # nothing says any more that it was there
+    assert UnknownReceiver is failure.type
+    assert world.as_user("shop", "billing", receive=ORDERS).lost_because is None
+    assert "shop" == state_of(world, "billing").owner
+
+
+def test_a_receiver_that_gets_another_owner_is_sent_away() -> None:
+    world = UsersWorld(BILLING, AUDIT)
+    billing = world.as_user("billing", receive=ORDERS)
+    assert [None] == world.own("billing", "audit")
+    assert billing.bye is not None
+    assert NotAllowed.wire_code == code_of(
+        world.as_user("billing", incarnation="i2", receive=ORDERS)
+    )
+    (failure,) = world.own("billing", "nobody")
+    assert BadValue is failure.type
+
+
+@pytest.mark.parametrize(
+    ("subjects", "may"), [(["orders.eu.>"], True), (["orders.eu.new"], True), (["orders.>"], False)]
+)
+def test_a_receiver_gets_the_patterns_that_its_user_may_receive(
+    subjects: list[str], may: bool
+) -> None:
+    world = UsersWorld()
+    peer = world.as_user("audit", receive={"subjects": subjects})
+    assert code_of(peer) == (0 if may else NotAllowed.wire_code)
+    assert [one.name for one in world.node.parts.directory] == (["audit"] if may else [])
+
+
+def test_a_receiver_that_asks_for_no_patterns_is_judged_by_those_that_it_has() -> None:
+    world = UsersWorld()
+    world.as_user("audit", receive={"subjects": ["orders.eu.>"]}).connection.abort()
+    world.settle()
+    world.reload(replace(AUDIT, rules=Rules(receive=["orders.us.>"])))
+    peer = world.as_user("audit", incarnation="i2", receive={})
+    assert NotAllowed.wire_code == code_of(peer)
+
+
+def test_patterns_that_its_owner_may_not_receive_are_not_given_to_a_receiver() -> None:
+    world = UsersWorld()
+    world.as_user("audit", receive={"subjects": ["orders.eu.>"]})
+    ops = world.as_user("ops")
+    for subjects, may in ((["orders.eu.new"], True), ([">"], False)):
+        ok, told = ops.request("$node.receivers.change", {"name": "audit", "subjects": subjects})
+        assert ok is may, told
+    assert "'audit' may not receive it" in told
+
+
+def test_a_receiver_of_the_configuration_is_the_users_that_it_says() -> None:
+    row = ReceiverRow(
+        number=0, name="billing", patterns=("orders.>",), configured=True, owner="billing"
+    )
+    world = UsersWorld(*EVERYBODY, configured=[row])
+    assert world.as_user("billing", receive={}).lost_because is None
+    other = UsersWorld(*EVERYBODY, configured=[replace(row, owner="")])
+    assert NotAllowed.wire_code == code_of(other.as_user("billing", receive={}))
+
+
+# --- what may be asked
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.name)
+def test_an_operation_is_for_who_has_its_right(operation: Any) -> None:
+    world = UsersWorld(
+        replace(SHOP, rules=Rules(request=[">"])),
+        replace(OPS, rules=Rules(request=[operation.right])),
+    )
+    for user, may in (("ops", True), ("shop", operation.own)):
+        peer = world.as_user(user)
+        _, told = peer.request(operation.right, {"wrong": 1})
+        assert may is ("wrong" in told), (user, told)
+        if not may:
+            assert f"not allowed: request '{operation.right}'" in told
+
+
+def test_the_state_of_a_message_is_told_to_its_sender_and_who_has_the_right() -> None:
+    world = UsersWorld()
+    billing = world.as_user("billing", receive=ORDERS)
+    shop = world.as_user("shop", status_from=1)
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    billing.nack(1 << 16, 1 << 16, Action.DEAD, reason="it broke\n  File secret.py, line 1")
+    world.settle()
+    for user, reason in (("shop", "it broke"), ("ops", "it broke\n  File secret.py, line 1")):
+        peer = world.as_user(user, incarnation="i2")
+        ok, told = peer.request("$node.status", {"id": "log:65536"})
+        assert ok, told
+        assert reason == told["receivers"]["billing"]["reason"]
+    # Of the same message, and of one that there is not, another sender hears the same.
+    audit = world.as_user("audit")
+    answers = [audit.request("$node.status", {"id": f"log:{at << 16}"}) for at in (1, 99)]
+    assert [False, False] == [ok for ok, _ in answers]
+    assert answers[0][1].replace("65536", "X") == answers[1][1].replace("6488064", "X")
+    assert str(UnknownMessage("log:65536")) == answers[0][1]
+
+
+def test_a_sender_is_told_the_first_line_of_a_receivers_reason() -> None:
+    boss = replace(SHOP, name="boss", rules=Rules(send=[">"], request=["$node.status"]))
+    world = UsersWorld(*EVERYBODY, boss)
+    billing = world.as_user("billing", receive=ORDERS)
+    peers = {user: world.as_user(user, status_from=1) for user in ("shop", "boss")}
+    for peer in peers.values():
+        peer.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    for number in (1, 2):
+        billing.nack(number << 16, number << 16, Action.DEAD, reason="it broke\nFile secret.py")
+    world.settle()
+    told = {user: {one.reason for one in peers[user].take(StatusFrame)} for user in peers}
+    assert {"shop": {"it broke"}, "boss": {"it broke\nFile secret.py"}} == told
+
+
+# --- users that change
+
+
+def test_a_reload_ends_the_sessions_of_who_is_gone_or_another_and_no_other() -> None:
+    world = UsersWorld()
+    shop, audit, billing = (
+        world.as_user("shop"),
+        world.as_user("audit", receive={"subjects": ["orders.eu.>"]}),
+        world.as_user("billing", receive=ORDERS),
+    )
+    program = world.peer("the-program")
+    world.reload(replace(SHOP, rules=Rules(send=["bills.>"])), BILLING, OPS)
+    assert LoginEnded.wire_code == code_of(shop)
+    assert NotAuthenticated.wire_code == code_of(audit)
+    assert [None, None] == [billing.lost_because, program.lost_because]
+    shop = world.as_user("shop", incarnation="i2")
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    assert [(1, Action.REFUSED, Forbidden.refusal_code, "orders.new")] == nacks(shop)
+
+
+def test_what_was_in_flight_when_rights_changed_was_not_tried_in_vain() -> None:
+    world = UsersWorld(limits=Limits(max_attempts=3))
+    world.as_user("billing", receive=ORDERS)
+    world.as_user("shop").transfer(1, "orders.new", [b"one"])
+    for number in range(6):
+        receive = [f"changes.{number}", *BILLING.rules.patterns("receive")]
+        world.reload(SHOP, replace(BILLING, rules=Rules(receive=receive)))
+        billing = world.as_user("billing", receive=ORDERS)
+        assert [b"one"] == billing.bodies()
+    assert {} == state_of(world, "billing").settled
+
+
+def test_what_was_sent_before_a_reload_and_not_yet_read_is_not_taken() -> None:
+    world = UsersWorld()
+    shop = world.as_user("shop")
+    world.node.reload_users(users_of(replace(SHOP, rules=Rules()), BILLING))
+    shop.transfer(1, "orders.new", [b"one"])
+    world.settle()
+    assert 0 == world.resume("shop", "i1").floor - 1
+
+
+def test_the_first_user_of_a_reload_ends_what_was_let_in_without() -> None:
+    world = NodeWorld()
+    anybody = world.peer("anybody", door=LISTENER, shown=HERE)
+    program = world.peer("the-program")
+    world.node.reload_users(users_of(SHOP))
+    world.settle()
+    assert LoginEnded.wire_code == code_of(anybody)
+    assert program.lost_because is None
+
+
+def test_a_token_that_expires_ends_its_session() -> None:
+    world = NodeWorld()
+    token, secret = new_token("shop", expires=int(world.clock.seconds() * 1000) + 90_000)
+
+    class WithToken(LoggingIn):
+        login = Login(token=secret)
+
+    world.node.reload_users(users_of(SHOP, tokens=[token]))
+    peer = world.peer("shop", door=LISTENER, shown=HERE, kind=WithToken)
+    world.settle(88.0)
+    assert peer.lost_because is None
+    world.settle(3.0)
+    assert LoginEnded.wire_code == code_of(peer)
+
+
+# --- this process
+
+
+def test_a_client_of_this_process_acts_for_whom_its_program_says() -> None:
+    world = UsersWorld()
+    client = world.node.client("shop.till", principal="shop")
+    world.settle()
+    refused: list[Any] = []
+    client.send("bills.new", b"x").addErrback(lambda failure: refused.append(failure.value))
+    world.settle()
+    (error,) = refused
+    assert isinstance(error, Forbidden)
+    trusted = world.node.client("anything")
+    world.settle()
+    stored: list[Any] = []
+    trusted.send("bills.new", b"x").addCallback(stored.append)
+    world.settle()
+    assert stored
+    assert "'shop' may not be called 'billing'" in why_of(world, "billing", "shop")
+    assert "'nobody' is not configured" in why_of(world, "x", "nobody")
+    for one in (client, trusted):
+        one.close()
+    world.settle()
+
+
+def why_of(world: NodeWorld, name: str, user: str) -> str:
+    client = world.node.client(name, principal=user)
+    world.settle()
+    why = client.why().error or ""
+    client.close()
+    world.settle()
+    return why
+
+
+def test_a_receiver_of_this_process_acts_for_whom_its_program_says() -> None:
+    world = UsersWorld()
+    receiver = Receiver(world.clock, name="audit", handler=lambda message: None)
+    attachment = world.node.attach(receiver, ["orders.>"], principal="audit")
+    world.settle()
+    assert not attachment.connected
+    assert "may not receive 'orders.>'" in attachment.error
+    world.node.attach(receiver, ["orders.eu.>"], principal="audit")
+    world.settle()
+    assert "audit" == state_of(world, "audit").owner
+    receiver.stop()
+    world.settle(40.0)
+
+
+def test_the_peers_of_a_face_have_the_names_of_the_user_that_it_acts_for() -> None:
+    fleet = User(name="fleet", names=("fleet", "drone.*"), rules=Rules())
+    pilot = User(name="pilot", rules=Rules(send=["land"], to=["drone.7"]))
+    world = UsersWorld(fleet, pilot)
+    handed: list[tuple[str, bytes]] = []
+    attachments: list[Any] = []
+    gateway: Gateway[str] = Gateway(
+        world.clock,
+        lambda receiver: attachments.append(world.node.attach(receiver, principal="fleet")),
+        lambda peer, message: handed.append((peer, message.body)),
+    )
+    gateway.add("a drone", "drone.7")
+    gateway.add("a thief", "pilot")
+    world.settle()
+    assert [True, False] == [one.connected for one in attachments]
+    assert "may not be called 'pilot'" in attachments[1].error
+    assert "fleet" == state_of(world, "drone.7").owner
+    client = world.node.client("pilot", principal="pilot")
+    world.settle()
+    client.send("land", b"now", to=["drone.7"])
+    world.settle(1.0)
+    assert [("a drone", b"now")] == handed
+    gateway.stop()
+    client.close()
+    world.settle(40.0)
+
+
+# --- what the log says
+
+
+def test_every_change_has_a_line_with_who_and_what_and_from_where() -> None:
+    world = UsersWorld()
+    ops = world.as_user("ops")
+    with capturedLogs() as events:
+        ops.request("$node.receivers.add", {"name": "new", "subjects": ["a.>"]})
+        ops.request("$node.receivers.list", {})
+    lines = [formatEvent(e) for e in events if e["log_namespace"] == NAMESPACE]
+    (line,) = lines
+    assert line.startswith("user ops (no login) at 127.0.0.1: receivers.add ")
+    assert '"name":"new"' in line
