@@ -382,3 +382,64 @@ def test_what_a_process_took_binds_nobody_who_comes_after_it(acks: bool) -> None
     for _ in range(3):  # as soon as it has said hello
         world.done(world.central.send("shop", "x" * 5_000))
     world.until(lambda: len(got) == 3, 20.0)
+
+
+# --- a stop has an end
+
+
+@pytest.mark.parametrize("side", ["central", "remote"])
+def test_what_waits_for_the_budget_makes_a_stop_no_longer(side: str) -> None:
+    limits = SessionLimits(stop_seconds=3.0, decoding_bytes=1_000)
+    gates: list[Deferred[None]] = []
+
+    def hang(message: Any) -> Deferred[None]:
+        gates.append(Deferred())
+        return gates[-1]
+
+    world = SessionsWorld(limits=limits, on_message=hang)
+    remote = joined(world, limits=limits, on_message=hang)
+    port = SessionsWorld.CENTRAL_PORT if side == "central" else 20_001
+    for _ in range(2):
+        stranger = dial(world, port)
+        payload = message("x" * 600)
+        data = (len(payload).to_bytes(4, "big") + payload) * 5
+        stranger.transport.write(data)  # type: ignore[union-attr]  # it is connected
+        world.run(0.5)
+    assert len(gates) == 1
+    stranger.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+    world.run(0.5)
+    began = world.net.clock.seconds()
+    world.done((world.central if side == "central" else remote).stopService())
+    assert 2.9 < world.net.clock.seconds() - began < 3.5
+
+
+def test_a_central_whose_stop_goes_wrong_has_ended_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, logged_failures: list[LogEvent]
+) -> None:
+    world = SessionsWorld()
+    joined(world)
+    waits: list[Deferred[Any]] = [
+        world.central.when_joined("other"),
+        world.central.when_left("other"),
+    ]
+    monkeypatch.setattr(world.central._listener, "stop", lambda: 1 / 0)
+    world.done(world.central.stopService())
+    for wait in waits:
+        with pytest.raises(NotJoined):
+            world.done(wait)
+    assert [event["log_failure"].type for event in logged_failures] == [ZeroDivisionError]
+    logged_failures.clear()
+
+
+# --- who may be silent
+
+
+def test_a_central_that_beats_seldom_is_not_cut_off_by_a_remote_without_acknowledgements() -> None:
+    """It says nothing to that one before, and it does not end for having nothing to say."""
+    world = SessionsWorld(heartbeat=100.0)
+    joined(world, acks=False, heartbeat_timeout=300.0)
+    joins: list[Any] = []
+    world.central._on_joined = joins.append
+    world.run(200.0, step=0.1)
+    assert joins == []
+    assert world.central.remotes["shop"].last_heartbeat is not None

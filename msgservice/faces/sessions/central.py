@@ -241,14 +241,17 @@ class Central(Service):
 
     def _ended(self, _: object) -> None:
         self._is_over = True
+        self._joins.fail(NotJoined(ENDED))  # whatever went wrong meanwhile
+        self._leaves.fail(NotJoined(ENDED))
         if self._ending is not None:
             self._ending.fire(None)
 
     async def _stop(self) -> None:
         for asked, _ in tuple(self._asked.values()):
             asked.cancel()
-        await self._listener.stop()
+        closed = self._listener.stop()
         await self._handlers.stop()
+        await closed
         for key in tuple(self._candidates):
             self._drop_candidate(key)
         members = list(self._members.values())
@@ -256,8 +259,6 @@ class Central(Service):
         left_node = self._durable.stop() if self._durable is not None else succeed(None)
         await gatherResults([member.stop("the central ends") for member in members])
         await left_node
-        self._joins.fail(NotJoined(ENDED))
-        self._leaves.fail(NotJoined(ENDED))
 
     # --- who is there
 

@@ -80,7 +80,7 @@ class Decoding:
         self._waiting: deque[bytes] = deque()
         self._last: tuple[Message | None, str] | None = None  # and why nothing is behind it
         self._is_running = False
-        self._waits_for_budget = False
+        self.waits_for_budget = False  # and so for handlers that run
         self._is_over = False
         self.free_bytes = -1  # what is no larger does not wait for the budget, and is not counted
 
@@ -92,7 +92,7 @@ class Decoding:
     @property
     def has_payloads(self) -> bool:
         """Whether payloads wait or are on a thread, so that items are to come."""
-        is_running = self._is_running and not self._waits_for_budget
+        is_running = self._is_running and not self.waits_for_budget
         return bool(self._waiting) or is_running or self._last is not None
 
     @property
@@ -117,13 +117,13 @@ class Decoding:
         self._last = None
 
     def _run(self) -> None:
-        self._is_running, self._waits_for_budget = True, False
+        self._is_running, self.waits_for_budget = True, False
         waiting, decode, give = self._waiting, self._codec.decode, self._give
         budget = self._budget
         while True:
             if budget.used >= budget.limit and not self._is_free:
                 # And nothing more is read, though nothing waits.
-                self._waits_for_budget = True
+                self.waits_for_budget = True
                 budget.wait(self._run)
                 self._changed()
                 return

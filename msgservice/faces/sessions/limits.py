@@ -23,7 +23,8 @@ class SessionLimits:
     """Connections of one host, of those."""
     first_seconds: float = 30.0
     """From a connection to its first whole payload; then it may say nothing for as long as it
-    likes."""
+    likes. Not at a remote without acknowledgements, to which a central has nothing to say at
+    first."""
     remotes_max: int = 10_000
     """Remotes of one central; a hello beyond is refused. Those of one host that have not joined may
     be half of it."""
@@ -56,7 +57,7 @@ class SessionLimits:
     ack_messages: int = 1_000
     """An acknowledgement waits for others to the end of the reactor's turn, or until so many."""
     stop_seconds: float = 10.0
-    """How long a stop waits for handlers and for what is being written."""
+    """How long a stop waits for handlers that run, and then as long for what is being written."""
 
     @property
     def window(self) -> tuple[int, int]:

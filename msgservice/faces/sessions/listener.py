@@ -174,10 +174,14 @@ class Inbound(TwistedProtocol):
         self.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
 
     def close(self) -> None:
-        """End the connection; what has come whole is still given."""
+        """End the connection; what has come whole is still given, unless the budget is spent."""
+        if self._decoding.waits_for_budget:  # for as long as handlers run, which a stop limits
+            self._decoding.stop()
         if not self._is_over:
             self._is_over = True
             self.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
+        else:
+            self._look()
 
     # --- Twisted's
 
@@ -192,8 +196,9 @@ class Inbound(TwistedProtocol):
             self._is_over = True
             transport.abortConnection()
             return
-        seconds = self._listener.limits.first_seconds
-        self._first = self._listener.reactor.callLater(seconds, self._said_nothing)
+        if not self._listener.may_be_silent:
+            seconds = self._listener.limits.first_seconds
+            self._first = self._listener.reactor.callLater(seconds, self._said_nothing)
 
     def dataReceived(self, data: bytes) -> None:  # noqa: D102
         if self._is_over or self._decoding.is_ending:
@@ -303,6 +308,7 @@ class Listener:
         limits: of its side; None: `SessionLimits()`.
         tls: for TLS; a listener that verifies the certificates of its clients may listen to all.
         insecure: whether one that does not may, too.
+        may_be_silent: whether who connects may have nothing to say for longer than `first_seconds`.
 
     Raises `TypeError` for what is none of these: programs give them to a side as they are.
     """
@@ -317,6 +323,7 @@ class Listener:
         limits: SessionLimits | None = None,
         tls: CertificateOptions | None = None,
         insecure: bool = False,
+        may_be_silent: bool = False,
     ) -> None:
         codec = codec if codec is not None else SafeCodec()
         limits = limits if limits is not None else SessionLimits()
@@ -337,6 +344,7 @@ class Listener:
         self.budget = Budget(limits)
         self._tls = tls
         self._insecure = insecure
+        self.may_be_silent = may_be_silent
         self._port: IListeningPort | None = None
         self._is_stopped = False
         self._connections: set[Inbound] = set()

@@ -151,6 +151,7 @@ class Remote(Service):
             limits=limits,
             tls=tls,
             insecure=insecure,
+            may_be_silent=not acks,  # a central says nothing then before its next heartbeat
         )
         self._codec, self._limits = self._listener.codec, self._listener.limits
         limits = self._limits
