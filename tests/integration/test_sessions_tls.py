@@ -211,3 +211,35 @@ async def test_what_tls_has_not_encrypted_yet_is_not_taken_for_what_the_peer_has
         await deferLater(reactor, 0.01, lambda: None)
     await user.sender.stop()
     await central.stopService()
+
+
+class Silent(Protocol):
+    """A client that connects and never shakes hands."""
+
+    def __init__(self) -> None:
+        self.lost: Deferred[None] = Deferred()
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.lost.callback(None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_never_shakes_hands_takes_no_place_for_ever() -> None:
+    authority = Authority()
+    limits = SessionLimits(first_seconds=0.3, connections_max=2)
+    central = Central(
+        reactor, listen=OPEN, tls=authority.server(), dial=authority.dial, limits=limits
+    )
+    _, port = await central.listen()
+    silent = [Silent(), Silent()]
+    for each in silent:
+        await connectProtocol(HostnameEndpoint(reactor, HOST, port), each)
+    for each in silent:
+        await each.lost.addTimeout(20, reactor)
+    remote = Remote(
+        reactor, authority.dial(HOST, port), listen=OPEN, tls=authority.server(), id="shop"
+    )
+    await remote.start()
+    await central.when_joined("shop").addTimeout(20, reactor)
+    await remote.stopService()
+    await central.stopService()
