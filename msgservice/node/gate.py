@@ -50,6 +50,7 @@ from msgservice.transport.addresses import PLAIN_NEEDS, is_plain
 NAMESPACE = f"{__name__.partition('.')[0]}.access"
 SHOWN = 200  # characters of what somebody said, in a line
 DAY_MS = 86_400_000
+LOOK_MS = 3_600_000  # between two looks at all tokens, while logins come by tokens
 SOON_DAYS = 7  # before a token expires that is a warning, once a day at most
 
 # How a principal was known where no `Users` say it.
@@ -168,6 +169,7 @@ class Gate:
         self._seldom = seldom
         # Of those that were asked for since users were read: thousands may have one principal.
         self._holding: dict[Principal, bool] = {}
+        self._looked = 0  # wall clock
         self._warned: dict[str, int] = {}  # token -> wall clock, of the last warning of its end
         self._throttle = Throttle(
             pair_max=limits.login_failures,
@@ -392,8 +394,9 @@ class Gate:
         self._seldom.say(("turned away", who.principal.user, address, shown), tell)
 
     def _warn_of_tokens(self) -> None:
-        """Say which tokens expire soon; looked at with each login by a token, and when read."""
+        """Say which tokens expire soon; looked at when read, and as logins by tokens come."""
         now, tokens = self._time.wall(), () if self._users is None else self._users.tokens
+        self._looked = now
         soon = [token for token in tokens if token.expires is not None]
         self._warned = {one.id: self._warned.get(one.id, 0) for one in soon}
         for token in soon:
@@ -410,7 +413,9 @@ class Gate:
 
     def _came(self, who: Pass, name: str) -> None:
         address = who.address
-        if who.principal.until is not None:
+        is_by_token = who.principal.until is not None
+        # Not with each: all tokens of all users are looked at.
+        if is_by_token and not 0 <= self._time.wall() - self._looked < LOOK_MS:
             self._warn_of_tokens()
 
         def tell(count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,7 +11,9 @@ from msgservice.identity.principal import Principal
 from msgservice.identity.rules import Rules
 from msgservice.identity.tokens import Token
 from msgservice.identity.users import User, Users
+from msgservice.node.gate import LISTENER
 from tests.bounds.meter import LIMIT, Meter
+from tests.kit.passes import HERE, a_gate
 
 SESSIONS = 10  # of each user
 
@@ -43,6 +46,26 @@ def cost(count: int) -> int:
     after = Users(before.all.values(), secret=bytes(32), tokens=before.tokens)
     sessions = [before.named(name, f"udp {n}") for name in before.all for n in range(SESSIONS)]
     return reload(before, after, sessions)
+
+
+def logins(count: int) -> int:
+    """The units of a hundred logins by tokens, of so many users."""
+    everybody = users_of(count)
+    expiring = [replace(token, expires=10**12) for token in everybody.tokens]
+    gate = a_gate()
+    known = Users(everybody.all.values(), secret=bytes(32), tokens=expiring)
+    gate.replace(known)
+    meter = Meter()
+    with meter.turn("logins"):
+        for n in range(100):
+            shown = known.named(f"user-{n % 20}", f"token {n % 20:011}a")
+            shown = replace(shown, until=10**12)
+            gate.admit(shown, HERE, LISTENER, f"user-{n % 20}")
+    return meter.units
+
+
+def test_a_login_costs_the_same_however_many_users_there_are() -> None:
+    assert logins(200) <= 1.1 * logins(50)
 
 
 @pytest.mark.parametrize("count", [50, 200])

@@ -36,6 +36,14 @@ subjects = ["orders.>", "a.*.b"]
 rate = { messages = 100, burst_seconds = 2 }
 window = { messages = 10, bytes = 1_000_000 }
 order = "none"
+[[user]]
+name = "shop"
+password = "SCRAM-SHA-256$4096:AAAAAAAAAAAAAAAA$AAAA:AAAA"
+certificate = ["dns:shop.example.org", "uri:spiffe://a/b"]
+uid = 1000
+names = ["shop", "till.*"]
+send = ["orders.>"]
+request = ["$node.status"]
 [rate]
 messages = 5000.5
 [limits]

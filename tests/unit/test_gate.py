@@ -459,6 +459,22 @@ def test_a_token_that_expires_soon_is_a_warning_once_a_day(days: int, told: list
     ]
 
 
+def test_a_token_that_comes_to_its_last_days_while_the_node_runs_is_a_warning() -> None:
+    clock = Clock()
+    token, secret = new_token("shop", expires=8 * 86_400_000)
+    gate = a_gate(clock=clock)
+    gate.replace(users_of(SHOP, tokens=[token]))
+    dialogue = Dialogue(gate, Login(token=secret))
+    dialogue.play()
+    with capturedLogs() as events:
+        for _ in range(30):
+            gate.admit(dialogue.principal, HERE, LISTENER, "shop")
+            clock.advance(3600.0 * 1.5)
+    lines = [formatEvent(event) for event in events if "token {id}" in event["log_format"]]
+    assert 1 == len(lines)
+    assert f"token {token.id} of user shop expires in 6.9 days" in lines[0]
+
+
 # --- what the log says
 
 
