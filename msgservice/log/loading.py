@@ -149,8 +149,10 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
         at.removed, at.settled = bool(removed), settled
         at.bytes, at.collected, at.inbox = size, collected, inbox
         state.receivers[row.number], state.rows[row.number] = at, row
-    state.dead_bytes = dict(
-        rows(db, f"select receiver, sum({DEAD_SIZE}) from dead group by receiver")  # noqa: S608
+    state.set_dead_bytes(
+        dict(
+            rows(db, f"select receiver, sum({DEAD_SIZE}) from dead group by receiver")  # noqa: S608
+        )
     )
     open_rows = rows(
         db,

@@ -139,6 +139,7 @@ class State:
     receivers: dict[int, ReceiverProgress] = field(default_factory=dict)
     rows: dict[int, ReceiverRow] = field(default_factory=dict)
     dead_bytes: dict[int, int] = field(default_factory=dict)  # by receiver number
+    dead_total: int = 0  # of all receivers: asked for with every run that comes in
     # How long the log was open so far, ms, by a clock that never jumps, when its last entry was
     # decided: ages are measured by it.
     age: int = 0
@@ -155,7 +156,7 @@ class State:
     @property
     def taken(self) -> int:
         """Bytes of batches not yet removed and of dead letters."""
-        return self.used + sum(self.dead_bytes.values())
+        return self.used + self.dead_total
 
     def sender(self, key: Key) -> SenderState | None:
         """Return the marks of a sender that the log knows, awake or not; on the writer's thread."""
@@ -180,6 +181,11 @@ class State:
         self.asleep.add(key)
         del self.senders_by_id[self.senders.pop(key).id]
 
+    def set_dead_bytes(self, by_receiver: dict[int, int]) -> None:
+        """Take the bytes of receivers' dead letters; they are not changed in place from then on."""
+        self.dead_bytes = by_receiver
+        self.dead_total = sum(by_receiver.values())
+
     def adopt(self, staged: Staged) -> None:
         """Make what an entry did the committed state."""
         self.next_number = staged.number
@@ -200,7 +206,7 @@ class State:
         if staged.dead_bytes:
             # Never changed in place: `ILog.room` looks at it on the reactor's thread.
             dead_bytes = self.dead_bytes | staged.dead_bytes
-            self.dead_bytes = {number: size for number, size in dead_bytes.items() if size}
+            self.set_dead_bytes({number: size for number, size in dead_bytes.items() if size})
         for total in staged.new_audiences:
             total.audience.stored = True
         self.age, self.ages = staged.age, staged.ages

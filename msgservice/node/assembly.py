@@ -47,6 +47,7 @@ from msgservice.node.pace import RateLimits
 from msgservice.node.peer import Peer
 from msgservice.node.receivers import Receivers
 from msgservice.node.seldom import Seldom
+from msgservice.node.stored_bytes import StoredBytes
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.node.upkeep import Upkeep
@@ -150,6 +151,7 @@ def assemble(
             limits=limits,
             retry_delay=retry_delay,
             letters=dead_letters,
+            stored=stored_bytes,
             pace=total.pace(rates.get(row.name)),
         )
 
@@ -163,8 +165,10 @@ def assemble(
         pause=lambda row, reason: receivers.pause_full(row, reason),
     )
     tail = Tail(snapshot.next_number, limits.tail_bytes)
+    stored_bytes = StoredBytes()
     dispatch = Dispatch(
         tail,
+        stored_bytes,
         limits,
         time.clock,
         lambda row, suspended: receivers.set_suspended(row, suspended),

@@ -1,7 +1,8 @@
 """Brings what was stored to the receivers that are connected, and judges who is too far behind.
 
-A batch costs one list operation for each *live* receiver of its audience; receivers that are
-away cost nothing here, however many they are.
+A batch costs one list operation for each *live* receiver of its audience; receivers that are away
+cost nothing here, however many they are. A judgement looks at each receiver once, and adds up
+what was stored for its sets only where all that was stored could have brought it to its limit.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from msgservice.limits import Limits
 from msgservice.message import Status
 from msgservice.node.outlet import Outlet
 from msgservice.node.seldom import Seldom
+from msgservice.node.stored_bytes import StoredBytes
 from msgservice.node.supply import FOLLOWS
 from msgservice.node.tail import Tail
 from msgservice.records import Account, Audience, Batch, ReceiverRow
 
 JUDGE_EVERY = 0.1  # seconds between two judgements of the backlogs (SEMANTICS 18)
+# Sets of receivers, over all receivers, that one judgement adds up; who is left is judged next.
+JUDGED_SETS = 16_384
 
 
 class Dispatch:
@@ -34,6 +38,7 @@ class Dispatch:
     def __init__(
         self,
         tail: Tail,
+        stored_bytes: StoredBytes,
         limits: Limits,
         clock: IReactorTime,
         set_suspended: Callable[[ReceiverRow, bool], None],
@@ -41,13 +46,14 @@ class Dispatch:
     ) -> None:
         self.outlets: dict[int, Outlet] = {}  # by receiver number
         self._tail = tail
+        self._stored_bytes = stored_bytes
         self._limits = limits
         self._clock = clock
         self._set_suspended = set_suspended
         self._seldom = seldom
-        self._live: dict[int, list[Outlet]] = {}  # by audience number
+        self._live: dict[int, dict[Outlet, None]] = {}  # by audience number
         self._audiences: dict[int, Audience] = {}
-        self._stored_bytes: dict[int, int] = {}  # by audience number, since the last judgement
+        self._late: list[int] = []  # numbers of receivers that the last judgement did not come to
         self._full: set[int] = set()  # numbers of receivers
         self._full_audiences: dict[int, str] = {}  # audience number -> why
         self._judging: IDelayedCall | None = None
@@ -71,24 +77,26 @@ class Dispatch:
     def audience_made(self, audience: Audience) -> None:
         """The audience is used for the first time: its live receivers are fed from now on."""
         self._audiences[audience.number] = audience
-        live = self._live[audience.number] = []
+        live: dict[Outlet, None] = {}
+        self._live[audience.number] = live
+        self._stored_bytes.by_set[audience.number] = 0
         for number in audience.members:
             outlet = self.outlets.get(number)
             if outlet is not None:
                 outlet.audiences.add(audience.number)
                 if outlet.connection is not None:
-                    live.append(outlet)
+                    live[outlet] = None
                 if number in self._full:
                     self._full_audiences[audience.number] = _why_full(outlet)
 
     def audience_unmade(self, audience: Audience) -> None:
         """The audience is unused: no batch in the log has it, and none that waits to be stored."""
         number = audience.number
-        size = self._stored_bytes.pop(number, 0)
+        size = self._stored_bytes.by_set.pop(number, 0)
         for member in audience.members:
             outlet = self.outlets.get(member)
             if outlet is not None:
-                outlet.progress.queued(size)
+                outlet.progress.queued.leave(size)
                 outlet.audiences.discard(number)
         self._audiences.pop(number, None)
         self._live.pop(number, None)
@@ -97,14 +105,12 @@ class Dispatch:
     def connected(self, outlet: Outlet) -> None:
         """The outlet's connection is open: stored batches are fed to it from now on."""
         for number in outlet.audiences:
-            self._live[number].append(outlet)
+            self._live[number][outlet] = None
 
     def disconnected(self, outlet: Outlet) -> None:
         """The outlet's connection was lost: it is fed nothing more."""
         for number in outlet.audiences:
-            live = self._live[number]
-            if outlet in live:
-                live.remove(outlet)
+            self._live[number].pop(outlet, None)
 
     # --- what was stored
 
@@ -113,16 +119,19 @@ class Dispatch:
 
         Outlets that are following get them directly; those that lag read them later.
         """
-        tail, live, sizes = self._tail, self._live, self._stored_bytes
+        tail, live, sizes = self._tail, self._live, self._stored_bytes.by_set
         touched: dict[Outlet, None] = {}
+        total = self._stored_bytes.total
         for batch in batches:
             tail.append(batch)
             number = batch.audience.number
-            sizes[number] = sizes.get(number, 0) + batch.size
+            sizes[number] += batch.size
+            total += batch.size
             for outlet in live[number]:
                 if outlet.supply.state is FOLLOWS:
                     outlet.supply.feed(batch)
                 touched[outlet] = None
+        self._stored_bytes.total = total
         for outlet in touched:
             try:
                 outlet.pump()
@@ -154,7 +163,7 @@ class Dispatch:
     def begin(self, accounts: Iterable[Account]) -> None:
         """Begin with the backlogs that the log's accounts say."""
         for account in accounts:
-            self.outlets[account.receiver].progress.queued(account.queued_bytes)
+            self.outlets[account.receiver].progress.queued.add(account.queued_bytes)
         self.judge(starting=True)
 
     def judge(self, *, starting: bool = False) -> None:
@@ -162,26 +171,35 @@ class Dispatch:
 
         `starting`: who was suspended before the node stopped, and still is, is told of again.
         """
-        sizes, self._stored_bytes = self._stored_bytes, {}
-        for number, size in sizes.items():
-            for member in self._audiences[number].members:
-                outlet = self.outlets.get(member)
-                if outlet is not None:
-                    outlet.progress.queued(size)
         full, changed = set(), False
-        default = self._limits.backlog_bytes_max
-        for number, outlet in self.outlets.items():
-            row = outlet.row
+        order: Iterable[int] = self.outlets
+        if self._late:
+            order = dict.fromkeys([*(n for n in self._late if n in self.outlets), *self.outlets])
+            self._late = []
+        default, room, total = self._limits.backlog_bytes_max, JUDGED_SETS, self._stored_bytes.total
+        for number in order:
+            outlet = self.outlets[number]
+            row, queued = outlet.row, outlet.progress.queued
             limit = row.options.backlog_bytes or default
-            if outlet.progress.queued_bytes * 2 < limit and not row.suspended:
+            if (queued.beyond_total + total) * 2 < limit and not row.suspended:
                 continue
-            if outlet.caught_up:
-                # At start it may have been more: of very many split batches all was counted.
-                outlet.progress.queued(-outlet.progress.queued_bytes)
-            at_limit = outlet.progress.queued_bytes >= limit
-            suspend = row.options.on_full == "suspend" and (
-                at_limit or (row.suspended and outlet.progress.queued_bytes * 2 >= limit)
-            )
+            may_suspend = row.options.on_full == "suspend"
+            stays = limit if row.suspended and may_suspend else 2 * limit  # of twice what waits
+            is_caught_up = outlet.caught_up
+            if queued.at_most * 2 >= stays > queued.at_least * 2 or is_caught_up:
+                if room <= 0:
+                    self._late.append(number)
+                    if number in self._full:
+                        full.add(number)
+                    continue
+                room -= len(outlet.audiences)
+                waiting = queued.look()
+                if is_caught_up:
+                    # At start it may have been more: of very many split batches all was counted.
+                    queued.add(-waiting)
+            waiting = queued.at_least
+            at_limit = waiting >= limit
+            suspend = may_suspend and (at_limit or (row.suspended and waiting * 2 >= limit))
             if suspend or at_limit:
                 full.add(number)
             if suspend != row.suspended or (suspend and starting):
@@ -192,7 +210,7 @@ class Dispatch:
             for number in before ^ full:
                 self._say_full(self.outlets[number])
             self._mark_audiences()
-        if full and self._judging is None:
+        if (full or self._late) and self._judging is None:
             self._judging = self._clock.callLater(JUDGE_EVERY, self._judge)
 
     def _judge(self) -> None:
@@ -206,7 +224,7 @@ class Dispatch:
                 "receiver {name} is suspended: {queued} bytes wait for it, its limit is {limit};"
                 " what is sent from now on is not for it, until less than half of that waits",
                 name=outlet.name,
-                queued=outlet.progress.queued_bytes,
+                queued=outlet.progress.queued.look(),
                 limit=limit,
             )
         else:
@@ -214,7 +232,7 @@ class Dispatch:
                 "receiver {name} is no longer suspended: {queued} bytes wait for it, its limit is"
                 " {limit}; what is sent from now on is for it again",
                 name=outlet.name,
-                queued=outlet.progress.queued_bytes,
+                queued=outlet.progress.queued.look(),
                 limit=limit,
             )
 
@@ -236,7 +254,7 @@ class Dispatch:
                 else "messages for receiver {name} are taken again: {queued} bytes wait for it,"
                 " its limit is {limit}",
                 name=outlet.name,
-                queued=outlet.progress.queued_bytes,
+                queued=outlet.progress.queued.look(),
                 limit=self.backlog_bytes_max(outlet.row),
             )
 

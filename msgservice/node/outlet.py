@@ -32,6 +32,7 @@ from msgservice.message import Status
 from msgservice.node.commits import Commits
 from msgservice.node.outlet_progress import Letters, OutletProgress
 from msgservice.node.pace import Pace
+from msgservice.node.stored_bytes import QueuedBytes, StoredBytes
 from msgservice.node.supply import Supply, UpTo
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
@@ -64,6 +65,7 @@ class Outlet:
         limits: Limits,
         retry_delay: Callable[[int], float],
         letters: Letters,
+        stored: StoredBytes,
         pace: Pace | None = None,
     ) -> None:
         self.row = row
@@ -92,6 +94,7 @@ class Outlet:
             self,
             self.backlog,
             [(one.first, one.last) for one in exceptions if one.status is Status.ACKNOWLEDGED],
+            QueuedBytes(stored, self.audiences),
             commits=commits,
             tracker=tracker,
             time=time,

@@ -22,6 +22,7 @@ from msgservice.core.refusal import Refusal
 from msgservice.core.runs import FINAL, Run, Settled, cut_run, parts_of, size_alone
 from msgservice.message import MessageParts, Status, array_header, header_size
 from msgservice.node.commits import Commits
+from msgservice.node.stored_bytes import QueuedBytes
 from msgservice.node.tracker import Tracker
 from msgservice.records import DEAD_OVERHEAD, Batch, DeadLetter, ExceptionRow, Progress, ReceiverRow
 from msgservice.waiters import Waiters
@@ -61,7 +62,8 @@ class Letters(Protocol):
 class OutletProgress:
     """Delivery progress of one receiver, as `commits.Progressing`: settled messages and retries.
 
-    `acked`: the acknowledged ranges above the cursor, as the log has them.
+    `acked`: the acknowledged ranges above the cursor, as the log has them. `queued`: the bytes that
+    wait, for the backlog limit.
     """
 
     def __init__(
@@ -69,13 +71,14 @@ class OutletProgress:
         outlet: Delivering,
         backlog: Backlog,
         acked: Sequence[Range],
+        queued: QueuedBytes,
         *,
         commits: Commits,
         tracker: Tracker,
         time: Time,
         letters: Letters,
     ) -> None:
-        self.queued_bytes = 0  # for the backlog limit
+        self.queued = queued
         self.letters_wait = False  # the log could not store a dead letter: its lane waits for that
         self._outlet = outlet
         self._row = outlet.row
@@ -97,10 +100,6 @@ class OutletProgress:
         return not self._new and not self._storing
 
     # --- gathering
-
-    def queued(self, size: int) -> None:
-        """Batches of so many bytes are queued for this receiver, besides those before."""
-        self.queued_bytes += size
 
     def gather(self) -> None:
         """Take what the backlog has settled, and which attempts failed: the next group has it."""
@@ -170,7 +169,7 @@ class OutletProgress:
         taken = _Taken(settled, failed, self._inbox_changed, cursor)
         inbox = self._row.inbox if self._inbox_changed else None
         self._inbox_changed = False
-        self.queued_bytes -= size
+        self.queued.add(-size)
         self._row.cursor = cursor
         self._storing.append(taken)
         return Progress(
@@ -296,7 +295,7 @@ class OutletProgress:
         self._new = taken.settled + self._new
         self._failed = taken.failed + self._failed
         self._inbox_changed = self._inbox_changed or taken.inbox_changed
-        self.queued_bytes += sum(_size_of(one) for one in taken.settled)
+        self.queued.add(sum(_size_of(one) for one in taken.settled))
 
     def fault(self, failure: Failure) -> None:
         """See `Progressing`."""

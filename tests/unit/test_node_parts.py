@@ -67,6 +67,7 @@ from msgservice.node.replies import busy
 from msgservice.node.rights import ANYONE
 from msgservice.node.seldom import Seldom
 from msgservice.node.status_frames import FRAMES_MAX, STATUS_RANGES_MAX, StatusFrames
+from msgservice.node.stored_bytes import QueuedBytes, StoredBytes
 from msgservice.node.supply import State
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import GonePiece, News, States, Tracker
@@ -132,6 +133,7 @@ def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **m
         "limits": LIMITS,
         "retry_delay": lambda attempts: 1.0,
         "letters": double(room=lambda row: 1_000_000, due=lambda row, size: None),
+        "stored": StoredBytes(),
     }
     row = row or ReceiverRow(number=1, name="billing", cursor=position_of(1) - 1)
     return Outlet(row, (), **(collaborators | more))
@@ -436,7 +438,7 @@ class AskedReceivers:
         self.directory = Directory(log, LIMITS, lambda made: None, lambda unmade: None)
         self.commits = double(receiver=self._store, removal=self._store)
         self.connections = double(links={}, undial=lambda outlet: succeed(None))
-        self.dispatch = Dispatch(Tail(1, 1), LIMITS, Clock(), never, double())
+        self.dispatch = Dispatch(Tail(1, 1), StoredBytes(), LIMITS, Clock(), never, double())
         self.dead_letters = DeadLetters(
             log=log,
             limits=LIMITS,
@@ -525,14 +527,14 @@ def test_receivers_pause_one_with_too_many_dead_letters() -> None:
 
 def test_dispatch_feeds_who_follows_and_pumps_who_is_connected() -> None:
     clock, tail = Clock(), Tail(1, 1_000_000)
-    dispatch = Dispatch(tail, LIMITS, clock, never, double())
+    dispatch = Dispatch(tail, StoredBytes(), LIMITS, clock, never, double())
     follows, lags, away = (
         double(
             row=ReceiverRow(number=number, name=str(number)),
             audiences=set(),
             connection=connection,
             supply=double(state=state),
-            progress=double(queued_bytes=0),
+            progress=double(queued=QueuedBytes(StoredBytes(), ())),
             caught_up=True,
         )
         for number, connection, state in (
@@ -554,16 +556,17 @@ def test_dispatch_feeds_who_follows_and_pumps_who_is_connected() -> None:
 
 
 def test_dispatch_suspends_who_is_too_far_behind() -> None:
-    clock, suspended = Clock(), []
+    clock, suspended, stored_bytes = Clock(), [], StoredBytes()
     dispatch = Dispatch(
         Tail(1, 1_000_000),
+        stored_bytes,
         LIMITS,
         clock,
         lambda row, yes: suspended.append((row.name, yes)),
         double(),
     )
     options = ReceiverOptions(on_full="suspend", backlog_bytes=10)
-    outlet = an_outlet(ReceiverRow(number=1, name="slow", options=options))
+    outlet = an_outlet(ReceiverRow(number=1, name="slow", options=options), stored=stored_bytes)
     dispatch.add(outlet)
     audience = Audience(1, (1,))
     dispatch.audience_made(audience)
@@ -704,7 +707,8 @@ def an_outlet_progress(**more: Any) -> OutletProgress:
         "letters": double(room=lambda row: 1_000_000, due=lambda row, size: None),
     }
     backlog = more.pop("backlog")
-    return OutletProgress(double(row=row), backlog, (), **(collaborators | more))
+    queued = QueuedBytes(StoredBytes(), ())
+    return OutletProgress(double(row=row), backlog, (), queued, **(collaborators | more))
 
 
 def test_outlet_progress_is_stored_when_every_group_with_it_is() -> None:
@@ -716,7 +720,7 @@ def test_outlet_progress_is_stored_when_every_group_with_it_is() -> None:
     )  # fmt: skip
     commits, tracker = double(), double()
     progress = an_outlet_progress(backlog=backlog, commits=commits, tracker=tracker)
-    progress.queued(1000)
+    progress.queued.add(1000)
     progress.gather()
     assert [(progress,)] == commits.told("progress")
     assert not progress.is_stored
@@ -724,9 +728,9 @@ def test_outlet_progress_is_stored_when_every_group_with_it_is() -> None:
     progress.all_stored().addCallback(fired.append)
     group = progress.take_progress(1_000_000)
     assert (one.last, {Status.ACKNOWLEDGED: 1}) == (group.cursor, group.settled)
-    assert 1000 - group.settled_bytes == progress.queued_bytes < 1000
+    assert 1000 - group.settled_bytes == progress.queued.look() < 1000
     progress.progress_failed()
-    assert (1000, []) == (progress.queued_bytes, tracker.told("settled"))
+    assert (1000, []) == (progress.queued.look(), tracker.told("settled"))
     assert group.settled == progress.take_progress(1_000_000).settled
     progress.progress_stored()
     assert [("billing", [one])] == tracker.told("settled")

@@ -81,7 +81,7 @@ def test_18_what_waits_for_a_receiver_is_counted_to_the_byte(steps: list[Step], 
         fails = what == "log fails" or (fails and not log.fail_next)
         world.settle(1.2)
         [outlet] = world.node.parts.dispatch.outlets.values()
-        assert outlet.progress.queued_bytes == sum(waiting.values())
+        assert outlet.progress.queued.look() == sum(waiting.values())
     world.node.stopService()
     world.settle()
 
@@ -99,12 +99,12 @@ def test_18_a_header_that_is_wider_than_it_must_be_is_counted_as_it_came() -> No
     shop.connection.send(Transfer(1, "orders.new", wide))
     world.settle(0.3)
     [outlet] = world.node.parts.dispatch.outlets.values()
-    assert outlet.progress.queued_bytes == 5 + len(parts)
+    assert outlet.progress.queued.look() == 5 + len(parts)
     [transfer] = billing.take(Transfer)
     first = transfer.sequence
     billing.connection.send(_ack([first]))
     world.settle(0.3)
-    assert outlet.progress.queued_bytes == len(parts) // 2
+    assert outlet.progress.queued.look() == len(parts) // 2
     billing.connection.send(_ack([first + 1]))
     world.settle(0.3)
-    assert outlet.progress.queued_bytes == 0
+    assert outlet.progress.queued.look() == 0

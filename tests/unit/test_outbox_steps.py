@@ -158,7 +158,7 @@ def test_dead_letters_go_to_the_log_in_portions_and_the_cursor_with_them(
     shop = world.peer("shop", status_from=1)
     outlet = next(iter(world.node.parts.dispatch))
     world.settle(1)
-    assert outlet.progress.queued_bytes > 0
+    assert outlet.progress.queued.look() > 0
     taken: list[tuple[int, int]] = []
     take = outlet.progress.take_progress
 
@@ -177,7 +177,7 @@ def test_dead_letters_go_to_the_log_in_portions_and_the_cursor_with_them(
     assert sum(dead for dead, _ in taken) == 950
     assert [cursor for _, cursor in taken] == sorted({cursor for _, cursor in taken})
     assert outlet.caught_up
-    assert outlet.progress.queued_bytes == 0
+    assert outlet.progress.queued.look() == 0
     states = shop.statuses()
     assert sum(last - low + 1 for low, last in states[("billing", 5)]) == 950
     assert sum(last - low + 1 for low, last in states[("billing", 3)]) == 50

@@ -583,7 +583,7 @@ class Check:
                 "fed": len(outlet.supply._fed),
                 "fed bytes": outlet.supply._fed_bytes,
                 "notes": len(outlet.notes),
-                "queued bytes": outlet.progress.queued_bytes,
+                "queued bytes": outlet.progress.queued.look(),
                 "settled, not stored": len(outlet.progress._new) + len(outlet.progress._storing),
                 "failed, not stored": len(outlet.progress._failed),
             }
