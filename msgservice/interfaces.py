@@ -102,11 +102,20 @@ class ILog(Interface):
         yet. At least one batch if there is any, else up to the limits.
         """
 
-    def history(sender: str, incarnation: str, first: int, pieces_max: int) -> Deferred[History]:
+    def history(
+        sender: str,
+        incarnation: str,
+        first: int,
+        pieces_max: int,
+        receivers: Collection[int] | None = None,
+    ) -> Deferred[History]:
         """Fire with the `records.History` page of this sender's sequences from `first` on.
 
         At most `pieces_max` pieces, and all states of what lies before `next`, which is above
         `first`: a page may be shorter, and says where the rest begins.
+
+        `receivers`: numbers of removed ones. The page is of their states alone, without pieces and
+        without what has gone.
         """
 
     def find(identity: str, after: int = 0, count_max: int | None = None) -> Deferred[Found | None]:

@@ -199,15 +199,22 @@ class StoreLog:
         )
 
     def history(
-        self, sender: str, incarnation: str, first: int, pieces_max: int
+        self,
+        sender: str,
+        incarnation: str,
+        first: int,
+        pieces_max: int,
+        receivers: Collection[int] | None = None,
     ) -> Deferred[History]:
         """See `ILog.history`."""
+        state = self._store.state
 
         def job(db: apsw.Connection) -> History:
             with read_transaction(db):
-                return history.history(
-                    db, self._store.state, sender, incarnation, first, pieces_max
-                )
+                if receivers is None:
+                    return history.history(db, state, sender, incarnation, first, pieces_max)
+                key = (sender, incarnation)
+                return history.history_of_removed(db, state, key, first, pieces_max, receivers)
 
         return self._read(job)
 

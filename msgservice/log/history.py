@@ -6,20 +6,22 @@ Functions over one connection, used on the reader's thread; each reads for one p
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 import apsw
 import msgspec
 
-from msgservice.core.marks import SenderState
+from msgservice.core.marks import Key, SenderState
 from msgservice.core.ranges import RangeSet
 from msgservice.disk.database import as_json, one, rows
 from msgservice.limits import INTEGER_MAX
+from msgservice.log.accounts import is_member
 from msgservice.log.queries import audience_of, runs_of, saved_sender, sender_of
 from msgservice.log.state import State
 from msgservice.message import Status
 from msgservice.records import (
+    Audience,
     DeadLetter,
     ExceptionRow,
     Found,
@@ -36,6 +38,7 @@ DEAD_PAGE_BYTES = 4 * 1024 * 1024  # of one page of dead letters, and what the l
 MEMBERS_MAX = 65_536  # of one page: receivers, over all its batches
 
 _decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
+_decode_pieces = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 _decode_finished = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
 
 # The receivers of a sender's rows, each found by the index: there may be many rows of each.
@@ -61,6 +64,14 @@ select json_group_array(json_array(receiver, status, first, last, reason)) from 
                 where b.sender = ?2 and b.receiver = a.value ->> 0 and b.first <= a.value ->> 1),
                 0)
         order by c.first limit ?4))
+"""
+
+# A sender's rows from one of its sequences on: sequence, count, number, audience.
+_OWN = """
+select json_group_array(json_array(sequence, count, number, audience)) from (
+    select sequence, count, number, audience from batch where sender = ?1 and sequence >=
+        coalesce((select max(sequence) from batch where sender = ?1 and sequence <= ?2), 0)
+        and sequence + count > ?2 order by sequence limit ?3)
 """
 
 Segment = tuple[int, int, Status, int, str]  # first, last, status, attempts, reason
@@ -153,16 +164,12 @@ def history(
     It ends where it has enough, be it of batches, of their receivers, or of what became of those
     that retention has removed; `next` says where it goes on.
     """
-    # Before the first look at the tables: what is taken by it is in what they are seen to hold.
-    key = (sender, incarnation)
-    known = state.senders.get(key)
-    if known is None and key in state.asleep:
-        known = saved_sender(db, key)
-    known = known or state.senders.get(key)  # it woke up between the two looks
+    known = _known_sender(db, state, (sender, incarnation))
     if known is None:
         return History(pieces=(), states=(), next=None)
     pieces, end = _pieces(db, state, known.id, first, pieces_max)
-    finished, end = _finished(db, known.id, first, end)
+    receivers = [receiver for (receiver,) in rows(db, _RECEIVERS, (known.id,))]
+    finished, end = _finished(db, known.id, receivers, first, end)
     if end is not None:
         pieces = [
             Piece(piece.first, min(piece.last, end), piece.audience, piece.position)
@@ -177,6 +184,62 @@ def history(
         next=None if end is None else end + 1,
         gone=_gone(known, first, INTEGER_MAX if end is None else end, pieces, states),
     )
+
+
+def _known_sender(db: apsw.Connection, state: State, key: Key) -> SenderState | None:
+    """Return the marks of a sender, on the reader's thread, before its first look at the tables.
+
+    So what is taken by them is in what the tables are seen to hold.
+    """
+    known = state.senders.get(key)
+    if known is None and key in state.asleep:
+        known = saved_sender(db, key)
+    return known or state.senders.get(key)  # it woke up between the two looks
+
+
+def history_of_removed(
+    db: apsw.Connection,
+    state: State,
+    key: Key,
+    first: int,
+    pieces_max: int,
+    receivers: Collection[int],
+) -> History:
+    """Return one page of the states that a sender's messages have at receivers that were removed.
+
+    Nothing that was stored since is for these, so the state has all sets that they are in.
+    """
+    known = _known_sender(db, state, key)
+    if known is None:
+        return History(pieces=(), states=(), next=None)
+    gone = sorted(set(receivers))
+    sets = {
+        number: Audience(number, members)
+        for number, total in list(state.totals.items())
+        if (members := tuple(n for n in gone if is_member(total.audience.members, n)))
+    }
+    pieces: list[Piece] = []
+    end: int | None = None
+    if sets:
+        found = _decode_pieces(one(db, _OWN, (known.id, first, pieces_max + 1)))
+        if len(found) > pieces_max:
+            end = found.pop()[0] - 1
+        for sequence, count, number, audience in found:
+            whom = sets.get(audience)
+            if whom is not None:
+                low = max(first, sequence)
+                position = position_of(number, low - sequence)
+                pieces.append(Piece(low, sequence + count - 1, whom, position))
+    finished, end = _finished(db, known.id, gone, first, end)
+    if end is not None:
+        pieces = [
+            Piece(piece.first, min(piece.last, end), piece.audience, piece.position)
+            for piece in pieces
+            if piece.first <= end
+        ]
+    states = [*_states_of_pieces(db, pieces), *finished]
+    states.sort(key=lambda row: (row.first, row.receiver))
+    return History(pieces=(), states=tuple(states), next=None if end is None else end + 1)
 
 
 def _gone(
@@ -202,13 +265,7 @@ def _pieces(
     db: apsw.Connection, state: State, sender: int, first: int, pieces_max: int
 ) -> tuple[list[Piece], int | None]:
     """Return the pieces still in the log from `first` on, rising, and the last sequence, if cut."""
-    found = rows(
-        db,
-        "select sequence, count, number, audience from batch where sender = ?1 and sequence >="
-        " coalesce((select max(sequence) from batch where sender = ?1 and sequence <= ?2), 0)"
-        " and sequence + count > ?2 order by sequence limit ?3",
-        (sender, first, pieces_max + 1),
-    )
+    found = _decode_pieces(one(db, _OWN, (sender, first, pieces_max + 1)))
     pieces: list[Piece] = []
     members = 0
     for sequence, count, number, audience in found:
@@ -223,14 +280,14 @@ def _pieces(
 
 
 def _finished(
-    db: apsw.Connection, sender: int, first: int, end: int | None
+    db: apsw.Connection, sender: int, receivers: Sequence[int], first: int, end: int | None
 ) -> tuple[list[StateRange], int | None]:
     """Return the states of removed batches from `first` to `end`, and how far they are complete.
 
     Every receiver is asked for an equal share; what some leave goes to those that have more.
     """
     top = INTEGER_MAX if end is None else end
-    waiting = [(receiver, first) for (receiver,) in rows(db, _RECEIVERS, (sender,))]
+    waiting = [(receiver, first) for receiver in receivers]
     found: list[tuple[int, int, int, int, str]] = []
     room = FINISHED_PAGE
     while waiting:

@@ -421,7 +421,7 @@ class Receivers:
             lambda: self._connections.dismiss_all(outlet, BYE_REMOVED, "removed"),
             lambda: self._connections.forget(outlet),
             lambda: self._dispatch.remove(outlet),
-            self._tracker.tell_all_again,
+            lambda: self._tracker.receiver_removed(row.number),
             lambda: self._connections.undial(outlet),
         ):
             try:

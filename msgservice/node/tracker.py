@@ -8,8 +8,8 @@ What is told is always durable. The frames that say it are made by who is told (
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,6 +28,7 @@ from msgservice.node.directory import Directory
 from msgservice.records import NOBODY, Batch, History, Piece
 
 HISTORY_PAGE = 1000  # pieces asked of the log at once
+REMOVED_PAGE = 8192  # … where nothing but the states at removed receivers is told of them
 RETRY_DELAY_MIN = 1.0  # seconds until a page of the log that could not be read is read again …
 RETRY_DELAY_MAX = 60.0  # … doubling up to this
 
@@ -84,6 +85,7 @@ class Watch:
         "is_telling",
         "missed",
         "pending",
+        "removed",
         "retry",
         "sender",
         "status_from",
@@ -98,6 +100,7 @@ class Watch:
         self.pending: Pending = {}
         self.is_telling = False  # its history is on its way
         self.missed: int | None = None  # from this sequence on it is told from the log
+        self.removed: list[int] = []  # receivers whose states it is told from the log
         self.retry: tuple[IDelayedCall, Deferred[None]] | None = None  # of a page that failed
 
 
@@ -188,13 +191,22 @@ class Tracker:
     # --- what was before
 
     def tell_all_again(self) -> None:
-        """A receiver was removed: every sender gets its present states anew."""
+        """Senders may have missed anything: each gets its present states anew."""
         for watch in list(self._watches.values()):
             self._tell_from(watch, watch.status_from)
+
+    def receiver_removed(self, number: int) -> None:
+        """A receiver was removed: every sender gets its states there, and nothing else, anew."""
+        for watch in list(self._watches.values()):
+            watch.removed.append(number)
+            self._tell(watch)
 
     def _tell_from(self, watch: Watch, first: int) -> None:
         """Send a subscriber the present states from a sequence on, behind those under way."""
         watch.missed = first if watch.missed is None else min(watch.missed, first)
+        self._tell(watch)
+
+    def _tell(self, watch: Watch) -> None:
         if not watch.is_telling:
             watch.is_telling = True
             done = Deferred.fromCoroutine(self._tell_missed(watch))
@@ -202,13 +214,21 @@ class Tracker:
 
     async def _tell_missed(self, watch: Watch) -> None:
         try:
-            while watch.missed is not None and not watch.told.is_gone:
-                first, watch.missed = watch.missed, None
-                await self._history(watch, first)
+            while not watch.told.is_gone:
+                if watch.missed is not None:
+                    first, watch.missed = watch.missed, None
+                    await self._history(watch, first)
+                elif watch.removed:
+                    removed, watch.removed = watch.removed, []
+                    await self._history(watch, watch.status_from, removed)
+                else:
+                    return
         finally:
             watch.is_telling = False
 
-    async def _history(self, watch: Watch, first: int) -> None:
+    async def _history(
+        self, watch: Watch, first: int, removed: Collection[int] | None = None
+    ) -> None:
         failures = 0
         while True:
             # One page at a time is in memory, however long the history and slow its reader.
@@ -217,7 +237,11 @@ class Tracker:
                 return
             try:
                 page: History = await self._log.history(
-                    watch.sender, watch.incarnation, first, HISTORY_PAGE
+                    watch.sender,
+                    watch.incarnation,
+                    first,
+                    HISTORY_PAGE if removed is None else REMOVED_PAGE,
+                    removed,
                 )
             except Exception:
                 if watch.told.is_gone:
@@ -227,7 +251,9 @@ class Tracker:
                 await self._pause(watch, failures)
                 continue
             failures = 0
-            await self._tell_page(watch, page)
+            await self._tell_news(
+                watch, self._news(watch, page) if removed is None else self._states(watch, page)
+            )
             if page.next is None:
                 return
             assert page.next > first, "a page that does not move on"
@@ -247,9 +273,8 @@ class Tracker:
         watch.retry = None
         waiter.callback(None)
 
-    async def _tell_page(self, watch: Watch, page: History) -> None:
+    async def _tell_news(self, watch: Watch, news: Iterator[News]) -> None:
         """Tell one page, with a look at the room in between."""
-        news = self._news(watch, page)
         while not watch.told.tell(news):
             await watch.told.room()
             if watch.told.is_gone:
@@ -262,6 +287,9 @@ class Tracker:
             # Without it a producer that never heard the ACK would wait for ever (its `send` fires
             # when it knows both): that it is taken is all that can be said.
             yield Piece(first, last, NOBODY, 0)
+        yield from self._states(watch, page)
+
+    def _states(self, watch: Watch, page: History) -> Iterator[News]:
         states: Pending = {}
         for state in page.states:
             row = self._directory.numbered(state.receiver)
@@ -272,25 +300,29 @@ class Tracker:
         yield from _states(states)
 
 
-def _gone_pieces(page: History) -> list[GonePiece]:
+def _gone_pieces(page: History) -> Iterator[GonePiece]:
+    """The pieces of a page that the log has removed, each as long as its receivers are the same."""
     held = RangeSet((piece.first, piece.last) for piece in page.pieces)
-    begin: dict[int, list[int]] = {}  # sequence -> who has a state from here on
-    end: dict[int, list[int]] = {}  # ... and who has none from here on
+    spans: dict[int, RangeSet] = {}  # by receiver: what has a state there, whichever
     for state in page.states:
         for first, last in held.missing(state.first, state.last):
-            begin.setdefault(first, []).append(state.receiver)
-            end.setdefault(last + 1, []).append(state.receiver)
-    pieces: list[GonePiece] = []
-    members: Counter[int] = Counter()
+            spans.setdefault(state.receiver, RangeSet()).add(first, last)
+    begin: dict[int, list[int]] = {}  # sequence -> who has a state from here on
+    end: dict[int, list[int]] = {}  # ... and who has none from here on
+    for receiver, ranges in spans.items():
+        for first, last in ranges:
+            begin.setdefault(first, []).append(receiver)
+            end.setdefault(last + 1, []).append(receiver)
+    members: list[int] = []  # rising
     before = 0
     for at in sorted(begin.keys() | end.keys()):
         if members:
-            pieces.append(GonePiece(before, at - 1, tuple(sorted(members))))
-        members.update(begin.get(at, ()))
-        members.subtract(end.get(at, ()))
-        members = +members
+            yield GonePiece(before, at - 1, tuple(members))
+        for receiver in end.get(at, ()):
+            del members[bisect_left(members, receiver)]
+        for receiver in begin.get(at, ()):
+            insort(members, receiver)
         before = at
-    return pieces
 
 
 def _states(states: Pending) -> Iterator[States]:

@@ -654,6 +654,52 @@ def test_10_what_waits_for_a_removed_receiver_is_removed(log: ContractDriver) ->
     ] == list(history.states)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_10_the_states_at_removed_receivers_are_told_alone_page_by_page(
+    log: ContractDriver, seed: int
+) -> None:
+    rng = random.Random(seed)
+    numbers = [1, 2, 3, 4, 5]
+    log.receivers(*numbers)
+    batches = [
+        make_batch(log.log.audience(rng.sample(numbers, rng.randint(0, 5))), 3 * i + 1, [b"x"] * 3)
+        for i in range(20)
+    ]
+    log.append(*batches, make_batch(log.log.audience(numbers), 1, sender="other"))
+    for number in numbers:
+        mine = [b for b in batches if number in b.audience.members]
+        at = rng.randint(0, len(mine))
+        settled = {Status.ACKNOWLEDGED: 3 * at}
+        log.progress(number, mine[at - 1].last if at else -1, settled=settled)
+    removed = rng.sample(numbers, 2)
+    log.append(removed=removed)
+    if rng.random() < 0.5:
+        for elapsed in (0, 1000, 2000):
+            log.wait(log.log.retain(elapsed))
+    page = log.wait(log.log.history("shop", "i1", 1, 100))
+    expected = [state for state in page.states if state.receiver in removed]
+    found: list[StateRange] = []
+    first: int | None = rng.choice([1, 1, 7])
+    begin = first
+    while first is not None:
+        page = log.wait(log.log.history("shop", "i1", first, rng.randint(1, 4), removed))
+        assert (page.pieces, page.gone) == ((), ())
+        assert page.next is None or page.next > first
+        found += page.states
+        first = page.next
+
+    def each(states: list[StateRange]) -> list[tuple[int, int, Status, str]]:
+        return sorted(
+            (sequence, state.receiver, state.status, state.reason)
+            for state in states
+            for sequence in range(max(state.first, begin or 1), state.last + 1)
+        )
+
+    assert each(found) == each(expected)
+    nobody = log.wait(log.log.history("nobody", "i", 1, 10, removed))
+    assert (nobody.states, nobody.next) == ((), None)
+
+
 def test_10_what_a_receiver_settled_in_the_group_of_its_removal_stays_settled(
     log: ContractDriver,
 ) -> None:

@@ -548,9 +548,21 @@ class DictLog:
         return page
 
     def history(
-        self, sender: str, incarnation: str, first: int, pieces_max: int
+        self,
+        sender: str,
+        incarnation: str,
+        first: int,
+        pieces_max: int,
+        receivers: Collection[int] | None = None,
     ) -> Deferred[History]:
-        return self._later(lambda: self._history((sender, incarnation), first, pieces_max))
+        def job() -> History:
+            page = self._history((sender, incarnation), first, pieces_max)
+            if receivers is None:
+                return page
+            states = tuple(state for state in page.states if state.receiver in receivers)
+            return History((), states, page.next)
+
+        return self._later(job)
 
     def _history(self, key: Key, first: int, pieces_max: int) -> History:
         known = self.content.senders.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from twisted.internet.defer import succeed
@@ -13,7 +14,9 @@ from msgservice.limits import INTEGER_MAX, Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Status
 from msgservice.node import status_frames
-from msgservice.records import History, StateRange
+from msgservice.node.tracker import GonePiece, _gone_pieces
+from msgservice.records import NOBODY, History, Piece, StateRange
+from tests.bounds.meter import Meter
 from tests.kit.nodes import FailingLog, NodeWorld
 
 KEEP_NOTHING = Limits(keep_seconds=0.0, keep_bytes=0)
@@ -107,3 +110,68 @@ def test_8_numbers_of_what_has_gone_come_round_and_are_named_anew(
     assert found == [(1, ["a"]), (2, ["b"]), (3, ["c"]), (4, ["b"]), (5, ["a"])]
     assert set(named) == {INTEGER_MAX, INTEGER_MAX - 1}
     assert shop.lost_because is None
+
+
+def rejected_by(receivers: int, each: int, count: int = 2000) -> History:
+    """Receivers each of which has rejected some of so many messages and taken the others."""
+    rng, states = random.Random(1), []
+    for receiver in range(1, receivers + 1):
+        at = 1
+        for sequence in sorted(rng.sample(range(2, count), each)):
+            states.append(StateRange(receiver, Status.ACKNOWLEDGED, at, sequence - 1))
+            states.append(StateRange(receiver, Status.DEAD, sequence, sequence, "no"))
+            at = sequence + 1
+        states.append(StateRange(receiver, Status.ACKNOWLEDGED, at, count))
+    states.sort(key=lambda state: (state.first, state.receiver))
+    return History((), tuple(states), None)
+
+
+def test_8_what_has_gone_is_one_piece_as_long_as_its_receivers_are_the_same() -> None:
+    units = []
+    for each in (8, 16):
+        page, meter = rejected_by(50, each), Meter()
+        with meter.turn("a page"):
+            pieces = list(_gone_pieces(page))
+        assert pieces == [GonePiece(1, 2000, tuple(range(1, 51)))]
+        units.append(meter.units)
+    assert units[1] <= 2.5 * units[0]
+
+
+def test_8_pieces_of_what_has_gone_are_made_as_they_are_told() -> None:
+    """One that begins for each receiver: no turn makes them all."""
+    count = 400
+    states = tuple(StateRange(n, Status.ACKNOWLEDGED, n, count) for n in range(1, count + 1))
+    pieces = iter(_gone_pieces(History((), states, None)))
+    first = next(pieces)
+    assert first == GonePiece(1, 1, (1,))
+    meter = Meter()
+    with meter.turn("the next ten"):
+        ten = list(itertools.islice(pieces, 10))
+    assert [len(piece.members) for piece in ten] == list(range(2, 12))
+    assert meter.units < 300
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_8_pieces_of_what_has_gone_name_who_has_a_state(seed: int) -> None:
+    rng = random.Random(seed)
+    held = [(n, n + rng.randint(0, 3)) for n in range(1, 60, 10) if rng.random() < 0.5]
+    states = []
+    for receiver in (3, 1, 7):
+        at = rng.randint(1, 5)
+        while at < 60:
+            last = at + rng.randint(0, 9)
+            status = rng.choice([Status.ACKNOWLEDGED, Status.DEAD])
+            states.append(StateRange(receiver, status, at, last))
+            at = last + rng.choice([1, 1, 4])
+    states.sort(key=lambda state: (state.first, state.receiver))
+    pieces = tuple(Piece(first, last, NOBODY, 1) for first, last in held)
+    found = list(_gone_pieces(History(pieces, tuple(states), None)))
+    said = {n: piece.members for piece in found for n in range(piece.first, piece.last + 1)}
+    expected = {}
+    for sequence in range(1, 80):
+        members = {s.receiver for s in states if s.first <= sequence <= s.last}
+        if members and not any(first <= sequence <= last for first, last in held):
+            expected[sequence] = tuple(sorted(members))
+    assert said == expected
+    assert all(a.last < b.first for a, b in itertools.pairwise(found))
+    assert all(a.last + 1 < b.first or a.members != b.members for a, b in itertools.pairwise(found))

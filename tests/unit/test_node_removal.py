@@ -12,7 +12,7 @@ from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
 from msgservice import Limits
-from msgservice.core.frames import Nack, Reply, Request, Transfer
+from msgservice.core.frames import Nack, Reply, Request, StatusFrame, Transfer
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import UnknownReceiver
 from msgservice.log.memory import MemoryLog
@@ -371,7 +371,7 @@ def test_9_a_receiver_that_could_not_be_retired_is_as_it_was(
         ("connections", "dismiss_all"),
         ("connections", "forget"),
         ("dispatch", "remove"),
-        ("tracker", "tell_all_again"),
+        ("tracker", "receiver_removed"),
         ("connections", "undial"),
     ],
 )
@@ -389,7 +389,7 @@ def test_9_a_receiver_whose_removal_is_on_disk_is_removed_whatever_fails_then(
     logged_failures.clear()
     if name != "dismiss_all":
         assert billing.bye == (2, "removed")
-    if name != "tell_all_again":
+    if name != "receiver_removed":
         assert shop.statuses() == {("billing", Status.REMOVED): [(1, 1)]}
     if name != "remove":
         assert listed(shop) == []
@@ -416,3 +416,48 @@ def removed_now(world: NodeWorld) -> list[Any]:
     removed = result_of(Deferred.fromCoroutine(world.node.remove_receiver("billing")))
     world.settle()
     return removed
+
+
+def test_10_a_removal_tells_a_producer_what_became_of_its_messages_there_and_nothing_else() -> None:
+    world = NodeWorld()
+    shop = world.peer("shop", status_from=1)
+    stays = world.peer("stays", receive={"subjects": [">"]})
+    world.peer("billing", receive=ORDERS).connection.abort()
+    world.peer("idle", receive={"subjects": ["else.>"]}).connection.abort()
+    for sequence in range(1, 41):
+        shop.transfer(sequence, "orders.new" if sequence % 4 else "other", [b"x"])
+    world.settle()
+    assert len(stays.take(Transfer)) == 40
+    shop.frames.clear()
+    for name, waiting in (("idle", 0), ("billing", 30)):
+        results = result_of(Deferred.fromCoroutine(world.node.remove_receiver(name)))
+        world.settle()
+        assert results == [waiting]
+    assert {type(frame) for frame in shop.frames} == {StatusFrame}
+    assert len(shop.frames) == 1
+    ranges = [(first, first + 2) for first in range(1, 40, 4)]
+    assert shop.statuses() == {("billing", Status.REMOVED): ranges}
+
+
+def test_10_a_producer_that_does_not_read_is_told_of_removals_once_it_does() -> None:
+    world, shop = world_with_backlog()
+    world.peer("more", receive=ORDERS).connection.abort()
+    shop.transfer(2, "orders.new", [b"two"])
+    world.settle()
+    shop.frames.clear()
+    far = next(p for p in world.node.parts.connections.peers if p.name == "shop")
+    waiting: Deferred[None] = Deferred()
+    told: Any = far  # as one whose pipe is full
+    told.room, told.tell, kept = (lambda: waiting), (lambda news: False), told.tell
+    for name in ("billing", "more"):
+        Deferred.fromCoroutine(world.node.remove_receiver(name))
+        world.settle()
+    assert shop.frames == []
+    del told.room
+    told.tell = kept
+    waiting.callback(None)
+    world.settle()
+    assert shop.statuses() == {
+        ("billing", Status.REMOVED): [(1, 2)],
+        ("more", Status.REMOVED): [(2, 2)],
+    }
