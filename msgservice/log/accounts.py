@@ -70,10 +70,12 @@ select json_group_array(json_array(b.number, b.audience, b.count, b.size))
 from json_each(?1) as a cross join batch as b where b.number = a.value
 """
 
+# Of all sets: that one is among those asked for costs less to find out here than there.
 _SCANNED = """
-select total(b.count), total(b.size) from json_each(?1) as a cross join batch as b
-where b.number between a.value ->> 0 and a.value ->> 1
-    and b.audience in (select value from json_each(?2))
+select json_group_array(json_array(audience, messages, bytes)) from (
+    select b.audience, sum(b.count) as messages, sum(b.size) as bytes
+    from json_each(?1) as a cross join batch as b
+    where b.number between a.value ->> 0 and a.value ->> 1 group by b.audience)
 """
 
 _NEXT = """
@@ -239,8 +241,10 @@ class Page:
         short_max = SCANNED_EACH * len(audiences)
         short = [span for span in spans if span[1] - span[0] < short_max]
         if short:
-            found = one(self._db, _SCANNED, (as_json(short), as_json(list(audiences))))
-            yield int(found[0]), int(found[1])
+            sets = set(audiences)
+            for audience, messages, size in _threes(one(self._db, _SCANNED, (as_json(short),))):
+                if audience in sets:
+                    yield messages, size
         long = [span for span in spans if span[1] - span[0] >= short_max]
         at_once = max(1, PAGE_MEMBERSHIPS // max(1, len(audiences)))
         for at in range(0, len(long), at_once):

@@ -155,9 +155,15 @@ def with_exceptions(count: int, sets: int) -> Driver:
     numbers = list(range(1, sets + 2))
     log.receivers(*numbers)
     audiences = [log.log.audience([1, number]) for number in numbers[1:]]
-    batches = [make_batch(audiences[n % sets], n + 1) for n in range(2 * count)]
+    others = log.log.audience(numbers[1:])  # a batch of theirs is behind each of its own
+    batches = [
+        make_batch(others if n % 2 else audiences[n // 2 % sets], n + 1) for n in range(4 * count)
+    ]
     log.append(*batches)
-    rows = [exception(1, b.first, b.last, Status.ACKNOWLEDGED) for b in batches[1::2]]
+    rows = [
+        exception(1, before.last + 1, last.last, Status.ACKNOWLEDGED)
+        for before, last in zip(batches[::4], batches[2::4], strict=True)
+    ]
     log.progress(1, -1, exceptions=rows, settled={Status.ACKNOWLEDGED: count})
     return log
 
