@@ -28,7 +28,11 @@ from msgservice.faces.sessions.sender import Sender
 
 SESSIONS_NAMED = 16  # names of sessions by which the other side may come back
 LARGE_BYTES = 64 * 1024  # what a kernel takes at once, at least
-TRIES_MAX = 3  # connections that may end with the same large message, where nobody says why
+FRUITLESS_MAX = 2  # connections in a row that end and bring nothing, until it is looked why
+ALONE_MAX = 100  # messages that go alone then, at most
+TRIES_MAX = 2  # connections that may end with the same large message alone
+STOOD_SECONDS = 1.0  # for which a connection stands before the first of them
+LOOK_SECONDS = 0.005  # between two looks at what the peer's kernel has, while they go
 KERNEL_SECONDS = 0.05  # between two looks at what the peer's kernel has
 
 
@@ -131,6 +135,10 @@ class Hop:
         self._on_shutdown = on_shutdown
         self._ack_timer: IDelayedCall | None = None
         self._kernel_timer: IDelayedCall | None = None
+        # Without acknowledgements, while messages end connections (`_ended_with`):
+        self._fruitless = 0  # connections in a row that brought nothing
+        self._alone = 0  # so many of what is next go one by one …
+        self._pause: IDelayedCall | None = None  # … when this is over
         self._written = 0  # bytes, on this connection, and where in them each message ends:
         self._ends: deque[int] = deque()
 
@@ -149,19 +157,22 @@ class Hop:
         self._sender.established(is_proven=self._acks)
         if self._account.incoming.handled:
             self._account.incoming.say(anew=True)
+        if self._alone:
+            self._pause = self._reactor.callLater(STOOD_SECONDS, self._stood)
         self.writable()
 
     def close(self) -> None:
         """Let nothing leave any more; what is unanswered waits again."""
         was_open, self.is_open = self.is_open, False
-        for timer in (self._ack_timer, self._kernel_timer):
+        for timer in (self._ack_timer, self._kernel_timer, self._pause):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._ack_timer = self._kernel_timer = None
+        self._ack_timer = self._kernel_timer = self._pause = None
         self._ends.clear()
+        count = self._account.outgoing.unanswered
         self._account.outgoing.rewind()
-        if was_open and not self._acks:
-            self._give_up_large()
+        if was_open and count and not (self._acks or self.is_ending):
+            self._ended_with(count)
 
     def add(self, entry: Entry) -> None:
         """Send a message as soon as may be. Raises `QueueFull`, `MessageTooLarge`."""
@@ -227,6 +238,10 @@ class Hop:
         outgoing, sender = self._account.outgoing, self._sender
         while self.is_open and not self.is_ending and outgoing.has_waiting:
             room = sender.room if not at_end else sys.maxsize
+            if self._alone and not at_end:
+                if self._pause is not None or outgoing.unanswered:
+                    break
+                room = min(room, 1)
             if room <= 0:
                 break
             entries = outgoing.take(room, at_end=at_end)
@@ -235,7 +250,8 @@ class Hop:
             self.is_ending = entries[-1].is_shutdown
             sender.write([self._payload(entry) for entry in entries])
         if self.is_open and self._ends and self._kernel_timer is None:
-            self._kernel_timer = self._reactor.callLater(KERNEL_SECONDS, self._look_at_kernel)
+            seconds = KERNEL_SECONDS if not self._alone else LOOK_SECONDS
+            self._kernel_timer = self._reactor.callLater(seconds, self._look_at_kernel)
 
     # --- inside
 
@@ -252,25 +268,37 @@ class Hop:
             self._ends.append(self._written)
         return payload
 
-    def _give_up_large(self) -> None:
-        """Give up what is at the head each time that a connection ends, and large.
+    def _ended_with(self, count: int) -> None:
+        """Find out which of so many messages it is that ends connections, and give that up.
 
-        It may be larger than the other side takes, who cannot say so, and what is behind it would
-        never leave.
+        The other side may take none so large, who cannot say so, and what is behind it would never
+        leave. Where two connections have ended and brought nothing, each goes alone, and only on a
+        connection that has stood for a while: one that ends before says nothing of messages.
         """
+        if not self._alone:
+            self._fruitless += 1
+            if self._fruitless == FRUITLESS_MAX:
+                self._fruitless, self._alone = 0, min(count, ALONE_MAX)
+            return
         entry = self._account.outgoing.first_sent
         if entry is None or len(entry.prepared) < LARGE_BYTES:
             return
         entry.tries += 1
         if entry.tries == TRIES_MAX:
+            self._alone -= 1
             self._account.outgoing.remove(lambda each: each is entry)
             size = len(entry.prepared)
             self._log.warn(
-                "a message of {size} bytes is given up: {tries} connections ended with it",
+                "a message of {size} bytes is given up: {tries} connections ended with it alone",
                 size=size,
                 tries=TRIES_MAX,
             )
             entry.settle(RemoteLeft(f"{TRIES_MAX} connections ended with its {size} bytes"))
+
+    def _stood(self) -> None:
+        """Take note that a connection has stood for a while, with nothing on its way."""
+        self._pause = None
+        self.pump()
 
     def _look_at_kernel(self) -> None:
         self._kernel_timer = None
@@ -279,6 +307,8 @@ class Hop:
         while self._ends and self._ends[0] <= has:
             self._ends.popleft()
             count += 1
+        if count:
+            self._fruitless, self._alone = 0, max(0, self._alone - count)
         for entry in self._account.outgoing.settle_first(count):
             self._settle(entry, None)
         self.pump()
