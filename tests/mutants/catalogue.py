@@ -267,6 +267,49 @@ _ALL = [
         new="for low, high in [(first, last)]:",
         catcher=_by("inbox", "answered more often than it came", "NeverSent in receive_ack"),
     ),
+    # --- what goes past the gate
+    Mutant(
+        name="a-subject-that-no-rule-allows",
+        at="msgservice.node.acceptance:Acceptance.audience",
+        old='if not rights.allows("send", subject):',
+        new="if False:",
+        catcher=_test("tests/unit/test_gate_denies.py -k without_rules", "without_rules"),
+    ),
+    Mutant(
+        name="a-receiver-that-may-not-be-named",
+        at="msgservice.node.acceptance:Acceptance.audience",
+        old='if not rights.allows("to", name):',
+        new="if False:",
+        catcher=_test("tests/unit/test_node_intake.py -k may_not_be_named", "may_not_be_named"),
+    ),
+    Mutant(
+        name="what-is-forbidden-is-decided-anew",
+        at="msgservice.node.acceptance:Acceptance._audience_now",
+        old="if isinstance(batch.refusal, Forbidden):",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_intake.py -k test_37", "test_37"),
+    ),
+    Mutant(
+        name="an-audience-of-when-it-was-checked",
+        at="msgservice.node.intake:Intake.submit",
+        old="self._acceptance.decide_again((batch,))",
+        new="pass",
+        catcher=_test("tests/unit/test_node_intake.py -k submitted", "when_it_is_submitted"),
+    ),
+    Mutant(
+        name="a-hello-is-looked-up-before-it-is-let-in",
+        at="msgservice.node.greeting:Greeter.greeted",
+        old="channel = connection.channel",
+        new="self._receivers.was_removed(hello.name, 1)\n    channel = connection.channel",
+        catcher=_test("tests/unit/test_gate_denies.py -k denies_all", "denies_all"),
+    ),
+    Mutant(
+        name="an-answer-to-any-request",
+        at="msgservice.node.admin:Admin._call",
+        old='if not (operation.own and who.is_bound) and not who.allows("request", subject):',
+        new="if False:",
+        catcher=_test("tests/unit/test_gate_denies.py -k asks_nothing", "asks_nothing"),
+    ),
     # --- the node
     Mutant(
         name="ack-before-the-sync",
