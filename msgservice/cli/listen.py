@@ -16,7 +16,7 @@ from msgservice.cli.output import CannotPrint, body_told, drop_output
 from msgservice.cli.session import Session, Whole, node_options
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
-from msgservice.errors import Refused
+from msgservice.errors import Forbidden, Refused, RequestFailed
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
@@ -45,8 +45,7 @@ def listen(
     async def work(reactor: Reactor) -> None:
         # The node is asked something first: a receiver would dial for ever, and say nothing.
         async with session.client(reactor) as client:
-            known = await session.request(reactor, client, RECEIVERS_LIST)
-            if not subjects and all(row["name"] != name for row in known["receivers"]):
+            if not subjects and await _is_new(session, reactor, client, name):
                 click.echo(
                     f"msgservice: {name!r} is new to the node, and no SUBJECT is given: it gets"
                     " only what is sent to it by name (--to)",
@@ -67,6 +66,17 @@ def listen(
                     await _forget(session, reactor, client, name)
 
     session.run(work)
+
+
+async def _is_new(session: Session, reactor: Reactor, client: Any, name: str) -> bool:
+    """Whether the node has no receiver of this name; of who may not ask for that, False."""
+    try:
+        known = await session.request(reactor, client, RECEIVERS_LIST)
+    except RequestFailed as error:
+        if error.code != Forbidden.refusal_code:
+            raise
+        return False
+    return all(row["name"] != name for row in known["receivers"])
 
 
 async def _forget(session: Session, reactor: Reactor, client: Any, name: str) -> None:

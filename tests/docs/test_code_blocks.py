@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -70,7 +71,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for page, block in blocks("", "console", "sh"):
         for line in block.splitlines():
             if found := re.search(r"(?:^|\| )(?:\.venv/bin/)?msgservice (.*)", line):
-                yield page, shlex.split(found[1])
+                words = shlex.split(found[1])
+                # What a shell does with its input and output is none of its words.
+                yield page, list(takewhile(lambda word: word not in ("<", ">", "|"), words))
 
 
 COMMANDS = list(commands())
