@@ -14,7 +14,7 @@ import apsw
 from rich.console import Console
 from rich.table import Table
 
-from bench import backlog, fanout, latency, receivers, udp, udp_flood
+from bench import backlog, fanout, latency, receivers, security, udp, udp_flood
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -35,6 +35,7 @@ MEASUREMENTS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("receivers", receivers.measure),
     ("udp", lambda: flat(udp.table())),
     ("udp_flood", udp_flood.measure),
+    ("security", security.measure),
 ]
 
 

@@ -67,21 +67,73 @@ def listen_to(act: Callable[[str], None]) -> None:
 def node(args: argparse.Namespace) -> None:
     sys.setswitchinterval(0.0005)
     started = time.monotonic()
-    service = Node(reactor, args.data, listen=["tcp:0:interface=127.0.0.1"], limits=Limits())
+    options = {"users": users_of(args)} if args.users else {}
+    service = Node(reactor, args.data, listen=[args.listen], limits=Limits(), **options)
+    gap = Gap()
 
     def ready(_: None) -> None:
         port = service.ports[0].getHost().port
+        scheme = args.listen.partition(":")[0]
         seconds = round(time.monotonic() - started, 3)
-        say(address=f"tcp:127.0.0.1:{port}", start_s=seconds, rss_mib=rss_mib())
+        say(address=f"{scheme}:127.0.0.1:{port}", start_s=seconds, rss_mib=rss_mib())
+
+    def act(line: str) -> None:
+        if line == "gap":
+            say(gap_ms=round(gap.take() * 1000, 1))
+        else:
+            say(rss_mib=rss_mib())
 
     service.startService()
     service.when_ready().addCallback(ready)
-    listen_to(lambda _: say(rss_mib=rss_mib()))
+    listen_to(act)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
 
 
+class Gap:
+    """The longest time between two turns of the reactor, since it was last asked for."""
+
+    def __init__(self) -> None:
+        self._longest = 0.0
+        self._before: float | None = None  # None: nobody has asked yet, and nothing is measured
+
+    def take(self) -> float:
+        longest, self._longest = self._longest, 0.0
+        if self._before is None:
+            self._before = time.monotonic()
+            self._turn()
+        return longest
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        assert self._before is not None
+        self._longest = max(self._longest, now - self._before)
+        self._before = now
+        reactor.callLater(0.001, self._turn)
+
+
+def users_of(args: argparse.Namespace) -> Any:
+    """Return so many users, each with so many patterns; one of them is the one of `--user`."""
+    from msgservice.identity.passwords import ITERATIONS, PasswordRecord
+    from msgservice.identity.rules import Rules
+    from msgservice.identity.users import User, Users
+
+    record = PasswordRecord.of(args.password, iterations=args.iterations or ITERATIONS)
+    last = ["orders.>"]  # the one that counts is the last of them
+    made = []
+    for number in range(args.users):
+        others = [f"area{number}.n{n}.*.>" for n in range(args.patterns - 1)]
+        rules = Rules(send=others + last, receive=others + last)
+        name = args.user if number == args.users // 2 else f"user{number}"
+        made.append(User(name=name, password=record, rules=rules))
+    return Users(made, secret=os.urandom(32))
+
+
 # --- receiver
+
+
+def login_of(args: argparse.Namespace) -> dict[str, Any]:
+    return {"user": args.user, "password": args.password} if args.user else {}
 
 
 def receiver(args: argparse.Namespace) -> None:
@@ -101,7 +153,7 @@ def receiver(args: argparse.Namespace) -> None:
         handler=handle,
         window=(args.window, 64 * 1024 * 1024) if args.window else None,
     )
-    attachment = made.attach(args.address, subjects=args.subjects.split(","))
+    attachment = made.attach(args.address, subjects=args.subjects.split(","), **login_of(args))
 
     def act(line: str) -> None:
         nonlocal count, seen
@@ -207,7 +259,9 @@ class ProducerOfRuns(Producer):
 async def produce(args: argparse.Namespace) -> None:
     kind = ProducerOfRuns if args.many else Producer
     clients = [
-        await connect(reactor, args.address, name=f"producer{i}", outbox=args.outbox)
+        await connect(
+            reactor, args.address, name=f"{args.name}{i}", outbox=args.outbox, **login_of(args)
+        )
         for i in range(args.producers)
     ]
     per_client = args.count // args.producers
@@ -227,6 +281,40 @@ async def produce(args: argparse.Namespace) -> None:
 
 def producer(args: argparse.Namespace) -> None:
     react(lambda _: Deferred.fromCoroutine(produce(args)))
+
+
+# --- logins
+
+
+async def log_in(args: argparse.Namespace) -> None:
+    """Log in and go again, `--at-once` at a time, for `--seconds`."""
+    count = failed = 0
+    started: Deferred[str] = Deferred()
+    listen_to(lambda line: started.callback(line) if not started.called else None)
+    say(ready=True)
+    await started
+    begin = time.monotonic()
+    end = begin + args.seconds
+
+    async def again(number: int) -> None:
+        nonlocal count, failed
+        while time.monotonic() < end:
+            try:
+                name = f"{args.user}.n{os.getpid()}.{number}"
+                client = await connect(reactor, args.address, name=name, **login_of(args))
+            except Exception:
+                failed += 1
+                continue
+            count += 1
+            await client.close()
+
+    for one in [Deferred.fromCoroutine(again(number)) for number in range(args.at_once)]:
+        await one
+    say(count=count, failed=failed, seconds=time.monotonic() - begin)
+
+
+def logins(args: argparse.Namespace) -> None:
+    react(lambda _: Deferred.fromCoroutine(log_in(args)))
 
 
 # --- latency
@@ -386,6 +474,14 @@ def main() -> None:
     roles = parser.add_subparsers(dest="role", required=True)
     of_node = roles.add_parser("node")
     of_node.add_argument("--data", required=True)
+    of_node.add_argument("--listen", default="tcp:0:interface=127.0.0.1")
+    of_node.add_argument("--users", type=int, default=0)
+    of_node.add_argument("--patterns", type=int, default=1)
+    of_node.add_argument("--iterations", type=int)
+    of_logins = roles.add_parser("logins")
+    of_logins.add_argument("--address", required=True)
+    of_logins.add_argument("--seconds", type=float, default=10.0)
+    of_logins.add_argument("--at-once", type=int, default=8)
     of_receiver = roles.add_parser("receiver")
     of_receiver.add_argument("--address", required=True)
     of_receiver.add_argument("--name", required=True)
@@ -401,6 +497,10 @@ def main() -> None:
     of_producer.add_argument("--subjects-count", type=int, default=1)
     of_producer.add_argument("--producers", type=int, default=1)
     of_producer.add_argument("--outbox")
+    of_producer.add_argument("--name", default="producer")
+    for each in (of_node, of_receiver, of_producer, of_logins):
+        each.add_argument("--user")
+        each.add_argument("--password")
     of_latency = roles.add_parser("latency")
     of_latency.add_argument("--address", required=True)
     of_latency.add_argument("--subject", default=SUBJECT)
@@ -425,6 +525,7 @@ ROLES = {
     "receiver": receiver,
     "producer": producer,
     "latency": latency,
+    "logins": logins,
     "echo": echo,
     "admin": admin,
 }
