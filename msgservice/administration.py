@@ -349,7 +349,11 @@ STATUS = Operation(
 DEAD_LIST = Operation("dead.list", ListDead, LetterPage, "Lists the dead letters of a receiver.")
 DEAD_GET = Operation("dead.get", GetDead, LetterPart, "Shows a dead letter with its message.")
 RELOAD = Operation(
-    "reload", Nothing, Reloaded, "Reads certificates and keys anew, and says which cannot be used."
+    "reload",
+    Nothing,
+    Reloaded,
+    "Reads certificates, keys and users anew, and says which cannot be used.",
+    changes=True,
 )
 AUDIT = Operation("audit", Nothing, Discrepancies, "Says what does not add up in the log.")
 WHOAMI = Operation("whoami", Nothing, Whoami, "Says who asks, and what it may do.", own=True)

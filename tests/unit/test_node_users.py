@@ -513,6 +513,12 @@ def test_the_peers_of_a_face_have_the_names_of_the_user_that_it_acts_for() -> No
 # --- what the log says
 
 
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.name)
+def test_what_is_only_asked_has_no_line_and_what_changes_something_has_one(operation: Any) -> None:
+    words = ("add", "change", "pause", "resume", "remove", "own", "reload")
+    assert operation.changes is (operation.name.rpartition(".")[2] in words)
+
+
 def test_every_change_has_a_line_with_who_and_what_and_from_where() -> None:
     world = UsersWorld()
     ops = world.as_user("ops")
