@@ -20,6 +20,8 @@ LISTENERS = ("tcp", "unix", "udp")
 SCHEMES_UNDER = {"tls": "tcp", "ssl": "tcp"}
 LISTENERS_LATER = ("pb", "web")
 RECEIVER_SCHEMES_LATER = ("pb", "http", "https", "node")
+# What a user may give to be dialled: to somewhere else, by name and port.
+GIVEN_SCHEMES = ("tcp", "tls", "ssl", "udp")
 # Options of addresses that name files, each with a scheme that has it.
 PATH_OPTIONS = {
     "certificate": "tls",
@@ -78,6 +80,27 @@ def check_receiver_address(address: str, transports: Transports | None = None) -
             raise NotYetBuilt(f"a receiver at {scheme}:") from None
         raise
     transport.check_dial(address)
+
+
+def check_given_address(address: str) -> None:
+    """Raise `BadAddress` where a user may not give an address at run time that is to be dialled.
+
+    What it names of the node's machine, files and sockets, is for who writes the configuration: by
+    an error, or by what the node then shows to others, a user would reach them too.
+    """
+    parsed = parse_address(address)
+    if parsed.scheme not in GIVEN_SCHEMES:
+        allowed = ", ".join(f"{scheme}:" for scheme in GIVEN_SCHEMES)
+        raise BadAddress(
+            address, f"a user may give {allowed}; others stand in the configuration alone"
+        )
+    for option in parsed.options:
+        if option in PATH_OPTIONS:
+            raise BadAddress(
+                address,
+                f"{option}= names a file of the node's: a user may give profile=NAME of [tls]"
+                " instead, and what has files of its own stands in the configuration",
+            )
 
 
 def absolute_address(text: str, folder: Path) -> str:

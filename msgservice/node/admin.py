@@ -53,6 +53,7 @@ from msgservice.administration import (
     StatusTold,
     Whoami,
 )
+from msgservice.config.addresses import check_given_address
 from msgservice.core.frames import Reply, Request
 from msgservice.core.reasons import first_line
 from msgservice.errors import BadValue, MsgServiceError, NoResponder, UnknownMessage
@@ -187,14 +188,21 @@ class Admin:
     async def _add(self, asked: msgspec.Struct, who: Pass) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects, address = said.pop("name"), said.pop("subjects"), said.pop("address")
+        self._check_given(address, who)
         await self._operations.add(name, subjects, ReceiverOptions(**said), address=address)
         return Name(name)
 
     async def _change(self, asked: msgspec.Struct, who: Pass) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects = said.pop("name"), said.pop("subjects")
+        self._check_given(said["address"], who)
         await self._operations.change(name, patterns=subjects, **said)
         return Name(name)
+
+    def _check_given(self, address: str | None, who: Pass) -> None:
+        """Raise `BadAddress` for an address that names what is the node's, from a user of it."""
+        if address is not None and who.is_bound:
+            check_given_address(address)
 
     async def _pause(self, asked: Name, who: Pass) -> Paused:
         await self._operations.pause(asked.name, True)

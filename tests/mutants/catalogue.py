@@ -1588,6 +1588,13 @@ _ALL = [
         catcher=_test("tests/unit/test_tls_profiles.py", "client_roots_alone"),
     ),
     Mutant(
+        name="a-user-gives-an-address-with-files",
+        at="msgservice.node.admin:Admin._check_given",
+        old="who.is_bound",
+        new="False",
+        catcher=_test("tests/unit/test_node_users.py", "names_nothing_of_the_nodes"),
+    ),
+    Mutant(
         name="a-users-file-protects-nobody",
         at="msgservice.config.users:check_users_file",
         old="if not users:",

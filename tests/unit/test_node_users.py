@@ -332,6 +332,42 @@ def test_an_operation_is_for_who_has_its_right(operation: Any) -> None:
             assert f"not allowed: request '{operation.right}'" in told
 
 
+@pytest.mark.parametrize("operation", ["receivers.add", "receivers.change"])
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("tls:far.example:1:trustRoots=/etc/shadow", "trustRoots= names a file of the node's"),
+        ("tls:far.example:1:certificate=/a:privateKey=/b", "certificate= names a file"),
+        ("udp:far.example:1:key=/etc/shadow", "key= names a file of the node's"),
+        ("unix:/run/other.sock", "a user may give tcp:, tls:, ssl:, udp:; others stand"),
+        ("systemd:domain=INET:index=0", "others stand in the configuration alone"),
+    ],
+)
+def test_an_address_that_a_user_gives_names_nothing_of_the_nodes_machine(
+    operation: str, address: str, reason: str
+) -> None:
+    world = UsersWorld()
+    ops = world.as_user("ops")
+    assert ops.request("$node.receivers.add", {"name": "far", "subjects": ["a.>"]})[0]
+    name = "far" if operation.endswith("change") else "new"
+    ok, told = ops.request(f"$node.{operation}", {"name": name, "subjects": [], "address": address})
+    assert not ok
+    assert reason in str(told)
+    assert "No such file" not in str(told)  # nor anything else that was found there
+    row = world.node.parts.directory.get(name)
+    assert row is None or row.address is None
+    ok, _ = ops.request(
+        f"$node.{operation}", {"name": name, "subjects": [], "address": "tcp:127.0.0.1:1"}
+    )
+    assert ok
+
+
+def test_the_operator_of_a_node_without_users_may_give_any_address() -> None:
+    world = NodeWorld()
+    asked = {"name": "far", "subjects": [], "address": "unix:/run/other.sock"}
+    assert world.peer("shop").request("$node.receivers.add", asked)[0]
+
+
 def test_the_state_of_a_message_is_told_to_its_sender_and_who_has_the_right() -> None:
     world = UsersWorld()
     billing = world.as_user("billing", receive=ORDERS)
