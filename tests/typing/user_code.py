@@ -8,6 +8,8 @@ from twisted.internet.defer import Deferred
 from msgservice import Client, Limits, Node, Receipt, Receiver, Reject, Retry, Status, connect
 from msgservice.client.receipt import Receipts
 from msgservice.errors import NoReceiver, NotDelivered
+from msgservice.identity.rules import Rules
+from msgservice.identity.users import User, Users
 from msgservice.receiver.received import ReceivedMessage
 
 
@@ -73,6 +75,12 @@ def embed(reactor: Any, parent: MultiService) -> None:
     assert_type(node, Node)
     node.setServiceParent(parent)
     assert_type(node.client("inside"), Client)
+    shop = User(name="shop", uids=(1000,), rules=Rules(send=["orders.>"]))
+    users = Users([shop], secret=bytes(32))
+    asking = Node(reactor, "data", users=users, without_login={"unix:node.sock": "shop"})
+    asking.client("shop", principal="shop")
+    asking.attach(Receiver(reactor, name="shop.bills", handler=print), principal="shop")
+    assert_type(asking.reload_users(users), bool)
 
 
 def embed_in_a_program() -> MultiService:
