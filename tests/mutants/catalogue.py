@@ -1231,6 +1231,74 @@ _ALL = [
     ),
     # --- sessions
     Mutant(
+        name="a-remote-that-is-full-holds-up-all-others",
+        at="msgservice.faces.sessions.durable:DurableRemotes._send",
+        old='_of_patterns("_", name.removeprefix(PREFIX))',
+        new='"remotes"',
+        catcher=_test(
+            "tests/integration/test_sessions_durable.py::"
+            "test_a_remote_that_is_away_and_full_holds_up_no_other",
+            "full_holds_up_no_other",
+        ),
+    ),
+    Mutant(
+        name="a-receiver-that-was-sent-away-is-not-attached-again",
+        at="msgservice.faces.gateway:Gateway.attach_again",
+        old="for way in over:",
+        new="for way in ():",
+        catcher=_test(
+            "tests/integration/test_sessions_durable.py::"
+            "test_a_receiver_that_was_removed_is_made_again_when_its_remote_joins_again",
+            "made_again",
+        ),
+    ),
+    Mutant(
+        name="what-is-stored-is-handed-to-who-is-not-there",
+        at="msgservice.faces.sessions.durable:DurableRemotes._when_joined",
+        old="member is None or member.is_joined or self._is_stopped",
+        new="True",
+        catcher=_test(
+            "tests/integration/test_sessions_durable.py::"
+            "test_what_a_process_takes_is_asked_of_the_one_that_is_there",
+            "asked_of_the_one_that_is_there",
+        ),
+    ),
+    Mutant(
+        name="what-one-process-took-binds-the-next",
+        at="msgservice.faces.sessions.hop:Account.begin",
+        old="self.outgoing.takes()",
+        new="pass",
+        catcher=_test("tests/unit/test_sessions_waits.py", "took_binds_nobody"),
+    ),
+    Mutant(
+        name="a-large-message-without-acks-stands-before-all-others",
+        at="msgservice.faces.sessions.hop:Hop._ended_with",
+        old="self._fruitless == FRUITLESS_MAX",
+        new="False",
+        catcher=_test("tests/unit/test_sessions_ends.py", "does_not_stand_before_others"),
+    ),
+    Mutant(
+        name="a-large-message-is-given-up-for-a-proxy-that-closes",
+        at="msgservice.faces.sessions.hop:Hop.pump",
+        old="self._pause is not None or outgoing.unanswered",
+        new="outgoing.unanswered",
+        catcher=_test("tests/unit/test_sessions_ends.py", "cost_no_large_message"),
+    ),
+    Mutant(
+        name="a-stop-waits-for-the-budget",
+        at="msgservice.faces.sessions.listener:Inbound.close",
+        old="if self._decoding.waits_for_budget:",
+        new="if False:",
+        catcher=_test("tests/unit/test_sessions_waits.py", "makes_a_stop_no_longer"),
+    ),
+    Mutant(
+        name="a-central-that-beats-seldom-is-cut-off",
+        at="msgservice.faces.sessions.listener:Inbound.connectionMade",
+        old="if not self._listener.may_be_silent:",
+        new="if True:",
+        catcher=_test("tests/unit/test_sessions_waits.py", "beats_seldom"),
+    ),
+    Mutant(
         name="a-pickle-sets-aside-a-memo",
         at="msgservice.faces.sessions.content.restricted:_memo",
         old="if index > at // 3 + 1:",
