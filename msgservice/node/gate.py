@@ -287,7 +287,9 @@ class Gate:
     def acting_for(self, user: str) -> Pass:
         """Return what a part of this process may do that acts for a user, without a connection.
 
-        Empty: for the program itself. Raises `NotAuthenticated` where there is no such user.
+        Empty: for the program itself. It is asked anew for each thing that is done: whoever keeps
+        what it returned is not told when users change. Raises `NotAuthenticated` where there is no
+        such user.
         """
         return self._pass_of(None, THIS_PROCESS, Door(asks=False, user=user))
 
