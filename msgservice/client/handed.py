@@ -8,6 +8,7 @@ What does not live here: what a program sees (`receipt`), which runs there are (
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -46,6 +47,10 @@ class Piece(NamedTuple):
     last: int
     position: int  # 0: the log no longer has it
     audience: AudienceNames
+
+
+_Other = tuple[int, int, Status, str]
+"""First and last sequence of a final state other than acknowledged, and its reason."""
 
 
 class _Watcher(NamedTuple):
@@ -115,7 +120,7 @@ class HandedRun:
         self._accepted: RangeSet | None = None  # acknowledged by the node in parts, or unrouted
         self._fired: RangeSet | None = None
         self._refused: list[tuple[int, int, MsgServiceError]] | None = None
-        self._others: dict[str, list[tuple[int, int, Status, str]]] | None = None
+        self._others: dict[str, list[_Other]] | None = None  # rising, and none overlaps another
         self._sent: dict[str, RangeSet] | None = None
         # By the sequence of the one message that is waited for, or 0: a change looks at few.
         self._watchers: dict[int, dict[Deferred[Any], _Watcher]] | None = None
@@ -189,12 +194,14 @@ class HandedRun:
         return Status.QUEUED
 
     def _other(self, first: int, last: int, name: str) -> tuple[Status, str] | None:
-        """The first final state other than acknowledged in this range."""
-        if self._others is not None:
-            for low, high, status, reason in self._others.get(name, ()):
-                if low <= last and first <= high:
-                    return status, reason
-        return None
+        """The final state other than acknowledged that is the lowest in this range."""
+        others = None if self._others is None else self._others.get(name)
+        if others is None:
+            return None
+        at = bisect_left(others, first, key=_last_of)
+        if at == len(others) or others[at][0] > last:
+            return None
+        return others[at][2:]
 
     # --- from the world; each may fire Deferreds, so callers finish their own work first
 
@@ -302,7 +309,7 @@ class HandedRun:
                 if status is not Status.ACKNOWLEDGED:
                     if self._others is None:
                         self._others = {}
-                    self._others.setdefault(name, []).append((low, high, status, reason))
+                    insort(self._others.setdefault(name, []), (low, high, status, reason))
         if self._watchers:
             self._news += news
         if self._watchers or self._open == 0:
@@ -510,6 +517,11 @@ class HandedRun:
 
     def _is_known(self, first: int, last: int) -> bool:
         return self._fired is not None and self._fired.covers(first, last)
+
+
+def _last_of(other: _Other) -> int:
+    """Sort key."""
+    return other[1]
 
 
 def _around(piece: Piece, first: int, last: int) -> list[Piece]:
