@@ -12,8 +12,8 @@ usual case, costs a few list operations.
               letter that is not stored
     FINAL     settled: no longer open
 
-A run changes its state in `_enter` and `_leave` alone, which count it (`fly` is both at once), and
-is cut in `split` and `_cut_at` alone. Nothing of a lane is sent behind
+A run changes its state in `_enter` and `_leave` alone, which count it (`fly` and `land_all` are
+both at once), and is cut in `split` and `_cut_at` alone. Nothing of a lane is sent behind
 what blocks it (`core.stuck_lanes`).
 
 What does not live here: windows and frames (`core.flight`), where runs come from (a log, a file,
@@ -91,6 +91,7 @@ class Backlog:
         self.ordered = ordered
         self.loaded_to = cursor  # everything up to here was offered
         self.committed = cursor  # the owner's durable cursor: what `floor` says
+        self.pieces = 0  # runs that were ever loaded, and cut for answers: what that has cost
         self.max_attempts = max_attempts
         self.behind_max, self.behind_bytes_max = behind_max, behind_bytes_max
         self._keeps_letters = keeps_letters
@@ -109,6 +110,7 @@ class Backlog:
         self._stuck = StuckLanes(self._open)
         self._retries: list[tuple[float, int]] = []  # due, first; void where that does not wait
         self._held: list[int] = []  # first of those that wait for a side that takes larger ones
+        self._grounded: RangeSet | None = None  # refused since a run was sent: none of it flies
 
     # --- getters
 
@@ -126,6 +128,14 @@ class Backlog:
     def open_between(self, first: int, last: int) -> list[Run]:
         """The open runs that overlap `first` to `last`, rising; not to be changed."""
         return self._open.between(first, last)
+
+    def entries(self, first: int, last: int) -> int:
+        """The number of open runs that overlap `first` to `last`, or a few more."""
+        return self._open.entries(first, last)
+
+    def reach(self, first: int, runs: int) -> int:
+        """The last sequence of the first `runs` open runs (about) from `first` on."""
+        return self._open.reach(first, runs)
 
     @property
     def idle(self) -> bool:
@@ -270,6 +280,7 @@ class Backlog:
         first, last = run.first, run.last
         for piece in (run,) if self._tried is None else self._cut_tried(run, self._tried):
             # Each is placed before the next is open: a lane that gets stuck takes what is there.
+            self.pieces += 1
             self._open.add(piece)
             self._place(piece)
         resumed = self._resumed
@@ -320,7 +331,8 @@ class Backlog:
         self._resumed.remove_below(self.loaded_to + 1)
         if floor > 1:
             self._settle_between(0, floor - 1, Status.ACKNOWLEDGED)
-        self.acknowledge(ranges)
+        if self._open:
+            self.acknowledge(ranges)
 
     def acknowledge(self, ranges: Sequence[Range]) -> None:
         """These ranges, which rise, are acknowledged. A run that many of them cut is read once."""
@@ -341,9 +353,23 @@ class Backlog:
         """
         if refusal.action in (Action.DEAD, Action.REFUSED):
             for run in self._open.between(first, last):
-                self._die(self._cut_out(run, first, last), refusal)
+                if self._die(self._cut_out(run, first, last), refusal) is not None:
+                    return  # there is no room for what is behind it either
             return
-        for run in self._open.between(first, last) if self.in_flight.runs else ():
+        if not self.in_flight.runs:
+            return
+        grounded = self._grounded
+        if grounded is None:
+            grounded = self._grounded = RangeSet()
+        if not grounded.overlaps(first, last):
+            self._take_back(first, last, refusal, delay, now)
+        else:
+            for low, high in list(grounded.missing(first, last)):
+                self._take_back(low, high, refusal, delay, now)
+        grounded.add(first, last)
+
+    def _take_back(self, first: int, last: int, refusal: Refusal, delay: float, now: float) -> None:
+        for run in self._open.between(first, last):
             if run.state != FLIGHT:  # not sent, or taken back with its lane a moment ago
                 continue
             head = run
@@ -384,6 +410,7 @@ class Backlog:
         tally.messages -= count
         tally.size -= size
         run.state = FLIGHT
+        self._grounded = None
         tally = self.in_flight
         tally.runs += 1
         tally.messages += count
@@ -392,8 +419,14 @@ class Backlog:
     def land_all(self, now: float) -> list[Run]:
         """The flight is over: its unanswered runs are ready again, where they were; return them."""
         unanswered = self.runs_in_flight()
-        for run in unanswered:
-            self._land(run)
+        for run in unanswered:  # as `_land`, for a whole window of them
+            run.state = READY
+        flying, ready = self.in_flight, self.ready
+        ready.runs += flying.runs
+        ready.messages += flying.messages
+        ready.size += flying.size
+        flying.runs = flying.messages = flying.size = 0
+        self._ready_queue.push_all(unanswered)
         lanes = self._stuck.by_lane
         if lanes:
             for lane in dict.fromkeys(run.lane for run in unanswered):
@@ -589,6 +622,7 @@ class Backlog:
             tally = self._tallies[run.state]
             size, count = run.size, run.count
             pieces = shatter_run(run, places)
+            self.pieces += len(pieces)
             cut += [(run, piece) for piece in pieces]
             if run.attempts:
                 self._failed_tries += pieces

@@ -14,7 +14,9 @@ What does not live here: how frames travel, where runs come from, when progress 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,6 +28,14 @@ from msgservice.core.runs import READY, WAITING, Run, parts_of
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status
+
+
+class _Rest(NamedTuple):
+    """The rest of an answer: `refusal` and `delay` of a NACK, or an ACK."""
+
+    ranges: deque[Range]
+    refusal: Refusal | None
+    delay: float
 
 
 class Flight:
@@ -44,8 +54,10 @@ class Flight:
         "_limit",
         "_nacks",
         "_ready",
+        "_rest",
         "_sent",
         "batch_max",
+        "has_more",
         "larger",
         "window_bytes",
         "window_messages",
@@ -67,6 +79,8 @@ class Flight:
             self.window_bytes = min(self.window_bytes, window[1])
         self.batch_max = batch_max
         self.larger: Run | None = None  # the last one that waits for a side that takes it
+        self.has_more = False  # the last `take_transfers` ended at a bound of its call
+        self._rest: _Rest | None = None
         self._larger_is_dead = larger_is_dead
         self._backlog = backlog
         self._limit = backlog.limit
@@ -88,6 +102,11 @@ class Flight:
             return False
         return self._backlog.has_room
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether every answer so far was heard to its end (`go_on`)."""
+        return self._rest is None
+
     def next_deadline(self) -> float | None:
         """When a retry is due, or None: also while it has no room, which only an answer makes."""
         run = self._backlog.next_retry()
@@ -95,30 +114,69 @@ class Flight:
 
     # --- what the other side answers
 
-    def receive_acks(self, ranges: Sequence[Range]) -> None:
-        """The ranges of one ACK, which rise, are acknowledged.
+    def receive_acks(self, ranges: Sequence[Range], runs_max: int = INTEGER_MAX) -> int:
+        """The ranges of one ACK, which rise, are acknowledged; return the runs that this took.
 
+        Of more than `runs_max` of them, or of ranges, the rest waits for `go_on`.
         Raises `NeverSent` if some of it was not sent on this connection; nothing is changed then.
         """
         covers = self._sent.covers
         for first, last in ranges:
             if not covers(first, last):
                 raise NeverSent(first, last)
-        self._backlog.acknowledge(ranges)
+        backlog = self._backlog
+        before = backlog.open_runs
+        if before > runs_max or len(ranges) > runs_max:
+            self._rest = _Rest(deque(ranges), None, 0.0)
+            return self.go_on(0.0, runs_max)
+        backlog.acknowledge(ranges)
         if self._limit.most is not None:
             self._limit.grow(self.window_messages)
+        return before - backlog.open_runs
 
     def receive_nack(
-        self, first: int, last: int, refusal: Refusal, delay: float, now: float
-    ) -> None:
-        """A NACK refuses sequences; `delay` in seconds, 0: this side's backoff. Or `NeverSent`."""
+        self,
+        first: int,
+        last: int,
+        refusal: Refusal,
+        delay: float,
+        now: float,
+        runs_max: int = INTEGER_MAX,
+    ) -> int:
+        """A NACK refuses sequences; `delay` in seconds, 0: this side's backoff. Or `NeverSent`.
+
+        Returns the runs that this took; of more than `runs_max` of them the rest waits for `go_on`.
+        """
         if not self._sent.covers(first, last):
             raise NeverSent(first, last)
         if refusal.action in (Action.RETRY, Action.LATER):
             self._nacks += 1
-        self._backlog.refuse(first, last, refusal, delay, now)
+        self._rest = _Rest(deque([(first, last)]), refusal, delay)
+        return self.go_on(now, runs_max)
+
+    def go_on(self, now: float, runs_max: int = INTEGER_MAX) -> int:
+        """Go on with the answer that was not heard to its end; return the runs that this took."""
+        rest, backlog, left = self._rest, self._backlog, runs_max
+        assert rest is not None
+        ranges: list[Range] = []
+        while left > 0 and rest.ranges:
+            first, last = rest.ranges.popleft()
+            count = max(1, backlog.entries(first, last))
+            if count > left and (reached := backlog.reach(first, left)) < last:
+                rest.ranges.appendleft((reached + 1, last))
+                last = reached
+            left -= count
+            ranges.append((first, last))
+        if not rest.ranges:
+            self._rest = None
+        if rest.refusal is None:
+            backlog.acknowledge(ranges)
+        else:
+            for first, last in ranges:
+                backlog.refuse(first, last, rest.refusal, rest.delay, now)
         if self._limit.most is not None:
             self._limit.grow(self.window_messages)
+        return runs_max - max(left, 0)
 
     def end(self, now: float, *, lost: bool) -> None:
         """The connection has gone: what was in flight is ready again, in rising order.
@@ -151,17 +209,28 @@ class Flight:
         now: float,
         allow: Callable[[Run], int] | None = None,
         bytes_max: int = INTEGER_MAX,
+        runs_max: int = INTEGER_MAX,
     ) -> list[Transfer]:
         """The frames to send now, in order; they are in flight from here on.
 
-        No more once `bytes_max` bytes are reached: the owner comes again when others had a turn.
+        No more once `bytes_max` bytes are reached, or `runs_max` runs were looked at: the owner
+        comes again when others had a turn (`has_more`). None while an answer is not heard to its
+        end: the count of `nacks` would say that all of it was.
 
         `allow` is asked before a run is sent, where given: how many of its messages may leave
         now, at least 0. The rest, and all that comes after, waits for the next call.
         """
         backlog = self._backlog
         transfers: list[Transfer] = []
+        self.has_more = False
+        if self._rest is not None:
+            return transfers
+        left = runs_max
         while (run := backlog.next_retry()) is not None and run.due <= now:
+            if not left:
+                self.has_more = True
+                return transfers
+            left -= 1
             if self._is_larger(run):
                 continue
             if not self._may_leave(run, allow):
@@ -169,7 +238,11 @@ class Flight:
             self._send(run, transfers)
         in_flight, first_ready = self._in_flight, backlog.first_ready
         stop_at = in_flight.size + bytes_max
-        while in_flight.size < stop_at and (run := first_ready()) is not None:
+        while (run := first_ready()) is not None:
+            if in_flight.size >= stop_at or not left:
+                self.has_more = True
+                break
+            left -= 1
             if self._is_one_too_many(run):
                 break
             if (run.size > self.batch_max or run.options.to is not None) and self._is_larger(run):

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from msgservice.core.refusal import Refusal
+from msgservice.limits import INTEGER_MAX
 from msgservice.message import (
     PLAIN,
     MessageParts,
@@ -178,6 +179,18 @@ class OpenRuns:
         """The run with the lowest sequence, or None."""
         return self.by_first[self._firsts[self._head]] if self.by_first else None
 
+    def entries(self, first: int, last: int) -> int:
+        """The number of runs that overlap `first` to `last`, with ones that have gone there."""
+        firsts, head = self._firsts, self._head
+        begin = max(bisect_right(firsts, first, head) - 1, head)
+        return bisect_right(firsts, last, begin) - begin
+
+    def reach(self, first: int, runs: int) -> int:
+        """The sequence up to which `first` and what is above it lie in `runs` such entries."""
+        firsts, head = self._firsts, self._head
+        at = max(bisect_right(firsts, first, head) - 1, head) + runs
+        return firsts[at] - 1 if at < len(firsts) else INTEGER_MAX
+
     def between(self, first: int, last: int) -> list[Run]:
         """Open runs that overlap `first` to `last`, rising."""
         firsts, by_first, head = self._firsts, self.by_first, self._head
@@ -224,6 +237,16 @@ class ReadyQueue:
             rising.append(run.first)
             return
         heapq.heappush(back, run.first)
+        self._compact()
+
+    def push_all(self, runs: Sequence[Run]) -> None:
+        """Runs that were sent before, which rise, are ready again."""
+        self._back += [run.first for run in runs]
+        self._back.sort()  # of two lists that rise it is one pass, and what rises is a heap
+        self._compact()
+
+    def _compact(self) -> None:
+        back = self._back
         if len(back) > STALE_MAX + 2 * len(self._open):
             by_first = self._open.by_first
             kept = {n for n in back if n in by_first and by_first[n].state == READY}

@@ -359,7 +359,10 @@ class OutboxMachine(Machine):
     def do_pump_part(self, rng: random.Random) -> None:
         if self.outbox.connected:
             transfers = self.flight.take_transfers(
-                self.now, lambda run: rng.randint(0, run.count), rng.choice([1, 60, 10**6])
+                self.now,
+                lambda run: rng.randint(0, run.count),
+                rng.choice([1, 60, 10**6]),
+                rng.choice([1, 2, 10**6]),
             )
             self._send(transfers)
 
@@ -595,8 +598,10 @@ class OutboxMachine(Machine):
             for first, last in frame.ranges:
                 answered = set(range(first, last + 1)) & set(self.flying)
                 self.acked |= answered
-            self.flight.receive_acks(frame.ranges)
+            self.flight.receive_acks(frame.ranges, self._turn(frame.ranges[0][0]))
+            self._hear_to_the_end()
             for first, last in frame.ranges:
+                require(not self.backlog.open_between(first, last), "half an answer", first, last)
                 for number in range(first, last + 1):
                     self.flying.pop(number, None)
             return
@@ -608,9 +613,13 @@ class OutboxMachine(Machine):
         elif action is Action.RETRY:
             for number in numbers:
                 self.failures[number] = self.failures.get(number, 0) + 1
-        self.flight.receive_nack(
-            first, last, Refusal(action, frame.reason), frame.delay / 1000, self.now
-        )
+        refusal = Refusal(action, frame.reason)
+        turn = self._turn(first)
+        self.flight.receive_nack(first, last, refusal, frame.delay / 1000, self.now, turn)
+        self._hear_to_the_end()
+        if action in (Action.RETRY, Action.LATER):
+            still = [number for number in numbers if self.backlog.in_flight_at(number)]
+            require(not still, "half an answer", still)
         for number in numbers:
             if action in (Action.RETRY, Action.LATER) or number not in self.lacking:
                 del self.flying[number]
@@ -621,6 +630,15 @@ class OutboxMachine(Machine):
                 for number in [n for n in self.flying if n > first]:
                     if self.subjects[number] == subject:
                         del self.flying[number]
+
+    def _turn(self, sequence: int) -> int:
+        """How many runs of an answer are heard in one turn."""
+        return (1, 2, 10**6)[sequence % 3]
+
+    def _hear_to_the_end(self) -> None:
+        while not self.flight.is_answered:
+            require(not self.flight.take_transfers(self.now), "sent in the middle of an answer")
+            self.flight.go_on(self.now, 1)
 
     # --- what must hold
 

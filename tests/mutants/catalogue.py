@@ -155,8 +155,22 @@ _ALL = [
         catcher=_by("outbox", "more nacks than were sent"),
     ),
     Mutant(
+        name="half-an-answer",
+        at=f"{FLIGHT}.go_on",
+        old="rest.ranges.appendleft((reached + 1, last))",
+        new="pass",
+        catcher=_by("outbox", "half an answer"),
+    ),
+    Mutant(
+        name="refused-once-and-never-again",
+        at=f"{BACKLOG}.fly",
+        old="self._grounded = None",
+        new="pass",
+        catcher=_by("outbox", "half an answer"),
+    ),
+    Mutant(
         name="later-is-an-attempt",
-        at=f"{BACKLOG}.refuse",
+        at=f"{BACKLOG}._take_back",
         old="if refusal.action == Action.RETRY:",
         new="if True:",
         catcher=_by("outbox", "dead without a reason"),

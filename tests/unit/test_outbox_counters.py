@@ -91,10 +91,14 @@ class CountedOutbox(RuleBasedStateMachine):
         self.sent = set()
 
     @precondition(lambda self: self.outbox.connected)
-    @rule(turn=st.sampled_from([1 << 20, 50]), allowed=st.sampled_from([None, 0, 3]))
-    def send(self, turn: int, allowed: int | None) -> None:
+    @rule(
+        turn=st.sampled_from([1 << 20, 50]),
+        allowed=st.sampled_from([None, 0, 3]),
+        runs=st.sampled_from([1 << 20, 2]),
+    )
+    def send(self, turn: int, allowed: int | None, runs: int) -> None:
         allow: Callable[[Run], int] | None = None if allowed is None else (lambda run: allowed)
-        for transfer in self.outbox.flight.take_transfers(self.now, allow, turn):
+        for transfer in self.outbox.flight.take_transfers(self.now, allow, turn, runs):
             count = len(decode_messages(transfer.messages))
             self.sent |= set(range(transfer.sequence, transfer.sequence + count))
         self.sent_ever = self.sent_ever | self.sent
@@ -103,7 +107,15 @@ class CountedOutbox(RuleBasedStateMachine):
     @rule(data=st.data())
     def ack(self, data: st.DataObject) -> None:
         numbers = st.lists(st.sampled_from(sorted(self.sent)), min_size=1, max_size=5, unique=True)
-        self.outbox.flight.receive_acks([(n, n) for n in sorted(data.draw(numbers))])
+        runs = data.draw(st.sampled_from([1, 2, 1 << 20]))
+        self.outbox.flight.receive_acks([(n, n) for n in sorted(data.draw(numbers))], runs)
+        self.hear_to_the_end()
+
+    def hear_to_the_end(self) -> None:
+        flight = self.outbox.flight
+        while not flight.is_answered:
+            assert not flight.take_transfers(self.now)
+            assert flight.go_on(self.now, 1)
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data(), length=st.integers(1, 9))
@@ -111,7 +123,8 @@ class CountedOutbox(RuleBasedStateMachine):
         first = last = data.draw(st.sampled_from(sorted(self.sent)))
         while last + 1 in self.sent and last < first + length:
             last += 1
-        self.outbox.flight.receive_acks([(first, last)])
+        self.outbox.flight.receive_acks([(first, last)], data.draw(st.sampled_from([1, 1 << 20])))
+        self.hear_to_the_end()
 
     @precondition(lambda self: self.sent)
     @rule(
@@ -124,7 +137,10 @@ class CountedOutbox(RuleBasedStateMachine):
         first = last = data.draw(st.sampled_from(sorted(self.sent)))
         while last + 1 in self.sent and last < first + length:
             last += 1
-        self.outbox.flight.receive_nack(first, last, Refusal(action), delay, self.now)
+        runs = data.draw(st.sampled_from([1, 2, 1 << 20]))
+        flight = self.outbox.flight
+        flight.receive_nack(first, last, Refusal(action), delay, self.now, runs)
+        self.hear_to_the_end()
 
     @rule()
     def disconnect(self) -> None:
