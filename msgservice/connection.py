@@ -299,6 +299,13 @@ class Connection:
         if self._held and self._going_on is None and not self.is_gone:
             self._going_on = self._clock.callLater(0, self._go_on)
 
+    def go_on_with(self, call: Callable[[], object]) -> None:
+        """Let the owner go on with what a read before brought: as a turn, which ends as one."""
+        if self.session.state in (State.OPEN, State.CLOSING):
+            self._guard(call)
+        if self.session.state in (State.OPEN, State.CLOSING):
+            self._guard(lambda: self.owner.turn_ended(self))
+
     def _stop_reading(self) -> None:
         if self._breath is None and self.channel is not None and not self.is_gone:
             self.session.reading_paused()
@@ -485,7 +492,7 @@ class Connection:
 
     # --- inside
 
-    def _guard(self, call: Callable[[], None]) -> None:
+    def _guard(self, call: Callable[[], object]) -> None:
         try:
             call()
         except ProtocolError as error:

@@ -33,7 +33,7 @@ from msgservice.node.commits import Commits
 from msgservice.node.outlet_progress import Letters, OutletProgress
 from msgservice.node.pace import Pace
 from msgservice.node.stored_bytes import QueuedBytes, StoredBytes
-from msgservice.node.supply import Supply, UpTo
+from msgservice.node.supply import TURN_RUNS, Supply, UpTo
 from msgservice.node.tail import Tail
 from msgservice.node.tracker import Tracker
 from msgservice.receiver_options import STRICT
@@ -43,6 +43,8 @@ from msgservice.waiters import Waiters
 NOTES_MAX = 100
 # What one receiver is sent in one turn of the reactor; others wait for that turn.
 TURN_BYTES = 256 * 1024
+# The runs that its answers of one turn are about; of more of them the rest waits for the next.
+TURN_ANSWERS = 2048
 READ_AGAIN = 1.0  # seconds after a page of the log that could not be read
 UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let go
 
@@ -86,6 +88,9 @@ class Outlet:
         self._retry_delay = retry_delay
         self._timer: IDelayedCall | None = None
         self._timer_due = 0.0
+        self._has_more = False  # to load or to send, when others had their turn: the timer's
+        self._going_on: IDelayedCall | None = None  # with a RESUME, or an answer, of a turn before
+        self._answered = 0  # runs that the answers of this turn were about
         self._acked_to = 0  # the highest position acknowledged since the start
         self._is_hearing = False  # what a RESUME names is loaded, without a connection
         self._heard: Waiters[None] = Waiters()
@@ -215,7 +220,7 @@ class Outlet:
         self.connection = connection
         self.since = self._time.now()
         self.last_error = ""
-        self.backlog.receive_resume(resume.floor, resume.ranges)
+        self._receive_resume(resume)
         self.flight = self._make_flight(connection)
         self.supply.attach(self.flight)
         self.progress.gather()
@@ -235,6 +240,14 @@ class Outlet:
             batch_max=min(options.max_batch or INTEGER_MAX, limits.max_batch),
         )
 
+    def _receive_resume(self, resume: Resume) -> None:
+        backlog = self.backlog
+        loaded = backlog.entries(0, _highest(resume))
+        if loaded and max(loaded, len(resume.ranges)) > TURN_ANSWERS:
+            # What is loaded settles at once; what is loaded later, a part in each turn.
+            backlog.unload()
+        backlog.receive_resume(resume.floor, resume.ranges)
+
     # --- what a receiver that is paused says to have taken
 
     def hear(self, connection: Connection, resume: Resume) -> None:
@@ -244,16 +257,18 @@ class Outlet:
         """
         self._end_hearing()
         backlog = self.backlog
-        backlog.receive_resume(resume.floor, resume.ranges)
-        highest = max([resume.floor - 1, *(last for _, last in resume.ranges)])
+        self._receive_resume(resume)
         self._is_hearing = True
-        self.supply.attach(UpTo(self._make_flight(connection), backlog, highest))
+        self.supply.attach(UpTo(self._make_flight(connection), backlog, _highest(resume)))
         self._hear_on()
 
     def _hear_on(self) -> None:
-        self.supply.fill()
+        self._going_on = None
+        has_more = self.supply.fill()
         self.progress.gather()
-        if not self.supply.is_reading:
+        if has_more:
+            self._going_on = self._time.clock.callLater(0, self._hear_on)
+        elif not self.supply.is_reading:
             self._heard_all()
 
     def _heard_all(self) -> None:
@@ -264,6 +279,7 @@ class Outlet:
     def _end_hearing(self) -> None:
         if self._is_hearing:
             self._is_hearing = False
+            self._do_not_go_on()
             self.supply.detach()
             self._heard.fire(None)
 
@@ -277,7 +293,7 @@ class Outlet:
 
     def _check_memory(self, resume: Resume, inbox: str | None) -> None:
         """SEMANTICS 6: a stored inbox that has forgotten what it had taken is reported."""
-        highest = max([resume.floor - 1, *(last for _, last in resume.ranges)])
+        highest = _highest(resume)
         if inbox is not None and inbox == self.row.inbox and highest < self._acked_to:
             self._logger.error(
                 "receiver {name} has forgotten positions {first} to {last}, which it had"
@@ -295,6 +311,8 @@ class Outlet:
         self.connection = None
         self.since = self._time.now()
         self.last_error = reason
+        self._answered = 0
+        self._do_not_go_on()  # what is left of an answer was never heard
         if flight is not None:
             self.supply.detach()
             flight.end(self._time.now(), lost=lost)
@@ -311,13 +329,20 @@ class Outlet:
             self.backlog.unload()
 
     def stop(self) -> None:
-        """Cancel the timer: none is left behind."""
+        """Cancel the timers: none is left behind."""
         self._cancel_timer()
+        self._do_not_go_on()
+
+    def _do_not_go_on(self) -> None:
+        if self._going_on is not None:
+            self._going_on.cancel()
+            self._going_on = None
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._has_more = False
 
     def fault(self, failure: Failure) -> None:
         """A call of this object raised `failure`: its connection ends, and no other.
@@ -334,12 +359,19 @@ class Outlet:
 
     # --- what the receiver answers
 
+    @property
+    def takes(self) -> bool:
+        """Whether an answer is heard now, and what comes behind it; else in a later turn."""
+        flight = self.flight
+        return flight is None or (flight.is_answered and self._answered < TURN_ANSWERS)
+
     def received(self, frame: Frame) -> None:
         """An ACK or a NACK; `turn_ended` follows. Raises `NeverSent`."""
         flight = self.flight
         assert flight is not None
+        room = max(1, TURN_ANSWERS - self._answered)
         if isinstance(frame, Ack):
-            flight.receive_acks(frame.ranges)
+            self._answered += flight.receive_acks(frame.ranges, room)
             if frame.ranges:  # they rise
                 self._acked_to = max(self._acked_to, frame.ranges[-1][1])
         else:
@@ -353,7 +385,10 @@ class Outlet:
                     f" {delay:g} s)"
                 )
             now = self._time.now()
-            flight.receive_nack(frame.first, frame.last, refusal_in(frame), delay, now)
+            refusal = refusal_in(frame)
+            self._answered += flight.receive_nack(
+                frame.first, frame.last, refusal, delay, now, room
+            )
 
     def note(self, sequence: int, attempts: int, reason: str) -> None:
         """The receiver tries by itself (PROTOCOL: NOTE); for people."""
@@ -362,11 +397,25 @@ class Outlet:
         self.notes[sequence] = (attempts, reason)
 
     def turn_ended(self) -> None:
-        """The answers of one read were all taken."""
+        """The answers of one read were all taken, or as many as one turn takes."""
+        self._answered = 0
         self.progress.gather()
         self._expect_answers()
-        if not self._all_answered:
+        flight = self.flight
+        if flight is not None and not flight.is_answered:
+            if self._going_on is None:
+                self._going_on = self._time.clock.callLater(0, self._answer_on)
+        elif not self._all_answered:
             self.pump()
+
+    def _answer_on(self) -> None:
+        self._going_on = None
+        connection, flight = self.connection, self.flight
+        assert connection is not None
+        assert flight is not None
+        connection.go_on_with(lambda: flight.go_on(self._time.now(), TURN_ANSWERS))
+        if flight.is_answered:
+            connection.go_on_soon()
 
     def _expect_answers(self) -> None:
         """Tell the commits whether answers are due: they may share a group with others."""
@@ -377,25 +426,25 @@ class Outlet:
     def pump(self) -> None:
         """Send runs, as far as window and rate limit allow."""
         connection, flight = self.connection, self.flight
-        if connection is None or flight is None or not connection.may_send:
+        if connection is None or flight is None or not connection.may_send or self._has_more:
             return
         backlog = self.backlog
-        in_flight = backlog.in_flight
         supply = self.supply
-        supply.fill()
-        before = in_flight.size
+        has_more = supply.fill()
         transfers = (
-            flight.take_transfers(self._time.now(), None, TURN_BYTES)
+            flight.take_transfers(self._time.now(), None, TURN_BYTES, TURN_RUNS)
             if self.pace is None
             else self._take_paced(flight, self.pace)
         )
         if transfers:
             connection.send_now(transfers)
             self._expect_answers()
-            if in_flight.size - before >= TURN_BYTES:
-                self._pump_in(0.0)  # others have their turn
-            else:
-                supply.fill()
+        has_more = has_more or len(transfers) >= TURN_RUNS
+        if transfers and not has_more and not flight.has_more:
+            has_more = supply.fill()
+        if has_more or flight.has_more:
+            self._pump_in(0.0)  # others have their turn
+        self._has_more = has_more  # of bytes, as much again may leave for an answer
         if backlog.has_settled:
             self.progress.gather()  # loading settles what the receiver's RESUME has taken
         self._rearm(flight)
@@ -403,7 +452,7 @@ class Outlet:
     def _take_paced(self, flight: Flight, pace: Pace) -> list[Transfer]:
         ready = self.backlog.ready
         pace.begin(ready.messages, ready.size)
-        transfers = flight.take_transfers(self._time.now(), pace.allow)
+        transfers = flight.take_transfers(self._time.now(), pace.allow, runs_max=TURN_RUNS)
         pace.end()
         return transfers
 
@@ -426,6 +475,7 @@ class Outlet:
 
     def _fire(self) -> None:
         self._timer = None
+        self._has_more = False
         self.pump()
 
     def _page_came(self) -> None:
@@ -442,3 +492,9 @@ class Outlet:
             self._heard_all()  # the receiver says it again
         if self.connection is not None:
             self._pump_in(READ_AGAIN)
+
+
+def _highest(resume: Resume) -> int:
+    """Return the highest sequence that was taken, or 0."""
+    ranges = resume.ranges  # they rise
+    return max(resume.floor - 1, ranges[-1][1]) if ranges else resume.floor - 1

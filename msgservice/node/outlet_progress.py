@@ -29,6 +29,8 @@ from msgservice.waiters import Waiters
 
 # Dead letters of one receiver in one group: each is a value, so this bounds what a turn makes.
 DEAD_LETTERS_MAX = 2048
+# Runs of one receiver in one group that are settled, and as many that failed: each is told of.
+RUNS_MAX = 8192
 
 
 class Delivering(Protocol):
@@ -136,14 +138,14 @@ class OutletProgress:
     def take_progress(self, letters: int) -> Progress:
         """See `Progressing`.
 
-        What one answer made dead may be more than a group takes: then the cursor stays below
+        What was answered may be more than a group takes: then the cursor stays below
         the rest, which is part of the next group, and of no row before.
         """
         settled = self._portion(letters)
         cursor = self._backlog.cursor
         if self._new:
             cursor = min(cursor, min([one.first for one in self._new]) - 1)
-        failed, self._failed = self._failed, []
+        failed, self._failed = self._failed[:RUNS_MAX], self._failed[RUNS_MAX:]
         counts: dict[int, int] = {}
         size = 0
         rows: list[ExceptionRow] = []
@@ -183,11 +185,13 @@ class OutletProgress:
         )
 
     def _portion(self, letters: int) -> list[Settled]:
-        """Take out of what is new as much as one group takes: all, but for dead letters.
+        """Take out of what is new as much as one group takes: all, hardly ever less.
 
         The one with which those reach `letters` bytes is the last; of a run all count alike.
         """
-        new, room = self._new, DEAD_LETTERS_MAX
+        new, rest, room = self._new, [], DEAD_LETTERS_MAX
+        if len(new) > RUNS_MAX:
+            new, rest = new[:RUNS_MAX], new[RUNS_MAX:]
         for at, one in enumerate(new):
             if one.status is Status.DEAD:
                 count = one.last - one.first + 1
@@ -195,11 +199,11 @@ class OutletProgress:
                 fitting = count if size <= letters else max(0, -(-letters * count // size))
                 if min(fitting, room) < count:
                     taken, left = _cut_settled(one, min(fitting, room))
-                    self._new = [left, *new[at + 1 :]]
+                    self._new = [left, *new[at + 1 :], *rest]
                     return [*new[:at], *taken]
                 room -= count
                 letters -= size
-        self._new = []
+        self._new = rest
         return new
 
     def _acked_rows(self, positions: list[int]) -> list[ExceptionRow]:
@@ -264,7 +268,7 @@ class OutletProgress:
         """See `Progressing`."""
         taken = self._storing.popleft()
         self._backlog.committed = max(self._backlog.committed, taken.cursor)
-        if self._new:
+        if self._new or self._failed:
             self._commits.progress(self)
         try:
             if taken.settled:

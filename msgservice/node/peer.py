@@ -252,13 +252,18 @@ class Peer:
         self._greeter.opened(self, connection, guest, resume)
 
     def takes(self, frame: Frame) -> bool:
-        """Whether a frame is looked at now; one that is answered needs room for the answer."""
+        """Whether a frame is looked at now; one that is answered needs room for the answer.
+
+        Behind answers about very many messages it waits until these were heard to their end.
+        """
         kind = type(frame)
         if kind is Transfer:
             if self.ingress is None:
                 return True  # not greeted, and gone: the session drops it
             assert self.connection is not None
             return self.connection.has_room and self.ingress.has_room
+        if self._seat is not None and not self._seat.takes:
+            return False
         if kind is Request:
             assert self.connection is not None
             return self.connection.has_room and self._answering < self._limits.answering

@@ -2,7 +2,8 @@
 
 A receiver that keeps up is fed with what was just stored. One that lags gets pages of the tail as
 its next window has room, and pages of the log where the tail no longer has its place, until it has
-caught up. It never holds more than its windows. The states, and what ends each:
+caught up. It never holds more than its windows, and of a next window that is many small runs some
+are loaded in the next turn (`fill`). The states, and what ends each:
 
               attached   detached   caught up   overfed   asked   page
     AWAY      LAGS       -          -           -         -       -
@@ -41,6 +42,10 @@ from msgservice.records import Batch, position_of
 # One page of a receiver that lags. The next page is read while this one is on its way.
 PAGE_BYTES = 4 * 1024 * 1024
 PAGE_MESSAGES = 16_384
+# Runs that are loaded in one turn for one receiver, and pieces that runs are cut into for what of
+# them is settled or was tried: others wait for that turn.
+TURN_RUNS = 1024
+TURN_LOOKS = 16  # calls of the tail in one turn, where next to nothing of it is for this receiver
 
 
 class State(enum.Enum):
@@ -126,6 +131,7 @@ class Supply:
         "_fed_bytes",
         "_flight",
         "_log",
+        "_page",
         "_tail",
         "state",
     )
@@ -150,6 +156,7 @@ class Supply:
         self._flight: Room | None = None  # of the connection, while there is one
         self._fed: deque[Batch] = deque()  # stored, and not loaded: the next window is full
         self._fed_bytes = 0
+        self._page: deque[Batch] = deque()  # what is not loaded yet of a page that came
 
     @property
     def is_reading(self) -> bool:
@@ -173,6 +180,7 @@ class Supply:
         self._happens(Event.DETACHED)
         self._flight = None
         self._drop_fed()
+        self._page.clear()
 
     def _happens(self, event: Event) -> None:
         self.state = NEXT[self.state, event]
@@ -196,42 +204,67 @@ class Supply:
             self._happens(Event.OVERFED)  # the tail has these, and the log after that
             self._drop_fed()
 
-    def fill(self) -> None:
-        """Load the batches that the next window has room for."""
-        state, fed = self.state, self._fed
-        if state is FOLLOWS:
-            if fed:
-                flight = self._flight
-                assert flight is not None
-                while fed and flight.wants:
-                    batch = fed.popleft()
-                    self._fed_bytes -= batch.size + BATCH_OVERHEAD
-                    self.load(batch)
-        elif state is State.LAGS:
-            self._load_pages()
+    def fill(self) -> bool:
+        """Load the batches that the next window has room for, as many as one turn takes.
 
-    def _load_pages(self) -> None:
-        """Load pages of the tail; where it no longer has this place, ask the log for one."""
-        flight, backlog, tail = self._flight, self._backlog, self._tail
+        Returns whether there is room for more that can be loaded when others had their turn.
+        """
+        state = self.state
+        if state is FOLLOWS:
+            return bool(self._fed) and self._load_from(self._fed)
+        return state is State.LAGS and self._load_pages()
+
+    def _load_from(self, fed: deque[Batch]) -> bool:
+        flight, backlog = self._flight, self._backlog
         assert flight is not None
-        while flight.wants:
+        stop = backlog.pieces + TURN_RUNS
+        while fed and flight.wants:
+            if backlog.pieces >= stop:
+                return True
+            batch = fed.popleft()
+            self._fed_bytes -= batch.size + BATCH_OVERHEAD
+            self.load(batch)
+        return False
+
+    def _load_pages(self) -> bool:
+        """Load pages of the tail; where it no longer has this place, ask the log for one.
+
+        First what is left of a page of the log, whatever room there is.
+        """
+        flight, backlog, tail, rest = self._flight, self._backlog, self._tail, self._page
+        assert flight is not None
+        stop = backlog.pieces + TURN_RUNS
+        while rest:
+            if backlog.pieces >= stop:
+                return True
+            self.load(rest.popleft())
+        for _ in range(TURN_LOOKS):
+            if not flight.wants:
+                return False
+            room = stop - backlog.pieces
+            if room <= 0:
+                return True
             page = tail.after(
                 backlog.loaded_to,
                 self._audiences,
                 # A window that contains 0 takes one run: a page of nothing would be read for ever.
                 max(1, flight.window_bytes),
                 max(1, flight.window_messages),
+                room,
             )
             if page is None:
                 self._read()
-                return
+                return False
             batches, looked = page
             for batch in batches:
+                if backlog.pieces >= stop:
+                    return True  # the rest is looked for again: it is above what is loaded
                 self.load(batch)
             backlog.skip_to(looked)
             if looked >= position_of(tail.next_number) - 1:
                 self._happens(Event.CAUGHT_UP)
-                return
+                return False
+        return True
 
     def load(self, batch: Batch) -> None:
         """Load a batch, or what of it lies above what is loaded."""
@@ -273,8 +306,7 @@ class Supply:
         is_asked_for = self.state is State.READS
         self._happens(Event.PAGE)
         if is_asked_for:
-            for batch in batches:
-                self.load(batch)
+            self._page.extend(batches)  # loaded by who is told now
             if not batches:
                 self._backlog.skip_to(end)
         self._came()

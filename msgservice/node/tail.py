@@ -61,7 +61,12 @@ class Tail:
             self._head = 0
 
     def after(
-        self, position: int, audiences: Container[int], bytes_max: int, messages_max: int
+        self,
+        position: int,
+        audiences: Container[int],
+        bytes_max: int,
+        messages_max: int,
+        batches_max: int = SCAN_MAX,
     ) -> tuple[list[Batch], int] | None:
         """Return the next batches of these audiences that end above `position`.
 
@@ -85,5 +90,7 @@ class Tail:
                 found.append(batch)
                 bytes_max -= batch.size
                 messages_max -= batch.count
+                if len(found) >= batches_max:
+                    break
         looked = self.first_number + (at - self._head)
         return found, position_of(looked) - 1
