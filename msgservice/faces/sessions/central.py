@@ -73,7 +73,7 @@ _Waited = tuple[int | None, Callable[[], None]]
 
 
 class _Events(Generic[T]):
-    """Who waits for what happens to a remote: to one of a key, or to any."""
+    """The waits for what happens to a remote: to one of a key, or to any."""
 
     def __init__(self) -> None:
         self._waiting: dict[Key | None, Waiters[T]] = {}

@@ -61,7 +61,7 @@ class SessionLimits:
 
     @property
     def window(self) -> tuple[int, int]:
-        """What the other side may have on its way unanswered: messages, and bytes of them."""
+        """The window of the other side: messages, and bytes of them, on their way unanswered."""
         return int(self.unhandled_messages), int(self.unhandled_bytes)
 
     def __post_init__(self) -> None:
