@@ -388,6 +388,13 @@ class Gate:
     def __init__(self) -> None:
         self.is_shut = False
 
+    @property
+    def is_over(self) -> bool:
+        return False
+
+    def begin(self, until: float | None) -> float:
+        return 0.0
+
     def __call__(self, body: str, transaction: Transaction) -> None:
         if self.is_shut:
             raise LookupError(body)
