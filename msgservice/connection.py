@@ -149,6 +149,7 @@ class Connection:
         self._says_why = says_why  # in the log, that an error ended it; else the owner does
         self._held: list[bytes] = []  # frames that wait: at most what one delivery brought
         self._is_first = True  # of one delivery, the frame that is looked at
+        self.is_look = False  # of one delivery: it came although the node takes in nothing now
         self._going_on: IDelayedCall | None = None
         self._before_open = 0  # bytes
         self._pauses: set[str] = set()  # the reasons
@@ -361,6 +362,7 @@ class Connection:
         now = self.now()
         session, owner, takes = self.session, self.owner, self._takes
         self._is_first = True
+        self.is_look = UNCOMMITTED in self._pauses
         try:
             for at, data in enumerate(frames):
                 frame = decode_frame(data)

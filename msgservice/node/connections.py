@@ -346,6 +346,7 @@ class Connections:
             for peer in list(self.peers):
                 if peer.connection is not None:
                     peer.connection.resume_reading(UNCOMMITTED)
+                    peer.connection.go_on_soon()
 
     # --- the end
 

@@ -260,8 +260,10 @@ class Peer:
         if kind is Transfer:
             if self.ingress is None:
                 return True  # not greeted, and gone: the session drops it
-            assert self.connection is not None
-            return self.connection.has_room and self.ingress.has_room
+            connection = self.connection
+            assert connection is not None
+            # A look is for a PING, a BYE or the end: else each look takes in another read.
+            return connection.has_room and self.ingress.has_room and not connection.is_look
         if self._seat is not None and not self._seat.takes:
             return False
         if kind is Request:

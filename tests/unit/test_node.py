@@ -498,6 +498,24 @@ def test_producers_are_paused_while_too_much_waits_for_the_disk() -> None:
     )
 
 
+def test_a_look_for_a_goodbye_takes_nothing_in_however_long_the_disk_hangs() -> None:
+    clock = Clock()
+    limits = Limits(uncommitted_bytes=1000, heartbeat=2.0)
+    log = FailingLog(MemoryLog(reactor=clock, limits=limits))
+    world = NodeWorld(limits, log=log, clock=clock)
+    shop = world.peer("shop")
+    log.hold = True
+    for n in range(1, 60):
+        shop.transfer(n, "orders.new", [bytes(300)])
+        world.settle(1.1)  # the node looks each second
+    assert world.node.parts.commits.uncommitted_bytes < 3000
+    assert shop.lost_because is None
+    log.release()
+    world.settle(5)
+    taken = RangeSet((first, last) for ack in shop.take(Ack) for first, last in ack.ranges)
+    assert RangeSet([(1, 59)]) == taken
+
+
 def test_a_status_can_be_asked_for_by_position_identity_and_id() -> None:
     world = NodeWorld()
     shop = world.peer("shop", status_from=1)
