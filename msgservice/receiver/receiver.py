@@ -20,7 +20,12 @@ from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
-from twisted.internet.interfaces import IReactorCore, IReactorFromThreads, IReactorTime
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IReactorCore,
+    IReactorFromThreads,
+    IReactorTime,
+)
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -45,6 +50,7 @@ from msgservice.transport.addresses import check_listener
 from msgservice.transport.registry import Transports
 from msgservice.waiters import Waiters
 
+LISTEN_AGAIN_SECONDS = 5.0  # between two tries to open a port that was open before
 CONCURRENCY = 100  # asynchronous handlers that run at once; the window alone would allow 65,536
 
 
@@ -119,6 +125,7 @@ class Receiver(Service):
         self.limits = limits if limits is not None else Limits()
         self.transports: FindsTransport = Transports() if transports is None else transports
         self.ways: list[Way] = []
+        self._opening: dict[Listening, IDelayedCall] = {}  # to be tried again
         self._shared = shared
         self._state = State.IDLE
         self._inbox_path = inbox if isinstance(inbox, str | Path) else None
@@ -289,6 +296,9 @@ class Receiver(Service):
                 await self._ready.wait()
             except MsgServiceError:
                 return  # it never was
+        for call in self._opening.values():
+            call.cancel()
+        self._opening.clear()
         for way in self.ways:
             way.stop_taking()
         await self.handling.stop(self.limits.stop_timeout)
@@ -356,12 +366,32 @@ class Receiver(Service):
             if isinstance(way, Attachment):
                 way.start()
             elif isinstance(way, Listening):
-                way.start().addErrback(self._not_listening, way)
+                self._listen_again(way)
         self._ready.fire(None)
 
-    def _not_listening(self, failure: Failure, way: Listening) -> None:
+    def _listen_again(self, way: Listening, *, is_told: bool = False) -> None:
+        self._opening.pop(way, None)
+        opened = way.start()
+        opened.addCallbacks(self._listens, self._not_listening, errbackArgs=(way, is_told))
+
+    def _listens(self, way: Listening) -> None:
+        way.says("")
+        if self._state is not State.READY:
+            way.stop_taking()  # it was stopped while the port was opened
+
+    def _not_listening(self, failure: Failure, way: Listening, is_told: bool) -> None:
         way.says(failure.getErrorMessage())
-        self.logger.failure("listening again on {address}", failure, address=way.address)
+        if not is_told:
+            self.logger.error(
+                "receiver {receiver} cannot listen again on {address}, and tries on: {error}",
+                receiver=self.name,
+                address=way.address,
+                error=failure.getErrorMessage(),
+            )
+        if self._state is State.READY:
+            self._opening[way] = self.reactor.callLater(
+                LISTEN_AGAIN_SECONDS, self._listen_again, way, is_told=True
+            )
 
     def _inbox_unusable(self, failure: Failure) -> None:
         if self._state is State.OPENING:  # else it has still to stop, and perhaps to start again

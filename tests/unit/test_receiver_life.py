@@ -13,7 +13,6 @@ import pytest
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import CancelledError, Deferred, fail, inlineCallbacks, succeed
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent
 from zope.interface.verify import verifyObject
 
 from msgservice.core.frames import (
@@ -851,9 +850,10 @@ def test_detaching_closes_one_connection_and_keeps_what_runs() -> None:
     assert (waiting.given, world.node.backlog.cursor) == ([b"1"], 1)
 
 
-def test_a_port_that_does_not_open_again_says_why(logged_failures: list[LogEvent]) -> None:
+def test_a_port_that_does_not_open_again_says_why_and_is_tried_until_it_does() -> None:
     class Ports:
         taken = False
+        opened = 0
 
         def find(self, address: str) -> Any:
             return self
@@ -864,14 +864,24 @@ def test_a_port_that_does_not_open_again_says_why(logged_failures: list[LogEvent
         def listen(self, *arguments: Any) -> Deferred[Any]:
             if self.taken:
                 return fail(CannotListen("tcp:1", "the port is taken"))
+            self.opened += 1
             return succeed(types.SimpleNamespace(stopListening=lambda: None))
 
     ports = Ports()
-    receiver = Receiver(Clock(), name="r", handler=print, transports=ports)
+    clock = Clock()
+    receiver = Receiver(clock, name="r", handler=print, transports=ports)
     (listening,) = results_of(receiver.listen("tcp:1"))
     receiver.stop()
     ports.taken = True
     receiver.startService()
     assert "the port is taken" in listening.error
-    assert len(logged_failures) == 1
-    logged_failures.clear()
+    clock.advance(60)
+    assert "the port is taken" in listening.error
+    receiver.stop()
+    assert clock.getDelayedCalls() == []
+    receiver.startService()
+    ports.taken = False
+    clock.advance(5)
+    assert (listening.error, ports.opened) == ("", 2)
+    receiver.stop()
+    assert clock.getDelayedCalls() == []
