@@ -97,14 +97,25 @@ class Receivers:
                 self._dead_letters.load(row)
 
     async def configure(self, rows: Sequence[ReceiverRow]) -> None:
-        """Bring the receivers of the configuration into the log: made, or as it says now."""
+        """Bring the receivers of the configuration into the log: made, or as it says now.
+
+        What changes is stored in one group, and not waited for: a disk that takes nothing keeps no
+        node from starting, and who greets it waits for what was changed before.
+        """
         configured = {row.name for row in rows}
         for known in self._directory:
             if known.configured and known.name not in configured:
                 known.configured = False  # the file no longer says it: it is the operator's now
                 self._store(known)
         for row in rows:
-            await self._configure(row)
+            made = Deferred.fromCoroutine(self._configure(row))
+            if made.called:
+                await made  # raises what is wrong with it
+            else:
+                made.addErrback(self._not_configured, row.name)
+
+    def _not_configured(self, failure: Failure, name: str) -> None:
+        self._logger.failure("receiver {name} of the configuration", failure, name=name)
 
     async def _configure(self, wanted: ReceiverRow) -> None:
         row = self._directory.get(wanted.name)
@@ -118,6 +129,7 @@ class Receivers:
                 owner=wanted.owner,
             )
             return
+        before = row.configured, row.address, row.owner
         row.configured, row.address = True, wanted.address and exact(wanted.address)
         if wanted.owner:  # else as it was given at run time
             self._directory.own(row, wanted.owner)
@@ -125,8 +137,10 @@ class Receivers:
         paused = row.options.paused or wanted.options.paused
         options = msgspec.structs.replace(wanted.options, paused=paused).check()
         options.check_against(self._limits)
-        self._change(self._dispatch.outlets[row.number], wanted.patterns, options)
-        await self.stored()
+        if (tuple(wanted.patterns), options) != (row.patterns, row.options):
+            self._change(self._dispatch.outlets[row.number], wanted.patterns, options)
+        elif before != (row.configured, row.address, row.owner):
+            self._store(row)
 
     def start(self) -> None:
         """Start dialling: receivers with an address, and from now on those that come later."""

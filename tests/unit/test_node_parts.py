@@ -37,6 +37,7 @@ from msgservice.core.session import State as SessionState
 from msgservice.credentials import NOBODY as STRANGER
 from msgservice.credentials import THIS_PROCESS
 from msgservice.errors import (
+    BadSubject,
     LogFailed,
     LogUnavailable,
     MalformedFrame,
@@ -495,6 +496,26 @@ def test_receivers_wait_for_no_change_that_comes_later() -> None:
         assert list(range(n)) == told
     asked.on_disk()
     assert list(range(20)) == told
+
+
+def test_receivers_of_the_configuration_are_stored_together_and_only_where_they_change() -> None:
+    asked = AskedReceivers()
+    rows = [
+        ReceiverRow(number=0, name=f"r{n}", patterns=("orders.>",), cursor=-1) for n in range(5)
+    ]
+    done: list[object] = []
+    Deferred.fromCoroutine(asked.receivers.configure(rows)).addBoth(done.append)
+    assert ([None], 5) == (done, len(asked.stored))  # a disk that takes nothing keeps nobody
+    asked.on_disk()
+    Deferred.fromCoroutine(asked.receivers.configure(rows)).addBoth(done.append)
+    assert ([None, None], []) == (done, asked.stored)
+    rows[0].patterns = ("bills.>",)
+    Deferred.fromCoroutine(asked.receivers.configure(rows[:4])).addBoth(done.append)
+    assert 2 == len(asked.stored)  # the one that changed, and the one that is an operator's now
+    rows[1].patterns = ("a", "a")
+    Deferred.fromCoroutine(asked.receivers.configure(rows)).addBoth(done.append)
+    assert isinstance(done[-1], Failure)
+    assert done[-1].check(BadSubject)
 
 
 def test_receivers_dial_one_that_was_added_while_they_run_only() -> None:
