@@ -54,7 +54,8 @@ class RunOptions(msgspec.Struct, frozen=True, gc=False):
         """The bytes of a long `to` that are taken from what a frame has for messages."""
         if self.to is None:
             return 0
-        size = sum(len(name.encode()) + 2 for name in self.to)
+        # One that is no text has no form in a frame, and fails where that is made.
+        size = sum(len(str(name).encode("utf-8", "replace")) + 2 for name in self.to)
         return max(0, size - TO_BYTES_FREE)
 
 
