@@ -1,15 +1,19 @@
 """For every test: a Failure that is only logged, or a Deferred that is dropped, fails the test.
 
+So does a test that waits in the reactor for longer than its time.
+
 A dropped failed Deferred is reported when it is collected, so the fixture collects (Twisted
 reports it as a log event, which a plain pytest run would not notice).
 """
 
 import gc
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import pytest
+import pytest_twisted
 from twisted.logger import ILogObserver, LogEvent, globalLogBeginner, globalLogPublisher
 from zope.interface import implementer
 
@@ -43,6 +47,36 @@ def pytest_sessionstart() -> None:
     from twisted.internet import reactor  # not before pytest-twisted has chosen one
 
     reactor.addSystemEventTrigger("before", "shutdown", _stopped.append, True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, object]:
+    """Hand a timeout that the reactor hears to the test that waits for it.
+
+    Raised in the reactor it would be logged, and the test would wait for ever.
+    """
+    timer: object = yield
+    theirs = signal.getsignal(signal.SIGALRM)
+    if callable(theirs):
+
+        def alarm(number: int, frame: FrameType | None) -> None:
+            try:
+                theirs(number, frame)
+            except BaseException as timeout:
+                reactors = pytest_twisted._instances.gr_twisted
+                if pytest_twisted.greenlet.getcurrent() is not reactors or _is_in(item, frame):
+                    raise
+                reactors.parent.throw(timeout)  # and goes on here when the next test waits
+
+        signal.signal(signal.SIGALRM, alarm)
+    return timer
+
+
+def _is_in(item: pytest.Item, frame: FrameType | None) -> bool:
+    """Tell whether the test's own code is running, which takes what is raised."""
+    while frame is not None and frame.f_code.co_filename != str(item.path):
+        frame = frame.f_back
+    return frame is not None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""A session of tests whose reactor has stopped ends, and says so once."""
+"""A session of tests ends: where its reactor has stopped, and where a test waits for ever."""
 
 from __future__ import annotations
 
@@ -33,15 +33,62 @@ def test_without_a_reactor():
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "a worker"])
+WAITING = """\
+from pytest_twisted import async_yield_fixture, ensureDeferred
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+@ensureDeferred
+async def test_of_a_deferred():
+    await Deferred()
+
+@ensureDeferred
+async def test_of_a_loop():
+    while True:
+        await deferLater(reactor, 0.001)
+
+@async_yield_fixture
+async def never():
+    yield
+    await Deferred()
+
+def test_of_a_fixture(never):
+    pass
+
+@ensureDeferred
+async def test_after():
+    await deferLater(reactor, 0.01)
+"""
+PROCESSES = pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "a worker"])
+
+
+@PROCESSES
 def test_a_stopped_reactor_ends_the_session_with_one_message(
     workers: tuple[str, ...], tmp_path: Path
 ) -> None:
-    tests = tmp_path / "test_terminated.py"
-    tests.write_text(TESTS)
-    options = ["-p", "no:cacheprovider", "-p", "tests.conftest", "--tb=line", *workers]
-    ended = subprocess.run(
-        [sys.executable, "-bb", "-m", "pytest", *options, tests],
+    ended = _session(TESTS, *workers, folder=tmp_path)
+    said = ended.stdout + ended.stderr
+    assert ended.returncode != 0
+    assert said.count("the reactor was stopped") == 1, said
+    assert "twisted reactor has stopped" not in said
+    assert "1 failed, 1 passed" in said
+
+
+@PROCESSES
+def test_a_test_that_waits_in_the_reactor_fails_when_its_time_is_over(
+    workers: tuple[str, ...], tmp_path: Path
+) -> None:
+    ended = _session(WAITING, "--timeout=1", *workers, folder=tmp_path)
+    assert "2 failed, 2 passed, 1 error" in ended.stdout, ended.stdout + ended.stderr
+
+
+def _session(source: str, *options: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    tests = folder / "test_session.py"
+    tests.write_text(source)
+    given = ["-p", "no:cacheprovider", "-p", "tests.conftest", "--tb=line", *options]
+    return subprocess.run(
+        [sys.executable, "-bb", "-m", "pytest", *given, tests],
         cwd=ROOT,
         env={**os.environ, "PYTEST_ADDOPTS": ""},
         capture_output=True,
@@ -49,8 +96,3 @@ def test_a_stopped_reactor_ends_the_session_with_one_message(
         timeout=120,
         check=False,
     )
-    said = ended.stdout + ended.stderr
-    assert ended.returncode != 0
-    assert said.count("the reactor was stopped") == 1, said
-    assert "twisted reactor has stopped" not in said
-    assert "1 failed, 1 passed" in said
