@@ -176,9 +176,12 @@ class _Half(Protocol):
 
     def __init__(self) -> None:
         self._early = b""
+        self._is_over = False
 
     def join(self, other: _Half) -> None:
         self.other, other.other = other, self
+        if self._is_over:
+            other.leave()
         for half in (self, other):
             early, half._early = half._early, b""
             if early:
@@ -191,9 +194,14 @@ class _Half(Protocol):
             assert self.other.transport is not None
             self.other.transport.write(data)
 
+    def leave(self, _: object = None) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.loseConnection()
+        self._is_over = True
+        if self.other is not None:
+            self.other.leave()
 
 
 class _Middle(Factory):
@@ -209,7 +217,7 @@ class _Middle(Factory):
         far = Factory.forProtocol(_Half)
         far.noisy = False
         dialling: Deferred[Any] = client_endpoint(reactor, self.to).connect(far)
-        dialling.addCallback(near.join)
+        dialling.addCallbacks(near.join, near.leave)
         return near
 
 
