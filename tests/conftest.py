@@ -14,7 +14,9 @@ from types import FrameType
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, globalLogBeginner, globalLogPublisher
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tests.kit.limits import for_operators
@@ -66,10 +68,26 @@ def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, objec
                 reactors = pytest_twisted._instances.gr_twisted
                 if pytest_twisted.greenlet.getcurrent() is not reactors or _is_in(item, frame):
                     raise
-                reactors.parent.throw(timeout)  # and goes on here when the next test waits
+                _waited[-1].errback(Failure(timeout))  # and goes on here when the next test waits
 
         signal.signal(signal.SIGALRM, alarm)
     return timer
+
+
+def _block_on(awaited: Deferred[object]) -> object:
+    """`pytest_twisted.blockon_default`, which a timeout ends: what comes later goes nowhere."""
+    waited: Deferred[object] = Deferred()
+    awaited.addBoth(lambda result: None if waited.called else waited.callback(result))
+    _waited.append(waited)
+    try:
+        return _block_on_theirs(waited)
+    finally:
+        _waited.remove(waited)
+
+
+_waited: list[Deferred[object]] = []
+_block_on_theirs = pytest_twisted.blockon_default
+pytest_twisted.blockon_default = _block_on
 
 
 def _is_in(item: pytest.Item, frame: FrameType | None) -> bool:

@@ -412,13 +412,12 @@ async def test_a_message_that_the_remote_cannot_read_is_a_dead_letter_and_the_ne
 
 async def cut(central: Central, name: str = "shop") -> None:
     """Break off what the central has dialled; fires when the remote is there again."""
-    member = central.remotes[name]
-    wire = member._sender._wire
+    wire = central.remotes[name]._sender._wire
     assert wire is not None
+    joining = central.when_joined()  # before: it may be back before anybody looks
     wire.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
-    while member.is_joined:
-        await deferLater(reactor, 0.01)
-    await central.when_joined(name)
+    while (await joining).id != name:
+        joining = central.when_joined()
 
 
 @pytest_twisted.ensureDeferred

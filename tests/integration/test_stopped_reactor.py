@@ -38,10 +38,14 @@ from pytest_twisted import async_yield_fixture, ensureDeferred
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+late = Deferred()
 
 @ensureDeferred
 async def test_of_a_deferred():
-    await Deferred()
+    await deferToThread(int)
+    await late
 
 @ensureDeferred
 async def test_of_a_loop():
@@ -58,6 +62,7 @@ def test_of_a_fixture(never):
 
 @ensureDeferred
 async def test_after():
+    late.callback(None)
     await deferLater(reactor, 0.01)
 """
 PROCESSES = pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "a worker"])
