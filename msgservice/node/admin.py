@@ -82,6 +82,12 @@ class Gate(Protocol):
     def changed(self, who: Pass, what: str) -> None:
         """Somebody changes something of the node, which was allowed."""
 
+    def holds(self, given: Pass) -> bool:
+        """Return whether a pass would be given again."""
+
+    def ended(self, given: Pass) -> MsgServiceError:
+        """Return what ends the connection of a peer whose pass holds no longer."""
+
 
 def _by(
     operation: Operation[A, R], handler: Callable[[A, Pass], Awaitable[R]]
@@ -155,6 +161,9 @@ class Admin:
             if known is None:
                 raise NoResponder(subject)
             operation, handler = known
+            if not self._gate.holds(who):
+                # Calls before it took their time, and its connection has ended meanwhile.
+                raise self._gate.ended(who)
             if not (operation.own and who.is_bound) and not who.allows("request", subject):
                 raise who.refusal(subject)
             arguments = msgspec.json.decode(call.body or b"{}", type=operation.asks)

@@ -30,6 +30,7 @@ from msgservice.errors import (
     ConnectionLimit,
     LimitReached,
     NameMismatch,
+    NotAllowed,
     NotSupported,
     ProtocolError,
 )
@@ -237,6 +238,12 @@ class Greeter:
         if connection.is_gone or connection.session.state is not State.GREETED:
             return  # it has left meanwhile, or said what it may not say yet
         limits, outlet = self._limits, guest.outlet
+        if outlet is not None:
+            try:
+                self._receivers.check_may_be(guest.name, guest.allowed)
+            except NotAllowed as error:  # it was given to somebody else since
+                connection.fail(error)
+                return
         incarnation = self._log_id
         receive = None
         if outlet is not None:

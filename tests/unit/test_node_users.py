@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
 from msgservice.administration import OPERATIONS
-from msgservice.core.frames import Nack, StatusFrame
+from msgservice.core.frames import Nack, Request, StatusFrame
 from msgservice.errors import (
     BadValue,
     Forbidden,
@@ -28,11 +30,12 @@ from msgservice.identity.steps import Compute, Proven, Say
 from msgservice.identity.tokens import new_token
 from msgservice.identity.users import User
 from msgservice.limits import Limits
-from msgservice.message import Action
+from msgservice.log.memory import MemoryLog
+from msgservice.message import Action, WireMessage, encode_messages
 from msgservice.node.gate import LISTENER, NAMESPACE, Door
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import ReceiverRow
-from tests.kit.nodes import NodeWorld, ScriptedPeer, state_of
+from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
 from tests.kit.passes import HERE, THERE, users_of
 
 PASSWORD = PasswordRecord.of("correct horse", iterations=4096)
@@ -274,6 +277,27 @@ def test_a_receiver_that_gets_another_owner_is_sent_away() -> None:
     assert BadValue is failure.type
 
 
+def test_a_receiver_that_gets_another_owner_while_its_old_one_says_hello_is_not_given_to_that() -> (
+    None
+):
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = UsersWorld(BILLING, AUDIT, SHOP, clock=clock, log=log)
+    world.as_user("billing", receive=ORDERS).connection.abort()
+    world.settle()
+    log.hold = True
+    Deferred.fromCoroutine(world.node.add_receiver("other", ["other"]))
+    thief = world.as_user("billing", receive=ORDERS)
+    assert thief.node_hello is None  # it waits for what was changed before
+    assert [] == world.own("billing", "audit")
+    log.release()
+    world.settle()
+    world.as_user("shop").transfer(1, "orders.new", [b"one"])
+    world.settle()
+    assert "audit" == state_of(world, "billing").owner
+    assert ([], NotAllowed.wire_code) == (thief.bodies(), code_of(thief))
+
+
 @pytest.mark.parametrize(
     ("subjects", "may"), [(["orders.eu.>"], True), (["orders.eu.new"], True), (["orders.>"], False)]
 )
@@ -444,6 +468,25 @@ def test_what_was_sent_before_a_reload_and_not_yet_read_is_not_taken() -> None:
     shop.transfer(1, "orders.new", [b"one"])
     world.settle()
     assert 0 == world.resume("shop", "i1").floor - 1
+
+
+def test_calls_that_wait_when_rights_are_taken_away_are_not_carried_out() -> None:
+    clock = Clock()
+    log = FailingLog(MemoryLog(reactor=clock, limits=Limits()))
+    world = UsersWorld(clock=clock, log=log)
+    ops = world.as_user("ops")
+    asked = [{"name": name, "subjects": ["a"]} for name in ("one", "two", "three")]
+    calls = encode_messages([WireMessage(msgspec.json.encode(each)) for each in asked])
+    log.hold = True
+    ops.connection.send(Request(1, "$node.receivers.add", msgspec.Raw(calls)))
+    world.settle()
+    with capturedLogs() as events:
+        world.reload(SHOP, BILLING)
+        log.release()
+        world.settle()
+    assert ["one"] == [row.name for row in world.node.parts.directory]
+    assert [] == [event for event in events if "receivers.add" in event.get("what", "")]
+    assert NotAuthenticated.wire_code == code_of(ops)
 
 
 def test_the_first_user_of_a_reload_ends_what_was_let_in_without() -> None:
