@@ -174,7 +174,13 @@ def assemble(
         lambda row, suspended: receivers.set_suspended(row, suspended),
         seldom,
     )
-    directory = Directory(log, limits, dispatch.audience_made, dispatch.audience_unmade)
+    directory = Directory(
+        log,
+        limits,
+        dispatch.audience_made,
+        dispatch.audience_unmade,
+        lambda row: gate.receivable(row),
+    )
     acceptance = Acceptance(directory, dispatch, log, log_id=facts.log_id, limits=limits)
     commits = Commits(log, audiences=acceptance, time=time, after_group=after_group, fatal=fatal)
     tracker = Tracker(log, directory, time.clock)

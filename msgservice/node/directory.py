@@ -27,11 +27,16 @@ from msgservice.limits import Limits
 from msgservice.records import Audience, ReceiverRow
 
 
+def _all_of_them(row: ReceiverRow) -> Sequence[str]:
+    return row.patterns
+
+
 class Directory:
     """The registry of receivers and their subscriptions, which resolves a subject to its audience.
 
     `made(audience)` is called for each audience the first time it is used, `unmade(audience)` when
-    nothing is left that has it.
+    nothing is left that has it. `receivable(row)` says which of its patterns a receiver may receive
+    now: the others are its, and match nothing (`judge`).
     """
 
     _logger = Logger()
@@ -42,15 +47,18 @@ class Directory:
         limits: Limits,
         made: Callable[[Audience], None],
         unmade: Callable[[Audience], None],
+        receivable: Callable[[ReceiverRow], Sequence[str]] = _all_of_them,
     ) -> None:
         self._log = log
         self._limits = limits
         self._made = made
         self._unmade = unmade
+        self._receivable = receivable
         self.version = 0  # grows with every change of who receives what
         self._by_name: dict[str, ReceiverRow] = {}
         self._by_number: dict[int, ReceiverRow] = {}
         self._matcher: SubjectMatcher[int] = SubjectMatcher()
+        self._narrowed: dict[int, tuple[str, ...]] = {}  # number -> what counts, where not all does
         self._next_number = 1
         self._checked: dict[str, None] = {}  # subjects
         self._by_subject: dict[str, Audience] = {}
@@ -113,6 +121,14 @@ class Directory:
         row.owner = user
         if row.removed and not user:
             self._owned.pop(row.name, None)
+        self._judge((row,))
+
+    def withheld(self, row: ReceiverRow) -> tuple[str, ...]:
+        """Return the patterns of a receiver that match nothing, since it may not receive them."""
+        narrowed = self._narrowed.get(row.number)
+        if narrowed is None:
+            return ()
+        return tuple([pattern for pattern in row.patterns if pattern not in narrowed])
 
     def is_retired(self, row: ReceiverRow) -> bool:
         """Whether a receiver is in no audience any more, though it still has its name."""
@@ -256,8 +272,7 @@ class Directory:
             self._by_number[row.number] = row
             if not row.removed:
                 self._by_name[row.name] = row
-                for pattern in row.patterns:
-                    self._matcher.add(pattern, row.number)
+                self._enter(row)
         for row in sorted(self._by_number.values(), key=lambda row: row.number):
             self._note_owner(row)
         for audience in audiences:
@@ -302,19 +317,49 @@ class Directory:
         self._by_name[row.name] = row
         self._by_number[row.number] = row
         self._owned.pop(row.name, None)
-        for pattern in row.patterns:
-            self._matcher.add(pattern, row.number)
+        self._enter(row)
         self._changed()
 
     def set_patterns(self, row: ReceiverRow, patterns: Sequence[str]) -> None:
         """Change the subscription of a receiver from now on."""
-        patterns = self._checked_patterns(patterns, row.patterns)
-        for pattern in row.patterns:
-            self._matcher.remove(pattern, row.number)
+        patterns = self._checked_patterns(patterns, self._counting(row))
+        self._leave(row)
         row.patterns = patterns
-        for pattern in row.patterns:
-            self._matcher.add(pattern, row.number)
+        self._enter(row)
         self._changed()
+
+    def judge(self) -> None:
+        """Ask anew which patterns receivers may receive: the rules of users have changed."""
+        self._judge(self)
+
+    def _judge(self, rows: Iterable[ReceiverRow]) -> None:
+        others = [
+            row
+            for row in rows
+            if self._by_name.get(row.name) is row
+            and row.number not in self._retired
+            and tuple(self._receivable(row)) != self._counting(row)
+        ]
+        for row in others:
+            self._leave(row)
+            self._enter(row)
+        if others:
+            self._changed()
+
+    def _counting(self, row: ReceiverRow) -> tuple[str, ...]:
+        return self._narrowed.get(row.number, row.patterns)
+
+    def _enter(self, row: ReceiverRow) -> None:
+        patterns = tuple(self._receivable(row))
+        if patterns != row.patterns:
+            self._narrowed[row.number] = patterns
+        for pattern in patterns:
+            self._matcher.add(pattern, row.number)
+
+    def _leave(self, row: ReceiverRow) -> None:
+        for pattern in self._counting(row):
+            self._matcher.remove(pattern, row.number)
+        self._narrowed.pop(row.number, None)
 
     def set_suspended(self, row: ReceiverRow, suspended: bool) -> None:
         """Suspend a receiver: leave it out of new audiences of subjects, or take it in again."""
@@ -328,8 +373,7 @@ class Directory:
     def retire(self, row: ReceiverRow) -> None:
         """The receiver is part of no audience from now on. Its name is taken until `remove`."""
         try:
-            for pattern in row.patterns:
-                self._matcher.remove(pattern, row.number)
+            self._leave(row)
             self._retired.add(row.number)
             self._changed()
         except Exception:
@@ -339,8 +383,7 @@ class Directory:
     def reinstate(self, row: ReceiverRow) -> None:
         """The receiver is not removed after all: it is part of audiences as before."""
         self._retired.discard(row.number)
-        for pattern in row.patterns:
-            self._matcher.add(pattern, row.number)
+        self._enter(row)
         self._changed()
 
     def remove(self, row: ReceiverRow) -> None:

@@ -15,7 +15,7 @@ of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -307,6 +307,17 @@ class Gate:
             for pattern in patterns:
                 if not rules.allows("receive", pattern):
                     raise BadValue("subjects", f"{pattern!r}: user {owner!r} may not receive it")
+
+    def receivable(self, row: ReceiverRow) -> Sequence[str]:
+        """Return the patterns of a receiver that its owner may receive now.
+
+        All of one that is nobody's, or whose user is not configured: it is given to nobody, and
+        judged when it is somebody's.
+        """
+        if self._users is None or row.owner not in self._users:
+            return row.patterns
+        rules = self._users.rules(row.owner)
+        return tuple([one for one in row.patterns if rules.allows("receive", one)])
 
     def why_not_dialled(self, row: ReceiverRow) -> str | None:
         """Return why a receiver with an address may not be dialled, or None."""

@@ -284,13 +284,14 @@ class Node(Service):
         """Let these users in from now on, with these rights; returns whether they are others.
 
         Connections of those that are gone, or may do something else now, end; receivers that may
-        no longer be dialled are not. Raises `BadValue` where there were users and none is left.
+        no longer be dialled are not, and none is sent more of what its user may no longer receive.
+        Raises `BadValue` where there were users and none is left.
         """
         before, parts = self._users, self._parts
         if parts is not None:
             parts.gate.replace(users)
             parts.connections.end_what_holds_no_more()
-            parts.receivers.judge_dialled()
+            parts.receivers.users_changed()
         self._users = users
         if before is None:
             return bool(users)

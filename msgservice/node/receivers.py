@@ -85,6 +85,7 @@ class Receivers:
         # Who waits for all changes up to a number; rising.
         self._waiting: deque[tuple[int, Waiters[None]]] = deque()
         self._removing: dict[int, Waiters[int]] = {}  # receiver number -> who waits for it
+        self._withheld: dict[int, tuple[str, ...]] = {}  # receiver number -> patterns, as was told
 
     # --- starting
 
@@ -144,6 +145,7 @@ class Receivers:
 
     def start(self) -> None:
         """Start dialling: receivers with an address, and from now on those that come later."""
+        self._tell_withheld()
         for outlet in self._dispatch:
             if outlet.row.options.paused:
                 full = self._dead_letters.full(outlet.row)
@@ -328,6 +330,28 @@ class Receivers:
             await self._connections.undial(outlet)
         await stored
         self.judge_dialled()
+
+    def users_changed(self) -> None:
+        """Send receivers what their users may receive now, and dial those that may be dialled."""
+        self._directory.judge()
+        self._tell_withheld()
+        self.judge_dialled()
+
+    def _tell_withheld(self) -> None:
+        told, self._withheld = self._withheld, {}
+        for row in self._directory:
+            withheld = self._directory.withheld(row)
+            if not withheld:
+                continue
+            self._withheld[row.number] = withheld
+            if told.get(row.number) != withheld:
+                self._logger.warn(
+                    "receiver {name} gets nothing of {patterns} from now on: its user {owner} may"
+                    " not receive that",
+                    name=row.name,
+                    patterns=", ".join(withheld),
+                    owner=row.owner,
+                )
 
     def judge_dialled(self) -> None:
         """Dial no more whom the gate does not let be dialled now, and again whom it does."""

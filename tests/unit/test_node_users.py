@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
 from msgservice.administration import OPERATIONS
-from msgservice.core.frames import Nack, Request, StatusFrame
+from msgservice.core.frames import Nack, Request, StatusFrame, Transfer
 from msgservice.errors import (
     BadValue,
     Forbidden,
@@ -447,6 +447,101 @@ def test_a_reload_ends_the_sessions_of_who_is_gone_or_another_and_no_other() -> 
     shop.transfer(1, "orders.new", [b"one"])
     world.settle()
     assert [(1, Action.REFUSED, Forbidden.refusal_code, "orders.new")] == nacks(shop)
+
+
+WIDE = replace(BILLING, rules=Rules(receive=["orders.>", "bills.>"]))
+SELLER = replace(SHOP, rules=Rules(send=["orders.>", "bills.>"]))
+BOTH = {"subjects": ["orders.>", "bills.>"]}
+
+
+class KeepingBodies(ScriptedPeer):
+    """A receiver that acknowledges, and keeps the bodies."""
+
+    def turn_ended(self, connection: Any) -> None:
+        kept = self.take(Transfer)
+        for transfer in kept:
+            self.ack(transfer)
+        self.kept = [*getattr(self, "kept", ()), *kept]
+
+    def bodies(self) -> list[bytes]:
+        self.frames = [*getattr(self, "kept", ()), *self.frames]
+        self.kept = []
+        return super().bodies()
+
+
+def what_billing_gets(world: UsersWorld, incarnation: str, receive: dict[str, Any]) -> list[bytes]:
+    """Send to both subjects while billing is away, and return what it gets when it comes."""
+    shop = world.as_user("shop", incarnation=incarnation)
+    shop.transfer(1, "bills.new", [b"bill"])
+    shop.transfer(2, "orders.new", [b"order"])
+    world.settle()
+    peer = world.as_user("billing", incarnation=incarnation, receive=receive, kind=KeepingBodies)
+    bodies = peer.bodies()
+    peer.connection.abort()
+    world.settle()
+    return bodies
+
+
+def test_32_what_a_user_may_no_longer_receive_does_not_wait_for_it() -> None:
+    world = UsersWorld(SELLER, WIDE)
+    world.as_user("billing", receive=BOTH).connection.abort()
+    world.settle()
+    with capturedLogs() as events:
+        world.reload(SELLER, BILLING)
+        world.reload(SELLER, BILLING, AUDIT)
+    told = [formatEvent(event) for event in events if event.get("patterns")]
+    (line,) = told
+    assert line.startswith("receiver billing gets nothing of bills.> from now on: its user billing")
+    assert [b"order"] == what_billing_gets(world, "i1", ORDERS)
+
+
+def test_what_a_user_may_receive_again_waits_for_it_again() -> None:
+    world = UsersWorld(SELLER, WIDE)
+    world.as_user("billing", receive=BOTH).connection.abort()
+    world.settle()
+    world.reload(SELLER, BILLING)
+    world.reload(SELLER, WIDE)
+    assert ("orders.>", "bills.>") == state_of(world, "billing").subjects
+    assert [b"bill", b"order"] == sorted(what_billing_gets(world, "i1", {}))
+
+
+def test_a_node_that_starts_with_other_rules_keeps_nothing_for_who_may_not_receive_it() -> None:
+    world = UsersWorld(SELLER, WIDE)
+    world.as_user("billing", receive=BOTH).connection.abort()
+    world.settle()
+    world.users = users_of(SELLER, BILLING)
+    stopped = world.node.stopService()
+    world.settle(1.0)
+    assert stopped.called
+    world.start()
+    assert [b"order"] == what_billing_gets(world, "i2", ORDERS)
+
+
+def test_a_receiver_that_gets_another_owner_is_sent_what_that_may_receive() -> None:
+    other = User(name="other", names=("billing",), rules=Rules(receive=["orders.>"]))
+    world = UsersWorld(SELLER, replace(WIDE, names=("billing",)), other)
+    world.as_user("billing", receive=BOTH).connection.abort()
+    world.settle()
+    assert [None] == world.own("billing", "other")
+    shop = world.as_user("shop")
+    shop.transfer(1, "bills.new", [b"bill"])
+    shop.transfer(2, "orders.new", [b"order"])
+    world.settle()
+    peer = world.as_user("other", "billing", incarnation="i2", receive=ORDERS)
+    assert [b"order"] == peer.bodies()
+
+
+def test_a_removal_that_fails_leaves_a_receiver_what_its_user_may_receive() -> None:
+    world = UsersWorld(SELLER, WIDE)
+    world.as_user("billing", receive=BOTH).connection.abort()
+    world.settle()
+    world.reload(SELLER, BILLING)
+    directory = world.node.parts.directory
+    row = directory.named("billing")
+    directory.retire(row)
+    world.reload(SELLER, BILLING, AUDIT)
+    directory.reinstate(row)
+    assert [b"order"] == what_billing_gets(world, "i1", ORDERS)
 
 
 def test_what_was_in_flight_when_rights_changed_was_not_tried_in_vain() -> None:
