@@ -337,6 +337,26 @@ async def test_between_our_own_ends_the_newest_version_is_spoken(place: Place) -
     assert "TLSv1.3" == channel.transport.getHandle().get_protocol_version_name()
 
 
+@pytest.mark.parametrize("is_dialled", [True, False], ids=["who dialled", "who listens"])
+@pytest_twisted.ensureDeferred
+async def test_a_side_that_reads_no_more_closes_in_good_order(
+    place: Place, is_dialled: bool
+) -> None:
+    port = await place.listen(f"tls:0{place.certificate('localhost')}")
+    dialling, _ = place.dial(f"tls:localhost:{port}{place.trusting}")
+    await dialling.until_opened()
+    dialling.send(b"there?")
+    await dialling.until_frames(1)
+    (listening,) = place.accepted
+    closing = dialling if is_dialled else listening
+    assert closing.channel is not None
+    closing.channel.pause()
+    closing.channel.close()
+    await closing.until_lost()
+    # It hears that the other side closes too; else it would have been aborted in the end.
+    assert closing.events[-1] == ("lost", "Connection was closed cleanly")
+
+
 @pytest.mark.parametrize(("option", "highest"), ANY_MINIMUM)
 @pytest_twisted.ensureDeferred
 async def test_a_client_of_an_old_version_is_refused(

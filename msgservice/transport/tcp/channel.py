@@ -402,13 +402,14 @@ class FrameProtocol(Int32StringReceiver):
         """Close, now that everything is with the transport. The deadline still runs."""
         self.state = ChannelState.LINGERING
         transport = self.transport
-        # A transport with a producer does not close (`loseConnection` waits for it); nor paused.
+        # A transport with a producer does not close (`loseConnection` waits for it). Nor does one
+        # that is paused: it would not see that the peer closes, and with TLS not hear that it does.
         transport.unregisterProducer()
+        self.paused = False
+        transport.resumeProducing()
         if isinstance(transport, FileDescriptor):
             # Half-close and go on reading: closing a socket that holds unread bytes resets the
             # connection, and the peer would lose what it has not read yet of our last frames.
-            self.paused = False
-            transport.resumeProducing()
             transport.loseWriteConnection()
         else:
             transport.loseConnection()
