@@ -129,6 +129,7 @@ class Commits:
         self._after_group = after_group
         self._fatal = fatal
         self._next = Group()
+        self._places: dict[int, int] = {}  # receiver number -> place of its row in the next group
         self._statuses_from: dict[tuple[str, str], StatusFrom] = {}  # of the next group
         self._sources: list[Source] = []
         self._waiters: Waiters[None] = Waiters()
@@ -175,9 +176,17 @@ class Commits:
                 self.kick()
 
     def receiver(self, row: ReceiverRow) -> Deferred[None]:
-        """Store a receiver that was made or changed."""
-        self._next.receivers.append(row)
+        """Store a receiver that was made or changed: of each the row that came last, however many.
+
+        A disk that is slow would have to write all of them otherwise.
+        """
+        self._receiver(row)
         return self._waiter()
+
+    def _receiver(self, row: ReceiverRow) -> None:
+        rows = self._next.receivers
+        place = self._places.setdefault(row.number, len(rows))
+        rows[place : place + 1] = [row]
 
     def removal(self, number: int) -> Deferred[None]:
         """Store that a receiver was removed."""
@@ -249,7 +258,7 @@ class Commits:
             if progress.dead:
                 letters -= sum(letter.size for letter in progress.dead)
         under_way = _UnderWay(group, self._sources, self._waiters.take(), progressing)
-        self._next, self._sources = Group(), []
+        self._next, self._sources, self._places = Group(), [], {}
         self._running = True
         group.now = self._time.wall()
         self._log.append(group).addBoth(self._ended, under_way)
@@ -348,7 +357,9 @@ class Commits:
             except Exception:
                 source.fault(Failure())
         # Changes of the directory are still wanted: they go into the next group.
-        self._next.receivers = group.receivers + self._next.receivers
+        newer, self._next.receivers, self._places = self._next.receivers, [], {}
+        for row in (*group.receivers, *newer):
+            self._receiver(row)
         self._next.removed = group.removed + self._next.removed
         for wanted in group.statuses_from:
             self._status_from(wanted)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -52,7 +52,7 @@ class Guest:
     `was_paused`: its receiver, so that what it asked for was not looked at. `order`: in force when
     it had asked, and said, whatever another asks for meanwhile. `epoch`: of the node's incarnation
     that was said. `over`: the node's incarnation towards it before its receiver was removed, where
-    it comes back from then; it has no outlet.
+    it comes back from then; it has no outlet. `waiting`: what it waits for has not been stored yet.
     """
 
     name: str
@@ -63,7 +63,13 @@ class Guest:
     order: str = ""
     over: str = ""
     epoch: str = ""
+    waiting: Deferred[None] | None = None
     allowed: Pass = field(kw_only=True)
+
+    def gone(self) -> None:
+        """The connection has ended: nothing of it is kept for an answer that nobody hears."""
+        if self.waiting is not None:
+            self.waiting.cancel()
 
 
 class Visitor(Protocol):
@@ -181,8 +187,8 @@ class Greeter:
             allowed=allowed,
         )
         visitor.admitted(guest)
-        stored = self._receivers.stored()
-        taken = stored.addCallback(lambda _: self._log.resume(guest.name, guest.incarnation))
+        stored = guest.waiting = self._receivers.stored()
+        taken = stored.addCallback(lambda _: self._resume(guest))
         answered = taken.addCallback(lambda taken: self._answer(visitor, connection, guest, taken))
         answered.addErrback(self._not_greeted, connection, guest)
 
@@ -228,7 +234,13 @@ class Greeter:
         except LimitReached as error:
             raise ConnectionLimit(error.limit, error.value) from None
 
+    def _resume(self, guest: Guest) -> Deferred[Resume]:
+        guest.waiting = None
+        return self._log.resume(guest.name, guest.incarnation)
+
     def _not_greeted(self, failure: Failure, connection: Connection, guest: Guest) -> None:
+        if failure.check(CancelledError):
+            return  # it has left meanwhile
         self._logger.failure("greeting {name}", failure, name=guest.name)
         connection.abort()
 

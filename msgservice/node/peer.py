@@ -325,6 +325,8 @@ class Peer:
     def lost(self, connection: Connection, reason: str) -> None:
         """The connection has gone."""
         self._store()
+        if self._guest is not None:
+            self._guest.gone()
         if self._abort is not None:
             self._abort.cancel()
             self._abort = None

@@ -129,6 +129,47 @@ def test_who_waits_for_nothing_to_be_under_way_may_ask_while_a_group_is_told_abo
     assert told == [None]
 
 
+# --- receivers that change ---
+
+
+def row(number: int, *patterns: str) -> ReceiverRow:
+    return ReceiverRow(number=number, name=f"r{number}", patterns=patterns)
+
+
+def test_however_often_receivers_change_of_each_the_last_row_is_written() -> None:
+    """What the log writes goes with the receivers, not with their changes."""
+    world = World()
+    told: list[int] = []
+
+    def told_of(_: None, change: int) -> None:
+        told.append(change)
+
+    for change in range(300):
+        changed = world.commits.receiver(row(change % 3, f"a.{change}"))
+        changed.addCallback(told_of, change)
+    world.end([])
+    assert [[row(0, "a.0")], [row(1, "a.298"), row(2, "a.299"), row(0, "a.297")]] == [
+        group.receivers for group in world.groups
+    ]
+    assert told == [0]
+    world.end([])
+    assert told == [*range(300)]
+    assert 2 == len(world.groups)
+
+
+def test_a_row_that_was_not_stored_gives_way_to_one_that_came_since() -> None:
+    world = World()
+    for number in (1, 2):
+        world.commits.receiver(row(number, "a.old"))
+    world.end([])
+    world.commits.receiver(row(3, "a.new"))
+    world.commits.receiver(row(2, "a.new"))
+    world.end(LogUnavailable("the disk says no"))
+    world.commits.receiver(row(3, "a.newest"))
+    world.clock.advance(RETRY_DELAY)
+    assert [row(2, "a.new"), row(3, "a.newest")] == world.groups[-1].receivers
+
+
 # --- from where on senders want states ---
 
 

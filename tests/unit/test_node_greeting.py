@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import msgspec
 import pytest
 from twisted.internet.defer import Deferred
@@ -102,6 +105,19 @@ def test_who_leaves_then_is_let_go(frame: Frame, receives: bool) -> None:
     greeted.go_on()
     assert greeted.wire.is_closed
     assert [] == greeted.wire.take(ErrorFrame)
+
+
+@pytest.mark.parametrize("receives", [True, False])
+def test_of_who_has_gone_then_nothing_is_kept(receives: bool) -> None:
+    """A disk that hangs keeps neither his HELLO nor his connection, however many come and go."""
+    greeted = Greeted(receives=receives)
+    greeted.wire.say(greeted.hello)
+    kept = weakref.ref(greeted.wire.connection)
+    greeted.wire.connection.channel_lost("gone")
+    del greeted.wire
+    gc.collect()
+    assert kept() is None
+    greeted.go_on()
 
 
 @pytest.mark.parametrize("receives", [True, False])
