@@ -118,11 +118,17 @@ class ILog(Interface):
         without what has gone.
         """
 
-    def find(identity: str, after: int = 0, count_max: int | None = None) -> Deferred[Found | None]:
+    def find(
+        identity: str,
+        after: int = 0,
+        count_max: int | None = None,
+        senders: Collection[str] | None = None,
+    ) -> Deferred[Found | None]:
         """Fire with the `records.Found` of a message, or None.
 
         `identity`: `log:POSITION`, `SENDER/HASH/SEQUENCE`, or an `id` that its sender gave.
         Its states are those of the receivers with a number above `after`, `count_max` of them.
+        `senders`: patterns of names; of the messages with an `id` the newest of such a sender.
         """
 
     def dead_letters(receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:

@@ -219,13 +219,17 @@ class StoreLog:
         return self._read(job)
 
     def find(
-        self, identity: str, after: int = 0, count_max: int | None = None
+        self,
+        identity: str,
+        after: int = 0,
+        count_max: int | None = None,
+        senders: Collection[str] | None = None,
     ) -> Deferred[Found | None]:
         """See `ILog.find`."""
 
         def job(db: apsw.Connection) -> Found | None:
             with read_transaction(db):
-                return history.find(db, self._store.state, identity, after, count_max)
+                return history.find(db, self._store.state, identity, after, count_max, senders)
 
         return self._read(job)
 

@@ -14,8 +14,9 @@ import msgspec
 
 from msgservice.core.marks import Key, SenderState
 from msgservice.core.ranges import RangeSet
+from msgservice.core.subjects import matches
 from msgservice.disk.database import as_json, one, rows
-from msgservice.limits import INTEGER_MAX
+from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
 from msgservice.log.accounts import is_member
 from msgservice.log.queries import audience_of, runs_of, saved_sender, sender_of
 from msgservice.log.state import State
@@ -36,9 +37,11 @@ from msgservice.records import (
 FINISHED_PAGE = 8192  # of one page: ranges that outlived their batches, about
 DEAD_PAGE_BYTES = 4 * 1024 * 1024  # of one page of dead letters, and what the last is longer
 MEMBERS_MAX = 65_536  # of one page: receivers, over all its batches
+SAME_ID_MAX = 10_000  # messages with one id among which a sender's is looked for: some 20 ms
 
 _decode_pairs = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_pieces = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
+_decode_newest = msgspec.json.Decoder(list[tuple[int, str]]).decode
 _decode_finished = msgspec.json.Decoder(list[tuple[int, int, int, int, str]]).decode
 
 # The receivers of a sender's rows, each found by the index: there may be many rows of each.
@@ -72,6 +75,17 @@ select json_group_array(json_array(sequence, count, number, audience)) from (
     select sequence, count, number, audience from batch where sender = ?1 and sequence >=
         coalesce((select max(sequence) from batch where sender = ?1 and sequence <= ?2), 0)
         and sequence + count > ?2 order by sequence limit ?3)
+"""
+
+# Of the messages that have an id: the newest of each sender's name, among so many.
+_NEWEST_WITH_ID = """
+select json_group_array(json_array(position, name)) from (
+    select max(position) as position, name from (
+        select m.position, s.name from message_id as m
+        cross join batch as b on b.number = m.position >> ?2
+        cross join sender as s on s.id = b.sender
+        where m.id = ?1 order by m.position desc limit ?3)
+    group by name)
 """
 
 Segment = tuple[int, int, Status, int, str]  # first, last, status, attempts, reason
@@ -351,13 +365,19 @@ def _states_of_pieces(db: apsw.Connection, pieces: Sequence[Piece]) -> list[Stat
 
 
 def find(
-    db: apsw.Connection, state: State, identity: str, after: int = 0, count_max: int | None = None
+    db: apsw.Connection,
+    state: State,
+    identity: str,
+    after: int = 0,
+    count_max: int | None = None,
+    senders: Collection[str] | None = None,
 ) -> Found | None:
     """Return one message by `log:POSITION`, `SENDER/HASH/SEQUENCE`, or its sender's id.
 
-    With the states of `count_max` receivers whose numbers are above `after`, rising.
+    With the states of `count_max` receivers whose numbers are above `after`, rising. `senders`:
+    patterns of names, and of the messages with an id only those of such senders are looked at.
     """
-    position = _position_of_identity(db, state, identity)
+    position = _position_of_identity(db, state, identity, senders)
     if position is None:
         return None
     row = one(
@@ -398,26 +418,33 @@ def find(
     )
 
 
-def _position_of_identity(db: apsw.Connection, state: State, identity: str) -> int | None:
+def _position_of_identity(
+    db: apsw.Connection, state: State, identity: str, senders: Collection[str] | None
+) -> int | None:
     kind, _, rest = identity.partition(":")
     if kind == "log" and rest.isascii() and rest.isdigit():
         return int(rest) if len(rest) < 20 and int(rest) < 2**63 else None
     parts = identity.rsplit("/", 2)
     if len(parts) == 3 and parts[2].isascii() and parts[2].isdigit() and len(parts[2]) < 17:
         sequence = int(parts[2])
-        senders = rows(
-            db, "select id from sender where name = ? and hash = ?", (parts[0], parts[1])
-        )
-        for (sender,) in senders:
+        called = rows(db, "select id from sender where name = ? and hash = ?", (parts[0], parts[1]))
+        for (sender,) in called:
             runs = runs_of(db, state, sender, sequence, sequence)
             if runs:
                 return position_of(runs[0].number, sequence - runs[0].sequence)
-    position: int | None = one(
-        db,
-        "select position from message_id where id = ? order by position desc limit 1",
-        (identity,),
+    if senders is None:
+        position: int | None = one(
+            db,
+            "select position from message_id where id = ? order by position desc limit 1",
+            (identity,),
+        )
+        return position
+    # Anybody may give the id that another has given: that hides nobody's message from himself.
+    newest = _decode_newest(one(db, _NEWEST_WITH_ID, (identity, BATCH_INDEX_BITS, SAME_ID_MAX)))
+    return max(
+        [at for at, name in newest if any(matches(pattern, name) for pattern in senders)],
+        default=None,
     )
-    return position
 
 
 def dead_letters(

@@ -248,7 +248,8 @@ class Admin:
 
     async def _status(self, asked: AskStatus, who: Pass) -> StatusPage:
         page = Page(asked.limit, self._limits)
-        found, statuses = await self._operations.status(asked.id, asked.after, page.rows_max)
+        own = self._gate.names(who.principal.user) if who.is_bound and not who.sees_all else None
+        found, statuses = await self._operations.status(asked.id, asked.after, page.rows_max, own)
         if not (who.sees_all or who.may_be_called(found.sender)):
             raise UnknownMessage(asked.id)  # as of one that there is not
         # Some that the log told of may be in no answer, since nothing is known of them any more.

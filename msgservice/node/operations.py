@@ -160,13 +160,16 @@ class Operations:
             owner=row.owner,
         )
 
-    async def status(self, id_: str, after: int, count: int) -> tuple[Found, list[StatusAt]]:
+    async def status(
+        self, id_: str, after: int, count: int, senders: Sequence[str] | None = None
+    ) -> tuple[Found, list[StatusAt]]:
         """Return a message, and its status at up to `count` receivers behind this number.
 
         `id_`: `log:POSITION`, `SENDER/HASH/SEQUENCE`, or the id its sender gave. `Found.more`:
-        there are receivers with higher numbers. Raises `UnknownMessage`.
+        there are receivers with higher numbers. `senders`: patterns of names; where several have
+        given the id, the newest message of one of these. Raises `UnknownMessage`.
         """
-        found: Found | None = await self._log.find(id_, after, count)
+        found: Found | None = await self._log.find(id_, after, count, senders)
         if found is None:
             raise UnknownMessage(id_)
         told = []

@@ -1021,6 +1021,37 @@ def test_7_a_message_is_found_by_each_of_its_names(log: ContractDriver) -> None:
     assert found[0].states == {1: (Status.QUEUED, 3, ""), 2: (Status.ACKNOWLEDGED, 0, "")}
 
 
+def test_7_of_an_id_that_several_have_given_the_newest_of_whom_is_asked_for(
+    log: ContractDriver,
+) -> None:
+    audience = log.log.audience([])
+    for sender, sequence in (
+        ("shop", 1),
+        ("shop.till", 1),
+        ("other", 1),
+        ("shop", 2),
+        ("other", 2),
+    ):
+        log.append(
+            make_batch(audience, sequence, sender=sender, incarnation=sender, ids=((0, "17"),))
+        )
+
+    def found(*senders: str, identity: str = "17") -> tuple[str, int] | None:
+        one = log.wait(log.log.find(identity, 0, None, senders))
+        return None if one is None else (one.sender, one.sequence)
+
+    assert ("shop", 2) == found("shop")
+    assert ("shop.till", 1) == found("shop.>")
+    assert ("shop", 2) == found("shop.>", "shop")
+    assert ("other", 2) == found(">")
+    assert found() is None
+    assert found("nobody") is None
+    whole = log.wait(log.log.find("17"))
+    assert whole is not None
+    assert ("other", 2) == (whole.sender, whole.sequence)
+    assert ("other", 2) == found("shop", identity=f"log:{whole.position}")  # that names one
+
+
 @pytest.mark.parametrize(
     "identity",
     ["", "x", "log:", "log:99999999999999999999999", "log:-1", "log:65537", "a/b/c", "shop/00/1"],

@@ -22,6 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.core.subjects import matches
 from msgservice.errors import ContentChanged, LimitReached, LogFull, LogUnavailable, Refused
 from msgservice.interfaces import ILog
 from msgservice.limits import RUNS_REMEMBERED, SENDER_KNOWN_SECONDS, Limits
@@ -617,17 +618,25 @@ class DictLog:
         return sorted(found, key=lambda row: (row.first, row.receiver))
 
     def find(
-        self, identity: str, after: int = 0, count_max: int | None = None
+        self,
+        identity: str,
+        after: int = 0,
+        count_max: int | None = None,
+        senders: Collection[str] | None = None,
     ) -> Deferred[Found | None]:
-        return self._later(lambda: self._find(identity, after, count_max))
+        return self._later(lambda: self._find(identity, after, count_max, senders))
 
-    def _find(self, identity: str, after: int, count_max: int | None) -> Found | None:
+    def _find(
+        self, identity: str, after: int, count_max: int | None, senders: Collection[str] | None
+    ) -> Found | None:
         for batch in reversed(self.content.batches.values()):
             hashed = sha256(batch.incarnation.encode()).hexdigest()[:16]
             ids = dict(batch.ids)
             for index in range(batch.count):
                 position, sequence = batch.first + index, batch.sequence + index
-                names = (f"log:{position}", f"{batch.sender}/{hashed}/{sequence}", ids.get(index))
+                names = [f"log:{position}", f"{batch.sender}/{hashed}/{sequence}"]
+                if senders is None or any(matches(one, batch.sender) for one in senders):
+                    names += [ids[index]] if index in ids else []
                 if identity not in names:
                     continue
                 members = [number for number in batch.audience.members if number > after]

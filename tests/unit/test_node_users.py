@@ -413,6 +413,22 @@ def test_the_state_of_a_message_is_told_to_its_sender_and_who_has_the_right() ->
     assert str(UnknownMessage("log:65536")) == answers[0][1]
 
 
+def test_an_id_that_another_user_gives_too_hides_nobodys_message() -> None:
+    other = User(name="other", rules=Rules(send=["orders.>"]))
+    world = UsersWorld(SHOP, other, OPS)
+    peers = {user: world.as_user(user) for user in ("shop", "other", "ops")}
+    same = msgspec.Raw(encode_messages([WireMessage(b"x", id="17")]))
+    for user, sequence in (("shop", 1), ("other", 1), ("other", 2)):
+        peers[user].connection.send(Transfer(sequence, "orders.new", same))
+        world.settle()
+    told = {user: peer.request("$node.status", {"id": "17"}) for user, peer in peers.items()}
+    found = {
+        user: (said["sender"].split("/")[0], said["sequence"]) if ok else said
+        for user, (ok, said) in told.items()
+    }
+    assert {"shop": ("shop", 1), "other": ("other", 2), "ops": ("other", 2)} == found
+
+
 def test_a_sender_is_told_the_first_line_of_a_receivers_reason() -> None:
     boss = replace(SHOP, name="boss", rules=Rules(send=[">"], request=["$node.status"]))
     world = UsersWorld(*EVERYBODY, boss)
