@@ -139,14 +139,17 @@ def _load_receivers(db: apsw.Connection, state: State) -> None:
     found = rows(
         db,
         f"select {own}, cursor, removed, acknowledged_count, expired_count,"  # noqa: S608
-        " dead_count, cancelled_count, removed_count, settled_bytes, collected, inbox"
+        " dead_count, cancelled_count, removed_count, settled_bytes, collected, inbox, removed_at"
         " from receiver join progress on receiver = number order by number",
     )
     for values in found:
         row = receiver_table.row_of(values[: len(receiver_table.COLUMNS)])
-        cursor, removed, *settled, size, collected, inbox = values[len(receiver_table.COLUMNS) :]
+        own_values = values[len(receiver_table.COLUMNS) :]
+        cursor, removed, *settled, size, collected, inbox, removed_at = own_values
         at = ReceiverProgress(row.number, cursor)
-        at.removed, at.settled = bool(removed), settled
+        if removed:
+            at.removed_at = state.age if removed_at is None else removed_at
+        at.settled = settled
         at.bytes, at.collected, at.inbox = size, collected, inbox
         state.receivers[row.number], state.rows[row.number] = at, row
     state.set_dead_bytes(

@@ -95,8 +95,6 @@ class Retention:
         self.tidied_at: int | None = None
         self._store = store
         self._gave_way_at: int | None = None  # … and last found nothing that could give way
-        # Receiver number -> age when it was first seen removed, with dead letters.
-        self._removed_seen_at: dict[int, int] = {}
         self._coming = 0  # bytes of the group that history is to give way to now
 
     @property
@@ -372,19 +370,21 @@ class Retention:
             if size >= BYTES_MAX:
                 break
         store.apply(store.entry(DropLetters, receiver=number, last=last))
-        left = number in store.state.dead_bytes
-        if not left:
-            self._removed_seen_at.pop(number, None)
-        return left or len(ready) > 1
+        return number in store.state.dead_bytes or len(ready) > 1
 
     def _spent_letters(self) -> list[int]:
         """Return the removed receivers whose dead letters may go now."""
         store = self._store
-        seen, age = self._removed_seen_at, store.age
-        removed = [number for number in store.state.dead_bytes if self._is_removed(number)]
-        since = age - int(store.limits.keep_seconds * 1000)
+        receivers = store.state.receivers
+        since = store.age - int(store.limits.keep_seconds * 1000)
         needed = self.to_give_way > 0
-        return [number for number in removed if seen.setdefault(number, age) <= since or needed]
+        return [
+            number
+            for number in store.state.dead_bytes
+            if (at := receivers.get(number)) is not None
+            and at.removed_at is not None
+            and (needed or at.removed_at <= since)
+        ]
 
     def _unused_audiences(self) -> list[Totals]:
         """Return audiences without batches: of removed receivers, and all when there are many.

@@ -162,6 +162,16 @@ _VERSION_6 = """
 alter table receiver add column owner text not null default '';
 """
 
+# The age of the log when a receiver was removed: of those that were before, now.
+_VERSION_7 = """
+alter table progress add column removed_at integer;
+update progress set removed_at = coalesce(
+    (select value from meta where key = 'age'),
+    max(coalesce((select max(seen_at) from sender), 0),
+        coalesce((select max(at) from finished), 0)))
+where removed;
+"""
+
 
 SCHEMA = Schema(
     0x6D736773,  # "msgs"
@@ -174,5 +184,6 @@ SCHEMA = Schema(
         # Nor here; but an older program would send on the bits of `flags` that are only kept.
         "",
         _VERSION_6,
+        _VERSION_7,
     ),
 )

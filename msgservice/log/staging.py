@@ -177,7 +177,7 @@ def _stage_removal(
             before = state.totals.get(total.audience.number)
             waiting += total.messages - (0 if before is None else before.messages)
     at.settle(Status.REMOVED, waiting)
-    at.removed = True
+    at.removed_at = staged.age
     first = at.cursor + 1
     for low, high in final:
         if low <= first <= high:
@@ -338,7 +338,8 @@ def progress_operations(states: list[ReceiverProgress]) -> list[Operation]:
     flat: list[Any] = []
     for at in states:
         flat += (at.number, at.cursor, at.removed, *at.settled, at.bytes, at.collected, at.inbox)
-    return [*insert_steps("or replace into progress", 11, flat)]
+        flat.append(at.removed_at)
+    return [*insert_steps("or replace into progress", 12, flat)]
 
 
 def save_operations(state: State) -> list[Operation]:

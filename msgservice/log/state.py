@@ -47,12 +47,21 @@ class Totals:
 class ReceiverProgress:
     """The progress of one receiver: its cursor, and what it has settled."""
 
-    __slots__ = ("bytes", "collected", "cursor", "inbox", "number", "open_to", "removed", "settled")
+    __slots__ = (
+        "bytes",
+        "collected",
+        "cursor",
+        "inbox",
+        "number",
+        "open_to",
+        "removed_at",
+        "settled",
+    )
 
     def __init__(self, number: int, cursor: int) -> None:
         self.number = number
         self.cursor = cursor
-        self.removed = False
+        self.removed_at: int | None = None  # age of the log, where it was
         self.settled = [0] * len(SETTLED)
         self.bytes = 0
         self.collected = 0
@@ -63,13 +72,18 @@ class ReceiverProgress:
     def copy(self) -> ReceiverProgress:
         """Return a copy whose change leaves this one alone."""
         new = ReceiverProgress(self.number, self.cursor)
-        new.removed = self.removed
+        new.removed_at = self.removed_at
         new.settled = self.settled.copy()
         new.bytes = self.bytes
         new.collected = self.collected
         new.inbox = self.inbox
         new.open_to = self.open_to
         return new
+
+    @property
+    def removed(self) -> bool:
+        """Whether the receiver was removed."""
+        return self.removed_at is not None
 
     def settle(self, status: int, messages: int) -> None:
         """Count messages that reached a final state."""

@@ -535,6 +535,29 @@ def test_12_dead_letters_of_a_removed_receiver_stay_for_a_while_unless_their_roo
     assert 0 == log.log.dead_bytes(1) == log.log.dead_bytes(2)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "memory", "dicts"])
+def test_12_how_long_dead_letters_outlive_their_receiver_is_counted_over_restarts(
+    tmp_path: Path, kind: str
+) -> None:
+    """`keep_seconds` count from the removal on, while the log is open, however often it is."""
+    log = ContractDriver(kind, tmp_path, Limits(reserve_bytes=1024, keep_seconds=3600)).open()
+    log.receivers(1)
+    (batch,) = batches = [make_batch(log.log.audience([1]), 1)]
+    log.append(*batches)
+    letter = DeadLetter(1, batch.first, "shop", "i1", 1, "s", b"message", "", 1, NOW)
+    log.progress(1, batch.first, settled={Status.DEAD: 1}, dead=[letter])
+    log.wait(log.log.retain(0))
+    log.append(removed=[1])
+    for starts, minutes in ((0, (0, 20)), (10**9, (0, 20)), (5, (0, 19))):
+        for minute in minutes:  # by a clock that begins anywhere
+            log.wait(log.log.retain(starts + minute * 60_000))
+            assert [letter] == log.wait(log.log.dead_letters(1, -1, 10))
+        log.reopen()
+    for minute in (0, 2):
+        log.wait(log.log.retain(minute * 60_000))
+    assert [] == log.wait(log.log.dead_letters(1, -1, 10))
+
+
 def test_one_sender_may_not_leave_holes_without_end(tmp_path: Path) -> None:
     log = ContractDriver("memory", tmp_path, Limits(reserve_bytes=1024, sender_ranges=3)).open()
     audience = log.log.audience([])

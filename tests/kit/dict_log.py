@@ -106,13 +106,16 @@ class Receiver:
     row: ReceiverRow
     cursor: int
     inbox: str | None
-    removed: bool = False
-    removed_at: int | None = None  # age when retention first saw it so
+    removed_at: int | None = None  # age of the log, where it was
     routed: int = 0  # messages of its audiences
     rows: dict[int, ExceptionRow] = field(default_factory=dict)  # by first position
     settled: dict[int, int] = field(default_factory=dict)
     settled_bytes: int = 0
     dead: dict[int, DeadLetter] = field(default_factory=dict)
+
+    @property
+    def removed(self) -> bool:
+        return self.removed_at is not None
 
     @property
     def dead_bytes(self) -> int:
@@ -321,7 +324,7 @@ class DictLog:
                 waiting = sum(not state[0].final for _, state in self._states_at(number))
                 at.rows = {first: row for first, row in at.rows.items() if row.status.final}
                 at.settle(Status.REMOVED, waiting)
-                at.removed = True
+                at.removed_at = self.content.age
         count = len(group.own)
         return Appended(outcomes[count:], fresh, outcomes[:count])
 
@@ -828,8 +831,7 @@ class DictLog:
     def _drop_letters(self, coming: int = 0) -> None:
         content = self.content
         for at in content.receivers.values():
-            if at.removed:
-                at.removed_at = content.age if at.removed_at is None else at.removed_at
+            if at.removed_at is not None:
                 old = content.age - at.removed_at >= self._limits.keep_seconds * 1000
                 if old or self._to_give_way(coming):
                     at.dead.clear()

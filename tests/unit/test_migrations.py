@@ -14,15 +14,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import apsw
 import msgspec
 import pytest
 from twisted.logger import globalLogPublisher
 
 from msgservice.client import outbox_file
 from msgservice.client.outbox_file import OutboxFile
-from msgservice.disk.migrations import Schema
+from msgservice.disk.migrations import Schema, migrate
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 from msgservice.log import sqlite
+from msgservice.log.schema import SCHEMA
 from msgservice.log.sqlite import SqliteLog
 from msgservice.receiver.inbox import file as inbox_file
 from msgservice.receiver.inbox.file import InboxFile
@@ -275,3 +277,21 @@ def test_a_full_disk_refuses_and_leaves_nothing_half_done(
 
 def copied(disk: SimDisk) -> bool:
     return any(".before-" in path.name for path in disk.folder.iterdir())
+
+
+@pytest.mark.parametrize("age", [70_000, None])
+def test_who_was_removed_before_logs_said_when_was_so_at_the_upgrade(age: int | None) -> None:
+    """His dead letters stay for as long from then on; older logs' ages are the newest stamps."""
+    schema = SCHEMA
+    db = apsw.Connection(":memory:")
+    migrate(db, Schema(schema.application, schema.steps[:6]), None)
+    if age is not None:
+        db.execute("insert into meta values ('age', ?)", (age,))
+    db.execute("insert into finished values (1, 1, 1, 1, 3, '', 50000)")
+    for number, removed in ((-1, 0), (1, 1), (2, 0)):
+        db.execute(
+            "insert into progress values (?, 0, ?, 0, 0, 0, 0, 0, 0, 0, null)", (number, removed)
+        )
+    migrate(db, schema, None)
+    found = dict(db.execute("select receiver, removed_at from progress"))
+    assert {-1: None, 1: age or 50_000, 2: None} == found
