@@ -996,11 +996,11 @@ _ALL = [
         catcher=_test("tests/unit/test_connection_reading.py", "ranges_of_a_resume_are_bounded"),
     ),
     Mutant(
-        name="held-up-senders-are-refused",
+        name="what-is-refused-for-room-comes-again-at-once",
         at=f"{INGRESS}._refused",
         old="isinstance(error, LogFull | LimitReached)",
         new="isinstance(error, LogFull)",
-        catcher=_test("tests/unit/test_node_ranges.py", "lanes_are_held_up"),
+        catcher=_test("tests/unit/test_node_ranges.py", "one_run_too_many"),
     ),
     Mutant(
         name="every-goodbye-ends-an-incarnation",

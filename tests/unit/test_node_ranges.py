@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from msgservice.core.frames import Ack, Nack
 from msgservice.limits import Limits
 from msgservice.message import Action
+from msgservice.node.intake import FULL_DELAY_MS
 from msgservice.receiver_options import ReceiverOptions
 from tests.kit.nodes import NodeWorld
 
@@ -48,7 +49,9 @@ def test_20_one_run_too_many_is_to_come_again_and_holes_may_be_filled() -> None:
     for n in (3, 6, 9):
         shop.transfer(n, f"a.{n}", [b"x"], after=n - 1)
     world.settle()
-    assert [nack.action for nack in shop.take(Nack)] == [Action.LATER]
+    assert [(nack.action, nack.delay) for nack in shop.take(Nack)] == [
+        (Action.LATER, FULL_DELAY_MS)  # or it would come again at once, and be refused again
+    ]
     assert shop.take(Ack) == [Ack([(3, 3), (6, 6)])]
     shop.transfer(1, "a.1", [b"x", b"x"])
     world.settle()
