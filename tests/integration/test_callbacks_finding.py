@@ -11,6 +11,7 @@ from msgservice.faces.callbacks.discovery import ServerBeacon, ServerWatch
 from msgservice.faces.callbacks.net import ServerAddress
 from msgservice.faces.callbacks.registry import CallbackRegistry
 from msgservice.faces.callbacks.service import CallbackClient, CallbackServer
+from tests.kit.ports import free_port
 
 
 @pytest.fixture
@@ -62,12 +63,10 @@ async def test_client_that_hears_nothing_goes_on_trying(reactor: Any) -> None:
     registry.request_callback("v")(lambda connection: 1)
     watch = ServerWatch(reactor, port=0)
     watch.startService()
-    probe = CallbackServer(reactor, "tcp:0:interface=127.0.0.1")
-    address: Any = await probe.listen()
-    await probe.stopService()
+    port = free_port()
     client = CallbackClient(
         reactor,
-        port=address.port,
+        port=port,
         watch=watch,
         pause_seconds=0.01,
         heard_seconds_max=0.01,
@@ -76,7 +75,7 @@ async def test_client_that_hears_nothing_goes_on_trying(reactor: Any) -> None:
     client.startService()
     await deferLater(reactor, 0.2)  # some rounds of connecting and of listening
     assert not client.connection.is_connected
-    server = CallbackServer(reactor, f"tcp:{address.port}:interface=127.0.0.1", registry=registry)
+    server = CallbackServer(reactor, f"tcp:{port}:interface=127.0.0.1", registry=registry)
     await server.listen()
     assert await client.connection.request("v", timeout=60) == 1
     await client.stopService()

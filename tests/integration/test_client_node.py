@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.threads import deferToThread
 
 from msgservice import Client, Limits, Node, Receiver, Status, connect
 from msgservice.errors import BadAddress, LogLocked, NoReceiver, NoResponder, UnknownReceiver
 from tests.integration.daemon import running
+from tests.kit.ports import free_port
 
 CHILD = Path(__file__).with_name("producer_child.py")
 LIMITS = Limits(link_delay_min=0.05, stop_timeout=5)
@@ -32,7 +32,7 @@ class World:
     def __init__(self, reactor: Any, folder: Path) -> None:
         self.reactor = reactor
         self.folder = folder
-        self.port = 0
+        self.port = free_port()
         self.closing: list[Any] = []
 
     async def start(self) -> None:
@@ -45,9 +45,6 @@ class World:
         )
         self.node.startService()
         await self.node.when_ready()
-        address = self.node.ports[0].getHost()
-        assert isinstance(address, IPv4Address)
-        self.port = address.port
 
     @property
     def address(self) -> str:

@@ -23,7 +23,9 @@ def test_a_node_goes_on_when_its_output_is_not_read(tmp_path: Path) -> None:
     try:
         told = b""
         while b"listening on unix" not in told:
-            told += os.read(read, 1000)
+            said = os.read(read, 1000)
+            assert said, told  # it ended
+            told += said
         for _ in range(700):  # each is good for a line and a half
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.settimeout(PATIENCE)

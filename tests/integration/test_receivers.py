@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from socket import SOCK_DGRAM, SOCK_STREAM
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from twisted.python.failure import Failure
 from msgservice import Client, Limits, Node, Receiver, connect
 from msgservice.errors import BadAddress, CannotListen, InsecureListener
 from msgservice.receiver.received import ReceivedMessage
+from tests.kit.ports import free_port
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)
@@ -34,7 +36,8 @@ class Scene:
         self.folder = folder
         self.node_limits = node_limits
         self.scheme = scheme
-        self.port = 0
+        # One to come back to: what the kernel gives may be another's meanwhile.
+        self.port = free_port(SOCK_DGRAM if scheme == "udp" else SOCK_STREAM)
         self.node: Node = self._make_node()
         self.receivers: list[Receiver] = []
         self.clients: list[Client] = []
@@ -46,8 +49,6 @@ class Scene:
     async def start(self) -> None:
         self.node.startService()
         await self.node.when_ready()
-        host: Any = self.node.ports[0].getHost()
-        self.port = host.port
 
     async def restart(self) -> None:
         await self.node.stopService()

@@ -35,6 +35,7 @@ from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
 from tests.kit.certificates import Authority
 from tests.kit.channels import Recorder
+from tests.kit.ports import free_port
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(30)
@@ -263,7 +264,7 @@ async def test_what_was_queued_before_close_arrives(net: Net) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_the_connector_comes_back_when_the_listener_does(net: Net) -> None:
-    port = await net.listen()
+    port = await net.listen(f"tcp:{free_port()}")
     client, connector = net.dial(f"tcp:127.0.0.1:{port}")
     await client.until_opened()
     server = await net.accept()

@@ -17,6 +17,7 @@ from twisted.internet.task import deferLater
 from msgservice.errors import CannotListen, NodeFailure
 from msgservice.transport.udp.peer import DatagramPeer
 from msgservice.transport.udp.socket import DatagramSocket
+from tests.kit.ports import free_port
 
 Address = tuple[str, int]
 KEY = bytes(range(32))
@@ -210,10 +211,12 @@ async def test_nobody_at_the_port_fails_within_the_patience(opened: list[Any]) -
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_begins_anew_at_its_port_is_found_again(opened: list[Any]) -> None:
-    first = listening(opened)
+    port = free_port(socket.SOCK_DGRAM)
+    first, host = Recorder(reactor), "127.0.0.1"
+    first.listen(port)
+    opened.append(first)
     client = listening(opened)
-    await client.send_message(b"one", first.address)
-    host, port = first.address
+    await client.send_message(b"one", (host, port))
     turns = first._turns
     assert turns._socket is not None
     turns._socket.close()  # as a crash does: nobody is told
