@@ -216,11 +216,11 @@ async def test_a_peer_that_takes_nothing_is_dropped_by_the_write_deadline(
             self.send(producerFinished(), "signal")
         yield from idle(self)
 
-    server = await stage.serve(main, limits=ChassisLimits(write_deadline=0.1))
+    made = handler(main)
+    server = await stage.start(server_of(made, limits=ChassisLimits(write_deadline=0.1)))
     peer = await stage.connect(server)
     peer.transport.pauseProducing()
-    await stage.until(lambda: bool(server.connections))
-    await stage.until(lambda: not server.connections)
+    await stage.until(lambda: bool(made.made) and not server.connections)
     peer.transport.resumeProducing()
     assert len(await peer.end()) < 4 * BIG
 
@@ -238,11 +238,14 @@ async def test_a_slow_peer_gets_all_of_what_takes_longer_than_the_write_deadline
         def dataReceived(self, data: bytes) -> None:
             super().dataReceived(data)
             self.transport.pauseProducing()
-            stage.reactor.callLater(0.001, self.transport.resumeProducing)
+            stage.reactor.callLater(0.003, self.transport.resumeProducing)
 
-    server = await stage.serve(main, limits=ChassisLimits(write_deadline=0.2))
+    # A machine that is busy elsewhere for half a second is no peer that takes nothing.
+    deadline, began = 1.0, stage.reactor.seconds()
+    server = await stage.serve(main, limits=ChassisLimits(write_deadline=deadline))
     peer = await stage.connect(server, InBursts())
     assert len(await peer.end()) == 4 * BIG
+    assert stage.reactor.seconds() - began > deadline
 
 
 @pytest_twisted.ensureDeferred

@@ -161,8 +161,9 @@ def test_it_goes_on_when_the_node_comes_back(tmp_path: Path) -> None:
     msgservice = Command(address, tmp_path)
     with running(*command, cwd=tmp_path) as node:
         node.wait_for("listening on unix")
+        msgservice("receivers", "add", "back", "back")  # it is on disk when the node is killed
         listening = start(msgservice, "listen", "back", "back", stderr=subprocess.PIPE)
-        while "back" not in msgservice("receivers", "list").out:
+        while not msgservice.receiver("back")["connected"]:
             assert listening.poll() is None
         node.send(signal.SIGKILL)
         node.ended()
