@@ -334,16 +334,15 @@ async def test_a_command_logs_in_with_a_profile(site: Site, tmp_path: Path) -> N
     assert ["shop.cli"] == [hello.name for hello in site.node.hellos]
 
 
+@pytest.mark.timeout(240)  # and not the 1000 s that the command itself would go on trying
 @pytest_twisted.ensureDeferred
 async def test_a_command_with_a_wrong_password_says_so_at_once(site: Site) -> None:
     port = await site.listen("tcp:0")
     node = f"tcp:127.0.0.1:{port}"
-    words = ("send", "orders.new", "one", "--node", node, "--user", "shop", "--timeout", "30")
-    before = reactor.seconds()
+    words = ("send", "orders.new", "one", "--node", node, "--user", "shop", "--timeout", "1000")
     _, err, code = await command(*words, MSGSERVICE_PASSWORD="wrong")
     assert "msgservice: the other side says: wrong user or password (code 13)\n" == err
     assert 1 == code
-    assert reactor.seconds() - before < 20
     _, err, code = await command(*words, "--json", MSGSERVICE_PASSWORD="wrong")
     assert '"error":"NotAuthenticated"' in err
     _, _, code = await command(*words, MSGSERVICE_PASSWORD=PASSWORD)
