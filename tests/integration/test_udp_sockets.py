@@ -200,9 +200,7 @@ async def test_a_port_of_twisteds_own_serves_as_well(opened: list[Any]) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_nobody_at_the_port_fails_within_the_patience(opened: list[Any]) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        nowhere = free.getsockname()
+    nowhere = ("127.0.0.1", free_port(socket.SOCK_DGRAM))
     client = listening(opened, send_timeout=0.5, retries=1)
     with pytest.raises(NodeFailure):
         await client.send_message(b"x", nowhere)
