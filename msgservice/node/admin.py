@@ -197,21 +197,30 @@ class Admin:
     async def _add(self, asked: msgspec.Struct, who: Pass) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects, address = said.pop("name"), said.pop("subjects"), said.pop("address")
-        self._check_given(address, who)
+        self._check_given(name, address, who)
         await self._operations.add(name, subjects, ReceiverOptions(**said), address=address)
         return Name(name)
 
     async def _change(self, asked: msgspec.Struct, who: Pass) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects = said.pop("name"), said.pop("subjects")
-        self._check_given(said["address"], who)
+        self._check_given(name, said["address"], who)
         await self._operations.change(name, patterns=subjects, **said)
         return Name(name)
 
-    def _check_given(self, address: str | None, who: Pass) -> None:
-        """Raise `BadAddress` for an address that names what is the node's, from a user of it."""
-        if address is not None and who.is_bound:
-            check_given_address(address)
+    def _check_given(self, name: str, address: str | None, who: Pass) -> None:
+        """Raise for an address that a user may not give to the receiver of this name.
+
+        `BadAddress` for one that names what is the node's. `Forbidden` where the receiver is
+        another user's: whoever answers at its address is that user, so it is given away.
+        """
+        if address is None or not who.is_bound:
+            return
+        check_given_address(address)
+        if self._operations.owner_of(name) in (None, "", who.principal.user):
+            return
+        if not who.allows("request", f"$node.{RECEIVERS_OWN.name}"):
+            raise who.refusal(f"$node.{RECEIVERS_OWN.name}")
 
     async def _pause(self, asked: Name, who: Pass) -> Paused:
         await self._operations.pause(asked.name, True)

@@ -386,6 +386,30 @@ def test_an_address_that_a_user_gives_names_nothing_of_the_nodes_machine(
     assert ok
 
 
+def test_an_address_for_another_users_receiver_needs_the_right_to_give_it_away() -> None:
+    """Whoever answers there is that user, with all that it may do."""
+    change = ["$node.receivers.change", "$node.receivers.add"]
+    helper = User(name="helper", rules=Rules(request=change, receive=["a.>"]))
+    world = UsersWorld(OPS, helper, BILLING)
+    world.as_user("billing", receive=ORDERS).connection.abort()
+    world.as_user("helper", receive={"subjects": ["a.>"]}).connection.abort()
+    world.settle()
+    peer, ops = world.as_user("helper", "helper.tool"), world.as_user("ops")
+    there = {"name": "billing", "address": "tcp:127.0.0.1:1"}
+    new = {"name": "billing", "subjects": [], "address": "tcp:127.0.0.1:1"}
+    ok, told = peer.request("$node.receivers.change", there)
+    assert (ok, "receivers.own" in told) == (False, True)
+    assert peer.request("$node.receivers.change", {"name": "billing", "on_full": "suspend"})[0]
+    assert peer.request("$node.receivers.change", {**there, "name": "helper"})[0]
+    assert peer.request("$node.receivers.add", {**new, "name": "newest"})[0]
+    Deferred.fromCoroutine(world.node.remove_receiver("billing"))
+    world.settle()
+    ok, told = peer.request("$node.receivers.add", new)
+    assert (ok, "receivers.own" in told) == (False, True)
+    assert world.node.parts.directory.get("billing") is None
+    assert ops.request("$node.receivers.add", new)[0]
+
+
 def test_the_operator_of_a_node_without_users_may_give_any_address() -> None:
     world = NodeWorld()
     asked = {"name": "far", "subjects": [], "address": "unix:/run/other.sock"}
