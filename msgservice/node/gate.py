@@ -238,6 +238,11 @@ class Gate:
         if principal is None and credentials.key_user is not None:
             principal = self._named(users, credentials.key_user, f"udp {credentials.key_id}")
         if principal is None and not door.asks:
+            if not (credentials.is_private or self.insecure):
+                raise NotAuthenticated(
+                    "a listener without login is for TLS, Unix sockets and this machine; plain"
+                    " tcp: elsewhere needs insecure = true"
+                )
             principal = self._named(users, door.user, PROCESS if in_process else NO_LOGIN)
         if principal is None:
             raise NotAuthenticated("this node asks for a login")

@@ -410,6 +410,14 @@ def test_an_address_for_another_users_receiver_needs_the_right_to_give_it_away()
     assert ops.request("$node.receivers.add", new)[0]
 
 
+def test_who_comes_without_login_where_others_read_along_is_nobody() -> None:
+    for insecure, shown in ((False, THERE), (True, THERE), (False, HERE)):
+        world = UsersWorld(insecure=insecure)
+        peer = world.as_user("shop", shown=shown)
+        refused = shown is THERE and not insecure
+        assert code_of(peer) == (NotAuthenticated.wire_code if refused else 0)
+
+
 def test_the_operator_of_a_node_without_users_may_give_any_address() -> None:
     world = NodeWorld()
     asked = {"name": "far", "subjects": [], "address": "unix:/run/other.sock"}
