@@ -55,9 +55,11 @@ from msgservice.errors import (
     NoResponder,
     NotAuthenticated,
     PeerForgot,
+    Refused,
     RequestFailed,
     RequestTimeout,
     UnknownReceiver,
+    stays_refused,
 )
 from msgservice.identity.prover import LoginProver
 from msgservice.limits import Limits
@@ -250,19 +252,20 @@ class Session:
             await client.close()
 
     async def _let_in(self, reactor: Reactor, client: Client) -> None:
-        """Wait for the connection; `NotAuthenticated` where the node says that nobody is let in.
+        """Wait for the connection; an error where the node says that it will not be had.
 
-        A client would try again for ever, and somebody may change the user meanwhile. Whoever
-        waits for a command would rather know.
+        A client would try again, and somebody may change the user meanwhile, say. Whoever waits for
+        a command would rather know.
         """
         waiting = client.when_connected()
-        why = ""
+        error: MsgServiceError | None = None
 
         def look() -> None:
-            nonlocal why
+            nonlocal error
             state = client.why()
-            if state.code == NotAuthenticated.wire_code:
-                why = state.error or ""
+            if state.code and stays_refused(state.code):
+                is_login = state.code == NotAuthenticated.wire_code
+                error = (NotAuthenticated if is_login else Refused)(state.error or "")
                 waiting.cancel()
 
         looking = LoopingCall(look)
@@ -271,8 +274,8 @@ class Session:
         try:
             await self.in_time(reactor, waiting)
         except CancelledError:
-            if why:
-                raise NotAuthenticated(why) from None
+            if error is not None:
+                raise error from None
             raise
         finally:
             looking.stop()

@@ -19,6 +19,7 @@ import msgspec
 
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import out, plain_table
+from msgservice.cli.session import Whole
 from msgservice.config.config import load_config
 from msgservice.config.users import users_file_of
 from msgservice.core.subjects import check_name, check_pattern, check_subject
@@ -107,7 +108,7 @@ def _users_file(config: Path | None, users: Path | None, user: str | None = None
 @click.argument("name")
 @click.option(
     "--iterations",
-    type=click.IntRange(ITERATIONS_MIN, ITERATIONS_MAX),
+    type=Whole(ITERATIONS_MIN, ITERATIONS_MAX),
     default=ITERATIONS,
     show_default=True,
     metavar="N",
@@ -164,7 +165,7 @@ def token() -> None:
 @click.argument("name")
 @click.option(
     "--days",
-    type=click.IntRange(1, DAYS_MAX),
+    type=Whole(1, DAYS_MAX),
     default=DAYS,
     show_default=True,
     metavar="N",

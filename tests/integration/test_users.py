@@ -278,6 +278,11 @@ def test_a_configured_node_is_administered_by_who_may_and_reads_its_users_anew(
         assert (1, True) == (refused.code, "not allowed: request" in refused.err)
         assert 0 == shop("send", "orders.new", "one").code
         assert 1 == shop("send", "bills.new", "two").code
+        nameless = ("send", "orders.new", "one", "--name", "till", "--timeout", "60")
+        refused = shop(*nameless)
+        assert (1, True) == (refused.code, "may not be called 'till' (code 20)\n" in refused.err)
+        assert "no answer" not in refused.err
+        assert '"error":"Refused"' in shop(*nameless, "--json").err
         file.write_text(CONFIGURATION.format(uid=os.getuid(), sends="bills.>"))
         node.send(signal.SIGHUP)
         node.wait_for(r"SIGHUP: .*; so were users;")
