@@ -70,6 +70,9 @@ def choose(
                 [f"user {user!r} has no password: set {PASSWORD} or {TOKEN}, or give --profile"]
             )
         password = ask(user)
+    if password is not None and not user:
+        whose = "give --user, MSGSERVICE_USER, or user in the profile"
+        raise ConfigError([f"a password, and nobody says whose: {whose}"])
     try:
         login = Login(user=user or "", password=password, token=token)
     except BadValue as error:

@@ -106,7 +106,7 @@ def test_who_says_nothing_logs_in_nowhere(tmp_path: Path) -> None:
     [
         (f"{SAID}password = 'hunter2'", 0o640, "has mode 0640, others can use it: chmod 600"),
         (f"{SAID}password = 'hunter2'\ntoken = '{TOKEN}'", 0o600, "only one can be the login"),
-        ("password = 'hunter2'", 0o600, "user is missing, whose password it is"),
+        ("password = 'hunter2'", 0o600, "a password, and nobody says whose: give --user"),
         ("user = 'shop'\ntoken = 'hunter2'", 0o600, "token is none"),
         ("user = 'shop'\npassword = ''", 0o600, "password is empty"),
         ("user = 'shop'\npasswort = 'hunter2'", 0o600, "unknown field `passwort`"),
