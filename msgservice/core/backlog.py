@@ -8,11 +8,12 @@ usual case, costs a few list operations.
     READY     ready to send, in sequence order; a retransmission has its old place in it
     FLIGHT    sent on this connection, not acknowledged yet
     WAITING   for its next attempt, after a NACK; where order is kept, the head of its lane
-    BEHIND    blocked: the head of its lane is waiting, or has its next attempt, or is a dead
-              letter that is not stored
+    BEHIND    in the queue of its lane, as a lane has one that is or was blocked: its head is
+              waiting, or has its next attempt, or is a dead letter that is not stored
     FINAL     settled: no longer open
 
-A run changes its state in `_enter` and `_leave` alone, which count it (`fly` and `land_all` are
+What is BEHIND counts as `behind` while its lane is blocked, and else as `ready`. A run changes its
+state in `_enter`, `_leave` and `_put_behind` alone, which count it (`fly` and `land_all` are
 both at once), and is cut in `split` and `_cut_at` alone. Nothing of a lane is sent behind
 what blocks it (`core.stuck_lanes`).
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from msgservice.core.backoff import again_delay
 from msgservice.core.flight_limit import FlightLimit
@@ -43,6 +44,7 @@ from msgservice.core.runs import (
     ReadyQueue,
     Run,
     Settled,
+    Tally,
     cut_run,
     shatter_run,
     trim_run,
@@ -51,15 +53,6 @@ from msgservice.core.stuck_lanes import StuckLane, StuckLanes
 from msgservice.core.tried import Attempts, Tried
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status
-
-
-class Tally:
-    """A count of the runs in one state, their messages and bytes. The backlog alone changes it."""
-
-    __slots__ = ("messages", "runs", "size")
-
-    def __init__(self) -> None:
-        self.runs = self.messages = self.size = 0
 
 
 class Backlog:
@@ -106,8 +99,8 @@ class Backlog:
         self._resumed = RangeSet()  # taken by the other side, not loaded yet
         self._tried: Tried | None = None  # None: nothing that is to be loaded was tried before
         self._open = OpenRuns()
-        self._ready_queue = ReadyQueue(self._open)
-        self._stuck = StuckLanes(self._open)
+        self.ready_queue = ReadyQueue(self._open)  # but for what has a queue of its lane
+        self._stuck = StuckLanes(self._open, self.ready, self.behind)
         self._retries: list[tuple[float, int]] = []  # due, first; void where that does not wait
         self._held: list[int] = []  # first of those that wait for a side that takes larger ones
         self._grounded: RangeSet | None = None  # refused since a run was sent: none of it flies
@@ -200,8 +193,41 @@ class Backlog:
         return None
 
     def first_ready(self) -> Run | None:
-        """The ready run with the lowest sequence, or None."""
-        return self._ready_queue.first()
+        """The ready run with the lowest sequence, or None. Its lane may be blocked.
+
+        So it is to be asked whether it `steps_behind` while there are `stuck_lanes`.
+        """
+        run, stuck = self.ready_queue.first(), self._stuck
+        if not stuck.by_lane:
+            return run
+        first = stuck.first()
+        return first if run is None or (first is not None and first.first < run.first) else run
+
+    @property
+    def stuck_lanes(self) -> Mapping[Hashable, StuckLane]:
+        """The lanes that are blocked, or were and have a queue; the same one for all of a flight.
+
+        In the usual case none.
+        """
+        return self._stuck.by_lane
+
+    def steps_behind(self, run: Run) -> bool:
+        """Whether the first ready run is of a blocked lane; it waits in that lane's queue then."""
+        stuck = self._stuck
+        if run.state != READY or not stuck.is_blocked(run.lane):
+            return False
+        self.limit.answered(run)
+        self._leave(run)
+        stuck.forget(run)
+        stuck.put(run.lane, [run])
+        return True
+
+    def may_be_sent(self, run: Run) -> bool:
+        """Whether nothing blocks an open run: it is ready, or waits for its next attempt alone."""
+        state = run.state
+        return state == WAITING or (
+            state in (READY, BEHIND) and not self._stuck.is_blocked(run.lane)
+        )
 
     def runs_in_flight(self) -> list[Run]:
         """The runs that were sent and are not answered, rising."""
@@ -269,7 +295,7 @@ class Backlog:
         )
         self.loaded_to = self.cursor
         self._open.clear()
-        self._ready_queue.clear()
+        self.ready_queue.clear()
         for tally in self._tallies:
             tally.runs = tally.messages = tally.size = 0
         self._stuck.unload()
@@ -309,7 +335,7 @@ class Backlog:
         lanes = self._stuck.by_lane
         stuck = lanes.get(run.lane) if lanes else None
         if stuck is not None:
-            self._put_behind(stuck, run)
+            self._stuck.put(run.lane, [run])
         elif not run.attempts:
             self._make_ready(run)
         elif not self.ordered:
@@ -405,10 +431,16 @@ class Backlog:
     def fly(self, run: Run) -> None:
         """A run, ready or due for its next attempt, is sent: it is in flight from here on."""
         count, size = run.count, run.size
-        tally = self._tallies[run.state]
-        tally.runs -= 1
-        tally.messages -= count
-        tally.size -= size
+        if run.state == BEHIND:  # of a lane that goes on
+            stuck = self._stuck
+            stuck.take_out(run)
+            if stuck.fronts is not None:
+                stuck.note(run)
+        else:
+            tally = self._tallies[run.state]
+            tally.runs -= 1
+            tally.messages -= count
+            tally.size -= size
         run.state = FLIGHT
         self._grounded = None
         tally = self.in_flight
@@ -426,12 +458,12 @@ class Backlog:
         ready.messages += flying.messages
         ready.size += flying.size
         flying.runs = flying.messages = flying.size = 0
-        self._ready_queue.push_all(unanswered)
-        lanes = self._stuck.by_lane
-        if lanes:
+        self.ready_queue.push_all(unanswered)
+        stuck = self._stuck
+        if stuck.by_lane:
             for lane in dict.fromkeys(run.lane for run in unanswered):
-                if lane in lanes:  # what is oldest of it goes first, alone
-                    lowest = self._stuck.front(lane).lowest()
+                if stuck.is_blocked(lane):  # what is oldest of it goes first, alone
+                    lowest = stuck.front(lane).lowest()
                     assert lowest is not None
                     self._wait(lowest, now)
         return unanswered
@@ -451,7 +483,7 @@ class Backlog:
                     continue
                 self._land(run)
                 if self.ordered:
-                    self._go_on(self._stuck.release(run.lane))
+                    self._stuck.release(run.lane)
 
     # --- changes of state
 
@@ -463,6 +495,9 @@ class Backlog:
         tally.size += run.size
 
     def _leave(self, run: Run) -> None:
+        if run.state == BEHIND:
+            self._stuck.take_out(run)
+            return
         tally = self._tallies[run.state]
         tally.runs -= 1
         tally.messages -= run.count
@@ -471,14 +506,9 @@ class Backlog:
     def _make_ready(self, run: Run) -> None:
         """Let a run that is in no state yet be sent."""
         self._enter(run, READY)
-        self._ready_queue.push(run)
+        self.ready_queue.push(run)
         if self._stuck.fronts is not None:
             self._stuck.note(run)
-
-    def _put_behind(self, stuck: StuckLane, run: Run) -> None:
-        """Let a run that is in no state now wait for its lane's head."""
-        self._enter(run, BEHIND)
-        stuck.behind.add(run)
 
     def _wait(self, run: Run, due: float) -> None:
         """Let a run, in flight or waiting, wait for its next attempt, and its lane behind it."""
@@ -486,10 +516,21 @@ class Backlog:
         self._leave(run)
         self._begin_waiting(run, due)
         if self.ordered:
-            for one in self._stuck.take_back(run):
-                self.limit.answered(one)
-                self._leave(one)
-                self._enter(one, BEHIND)
+            self._take_lane_back(run)
+
+    def _take_lane_back(self, head: Run) -> None:
+        stuck, limit = self._stuck, self.limit
+        flying, former = stuck.take_back(head)
+        if limit.is_proving:
+            for one in flying:
+                limit.answered(one)
+        if former is not None:
+            limit.answered(former)
+            self._leave(former)
+            stuck.put(head.lane, [former])
+        if flying:  # as `_leave`, for a whole window of them
+            messages, size = stuck.put(head.lane, flying)
+            self.in_flight.count(-len(flying), -messages, -size)
 
     def _begin_waiting(self, run: Run, due: float) -> None:
         self._enter(run, WAITING)
@@ -505,10 +546,10 @@ class Backlog:
             retries[:] = sorted({(one.due, one.first) for one in self.waiting_runs})
 
     def _land(self, run: Run) -> None:
-        """The run, in flight, waiting or behind, is ready again, where it was in its lane."""
+        """The run, which waits, is ready again, where it was in its lane."""
         self._leave(run)
         self._enter(run, READY)
-        self._ready_queue.push(run)
+        self.ready_queue.push(run)
 
     def _settle_between(self, first: int, last: int, status: Status) -> None:
         for run in self._open.between(first, last):
@@ -533,11 +574,9 @@ class Backlog:
 
     def settle(self, run: Run, status: Status, refusal: Refusal | None = None) -> None:
         """An open run is final, and its lane goes on if this was the head of a stuck one."""
-        lane, was_behind = run.lane, run.state == BEHIND
-        if refusal is not None and self._keeps_letters and lane is not None:
-            for one in self._stuck.block(run):
-                self._leave(one)
-                self._enter(one, BEHIND)
+        was_behind = run.state == BEHIND
+        if refusal is not None and self._keeps_letters and run.lane is not None:
+            self._stuck.block(run)
         limit = self.limit
         if limit.most is not None:
             limit.answered(run)
@@ -553,22 +592,15 @@ class Backlog:
             self.above.add(run.after + 1, last)
         elif self.above:
             self._trim_above()
-        if self._stuck.fronts is not None:
-            self._go_on(self._stuck.settled(run, was_behind=was_behind))
+        if not was_behind and self._stuck.fronts is not None:
+            self._stuck.settled(run)
 
     def letters_stored(self, letters: Iterable[Settled]) -> None:
         """These dead letters are stored: their lanes go on, but for what else blocks them."""
         for one in letters:
-            count = one.last - one.first + 1
-            freed, head = self._stuck.letters_stored(one.run.lane, count)
-            self._go_on(freed)
+            head = self._stuck.letters_stored(one.run.lane, one.last - one.first + 1)
             if head is not None and head.state == WAITING and head.due < math.inf:
                 heapq.heappush(self._retries, (head.due, head.first))
-
-    def _go_on(self, freed: list[Run]) -> None:
-        """Runs that were behind are ready."""
-        for run in freed:
-            self._land(run)
 
     def _trim_above(self) -> None:
         self.above.remove_below(self.cursor + 1)
@@ -577,29 +609,34 @@ class Backlog:
 
     def split(self, run: Run, at: int) -> Run:
         """Cut an open run before sequence `at`; return the new run that begins there."""
-        tally = self._tallies[run.state]
         size = run.size
         rest = cut_run(run, at, run.last)
         trim_run(run, at - 1)
-        tally.size += run.size - size
-        tally.messages -= rest.count
+        self._shrunk(run, rest.count, size - run.size)
         self._open.add(rest)
         if rest.attempts:  # those of all of it were noted where it begins: no longer for this
             self._failed_tries.append(rest)
         self._place_rest(run, rest)
         return rest
 
+    def _shrunk(self, run: Run, messages: int, size: int) -> None:
+        """An open run has so much less in it."""
+        if run.state == BEHIND:
+            self._stuck.count(run.lane, 0, -messages, -size)
+        else:
+            self._tallies[run.state].count(0, -messages, -size)
+
     def _place_rest(self, run: Run, rest: Run) -> None:
         """Give what was cut off from the end of a run its state."""
         state = run.state
         if state == BEHIND or (state == WAITING and self.ordered):
-            self._put_behind(self._stuck.by_lane[run.lane], rest)
+            self._stuck.put(run.lane, [rest])
         elif state == WAITING:
             self._begin_waiting(rest, run.due)
         else:
             self._enter(rest, state)
             if state == READY:
-                self._ready_queue.push(rest)
+                self.ready_queue.push(rest)
             if self._stuck.fronts is not None:
                 self._stuck.note(rest)
 
@@ -619,15 +656,13 @@ class Backlog:
                             places.append(at)
         cut: list[tuple[Run, Run]] = []
         for run, places in cuts.values():
-            tally = self._tallies[run.state]
             size, count = run.size, run.count
             pieces = shatter_run(run, places)
             self.pieces += len(pieces)
             cut += [(run, piece) for piece in pieces]
             if run.attempts:
                 self._failed_tries += pieces
-            tally.size += run.size - size
-            tally.messages += run.count - count
+            self._shrunk(run, count - run.count, size - run.size)
         self._open.add_all([piece for _, piece in cut])
         for run, piece in cut:
             self._place_rest(run, piece)

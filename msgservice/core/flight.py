@@ -24,7 +24,7 @@ from msgservice.core.backlog import Backlog
 from msgservice.core.frames import Transfer
 from msgservice.core.ranges import Range, RangeSet
 from msgservice.core.refusal import Refusal
-from msgservice.core.runs import READY, WAITING, Run, parts_of
+from msgservice.core.runs import WAITING, Run, parts_of
 from msgservice.errors import NeverSent
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status
@@ -79,7 +79,8 @@ class Flight:
             self.window_bytes = min(self.window_bytes, window[1])
         self.batch_max = batch_max
         self.larger: Run | None = None  # the last one that waits for a side that takes it
-        self.has_more = False  # the last `take_transfers` ended at a bound of its call
+        # The last `take_transfers` ended at a bound of its call, or made room.
+        self.has_more = False
         self._rest: _Rest | None = None
         self._larger_is_dead = larger_is_dead
         self._backlog = backlog
@@ -200,7 +201,7 @@ class Flight:
             refusal = Refusal(Action.RETRY, "connection lost while it was handled")
             backlog.fail(unanswered[0], refusal, 0, now)
         else:
-            limit.prove(run for run in unanswered if run.state in (READY, WAITING))
+            limit.prove(run for run in unanswered if backlog.may_be_sent(run))
 
     # --- to the world
 
@@ -236,13 +237,19 @@ class Flight:
             if not self._may_leave(run, allow):
                 return transfers
             self._send(run, transfers)
-        in_flight, first_ready = self._in_flight, backlog.first_ready
+        in_flight, stuck, steps_behind = self._in_flight, backlog.stuck_lanes, backlog.steps_behind
+        # No lane goes on in here: where none has a queue of its own now, there is one queue.
+        first_ready = backlog.first_ready if stuck else backlog.ready_queue.first
+        has_stepped = False
         stop_at = in_flight.size + bytes_max
         while (run := first_ready()) is not None:
             if in_flight.size >= stop_at or not left:
                 self.has_more = True
                 break
             left -= 1
+            if stuck and steps_behind(run):
+                has_stepped = True
+                continue
             if self._is_one_too_many(run):
                 break
             if (run.size > self.batch_max or run.options.to is not None) and self._is_larger(run):
@@ -250,6 +257,8 @@ class Flight:
             if not self._may_leave(run, allow):
                 break
             self._send(run, transfers)
+        if has_stepped:
+            self.has_more = True  # there may be room for others to be loaded now
         limit = self._limit
         if limit.most is not None and not limit.is_proving:
             limit.prove(backlog.runs_in_flight())

@@ -105,6 +105,27 @@ class Settled(msgspec.Struct, gc=False, frozen=True):
         return "" if self.refusal is None else self.refusal.reason
 
 
+class Tally:
+    """A count of runs, their messages and bytes."""
+
+    __slots__ = ("messages", "runs", "size")
+
+    def __init__(self) -> None:
+        self.runs = self.messages = self.size = 0
+
+    def count(self, runs: int, messages: int, size: int) -> None:
+        """Count so many more, or less, below 0."""
+        self.runs += runs
+        self.messages += messages
+        self.size += size
+
+    def move(self, source: Tally, target: Tally) -> None:
+        """Let what is counted here count in `target`, and no longer in `source`."""
+        runs, messages, size = self.runs, self.messages, self.size
+        source.count(-runs, -messages, -size)
+        target.count(runs, messages, size)
+
+
 class OpenRuns:
     """Runs by first sequence, rising. Appending and taking from the front are O(1).
 
@@ -146,7 +167,7 @@ class OpenRuns:
         stop = bisect_left(firsts, high, at)
         by_first = self.by_first
         if at == stop:  # nothing lies between them
-            by_first.update((run.first, run) for run in runs)
+            by_first.update({run.first: run for run in runs})
             if stop < len(firsts) and firsts[stop] == high:
                 stop += 1
             firsts[at:stop] = [run.first for run in runs]
@@ -178,6 +199,22 @@ class OpenRuns:
     def lowest(self) -> Run | None:
         """The run with the lowest sequence, or None."""
         return self.by_first[self._firsts[self._head]] if self.by_first else None
+
+    def take_above(self, first: int, state: int) -> list[Run]:
+        """Take out the runs above `first`, up to the first one that is in another state."""
+        firsts, by_first = self._firsts, self.by_first
+        low = at = bisect_right(firsts, first, self._head)
+        taken: list[Run] = []
+        while at < len(firsts):
+            run = by_first.get(firsts[at])
+            if run is not None:
+                if run.state != state:
+                    break
+                taken.append(run)
+                del by_first[run.first]
+            at += 1
+        del firsts[low:at]
+        return taken
 
     def entries(self, first: int, last: int) -> int:
         """The number of runs that overlap `first` to `last`, with ones that have gone there."""

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from msgservice.core.backlog import Backlog, Tally
+from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.core.refusal import Refusal
-from msgservice.core.runs import Run
+from msgservice.core.runs import BEHIND, READY, Run, Tally
 
 
 def counts(tally: Tally) -> tuple[int, int, int]:
     """Return how many runs there are in a state, their messages, and bytes."""
     return tally.runs, tally.messages, tally.size
+
+
+def counted_as(backlog: Backlog, run: Run) -> int:
+    """Return the state that an open run counts in: in its lane's queue, that which the lane is."""
+    if run.state == BEHIND and not backlog._stuck.by_lane[run.lane].is_blocked:
+        return READY
+    return run.state
 
 
 class Outbox:

@@ -25,7 +25,7 @@ from msgservice.core.tried import Attempts
 from msgservice.errors import ProtocolError
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import Action, Status, WireMessage, decode_messages, encode_messages
-from tests.kit.outbox import Outbox, counts
+from tests.kit.outbox import Outbox, counted_as, counts
 from tests.machines.machine import Machine, Violation, require
 
 LANES = ("a", "b", "c")
@@ -94,6 +94,7 @@ class OutboxMachine(Machine):
     }
     ALWAYS = frozenset({"append", "offer", "connect", "pump", "arrive", "take", "deliver"})
     STEPS = 250
+    LOG_MAX = 80  # batches
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
@@ -178,7 +179,7 @@ class OutboxMachine(Machine):
         return self.backlog.has_room and self.backlog.ready.messages < self.window[0]
 
     def do_append(self, rng: random.Random) -> None:
-        if len(self.log) >= 80:
+        if len(self.log) >= self.LOG_MAX:
             return
         self.next += rng.choice([0, 0, 0, 1, 7])
         subject = rng.choice(LANES)
@@ -698,7 +699,7 @@ class OutboxMachine(Machine):
         backlog = self.backlog
         sums = {state: [0, 0, 0] for state in (READY, FLIGHT, WAITING, BEHIND)}
         for run in backlog._open:
-            of_state = sums[run.state]
+            of_state = sums[counted_as(backlog, run)]
             of_state[0] += 1
             of_state[1] += run.count
             of_state[2] += run.size
@@ -736,6 +737,7 @@ class OutboxMachine(Machine):
                 self._offer_next()
                 moved = True
             transfers = self.flight.take_transfers(self.now)
+            moved = moved or self.flight.has_more
             self._send(transfers)
             while self.to_peer:
                 self._arrive(self.to_peer.popleft())

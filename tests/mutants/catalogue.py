@@ -120,13 +120,6 @@ _ALL = [
         catcher=_by("outbox", "lane order broken", "not in rising order"),
     ),
     Mutant(
-        name="stuck-lane-goes-on",
-        at=f"{BACKLOG}._place",
-        old="if stuck is not None:",
-        new="if stuck is not None and run.attempts:",
-        catcher=_by("outbox", "lane order broken"),
-    ),
-    Mutant(
         name="floor-too-high",
         at=f"{FLIGHT}._send",
         old="backlog.committed + 1",
@@ -192,8 +185,8 @@ _ALL = [
     Mutant(
         name="split-keeps-no-count",
         at=f"{BACKLOG}.split",
-        old="tally.size += run.size - size",
-        new="pass",
+        old="self._shrunk(run, rest.count, size - run.size)",
+        new="self._shrunk(run, rest.count, 0)",
         catcher=_by("outbox", "counter: ready", "counter: in flight"),
     ),
     Mutant(
@@ -1033,17 +1026,34 @@ _ALL = [
     Mutant(
         name="a-lane-is-looked-for-among-all",
         at="msgservice.core.stuck_lanes:StuckLanes.take_back",
-        old="if len(front) == 1 and head.first in front.by_first:\n        return []",
-        new="return self._put_behind(stuck, [r for r in self._open if r.lane == lane"
-        " and r.first > head.last and r.state != BEHIND])",
+        old="if len(front) == 1 and head.first in front.by_first:\n        return [], None",
+        new="back = [r for r in self._open if r.lane == head.lane"
+        " and r.first > head.last and r.state == FLIGHT]\n"
+        "    for one in back:\n        front.discard(one)\n"
+        "    return back, None",
         catcher=_test("tests/bounds/test_reactor.py -k twice_as_many", "twice_as_many_answers"),
     ),
     Mutant(
         name="the-rest-of-a-head-stays-in-flight",
         at="msgservice.core.stuck_lanes:StuckLanes.take_back",
-        old="stuck.head = head",
-        new="if stuck.head is head and len(stuck.behind): return []\n    stuck.head = head",
+        old="former, stuck.head = stuck.head, head",
+        new="former = stuck.head\n    if former is head and len(stuck.behind): return [], None\n"
+        "    stuck.head = head",
         catcher=_by("outbox-again", "in flight is not what is unanswered", "lane order broken"),
+    ),
+    Mutant(
+        name="stuck-lane-goes-on",
+        at=f"{FLIGHT}.take_transfers",
+        old="if stuck and steps_behind(run):",
+        new="if run is None:",
+        catcher=_by("outbox-again", "lane order broken"),
+    ),
+    Mutant(
+        name="a-lane-goes-on-and-counts-as-behind",
+        at="msgservice.core.stuck_lanes:StuckLanes._go_on",
+        old="stuck.tally.move(self._behind, self._ready)",
+        new="pass",
+        catcher=_by("outbox", "counter: ready", "counter: behind"),
     ),
     Mutant(
         name="a-limit-forbids-what-would-relieve-it",
@@ -1097,8 +1107,8 @@ _ALL = [
     Mutant(
         name="counted-twice-when-loaded-again",
         at=f"{BACKLOG}._place",
-        old="self._put_behind(stuck, run)",
-        new="self._put_behind(stuck, run); self._enter(run, BEHIND)",
+        old="self._stuck.put(run.lane, [run])",
+        new="self._stuck.put(run.lane, [run]); self._stuck.count(run.lane, 1, run.count, run.size)",
         catcher=_by("outbox", "counter: behind"),
     ),
     Mutant(
