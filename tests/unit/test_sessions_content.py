@@ -660,6 +660,81 @@ def pairs_that_collide(count: int) -> list[tuple[int, int]]:
     return found
 
 
+def registered(body: bytes, name: str = "error") -> msgspec.msgpack.Ext:
+    return msgspec.msgpack.Ext(1, pack((name, body)))
+
+
+class Anything:
+    """A registered class that is made of whatever comes."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+
+def codec_of_anything() -> SafeCodec:
+    codec = SafeCodec()
+    codec.register(Anything, "any", lambda one: one.inside, Anything)
+    return codec
+
+
+def test_keys_that_collide_are_counted_over_all_that_registered_types_are_made_of() -> None:
+    codec = codec_of_anything()
+    keys = dict.fromkeys(pairs_that_collide(1_000))
+    body = pack(keys)
+    assert len(body) < 32 * 1024  # where one alone is not looked at
+    side_by_side = pack([registered(body, "any")] * 3)
+    in_each_other = body
+    for _ in range(3):
+        in_each_other = pack([keys, registered(in_each_other)])
+    for content in (side_by_side, in_each_other):
+        with pytest.raises(BadPayload, match="5000 numbers as keys"):
+            codec.decode(codec.message(content, None, None))
+    with pytest.raises(TypeError, match="5000 numbers as keys"):
+        codec.prepare([Anything(keys)] * 3)
+    one = codec.decode(codec.message(codec.prepare([Anything(keys)]), None, None))
+    assert isinstance(one, Message)
+    assert one.content[0].inside == keys
+
+
+def test_what_is_within_registered_types_is_not_copied_for_ever() -> None:
+    codec = codec_of_anything()
+    size = 1_000_000
+    body = pack(["kind", "text", "x" * size])
+    for _ in range(200):
+        body = pack(registered(body))
+    payload = codec.message(body, "s", 7)
+    tracemalloc.start()
+    try:
+        item = codec.decode(payload)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(item, Message)
+    assert item.number == 7
+    assert item.failure == "registered types are nested too deep for its size"
+    assert peak < 40 * size  # 200 times that it was
+    large: Any = "x" * size
+    for _ in range(30):
+        large = Anything(large)
+    with pytest.raises(TypeError, match="nested too deep for its size"):
+        codec.prepare(large)
+
+
+def test_registered_types_may_be_nested() -> None:
+    codec = codec_of_anything()
+    tree: Any = "x" * 100
+    for _ in range(80):
+        tree = Anything([tree, "beside"])
+    large = Anything(Anything(["x" * 1_000_000] * 3))
+    item = codec.decode(codec.message(codec.prepare([tree, large]), None, None))
+    assert isinstance(item, Message)
+    found, other = item.content
+    for _ in range(80):
+        found = found.inside[0]
+    assert found == "x" * 100
+    assert len(other.inside.inside) == 3
+
+
 def test_keys_that_collide_are_refused_before_they_are_compared() -> None:
     codec = SafeCodec()
     pairs = pairs_that_collide(5_001)

@@ -7,6 +7,7 @@ A payload is an array: `[0, session, number, content]`, the content as msgpack o
 from __future__ import annotations
 
 import re
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ _EXTENSION = 1  # the type of msgpack's extensions that carries a registered typ
 # Keys that collide: below so many bytes, or so many pairs, they cost no more than others.
 _SMALL_BYTES = 32 * 1024
 _SMALL_MAP = 64
+# Bytes within registered types, counted as often as they are within one: each is read anew there.
+# So many in one content, and for each byte of it:
+WITHIN_MAX = 1024 * 1024
+WITHIN_PER_BYTE = 16
 _ARRAY_NUMBERS = 3  # for so many numbers an array counts as a key: it takes longer to compare
 _large_map = re.compile(rb"\xde(?:\0[\x41-\xff]|[^\0].)|\xdf", re.DOTALL).search
 _pack = msgspec.msgpack.Encoder().encode
@@ -95,6 +100,31 @@ def numbering_of(head: bytes) -> tuple[str, int] | None:
         return None
 
 
+class _Within:
+    """The work that a content is: bytes within registered types, and keys that collide."""
+
+    def __init__(self, collisions: int) -> None:
+        self.bytes = 0
+        self.collisions = collisions
+
+    def add(self, body: bytes) -> None:
+        """Count what one of them is made of. Raises `BadPayload` as `_check_keys` does."""
+        self.bytes += len(body)
+        self.collisions = _check_keys(body, self.collisions, is_within=True)
+
+    def check(self, size: int) -> None:
+        """Raise `BadPayload` where that is too much for a content of so many bytes."""
+        if self.bytes > WITHIN_MAX + WITHIN_PER_BYTE * size:
+            raise BadPayload("registered types are nested too deep for its size")
+
+
+class _Now(threading.local):
+    """The content that a thread encodes and decodes: payloads are decoded on several."""
+
+    encoded: _Within | None = None
+    decoded: tuple[_Within, int] | None = None  # with the size of it
+
+
 @implementer(ISessionCodec)
 class SafeCodec:
     """msgpack: None, booleans, integers of 64 bits, floats, text, bytes, lists, dicts, datetimes.
@@ -109,6 +139,7 @@ class SafeCodec:
     def __init__(self) -> None:
         self._by_class: dict[type, tuple[str, Callable[[Any], Any]]] = {}
         self._by_name: dict[str, Callable[[Any], Any]] = {}
+        self._now = _Now()
         self._content = MsgpackCodec(enc_hook=self._encode, ext_hook=self._decode)
         self.register(BaseException, "error", _of_error, _error_of)
 
@@ -132,11 +163,15 @@ class SafeCodec:
 
     def prepare(self, content: Any) -> bytes:
         """See `ISessionCodec`."""
-        prepared = self._content.encode(content)
+        outer, self._now.encoded = self._now.encoded, (within := _Within(0))
         try:
-            _check_keys(prepared)
+            prepared = self._content.encode(content)
+            within.check(len(prepared))
+            _check_keys(prepared, within.collisions)
         except BadPayload as error:
             raise TypeError(f"{type(content).__name__} cannot be sent: {error}") from None
+        finally:
+            self._now.encoded = outer
         return prepared
 
     def message(self, prepared: bytes, session: str | None, number: int | None) -> bytes:
@@ -158,7 +193,14 @@ class SafeCodec:
     # --- inside
 
     def _decode_content(self, body: bytes) -> Any:
-        _check_keys(body)
+        within = _Within(_check_keys(body))
+        outer, self._now.decoded = self._now.decoded, (within, len(body))
+        try:
+            return self._plain(body)
+        finally:
+            self._now.decoded = outer
+
+    def _plain(self, body: bytes) -> Any:
         try:
             return self._content.decode(body)
         except ValueError as error:  # what it was made of says more
@@ -169,9 +211,10 @@ class SafeCodec:
             known = self._by_class.get(cls)
             if known is not None:
                 name, to_plain = known
-                return msgspec.msgpack.Ext(
-                    _EXTENSION, _pack((name, self._content.encode(to_plain(content))))
-                )
+                body = self._content.encode(to_plain(content))
+                if self._now.encoded is not None:
+                    self._now.encoded.add(body)
+                return msgspec.msgpack.Ext(_EXTENSION, _pack((name, body)))
         raise TypeError(f"{type(content).__name__} is no type of this codec: register it")
 
     def _decode(self, code: int, data: memoryview) -> Any:
@@ -180,7 +223,11 @@ class SafeCodec:
                 from_plain = self._by_name.get(name)
                 if from_plain is None:
                     raise BadPayload("a type that is not registered here")
-                plain = self._decode_content(body)
+                if self._now.decoded is not None:  # else `prepare` looks how deep it is
+                    within, size = self._now.decoded
+                    within.add(body)
+                    within.check(size)
+                plain = self._plain(body)
                 try:
                     return from_plain(plain)
                 except BaseException as error:
@@ -188,16 +235,17 @@ class SafeCodec:
         raise BadPayload("an extension of msgpack that is not known here")
 
 
-def _check_keys(body: bytes) -> None:
+def _check_keys(body: bytes, collisions: int = 0, *, is_within: bool = False) -> int:
     """Refuse maps with so many keys that are no text that they would take too long to compare.
 
     Numbers, and arrays of them, hash as whoever chose them wishes (`restricted.NUMBERS_MAX`). What
-    is no msgpack is left to the decoder.
+    is no msgpack is left to the decoder. Return `collisions`, of what belongs to it, and its own.
+    A small one is not looked at, unless it `is_within` another, which may have any number of them.
     """
-    if len(body) <= _SMALL_BYTES or _large_map(body) is None:
-        return
+    if (len(body) <= _SMALL_BYTES and not is_within) or _large_map(body) is None:
+        return collisions
     sizes = _SIZES
-    collisions = at = numbers = 0
+    at = numbers = 0
     left, is_map = 1, False  # of what is being read: items that are to come
     outer: list[tuple[int, bool, int]] = []
     try:
@@ -208,7 +256,7 @@ def _check_keys(body: bytes) -> None:
                     if collisions > NUMBERS_MAX**2:
                         raise BadPayload(f"more than {NUMBERS_MAX} numbers as keys")
                 if not outer:
-                    return
+                    return collisions
                 left, is_map, numbers = outer.pop()
             byte = body[at]
             if is_map and not left & 1 and byte not in _TEXTS:
@@ -228,7 +276,7 @@ def _check_keys(body: bytes) -> None:
             else:
                 at += count + beside
     except IndexError:
-        return
+        return collisions
 
 
 # By the first byte: how many follow it; or -1, and of how many its length is made, how many items
