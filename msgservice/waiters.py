@@ -6,7 +6,7 @@ nobody else. Who comes after the event waits for the next one.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -59,3 +59,40 @@ class Waiters(Generic[T]):
         """Let those who were taken wait here again, before all who came since."""
         self._waiting = {**taken._waiting, **self._waiting}
         taken._waiting = {}
+
+
+class Failed:
+    """A failure that somebody took from a Deferred, in its place.
+
+    Who is given that Deferred for something else learns that it has failed, and nobody else is told
+    of an error that is unhandled.
+    """
+
+    __slots__ = ("failure",)
+
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+
+
+def failure_of(result: object) -> Failure | None:
+    """Return the failure that a Deferred has given, to us or to somebody before."""
+    if isinstance(result, Failure):
+        return result
+    return result.failure if isinstance(result, Failed) else None
+
+
+def followed(given: Deferred[T]) -> Deferred[T]:
+    """Return a Deferred of what another one gives, that may be followed by others as well.
+
+    Cancelling it cancels that one.
+    """
+    own: Deferred[T] = Deferred(lambda _: given.cancel())
+
+    def hand_on(result: Any) -> Any:
+        failure = failure_of(result)
+        if not own.called:
+            own.callback(failure if failure is not None else result)
+        return Failed(failure) if failure is not None else result
+
+    given.addBoth(hand_on)
+    return own

@@ -101,6 +101,24 @@ def test_14_a_handler_that_returns_a_generator_has_not_run_and_failed(
     world.stop()
 
 
+def test_a_deferred_that_fails_has_failed_for_all_messages_that_it_was_returned_for(
+    logged_failures: list[LogEvent],
+) -> None:
+    """Of a database that all of them wait for, say: none of them was handled."""
+    ready: Deferred[None] = Deferred()
+    world = World(lambda message: ready, order="none")
+    world.node.offer([b"1", b"2"])
+    world.run()
+    ready.errback(RuntimeError("no database"))
+    world.run()
+    world.node.offer([b"3"])  # and when it has failed before
+    world.run()
+    assert [] == world.node.acknowledged
+    reasons = [nack.reason.splitlines()[0] for nack in world.node.nacks]
+    assert ["RuntimeError: no database"] * 3 == reasons
+    logged_failures.clear()
+
+
 @pytest.mark.parametrize("order", ["strict", "none"])
 def test_a_retry_asks_for_the_message_again_after_its_delay(order: str) -> None:
     seen: list[bytes] = []

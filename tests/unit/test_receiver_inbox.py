@@ -488,6 +488,22 @@ def test_25_no_transaction_is_open_while_a_handler_waits(path: Path) -> None:
     world.stop()
 
 
+def test_what_one_deferred_gives_is_written_for_all_messages_that_it_was_returned_for(
+    path: Path,
+) -> None:
+    computed: Deferred[Any] = Deferred()
+    world = world_of(path, lambda message: computed)
+    world.node.offer([b"1"], "a")
+    world.node.offer([b"2"], "b")
+    world.run()
+    computed.callback([(TABLE, ()), ("insert into done(body) values (?)", (b"each",))])
+    world.until(lambda: world.node.backlog.cursor == 2)
+    world.stop()
+    with sqlite3.connect(path) as db:
+        assert [(b"each",)] * 2 == db.execute("select body from done").fetchall()
+    db.close()
+
+
 def test_writes_that_fail_are_undone_and_the_message_is_retried(
     path: Path, logged_failures: list[LogEvent]
 ) -> None:

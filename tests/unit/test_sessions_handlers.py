@@ -315,3 +315,17 @@ def test_threads_keep_the_order_of_a_lane_and_run_lanes_side_by_side() -> None:
     assert ended == [None] * 40
     assert order == {"a": list(range(20)), "b": list(range(20))}
     assert handlers.stop().called
+
+
+def test_a_deferred_that_fails_has_failed_for_all_messages_that_it_was_returned_for(
+    logged_failures: list[LogEvent],
+) -> None:
+    ready: Deferred[None] = Deferred()
+    ends = made(lambda message: ready)
+    ends.submit("lane", 1)
+    ends.submit("other", 2)
+    ready.errback(RuntimeError("no database"))
+    ends.submit("lane", 3)  # and when it has failed before
+    assert ends.all == [(n, "RuntimeError: no database") for n in (1, 2, 3)]
+    assert len(logged_failures) == 3
+    logged_failures.clear()

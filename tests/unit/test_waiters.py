@@ -3,7 +3,7 @@
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from msgservice.waiters import Waiters
+from msgservice.waiters import Waiters, followed
 
 
 def told(waiter: Deferred[int]) -> list[int | BaseException]:
@@ -86,3 +86,26 @@ def test_who_cancels_after_he_was_taken_is_not_told() -> None:
     waiter.cancel()
     taken.fire(1)
     assert [CancelledError] == [type(one) for one in found]
+
+
+def test_a_deferred_is_followed_by_any_number_whatever_becomes_of_it() -> None:
+    given: Deferred[int] = Deferred()
+    heard = [told(followed(given)), told(followed(given))]
+    given.callback(7)
+    heard.append(told(followed(given)))
+    assert [[7]] * 3 == heard
+    failing: Deferred[int] = Deferred()
+    error = RuntimeError("no database")
+    heard = [told(followed(failing)), told(followed(failing))]
+    failing.errback(error)
+    heard.append(told(followed(failing)))
+    assert [[error]] * 3 == heard
+
+
+def test_cancelling_who_follows_cancels_the_deferred() -> None:
+    given: Deferred[int] = Deferred()
+    own = followed(given)
+    heard = told(own)
+    own.cancel()
+    assert isinstance(heard[0], CancelledError)
+    assert given.called

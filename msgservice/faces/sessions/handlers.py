@@ -23,7 +23,7 @@ from twisted.python.threadpool import ThreadPool
 from msgservice.clock import timed
 from msgservice.errors import GENERATORS, check_runs, has_not_run
 from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.waiters import Waiters
+from msgservice.waiters import Failed, Waiters, failure_of
 
 REASON_MAX = 200  # characters of a failure, as the other side hears it
 
@@ -244,16 +244,25 @@ class Handlers:
         if not isinstance(result, Deferred):
             return None
         # One that has fired is no wait: a long lane of those would call each from within the last.
-        ended: list[Any] = []
-        result.addBoth(ended.append)
-        if not ended:
-            return result.addCallback(lambda _: ended.pop())
-        return self._reason(ended[0]) if isinstance(ended[0], Failure) else None
+        ended: list[Failure | None] = []
 
-    def _over(self, result: object, lane: Hashable, job: Job) -> None:
+        def end(outcome: object) -> object:
+            failure = failure_of(outcome)
+            ended.append(failure)
+            # The same Deferred may be the outcome of other messages, and those have failed too.
+            return Failed(failure) if failure is not None else outcome
+
+        result.addBoth(end)
+        if not ended:
+            return result
+        return self._reason(ended[0]) if ended[0] is not None else None
+
+    def _over(self, result: object, lane: Hashable, job: Job) -> Failed | None:
         self._running -= 1
-        job.end(self._reason(result) if isinstance(result, Failure) else None)
+        failure = failure_of(result)
+        job.end(self._reason(failure) if failure is not None else None)
         self._run(lane)
+        return Failed(failure) if failure is not None else None
 
     def _reason(self, failure: Failure) -> str:
         self._log.failure("a handler failed", failure)

@@ -34,6 +34,7 @@ from msgservice.receiver.handling.coroutines import begin
 from msgservice.receiver.handling.outcomes import describe_failure, judge
 from msgservice.receiver.handling.work import HandlerCall, Lane, NodeIncarnation, Work
 from msgservice.receiver.received import ReceivedMessage
+from msgservice.waiters import Failed, failure_of
 
 SLICE_SECONDS = 0.05  # handlers run so long in one turn of the reactor, then others have theirs
 # Messages between two looks at the clock: as many as took about a quarter of a slice last time.
@@ -450,8 +451,8 @@ class Handling:
         work.told = work.at = call.stop
         return True
 
-    def _call_ended(self, result: Any, call: HandlerCall) -> None:
-        failure = result if isinstance(result, Failure) else None
+    def _call_ended(self, result: Any, call: HandlerCall) -> Failed | None:
+        failure = failure_of(result)
         if call not in self._calls:
             call.outcome = (failure,)  # it has ended before it was kept
         else:
@@ -460,6 +461,8 @@ class Handling:
                 self._ended(call, done, failure, call.stop - call.first)
             except Exception:  # a Deferred would swallow it
                 self._end_failed(call)
+        # The same Deferred may be the outcome of other messages, and those have failed too.
+        return Failed(failure) if failure is not None else None
 
     def _end_failed(self, call: HandlerCall) -> None:
         """The end of a call failed by a fault of our own, the error that is handled now."""

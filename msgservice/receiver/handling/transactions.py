@@ -27,6 +27,7 @@ from msgservice.receiver.handling.engine import SLICE_SECONDS, Handler, Handling
 from msgservice.receiver.handling.threads import HandlerThreads
 from msgservice.receiver.handling.work import HandlerCall, Lane, Work
 from msgservice.records import Rejected, Resume
+from msgservice.waiters import followed
 
 UNAVAILABLE_MS = 1000  # what could not be committed is sent again after this
 
@@ -224,7 +225,7 @@ class StoredHandling(Handling):
         unit = messages if self._batch else messages[0]
         computing: Deferred[Any]
         if self._threads is None:
-            computing = maybeDeferred(self._handler, unit)
+            computing = followed(maybeDeferred(self._handler, unit))
         else:
             # It may wait for a thread that is free, and be over before.
             computing = self._threads.result_of(_Gate(self._handler, self, lane), unit)
