@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent
 
+from msgservice.faces.sessions.handlers import SessionMessage
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.remote import Remote
 from tests.kit.sessions_world import SessionsWorld
@@ -85,3 +88,52 @@ def test_a_remote_that_takes_nothing_for_write_timeout_is_cut_off_and_gets_the_r
         world.done(receipt.acknowledged())
     assert got == list(range(20))
     assert world.central.remotes["shop"] is member
+
+
+@pytest.mark.parametrize(("size", "kept"), [(500, {"b"}), (600, {"a", "b"})])
+def test_of_failures_that_who_left_has_not_heard_of_queue_bytes_are_kept_over_all(
+    size: int, kept: set[str], logged_failures: list[LogEvent]
+) -> None:
+    """Each failed one has 264 bytes of its own; who is forgotten begins anew."""
+    may_join = True
+    failing: dict[str, Deferred[None]] = {}
+    seen: list[str] = []
+
+    def handle(message: SessionMessage) -> Deferred[None] | None:
+        name, what = message.content
+        if what == "fails":
+            failing[name] = Deferred()
+            return failing[name]
+        seen.append(name)
+        return None
+
+    world = SessionsWorld(
+        limits=SessionLimits(queue_bytes=size, redial_seconds=3.0),
+        accept=lambda hello, inbound: may_join,
+        on_message=handle,
+    )
+    ports = {"a": 20_001, "b": 20_002}
+    remotes = {name: joined(world, name, port) for name, port in ports.items()}
+    for name, remote in remotes.items():
+        world.done(remote.send([name, "fails"]))
+    world.until(lambda: len(failing) == 2)
+    may_join = False
+    for name, port in ports.items():
+        server = world.net.servers.pop(port)
+        left = world.central.when_left(name)
+        cut_all(world, name)
+        world.run(0.5)
+        failing[name].errback(ValueError("x" * 200))  # nobody hears of that
+        world.done(left)
+        world.net.servers[port] = server
+    logged_failures.clear()
+    may_join = True
+    for name, remote in remotes.items():
+        cut_all(world, name)  # it says hello again
+        world.done(world.central.when_joined(name))
+        sent = world.done(remote.send([name, "second"]))
+        if name not in kept:  # to a central that has forgotten the first comes again
+            world.until(lambda name=name: not failing[name].called)  # type: ignore[misc]
+            failing[name].callback(None)
+        world.done(sent.acknowledged())
+    assert seen == ["a", "b"]

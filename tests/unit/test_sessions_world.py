@@ -433,7 +433,7 @@ def test_each_failure_is_told_however_connections_end(
             assert result.getErrorMessage().endswith(f"ValueError: {n}")
     account = world.central.remotes["shop"].account
     world.run(2.0)
-    assert account.incoming._failed_bytes == 0  # all were heard, so none is kept
+    assert account.incoming.failed_bytes == 0  # all were heard, so none is kept
     logged_failures.clear()
 
 

@@ -645,10 +645,23 @@ class Central(Service):
                 self._left[member.key] = member.account
                 while len(self._left) > self._limits.sessions_kept:
                     self._left.popitem(last=False)
+                if member.account.incoming.failed_bytes:
+                    self._forget_failures()
             if self._durable is not None and member.is_durable:
                 self._durable.detach(member)
         self._tell(self._on_left, member, reason)
         self._leaves.fire(member.key, (member, reason))
+
+    def _forget_failures(self) -> None:
+        """Forget who has left, oldest first, where the failures unheard of are too many."""
+        failed = {key: account.incoming.failed_bytes for key, account in self._left.items()}
+        total = sum(failed.values())
+        for key, size in failed.items():
+            if total <= self._limits.queue_bytes:
+                return
+            if size:
+                del self._left[key]
+                total -= size
 
     def is_arriving(self, member: Member) -> bool:
         """See `MemberUser`."""

@@ -29,7 +29,7 @@ class Incoming:
         self._is_first = True
         self._again = False  # the answer to something may be lost, or something is to be said
         self._failures: deque[tuple[int, str]] = deque()  # that may not be heard; in order
-        self._failed_bytes = 0
+        self.failed_bytes = 0  # of these
         self._told = 0  # so many of them were named on this connection
 
     @property
@@ -66,7 +66,7 @@ class Incoming:
             return False
         if number != self._taken + 1 and not self._is_first:
             raise BadPayload(f"number {number} after {self._taken}")
-        if self._failed_bytes > FAILED_BYTES:
+        if self.failed_bytes > FAILED_BYTES:
             raise BadPayload(f"{len(self._failures)} have failed that it does not hear of")
         self._is_first = False
         self._taken = number
@@ -79,13 +79,13 @@ class Incoming:
         if failure is not None:
             reason = failure[:REASON_MAX] or "failed"
             self._failures.append((number, reason))
-            self._failed_bytes += _size(reason)
+            self.failed_bytes += _size(reason)
 
     def heard(self, session: str, number: int) -> None:
         """Take note that the other side knows the answers to all up to this one."""
         failures = self._failures
         while session == self.session and failures and failures[0][0] <= number:
-            self._failed_bytes -= _size(failures.popleft()[1])
+            self.failed_bytes -= _size(failures.popleft()[1])
             self._told = max(0, self._told - 1)
 
     def say(self, *, anew: bool = False) -> None:

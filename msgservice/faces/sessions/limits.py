@@ -31,7 +31,9 @@ class SessionLimits:
     remotes_per_host: int = 1_000
     """Remotes of one host, whatever their ids, joined or not; a hello beyond is refused."""
     sessions_kept: int = 10_000
-    """Ended sessions of which the central remembers how far it had come, oldest forgotten first."""
+    """Ended sessions of which the central remembers how far it had come, oldest forgotten first; so
+    too of those that have not heard of failures, where these are more than `queue_bytes` over all.
+    """
     unhandled_messages: int = 1_000
     """Messages of one connection whose handlers have not ended; it is not read from meanwhile. Who
     acknowledges has no more than that on their way, so that acknowledgements are read."""
