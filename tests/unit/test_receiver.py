@@ -583,6 +583,41 @@ def test_a_slow_handler_has_one_slice_of_a_turn_however_many_runs_a_read_brought
     assert max(turns) <= 4  # a slice, and the message in which it ends
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_calls_that_end_together_have_one_slice_of_their_turn(waits: bool) -> None:
+    """`waits`: what they make room for are calls that last as well, begun in 20 ms."""
+    pending: list[Deferred[None]] = []
+    slow = 0
+
+    def handle(message: ReceivedMessage) -> Deferred[None] | None:
+        nonlocal slow
+        if message.body == b"slow":
+            slow += 1
+            world.clock.rightNow += 0.02
+            if not waits:
+                return None
+        pending.append(Deferred())
+        return pending[-1]
+
+    world = World(handle, concurrency=40)
+    for n in range(40):
+        world.node.offer([b"waits"], f"lane{n}")
+    for n in range(80):
+        world.node.offer([b"slow"], f"other{n}")
+    world.run()
+    assert (len(pending), slow) == (40, 0)
+    ended = pending.copy()
+    pending.clear()
+    before = world.clock.rightNow
+    for call in ended:
+        call.callback(None)
+    assert world.clock.rightNow - before <= 0.08
+    while slow < (40 if waits else 80):  # nothing is forgotten for that
+        before = world.clock.rightNow
+        run_one_call(world.clock)
+        assert world.clock.rightNow - before <= 0.08
+
+
 def test_runs_of_one_message_say_nothing_of_how_fast_a_long_run_is() -> None:
     slow = False
     longest = 0.0

@@ -311,9 +311,10 @@ class Handling:
         began = self._now()
         until = self._until
         if not until:
-            until = began + SLICE_SECONDS
-            if self._is_inside or self._is_turn:
-                self._until = until  # of all the frames of a read together
+            # Of all the frames of a read together; else of all the calls that end in this turn.
+            until = self._until = began + SLICE_SECONDS
+            if not (self._is_inside or self._is_turn):
+                self._schedule()  # which ends it
         elif began >= until:
             self._schedule()
             return
