@@ -34,7 +34,7 @@ from tests.kit.node_double import NodeDouble
 
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)
-QUICK = Limits(link_delay_min=0.01, link_delay_max=0.05, close_timeout=1.0, stop_timeout=1.0)
+QUICK = Limits(link_delay_min=0.01, link_delay_max=0.05, close_timeout=10.0, stop_timeout=20.0)
 
 
 class Site:

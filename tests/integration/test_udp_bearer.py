@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.kit.channels import Recorder
 reactor: Any = installed_reactor
 pytestmark = pytest.mark.timeout(60)
 QUICK = Limits(link_delay_min=0.01, link_delay_max=0.05, close_timeout=1.0, stop_timeout=4.0)
+PATIENT = replace(QUICK, close_timeout=20.0)  # what is sent before a close has its time
 
 
 class Net:
@@ -50,7 +52,7 @@ class Net:
 
     async def listen(self, options: str = "", port: int = 0) -> int:
         made = await self.transport.listen(
-            reactor, f"udp:{port}{options}", lambda: self.user(self.accepted, True), QUICK
+            reactor, f"udp:{port}{options}", lambda: self.user(self.accepted, True), PATIENT
         )
         self.ports.append(made)
         return int(made.getHost().port)  # type: ignore[attr-defined]  # of its address
@@ -60,7 +62,7 @@ class Net:
             reactor,
             f"udp:127.0.0.1:{port}{options}",
             lambda: self.user(self.dialled, False),
-            QUICK,
+            PATIENT,
         )
         self.connectors.append(connector)
         connector.startService()
