@@ -14,6 +14,7 @@ from twisted.logger import LogEvent
 
 from msgservice.faces.sessions.handlers import Handlers, Job, Outcome, SessionMessage
 from msgservice.faces.sessions.limits import SessionLimits
+from tests.kit.receiver_world import ThreadedClock
 from tests.kit.threads import ThreadCalls
 
 
@@ -329,3 +330,28 @@ def test_a_deferred_that_fails_has_failed_for_all_messages_that_it_was_returned_
     assert ends.all == [(n, "RuntimeError: no database") for n in (1, 2, 3)]
     assert len(logged_failures) == 3
     logged_failures.clear()
+
+
+def test_threads_end_when_a_handler_does_that_ran_longer_than_the_stop_waited() -> None:
+    clock = ThreadedClock()
+    begun, gate = threading.Event(), threading.Event()
+    running: list[threading.Thread] = []
+
+    def handle(message: SessionMessage) -> None:
+        running.append(threading.current_thread())
+        begun.set()
+        assert gate.wait(30)
+
+    handlers = Handlers(clock, handle, threads=1, limits=SessionLimits(stop_seconds=2.0))
+    ended: list[str | None] = []
+    hear(handlers.submit("lane", a_message(1)), ended.append)
+    assert begun.wait(30)
+    stopped = handlers.stop()
+    clock.advance(2.1)
+    assert stopped.called
+    gate.set()
+    while not ended:
+        function, arguments, options = clock.calls_from_threads.get(timeout=30)
+        function(*arguments, **options)
+    running[0].join(30)
+    assert not running[0].is_alive()

@@ -262,6 +262,8 @@ class Handlers:
         failure = failure_of(result)
         job.end(self._reason(failure) if failure is not None else None)
         self._run(lane)
+        if self._is_stopped:  # it may have taken longer than the stop
+            self._stop_pool()
         return Failed(failure) if failure is not None else None
 
     def _reason(self, failure: Failure) -> str:
@@ -281,8 +283,10 @@ class Handlers:
         return self._pool
 
     def _stop_pool(self) -> None:
+        if self._running:
+            return
         pool, self._pool = self._pool, None
-        if pool is not None and not self._running:
+        if pool is not None:
             pool.stop()
 
 
