@@ -217,7 +217,8 @@ class Client:
 
         Fails at once, with nothing sent, with `BadSubject`, `BadName`, `MessageTooLarge`,
         `TypeError` (content without a form), `LimitReached` (too much is held), `NotYetBuilt`
-        (the options after `require`), `ClientClosed`; after the node's answer with
+        (the options after `require`), `NotSupported` (the node that was reached last does not
+        offer `to`, or `require`), `ClientClosed`; after the node's answer with
         `UnknownReceiver`, `NoReceiver` or `Refused`; with `ClientClosed` (an `Ambiguous`) when
         the client is closed before the answer. Cancelling ends the wait only.
         """
@@ -350,6 +351,7 @@ class Client:
     def opened(self, connection: Connection) -> None:
         """See `HopUser`."""
         self._gathering.fit(self._hop.batch_max)
+        self._gathering.offered(connection.session.peer_features)
         self._requests.opened(connection)
         self._connecting.fire(self)
 

@@ -9,7 +9,7 @@ Called by `client`; calls nothing but values. Sequences are given later (`client
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,9 +18,11 @@ from twisted.internet.defer import Deferred
 from msgservice.client.handed import HandedRun
 from msgservice.client.receipt import Receipt
 from msgservice.codecs import encode_content
+from msgservice.core import features
+from msgservice.core.features import missing_for
 from msgservice.core.runs import Run, producer_run
 from msgservice.core.subjects import check_name, check_subject, exact, is_reserved
-from msgservice.errors import BadName, BadSubject, MessageTooLarge, Refused
+from msgservice.errors import BadName, BadSubject, MessageTooLarge, NotSupported, Refused
 from msgservice.limits import MESSAGE_OVERHEAD, NAME_BYTES_MAX, Limits
 from msgservice.message import (
     ARRAY_HEADER_MAX,
@@ -107,6 +109,8 @@ class Gathering:
         self._limits = limits
         self._cut: list[Run] = []
         self._subjects: set[str] = set()  # well-formed ones
+        # Of the node that was reached last: until there was one, all that this side knows.
+        self._features: Collection[str] = features.ALL
         self._run_bytes = self._body_bytes = 0
         self.run_messages = min(RUN_MESSAGES, limits.batch_messages, window_messages)
         self.fit(limits.max_batch)
@@ -121,6 +125,10 @@ class Gathering:
         return self._run_bytes - options.excess_bytes
 
     # --- verbs
+
+    def offered(self, named: Collection[str]) -> None:
+        """The node has these features: what needs another fails from now on, before it waits."""
+        self._features = named
 
     def fit(self, max_batch: int) -> None:
         """The node takes runs of so many bytes."""
@@ -176,7 +184,17 @@ class Gathering:
         return subject
 
     def options(self, to: Sequence[str] | None, require: bool | None) -> RunOptions:
-        """Return the options of a run, names `exact`; `BadName` unless all may be receivers."""
+        """Return the options of a run, names `exact`; `BadName` unless all may be receivers.
+
+        `NotSupported` where the node does not offer them.
+        """
+        options = self._options(to, require)
+        missing = missing_for(options, self._features)
+        if missing is not None:
+            raise NotSupported(f"{missing!r} at this node")
+        return options
+
+    def _options(self, to: Sequence[str] | None, require: bool | None) -> RunOptions:
         flags = self._default.flags if require is None else FLAG_REQUIRE if require else 0
         if to is None:
             return options_of(flags)

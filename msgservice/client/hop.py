@@ -23,6 +23,7 @@ from msgservice.client.acked import Acked, highest_of
 from msgservice.client.handed import HandedRun
 from msgservice.client.runs import HandedRuns
 from msgservice.connection import Connection, Prover
+from msgservice.core import features
 from msgservice.core.audiences import (
     AUDIENCE_NAMES_MAX,
     GONE_AUDIENCES_MAX,
@@ -315,6 +316,7 @@ class NodeHop:
             max_batch=self._limits.max_batch,
             heartbeat=heartbeat_ms,
             status_from=self.sequence + 1 if lowest is None else lowest,
+            features=list(features.OF_PEERS),
         )
         connection.hello(Hello(VERSION, self.name, self.incarnation, options))
 

@@ -29,7 +29,14 @@ from msgservice.records import Origin
 
 VERSION = 1
 
+FEATURES_MAX = 256  # names in one HELLO, far more than there are
+FEATURE_CHARS_MAX = 64  # of one of them
+
 Pair = tuple[Integer, Integer]
+Features = Annotated[
+    list[Annotated[str, msgspec.Meta(max_length=FEATURE_CHARS_MAX)]],
+    msgspec.Meta(max_length=FEATURES_MAX),
+]
 Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
 
 
@@ -63,6 +70,7 @@ class HelloOptions(msgspec.Struct, omit_defaults=True):
     status_from: Integer | None = None
     inbox: Name | None = None
     receive: ReceiveOptions | None = None
+    features: Features | None = None  # see `core.features`
 
 
 class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):

@@ -24,6 +24,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
+from msgservice.core.features import features_of
 from msgservice.core.frames import (
     BYE_CLOSING,
     KINDS,
@@ -298,6 +299,12 @@ class Session:
             case _:
                 raise AssertionError(frame)  # the table sends nothing else here
         return None
+
+    @property
+    def peer_features(self) -> frozenset[str]:
+        """The features that the other side's HELLO has named, as far as they are known here."""
+        hello = self.peer_hello
+        return frozenset() if hello is None else features_of(hello.options.features)
 
     def _take_auth(self, frame: Auth) -> Event:
         if self._owes_auth:

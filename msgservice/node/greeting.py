@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.connection import Connection
+from msgservice.core import features
 from msgservice.core.frames import (
     BYE_PAUSED,
     BYE_REMOVED,
@@ -278,6 +279,7 @@ class Greeter:
                     window=(limits.window_messages, limits.window_bytes),
                     requests=limits.requests,
                     receive=receive,
+                    features=list(features.OF_NODES),
                 ),
             )
         )

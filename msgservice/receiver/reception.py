@@ -12,6 +12,7 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
+from msgservice.core import features
 from msgservice.core.frames import HelloOptions, ReceiveOptions
 from msgservice.core.inbox import Inbox
 from msgservice.core.marks import Marks
@@ -63,6 +64,7 @@ class Reception:
             window=self.window,
             inbox=self.inbox.inbox if self.inbox is not None else None,
             receive=receive,
+            features=list(features.OF_PEERS),
         )
 
     def node(self, name: str, incarnation: str) -> NodeIncarnation:

@@ -82,6 +82,7 @@ def largest() -> dict[type, list[Frame]]:
             Hello(VERSION, "peer", "i1", HelloOptions(receive=subjects)),
             Hello(VERSION, "peer", "i1", HelloOptions(receive=patterns)),
             Hello(VERSION, "peer", "i1", HelloOptions(auth=_names(ROOM // 8))),
+            Hello(VERSION, "peer", "i1", HelloOptions(features=_names(ROOM // 8))),
         ],
         Transfer: [
             Transfer(1, "a", _messages(ROOM // 4)),

@@ -75,6 +75,7 @@ class Meeting:
         self.holes: set[int] = set()  # where gaps begin that `after` said to be empty
         self.resume: tuple[int, list[tuple[int, int]]] = (0, [])
         self.named: list[int] | None = None  # the run that its RESUME named
+        self.names_features = True  # of which it knows not all
 
     # --- opening
 
@@ -88,6 +89,8 @@ class Meeting:
         """Say who this side is, with an option that nobody knows."""
         said = {"max_batch": 1 << 20, "heartbeat": 20_000, "window": [65_536, 1 << 24]} | options
         said["conformance-unknown"] = [1, {"a": None}]
+        if self.names_features:
+            said["features"] = ["codes", "conformance-unknown", "require", "to"]
         if "receive" in self.options:
             said["receive"] = {"order": self.options["receive"].get("order") or "strict"}
         hello = [HELLO, 1, NODE, self.memory.incarnation, said]
@@ -251,6 +254,14 @@ def answers_pings(meeting: Meeting) -> None:
     meeting.greet()
     meeting.wire.send([PING, 4711])
     _pongs(meeting, [4711])
+
+
+def takes_a_node_without_features(meeting: Meeting) -> None:
+    """It takes a node that names no features, as nodes of before do."""
+    meeting.names_features = False
+    meeting.greet()
+    meeting.wire.send([PING, 12])
+    _pongs(meeting, [12])
 
 
 def _pongs(meeting: Meeting, tokens: list[int]) -> None:
@@ -503,6 +514,14 @@ def knows_another_incarnation(meeting: Meeting) -> None:
     meeting.say_resume()
 
 
+def _look_at_features(said: Any) -> None:
+    if not isinstance(said, list) or len(said) > 256:
+        raise Wrong("the features of HELLO are no array of at most 256 names")
+    for feature in said:
+        if not isinstance(feature, str) or len(feature) > 64:
+            raise Wrong(f"a feature is no text of at most 64 characters: {feature!r:.100}")
+
+
 REASONS: dict[type[Exception], str] = {
     Gone: "it closed the connection",
     Silent: "nothing came in time",
@@ -512,6 +531,7 @@ BOTH: list[Scenario] = [
     waits_for_hello,
     takes_single_bytes,
     answers_pings,
+    takes_a_node_without_features,
 ]
 REFUSALS: list[Scenario] = [
     refuses_another_version,
@@ -622,6 +642,9 @@ class Kit:
         sender = f"{name(frame[2], 'the name')}/{name(frame[3], 'the incarnation')}"
         if not isinstance(element(frame, 4, {}), dict):
             raise Wrong("the options of HELLO are no map")
+        said = element(frame, 4, {}).get("features")
+        if said is not None:
+            _look_at_features(said)
         memory = self._memory
         if memory.sender not in ("", sender):
             raise Wrong(f"it was {memory.sender} and is {sender}: its memory is not gone")

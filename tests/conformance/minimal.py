@@ -45,6 +45,7 @@ class Minimal(threading.Thread):
         self._port = port
         self.fault = fault
         self.stopped = False
+        self.names_features = False  # and one of them nobody knows
         self._connections = 0
 
     def run(self) -> None:
@@ -81,10 +82,12 @@ class Minimal(threading.Thread):
             if not client.run(lambda: self.read(wire)):
                 return
         number = self._connections if self.fault == "a new incarnation each time" else 0
-        wire.send([HELLO, 1, self.name_said, f"i{number}", self.options])
+        wire.send([HELLO, 1, self.name_said, f"i{number}", self.options | self._features()])
         if self.fault == "resumes too early":
             wire.send(self.resume("?"))
         hello = self.read(wire)
+        if self.fault == "needs features" and "features" not in hello[4]:
+            return
         if hello[1] != 1 and self.fault != "takes any version":
             wire.send([ERROR, 4])
             return
@@ -99,6 +102,14 @@ class Minimal(threading.Thread):
             self.live(wire, hello, {n for a, b in ranges(taken[2], "") for n in range(a, b + 1)})
         except Wrong:
             wire.send([ERROR, 2])
+
+    def _features(self) -> dict[str, Any]:
+        """What its HELLO says of what it knows."""
+        if self.fault == "names features without end":
+            return {"features": [f"f{number}" for number in range(257)]}
+        if self.fault == "names features that are no text":
+            return {"features": [b"codes"]}
+        return {"features": ["codes", "of its own"]} if self.names_features else {}
 
     def opening(self, wire: Wire) -> None:
         """What is said before RESUME."""

@@ -17,6 +17,9 @@ from tests.conformance.wire import HELLO, RESUME, Wire, Wrong
 from tests.kit.ports import free_port
 
 CLIENT_FAULTS = {
+    "names features without end": "says_hello",
+    "names features that are no text": "says_hello",
+    "needs features": "takes_a_node_without_features",
     "sends too early": "waits_for_hello",
     "resumes too early": "waits_for_hello",
     "answers no ping": "answers_pings",
@@ -36,6 +39,7 @@ CLIENT_FAULTS = {
     "goes on after nonsense": "refuses_what_is_no_frame",
 }
 RECEIVER_FAULTS = {
+    "needs features": "takes_a_node_without_features",
     "answers no ping": "answers_pings",
     "acknowledges nothing": "acknowledges_what_came",
     "acknowledges more": "acknowledges_what_came",
@@ -71,12 +75,14 @@ def found(
     login: tuple[str, str] | None = None,
     *,
     logins_only: bool = False,
+    names_features: bool = False,
 ) -> dict[str, str]:
     """What the kit says of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(60)
         peer = kind(listener.getsockname()[1], fault)
         peer.login = login
+        peer.names_features = names_features
         peer.start()
         kit = Kit(lambda: listener.accept()[0], 1.5, login)
         run = kit.run_logins if logins_only else kit.run
@@ -88,6 +94,11 @@ def found(
 @pytest.mark.parametrize("kind", [MinimalClient, MinimalReceiver])
 def test_nothing_is_wrong_with_who_keeps_to_the_page(kind: type[Minimal]) -> None:
     assert {} == found(kind, "")
+
+
+@pytest.mark.parametrize("kind", [MinimalClient, MinimalReceiver])
+def test_who_names_features_that_nobody_knows_is_right(kind: type[Minimal]) -> None:
+    assert {} == found(kind, "", names_features=True)
 
 
 def test_who_names_no_newest_run_is_right() -> None:

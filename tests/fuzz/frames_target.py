@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from msgservice.core.features import ALL, features_of
 from msgservice.core.frames import (
+    FEATURES_MAX,
     KINDS,
     Ack,
     Hello,
@@ -116,6 +118,10 @@ def check_frame(data: bytes) -> None:
                 continue
     else:
         assert frame == again
+        if isinstance(frame, Hello):
+            said = frame.options.features
+            assert said is None or len(said) <= FEATURES_MAX
+            assert features_of(said) <= ALL
 
 
 def check_messages(messages: msgspec.Raw) -> None:
@@ -145,8 +151,10 @@ def seeds() -> Iterator[bytes]:
     """A frame of each kind, and all of them in a row."""
     run = msgspec.Raw(encode_messages([WireMessage(b"a", {"k": "v"}, "id"), WireMessage(b"b")]))
     options = HelloOptions(max_batch=1, window=(5, 6), receive=ReceiveOptions(subjects=["a.>"]))
+    named = HelloOptions(features=["to", "require", "codes", "of another"])
     frames = [
         Hello(1, "name", "i", options),
+        Hello(1, "name", "i", named),
         Transfer(5, "a.b", run, after=3, floor=2, to=("x",), ttl=9, flags=1),
         Ack([(1, 2), (4, 4)]),
         Nack(1, 2, 1, 10, "no"),

@@ -216,6 +216,7 @@ class NodeDouble:
         self.on_request: Callable[[Connection, Request], None] = lambda connection, request: None
         self.connections: list[Connection] = []
         self.hellos: list[Hello] = []
+        self.features: list[str] | None = None
         self.byes: list[int] = []  # their codes
         self.transfers: list[Transfer] = []
         self.stored: list[Stored] = []
@@ -285,7 +286,7 @@ class NodeDouble:
         self.hellos.append(hello)
         if self.gate is not None and connection not in self.logged_in:
             raise NotAuthenticated("this node asks for a login")
-        options = HelloOptions(max_batch=self.max_batch, window=self.window)
+        options = HelloOptions(max_batch=self.max_batch, window=self.window, features=self.features)
         connection.hello(Hello(VERSION, self.name, self.log_id, options))
         inbox = self.inboxes.setdefault(hello.incarnation, Inbox())
         inbox.reconnect()

@@ -37,6 +37,7 @@ from msgservice.errors import (
     LimitReached,
     MessageTooLarge,
     NoReceiver,
+    NotSupported,
     NotYetBuilt,
     Refused,
     UnknownReceiver,
@@ -145,6 +146,53 @@ def test_require_can_be_the_default() -> None:
     world.client.send("a", b"2", require=False)
     world.settle()
     assert [FLAG_REQUIRE, 0] == [t.flags for t in world.node.transfers]
+
+
+def test_40_what_the_node_does_not_name_is_not_supported_and_not_sent() -> None:
+    world = ClientWorld(start=False)
+    world.node.features = ["codes", "of tomorrow", "to"]
+    world.start()
+    client = world.client
+    for sent in (
+        client.send("a", b"1", require=True),
+        client.send("a", b"1", to=["billing"], require=True),
+        client.send_many("a", [b"1"], require=True),
+    ):
+        error = error_of(sent, NotSupported)
+        assert "'require' at this node is not supported" == str(error)
+    named = client.send("a", b"2", to=["billing"])
+    world.settle()
+    assert [b"2"] == world.node.bodies()
+    now(named)
+
+
+def test_40_where_require_is_the_default_nothing_of_the_fast_path_goes_without_it() -> None:
+    world = ClientWorld(require=True, start=False)
+    world.node.features = []
+    world.start()
+    error_of(world.client.send("a", b"1"), NotSupported)
+    sent = world.client.send("a", b"2", require=False)
+    world.settle()
+    now(sent)
+    assert [(b"2", 0)] == [(*world.node.bodies(), t.flags) for t in world.node.transfers]
+
+
+def test_40_what_a_node_of_before_features_has_is_sent_and_another_node_says_anew() -> None:
+    world = ClientWorld()
+    world.settle()
+    assert world.node.hellos[-1].options.features == ["codes"]
+    world.client.send("a", b"1", to=["billing"], require=True)
+    world.settle()
+    world.node.features = []
+    world.node.cut()
+    world.advance(10)
+    error_of(world.client.send("a", b"2", to=["billing"]), NotSupported)
+    world.node.features = ["to"]
+    world.node.cut()
+    world.advance(10)
+    world.client.send("a", b"3", to=["billing"])
+    world.settle()
+    assert [b"1", b"3"] == world.node.bodies()
 
 
 def test_send_many_is_one_run_and_fires_once_with_all_receipts() -> None:

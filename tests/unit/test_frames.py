@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from msgservice.core.frames import Transfer, decode_frame
+from msgservice.core.frames import Hello, Transfer, decode_frame
+from msgservice.core.session import Session
 from msgservice.errors import MalformedFrame
-from msgservice.limits import BATCH_OVERHEAD
+from msgservice.limits import BATCH_OVERHEAD, Limits
 from msgservice.message import BareMessage, decode_message, decode_messages, encode_messages
 from msgservice.receiver.received import RunFacts, decode_received
 
@@ -74,3 +76,46 @@ def test_messages_do_not_keep_what_a_frame_has_beside_them(beside: list[object])
         tracemalloc.stop()
     assert len(decode_messages(held[-1])) == 1
     assert taken < len(held) * (len(memoryview(raw)) + BATCH_OVERHEAD)
+
+
+# --- features ---
+
+
+def hello(features: object) -> bytes:
+    return msgspec.msgpack.encode([1, 1, "shop", "i1", {"features": features}])
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        pytest.param(["f"] * 257, "`array` of length <= 256", id="too many"),
+        pytest.param(["to", "f" * 65], "`str` of length <= 64", id="too long"),
+        pytest.param(["to", 5], "Expected `str`, got `int`", id="a number"),
+        pytest.param([b"to"], "Expected `str`, got `bytes`", id="bytes"),
+        pytest.param("to", "Expected `array | null`, got `str`", id="no array"),
+        pytest.param({"to": True}, "Expected `array | null`, got `object`", id="a map"),
+    ],
+)
+def test_40_hostile_features_are_malformed_by_name_and_limit(said: object, told: str) -> None:
+    with pytest.raises(MalformedFrame, match=re.escape(told)) as raised:
+        decode_frame(hello(said))
+    assert str(raised.value).startswith("Hello: ")
+    assert ".features" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        pytest.param(None, {"require", "to"}, id="from before there were any"),
+        pytest.param([], set(), id="none"),
+        pytest.param(["to", "of tomorrow", "", "codes", "to"], {"codes", "to"}, id="unknown ones"),
+        pytest.param(["f" * 64] * 256, set(), id="as many as may be"),
+    ],
+)
+def test_40_features_that_nobody_knows_say_nothing(said: list[str] | None, known: set[str]) -> None:
+    frame = decode_frame(hello(said))
+    assert isinstance(frame, Hello)
+    session = Session(Limits(), 0.0)
+    assert frozenset() == session.peer_features
+    session.receive(frame, 0.0)
+    assert known == session.peer_features

@@ -1,0 +1,37 @@
+"""Features: names by which each side says in its HELLO what it knows beyond what all have known.
+
+The names, and who asks for them, are here; how a HELLO carries them is in `frames`. A name that is
+not known here says nothing to this side. What one of ours has to do without, where the other side
+does not name it, is decided by who would use it (`client.gathering`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from msgservice.message import FLAG_REQUIRE, RunOptions
+
+TO: Final = "to"  # a node takes the names of receivers with a TRANSFER
+REQUIRE: Final = "require"  # a node refuses what is for nobody, where the flag 4 asks for that
+CODES: Final = "codes"  # refusals say which error they are: NACK, and REPLY in its header
+
+OF_NODES: Final = (CODES, REQUIRE, TO)
+OF_PEERS: Final = (CODES,)  # of clients and receivers
+# What those have who were made before there were names, and say none.
+BEFORE: Final = frozenset({REQUIRE, TO})
+ALL: Final = frozenset(OF_NODES) | frozenset(OF_PEERS)
+
+
+def features_of(said: Collection[str] | None) -> frozenset[str]:
+    """The features that are known here, of those that a HELLO names; None: it has no such list."""
+    return BEFORE if said is None else ALL.intersection(said)
+
+
+def missing_for(options: RunOptions, features: Collection[str]) -> str | None:
+    """The first feature that runs with these options need and a node does not have, or None."""
+    if options.to is not None and TO not in features:
+        return TO
+    if options.flags & FLAG_REQUIRE and REQUIRE not in features:
+        return REQUIRE
+    return None
