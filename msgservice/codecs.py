@@ -235,7 +235,7 @@ class Codecs:
         named. Anything else is encoded by the codec of the content type that the caller named,
         or by the chosen one. Raises `TypeError` where it cannot be, or no codec is known.
         """
-        named = _content_type_of(headers)
+        named = content_type_of(headers)
         if isinstance(content, bytes | bytearray | memoryview) and (
             named is not None or self._choose(content) is None
         ):
@@ -258,7 +258,7 @@ class Codecs:
 
         Raises `ValueError` where the body is not what its content type says.
         """
-        content_type = _content_type_of(headers)
+        content_type = content_type_of(headers)
         if content_type is None:
             return body
         codec = self._by_type.get(_media_type(content_type))
@@ -268,7 +268,8 @@ class Codecs:
         return codec.decode(body)
 
 
-def _content_type_of(headers: Headers | None) -> str | None:
+def content_type_of(headers: Headers | None) -> str | None:
+    """The content type that headers name, in whichever case, or None."""
     if not headers:
         return None
     found = headers.get(CONTENT_TYPE)

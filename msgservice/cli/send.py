@@ -29,6 +29,7 @@ from msgservice.cli.session import (
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
 from msgservice.clock import Reactor
+from msgservice.codecs import content_type_of
 from msgservice.errors import MsgServiceError, NoReceiver, NotDelivered
 from msgservice.limits import MAX_BATCH_MAX
 from msgservice.message import Status
@@ -92,6 +93,8 @@ def send(
     content = (
         body if file is None else file.read(MAX_BATCH_MAX + 1)
     )  # one more is refused, with its size
+    if isinstance(content, str) and content_type_of(options.get("headers")) is not None:
+        content = content.encode()  # it is written in that type already, as a file or a line is
     if message_id is not None:
         options["id"] = message_id
     session.run(lambda reactor: _send_one(session, reactor, name, subject, content, options, wait))

@@ -196,3 +196,17 @@ def test_a_mistyped_name_is_told(msgservice: Command) -> None:
     msgservice("send", "x", "and again", "--to", "mistyped")
     known = msgservice("listen", "mistyped", "--count", "1")
     assert (known.out, known.err) == ("and again\n", "")
+
+
+def test_what_has_a_type_goes_as_it_is_written_by_whichever_way(
+    msgservice: Command, tmp_path: Path
+) -> None:
+    body = '{"id": 2}'
+    file = tmp_path / "body.json"
+    file.write_text(body)
+    msgservice("receivers", "add", "typed", "typed")
+    typed = ("--header", "Content-Type=application/json")
+    msgservice("send", "typed", body, *typed)
+    msgservice("send", "typed", "--file", str(file), *typed)
+    msgservice("send", "typed", *typed, stdin=body.encode() + b"\n")
+    assert msgservice("listen", "typed", "--count", "3").out == f"{body}\n" * 3
