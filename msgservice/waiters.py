@@ -2,6 +2,9 @@
 
 Whoever waits gets a Deferred of his own: what he does with it, and that he cancels it, concerns
 nobody else. Who comes after the event waits for the next one.
+
+One Deferred that is the outcome of several things is followed here, too: each of those who wait for
+it learns that it has failed (`followed`, `Failed`).
 """
 
 from __future__ import annotations
