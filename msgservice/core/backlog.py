@@ -222,12 +222,12 @@ class Backlog:
         stuck.put(run.lane, [run])
         return True
 
-    def may_be_sent(self, run: Run) -> bool:
-        """Whether nothing blocks an open run: it is ready, or waits for its next attempt alone."""
-        state = run.state
-        return state == WAITING or (
-            state in (READY, BEHIND) and not self._stuck.is_blocked(run.lane)
-        )
+    def sendable(self, landed: Sequence[Run]) -> Sequence[Run]:
+        """The runs of these that nothing blocks, with those that wait for their next attempt."""
+        blocked = {lane for lane, stuck in self._stuck.by_lane.items() if stuck.is_blocked}
+        if not blocked:
+            return landed
+        return [run for run in landed if run.state == WAITING or run.lane not in blocked]
 
     def runs_in_flight(self) -> list[Run]:
         """The runs that were sent and are not answered, rising."""

@@ -201,7 +201,7 @@ class Flight:
             refusal = Refusal(Action.RETRY, "connection lost while it was handled")
             backlog.fail(unanswered[0], refusal, 0, now)
         else:
-            limit.prove(run for run in unanswered if backlog.may_be_sent(run))
+            limit.prove(backlog.sendable(unanswered))
 
     # --- to the world
 

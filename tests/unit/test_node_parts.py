@@ -1180,7 +1180,7 @@ def test_operations_tell_a_status_as_it_is_in_flight() -> None:
         states={1: (Status.QUEUED, 2, "slow"), 9: (Status.QUEUED, 0, "")},
     )
     operations = some_operations(
-        log=a_log(find=lambda id_, after, count: succeed(found)),
+        log=a_log(find=lambda id_, after, count, senders: succeed(found)),
         directory=double(numbered={1: ReceiverRow(number=1, name="billing")}.get),
         dispatch=double(status_of=lambda number, position, stored: Status.SENT),
     )
