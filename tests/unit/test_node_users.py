@@ -195,9 +195,10 @@ def test_27_a_new_receiver_is_its_users_and_nobody_elses() -> None:
     world = UsersWorld(BILLING, AUDIT, replace(SHOP, names=("*",), rules=Rules(receive=[">"])))
     billing = world.as_user("billing", receive=ORDERS)
     assert "billing" == state_of(world, "billing").owner
-    other = world.as_user("shop", "billing", receive=ORDERS)
+    other = world.as_user("shop", "billing", receive={"subjects": ["other.>"]})
     assert NotAllowed.wire_code == code_of(other)
     assert billing.lost_because is None  # it was not replaced
+    assert ("orders.>",) == state_of(world, "billing").subjects  # nor was it changed before that
 
 
 def test_a_receiver_of_nobody_is_given_to_none_until_the_operator_says_whose_it_is() -> None:
