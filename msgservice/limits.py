@@ -20,6 +20,9 @@ MESSAGE_OVERHEAD = 1024  # what the body limit is below `max_batch`
 MAX_BATCH_MIN = 4 * MESSAGE_OVERHEAD  # of a node: most of it is left for bodies
 # What a side makes may be less (`batch_messages`); what another has made is taken up to this.
 BATCH_MESSAGES_MAX = 4096
+# Of one transaction of a stored inbox: it is committed before more are handled, so that the reactor
+# gets its turn and an ACK does not wait for what came long after it.
+TRANSACTION_MESSAGES_MAX = 4096
 MAX_BATCH_MAX = 64 * 1024 * 1024
 # A window is held in memory for each side of each connection: no more may be asked for.
 WINDOW_MESSAGES_MAX = 1024 * 1024

@@ -781,7 +781,7 @@ _ALL = [
     ),
     Mutant(
         name="stored-inbox-goes-on-behind-a-commit-that-failed",
-        at="msgservice.receiver.inbox.file:InboxFile._tell",
+        at="msgservice.receiver.inbox.file:InboxFile._committed",
         old="entry.gate.is_shut = True",
         new="pass",
         catcher=_test("tests/unit/test_receiver_inbox.py", "written_before_what_found_no_room"),

@@ -22,6 +22,7 @@ from msgservice.core.frames import Ack
 from msgservice.core.marks import Marks
 from msgservice.errors import LogLocked, LogUnavailable, Reject, Retry
 from msgservice.message import Action, Status
+from msgservice.receiver.handling.engine import SLICE_SECONDS
 from msgservice.receiver.inbox.file import InboxFile
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
@@ -362,12 +363,16 @@ def test_3_nothing_of_a_lane_is_written_before_what_failed_in_it(path: Path) -> 
 
 
 def test_3_nothing_of_a_lane_is_written_before_what_found_no_room_in_it(path: Path) -> None:
+    def handle(message: ReceivedMessage, transaction: Any) -> None:
+        insert(message, transaction)
+        clock.rightNow += SLICE_SECONDS  # each has a transaction of its own
+
     with faulty_vfs() as faults:
         clock = ThreadedClock()
         node = Node(clock)
         from_threads: Any = clock
         inbox = InboxFile(path, reactor=from_threads, vfs="faulty")
-        world = World(insert, inbox=inbox, attach=False, node=node)
+        world = World(handle, inbox=inbox, attach=False, node=node)
         world.attachment = world.attach(node)
         world.until(lambda: world.attachment.connected)
         commit = inbox._commit
@@ -381,7 +386,7 @@ def test_3_nothing_of_a_lane_is_written_before_what_found_no_room_in_it(path: Pa
         inbox._commit = commit_for_once_without_room  # type: ignore[method-assign]  # only there
         node.offer([b"0"])
         world.run()
-        node.offer([b"1"])  # handed in when "0" is committed: "1" at once, "2" behind it
+        node.offer([b"1"])  # handed in together when "0" is committed, "2" is handled behind it
         node.offer([b"2"])
         world.run()
         world.until(lambda: node.backlog.cursor == 1)

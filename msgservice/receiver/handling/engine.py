@@ -500,7 +500,9 @@ class Handling:
             self._release(lane)
         is_ending = self.is_stopping and not self._is_pumping  # else the end of the step is
         if is_ending or lane.is_over:
-            self._abandon(lane)
+            # With order, at the end of its last call: with a stored inbox it has thousands.
+            if lane.key is None or not lane.running:
+                self._abandon(lane)
             self._touch(lane.node)  # it may wait for that
         self._advance(lane, goes_on=True)
         if not self.is_stopping:
@@ -584,8 +586,10 @@ class Handling:
 
     def _abandon(self, lane: Lane) -> None:
         """The lane is given up: nothing more of it is begun, the node retransmits it."""
-        called = {call.work for call in self._calls if call.lane is lane}
-        self._give_up(lane, called if lane.key is not None else set())
+        called: set[Work] = set()
+        if lane.key is not None and lane.running:
+            called = {call.work for call in self._calls if call.lane is lane}
+        self._give_up(lane, called)
 
     def _give_up(self, lane: Lane, but: set[Work]) -> None:
         kept = []

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 
 from msgservice.core.inbox import Arrival
 from msgservice.errors import LogError, LogFailed, Reject
+from msgservice.limits import TRANSACTION_MESSAGES_MAX
 from msgservice.message import Action
 from msgservice.receiver.handling.engine import SLICE_SECONDS, Handler, Handling
 from msgservice.receiver.handling.threads import HandlerThreads
@@ -171,12 +172,18 @@ class StoredHandling(Handling):
     # --- handlers that write at once
 
     def _step_transaction(self, lane: Lane, work: Work) -> bool:
-        works = [work] if lane.key is None else list(lane.queue)
+        # Of a lane with order no more than a transaction takes: the rest is stepped when these
+        # have ended, as what arrives meanwhile is.
+        room = TRANSACTION_MESSAGES_MAX
+        works: list[tuple[Work, int, int]] = []
+        for each in lane.queue:
+            if each.at < each.stop:
+                works.append((each, each.at, each.stop))
+                room -= 1 if self._batch else each.stop - each.at
+            if lane.key is None or room <= 0:
+                break
         gate = _Gate(self._handler, self, lane)
-        for each in works:
-            first, stop = each.at, each.stop
-            if first == stop:
-                continue
+        for each, first, stop in works:
             messages = each.messages[first:stop]
             base = each.base
             items: list[Item] = (

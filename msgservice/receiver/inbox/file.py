@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,14 +32,13 @@ from msgservice.disk.machine import OwnThreads, Threads
 from msgservice.disk.mark import MARK_GONE, Mark
 from msgservice.disk.migrations import Schema
 from msgservice.errors import GENERATORS, LogDamaged, LogFailed, LogUnavailable, Reject, has_not_run
+from msgservice.limits import TRANSACTION_MESSAGES_MAX
 from msgservice.receiver.inbox.marks import StoredMarks
 from msgservice.receiver.inbox.rejections import Rejections
 from msgservice.receiver.inbox.transaction import RolledBack, Transaction
 from msgservice.records import Rejected, Resume
 
-# Messages of one transaction: it is committed before more are handled, so that the reactor gets
-# its turn and an ACK does not wait for what came long after it.
-MESSAGES_MAX = 4096
+TOLD_MAX = 1024  # runs of which is told in one turn that they are committed
 CHECKPOINT_COMMITS = 256
 # A file up to this size is looked through at start, handlers' tables too: about 1 s for all of it.
 LOOK_BYTES_MAX = 512 * 1024 * 1024
@@ -212,7 +212,7 @@ class InboxFile:
         self._marks = StoredMarks()
         self._counted = 0  # commits that changed something, since the file was made
         self._rejections = Rejections()
-        self._waiting: list[_Waiting] = []
+        self._waiting: deque[_Waiting] = deque()
         self._committing: Deferred[None] | None = None
         self._opened = False
         self._failed: LogFailed | None = None
@@ -411,7 +411,8 @@ class InboxFile:
         except BaseException as error:
             # The transaction itself is gone (no room, a failed write), with all in it.
             if not entries:  # it did not begin, or not again
-                entries, self._waiting = self._waiting, []
+                entries = [*self._waiting]
+                self._waiting.clear()
             if not isinstance(error, apsw.Error):
                 self._log_fault()
             self._committed(entries, committing, Failure())
@@ -437,14 +438,16 @@ class InboxFile:
         it has failed; what comes behind has the next transaction, so that nobody is handled more
         often than there are such messages behind him.
         """
-        entries_max = MESSAGES_MAX
+        entries_max = TRANSACTION_MESSAGES_MAX
         while True:
             db.execute(_BEGIN)
             stage = _Stage(db.total_changes())
             messages, until = 0, None
             try:
-                while self._waiting and messages < MESSAGES_MAX and len(entries) < entries_max:
-                    entry = self._waiting.pop(0)
+                while self._waiting and len(entries) < entries_max:
+                    if messages >= TRANSACTION_MESSAGES_MAX:
+                        break
+                    entry = self._waiting.popleft()
                     entries.append(entry)
                     if isinstance(entry, _WaitingRun):
                         messages += len(entry.items)
@@ -459,7 +462,7 @@ class InboxFile:
                         self._handle_call(db, entry)
             except RolledBack:
                 entries_max = len(entries)
-                self._waiting[:0] = entries
+                self._waiting.extendleft(reversed(entries))
                 entries.clear()
                 for gate in stage.shut:
                     gate.is_shut = False
@@ -487,37 +490,60 @@ class InboxFile:
         result: object,
     ) -> None:
         """Tell everybody what became of their runs, and go on."""
-        self._committing = None
+        failure: Exception | None = None
         try:
-            self._tell(entries, result)
+            if isinstance(result, Failure):
+                failure = self._undo(result)
+                for entry in entries:
+                    if isinstance(entry, _WaitingRun) and entry.gate is not None:
+                        entry.gate.is_shut = True
         except BaseException as error:
             self._log_fault()
-            self._fail(str(error))
-        if self._failed is not None:
-            waiting, self._waiting = self._waiting, []
-            for entry in (*entries, *waiting):
+            failure = self._fail(str(error))
+        self._tell(entries, 0, failure, committing)
+
+    def _tell(
+        self,
+        entries: list[_Waiting],
+        at: int,
+        failure: Exception | None,
+        committing: Deferred[None],
+    ) -> None:
+        """Tell the entries from `at` on, so many in a turn; then what waits has its transaction.
+
+        What they hand in when they are told is in that, all of it.
+        """
+        stop = at + TOLD_MAX
+        try:
+            for entry in entries[at:stop]:
+                if failure is not None:
+                    entry.waiter.errback(failure)
+                elif isinstance(entry, _WaitingRun):
+                    assert entry.handled is not None
+                    entry.waiter.callback(entry.handled)
+                elif entry.error is not None:
+                    entry.waiter.errback(entry.error)
+                else:
+                    entry.waiter.callback(entry.result)
+        except BaseException as error:
+            self._log_fault()
+            failure = self._fail(str(error))
+            for entry in entries[at:]:
                 if not entry.waiter.called:
-                    entry.waiter.errback(self._failed)
+                    entry.waiter.errback(failure)
+            stop = len(entries)
+        if stop < len(entries):
+            # In a turn of its own, that of a job of the worker's that does nothing.
+            self._file.submit(_nothing).addCallback(
+                lambda _: self._tell(entries, stop, failure, committing)
+            )
+            return
+        self._committing = None
+        if self._failed is not None:
+            while self._waiting:
+                self._waiting.popleft().waiter.errback(self._failed)
         self._start()
         committing.callback(None)
-
-    def _tell(self, entries: list[_WaitingRun[Any] | _WaitingCall], result: object) -> None:
-        failure: Exception | None = None
-        if isinstance(result, Failure):
-            failure = self._undo(result)
-            for entry in entries:
-                if isinstance(entry, _WaitingRun) and entry.gate is not None:
-                    entry.gate.is_shut = True
-        for entry in entries:
-            if failure is not None:
-                entry.waiter.errback(failure)
-            elif isinstance(entry, _WaitingRun):
-                assert entry.handled is not None
-                entry.waiter.callback(entry.handled)
-            elif entry.error is not None:
-                entry.waiter.errback(entry.error)
-            else:
-                entry.waiter.callback(entry.result)
 
     def _undo(self, failure: Failure) -> Exception:
         """Roll back what could not be committed; return what to tell."""
@@ -623,6 +649,10 @@ class InboxFile:
             db.execute("rollback to message" + _OWN)
         db.execute("release message" + _OWN)
         return result, error
+
+
+def _nothing() -> None:
+    """A job of the worker's for the turn that its end is told in."""
 
 
 def _is_unfinished(result: object) -> TypeError | None:
