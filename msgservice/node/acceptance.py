@@ -39,6 +39,10 @@ from msgservice.node.directory import Directory
 from msgservice.node.rights import Rights
 from msgservice.records import NOBODY, Audience, Batch, Origin
 
+# Sets that `to` has made, by number and sender -> the same names now, or why not: a set may have
+# thousands of names, and very many runs wait for it.
+_Addressed = dict[tuple[int, str], Audience | UnknownReceiver | LimitReached]
+
 
 class Backlogs(Protocol):
     """The backlogs of receivers: which are too far behind to be sent more (`dispatch`)."""
@@ -135,13 +139,14 @@ class Acceptance:
         that nothing overtakes.
         """
         held: dict[tuple[str, str, str], LimitReached | LogFull] = {}
+        addressed: _Addressed = {}
         for batch in batches:
             lane = (batch.sender, batch.incarnation, batch.subject)
             refusal: Refused | LimitReached | LogFull | None = held.get(lane)
             audience = NOBODY
             if refusal is None:
                 try:
-                    audience = self._audience_now(batch)
+                    audience = self._audience_now(batch, addressed)
                 except (NoReceiver, UnknownReceiver, Forbidden) as nobody:
                     refusal = nobody.with_traceback(None)
                 except LimitReached as limit:
@@ -154,20 +159,30 @@ class Acceptance:
             audience.waiting += 1
             batch.audience, batch.refusal = audience, refusal
 
-    def _audience_now(self, batch: Batch) -> Audience:
+    def _audience_now(self, batch: Batch, addressed: _Addressed) -> Audience:
         if isinstance(batch.refusal, Forbidden):
             raise batch.refusal  # whoever receives what: its sender may not send it
         if batch.addressed:
             if isinstance(batch.refusal, UnknownReceiver):
                 raise batch.refusal  # one of the names was nobody's when it came
-            names = self._directory.names(batch.audience)
-            if len(names) < len(batch.audience.members):  # even its number is forgotten
-                raise UnknownReceiver("a receiver that was removed")
-            return self._directory.audience_of(names, batch.sender)
+            return self._addressed_now(batch, addressed)
         audience = self._directory.audience(batch.subject)
         if batch.options.flags & FLAG_REQUIRE and not audience.members:
             raise NoReceiver(batch.subject)
         return audience
+
+    def _addressed_now(self, batch: Batch, addressed: _Addressed) -> Audience:
+        key = batch.audience.number, batch.sender
+        found = addressed.get(key)
+        if found is None:
+            try:
+                found = self._directory.audience_again(batch.audience, batch.sender)
+            except (UnknownReceiver, LimitReached) as error:
+                found = error.with_traceback(None)
+            addressed[key] = found
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def full(self, audience: Audience) -> str | None:
         """Why there is no room now for messages to this audience, or None."""

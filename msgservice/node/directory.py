@@ -70,7 +70,7 @@ class Directory:
         self._looked = False  # for room among the sets that `to` makes, since the node did
         self._told_full = False  # that an audience was refused, since there was room
         self._suspended: set[int] = set()  # numbers that are left out of patterns' audiences
-        self._retired: set[int] = set()  # numbers that are in no audience any more, and have a name
+        self._addressable: set[int] = set()  # numbers that have a name and are not retired
         self._owned: dict[str, int] = {}  # name that nobody has, and somebody owns -> its newest
 
     # --- getters
@@ -132,7 +132,7 @@ class Directory:
 
     def is_retired(self, row: ReceiverRow) -> bool:
         """Whether a receiver is in no audience any more, though it still has its name."""
-        return row.number in self._retired
+        return row.number not in self._addressable
 
     def names_after(self, name: str, count_max: int) -> list[str]:
         """The first `count_max` names of receivers behind this one, rising."""
@@ -189,6 +189,18 @@ class Directory:
                 self._names_held = len(key)
             self._by_names[key] = found
         return found
+
+    def audience_again(self, audience: Audience, sender: str) -> Audience:
+        """Return the audience of the names behind one that `to` has made, as they are now.
+
+        Raises as `audience_of`. Nothing is done for each name where all of them are who they were.
+        """
+        if self._addressable.issuperset(audience.members):
+            return audience
+        names = self.names(audience)
+        if len(names) < len(audience.members):  # even its number is forgotten
+            raise UnknownReceiver("a receiver that was removed")
+        return self.audience_of(names, sender)
 
     def _addressed(self, name: str) -> int:
         row = self.named(name)
@@ -272,6 +284,7 @@ class Directory:
             self._by_number[row.number] = row
             if not row.removed:
                 self._by_name[row.name] = row
+                self._addressable.add(row.number)
                 self._enter(row)
         for row in sorted(self._by_number.values(), key=lambda row: row.number):
             self._note_owner(row)
@@ -316,6 +329,7 @@ class Directory:
         """From now on it is part of audiences."""
         self._by_name[row.name] = row
         self._by_number[row.number] = row
+        self._addressable.add(row.number)
         self._owned.pop(row.name, None)
         self._enter(row)
         self._changed()
@@ -336,8 +350,7 @@ class Directory:
         others = [
             row
             for row in rows
-            if self._by_name.get(row.name) is row
-            and row.number not in self._retired
+            if row.number in self._addressable
             and tuple(self._receivable(row)) != self._counting(row)
         ]
         for row in others:
@@ -374,7 +387,7 @@ class Directory:
         """The receiver is part of no audience from now on. Its name is taken until `remove`."""
         try:
             self._leave(row)
-            self._retired.add(row.number)
+            self._addressable.discard(row.number)
             self._changed()
         except Exception:
             self.reinstate(row)
@@ -382,13 +395,13 @@ class Directory:
 
     def reinstate(self, row: ReceiverRow) -> None:
         """The receiver is not removed after all: it is part of audiences as before."""
-        self._retired.discard(row.number)
+        self._addressable.add(row.number)
         self._enter(row)
         self._changed()
 
     def remove(self, row: ReceiverRow) -> None:
         """The receiver, which is retired, is removed: its name is free."""
-        self._retired.remove(row.number)
+        assert self.is_retired(row)
         self._suspended.discard(row.number)
         row.removed = True
         del self._by_name[row.name]

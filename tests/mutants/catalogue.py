@@ -385,6 +385,13 @@ _ALL = [
         catcher=_test("tests/unit/test_node_membership.py", "test_37"),
     ),
     Mutant(
+        name="the-names-of-a-set-are-looked-at-for-each-run",
+        at="msgservice.node.acceptance:Acceptance._addressed_now",
+        old="addressed[key] = found",
+        new="pass",
+        catcher=_test("tests/unit/test_node_membership.py -k not_for_each_run", "one of them goes"),
+    ),
+    Mutant(
         name="a-set-without-a-place-is-overtaken",
         at="msgservice.node.acceptance:Acceptance.decide_again",
         old="refusal: Refused | LimitReached | LogFull | None = held.get(lane)",
@@ -1054,6 +1061,13 @@ _ALL = [
         old="stuck.tally.move(self._behind, self._ready)",
         new="pass",
         catcher=_by("outbox", "counter: ready", "counter: behind"),
+    ),
+    Mutant(
+        name="a-lane-goes-on-where-it-went-on-before",
+        at="msgservice.core.stuck_lanes:StuckLanes._go_on",
+        old="if stuck.entry != lowest.first:",
+        new="if not stuck.entry:",
+        catcher=_test("tests/unit/test_outbox.py -k its_place_among", "its_place_among"),
     ),
     Mutant(
         name="a-limit-forbids-what-would-relieve-it",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -16,6 +17,7 @@ from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import FLAG_REQUIRE, Action
 from msgservice.records import NOBODY, Batch
+from tests.bounds.meter import Meter
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer
 
 ORDERS = {"subjects": ["orders.>"]}
@@ -195,6 +197,51 @@ def test_37_nothing_is_decided_again_where_nothing_has_changed() -> None:
     world.release()
     assert [1] == asked
     assert [b"11"] == world.bodies("late")
+
+
+def units_of_deciding(names: int, change: str) -> int:
+    """Return what it costs to decide again for 40 runs that name so many receivers."""
+    world = Held(None, "billing")
+    to = [f"r{number}" for number in range(names)]
+    for name in to:
+        world.receivers[name] = world.peer(name, receive={"subjects": ["never"]})
+    world.release()
+    world.failing.hold = True
+    world.send(2)
+    for sequence in range(3, 43):
+        world.send(sequence, "orders.new", to=to)
+    if change == "another comes":
+        world.attach("late")
+    else:
+        world.receivers["r1"].connection.abort()
+        world.remove("r1")
+    acceptance: Any = world.node.parts.acceptance
+    decide, units = acceptance.decide_again, []
+
+    def metered(batches: list[Batch]) -> None:
+        meter = Meter()
+        with meter.turn(change):
+            decide(batches)
+        units.append(meter.units)
+
+    acceptance.decide_again = metered
+    world.release()
+    if change == "another comes":
+        assert {tuple(sorted(to))} == {
+            tuple(names) for sequence, names in world.routed().items() if sequence > 2
+        }
+    else:
+        nacks = world.shop.take(Nack)
+        assert 40 == sum(nack.last - nack.first + 1 for nack in nacks)
+        assert all("'r1'" in nack.reason for nack in nacks)
+    return units[0]
+
+
+@pytest.mark.parametrize("change", ["another comes", "one of them goes"])
+def test_37_what_is_decided_again_looks_at_the_names_of_a_set_once_not_for_each_run(
+    change: str,
+) -> None:
+    assert units_of_deciding(100, change) < units_of_deciding(10, change) + 90 * 10
 
 
 def test_37_a_receiver_that_is_too_far_behind_by_then_holds_the_lane() -> None:

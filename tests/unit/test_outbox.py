@@ -660,6 +660,32 @@ def test_3_what_is_older_than_the_head_of_a_stuck_lane_goes_before_it_after_a_re
     assert [(2, 2), (3, 3)] == now_sent(outbox, 100.0)
 
 
+def test_3_a_lane_that_goes_on_below_where_it_went_on_before_has_its_place_among_others() -> None:
+    """What is sent rises, also where two lanes have a queue of their own."""
+    outbox = make_outbox()
+    flight = outbox.flight
+    offer(outbox, run(1, lane="b"), *(run(n) for n in (2, 3, 4)), run(5, lane="b"), run(6))
+
+    def tried_again(sequence: int, now: float, runs_max: int) -> None:
+        assert sequence == flight.take_transfers(now, None, runs_max=runs_max)[0].sequence
+        ack(outbox, sequence, sequence)
+
+    def busy(sequence: int, now: float) -> None:
+        flight.receive_nack(sequence, sequence, Refusal(Action.RETRY), 1.0, now)
+
+    busy(2, 0.0)
+    tried_again(2, 1.0, 1)
+    assert [(3, 3), (4, 4)] == spans(flight.take_transfers(1.0, None, runs_max=2))  # then 6
+    busy(1, 1.0)
+    tried_again(1, 2.0, 1)
+    busy(4, 2.0)
+    busy(3, 2.0)
+    tried_again(3, 3.0, 1)
+    assert [(4, 4), (5, 5), (6, 6)] == now_sent(outbox, 3.0)
+    ack(outbox, 4, 6)
+    assert_empty(outbox, 6)
+
+
 def test_14_a_run_that_waits_is_cut_for_a_receiver_that_is_probed() -> None:
     outbox = make_outbox(max_attempts=3)
     offer(outbox, run(1, 3))
