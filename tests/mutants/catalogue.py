@@ -1418,8 +1418,8 @@ _ALL = [
     Mutant(
         name="a-record-is-kept-untried",
         at="msgservice.faces.sessions.content.shapes:Shapes.keep",
-        old="dict(value) if is_kept else None",
-        new="dict(value)",
+        old="_Shape(around, dict(value)) if is_kept else None",
+        new="_Shape(around, dict(value))",
         catcher=_test("tests/unit/test_sessions_shapes.py", "as_it_would_be_unread"),
     ),
     Mutant(

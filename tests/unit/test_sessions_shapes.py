@@ -271,6 +271,31 @@ def test_records_that_differ_by_text_and_times_are_unpickled_once(
     assert first == found[0]
 
 
+def test_records_of_places_in_turn_are_unpickled_once_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some differ by nothing that has another length: each is that of its own place."""
+    codec = RecordsCodec()
+    payloads = [
+        a_record(name, text, arguments, line=line, extra=extra)
+        for name in ("shop", "till", "a.longer.one")
+        for line in (1, 2, 70_000)
+        for text, arguments in (("first", ()), ("%d sold", (7,)))
+        for extra in (1, 2, "a")
+    ]
+    payloads += [
+        pickle.dumps({"name": name, "levelno": 20, "msg": "x", "more": more}, 1)
+        for name in ("shop", "till")
+        for more in (1, 2, 300)
+    ]
+    for payload in payloads:
+        codec.decode(payload)
+    monkeypatch.setattr(codec, "_load", None)
+    for payload in payloads * 2:
+        item: Any = codec.decode(payload)
+        assert repr(item.record) == repr(pickle.loads(payload))
+
+
 HEAD = b"}q\0(X\x04\0\0\0nameq\1X\1\0\0\0aq\2X\x03\0\0\0msgq\3"
 TIMES = (
     b"X\x07\0\0\0createdq\x10G\0\0\0\0\0\0\0\0X\x05\0\0\0msecsq\x11G\0\0\0\0\0\0\0\0"
@@ -370,7 +395,8 @@ def test_strangers_cannot_let_more_be_kept_than_its_limit() -> None:
         payload = a_record(f"{n}" * 20, line=n, more=n)
         known.has(payload)
         known.keep(payload, pickle.loads(payload))
-    assert 0 < len(known._records) < RECORDS_MAX
+        assert known.record(payload) == pickle.loads(payload)
+    assert 0 < len(known._recent) <= len(known._records) < RECORDS_MAX
     for kept in (known._heads, known._middles, known._lasts):
         assert 0 < len(kept) <= PIECES_MAX
         assert max(map(len, kept)) <= PIECE_BYTES + 2

@@ -374,6 +374,19 @@ class Central(Service):
         member: Member | None = inbound.owner
         try:
             if type(item) is Message:
+                if (
+                    member is None
+                    and item.session is None
+                    and item.failure is None
+                    and item.logged is None
+                ):
+                    # Most that has no number is of who has said no hello: what somebody logged.
+                    content, record = item.content, item.record
+                    message = SessionMessage(content, None, inbound.peer, None, None, record)
+                    outcome = self._handlers.submit(inbound, message)
+                    if outcome is not None:
+                        self._follow(inbound, None, None, None, size, outcome)
+                    return
                 if item.logged is not None and member is None and self._logged_hello:
                     logged = item.logged
                     # Our own ends write no hello as text, and nobody else acknowledges.

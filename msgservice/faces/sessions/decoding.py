@@ -119,9 +119,9 @@ class Decoding:
     def _run(self) -> None:
         self._is_running, self.waits_for_budget = True, False
         waiting, decode, give = self._waiting, self._codec.decode, self._give
-        budget = self._budget
+        budget, thread_bytes, limit = self._budget, self._thread_bytes, self._budget.limit
         while True:
-            if budget.used >= budget.limit and not self._is_free:
+            if budget.used >= limit and not self._is_free:
                 # And nothing more is read, though nothing waits.
                 self.waits_for_budget = True
                 budget.wait(self._run)
@@ -132,7 +132,7 @@ class Decoding:
                 break
             payload = waiting.popleft()
             size = len(payload)
-            if size > self._thread_bytes:
+            if size > thread_bytes:
                 counted = size if size > self.free_bytes else 0
                 budget.used += counted
                 reactor = self._reactor

@@ -139,17 +139,25 @@ class Handlers:
         # Most end at once, and nothing waits behind them.
         lanes[lane] = None
         self._running += 1
-        outcome = self._call(function, message)
-        if outcome is not None and not isinstance(outcome, str):
-            job = Job(message)
-            outcome.addBoth(self._over, lane, job)
-            return job
+        failure: str | None = None
+        try:
+            result = function(message)
+        except BaseException:  # SystemExit and the like too, or its lane would stand for ever
+            failure = self._reason(Failure())
+        else:
+            if result is not None:
+                outcome = self._outcome(result)
+                if isinstance(outcome, Deferred):
+                    job = Job(message)
+                    outcome.addBoth(self._over, lane, job)
+                    return job
+                failure = outcome
         self._running -= 1
         if lanes[lane] is not None or self._is_stopped:  # while the handler ran
             self._reactor.callLater(0, self._run, lane)  # when this one's end is known
         else:
             del lanes[lane]
-        return outcome
+        return failure
 
     def fail(self, lane: Hashable, failure: str, peer: tuple[str, int]) -> Outcome:
         """Let a message that could not be read fail in its turn; return as `submit` does."""
@@ -233,13 +241,18 @@ class Handlers:
                 pool = self._threadpool()
                 return deferToThreadPool(self._untimed, pool, _block, function, message)
             result = function(message)
-            if result is None:
-                return None
+        except BaseException:  # as in `submit`
+            return self._reason(Failure())
+        return self._outcome(result) if result is not None else None
+
+    def _outcome(self, result: object) -> Deferred[Any] | str | None:
+        """Return what is waited for of what a handler returned, else why that failed, or None."""
+        try:
             if isinstance(result, GENERATORS):
                 raise has_not_run(result)
             if isinstance(result, Coroutine):
                 result = Deferred.fromCoroutine(result)
-        except BaseException:  # SystemExit and the like too, or its lane would stand for ever
+        except BaseException:  # of a coroutine, before it first waits
             return self._reason(Failure())
         if not isinstance(result, Deferred):
             return None

@@ -31,6 +31,7 @@ _BEGIN = b"}q\0("  # a mapping, put into the memo as number 0, and what follows 
 _END = b"u."
 _MESSAGE = b"X\x03\0\0\0msgq"
 _KEY = len(_MESSAGE) + 1  # with the number in the memo
+_PLACES = PIECE_BYTES + _KEY  # so many places where a text may begin
 _TEXT = ord("X")
 _length = Struct("<I").unpack_from
 _float = Struct(">d").pack
@@ -48,6 +49,25 @@ _scalars = re.compile(
 _memo = re.compile(rb"(?:q[^\0])?", re.DOTALL).match
 
 
+class _Shape:
+    """The bytes around the text and the times of records, and one of these records."""
+
+    __slots__ = ("around", "begin", "cut", "head", "record", "size", "times_at")
+
+    def __init__(self, around: tuple[bytes, ...], record: dict[str, Any]) -> None:
+        self.head, *pieces = around
+        self.begin = len(self.head) + 4  # of the text, behind its length
+        self.around = tuple(pieces)  # what `cut` takes, from the end of a text on
+        lengths = [len(piece) for piece in pieces]
+        cut = Struct("8x".join([f"{length}s" for length in lengths]))
+        self.cut, self.size = cut.unpack_from, cut.size
+        self.times_at = lengths[0] - 1 if len(lengths) > 1 else 0  # from its opcode on
+        self.record = record
+
+
+_NONE = _Shape((b"\xff", b""), {})  # of nothing: no pickle that is taken begins so
+
+
 class Shapes:
     """The pieces that were read."""
 
@@ -56,38 +76,57 @@ class Shapes:
         self._middles: set[bytes] = set()
         self._lasts: set[bytes] = set()
         # What stands around the text and the times; None: these are not all that it depends on.
-        self._head = b"\xff"  # of the last that was kept, or of none
-        self._records: dict[tuple[bytes, ...], dict[str, Any] | None] = {}
+        self._records: dict[tuple[bytes, ...], _Shape | None] = {}
+        # Most come from where the one before came from, else each with so many bytes before its
+        # text and behind is of one place in a program.
+        self._last = _NONE
+        self._recent: dict[int, _Shape] = {}
 
     def record(self, payload: bytes) -> dict[str, Any] | None:
         """Return the log record of a payload, if the like of it is kept; its `msg` is text.
 
         Raises `UnicodeDecodeError` for text that is none, or that has half a pair of surrogates.
         """
-        head = self._head
-        if payload.startswith(head):  # most come from the logger of the last one
-            at = len(head) - 1
-        else:
-            at = payload.find(_MESSAGE, 0, PIECE_BYTES) + _KEY
-            head = payload[: at + 1]
+        shape = self._last
+        begin, end = shape.begin, len(payload) - shape.size
+        if (
+            begin > end
+            or not payload.startswith(shape.head)
+            or _length(payload, begin - 4)[0] != end - begin
+            or shape.cut(payload, end) != shape.around
+        ):
+            found = self._find(payload)
+            if found is None:
+                return None
+            self._last = shape = found
+            begin, end = shape.begin, len(payload) - shape.size
+        record = shape.record.copy()
+        if shape.times_at:
+            times = _three(payload, end + shape.times_at)
+            record["created"], record["msecs"], record["relativeCreated"] = times
+        record["msg"] = payload[begin:end].decode()
+        return record
+
+    def _find(self, payload: bytes) -> _Shape | None:
+        """Return what is kept of the like of a payload."""
+        at = payload.find(_MESSAGE, 0, PIECE_BYTES) + _KEY
         if not _KEY <= at <= len(payload) - 5:
             return None
         end = at + 5 + _length(payload, at + 1)[0]
-        begin = payload.find(_CREATED, end, end + PIECE_BYTES) + len(_CREATED) + 1
-        if begin > len(_CREATED):
-            kept = self._records.get((head, *_after(payload, end, begin)))
-            if kept is None:
-                return None
-            record = kept.copy()
-            record["created"], record["msecs"], record["relativeCreated"] = _three(payload, begin)
-        else:
-            kept = self._records.get((head, payload[end:]))
-            if kept is None:
-                return None
-            record = kept.copy()
-        record["msg"] = payload[at + 5 : end].decode()
-        self._head = head
-        return record
+        place = (len(payload) - end) * _PLACES + at
+        shape = self._recent.get(place)
+        if (
+            shape is None
+            or not payload.startswith(shape.head)
+            or shape.cut(payload, end) != shape.around
+        ):
+            begin = payload.find(_CREATED, end, end + PIECE_BYTES) + len(_CREATED) + 1
+            has_times = begin > len(_CREATED)
+            after = _after(payload, end, begin) if has_times else (payload[end:],)
+            shape = self._records.get((payload[: at + 1], *after))
+            if shape is not None:
+                self._recent[place] = shape
+        return shape
 
     def keep(self, payload: bytes, value: dict[str, Any]) -> None:
         """Keep the mapping that a payload holds, if it is plain, and all of its like differ by no
@@ -104,13 +143,14 @@ class Shapes:
             return
         if len(self._records) >= RECORDS_MAX:
             self._records.clear()
+            self._recent.clear()
         text, times = secrets.token_hex(16), [secrets.randbits(50) / 1024 for _ in _TIMES]
         other = pickle.loads(_with(around, text, times))  # noqa: S301  # of the same pieces
         expected = {**value, "msg": text}
         if has_times:
             expected.update(zip(_TIMES, times, strict=True))
         is_kept = len(value) <= ATTRIBUTES_MAX and list(other.items()) == list(expected.items())
-        self._records[around] = dict(value) if is_kept else None
+        self._records[around] = _Shape(around, dict(value)) if is_kept else None
 
     def has(self, payload: bytes) -> bool:
         """Whether a payload is a mapping of texts, numbers and None, as a log record is."""
