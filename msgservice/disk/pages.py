@@ -31,6 +31,7 @@ import apsw
 from msgservice.disk.database import FULL_ERRNOS, one
 from msgservice.disk.files import OS, Files, write_whole
 from msgservice.disk.mark import MARKS_SIZE, open_mark
+from msgservice.disk.second_sqlite import hold_against_own_process
 from msgservice.errors import LogDamaged
 
 PAGE = 4096
@@ -96,6 +97,7 @@ class PageSums:
         self._lock = threading.Lock()
         self._mark: int | None = None  # descriptors
         self._database: int | None = None
+        self._held: list[int] | None = None
         self._known = _Header(0, 0, b"", 0, ())
         self._had_wal: bool | None = None  # whether it was there; to open the file makes one
         self._is_begun = False
@@ -115,6 +117,8 @@ class PageSums:
         Return whether nothing is known any more, since another program had the file open. Raises
         `LogDamaged`; `OSError` where the mark file cannot be used.
         """
+        if self._held is None:
+            self._held = hold_against_own_process(self._path)
         if one(db, "pragma page_size") != PAGE:
             return False
         frames = _frames(db)
@@ -376,7 +380,9 @@ class PageSums:
                 self._files.close(self._mark)
             if self._database is not None:
                 os.close(self._database)
-            self._mark = self._database = None
+            for descriptor in self._held or ():
+                os.close(descriptor)
+            self._mark = self._database = self._held = None
         if not self._is_begun and self._had_wal is False:
             # It was not opened after all, and the next one to try is to see what we saw.
             with suppress(OSError):
