@@ -16,6 +16,7 @@ from msgservice.cli.session import Session, Whole, node_options
 from msgservice.client.client import Client
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
+from msgservice.core.subjects import check_name
 from msgservice.limits import INTEGER_MAX
 from msgservice.message import WireMessage, decode_messages
 
@@ -37,6 +38,7 @@ def dead() -> None:
 @node_options
 def list_dead(session: Session, receiver: str) -> None:
     """List the dead letters of RECEIVER, oldest first."""
+    session.check(check_name, receiver)
 
     async def work(reactor: Reactor) -> None:
         table = TableOfPages("position", "sender", "subject", "attempts", "dead since", "reason")
@@ -70,6 +72,7 @@ def show(session: Session, receiver: str, position: int, only_body: bool) -> Non
 
     POSITION is what `dead list` shows.
     """
+    session.check(check_name, receiver)
 
     async def work(reactor: Reactor) -> None:
         async with session.client(reactor) as client:

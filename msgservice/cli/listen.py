@@ -16,6 +16,7 @@ from msgservice.cli.output import CannotPrint, body_told, drop_output
 from msgservice.cli.session import Session, Whole, node_options
 from msgservice.clock import Reactor
 from msgservice.core.reasons import shown
+from msgservice.core.subjects import check_name, check_pattern
 from msgservice.errors import Forbidden, Refused, RequestFailed
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
@@ -41,6 +42,10 @@ def listen(
     The receiver stays when this ends, and its messages wait for it: `receivers remove NAME`, or
     --forget, ends that. Without SUBJECTs it gets what the node has for it already.
     """
+
+    session.check(check_name, name)
+    for pattern in subjects:
+        session.check(check_pattern, pattern)
 
     async def work(reactor: Reactor) -> None:
         # The node is asked something first: a receiver would dial for ever, and say nothing.

@@ -177,8 +177,9 @@ def pause(session: Session, name: str) -> None:
 def resume(session: Session, name: str) -> None:
     """Send to NAME again."""
 
+    session.check(check_name, name)
+
     async def work(reactor: Reactor) -> None:
-        _check({"name": name})
         told = await session.ask(reactor, RECEIVERS_RESUME, name=name)
         full = told.get("full")
         advice = (
@@ -203,10 +204,12 @@ def own(session: Session, name: str, owner: str | None, nobody: bool) -> None:
     """
     if (owner is None) is not nobody:
         raise click.UsageError("give a USER, or --nobody")
+    session.check(check_name, name)
+    if owner is not None:
+        session.check(check_name, owner)
     told = f"{name} is {'nobody' if owner is None else owner}'s now"
 
     async def work(reactor: Reactor) -> None:
-        _check({"name": name})
         session.show(await session.ask(reactor, RECEIVERS_OWN, name=name, user=owner or ""), told)
 
     session.run(work)
@@ -222,6 +225,8 @@ def remove(session: Session, name: str, yes: bool) -> None:
     Asks first if messages wait, or if there are dead letters, which go with it; with --json it
     refuses then, unless there is --yes. Who sent what waits is told: removed.
     """
+
+    session.check(check_name, name)
 
     async def work(reactor: Reactor) -> None:
         async with session.client(reactor) as client:
@@ -262,8 +267,9 @@ def _confirmed(question: str) -> bool:
 def _change_of(
     session: Session, operation: Operation[Any, Any], done: str, **question: object
 ) -> None:
+    session.check(_check, question)
+
     async def work(reactor: Reactor) -> None:
-        _check(question)
         session.show(await session.ask(reactor, operation, **question), done)
 
     session.run(work)

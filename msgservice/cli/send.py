@@ -7,6 +7,7 @@ import stat
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, BinaryIO, Self
 
 import click
@@ -24,14 +25,16 @@ from msgservice.cli.session import (
     Interrupted,
     Session,
     Stopped,
+    is_utf8,
     node_options,
 )
 from msgservice.client.client import Client
+from msgservice.client.gathering import check_message
 from msgservice.client.receipt import Receipt
 from msgservice.clock import Reactor
 from msgservice.codecs import content_type_of
 from msgservice.errors import MsgServiceError, NoReceiver, NotDelivered
-from msgservice.limits import MAX_BATCH_MAX
+from msgservice.limits import MAX_BATCH_MAX, Limits
 from msgservice.message import Status
 
 # Runs of lines that may be on their way at once: enough to hide a sync behind the next read.
@@ -85,16 +88,29 @@ def send(
         options["headers"] = dict(_header(text) for text in header)
     if require:
         options["require"] = True
+    checked = partial(
+        session.check,
+        check_message,
+        subject,
+        to=options.get("to"),
+        headers=options.get("headers"),
+        own_id=message_id,
+        limits=Limits(),
+    )
     if body is None and file is None:
         if message_id is not None or wait:
             raise click.UsageError("--id and --wait are for one message: give BODY or --file")
         source = lines or sys.stdin.buffer
+        checked(b"")
         session.run(lambda reactor: _send_lines(session, reactor, name, subject, source, options))
     content = (
         body if file is None else file.read(MAX_BATCH_MAX + 1)
     )  # one more is refused, with its size
     if isinstance(content, str) and content_type_of(options.get("headers")) is not None:
-        content = content.encode()  # it is written in that type already, as a file or a line is
+        content = os.fsencode(content)  # it is written in that type, as a file or a line is
+    elif isinstance(content, str) and not is_utf8(content):
+        raise click.UsageError("BODY is text, and this is no UTF-8: give it by --file")
+    checked(content)
     if message_id is not None:
         options["id"] = message_id
     session.run(lambda reactor: _send_one(session, reactor, name, subject, content, options, wait))

@@ -137,6 +137,15 @@ def exit_code(error: MsgServiceError) -> ExitCode:
     return ExitCode.REFUSED
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether a word of the command line is text: its bytes may be anything."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_unknown_receiver(error: MsgServiceError) -> bool:
     if isinstance(error, RequestFailed):
         return error.code == UnknownReceiver.refusal_code
@@ -347,6 +356,14 @@ class Session:
         finally:
             if timer.active():
                 timer.cancel()
+
+    def check(self, check: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+        """End the command as one that was used wrongly where `check` raises: before it connects."""
+        try:
+            check(*args, **kwargs)
+        except MsgServiceError as error:
+            self.complain(error)
+            raise SystemExit(ExitCode.USAGE) from None
 
     def show(self, data: object, people: RenderableType | Callable[[], RenderableType]) -> None:
         """Print the outcome: `data` for programs, or `people` for people."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from msgservice.administration import INFO, STATUS, WHOAMI
 from msgservice.cli.output import cut, moment, out, plain_table
 from msgservice.cli.pages import JsonOfPages, TableOfPages
-from msgservice.cli.session import Session, node_options
+from msgservice.cli.session import Session, is_utf8, node_options
 from msgservice.clock import Reactor
 
 
@@ -24,11 +24,13 @@ def status(session: Session, message_id: str | None) -> None:
     ID is the sender's own id of it, SENDER/INCARNATION/SEQUENCE as the node shows it, or
     log:POSITION.
     """
-    if message_id is None:
+    if not message_id:
         raise click.UsageError(
             "Missing argument 'ID' of a message; msgservice info says how the node is,"
             " msgservice receivers list what waits for whom"
         )
+    if not is_utf8(message_id):
+        raise click.UsageError("ID is no UTF-8: no message has such an id")
 
     async def work(reactor: Reactor) -> None:
         table = TableOfPages("receiver", "status", "attempts", "reason")

@@ -260,6 +260,22 @@ class Gathering:
         return runs
 
 
+def check_message(
+    subject: str,
+    content: Any,
+    *,
+    to: Sequence[str] | None,
+    headers: Headers | None,
+    own_id: str | None,
+    limits: Limits,
+) -> None:
+    """Raise what `send` fails with before it sends, whichever node it would be; see `Client`."""
+    gathering = Gathering(limits, limits.window_messages, require=False)
+    gathering.check_subject(subject)
+    limit = gathering.limit_of(gathering.options(to, None))
+    gathering.prepare(content, headers, own_id, limit)
+
+
 def _whole_run(subject: str, count: int, messages: bytes, options: RunOptions) -> Run:
     handed = HandedRun(subject, count, None, cost=len(messages))
     return producer_run(0, count, subject, messages, options, handed)
