@@ -74,14 +74,22 @@ def listen(
 
 
 async def _is_new(session: Session, reactor: Reactor, client: Any, name: str) -> bool:
-    """Whether the node has no receiver of this name; of who may not ask for that, False."""
+    """Whether the node has no receiver of this name; of who may not ask for that, False.
+
+    Pages rise by name, so that those behind it need not be asked for.
+    """
+    after: str | None = ""
     try:
-        known = await session.request(reactor, client, RECEIVERS_LIST)
+        while after is not None and after < name:
+            known = await session.request(reactor, client, RECEIVERS_LIST, after=after)
+            if any(row["name"] == name for row in known["receivers"]):
+                return False
+            after = known["next"]
     except RequestFailed as error:
         if error.code != Forbidden.refusal_code:
             raise
         return False
-    return all(row["name"] != name for row in known["receivers"])
+    return True
 
 
 async def _forget(session: Session, reactor: Reactor, client: Any, name: str) -> None:
@@ -115,8 +123,10 @@ class Watch:
 
     def _look(self) -> None:
         error = self._attachment.error
-        # A node that never took this receiver, and says why, will not do so by waiting.
-        if self._attachment.is_over or (error and self._attachment.node is None):
+        # A node that never took this receiver, and says why, will not do so by waiting. While a
+        # connection that is over still closes, nobody says why.
+        over = self._attachment.is_over and not self._attachment.connected
+        if over or (error and self._attachment.node is None):
             raise Refused(error)
         if error != self._said:
             self._said = error

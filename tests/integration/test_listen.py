@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from msgservice.administration import PAGE_ROWS
 from tests.integration.command import Command
 from tests.integration.daemon import BIN, PATIENCE, running
 
@@ -210,3 +211,23 @@ def test_what_has_a_type_goes_as_it_is_written_by_whichever_way(
     msgservice("send", "typed", "--file", str(file), *typed)
     msgservice("send", "typed", *typed, stdin=body.encode() + b"\n")
     assert msgservice("listen", "typed", "--count", "3").out == f"{body}\n" * 3
+
+
+def test_a_receiver_behind_the_first_page_is_not_new(tmp_path: Path) -> None:
+    rows = "".join(f'[[receiver]]\nname = "r{n:04}"\nsubjects = []\n' for n in range(PAGE_ROWS + 2))
+    (tmp_path / "node.toml").write_text('[listen]\ntcp = "tcp:0"\n' + rows)
+    command = ("twist", "--log-format=text", "msgservice", "--config", "node.toml")
+    with running(*command, cwd=tmp_path) as node:
+        msgservice = Command(f"tcp:127.0.0.1:{node.ports()[0]}", tmp_path)
+        patient = ("--timeout", "100")  # a machine that is busy elsewhere is no node that is away
+        last = f"r{PAGE_ROWS + 1:04}"
+        while msgservice("send", "x", "for the last", "--to", last, *patient).code:
+            pass  # until it is stored: that is not waited for
+        told = msgservice("listen", last, "--count", "1", *patient)
+        assert (told.code, told.out, told.err) == (0, "for the last\n", "")
+        for name in ("r0500x", "s"):
+            listening = start(msgservice, "listen", name, *patient, stderr=subprocess.PIPE)
+            assert listening.stderr is not None
+            assert b"is new to the node" in listening.stderr.readline()
+            listening.send_signal(signal.SIGINT)
+            listening.communicate(timeout=PATIENCE)
