@@ -51,10 +51,11 @@ class Patterns:
     `covering`: what is asked for may be a pattern itself. Raises `BadSubject` for what is none.
     """
 
-    __slots__ = ("_covering", "_matcher", "_remembered", "texts")
+    __slots__ = ("_covering", "_matcher", "_order", "_remembered", "texts")
 
     def __init__(self, texts: Iterable[str], *, covering: bool = False) -> None:
         self.texts = tuple(dict.fromkeys(map(check_pattern, texts)))
+        self._order: dict[str, int] = {}  # made with the matcher
         self._covering = covering
         self._matcher: SubjectMatcher[str] | None = None
         self._remembered: dict[str, bool] = {}
@@ -75,18 +76,18 @@ class Patterns:
             self._matcher = SubjectMatcher()
             for text in self.texts:
                 self._matcher.add(text, text)
+            self._order = {text: number for number, text in enumerate(self.texts)}
         return self._matcher
 
     def deciding(self, name: str) -> str | None:
         """Return the first pattern that allows this name; None where there is none."""
-        found: Iterable[str]
+        found: Iterable[str] = self._compiled().match(name)
         if self._covering and _is_open(name):
-            found = [text for text in self.texts if covers(text, name)]
-        else:
-            found = self._compiled().match(name)
+            # Taken for a name, a pattern is matched by all that cover it: its `*` by `*` alone.
+            found = [text for text in found if covers(text, name)]
         if is_reserved(name):
             found = [text for text in found if is_reserved(text)]
-        return min(found, key=self.texts.index, default=None)
+        return min(found, key=self._order.__getitem__, default=None)
 
 
 def _is_open(pattern: str) -> bool:

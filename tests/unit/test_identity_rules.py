@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from msgservice.core.subjects import matches
 from msgservice.errors import BadSubject
+from msgservice.identity import rules as rules_module
 from msgservice.identity.rules import EVERYTHING, REMEMBERED_MAX, VERBS, Rules, Verb, covers
 
 # `x` stands for every token that no pattern has.
@@ -78,6 +79,24 @@ def test_a_verb_allows_nothing_to_another() -> None:
         rules = Rules(**{verb: ["a"]})  # type: ignore[arg-type]  # one verb's name, drawn from all
         assert [verb] == [other for other in VERBS if rules.allows(other, "a")]
     assert ["relay"] == [other for other in VERBS if Rules(relay=True).allows(other, "a")]
+
+
+def test_a_pattern_is_held_against_rules_that_may_cover_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A peer asks for thousands in one HELLO, and a user may have a thousand rules."""
+    asked: list[tuple[str, str]] = []
+
+    def counted(allowed: str, narrow: str) -> bool:
+        asked.append((allowed, narrow))
+        return covers(allowed, narrow)
+
+    monkeypatch.setattr(rules_module, "covers", counted)
+    rules = Rules(receive=[*(f"stock.{number}.>" for number in range(1000)), "orders.>"])
+    assert all(rules.allows("receive", f"orders.{number}.*") for number in range(100))
+    assert not rules.allows("receive", "stock.>")
+    assert {"orders.>"} == {allowed for allowed, _ in asked}
+    assert 100 == len(asked)
 
 
 def test_the_deciding_rule_is_the_first_that_allows_as_it_was_written() -> None:
