@@ -8,10 +8,13 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent
 
+from msgservice.faces.sessions.departed import Departed
 from msgservice.faces.sessions.handlers import SessionMessage
+from msgservice.faces.sessions.hop import Account
+from msgservice.faces.sessions.incoming import Incoming
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.remote import Remote
-from tests.kit.sessions_world import SessionsWorld
+from tests.kit.sessions_world import HOST, SessionsWorld
 
 
 def joined(world: SessionsWorld, name: str, port: int, **options: Any) -> Remote:
@@ -137,3 +140,61 @@ def test_of_failures_that_who_left_has_not_heard_of_queue_bytes_are_kept_over_al
             failing[name].callback(None)
         world.done(sent.acknowledged())
     assert seen == ["a", "b"]
+
+
+class Counted(Incoming):
+    """An account of failures that counts who looks how many there are."""
+
+    looks = 0
+
+    @property
+    def failed_bytes(self) -> int:
+        Counted.looks += 1
+        return self._failed_bytes
+
+    @failed_bytes.setter
+    def failed_bytes(self, size: int) -> None:
+        self._failed_bytes = size
+
+
+class Leaving:
+    """A member that leaves with a failure of which its remote has not heard."""
+
+    is_ending, is_durable = True, False
+    address = HOST, 20_000
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.account = Account(SessionLimits())
+        self.account.was_confirmed = True
+        self.account.incoming = Counted()
+        self.account.incoming.done(1, "failed")
+
+
+def test_a_departure_with_failures_costs_the_same_however_many_have_left_before() -> None:
+    world, count = SessionsWorld(), 500
+    Counted.looks = 0
+    for number in range(count):
+        member: Any = Leaving(str(number))
+        world.central._put(member.key, member)
+        world.central.member_left(member, "gone")
+    assert count <= Counted.looks <= 10 * count
+
+
+def test_failures_that_come_when_their_remote_has_left_count_as_those_before() -> None:
+    departed = Departed(SessionLimits(queue_bytes=500))
+    accounts = {}
+    for key in ("a", "b", "c"):
+        accounts[key] = Account(SessionLimits())
+        departed.keep(key, accounts[key])
+    for key in ("a", "b", "c", "a"):
+        accounts[key].incoming.done(1, "x" * 100)  # 164 bytes each
+        departed.count_failures(key, accounts[key])
+    assert [key for key in accounts if departed.get(key)] == ["b", "c"]
+    departed.forget("b")
+    accounts["c"].incoming.done(1, "x" * 100)
+    departed.count_failures("c", accounts["c"])
+    departed.count_failures("b", accounts["b"])  # it is back: no longer of those
+    assert [key for key in accounts if departed.get(key)] == ["c"]
+    departed.keep("c", accounts["c"])
+    assert departed._failed_bytes == accounts["c"].incoming.failed_bytes == 328

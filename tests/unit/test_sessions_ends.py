@@ -511,6 +511,37 @@ def test_accept_may_give_one_answer_to_many(answer: Any, logged_failures: list[L
 
 
 @pytest.mark.parametrize("closes", [False, True])
+def test_many_hellos_of_one_connection_are_dialled_one_after_the_other(closes: bool) -> None:
+    """All at once they would hold up everybody; of who is gone no more than one is asked about."""
+    asked: list[Hello] = []
+
+    def accept(hello: Hello, inbound: Any) -> bool:
+        asked.append(hello)
+        return True
+
+    world = SessionsWorld(accept=accept)
+    peer = dial(world)
+    peer.say(*[Hello(20_000)] * 20, message("behind"))
+    if closes:
+        world.until(lambda: asked)
+        peer.transport.loseConnection()  # type: ignore[union-attr]  # it is connected
+    world.run(0.5)
+    assert 1 <= len(asked) <= 6
+    world.run(3.0)
+    assert len(asked) <= 6 if closes else len(asked) == 20
+    assert [m.content for m in world.at_central] == ["behind"]
+    assert not world.central._asked
+
+
+def test_a_pause_between_hellos_takes_nothing_of_the_time_to_answer_them() -> None:
+    world = SessionsWorld(limits=SessionLimits(join_timeout=0.05))
+    peer = dial(world)
+    peer.say(Hello(20_000), Hello(20_000), message("behind"))
+    world.run(0.3)
+    assert [m.content for m in world.at_central] == ["behind"]
+
+
+@pytest.mark.parametrize("closes", [False, True])
 def test_what_comes_behind_a_hello_that_accept_is_asked_about_is_bounded(closes: bool) -> None:
     later: Deferred[object] = Deferred()
     world = SessionsWorld(

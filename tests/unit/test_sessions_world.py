@@ -254,6 +254,22 @@ def test_a_hello_that_says_more_was_handled_than_was_sent_changes_nothing() -> N
     assert contents(world.at["shop"]) == [1, 2]
 
 
+def test_who_has_proven_to_be_a_remote_but_says_what_cannot_be_is_no_remote_that_left() -> None:
+    left: list[str] = []
+    world = SessionsWorld(on_left=lambda member, reason: left.append(reason))
+    remote = joined(world)
+    waiting = world.central.when_left("shop")
+    member = world.central.remotes["shop"]
+    remote._account.incoming.handled = 1_000  # beyond what was sent
+    for end in world.net.live():  # its client is cut, so it says hello again
+        if end.getPeer().port == world.CENTRAL_PORT:
+            world.net.break_off(end)
+    world.run(world.central._limits.join_timeout + 5.0)
+    assert (left, waiting.called, world.central._candidates) == ([], False, {})
+    assert world.central.remotes["shop"] is member
+    assert member.is_joined
+
+
 def test_what_a_callback_of_the_program_raises_leaves_no_connection_behind(
     logged_failures: list[LogEvent],
 ) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -33,11 +33,13 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.ssl import CertificateOptions
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import monotonic_of, timed, wall_of
 from msgservice.faces.sessions.content.codec import ISessionCodec
+from msgservice.faces.sessions.departed import Departed
 from msgservice.faces.sessions.durable import DurableRemotes
 from msgservice.faces.sessions.envelope import Ack, Heartbeat, Hello, Item, Joined, Message
 from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
@@ -64,6 +66,7 @@ from msgservice.faces.sessions.outgoing import Entry
 from msgservice.waiters import Waiters
 
 ENDED = "this central has ended"
+HELLO_SECONDS = 0.1  # from one hello of a connection to the next
 ARRIVING_SECONDS = 5.0  # since its last byte, that a message is taken to be on its way
 
 T = TypeVar("T")
@@ -188,8 +191,7 @@ class Central(Service):
         self._heard_over: dict[Member, Inbound] = {}  # the connection of its hello, while it stands
         # Who says to be a remote that is joined, and what puts it in that one's place.
         self._candidates: dict[Key, tuple[Member, Inbound, Callable[[], None]]] = {}
-        # Who has left may come back and go on where it was; the oldest is forgotten first.
-        self._left: OrderedDict[Key, Account] = OrderedDict()
+        self._left = Departed(self._limits)
         self._joins: _Events[Member] = _Events()
         self._leaves: _Events[tuple[Member, str]] = _Events()
         self._handlers = Handlers(reactor, on_message, threads=threads, limits=self._limits)
@@ -400,7 +402,7 @@ class Central(Service):
                     self._hello(inbound, item)
                 case Joined() if member is not None:
                     if item.session == member.session and self._is_candidate(member):
-                        self._candidates.pop(member.key)[2]()
+                        self._install(member)
                     member.joined(item.session)
                     self._prove(inbound, member)
                 case Ack() if member is not None:
@@ -465,6 +467,8 @@ class Central(Service):
             current = self._members.get(member.key)
             if current is not None:
                 current.handled(incoming)
+            elif failure is not None:
+                self._left.count_failures(member.key, member.account)
 
         if isinstance(outcome, Job):
             inbound.hold(size)
@@ -478,11 +482,19 @@ class Central(Service):
         if reason is not None:
             inbound.abort(f"hello is refused: {reason}")
             return
-        given: Deferred[Any] = maybeDeferred(self._accept, hello, inbound)
+        pause = 0.0
+        given: Deferred[Any]
+        if inbound.owner is None:
+            given = maybeDeferred(self._accept, hello, inbound)
+        elif inbound.is_lost:  # who said it is not heard any more, and says it on another one
+            return
+        else:  # each is dialled: many at once would hold up all others
+            pause = HELLO_SECONDS
+            given = deferLater(self._reactor, pause, maybeDeferred, self._accept, hello, inbound)
         asked: Deferred[Any] = Deferred(lambda _: given.cancel())
         self._asked[inbound] = asked, []
         given.addBoth(_hand_on, asked)
-        asked.addTimeout(self._limits.join_timeout, self._reactor)
+        asked.addTimeout(pause + self._limits.join_timeout, self._reactor)
         asked.addCallback(self._accepted, inbound, hello, host)
         asked.addErrback(self._not_accepted, inbound)
         asked.addCallback(self._answered, inbound)
@@ -562,7 +574,7 @@ class Central(Service):
             # It may raise, and nothing has changed then.
             account.begin(session, continues=continues, upto=upto)
             member.adopt(account)
-            self._left.pop(key, None)
+            self._left.forget(key)
             old = self._members.get(key)
             if old is not None:
                 old.replace()
@@ -583,6 +595,15 @@ class Central(Service):
 
     def _is_candidate(self, member: Member) -> bool:
         return self._candidates.get(member.key, (None,))[0] is member
+
+    def _install(self, member: Member) -> None:
+        """Put a candidate in the place of who was joined. Raises `BadAck`; it has ended then."""
+        install = self._candidates.pop(member.key)[2]
+        try:
+            install()
+        except BadAck:  # it has not left, since it was never there
+            member.replace()
+            raise
 
     def _drop_candidate(self, key: Key) -> None:
         if key in self._candidates:
@@ -655,26 +676,11 @@ class Central(Service):
             if not member.is_ending:  # else it would take itself for joined, and say no other hello
                 self._end_hearing(member, f"its remote has left: {reason}")
             if member.account.was_confirmed:  # else who never joins would let others be forgotten
-                self._left[member.key] = member.account
-                while len(self._left) > self._limits.sessions_kept:
-                    self._left.popitem(last=False)
-                if member.account.incoming.failed_bytes:
-                    self._forget_failures()
+                self._left.keep(member.key, member.account)
             if self._durable is not None and member.is_durable:
                 self._durable.detach(member)
         self._tell(self._on_left, member, reason)
         self._leaves.fire(member.key, (member, reason))
-
-    def _forget_failures(self) -> None:
-        """Forget who has left, oldest first, where the failures unheard of are too many."""
-        failed = {key: account.incoming.failed_bytes for key, account in self._left.items()}
-        total = sum(failed.values())
-        for key, size in failed.items():
-            if total <= self._limits.queue_bytes:
-                return
-            if size:
-                del self._left[key]
-                total -= size
 
     def is_arriving(self, member: Member) -> bool:
         """See `MemberUser`."""

@@ -124,6 +124,11 @@ class Inbound(TwistedProtocol):
         """Whether it has to do with the bytes that its listener counts as unfinished."""
         return self._unfinished > 0
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has ended, though what came before that may not be given yet."""
+        return self._lost is not None
+
     def prove(self) -> None:
         """Take it for who was meant: by what it says, it is the other end of a session.
 
