@@ -24,7 +24,7 @@ SCRAM_PLUS = "SCRAM-SHA-256-PLUS"
 # third of a second of a core; more would let a hostile node keep its clients busy.
 ITERATIONS_MIN = 4096
 ITERATIONS_MAX = 1_000_000
-# Some 35 ms for a client on every connection, and for each guess of who has stolen a record.
+# Some 35 ms for a client on its first connection, and for each guess of who has stolen a record.
 ITERATIONS = 100_000
 SALT_BYTES = 16
 SALT_BYTES_MIN = 12  # of a record made elsewhere, as the library has it

@@ -13,7 +13,7 @@ from msgservice.credentials import Credentials
 from msgservice.threads import in_daemon_thread
 
 if TYPE_CHECKING:
-    from msgservice.identity.client_exchange import ClientExchange, Login
+    from msgservice.identity.client_exchange import ClientExchange, Login, RememberedKeys
 
 
 THREADS_MAX = 4  # that compute logins at once, some 30 ms each
@@ -21,18 +21,24 @@ _KEPT = "_msgservice_logins"
 
 
 class LoginProver:
-    """Proves one login to nodes (`connection.Prover`). What takes long is computed in a thread."""
+    """Proves one login to nodes (`connection.Prover`). What takes long is computed in a thread.
+
+    Once for as long as a node asks for the same salt and iterations: the keys live as long as this.
+    """
 
     def __init__(self, reactor: IReactorTime, login: Login) -> None:
         self._reactor: Any = timed(reactor)  # the same one each time
         self._login = login
         self._turns = _turns_of(self._reactor)
+        self._keys: RememberedKeys | None = None
 
     def exchange(self, credentials: Credentials) -> ClientExchange:
         """Return the client's end of a login on a new connection."""
-        from msgservice.identity.client_exchange import ClientExchange
+        from msgservice.identity.client_exchange import ClientExchange, RememberedKeys
 
-        return ClientExchange(self._login, credentials)
+        if self._keys is None:
+            self._keys = RememberedKeys()
+        return ClientExchange(self._login, credentials, keys=self._keys)
 
     def compute(self, work: Callable[[], str]) -> Deferred[str]:
         """Fire with what `work` returns, without holding up the reactor.

@@ -1536,10 +1536,17 @@ _ALL = [
         catcher=_test("tests/unit/test_identity_logins.py", "lets_in_and_the_server"),
     ),
     Mutant(
+        name="keys-outlive-their-password",
+        at="msgservice.identity.client_exchange:RememberedKeys.known",
+        old="(kept.password, kept.salt, kept.iterations) != asked",
+        new="(kept.salt, kept.iterations) != asked[1:]",
+        catcher=_test("tests/unit/test_identity_logins.py", "that_are_asked_for"),
+    ),
+    Mutant(
         name="a-client-believes-any-server",
         at="msgservice.identity.client_exchange:ClientExchange._server_final",
-        old="self._scram.set_server_final(data.decode())",
-        new="data.decode()",
+        old="not hmac.compare_digest(proved,",
+        new="False and not hmac.compare_digest(proved,",
         catcher=_test("tests/unit/test_identity_logins.py", "is_not_believed"),
     ),
     Mutant(

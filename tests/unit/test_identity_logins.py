@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from scramp import ScramClient, ScramMechanism
 from scramp.utils import saslprep
+from twisted.internet.task import Clock
 
 from msgservice.core.frames import Auth, decode_frame
 from msgservice.credentials import Credentials
 from msgservice.errors import BadValue, NotAuthenticated
-from msgservice.identity.client_exchange import ClientExchange, Login
+from msgservice.identity.client_exchange import ClientExchange, Login, RememberedKeys, ScramKeys
 from msgservice.identity.passwords import ITERATIONS_MIN, PasswordRecord
-from msgservice.identity.server_exchange import ServerExchange
+from msgservice.identity.prover import LoginProver
+from msgservice.identity.server_exchange import BINDING, ServerExchange
 from msgservice.identity.steps import (
     AUTH_BYTES_MAX,
     Compute,
@@ -654,3 +658,132 @@ def test_a_mechanism_that_is_unknown_is_named() -> None:
     assert isinstance(step, Deny)
     assert "'PLAIN'" in str(step.error)
     assert "'PLAIN'" in step.why
+
+
+# --- again
+
+
+@pytest.fixture
+def derived(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int]]:
+    """The salts and iterations that keys were computed for."""
+    counted: list[tuple[bytes, int]] = []
+
+    def pbkdf2(name: str, password: bytes, salt: bytes, iterations: int) -> bytes:
+        counted.append((salt, iterations))
+        return hashlib.pbkdf2_hmac(name, password, salt, iterations)
+
+    class Hashes:
+        """`hashlib` of a client alone."""
+
+        sha256 = staticmethod(hashlib.sha256)
+        pbkdf2_hmac = staticmethod(pbkdf2)
+
+    monkeypatch.setattr("msgservice.identity.client_exchange.hashlib", Hashes)
+    return counted
+
+
+@pytest.mark.parametrize("credentials", [PLAIN, TLS], ids=["plain", "tls"])
+def test_who_logs_in_again_computes_no_key_again(
+    credentials: Credentials, derived: list[tuple[bytes, int]]
+) -> None:
+    prover = LoginProver(Clock(), SHOP)
+    for _ in range(3):
+        welcome, end = log_in(prover.exchange(credentials), server(credentials))
+        assert isinstance(welcome, Welcome)
+        assert Proven() == end
+    assert len(derived) == 1
+    log_in(LoginProver(Clock(), SHOP).exchange(PLAIN), server(PLAIN))
+    assert len(derived) == 2, "keys live longer than who logs in"
+
+
+def test_another_salt_is_computed_and_only_the_last_is_kept(
+    derived: list[tuple[bytes, int]],
+) -> None:
+    prover = LoginProver(Clock(), SHOP)
+    nodes = []
+    for _ in range(2):
+        record = PasswordRecord.of(PASSWORD, iterations=4096)
+        nodes.append(Users([User(name="shop", password=record)], secret=b"s" * 32))
+
+    def asked(users: Users) -> ServerExchange:
+        return ServerExchange(users, PLAIN, Throttle(), wall=lambda: 0, now=lambda: 0.0)
+
+    for users in (nodes[0], nodes[0], nodes[1], nodes[1], nodes[0]):
+        welcome, _ = log_in(prover.exchange(PLAIN), asked(users))
+        assert isinstance(welcome, Welcome)
+    assert len(derived) == 3
+    assert derived[0] == derived[2]
+    assert derived[0] != derived[1]
+
+
+def test_keys_are_those_of_the_password_the_salt_and_the_iterations_that_are_asked_for(
+    derived: list[tuple[bytes, int]],
+) -> None:
+    keys = RememberedKeys()
+
+    def log_in_with(password: str, iterations: int) -> None:
+        """Log in at a node whose record has this password, and the same salt as any."""
+        salt, stored_key, server_key, _ = ScramMechanism().make_auth_info(
+            password, iteration_count=iterations, salt=b"a salt of 16 byt"
+        )
+        record = PasswordRecord(
+            iterations=iterations, salt=salt, stored_key=stored_key, server_key=server_key
+        )
+        users = Users([User(name="shop", password=record)], secret=b"s" * 32)
+        node = ServerExchange(users, PLAIN, Throttle(), wall=lambda: 0, now=lambda: 0.0)
+        login = Login(user="shop", password=password)
+        welcome, _ = log_in(ClientExchange(login, PLAIN, keys=keys), node)
+        assert isinstance(welcome, Welcome)
+
+    for password, iterations in (("one", 4096), ("two", 4096), ("two", 4097), ("two", 4097)):
+        log_in_with(password, iterations)
+    assert [4096, 4096, 4097] == [asked for _, asked in derived]
+
+
+@given(
+    st.text(min_size=1, max_size=20),
+    st.binary(min_size=12, max_size=40),
+    st.integers(4096, 4200),
+    st.sampled_from([PLAIN, TLS]),
+)
+@example("pencil", b"a salt of 16 byt", 4096, PLAIN)
+@example("\u00ad\u2168 \u00a0=,", b"a salt of 16 byt", 4096, TLS)  # that are prepared
+def test_what_is_said_with_keys_is_what_the_library_says(
+    password: str, salt: bytes, iterations: int, credentials: Credentials
+) -> None:
+    try:
+        login = Login(user="a,b=c", password=password)
+    except BadValue:
+        assume(False)
+    keys = RememberedKeys()
+    for _ in range(2):  # computed, then known
+        client = ClientExchange(login, credentials, keys=keys)
+        first = client.begin().partition(b"\0")[2].decode()
+        mechanism, bound = "SCRAM-SHA-256", None
+        if credentials.binding is not None:
+            mechanism, bound = "SCRAM-SHA-256-PLUS", (BINDING, credentials.binding)
+        nonce = first.partition("r=")[2]
+        library = ScramClient([mechanism], login.user, password, bound, c_nonce=nonce)
+        assert library.get_client_first() == first
+        server_first = f"r={nonce}more,s={b64encode(salt).decode()},i={iterations}"
+        library.set_server_first(server_first)
+        assert library.get_client_final().encode() == said(client, server_first.encode())
+        signature = b64encode(library.server_signature).decode()
+        library.set_server_final(f"v={signature}")
+        assert Proven() == client.receive(f"v={signature}".encode())
+
+
+def test_no_key_is_kept_of_a_server_that_proves_nothing(derived: list[tuple[bytes, int]]) -> None:
+    keys = RememberedKeys()
+    for wrong in (b"v=" + b64encode(b"x" * 32), b"e=other-error", b"v=", b"", b"\xff"):
+        client = ClientExchange(SHOP, PLAIN, keys=keys)
+        nonce = client.begin().partition(b"r=")[2]
+        said(client, b"r=" + nonce + b"more,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096")
+        with pytest.raises(NotAuthenticated, match="the server does not know this password either"):
+            client.receive(wrong)
+    assert len(derived) == 5
+
+
+def test_no_key_is_shown() -> None:
+    keys = ScramKeys.derive("pencil", b"a salt of 16 byt", 4096)
+    assert repr(keys) == "ScramKeys(iterations=4096)"
