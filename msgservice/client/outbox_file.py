@@ -70,7 +70,7 @@ alter table head add column log_id text not null default '';
 _VERSION_4 = """
 alter table head add column turn integer not null default 0;
 """
-SCHEMA = Schema(0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4))  # "msob"
+SCHEMA = Schema(0x6D736F62, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4), sums_since=2)  # "msob"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

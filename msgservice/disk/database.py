@@ -17,7 +17,7 @@ from zlib import crc32
 import apsw
 import msgspec
 
-from msgservice.disk.files import OS, Files
+from msgservice.disk.files import OS, Files, write_whole
 from msgservice.disk.filesystem import REWRITING_FILESYSTEMS, filesystem_of
 from msgservice.errors import DataFolderUnusable, LogLocked
 
@@ -217,6 +217,9 @@ def _prepare_connection(db: apsw.Connection, *, readonly: bool) -> None:
         db.execute("pragma query_only = 1")
 
 
+_TABLES_AT = 40  # of a database's first page: the count that `pragma schema_version` tells
+
+
 def backup(db: apsw.Connection, target: Path, files: Files = OS) -> None:
     """Write a whole, synced copy of the database to `target`, replacing what is there.
 
@@ -229,9 +232,11 @@ def backup(db: apsw.Connection, target: Path, files: Files = OS) -> None:
     _check_room(target, needed, files)
     try:
         make_private(target, files)
-        _copy_pages(db, target)
-        descriptor = files.open(target, os.O_RDONLY)
+        tables = _copy_pages(db, target)
+        descriptor = files.open(target, os.O_RDWR)
         try:
+            # SQLite counts anew in a copy; an inbox says with each commit how far it was.
+            write_whole(files, descriptor, tables.to_bytes(4, "big"), _TABLES_AT)
             files.fsync(descriptor)
         finally:
             files.close(descriptor)
@@ -246,12 +251,14 @@ def backup(db: apsw.Connection, target: Path, files: Files = OS) -> None:
         raise
 
 
-def _copy_pages(db: apsw.Connection, target: Path) -> None:
+def _copy_pages(db: apsw.Connection, target: Path) -> int:
+    """Copy all pages; return how often tables were made or changed there (`schema_version`)."""
     # Inside a transaction that reads: otherwise a backup begins anew after every commit of another
     # connection, and under load never ends.
     db.execute("begin")
     try:
         one(db, "select count(*) from sqlite_schema")
+        tables: int = one(db, "pragma schema_version")
         copy = apsw.Connection(str(target), vfs=db.open_vfs)
         try:
             # It is removed where it is not whole: no journal that a kill would leave.
@@ -263,6 +270,7 @@ def _copy_pages(db: apsw.Connection, target: Path) -> None:
             copy.close()
     finally:
         db.execute("rollback")
+    return tables
 
 
 def _step(running: apsw.Backup) -> None:

@@ -151,6 +151,8 @@ class GuardedFile:
 
     def migrate(self, db: apsw.Connection, schema: Schema) -> None:
         """The file is brought to the newest version: `disk.migrations.migrate`."""
+        if not schema.keeps_sums(db):
+            self.pages.forget()
         self._notices = migrate(db, schema, self.path, self._files)
 
     def tell(self) -> None:

@@ -23,16 +23,23 @@ class Schema:
     """The versions that files of one kind have had.
 
     `steps`: SQL that leads to version 1, to 2, and so on. An empty one changes nothing in the file;
-    it is there so that an older program refuses it.
+    it is there so that an older program refuses it. `sums_since`: the first version whose programs
+    keep the sums of its pages. `brought_up`: SQL behind the steps, where a copy was made.
     """
 
     application: int
     steps: tuple[str, ...]
+    sums_since: int
+    brought_up: str = ""
 
     @property
     def newest(self) -> int:
         """The version that this program writes."""
         return len(self.steps)
+
+    def keeps_sums(self, db: apsw.Connection) -> bool:
+        """Whether the program that had the file last has kept the sums of its pages (or is new)."""
+        return not 0 < self.version_of(db) < self.sums_since
 
     def version_of(self, db: apsw.Connection) -> int:
         """The version of a file, 0 of a new one; `LogDamaged` where it is not of this kind."""
@@ -66,7 +73,7 @@ def migrate(db: apsw.Connection, schema: Schema, path: Path | None, files: Files
     try:
         with telling_full(db):
             db.execute("begin immediate")
-            for step in pending:
+            for step in (*pending, schema.brought_up if copy is not None else ""):
                 db.execute(step)
             db.pragma("user_version", newest)
             db.pragma("application_id", schema.application)

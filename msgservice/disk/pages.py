@@ -101,6 +101,7 @@ class PageSums:
         self._known = _Header(0, 0, b"", 0, ())
         self._had_wal: bool | None = None  # whether it was there; to open the file makes one
         self._is_begun = False
+        self._is_forgotten = False  # sums that are there are of before another program wrote
         self._is_anew = False  # the header is still to be written
         self._hidden: set[int] = set()  # pages that the write-ahead log brings: not compared
         self._next = 1  # the page to be looked at next
@@ -110,6 +111,13 @@ class PageSums:
         """Note the write-ahead log's presence: whether another program had the file open last."""
         if self._had_wal is None:
             self._had_wal = self._wal_path.exists()
+
+    def forget(self) -> None:
+        """Forget sums that are there: a program that keeps none has written since; before `begin`.
+
+        It was put back, with the copy of before it was brought up, and has left the mark file.
+        """
+        self._is_forgotten = True
 
     def begin(self, db: apsw.Connection) -> bool:
         """Read what is known, and compare the write-ahead log with it.
@@ -136,7 +144,7 @@ class PageSums:
         known = max((one for one in found if one is not None), default=None)
         self._last = one(db, "pragma page_count")
         is_foreign = known is not None and not self._had_wal
-        if known is None or is_foreign:
+        if known is None or is_foreign or self._is_forgotten:
             self._begin_anew(known or self._known)
         else:
             self._known = known

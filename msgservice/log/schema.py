@@ -172,6 +172,14 @@ update progress set removed_at = coalesce(
 where removed;
 """
 
+# How far it was: until more is stored its copy is all that it holds, and may take its place.
+BROUGHT_UP = "brought_up"
+_BROUGHT_UP = f"""
+insert or replace into meta values ('{BROUGHT_UP}', json_array(
+    coalesce((select cursor from progress where receiver = -1), 0),
+    coalesce((select max(number) from batch), (select saved from head))))
+"""  # noqa: S608
+
 
 SCHEMA = Schema(
     0x6D736773,  # "msgs"
@@ -186,4 +194,6 @@ SCHEMA = Schema(
         _VERSION_6,
         _VERSION_7,
     ),
+    sums_since=4,
+    brought_up=_BROUGHT_UP,
 )

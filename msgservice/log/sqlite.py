@@ -227,6 +227,8 @@ class SqliteLog(StoreLog):
             store.pages.note_files()
         store.connect()
         try:
+            if store.pages is not None and not SCHEMA.keeps_sums(store.db):
+                store.pages.forget()
             notices = migrate(store.db, SCHEMA, path, self._files)
             if is_new:
                 notices.append(

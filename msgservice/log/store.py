@@ -35,6 +35,7 @@ from msgservice.log.dedupe import forget_numbers
 from msgservice.log.entries import Age, Append, DropBatches, Entry, GrowOlder
 from msgservice.log.loading import load, snapshot
 from msgservice.log.removal import stage_removal
+from msgservice.log.schema import BROUGHT_UP
 from msgservice.log.staging import FULL_DELAY, Operation, save_operations, stage_age, stage_append
 from msgservice.log.state import Staged, State
 from msgservice.records import Appended, Audience, Group, Outcome, RefusedBatch, Room, Snapshot
@@ -92,6 +93,7 @@ class Store:
         self.watch_files: Callable[[], FileWatch] | None = None
         self._watch: FileWatch | None = None
         self._elapsed: int | None = None
+        self._brought_up: list[int] | None = None  # what `is_as_brought_up` is about
         # Never more in the WAL than what the low watermark keeps free for it.
         self._checkpoint_bytes = min(
             CHECKPOINT_BYTES, reserve.watermark if reserve is not None else CHECKPOINT_BYTES
@@ -121,6 +123,8 @@ class Store:
         """Read the committed state; raises `LogDamaged` where it does not hold together."""
         self._elapsed = None
         self.state = load(self.db, self._audiences)
+        found = one(self.db, "select value from meta where key = ?", (BROUGHT_UP,))
+        self._brought_up = None if found is None else msgspec.json.decode(found)
         if self.state.age >= self.age:  # else it is opened again, after a failure
             self.age, self._ages = self.state.age, self.state.ages
 
@@ -143,8 +147,19 @@ class Store:
             if self.pages is not None:
                 self.pages.close()
 
+    @property
+    def is_as_brought_up(self) -> bool:
+        """Whether nothing was stored since the log was brought up from an older version.
+
+        The copy of before can take its place so long (`disk.migrations`), for the mark that counts
+        what it lacks is not written: so nothing goes, and no age is noted, before something comes.
+        """
+        return self._brought_up == [self.state.commits, self.state.next_number - 1]
+
     def grow_older(self) -> None:
         """Write the age of the log, as far as no entry has said it: nothing else comes now."""
+        if self.is_as_brought_up:
+            return
         age = self.grown(at_least=1)
         if age is not None:
             self.apply(self.entry(GrowOlder, age))

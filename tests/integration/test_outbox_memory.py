@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
 from msgservice.client import outbox_file
 from msgservice.disk.database import connect
 from msgservice.disk.mark import Mark, MarkFile
-from msgservice.disk.migrations import Schema, migrate
+from msgservice.disk.migrations import migrate
 from msgservice.message import encode_bodies
 
 LEFT = 1_000_000
@@ -25,7 +26,7 @@ def leave(path: Path) -> None:
     row = (1, "left.new", None, 0, crc32(messages), messages)
     db = connect(str(path))
     schema = outbox_file.SCHEMA
-    migrate(db, Schema(schema.application, schema.steps[:1]), None)
+    migrate(db, replace(schema, steps=schema.steps[:1]), None)
     db.execute("begin")
     db.execute("insert into head values (1, 'left-behind', ?)", (LEFT,))
     db.executemany(

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -17,7 +18,6 @@ from msgservice.client.outbox_file import OutboxFile
 from msgservice.disk import database
 from msgservice.disk.filesystem import check_filesystem, filesystem_of
 from msgservice.disk.folder import Reserve
-from msgservice.disk.migrations import Schema
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogLocked
 from msgservice.limits import Limits
 from msgservice.log.copying import copy_log
@@ -155,7 +155,7 @@ def test_all_files_of_a_log_are_their_owners_alone(
     copy_log(log.folder, tmp_path / "copy")
     assert set(modes(tmp_path / "copy").values()) == {0o600}
     log.close()
-    longer = Schema(SCHEMA.application, (*SCHEMA.steps, "create table extra(a)"))
+    longer = replace(SCHEMA, steps=(*SCHEMA.steps, "create table extra(a)"))
     monkeypatch.setattr("msgservice.log.sqlite.SCHEMA", longer)
     Driver("sqlite", log.folder).open().close()
     assert modes(log.folder)[f"log.db.before-{longer.newest}"] == 0o600

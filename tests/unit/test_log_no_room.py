@@ -9,6 +9,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,6 @@ from msgservice.core.runs import producer_run
 from msgservice.disk import database
 from msgservice.disk.folder import Reserve
 from msgservice.disk.mark import MARKS_SIZE, Mark, MarkFile, MarkWriter
-from msgservice.disk.migrations import Schema
 from msgservice.errors import DataFolderUnusable, LogUnavailable
 from msgservice.limits import Limits
 from msgservice.log.copying import copy_log
@@ -225,7 +225,7 @@ def older_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     audience = log.log.audience([])
     log.append(*[make_batch(audience, n, [os.urandom(60_000)]) for n in range(1, 11)])
     log.close()
-    longer = Schema(SCHEMA.application, (*SCHEMA.steps, "create table extra(a)"))
+    longer = replace(SCHEMA, steps=(*SCHEMA.steps, "create table extra(a)"))
     monkeypatch.setattr("msgservice.log.sqlite.SCHEMA", longer)
     return names_in(folder)
 

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +22,7 @@ from twisted.logger import globalLogPublisher
 
 from msgservice.client import outbox_file
 from msgservice.client.outbox_file import OutboxFile
+from msgservice.disk.database import backup, connect
 from msgservice.disk.migrations import Schema, migrate
 from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
 from msgservice.log import sqlite
@@ -28,6 +30,7 @@ from msgservice.log.schema import SCHEMA
 from msgservice.log.sqlite import SqliteLog
 from msgservice.receiver.inbox import file as inbox_file
 from msgservice.receiver.inbox.file import InboxFile
+from msgservice.records import Group, ReceiverRow
 from tests.kit.simdisk import SimDisk, SimThreads
 from tests.powerloss.histories import LIMITS, Driver, Stopped
 
@@ -87,6 +90,31 @@ class Kind:
         driver.wait(opened.close())
         return found
 
+    def wait_and_stop(self, disk: SimDisk, group: Group | None = None) -> None:
+        """Open a log, let days pass in which it takes in this group alone, and close it."""
+        if self.kind != "log":
+            self.open(disk)
+            return
+        driver = Driver()
+        driver.disk = disk
+        clock: Any = driver.clock
+        log = SqliteLog(
+            disk.folder,
+            limits=LIMITS,
+            reactor=clock,
+            entropy=Random(1).randbytes,
+            vfs=disk.vfs,
+            files=disk.files,
+            threads=SimThreads(clock, lambda: 0.001),
+        )
+        driver.wait(log.open())
+        for hour in range(0, 60, 10):
+            while driver.wait(log.retain(hour * 3_600_000)):
+                pass
+            if group is not None and hour == 30:
+                driver.wait(log.append(group))
+        driver.wait(log.close())
+
     def dump_of(self, content: bytes, wal: bytes = b"") -> tuple[int, list[str]]:
         """The version of a file and all that is in it, as another program reads it."""
         self.root.mkdir(exist_ok=True)
@@ -126,7 +154,7 @@ def step(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Schema]
     """Add a step to the newest version."""
 
     def add(sql: str) -> Schema:
-        longer = Schema(kind.schema.application, (*kind.schema.steps, sql))
+        longer = replace(kind.schema, steps=(*kind.schema.steps, sql))
         monkeypatch.setattr(MODULES[kind.kind], "SCHEMA", longer)
         return longer
 
@@ -177,6 +205,85 @@ def test_the_copy_can_take_the_place_of_the_file(kind: Kind) -> None:
     if kind.kind == "inbox":
         del left[kind.name + ".mark"]  # version 1 had none
     assert kind.open(SimDisk(disk.root, Random(1), left)) == expected
+
+
+def test_a_file_that_was_put_back_and_used_is_brought_up_once_more(
+    kind: Kind, tmp_path: Path
+) -> None:
+    """The older program leaves the sums of pages that the newer one has noted as they are."""
+    disk = kind.disk()
+    expected = kind.open(disk)
+    left = {name: content for name, content in disk.copy().items() if "db-" not in name}
+    left[kind.name] = left.pop(f"{kind.name}.before-{kind.schema.newest}")
+    if kind.kind == "inbox":
+        del left[kind.name + ".mark"]  # version 1 had none
+    path = tmp_path / kind.name
+    path.write_bytes(left[kind.name])
+    db = connect(str(path))
+    db.execute("create table older(a)")
+    db.execute("insert into older select zeroblob(4000) from json_each('[1, 2, 3, 4, 5, 6, 7]')")
+    db.execute("drop table older")  # a file of as many pages, and more
+    db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    db.close()
+    left[kind.name], left[kind.name + "-wal"] = path.read_bytes(), b""
+    assert kind.open(SimDisk(disk.root, Random(1), left)) == expected
+
+
+def brought_up(kind: Kind, step: Callable[[str], Schema], monkeypatch: Any) -> tuple[SimDisk, Any]:
+    """A disk with a file that has a mark, one version up, where this is the older program again;
+    and what the file held."""
+    disk = kind.disk()
+    expected = kind.open(disk)
+    older = kind.schema
+    step("create table msgservice_more(a)")
+    kind.open(disk)
+    kind.wait_and_stop(disk)
+    kind.wait_and_stop(disk)
+    monkeypatch.setattr(MODULES[kind.kind], "SCHEMA", older)
+    return disk, expected
+
+
+def put_back(kind: Kind, disk: SimDisk) -> SimDisk:
+    left = {name: content for name, content in disk.copy().items() if "db-" not in name}
+    left[kind.name] = left[f"{kind.name}.before-{kind.schema.newest + 1}"]
+    return SimDisk(disk.root, Random(1), left)
+
+
+def test_a_copy_takes_the_place_of_a_file_that_has_taken_nothing_in_since(
+    kind: Kind, step: Callable[[str], Schema], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the newer program was started, stood by and was stopped: its mark says what the
+    copy has."""
+    disk, expected = brought_up(kind, step, monkeypatch)
+    assert kind.open(put_back(kind, disk)) == expected
+
+
+def test_a_copy_counts_changes_of_tables_as_the_file_does(tmp_path: Path) -> None:
+    """An inbox says with each commit how many there were: SQLite's backup begins to count anew."""
+    db = connect(str(tmp_path / "of.db"))
+    for name in "abc":
+        db.execute(f"create table {name}(a)")
+    backup(db, tmp_path / "copy.db")
+    copy = connect(str(tmp_path / "copy.db"))
+    assert copy.pragma("schema_version") == db.pragma("schema_version") > 1
+    assert copy.pragma("integrity_check") == "ok"
+    copy.close()
+    db.close()
+
+
+def test_a_copy_does_not_take_the_place_of_a_log_that_has_taken_something_in(
+    step: Callable[[str], Schema], monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    if kind.kind != "log":
+        pytest.skip("its marks count what is taken in and nothing else")
+    disk, _ = brought_up(kind, step, monkeypatch)
+    longer = replace(kind.schema, steps=(*kind.schema.steps, "never run again"))
+    older = kind.schema
+    monkeypatch.setattr(MODULES[kind.kind], "SCHEMA", longer)
+    kind.wait_and_stop(disk, Group(receivers=[ReceiverRow(number=99, name="r99", cursor=-1)]))
+    monkeypatch.setattr(MODULES[kind.kind], "SCHEMA", older)
+    with pytest.raises(LogDamaged, match="are missing"):
+        kind.open(put_back(kind, disk))
 
 
 def test_a_step_that_changes_nothing_makes_no_copy(
@@ -284,7 +391,7 @@ def test_who_was_removed_before_logs_said_when_was_so_at_the_upgrade(age: int | 
     """His dead letters stay for as long from then on; older logs' ages are the newest stamps."""
     schema = SCHEMA
     db = apsw.Connection(":memory:")
-    migrate(db, Schema(schema.application, schema.steps[:6]), None)
+    migrate(db, replace(schema, steps=schema.steps[:6]), None)
     if age is not None:
         db.execute("insert into meta values ('age', ?)", (age,))
     db.execute("insert into finished values (1, 1, 1, 1, 3, '', 50000)")

@@ -69,7 +69,7 @@ _VERSION_3 = ""
 _VERSION_4 = """
 alter table msgservice_head add column turn integer not null default 0;
 """
-SCHEMA = Schema(0x6D736962, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4))  # "msib"
+SCHEMA = Schema(0x6D736962, (_TABLES, _VERSION_2, _VERSION_3, _VERSION_4), sums_since=3)  # "msib"
 # Our own statements carry a mark, so that the same words from a handler are another statement:
 # a prepared one is not checked again by the authorizer.
 _OWN = " /* msgservice */"
