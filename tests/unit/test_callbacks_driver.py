@@ -121,6 +121,30 @@ def test_a_callback_that_returns_a_generator_has_not_run_and_failed(
     logged_failures.clear()
 
 
+def test_one_deferred_for_several_requests_answers_each_of_them(
+    logged_failures: list[LogEvent],
+) -> None:
+    """The first alone had the value, and the others had None for it."""
+    alone = Alone()
+    found: Deferred[str] = Deferred()
+    missing: Deferred[str] = Deferred()
+    alone.registry.request_callback("find")(lambda connection: found)
+    alone.registry.request_callback("miss")(lambda connection: missing)
+    alone.registry.message_callback("do")(lambda connection: missing)
+    wire = alone.connect()
+    before = len(wire.sent)
+    for number in ("0001", "0002"):
+        alone.driver.wire_received(ENCODER.request("find", number, [], None))
+        alone.driver.wire_received(ENCODER.request("miss", number, [], None))
+    alone.driver.wire_received(ENCODER.action("do", [], None))
+    found.callback("here")
+    missing.errback(KeyError("gone"))
+    answers = b"".join(ENCODER.response("find", number, "here") for number in ("0001", "0002"))
+    assert answers == wire.sent[before:]
+    assert 3 == len(logged_failures)
+    logged_failures.clear()
+
+
 def test_a_newer_wire_takes_the_place_of_the_one_before() -> None:
     alone = Alone()
     first, second = alone.connect(), alone.connect()

@@ -445,6 +445,24 @@ def test_a_handlers_deferred_that_fails_is_an_error_too(expected: list[LogEvent]
     assert isinstance(result_of(d), HandlerFailed)
 
 
+def test_one_deferred_for_several_messages_answers_each_of_them(expected: list[LogEvent]) -> None:
+    """As a lookup that all of them wait for: the first alone had its reply, or its failure."""
+    net = Net()
+    a, b = pair(net)
+    found: Deferred[bytes] = Deferred()
+    missing: Deferred[bytes] = Deferred()
+    b.answer = lambda data: found if data == b"found" else missing
+    well = [a.send_message(b"found", B) for _ in range(3)]
+    badly = [a.send_message(b"missing", B) for _ in range(3)]
+    net.run(1)
+    found.callback(b"here")
+    missing.errback(KeyError("gone"))
+    net.run(1)
+
+    assert [b"here"] * 3 == [result_of(d) for d in well]
+    assert ["KeyError: 'gone'"] * 3 == [result_of(d).reason for d in badly]
+
+
 def test_F13_a_handler_that_returns_text_is_an_error_that_says_so() -> None:
     net = Net()
     a, b = pair(net)

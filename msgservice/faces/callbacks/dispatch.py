@@ -37,6 +37,7 @@ from msgservice.faces.callbacks.protocol.events import (
 )
 from msgservice.faces.callbacks.protocol.peer import CallbackPeer
 from msgservice.faces.callbacks.registry import CallbackRegistry
+from msgservice.waiters import followed
 
 REFUSE_AT = 10  # times running_max
 
@@ -243,7 +244,7 @@ class Dispatcher:
 def awaited(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call; a coroutine that is returned is run."""
     result = _run(function, *args, **kwargs)
-    return deferred(result) if iscoroutine(result) else result
+    return deferred(result) if isinstance(result, Deferred) or iscoroutine(result) else result
 
 
 def _run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -254,8 +255,8 @@ def _run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def deferred(result: "Deferred[Any] | Coroutine[Any, Any, Any]") -> "Deferred[Any]":
-    """Return the Deferred of what a callback returned."""
-    return result if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
+    """Return the Deferred of what a callback returned: the same may be returned for others too."""
+    return followed(result) if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
 
 
 def _kind(failure: Failure) -> str:

@@ -20,9 +20,8 @@ from msgservice.core.datagram.endpoint import Endpoint
 from msgservice.core.datagram.receiver import Delivery
 from msgservice.core.datagram.session import Session
 from msgservice.core.datagram.wire import REPLY_FAILED, REPLY_OK
-from msgservice.errors import (
-    MessageTooLarge,
-)
+from msgservice.errors import MessageTooLarge
+from msgservice.waiters import followed
 
 Result = bytes | None | Deferred[bytes | None] | Coroutine[Any, Any, bytes | None]
 
@@ -119,7 +118,8 @@ class Handling:
         if type(result) is bytes:
             self._reply(result, session, nonce, size)
         elif isinstance(result, Deferred) or iscoroutine(result):
-            d = result if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
+            # The same Deferred may be the reply to other messages too.
+            d = followed(result) if isinstance(result, Deferred) else Deferred.fromCoroutine(result)
             d.addBoth(self._later_result, session, nonce, size)
             d.addErrback(
                 lambda f: self._log.failure("answer to {address}", f, address=session.address)
