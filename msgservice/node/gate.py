@@ -409,7 +409,7 @@ class Gate:
                 times="" if count == 1 else f" {count} times, the last time",
             )
 
-        self._seldom.say(("turned away", who.principal.user, address, shown), tell)
+        self._seldom.say(("turned away", address, shown), tell, kind=who.principal.user)
 
     def _warn_of_tokens(self) -> None:
         """Say which tokens expire soon; looked at when read, and as logins by tokens come."""
@@ -445,7 +445,8 @@ class Gate:
                 times="" if count == 1 else f" ({count} times)",
             )
 
-        self._seldom.say(("came", who.principal.user, who.principal.how, address, name), tell)
+        thing = ("came", who.principal.how, address, name)
+        self._seldom.say(thing, tell, kind=who.principal.user)
 
     def _denied(self, denied: Deny, address: str) -> None:
         user, why = one_line(denied.user)[:SHOWN], one_line(denied.why)[:SHOWN]
@@ -459,7 +460,13 @@ class Gate:
                 why=why,
             )
 
-        self._seldom.say(("denied", user, address), tell)
+        # Whoever makes up names keeps no line about a user that there is out of the log.
+        is_known = self._users is not None and denied.user in self._users
+        self._seldom.say(("denied", user, address), tell, kind=("denied", is_known))
+
+    def stop(self) -> None:
+        """Tell what was counted; from now on nothing is told of who comes, and no timer is left."""
+        self._seldom.stop()
 
 
 class Login:

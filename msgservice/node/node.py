@@ -413,6 +413,7 @@ class Node(Service):
             parts.intake.stop()
             parts.dead_letters.stop()
             parts.seldom.stop()
+            parts.gate.stop()
         await self.log.close()
         self._logger.info("stopped")
 

@@ -419,6 +419,12 @@ class Peer:
     # --- what the node does with it
 
     @property
+    def user(self) -> str:
+        """The user that its peer is known to be; empty: nobody yet, or whoever is believed."""
+        known = self.principal if self._guest is None else self._guest.allowed.principal
+        return "" if known is None else known.user
+
+    @property
     def is_dialled(self) -> bool:
         """Whether the node made the connection."""
         return self._dialled is not None

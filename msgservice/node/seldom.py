@@ -5,41 +5,51 @@ When they come, and how many. What they say is the business of whoever has somet
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 PERIOD = 60.0  # seconds between two lines about the same thing
-THINGS_MAX = 100  # of which there are lines in one period; those beyond are counted together
+THINGS_MAX = 100  # of each kind, of which there are lines in one period; others are only counted
 
 
 class Seldom:
-    """The lines of a node about what may happen often, at most two a period about one thing."""
+    """The lines of a node about what may happen often, at most two a period about one thing.
+
+    Of each kind of things there are so many lines: whoever can make one kind happen, strangers say,
+    keeps no line of another kind away. Kinds are the callers' to choose, and few.
+    """
 
     _logger = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        # Thing -> what happened since its line: how often, and how to tell the last of it.
-        self._said: dict[Hashable, tuple[int, Callable[[int], None]]] = {}
+        # Kind and thing -> what happened since its line: how often, and how to tell the last of it.
+        self._said: dict[tuple[Hashable, Hashable], tuple[int, Callable[[int], None]]] = {}
+        self._kinds: Counter[Hashable] = Counter()  # things of each kind in there
         self._beyond = 0
         self._timer: IDelayedCall | None = None
         self._is_stopped = False
 
-    def say(self, thing: Hashable, tell: Callable[[int], None], count: int = 1) -> None:
+    def say(
+        self, thing: Hashable, tell: Callable[[int], None], count: int = 1, *, kind: Hashable = ""
+    ) -> None:
         """Write a line about `thing`, which happened `count` times: now, or when its period ends.
 
         `tell(count)` writes it. What comes before the period has ended is told by the last of
-        these, once, with the number of all.
+        these, once, with the number of all. `kind`: things of one kind are counted together.
         """
         if self._is_stopped:
             return
-        known = self._said.get(thing)
+        key = (kind, thing)
+        known = self._said.get(key)
         if known is not None:
-            self._said[thing] = (known[0] + count, tell)
-        elif len(self._said) < THINGS_MAX:
-            self._said[thing] = (0, tell)
+            self._said[key] = (known[0] + count, tell)
+        elif self._kinds[kind] < THINGS_MAX:
+            self._kinds[kind] += 1
+            self._said[key] = (0, tell)
             tell(count)
         else:
             self._beyond += count
@@ -58,12 +68,14 @@ class Seldom:
             tell(count)
         if self._beyond:
             self._logger.info(
-                "{count} more such lines were left out: a minute has lines about {things} things",
+                "{count} more such lines were left out: a minute has lines about {things} things of"
+                " a kind",
                 count=self._beyond,
                 things=THINGS_MAX,
             )
         self._beyond = 0
-        self._said = {thing: (0, tell) for thing, (_, tell) in waiting.items()}
+        self._said = {key: (0, tell) for key, (_, tell) in waiting.items()}
+        self._kinds = Counter(kind for kind, _ in waiting)
         return bool(waiting)
 
     def stop(self) -> None:
@@ -71,6 +83,7 @@ class Seldom:
         self._is_stopped = True
         self._flush()
         self._said = {}
+        self._kinds.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -73,7 +73,9 @@ class Visits:
                 count=count,
             )
 
-        self._seldom.say((what, kind, name, level), tell)
+        # Who is nobody yet keeps no line about users out of the log, nor one user those of others.
+        whose = (peer.user, peer.is_dialled)
+        self._seldom.say((what, kind, name, level), tell, kind=whose)
 
     def stop(self) -> None:
         """The node stops: that everybody goes needs no lines."""

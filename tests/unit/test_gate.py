@@ -26,6 +26,7 @@ from msgservice.identity.steps import Compute, Proven, Say, Welcome
 from msgservice.identity.tokens import new_token
 from msgservice.identity.users import User
 from msgservice.node.gate import LISTENER, NAMESPACE, OWN, Door, Gate, Pass
+from msgservice.node.seldom import THINGS_MAX
 from msgservice.records import ReceiverRow
 from tests.kit.passes import HERE, THERE, a_gate, of_program, of_user, users_of
 
@@ -494,3 +495,40 @@ def test_who_came_who_was_turned_away_and_who_changed_something_is_told_once() -
         " 'audit': that is none of its names",
         'user shop (process) at this process: receivers.remove {"name":"x y"}',
     ] == lines
+
+
+def guess(gate: Gate, user: str) -> None:
+    """Fail to log in as this user."""
+    login = gate.login(HERE)
+    for said in (f"SCRAM-SHA-256\0n,,n={user},r=abc", "c=biws,r=x,p=AAAA"):
+        login.receive(said.encode()).addErrback(lambda denied: denied.trap(NotAuthenticated))
+
+
+def test_a_stranger_that_makes_up_names_keeps_no_line_about_users_out_of_the_log() -> None:
+    clock = Clock()
+    gate = a_gate(SHOP, clock=clock)
+    for number in range(2 * THINGS_MAX):
+        guess(gate, f"made-up-{number}")
+    with capturedLogs() as events:
+        guess(gate, "shop")
+        of_user(gate, "shop", "shop.till")
+        with pytest.raises(NotAllowed):
+            of_user(gate, "shop", "audit")
+    lines = [formatEvent(event) for event in events]
+    assert ["login of user 'shop'", "is shop.till", "was not let in"] == [
+        words
+        for line in lines
+        for words in ("login of user 'shop'", "is shop.till", "was not let in")
+        if words in line
+    ]
+
+
+def test_a_gate_that_is_closed_tells_what_it_counted_and_leaves_no_timer() -> None:
+    clock = Clock()
+    gate = a_gate(SHOP, clock=clock)
+    with capturedLogs() as events:
+        for _ in range(3):
+            of_user(gate, "shop", "shop.till")
+        gate.stop()
+    assert formatEvent(events[-1]).endswith("is shop.till (2 times)")
+    assert [] == clock.getDelayedCalls()

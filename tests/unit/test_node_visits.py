@@ -7,10 +7,13 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, LogLevel, formatEvent
 
 from msgservice.core.frames import BYE_SETTLED, Ack
+from msgservice.identity.users import User
 from msgservice.limits import Limits
+from msgservice.node.gate import LISTENER
 from msgservice.node.seldom import PERIOD, THINGS_MAX
 from tests.kit.channels import Recorder, connect_locally
 from tests.kit.nodes import NodeWorld
+from tests.kit.passes import HERE, users_of
 
 ALL = {"subjects": [">"]}
 
@@ -111,6 +114,19 @@ def test_a_flood_of_connections_writes_few_lines(name: str, logged: list[LogEven
     else:
         world.settle(PERIOD)
         assert lines(logged, "more such lines were left out")
+
+
+def test_who_is_nobody_keeps_no_line_about_users_out_of_the_log(logged: list[LogEvent]) -> None:
+    world = NodeWorld()
+    world.node.reload_users(users_of(User(name="shop")))
+    for number in range(2 * THINGS_MAX):
+        world.peer(f"made-up-{number}", door=LISTENER, shown=HERE)
+    shop = world.node.client("shop", principal="shop")
+    world.settle()
+    assert lines(logged, "sender shop has come, from this process")
+    shop.close()
+    world.settle()
+    assert lines(logged, "sender shop at this process (shop) has gone")
 
 
 def test_a_node_that_stops_does_not_say_that_everybody_goes(logged: list[LogEvent]) -> None:

@@ -14,8 +14,8 @@ class Said:
         self.seldom = Seldom(self.clock)
         self.lines: list[tuple[str, int]] = []
 
-    def happens(self, thing: str, words: str, count: int = 1) -> None:
-        self.seldom.say(thing, lambda number: self.lines.append((words, number)), count)
+    def happens(self, thing: str, words: str, count: int = 1, kind: str = "") -> None:
+        self.seldom.say(thing, lambda number: self.lines.append((words, number)), count, kind=kind)
 
 
 def test_the_first_is_said_at_once_and_the_last_with_the_number_of_all_others() -> None:
@@ -55,6 +55,20 @@ def test_however_many_things_there_are_lines_and_memory_are_bounded(logged: list
     (beyond,) = [formatEvent(event) for event in logged]
     assert beyond.startswith(f"{10_000 - THINGS_MAX} more such lines")
     assert said.seldom._said == {}
+
+
+def test_things_of_one_kind_keep_no_line_about_another_away() -> None:
+    said = Said()
+    for _ in range(2):
+        for number in range(2 * THINGS_MAX):
+            said.happens(f"thing-{number}", "made up", kind="strangers")
+        said.happens("thing-0", "known", kind="users")
+        assert ("known", 1) == said.lines[-1]
+        said.clock.advance(PERIOD)
+        assert 2 * THINGS_MAX + 1 > len(said.lines)
+        said.lines.clear()
+        said.clock.advance(PERIOD)
+        said.lines.clear()
 
 
 def test_who_stops_says_what_was_counted_and_leaves_no_timer() -> None:
