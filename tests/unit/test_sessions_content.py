@@ -511,6 +511,22 @@ def test_the_arguments_that_older_pythons_leave_to_the_receiver(
     assert message(RecordsCodec().decode(record(msg=msg, args=args))).content == content
 
 
+def test_a_long_text_with_arguments_takes_no_memory_beside_its_own() -> None:
+    text = "x" * 1_000_000
+    payload = record(msg=text + "%s", args=("end",))
+    tracemalloc.start()
+    try:
+        found = message(RecordsCodec().decode(payload)).content
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == text + "end"
+    assert peak < 10 * len(text)  # a hundred times that it was
+    text = "%s" * 10_001
+    found = message(RecordsCodec().decode(record(msg=text, args=("x",) * 10_001))).content
+    assert found == text
+
+
 def test_text_is_not_made_large_by_its_arguments() -> None:
     text, value = "%(a)s" * 20_000, "x" * 20_000
     assert len(text) // 5 * len(value) > FORMATTED_MAX
@@ -763,6 +779,17 @@ def test_keys_that_collide_are_refused_before_they_are_compared() -> None:
         )
 
 
+def test_long_arrays_as_keys_count_as_more_numbers() -> None:
+    """Keys that collide are compared up to where they differ."""
+    codec = SafeCodec()
+    keys = [([0] * 2_000, pair) for pair in pairs_that_collide(400)]
+    body = b"\xde" + struct.pack(">H", len(keys)) + b"".join(pack(key) + b"\xc0" for key in keys)
+    with pytest.raises(BadPayload, match="5000 numbers as keys"):
+        codec.decode(codec.message(body, None, None))
+    few = {(("shop", "x" * 40), n): None for n in range(1_000)}
+    assert codec.decode(codec.message(codec.prepare(few), None, None)) == Message(few)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_keys_are_counted_in_whatever_is_around_them(
     seed: int, monkeypatch: pytest.MonkeyPatch
@@ -802,9 +829,15 @@ def test_keys_are_counted_in_whatever_is_around_them(
             case 0:
                 return [value(depth - 1) for _ in range(count)]
             case 1:
-                keys = [draw.choice([1.5 + n, f"{n}", 10**n, (n, "x")]) for n in range(count)]
+                keys = dict.fromkeys(
+                    draw.choice([1.5 + n, f"{n}", 10**n, (n, "x"), (n, ("x" * 62,)), ()])
+                    for n in range(count)
+                )
                 weights: dict[object, int] = {str: 0, tuple: 3}
-                numbers = sum(weights.get(type(key), 1) for key in keys)
+                numbers = sum(
+                    weights.get(type(key), 1) + isinstance(key, tuple) * (len(pack(key)) // 64)
+                    for key in keys
+                )
                 if numbers > 2:
                     sums.append(numbers**2)
                 return {key: value(depth - 1) for key in keys}

@@ -556,13 +556,24 @@ def test_numbers_in_many_mappings_and_in_tuples_as_keys_are_counted_too() -> Non
         loads(b"\x80\x02](" + mapping * 30 + b"e.")
 
 
+@pytest.mark.parametrize("within", [b"%s%s\x86", b"(%s%s\x86\x91", b"(%s\x85%s\x86t"])
+def test_long_texts_beside_numbers_in_keys_count_as_more_of_them(within: bytes) -> None:
+    """Keys that collide are compared up to where they differ."""
+    text = b"X" + (2_000).to_bytes(4, "little") + b"x" * 2_000
+    keys = [within % (text, numbers_in(number)) for number in range(1, restricted.TUPLES_MAX + 2)]
+    with pytest.raises(BadPayload, match="numbers as keys or members"):
+        loads(b"\x80\x04}(" + b"N".join([*keys, b""]) + b"u.")
+    few = loads(b"\x80\x04}(" + b"N".join([*keys[:10], b""]) + b"u.")
+    assert len(few) == 10
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_many_numbers_that_are_no_keys_and_many_texts_that_are_come_through(protocol: int) -> None:
     value = {
         "list": list(range(20_000)),
         "rows": [{"id": n, "pair": (n, 1.5)} for n in range(3_000)],
         "texts": {f"{n}": n for n in range(20_000)},
-        "pairs": {("a", f"{n}"): n for n in range(2_000)},
+        "pairs": {("a", f"{n}", "x" * 100): n for n in range(8_000)},
         "set": {f"{n}" for n in range(6_000)},
         "numbers": {n: n for n in range(4_000)},
     }

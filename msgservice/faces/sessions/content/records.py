@@ -42,9 +42,8 @@ _MARKS = frozenset({"name", "levelno"})  # a log record has one of these
 _TAKEN = frozenset({str, float, bool, type(None)})  # by every receiver
 _SCALARS = _TAKEN | {int}
 # Conversions with a width and a precision of two digits at most.
-_is_modest = re.compile(
-    r"(?:[^%]|%(?:\(\w+\))?[#0\- +]*\d{0,2}(?:\.\d{1,2})?[diouxXeEfFgGcrsa%])*", re.DOTALL
-).fullmatch
+_without_modest = re.compile(r"%(?:\(\w+\))?[#0\- +]*\d{0,2}(?:\.\d{1,2})?[diouxXeEfFgGcrsa%]").sub
+CONVERSIONS_MAX = 10_000  # each takes its time, and no log record has as many
 
 
 @implementer(ISessionCodec)
@@ -239,10 +238,13 @@ _number = re.compile(
 def _formatted(text: str, arguments: Any) -> str:
     """Return text with its arguments, as loggers before Python 3 left it to the receiver.
 
-    Unless it might grow: by a width that the text asks for, or by what is in the arguments.
+    Unless it might grow: by a width that the text asks for, or by what is in the arguments; and
+    unless there are too many of them.
     """
     values = arguments.values() if isinstance(arguments, dict) else arguments
-    if not _SCALARS.issuperset(map(type, values)) or _is_modest(text) is None:
+    if not _SCALARS.issuperset(map(type, values)) or text.count("%") > CONVERSIONS_MAX:
+        return text
+    if "%" in _without_modest("", text):
         return text
     if isinstance(arguments, dict):  # each may be named any number of times
         longest = max([len(value) for value in values if isinstance(value, str)], default=0)

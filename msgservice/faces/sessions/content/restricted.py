@@ -30,6 +30,7 @@ HASHED_PER_BYTE = 4
 # meant, and each is compared with each. There may be so many as keys of one mapping or members of
 # one set; of more mappings and sets less in each, so that the sum of squares is no larger.
 NUMBERS_MAX = 5_000
+NUMBER_BYTES = 64  # of text beside numbers count as one more: it takes longer to compare
 DIGITS_MAX = 39  # of an integer of 128 bits, as text: a UUID is one
 LONG_BYTES_MAX = 17
 
@@ -272,7 +273,8 @@ def _check_keys(payload: bytes) -> None:
         if effect == " ":
             stack.append(_PLAIN)
         elif effect == '"':
-            stack.append(_TEXT_VALUE)
+            size = at - begin
+            stack.append(_TEXT_VALUE if size < NUMBER_BYTES else _text(size))
         elif effect == "p":
             memo[_index(payload, begin, at, opcode, len(memo))] = stack[-1]
         elif effect == "g":
@@ -285,19 +287,22 @@ def _check_keys(payload: bytes) -> None:
                 raise IndexError
             items = stack[base:]
             del stack[base:]
-            depth = count = numbers = 0
+            depth = count = numbers = sizes = 0
             for item in items:
-                below, inside, inside_numbers, _, _ = item
+                below, inside, inside_numbers, _, _, size = item
                 depth = max(depth, below)
                 count += inside
                 numbers += inside_numbers
+                sizes += size
                 item[_IS_SEALED] = 1
             if depth >= DEPTH_MAX:
                 _refuse(f"it is nested more than {DEPTH_MAX} deep")
             if not items:
                 numbers = 1
-            count = min(count + 1, _COUNT_MAX)
-            stack.append([depth + 1, count, min(numbers, _COUNT_MAX), 0, 1])
+            if numbers:  # of texts alone nobody knows the hash
+                numbers, sizes = numbers + sizes, 0
+            count, numbers = min(count + 1, _COUNT_MAX), min(numbers, _COUNT_MAX)
+            stack.append([depth + 1, count, numbers, 0, 1, min(sizes, _COUNT_MAX)])
         else:
             values, compared = _follow(effect, stack, marks)
             hashed += values
@@ -311,11 +316,12 @@ def _check_keys(payload: bytes) -> None:
 
 
 # How deep, how many values, how many of these are no text, how many such it has as keys or members,
-# and whether it may grow no more. A list, as containers grow.
+# whether it may grow no more, and for how many numbers its text counts where it is beside some. A
+# list, as containers grow.
 _Weight = list[int]
-_DEPTH, _COUNT, _NUMBERS, _KEYS, _IS_SEALED = range(5)
-_PLAIN: _Weight = [0, 1, 1, 0, 1]
-_TEXT_VALUE: _Weight = [0, 1, 0, 0, 1]
+_DEPTH, _COUNT, _NUMBERS, _KEYS, _IS_SEALED, _SIZE = range(6)
+_PLAIN: _Weight = [0, 1, 1, 0, 1, 0]
+_TEXT_VALUE: _Weight = [0, 1, 0, 0, 1, 0]
 _COUNT_MAX = 2**62  # above any limit, and counting goes no further
 
 # What opcodes do to the stack: nothing, push a value, or as the opcode that stands for them.
@@ -387,7 +393,11 @@ def _follow(effect: str, stack: list[_Weight], marks: list[int]) -> tuple[int, i
 
 
 def _container() -> _Weight:
-    return [0, 1, 0, 0, 0]
+    return [0, 1, 0, 0, 0, 0]
+
+
+def _text(size: int) -> _Weight:
+    return [*_TEXT_VALUE[:_SIZE], size // NUMBER_BYTES]
 
 
 def _grow(container: _Weight, items: list[_Weight]) -> None:
@@ -395,12 +405,16 @@ def _grow(container: _Weight, items: list[_Weight]) -> None:
         return
     if container[_IS_SEALED]:
         _refuse("something put into what holds nothing, or is in something else already")
-    count, numbers = container[_COUNT], container[_NUMBERS]
+    count, numbers, sizes = container[_COUNT], container[_NUMBERS], container[_SIZE]
     for item in items:
         count += item[_COUNT]
         numbers += item[_NUMBERS]
+        sizes += item[_SIZE]
         item[_IS_SEALED] = 1
+    if numbers:
+        numbers, sizes = numbers + sizes, 0
     container[_COUNT], container[_NUMBERS] = min(count, _COUNT_MAX), min(numbers, _COUNT_MAX)
+    container[_SIZE] = min(sizes, _COUNT_MAX)
 
 
 def _index(payload: bytes, at: int, end: int, opcode: int, next_index: int) -> int:

@@ -7,6 +7,7 @@ A payload is an array: `[0, session, number, content]`, the content as msgpack o
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from zope.interface import implementer
 
 from msgservice.codecs import MsgpackCodec
 from msgservice.faces.sessions.content.codec import ISessionCodec
-from msgservice.faces.sessions.content.restricted import NUMBERS_MAX
+from msgservice.faces.sessions.content.restricted import NUMBER_BYTES, NUMBERS_MAX
 from msgservice.faces.sessions.envelope import (
     Control,
     Item,
@@ -39,7 +40,9 @@ _SMALL_MAP = 64
 # So many in one content, and for each byte of it:
 WITHIN_MAX = 1024 * 1024
 WITHIN_PER_BYTE = 16
-_ARRAY_NUMBERS = 3  # for so many numbers an array counts as a key: it takes longer to compare
+# For so many numbers an array counts as a key, and more if it is long (`NUMBER_BYTES`): it takes
+# longer to compare, up to where it differs.
+_ARRAY_NUMBERS = 3
 _large_map = re.compile(rb"\xde(?:\0[\x41-\xff]|[^\0].)|\xdf", re.DOTALL).search
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(list[Any]).decode
@@ -247,7 +250,7 @@ def _check_keys(body: bytes, collisions: int = 0, *, is_within: bool = False) ->
     sizes = _SIZES
     at = numbers = 0
     left, is_map = 1, False  # of what is being read: items that are to come
-    outer: list[tuple[int, bool, int]] = []
+    outer: list[tuple[int, bool, int, int]] = []
     try:
         while True:
             while not left:
@@ -257,10 +260,14 @@ def _check_keys(body: bytes, collisions: int = 0, *, is_within: bool = False) ->
                         raise BadPayload(f"more than {NUMBERS_MAX} numbers as keys")
                 if not outer:
                     return collisions
-                left, is_map, numbers = outer.pop()
+                left, is_map, numbers, key_at = outer.pop()
+                if key_at < at:
+                    numbers += (at - key_at) // NUMBER_BYTES
             byte = body[at]
+            key_at = sys.maxsize
             if is_map and not left & 1 and byte not in _TEXTS:
                 numbers += _ARRAY_NUMBERS if byte in _ARRAYS else 1
+                key_at = at
             left -= 1
             size = sizes[byte]
             at += 1
@@ -271,7 +278,7 @@ def _check_keys(body: bytes, collisions: int = 0, *, is_within: bool = False) ->
             count = int.from_bytes(body[at : at + head]) if head else byte & 0x0F
             at += head
             if unit:
-                outer.append((left, is_map, numbers))
+                outer.append((left, is_map, numbers, key_at))
                 left, is_map, numbers = count * unit, unit == 2, 0
             else:
                 at += count + beside
