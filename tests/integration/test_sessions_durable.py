@@ -407,6 +407,42 @@ async def test_a_message_that_the_remote_cannot_read_is_a_dead_letter_and_the_ne
     await remote.stopService()
 
 
+@pytest.mark.parametrize("limits", [Limits(max_attempts=3, retry_delay_min=0.01)])
+@pytest_twisted.ensureDeferred
+async def test_a_message_that_kills_each_process_which_gets_it_is_a_dead_letter(
+    node: Node, limits: Limits
+) -> None:
+    central = await begin_central(node, "central", redial_seconds=30.0)  # nobody leaves meanwhile
+    got: list[str] = []
+    killed: list[Deferred[None]] = []
+
+    def handle(message: Any) -> Any:
+        if message.content != "poison":
+            got.append(message.content)
+            return None
+        dies, killed[-1] = killed[-1], Deferred()
+        dies.callback(None)
+        return Deferred()
+
+    killed.append(first := Deferred())
+    remote = begin(central, handle)
+    await central.when_joined("shop")
+    poison = await central.send("shop", "poison")
+    behind = await central.send("shop", "behind")
+    dies = first
+    for _ in range(limits.max_attempts):
+        await dies
+        dies = killed[-1]
+        await kill(remote)
+        remote = begin(central, handle)  # as its supervisor does
+    with pytest.raises(NotDelivered):
+        await poison.acknowledged()
+    await behind.acknowledged()
+    assert got == ["behind"]
+    await remote.stopService()
+    await end(central)
+
+
 # --- the receiver of a remote, and who else has a hand in it
 
 

@@ -227,7 +227,7 @@ class DurableRemotes:
             member = await self._when_joined(account)  # what it takes is known then
             if member is None:
                 raise NotJoined("the remote has left")
-            entry = Entry(message.body)
+            entry = Entry(message.body, ends_with_process=True)
             member.add(entry)
             await entry.acknowledged()
         except HandlerFailed as error:

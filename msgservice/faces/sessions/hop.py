@@ -96,6 +96,10 @@ class Account:
             lambda entry: not entry.number and len(entry.prepared) > size_max
         ):
             entry.settle(MessageTooLarge(len(entry.prepared), size_max))
+        for entry in self.outgoing.remove(
+            lambda entry: entry.ends_with_process and entry.was_sent and not entry.number
+        ):
+            entry.settle(_unknown(entry, "another process has come"))
 
     def end(self, why: str) -> None:
         """End what waits: it has failed, and who was to get it may come back."""

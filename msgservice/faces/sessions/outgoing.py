@@ -30,6 +30,7 @@ class Entry:
         "_error",
         "_is_settled",
         "_waiters",
+        "ends_with_process",
         "is_shutdown",
         "number",
         "prepared",
@@ -37,9 +38,13 @@ class Entry:
         "was_sent",
     )
 
-    def __init__(self, prepared: bytes, *, is_shutdown: bool = False) -> None:
+    def __init__(
+        self, prepared: bytes, *, is_shutdown: bool = False, ends_with_process: bool = False
+    ) -> None:
         self.prepared = prepared
         self.is_shutdown = is_shutdown
+        # Who sends it counts how often it was sent, and so to how many processes.
+        self.ends_with_process = ends_with_process
         self.number = 0
         self.tries = 0  # connections that ended with it
         self.was_sent = False  # in this session or another
