@@ -13,6 +13,7 @@ from msgservice.errors import MessageTooLarge
 from msgservice.faces.sessions.durable import PREFIX
 from msgservice.faces.sessions.envelope import (
     ID_BYTES_MAX,
+    Heartbeat,
     Hello,
     Joined,
     Welcome,
@@ -90,7 +91,7 @@ def test_a_remote_that_the_central_did_not_reach_for_a_while_says_hello_again(
 def test_the_time_of_a_joined_stands_still_while_a_message_of_who_was_there_arrives(
     was_there: bool,
 ) -> None:
-    world = SessionsWorld(limits=SessionLimits(join_timeout=5.0))
+    world = SessionsWorld(heartbeat=1.0, limits=SessionLimits(join_timeout=5.0))
     servers = listen(world, 20_000)
     peer = dial(world)
     peer.say(Hello(20_000, id="shop", acks=True))
@@ -107,6 +108,8 @@ def test_the_time_of_a_joined_stands_still_while_a_message_of_who_was_there_arri
         peer.transport.write(data[at : at + 50])  # type: ignore[union-attr]  # it is connected
         world.run(1.0, step=0.05)
     assert ("shop" in world.central.remotes) is was_there
+    beats = [item for item in servers[-1].items() if isinstance(item, Heartbeat)]
+    assert len(beats) > 10 if was_there else not beats  # or it would end by silence meanwhile
     if was_there:
         peer.say(Joined(session))
         world.until(lambda: world.central.remotes["shop"].is_joined)

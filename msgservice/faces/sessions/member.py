@@ -144,7 +144,9 @@ class Member:
 
     def beat(self, payload: bytes, now: float) -> None:
         """Write a heartbeat ahead of all that waits, if the remote is there."""
-        if self.state is State.JOINED:
+        # One that was there may have much on its way before its `joined`, and hears nobody else.
+        is_back = self.state is State.GREETING and self.account.was_confirmed
+        if self.state is State.JOINED or is_back:
             self._hop.write(payload)
             self.last_heartbeat = now
 
