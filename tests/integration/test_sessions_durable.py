@@ -420,16 +420,16 @@ async def test_a_message_that_kills_each_process_which_gets_it_is_a_dead_letter(
         if message.content != "poison":
             got.append(message.content)
             return None
-        dies, killed[-1] = killed[-1], Deferred()
-        dies.callback(None)
+        had, killed[-1] = killed[-1], Deferred()
+        had.callback(None)
         return Deferred()
 
-    killed.append(first := Deferred())
+    dies: Deferred[None] = Deferred()
+    killed.append(dies)
     remote = begin(central, handle)
     await central.when_joined("shop")
     poison = await central.send("shop", "poison")
     behind = await central.send("shop", "behind")
-    dies = first
     for _ in range(limits.max_attempts):
         await dies
         dies = killed[-1]

@@ -355,3 +355,26 @@ def test_threads_end_when_a_handler_does_that_ran_longer_than_the_stop_waited() 
         function(*arguments, **options)
     running[0].join(30)
     assert not running[0].is_alive()
+
+
+def test_what_waits_for_a_thread_at_a_stop_is_not_begun() -> None:
+    clock = ThreadedClock()
+    begun, gate = threading.Event(), threading.Event()
+    handled: list[Any] = []
+
+    def handle(message: SessionMessage) -> None:
+        handled.append(message.content)
+        begun.set()
+        assert gate.wait(30)
+
+    handlers = Handlers(clock, handle, threads=1, limits=SessionLimits(stop_seconds=2.0))
+    ended: list[Any] = []
+    for lane in (1, 2, 3):
+        hear(handlers.submit(lane, a_message(lane)), lambda failure, n=lane: ended.append(n))  # type: ignore[misc]  # a default is what binds it
+    assert begun.wait(30)
+    stopped = handlers.stop()
+    gate.set()
+    while not stopped.called:
+        function, arguments, options = clock.calls_from_threads.get(timeout=30)
+        function(*arguments, **options)
+    assert handled == ended == [1]  # the others are not answered: the next process gets them

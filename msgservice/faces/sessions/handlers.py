@@ -86,6 +86,10 @@ class _Pool(ThreadPool):
     threadFactory = _Daemon
 
 
+class _NotBegun(Exception):
+    """A handler that there was no thread for before the stop."""
+
+
 class Handlers:
     """Runs one function for all messages of a side.
 
@@ -239,7 +243,7 @@ class Handlers:
         try:
             if self._threads:
                 pool = self._threadpool()
-                return deferToThreadPool(self._untimed, pool, _block, function, message)
+                return deferToThreadPool(self._untimed, pool, self._on_thread, function, message)
             result = function(message)
         except BaseException:  # as in `submit`
             return self._reason(Failure())
@@ -273,11 +277,20 @@ class Handlers:
     def _over(self, result: object, lane: Hashable, job: Job) -> Failed | None:
         self._running -= 1
         failure = failure_of(result)
-        job.end(self._reason(failure) if failure is not None else None)
+        if failure is None or failure.check(_NotBegun) is None:  # of that one there is no answer
+            job.end(self._reason(failure) if failure is not None else None)
         self._run(lane)
         if self._is_stopped:  # it may have taken longer than the stop
             self._stop_pool()
         return Failed(failure) if failure is not None else None
+
+    def _on_thread(
+        self, function: Callable[[SessionMessage], object], message: SessionMessage
+    ) -> None:
+        """Run a handler as soon as there is a thread for it, unless a stop has come before."""
+        if self._is_stopped:
+            raise _NotBegun
+        _block(function, message)
 
     def _reason(self, failure: Failure) -> str:
         self._log.failure("a handler failed", failure)
