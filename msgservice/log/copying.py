@@ -30,9 +30,9 @@ def copy_log(
     """Copy the log of one data folder into another; return the id of the copy.
 
     Blocks until the copy is synced and was read through. Raises `DataFolderUnusable` where there
-    is no log that can be opened, or where the target has one; `LogLocked`; `LogTooNew`;
-    `LogDamaged` where the copy is not whole. Of a log of an older version the copy is brought up;
-    the log stays as it is.
+    is no log that can be opened, or where the target has one, or what is left of one; `LogLocked`;
+    `LogTooNew`; `LogDamaged` where the copy is not whole. Of a log of an older version the copy is
+    brought up; the log stays as it is.
     """
     check_sqlite()
     path, folder = Path(source) / LOG_NAME, Path(target)
@@ -45,10 +45,27 @@ def copy_log(
     try:
         if (folder / LOG_NAME).exists():
             raise DataFolderUnusable(str(folder), "there is a log in it already")
+        _make_clear(folder)
         with told_as_damage(0):
             return _copy(path, folder, entropy)
     finally:
         lock.release()
+
+
+def _make_clear(folder: Path) -> None:
+    """Refuse, or remove, what the folder has that would be taken for the copy's.
+
+    What a log that was there left behind is replayed into the copy, or held against it. A mark
+    alone says nothing of a log that is gone: a copy that was killed leaves one.
+    """
+    wal = folder / (LOG_NAME + "-wal")
+    if wal.exists() and wal.stat().st_size:
+        raise DataFolderUnusable(
+            str(folder),
+            f"{wal.name} is in it, of a log that is gone: move it away, or take another",
+        )
+    for name in (wal.name, LOG_NAME + "-shm", MARK_NAME):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _copy(path: Path, folder: Path, entropy: Callable[[int], bytes]) -> str:

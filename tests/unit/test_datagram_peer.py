@@ -463,6 +463,30 @@ def test_one_deferred_for_several_messages_answers_each_of_them(expected: list[L
     assert ["KeyError: 'gone'"] * 3 == [result_of(d).reason for d in badly]
 
 
+def test_what_is_still_handled_is_not_forgotten_for_want_of_room() -> None:
+    """Who waits for an answer asks once a minute at last, and counted as silent then: where more
+    came than there is room for, its session was forgotten, and its message handled once more."""
+    net = Net()
+    a, b = (
+        net.add(Recorder, 1, send_timeout=None),
+        net.add(Recorder, 2, limits=DatagramLimits(peers=1, idle_timeout=300)),
+    )
+    later: Deferred[bytes] = Deferred()
+    b.answer = lambda data: later if data == b"slow" else None
+    d = a.send_message(b"slow", B)
+    net.run(300)  # it asks after 2, 6, 14, 30 and 62 seconds, and then once a minute
+    for number in range(3, 66):  # newcomers all along the minute between two asks
+        newcomer = net.add(Recorder, number, send_timeout=None)
+        newcomer.send_message(b"quick", B).addErrback(lambda _: None)
+        net.run(1)
+        newcomer.close()
+    later.callback(b"done")
+    net.run(130)
+
+    assert b"done" == result_of(d)
+    assert 1 == b.handled.count(b"slow")
+
+
 def test_F13_a_handler_that_returns_text_is_an_error_that_says_so() -> None:
     net = Net()
     a, b = pair(net)

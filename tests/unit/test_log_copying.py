@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -45,6 +46,31 @@ def test_a_copy_never_replaces_a_log(tmp_path: Path) -> None:
         copy_log(tmp_path / "data", tmp_path / "other")
     with pytest.raises(DataFolderUnusable, match="no log"):
         copy_log(tmp_path / "nothing", tmp_path / "new")
+
+
+def test_what_is_left_of_a_log_that_is_gone_does_not_get_into_a_copy(tmp_path: Path) -> None:
+    """Its write-ahead log was replayed into the copy, which was said to be whole; its mark was held
+    against it."""
+    log = Driver("sqlite", tmp_path / "data").open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    log.append(*(make_batch(audience, i) for i in range(1, 50)))
+    copy_log(tmp_path / "data", tmp_path / "copy")
+    used = Driver("sqlite", tmp_path / "copy").open()
+    used.append(*(make_batch(used.log.audience([1]), i) for i in range(50, 100)))
+    shutil.copytree(tmp_path / "copy", tmp_path / "killed")
+    used.close()
+    folder, wal = tmp_path / "killed", tmp_path / "killed" / "log.db-wal"
+    (folder / "log.db").unlink()
+    with pytest.raises(DataFolderUnusable, match=r"log\.db-wal is in it, of a log that is gone"):
+        copy_log(tmp_path / "data", folder)
+    wal.unlink()
+    log_id = copy_log(tmp_path / "data", folder)
+    copy = Driver("sqlite", folder).open()
+    assert copy.log.log_id == log_id
+    assert numbers(copy.read([copy.log.audience([1])])) == list(range(1, 50))
+    copy.close()
+    log.close()
 
 
 def test_a_log_of_an_older_version_is_copied_and_stays_as_it_was(tmp_path: Path) -> None:

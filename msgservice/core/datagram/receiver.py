@@ -167,6 +167,11 @@ class ReceivingHalf:
             self.forgotten = lowest[1]
 
     @property
+    def owes(self) -> bool:
+        """Whether a message that was taken is not handled yet."""
+        return self.next_nonce - 1 + self.taken.count > self.handled_messages
+
+    @property
     def received_bytes(self) -> int:
         """The size of a RECEIVED block of what arrived, at most."""
         return wire.RECEIVED_HEAD.size + wire.GAP.size * min(len(self.older), wire.RANGES_MAX)

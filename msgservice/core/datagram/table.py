@@ -79,17 +79,22 @@ class SessionTable:
 
     def _sweep(self, now: float, *, urgent: bool) -> bool:
         """Forget idle addresses; urgently those that were silent for a tenth of the time as
-        well."""
+        well, but for those whose messages are still handled."""
         if urgent and now - self._swept_at < 1.0:
             return False
         self._swept_at = now
-        limit = now - self._limits.idle_timeout / (10 if urgent else 1)
+        silent = now - self._limits.idle_timeout
+        limit = now - self._limits.idle_timeout / 10 if urgent else silent
         idle = [
             peer
             for peer in self.peers.values()
             if peer.heard_at < limit
             and peer.idle
-            and (peer.session is None or peer.session.heard_at < limit)
+            and (
+                peer.session is None
+                # Who waits for an answer asks ever more seldom.
+                or peer.session.heard_at < (silent if peer.session.receiving.owes else limit)
+            )
         ]
         for peer in idle:
             self.forget(peer)
