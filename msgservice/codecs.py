@@ -71,6 +71,7 @@ class _Structured:
     _what: str
     _encode: Callable[[Any], bytes]
     _decode: Callable[[bytes], Any]
+    _look: Callable[[bytes], Any]  # `_decode`, but that nothing of the program's is made
     # All bytes but those that can begin a list or a map: as many of these as remain, so deep
     # may the content be at most. That settles it for small bodies at the speed of C.
     _harmless: bytes
@@ -90,7 +91,7 @@ class _Structured:
             raise TypeError(
                 f"{type(content).__name__} cannot be sent as {self._what}: {error}"
             ) from None
-        if self._may_be_deep(body) and _deeper_than(self._depth_max, self._decode(body)):
+        if self._may_be_deep(body) and _deeper_than(self._depth_max, self._look(body)):
             raise TypeError(f"content is nested more than {self._depth_max} deep")
         return body
 
@@ -124,7 +125,7 @@ class JsonCodec(_Structured):
     content_type = "application/json"
     _what = "JSON"
     _encode = staticmethod(msgspec.json.Encoder().encode)
-    _decode = staticmethod(msgspec.json.Decoder().decode)
+    _decode = _look = staticmethod(msgspec.json.Decoder().decode)
     _harmless = bytes(byte for byte in range(256) if byte not in b"[{")
 
     def encode(self, content: Any) -> bytes:
@@ -145,6 +146,7 @@ class MsgpackCodec(_Structured):
 
     content_type = "application/msgpack"
     _what = "msgpack"
+    _look = staticmethod(msgspec.msgpack.Decoder().decode)
     # fixmap and fixarray, then array 16 and 32, map 16 and 32 of the msgpack specification.
     _harmless = bytes(
         byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF)

@@ -1416,6 +1416,27 @@ _ALL = [
         catcher=_test("tests/unit/test_sessions_waits.py", "says_hello_again"),
     ),
     Mutant(
+        name="hellos-of-a-connection-are-dialled-at-once",
+        at="msgservice.faces.sessions.central:Central._hello",
+        old="pause = HELLO_SECONDS",
+        new="pause = 0.0",
+        catcher=_test("tests/unit/test_sessions_ends.py", "one_after_the_other"),
+    ),
+    Mutant(
+        name="who-was-never-there-has-left",
+        at="msgservice.faces.sessions.central:Central._install",
+        old="member.replace()",
+        new="pass",
+        catcher=_test("tests/unit/test_sessions_world.py", "is_no_remote_that_left"),
+    ),
+    Mutant(
+        name="what-is-sent-is-made-to-see-how-deep-it-is",
+        at="msgservice.codecs:_Structured.encode",
+        old="self._look(body)",
+        new="[self._decode(body)][0]",
+        catcher=_test("tests/unit/test_sessions_content.py", "made_where_it_is_sent"),
+    ),
+    Mutant(
         name="a-record-is-kept-untried",
         at="msgservice.faces.sessions.content.shapes:Shapes.keep",
         old="_Shape(around, dict(value)) if is_kept else None",

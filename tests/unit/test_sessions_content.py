@@ -17,7 +17,7 @@ import traceback
 import tracemalloc
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -319,6 +319,59 @@ def test_a_changed_payload_is_an_item_or_bad(seed: int) -> None:
                 user.decode(bytes(payload))
             except BadPayload:
                 continue
+
+
+class Told:
+    """A class of a program that tells what is done with it."""
+
+    done: ClassVar[list[str]] = []
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        Told.done.append("made")
+        if self.done[0] == "refuses":
+            raise ValueError(SECRET)
+        self.__dict__.update(state)
+
+    @classmethod
+    def of(cls, plain: object) -> Told:
+        made = cls.__new__(cls)
+        made.__setstate__({"value": plain})
+        return made
+
+
+def told(name: str) -> Any:
+    if name == "records":
+        return RecordsCodec(classes=(Told,))
+    codec = SafeCodec()
+    codec.register(Told, "told", lambda told: told.value, Told.of)
+    return codec
+
+
+@pytest.mark.parametrize("name", ["safe", "records"])
+@pytest.mark.parametrize("word", ["takes", "refuses"])
+def test_nothing_of_a_registered_class_is_made_where_it_is_sent(name: str, word: str) -> None:
+    codec = told(name)
+    Told.done[:] = [word]
+    content = [[Told(1)], b"\x81" * 300]  # such bytes as begin something: it might be deep
+    prepared = codec.prepare(content)
+    assert Told.done == [word]
+    item = codec.decode(codec.message(prepared, "s", 1))
+    assert Told.done == [word, "made"]
+    assert (item.failure is None) is (word == "takes")
+
+
+@pytest.mark.parametrize("name", ["safe", "records"])
+def test_what_is_nested_too_deep_with_or_in_a_registered_class_is_not_sent(name: str) -> None:
+    codec = told(name)
+    deep: Any = Told("x" * 200)
+    for _ in range(101):
+        deep = [deep]
+    for content in (deep, Told(deep)):
+        with pytest.raises(TypeError, match="more than 100 deep"):
+            codec.prepare(content)
 
 
 # --- objects

@@ -11,9 +11,11 @@ the server's program did with it, this wire cannot tell.
 from __future__ import annotations
 
 import logging
+import sys
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from logging.handlers import DEFAULT_TCP_LOGGING_PORT
-from threading import Lock
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
@@ -148,8 +150,8 @@ class RemoteMessagingServer:
 class RemoteMessagingSocketHandler(logging.Handler):
     """A handler of log records that sends them to a server of records.
 
-    It may be used from any thread. What other threads have handed over waits for the reactor's, to
-    which all else belongs, within the same limits.
+    It may be used from any thread, and while it sends: an object that is collected then may log.
+    What was handed over waits for the reactor's next turn, within the same limits.
     """
 
     _log = Logger()
@@ -167,7 +169,9 @@ class RemoteMessagingSocketHandler(logging.Handler):
         self._reactor: Any = timed(reactor if reactor is not None else installed_reactor())
         self._limits = limits = limits or SessionLimits()
         self._codec = RecordsCodec()
-        self._account = Account(limits)
+        self._account = Account(  # what has been let in has its place
+            replace(limits, queue_messages=sys.maxsize, queue_bytes=sys.maxsize)
+        )
         if endpoint is None:
             endpoint = HostnameEndpoint(self._reactor, host, port, timeout=limits.dial_timeout)
         self._sender = Sender(self._reactor, endpoint, self, limits=limits, redial_seconds=None)
@@ -181,9 +185,11 @@ class RemoteMessagingSocketHandler(logging.Handler):
         )
         self._is_started = self._is_closed = self._has_ended = False
         self._ends: Waiters[None] = Waiters()
-        self._guard = Lock()  # of these:
-        self._handed: list[bytes] = []
-        self._handed_bytes = 0
+        # Whoever logs adds at one end, and the reactor takes at the other one, without a lock: what
+        # it collects meanwhile may log, and whose record is being made may wait for the reactor.
+        self._handed: deque[bytes] = deque()
+        self._handed_bytes = self._taken_bytes = 0  # of all, ever
+        self._is_due = False  # whether `_take` is to be called
 
     @property
     def queued(self) -> int:
@@ -200,14 +206,17 @@ class RemoteMessagingSocketHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        with self._guard:
+        self.acquire()  # as `handle` has done: it is reentrant
+        try:
             self._check(len(prepared))
-            self._handed.append(prepared)
             self._handed_bytes += len(prepared)
-            is_first = len(self._handed) == 1
-        if isInIOThread():
-            self._take()
-        elif is_first:
+            self._handed.append(prepared)
+        finally:
+            self.release()
+        if (
+            not self._is_due
+        ):  # not at once where this is the reactor's thread: it may be sending now
+            self._is_due = True
             self._reactor.callFromThread(self._take)
 
     def flushed(self) -> Deferred[None]:
@@ -222,8 +231,9 @@ class RemoteMessagingSocketHandler(logging.Handler):
         What the server did not take is given up, and the log says how much; `flushed` fails then.
         """
         super().close()
-        with self._guard:
-            was_closed, self._is_closed = self._is_closed, True
+        self.acquire()  # what is let in before that is sent
+        was_closed, self._is_closed = self._is_closed, True
+        self.release()
         ended = succeed(None) if self._has_ended else self._ends.wait()
         if was_closed:
             return ended
@@ -262,19 +272,21 @@ class RemoteMessagingSocketHandler(logging.Handler):
         limits, outgoing, queued = self._limits, self._account.outgoing, self.queued
         if queued >= limits.queue_messages:
             raise RemoteMessagingError(f"the queue is full: {queued} records wait")
-        if queued and outgoing.bytes + self._handed_bytes + size > limits.queue_bytes:
+        handed_bytes = self._handed_bytes - self._taken_bytes
+        if queued and outgoing.bytes + handed_bytes + size > limits.queue_bytes:
             raise RemoteMessagingError(f"the queue is full: limit queue_bytes of {queued} records")
 
     def _take(self) -> None:
         """Let what was handed over wait for the server."""
-        with self._guard:
-            handed, self._handed, self._handed_bytes = self._handed, [], 0
-            for prepared in handed:
-                self._last = Entry(prepared)
-                self._account.outgoing.add(self._last)
+        self._is_due = False  # before it looks: what is handed over behind that look makes it due
+        handed = self._handed
         if handed and not self._is_started:
             self._is_started = True
             self._sender.start()
+        while handed:  # each is counted where it was until it is where it comes
+            self._last = Entry(handed[0])
+            self._account.outgoing.add(self._last)
+            self._taken_bytes += len(handed.popleft())
         self._hop.pump()
 
     def _finish(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from zope.interface import implementer
 
 from msgservice.faces.sessions.content.codec import ISessionCodec
-from msgservice.faces.sessions.content.restricted import loads, registered
+from msgservice.faces.sessions.content.restricted import loads, registered, stand_ins
 from msgservice.faces.sessions.content.shapes import Shapes
 from msgservice.faces.sessions.envelope import (
     Control,
@@ -77,6 +77,7 @@ class RecordsCodec:
         self._load: Callable[[bytes], Any] = (
             _load_anything if objects else _loader(self._shapes, known)
         )
+        self._check = _loader(self._shapes, stand_ins(known))
         self._classes = classes
         self.control_of = control_of
         self._logger, self._level = logger, level
@@ -87,7 +88,7 @@ class RecordsCodec:
         prepared = self._prepare(content)
         if type(content) not in _TAKEN and not self.trusts:
             try:  # else the other side ends its connection for this, again and again
-                self._load(prepared + _STOP)
+                self._check(prepared + _STOP)
             except BadPayload as error:
                 raise TypeError(f"{type(content).__name__} cannot be sent: {error}") from None
         return prepared

@@ -138,6 +138,11 @@ def registered(cls: type) -> Mapping[tuple[str, str], Any]:
     return {(cls.__module__, cls.__qualname__): _Class(cls)}
 
 
+def stand_ins(classes: Mapping[tuple[str, str], Any]) -> Mapping[tuple[str, str], Any]:
+    """Return what lets a pickle be read as with these classes, though no instance is made."""
+    return dict.fromkeys(classes, _Class(_StandIn))
+
+
 def _refuse(reason: str) -> NoReturn:
     raise BadPayload(f"a pickle is refused: {reason}")
 
@@ -513,6 +518,24 @@ class _Class(_Callable):
     @staticmethod
     def _none(*arguments: Any) -> NoReturn:
         _refuse("a registered class that is called (REDUCE)")
+
+
+class _StandIn:
+    """A value where an instance of a registered class is to be: it has the state of that."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep what an instance would, where its class does not say how."""
+        if type(state) is tuple and len(state) == 2:  # the second has what is in slots
+            state = state[0]
+        self.__dict__.update(state if type(state) is dict else {"": state})
+
+    def append(self, item: object) -> None:
+        """Take what an instance may; `add`, `extend` and `__setitem__` as well."""
+
+    add = extend = append
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """Take what an instance may, as `append` does."""
 
 
 def _reconstructor(cls: Any, base: Any, state: Any) -> Any:

@@ -226,7 +226,7 @@ class SafeCodec:
                 from_plain = self._by_name.get(name)
                 if from_plain is None:
                     raise BadPayload("a type that is not registered here")
-                if self._now.decoded is not None:  # else `prepare` looks how deep it is
+                if self._now.decoded is not None:
                     within, size = self._now.decoded
                     within.add(body)
                     within.check(size)
