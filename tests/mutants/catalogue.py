@@ -1557,6 +1557,20 @@ _ALL = [
         catcher=_test("tests/unit/test_identity_logins.py", "lets_in_and_the_server"),
     ),
     Mutant(
+        name="tls-lets-a-write-overtake-what-waits",
+        at="msgservice.transport.tcp.records:takes",
+        old='not getattr(transport, "_appSendBuffer", True)',
+        new="True",
+        catcher=_test("tests/unit/test_tcp_records.py", "goes_before_what_is_sent_behind_it"),
+    ),
+    Mutant(
+        name="tls-forgets-why-it-broke",
+        at="msgservice.transport.tcp.records:decrypted",
+        old="error = Failure()",
+        new="error = None",
+        catcher=_test("tests/unit/test_tcp_records.py", "ends_the_connection_behind"),
+    ),
+    Mutant(
         name="keys-outlive-their-password",
         at="msgservice.identity.client_exchange:RememberedKeys.known",
         old="(kept.password, kept.salt, kept.iterations) != asked",

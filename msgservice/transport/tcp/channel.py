@@ -4,7 +4,8 @@
     IChannel.send -> queue -> end of the turn -> one writeSequence -> transport
 
 Writes of one reactor turn leave together: at the end of the delivery that caused them, else in a
-`callLater(0)` that all channels of a factory share; or with the next `send_now`. The transport
+`callLater(0)` that all channels of a factory share; or with the next `send_now`. With TLS, what one
+read of the socket brought is one delivery as well (`tcp.records`). The transport
 gets at most `PIECE_BYTES` more than it asked for, the rest waits here, so that a reader's pace can
 be watched: the channel fails when the peer reads nothing for `limits.write_timeout`, or leaves a
 frame unfinished for `limits.frame_timeout`.
@@ -58,6 +59,7 @@ from msgservice.limits import Limits
 from msgservice.transport.addresses import describe
 from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.pacing import Turn, Watch
+from msgservice.transport.tcp.records import decrypted
 from msgservice.transport.tcp.shown import credentials_of
 from msgservice.transport.tcp.sockets import reason_of, tune, unwritten, write_now
 
@@ -140,6 +142,8 @@ class FrameProtocol(Int32StringReceiver):
         self._scheduled = False  # … or when this reactor turn is
         self._known = False
         self._error: ProtocolError | None = None
+        self._is_tls = False
+        self._broken: Failure | None = None  # why TLS will end, if it is known
         self._queue: deque[bytes] = deque()
         self._queued = 0  # bytes
         self._offset = 0  # of the first in the queue, what is written already
@@ -233,7 +237,7 @@ class FrameProtocol(Int32StringReceiver):
     # --- Twisted's
 
     def connectionMade(self) -> None:  # noqa: D102
-        tls = isinstance(self.transport, TLSMemoryBIOProtocol)
+        self._is_tls = tls = isinstance(self.transport, TLSMemoryBIOProtocol)
         address = self.transport.getPeer()
         self.peer_address = describe(address, "tls" if tls else "tcp")
         tune(self.transport, self._limits)
@@ -258,6 +262,8 @@ class FrameProtocol(Int32StringReceiver):
     def dataReceived(self, data: bytes) -> None:  # noqa: D102
         if self.state is ChannelState.OPEN and self._error is None:
             self.heard_at = self._now()
+            if self._is_tls:
+                data, self._broken = decrypted(self.transport, data)
             splitter = self._splitter
             splitter.limit = self.length_limit
             try:
@@ -297,7 +303,11 @@ class FrameProtocol(Int32StringReceiver):
         self._stop_deadline()
         self._queue.clear()
         self._queued = 0
-        text = str(self._error) if self._error is not None else reason_of(reason, self.transport)
+        text = (
+            str(self._error)
+            if self._error is not None
+            else reason_of(self._broken or reason, self.transport)
+        )
         if self._user is not None:
             self._call(self._user.channel_lost, text)
         self._owner.channel_gone(self, text)

@@ -11,6 +11,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from msgservice.limits import Limits
+from msgservice.transport.tcp.records import encrypted, takes
 from msgservice.transport.tcp.refusals import refusal_of, told
 
 
@@ -59,12 +60,30 @@ def write_now(transport: Any, pieces: Iterable[bytes]) -> None:
 
     `transport.write` waits for the next round of the reactor and registers with its poll for one
     write: three system calls and a round where one would do (bench/latency.py: a fifth of a round
-    trip). Where something waits already, or it is no plain socket, it is the only way.
+    trip). Where something waits already, or it is no plain socket, it is the only way. TLS waits
+    for one round more before, to gather what is written: here it is gathered already.
     """
-    if not _is_clear(transport):
+    if isinstance(transport, TLSMemoryBIOProtocol):
+        _write_encrypted(transport, b"".join(pieces))
+    elif _is_clear(transport):
+        _write_plain(transport, b"".join(pieces))
+    else:
         transport.writeSequence(pieces)
-        return
-    data = b"".join(pieces)
+
+
+def _write_encrypted(transport: TLSMemoryBIOProtocol, data: bytes) -> None:
+    if takes(transport):
+        records, data = encrypted(transport, data)
+        below: Any = transport.transport
+        if _is_clear(below):
+            _write_plain(below, records)
+        else:
+            below.write(records)
+    if data:
+        transport.write(data)
+
+
+def _write_plain(transport: TCPConnection, data: bytes) -> None:
     sent = transport.writeSomeData(data)
     if sent == len(data):
         return
