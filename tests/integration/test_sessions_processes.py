@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+
+import pytest
 
 from tests.integration.daemon import Daemon, running
 from tests.kit.ports import free_port
@@ -116,6 +119,25 @@ def test_the_tac_files_start_under_twistd_and_speak(tmp_path: Path) -> None:
             assert remote.stop() == -signal.SIGTERM
         assert central.stop() == -signal.SIGTERM
         assert "Traceback" not in central.said + remote.said
+
+
+@pytest.mark.parametrize("name", ["central.tac", "remote.tac"])
+def test_a_tac_file_that_cannot_listen_ends_twistd(tmp_path: Path, name: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        file = tac(name, tmp_path, port)
+        if name == "remote.tac":  # its own server is at a port that the kernel chooses
+            text = file.read_text()
+            told = text.replace(
+                'id="worker"', f'id="worker", listen="tcp:{port}:interface=127.0.0.1"'
+            )
+            assert told != text
+            file.write_text(told)
+        with running("twistd", "-n", "--pidfile=", "-y", file, cwd=tmp_path) as process:
+            assert process.ended() == 1
+            assert "Address already in use" in process.said
 
 
 def test_a_remote_that_is_killed_at_a_step_and_begun_again_joins() -> None:

@@ -39,13 +39,14 @@ from msgservice.faces.callbacks.discovery import ServerWatch
 from msgservice.faces.callbacks.dispatch import awaited
 from msgservice.faces.callbacks.net import ServerAddress
 from msgservice.faces.callbacks.stream import CallbackProtocol
+from msgservice.faces.listening import ListeningService
 
 PORT = 25_000
 SETTLE_SECONDS_MAX = 10.0
 CONNECTIONS_MAX = 1_000  # each costs a socket and about 10 KiB
 
 
-class CallbackServer(Service):
+class CallbackServer(ListeningService):
     """Listens; `connections` are those that are up now.
 
     Args:
@@ -93,7 +94,7 @@ class CallbackServer(Service):
 
     def listen(self) -> "Deferred[IAddress]":
         """Listen; the Deferred fires with the address, or fails with CannotListen."""
-        super().startService()
+        Service.startService(self)
         factory: IProtocolFactory = _ServerFactory(self._build)
         if self._tls is not None:
             factory = TLSMemoryBIOFactory(self._tls, False, factory)
@@ -101,10 +102,8 @@ class CallbackServer(Service):
         d.addCallbacks(self._listening, self._not_listening)
         return d
 
-    def startService(self) -> None:
-        """Listen; a failure is logged."""
-        d = self.listen()
-        d.addErrback(lambda f: self._log.failure("callback server", f))
+    def _begin(self) -> "Deferred[IAddress]":
+        return self.listen()
 
     def _listening(self, port: IListeningPort) -> IAddress:
         self._port = port

@@ -38,6 +38,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import monotonic_of, timed, wall_of
+from msgservice.faces.listening import ListeningService
 from msgservice.faces.sessions.content.codec import ISessionCodec
 from msgservice.faces.sessions.departed import Departed
 from msgservice.faces.sessions.durable import DurableRemotes
@@ -102,7 +103,7 @@ class _Events(Generic[T]):
             waiters.fail(error)
 
 
-class Central(Service):
+class Central(ListeningService):
     """The central: remotes say hello to it, and it knows how to reach each.
 
     Args:
@@ -208,13 +209,12 @@ class Central(Service):
         if self._has_begun:
             return fail(RuntimeError("a central begins once; make another one"))
         self._has_begun = True
-        super().startService()
+        Service.startService(self)
         d = self._listener.listen()
         return d.addCallbacks(self._listening, self._not_listening)
 
-    def startService(self) -> None:
-        """Begin; a failure is logged."""
-        self.listen().addErrback(lambda f: self._log.failure("central", f))
+    def _begin(self) -> Deferred[tuple[str, int]]:
+        return self.listen()
 
     def _listening(self, _: object) -> tuple[str, int]:
         if self.running and self._beating is None:

@@ -31,6 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from msgservice.clock import monotonic_of, timed
+from msgservice.faces.listening import ListeningService
 from msgservice.faces.sessions.content.codec import ISessionCodec
 from msgservice.faces.sessions.envelope import (
     Ack,
@@ -77,7 +78,7 @@ class State(Enum):
     ENDED = "ended"
 
 
-class Remote(Service):
+class Remote(ListeningService):
     """A remote: says hello to its central, and stays until it is told to end or hears nothing.
 
     Args:
@@ -219,14 +220,13 @@ class Remote(Service):
         """Listen, then dial the central; fires with the own address. Fails with `CannotListen`."""
         if self.state is not State.IDLE:
             raise RuntimeError("a remote starts once; make another one")
-        super().startService()
+        Service.startService(self)
         self.state = State.SAYING_HELLO
         d = self._listener.listen()
         return d.addCallbacks(self._listening, self._not_listening)
 
-    def startService(self) -> None:
-        """Begin; a failure is logged."""
-        self.start().addErrback(lambda f: self._log.failure("remote", f))
+    def _begin(self) -> Deferred[tuple[str, int]]:
+        return self.start()
 
     def _listening(self, _: object) -> tuple[str, int]:
         if self.state is State.SAYING_HELLO:
