@@ -27,6 +27,7 @@ from twisted.protocols.basic import LineReceiver
 
 from msgservice import Node, Receiver, connect
 from msgservice.limits import Limits
+from msgservice.tap import keep_from
 
 reactor: Any = installed_reactor
 SUBJECT = "orders.new"
@@ -84,6 +85,7 @@ def node(args: argparse.Namespace) -> None:
             say(rss_mib=rss_mib())
 
     service.startService()
+    keep_from(service.when_ready())  # as twistd's does
     service.when_ready().addCallback(ready)
     listen_to(act)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)

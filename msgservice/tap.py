@@ -7,6 +7,7 @@ has been chosen (importing one here would choose it).
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -130,7 +131,22 @@ def _build(config: Config) -> IService:
     reactor.callWhenRunning(_expect_signals, reactor)
     node = build_service(config, reactor=reactor)
     _nodes.add(node)
+    keep_from(node.when_ready())
     return node
+
+
+def keep_from(ready: Deferred[None]) -> None:
+    """Once a node is ready, let Python's garbage collector look no more at what there is then.
+
+    That is code and configuration, which stay: some 60,000 objects that each full collection looked
+    at for 40 ms, in which the reactor was away. For who owns the process.
+    """
+
+    def keep(_: None) -> None:
+        gc.collect()
+        gc.freeze()
+
+    ready.addCallbacks(keep, lambda _failure: None)  # who did not start has said so
 
 
 def _expect_signals(reactor: Reactor) -> None:

@@ -1,18 +1,20 @@
 """What twistd is told becomes one Config, and nothing heavy happens before it is."""
 
+import gc
 import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.usage import UsageError
 from zope.interface import implementer
 
 from msgservice.config.config import Config
 from msgservice.errors import ConfigError
-from msgservice.tap import Options, bridge_logging, make_application, makeService
+from msgservice.tap import Options, bridge_logging, keep_from, make_application, makeService
 
 
 def parsed(*words: str) -> Options:
@@ -101,3 +103,20 @@ def test_libraries_that_use_logging_are_heard_once() -> None:
     assert [("some.library", "warn", "{no} format 7")] == [
         (event["log_namespace"], event["log_level"].name, event["text"]) for event in heard
     ]
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_full_collection_looks_at_nothing_that_a_node_began_with(started: bool) -> None:
+    ready: Deferred[None] = Deferred()
+    keep_from(ready)
+    gc.unfreeze()  # what conftest has frozen
+    looked_at = len(gc.get_objects())
+    assert looked_at > 10_000
+    try:
+        if started:
+            ready.callback(None)
+        else:
+            ready.errback(OSError("it says that by itself"))
+        assert (len(gc.get_objects()) < looked_at / 10) is started
+    finally:
+        gc.freeze()
