@@ -2,8 +2,9 @@
 
 Twisted's `LimitConnectionsByPeer` does not work (it indexes an address object), and counts by
 peer where what must be bounded is memory and file descriptors, so the count is our own. Beyond
-it a connection is accepted and closed at once: left in the kernel's queue, a peer would take it
-for a node that does not answer.
+it whoever has not said for a while who he is makes room: else a stranger that says nothing, on
+many connections, would keep all others out. Where there is none, a connection is accepted and
+closed at once: left in the kernel's queue, a peer would take it for a node that does not answer.
 """
 
 from __future__ import annotations
@@ -32,15 +33,21 @@ from msgservice.transport.owners import Owned
 from msgservice.transport.tcp.channel import FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
 
-TOLD_SECONDS = 60.0  # between two lines about who was turned away
+TOLD_SECONDS = 60.0  # between two lines about who was turned away, or about the limit
+# Of `hello_timeout`: whoever is here for less may be about to say who he is.
+PATIENCE = 0.1
 
 
 class ConnectionCount:
-    """The number of accepted connections that are open, over all listeners that share it."""
+    """The number of accepted connections that are open, over all listeners that share it.
+
+    `strangers`: those that have not said who they are, each with the time since when, rising.
+    """
 
     def __init__(self) -> None:
         self.open = 0
         self.refused = 0
+        self.strangers: dict[Owned, float] = {}
 
 
 class _Refused(Protocol):
@@ -71,44 +78,64 @@ class ChannelFactory(Factory):
         self._limits = limits
         self._count = count
         self._turn = Turn(reactor)
-        self._at_limit = False
+        self._now = monotonic_of(reactor)
+        self._limit_told_at: float | None = None
         self._told_at: float | None = None  # the last line about who was turned away
         self._untold = 0  # turned away since
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol:  # noqa: D102  # Twisted's
-        if self._count.open >= self._limits.connections:
-            self._count.refused += 1
-            if not self._at_limit:
-                self._at_limit = True
-                self._logger.warn(
-                    "limit connections = {limit} reached, refusing {peer} and others",
-                    limit=self._limits.connections,
-                    peer=describe(addr) if addr is not None else "a peer",
-                )
-            return _Refused()
-        self._count.open += 1
-        return FrameProtocol(
+        count, now = self._count, self._now()
+        if count.open >= self._limits.connections:
+            self._tell_limit(addr, now)
+            if not self._made_room(now):
+                count.refused += 1
+                return _Refused()
+        count.open += 1
+        channel = FrameProtocol(
             reactor=self._reactor,
             make_user=self._make_user,
             limits=self._limits,
             owner=self,
             turn=self._turn,
         )
+        count.strangers[channel] = now
+        return channel
+
+    def _made_room(self, now: float) -> bool:
+        """End the connection of whoever has not said for the longest time who he is."""
+        strangers = self._count.strangers
+        oldest = next(iter(strangers), None)
+        if oldest is None or now - strangers[oldest] < self._limits.hello_timeout * PATIENCE:
+            return False
+        del strangers[oldest]
+        oldest.abort()
+        return True
+
+    def _tell_limit(self, addr: IAddress | None, now: float) -> None:
+        if self._limit_told_at is None or now - self._limit_told_at >= TOLD_SECONDS:
+            self._limit_told_at = now
+            self._logger.warn(
+                "limit connections = {limit} reached: whoever does not say who he is makes room"
+                " for newcomers, else they are refused, {peer} and others",
+                limit=self._limits.connections,
+                peer=describe(addr) if addr is not None else "a peer",
+            )
 
     def channel_established(self, channel: Owned) -> None:
         """See `ChannelOwner`."""
+        self._count.strangers.pop(channel, None)
 
     def channel_gone(self, channel: Owned, reason: str) -> None:
         """See `ChannelOwner`."""
         self._count.open -= 1
-        self._at_limit = False
+        self._count.strangers.pop(channel, None)
         self._logger.debug("{peer} has gone: {reason}", peer=channel.peer_address, reason=reason)
         if isinstance(channel, FrameProtocol) and not channel.has_opened:
             self._tell_turned_away(channel.peer_address, reason)
 
     def _tell_turned_away(self, peer: str, reason: str) -> None:
         """Say who ended within TLS's handshake, once a minute: no session ever knows of it."""
-        now = monotonic_of(self._reactor)()
+        now = self._now()
         if self._told_at is not None and now - self._told_at < TOLD_SECONDS:
             self._untold += 1
             return
