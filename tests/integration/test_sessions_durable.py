@@ -17,6 +17,7 @@ from msgservice.errors import NotDelivered, UnknownReceiver
 from msgservice.faces.sessions.central import Central
 from msgservice.faces.sessions.content.records import RecordsCodec
 from msgservice.faces.sessions.durable import DurableRemotes
+from msgservice.faces.sessions.envelope import ID_BYTES_MAX
 from msgservice.faces.sessions.errors import NotJoined
 from msgservice.faces.sessions.handlers import SessionMessage
 from msgservice.faces.sessions.limits import SessionLimits
@@ -555,24 +556,28 @@ async def test_a_shutdown_whose_turn_comes_while_the_connection_is_broken_is_tol
 )
 @pytest_twisted.ensureDeferred
 async def test_a_remote_that_is_away_and_full_holds_up_no_other(central: Central) -> None:
-    gone = begin(central, lambda message: None, id="gone")
-    await central.when_joined("gone")
-    left = central.when_left("gone")
+    gone = begin(central, lambda message: None, id="shop_a")
+    await central.when_joined("shop_a")
+    left = central.when_left("shop_a")
     await gone.stopService()
     await left
     got: list[Any] = []
     waiting: list[Deferred[Any]] = []
     while not waiting or waiting[-1].called:  # until its backlog is full
-        waiting.append(central.send("gone", b"x" * 10_000).addErrback(lambda _: None))
+        waiting.append(central.send("shop_a", b"x" * 10_000).addErrback(lambda _: None))
         await deferLater(reactor, 0.05)
         assert len(waiting) < 100
-    for name in ("shop", "shop.till", "shop*", "shop>"):  # each can be part of a subject
+    largest = "\u00fc" * 123 + "x"
+    assert len(largest.encode()) == ID_BYTES_MAX
+    # Each can be part of a subject, and that of no other.
+    names = ["shop", "shop.a", "shop*a", "shop>a", "shop*", largest, "." * 200]
+    for name in names:
         remote = begin(central, lambda message: got.append(message.content), id=name)
         await central.when_joined(name)
         await (await central.send(name, "on").addTimeout(20, reactor)).acknowledged()
         await central.shutdown(name).addTimeout(20, reactor)
         await remote.when_shut_down()
-    assert got == ["on"] * 4
+    assert got == ["on"] * len(names)
 
 
 @pytest_twisted.ensureDeferred

@@ -16,6 +16,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
@@ -34,6 +35,7 @@ from msgservice.faces.sessions.hop import Account
 from msgservice.faces.sessions.incoming import Incoming
 from msgservice.faces.sessions.member import Member
 from msgservice.faces.sessions.outgoing import Entry
+from msgservice.limits import NAME_BYTES_MAX
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.waiters import Waiters
@@ -41,6 +43,7 @@ from msgservice.waiters import Waiters
 SUBJECT = "sessions."  # with the id, so that a remote that is full holds up no other
 SHUTDOWN = {"session": "shutdown"}  # headers of what stands for a shutdown
 _of_patterns = re.compile(r"[.*>]").sub
+_PLAIN = {".": "/d", "*": "/s", ">": "/g"}  # no id has a slash, so each has a subject of its own
 PREFIX = "session."  # of the names of receivers
 FULL_SECONDS = 1.0  # until what found no room in the queue is tried again
 ATTACH_SECONDS = 5.0  # for how long what is sent waits until the node knows who has joined
@@ -176,7 +179,7 @@ class DurableRemotes:
             return fail(NotJoined("the central has ended"))
         attaching = self._attaching.get(name)
         if attaching is None:
-            subject = SUBJECT + _of_patterns("_", name.removeprefix(PREFIX))
+            subject = _subject_of(name.removeprefix(PREFIX))
             return self._client.send(subject, body, to=[name], headers=headers)
         return attaching[0].wait().addCallback(lambda _: self._send(name, body, headers))
 
@@ -263,3 +266,11 @@ class DurableRemotes:
             await entry.acknowledged()  # nothing behind it is handed over before
         except (NotJoined, RemoteLeft):
             return
+
+
+def _subject_of(remote: str) -> str:
+    """Return the subject of what is for a remote: one for each, or they would wait together."""
+    subject = SUBJECT + _of_patterns(lambda found: _PLAIN[found[0]], remote)
+    if len(subject.encode()) <= NAME_BYTES_MAX:
+        return subject
+    return f"{SUBJECT}//{sha256(remote.encode()).hexdigest()}"
