@@ -118,6 +118,54 @@ def test_the_time_of_a_joined_stands_still_while_a_message_of_who_was_there_arri
         world.until(lambda: "shop" not in world.central.remotes, 30.0)  # and it is dialled in vain
 
 
+@pytest.mark.parametrize("handling", [0.0, 8.0])
+def test_a_shutdown_that_may_be_lost_with_its_connection_is_told_again(handling: float) -> None:
+    """The remote's own connection stands: who was not told takes itself for joined."""
+    limits = SessionLimits(join_timeout=3.0)
+    world = SessionsWorld(heartbeat=1.0, limits=limits)
+    handled: list[Any] = []
+    at_work: list[Deferred[None]] = []
+
+    def handle(message: Any) -> Any:
+        handled.append(message.content)
+        if handling:
+            at_work.append(Deferred())
+            return at_work[0]
+        return None
+
+    remote = joined(world, on_message=handle, heartbeat_timeout=float("inf"), limits=limits)
+    receipt = world.done(world.central.send("shop", "before"))
+    told = world.central.shutdown("shop", "enough")
+    if handling:  # it has all of it when the connection breaks, and is slow to answer
+        world.until(lambda: at_work)
+        world.run(0.5)
+    break_off(world, "central", 20_001)
+    world.run(handling)
+    if handling:
+        at_work[0].callback(None)
+    world.done(told)
+    world.done(receipt.acknowledged())
+    ended = world.done(remote.when_shut_down())
+    assert (ended.by, ended.reason) == ("central", "enough")
+    assert handled == ["before"]
+    assert not world.central.remotes
+
+
+def test_a_remote_that_says_nothing_any_more_when_it_is_to_end_has_left() -> None:
+    world = SessionsWorld(heartbeat=1.0, limits=SessionLimits(join_timeout=3.0))
+    servers = listen(world, 20_000)
+    peer = dial(world)
+    peer.say(Hello(20_000, id="shop", acks=True))
+    world.until(lambda: servers and servers[0].items())
+    peer.say(Joined(world.central.remotes["shop"].session))
+    world.until(lambda: world.central.remotes["shop"].is_joined)
+    told = world.central.shutdown("shop")
+    break_off(world, "central", 20_000)
+    with pytest.raises(RemoteLeft):
+        world.done(told, 7.0)
+    assert not world.central.remotes
+
+
 def test_who_waits_for_a_key_is_not_held_up_by_others_who_join_and_leave() -> None:
     world = SessionsWorld()
     joined(world)

@@ -682,6 +682,12 @@ class Central(ListeningService):
         self._tell(self._on_left, member, reason)
         self._leaves.fire(member.key, (member, reason))
 
+    def hear_no_more(self, member: Member) -> None:
+        """See `MemberUser`."""
+        self._end_hearing(
+            member, "it did not say that it ends, and what was said to it may be lost"
+        )
+
     def is_arriving(self, member: Member) -> bool:
         """See `MemberUser`."""
         inbound = self._heard_over.get(member)

@@ -49,6 +49,9 @@ class MemberUser(Protocol):
     def member_left(self, member: Member, reason: str) -> None:
         """Take note that it is gone for good; what waits for it fails behind that."""
 
+    def hear_no_more(self, member: Member) -> None:
+        """End the connection of its hello: it says another one, if it is there."""
+
     def is_arriving(self, member: Member) -> bool:
         """Whether something that it says is on its way, so that it cannot be heard yet."""
 
@@ -87,6 +90,7 @@ class Member:
         self._limits = limits
         self._timer: IDelayedCall | None = None  # of joining, and of ending
         self._is_heard = True
+        self._is_asked = False  # whether it is there, since it did not answer that it is to end
         self._unheard: IDelayedCall | None = None  # until who is heard no more has left
         self._shutdown: Entry | None = None
         self._sender = Sender(
@@ -181,7 +185,7 @@ class Member:
         self._is_heard = False
         if self.acks and self.state is not State.LEFT and self._unheard is None:
             self._unheard = self._reactor.callLater(self._unheard_seconds, self._is_unheard)
-        if self.state is State.DIALLING and self._hop.is_ending:
+        if self.state is State.DIALLING and self._hop.is_ending and not self._is_asked:
             self._stop_timer()
             self._not_answered()
 
@@ -238,7 +242,7 @@ class Member:
         self._sender.abort()  # until the next hello nobody dials
         if self.acks and self._is_heard:
             # Its last word comes over its own client, and that connection ends behind it.
-            self._timer = self._reactor.callLater(self._limits.join_timeout, self._not_answered)
+            self._timer = self._reactor.callLater(self._limits.join_timeout, self._ask)
         else:
             self._not_answered()
 
@@ -272,6 +276,12 @@ class Member:
     def _unheard_seconds(self) -> float:
         """For how long it may be without its own connection: what is said to it goes unanswered."""
         return self._limits.redial_seconds + self._limits.join_timeout
+
+    def _ask(self) -> None:
+        """Let a remote that may not have got its shutdown say hello: it is told again then."""
+        self._is_asked = True
+        self._timer = self._reactor.callLater(self._limits.join_timeout, self._not_answered)
+        self._user.hear_no_more(self)
 
     def _not_answered(self) -> None:
         self._timer = None
