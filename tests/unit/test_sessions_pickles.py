@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,8 @@ from msgservice.faces.sessions.content.restricted import (
     loads,
     registered,
 )
+from msgservice.faces.sessions.content.safe import SafeCodec
+from msgservice.faces.sessions.envelope import Message
 from msgservice.faces.sessions.errors import BadPayload
 
 SECRET = "hunter2secret"  # never in an error's text
@@ -591,13 +594,103 @@ def test_two_families_of_frozensets_are_not_compared() -> None:
     assert re.search("share|numbers", refused(b"}" + family(0) + b"N" + b"s" + family(1) + b"Ns."))
 
 
-def test_values_that_share_exponentially_are_no_bomb_where_nothing_is_hashed() -> None:
-    found = loads(b")" + b"q\x00h\x00\x86" * 60 + b".")
-    for _ in range(60):
+def test_values_that_share_exponentially_are_refused_or_who_prints_them_would_never_end() -> None:
+    for pickled in (
+        b")" + b"q\x00h\x00\x86" * 60 + b".",
+        b"]" + b"q\x00](h\x00h\x00e" * 60 + b".",
+        b"("
+        + b"N" * 1_000
+        + b"l"
+        + b"q\x00]("
+        + b"h\x00" * 1_000
+        + b"eq\x01]("
+        + b"h\x01" * 1_000
+        + b"e.",
+    ):
+        assert "shares its values too often" in refused(pickled)
+    found = loads(b")" + b"q\x00h\x00\x86" * 15 + b".")
+    for _ in range(15):
         assert found[0] is found[1]
         found = found[0]
-    lists = b"]" + b"q\x00](h\x00h\x00e" * 60 + b"."
-    assert type(loads(lists)) is list
+    rows = [{"a": [1] * 10}] * 100_000
+    assert loads(pickle.dumps(rows, 1)) == rows
+
+
+class Slots:
+    __slots__ = ("a", "b")
+
+
+class Row(list):  # type: ignore[type-arg]  # of whatever comes
+    pass
+
+
+class Table(dict):  # type: ignore[type-arg]  # the same
+    pass
+
+
+class Callback:
+    def __call__(self, *arguments: object) -> None:
+        raise AssertionError("a pickle has called it")
+
+
+class Later(Callback):
+    pass
+
+
+def instance(cls: type) -> bytes:
+    """Return an instance as pickles of protocols 0 and 1 have it, before its state."""
+    name = f"c{cls.__module__}\n{cls.__qualname__}\n".encode()
+    return b"ccopy_reg\n_reconstructor\n(" + name + b"c__builtin__\nobject\nNtR"
+
+
+INSIDE = {
+    "a slot": instance(Slots) + b"(N}X\x01\0\0\0a%sstb.",
+    "a list": instance(Row) + b"(%se.",
+    "a mapping": instance(Table) + b"(X\x01\0\0\0a%su.",
+}
+
+
+@pytest.mark.parametrize("where", INSIDE)
+def test_instances_of_registered_classes_are_looked_into_whatever_they_are(where: str) -> None:
+    classes = {**registered(Slots), **registered(Row), **registered(Table)}
+    deep = b"(" * 101 + b"t" * 101
+    assert "nested more than" in refused(INSIDE[where] % deep, classes)
+    assert "class or function" in refused(INSIDE[where] % b"c__builtin__\nset\n", classes)
+    found = loads(INSIDE[where] % b"(K\x05t", classes)
+    assert {"a slot": lambda: found.a, "a list": lambda: found[0], "a mapping": lambda: found["a"]}[
+        where
+    ]() == (5,)
+
+
+def test_what_contains_itself_is_refused_within_a_registered_list_too() -> None:
+    assert "contains itself" in refused(instance(Row) + b"q\0(h\0e.", registered(Row))
+
+
+@pytest.mark.parametrize("cls", [Callback, Later])
+def test_a_class_whose_instances_can_be_called_is_not_registered(cls: type) -> None:
+    with pytest.raises(TypeError, match="can be called"):
+        registered(cls)
+
+
+class Leaves:
+    def __setstate__(self, state: object) -> None:
+        raise SystemExit
+
+    def __hash__(self) -> int:
+        raise SystemExit
+
+
+def test_a_registered_class_that_wants_to_end_the_process_makes_its_message_unreadable() -> None:
+    assert "SystemExit" in refused(instance(Leaves) + b"}b.", registered(Leaves))
+    assert "SystemExit" in refused(b"}" + instance(Leaves) + b"Ns.", registered(Leaves))
+    codec = SafeCodec()
+    codec.register(Leaves, "leaves", lambda _: None, lambda _: Leaves())
+    pack = msgspec.msgpack.encode
+    body = b"\x81" + pack(msgspec.msgpack.Ext(1, pack(("leaves", b"\xc0")))) + b"\xc0"
+    item = codec.decode(codec.message(body, "s", 3))
+    assert isinstance(item, Message)
+    assert item.number == 3
+    assert item.failure == "no msgpack: SystemExit"
 
 
 def test_a_hostile_pickle_sets_aside_no_memory() -> None:

@@ -15,8 +15,11 @@ import decimal
 import io
 import pickle
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
 from struct import Struct
+from types import MemberDescriptorType
 from typing import Any, NoReturn
 
 from msgservice.faces.sessions.errors import BadPayload
@@ -31,6 +34,9 @@ HASHED_PER_BYTE = 4
 # one set; of more mappings and sets less in each, so that the sum of squares is no larger.
 NUMBERS_MAX = 5_000
 NUMBER_BYTES = 64  # of text beside numbers count as one more: it takes longer to compare
+# Values of all, counted as often as who prints or compares it meets them; and for each byte:
+VALUES_MAX = 1_000_000
+VALUES_PER_BYTE = 16
 DIGITS_MAX = 39  # of an integer of 128 bits, as text: a UUID is one
 LONG_BYTES_MAX = 17
 
@@ -120,10 +126,10 @@ def loads(payload: bytes, classes: Mapping[tuple[str, str], Any] | None = None) 
         else:
             # No opcode of it makes, calls or looks up anything.
             value = pickle.loads(payload, encoding="utf-8", errors=_ERRORS)  # noqa: S301
-        _check_values(value, kinds)
+        _check_values(value, kinds, VALUES_MAX + VALUES_PER_BYTE * len(payload))
     except BadPayload:
         raise
-    except Exception as error:  # whatever bytes, and constructors that were given them, can raise
+    except BaseException as error:  # whatever bytes, and classes that were given them, can raise
         _refuse(type(error).__name__)
     return value
 
@@ -133,8 +139,13 @@ def registered(cls: type) -> Mapping[tuple[str, str], Any]:
 
     Its `__init__` is not called; its `__setstate__`, if any, and its `__new__` are, and where it
     has methods of a list or a mapping (`append`, `extend`, `__setitem__`, `add`), a pickle can call
-    those. How long its `__hash__` takes is its own matter.
+    those. How long its `__hash__` takes is its own matter. Raises `TypeError` for a class whose
+    instances can be called: a pickle could do that, with whatever it holds.
     """
+    if any("__call__" in vars(base) for base in cls.__mro__):
+        raise TypeError(
+            f"instances of {cls.__qualname__} can be called, and a pickle could call them"
+        )
     return {(cls.__module__, cls.__qualname__): _Class(cls)}
 
 
@@ -430,45 +441,55 @@ def _index(payload: bytes, at: int, end: int, opcode: int, next_index: int) -> i
     return int.from_bytes(payload[at:end], "little")
 
 
-def _check_values(value: Any, kinds: frozenset[type]) -> None:
+def _check_values(value: Any, kinds: frozenset[type], values_max: int) -> None:
     """Refuse what is nested deeper than `DEPTH_MAX` or contains itself, and what is no value.
 
-    `kinds`: the types to look into. What is shared is looked at once.
+    And what has more than `values_max` values, counted as often as they are met: who prints it
+    would never end. `kinds`: the types to look into. What is shared is looked at once.
     """
     if type(value) is dict and kinds.isdisjoint(map(type, (*value, *value.values()))):
         return  # a log record
     if type(value) not in kinds:
         return
-    heights = {id(value): 0}  # how deep it is below a value; 0: not known yet
-    path = [(value, iter(_inside(value, kinds)))]
-    highest = [0]  # for each of the path: of what is below it
+    # How deep it is below a value, 0: not known yet; and how many values it stands for.
+    known = {id(value): (0, 0)}
+    inside, count = _inside(value, kinds)
+    path = [(value, iter(inside))]
+    totals = [[0, count]]  # for each of the path, of what is below it
     while path:
-        item, inside = path[-1]
-        for child in inside:
-            height = heights.get(id(child))
+        item, children = path[-1]
+        for child in children:
+            height, count = known.get(id(child), (None, 0))
             if height == 0:
                 _refuse("it contains itself")
             if len(path) + (height or 1) > DEPTH_MAX + 1:
                 _refuse(f"it is nested more than {DEPTH_MAX} deep")
             if height is None:
-                below = _inside(child, kinds)
+                below, count = _inside(child, kinds)
                 if below:
-                    heights[id(child)] = 0
+                    known[id(child)] = 0, 0
                     path.append((child, iter(below)))
-                    highest.append(0)
+                    totals.append([0, count])
                     break
-                height = heights[id(child)] = 1
-            highest[-1] = max(highest[-1], height)
+                known[id(child)] = height, count = 1, count
+            total = totals[-1]
+            total[0] = max(total[0], height)
+            total[1] += count
         else:
             path.pop()
-            height = heights[id(item)] = highest.pop() + 1
-            if highest:
-                highest[-1] = max(highest[-1], height)
+            height, count = totals.pop()
+            if count > values_max:
+                _refuse("it shares its values too often")
+            known[id(item)] = height + 1, count
+            if totals:
+                totals[-1][0] = max(totals[-1][0], height + 1)
+                totals[-1][1] += count
 
 
-def _inside(item: Any, kinds: frozenset[type]) -> list[Any]:
+def _inside(item: Any, kinds: frozenset[type]) -> tuple[list[Any], int]:
+    """Return what is in a value that is to be looked into, and how many values are in it at all."""
     kind = type(item)
-    found: Iterable[Any]
+    found: Any
     if kind is dict:
         found = [*item, *item.values()]
     elif kind in _CONTAINERS:
@@ -478,10 +499,33 @@ def _inside(item: Any, kinds: frozenset[type]) -> list[Any]:
     elif kind is uuid.UUID:
         if type(item.int) is not int or not 0 <= item.int < 1 << 128:
             _refuse("a UUID of something else")
-        return []
+        return [], 1
     else:
-        found = getattr(item, "__dict__", {}).values()
-    return [child for child in found if type(child) in kinds]
+        found = _inside_instance(item)
+    return [child for child in found if type(child) in kinds], len(found) + 1
+
+
+@cache
+def _slots_of(cls: type) -> tuple[Any, ...]:
+    members = [value for base in cls.__mro__ for value in vars(base).values()]
+    return tuple(member for member in members if type(member) is MemberDescriptorType)
+
+
+def _inside_instance(item: Any) -> list[Any]:
+    """Return what is in an instance of a registered class, without a call of its methods."""
+    found: list[Any] = []
+    with suppress(AttributeError):  # it has slots alone
+        found += object.__getattribute__(item, "__dict__").values()
+    cls: Any = type(item)
+    for slot in _slots_of(cls):
+        with suppress(AttributeError):  # it was never set
+            found.append(slot.__get__(item))
+    if isinstance(item, dict):
+        found += [*dict.keys(item), *dict.values(item)]
+    for kind in _CONTAINERS:
+        if isinstance(item, kind):
+            found += kind.__iter__(item)
+    return found
 
 
 _CONTAINERS = frozenset({list, tuple, set, frozenset})

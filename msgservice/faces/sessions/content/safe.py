@@ -78,7 +78,7 @@ def unframe(payload: bytes, decode: Callable[[bytes], Any]) -> Item:
                 session, number = check_numbering(session, number)
                 try:
                     return Message(decode(body), session, number)
-                except Exception as error:
+                except BaseException as error:  # it makes and compares what is the program's
                     return Message(None, session, number, failure=str(_bad(error)))
             case [1, dict(fields)]:
                 control = control_of(fields)
