@@ -10,7 +10,7 @@ import socket
 import socketserver
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -201,6 +201,48 @@ async def test_a_thread_of_handlers_sends_through_the_reactor_and_not_by_itself(
     assert [m.content for m in at_central.all] == list(range(50))
     assert len(logged_failures) == 1
     logged_failures.clear()
+    await remote.stopService()
+    await central.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_else_of_a_side_is_refused_on_a_thread_of_handlers_too() -> None:
+    allowed: list[str] = []
+    refused: list[str] = []
+    tried: Deferred[None] = Deferred()
+
+    def handle(message: Any) -> None:
+        for name, call in calls.items():
+            try:
+                call()
+                allowed.append(name)
+            except RuntimeError as error:
+                refused.append(name)
+                if "this is a thread of handlers" not in str(error):
+                    allowed.append(name)
+        cast("IReactorFromThreads", reactor).callFromThread(tried.callback, None)
+
+    central = Central(reactor)
+    remote = Remote(reactor, await central.listen(), id="shop", on_message=handle, threads=1)
+    other = Remote(reactor, ("127.0.0.1", 1602))
+    await remote.start()
+    await remote.when_joined()
+    receipt = await remote.send("before")
+    calls: dict[str, Callable[[], object]] = {
+        "receipt": receipt.acknowledged,
+        "remote.start": other.start,
+        "remote.stop": remote.stopService,
+        "remote.when_joined": remote.when_joined,
+        "remote.when_shut_down": remote.when_shut_down,
+        "central.listen": Central(reactor).listen,
+        "central.stop": central.stopService,
+        "central.when_joined": central.when_joined,
+        "central.when_left": central.when_left,
+        "central.shutdown": lambda: central.shutdown("nobody"),
+    }
+    await central.send("shop", "try it")
+    await tried
+    assert (allowed, refused) == ([], list(calls))
     await remote.stopService()
     await central.stopService()
 

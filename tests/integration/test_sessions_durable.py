@@ -475,6 +475,23 @@ async def test_a_receiver_that_was_removed_is_made_again_when_its_remote_joins_a
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_shutdown_says_that_the_receiver_was_removed_while_it_waited(
+    central: Central, node: Node
+) -> None:
+    remote = begin(central, lambda message: None)
+    await central.when_joined("shop")
+    await (await central.send("shop", 1)).acknowledged()
+    await node.parts.receivers.pause("session.shop", True, "an operator's")
+    told = central.shutdown("shop")
+    while not (await node.parts.receivers.account("session.shop")).queued:
+        await deferLater(reactor, 0.01)
+    await node.parts.receivers.remove("session.shop")
+    with pytest.raises(NotJoined, match="removed"):
+        await told
+    await remote.stopService()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_remote_that_was_at_another_central_of_the_node_gets_its_messages_here_again(
     node: Node,
 ) -> None:

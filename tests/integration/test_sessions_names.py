@@ -18,6 +18,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
+from msgservice.errors import CannotListen
 from msgservice.faces.sessions.errors import RemoteLeft
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.names import (
@@ -209,3 +210,32 @@ async def test_what_threads_hand_over_is_bounded_while_the_reactor_is_busy(
     with pytest.raises(RemoteLeft):
         await flushed
     assert [event["count"] for event in warnings if "count" in event] == [1_000 - len(refused)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_is_started_twice_leaves_no_port_open() -> None:
+    server = RemoteMessagingServer(lambda record: None, reactor=reactor)
+    await server.start()
+    port = server.serverPort
+    with pytest.raises(CannotListen, match="listens already"):
+        await server.start()
+    assert server.serverPort == port
+    await server.stop()
+    with pytest.raises(ConnectionRefusedError):
+        await deferToThread(socket.create_connection, ("127.0.0.1", port), 5)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_whose_port_was_taken_starts_once_it_is_free() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        server = RemoteMessagingServer(
+            lambda record: None, reactor=reactor, listen=f"tcp:{port}:interface=127.0.0.1"
+        )
+        with pytest.raises(CannotListen):
+            await server.start()
+    await server.start()
+    assert server.serverPort == port
+    await server.stop()

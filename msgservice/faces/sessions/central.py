@@ -206,6 +206,7 @@ class Central(ListeningService):
 
     def listen(self) -> Deferred[tuple[str, int]]:
         """Begin; fires with the address. Fails with `CannotListen`."""
+        check_thread()
         if self._has_begun:
             return fail(RuntimeError("a central begins once; make another one"))
         self._has_begun = True
@@ -229,6 +230,7 @@ class Central(ListeningService):
 
     def stopService(self) -> Deferred[None]:
         """End: no more hellos, what is written leaves, handlers that run end."""
+        check_thread()
         super().stopService()
         self._has_begun = self._has_ended = True
         beating, self._beating = self._beating, None
@@ -274,6 +276,7 @@ class Central(ListeningService):
 
         Fails with `NotJoined` where the central ends.
         """
+        check_thread()
         if self._has_ended:
             return fail(NotJoined(ENDED))
         member = self._members.get(key) if key is not None else None
@@ -286,6 +289,7 @@ class Central(ListeningService):
 
         Fails with `NotJoined` where the central ends.
         """
+        check_thread()
         if self._has_ended and not self._members:
             return fail(NotJoined(ENDED))
         return self._leaves.wait(key)
@@ -325,12 +329,12 @@ class Central(ListeningService):
         """Tell a remote to end; fires when it has handled all before that and says so.
 
         Fails with `NotJoined` for one that is not there: nothing is kept for it then; with
-        `BadControl` for a reason of more than 1,000 characters.
+        `QueueFull`, as a message; with `BadControl` for a reason of more than 1,000 characters.
         """
+        check_thread()
         member = self._members.get(key)
         if member is None:
             return fail(NotJoined(f"{named(key)} is not joined"))
-        check_thread()
         try:
             if self._durable is not None and member.is_durable:
                 return self._durable.shut_down(member, reason)

@@ -22,6 +22,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from msgservice.client.client import Client
 from msgservice.client.receipt import Receipt
@@ -29,13 +30,13 @@ from msgservice.clock import timed
 from msgservice.core.subjects import check_name
 from msgservice.errors import HandlerFailed, MessageTooLarge, Reject, Retry
 from msgservice.faces.gateway import Gateway
-from msgservice.faces.sessions.envelope import check_reason
+from msgservice.faces.sessions.envelope import ID_BYTES_MAX, check_reason
 from msgservice.faces.sessions.errors import NotJoined, QueueFull, RemoteLeft
+from msgservice.faces.sessions.handlers import check_thread
 from msgservice.faces.sessions.hop import Account
 from msgservice.faces.sessions.incoming import Incoming
 from msgservice.faces.sessions.member import Member
 from msgservice.faces.sessions.outgoing import Entry
-from msgservice.limits import NAME_BYTES_MAX
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.waiters import Waiters
@@ -45,6 +46,7 @@ SHUTDOWN = {"session": "shutdown"}  # headers of what stands for a shutdown
 _of_patterns = re.compile(r"[.*>]").sub
 _PLAIN = {".": "/d", "*": "/s", ">": "/g"}  # no id has a slash, so each has a subject of its own
 PREFIX = "session."  # of the names of receivers
+SUBJECT_BYTES_MAX = len(PREFIX) + ID_BYTES_MAX  # as of a name
 FULL_SECONDS = 1.0  # until what found no room in the queue is tried again
 ATTACH_SECONDS = 5.0  # for how long what is sent waits until the node knows who has joined
 
@@ -58,6 +60,7 @@ class DurableReceipt:
 
     def acknowledged(self) -> Deferred[Any]:
         """Fire when the remote's handler has ended; see `Receipt.acknowledged` for its failures."""
+        check_thread()
         return self.receipt.acknowledged(self._name)
 
 
@@ -120,12 +123,15 @@ class DurableRemotes:
         told = shutdown.waiters.wait()
         name = PREFIX + str(member.id)
 
-        def came_out_elsewhere(_: object) -> None:
-            self._end([stored], NotJoined(f"{name} was attached by another central meanwhile"))
+        def came_out(outcome: object) -> None:
+            why = f"{name} was attached by another central meanwhile"
+            if isinstance(outcome, Failure):  # an operator has removed it, say
+                why = f"it was not told: {outcome.getErrorMessage()}"
+            self._end([stored], NotJoined(why))
 
         def follow(receipt: Receipt) -> None:
             # Here it is told before it is acknowledged; another process knows nothing of it.
-            receipt.acknowledged(name).addBoth(came_out_elsewhere)
+            receipt.acknowledged(name).addBoth(came_out)
 
         storing = self._send(name, stored, SHUTDOWN)
         storing.addCallbacks(follow, lambda failure: self._end([stored], failure.value))
@@ -271,6 +277,6 @@ class DurableRemotes:
 def _subject_of(remote: str) -> str:
     """Return the subject of what is for a remote: one for each, or they would wait together."""
     subject = SUBJECT + _of_patterns(lambda found: _PLAIN[found[0]], remote)
-    if len(subject.encode()) <= NAME_BYTES_MAX:
+    if len(subject.encode()) <= SUBJECT_BYTES_MAX:
         return subject
     return f"{SUBJECT}//{sha256(remote.encode()).hexdigest()}"

@@ -351,7 +351,7 @@ class Listener:
         self._insecure = insecure
         self.may_be_silent = may_be_silent
         self._port: IListeningPort | None = None
-        self._is_stopped = False
+        self._is_stopped = self._is_listening = False
         self._connections: set[Inbound] = set()
         self._per_host: Counter[str] = Counter()  # so many of them
         self.unfinished = 0  # bytes of payloads that are not whole, over all connections
@@ -369,6 +369,8 @@ class Listener:
     def listen(self) -> Deferred[IAddress]:
         """Listen; fires with the address. Fails with `CannotListen`, `InsecureListener`."""
         endpoint = self._endpoint
+        if self._is_listening:  # or the first port would stay open for ever
+            return fail(CannotListen(str(endpoint), "it listens already"))
         try:
             if isinstance(endpoint, str):
                 self._check(endpoint)
@@ -381,6 +383,7 @@ class Listener:
         factory: Any = _InboundFactory(self)
         if self._tls is not None:
             factory = TLSMemoryBIOFactory(self._tls, False, factory)
+        self._is_listening = True
         d: Deferred[Any] = maybeDeferred(made.listen, factory)
         d.addCallbacks(self._listening, self._not_listening, errbackArgs=(str(endpoint),))
         return d
@@ -469,6 +472,7 @@ class Listener:
         raise CannotListen(endpoint, "it was stopped meanwhile")
 
     def _not_listening(self, failure: Failure, endpoint: str) -> Any:
+        self._is_listening = False
         raise CannotListen(endpoint, failure.getErrorMessage()) from failure.value
 
     def _close_all(self, _: object) -> Deferred[None]:

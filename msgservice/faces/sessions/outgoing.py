@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from msgservice.errors import MessageTooLarge
 from msgservice.faces.sessions.errors import BadAck, QueueFull
+from msgservice.faces.sessions.handlers import check_thread
 from msgservice.waiters import Waiters
 
 ENVELOPE_BYTES = 1024  # of a payload, at most, beside the content or the failures
@@ -57,6 +58,7 @@ class Entry:
 
         Fails with `HandlerFailed` where it did not, and with `RemoteLeft` where nobody knows.
         """
+        check_thread()
         if not self._is_settled:
             if self._waiters is None:
                 self._waiters = Waiters()

@@ -218,6 +218,7 @@ class Remote(ListeningService):
 
     def start(self) -> Deferred[tuple[str, int]]:
         """Listen, then dial the central; fires with the own address. Fails with `CannotListen`."""
+        check_thread()
         if self.state is not State.IDLE:
             raise RuntimeError("a remote starts once; make another one")
         Service.startService(self)
@@ -245,17 +246,20 @@ class Remote(ListeningService):
 
         The central is not told; what has not begun is not answered.
         """
+        check_thread()
         super().stopService()
         return self._finish(Ended("stop"))
 
     def when_joined(self) -> Deferred[None]:
         """Fire when the central has answered; at once where it has. `NotJoined` after the end."""
+        check_thread()
         if self.state is State.ENDED:
             return fail(NotJoined("this remote has ended"))
         return succeed(None) if self.is_joined else self._joins.wait()
 
     def when_shut_down(self) -> Deferred[Ended]:
         """Fire when the remote has ended, whoever wished it; at once where it has."""
+        check_thread()
         if self.state is State.ENDED and self._end is not None:
             return succeed(self._end)
         return self._ends_waited_for.wait()
