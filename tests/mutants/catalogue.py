@@ -1271,7 +1271,7 @@ _ALL = [
     Mutant(
         name="a-remote-that-is-full-holds-up-all-others",
         at="msgservice.faces.sessions.durable:DurableRemotes._send",
-        old='_of_patterns("_", name.removeprefix(PREFIX))',
+        old="_subject_of(name.removeprefix(PREFIX))",
         new='"remotes"',
         catcher=_test(
             "tests/integration/test_sessions_durable.py::"
