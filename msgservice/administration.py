@@ -125,6 +125,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     listeners: Sequence[str]  # for people
     connections: int
     room: Room
+    loaded_bytes: int = 0  # for all receivers together: sent and not answered, or to be sent
 
 
 class Place(msgspec.Struct, frozen=True):

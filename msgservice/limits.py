@@ -79,6 +79,7 @@ LOWEST: dict[str, float] = {
     "asked_delay_max": _DELAY_MIN,
     "tail_bytes": 64 * 1024,
     "uncommitted_bytes": 64 * 1024,
+    "loaded_bytes": 64 * 1024,
     "audiences": 4,  # three quarters for `to`, and one is left for patterns
     "replacement_window": _SECONDS_MIN,
     "replacement_hold": _SECONDS_MIN,
@@ -253,6 +254,7 @@ class Limits:
     # --- memory
     tail_bytes: int = 48 * 1024 * 1024  # recent batches kept in RAM, with what they cost besides
     uncommitted_bytes: int = 32 * 1024 * 1024  # taken in, not committed; then producers are paused
+    loaded_bytes: int = 256 * 1024 * 1024  # for all receivers: sent and not answered, or to be sent
     # --- tables
     exceptions: int = 10_000  # ranges per receiver (SEMANTICS 20), at most 100,000
     audiences: int = 10_000

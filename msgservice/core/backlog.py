@@ -118,6 +118,11 @@ class Backlog:
         """The number of runs that are loaded and not final."""
         return len(self._open)
 
+    @property
+    def open_bytes(self) -> int:
+        """The bytes of the runs that are loaded and not final."""
+        return self.ready.size + self.in_flight.size + self.waiting.size + self.behind.size
+
     def open_between(self, first: int, last: int) -> list[Run]:
         """The open runs that overlap `first` to `last`, rising; not to be changed."""
         return self._open.between(first, last)

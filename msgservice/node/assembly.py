@@ -41,6 +41,7 @@ from msgservice.node.dispatch import Dispatch
 from msgservice.node.gate import Gate
 from msgservice.node.greeting import Greeter
 from msgservice.node.intake import Intake
+from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.operations import Operations
 from msgservice.node.outlet import Outlet
 from msgservice.node.pace import RateLimits
@@ -152,6 +153,7 @@ def assemble(
             retry_delay=retry_delay,
             letters=dead_letters,
             stored=stored_bytes,
+            loaded=loaded_bytes,
             pace=total.pace(rates.get(row.name)),
         )
 
@@ -166,6 +168,7 @@ def assemble(
     )
     tail = Tail(snapshot.next_number, limits.tail_bytes)
     stored_bytes = StoredBytes()
+    loaded_bytes = LoadedBytes(limits.loaded_bytes)
     dispatch = Dispatch(
         tail,
         stored_bytes,
@@ -248,6 +251,7 @@ def assemble(
         receivers=receivers,
         dead_letters=dead_letters,
         upkeep=upkeep,
+        loaded=loaded_bytes,
         reload=reload,
         time=time,
     )

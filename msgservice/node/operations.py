@@ -26,6 +26,7 @@ from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
+from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.receivers import Receivers
 from msgservice.node.upkeep import Upkeep
 from msgservice.receiver_options import ADDED
@@ -76,6 +77,7 @@ class Operations:
         receivers: Receivers,
         dead_letters: DeadLetters,
         upkeep: Upkeep,
+        loaded: LoadedBytes,
         reload: Callable[[], Deferred[list[Reread]]],
         time: Time,
     ) -> None:
@@ -88,6 +90,7 @@ class Operations:
         self._rates = rates
         self._connections = connections
         self._upkeep = upkeep
+        self._loaded = loaded
         self._time = time
         self.add, self.change = receivers.add, receivers.change
         self.pause, self.remove = receivers.pause, receivers.remove
@@ -97,7 +100,7 @@ class Operations:
         self.reload = reload
 
     def info(self) -> NodeInfo:
-        """Return what the node is, and how full its log."""
+        """Return what the node is, how full its log, and what is loaded for receivers."""
         room = self._log.room()
         return NodeInfo(
             name=self._name,
@@ -106,6 +109,7 @@ class Operations:
             listeners=tuple(self._listeners),
             connections=len(self._connections.peers),
             room=replace(room, full=room.full or self._upkeep.refused),
+            loaded_bytes=self._loaded.total,
         )
 
     async def receivers(self, after: str, count: int) -> tuple[list[ReceiverState], bool]:

@@ -30,6 +30,7 @@ from msgservice.limits import (
 )
 from msgservice.message import Status
 from msgservice.node.commits import Commits
+from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.outlet_progress import Letters, OutletProgress
 from msgservice.node.pace import Pace
 from msgservice.node.stored_bytes import QueuedBytes, StoredBytes
@@ -46,6 +47,7 @@ TURN_BYTES = 256 * 1024
 # The runs that its answers of one turn are about; of more of them the rest waits for the next.
 TURN_ANSWERS = 2048
 READ_AGAIN = 1.0  # seconds after a page of the log that could not be read
+SHORT_AGAIN = 1.0  # seconds until who has no room, and nothing to be answered, looks for it again
 UNLOAD_AFTER = 30.0  # seconds without a connection before what is loaded is let go
 
 
@@ -68,6 +70,7 @@ class Outlet:
         retry_delay: Callable[[int], float],
         letters: Letters,
         stored: StoredBytes,
+        loaded: LoadedBytes,
         pace: Pace | None = None,
     ) -> None:
         self.row = row
@@ -108,6 +111,7 @@ class Outlet:
         self.supply = Supply(
             self.backlog,
             self.audiences,
+            loaded=loaded,
             tail=tail,
             log=log,
             came=self._page_came,
@@ -194,9 +198,23 @@ class Outlet:
                 "; its other lanes wait as well: no more is loaded for it at exceptions ="
                 f" {self.backlog.behind_max} or window_bytes = {self.backlog.behind_bytes_max}"
             )
+        elif waits and self._waits_for_room:
+            waits += (
+                "; its other lanes wait as well: no more is loaded for it while others hold what"
+                f" is left of loaded_bytes = {self._limits.loaded_bytes}"
+            )
         if self.progress.letters_wait:
             return "the log could not store a dead letter yet: its lane waits for that"
         return self._unread or self.last_error or waits
+
+    @property
+    def _waits_for_room(self) -> bool:
+        """Whether no more is loaded at `loaded_bytes`, and no answer will change that.
+
+        What it holds itself waits for its next attempt, or for a side that takes larger messages.
+        """
+        backlog = self.backlog
+        return self.supply.is_short and not backlog.in_flight.runs and not backlog.ready.runs
 
     def in_flight(self, position: int) -> bool:
         """Whether this message was sent and is not answered."""
@@ -206,7 +224,7 @@ class Outlet:
         """Another order from now on; what is loaded is loaded again. Not while connected."""
         assert self.connection is None
         self._end_hearing()
-        self.backlog.unload()
+        self._unload_now()
         self.backlog.ordered = order == STRICT
 
     # --- the connection
@@ -245,7 +263,7 @@ class Outlet:
         loaded = backlog.entries(0, _highest(resume))
         if loaded and max(loaded, len(resume.ranges)) > TURN_ANSWERS:
             # What is loaded settles at once; what is loaded later, a part in each turn.
-            backlog.unload()
+            self._unload_now()
         backlog.receive_resume(resume.floor, resume.ranges)
 
     # --- what a receiver that is paused says to have taken
@@ -274,7 +292,7 @@ class Outlet:
     def _heard_all(self) -> None:
         self._end_hearing()
         if self._timer is None:  # nothing was loaded before, or it was to be unloaded meanwhile
-            self.backlog.unload()
+            self._unload_now()
 
     def _end_hearing(self) -> None:
         if self._is_hearing:
@@ -321,15 +339,22 @@ class Outlet:
         self.progress.gather()
         self._expect_answers()
         self._cancel_timer()
-        self._timer = self._time.clock.callLater(UNLOAD_AFTER, self._unload)
+        # Where room is short, nothing is kept for who may come back soon.
+        delay = UNLOAD_AFTER if self.supply.look() > 0 else 0.0
+        self._timer = self._time.clock.callLater(delay, self._unload)
 
     def _unload(self) -> None:
         self._timer = None
         if not self._is_hearing:
-            self.backlog.unload()
+            self._unload_now()
+
+    def _unload_now(self) -> None:
+        self.backlog.unload()
+        self.supply.look()
 
     def stop(self) -> None:
-        """Cancel the timers: none is left behind."""
+        """Cancel the timers: none is left behind, and nothing counts as loaded."""
+        self.supply.leave()
         self._cancel_timer()
         self._do_not_go_on()
 
@@ -405,7 +430,9 @@ class Outlet:
         if flight is not None and not flight.is_answered:
             if self._going_on is None:
                 self._going_on = self._time.clock.callLater(0, self._answer_on)
-        elif not self._all_answered:
+        elif self._all_answered:
+            self.supply.look()
+        else:
             self.pump()
 
     def _answer_on(self) -> None:
@@ -447,6 +474,9 @@ class Outlet:
         self._has_more = has_more  # of bytes, as much again may leave for an answer
         if backlog.has_settled:
             self.progress.gather()  # loading settles what the receiver's RESUME has taken
+        supply.look()
+        if self._waits_for_room:
+            self._pump_in(SHORT_AGAIN)
         self._rearm(flight)
 
     def _take_paced(self, flight: Flight, pace: Pace) -> list[Transfer]:

@@ -2,8 +2,9 @@
 
 A receiver that keeps up is fed with what was just stored. One that lags gets pages of the tail as
 its next window has room, and pages of the log where the tail no longer has its place, until it has
-caught up. It never holds more than its windows, and of a next window that is many small runs some
-are loaded in the next turn (`fill`). The states, and what ends each:
+caught up. It never holds more than its windows, nor than its part of what all may hold
+(`node.loaded_bytes`), and of a next window that is many small runs some are loaded in the next turn
+(`fill`). The states, and what ends each:
 
               attached   detached   caught up   overfed   asked   page
     AWAY      LAGS       -          -           -         -       -
@@ -35,7 +36,8 @@ from msgservice.core.flight import Flight
 from msgservice.core.lanes import lane_of
 from msgservice.core.runs import Run
 from msgservice.interfaces import ILog
-from msgservice.limits import BATCH_OVERHEAD
+from msgservice.limits import BATCH_OVERHEAD, INTEGER_MAX
+from msgservice.node.loaded_bytes import RUN_OVERHEAD, LoadedBytes, Share
 from msgservice.node.tail import Tail
 from msgservice.records import Batch, position_of
 
@@ -65,7 +67,7 @@ class Event(enum.Enum):
     ATTACHED = enum.auto()
     DETACHED = enum.auto()
     CAUGHT_UP = enum.auto()  # it has all that is stored
-    OVERFED = enum.auto()  # more is fed than two windows hold
+    OVERFED = enum.auto()  # more is fed than two windows hold, or than its part
     ASKED = enum.auto()  # the log is asked for a page
     PAGE = enum.auto()  # it came, or cannot be read
 
@@ -132,7 +134,10 @@ class Supply:
         "_flight",
         "_log",
         "_page",
+        "_page_bytes",
+        "_share",
         "_tail",
+        "is_short",
         "state",
     )
 
@@ -141,6 +146,7 @@ class Supply:
         backlog: Backlog,
         audiences: Set[int],
         *,
+        loaded: LoadedBytes,
         tail: Tail,
         log: ILog,
         came: Callable[[], None],
@@ -150,6 +156,8 @@ class Supply:
         self.state = State.AWAY
         self._backlog = backlog
         self._audiences = audiences
+        self._share = Share(loaded)
+        self.is_short = False  # it held as much as it may at the last look: no more is loaded
         self._tail = tail
         self._log = log
         self._came, self._failed, self._fault = came, failed, fault
@@ -157,6 +165,7 @@ class Supply:
         self._fed: deque[Batch] = deque()  # stored, and not loaded: the next window is full
         self._fed_bytes = 0
         self._page: deque[Batch] = deque()  # what is not loaded yet of a page that came
+        self._page_bytes = 0  # of that, or as many as the page on its way may have
 
     @property
     def is_reading(self) -> bool:
@@ -181,6 +190,7 @@ class Supply:
         self._flight = None
         self._drop_fed()
         self._page.clear()
+        self._page_bytes = 0
 
     def _happens(self, event: Event) -> None:
         self.state = NEXT[self.state, event]
@@ -190,6 +200,29 @@ class Supply:
         self._fed_bytes = 0
 
     # --- what is loaded
+
+    def look(self) -> int:
+        """Look at what is held; return how many bytes more may be loaded, below 1: none.
+
+        Who follows lags then: what is stored stays in the tail, and in the log after that.
+        """
+        backlog = self._backlog
+        held = backlog.open_bytes + RUN_OVERHEAD * backlog.open_runs
+        room = self._share.look(held + self._fed_bytes + self._page_bytes)
+        self.is_short = room <= 0
+        if room <= 0 and self.state is FOLLOWS:
+            self._be_overfed()
+        return room
+
+    @property
+    def _room(self) -> int:
+        room = self.look()
+        # What a RESUME has named settles as it is loaded, and what is left is let go after that.
+        return INTEGER_MAX if type(self._flight) is UpTo else room
+
+    def leave(self) -> None:
+        """Nothing counts as loaded any more: the receiver is removed, or the node stops."""
+        self._share.look(0)
 
     def feed(self, batch: Batch) -> None:
         """A batch for this receiver was just stored. Only while it follows."""
@@ -201,8 +234,11 @@ class Supply:
         fed.append(batch)
         self._fed_bytes += batch.size + BATCH_OVERHEAD
         if self._fed_bytes > 2 * flight.window_bytes:
-            self._happens(Event.OVERFED)  # the tail has these, and the log after that
-            self._drop_fed()
+            self._be_overfed()
+
+    def _be_overfed(self) -> None:
+        self._happens(Event.OVERFED)  # the tail has these, and the log after that
+        self._drop_fed()
 
     def fill(self) -> bool:
         """Load the batches that the next window has room for, as many as one turn takes.
@@ -218,7 +254,8 @@ class Supply:
         flight, backlog = self._flight, self._backlog
         assert flight is not None
         stop = backlog.pieces + TURN_RUNS
-        while fed and flight.wants:
+        room = self._room  # what was fed is counted as held: loading it changes little
+        while fed and flight.wants and room > 0:
             if backlog.pieces >= stop:
                 return True
             batch = fed.popleft()
@@ -237,23 +274,28 @@ class Supply:
         while rest:
             if backlog.pieces >= stop:
                 return True
-            self.load(rest.popleft())
+            batch = rest.popleft()
+            self._page_bytes -= batch.size + RUN_OVERHEAD
+            self.load(batch)
         for _ in range(TURN_LOOKS):
             if not flight.wants:
                 return False
-            room = stop - backlog.pieces
-            if room <= 0:
+            size = self._room
+            if size <= 0:
+                return False
+            runs = stop - backlog.pieces
+            if runs <= 0:
                 return True
             page = tail.after(
                 backlog.loaded_to,
                 self._audiences,
                 # A window that contains 0 takes one run: a page of nothing would be read for ever.
-                max(1, flight.window_bytes),
+                max(1, min(flight.window_bytes, size)),
                 max(1, flight.window_messages),
-                room,
+                min(runs, 1 + size // RUN_OVERHEAD),
             )
             if page is None:
-                self._read()
+                self._read(size)
                 return False
             batches, looked = page
             for batch in batches:
@@ -291,13 +333,21 @@ class Supply:
 
     # --- pages of the log
 
-    def _read(self) -> None:
+    def _read(self, room: int) -> None:
         self._happens(Event.ASKED)
+        size = max(1, min(PAGE_BYTES, room * 2 // 3))  # and as much again, or twice, for the runs
+        messages = max(1, PAGE_MESSAGES * size // PAGE_BYTES)
+        self._page_bytes = size + RUN_OVERHEAD * messages
+        self.look()  # others see that so much may be held soon
         # What has a lower number than this is stored, so that the reader sees it, and has one of
         # these audiences. Behind it there may be another by the time that the page is read.
         end = position_of(self._tail.next_number) - 1
         reading = self._log.read(
-            tuple(self._audiences), self._backlog.loaded_to, end, PAGE_BYTES, PAGE_MESSAGES
+            tuple(self._audiences),
+            self._backlog.loaded_to,
+            end,
+            size,
+            messages,
         )
         reading.addCallbacks(self._page_came, self._page_failed, callbackArgs=(end,))
         reading.addErrback(self._fault)
@@ -305,7 +355,9 @@ class Supply:
     def _page_came(self, batches: list[Batch], end: int) -> None:
         is_asked_for = self.state is State.READS
         self._happens(Event.PAGE)
+        self._page_bytes = 0
         if is_asked_for:
+            self._page_bytes = sum([batch.size + RUN_OVERHEAD for batch in batches])
             self._page.extend(batches)  # loaded by who is told now
             if not batches:
                 self._backlog.skip_to(end)
@@ -313,4 +365,5 @@ class Supply:
 
     def _page_failed(self, failure: Failure) -> None:
         self._happens(Event.PAGE)
+        self._page_bytes = 0
         self._failed(failure)

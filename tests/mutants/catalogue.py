@@ -392,6 +392,43 @@ _ALL = [
         catcher=_test("tests/unit/test_node_membership.py -k not_for_each_run", "one of them goes"),
     ),
     Mutant(
+        name="what-receivers-hold-has-no-common-bound",
+        at="msgservice.node.supply:Supply._load_pages",
+        old="if size <= 0:",
+        new="if False:",
+        catcher=_test(
+            "tests/unit/test_loaded_bytes.py -k no_more_than_one_limit", "no_more_than_one_limit"
+        ),
+    ),
+    Mutant(
+        name="nobody-looks-for-room-again",
+        at="msgservice.node.outlet:Outlet.pump",
+        old="if self._waits_for_room:",
+        new="if False:",
+        catcher=_test("tests/unit/test_loaded_bytes.py -k waits_alone", "waits_alone"),
+    ),
+    Mutant(
+        name="a-receiver-has-no-part-of-its-own",
+        at="msgservice.node.loaded_bytes:Share.look",
+        old="max(loaded.limit - total, loaded.least)",
+        new="max(loaded.limit - total, 2)",
+        catcher=_test("tests/unit/test_loaded_bytes.py -k beside_any_number", "beside_any_number"),
+    ),
+    Mutant(
+        name="who-follows-is-fed-beyond-its-part",
+        at="msgservice.node.supply:Supply.look",
+        old="if room <= 0 and self.state is FOLLOWS:",
+        new="if False:",
+        catcher=_test("tests/unit/test_loaded_bytes.py -k a_follower_that", "a_follower_that"),
+    ),
+    Mutant(
+        name="room-is-kept-for-who-left-where-it-is-short",
+        at="msgservice.node.outlet:Outlet.detach",
+        old="UNLOAD_AFTER if self.supply.look() > 0 else 0.0",
+        new="UNLOAD_AFTER",
+        catcher=_test("tests/unit/test_loaded_bytes.py -k leave_make_room", "leave_make_room"),
+    ),
+    Mutant(
         name="a-set-without-a-place-is-overtaken",
         at="msgservice.node.acceptance:Acceptance.decide_again",
         old="refusal: Refused | LimitReached | LogFull | None = held.get(lane)",

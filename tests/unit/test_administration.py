@@ -53,7 +53,7 @@ RECORDED: list[tuple[str, dict[str, Any], bytes]] = [
         "info",
         {},
         b'{"name":"node-1","log_id":"LOG","version":"VERSION","listeners":[],"connections":2,'
-        b'"room":{"used":188,"maximum":17179869184,"free":0,"full":null}}',
+        b'"room":{"used":188,"maximum":17179869184,"free":0,"full":null},"loaded_bytes":1046}',
     ),
     ("receivers.add", {"name": "audit"} | _AUDIT, b'{"name":"audit"}'),
     (

@@ -59,6 +59,7 @@ from msgservice.node.gate import LISTENER
 from msgservice.node.greeting import Greeter, Guest
 from msgservice.node.ingress import Ingress
 from msgservice.node.intake import Intake, Sender
+from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.operations import Operations, StatusAt
 from msgservice.node.outlet import READ_AGAIN, UNLOAD_AFTER, Outlet
 from msgservice.node.outlet_progress import OutletProgress
@@ -135,6 +136,7 @@ def an_outlet(row: ReceiverRow | None = None, *, clock: Clock | None = None, **m
         "retry_delay": lambda attempts: 1.0,
         "letters": double(room=lambda row: 1_000_000, due=lambda row, size: None),
         "stored": StoredBytes(),
+        "loaded": LoadedBytes(LIMITS.loaded_bytes),
     }
     row = row or ReceiverRow(number=1, name="billing", cursor=position_of(1) - 1)
     return Outlet(row, (), **(collaborators | more))
@@ -1113,6 +1115,7 @@ def some_operations(**more: Any) -> Operations:
         ),
         "dead_letters": double(full=lambda row: None),
         "upkeep": double(refused=None),
+        "loaded": LoadedBytes(LIMITS.loaded_bytes),
         "reload": lambda: succeed([]),
         "time": Time(Clock()),
     }

@@ -19,6 +19,7 @@ from msgservice.core.backlog import Backlog
 from msgservice.core.flight import Flight
 from msgservice.errors import LogUnavailable
 from msgservice.limits import BATCH_OVERHEAD
+from msgservice.node.loaded_bytes import LoadedBytes
 from msgservice.node.supply import NEXT, Event, State, Supply
 from msgservice.node.tail import Tail
 from msgservice.records import Audience, Batch, position_of
@@ -51,6 +52,7 @@ class Scene:
         self.supply = Supply(
             self.backlog,
             {MINE.number},
+            loaded=LoadedBytes(1 << 30),
             tail=self.tail,
             log=double(read=self.read),
             came=self.pump,

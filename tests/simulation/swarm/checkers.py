@@ -582,6 +582,7 @@ class Check:
                 "lanes": len(backlog._stuck.by_lane),
                 "fed": len(outlet.supply._fed),
                 "fed bytes": outlet.supply._fed_bytes,
+                "held of loaded_bytes": outlet.supply._share._held,
                 "notes": len(outlet.notes),
                 "queued bytes": outlet.progress.queued.look(),
                 "settled, not stored": len(outlet.progress._new) + len(outlet.progress._storing),

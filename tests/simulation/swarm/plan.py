@@ -348,6 +348,7 @@ SMALLER: dict[str, tuple[Any, ...]] = {
     "write_timeout": (5.0,),
     "close_timeout": (1.0,),
     "link_healthy": (0.5,),
+    "loaded_bytes": (2_000, 30_000),
 }
 DEAD_BYTES_TOTAL = (1_000, 20_000)
 SQLITE = 1 / 8  # of the seeds have the real log on a simulated disk
