@@ -524,6 +524,8 @@ class Peer:
         if seat is not None:
             self._dispatch.disconnected(seat)
             seat.detach(reason, lost=lost)
+            if self.connection is not None:
+                self.connection.go_on_soon()  # what waited until its answers were heard to the end
 
     def _close_if_done(self) -> None:
         """After a BYE: close when what was in flight, both ways, is answered."""

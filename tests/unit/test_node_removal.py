@@ -12,7 +12,7 @@ from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
 from msgservice import Limits
-from msgservice.core.frames import Nack, Reply, Request, StatusFrame, Transfer
+from msgservice.core.frames import Ack, Nack, Reply, Request, StatusFrame, Transfer
 from msgservice.core.ranges import RangeSet
 from msgservice.errors import UnknownReceiver
 from msgservice.log.memory import MemoryLog
@@ -90,6 +90,36 @@ def test_one_who_confirmed_too_few_does_not_join_one_who_confirmed_enough() -> N
     ok, reason = answer(other)
     assert not ok
     assert "1 messages wait for 'billing'" in reason
+
+
+def test_what_a_receiver_asked_behind_its_answers_is_answered_while_its_removal_is_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is left of its answers is heard no more; what came behind them is."""
+    monkeypatch.setattr("msgservice.node.outlet.TURN_ANSWERS", 1)
+    world, log = holding_world()
+    billing = world.peer("billing", receive=ORDERS)
+    shop = world.peer("shop")
+    for sequence in range(1, 101):
+        shop.transfer(sequence, "orders.new", [b"x"])
+    world.settle()
+    log.hold = True
+    billing.connection.send(Ack([(one.sequence, one.sequence) for one in billing.take(Transfer)]))
+    ask(billing, "$node.info", {})
+    removed: list[Any] = []
+
+    def remove() -> None:
+        Deferred.fromCoroutine(world.node.remove_receiver("billing")).addBoth(removed.append)
+
+    world.clock.callLater(0, remove)  # while they are heard: one in each turn
+    world.settle()
+    ok, _ = answer(billing)
+    assert ok
+    assert [] == removed
+    log.release()
+    world.settle()
+    assert [type(one) for one in removed] == [int]
+    assert removed > [0], "it was removed before all of them were heard"
 
 
 def test_one_who_removes_while_the_removal_is_stored_gets_the_same_answer() -> None:
