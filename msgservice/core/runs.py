@@ -139,6 +139,14 @@ class OpenRuns:
         self._firsts: list[int] = []  # may hold firsts that have gone
         self._head = 0
 
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> OpenRuns:
+        """Return these runs, which rise."""
+        made = cls()
+        made.by_first = {run.first: run for run in runs}
+        made._firsts = list(made.by_first)
+        return made
+
     def __len__(self) -> int:
         return len(self.by_first)
 

@@ -9,8 +9,9 @@ goes on as a whole, whatever is in it. What of the lane was ready before stays w
 into that queue when it is come upon, while the lane is blocked (`Backlog.steps_behind`). So neither
 a retry nor a dead letter nor its end walks what is not sent of the lane.
 
-The lanes are indexed when the first of them gets stuck, since before that nobody asks for one. What
-a run's state is, and the counts of these, are the backlog's: it is told which runs change.
+The lanes are indexed when the first of them gets stuck, since before that nobody asks for one: as
+plain lists, since of very many lanes few are ever asked for. What a run's state is, and the counts
+of these, are the backlog's: it is told which runs change.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class StuckLanes:
 
     def __init__(self, open_runs: OpenRuns, ready: Tally, behind: Tally) -> None:
         self.by_lane: dict[Hashable, StuckLane] = {}
-        # By lane: what is open and not in its own queue (`note`). None: no lane was stuck yet.
-        self.fronts: dict[Hashable, OpenRuns] | None = None
+        # By lane: what is open and not in its own queue (`note`), as a list until something of it
+        # changes (`_changing`). None: no lane was stuck yet.
+        self.fronts: dict[Hashable, OpenRuns | list[Run]] | None = None
         self._open = open_runs
         self._ready, self._behind = ready, behind
         # A heap of the lanes that go on, each by the lowest of its queue or lower than that. Void:
@@ -71,34 +73,36 @@ class StuckLanes:
 
     def front(self, lane: Hashable) -> OpenRuns:
         """The open runs of a lane that are not in its own queue; for lanes that have such runs."""
-        return self._indexed()[lane]
+        return _changing(self._indexed(), lane)
 
-    def _indexed(self) -> dict[Hashable, OpenRuns]:
+    def _indexed(self) -> dict[Hashable, OpenRuns | list[Run]]:
         fronts = self.fronts
         if fronts is None:
             by_lane: dict[Hashable, list[Run]] = {}
             for run in self._open:
                 if run.state != BEHIND:
-                    by_lane.setdefault(run.lane, []).append(run)
-            fronts = self.fronts = {}
-            for lane, runs in by_lane.items():
-                front = fronts[lane] = OpenRuns()
-                front.add_all(runs)
+                    front = by_lane.get(run.lane)
+                    if front is None:
+                        by_lane[run.lane] = [run]
+                    else:
+                        front.append(run)
+            fronts = self.fronts = {**by_lane}
         return fronts
 
     def note(self, run: Run) -> None:
         """An open run is not in the queue of its lane."""
-        assert self.fronts is not None
-        front = self.fronts.get(run.lane)
-        if front is None:
-            front = self.fronts[run.lane] = OpenRuns()
-        front.add(run)
+        fronts = self.fronts
+        assert fronts is not None
+        if run.lane in fronts:
+            _changing(fronts, run.lane).add(run)
+        else:
+            fronts[run.lane] = OpenRuns.of([run])
 
     def forget(self, run: Run) -> None:
         """A run that was noted is final, or on its way into the queue of its lane."""
         fronts = self.fronts
         assert fronts is not None
-        front = fronts[run.lane]
+        front = _changing(fronts, run.lane)
         front.discard(run)
         if not front:
             del fronts[run.lane]
@@ -248,3 +252,12 @@ class StuckLanes:
         self.by_lane = {lane: StuckLane(one.letters) for lane, one in lanes if one.letters}
         self.fronts = {} if self.by_lane else None
         self._going = []
+
+
+def _changing(fronts: dict[Hashable, OpenRuns | list[Run]], lane: Hashable) -> OpenRuns:
+    """Return what an index has of a lane, as what can change."""
+    front = fronts[lane]
+    if type(front) is list:
+        front = fronts[lane] = OpenRuns.of(front)
+    assert type(front) is OpenRuns
+    return front

@@ -25,9 +25,10 @@ def run_of(lane: str, first: int) -> Run:
 
 
 class Deep:
-    """A window of one lane is in flight, as much again of it waits."""
+    """A window of one lane, or of several, is in flight, as much again of it waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: int = 1) -> None:
+        self.lanes = lanes
         self.outbox = Outbox(
             ordered=True,
             cursor=0,
@@ -47,7 +48,7 @@ class Deep:
 
     def offer_all(self) -> None:
         while self.outbox.flight.wants:
-            self.backlog.offer(run_of("deep", self.next))
+            self.backlog.offer(run_of(f"deep{self.next % self.lanes}", self.next))
             self.next += 1
 
     def units(self, job: Callable[[], object]) -> int:
@@ -131,3 +132,11 @@ def test_what_steps_behind_makes_room_for_other_lanes() -> None:
         assert [] == deep.take()[1]
     deep.backlog.offer(run_of("other", deep.next))
     assert [deep.next] == [one.sequence for one in deep.take()[1]]
+
+
+def test_the_first_dead_letter_costs_each_other_lane_its_place_in_an_index_and_no_more() -> None:
+    deep = Deep(lanes=WINDOW)
+    assert deep.nack(1, Action.DEAD) < 15 * WINDOW  # of two runs each
+    assert deep.store_letters() < FEW
+    assert max(deep.nack(sequence, Action.RETRY) for sequence in range(2, 12)) < FEW
+    assert WINDOW - 11 == deep.backlog.in_flight.runs
