@@ -1249,7 +1249,7 @@ class Said:
         self.things: list[Any] = []
         self.is_stopped = False
 
-    def say(self, thing: Any, tell: Any) -> None:
+    def say(self, thing: Any, tell: Any, *, kind: Any = None) -> None:
         self.things.append(thing)
         with capturedLogs() as logged:
             tell(1)
