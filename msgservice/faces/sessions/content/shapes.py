@@ -75,6 +75,7 @@ class Shapes:
         self._heads: set[bytes] = set()
         self._middles: set[bytes] = set()
         self._lasts: set[bytes] = set()
+        self._seen: set[int] = set()  # hashes of what stands around them, of records that came
         # What stands around the text and the times; None: these are not all that it depends on.
         self._records: dict[tuple[bytes, ...], _Shape | None] = {}
         # Most come from where the one before came from, else each with so many bytes before its
@@ -129,8 +130,8 @@ class Shapes:
         return shape
 
     def keep(self, payload: bytes, value: dict[str, Any]) -> None:
-        """Keep the mapping that a payload holds, if it is plain, and all of its like differ by no
-        more than their text, which is `msg`, and their times.
+        """Keep the mapping that a payload holds, if its like has come before, it is plain, and all
+        of its like differ by no more than their text, which is `msg`, and their times.
         """
         cut = _cut(payload)
         if cut is None:
@@ -139,7 +140,11 @@ class Shapes:
         has_times = begin >= 0
         after = _after(payload, end, begin) if has_times else (payload[end:],)
         around = (payload[: at + 1], *after)
-        if around in self._records or not self.has(payload):
+        if (
+            around in self._records
+            or not self._is_seen_again(hash(around))
+            or not self.has(payload)
+        ):
             return
         if len(self._records) >= RECORDS_MAX:
             self._records.clear()
@@ -151,6 +156,19 @@ class Shapes:
             expected.update(zip(_TIMES, times, strict=True))
         is_kept = len(value) <= ATTRIBUTES_MAX and list(other.items()) == list(expected.items())
         self._records[around] = _Shape(around, dict(value)) if is_kept else None
+
+    def _is_seen_again(self, shape: int) -> bool:
+        """Whether the like of a record has come before.
+
+        To try out whether it can be kept costs more than to read it twice, and many come but once:
+        what has the name of a task in it, or the number of a request.
+        """
+        if shape in self._seen:
+            return True
+        if len(self._seen) >= RECORDS_MAX:
+            self._seen.clear()
+        self._seen.add(shape)
+        return False
 
     def has(self, payload: bytes) -> bool:
         """Whether a payload is a mapping of texts, numbers and None, as a log record is."""
