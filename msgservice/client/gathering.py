@@ -40,6 +40,7 @@ from msgservice.message import (
 # As long as runs are cut often enough to keep node and receivers busy side by side, longer ones
 # save little: what is left per run is below a tenth of what a Deferred per message costs.
 RUN_MESSAGES = 200
+ONE_CONTENT = (str, bytes, bytearray, memoryview, Mapping)  # what a list of them is mistaken for
 BARE_OVERHEAD = 6  # bytes of a message beside its body, at most, when it is nothing but a body
 
 _encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
@@ -237,7 +238,12 @@ class Gathering:
         options: RunOptions,
         headers: Headers | None,
     ) -> list[Run]:
-        """Return the runs of a `send_many`: one, unless that would be too large."""
+        """Return the runs of a `send_many`: one, unless that would be too large.
+
+        `TypeError` for one content in place of a list of them: its letters or keys would be sent.
+        """
+        if isinstance(bodies, ONE_CONTENT):
+            raise TypeError(f"bodies is a list of contents, not {type(bodies).__name__}")
         limit = self.limit_of(options)
         count_max = self._limits.batch_messages
         if not headers and bodies and len(bodies) <= count_max:

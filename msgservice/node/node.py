@@ -39,6 +39,7 @@ from msgservice.receiver.receiver import Receiver
 from msgservice.receiver.ways import Attachment
 from msgservice.records import USERS, ReceiverRow, Reread
 from msgservice.threads import in_daemon_thread
+from msgservice.transport.addresses import check_listener
 from msgservice.transport.local import local_connector
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import TlsProfiles
@@ -73,10 +74,11 @@ class Node(Service):
     who comes is believed. `read_users`: reads them instead, in a thread, at each start and for
     `reload`. `without_login`: addresses of `listen` that ask for no login, and the user whom
     everybody is who comes there. `insecure`: a login, or where there are no users everybody, is
-    also taken where others read along. `tls`: what addresses with TLS leave out. `rates`: what
-    each receiver may get, by its name; `rate`: what all of them may get together. `rng`: for the
-    jitter of delays. `failed`: called with the error when it cannot start or go on, and the process
-    must end then; by default that is logged and the process ends with status 1.
+    also taken where others read along; without it the start fails there with `InsecureListener`.
+    `tls`: what addresses with TLS leave out. `rates`: what each receiver may get, by its name;
+    `rate`: what all of them may get together. `rng`: for the jitter of delays. `failed`: called
+    with the error when it cannot start or go on, and the process must end then; by default that is
+    logged and the process ends with status 1.
     """
 
     _logger = Logger()
@@ -120,6 +122,8 @@ class Node(Service):
             exact(address): Door(asks=False, user=check_name(user))
             for address, user in (without_login or {}).items()
         }
+        if isinstance(listen, str):
+            raise TypeError(f"listen is a list of addresses, not {listen!r}")
         self._listen = tuple([exact(address) for address in listen])
         self._configured = tuple(receivers)
         self._rate = rate
@@ -217,7 +221,14 @@ class Node(Service):
         parts.dispatch.begin(await self.log.accounts())
         for description in self._listen:
             door = self._doors.get(description, LISTENER)
-            port = await self.transports.find(description).listen(
+            transport = self.transports.find(description)
+            check_listener(
+                transport,
+                description,
+                insecure=self._insecure,
+                asks=parts.gate.asks and door.asks,
+            )
+            port = await transport.listen(
                 self.time.clock,
                 description,
                 partial(parts.connections.make_user, door),

@@ -37,7 +37,14 @@ from msgservice.core.frames import (
     decode_frame,
     encode_frame,
 )
-from msgservice.errors import CannotListen, LogLocked, LogTooNew, MsgServiceError
+from msgservice.errors import (
+    CannotListen,
+    InsecureListener,
+    LogLocked,
+    LogTooNew,
+    MsgServiceError,
+)
+from msgservice.identity.users import User, Users
 from msgservice.message import Action, BareMessage, encode_messages
 
 T = TypeVar("T")
@@ -490,6 +497,51 @@ async def test_port_in_use(bench: Bench, tmp_path: Path) -> None:
     assert isinstance(error, CannotListen)
     assert str(port) in str(error)
     await bench.check_neighbour()
+
+
+@run
+async def test_32_a_listener_beyond_this_machine_is_refused(bench: Bench, tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    listen = "tcp:0:interface=0.0.0.0"
+    assert isinstance(await failure_of(tmp_path / "other", listen), InsecureListener)
+    shop = User(name="shop", uids=(os.getuid(),))
+    configured = Users([shop], secret=b"s" * 32)
+    for users, doors in ((configured, {}), (configured, {listen: "shop"})):
+        failures: list[Exception] = []
+        node = Node(
+            reactor,
+            tmp_path / "another",
+            listen=["tcp:0:interface=127.0.0.1", listen],
+            users=users,
+            without_login=doors,
+            failed=failures.append,
+        )
+        node.startService()
+        with pytest.raises(InsecureListener):
+            await node.when_ready()
+        await node.stopService()
+    await bench.check_neighbour()
+
+
+@run
+async def test_32_a_listener_beyond_this_machine_is_opened_where_that_is_said(
+    bench: Bench, tmp_path: Path
+) -> None:
+    from twisted.internet import reactor
+
+    node = Node(reactor, tmp_path / "other", listen=["tcp:0:interface=0.0.0.0"], insecure=True)
+    node.startService()
+    await node.when_ready()
+    await node.stopService()
+    await bench.check_neighbour()
+
+
+def test_addresses_are_a_list(tmp_path: Path) -> None:
+    from twisted.internet import reactor
+
+    with pytest.raises(TypeError, match="listen is a list of addresses, not 'tcp:1'"):
+        Node(reactor, tmp_path / "node", listen="tcp:1")
 
 
 @run

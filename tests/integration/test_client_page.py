@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.docs.test_code_blocks import blocks
 from tests.integration.command import Command
@@ -43,6 +44,21 @@ def position_printed(program: str) -> int:
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return int(done.stdout)
+
+
+def test_the_program_with_a_node_in_itself_prints_what_it_says(tmp_path: Path) -> None:
+    (program,) = (each for each in PROGRAMS if "when_ready" in each)
+    (said,) = (text for page, text in blocks("text") if page == "docs/client.md")
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    assert (tmp_path / "data").is_dir()
 
 
 def test_the_program_for_asyncio_sends(msgservice: Command) -> None:

@@ -225,6 +225,14 @@ def test_send_many_of_nothing_fires_with_nothing() -> None:
     assert 0 == world.client.sequence
 
 
+@pytest.mark.parametrize("bodies", ["xyz", b"xyz", bytearray(b"x"), memoryview(b"x"), {"id": 17}])
+def test_send_many_of_one_content_is_refused_and_not_taken_apart(bodies: Any) -> None:
+    world = ClientWorld()
+    failed = error_of(world.client.send_many("a", bodies), TypeError)
+    assert f"bodies is a list of contents, not {type(bodies).__name__}" == str(failed)
+    assert 0 == world.client.sequence
+
+
 def test_an_id_stays_with_its_message() -> None:
     world = ClientWorld()
     plain = world.client.send("a", b"1")
