@@ -20,6 +20,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 from twisted.logger import LogEvent
 
@@ -37,8 +38,10 @@ from msgservice.faces.sessions.envelope import (
     Welcome,
     fields_of,
 )
+from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.names import RemoteMessagingSender, RemoteMessagingServer
 from msgservice.faces.sessions.remote import Ended, Remote
+from msgservice.faces.sessions.sender import Sender
 from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 
@@ -508,3 +511,61 @@ async def test_a_remote_that_comes_over_a_unix_socket_is_dialled_on_this_machine
     await (await central.send(address, "down")).acknowledged()
     await remote.stopService()
     await central.stopService()
+
+
+class Told:
+    """The owner of a sender: when it is connected, and when that is lost."""
+
+    def __init__(self) -> None:
+        self.connected: Deferred[None] = Deferred()
+        self.lost: Deferred[str] = Deferred()
+
+    def sender_connected(self) -> None:
+        self.connected.callback(None)
+
+    def sender_writable(self) -> None:
+        pass
+
+    def sender_lost(self, reason: str) -> None:
+        self.lost.callback(reason)
+
+    def sender_gave_up(self, reason: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_who_takes_nothing_is_cut_off_though_little_waits_for_it(reads: bool) -> None:
+    limits = SessionLimits(write_timeout=0.5)
+    told = Told()
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        endpoint = clientFromString(reactor, f"tcp:127.0.0.1:{server.getsockname()[1]}")
+        sender = Sender(reactor, endpoint, told, limits=limits, redial_seconds=None)
+        sender.start()
+        peer, _ = await deferToThread(server.accept)
+        await told.connected
+        if reads:
+            reading = deferToThread(read_all, peer)
+            writing = LoopingCall(sender.write, [b"x" * 1_000])
+            writing.start(0.01)
+            await deferLater(reactor, 4 * limits.write_timeout)
+            writing.stop()
+            assert not told.lost.called
+            await sender.stop()
+            assert await reading > 10_000
+        else:
+            sender.write([b"x" * 100_000])  # the kernel has room for it, the peer's has none
+            await told.lost.addTimeout(SECONDS, reactor)
+            sender.abort()
+        peer.close()
+
+
+def read_all(peer: socket.socket) -> int:
+    """Read until the end; return how many bytes came."""
+    size = 0
+    while data := peer.recv(65_536):
+        size += len(data)
+    return size

@@ -151,6 +151,33 @@ def test_a_shutdown_that_may_be_lost_with_its_connection_is_told_again(handling:
     assert not world.central.remotes
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_remote_that_is_told_to_end_says_so_when_its_client_is_back(is_there: bool) -> None:
+    world = SessionsWorld(heartbeat=1.0)
+    at_work: list[Deferred[None]] = []
+
+    def handle(message: Any) -> Deferred[None]:
+        at_work.append(Deferred())
+        return at_work[0]
+
+    remote = joined(world, on_message=handle, limits=SessionLimits(stop_seconds=5.0))
+    receipt = world.done(world.central.send("shop", "before"))
+    told = world.central.shutdown("shop")
+    world.until(lambda: at_work)
+    world.run(0.5)
+    if is_there:
+        break_off(world, "shop", SessionsWorld.CENTRAL_PORT)
+    else:
+        world.kill("central")
+    world.until(lambda: not remote.is_joined)
+    ended = remote.when_shut_down()
+    at_work[0].callback(None)
+    if is_there:
+        world.done(told)
+        world.done(receipt.acknowledged())
+    assert world.done(ended, 6.0).by == "central"  # for stop_seconds it waits, and no longer
+
+
 def test_a_remote_that_says_nothing_any_more_when_it_is_to_end_has_left() -> None:
     world = SessionsWorld(heartbeat=1.0, limits=SessionLimits(join_timeout=3.0))
     servers = listen(world, 20_000)

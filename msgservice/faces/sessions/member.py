@@ -49,6 +49,9 @@ class MemberUser(Protocol):
     def member_left(self, member: Member, reason: str) -> None:
         """Take note that it is gone for good; what waits for it fails behind that."""
 
+    def is_coming_back(self, member: Member) -> bool:
+        """Whether somebody else says to be this remote, and may prove it."""
+
     def hear_no_more(self, member: Member) -> None:
         """End the connection of its hello: it says another one, if it is there."""
 
@@ -185,7 +188,9 @@ class Member:
         self._is_heard = False
         if self.acks and self.state is not State.LEFT and self._unheard is None:
             self._unheard = self._reactor.callLater(self._unheard_seconds, self._is_unheard)
-        if self.state is State.DIALLING and self._hop.is_ending and not self._is_asked:
+        if self.state is not State.DIALLING or not self._hop.is_ending:
+            return
+        if not (self._is_asked or self._user.is_coming_back(self)):
             self._stop_timer()
             self._not_answered()
 
@@ -240,7 +245,7 @@ class Member:
         if not self._hop.is_ending:
             return
         self._sender.abort()  # until the next hello nobody dials
-        if self.acks and self._is_heard:
+        if self.acks and (self._is_heard or self._user.is_coming_back(self)):
             # Its last word comes over its own client, and that connection ends behind it.
             self._timer = self._reactor.callLater(self._limits.join_timeout, self._ask)
         else:

@@ -507,6 +507,10 @@ class Remote(ListeningService):
         handlers = self._handlers.stop()
         if end.by != "silence":  # else nobody hears their answers, nor what they send
             await handlers
+        if end.by == "central" and self._acks and self.state is State.SAYING_HELLO:
+            # Its client is broken, and the last word would be lost with all answers before it.
+            back = self._joins.wait().addTimeout(self._limits.stop_seconds, self._reactor)
+            await back.addErrback(lambda _: None)
         self._hop.end()
         self.state = State.ENDING
         if self._silence is not None and self._silence.active():

@@ -44,7 +44,8 @@ ROOM_BYTES = 256 * 1024  # what the transport may hold beyond what the kernel ha
 DELAY_MIN, DELAY_MAX = 1.0, 30.0  # between attempts, doubling …
 DIALS_MIN = 5  # … and never longer than what leaves so many until it would be too late
 HEALTHY_SECONDS = 10.0  # a connection that stood for so long was no accident
-LOOK_SECONDS = 1.0  # between two looks whether the peer reads
+LOOK_SECONDS = 1.0  # between two looks whether the peer reads, while the transport is full …
+LOOKS_MIN = 4  # … and so many in the time that it has, while something waits
 
 
 class SenderUser(Protocol):
@@ -191,7 +192,7 @@ class Sender:
         self._is_stopping = False
         self._lost: Waiters[None] = Waiters()  # of the wire, once it is stopping
         self._timer: IDelayedCall | None = None  # of giving up, else of what is not read
-        self._full_since: tuple[float, int] | None = None
+        self._taken_since: tuple[float, int] | None = None  # when, and bytes until then
         self._service = ClientService(
             endpoint,
             _WireFactory(self),
@@ -244,6 +245,7 @@ class Sender:
         wire = self._wire
         if wire is not None and not self._is_stopping:
             wire.write([piece for one in payloads for piece in (encode_prefix(len(one)), one)])
+            self._look_seldom()
 
     def abort(self) -> None:
         """End at once; the user hears nothing any more."""
@@ -282,7 +284,7 @@ class Sender:
             wire.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
             return
         self._stop_timer()
-        self._wire = wire
+        self._wire, self._taken_since = wire, None
         self._established_at = None
         self._backoff.established(self._now())
         self._user.sender_connected()
@@ -308,32 +310,46 @@ class Sender:
 
     def wire_full(self) -> None:
         """Take note that the transport has enough; a peer that reads nothing is cut off."""
-        if not self._is_stopping and self._timer is None:
-            self._full_since = None
+        if not self._is_stopping:
+            self._stop_timer()
+            self._taken_since = None
             self._look()
 
     def wire_drained(self) -> None:
         """Take note that the transport wants more."""
         if not self._is_stopping:
             self._stop_timer()
+            self._look_seldom()
             if self._user is not None:
                 self._user.sender_writable()
 
     # --- inside
 
+    def _look_seldom(self) -> None:
+        """Look later whether what is written is taken: the transport need not be full of it."""
+        if self._timer is None and self._wire is not None:
+            seconds = self._limits.write_timeout / LOOKS_MIN
+            self._timer = self._reactor.callLater(seconds, self._look)
+
     def _look(self) -> None:
         self._timer = None
         wire = self._wire
-        if wire is None or not wire.is_full or self._is_stopping:
+        if wire is None or self._is_stopping:
             return
         now, waits = self._now(), wire.waits()
-        if self._full_since is None or waits < self._full_since[1]:
-            self._full_since = (now, waits)
-        if now - self._full_since[0] >= self._limits.write_timeout:
+        taken = wire.written - waits
+        if not waits or not (taken or wire.is_full):  # or nothing can be told
+            self._taken_since = None
+            return
+        if self._taken_since is None or taken > self._taken_since[1]:
+            self._taken_since = now, taken
+        if now - self._taken_since[0] >= self._limits.write_timeout:
             self._log.warn("a server has read nothing for {s} s", s=self._limits.write_timeout)
             wire.transport.abortConnection()  # type: ignore[union-attr]  # it is connected
-            return
-        self._timer = self._reactor.callLater(LOOK_SECONDS, self._look)
+        elif wire.is_full:
+            self._timer = self._reactor.callLater(LOOK_SECONDS, self._look)
+        else:
+            self._look_seldom()
 
     def _begin_to_wait(self) -> None:
         if self._redial_seconds is not None:
