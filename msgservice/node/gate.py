@@ -44,12 +44,16 @@ from msgservice.identity.throttle import Throttle
 from msgservice.identity.users import Users
 from msgservice.limits import Limits
 from msgservice.node.seldom import Seldom
+from msgservice.node.slices import Slices
 from msgservice.records import ReceiverRow
 from msgservice.transport.addresses import PLAIN_NEEDS, is_plain
 
 NAMESPACE = f"{__name__.partition('.')[0]}.access"
 SHOWN = 200  # characters of what somebody said, in a line
 DAY_MS = 86_400_000
+# Seconds of each turn for steps of logins. Some thousand may come together, back from a node's
+# restart say, at a fifth of a millisecond each.
+STEPS_SECONDS = 0.01
 LOOK_MS = 3_600_000  # between two looks at all tokens, while logins come by tokens
 SOON_DAYS = 7  # before a token expires that is a warning, once a day at most
 
@@ -167,6 +171,7 @@ class Gate:
         self._users = users or None
         self._time = time
         self._seldom = seldom
+        self._steps = Slices(time.clock, time.now, STEPS_SECONDS)
         # Of those that were asked for since users were read: thousands may have one principal.
         self._holding: dict[Principal, bool] = {}
         self._looked = 0  # wall clock
@@ -203,7 +208,7 @@ class Gate:
         exchange = ServerExchange(
             self._users, credentials, self._throttle, wall=self._time.wall, now=self._time.now
         )
-        return Login(exchange, credentials.address, self._time.clock, self._denied)
+        return Login(exchange, credentials.address, self._time.clock, self._steps, self._denied)
 
     def admit(
         self, principal: Principal | None, credentials: Credentials, door: Door, name: str
@@ -467,6 +472,7 @@ class Gate:
     def stop(self) -> None:
         """Tell what was counted; from now on nothing is told of who comes, and no timer is left."""
         self._seldom.stop()
+        self._steps.stop()
 
 
 class Login:
@@ -477,11 +483,13 @@ class Login:
         exchange: ServerExchange,
         address: str,
         clock: IReactorTime,
+        steps: Slices,
         denied: Callable[[Deny, str], None],
     ) -> None:
         self._exchange = exchange
         self._address = address
         self._clock = clock
+        self._steps = steps
         self._denied = denied
 
     def receive(self, data: bytes) -> Deferred[Say | Welcome]:
@@ -489,7 +497,9 @@ class Login:
 
         Cancelling it ends the wait.
         """
-        step = self._exchange.receive(data)
+        return self._steps.run(lambda: self._exchange.receive(data)).addCallback(self._told)
+
+    def _told(self, step: Say | Welcome | Deny) -> Deferred[Say | Welcome]:
         if not isinstance(step, Deny):
             return succeed(step)
         self._denied(step, self._address)

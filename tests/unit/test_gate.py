@@ -22,10 +22,11 @@ from msgservice.identity.client_exchange import ClientExchange, Login
 from msgservice.identity.passwords import PasswordRecord
 from msgservice.identity.principal import Principal
 from msgservice.identity.rules import Rules
+from msgservice.identity.server_exchange import ServerExchange
 from msgservice.identity.steps import Compute, Proven, Say, Welcome
 from msgservice.identity.tokens import new_token
 from msgservice.identity.users import User
-from msgservice.node.gate import LISTENER, NAMESPACE, OWN, Door, Gate, Pass
+from msgservice.node.gate import LISTENER, NAMESPACE, OWN, STEPS_SECONDS, Door, Gate, Pass
 from msgservice.node.seldom import THINGS_MAX
 from msgservice.records import ReceiverRow
 from tests.kit.passes import HERE, THERE, a_gate, of_program, of_user, users_of
@@ -380,7 +381,30 @@ def test_a_connection_that_goes_while_its_login_is_refused_leaves_no_timer() -> 
     waiting: Deferred[Any] = gate.login(HERE).receive(b"nonsense")
     waiting.addErrback(lambda failure: None)
     waiting.cancel()
+    clock.advance(0)  # the end of the turn that it was looked at in
     assert not [call for call in clock.getDelayedCalls() if call.getTime() <= 1.0]
+
+
+def test_steps_of_logins_that_come_together_have_a_slice_of_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = with_password(clock := Clock())
+    looked_at = 0
+
+    def look(_exchange: ServerExchange, _data: bytes) -> Say:
+        nonlocal looked_at
+        looked_at += 1
+        clock.rightNow += STEPS_SECONDS / 4
+        return Say(b"")
+
+    monkeypatch.setattr(ServerExchange, "receive", look)
+    answered: list[object] = []
+    for _ in range(10):
+        gate.login(HERE).receive(b"a step").addCallback(answered.append)
+    assert (looked_at, len(answered)) == (4, 4)
+    while clock.getDelayedCalls():
+        clock.advance(0)
+    assert (looked_at, len(answered)) == (10, 10)
 
 
 @pytest.mark.parametrize("insecure", [False, True])
