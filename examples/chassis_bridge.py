@@ -160,19 +160,23 @@ def from_node(
 class Bridge(Axon.Component.component):
     """Both servers and the client that the first one sends with."""
 
-    def __init__(self, reactor: Any, address: str) -> None:
+    def __init__(self, reactor: Any, address: str, ports: tuple[int, int] = (12346, 12347)) -> None:
         super().__init__()
-        self.reactor, self.address = reactor, address
+        self.reactor, self.address, self.ports = reactor, address, ports
 
     async def main(self) -> None:
         # The user that all of its peers act for, at a node that asks who comes.
         said = {key: os.environ.get(f"MSGSERVICE_{key.upper()}") for key in ("user", "password")}
         login = {key: value for key, value in said.items() if value is not None}
         name = said["user"] or "chassis-bridge"
+        print(f"asking {self.address} who it is", flush=True)
         client = await connect(self.reactor, self.address, name=name, **login)
-        here = {"interface": "127.0.0.1"}
-        to_node(client, "lines", port=12346, **here).activate()
-        from_node(self.reactor, self.address, "lines", login=login, port=12347, **here).activate()
+        takes, gives = ({"port": port, "interface": "127.0.0.1"} for port in self.ports)
+        taking = to_node(client, "lines", **takes).activate()
+        giving = from_node(self.reactor, self.address, "lines", login=login, **gives).activate()
+        for server, does in ((taking, "takes"), (giving, "gives")):
+            address = await server.when_listening()
+            print(f"port {address.port} {does} lines", flush=True)
 
 
 if __name__ == "__main__":

@@ -243,7 +243,11 @@ def compare(name: str, found: list[bytes], lines: list[bytes]) -> dict[str, Any]
 
 def main() -> int:
     file = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "examples" / "lines.txt").resolve()
-    lines = file.read_bytes().splitlines(keepends=True)
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        console.print(f"{file} cannot be read: {error.strerror}")
+        return 2
     if len(set(lines)) != len(lines):
         console.print(f"{file} has lines that are the same: duplicates could not be told apart")
         return 2

@@ -126,7 +126,7 @@ async def send(reactor: Any, folder: Path, node: str) -> None:
                 count += 1
     finally:
         await client.close()
-    print(f"{count} messages sent to {node}")
+    print(f"{count} message{'' if count == 1 else 's'} sent to {node}")
 
 
 def main() -> None:

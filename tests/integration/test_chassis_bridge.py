@@ -1,5 +1,8 @@
 """The example bridge: real lines through a real node on disk, and out again as lines."""
 
+import signal
+import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,19 @@ from twisted.internet import reactor as installed
 from examples.chassis_bridge import LINE_BYTES_MAX, from_node, to_node
 from msgservice import Node
 from tests.integration.chassis_peer import Peer, Stage
+from tests.integration.daemon import running
+from tests.kit.ports import free_port
 
 pytest_plugins = ("tests.integration.chassis_stage",)
 
+ROOT = Path(__file__).resolve().parents[2]
+PROCESS = """
+import sys
+from twisted.internet import reactor
+from examples.chassis_bridge import Bridge
+
+Bridge(reactor, sys.argv[1], (0, 0)).run()
+"""
 reactor: Any = installed
 HERE: dict[str, Any] = {"port": 0, "interface": "127.0.0.1"}
 
@@ -111,3 +124,19 @@ async def test_a_line_that_is_too_long_and_a_name_that_is_none_are_refused(
     bad.transport.write(b"no name at all!\r\n")
     assert (await bad.end()).startswith(b"REFUSED bad name")
     await client.close()
+
+
+def test_the_process_says_whom_it_asks_and_which_of_its_ports_takes_lines(tmp_path: Path) -> None:
+    port = free_port()
+    address = f"tcp:127.0.0.1:{port}"
+    twist = ("twist", "--log-format=text", "msgservice", "--listen", f"tcp:{port}")
+    with running(sys.executable, "-c", PROCESS, address, cwd=ROOT) as bridge:
+        bridge.wait_for(f"asking {address} who it is")
+        with running(*twist, cwd=tmp_path):
+            taking = int(bridge.wait_for(r"port (\d+) takes lines")[1])
+            bridge.wait_for(r"port \d+ gives lines")
+            with socket.create_connection(("127.0.0.1", taking), timeout=60) as peer:
+                peer.sendall(b"one\n")
+                assert peer.recv(100).startswith(b"OK ")
+            bridge.send(signal.SIGINT)
+            assert bridge.ended() == 0

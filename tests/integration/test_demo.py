@@ -44,6 +44,14 @@ def test_a_file_with_lines_that_are_the_same_is_refused(tmp_path: Path) -> None:
     assert "the same" in played.stderr
 
 
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.demo", str(tmp_path / "lines.txt")]
+    played = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert 2 == played.returncode
+    assert "cannot be read: No such file or directory" in " ".join(played.stderr.split())
+    assert "Traceback" not in played.stderr
+
+
 def test_the_producer_says_accepted_only_when_the_node_has_every_line(tmp_path: Path) -> None:
     lines = tmp_path / "lines.txt"
     lines.write_text("".join(f"line {n}\n" for n in range(300)))
