@@ -73,6 +73,8 @@ if TYPE_CHECKING:
 
 FACTOR = 10  # a node may have been given so many times the receivers that this side knows of
 AUDIENCES_MAX = TOLD_MAX + GONE_AUDIENCES_MAX
+# Runs that are looked at and sent in one turn of the reactor: a window may be very many small ones.
+TURN_RUNS = 1024
 
 
 class HopUser(Protocol):
@@ -152,6 +154,7 @@ class NodeHop:
         self._receivers = Checked(check_name, limits.subjects)
         self._is_stopped = False
         self._timer: IDelayedCall | None = None
+        self._has_sent_enough = False  # in this turn
         self._is_renewing = False  # the next incarnation is on its way to the disk
         self._renewing_failed = 0  # times in a row
         self._renewal: IDelayedCall | None = None  # the next try
@@ -215,8 +218,8 @@ class NodeHop:
             self.backlog.offer(run)
 
     def pump(self) -> None:
-        """Send the runs that the window has room for."""
-        if self._is_stopped:
+        """Send the runs that the window has room for, as many as one turn takes."""
+        if self._is_stopped or self._has_sent_enough:
             return
         connection, flight = self.connection, self.flight
         if connection is not None and flight is not None and connection.may_send:
@@ -225,7 +228,7 @@ class NodeHop:
             # What is settled in memory only may come again after a crash: then the node may not be
             # told that it will not.
             backlog.committed = backlog.cursor if disk is None else disk.file.settled_to
-            transfers = flight.take_transfers(self._now())
+            transfers = flight.take_transfers(self._now(), runs_max=TURN_RUNS)
             try:
                 connection.send_now(transfers)
             except NotEncodable:
@@ -233,6 +236,7 @@ class NodeHop:
             self._apply_settled()  # what turned out to be too large for the node, or no frame
             if disk is not None and disk.file.has_more and not self._is_reading and flight.wants:
                 self._read(disk)
+            self._has_sent_enough = flight.has_more
         self._rearm()
 
     def _send_each(
@@ -288,11 +292,14 @@ class NodeHop:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if due is not None:
+        if self._has_sent_enough and not self._is_stopped:
+            self._timer = self._clock.callLater(0, self._retry)
+        elif due is not None:
             self._timer = self._clock.callLater(max(0.001, due - self._now()), self._retry)
 
     def _retry(self) -> None:
         self._timer = None
+        self._has_sent_enough = False
         self.pump()
 
     # --- connection.Owner
@@ -484,6 +491,7 @@ class NodeHop:
 
     def _leave(self, connection: Connection) -> None:
         flight, self.flight = self.flight, None
+        self._has_sent_enough = False
         if flight is not None:
             self._acked.left(self._now())
             flight.end(self._now(), lost=not connection.ends_on_purpose)

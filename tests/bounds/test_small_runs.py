@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from msgservice.client.hop import TURN_RUNS
 from msgservice.core.frames import (
     Ack,
     Frame,
@@ -18,8 +19,9 @@ from msgservice.core.frames import (
 )
 from msgservice.message import Action
 from tests.bounds.meter import LIMIT, Meter
-from tests.bounds.stage import NodeStage, hello
+from tests.bounds.stage import NodeStage, TurnClock, hello
 from tests.kit.channels import Recorder
+from tests.kit.clients import ClientWorld
 from tests.kit.node_double import Pipe
 from tests.kit.nodes import ScriptedPeer
 
@@ -166,3 +168,22 @@ def test_a_connection_that_is_lost_with_a_window_of_small_runs_in_flight() -> No
     assert meter.over is None, meter.over
     again = come_back(stage, "strict", [ResumeFrame(1, [])], Meter(NO_LIMIT))
     assert [one.sequence for one in sent[: RUNS // 2]] == [one.sequence for one in again]
+
+
+def test_a_client_sends_a_window_of_small_runs_over_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.kit.clients.Clock", TurnClock)
+    world = ClientWorld(start=False)
+    count = 5 * TURN_RUNS
+    for number in range(count):
+        world.client.send(f"orders.{number}", b"x")  # a run each
+    world.client.start()
+    world.node.answering = False
+    clock, in_flight, turns = world.clock, world.client._hop.backlog.in_flight, []
+    assert isinstance(clock, TurnClock)
+    before, is_busy = 0, True
+    while is_busy:
+        is_busy = clock.turn()
+        turns.append(in_flight.runs - before)
+        before = in_flight.runs
+    assert count == len(world.node.transfers) == sum(turns)
+    assert max(turns) <= TURN_RUNS

@@ -429,6 +429,23 @@ _ALL = [
         catcher=_test("tests/unit/test_loaded_bytes.py -k leave_make_room", "leave_make_room"),
     ),
     Mutant(
+        name="a-client-sends-a-window-in-one-turn",
+        at="msgservice.client.hop:NodeHop.pump",
+        old="runs_max=TURN_RUNS",
+        new="runs_max=1 << 30",
+        catcher=_test("tests/bounds/test_small_runs.py -k a_client_sends", "a_client_sends"),
+    ),
+    Mutant(
+        name="lanes-that-nobody-asks-for-get-a-queue-each",
+        at="msgservice.core.stuck_lanes:StuckLanes._indexed",
+        old="fronts = self.fronts = {**by_lane}",
+        new="fronts = self.fronts = {}\n"
+        "        for name, runs in by_lane.items():\n"
+        "            fronts[name] = OpenRuns()\n"
+        "            fronts[name].add_all(runs)",
+        catcher=_test("tests/bounds/test_deep_lanes.py -k each_other_lane", "each_other_lane"),
+    ),
+    Mutant(
         name="a-set-without-a-place-is-overtaken",
         at="msgservice.node.acceptance:Acceptance.decide_again",
         old="refusal: Refused | LimitReached | LogFull | None = held.get(lane)",
