@@ -145,8 +145,8 @@ class Retention:
             self._gave_way_at = store.age  # all of it is waited for: asked again with time
 
     def _retain(self, here: Collection[Key]) -> bool:
-        if self._store.is_as_brought_up:
-            return False
+        if self._store.is_as_brought_up and not self.places.wanted:
+            return False  # what else finds no room has history go as it comes (`give_way`)
         more = self._remove_settled()
         if self._is_time_to_tidy():
             more = self._make_places() or self._tidy(here) or more

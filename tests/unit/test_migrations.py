@@ -24,13 +24,14 @@ from msgservice.client import outbox_file
 from msgservice.client.outbox_file import OutboxFile
 from msgservice.disk.database import backup, connect
 from msgservice.disk.migrations import Schema, migrate
-from msgservice.errors import DataFolderUnusable, LogDamaged, LogTooNew
+from msgservice.errors import DataFolderUnusable, LimitReached, LogDamaged, LogTooNew
 from msgservice.log import sqlite
 from msgservice.log.schema import SCHEMA
 from msgservice.log.sqlite import SqliteLog
 from msgservice.receiver.inbox import file as inbox_file
 from msgservice.receiver.inbox.file import InboxFile
-from msgservice.records import Group, ReceiverRow
+from msgservice.records import Batch, Group, Progress, ReceiverRow
+from tests.kit.logs import make_batch
 from tests.kit.simdisk import SimDisk, SimThreads
 from tests.powerloss.histories import LIMITS, Driver, Stopped
 
@@ -90,17 +91,14 @@ class Kind:
         driver.wait(opened.close())
         return found
 
-    def wait_and_stop(self, disk: SimDisk, group: Group | None = None) -> None:
-        """Open a log, let days pass in which it takes in this group alone, and close it."""
-        if self.kind != "log":
-            self.open(disk)
-            return
+    def log_on(self, disk: SimDisk, **limits: Any) -> tuple[Driver, SqliteLog]:
+        """An open log, and who waits for it."""
         driver = Driver()
         driver.disk = disk
         clock: Any = driver.clock
         log = SqliteLog(
             disk.folder,
-            limits=LIMITS,
+            limits=replace(LIMITS, **limits),
             reactor=clock,
             entropy=Random(1).randbytes,
             vfs=disk.vfs,
@@ -108,6 +106,14 @@ class Kind:
             threads=SimThreads(clock, lambda: 0.001),
         )
         driver.wait(log.open())
+        return driver, log
+
+    def wait_and_stop(self, disk: SimDisk, group: Group | None = None) -> None:
+        """Open a log, let days pass in which it takes in this group alone, and close it."""
+        if self.kind != "log":
+            self.open(disk)
+            return
+        driver, log = self.log_on(disk)
         for hour in range(0, 60, 10):
             while driver.wait(log.retain(hour * 3_600_000)):
                 pass
@@ -284,6 +290,35 @@ def test_a_copy_does_not_take_the_place_of_a_log_that_has_taken_something_in(
     monkeypatch.setattr(MODULES[kind.kind], "SCHEMA", older)
     with pytest.raises(LogDamaged, match="are missing"):
         kind.open(put_back(kind, disk))
+
+
+@pytest.mark.parametrize("limit", ["audiences", "kept_batches"])
+def test_a_log_that_was_brought_up_lets_history_go_where_something_finds_no_room(
+    limit: str, step: Callable[[str], Schema], kind: Kind
+) -> None:
+    """Else what it refuses would never come in, and nothing ever go."""
+    if kind.kind != "log":
+        pytest.skip("it is the log that keeps history")
+    disk = kind.disk()
+    driver, log = kind.log_on(disk, keep_seconds=1e6)
+    steps = [Progress(receiver=number, cursor=(2 << 16) + 1) for number in (1, 2)]
+    driver.wait(log.append(Group(progress=steps)))
+    driver.wait(log.close())
+    step("create table msgservice_more(a)")
+    few = {"kept_batches": 2} if limit == "kept_batches" else {limit: 1}
+    driver, log = kind.log_on(disk, keep_seconds=1e6, **few)
+    if limit == "audiences":
+        with pytest.raises(LimitReached, match="audiences"):
+            log.audience([1])
+        log.want_room("audiences", "")
+        for minute in range(0, 60, 10):
+            while driver.wait(log.retain(minute * 60_000)):
+                pass
+    group = Group(batches=[make_batch(log.audience([1]), 4)])
+    (taken,) = driver.wait(log.append(group)).outcomes
+    assert isinstance(taken, Batch)
+    assert taken.number == 3
+    driver.wait(log.close())
 
 
 def test_a_step_that_changes_nothing_makes_no_copy(
