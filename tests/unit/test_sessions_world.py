@@ -332,6 +332,33 @@ def test_an_id_that_no_remote_can_have_is_refused_where_it_is_given(name: Any, w
 
 
 @pytest.mark.parametrize(
+    ("options", "error", "why"),
+    [
+        ({"announce_host": "a b"}, BadControl, "host: characters that no host has"),
+        ({"announce_host": "x" * 256}, BadControl, "host: 256 characters, 1 to 255 are needed"),
+        ({"announce_host": 5}, BadControl, "host: text is needed, not int"),
+        ({"threads": 1.5}, TypeError, "threads = 1.5: an integer is needed"),
+    ],
+)
+def test_what_no_central_would_let_in_is_refused_where_a_remote_is_made(
+    options: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    with pytest.raises(error) as raised:
+        SessionsWorld().begin_remote("shop", 20_001, **options)
+    assert str(raised.value) == why
+
+
+def test_what_would_let_nobody_in_is_refused_where_it_is_given() -> None:
+    with pytest.raises(TypeError, match="accept = None"):
+        SessionsWorld(accept=None)
+    for name in ("unhandled_messages", "unhandled_bytes", "payload_bytes", "queue_messages"):
+        half: dict[str, Any] = {name: 0.5}
+        with pytest.raises(ValueError, match=f"{name} = 0.5: 1 or more are needed"):
+            SessionLimits(**half)
+    assert SessionLimits(first_seconds=0.5).first_seconds == 0.5
+
+
+@pytest.mark.parametrize(
     ("reason", "why"),
     [
         ("r" * 1_001, "reason: 1001 characters, 1 to 1000 are needed"),

@@ -156,6 +156,8 @@ class Central(ListeningService):
         if not 0 < heartbeat < float("inf"):
             raise ValueError(f"heartbeat = {heartbeat}: seconds above 0 are needed")
         check_functions(on_joined=on_joined, on_left=on_left, accept=accept, dial=dial)
+        if accept is None:
+            raise TypeError("accept = None: a function is needed")
         if not (node is None or isinstance(node, DurableRemotes)):
             raise TypeError(f"node = {node!r}: DurableRemotes are needed")
         if isinstance(accept_hosts, str):

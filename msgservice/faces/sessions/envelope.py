@@ -177,6 +177,11 @@ def check_id(value: object) -> str:
     return name
 
 
+def check_host(value: object) -> str | None:
+    """Return the host that a hello announces, None for an empty one. Raises `BadControl`."""
+    return _host({"host": value})
+
+
 def check_reason(value: object) -> str | None:
     """Return the reason of a shutdown, None for an empty one. Raises `BadControl`."""
     return _optional_text({"reason": value}, "reason", REASON_MAX)

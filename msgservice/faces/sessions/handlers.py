@@ -108,6 +108,8 @@ class Handlers:
         threads: int = 0,
         limits: SessionLimits,
     ) -> None:
+        if not isinstance(threads, int):
+            raise TypeError(f"threads = {threads!r}: an integer is needed")
         if threads < 0:
             raise ValueError(f"threads = {threads}: 0 or more are needed")
         if function is not None:

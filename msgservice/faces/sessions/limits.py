@@ -71,3 +71,5 @@ class SessionLimits:
             value = getattr(self, field.name)
             if not 0 < value < float("inf"):
                 raise ValueError(f"{field.name} = {value}: a finite number above 0 is needed")
+            if field.type == "int" and value < 1:  # a window of 0, and nobody could send anything
+                raise ValueError(f"{field.name} = {value}: 1 or more are needed")

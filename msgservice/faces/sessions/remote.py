@@ -42,6 +42,7 @@ from msgservice.faces.sessions.envelope import (
     Message,
     Shutdown,
     Welcome,
+    check_host,
     check_id,
 )
 from msgservice.faces.sessions.errors import BadAck, BadPayload, NotJoined
@@ -104,7 +105,8 @@ class Remote(ListeningService):
         rng: floats from 0 to 1, for the pauses between attempts to dial.
 
     Raises `ValueError` where `central` is at an address that is not of this machine and there is no
-    `listen`: it would dial what nobody listens at.
+    `listen`: it would dial what nobody listens at; `BadControl` for an `announce_host` that is no
+    host.
     """
 
     _log = Logger()
@@ -159,7 +161,7 @@ class Remote(ListeningService):
         self.id = check_id(id) if id is not None else None
         self._on_joined, self._on_shutdown = on_joined, on_shutdown
         self._timeout = heartbeat_timeout
-        self._announce_host = announce_host
+        self._announce_host = check_host(announce_host)
         self._acks = acks
         self.state = State.IDLE
         self.last_heartbeat: float | None = None
