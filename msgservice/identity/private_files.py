@@ -29,6 +29,8 @@ def read_private(path: Path) -> bytes:
             data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except ValueError:
+        raise ConfigError([f"{path}: cannot be read: a path has no zero byte"]) from None
     if len(data) > FILE_BYTES_MAX:
         raise ConfigError([f"{path}: larger than {FILE_BYTES_MAX} bytes"])
     return data

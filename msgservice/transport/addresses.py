@@ -88,6 +88,8 @@ class Address:
 
 def parse_address(text: str) -> Address:
     """Return the address taken apart; `BadAddress` where that cannot be done."""
+    if "\0" in text:  # no path has one, and no host: what is made of it would fail in its own words
+        raise BadAddress(text, "no address has a zero byte")
     fields = _split(text)
     scheme = fields[0][0]
     if fields[0][1] is not None or SCHEME_CHARACTERS(scheme) is None or len(fields) < 2:

@@ -69,6 +69,7 @@ def test_what_is_quoted_comes_out_as_it_was(part: str, value: str) -> None:
         (":7410", "expected SCHEME"),
         ("a=b:7410", "expected SCHEME"),
         ("tcp:[::1:7410", "without"),
+        ("tcp:a\0b:7410", "no address has a zero byte"),
         ("tcp:7410:backlog=1:backlog=2", "'backlog' twice"),
     ],
 )
@@ -110,6 +111,10 @@ def test_an_address_that_can_be_dialled(text: str, kind: type) -> None:
         ("unix:", "expected unix:PATH"),
         ("tls:h:1:trustRoots=/nonexistent/ca.pem", "cannot read /nonexistent/ca.pem"),
         ("tls:h:1:certificate=/nonexistent/me.pem", "cannot read"),
+        ("tls:my_host:1", "'my_host' is no name that a certificate can be for .*hostname=NAME"),
+        ("tls:a..b:1", "'a..b' is no name"),
+        ("tls:h:1:hostname=*.example", "is no name"),
+        ("tls:h:1:hostname=", "'' is no name"),
         ("nosuch:h:1", "nosuch"),
     ],
 )

@@ -300,7 +300,7 @@ def test_a_data_folder_is_not_made_by_looking(file: Path) -> None:
     [
         ("missing/s", "missing is not a folder"),
         ("a-file", "a-file is there and is no socket"),
-        ("a\\u0000b", "a path has no zero byte"),
+        ("a\\u0000b", "no address has a zero byte"),
     ],
 )
 def test_a_unix_socket_that_cannot_be_made_is_refused(file: Path, path: str, told: str) -> None:

@@ -172,6 +172,12 @@ def test_a_users_file_that_cannot_be_used_is_told(file: Path) -> None:
     assert "hunter2" not in "".join(told_both)
 
 
+def test_a_users_file_with_a_zero_byte_in_its_name_is_told(file: Path) -> None:
+    (told,) = problems(file, '[node]\nusers = "a\\u0000b"\n[[user]]\nname = "shop"\n')
+    assert told.startswith("F:2: node.users: ")
+    assert told.endswith("a path has no zero byte")
+
+
 def test_a_users_file_without_users_is_refused_since_nobody_would_be_asked(file: Path) -> None:
     change_users_file(file.parent / "users", lambda kept: kept.with_password("shop", RECORD))
     (told,) = problems(file, '[node]\nusers = "users"\n')

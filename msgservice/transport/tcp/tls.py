@@ -290,9 +290,16 @@ def _client_options(
     address: Address, files: TlsFiles, own: Own, roots: list[X509Certificate]
 ) -> Any:
     minimum = {"raiseMinimumTo": MINIMUM[files.minimum_version]}
-    return optionsForClientTLS(
-        _host(address), trustRoot=_trusted(roots), extraCertificateOptions=own.options | minimum
-    )
+    try:
+        return optionsForClientTLS(
+            _host(address), trustRoot=_trusted(roots), extraCertificateOptions=own.options | minimum
+        )
+    except UnicodeError as error:  # of IDNA, which takes no `_` either
+        raise BadAddress(
+            address.text,
+            f"{_host(address)!r} is no name that a certificate can be for ({error}): say the one"
+            " that it is for with hostname=NAME",
+        ) from error
 
 
 def _server_options(
