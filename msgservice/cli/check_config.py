@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 import click
@@ -11,7 +12,7 @@ from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import CannotPrint, out
 from msgservice.config.config import TLS_FILES, Config, ListenConfig, ReceiverConfig, load_config
 from msgservice.errors import ConfigError
-from msgservice.identity.rules import VERBS
+from msgservice.identity.rules import VERBS, Patterns
 from msgservice.identity.users import User
 from msgservice.limits import Limits, Rate
 from msgservice.receiver_options import OPTIONS
@@ -57,7 +58,7 @@ def _lines(config: Config) -> list[str]:
         warned = f"warned of {config.tls.warn_days:g} days before the end"
         lines.append(f"tls        {_tls(config.tls.default)}; {warned}")
         lines += [f"tls.{name}: {_tls(one)}" for name, one in config.tls.named.items()]
-    lines += [f"receiver   {_told(one)}" for one in config.receivers]
+    lines += [f"receiver   {_told(one, config.users)}" for one in config.receivers]
     lines += [f"user       {_user(one)}" for one in config.users]
     if config.users_file is not None:
         lines.append(f"users in   {config.users_file}")
@@ -110,11 +111,11 @@ def _listener(listener: ListenConfig) -> str:
     return f"{listener.address}; no login, all who come are {listener.user}"
 
 
-def _told(receiver: ReceiverConfig) -> str:
+def _told(receiver: ReceiverConfig, users: Sequence[User]) -> str:
     where = f"dialled at {receiver.address}" if receiver.address else "attaches"
     told = [where, ", ".join(receiver.subjects) or "what names it"]
     if receiver.user is not None:
-        told.append(f"of user {receiver.user}")
+        told.append(f"of user {receiver.user}{_cannot_attach(receiver, users)}")
     for option in OPTIONS:
         value = getattr(receiver.options, option.name)
         if value != option.default or option.name == "order":
@@ -122,6 +123,14 @@ def _told(receiver: ReceiverConfig) -> str:
     if receiver.rate is not None:
         told.append(f"rate {_rate(receiver.rate)}")
     return f"{receiver.name}: {'; '.join(told)}"
+
+
+def _cannot_attach(receiver: ReceiverConfig, users: Sequence[User]) -> str:
+    """What is said of a receiver that nobody can be, since its user may not have its name."""
+    (owner,) = [user for user in users if user.name == receiver.user]
+    if receiver.address is not None or Patterns(owner.patterns()).allow(receiver.name):
+        return ""
+    return f", who cannot attach as it: {receiver.name} is none of its names"
 
 
 def _rate(rate: Rate) -> str:

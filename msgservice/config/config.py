@@ -253,14 +253,14 @@ def _users(reader: Reader, folder: Path, limits: Limits) -> tuple[tuple[User, ..
     return users, users_file
 
 
-def load_users_of(file: Path) -> tuple[tuple[User, ...], Path | None]:
+def load_users_of(file: Path, limits: Limits) -> tuple[tuple[User, ...], Path | None]:
     """Return the users of a configuration file as it is now, and their users file.
 
-    For a node that runs, and reads them anew: all else needs a restart, and is not judged. Raises
-    `ConfigError` with all that is wrong with them.
+    For a node that runs with these limits, and reads them anew: all else needs a restart, and is
+    not judged. Raises `ConfigError` with all that is wrong with them.
     """
     reader = Reader(str(file), parse_document(read_text(file, str(file))), PLACES)
-    users = _users(reader, file.parent, _limits(reader))
+    users = _users(reader, file.parent, limits)
     if reader.problems:
         raise ConfigError(reader.problems)
     return users

@@ -26,7 +26,7 @@ def read_users(config: Config) -> Users:
     """
     users, users_file = config.users, config.users_file
     if config.file is not None:
-        users, users_file = load_users_of(config.file)
+        users, users_file = load_users_of(config.file, config.limits)
     return load_users(users, users_file, config.data)
 
 

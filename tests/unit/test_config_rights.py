@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from msgservice.cli.main import main
-from msgservice.config.config import Config, load_config, load_users_of
+from msgservice.config.config import Config, Flags, load_config, load_users_of
 from msgservice.errors import ConfigError
+from msgservice.limits import Limits
+from msgservice.node.service import read_users
 
 SHOP = '[[user]]\nname = "shop"\nreceive = ["orders.>"]\n'
 HERE = '[[listen]]\naddress = "unix:/run/x.sock"\n'
@@ -136,15 +139,36 @@ def test_a_plain_address_elsewhere_is_dialled_where_nobody_is_asked_or_it_is_sai
 
 def test_users_are_read_anew_though_something_else_is_wrong_by_now(file: Path) -> None:
     file.write_text(f"{SHOP}[listen]\nnonsense = 1\n")
-    ((user,), users_file) = load_users_of(file)
+    ((user,), users_file) = load_users_of(file, Limits())
     assert ("shop", None) == (user.name, users_file)
     file.write_text("[[user]]\nname = 7\n")
     with pytest.raises(ConfigError, match="must be a string"):
-        load_users_of(file)
+        load_users_of(file, Limits())
+
+
+def test_users_are_read_anew_by_the_limits_of_the_node_that_runs(file: Path) -> None:
+    """Those of the file need a restart, and the command line may have said others."""
+    file.write_text(f'{SHOP}send = ["a", "b"]\n[limits]\npatterns = "many"\n')
+    ((user,), _) = load_users_of(file, Limits(patterns=2))
+    assert ("a", "b") == user.rules.patterns("send")
+    with pytest.raises(ConfigError, match="2 patterns, at most 1 allowed"):
+        load_users_of(file, Limits(patterns=1))
+
+
+def test_a_node_whose_users_need_a_limit_of_the_command_line_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    patterns = ", ".join(f'"{number}"' for number in range(Limits().patterns + 1))
+    file.write_text(f"{SHOP}send = [{patterns}]\n")
+    config = load_config(file, Flags(limits={"patterns": "2000"}))
+    (tmp_path / "data").mkdir()
+    assert "shop" in read_users(replace(config, data=tmp_path / "data"))
 
 
 def test_check_config_says_who_is_not_asked_and_whose_a_receiver_is(file: Path) -> None:
     file.write_text(f'{SHOP}{RECEIVER}user = "shop"\n{HERE}login = "none"\nuser = "shop"\n')
     told = CliRunner().invoke(main, ["check-config", str(file)]).output
     assert "listens    unix:/run/x.sock; no login, all who come are shop" in told
-    assert "of user shop" in told
+    assert "of user shop, who cannot attach as it: billing is none of its names;" in told
+    called = SHOP + 'names = ["billing"]\n'
+    file.write_text(f'{called}{RECEIVER}user = "shop"\n')
+    assert "of user shop;" in CliRunner().invoke(main, ["check-config", str(file)]).output
