@@ -195,7 +195,8 @@ class Node(Service):
         self.log_id = snapshot.log_id
         self.node_name = self._name or f"node-{snapshot.log_id[:8]}"
         if self._read_users is not None:
-            self._users = await self._users_now()
+            # What is asked to be read anew meanwhile is read behind this, and has the last word.
+            await self._reloading.run(lambda: self._users_now().addCallback(self._are_users))
         parts = self._parts = assemble(
             self.log,
             snapshot,
@@ -290,6 +291,9 @@ class Node(Service):
     def _users_now(self) -> Deferred[Users]:
         assert self._read_users is not None
         return in_daemon_thread(cast("IReactorFromThreads", self._reactor), self._read_users)
+
+    def _are_users(self, users: Users) -> None:
+        self._users = users
 
     def reload_users(self, users: Users) -> bool:
         """Let these users in from now on, with these rights; returns whether they are others.

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
@@ -28,11 +28,13 @@ from msgservice.identity.passwords import PasswordRecord
 from msgservice.identity.rules import Rules
 from msgservice.identity.steps import Compute, Proven, Say
 from msgservice.identity.tokens import new_token
-from msgservice.identity.users import User
+from msgservice.identity.users import User, Users
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import Action, WireMessage, encode_messages
+from msgservice.node import node as node_module
 from msgservice.node.gate import LISTENER, NAMESPACE, Door
+from msgservice.node.node import Node
 from msgservice.receiver.receiver import Receiver
 from msgservice.records import ReceiverRow
 from tests.kit.nodes import FailingLog, NodeWorld, ScriptedPeer, state_of
@@ -752,3 +754,28 @@ def test_every_change_has_a_line_with_who_and_what_and_from_where() -> None:
     (line,) = lines
     assert line.startswith("user ops (no login) at 127.0.0.1: receivers.add ")
     assert '"name":"new"' in line
+
+
+def test_users_that_change_while_a_node_starts_are_those_that_were_read_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each reading has a thread of its own, and the first may take longer than the next."""
+    first: Deferred[Users] = Deferred()
+    readings = [first, succeed(users_of(SHOP))]
+    monkeypatch.setattr(node_module, "in_daemon_thread", lambda reactor, work: readings.pop(0))
+    clock = Clock()
+    log = MemoryLog(reactor=clock, limits=Limits())
+    node = Node(clock, log, read_users=users_of)
+    node.startService()
+    while len(readings) == 2:  # its log is opened first
+        clock.advance(0)
+    reloaded = node.reload()
+    first.callback(users_of(SHOP, BILLING))
+    clock.advance(0)
+    assert reloaded.called
+    assert node.is_running
+    node.parts.gate.check_user("shop")
+    with pytest.raises(BadValue):
+        node.parts.gate.check_user("billing")
+    node.stopService()
+    clock.advance(0)
