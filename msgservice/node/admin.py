@@ -197,29 +197,39 @@ class Admin:
     async def _add(self, asked: msgspec.Struct, who: Pass) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects, address = said.pop("name"), said.pop("subjects"), said.pop("address")
-        self._check_given(name, address, who)
+        self._check_given(name, address, subjects, who)
         await self._operations.add(name, subjects, ReceiverOptions(**said), address=address)
         return Name(name)
 
     async def _change(self, asked: msgspec.Struct, who: Pass) -> Name:
         said = msgspec.structs.asdict(asked)
         name, subjects = said.pop("name"), said.pop("subjects")
-        self._check_given(name, said["address"], who)
+        self._check_given(name, said["address"], subjects, who)
         await self._operations.change(name, patterns=subjects, **said)
         return Name(name)
 
-    def _check_given(self, name: str, address: str | None, who: Pass) -> None:
-        """Raise for an address that a user may not give to the receiver of this name.
+    def _check_given(
+        self, name: str, address: str | None, subjects: Sequence[str] | None, who: Pass
+    ) -> None:
+        """Raise for an address, or subjects, that a user may not give to the receiver of this name.
 
-        `BadAddress` for one that names what is the node's. `Forbidden` where the receiver is
-        another user's: whoever answers at its address is that user, so it is given away.
+        `BadAddress` for an address that names what is the node's. `Forbidden` where the receiver is
+        there and not the user's own: whoever answers at its address is its user, and gets what
+        waits for it, so it is given away. Likewise where it is nobody's, and gets at its address
+        what the user may not receive: no owner's rules bound that.
         """
-        if address is None or not who.is_bound:
+        if not who.is_bound:
             return
-        check_given_address(address)
-        if self._operations.owner_of(name) in (None, "", who.principal.user):
-            return
-        if not who.allows("request", f"$node.{RECEIVERS_OWN.name}"):
+        if address is not None:
+            check_given_address(address)
+        owner = self._operations.owner_of(name)
+        row = self._operations.known(name)
+        if owner == who.principal.user:
+            return  # what it may receive is judged where it is changed
+        gives_away = address is not None and (bool(owner) or row is not None)
+        if not owner and (address or (row is not None and row.address)):
+            gives_away |= not all(who.allows("receive", subject) for subject in subjects or ())
+        if gives_away and not who.allows("request", f"$node.{RECEIVERS_OWN.name}"):
             raise who.refusal(f"$node.{RECEIVERS_OWN.name}")
 
     async def _pause(self, asked: Name, who: Pass) -> Paused:

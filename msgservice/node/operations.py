@@ -95,7 +95,7 @@ class Operations:
         self.add, self.change = receivers.add, receivers.change
         self.pause, self.remove = receivers.pause, receivers.remove
         self.account, self.own = receivers.account, receivers.own
-        self.owner_of = directory.owner_of
+        self.owner_of, self.known = directory.owner_of, directory.get
         self.letters_full = dead_letters.full
         self.reload = reload
 

@@ -413,6 +413,34 @@ def test_an_address_for_another_users_receiver_needs_the_right_to_give_it_away()
     assert ops.request("$node.receivers.add", new)[0]
 
 
+def test_what_nobodys_receiver_gets_at_an_address_is_what_who_gives_it_may_receive() -> None:
+    """The node dials that address, and no owner's rules bound what it sends there."""
+    change = ["$node.receivers.change", "$node.receivers.add"]
+    helper = User(name="helper", rules=Rules(request=change, receive=["a.>"]))
+    world = UsersWorld(OPS, helper)
+    peer, ops = world.as_user("helper"), world.as_user("ops")
+    there = {"address": "tcp:127.0.0.1:1"}
+
+    def asked(operation: str, name: str, **given: Any) -> bool:
+        ok, told = peer.request(f"$node.receivers.{operation}", {"name": name, **given})
+        assert ok or "receivers.own" in told
+        return ok
+
+    assert not asked("add", "all", subjects=["a.b", ">"], **there)
+    assert world.node.parts.directory.get("all") is None
+    assert asked("add", "mine", subjects=["a.b"], **there)
+    assert not asked("change", "mine", subjects=["a.b", "secret"])
+    assert asked("change", "mine", subjects=["a.b", "a.c"], on_full="suspend")
+    assert asked("add", "undialled", subjects=[">"])  # nobody can be it
+    assert not asked("change", "undialled", **there)
+    assert asked("change", "undialled", subjects=["a.b"])
+    assert not asked("change", "undialled", **there)  # what waits was not bounded by that
+    given = {"name": "undialled", "subjects": [">"], **there}
+    assert ops.request("$node.receivers.change", given)[0]
+    (row,) = [row for row in world.node.parts.directory if row.name == "undialled"]
+    assert (">",) == row.patterns
+
+
 def test_who_comes_without_login_where_others_read_along_is_nobody() -> None:
     for insecure, shown in ((False, THERE), (True, THERE), (False, HERE)):
         world = UsersWorld(insecure=insecure)
