@@ -17,6 +17,7 @@ from typing import Concatenate, ParamSpec
 import click
 import msgspec
 
+from msgservice.administration import OPERATIONS
 from msgservice.cli.exit_codes import ExitCode
 from msgservice.cli.output import out, plain_table
 from msgservice.cli.session import Whole
@@ -45,6 +46,10 @@ from msgservice.identity.users_file import (
 DAYS = 90  # until a token expires
 DAYS_MAX = 3660
 _DAY_MS = 86_400_000
+# What everybody may ask: by no rule, so in the place of one.
+OWN = {
+    one.right: f"every user may ask {one.name}, of what is its own" for one in OPERATIONS if one.own
+}
 AFTERWARDS = "msgservice reload tells a node that runs"
 
 P = ParamSpec("P")
@@ -266,7 +271,8 @@ def _rule(user: User, verb: str, name: str) -> str | None:
         case "receive":
             return user.rules.deciding("receive", check_pattern(name))
         case "request":
-            return user.rules.deciding("request", check_pattern(name))
+            rule = user.rules.deciding("request", check_pattern(name))
+            return rule if rule is not None else OWN.get(name)
         case _:
             pattern = Patterns(user.patterns()).deciding(check_name(name))
             return None if pattern is None else f'names = "{pattern}"'

@@ -158,6 +158,7 @@ def test_a_token_that_has_expired_is_told_so(folder: Path) -> None:
         ("receive", ">", None),
         ("request", "$node.status", 'request = "$node.status"'),
         ("request", "$node.info", None),
+        ("request", "$node.whoami", "every user may ask whoami, of what is its own"),
         ("name", "till.1", 'names = "till.*"'),
         ("name", "shop.1", None),
     ],
