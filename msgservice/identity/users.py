@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -36,6 +38,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 SECRET_BYTES_MIN = 16
+SHAPES_MAX = 8  # of passwords' records, the most common, that made-up ones have
 # A certificate that its CA has signed may still be none that this library reads.
 UNREADABLE = (
     ValueError,
@@ -139,8 +142,8 @@ class Users:
                 self._tokens_of.setdefault(token.user, set()).add(token)
         self._names = {name: Patterns(user.patterns()) for name, user in self._all.items()}
         # An answer to a user that there is not looks like one of these, as often as each is one.
-        shapes = sorted((kept.iterations, len(kept.salt)) for kept in self._passwords.values())
-        self._shapes = shapes or [(ITERATIONS, SALT_BYTES)]
+        shapes = Counter((kept.iterations, len(kept.salt)) for kept in self._passwords.values())
+        self._shapes = shapes.most_common(SHAPES_MAX) or [((ITERATIONS, SALT_BYTES), 1)]
 
     def _add(self, user: User) -> None:
         _only(self._all, user.name, user, "user")
@@ -213,16 +216,29 @@ class Users:
 
         That one is always the same, and looks as others' do, so that nobody learns who is there.
         """
-        iterations, salt_bytes = self._shapes[
-            int.from_bytes(self._made_up("shape", user)) % len(self._shapes)
-        ]
+        iterations, salt_bytes = shape = self._shape(user)
+        salts = [self._made_up(f"{what} {shape}", user) for what in ("salt", "more salt")]
         made_up = PasswordRecord(
             iterations=iterations,
-            salt=(self._made_up("salt", user) + self._made_up("more salt", user))[:salt_bytes],
+            salt=b"".join(salts)[:salt_bytes],
             stored_key=self._made_up("stored", user),
             server_key=self._made_up("server", user),
         )
         return self._passwords.get(user, made_up)
+
+    def _shape(self, user: str) -> tuple[int, int]:
+        """The iterations and the length of the salt of a user that there is not.
+
+        As often one of those that there are as each is theirs, and for few it becomes another when
+        a password is set: with another salt then, as where the user had set one.
+        """
+
+        def turn(counted: tuple[tuple[int, int], int]) -> float:
+            shape, count = counted
+            drawn = int.from_bytes(self._made_up(f"shape {shape}", user)[:7]) + 1
+            return -math.log(drawn / 2**56) / count
+
+        return min(self._shapes, key=turn)[0]
 
     def _made_up(self, what: str, user: str) -> bytes:
         return hmac.digest(self._secret, f"{what}\0{user}".encode(), "sha256")

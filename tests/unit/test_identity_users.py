@@ -250,6 +250,27 @@ def test_records_that_are_made_up_look_as_those_that_there_are() -> None:
     assert ITERATIONS == users().record("nobody").iterations
 
 
+def test_made_up_records_change_as_seldom_as_passwords_do_and_then_whole() -> None:
+    """Else a password that is set would show who has none: their iterations, and not their salt."""
+
+    def made_up(*iterations: int) -> list[PasswordRecord]:
+        known = [
+            User(name=f"user-{number}", password=replace(RECORD, iterations=each))
+            for number, each in enumerate(iterations)
+        ]
+        found = users(*known)
+        return [found.record(f"nobody-{number}") for number in range(300)]
+
+    before = made_up(*[4096] * 6, *[10_000] * 4)
+    after = made_up(*[4096] * 6, *[10_000] * 5)
+    others = [(one, two) for one, two in zip(before, after, strict=True) if one != two]
+    assert 0 < len(others) < 60
+    for one, two in others:
+        assert (4096, 10_000) == (one.iterations, two.iterations)
+        assert one.salt != two.salt
+    assert 90 < sum(one.iterations == 10_000 for one in before) < 150  # four in ten
+
+
 # --- what becomes of a principal
 
 
