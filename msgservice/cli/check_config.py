@@ -126,7 +126,7 @@ def _told(receiver: ReceiverConfig, users: Sequence[User]) -> str:
 
 
 def _cannot_attach(receiver: ReceiverConfig, users: Sequence[User]) -> str:
-    """What is said of a receiver that nobody can be, since its user may not have its name."""
+    """A clause about a receiver that nobody can be, since its user may not have its name."""
     (owner,) = [user for user in users if user.name == receiver.user]
     if receiver.address is not None or Patterns(owner.patterns()).allow(receiver.name):
         return ""
