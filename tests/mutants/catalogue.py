@@ -1725,8 +1725,8 @@ _ALL = [
     Mutant(
         name="a-salt-that-is-made-up-is-another-each-time",
         at="msgservice.identity.users:Users.record",
-        old='self._made_up("salt", user) +',
-        new='__import__("os").urandom(32) +',
+        old='b"".join(salts)',
+        new='__import__("os").urandom(64)',
         catcher=_test("tests/unit/test_identity_users.py", "stays_the_same"),
     ),
     Mutant(
