@@ -641,15 +641,27 @@ def test_without_a_key_only_loopback_is_spoken_to() -> None:
     with pytest.raises(InsecureListener):
         a.listen(0, "0.0.0.0")
     for trusted in (
-        DatagramPeer(net.clock, insecure=True),
-        DatagramPeer(net.clock, key=bytes(32)),
+        net.add(Recorder, 2, insecure=True),
+        net.add(Recorder, 3, key=bytes(32)),
     ):
         assert not fired(trusted.send_message(b"x", ("192.0.2.1", 7)))
+
+
+def test_without_a_socket_nothing_is_sent_and_the_reason_is_said() -> None:
+    net = Net()
+    a = DatagramPeer(net.clock)
+    for d in (a.send_message(b"x", B), a.send_messages([b"x", b"y"], B)):
+        error = result_of(d)
+        assert isinstance(error, Refused)
+        assert "call listen() before it sends" in str(error)
+    assert not a.send_queue
 
 
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
+        ("127.0.0.1:7", "an address is (host, port), not '127.0.0.1:7'"),
+        (("127.0.0.1",), "an address is (host, port)"),
         (("localhost", 7), "no IP address"),
         (("127.0.0.1", 0), "port 0"),
         (("127.0.0.1", 70_000), "port 70000"),

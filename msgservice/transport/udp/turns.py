@@ -177,11 +177,16 @@ class Turns:
             )
 
     def check(self, address: Address) -> Address:
-        """Return an address as the socket writes it; `Refused` where it may not be spoken to,
-        `PeerClosed` after the end."""
+        """Return an address as the socket writes it; `Refused` where it may not be spoken to, or
+        without a socket, `PeerClosed` after the end."""
         if self.closed:
             raise PeerClosed("peer closed")
-        host, port = address
+        if self._socket is None:
+            raise Refused("this peer has no socket yet: call listen() before it sends")
+        try:
+            host, port = address
+        except ValueError:
+            raise Refused(f"an address is (host, port), not {address!r}") from None
         try:
             parsed = ipaddress.ip_address(host)
         except ValueError:
