@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -510,3 +511,11 @@ def test_fast_and_slow_decoder_agree(value: object) -> None:
     (event,) = peer.receive_data(sent)
     assert isinstance(event, ResponseReceived)
     assert decode_json(text, "utf-8") == {"value": event.value}
+
+
+@pytest.mark.parametrize("name", [5, None, b"land", ["land"]])
+def test_a_name_that_is_no_text_is_not_written(name: Any) -> None:
+    with pytest.raises(TypeError, match="an action is named by text, not by "):
+        LITTLE.action(name)
+    with pytest.raises(TypeError, match="a requested value is named by text, not by "):
+        LITTLE.request(name, "0001")

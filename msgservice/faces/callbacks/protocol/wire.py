@@ -189,6 +189,11 @@ def encode_json(value: object, *, allow_nan: bool = False) -> str:
 # --- Whole messages -----------------------------------------------------------------------------
 
 
+def _check_name(name: object, what: str) -> None:
+    if not isinstance(name, str):  # which ends the connection at the other side
+        raise TypeError(f"{what} is named by text, not by {name!r}")
+
+
 class Encoder:
     """One method for each kind of message; each returns the message's bytes.
 
@@ -238,7 +243,8 @@ class Encoder:
     def action(
         self, action: str, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> bytes:
-        """Return an action message."""
+        """Return an action message. `TypeError` where its name is no text."""
+        _check_name(action, "an action")
         return self._message(
             "message",
             f', "action": {self._json(action)}',
@@ -253,7 +259,8 @@ class Encoder:
         kwargs: Mapping[str, object] | None = None,
         extra: Mapping[str, object] | None = None,
     ) -> bytes:
-        """Return a request; name and id travel in the content."""
+        """Return a request; name and id travel in the content. `TypeError` as for an action."""
+        _check_name(requested_value, "a requested value")
         return self._message(
             "request",
             self._extra(extra) if extra else "",
