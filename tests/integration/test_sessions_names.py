@@ -19,15 +19,14 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
 from msgservice.errors import CannotListen
-from msgservice.faces.sessions.errors import RemoteLeft
-from msgservice.faces.sessions.limits import SessionLimits
-from msgservice.faces.sessions.names import (
-    NAME_MAX,
+from msgservice.faces.sessions import (
     RemoteMessagingError,
     RemoteMessagingSender,
     RemoteMessagingServer,
-    handle_by_name,
 )
+from msgservice.faces.sessions.errors import RemoteLeft
+from msgservice.faces.sessions.limits import SessionLimits
+from msgservice.faces.sessions.names import NAME_MAX, handle_by_name
 from tests.kit.ports import free_port
 
 pytestmark = pytest.mark.timeout(60)

@@ -12,7 +12,12 @@ from msgservice.faces.sessions.errors import NotJoined, QueueFull, RemoteLeft, S
 from msgservice.faces.sessions.handlers import SessionMessage
 from msgservice.faces.sessions.limits import SessionLimits
 from msgservice.faces.sessions.member import Member
-from msgservice.faces.sessions.names import RemoteMessagingSender, RemoteMessagingServer
+from msgservice.faces.sessions.names import (
+    RemoteMessagingError,
+    RemoteMessagingSender,
+    RemoteMessagingServer,
+    RemoteMessagingSocketHandler,
+)
 from msgservice.faces.sessions.remote import Ended, Remote
 
 __all__ = [
@@ -27,8 +32,10 @@ __all__ = [
     "Remote",
     "RemoteError",
     "RemoteLeft",
+    "RemoteMessagingError",
     "RemoteMessagingSender",
     "RemoteMessagingServer",
+    "RemoteMessagingSocketHandler",
     "SafeCodec",
     "SessionError",
     "SessionLimits",
