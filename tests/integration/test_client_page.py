@@ -34,6 +34,35 @@ reactor.run()
 """
 
 
+WITH_ASYNCIO = """
+import asyncio
+
+from twisted.internet import asyncioreactor
+
+
+async def main():
+    loop = asyncio.get_running_loop()
+    asyncioreactor.install(loop)
+    from twisted.internet import reactor
+
+    from msgservice import Receiver, connect
+
+    reactor.startRunning(installSignalHandlers=False)
+    receiver = Receiver(reactor, name="billing", handler=handle)
+    receiver.attach({node!r}, subjects=["prices"])
+    await receiver.when_connected().asFuture(loop)
+    client = await connect(reactor, {node!r}, name="shop").asFuture(loop)
+    receipt = await client.send("prices", {{"sku": 17}}).asFuture(loop)
+    await receipt.acknowledged("billing").asFuture(loop)
+    print(receipt.position)
+    await client.close().asFuture(loop)
+    await receiver.stop().asFuture(loop)
+
+
+asyncio.run(main())
+"""
+
+
 def position_printed(program: str) -> int:
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -65,6 +94,15 @@ def test_the_program_for_asyncio_sends(msgservice: Command) -> None:
     (program,) = (each for each in PROGRAMS if "asyncioreactor" in each)
     assert NODE in program
     assert position_printed(program.replace(NODE, msgservice.node)) > 0
+
+
+def test_a_handler_awaits_asyncio_as_the_page_on_receivers_says(msgservice: Command) -> None:
+    (handler,) = (
+        program
+        for page, program in blocks("python")
+        if page == "docs/receiver.md" and "fromFuture" in program
+    )
+    assert position_printed(handler + WITH_ASYNCIO.format(node=msgservice.node)) > 0
 
 
 def test_a_thread_sends_as_the_page_says(msgservice: Command) -> None:
