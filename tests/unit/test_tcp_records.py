@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
+from twisted.internet.tcp import Connection as TCPConnection
 from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
@@ -24,7 +26,7 @@ from msgservice.transport.addresses import parse_address
 from msgservice.transport.owners import Nobody
 from msgservice.transport.tcp.channel import PIECE_BYTES, ChannelState, FrameProtocol
 from msgservice.transport.tcp.pacing import Turn
-from msgservice.transport.tcp.records import RECORD_BYTES
+from msgservice.transport.tcp.records import READ_BYTES, RECORD_BYTES
 from msgservice.transport.tcp.tls import Tls
 from tests.kit.certificates import Authority
 from tests.kit.channels import Recorder
@@ -362,6 +364,26 @@ def test_a_record_that_is_cut_is_completed_by_the_next_read(pair: Pair) -> None:
         pair.far.tls.dataReceived(data[start : start + 5000])
     assert pair.far.user.frames == frames
     assert 1 < len(pair.far.user.values("frames")) < len(data) // 5000
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_behind_a_read_that_brought_much_the_next_may_bring_more(
+    authority: Authority, is_known: bool
+) -> None:
+    pair = Pair(authority)
+    pair.far.channel._known = is_known
+    usual = TCPConnection.bufferSize
+    with socket.socket() as unused:
+        pair.far.tls.transport = below = TCPConnection(unused, pair.far.tls, None)
+        for sent, size in (
+            (frames_of(100), usual),
+            (frames_of(*[1000] * 40), READ_BYTES),
+            (frames_of(*[1000] * 100), READ_BYTES),
+            (frames_of(100), usual),
+        ):
+            pair.near.channel.send_now(sent)
+            pair.carry(pair.near, pair.far)
+            assert below.bufferSize == (size if is_known else usual)
 
 
 def test_frames_before_one_that_is_too_large_are_handed_over(pair: Pair) -> None:

@@ -59,7 +59,7 @@ from msgservice.limits import Limits
 from msgservice.transport.addresses import describe
 from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.pacing import Turn, Watch
-from msgservice.transport.tcp.records import decrypted
+from msgservice.transport.tcp.records import decrypted, read_ahead
 from msgservice.transport.tcp.shown import credentials_of
 from msgservice.transport.tcp.sockets import reason_of, tune, unwritten, write_now
 
@@ -264,6 +264,8 @@ class FrameProtocol(Int32StringReceiver):
             self.heard_at = self._now()
             if self._is_tls:
                 data, self._broken = decrypted(self.transport, data)
+                if self._known:
+                    read_ahead(self.transport, len(data))
             splitter = self._splitter
             splitter.limit = self.length_limit
             try:

@@ -9,12 +9,18 @@ errors and the end of TLS, is Twisted's own. Plain sockets are the business of `
 from __future__ import annotations
 
 from OpenSSL import SSL
+from twisted.internet.tcp import Connection as TCPConnection
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 RECORD_BYTES = 16 * 1024  # that TLS encrypts as one
 RECORD_ROOM = 256  # what a record may take beyond them
 TLS_ROOM = 16 * 1024  # for what else TLS says: tickets, new keys
+
+MUCH_BYTES = 32 * 1024  # of one read: then there is more to come
+# Read from the socket at once while much comes, instead of Twisted's 64 KiB: each read costs TLS
+# several calls, and a run of messages is larger than that.
+READ_BYTES = 256 * 1024
 
 
 def takes(transport: TLSMemoryBIOProtocol) -> bool:
@@ -67,3 +73,11 @@ def decrypted(transport: TLSMemoryBIOProtocol, first: bytes) -> tuple[bytes, Fai
     except SSL.Error:
         error = Failure()
     return b"".join(pieces) if len(pieces) > 1 else first, error
+
+
+def read_ahead(transport: TLSMemoryBIOProtocol, size: int) -> None:
+    """Let the next read of the socket be as large as is right behind one that brought `size`."""
+    socket_transport = transport.transport
+    if isinstance(socket_transport, TCPConnection):
+        much = size >= MUCH_BYTES
+        socket_transport.bufferSize = READ_BYTES if much else TCPConnection.bufferSize
