@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self
 import click
 from rich.console import Group
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-from twisted.internet.defer import CancelledError, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -226,15 +226,32 @@ async def _send_runs(
     reader = LineReader(reactor, source.fileno())
     room = DeferredSemaphore(RUNS_IN_FLIGHT)
     failed: list[Failure] = []
+    reading: Deferred[list[bytes]] | None = None
 
     def stored(_: object, run: list[bytes]) -> None:
         progress.advance(len(run), sum(map(len, run)) + len(run))
 
-    while not failed and (run := await reader.next_lines()):
+    def refused(failure: Failure) -> None:
+        failed.append(failure)
+        if reading is not None:
+            reading.cancel()  # the next line may never come
+
+    while not failed:
+        reading = Deferred.fromCoroutine(reader.next_lines())
+        try:
+            run = await reading
+        except CancelledError:
+            if failed:
+                break
+            raise  # by a signal
+        finally:
+            reading = None
+        if not run:
+            break
         await room.acquire()
         sent = client.send_many(subject, run, **options)
         sent.addCallback(stored, run)
-        sent.addErrback(failed.append)
+        sent.addErrback(refused)
         sent.addBoth(lambda _: room.release())
     for _ in range(RUNS_IN_FLIGHT):
         await room.acquire()

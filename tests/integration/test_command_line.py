@@ -117,10 +117,10 @@ def test_lines_of_standard_input_are_messages(msgservice: Command) -> None:
     assert msgservice.receiver("lines")["queued"] == 10_000
 
 
-def sending(msgservice: Command, subject: str) -> subprocess.Popen[bytes]:
+def sending(msgservice: Command, *words: str) -> subprocess.Popen[bytes]:
     """Start `msgservice send`, with lines still to come."""
     return subprocess.Popen(
-        [BIN / "msgservice", "send", subject],
+        [BIN / "msgservice", "send", *words],
         env=os.environ | {"MSGSERVICE_NODE": msgservice.node},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -161,6 +161,15 @@ def test_an_interrupt_ends_sending_while_it_waits_for_a_line(msgservice: Command
         assert process.stderr is not None
         told = b"msgservice: interrupted; 1 messages were stored before\n"
         assert process.stderr.read() == told
+
+
+def test_a_refused_line_ends_sending_while_it_waits_for_the_next(msgservice: Command) -> None:
+    with sending(msgservice, "x", "--to", "nobody") as process:
+        give(process, b"first")
+        assert process.wait(PATIENCE) == 1
+        assert process.stderr is not None
+        told = process.stderr.read()
+        assert told.startswith(b"msgservice: unknown receiver 'nobody'; 0 messages were stored")
 
 
 def test_sending_goes_on_when_the_node_comes_back(tmp_path: Path) -> None:
