@@ -58,7 +58,8 @@ class ILog(Interface):
         incarnation, sequence) happens inside the transaction; a batch with a `refusal` is `Known`
         as far as it was taken before, else refused with that. A batch that is refused does not fail
         the group, nor does a full disk: then every batch is `RefusedBatch(LogFull)` and the rest is
-        stored.
+        stored. Nor is a receiver there again that was forgotten (`retain`): numbers of new ones
+        rise, and a row with one that is neither new nor known is passed by.
         Fails with `LogUnavailable` (nothing of the group is stored, try again later) or
         `LogFailed` (the process must end). Fires or fails in a later turn, never before it has
         returned: the caller may still be telling what became of the group before.

@@ -38,7 +38,16 @@ from msgservice.log.removal import stage_removal
 from msgservice.log.schema import BROUGHT_UP
 from msgservice.log.staging import FULL_DELAY, Operation, save_operations, stage_age, stage_append
 from msgservice.log.state import Staged, State
-from msgservice.records import Appended, Audience, Group, Outcome, RefusedBatch, Room, Snapshot
+from msgservice.records import (
+    Appended,
+    Audience,
+    Group,
+    Outcome,
+    ReceiverRow,
+    RefusedBatch,
+    Room,
+    Snapshot,
+)
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Entry)
@@ -220,8 +229,7 @@ class Store:
             commits=state.commits,
             age=self.grown(),
             now=group.now,
-            # Their owner may change them again while they are written.
-            receivers=[replace(row) for row in group.receivers] if group.receivers else [],
+            receivers=self._rows_of(group.receivers) if group.receivers else [],
             own=group.own,
             batches=group.batches,
             progress=group.progress,
@@ -232,6 +240,16 @@ class Store:
             used_max=limits.max_bytes - state.taken + state.used,
             ranges_max=limits.sender_ranges,
         )
+
+    def _rows_of(self, receivers: list[ReceiverRow]) -> list[ReceiverRow]:
+        """Return the rows as they are now: whoever has them may change them while they are written.
+
+        Without those that were forgotten since they were changed, or they would be there again:
+        the highest number is never forgotten, so those that are new are above it.
+        """
+        known = self.state.receivers
+        highest = max(known, default=0)
+        return [replace(row) for row in receivers if row.number > highest or row.number in known]
 
     def entry(self, kind: type[E], age: Age | None = None, **what: Any) -> E:
         """Return the next entry, of this kind."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from msgservice.core.frames import BYE_CLOSING, BYE_PAUSED, BYE_REMOVED
 from msgservice.core.subjects import exact
 from msgservice.errors import (
     ConfiguredOtherwise,
+    MsgServiceError,
     NotAllowed,
     NotConfirmed,
     ReceiverExists,
@@ -312,9 +314,14 @@ class Receivers:
 
         Also that of one which was removed and had an owner: whose the name is outlives it. Who has
         the name is sent away, and comes back if it is its. Raises `UnknownReceiver`; `BadValue`
-        where no such user is configured.
+        where no such user is configured. Of one that is being removed it waits for that: whose a
+        name was says only the row of an owner, and others may be forgotten with their receiver.
         """
         row = self._directory.newest(name)
+        while row is not None and row.number in self._removing:
+            with suppress(MsgServiceError):  # who asked for that is told
+                await self._removing[row.number].wait()
+            row = self._directory.newest(name)
         if row is None:
             raise UnknownReceiver(name)
         if user:

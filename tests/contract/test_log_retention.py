@@ -871,6 +871,23 @@ def test_removed_receivers_are_forgotten_when_nothing_refers_to_them(log: Contra
     assert [row.number for row in log.snapshot.receivers] == [1, 2, 4]
 
 
+def test_a_change_of_a_receiver_that_comes_after_it_was_forgotten_does_not_bring_it_back(
+    log: ContractDriver,
+) -> None:
+    """It waited for its group while retention had its turn."""
+    rows = [ReceiverRow(number=number, name=f"r{number}") for number in (3, 4)]
+    log.append(receivers=rows)
+    log.append(removed=[3])
+    drop_all(log)
+    drop_all(log, NOW + 2 * HOUR)
+    assert log.log.take_forgotten() == [3]
+    log.append(receivers=[rows[0], ReceiverRow(number=6, name="r6"), rows[1]])
+    log.append(receivers=[ReceiverRow(number=7, name="r7"), rows[0]])
+    log.reopen()
+    known = {row.number: row.removed for row in log.snapshot.receivers}
+    assert known == dict.fromkeys((1, 2, 4, 6, 7), False)
+
+
 def test_the_newest_removed_receiver_of_a_name_with_an_owner_is_not_forgotten(
     log: ContractDriver,
 ) -> None:

@@ -293,9 +293,12 @@ class DictLog:
 
     def _append(self, group: Group) -> Appended:
         content = self.content
+        highest = max(content.receivers, default=0)
         for row in group.receivers:
             at = content.receivers.get(row.number)
             if at is None:
+                if row.number <= highest:
+                    continue  # it was forgotten
                 if row.cursor < 0:
                     row.cursor = position_of(content.next_number) - 1
                 content.receivers[row.number] = Receiver(replace(row), row.cursor, row.inbox)

@@ -268,6 +268,37 @@ def test_the_operator_frees_a_name_that_was_removed() -> None:
     assert "shop" == state_of(world, "billing").owner
 
 
+@pytest.mark.parametrize("owner", ["", "billing"])
+def test_who_is_given_a_receiver_that_is_being_removed_is_told_what_came_of_it(
+    owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it had no owner its name is nobody's: nothing says that it was there."""
+    world = UsersWorld(BILLING, SHOP)
+    adding = Deferred.fromCoroutine(world.node.add_receiver("audit", ["orders.>"], owner=owner))
+    world.settle()
+    assert adding.called
+    commits, owning = world.node.parts.commits, world.node.parts.receivers.own
+    remove = commits.removal
+    told: list[Any] = []
+
+    def removal(number: int) -> Deferred[None]:
+        stored = remove(number)
+        Deferred.fromCoroutine(owning("audit", "shop")).addBoth(told.append)
+        return stored
+
+    monkeypatch.setattr(commits, "removal", removal)
+    removing = Deferred.fromCoroutine(world.node.remove_receiver("audit"))
+    world.settle()
+    assert removing.called
+    (outcome,) = told
+    if owner:  # whose it was is known, and that may change
+        assert outcome is None
+        assert "shop" == world.node.parts.directory.owner_of("audit")
+    else:
+        assert UnknownReceiver is outcome.type
+        assert world.node.parts.directory.owner_of("audit") is None
+
+
 def test_a_receiver_that_gets_another_owner_is_sent_away() -> None:
     world = UsersWorld(BILLING, AUDIT)
     billing = world.as_user("billing", receive=ORDERS)
