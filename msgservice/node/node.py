@@ -26,7 +26,13 @@ from zope.interface import implementer
 from msgservice.client.client import Client
 from msgservice.clock import Time
 from msgservice.core.subjects import check_name, exact
-from msgservice.errors import LogFailed, MsgServiceError, check_runs
+from msgservice.errors import (
+    LogFailed,
+    MsgServiceError,
+    NotAllowed,
+    NotAuthenticated,
+    check_runs,
+)
 from msgservice.identity.users import Users
 from msgservice.interfaces import IChannelUser, IConnector, ILog
 from msgservice.limits import Limits, Rate
@@ -326,8 +332,13 @@ class Node(Service):
 
         `principal`: the user that it acts for, with its rights and under one of its names; empty:
         this program itself, which may do all. `options`: as for `Client` (`require`, `held`).
-        Usable at once; `when_connected` fires when the node has started.
+        Usable at once; `when_connected` fires when the node has started. Raises `NotAuthenticated`
+        for a user that is not configured, `NotAllowed` where `name` is none of its names; users
+        that are read at the start are not known before, nor is what a reload says later: then
+        `why()` says it.
         """
+        if principal:
+            self._check_acts_for(principal, name)
         client = Client(
             reactor=self.time.clock,
             name=name,
@@ -338,6 +349,16 @@ class Node(Service):
         )
         client.start()
         return client
+
+    def _check_acts_for(self, user: str, name: str) -> None:
+        """Raise now what the gate would say: nobody but this program can set it right."""
+        if self._read_users is not None and self._parts is None:
+            return
+        users = self._users
+        if not users or user not in users:
+            raise NotAuthenticated(f"user {user!r} is not configured")
+        if not users.may_be_called(user, name):
+            raise NotAllowed(user, f"be called {name!r}")
 
     def connector(
         self, make_user: Callable[[], IChannelUser], name: str, principal: str = ""

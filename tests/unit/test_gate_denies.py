@@ -336,7 +336,12 @@ def test_a_gate_that_denies_all_leaves_nothing_to_faces_of_the_process(
     denied: Guarded, principal: str
 ) -> None:
     before = denied.holds()
-    client = denied.node.client("shop", principal=principal)
+    if principal == "unknown":  # no client is made of one
+        with pytest.raises(NotAuthenticated):
+            denied.node.client("shop", principal=principal)
+    name = principal if principal == "mute" else "shop"
+    acts_for = "" if principal == "unknown" else principal
+    client = denied.node.client(name, principal=acts_for)
     told: list[object] = []
     client.send("orders.new", b"x").addBoth(told.append)
     client.request("$node.info", {}, timeout=1).addBoth(told.append)

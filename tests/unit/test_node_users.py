@@ -737,20 +737,44 @@ def test_a_client_of_this_process_acts_for_whom_its_program_says() -> None:
     trusted.send("bills.new", b"x").addCallback(stored.append)
     world.settle()
     assert stored
-    assert "'shop' may not be called 'billing'" in why_of(world, "billing", "shop")
-    assert "'nobody' is not configured" in why_of(world, "x", "nobody")
     for one in (client, trusted):
         one.close()
     world.settle()
 
 
-def why_of(world: NodeWorld, name: str, user: str) -> str:
-    client = world.node.client(name, principal=user)
+@pytest.mark.parametrize("is_started", [True, False])
+def test_a_client_of_nobody_or_by_a_name_of_another_is_the_programs_own_slip(
+    is_started: bool,
+) -> None:
+    world = UsersWorld()
+    node = world.node
+    if not is_started:
+        node = Node(
+            world.clock,
+            MemoryLog(reactor=world.clock, limits=world.limits),
+            users=users_of(*EVERYBODY),
+        )
+    with pytest.raises(NotAllowed, match="'shop' may not be called 'billing'"):
+        node.client("billing", principal="shop")
+    with pytest.raises(NotAuthenticated, match="'nobody' is not configured"):
+        node.client("x", principal="nobody")
+    with pytest.raises(NotAuthenticated, match="'shop' is not configured"):
+        NodeWorld().node.client("shop", principal="shop")
+
+
+def test_a_client_whose_user_a_reload_has_taken_away_says_why() -> None:
+    world = UsersWorld()
+    client = world.node.client("shop", principal="shop")
     world.settle()
-    why = client.why().error or ""
+    assert client.connected
+    world.reload(BILLING)
+    assert not client.connected
+    world.settle(60.0)
+    assert "'shop' is not configured" in (client.why().error or "")
+    with pytest.raises(NotAuthenticated):
+        world.node.client("shop", principal="shop")
     client.close()
-    world.settle()
-    return why
+    world.settle(40.0)
 
 
 def test_a_receiver_of_this_process_acts_for_whom_its_program_says() -> None:
