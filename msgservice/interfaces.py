@@ -241,6 +241,9 @@ class IConnector(IService):
     Stopping it sends what is queued, closes, and fires within `limits.stop_timeout`. It may be
     started and stopped at any time: `running` is what was asked for last, and one that is started
     while it still closes dials when it has closed.
+
+    It may have an attribute `is_by_certificate`: True where the last attempt failed for a
+    certificate of either side, so that trying again alone does not help.
     """
 
     address = Attribute("str: whom it dials")

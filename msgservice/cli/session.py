@@ -272,7 +272,10 @@ class Session:
         def look() -> None:
             nonlocal error
             state = client.why()
-            if state.code and stays_refused(state.code):
+            if state.by_certificate:
+                error = Refused(state.error or "")
+                waiting.cancel()
+            elif state.code and stays_refused(state.code):
                 is_login = state.code == NotAuthenticated.wire_code
                 error = (NotAuthenticated if is_login else Refused)(state.error or "")
                 waiting.cancel()

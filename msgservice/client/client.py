@@ -59,6 +59,9 @@ class Why:
     unanswered: int  # messages handed over that the node has not answered yet
     refusal: str | None = None  # why it takes nothing of them for now, where it said so
     code: int = 0  # of the ERROR that ended the last connection, of either side; or 0
+    # TLS came to nothing for a certificate, of either side: it is tried again, and fails again
+    # until that is another, or trusted.
+    by_certificate: bool = False
 
     def __str__(self) -> str:
         state = "connected" if self.connected else f"not connected ({self.error or 'dialling'})"
@@ -190,6 +193,8 @@ class Client:
             unanswered=self.unanswered,
             refusal=self._hop.refusal or None,
             code=0 if self.connected else self._hop.last_code,
+            by_certificate=not self.connected
+            and bool(getattr(connector, "is_by_certificate", False)),
         )
 
     # --- sending

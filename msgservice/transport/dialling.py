@@ -140,6 +140,7 @@ class Connector(ClientService):
         self.address = address
         self.attempts = 0
         self.last_error: str | None = None
+        self.is_by_certificate = False  # why there is none: trying again alone does not help
         self._reactor = reactor
         self._now = monotonic_of(reactor)
         self._make_channel = make_channel
@@ -253,9 +254,12 @@ class Connector(ClientService):
         if not called_off and not self._is_stopping:
             self.attempt_failed(reason_of(failure))
 
-    def attempt_failed(self, reason: str, *, refused: bool = False) -> None:
+    def attempt_failed(
+        self, reason: str, *, refused: bool = False, by_certificate: bool = False
+    ) -> None:
         """Note why an attempt failed, or a connection ended; the same refusal is told once."""
         self.last_error = reason
+        self.is_by_certificate = by_certificate
         if not refused or reason != self._told_refusal:
             self._warn_once(reason if refused else "")
 
@@ -263,6 +267,7 @@ class Connector(ClientService):
         """See `ChannelOwner`."""
         self._backoff.established(self._now())
         self.last_error = None
+        self.is_by_certificate = False
         if self._warned:
             self._warned = False
             self._logger.info("connected to {address} again", address=self.address)
@@ -278,7 +283,8 @@ class Connector(ClientService):
             self._backoff.refused()
             self.attempt_failed(refusal, refused=True)
         else:
-            self.attempt_failed(reason)
+            by_certificate = getattr(channel, "is_by_certificate", False)
+            self.attempt_failed(reason, by_certificate=by_certificate)
 
     # --- inside
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +18,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
+from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import LogEvent, LogLevel, formatEvent
 
 from msgservice.errors import FrameTooLarge
@@ -24,6 +26,7 @@ from msgservice.interfaces import IConnector
 from msgservice.limits import Limits
 from msgservice.transport.registry import Transports
 from msgservice.transport.tcp.profiles import TlsProfile, TlsProfiles
+from tests.integration.daemon import BIN
 from tests.kit.certificates import Authority
 from tests.kit.channels import Recorder
 
@@ -46,6 +49,7 @@ class Place:
         self._logged = logged
         self._ports: list[IListeningPort] = []
         self._connectors: list[IConnector] = []
+        self.was_by_certificate: bool | None = None  # of the last one that was refused
 
     def certificate(self, name: str, authority: Authority | None = None, *when: datetime) -> str:
         """Issue one, from and to `when`, and return the options that name it."""
@@ -84,6 +88,7 @@ class Place:
         user.on_opened = lambda channel: channel.send(b"HELLO")
         await self.until(lambda: connector.failures > 0 or bool(user.frames))
         assert user.frames == [], "it was let in"
+        self.was_by_certificate = getattr(connector, "is_by_certificate", None)
         await connector.stopService()
         return str(connector.last_error)
 
@@ -194,6 +199,36 @@ async def test_a_server_of_an_authority_that_is_not_trusted_is_refused(place: Pl
     assert nobody == await place.refused(f"tls:localhost:{port}{place.trusting}")
     told = await place.turned_away()
     assert "broke off: it does not trust who signed our certificate (unknown ca)" in told
+    assert place.was_by_certificate
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_no_certificates_fault_or_passes_by_itself_is_not_taken_for_one(
+    place: Place,
+) -> None:
+    port = await place.listen(f"tls:0{place.certificate('localhost', None, SOON, LATER)}")
+    assert "not valid before" in await place.refused(f"tls:localhost:{port}{place.trusting}")
+    assert place.was_by_certificate is False
+    plain = await place.listen("tcp:0")
+    await place.refused(f"tls:localhost:{plain}{place.trusting}")
+    assert place.was_by_certificate is False
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_ends_at_once_where_a_certificate_is_not_taken(place: Place) -> None:
+    """It would be the same for all of --timeout, and longer."""
+    untrusted = await place.listen(f"tls:0{place.certificate('localhost', place.rogue)}")
+    asking = await place.listen(f"tls:0{place.certificate('localhost')}{place.trusting}")
+    for address, told in (
+        (f"tls:localhost:{untrusted}{place.trusting}", "is of nobody who is trusted here"),
+        (f"tls:127.0.0.1:{asking}{place.trusting}", "is for another name than 127.0.0.1"),
+        (f"tls:localhost:{asking}{place.trusting}", "it asks for a certificate, and we show none"),
+    ):
+        words = ["info", "--node", address, "--timeout", "600"]
+        out, err, code = await getProcessOutputAndValue(str(BIN / "msgservice"), words, os.environ)
+        assert (b"", 1) == (out, code), err
+        assert told in err.decode()
+        assert 1 == err.count(b"\n")
 
 
 @pytest_twisted.ensureDeferred

@@ -61,7 +61,13 @@ from msgservice.transport.owners import ChannelOwner
 from msgservice.transport.tcp.pacing import Turn, Watch
 from msgservice.transport.tcp.records import decrypted, read_ahead
 from msgservice.transport.tcp.shown import credentials_of
-from msgservice.transport.tcp.sockets import reason_of, tune, unwritten, write_now
+from msgservice.transport.tcp.sockets import (
+    ended_by_certificate,
+    reason_of,
+    tune,
+    unwritten,
+    write_now,
+)
 
 # Handed to the transport at once. Its own mark is 64 KiB, so it asks for more as soon as the
 # kernel has taken one of these; smaller ones cost more turns, larger ones make progress coarser.
@@ -115,6 +121,7 @@ class FrameProtocol(Int32StringReceiver):
     transport: Any
     peer_address = "unknown"
     credentials = NOBODY
+    is_by_certificate = False  # it ended so: see `refusals`
 
     def __init__(
         self,
@@ -305,11 +312,9 @@ class FrameProtocol(Int32StringReceiver):
         self._stop_deadline()
         self._queue.clear()
         self._queued = 0
-        text = (
-            str(self._error)
-            if self._error is not None
-            else reason_of(self._broken or reason, self.transport)
-        )
+        ended = self._broken or reason
+        text = str(self._error) if self._error is not None else reason_of(ended, self.transport)
+        self.is_by_certificate = self._error is None and ended_by_certificate(ended, self.transport)
         if self._user is not None:
             self._call(self._user.channel_lost, text)
         self._owner.channel_gone(self, text)

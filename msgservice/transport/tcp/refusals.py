@@ -7,7 +7,7 @@ which side has to change what.
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
@@ -44,7 +44,22 @@ ALERTS = {
     "internal error": "our certificate is for another name than it dialled, or it has a fault",
 }
 
+# Of these, those about a certificate: trying again helps nobody until one is another.
+OF_CERTIFICATES = frozenset(
+    {
+        "certificate required",
+        "unknown ca",
+        "certificate expired",
+        "certificate revoked",
+        "unsupported certificate",
+        "bad certificate",
+        "certificate unknown",
+    }
+)
+
 _refused: WeakKeyDictionary[SSL.Connection, str] = WeakKeyDictionary()
+# Those that were refused for what passes by itself: a certificate that is not valid yet.
+_passing: WeakSet[SSL.Connection] = WeakSet()
 
 
 def watch(connection: SSL.Connection, host: str | None) -> None:
@@ -65,8 +80,10 @@ def watch(connection: SSL.Connection, host: str | None) -> None:
                 reason = f"the certificate of the other side is for another name than {host}"
         except Exception as error:  # a callback of OpenSSL's must not raise, nor let anybody in
             reason = f"the certificate of the other side cannot be judged: {error!r}"
-        if reason is not None:
-            _refused.setdefault(of, reason)
+        if reason is not None and of not in _refused:
+            _refused[of] = reason
+            if not taken and code in NOT_YET_VALID:
+                _passing.add(of)
         return reason is None
 
     connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
@@ -75,6 +92,16 @@ def watch(connection: SSL.Connection, host: str | None) -> None:
 def refusal_of(connection: object) -> str | None:
     """Return why the certificate of the other side was not taken, None where it was."""
     return _refused.get(connection) if isinstance(connection, SSL.Connection) else None
+
+
+def is_by_certificate(error: object, connection: object) -> bool:
+    """Whether it came to nothing for a certificate, on either side, and does not pass by itself."""
+    if isinstance(connection, SSL.Connection) and connection in _refused:
+        return connection not in _passing
+    if not isinstance(error, SSL.Error):
+        return isinstance(error, VerificationError)
+    reasons = [entry[-1] for entry in error.args[0]] if error.args else []
+    return any(reason.partition("alert ")[2] in OF_CERTIFICATES for reason in reasons)
 
 
 def _untaken(certificate: X509, code: int, depth: int) -> str:

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from msgservice.limits import Limits
 from msgservice.transport.tcp.records import encrypted, takes
-from msgservice.transport.tcp.refusals import refusal_of, told
+from msgservice.transport.tcp.refusals import is_by_certificate, refusal_of, told
 
 
 def tune(transport: Any, limits: Limits) -> None:
@@ -53,6 +53,12 @@ def reason_of(failure: Failure, transport: object = None) -> str:
     if of_tls is not None:
         return f"TLS: {of_tls}"
     return failure.getErrorMessage().rstrip(".")
+
+
+def ended_by_certificate(failure: Failure, transport: object) -> bool:
+    """Whether TLS came to nothing for a certificate that will be no other by trying again."""
+    connection = transport.getHandle() if isinstance(transport, TLSMemoryBIOProtocol) else None
+    return is_by_certificate(failure.value, connection)
 
 
 def write_now(transport: Any, pieces: Iterable[bytes]) -> None:
