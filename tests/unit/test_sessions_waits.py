@@ -118,9 +118,12 @@ def test_the_time_of_a_joined_stands_still_while_a_message_of_who_was_there_arri
         world.until(lambda: "shop" not in world.central.remotes, 30.0)  # and it is dialled in vain
 
 
+@pytest.mark.parametrize("broken", ["what is dialled", "both"])
 @pytest.mark.parametrize("handling", [0.0, 8.0])
-def test_a_shutdown_that_may_be_lost_with_its_connection_is_told_again(handling: float) -> None:
-    """The remote's own connection stands: who was not told takes itself for joined."""
+def test_a_shutdown_that_may_be_lost_with_its_connection_is_told_again(
+    handling: float, broken: str
+) -> None:
+    """Where the remote's own connection stands, who was not told takes itself for joined."""
     limits = SessionLimits(join_timeout=3.0)
     world = SessionsWorld(heartbeat=1.0, limits=limits)
     handled: list[Any] = []
@@ -140,6 +143,8 @@ def test_a_shutdown_that_may_be_lost_with_its_connection_is_told_again(handling:
         world.until(lambda: at_work)
         world.run(0.5)
     break_off(world, "central", 20_001)
+    if broken == "both":
+        break_off(world, "shop", SessionsWorld.CENTRAL_PORT)
     world.run(handling)
     if handling:
         at_work[0].callback(None)

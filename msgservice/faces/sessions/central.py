@@ -688,10 +688,6 @@ class Central(ListeningService):
         self._tell(self._on_left, member, reason)
         self._leaves.fire(member.key, (member, reason))
 
-    def is_coming_back(self, member: Member) -> bool:
-        """See `MemberUser`."""
-        return member.key in self._candidates
-
     def hear_no_more(self, member: Member) -> None:
         """See `MemberUser`."""
         self._end_hearing(

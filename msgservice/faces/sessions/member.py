@@ -49,9 +49,6 @@ class MemberUser(Protocol):
     def member_left(self, member: Member, reason: str) -> None:
         """Take note that it is gone for good; what waits for it fails behind that."""
 
-    def is_coming_back(self, member: Member) -> bool:
-        """Whether somebody else says to be this remote, and may prove it."""
-
     def hear_no_more(self, member: Member) -> None:
         """End the connection of its hello: it says another one, if it is there."""
 
@@ -188,11 +185,9 @@ class Member:
         self._is_heard = False
         if self.acks and self.state is not State.LEFT and self._unheard is None:
             self._unheard = self._reactor.callLater(self._unheard_seconds, self._is_unheard)
-        if self.state is not State.DIALLING or not self._hop.is_ending:
-            return
-        if not (self._is_asked or self._user.is_coming_back(self)):
+        if self.state is State.DIALLING and self._hop.is_ending and not self._is_asked:
             self._stop_timer()
-            self._not_answered()
+            self._wait_for_hello()
 
     def replace(self) -> None:
         """End, since the same remote has said hello again; what waits goes on with the next."""
@@ -245,11 +240,13 @@ class Member:
         if not self._hop.is_ending:
             return
         self._sender.abort()  # until the next hello nobody dials
-        if self.acks and (self._is_heard or self._user.is_coming_back(self)):
+        if not self.acks:
+            self._not_answered()
+        elif self._is_heard:
             # Its last word comes over its own client, and that connection ends behind it.
             self._timer = self._reactor.callLater(self._limits.join_timeout, self._ask)
         else:
-            self._not_answered()
+            self._wait_for_hello()
 
     def sender_gave_up(self, reason: str) -> None:
         """See `SenderUser`."""
@@ -282,10 +279,14 @@ class Member:
         """For how long it may be without its own connection: what is said to it goes unanswered."""
         return self._limits.redial_seconds + self._limits.join_timeout
 
+    def _wait_for_hello(self) -> None:
+        """Wait for the next hello of who neither says nor hears anything: it may not have ended."""
+        self._timer = self._reactor.callLater(self._limits.join_timeout, self._not_answered)
+
     def _ask(self) -> None:
         """Let a remote that may not have got its shutdown say hello: it is told again then."""
         self._is_asked = True
-        self._timer = self._reactor.callLater(self._limits.join_timeout, self._not_answered)
+        self._wait_for_hello()
         self._user.hear_no_more(self)
 
     def _not_answered(self) -> None:
