@@ -111,6 +111,8 @@ class Node(Service):
         self._reactor = reactor
         self.time = Time(reactor)
         self.limits = Limits() if limits is None else limits
+        if not isinstance(self.limits, Limits):
+            raise TypeError(f"limits must be Limits(...), not {limits!r}")
         self._folder = Path(data).absolute() if isinstance(data, str | os.PathLike) else None
         self.log: ILog = self._make_log() if self._folder is not None else cast("ILog", data)
         self.ports: list[IListeningPort] = []
@@ -130,8 +132,13 @@ class Node(Service):
         }
         if isinstance(listen, str):
             raise TypeError(f"listen is a list of addresses, not {listen!r}")
+        if not (users is None or isinstance(users, Users)):
+            raise TypeError(f"users must be Users(...), not {users!r}")
         self._listen = tuple([exact(address) for address in listen])
         self._configured = tuple(receivers)
+        for row in self._configured:
+            if not isinstance(row, ReceiverRow):
+                raise TypeError(f"receivers must be rows (ReceiverRow), not {row!r}")
         self._rate = rate
         self._rates = dict(rates or {})
         if failed is not None:

@@ -544,6 +544,18 @@ def test_addresses_are_a_list(tmp_path: Path) -> None:
         Node(reactor, tmp_path / "node", listen="tcp:1")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("limits", {"window_bytes": 5}), ("users", ["shop"]), ("receivers", ["billing"])],
+)
+def test_what_a_node_is_made_of_has_its_types(tmp_path: Path, name: str, value: Any) -> None:
+    from twisted.internet import reactor
+
+    with pytest.raises(TypeError, match=f"^{name} must be "):
+        Node(reactor, tmp_path / "node", **{name: value})
+    assert not (tmp_path / "node").exists()
+
+
 @run
 async def test_data_folder_held_by_another(bench: Bench, tmp_path: Path) -> None:
     error = await failure_of(tmp_path / "node")
