@@ -145,8 +145,8 @@ class Retention:
             self._gave_way_at = store.age  # all of it is waited for: asked again with time
 
     def _retain(self, here: Collection[Key]) -> bool:
-        if self._store.is_as_brought_up and not self.places.wanted:
-            return False  # what else finds no room has history go as it comes (`give_way`)
+        if self._store.is_as_brought_up and not self._is_in_the_way:
+            return False
         more = self._remove_settled()
         if self._is_time_to_tidy():
             more = self._make_places() or self._tidy(here) or more
@@ -154,6 +154,11 @@ class Retention:
             more = self.senders.forget_early(here) or more
             self.senders.rest(here)
         return self._remove_dead_letters() or more
+
+    @property
+    def _is_in_the_way(self) -> bool:
+        """Whether new messages or receivers are refused as long as nothing goes."""
+        return self._store.room().full is not None or bool(self.places.wanted)
 
     def _is_time_to_tidy(self) -> bool:
         """Whether what nothing refers to is searched for now, and history has to give places up.

@@ -161,7 +161,8 @@ class Store:
         """Whether nothing was stored since the log was brought up from an older version.
 
         The copy of before can take its place so long (`disk.migrations`), for the mark that counts
-        what it lacks is not written: so nothing goes, and no age is noted, before something comes.
+        what it lacks is not written: so nothing goes, and no age is noted, before something comes,
+        or is refused for want of room.
         """
         return self._brought_up == [self.state.commits, self.state.next_number - 1]
 

@@ -230,6 +230,38 @@ def older_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names_in(folder)
 
 
+@pytest.mark.parametrize("limit", ["max_bytes", "kept_batches", "disk", "audiences"])
+def test_19_history_gives_way_in_a_log_that_was_brought_up_and_takes_nothing_in(
+    limit: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who refuses all cannot wait until something comes in: the copy of before fills a disk too."""
+    older_log(tmp_path, monkeypatch)
+    limits = {"max_bytes": 500_000, "kept_batches": 10}
+    log = Driver(
+        "sqlite", tmp_path, replace(LIMITS, **{limit: limits[limit]} if limit in limits else {})
+    ).open()
+    free = 1 << 40
+    monkeypatch.setattr(Reserve, "free", lambda _: free)
+    before = log.log.room().used
+    assert (log.log.room().full is not None) is (limit in limits)
+    for hour in range(2):
+        log.wait(log.log.retain(hour * 3_600_000))
+        if limit not in limits:
+            assert log.snapshot.next_number == 11
+            assert log.log.room().used > 600_000, "the way back is spoilt without need"
+    if limit == "disk":
+        free = 0
+    elif limit == "audiences":
+        log.log.want_room("audiences")
+    for hour in range(2, 6):
+        while log.wait(log.log.retain(hour * 3_600_000)):
+            pass
+    assert log.log.room().used < before
+    if limit != "disk":
+        assert log.log.room().full is None
+    log.close()
+
+
 def test_a_migration_looks_for_room_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = older_log(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
