@@ -202,6 +202,8 @@ class Connection:
     def authenticated(self) -> None:
         """The login is over: HELLO comes next."""
         self.session.authenticated(self.now())
+        assert self.channel is not None
+        self.channel.identified()
         self._drain()
         self._rearm()
 

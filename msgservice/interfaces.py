@@ -192,6 +192,9 @@ class IChannel(Interface):
         For what somebody waits for. Raises `FrameTooLarge`; the frames before that one are queued.
         """
 
+    def identified() -> None:
+        """The peer has said who it is, and was let in; whether a session comes of it is open."""
+
     def established() -> None:
         """The peer is known now: limits for unknown ones no longer hold."""
 

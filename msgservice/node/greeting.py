@@ -188,6 +188,7 @@ class Greeter:
             allowed=allowed,
         )
         visitor.admitted(guest)
+        channel.identified()
         stored = guest.waiting = self._receivers.stored()
         taken = stored.addCallback(lambda _: self._resume(guest))
         answered = taken.addCallback(lambda taken: self._answer(visitor, connection, guest, taken))

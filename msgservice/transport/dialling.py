@@ -263,6 +263,9 @@ class Connector(ClientService):
         if not refused or reason != self._told_refusal:
             self._warn_once(reason if refused else "")
 
+    def channel_identified(self, channel: Owned) -> None:
+        """See `ChannelOwner`: who was dialled is known before."""
+
     def channel_established(self, channel: Owned) -> None:
         """See `ChannelOwner`."""
         self._backoff.established(self._now())

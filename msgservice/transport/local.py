@@ -135,6 +135,10 @@ class LocalChannel(TwistedProtocol):
         for frame in frames:
             self.send(frame)
 
+    def identified(self) -> None:
+        """See `IChannel`."""
+        self._owner.channel_identified(self)
+
     def established(self) -> None:
         """See `IChannel`."""
         if not self._known:

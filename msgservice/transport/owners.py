@@ -30,6 +30,9 @@ class Owned(Protocol):
 class ChannelOwner(Protocol):
     """The owner of a connection."""
 
+    def channel_identified(self, channel: Owned) -> None:
+        """The peer has said who it is; see `IChannel.identified`."""
+
     def channel_established(self, channel: Owned) -> None:
         """The peer is known; see `IChannel.established`."""
 
@@ -39,6 +42,9 @@ class ChannelOwner(Protocol):
 
 class Nobody:
     """The owner of a connection of which nobody keeps account."""
+
+    def channel_identified(self, channel: Owned) -> None:
+        """See `ChannelOwner`."""
 
     def channel_established(self, channel: Owned) -> None:
         """See `ChannelOwner`."""

@@ -245,6 +245,9 @@ class FaultyChannel:
         for frame in frames:
             self.send(frame)
 
+    def identified(self) -> None:
+        """See `IChannel`."""
+
     def established(self) -> None:
         """See `IChannel`."""
         if not self.is_known:

@@ -56,7 +56,7 @@ class Pipe:
         self.user: IChannelUser | None = None
         self.other: Pipe | None = None
         self.is_down = False
-        self.is_established = False
+        self.is_established = self.is_identified = False
         self._clock = clock
         self._frame_bytes = frame_bytes
         self._queue: list[bytes] = []
@@ -80,6 +80,9 @@ class Pipe:
     def send_now(self, frames: Sequence[bytes]) -> None:
         for frame in frames:
             self.send(frame)
+
+    def identified(self) -> None:
+        self.is_identified = True
 
     def established(self) -> None:
         self.is_established = True

@@ -30,6 +30,7 @@ class Wire:
         self.heard_at = 0.0
         self.is_reading = True
         self.is_closed = False
+        self.is_identified = False
         self.is_taken = True  # by the other side, at once
         self.connection = Connection(
             peer := world.node.parts.connections.make_peer(None),
@@ -54,6 +55,9 @@ class Wire:
     def send_now(self, frames: Sequence[bytes]) -> None:
         for frame in frames:
             self.send(frame)
+
+    def identified(self) -> None:
+        self.is_identified = True
 
     def established(self) -> None: ...
 

@@ -91,6 +91,9 @@ class FakeChannel:
         for frame in frames:
             self.send(frame)
 
+    def identified(self) -> None:
+        """See `IChannel`."""
+
     def established(self) -> None:
         self.is_established = True
 

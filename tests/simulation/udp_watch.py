@@ -113,6 +113,10 @@ class WatchedChannel:
         if is_open:
             self.sent += map(bytes, frames)
 
+    def identified(self) -> None:
+        """See `IChannel`."""
+        self._channel.identified()
+
     def established(self) -> None:
         """See `IChannel`."""
         self._channel.established()

@@ -89,6 +89,18 @@ def test_who_has_only_just_come_makes_no_room() -> None:
     assert [True, False, False] == [is_gone(one) for one in kept]
 
 
+def test_who_has_said_who_he_is_makes_no_room_though_no_session_stands_yet() -> None:
+    """The node's answer waits for its disk, and his RESUME may take its time."""
+    door = Door()
+    greeted = door.come()
+    assert isinstance(greeted, FrameProtocol)
+    greeted.identified()
+    others = [door.come() for _ in range(2)]
+    door.clock.advance(LIMITS.hello_timeout - 1)
+    assert not is_gone(door.come())
+    assert [False, True, False] == [is_gone(one) for one in (greeted, *others)]
+
+
 def test_who_goes_is_counted_no_more() -> None:
     door = Door()
     for _ in range(10):

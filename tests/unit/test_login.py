@@ -107,7 +107,9 @@ def users() -> Any:
 def test_a_producer_logs_in_and_sends(users: Any) -> None:
     world = begun(a_world(users))
     assert world.client.connected
-    (principal,) = world.node.logged_in.values()
+    ((connection, principal),) = world.node.logged_in.items()
+    channel: Any = connection.channel
+    assert channel.is_identified  # by the login: this node does not say it of a HELLO
     assert ("shop", "password") == (principal.user, principal.how)
     sent = world.client.send("orders.new", b"one")
     world.settle()

@@ -91,6 +91,18 @@ def test_what_may_not_come_yet_is_error_6(frame: Frame, receives: bool) -> None:
 
 
 @pytest.mark.parametrize("receives", [True, False])
+def test_who_is_let_in_is_no_stranger_while_the_answer_waits_for_the_disk(receives: bool) -> None:
+    greeted = Greeted(receives=receives)
+    greeted.wire.say(greeted.hello)
+    greeted.world.settle()
+    assert greeted.wire.is_identified
+    assert [] == greeted.wire.take(Hello)
+    knocks = Wire(greeted.world)
+    knocks.say(Hello(VERSION, "no name", "i1"))
+    assert not knocks.is_identified
+
+
+@pytest.mark.parametrize("receives", [True, False])
 def test_a_login_comes_before_hello_or_not_at_all(receives: bool) -> None:
     greeted = Greeted(receives=receives)
     greeted.wire.say(greeted.hello, Auth(b""))

@@ -79,6 +79,9 @@ class Owner:
         self.established = 0
         self.gone: list[str] = []
 
+    def channel_identified(self, channel: Owned) -> None:
+        pass
+
     def channel_established(self, channel: Owned) -> None:
         self.established += 1
 

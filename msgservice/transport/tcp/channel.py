@@ -203,6 +203,10 @@ class FrameProtocol(Int32StringReceiver):
                 self._queue += (encode_prefix(size), frame)
                 self._queued += size + PREFIX_BYTES
 
+    def identified(self) -> None:
+        """See `IChannel`."""
+        self._owner.channel_identified(self)
+
     def established(self) -> None:
         """See `IChannel`."""
         if not self._known:

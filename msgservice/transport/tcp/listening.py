@@ -121,6 +121,10 @@ class ChannelFactory(Factory):
                 peer=describe(addr) if addr is not None else "a peer",
             )
 
+    def channel_identified(self, channel: Owned) -> None:
+        """See `ChannelOwner`: it makes no room any more, however long the answer takes."""
+        self._count.strangers.pop(channel, None)
+
     def channel_established(self, channel: Owned) -> None:
         """See `ChannelOwner`."""
         self._count.strangers.pop(channel, None)

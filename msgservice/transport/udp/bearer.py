@@ -199,6 +199,10 @@ class UdpChannel(TwistedProtocol):
         if not self.is_gone:
             self._turns.flush()
 
+    def identified(self) -> None:
+        """See `IChannel`."""
+        self._owner.channel_identified(self)
+
     def established(self) -> None:
         """See `IChannel`."""
         if not self._known:
