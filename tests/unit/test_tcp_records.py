@@ -131,13 +131,15 @@ def attempt(step: Callable[[], object]) -> bool:
 class Pair:
     """Two ends with TLS between, and a clock."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: Authority, *, starts: bool = True) -> None:
         self.clock = Clock()
         dialled = Tls().client(
             parse_address(f"tls:localhost:7410:trustRoots={authority.ca_file}"), wall
         )
         self.near = End(self.clock, dialled, is_client=True)
         self.far = End(self.clock, served(authority), is_client=False)
+        if not starts:
+            return
         self.near.start()
         self.far.start()
         self.settle()
@@ -384,6 +386,68 @@ def test_behind_a_read_that_brought_much_the_next_may_bring_more(
             pair.near.channel.send_now(sent)
             pair.carry(pair.near, pair.far)
             assert below.bufferSize == (size if is_known else usual)
+
+
+class Socket(TCPConnection):
+    """A plain socket below TLS; nothing is read or written but by `turn`."""
+
+    def __init__(self, real: socket.socket, end: End, clock: Clock) -> None:
+        real.setblocking(False)
+        reactor: Any = self
+        super().__init__(real, end.tls, reactor)
+        self.connected = 1
+        self.callLater = clock.callLater
+        end.tls.makeConnection(self)
+
+    def addReader(self, _: Any) -> None: ...
+    def removeReader(self, _: Any) -> None: ...
+    def addWriter(self, _: Any) -> None: ...
+    def removeWriter(self, _: Any) -> None: ...
+
+    def getPeer(self) -> IPv4Address:
+        return HERE
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait for the kernel to take them."""
+        return len(self.dataBuffer) - self.offset + self._tempDataLen
+
+    def turn(self) -> None:
+        self.doRead()
+        if self.held:
+            self.doWrite()
+
+
+def test_no_more_waits_to_be_written_to_who_reads_nothing_because_much_is_read(
+    authority: Authority,
+) -> None:
+    """Twisted has one size for both."""
+    pair = Pair(authority, starts=False)
+    ends = socket.socketpair()
+    near, far = (
+        Socket(one, end, pair.clock) for one, end in zip(ends, (pair.near, pair.far), strict=True)
+    )
+    for _ in range(20):
+        near.turn()
+        far.turn()
+        pair.clock.advance(0)
+    for each in (pair.near, pair.far):
+        assert each.channel.state is ChannelState.OPEN
+        each.channel.established()
+    pair.far.channel.send_now(frames_of(50_000))
+    near.turn()
+    assert near.bufferSize == READ_BYTES
+    pair.near.channel.send_now(frames_of(*[10_000] * 300))
+    assert 0 < near.held < (TCPConnection.bufferSize + PIECE_BYTES) * 1.02  # what TLS adds
+    assert pair.near.user.values("writable") == [False]
+    assert near.bufferSize == READ_BYTES
+    while near.held:
+        far.turn()
+        near.turn()
+    far.turn()
+    assert sum(map(len, pair.far.user.frames)) == 3_000_000
+    for one in ends:
+        one.close()
 
 
 def test_frames_before_one_that_is_too_large_are_handed_over(pair: Pair) -> None:

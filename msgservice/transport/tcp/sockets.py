@@ -80,13 +80,25 @@ def write_now(transport: Any, pieces: Iterable[bytes]) -> None:
 def _write_encrypted(transport: TLSMemoryBIOProtocol, data: bytes) -> None:
     if takes(transport):
         records, data = encrypted(transport, data)
-        below: Any = transport.transport
+        _write_below(transport.transport, records)
+    if data:
+        transport.write(data)
+
+
+def _write_below(below: Any, records: bytes) -> None:
+    # Twisted has one size for what is read at once, which may be large now (`records.read_ahead`),
+    # and for what may wait to be written before its producer is paused.
+    read_size = getattr(below, "bufferSize", None)
+    if read_size is not None:
+        below.bufferSize = TCPConnection.bufferSize
+    try:
         if _is_clear(below):
             _write_plain(below, records)
         else:
             below.write(records)
-    if data:
-        transport.write(data)
+    finally:
+        if read_size is not None:
+            below.bufferSize = read_size
 
 
 def _write_plain(transport: TCPConnection, data: bytes) -> None:
