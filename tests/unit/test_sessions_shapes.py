@@ -374,6 +374,15 @@ def test_text_that_is_no_utf_8_is_bad_though_its_shape_is_known() -> None:
         assert outcome(codec.decode, payload) == outcome(RecordsCodec().decode, payload)
 
 
+@pytest.mark.parametrize("begin", [b"\xff", b"", b"X", b"}q\0(X\x03\0\0\0msgq\1X"])
+def test_text_alone_is_no_record_to_a_codec_that_has_seen_none(begin: bytes) -> None:
+    for text in (b"", b"hello", b'{"a": 1}', b"u."):
+        payload = begin + len(text).to_bytes(4, "little") + text
+        assert Shapes().record(payload) is None
+        with pytest.raises(BadPayload):
+            RecordsCodec().decode(payload)
+
+
 def test_a_mapping_in_itself_is_refused_though_its_pieces_look_like_numbers_and_texts() -> None:
     codec = RecordsCodec()
     head = b"}q\0(X\x04\0\0\0nameq\1X\1\0\0\0aq\2X\x03\0\0\0msgq\3X\1\0\0\0bq\4"

@@ -19,6 +19,7 @@ from __future__ import annotations
 import pickle
 import re
 import secrets
+import sys
 from struct import Struct
 from typing import Any
 
@@ -65,7 +66,8 @@ class _Shape:
         self.record = record
 
 
-_NONE = _Shape((b"\xff", b""), {})  # of nothing: no pickle that is taken begins so
+_NONE = _Shape((b"", b""), {})  # of nothing:
+_NONE.begin = sys.maxsize  # no payload is as long
 
 
 class Shapes:
