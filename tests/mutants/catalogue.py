@@ -1549,8 +1549,8 @@ _ALL = [
     Mutant(
         name="a-record-is-kept-untried",
         at="msgservice.faces.sessions.content.shapes:Shapes.keep",
-        old="_Shape(around, dict(value)) if is_kept else None",
-        new="_Shape(around, dict(value))",
+        old="""{**value, "msg": ""}) if is_kept else None""",
+        new="""{**value, "msg": ""})""",
         catcher=_test("tests/unit/test_sessions_shapes.py", "as_it_would_be_unread"),
     ),
     Mutant(

@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import random
 import sys
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -434,3 +435,22 @@ def test_strangers_cannot_let_more_be_kept_than_its_limit() -> None:
         assert 0 < len(kept) <= PIECES_MAX
         assert max(map(len, kept)) <= PIECE_BYTES + 2
     assert not known.has(a_record(more="x" * PIECE_BYTES))
+
+
+def test_of_the_text_of_a_record_nothing_is_kept() -> None:
+    """Strangers choose how long it is, and there may be thousands of shapes."""
+    codec = RecordsCodec()
+    size = 1_000_000
+    tracemalloc.start()
+    try:
+        for n in range(10):
+            payload = a_record(f"shop-{n}", "%s", ("x" * size,))
+            for _ in range(3):
+                found = codec.decode(payload)
+                assert isinstance(found, Message)
+                assert found.content == "x" * size
+        del payload, found
+        assert len(codec._shapes._records) == 10
+        assert tracemalloc.get_traced_memory()[0] < size
+    finally:
+        tracemalloc.stop()

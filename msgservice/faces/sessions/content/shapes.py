@@ -51,7 +51,7 @@ _memo = re.compile(rb"(?:q[^\0])?", re.DOTALL).match
 
 
 class _Shape:
-    """The bytes around the text and the times of records, and one of these records."""
+    """The bytes around the text and the times of records, and one of these without its text."""
 
     __slots__ = ("around", "begin", "cut", "head", "record", "size", "times_at")
 
@@ -157,7 +157,8 @@ class Shapes:
         if has_times:
             expected.update(zip(_TIMES, times, strict=True))
         is_kept = len(value) <= ATTRIBUTES_MAX and list(other.items()) == list(expected.items())
-        self._records[around] = _Shape(around, dict(value)) if is_kept else None
+        # Without its text: that may be as long as a payload, and each has its own.
+        self._records[around] = _Shape(around, {**value, "msg": ""}) if is_kept else None
 
     def _is_seen_again(self, shape: int) -> bool:
         """Whether the like of a record has come before.
