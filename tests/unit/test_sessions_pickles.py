@@ -594,6 +594,32 @@ def test_two_families_of_frozensets_are_not_compared() -> None:
     assert re.search("share|numbers", refused(b"}" + family(0) + b"N" + b"s" + family(1) + b"Ns."))
 
 
+@pytest.mark.parametrize("opcode", [b"T", b"X", b"B"])
+def test_text_that_is_shared_is_refused_or_who_prints_it_would_never_end(opcode: bytes) -> None:
+    """Each reference takes two bytes, and may be to all the text that a payload has room for."""
+    text = opcode + (200_000).to_bytes(4, "little") + b"x" * 200_000 + b"q\x00"
+    keys = b"".join(pickle.dumps(n, 1)[:-1] + b"h\x00" for n in range(3_000))
+    for pickled in (
+        b"](" + text + b"h\x00" * 3_000 + b"e.",
+        b"(" + text + b"h\x00" * 3_000 + b"t.",
+        b"](" + text + b"2" * 3_000 + b"e.",
+        b"}(N" + text + keys + b"u.",  # and nothing is in something else
+        b"](" + b"](" + text + b"h\x00" * 60 + b"eq\x01" + b"h\x01" * 60 + b"e.",
+    ):
+        assert "shares its values too often" in refused(pickled)
+
+
+def test_text_that_is_shared_as_programs_do_is_taken() -> None:
+    text, host = "x" * 1_000_000, "a" * 100
+    for value in (
+        {"name": text, "msg": text, "again": [text, text, {text: text}]},
+        [{"host": host, "state": "down", "n": n} for n in range(20_000)],
+        dict.fromkeys(map(str, range(20_000)), host),
+        [text] + ["x" * 1_000 + str(n) for n in range(1_000)],
+    ):
+        assert loads(pickle.dumps(value, 1)) == value
+
+
 def test_values_that_share_exponentially_are_refused_or_who_prints_them_would_never_end() -> None:
     for pickled in (
         b")" + b"q\x00h\x00\x86" * 60 + b".",

@@ -37,6 +37,7 @@ NUMBER_BYTES = 64  # of text beside numbers count as one more: it takes longer t
 # Values of all, counted as often as who prints or compares it meets them; and for each byte:
 VALUES_MAX = 1_000_000
 VALUES_PER_BYTE = 16
+TEXT_BYTES = 4  # of text or bytes in others count as one value more, where anything is shared
 DIGITS_MAX = 39  # of an integer of 128 bits, as text: a UUID is one
 LONG_BYTES_MAX = 17
 
@@ -126,7 +127,7 @@ def loads(payload: bytes, classes: Mapping[tuple[str, str], Any] | None = None) 
         else:
             # No opcode of it makes, calls or looks up anything.
             value = pickle.loads(payload, encoding="utf-8", errors=_ERRORS)  # noqa: S301
-        _check_values(value, kinds, VALUES_MAX + VALUES_PER_BYTE * len(payload))
+        _check_values(value, kinds, VALUES_MAX + VALUES_PER_BYTE * len(payload), shared)
     except BadPayload:
         raise
     except BaseException as error:  # whatever bytes, and classes that were given them, can raise
@@ -441,19 +442,25 @@ def _index(payload: bytes, at: int, end: int, opcode: int, next_index: int) -> i
     return int.from_bytes(payload[at:end], "little")
 
 
-def _check_values(value: Any, kinds: frozenset[type], values_max: int) -> None:
+def _check_values(value: Any, kinds: frozenset[type], values_max: int, shared: int) -> None:
     """Refuse what is nested deeper than `DEPTH_MAX` or contains itself, and what is no value.
 
     And what has more than `values_max` values, counted as often as they are met: who prints it
-    would never end. `kinds`: the types to look into. What is shared is looked at once.
+    would never end. `kinds`: the types to look into. `shared`: how many values are what is there
+    already. What is shared is looked at once.
     """
-    if type(value) is dict and kinds.isdisjoint(map(type, (*value, *value.values()))):
+    if (
+        shared <= SHARED_MAX
+        and type(value) is dict
+        and kinds.isdisjoint(map(type, (*value, *value.values())))
+    ):
         return  # a log record
     if type(value) not in kinds:
         return
     # How deep it is below a value, 0: not known yet; and how many values it stands for.
     known = {id(value): (0, 0)}
-    inside, count = _inside(value, kinds)
+    has_shared = shared > 0
+    inside, count = _inside(value, kinds, has_shared)
     path = [(value, iter(inside))]
     totals = [[0, count]]  # for each of the path, of what is below it
     while path:
@@ -465,7 +472,7 @@ def _check_values(value: Any, kinds: frozenset[type], values_max: int) -> None:
             if len(path) + (height or 1) > DEPTH_MAX + 1:
                 _refuse(f"it is nested more than {DEPTH_MAX} deep")
             if height is None:
-                below, count = _inside(child, kinds)
+                below, count = _inside(child, kinds, has_shared)
                 if below:
                     known[id(child)] = 0, 0
                     path.append((child, iter(below)))
@@ -486,7 +493,7 @@ def _check_values(value: Any, kinds: frozenset[type], values_max: int) -> None:
                 totals[-1][1] += count
 
 
-def _inside(item: Any, kinds: frozenset[type]) -> tuple[list[Any], int]:
+def _inside(item: Any, kinds: frozenset[type], has_shared: bool) -> tuple[list[Any], int]:
     """Return what is in a value that is to be looked into, and how many values are in it at all."""
     kind = type(item)
     found: Any
@@ -502,7 +509,10 @@ def _inside(item: Any, kinds: frozenset[type]) -> tuple[list[Any], int]:
         return [], 1
     else:
         found = _inside_instance(item)
-    return [child for child in found if type(child) in kinds], len(found) + 1
+    count = len(found) + 1
+    if has_shared:
+        count += sum([len(child) for child in found if type(child) in _STRINGS]) // TEXT_BYTES
+    return [child for child in found if type(child) in kinds], count
 
 
 @cache
@@ -528,6 +538,7 @@ def _inside_instance(item: Any) -> list[Any]:
     return found
 
 
+_STRINGS = frozenset({str, bytes, bytearray})
 _CONTAINERS = frozenset({list, tuple, set, frozenset})
 _NESTING: frozenset[type] = _CONTAINERS | {dict}
 
