@@ -918,3 +918,19 @@ def test_one_name_is_of_one_class() -> None:
     for name in ("range", "error"):
         with pytest.raises(ValueError, match="another class"):
             codec.register(slice, name, str, str)
+
+
+def test_text_is_not_formatted_with_one_argument_again_and_again() -> None:
+    """As with a mapping: it would be as many times as long."""
+    codec = RecordsCodec()
+    for size, is_formatted in ((100_000, True), (1_000_000, False)):
+        argument = "x" * size
+        record = {"name": "a", "levelno": 20, "msg": "%s" * 10, "args": (argument,) * 10}
+        found = codec.decode(pickle.dumps(record, 1))
+        assert isinstance(found, Message)
+        assert (found.content == argument * 10) is is_formatted
+        assert is_formatted or found.content == "%s" * 10
+    different = tuple("x" * 400_000 + str(n) for n in range(10))
+    found = codec.decode(pickle.dumps({**record, "args": different}, 1))
+    assert isinstance(found, Message)
+    assert found.content == "".join(different)

@@ -251,6 +251,11 @@ def _formatted(text: str, arguments: Any) -> str:
         longest = max([len(value) for value in values if isinstance(value, str)], default=0)
         if longest * text.count("%") > FORMATTED_MAX:
             return text
+    else:  # one text may be among them any number of times
+        texts = [value for value in values if isinstance(value, str)]
+        once = {id(value): len(value) for value in texts}
+        if sum(map(len, texts)) - sum(once.values()) > FORMATTED_MAX:
+            return text
     try:
         return str(text % arguments)
     except (TypeError, ValueError, KeyError, OverflowError):
