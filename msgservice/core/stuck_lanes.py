@@ -102,11 +102,14 @@ class StuckLanes:
         """A run that was noted is final, or on its way into the queue of its lane."""
         fronts = self.fronts
         assert fronts is not None
-        front = _changing(fronts, run.lane)
-        front.discard(run)
-        if not front:
-            del fronts[run.lane]
-            self._drop_index()
+        front = fronts[run.lane]
+        if type(front) is not list or len(front) > 1:  # else it is this run's alone
+            front = _changing(fronts, run.lane)
+            front.discard(run)
+            if front:
+                return
+        del fronts[run.lane]
+        self._drop_index()
 
     def _drop_index(self) -> None:
         if not self.fronts and not self.by_lane:

@@ -414,10 +414,10 @@ def close_as_killed(file: GuardedFile) -> None:
     if isinstance(file._marks, SimMarks):
         file._marks._file.close()
     pages = file.pages
-    for descriptor in (pages._mark, pages._database):
+    for descriptor in (pages._mark, pages._database, *(pages._held or ())):
         if descriptor is not None:
             os.close(descriptor)
-    pages._mark = pages._database = None
+    pages._mark = pages._database = pages._held = None
     file._lock.release()
 
 

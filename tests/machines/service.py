@@ -582,10 +582,10 @@ class Producer:
             # What the kernel closes, and nothing that `close` would do besides.
             marks, pages = cast("TurnMarks", file._file._marks), file._file.pages
             marks._file.close()
-            for descriptor in (pages._mark, pages._database):
+            for descriptor in (pages._mark, pages._database, *(pages._held or ())):
                 if descriptor is not None:
                     os.close(descriptor)
-            pages._mark = pages._database = None
+            pages._mark = pages._database = pages._held = None
         for message in self.messages:
             if not message.fired:
                 message.is_lost = True
