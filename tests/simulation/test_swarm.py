@@ -199,7 +199,7 @@ def test_a_page_that_passes_over_a_new_set_of_receivers_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Pages are read late, and held what was stored meanwhile."""
-    plan = draw(100099)
+    plan = draw(120000)
     read = StoreLog.read
 
     def without_end(self: Any, audiences: Any, after: int, to: int, *rest: int) -> Any:
