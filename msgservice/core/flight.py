@@ -240,7 +240,7 @@ class Flight:
         in_flight, stuck, steps_behind = self._in_flight, backlog.stuck_lanes, backlog.steps_behind
         # No lane goes on in here: where none has a queue of its own now, there is one queue.
         first_ready = backlog.first_ready if stuck else backlog.ready_queue.first
-        has_stepped = False
+        has_stepped = False  # runs wait beside the window now: behind their lanes' heads, too large
         stop_at = in_flight.size + bytes_max
         while (run := first_ready()) is not None:
             if in_flight.size >= stop_at or not left:
@@ -253,6 +253,7 @@ class Flight:
             if self._is_one_too_many(run):
                 break
             if (run.size > self.batch_max or run.options.to is not None) and self._is_larger(run):
+                has_stepped = True
                 continue
             if not self._may_leave(run, allow):
                 break

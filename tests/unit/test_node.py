@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -582,3 +583,19 @@ def test_a_floor_above_the_sequence_is_malformed() -> None:
     world.settle()
     assert shop.lost_because is not None
     assert "floor 4" in shop.lost_because
+
+
+@pytest.mark.parametrize("order", ["strict", "none"])
+def test_what_is_too_large_for_a_receiver_keeps_nothing_of_other_lanes_back(order: str) -> None:
+    """All that its first windows hold is too large: what lies behind is loaded all the same."""
+    world = NodeWorld()
+    shop = world.peer("shop")
+    receive = {**ORDERS, "order": order}
+    world.peer("billing", receive=receive, window=(3, 1 << 20)).connection.abort()
+    world.settle()
+    for n in range(1, 13):
+        shop.transfer(n, f"orders.{n}", [b"x" * (2000 if n < 10 else 1)])
+    world.settle()
+    billing = world.peer("billing", receive=receive, window=(3, 1 << 20), max_batch=1000)
+    world.settle()
+    assert [1, 1, 1] == [len(decode_messages(one.messages)) for one in billing.take(Transfer)]
