@@ -5,6 +5,7 @@ How each face listens is its own; the chassis, whose server runs in steps, start
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from twisted.application.service import Service
@@ -13,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 
-class ListeningService(Service):
+class ListeningService(Service, ABC):
     """A service that listens from its start on.
 
     Under a parent it listens before privileges are dropped (`privilegedStartService`), and what
@@ -23,9 +24,9 @@ class ListeningService(Service):
     _log: Logger
     _is_begun_early = False
 
+    @abstractmethod
     def _begin(self) -> Deferred[Any]:
         """Begin to listen; fails, or raises, with why it cannot."""
-        raise NotImplementedError
 
     def privilegedStartService(self) -> None:
         """Begin. Raises `CannotListen`, and what else keeps it from listening."""

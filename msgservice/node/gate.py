@@ -465,9 +465,11 @@ class Gate:
                 why=why,
             )
 
-        # Whoever makes up names keeps no line about a user that there is out of the log.
+        # Whoever makes up names keeps no line about a user that there is out of the log, nor does
+        # who guesses one user's password from many addresses those about another.
         is_known = self._users is not None and denied.user in self._users
-        self._seldom.say(("denied", user, address), tell, kind=("denied", is_known))
+        whose = denied.user if is_known else ""
+        self._seldom.say(("denied", user, address), tell, kind=("denied", whose))
 
     def stop(self) -> None:
         """Tell what was counted; from now on nothing is told of who comes, and no timer is left."""

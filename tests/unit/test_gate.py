@@ -521,9 +521,9 @@ def test_who_came_who_was_turned_away_and_who_changed_something_is_told_once() -
     ] == lines
 
 
-def guess(gate: Gate, user: str) -> None:
+def guess(gate: Gate, user: str, credentials: Credentials = HERE) -> None:
     """Fail to log in as this user."""
-    login = gate.login(HERE)
+    login = gate.login(credentials)
     for said in (f"SCRAM-SHA-256\0n,,n={user},r=abc", "c=biws,r=x,p=AAAA"):
         login.receive(said.encode()).addErrback(lambda denied: denied.trap(NotAuthenticated))
 
@@ -545,6 +545,15 @@ def test_a_stranger_that_makes_up_names_keeps_no_line_about_users_out_of_the_log
         for words in ("login of user 'shop'", "is shop.till", "was not let in")
         if words in line
     ]
+
+
+def test_guesses_about_one_user_keep_no_line_about_another_out_of_the_log() -> None:
+    gate = a_gate(SHOP, replace(SHOP, name="billing", uids=()))
+    for number in range(2 * THINGS_MAX):
+        guess(gate, "shop", replace(HERE, address=f"192.0.2.{number}"))
+    with capturedLogs() as events:
+        guess(gate, "billing")
+    assert [True] == ["login of user 'billing'" in formatEvent(event) for event in events]
 
 
 def test_a_gate_that_is_closed_tells_what_it_counted_and_leaves_no_timer() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
@@ -361,6 +361,7 @@ def test_a_gate_that_denies_all_leaves_nothing_to_faces_of_the_process(
 
 @settings(max_examples=60, deadline=None)
 @given(said=st.lists(st.sampled_from(FRAMES), max_size=10))
+@example(said=[Transfer(1, "orders.new", ONE)])  # also where none of those drawn begins with it
 def test_a_user_without_rules_changes_nothing_whatever_it_says(said: Sequence[Frame]) -> None:
     world = Guarded()
     before = world.holds()
