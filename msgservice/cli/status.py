@@ -115,7 +115,7 @@ def _info_table(found: dict[str, Any]) -> Table:
     table.add_row("used", f"{room['used']:,} of {room['maximum']:,} bytes")
     table.add_row("free on disk", f"{room['free']:,} bytes")
     if "loaded_bytes" in found:  # a node of before does not say
-        table.add_row("loaded for receivers", f"{found['loaded_bytes']:,} bytes")
+        table.add_row("loaded", f"{found['loaded_bytes']:,} bytes, for receivers")
     if room["full"]:
         table.add_row("refuses", room["full"])
     return table
