@@ -20,10 +20,12 @@ from msgservice.records import (
     Appended,
     Audience,
     Batch,
+    Copies,
     DeadLetter,
     Found,
     Group,
     History,
+    Replay,
     Reread,
     Resume,
     Room,
@@ -52,8 +54,9 @@ class ILog(Interface):
         """Store a `records.Group` in one transaction; fire after its sync with what became of it.
 
         Fires with a `records.Appended`: a `records.Outcome` for each batch, in order, and all
-        batches that were stored, in the order of their numbers. Each batch that was stored whole
-        has its `number` and `stored_at` now. `own` comes first, and is never a duplicate: the
+        batches that were stored, in the order of their numbers; of each page of a replay whether it
+        was stored, its row and all of its copies, or nothing of it. Each batch that was stored
+        whole has its `number` and `stored_at` now. `own` comes first, and is never a duplicate: the
         log gives it sender, incarnation and sequence. For `batches`, dedupe by (sender,
         incarnation, sequence) happens inside the transaction; a batch with a `refusal` is `Known`
         as far as it was taken before, else refused with that. A batch that is refused does not fail
@@ -131,6 +134,32 @@ class ILog(Interface):
         Its states are those of the receivers with a number above `after`, `count_max` of them.
         `senders`: patterns of names; of the messages with an `id` the newest of such a sender.
         """
+
+    def replay(
+        replay: Replay,
+        patterns: Sequence[str],
+        bytes_max: int,
+        size_max: int,
+        count_only: bool = False,
+    ) -> Deferred[Copies]:
+        """Fire with the `records.Copies` that a replay is to store next, from its `next` on.
+
+        What is copied says its `kind` (`records.Replay`); `patterns`: the subjects of its receiver.
+        About `bytes_max` bytes, in runs of `size_max` at most; one batch at least where there is
+        any within what one page looks at. What is copied stays in the log as long as the replay's
+        row says that it has still to be: nothing that lies at its `next` or behind goes.
+        `count_only`: how many messages and bytes there are in the page, without copying them.
+        """
+
+    def position_at(stored_at: int) -> Deferred[int]:
+        """Fire with the position of the first message stored at this time or later.
+
+        `stored_at`: wall clock, ms, which of what is stored later is never earlier. Behind the last
+        one where there is none.
+        """
+
+    def kept_from() -> int:
+        """Return *now* the position from which on the log has rows: those before have gone."""
 
     def dead_letters(receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
         """Fire with up to `count_max` `records.DeadLetter` of a receiver number, by position.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -149,6 +149,9 @@ class RefusedBatch(msgspec.Struct, frozen=True):
     error: MsgServiceError  # LogFull, LimitReached, ContentChanged, or the batch's own refusal
 
 
+PageOutcome = Literal["stored", "void"] | LogFull
+"""Of one page of a replay: stored with all of its copies, void, or without room."""
+
 Outcome = Batch | Known | RefusedBatch
 """Of one batch of a group: itself (stored whole, now with its number), or one of the others."""
 
@@ -159,6 +162,7 @@ class Appended(msgspec.Struct, frozen=True):
     outcomes: list[Outcome]  # of `Group.batches`, in order
     stored: list[Batch]  # rising: own, whole and in parts
     own: list[Outcome] = []  # of `Group.own`, in order: itself, or refused
+    pages: list[PageOutcome] = []  # of `Group.pages`, in order
 
 
 @dataclass(slots=True, kw_only=True)
@@ -175,13 +179,16 @@ class ReceiverRow:
     options: ReceiverOptions = DEFAULTS
     # What became of it.
     suspended: bool = False  # left out of new audiences until it has caught up
+    # Positions that it was left out of while it was suspended: none where `left_first` is 0;
+    # `left_last` is 0 as long as it still is.
+    left_first: int = 0
+    left_last: int = 0
     created_at: int = 0  # wall clock, ms
     # Kept for its number and name while batches refer to it, and for its owner (`ILog.retain`).
     removed: bool = False
     cursor: int = 0  # every position of its audiences up to here is final
     inbox: str | None = None  # id of the stored inbox that it named last (SEMANTICS 6)
     epoch: str = ""  # ends the node's incarnation towards it; another when the log went back
-    routed_base: int = 0  # messages of its audiences before it was made: always 0 but for backfills
     settled: dict[int, int] = field(
         default_factory=dict
     )  # Status -> messages, counted when settled
@@ -252,6 +259,58 @@ class StatusFrom:
     status_from: int
 
 
+REWIND, START, LEFT_OUT = "rewind", "start", "suspended"  # the kinds of a replay
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """A replay to one receiver: the row that says how far it is (DELIVERY 47).
+
+    What is copied, of the positions from `next` to `end`: of a `rewind` what the receiver has
+    acknowledged, of others what matches its subjects and was for others; no copies, and of these
+    nothing that its sender had addressed. It is over where `next` is above `end`, and stays then
+    until the next one begins.
+    """
+
+    receiver: int
+    kind: str
+    first: int  # where it began
+    next: int
+    end: int  # INTEGER_MAX: as far as the log will go
+    copied: int = 0  # messages
+    skipped: int = 0  # messages that retention has taken before they could be copied
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is copied."""
+        return self.next > self.end
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its receiver is in no audience yet, until its last page (`start`)."""
+        return self.kind == START and not self.is_over
+
+
+class ReplayPage(msgspec.Struct):
+    """A page of a replay: it holds as long as the replay goes on at `after`, else it is void.
+
+    `replay`: the row that goes with it. All of `copies` are stored with it, or none.
+    """
+
+    after: int
+    replay: Replay
+    copies: list[Batch] = []
+
+
+class Copies(msgspec.Struct):
+    """The next copies for a replay: they cover all from its `next` up to before this `next`."""
+
+    copies: list[Batch]  # without their audience, number and sender
+    next: int
+    messages: int  # in `copies`; or that would be, where only their number is asked for
+    size: int  # bytes of these
+    skipped: int
+
+
 class Group(msgspec.Struct):
     """The contents of one transaction. Applied in the order of the fields."""
 
@@ -260,10 +319,14 @@ class Group(msgspec.Struct):
     # or, where that is -1, just before the first batch of this group.
     receivers: list[ReceiverRow] = msgspec.field(default_factory=list)
     # What the node itself stores: no duplicates are looked for, since the log gives each the next
-    # sequence of its sender `$node`; whose message it was before is its `origin`. No part of the
-    # node has any yet: it is the way in of copies, for replays and retained messages (not built),
-    # and part of what `ILog` promises, so that a log need not be changed for them.
+    # sequence of its sender `$node`; whose message it was before is its `origin`. The way in of
+    # retained messages too (not built), and part of what `ILog` promises, so that a log need not be
+    # changed for them.
     own: list[Batch] = msgspec.field(default_factory=list)
+    # Replays that begin, or end before their time: the row as it is from now on.
+    replays: list[Replay] = msgspec.field(default_factory=list)
+    # Pages of replays: their copies are the node's own too, and come before `own`.
+    pages: list[ReplayPage] = msgspec.field(default_factory=list)
     batches: list[Batch] = msgspec.field(default_factory=list)
     progress: list[Progress] = msgspec.field(default_factory=list)
     statuses_from: list[StatusFrom] = msgspec.field(default_factory=list)
@@ -278,6 +341,8 @@ class Group(msgspec.Struct):
             or self.removed
             or self.statuses_from
             or self.own
+            or self.replays
+            or self.pages
         )
 
 
@@ -350,6 +415,7 @@ class Snapshot:
     exceptions: dict[int, list[ExceptionRow]]  # receiver number -> rows, rising, that touch
     # or follow the cursor
     notices: Sequence[str] = ()  # what recovery had to say
+    replays: Sequence[Replay] = ()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -34,8 +34,8 @@ Range = tuple[int, int]  # positions, or numbers: first and last
 
 _PROGRESS = """
 select json_group_array(json_array(receiver, cursor, removed, collected, acknowledged_count,
-    expired_count, dead_count, cancelled_count, removed_count, routed_base))
-from json_each(?1) as a cross join progress on receiver = a.value join receiver on number = receiver
+    expired_count, dead_count, cancelled_count, removed_count))
+from json_each(?1) as a cross join progress on receiver = a.value
 """
 
 # Those of a receiver one behind the other, in the order of the receivers.
@@ -96,9 +96,7 @@ _numbers = msgspec.json.Decoder(list[int]).decode
 _threes = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 _fours = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 _heads = msgspec.json.Decoder(list[tuple[int, int, int, int, int, int, int]]).decode
-_progress = msgspec.json.Decoder(
-    list[tuple[int, int, int, int, int, int, int, int, int, int]]
-).decode
+_progress = msgspec.json.Decoder(list[tuple[int, int, int, int, int, int, int, int, int]]).decode
 _named = msgspec.json.Decoder(list[tuple[int, str, int]]).decode
 
 
@@ -392,10 +390,10 @@ class Accounts:
             for number, subject, at in _named(one(db, _NAMED, (as_json(list(batches)),)))
         }
         for row, asked, waiting, oldest in taken:
-            number, _cursor, _removed, collected, *settled, base = row
+            number, _cursor, _removed, collected, *settled = row
             self._found[number] = Account(
                 receiver=number,
-                routed=page.routed(asked.audiences) + collected + base,
+                routed=page.routed(asked.audiences) + collected,
                 queued=waiting.messages,
                 settled={
                     int(status): count

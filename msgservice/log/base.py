@@ -20,7 +20,7 @@ from zope.interface import implementer
 from msgservice.errors import LimitReached, LogDamaged, LogError, LogUnavailable
 from msgservice.interfaces import ILog
 from msgservice.limits import Limits
-from msgservice.log import accounts, audit, history, queries
+from msgservice.log import accounts, audit, history, queries, replaying
 from msgservice.log.retention import Retention
 from msgservice.log.store import Store
 from msgservice.records import (
@@ -28,13 +28,16 @@ from msgservice.records import (
     Appended,
     Audience,
     Batch,
+    Copies,
     DeadLetter,
     Found,
     Group,
     History,
+    Replay,
     Resume,
     Room,
     Snapshot,
+    position_of,
 )
 
 T = TypeVar("T")
@@ -121,6 +124,8 @@ class StoreLog:
             coming = sum([batch.size for batch in group.batches])
             if group.own:
                 coming += sum(batch.size for batch in group.own)
+            for page in group.pages:
+                coming += sum(batch.size for batch in page.copies)
             if store.is_short_for(coming):
                 store.guard(lambda: retention.give_way(coming))
             appended = store.append(group)
@@ -232,6 +237,36 @@ class StoreLog:
                 return history.find(db, self._store.state, identity, after, count_max, senders)
 
         return self._read(job)
+
+    def replay(
+        self,
+        replay: Replay,
+        patterns: Sequence[str],
+        bytes_max: int,
+        size_max: int,
+        count_only: bool = False,
+    ) -> Deferred[Copies]:
+        """See `ILog.replay`."""
+        state, wanted = self._store.state, tuple(patterns)
+
+        def job(db: apsw.Connection) -> Copies:
+            with read_transaction(db):
+                return replaying.copies(db, state, replay, wanted, bytes_max, size_max, count_only)
+
+        return self._read(job)
+
+    def position_at(self, stored_at: int) -> Deferred[int]:
+        """See `ILog.position_at`."""
+
+        def job(db: apsw.Connection) -> int:
+            with read_transaction(db):
+                return replaying.position_at(db, self._store.state, stored_at)
+
+        return self._read(job)
+
+    def kept_from(self) -> int:
+        """See `ILog.kept_from`."""
+        return position_of(self._store.state.oldest)
 
     def dead_letters(self, receiver: int, after: int, count_max: int) -> Deferred[list[DeadLetter]]:
         """See `ILog.dead_letters`."""

@@ -244,7 +244,7 @@ def name_own(staged: Staged, own: list[Batch]) -> None:
     Its incarnation is the log's id, so that a copy of the log goes on with its own.
     """
     key = (NODE, staged.state.log_id)
-    known = staged.state.sender(key)
+    known = staged.senders.get(key) or staged.state.sender(key)
     sequence = 1 if known is None else known.floor
     for batch in own:
         batch.sender, batch.incarnation = key

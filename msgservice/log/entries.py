@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import msgspec
 
-from msgservice.records import Batch, Progress, ReceiverRow, StatusFrom
+from msgservice.records import Batch, Progress, ReceiverRow, Replay, ReplayPage, StatusFrom
 
 
 class Age(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +50,12 @@ class Append(Entry, frozen=True, kw_only=True):
     full: str | None  # why nothing new may be stored
     used_max: int  # bytes of batches that may be stored with all of these
     ranges_max: int  # of one sender, above its floor
+    replays: list[Replay] = []
+    pages: list[ReplayPage] = []
+    # Why no page may be stored, and the bytes that there may be with them: a page more than for
+    # others, since what it copies goes only when it has gone on.
+    pages_full: str | None = None
+    pages_used_max: int = 0
 
 
 class DropBatches(Entry, frozen=True, kw_only=True):

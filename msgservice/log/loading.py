@@ -26,7 +26,7 @@ from msgservice.log.staging import (
 )
 from msgservice.log.state import ReceiverProgress, State, Totals
 from msgservice.log.wholeness import replay
-from msgservice.records import Audience, ExceptionRow, ReceiverRow, Snapshot
+from msgservice.records import Audience, ExceptionRow, ReceiverRow, Replay, Snapshot
 
 
 def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> State:
@@ -47,6 +47,10 @@ def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> Stat
     _load_audiences(db, state, interned)
     _load_senders(db, state)
     _load_receivers(db, state)
+    replays = rows(db, "select receiver, kind, first, next, end, copied, skipped from replay")
+    state.replays = {row[0]: Replay(*row) for row in replays}
+    newest = one(db, "select stored_at from batch order by number desc limit 1")
+    state.stored_at = newest or 0
     last = one(db, "select max(number) from batch")
     last = state.saved if last is None else last
     if last < state.saved:
@@ -199,6 +203,7 @@ def snapshot(db: apsw.Connection, state: State, notices: Sequence[str]) -> Snaps
         audiences=[total.audience for total in state.totals.values()],
         exceptions=exceptions,
         notices=notices,
+        replays=[*state.replays.values()],
     )
 
 

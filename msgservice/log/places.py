@@ -11,7 +11,7 @@ from msgservice.disk.database import as_json, one
 from msgservice.limits import PLACES_SECONDS
 from msgservice.log.state import State, Totals
 from msgservice.log.store import Store
-from msgservice.records import Audience, number_of
+from msgservice.records import REWIND, Audience, number_of
 
 PINNED = 2**62  # beyond every position
 # Of a limit, what is kept free: bytes of `max_bytes`, places of sets.
@@ -31,7 +31,10 @@ from json_each(?1) as a
 
 
 def settled_to(state: State, total: Totals) -> int:
-    """Return the position up to which every receiver of an audience is past its batches."""
+    """Return the position up to which every receiver of an audience is past its batches.
+
+    So is every replay that may copy them.
+    """
     settled = PINNED
     for number in total.audience.members:
         at = state.receivers.get(number)
@@ -39,6 +42,12 @@ def settled_to(state: State, total: Totals) -> int:
             return -1  # not made yet: it wants all
         if not at.removed:
             settled = min(settled, at.cursor)
+    for replay in state.replays.values():
+        # What it has still to copy stays: of others than a rewind, that may be anybody's.
+        if not replay.is_over and (
+            replay.kind != REWIND or replay.receiver in total.audience.members
+        ):
+            settled = min(settled, replay.next - 1)
     return settled
 
 

@@ -172,6 +172,23 @@ update progress set removed_at = coalesce(
 where removed;
 """
 
+# What is copied for whom, how far, and what suspended receivers were left out of. No row was ever
+# counted from another base than 0.
+_VERSION_8 = """
+create table replay(
+    receiver integer primary key,
+    kind text not null,             -- rewind, start, suspended
+    first integer not null,
+    next integer not null,          -- above `end`: it is over
+    end integer not null,
+    copied integer not null,
+    skipped integer not null
+);
+alter table receiver drop column routed_base;
+alter table receiver add column left_first integer not null default 0;
+alter table receiver add column left_last integer not null default 0;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -193,6 +210,7 @@ SCHEMA = Schema(
         "",
         _VERSION_6,
         _VERSION_7,
+        _VERSION_8,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

@@ -26,7 +26,17 @@ from msgservice.log.dedupe import COLUMNS, name_own, take_batches
 from msgservice.log.entries import Age, Append
 from msgservice.log.state import ReceiverProgress, Staged, State
 from msgservice.message import Status
-from msgservice.records import DEAD_OVERHEAD, ExceptionRow, Outcome, hash_of, position_of
+from msgservice.records import (
+    DEAD_OVERHEAD,
+    START,
+    Batch,
+    ExceptionRow,
+    Outcome,
+    PageOutcome,
+    Replay,
+    hash_of,
+    position_of,
+)
 
 Operation = tuple[str, Any]  # SQL, parameters
 
@@ -55,6 +65,7 @@ delete from exception where (receiver, first) in (
     where e.receiver = a.value ->> 0 and e.first <= a.value ->> 1 and e.last <= a.value ->> 1
         and e.status in (1, 3))
 """
+_SAVE_REPLAY = "insert or replace into replay values (?, ?, ?, ?, ?, ?, ?)"
 _SAVE_META = "insert or replace into meta values (?, ?)"
 _SAVE_AGE = "insert or replace into meta values ('age', ?), (?, ?)"
 _FORGET_AGES = "delete from meta where key glob 'age:*'"
@@ -75,26 +86,105 @@ from json_each(?) as a where audience.number = a.value ->> 0
 
 def stage_append(
     db: apsw.Connection, staged: Staged, entry: Append, operations: list[Operation]
-) -> list[Outcome]:
-    """Stage a group; return the outcomes of its own batches and of the others."""
+) -> tuple[list[Outcome], list[PageOutcome]]:
+    """Stage a group; return the outcomes of its own batches and of the others, and of its pages.
+
+    Behind those of `own` are those of the copies of pages.
+    """
     stage_receivers(staged, entry, operations)
+    flat: list[object] = []
+    pages: list[PageOutcome] = []
+    copied: list[Outcome] = []
+    full = None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY)
+    stored = queries.StoredRuns(db, staged.state)
+    if entry.replays or entry.pages:
+        stage_replays(staged, entry, operations)
+        pages, copies = take_pages(staged, entry, operations)
+        copied, flat = _take_copies(staged, entry, copies, stored)
+        for page, outcome in zip(entry.pages, pages, strict=True):
+            if isinstance(outcome, LogFull) and page.replay.kind == START and page.replay.is_over:
+                full = full or outcome  # the batches of its group are for who is no member now
     if entry.own:
         name_own(staged, entry.own)
-    outcomes, flat = take_batches(
+    outcomes, rows = take_batches(
         staged,
         [*entry.own, *entry.batches] if entry.own else entry.batches,
         entry.now,
         used_max=entry.used_max,
-        full=None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY),
+        full=full,
         ranges_max=entry.ranges_max,
-        stored=queries.StoredRuns(db, staged.state),
+        stored=stored,
     )
+    flat += rows
+    own = len(entry.own)
+    outcomes[own:own] = copied
     stage_batches(staged, flat, operations)
     stage_statuses_from(staged, entry, operations)
     stage_progress(staged, entry, operations)
     stage_removals(db, staged, entry, operations)
     staged.written = sum(batch.size + 320 for batch in staged.fresh) + 4096 * 6
-    return outcomes
+    return outcomes, pages
+
+
+def stage_replays(staged: Staged, entry: Append, operations: list[Operation]) -> None:
+    """Stage `replays`: of receivers that are there."""
+    for replay in entry.replays:
+        at = staged.receiver(replay.receiver)
+        if at is not None and not at.removed:
+            _stage_replay(staged, replay, operations)
+
+
+def _stage_replay(staged: Staged, replay: Replay, operations: list[Operation]) -> None:
+    staged.replays[replay.receiver] = replay
+    operations.append((_SAVE_REPLAY, msgspec.structs.astuple(replay)))
+
+
+def take_pages(
+    staged: Staged, entry: Append, operations: list[Operation]
+) -> tuple[list[PageOutcome], list[Batch]]:
+    """Stage the rows of those pages that hold and find room; return the outcomes, and all copies.
+
+    A page is stored whole or not at all: its row says that all of it was copied.
+    """
+    used = staged.used
+    outcomes: list[PageOutcome] = []
+    copies: list[Batch] = []
+    for page in entry.pages:
+        number = page.replay.receiver
+        known = staged.replays.get(number, staged.state.replays.get(number))
+        if known is None or known.is_over or known.next != page.after:
+            outcomes.append("void")
+            continue
+        size = sum(batch.size for batch in page.copies)
+        why = entry.pages_full if size else None
+        if why is None and size and used + size > entry.pages_used_max:
+            why = f"{used} bytes are used, {size} more are too many"
+        if why is not None:
+            outcomes.append(LogFull(why, delay=FULL_DELAY))
+            continue
+        used += size
+        copies += page.copies
+        _stage_replay(staged, page.replay, operations)
+        outcomes.append("stored")
+    return outcomes, copies
+
+
+def _take_copies(
+    staged: Staged, entry: Append, copies: list[Batch], stored: queries.StoredRuns
+) -> tuple[list[Outcome], list[object]]:
+    """Store the copies of pages that have found room."""
+    if not copies:
+        return [], []
+    name_own(staged, copies)
+    return take_batches(
+        staged,
+        copies,
+        entry.now,
+        used_max=INTEGER_MAX,
+        full=None,
+        ranges_max=entry.ranges_max,
+        stored=stored,
+    )
 
 
 def stage_age(staged: Staged, age: Age, operations: list[Operation]) -> None:
@@ -194,6 +284,9 @@ def _stage_removal(
         ),
         *progress_operations([at]),
     ]
+    if number in state.replays or number in staged.replays:
+        staged.replays[number] = None
+        operations.append(("delete from replay where receiver = ?", (number,)))
 
 
 def stage_batches(staged: Staged, flat: list[object], operations: list[Operation]) -> None:
@@ -227,7 +320,8 @@ def stage_batches(staged: Staged, flat: list[object], operations: list[Operation
 
 def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -> None:
     """Stage what receivers have settled, and count the group."""
-    if not (group.receivers or group.removed or group.progress or group.statuses_from):
+    is_more = group.receivers or group.removed or group.progress or group.statuses_from
+    if not (is_more or group.replays or group.pages):
         return
     moved: dict[int, ReceiverProgress] = {}
     replaced: list[tuple[int, int, int]] = []

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from msgservice.core.marks import Key, SenderState
 from msgservice.message import Status
-from msgservice.records import Audience, Batch, ReceiverRow
+from msgservice.records import Audience, Batch, ReceiverRow, Replay
 
 BUCKETS = 256  # of the hashes of senders that are asleep
 
@@ -152,6 +152,8 @@ class State:
     totals: dict[int, Totals] = field(default_factory=dict)  # audience number -> Totals
     receivers: dict[int, ReceiverProgress] = field(default_factory=dict)
     rows: dict[int, ReceiverRow] = field(default_factory=dict)
+    replays: dict[int, Replay] = field(default_factory=dict)  # by receiver number
+    stored_at: int = 0  # of the newest row that is kept: no later one says an earlier time
     dead_bytes: dict[int, int] = field(default_factory=dict)  # by receiver number
     dead_total: int = 0  # of all receivers: asked for with every run that comes in
     # How long the log was open so far, ms, by a clock that never jumps, when its last entry was
@@ -217,6 +219,11 @@ class State:
         self.dirty_totals.update(staged.totals)
         self.receivers.update(staged.receivers)
         self.rows.update(staged.rows)
+        if staged.replays:
+            replays = self.replays | staged.replays
+            self.replays = {number: one for number, one in replays.items() if one is not None}
+        if staged.fresh:
+            self.stored_at = staged.fresh[-1].stored_at
         if staged.dead_bytes:
             # Never changed in place: `ILog.room` looks at it on the reactor's thread.
             dead_bytes = self.dead_bytes | staged.dead_bytes
@@ -230,6 +237,8 @@ class State:
     def _let_go(self, staged: Staged, gone: Gone) -> None:
         self.oldest, self.oldest_chain = gone.oldest, gone.oldest_chain
         self.audiences_used = gone.audiences_used
+        if self.oldest == self.next_number:
+            self.stored_at = 0  # no row is left
         self.totals.update(gone.totals)
         for number, key in gone.senders:
             if self.senders.pop(key, None) is None:
@@ -291,6 +300,7 @@ class Staged:
         "next_sender",
         "number",
         "receivers",
+        "replays",
         "rows",
         "senders",
         "settled",
@@ -313,6 +323,7 @@ class Staged:
         self.totals: dict[int, Totals] = {}
         self.receivers: dict[int, ReceiverProgress] = {}
         self.rows: dict[int, ReceiverRow] = {}
+        self.replays: dict[int, Replay | None] = {}
         self.dead_bytes: dict[int, int] = {}
         self.new_senders: list[SenderState] = []
         self.new_audiences: list[Totals] = []

@@ -43,11 +43,14 @@ from msgservice.records import (
     Audience,
     Group,
     Outcome,
+    PageOutcome,
     ReceiverRow,
     RefusedBatch,
     Room,
     Snapshot,
 )
+
+REPLAY_BYTES = 4 * 1024 * 1024  # of one page of a replay, about
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Entry)
@@ -229,18 +232,28 @@ class Store:
             number=state.next_number,
             commits=state.commits,
             age=self.grown(),
-            now=group.now,
+            now=max(group.now, state.stored_at),
             receivers=self._rows_of(group.receivers) if group.receivers else [],
             own=group.own,
             batches=group.batches,
             progress=group.progress,
             statuses_from=group.statuses_from,
             removed=group.removed,
-            full=self.fullness() or self._too_many() if group.batches or group.own else None,
+            full=self._full_for(group),
             # Dead letters take room as batches do (DELIVERY 46).
             used_max=limits.max_bytes - state.taken + state.used,
             ranges_max=limits.sender_ranges,
+            replays=group.replays,
+            pages=group.pages,
+            pages_full=self._full if group.pages else None,
+            pages_used_max=limits.max_bytes - state.taken + state.used + REPLAY_BYTES,
         )
+
+    def _full_for(self, group: Group) -> str | None:
+        """Look whether the batches of a group may be stored at all; return why not, or None."""
+        if not (group.batches or group.own or group.pages):
+            return None
+        return self.fullness() or self._too_many()
 
     def _rows_of(self, receivers: list[ReceiverRow]) -> list[ReceiverRow]:
         """Return the rows as they are now: whoever has them may change them while they are written.
@@ -284,11 +297,17 @@ class Store:
     def _append_on_full_disk(self, group: Group) -> Appended:
         """Store all but the batches; on the reserve's blocks if there is no other way."""
         self._full = "the disk is full"
-        rest = msgspec.structs.replace(group, own=[], batches=[])
+        rest = msgspec.structs.replace(group, own=[], batches=[], pages=[])
         self.make_room(lambda: self.apply(self.decide(rest)))
         self._place(group)
-        refused = RefusedBatch(LogFull(self._full, delay=FULL_DELAY))
-        return Appended([refused for _ in group.batches], [], [refused for _ in group.own])
+        error = LogFull(self._full, delay=FULL_DELAY)
+        refused = RefusedBatch(error)
+        return Appended(
+            [refused for _ in group.batches],
+            [],
+            [refused for _ in group.own],
+            [error for _ in group.pages],
+        )
 
     def _place(self, group: Group) -> None:
         """New receivers of a group are told where they begin, if that was left to the log."""
@@ -333,11 +352,12 @@ class Store:
         staged = Staged(state)
         operations: list[Operation] = []
         outcomes: list[Outcome] = []
+        pages: list[PageOutcome] = []
         try:
             if entry.age is not None:
                 stage_age(staged, entry.age, operations)
             if type(entry) is Append:
-                outcomes = stage_append(self.db, staged, entry, operations)
+                outcomes, pages = stage_append(self.db, staged, entry, operations)
             else:
                 stage_removal(self.db, staged, entry, operations)
             self._write(staged, operations)
@@ -347,9 +367,10 @@ class Store:
         self._faults("after commit")
         self._written += staged.written
         self._write_mark()
-        if type(entry) is Append and entry.own:
-            count = len(entry.own)
-            return Appended(outcomes[count:], staged.fresh, outcomes[:count])
+        if type(entry) is Append and (entry.own or pages):
+            count = len(outcomes) - len(entry.batches)
+            own = len(entry.own)
+            return Appended(outcomes[count:], staged.fresh, outcomes[:own], pages)
         return Appended(outcomes, staged.fresh)
 
     def _save_before(self, entry: DropBatches) -> None:

@@ -22,18 +22,22 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from msgservice.core.copies import copies_of
 from msgservice.core.subjects import matches
 from msgservice.errors import ContentChanged, LimitReached, LogFull, LogUnavailable, Refused
 from msgservice.interfaces import ILog
 from msgservice.limits import RUNS_REMEMBERED, SENDER_KNOWN_SECONDS, Limits
-from msgservice.message import Status, cut_messages, header_size, message_sizes
+from msgservice.message import FLAG_REPLAY, Status, cut_messages, header_size, message_sizes
 from msgservice.records import (
     NOBODY,
     NODE,
+    REWIND,
+    START,
     Account,
     Appended,
     Audience,
     Batch,
+    Copies,
     DeadLetter,
     ExceptionRow,
     Found,
@@ -42,10 +46,13 @@ from msgservice.records import (
     Known,
     Oldest,
     Outcome,
+    PageOutcome,
     Piece,
     Progress,
     ReceiverRow,
     RefusedBatch,
+    Replay,
+    ReplayPage,
     Resume,
     Room,
     Snapshot,
@@ -63,6 +70,7 @@ CROWD = 10  # times `incarnations`: of more that are away, none is kept for an h
 LETTERS_BYTES = 4 * 1024 * 1024  # of one page
 LETTER_OVERHEAD = 128
 FULL_DELAY = 1.0
+PAGE_BYTES = 4 * 1024 * 1024  # of a replay
 
 
 @dataclass(eq=False)
@@ -177,6 +185,7 @@ class Content:
     audiences_made: int = 0
     routed: dict[int, int] = field(default_factory=dict)  # receiver -> messages, made or not
     age: int = 0
+    replays: dict[int, Replay] = field(default_factory=dict)
 
 
 def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -280,6 +289,7 @@ class DictLog:
             receivers=rows,
             audiences=list(content.audiences.values()),
             exceptions=exceptions,
+            replays=list(content.replays.values()),
         )
 
     def close(self) -> Deferred[None]:
@@ -304,12 +314,23 @@ class DictLog:
                 content.receivers[row.number] = Receiver(replace(row), row.cursor, row.inbox)
             else:
                 at.row = replace(row)
-        coming = sum(batch.size for batch in (*group.own, *group.batches))
+        for replay in group.replays:
+            at = content.receivers.get(replay.receiver)
+            if at is not None and not at.removed:
+                content.replays[replay.receiver] = replay
+        group.now = max(group.now, max((b.stored_at for b in content.batches.values()), default=0))
+        copied = [batch for page in group.pages for batch in page.copies]
+        coming = sum(batch.size for batch in (*copied, *group.own, *group.batches))
         if coming and self._taken + coming > self._limits.max_bytes:
             self._give_way(coming)
         fresh: list[Batch] = []
+        pages = [self._take_page(page, group.now, fresh) for page in group.pages]
+        full: LogFull | None = None
+        for page, outcome in zip(group.pages, pages, strict=True):
+            if isinstance(outcome, LogFull) and page.replay.kind == START and page.replay.is_over:
+                full = outcome
         self._name_own(group.own)
-        outcomes = list(self._take_all([*group.own, *group.batches], group.now, fresh))
+        outcomes = list(self._take_all([*group.own, *group.batches], group.now, fresh, full))
         for floor in group.statuses_from:
             sender = content.senders.get((floor.sender, floor.incarnation))
             if sender is not None:
@@ -328,8 +349,74 @@ class DictLog:
                 at.rows = {first: row for first, row in at.rows.items() if row.status.final}
                 at.settle(Status.REMOVED, waiting)
                 at.removed_at = self.content.age
+                content.replays.pop(number, None)
         count = len(group.own)
-        return Appended(outcomes[count:], fresh, outcomes[:count])
+        return Appended(outcomes[count:], fresh, outcomes[:count], pages)
+
+    def _take_page(self, page: ReplayPage, now: int, fresh: list[Batch]) -> PageOutcome:
+        known = self.content.replays.get(page.replay.receiver)
+        if known is None or known.is_over or known.next != page.after:
+            return "void"
+        size = sum(batch.size for batch in page.copies)
+        if size and self._used + size > self._limits.max_bytes - self._dead_bytes + PAGE_BYTES:
+            return LogFull("no room for a page", delay=FULL_DELAY)
+        self._name_own(page.copies)
+        for batch in page.copies:
+            self._take(batch, now, None, fresh, room=PAGE_BYTES)
+        self.content.replays[page.replay.receiver] = page.replay
+        return "stored"
+
+    # --- replays
+
+    def replay(
+        self,
+        replay: Replay,
+        patterns: Sequence[str],
+        bytes_max: int,
+        size_max: int,
+        count_only: bool = False,
+    ) -> Deferred[Copies]:
+        def job() -> Copies:
+            found = Copies([], replay.end + 1, 0, 0, 0)
+            for batch in self.content.batches.values():
+                wanted = [
+                    index
+                    for index in range(batch.count)
+                    if replay.next <= batch.first + index <= replay.end
+                    and self._is_copied(replay, patterns, batch, index)
+                ]
+                if not wanted:
+                    continue
+                if found.messages and found.size + batch.size > bytes_max and not count_only:
+                    found.next = batch.first
+                    break
+                found.messages += len(wanted)
+                found.size += batch.size * len(wanted) // batch.count
+                if not count_only:
+                    found.copies += copies_of(batch, spans(wanted), size_max)
+            return found
+
+        return self._later(job)
+
+    def _is_copied(self, replay: Replay, patterns: Sequence[str], batch: Batch, index: int) -> bool:
+        is_its = replay.receiver in batch.audience.members
+        if batch.options.flags & FLAG_REPLAY:
+            return False
+        if replay.kind == REWIND:
+            states = self.content.receivers[replay.receiver].states(batch)
+            return is_its and states[index][0] is Status.ACKNOWLEDGED
+        fits = any(matches(pattern, batch.subject) for pattern in patterns)
+        return fits and not is_its and not batch.addressed
+
+    def position_at(self, stored_at: int) -> Deferred[int]:
+        def job() -> int:
+            numbers = [b.number for b in self.content.batches.values() if b.stored_at >= stored_at]
+            return position_of(min(numbers, default=self.content.next_number))
+
+        return self._later(job)
+
+    def kept_from(self) -> int:
+        return position_of(min(self.content.batches, default=self.content.next_number))
 
     def _name_own(self, own: list[Batch]) -> None:
         key = (NODE, self.log_id)
@@ -340,8 +427,9 @@ class DictLog:
             batch.sequence, batch.after = sequence, sequence - 1
             sequence += batch.count
 
-    def _take_all(self, batches: list[Batch], now: int, fresh: list[Batch]) -> Iterator[Outcome]:
-        full: LogFull | None = None
+    def _take_all(
+        self, batches: list[Batch], now: int, fresh: list[Batch], full: LogFull | None
+    ) -> Iterator[Outcome]:
         held: dict[tuple[Key, str], tuple[int, LimitReached]] = {}
         for batch in batches:
             lane = ((batch.sender, batch.incarnation), batch.subject)
@@ -356,7 +444,12 @@ class DictLog:
                     held[lane] = (min(head, batch.sequence), outcome.error)
 
     def _take(
-        self, batch: Batch, now: int, why: LogFull | LimitReached | None, fresh: list[Batch]
+        self,
+        batch: Batch,
+        now: int,
+        why: LogFull | LimitReached | None,
+        fresh: list[Batch],
+        room: int = 0,
     ) -> Outcome:
         content, limits = self.content, self._limits
         key = (batch.sender, batch.incarnation)
@@ -383,7 +476,7 @@ class DictLog:
         pieces = [batch] if is_new else [cut(batch, low, high) for low, high in missing]
         begin = min(batch.after + 1, first)
         if pieces:
-            used, used_max = self._used, limits.max_bytes - self._dead_bytes
+            used, used_max = self._used, limits.max_bytes - self._dead_bytes + room
             if why is None and used + sum(piece.size for piece in pieces) > used_max:
                 why = LogFull(f"{used} bytes are used, at most {used_max}", delay=FULL_DELAY)
             if why is None and self._is_one_hole_too_many(sender, begin, last):
@@ -692,7 +785,7 @@ class DictLog:
             accounts.append(
                 Account(
                     receiver=number,
-                    routed=content.routed.get(number, 0) + at.row.routed_base,
+                    routed=content.routed.get(number, 0),
                     queued=len(waiting),
                     settled=dict(at.settled),
                     queued_bytes=sum(waiting),
@@ -756,6 +849,10 @@ class DictLog:
 
     def _is_settled(self, batch: Batch) -> bool:
         ats = [self.content.receivers.get(number) for number in batch.audience.members]
+        for replay in self.content.replays.values():
+            may_copy = replay.kind != REWIND or replay.receiver in batch.audience.members
+            if may_copy and not replay.is_over and replay.next <= batch.last:
+                return False
         return all(at is not None and (at.removed or at.cursor >= batch.last) for at in ats)
 
     def _to_give_way(self, coming: int = 0) -> int:

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import apsw
+import msgspec
 
 from msgservice.disk.database import rows
 from msgservice.errors import LimitReached, Refused
@@ -22,7 +23,11 @@ from msgservice.log.entries import Entry
 from msgservice.message import Status, options_of
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
+    LEFT_OUT,
     NOBODY,
+    NODE,
+    REWIND,
+    START,
     Audience,
     Batch,
     DeadLetter,
@@ -31,6 +36,8 @@ from msgservice.records import (
     Origin,
     Progress,
     ReceiverRow,
+    Replay,
+    ReplayPage,
     StatusFrom,
     position_of,
 )
@@ -39,7 +46,7 @@ from tests.kit.logs import NOW, Driver, make_batch
 
 TABLES = (
     *("meta", "head", "batch", "audience", "receiver", "progress", "exception", "sender"),
-    *("finished", "run", "dead", "message_id"),
+    *("finished", "run", "dead", "message_id", "replay"),
 )
 
 
@@ -87,13 +94,17 @@ def apply(log: StoreLog, entry: bytes) -> None:
 
 
 def tables(db: apsw.Connection) -> dict[str, list[Any]]:
-    """Return every row of every table, but for the log's id."""
-    return {
+    """Return every row of every table, but for the log's id: also the node's own incarnation."""
+    found = {
         table: sorted(
             (row for row in rows(db, f"select * from {table}") if row[0] != "log_id"), key=repr
         )
         for table in TABLES
     }
+    found["sender"] = [
+        (*row[:2], "", "", *row[4:]) if row[1] == NODE else row for row in found["sender"]
+    ]
+    return found
 
 
 class Replica(Driver):
@@ -161,6 +172,7 @@ class EntryPlay:
         self._removed: set[int] = set()
         self._dead: set[tuple[int, int]] = set()  # a message becomes one once
         self._elapsed = 0
+        self.copied = 0  # messages, for pages of replays
         store: Any = self.log._store
         store.reserve = self._disk
         whole = store.apply
@@ -239,9 +251,49 @@ class EntryPlay:
             del self._receivers[number]
             self._removed.add(number)
             group.removed.append(number)
+        if self._receivers and random.random() < 0.3:
+            self._replay(group)
         self.driver.wait(self.log.append(group))
         for batch in group.batches:
             batch.audience.waiting -= 1
+        for page in group.pages:
+            for batch in page.copies:
+                batch.audience.waiting -= 1
+
+    def _replay(self, group: Group) -> None:
+        """One begins, is called off, or has its next page; that of another moment too."""
+        random = self.random
+        state = self.log._store.state
+        number = random.choice([*self._receivers])
+        known = state.replays.get(number)
+        if known is None or known.is_over or random.random() < 0.1:
+            first = position_of(random.randint(0, state.next_number), random.choice([0, 0, 1]))
+            end = random.choice([first + position_of(40), position_of(state.next_number) - 1])
+            kind = random.choice([REWIND, REWIND, START, LEFT_OUT])
+            group.replays.append(Replay(number, kind, first, first, max(first, end)))
+            return
+        if random.random() < 0.1:
+            group.replays.append(msgspec.structs.replace(known, end=known.next - 1))
+            return
+        patterns = random.choice([["a.b"], ["c"], [">"]])
+        size = random.choice([1, 500, 5000])
+        found = self.driver.wait(self.log.replay(known, patterns, size, 1000))
+        self.copied += found.messages
+        try:
+            audience = self.log.audience([number])
+        except LimitReached:
+            return
+        for batch in found.copies:
+            batch.audience = audience
+            audience.waiting += 1
+        row = msgspec.structs.replace(
+            known,
+            next=found.next,
+            copied=known.copied + found.messages,
+            skipped=known.skipped + found.skipped,
+        )
+        after = known.next + (random.random() < 0.1)
+        group.pages.append(ReplayPage(after, row, found.copies))
 
     def _add_receivers(self, group: Group) -> None:
         random = self.random

@@ -1971,6 +1971,70 @@ _ALL = [
         new="if False:",
         catcher=_test("tests/unit/test_gate.py", "others_read_along"),
     ),
+    # --- replays, in the log
+    Mutant(
+        name="a-page-of-a-replay-holds-at-any-time",
+        at="msgservice.log.staging:take_pages",
+        old="known is None or known.is_over or known.next != page.after",
+        new="known is None",
+        catcher=_test(
+            "tests/contract/test_log_replay.py::"
+            "test_47_a_page_of_another_moment_is_void_and_changes_nothing",
+            "test_47_a_page_of_another_moment",
+        ),
+    ),
+    Mutant(
+        name="a-page-of-a-replay-moves-no-row",
+        at="msgservice.log.staging:take_pages",
+        old="        _stage_replay(staged, page.replay, operations)\n",
+        new="",
+        catcher=_test(
+            "tests/contract/test_log_replay.py::"
+            "test_47_a_page_of_another_moment_is_void_and_changes_nothing",
+            "test_47_a_page_of_another_moment",
+        ),
+    ),
+    Mutant(
+        name="retention-takes-what-is-to-be-copied",
+        at="msgservice.log.places:settled_to",
+        old="settled = min(settled, replay.next - 1)",
+        new="pass",
+        catcher=_test(
+            "tests/contract/test_log_replay.py::test_47_what_a_replay_is_to_copy_stays",
+            "test_47_what_a_replay_is_to_copy_stays",
+        ),
+    ),
+    Mutant(
+        name="a-copy-is-copied-again",
+        at="msgservice.log.replaying:copies",
+        old="if row.flags & FLAG_REPLAY:",
+        new="if False:",
+        catcher=_test(
+            "tests/contract/test_log_replay.py::test_47_no_copy_is_copied_again",
+            "test_47_no_copy_is_copied_again",
+        ),
+    ),
+    Mutant(
+        name="what-waits-is-copied",
+        at="msgservice.log.replaying:_Acknowledged.of",
+        old="settled = min(max(self._cursor - first + 1, 0), row.messages)",
+        new="settled = row.messages",
+        catcher=_test(
+            "tests/contract/test_log_replay.py::"
+            "test_47_a_rewind_copies_nothing_that_ended_otherwise_or_waits",
+            "test_47_a_rewind_copies_nothing",
+        ),
+    ),
+    Mutant(
+        name="times-of-rows-go-back",
+        at="msgservice.log.store:Store.decide",
+        old="max(group.now, state.stored_at)",
+        new="group.now",
+        catcher=_test(
+            "tests/contract/test_log_replay.py::test_47_times_of_rows_do_not_go_back",
+            "test_47_times_of_rows_do_not_go_back",
+        ),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

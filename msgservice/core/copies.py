@@ -1,0 +1,78 @@
+"""Copies of messages that are sent again on purpose: what they carry of the original, and what not.
+
+Which messages are copied is decided by who asks for it: the log for a page of a replay
+(`log.replaying`), from what became of them. Nothing here knows a receiver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from zlib import crc32
+
+from msgservice.message import (
+    FLAG_REPLAY,
+    WireMessage,
+    decode_messages,
+    encode_messages,
+    options_of,
+)
+from msgservice.records import NOBODY, Batch, Origin, hash_of, position_of
+
+# The position of the original in the log of the node that copied it, as `msgservice status` takes
+# it. A message that would be too large with it goes without.
+REPLAY_OF = "msgservice-replay-of"
+
+Range = tuple[int, int]  # indices of messages in their batch: first and last
+
+
+def copies_of(batch: Batch, ranges: Sequence[Range], size_max: int) -> Iterator[Batch]:
+    """Yield the copies of these messages of a stored batch, in runs of `size_max` bytes at most.
+
+    A copy has the origin of its original, so that it is of the same lane and has the same identity,
+    the flag *replay*, and the header `REPLAY_OF`. It has no options of its sender's: these were
+    about the first delivery. Sender, sequence and audience are not known here.
+    """
+    messages = decode_messages(batch.messages)
+    origin = batch.origin or Origin(batch.sender, batch.sequence, hash_of(batch.incarnation))
+    for first, last in ranges:
+        told = [
+            _told(message, position_of(batch.number, index), size_max)
+            for index, message in enumerate(messages[first : last + 1], first)
+        ]
+        yield from _runs(batch, origin, first, told, size_max)
+
+
+def _told(message: WireMessage, position: int, size_max: int) -> WireMessage:
+    of = f"log:{position}"
+    headers = {REPLAY_OF: of} if message.headers is None else {**message.headers, REPLAY_OF: of}
+    copy = WireMessage(message.body, headers, message.id)
+    if len(message.body) + 1024 < size_max and message.headers is None:
+        return copy
+    if len(encode_messages([copy])) <= size_max:
+        return copy
+    return WireMessage(message.body, message.headers, message.id)
+
+
+def _runs(
+    batch: Batch, origin: Origin, first: int, told: list[WireMessage], size_max: int
+) -> Iterator[Batch]:
+    encoded = encode_messages(told)
+    if len(encoded) > size_max and len(told) > 1:
+        half = len(told) // 2
+        yield from _runs(batch, origin, first, told[:half], size_max)
+        yield from _runs(batch, origin, first + half, told[half:], size_max)
+        return
+    yield Batch(
+        sender="",
+        incarnation="",
+        sequence=0,
+        count=len(told),
+        subject=batch.subject,
+        audience=NOBODY,
+        messages=encoded,
+        size=len(encoded),
+        crc=crc32(encoded),
+        after=0,
+        options=options_of(FLAG_REPLAY),
+        origin=origin.behind(first),
+    )

@@ -1,0 +1,260 @@
+"""The next copies of a replay: which messages, read in pages, and as the copies that they become.
+
+A rewind follows the sets of its receiver by their index; the other kinds look at every row of
+their range, and at its subject. A page is what one read transaction looks at (`queries.py`). How
+far a replay is, is in `staging`; when its next page is asked for, in `node.replayer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import apsw
+import msgspec
+
+from msgservice.core.copies import Range, copies_of
+from msgservice.core.subjects import matches
+from msgservice.disk.database import as_json, one
+from msgservice.limits import INTEGER_MAX
+from msgservice.log.accounts import is_member
+from msgservice.log.dedupe import NAMED
+from msgservice.log.history import exceptions_of
+from msgservice.log.queries import audience_of, batches_of
+from msgservice.log.state import State
+from msgservice.message import FLAG_REPLAY, Status
+from msgservice.records import (
+    REWIND,
+    Batch,
+    Copies,
+    ExceptionRow,
+    Replay,
+    number_of,
+    position_of,
+)
+
+PAGE_ROWS = 4096  # looked at in one page, for copies
+COUNT_ROWS = 16_384  # … where only their number is asked for
+NUMBERS_MAX = INTEGER_MAX >> 16
+
+_OF_SETS = """
+select json_group_array(json_array(number, audience, count, size, kept, flags, subject)) from (
+    select b.number, b.audience, b.count, b.size, b.frame is not null as kept, b.flags, b.subject
+    from json_each(?1) as a cross join batch as b
+    where b.number in (
+        select c.number from batch as c
+        where c.audience = a.value and c.number between ?2 and ?3 order by c.number limit ?4))
+"""
+
+_ALL = """
+select json_group_array(json_array(number, audience, count, size, kept, flags, subject)) from (
+    select number, audience, count, size, frame is not null as kept, flags, subject from batch
+    where number between ?1 and ?2 order by number limit ?3)
+"""
+
+_SINCE = """
+select number, stored_at from batch where number >= ? order by number limit 1
+"""
+
+
+class _Row(NamedTuple):
+    number: int
+    audience: int
+    messages: int
+    size: int
+    kept: int  # whether its messages are there
+    flags: int
+    subject: str
+
+
+_decode_rows = msgspec.json.Decoder(list[_Row]).decode
+
+
+class _Page(NamedTuple):
+    """The rows that one page looks at, rising, and the number behind the last of them."""
+
+    rows: list[_Row]
+    next: int
+
+
+def copies(
+    db: apsw.Connection,
+    state: State,
+    replay: Replay,
+    patterns: Sequence[str],
+    bytes_max: int,
+    size_max: int,
+    count_only: bool = False,
+) -> Copies:
+    """Return the next copies of a replay, of about `bytes_max` bytes; see `ILog.replay`."""
+    rows_max = COUNT_ROWS if count_only else PAGE_ROWS
+    low, high = number_of(replay.next), min(number_of(replay.end), NUMBERS_MAX)
+    if replay.kind == REWIND:
+        page = _of_sets(db, state, replay.receiver, low, high, rows_max)
+        of = _Acknowledged(db, replay.receiver, page.rows).of
+    else:
+        page = _all(db, low, high, rows_max)
+        of = _Matching(db, state, replay.receiver, patterns).of
+    end = page.next
+    picked: dict[int, list[Range]] = {}
+    size = messages = skipped = 0
+    for row in page.rows:
+        if row.flags & FLAG_REPLAY:
+            continue
+        ranges = _within(replay, row, of(row))
+        count = sum([last - first + 1 for first, last in ranges])
+        if not count:
+            continue
+        if not row.kept:
+            skipped += count
+            continue
+        if picked and size + row.size > bytes_max and not count_only:
+            end = row.number
+            break
+        picked[row.number] = ranges
+        size += row.size * count // row.messages
+        messages += count
+    # Behind all that there is it begins where more will be, unless that is behind its end.
+    following = position_of(end) if end <= high else replay.end + 1
+    if count_only:
+        return Copies([], following, messages, size, skipped)
+    found: list[int] = []
+    made: list[Batch] = []
+    for batch in batches_of(db, state, [*picked]):
+        found.append(batch.number)
+        made += copies_of(batch, picked.pop(batch.number), size_max)
+    lost = sum([last - first + 1 for ranges in picked.values() for first, last in ranges])
+    return Copies(made, following, messages - lost, sum([one.size for one in made]), skipped + lost)
+
+
+def position_at(db: apsw.Connection, state: State, stored_at: int) -> int:
+    """Return the position of the first message that was stored at this time or later.
+
+    Behind the last one where there is none. Times of rows rise, so it is looked for by halves.
+    """
+    low, high = state.oldest, state.next_number
+    while low < high:
+        middle = (low + high) // 2
+        found = one(db, _SINCE, (middle,))
+        if found is None or found[1] >= stored_at:
+            high = middle
+        else:
+            low = found[0] + 1
+    return position_of(low)
+
+
+def _of_sets(
+    db: apsw.Connection, state: State, receiver: int, low: int, high: int, rows_max: int
+) -> _Page:
+    sets = [
+        number
+        for number, total in state.totals.items()
+        if total.last >= low and is_member(total.audience.members, receiver)
+    ]
+    if not sets:
+        return _Page([], high + 1)
+    each = max(2, -(-rows_max // len(sets)))
+    found = sorted(_decode_rows(one(db, _OF_SETS, (as_json(sets), low, high, each))))
+    # Of a set whose share was cut there may be more below those of others.
+    shown: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for row in found:
+        shown[row.audience] = shown.get(row.audience, 0) + 1
+        last[row.audience] = row.number
+    horizon = min((last[number] for number, share in shown.items() if share == each), default=high)
+    return _Page([row for row in found if row.number <= horizon], horizon + 1)
+
+
+def _all(db: apsw.Connection, low: int, high: int, rows_max: int) -> _Page:
+    found = _decode_rows(one(db, _ALL, (low, high, rows_max)))
+    return _Page(found, found[-1].number + 1 if len(found) == rows_max else high + 1)
+
+
+def _within(replay: Replay, row: _Row, ranges: Sequence[Range]) -> list[Range]:
+    """Return what of these ranges lies between the ends of a replay."""
+    low = replay.next - position_of(row.number)
+    high = replay.end - position_of(row.number)
+    if low <= 0 and high >= row.messages - 1:
+        return [*ranges]
+    return [
+        (max(first, low), min(last, high))
+        for first, last in ranges
+        if last >= low and first <= high
+    ]
+
+
+class _Matching:
+    """The messages that match subjects, were for all who match, and not for this receiver."""
+
+    def __init__(
+        self, db: apsw.Connection, state: State, receiver: int, patterns: Sequence[str]
+    ) -> None:
+        self._db, self._state, self._receiver = db, state, receiver
+        self._patterns = patterns
+        self._subjects: dict[str, bool] = {}
+        self._sets: dict[int, bool] = {}
+
+    def of(self, row: _Row) -> Sequence[Range]:
+        if row.flags & NAMED:
+            return ()
+        wanted = self._subjects.get(row.subject)
+        if wanted is None:
+            wanted = any(matches(pattern, row.subject) for pattern in self._patterns)
+            self._subjects[row.subject] = wanted
+        if not wanted or self._had(row.audience):
+            return ()
+        return ((0, row.messages - 1),)
+
+    def _had(self, audience: int) -> bool:
+        had = self._sets.get(audience)
+        if had is None:
+            members = audience_of(self._db, self._state, audience).members
+            had = self._sets[audience] = is_member(members, self._receiver)
+        return had
+
+
+class _Acknowledged:
+    """The messages that a receiver has acknowledged."""
+
+    def __init__(self, db: apsw.Connection, receiver: int, rows: Sequence[_Row]) -> None:
+        cursor = one(db, "select cursor from progress where receiver = ?", (receiver,))
+        self._cursor: int = -1 if cursor is None else cursor
+        self._rows: list[ExceptionRow] = []
+        if rows:
+            first, last = position_of(rows[0].number), position_of(rows[-1].number + 1)
+            self._rows = exceptions_of(db, receiver, first, last)
+        self._at = 0  # none before this one reaches what is still asked for
+        self._reach: list[ExceptionRow] = []
+
+    def of(self, row: _Row) -> Sequence[Range]:
+        """Asked for rising rows."""
+        first = position_of(row.number)
+        last = first + row.messages - 1
+        while self._at < len(self._rows) and self._rows[self._at].first <= last:
+            self._reach.append(self._rows[self._at])
+            self._at += 1
+        self._reach = [one for one in self._reach if one.last >= first]
+        settled = min(max(self._cursor - first + 1, 0), row.messages)
+        if not self._reach:
+            return ((0, settled - 1),) if settled else ()
+        acknowledged = bytearray(row.messages)
+        acknowledged[:settled] = b"\1" * settled
+        for one_of in self._reach:  # the one that begins last holds
+            low, high = max(one_of.first - first, 0), min(one_of.last - first, row.messages - 1)
+            if not one_of.status.final:
+                low = max(low, settled)  # what waited below the cursor was settled since
+            if low <= high:
+                is_so = one_of.status is Status.ACKNOWLEDGED
+                acknowledged[low : high + 1] = bytes([is_so]) * (high - low + 1)
+        return _spans(acknowledged)
+
+
+def _spans(marked: bytearray) -> list[Range]:
+    found = []
+    at = marked.find(1)
+    while at >= 0:
+        end = marked.find(0, at)
+        end = len(marked) if end < 0 else end
+        found.append((at, end - 1))
+        at = marked.find(1, end)
+    return found
