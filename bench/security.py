@@ -3,14 +3,16 @@
     python -m bench.security                    # all three, in pairs
     python -m bench.security fanout --pairs 5
     python -m bench.security logins --seconds 10
-    python -m bench.security rules --pairs 5
+    python -m bench.security rules --rounds 20
 
 `fanout`: one producer and three receivers, over TLS, each with a password (SCRAM-SHA-256-PLUS) and
 rules, against plain TCP without users; `send` and `send_many`. `logins`: how many connections a
 second log in at one node and go again, whose record has the fewest iterations that are allowed
 (what they cost is the client's), and the longest that the node's reactor was away meanwhile.
-`rules`: the rate of `send` to a node of 1,000 users with 20 patterns each, against that of one user
-with a single pattern: both log in, over plain TCP on this machine.
+`rules`: the rate of `send` to a node of 1,000 users with 20 patterns each, against that of a node
+where nobody is configured, both over plain TCP on this machine. Both nodes are there all the time,
+and take turns, in short rounds; what the node's process has computed for a message is compared too,
+which other work on the machine changes less than the rate.
 
 Plain and secure runs alternate, and ratios are those of the two of a pair; the median is what
 counts. Where a run has a figure at which it must not be, the last line says so.
@@ -30,8 +32,9 @@ from bench.processes import Role, Stage, finish, stage
 USER, PASSWORD = "bench", "a password of the benchmark"
 FANOUT_MANY, FANOUT_SEND = 0.6, 0.7  # of plain, at least
 LOGINS, GAP_MS = 200, 50.0  # a second, at least; at most
-RULES = 0.95  # of one user's rate, at least
+RULES = 0.95  # of the rate, and of the node's work, where nobody is configured, at least
 USERS, PATTERNS = 1000, 20
+ROUNDS, ROUND_MESSAGES = 12, 60_000  # of `rules`
 
 
 def main() -> None:
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--messages", type=int, default=300_000)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     args = parser.parse_args()
     result: dict[str, Any] = {}
     if args.what in (None, "fanout"):
@@ -47,14 +51,14 @@ def main() -> None:
     if args.what in (None, "logins"):
         result |= logins(args.seconds)
     if args.what in (None, "rules"):
-        result |= rules(args.pairs, args.messages)
+        result |= rules(args.rounds)
     result["missed"] = missed(result)
     finish(result)
 
 
 def measure() -> dict[str, Any]:
-    """Return all figures, of three pairs each (`bench.__main__`)."""
-    return fanout(3, 300_000) | logins(10.0) | rules(3, 300_000)
+    """Return all figures, of three pairs or some rounds each (`bench.__main__`)."""
+    return fanout(3, 300_000) | logins(10.0) | rules(ROUNDS)
 
 
 def missed(result: dict[str, Any]) -> list[str]:
@@ -64,6 +68,7 @@ def missed(result: dict[str, Any]) -> list[str]:
         "send_many_ratio": FANOUT_MANY,
         "logins_s": LOGINS,
         "rules_ratio": RULES,
+        "rules_cpu_ratio": RULES,
     }
     found = [
         f"{name} >= {least}" for name, least in at_least.items() if result.get(name, 9e9) < least
@@ -108,32 +113,46 @@ def rate(
     patterns: int = 1,
 ) -> float:
     """Return the messages a second from the first `send` to the last receiver's last message."""
-    count -= count % 200
     with stage() as made:
         _, address = secure_node(made, tls=tls, users=users, patterns=patterns)
-        login = {"user": USER, "password": PASSWORD} if users else {}
-        takers = [
-            made.start("receiver", address=address, name=f"{USER}.r{i}", count=count, **login)
-            for i in range(receivers)
-        ]
-        for taker in takers:
-            taker.line()
-        producer = made.start(
-            "producer", address=address, name=f"{USER}.p", count=count, many=many, **login
-        )
-        producer.line()
-        producer.say("go")
-        sent = producer.line()
-        ends = [taker.line() for taker in takers]
-        seconds = max([end["end"] for end in ends] + [sent["end"]]) - sent["start"]
-        return float(count / seconds)
+        return play(made, address, count, many=many, receivers=receivers, login=bool(users))
+
+
+def play(
+    made: Stage, address: str, count: int, *, many: bool, receivers: int, login: bool
+) -> float:
+    """Send to a node, with processes of this round alone; return `rate`."""
+    count -= count % 200
+    who = {"user": USER, "password": PASSWORD} if login else {}
+    takers = [
+        made.start("receiver", address=address, name=f"{USER}.r{i}", count=count, **who)
+        for i in range(receivers)
+    ]
+    for taker in takers:
+        taker.line()
+    producer = made.start(
+        "producer", address=address, name=f"{USER}.p", count=count, many=many, **who
+    )
+    producer.line()
+    producer.say("go")
+    sent = producer.line()
+    ends = [taker.line() for taker in takers]
+    seconds = max([end["end"] for end in ends] + [sent["end"]]) - sent["start"]
+    return float(count / seconds)
 
 
 def secure_node(
-    made: Stage, *, tls: bool, users: int, patterns: int = 1, iterations: int | None = None
+    made: Stage,
+    *,
+    tls: bool,
+    users: int,
+    patterns: int = 1,
+    iterations: int | None = None,
+    data: str = "node",
 ) -> tuple[Role, str]:
     """Start a node; return it and its address, as a client dials it."""
     options: dict[str, Any] = {"users": users or None, "patterns": patterns}
+    options["data"] = made.folder / data
     if users:
         options |= {"user": USER, "password": PASSWORD, "iterations": iterations}
     if not tls:
@@ -190,14 +209,32 @@ def logins(seconds: float) -> dict[str, Any]:
 # --- rules
 
 
-def rules(pairs: int, messages: int) -> dict[str, Any]:
-    few: list[float] = []
-    many: list[float] = []
-    for number in range(pairs):
-        kinds = [(few, {"users": 1}), (many, {"users": USERS, "patterns": PATTERNS})]
-        for rates, options in kinds if number % 2 == 0 else reversed(kinds):
-            rates.append(rate(messages, receivers=1, **options))
-    return compared("rules", few, many)
+def rules(rounds: int, messages: int = ROUND_MESSAGES) -> dict[str, Any]:
+    with stage() as made:
+        none, open_address = secure_node(made, tls=False, users=0, data="none")
+        many, address = secure_node(made, tls=False, users=USERS, patterns=PATTERNS, data="many")
+        kinds = [(none, open_address, False), (many, address, True)]
+        rates: dict[Role, list[float]] = {none: [], many: []}
+        per_cpu: dict[Role, list[float]] = {none: [], many: []}
+        for number in range(-1, rounds):  # the first warms both up, and does not count
+            for node, where, login in kinds if number % 2 == 0 else reversed(kinds):
+                before = node.ask("used")["cpu_s"]
+                begun = len(made.roles)
+                rate = play(made, where, messages, many=False, receivers=1, login=login)
+                for role in made.roles[begun:]:
+                    role.stop()
+                del made.roles[begun:]
+                used = node.ask("used")["cpu_s"] - before
+                if number >= 0:
+                    rates[node].append(rate)
+                    per_cpu[node].append(messages / used)
+        cpu = compared("rules_cpu", per_cpu[none], per_cpu[many])
+        return compared("rules", rates[none], rates[many]) | {
+            "rules_cpu_ratio": cpu["rules_cpu_ratio"],
+            "rules_cpu_ratios": cpu["rules_cpu_ratios"],
+            "rules_base_node_us": round(1e6 / cpu["rules_cpu_base_messages_s"], 2),
+            "rules_node_us": round(1e6 / cpu["rules_cpu_messages_s"], 2),
+        }
 
 
 if __name__ == "__main__":
