@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -100,6 +100,13 @@ class Prover(Protocol):
         """Fire with what `work` returns, without holding up the reactor."""
 
 
+class Arrivals(Protocol):
+    """The time that a turn has for all who come."""
+
+    def run(self, work: Callable[[], None]) -> Deferred[None]:
+        """Fire when this was done: now, or in a later turn. Cancelling it ends the wait."""
+
+
 _BEFORE_OPEN = (State.GREETING, State.AUTHENTICATING, State.GREETED, State.RESUMING)
 
 
@@ -116,6 +123,9 @@ class Connection:
     `auth_received`, which an owner sets with whom others log in, is called with each step of that,
     and answers in its own time with `auth`, and at the end with `authenticated`. With a `prover`
     this side logs in before its owner's HELLO is said, and nothing else is.
+
+    `arrivals`, where there are any, has the time of a turn for what comes before a session is open:
+    very many may come together. What finds none waits, and of what follows one read is taken in.
     """
 
     _logger = Logger()
@@ -129,6 +139,7 @@ class Connection:
         limits: Limits,
         takes: Callable[[Frame], bool] | None = None,
         prover: Prover | None = None,
+        arrivals: Arrivals | None = None,
         says_why: bool = True,
     ) -> None:
         self.owner = owner
@@ -146,6 +157,8 @@ class Connection:
         self._takes = takes
         self._prover = prover
         self._exchange: Exchange | None = None  # of the login that runs
+        self._arrivals = arrivals
+        self._arriving: Deferred[None] | None = None  # what waits for `arrivals`
         self._says_why = says_why  # in the log, that an error ended it; else the owner does
         self._held: list[bytes] = []  # frames that wait: at most what one delivery brought
         self._is_first = True  # of one delivery, the frame that is looked at
@@ -334,6 +347,13 @@ class Connection:
 
     def _go_on(self) -> None:
         self._going_on = None
+        self._take_held()
+
+    def _arrived(self) -> None:
+        self._arriving = None
+        self._take_held()
+
+    def _take_held(self) -> None:
         held, self._held = self._held, []
         if held and not self.is_gone:
             self._take(held)
@@ -355,10 +375,25 @@ class Connection:
         self.session.heard(self.now())
         if self._held:
             self._held += frames  # was on its way already when reading was stopped
+            if self._arriving is not None:
+                self.pause(ANSWERS)  # not with the first read: most say no more than that
+        elif self._arrivals is not None and self.session.state in _BEFORE_OPEN:
+            self._arrive(self._arrivals, frames)
         else:
             self._take(frames)
         if self._pauses:
             self._stop_reading()  # again, after it was read from in spite of a reason
+
+    def _arrive(self, arrivals: Arrivals, frames: list[bytes]) -> None:
+        self._held = frames
+        arriving = arrivals.run(self._arrived).addErrback(self._not_arrived)
+        if self._held and not self.is_gone:
+            self._arriving = arriving
+
+    def _not_arrived(self, failure: Failure) -> None:
+        if failure.check(CancelledError) is None:
+            self._logger.failure("connection to {peer} failed", failure, peer=self.peer_address)
+            self.abort()
 
     def _take(self, frames: list[bytes]) -> None:
         now = self.now()
@@ -449,6 +484,9 @@ class Connection:
         self.session.lost()
         self._held.clear()
         self._exchange = None
+        if self._arriving is not None:
+            self._arriving.cancel()
+            self._arriving = None
         for call in (self._timer, self._breath, self._going_on):
             if call is not None:
                 call.cancel()

@@ -97,6 +97,7 @@ class Connections:
             now=time.now,
             limits=self._limits,
             takes=peer.takes,
+            arrivals=self._gate.arrivals,
             says_why=False,  # the visits do, however many there are
         )
 

@@ -51,9 +51,9 @@ from msgservice.transport.addresses import PLAIN_NEEDS, is_plain
 NAMESPACE = f"{__name__.partition('.')[0]}.access"
 SHOWN = 200  # characters of what somebody said, in a line
 DAY_MS = 86_400_000
-# Seconds of each turn for steps of logins. Some thousand may come together, back from a node's
-# restart say, at a fifth of a millisecond each.
-STEPS_SECONDS = 0.01
+# Seconds of each turn for who comes: steps of logins, HELLOs, RESUMEs and their answers. Some
+# thousand may come together, back from a node's restart say, at a fifth of a millisecond each.
+ARRIVALS_SECONDS = 0.01
 LOOK_MS = 3_600_000  # between two looks at all tokens, while logins come by tokens
 SOON_DAYS = 7  # before a token expires that is a warning, once a day at most
 
@@ -171,7 +171,7 @@ class Gate:
         self._users = users or None
         self._time = time
         self._seldom = seldom
-        self._steps = Slices(time.clock, time.now, STEPS_SECONDS)
+        self.arrivals = Slices(time.clock, time.now, ARRIVALS_SECONDS)
         # Of those that were asked for since users were read: thousands may have one principal.
         self._holding: dict[Principal, bool] = {}
         self._looked = 0  # wall clock
@@ -208,7 +208,7 @@ class Gate:
         exchange = ServerExchange(
             self._users, credentials, self._throttle, wall=self._time.wall, now=self._time.now
         )
-        return Login(exchange, credentials.address, self._time.clock, self._steps, self._denied)
+        return Login(exchange, credentials.address, self._time.clock, self.arrivals, self._denied)
 
     def admit(
         self, principal: Principal | None, credentials: Credentials, door: Door, name: str
@@ -474,7 +474,7 @@ class Gate:
     def stop(self) -> None:
         """Tell what was counted; from now on nothing is told of who comes, and no timer is left."""
         self._seldom.stop()
-        self._steps.stop()
+        self.arrivals.stop()
 
 
 class Login:

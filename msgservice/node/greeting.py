@@ -190,8 +190,12 @@ class Greeter:
         visitor.admitted(guest)
         channel.identified()
         stored = guest.waiting = self._receivers.stored()
-        taken = stored.addCallback(lambda _: self._resume(guest))
-        answered = taken.addCallback(lambda taken: self._answer(visitor, connection, guest, taken))
+        # Of very many that came together all are stored with one group.
+        arrivals = self._gate.arrivals
+        taken = stored.addCallback(lambda _: arrivals.run(lambda: self._resume(guest)))
+        answered = taken.addCallback(
+            lambda taken: arrivals.run(lambda: self._answer(visitor, connection, guest, taken))
+        )
         answered.addErrback(self._not_greeted, connection, guest)
 
     def _over(self, hello: Hello, allowed: Pass) -> str:

@@ -6,7 +6,7 @@ Unlike a `ScriptedPeer` of `nodes` it has no session of its own, so it may say w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from zope.interface import implementer
 
@@ -32,13 +32,7 @@ class Wire:
         self.is_closed = False
         self.is_identified = False
         self.is_taken = True  # by the other side, at once
-        self.connection = Connection(
-            peer := world.node.parts.connections.make_peer(None),
-            clock=world.clock,
-            now=world.clock.seconds,
-            limits=world.limits,
-            takes=peer.takes,
-        )
+        self.connection = cast("Connection", world.node.parts.connections.make_user())
         self.connection.channel_opened(self)
 
     def say(self, *frames: Frame) -> None:

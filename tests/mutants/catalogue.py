@@ -1930,6 +1930,20 @@ _ALL = [
         catcher=_test("tests/unit/test_node_users.py", "a_reload_ends"),
     ),
     Mutant(
+        name="all-who-come-together-are-looked-at-in-one-turn",
+        at="msgservice.connection:Connection.frames_received",
+        old="elif self._arrivals is not None and self.session.state in _BEFORE_OPEN:",
+        new="elif False:",
+        catcher=_test("tests/unit/test_node_greeting.py -k slice", "slice_of_each_turn"),
+    ),
+    Mutant(
+        name="all-whose-hello-was-stored-are-answered-in-one-turn",
+        at="msgservice.node.greeting:Greeter.greeted",
+        old="arrivals.run(lambda: self._answer(visitor, connection, guest, taken))",
+        new="self._answer(visitor, connection, guest, taken)",
+        catcher=_test("tests/unit/test_node_greeting.py -k _answer", "slice_of_each_turn"),
+    ),
+    Mutant(
         name="a-login-that-has-ended-before-hello-is-let-in",
         at="msgservice.node.gate:Gate._pass_of",
         old="if not users.holds(principal, self._time.wall()):",

@@ -26,7 +26,7 @@ from msgservice.identity.server_exchange import ServerExchange
 from msgservice.identity.steps import Compute, Proven, Say, Welcome
 from msgservice.identity.tokens import new_token
 from msgservice.identity.users import User
-from msgservice.node.gate import LISTENER, NAMESPACE, OWN, STEPS_SECONDS, Door, Gate, Pass
+from msgservice.node.gate import ARRIVALS_SECONDS, LISTENER, NAMESPACE, OWN, Door, Gate, Pass
 from msgservice.node.seldom import THINGS_MAX
 from msgservice.records import ReceiverRow
 from tests.kit.passes import HERE, THERE, a_gate, of_program, of_user, users_of
@@ -394,7 +394,7 @@ def test_steps_of_logins_that_come_together_have_a_slice_of_each_turn(
     def look(_exchange: ServerExchange, _data: bytes) -> Say:
         nonlocal looked_at
         looked_at += 1
-        clock.rightNow += STEPS_SECONDS / 4
+        clock.rightNow += ARRIVALS_SECONDS / 4
         return Say(b"")
 
     monkeypatch.setattr(ServerExchange, "receive", look)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,10 +33,13 @@ from msgservice.core.frames import (
     StatusFrame,
     Transfer,
 )
+from msgservice.core.session import State
 from msgservice.errors import ContentChanged, UnexpectedFrame
 from msgservice.limits import Limits
 from msgservice.log.memory import MemoryLog
 from msgservice.message import encode_bodies
+from msgservice.node.gate import ARRIVALS_SECONDS
+from msgservice.node.greeting import Greeter
 from tests.kit.node_wire import Wire
 from tests.kit.nodes import FailingLog, NodeWorld
 
@@ -58,6 +62,103 @@ class Greeted:
     def go_on(self) -> None:
         self.log.release()
         self.world.settle()
+
+
+class Turns(Clock):
+    """A clock on which what is to be called at once is called in the next turn, as reactors do."""
+
+    def turn(self) -> None:
+        """Call what is due now; else what is due first."""
+        first = min(call.getTime() for call in self.calls)
+        self.rightNow = max(self.rightNow, first)
+        for call in [call for call in self.calls if call.getTime() <= self.rightNow]:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
+
+
+class Arriving:
+    """A node to which many come in one turn, of whom four have time in it, and their wires."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+        self.clock = Turns()
+        log = FailingLog(MemoryLog(reactor=self.clock, limits=Limits()))
+        self.world = NodeWorld(log=log, clock=self.clock)
+        self.wires = [Wire(self.world) for _ in range(10)]
+        self.done = 0
+        does = getattr(Greeter, what)
+
+        def do(greeter: Greeter, *args: Any) -> Any:
+            self.done += 1
+            self.clock.rightNow += ARRIVALS_SECONDS / 3.5
+            return does(greeter, *args)
+
+        monkeypatch.setattr(Greeter, what, do)
+
+    def say_hello(self) -> None:
+        for number, wire in enumerate(self.wires):
+            wire.say(Hello(VERSION, f"n{number}", "i1", HelloOptions()))
+
+    def by_turns(self) -> list[int]:
+        """Let turns pass until nobody waits; return how many were done in each in which some were.
+
+        The first are those of now.
+        """
+        counted = [self.done]
+        while self.done < len(self.wires):
+            self.clock.turn()
+            counted.append(self.done - sum(counted))
+        return [count for count in counted if count]
+
+
+@pytest.mark.parametrize("what", ["greeted", "_resume", "_answer"])
+def test_who_comes_with_very_many_has_a_slice_of_each_turn(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arriving = Arriving(monkeypatch, what)
+    arriving.say_hello()
+    assert 4 == max(arriving.by_turns())
+    arriving.world.settle()
+    assert [1] * 10 == [len(wire.take(Hello)) for wire in arriving.wires]
+
+
+def test_resumes_that_come_together_have_a_slice_of_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arriving = Arriving(monkeypatch, "opened")
+    arriving.say_hello()
+    arriving.world.settle()
+    for wire in arriving.wires:
+        wire.say(ResumeFrame(1, []))
+    assert [4, 4, 2] == arriving.by_turns()
+    assert all(wire.connection.session.state is State.OPEN for wire in arriving.wires)
+
+
+def test_who_waits_for_its_turn_is_read_once_more_and_not_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arriving = Arriving(monkeypatch, "greeted")
+    arriving.say_hello()
+    last = arriving.wires[-1]
+    assert last.is_reading
+    last.say(ResumeFrame(1, []))
+    assert not last.is_reading
+    arriving.by_turns()
+    arriving.world.settle()
+    (error,) = last.take(ErrorFrame)
+    assert "ResumeFrame frame while greeted" == error.reason
+
+
+def test_who_goes_while_it_waits_for_its_turn_is_not_greeted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arriving = Arriving(monkeypatch, "greeted")
+    arriving.say_hello()
+    arriving.wires[-1].connection.channel_lost("gone")
+    arriving.world.settle()
+    assert 9 == arriving.done
+    assert [1] * 9 + [0] == [len(wire.take(Hello)) for wire in arriving.wires]
 
 
 UNEXPECTED: list[Frame] = [
