@@ -17,6 +17,7 @@ from msgservice.administration import (
     RECEIVERS_RESUME,
     Operation,
 )
+from msgservice.cli.acts import confirmed
 from msgservice.cli.output import cut, lasting, out
 from msgservice.cli.pages import JsonOfPages, TableOfPages
 from msgservice.cli.session import Session, Whole, node_options
@@ -236,7 +237,7 @@ def remove(session: Session, name: str, yes: bool) -> None:
             if (waiting or dead) and session.as_json and not yes:  # no program reads a question
                 raise Refused(f"not removed: {question} --yes says so")
             if (waiting or dead) and not (
-                yes or await in_daemon_thread(reactor, lambda: _confirmed(question))
+                yes or await in_daemon_thread(reactor, lambda: confirmed(question))
             ):
                 raise Refused("not removed")
             removed = await session.request(
@@ -254,14 +255,6 @@ def _question(name: str, waiting: int, dead: int) -> str:
     wait = f"{waiting:,} messages wait for {name} and will not be delivered" if waiting else ""
     letters = f"{dead:,} dead letters of {name} will be gone" if dead else ""
     return f"{'; '.join(part for part in (wait, letters) if part)}. Remove it?"
-
-
-def _confirmed(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:  # the end of the input; what is said next begins a line
-        click.echo(err=True)
-        return False
 
 
 def _change_of(
