@@ -1941,7 +1941,7 @@ _ALL = [
         at="msgservice.node.greeting:Greeter.greeted",
         old="arrivals.run(lambda: self._answer(visitor, connection, guest, taken))",
         new="self._answer(visitor, connection, guest, taken)",
-        catcher=_test("tests/unit/test_node_greeting.py -k _answer", "slice_of_each_turn"),
+        catcher=_test("tests/unit/test_node_greeting.py -k slice", "the_log_gives_together"),
     ),
     Mutant(
         name="a-login-that-has-ended-before-hello-is-let-in",

@@ -40,6 +40,7 @@ from msgservice.log.memory import MemoryLog
 from msgservice.message import encode_bodies
 from msgservice.node.gate import ARRIVALS_SECONDS
 from msgservice.node.greeting import Greeter
+from msgservice.records import Resume
 from tests.kit.node_wire import Wire
 from tests.kit.nodes import FailingLog, NodeWorld
 
@@ -83,8 +84,8 @@ class Arriving:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         self.clock = Turns()
-        log = FailingLog(MemoryLog(reactor=self.clock, limits=Limits()))
-        self.world = NodeWorld(log=log, clock=self.clock)
+        self.log = FailingLog(MemoryLog(reactor=self.clock, limits=Limits()))
+        self.world = NodeWorld(log=self.log, clock=self.clock)
         self.wires = [Wire(self.world) for _ in range(10)]
         self.done = 0
         does = getattr(Greeter, what)
@@ -112,7 +113,26 @@ class Arriving:
         return [count for count in counted if count]
 
 
-@pytest.mark.parametrize("what", ["greeted", "_resume", "_answer"])
+def test_answers_that_the_log_gives_together_have_a_slice_of_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arriving = Arriving(monkeypatch, "_answer")
+    asked: list[Deferred[Resume]] = []
+
+    def resume(name: str, incarnation: str) -> Deferred[Resume]:
+        asked.append(Deferred())
+        return asked[-1]
+
+    monkeypatch.setattr(arriving.log, "resume", resume)
+    arriving.say_hello()
+    while len(asked) < 10:
+        arriving.clock.turn()
+    for answer in asked:
+        answer.callback(Resume(1, ()))
+    assert [4, 4, 2] == arriving.by_turns()
+
+
+@pytest.mark.parametrize("what", ["greeted", "_resume"])
 def test_who_comes_with_very_many_has_a_slice_of_each_turn(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
