@@ -28,6 +28,7 @@ from twisted.python.usage import UsageError
 from msgservice.clock import Reactor
 from msgservice.config.config import Config, Flags, load_config
 from msgservice.errors import CannotListen, ConfigError, LogLocked
+from msgservice.log_lines import escape_lines
 from msgservice.output import keep_flowing
 from msgservice.records import USERS, Reread
 
@@ -127,6 +128,7 @@ def _build(config: Config) -> IService:
         Transports().find(listener.address).check_free(listener.address)
 
     bridge_logging()
+    escape_lines()
     keep_flowing(reactor, config.limits.output_bytes)
     reactor.callWhenRunning(_expect_signals, reactor)
     node = build_service(config, reactor=reactor)

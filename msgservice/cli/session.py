@@ -63,6 +63,7 @@ from msgservice.errors import (
 )
 from msgservice.identity.prover import LoginProver
 from msgservice.limits import Limits
+from msgservice.log_lines import escape
 from msgservice.transport.registry import Transports
 
 if TYPE_CHECKING:
@@ -395,6 +396,7 @@ def _log_to_standard_error(level: Any) -> None:
         failure = event.get("log_failure")
         # Twisted's word for a second Ctrl-C: the command is ending already.
         if failure is None or not failure.check(ReactorNotRunning):
+            escape(event)
             shown(event)
 
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from msgservice.errors import MsgServiceError
 from msgservice.receiver.received import ReceivedMessage
 from msgservice.receiver.receiver import Receiver
 from msgservice.waiters import Waiters
@@ -84,7 +85,12 @@ class Gateway(Generic[P]):
             place.receiver = Receiver(
                 self._reactor, name=place.name, handler=lambda message: self._hand(peer, message)
             )
-            self._attach(place.receiver)
+            try:
+                self._attach(place.receiver)
+            except MsgServiceError as error:  # what peers do is not held up by it
+                self._log.error(
+                    "{name} is not attached to the node: {error}", name=place.name, error=str(error)
+                )
 
     def attach_again(self, peer: P) -> Receiver | None:
         """Dial again for a peer whose receiver the node has sent away, and return that; else None.

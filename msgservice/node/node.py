@@ -359,13 +359,18 @@ class Node(Service):
 
     def _check_acts_for(self, user: str, name: str) -> None:
         """Raise now what the gate would say: nobody but this program can set it right."""
+        users = self._check_configured(user)
+        if users is not None and not users.may_be_called(user, name):
+            raise NotAllowed(user, f"be called {name!r}")
+
+    def _check_configured(self, user: str) -> Users | None:
+        """Raise unless this user is configured; return who is, None where that is not read yet."""
         if self._read_users is not None and self._parts is None:
-            return
+            return None
         users = self._users
         if not users or user not in users:
             raise NotAuthenticated(f"user {user!r} is not configured")
-        if not users.may_be_called(user, name):
-            raise NotAllowed(user, f"be called {name!r}")
+        return users
 
     def connector(
         self, make_user: Callable[[], IChannelUser], name: str, principal: str = ""
@@ -391,8 +396,11 @@ class Node(Service):
     ) -> Attachment:
         """Attach a receiver of this process, without a socket, as `Receiver.attach` does.
 
-        `principal`: as of `client`.
+        `principal`: as of `client`; raises `NotAuthenticated` for one that is not configured. What
+        else speaks against it, its name or `subjects`, the attachment's `error` says.
         """
+        if principal:
+            self._check_configured(principal)
         return receiver.attach_through(
             lambda make_user: self.connector(make_user, receiver.name, principal),
             address="this process",

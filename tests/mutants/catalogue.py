@@ -1930,6 +1930,20 @@ _ALL = [
         catcher=_test("tests/unit/test_node_users.py", "a_reload_ends"),
     ),
     Mutant(
+        name="an-error-from-outside-is-written-as-it-is",
+        at="msgservice.log_lines:escape",
+        old="isinstance(value, BaseException)",
+        new="False",
+        catcher=_test("tests/unit/test_log_lines.py", "one_line_without"),
+    ),
+    Mutant(
+        name="a-part-acts-for-a-user-that-nobody-configured",
+        at="msgservice.node.node:Node.attach",
+        old="if principal:",
+        new="if False:",
+        catcher=_test("tests/unit/test_node_users.py", "is_not_attached"),
+    ),
+    Mutant(
         name="all-who-come-together-are-looked-at-in-one-turn",
         at="msgservice.connection:Connection.frames_received",
         old="elif self._arrivals is not None and self.session.state in _BEFORE_OPEN:",

@@ -337,8 +337,11 @@ def test_a_gate_that_denies_all_leaves_nothing_to_faces_of_the_process(
 ) -> None:
     before = denied.holds()
     if principal == "unknown":  # no client is made of one
+        unknown = Receiver(denied.clock, name="shop", handler=lambda message: None)
         with pytest.raises(NotAuthenticated):
             denied.node.client("shop", principal=principal)
+        with pytest.raises(NotAuthenticated):
+            denied.node.attach(unknown, ["orders.>"], principal=principal)
     name = principal if principal == "mute" else "shop"
     acts_for = "" if principal == "unknown" else principal
     client = denied.node.client(name, principal=acts_for)
@@ -346,7 +349,7 @@ def test_a_gate_that_denies_all_leaves_nothing_to_faces_of_the_process(
     client.send("orders.new", b"x").addBoth(told.append)
     client.request("$node.info", {}, timeout=1).addBoth(told.append)
     receiver = Receiver(denied.clock, name="shop", handler=lambda message: None)
-    denied.node.attach(receiver, ["orders.>"], principal=principal)
+    denied.node.attach(receiver, ["orders.>"], principal=acts_for)
     receiver.startService()
     denied.settle(5)
     assert ([], before) == (denied.reached, denied.holds())

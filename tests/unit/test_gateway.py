@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 
+from msgservice.errors import NotAuthenticated
 from msgservice.faces import gateway as gateway_module
 from msgservice.faces.gateway import Gateway
 
@@ -100,6 +102,23 @@ def test_one_that_left_while_it_waited_gets_no_receiver(scene: Scene) -> None:
     end(ReceiverDouble.made[0])
     assert [] == scene.there()
     assert set() == scene.gateway.names
+
+
+def test_a_peer_that_may_not_be_attached_holds_up_no_other() -> None:
+    def attach(receiver: Any) -> None:
+        if receiver.name == "drone-7":
+            raise NotAuthenticated("user 'drones' is not configured")
+
+    gateway: Gateway[str] = Gateway(Clock(), attach, lambda peer, message: None)
+    with capturedLogs() as logged:
+        gateway.add("c1", "drone-7")
+    gateway.add("c2", "drone-8")
+    assert ["drone-7 is not attached to the node: user 'drones' is not configured"] == [
+        formatEvent(event) for event in logged
+    ]
+    assert {"drone-7", "drone-8"} == gateway.names
+    gateway.remove("c1")
+    assert {"drone-8"} == gateway.names
 
 
 def test_a_peer_that_never_had_a_name_leaves_nothing(scene: Scene) -> None:

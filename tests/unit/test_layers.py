@@ -18,7 +18,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("credentials", "errors", "limits", "output", "threads", "waiters"),
     ("message", "codecs", "interfaces", "receiver_options", "records", "administration"),
     ("core",),
-    ("disk", "clock"),
+    ("disk", "clock", "log_lines"),
     ("identity",),
     ("log", "transport", "connection"),
     ("config", "client", "receiver"),

@@ -777,6 +777,22 @@ def test_a_client_whose_user_a_reload_has_taken_away_says_why() -> None:
     world.settle(40.0)
 
 
+def test_a_receiver_of_a_user_that_is_not_configured_is_not_attached() -> None:
+    world = UsersWorld()
+    receiver = Receiver(world.clock, name="audit", handler=lambda message: None)
+    with pytest.raises(NotAuthenticated, match="'nobody' is not configured"):
+        world.node.attach(receiver, ["orders.>"], principal="nobody")
+    with pytest.raises(NotAuthenticated, match="'audit' is not configured"):
+        NodeWorld().node.attach(receiver, ["orders.>"], principal="audit")
+    assert not receiver.ways
+    attachment = world.node.attach(receiver, ["orders.>"], principal="shop")  # not its name
+    world.settle()
+    assert not attachment.connected
+    assert "may not be called 'audit'" in attachment.error
+    receiver.stop()
+    world.settle(40.0)
+
+
 def test_a_receiver_of_this_process_acts_for_whom_its_program_says() -> None:
     world = UsersWorld()
     receiver = Receiver(world.clock, name="audit", handler=lambda message: None)

@@ -173,6 +173,16 @@ def test_files_are_taken_from_the_folder_of_the_configuration(authority: Authori
             "certificate: {folder}/localhost.crt holds no private",
         ),
         ("billing.example:7420", "billing.example:7420:profile=x", "19: receiver.address: bad"),
+        (
+            '"partner.crt"',
+            r'"x\u0000y"',
+            "12: tls.partner.certificate: cannot read {folder}/x\0y: a",
+        ),
+        (
+            '"ca.pem"',
+            r'"x\u0000y"',
+            "tls.trust_roots: cannot read {folder}/x\0y: a path has no zero",
+        ),
         ('"partner.crt"', '""', "12: tls.partner.certificate: must name a file"),
     ],
 )

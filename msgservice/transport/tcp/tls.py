@@ -393,6 +393,8 @@ def _certificates(path: str, key: str) -> list[X509Certificate]:
 
 
 def _read(path: str, key: str) -> bytes:
+    if "\0" in path:
+        raise BadFile(key, f"cannot read {path}: a path has no zero byte")
     try:
         return Path(path).read_bytes()
     except OSError as error:
