@@ -304,6 +304,24 @@ class NoReceiver(Refused):
         self.subject = subject
 
 
+class KeyReused(Refused):
+    """The idempotency key was used for another message: other subject, `to`, body or content-type.
+
+    Nothing was stored; what the key was used for first stays as it is.
+    """
+
+    refusal_code = 19
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the idempotency key {key!r} was used for another message")
+        self.key = key
+
+    @property
+    def about(self) -> str:
+        """See `MsgServiceError`."""
+        return self.key
+
+
 class Forbidden(Refused):
     """The rules of whoever asks do not allow it. `verb`: what, `send` say; `name`: on what."""
 
@@ -668,6 +686,8 @@ def refused(code: int, about: str, reason: str, subject: str) -> Refused:
             return NoReceiver(subject)
         case Forbidden.refusal_code:
             return Forbidden("send", subject)
+        case KeyReused.refusal_code:
+            return KeyReused(about)
         case NotYetBuilt.refusal_code if about.isidentifier():
             return NotYetBuilt(about)
     return Refused(reason)

@@ -261,6 +261,8 @@ class Limits:
     to_audiences: int = 0  # of these, that `to` may make; 0: three quarters
     sender_audiences: int = 1_000  # of these, that the `to` of one sender may make
     receivers: int = 10_000
+    idempotency_keys: int = 1_000_000  # remembered; beyond it, a message with a new one is refused
+    idempotency_key_seconds: float = 86_400.0  # how long each is, by the age of the log
     removed_receivers: int = 10_000  # that something in the log still refers to
     subjects: int = 10_000  # subjects whose audience is remembered in RAM
     patterns: int = 1_000  # patterns of one receiver

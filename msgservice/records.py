@@ -80,6 +80,14 @@ class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
 NODE = "$node"  # the sender of what a node itself stores
 
 
+class KeyUse(msgspec.Struct, frozen=True, gc=False):
+    """The idempotency key that a message came with (DELIVERY 45), and what it was used for."""
+
+    digest: bytes  # of its scope and of the key: 16 bytes
+    content: bytes  # of subject, `to`, body and content-type: 16 bytes
+    key: str  # for people
+
+
 class Batch(msgspec.Struct, gc=False, eq=False):
     """A run as the log keeps it. Only `number` and `stored_at` are set later: by the log, once.
 
@@ -109,6 +117,7 @@ class Batch(msgspec.Struct, gc=False, eq=False):
     # There is nobody for it now, no place for who there is, or one of them is too far behind: known
     # as far as it was taken before, else refused with this, not stored.
     refusal: Refused | LimitReached | LogFull | None = None
+    key: KeyUse | None = None  # of a run of one message
 
     @property
     def first(self) -> int:
@@ -135,18 +144,21 @@ class Known(msgspec.Struct, frozen=True):
 
     `pieces` cover the whole run, old and new; `fresh` are its parts that were stored just now.
     `refused`: its parts that were not taken before and are refused with the batch's `refusal`;
-    what is left of the run is in `pieces`, and nothing is fresh.
+    what is left of the run is in `pieces`, and nothing is fresh. `by_key`: it was taken just now
+    as what its idempotency key had been used for, and that is its piece.
     """
 
     pieces: tuple[Piece, ...]
     fresh: tuple[Batch, ...] = ()
     refused: tuple[tuple[int, int], ...] = ()
+    by_key: bool = False
 
 
 class RefusedBatch(msgspec.Struct, frozen=True):
     """Outcome of a run that was not stored; nothing of it was."""
 
-    error: MsgServiceError  # LogFull, LimitReached, ContentChanged, or the batch's own refusal
+    # LogFull, LimitReached, ContentChanged, KeyReused, or the batch's own refusal
+    error: MsgServiceError
 
 
 PageOutcome = Literal["stored", "void"] | LogFull
@@ -379,15 +391,17 @@ class StateRange(msgspec.Struct, frozen=True, gc=False):
 class History(msgspec.Struct, frozen=True):
     """One page of what a log knows of a sender's sequences, rising.
 
-    `pieces`: what is still in the log. `states`: final states only. `gone`: what was taken and left
-    neither the one nor the other: nobody was to receive it, or it is too long ago. `next`: where
-    the next page begins, or None.
+    `pieces`: what is still in the log. `by_key`: the sequences of those of them that were taken by
+    their idempotency keys: the messages there are those of others. `states`: final states only.
+    `gone`: what was taken and left neither the one nor the other: nobody was to receive it, or it
+    is too long ago. `next`: where the next page begins, or None.
     """
 
     pieces: tuple[Piece, ...]
     states: tuple[StateRange, ...]
     next: int | None
     gone: tuple[tuple[int, int], ...] = ()
+    by_key: tuple[int, ...] = ()
 
 
 class Found(msgspec.Struct, frozen=True):

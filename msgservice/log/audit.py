@@ -29,6 +29,8 @@ TABLES = (
     "run",
     "dead",
     "message_id",
+    "idempotency",
+    "alias",
 )
 DISCREPANCIES_MAX = 100  # told; more of the same helps nobody
 

@@ -18,9 +18,16 @@ import msgspec
 
 from msgservice.core.marks import Key, SenderState
 from msgservice.core.ranges import RangeSet
-from msgservice.errors import ContentChanged, LimitReached, LogFull, Refused
+from msgservice.errors import (
+    ContentChanged,
+    Forbidden,
+    KeyReused,
+    LimitReached,
+    LogFull,
+    Refused,
+)
 from msgservice.log.repeats import Repeats, Stored, TakenRun
-from msgservice.log.state import Staged, State
+from msgservice.log.state import Alias, Keyed, KeyRow, Staged, State
 from msgservice.message import MessageParts
 from msgservice.records import (
     NOBODY,
@@ -96,12 +103,13 @@ def take_batches(
     full: LogFull | None,
     ranges_max: int,
     stored: Stored,
+    keys_max: int = 0,
 ) -> tuple[list[Outcome], list[object]]:
     """Return the outcomes, and the new rows as one flat list of parameters.
 
     `full`: why nothing new may be stored, or None. A batch that is refused for it refuses every
     later one of the group that would have to be stored, and one that is refused for its sender's
-    ranges those of its lane: so that no lane gets out of order.
+    ranges, or for `keys_max`, those of its lane: so that no lane gets out of order.
     """
     outcomes: list[Outcome] = []
     rows: list[object] = []
@@ -113,7 +121,13 @@ def take_batches(
     link, fresh, age = _link, staged.fresh, staged.age
     # Lanes that wait for room among their sender's ranges: from which sequence on, and why.
     held: dict[tuple[Key, str], tuple[int, LimitReached]] = {}
+    keyed = staged.keyed
     for batch in batches:
+        if keyed is not None and batch.key is not None:
+            taken = _take_by_key(staged, keyed, batch, full, held, keys_max, ranges_max)
+            if taken is not None:
+                outcomes.append(taken)
+                continue
         if batch.refusal is not None:
             outcomes.append(_take_refused(staged, batch, batch.refusal, repeats))
             continue
@@ -210,6 +224,13 @@ def take_batches(
                 origin,
                 item.messages,
             )
+            if item.key is not None and keyed is not None:
+                of = KeyRow(
+                    item.key.content, sender.id, item.sequence, audience, position_of(number)
+                )
+                keyed.known[item.key.digest] = of
+                keyed.fresh.append((item.key, of))
+                staged.keys += 1
             total.messages += count
             total.bytes += size
             total.last = number
@@ -220,10 +241,74 @@ def take_batches(
             number += 1
     staged.number, staged.chain, staged.used = number, chain, used
     for position, outcome in enumerate(outcomes):
-        if type(outcome) is Known:
+        if type(outcome) is Known and not outcome.by_key:
             batch = batches[position]
             outcomes[position] = _with_positions(outcome, batch)
     return outcomes, rows
+
+
+def _take_by_key(
+    staged: Staged,
+    keyed: Keyed,
+    batch: Batch,
+    full: LogFull | None,
+    held: dict[tuple[Key, str], tuple[int, LimitReached]],
+    keys_max: int,
+    ranges_max: int,
+) -> Outcome | None:
+    """Decide by its key about a message that has one; None where that decides nothing.
+
+    That is of what its sender has handed in before, and of a key that was not used before. What it
+    is to wait for, in its lane or for room, it waits for with any key.
+    """
+    assert batch.key is not None
+    key, sequence = (batch.sender, batch.incarnation), batch.sequence
+    before = staged.senders.get(key) or staged.state.sender(key)
+    if before is not None and not before.missing(sequence, sequence):
+        again = keyed.aliases.get((before.id, sequence))
+        if again is None:
+            return None
+        if again.crc != batch.crc:
+            return RefusedBatch(ContentChanged(sequence, sequence))
+        piece = Piece(sequence, sequence, again.of.audience, again.of.position)
+        return Known(pieces=(piece,), by_key=True)
+    head, limit = held.get((key, batch.subject), (sequence, None))
+    if full is not None or (limit is not None and sequence > head):
+        return None
+    if isinstance(batch.refusal, Forbidden | LimitReached | LogFull):
+        return None
+    of = keyed.known.get(batch.key.digest)
+    if of is not None and of.content != batch.key.content:
+        return RefusedBatch(KeyReused(batch.key.key))
+    if batch.refusal is not None and of is None:
+        return None
+    if staged.keys + staged.aliases >= keys_max:
+        error = LimitReached("idempotency_keys", keys_max)
+        held[(key, batch.subject)] = (min(head, sequence), error)
+        return RefusedBatch(error)
+    if of is None:
+        return None
+    sender = staged.sender(key)
+    begin = min(batch.after + 1, sequence)
+    if (
+        sender.ranges is not None
+        and len(sender.ranges) >= ranges_max
+        and sender.missing(begin - 1, begin - 1)
+        and sender.missing(sequence + 1, sequence + 1)
+    ):
+        return None  # refused for that as any other
+    if batch.floor > sender.floor:
+        _settle_below(staged, sender, batch.floor)
+    sender.take(begin, sequence)
+    if sender.last is None or sequence > sender.last[1]:
+        sender.last = (sequence, sequence, batch.crc)
+    sender.seen_at = max(sender.seen_at, staged.age)
+    keyed.senders[sender.id] = sender
+    ids = tuple(name for _, name in batch.ids)
+    keyed.aliases[sender.id, sequence] = Alias(sender.id, sequence, batch.crc, ids, of)
+    staged.aliases += 1
+    piece = Piece(sequence, sequence, of.audience, of.position)
+    return Known(pieces=(piece,), by_key=True)
 
 
 def _settle_below(staged: Staged, sender: SenderState, floor: int) -> None:

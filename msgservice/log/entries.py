@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import msgspec
 
+from msgservice.limits import INTEGER_MAX
 from msgservice.records import Batch, Progress, ReceiverRow, Replay, ReplayPage, StatusFrom
 
 
@@ -56,6 +57,7 @@ class Append(Entry, frozen=True, kw_only=True):
     # others, since what it copies goes only when it has gone on.
     pages_full: str | None = None
     pages_used_max: int = 0
+    keys_max: int = INTEGER_MAX  # idempotency keys, and messages that were taken by one
 
 
 class DropBatches(Entry, frozen=True, kw_only=True):
@@ -85,6 +87,13 @@ class Forget(Entry, frozen=True, kw_only=True):
     audiences: list[int]
     receivers: list[int]
     seen: list[tuple[int, int]] = []  # sender's id, age when it was last here
+
+
+class ForgetKeys(Entry, frozen=True, kw_only=True):
+    """The oldest idempotency keys are forgotten."""
+
+    before: int  # age of the log when they came
+    count: int  # at most
 
 
 class GrowOlder(Entry, frozen=True, kw_only=True):

@@ -77,6 +77,14 @@ select json_group_array(json_array(sequence, count, number, audience)) from (
         and sequence + count > ?2 order by sequence limit ?3)
 """
 
+# What was taken by its key, as far as the message that is stored has its row.
+_BY_KEY = """
+select json_group_array(json_array(sequence, 1, number, audience)) from (
+    select a.sequence, b.number, b.audience from alias as a
+    cross join batch as b on b.sender = a.of_sender and b.sequence = a.of_sequence
+    where a.sender = ?1 and a.sequence >= ?2 order by a.sequence limit ?3)
+"""
+
 # Of the messages that have an id: the newest of each sender's name, among so many.
 _NEWEST_WITH_ID = """
 select json_group_array(json_array(position, name)) from (
@@ -181,7 +189,7 @@ def history(
     known = _known_sender(db, state, (sender, incarnation))
     if known is None:
         return History(pieces=(), states=(), next=None)
-    pieces, end = _pieces(db, state, known.id, first, pieces_max)
+    pieces, end, by_key = _pieces(db, state, known.id, first, pieces_max)
     receivers = [receiver for (receiver,) in rows(db, _RECEIVERS, (known.id,))]
     finished, end = _finished(db, known.id, receivers, first, end)
     if end is not None:
@@ -197,6 +205,7 @@ def history(
         states=tuple(states),
         next=None if end is None else end + 1,
         gone=_gone(known, first, INTEGER_MAX if end is None else end, pieces, states),
+        by_key=tuple(at for at in by_key if end is None or at <= end),
     )
 
 
@@ -235,7 +244,7 @@ def history_of_removed(
     pieces: list[Piece] = []
     end: int | None = None
     if sets:
-        found = _decode_pieces(one(db, _OWN, (known.id, first, pieces_max + 1)))
+        found, _ = _own(db, state, known.id, first, pieces_max + 1)
         if len(found) > pieces_max:
             end = found.pop()[0] - 1
         for sequence, count, number, audience in found:
@@ -275,22 +284,37 @@ def _gone(
     return tuple(gone)
 
 
+def _own(
+    db: apsw.Connection, state: State, sender: int, first: int, count: int
+) -> tuple[list[tuple[int, int, int, int]], list[int]]:
+    """Return the next rows of a sender, rising, and which of these are of others, by its keys."""
+    found = _decode_pieces(one(db, _OWN, (sender, first, count)))
+    if not state.aliases:
+        return found, []
+    by_key = _decode_pieces(one(db, _BY_KEY, (sender, first, count)))
+    found = sorted([*found, *by_key])[:count]
+    return found, [row[0] for row in by_key]
+
+
 def _pieces(
     db: apsw.Connection, state: State, sender: int, first: int, pieces_max: int
-) -> tuple[list[Piece], int | None]:
-    """Return the pieces still in the log from `first` on, rising, and the last sequence, if cut."""
-    found = _decode_pieces(one(db, _OWN, (sender, first, pieces_max + 1)))
+) -> tuple[list[Piece], int | None, list[int]]:
+    """Return the pieces still in the log from `first` on, rising, and the last sequence, if cut.
+
+    And the sequences of what was taken by its key, of these and maybe more.
+    """
+    found, by_key = _own(db, state, sender, first, pieces_max + 1)
     pieces: list[Piece] = []
     members = 0
     for sequence, count, number, audience in found:
         whom = audience_of(db, state, audience)
         members += len(whom.members)
         if len(pieces) == pieces_max or (pieces and members > MEMBERS_MAX):
-            return pieces, pieces[-1].last
+            return pieces, pieces[-1].last, by_key
         low = max(first, sequence)
         position = position_of(number, low - sequence)
         pieces.append(Piece(low, sequence + count - 1, whom, position))
-    return pieces, None
+    return pieces, None, by_key
 
 
 def _finished(

@@ -49,6 +49,8 @@ def load(db: apsw.Connection, interned: dict[tuple[int, ...], Audience]) -> Stat
     _load_receivers(db, state)
     replays = rows(db, "select receiver, kind, first, next, end, copied, skipped from replay")
     state.replays = {row[0]: Replay(*row) for row in replays}
+    state.keys = one(db, "select count(*) from idempotency")
+    state.aliases = one(db, "select count(*) from alias")
     newest = one(db, "select stored_at from batch order by number desc limit 1")
     state.stored_at = newest or 0
     last = one(db, "select max(number) from batch")

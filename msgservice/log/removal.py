@@ -22,6 +22,7 @@ from msgservice.log.entries import (
     DropLetters,
     Entry,
     Forget,
+    ForgetKeys,
     ForgetSenders,
     GrowOlder,
 )
@@ -47,6 +48,18 @@ select json_group_array(json_array(number, audience, sender, sequence, count, cr
 _SUBJECTS = """
 select json_group_array(json_array(number, subject, flags)) from batch
 where number between ?1 and ?2
+"""
+
+# Messages that were taken by their keys as what these rows are, as rows of their senders'.
+_ALIASES = """
+select json_group_array(json_array(number, audience, sender, sequence, 1, crc, chain)) from (
+    select b.number, b.audience, a.sender, a.sequence, a.crc, b.chain
+    from batch as b cross join alias as a on a.of_sender = b.sender and a.of_sequence = b.sequence
+    where b.number between ?1 and ?2 order by a.sender, a.sequence)
+"""
+_DELETE_ALIASES = """
+delete from alias where (sender, sequence) in (
+    select a.value ->> 0, a.value ->> 1 from json_each(?) as a)
 """
 
 _WANTED = """
@@ -78,6 +91,11 @@ update progress set collected = a.value ->> 1 from json_each(?) as a where recei
 _DELETE_GONE = """
 delete from exception where (receiver, first) in (
     select a.value ->> 0, a.value ->> 1 from json_each(?) as a)
+"""
+
+_FORGET_KEYS = """
+delete from idempotency where digest in (
+    select digest from idempotency where at < ? order by at, digest limit ?)
 """
 
 _SAVE_SEEN = """
@@ -119,8 +137,12 @@ def _drop_batches(
     if entry.oldest > state.oldest:
         head = _decode(one(db, _HEAD, (state.oldest, entry.oldest - 1)))
         gone.oldest, gone.oldest_chain = head[-1][0] + 1, head[-1][6]
-        operations += _finish(db, staged, head)
-        operations += _remember_runs(db, head)
+        by_key = _decode(one(db, _ALIASES, (state.oldest, gone.oldest - 1)))
+        if by_key:
+            operations.append((_DELETE_ALIASES, (as_json([row[2:4] for row in by_key]),)))
+            staged.aliases -= len(by_key)
+        operations += _finish(db, staged, head, [*head, *by_key])
+        operations += _remember_runs(db, [*head, *by_key])
         operations += [
             ("delete from batch where number < ?", (gone.oldest,)),
             ("delete from message_id where position < ?", (position_of(gone.oldest),)),
@@ -144,14 +166,22 @@ def _drop_batches(
     staged.written = len(entry.frames) * 64 + len(head) * 64 + 16 * 4096
 
 
-def _finish(db: apsw.Connection, staged: Staged, head: Sequence[list[int]]) -> list[Operation]:
-    """Write what became of these rows' messages at each receiver, as ranges of sequences."""
+def _finish(
+    db: apsw.Connection,
+    staged: Staged,
+    head: Sequence[list[int]],
+    rows: Sequence[list[int]],
+) -> list[Operation]:
+    """Write what became of these rows' messages at each receiver, as ranges of sequences.
+
+    `rows`: these, and what was taken by its key as one of them.
+    """
     state = staged.state
     low, high = position_of(head[0][0]), position_of(head[-1][0] + 1) - 1
     exceptions: dict[int, list[ExceptionRow]] = {}
     ranges: dict[tuple[int, int], list[Range]] = {}
-    wanted_froms = _wanted_froms(db, state, {row[2] for row in head})
-    for sender, audience, run in _joined(head):
+    wanted_froms = _wanted_froms(db, state, {row[2] for row in rows})
+    for sender, audience, run in _joined(rows):
         wanted_from = wanted_froms.get(sender, 1)
         wanted = [row for row in run if row[3] + row[4] > wanted_from]
         for receiver in state.totals[audience].audience.members:
@@ -238,7 +268,8 @@ def _remember_runs(db: apsw.Connection, head: Sequence[list[int]]) -> list[Opera
     That is the CRC of the messages, and above it a mark of the rest.
     """
     newest: dict[int, list[tuple[int, int, int, int, int, int]]] = {}
-    subjects = _decode_subjects(one(db, _SUBJECTS, (head[0][0], head[-1][0])))
+    numbers = [row[0] for row in head]
+    subjects = _decode_subjects(one(db, _SUBJECTS, (min(numbers), max(numbers))))
     marks = {number: mark_of(subject, named_of(flags)) for number, subject, flags in subjects}
     for number, audience, sender, sequence, count, crc, _chain in head:
         content = marks[number] << 32 | crc
@@ -282,6 +313,14 @@ def _forget_senders(
     operations: list[Operation],
 ) -> None:
     ids = (as_json(entry.senders),)
+    by_key = one(
+        db, "select count(*) from alias where sender in (select value from json_each(?))", ids
+    )
+    if by_key:
+        staged.aliases -= by_key
+        operations.append(
+            ("delete from alias where sender in (select value from json_each(?))", ids)
+        )
     operations += [
         ("delete from finished where sender in (select value from json_each(?))", ids),
         ("delete from run where sender in (select value from json_each(?))", ids),
@@ -336,6 +375,16 @@ def _forget(
     gone.audiences, gone.receivers = entry.audiences, entry.receivers
 
 
+def _forget_keys(
+    db: apsw.Connection, staged: Staged, gone: Gone, entry: ForgetKeys, operations: list[Operation]
+) -> None:
+    which = (entry.before, entry.count)
+    staged.keys -= one(
+        db, "select count(*) from (select 1 from idempotency where at < ? limit ?)", which
+    )
+    operations.append((_FORGET_KEYS, which))
+
+
 def _grow_older(
     db: apsw.Connection, staged: Staged, gone: Gone, entry: GrowOlder, operations: list[Operation]
 ) -> None:
@@ -346,6 +395,7 @@ _STAGES: dict[type[Entry], Callable[..., None]] = {
     DropBatches: _drop_batches,
     DropLetters: _drop_letters,
     ForgetSenders: _forget_senders,
+    ForgetKeys: _forget_keys,
     Forget: _forget,
     GrowOlder: _grow_older,
 }

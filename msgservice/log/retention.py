@@ -21,7 +21,7 @@ import msgspec
 from msgservice.core.marks import Key
 from msgservice.disk.database import as_json, one, rows, telling_full
 from msgservice.errors import LogUnavailable
-from msgservice.log.entries import DropBatches, DropLetters, Forget
+from msgservice.log.entries import DropBatches, DropLetters, Forget, ForgetKeys
 from msgservice.log.places import HEADROOM_DIVISOR, PINNED, Places, settled_to
 from msgservice.log.senders import DAY, FORGET_MAX, LOOK_AGAIN, Senders
 from msgservice.log.staging import DEAD_SIZE
@@ -36,6 +36,7 @@ STATES_MAX = 4096  # (sender, receiver) pairs whose states one call writes
 FINISHED_DAYS = 7
 HOUR = 3600 * 1000
 WAYS_MAX = 4  # calls' worth of history that give way for one group
+KEYS_MAX = 2048  # idempotency keys of one call
 DEAD_MAX = 512  # dead letters of one call
 FREE_PAGES_KEPT = 16 * 1024  # 64 MiB stay in the file for the next backlog
 VACUUM_PAGES = 2048  # given back to the disk in one call
@@ -148,6 +149,7 @@ class Retention:
         if self._store.is_as_brought_up and not self._is_in_the_way:
             return False
         more = self._remove_settled()
+        more = self._forget_keys() or more
         if self._is_time_to_tidy():
             more = self._make_places() or self._tidy(here) or more
         else:
@@ -187,6 +189,17 @@ class Retention:
         if picked or self._head_is_dropped():
             more = self._remove(picked) or more
         return more
+
+    def _forget_keys(self) -> bool:
+        """Forget idempotency keys that are older than they are remembered; more?"""
+        store = self._store
+        if not store.state.keys:
+            return False
+        before = store.age - int(store.limits.idempotency_key_seconds * 1000)
+        if one(store.db, "select min(at) from idempotency") >= before:
+            return False
+        store.apply(store.entry(ForgetKeys, before=before, count=KEYS_MAX))
+        return store.state.keys > 0
 
     def _make_places(self) -> bool:
         """Remove history that has the places of sets that are wanted (SEMANTICS 19); more?

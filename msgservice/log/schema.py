@@ -189,6 +189,28 @@ alter table receiver add column left_first integer not null default 0;
 alter table receiver add column left_last integer not null default 0;
 """
 
+# Idempotency keys (DELIVERY 45), and the messages that were taken by one instead of being stored:
+# whose message was. An older program would store what has a key again.
+_VERSION_KEYS = """
+create table idempotency(
+    digest blob primary key,        -- of scope and key
+    content blob not null,
+    sender integer not null,        -- of the message that was stored
+    sequence integer not null,
+    at integer not null             -- age of the log
+) without rowid;
+create index idempotency_at on idempotency(at, digest);
+create table alias(
+    sender integer not null,
+    sequence integer not null,
+    of_sender integer not null,
+    of_sequence integer not null,
+    crc integer not null,
+    primary key (sender, sequence)
+) without rowid;
+create index alias_of on alias(of_sender, of_sequence);
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -211,6 +233,7 @@ SCHEMA = Schema(
         _VERSION_6,
         _VERSION_7,
         _VERSION_8,
+        _VERSION_KEYS,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

@@ -8,6 +8,7 @@ has waiting) is read here, before its transaction begins. What goes is staged in
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from heapq import heappop, heappush
 from itertools import groupby
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from msgservice.core.marks import encode_ranges
+from msgservice.core.marks import SenderState, encode_ranges
 from msgservice.core.ranges import RangeSet
 from msgservice.disk.database import as_json, insert_steps
 from msgservice.errors import LogFull
@@ -24,10 +25,11 @@ from msgservice.log import history, queries, receiver_table
 from msgservice.log.accounts import is_member, queued_of
 from msgservice.log.dedupe import COLUMNS, name_own, take_batches
 from msgservice.log.entries import Age, Append
-from msgservice.log.state import ReceiverProgress, Staged, State
+from msgservice.log.state import Keyed, ReceiverProgress, Staged, State
 from msgservice.message import Status
 from msgservice.records import (
     DEAD_OVERHEAD,
+    NOBODY,
     START,
     Batch,
     ExceptionRow,
@@ -77,6 +79,13 @@ update sender set floor = a.value ->> 1, ranges = unhex(a.value ->> 2), last = u
     status_from = a.value ->> 4, seen_at = a.value ->> 5
 from json_each(?) as a where sender.id = a.value ->> 0
 """
+# What became of messages whose batches have gone becomes the state of others as well.
+_COPY_FINISHED = """
+insert or replace into finished
+select a.value ->> 0, f.receiver, a.value ->> 1, a.value ->> 1, f.status, f.reason, f.at
+from json_each(?) as a cross join finished as f
+where f.sender = a.value ->> 2 and f.first <= a.value ->> 3 and f.last >= a.value ->> 3
+"""
 _SAVE_AUDIENCES = """
 update audience set messages = a.value ->> 1, bytes = a.value ->> 2, last = a.value ->> 3,
     dropped = a.value ->> 4
@@ -97,6 +106,9 @@ def stage_append(
     copied: list[Outcome] = []
     full = None if entry.full is None else LogFull(entry.full, delay=FULL_DELAY)
     stored = queries.StoredRuns(db, staged.state)
+    digests = [batch.key.digest for batch in entry.batches if batch.key is not None]
+    if digests:
+        staged.keyed = Keyed(queries.keys_of(db, staged.state, digests))
     if entry.replays or entry.pages:
         stage_replays(staged, entry, operations)
         pages, copies = take_pages(staged, entry, operations)
@@ -114,11 +126,13 @@ def stage_append(
         full=full,
         ranges_max=entry.ranges_max,
         stored=stored,
+        keys_max=entry.keys_max,
     )
     flat += rows
     own = len(entry.own)
     outcomes[own:own] = copied
     stage_batches(staged, flat, operations)
+    stage_keys(staged, operations)
     stage_statuses_from(staged, entry, operations)
     stage_progress(staged, entry, operations)
     stage_removals(db, staged, entry, operations)
@@ -318,10 +332,40 @@ def stage_batches(staged: Staged, flat: list[object], operations: list[Operation
     operations += insert_steps("or ignore into message_id", 2, ids)
 
 
+def stage_keys(staged: Staged, operations: list[Operation]) -> None:
+    """Stage the keys of new batches, and what was taken by its key: no row of a batch says that."""
+    keyed = staged.keyed
+    if keyed is None:
+        return
+    ids: list[Any] = []
+    flat: list[Any] = []
+    for use, row in keyed.fresh:
+        flat += (use.digest, use.content, row.sender, row.sequence, staged.age)
+    operations += insert_steps("into idempotency", 5, flat)
+    if not keyed.aliases:
+        return
+    flat = []
+    gone: list[tuple[int, ...]] = []
+    for alias in keyed.aliases.values():
+        of = alias.of
+        if of.audience is NOBODY and not of.position:
+            gone.append((alias.sender, alias.sequence, of.sender, of.sequence))
+        flat += (alias.sender, alias.sequence, of.sender, of.sequence, alias.crc)
+        for name in alias.ids if of.position else ():
+            ids += (name, of.position)
+    operations += insert_steps("or replace into alias", 5, flat)
+    operations += insert_steps("or ignore into message_id", 2, ids)
+    if gone:
+        operations.append((_COPY_FINISHED, (as_json(gone),)))
+    # After a crash the rows of batches say what was taken of a sender, but for this.
+    operations.append((_SAVE_SENDERS, (as_json(saved_marks(keyed.senders.values())),)))
+
+
 def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -> None:
     """Stage what receivers have settled, and count the group."""
     is_more = group.receivers or group.removed or group.progress or group.statuses_from
-    if not (is_more or group.replays or group.pages):
+    by_key = staged.keyed is not None and staged.keyed.aliases
+    if not (is_more or group.replays or group.pages or by_key):
         return
     moved: dict[int, ReceiverProgress] = {}
     replaced: list[tuple[int, int, int]] = []
@@ -438,18 +482,8 @@ def progress_operations(states: list[ReceiverProgress]) -> list[Operation]:
 
 def save_operations(state: State) -> list[Operation]:
     """Return the operations of a save, for a transaction that does more than that."""
-    senders = [
-        (
-            sender.id,
-            sender.floor,
-            encode_ranges(sender).hex(),
-            None if sender.last is None else msgspec.msgpack.encode(sender.last).hex(),
-            sender.status_from,
-            sender.seen_at,
-        )
-        for sender in (state.senders.get(key) for key in state.dirty_senders)
-        if sender is not None
-    ]
+    dirty = [state.senders.get(key) for key in state.dirty_senders]
+    senders = saved_marks([sender for sender in dirty if sender is not None])
     totals = [
         (audience, total.messages, total.bytes, total.last, total.dropped)
         for audience in state.dirty_totals
@@ -463,6 +497,21 @@ def save_operations(state: State) -> list[Operation]:
         (_SAVE_SENDERS, (as_json(senders),)),
         (_SAVE_AUDIENCES, (as_json(totals),)),
         ("update head set saved = ?, chain = ?, used = ?", head),
+    ]
+
+
+def saved_marks(senders: Iterable[SenderState]) -> list[tuple[Any, ...]]:
+    """Return what `_SAVE_SENDERS` writes of these."""
+    return [
+        (
+            sender.id,
+            sender.floor,
+            encode_ranges(sender).hex(),
+            None if sender.last is None else msgspec.msgpack.encode(sender.last).hex(),
+            sender.status_from,
+            sender.seen_at,
+        )
+        for sender in senders
     ]
 
 

@@ -16,9 +16,11 @@ from bisect import bisect_right, insort
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from msgservice.core.marks import Key, SenderState
 from msgservice.message import Status
-from msgservice.records import Audience, Batch, ReceiverRow, Replay
+from msgservice.records import Audience, Batch, KeyUse, ReceiverRow, Replay
 
 BUCKETS = 256  # of the hashes of senders that are asleep
 
@@ -153,6 +155,8 @@ class State:
     receivers: dict[int, ReceiverProgress] = field(default_factory=dict)
     rows: dict[int, ReceiverRow] = field(default_factory=dict)
     replays: dict[int, Replay] = field(default_factory=dict)  # by receiver number
+    keys: int = 0  # idempotency keys
+    aliases: int = 0  # messages that were taken by one
     stored_at: int = 0  # of the newest row that is kept: no later one says an earlier time
     dead_bytes: dict[int, int] = field(default_factory=dict)  # by receiver number
     dead_total: int = 0  # of all receivers: asked for with every run that comes in
@@ -208,6 +212,7 @@ class State:
         self.chain = staged.chain
         self.used = staged.used
         self.commits = staged.commits
+        self.keys, self.aliases = staged.keys, staged.aliases
         self.next_sender = staged.next_sender
         for key, sender in staged.senders.items():
             self.senders[key] = sender
@@ -278,6 +283,41 @@ class Gone:
         self.receivers: list[int] = []
 
 
+class Keyed:
+    """The idempotency keys of one group: what of them is known, and what it makes of them.
+
+    `known`: by digest, of before and of this group.
+    """
+
+    __slots__ = ("aliases", "fresh", "known", "senders")
+
+    def __init__(self, known: dict[bytes, KeyRow]) -> None:
+        self.known = known
+        self.fresh: list[tuple[KeyUse, KeyRow]] = []
+        self.aliases: dict[tuple[int, int], Alias] = {}  # by sender and sequence
+        self.senders: dict[int, SenderState] = {}  # of the aliases
+
+
+class KeyRow(msgspec.Struct, frozen=True):
+    """A key that was used: for which content, and whose message that was."""
+
+    content: bytes
+    sender: int
+    sequence: int
+    audience: Audience  # NOBODY, at 0: its batch has gone, or has no place yet
+    position: int
+
+
+class Alias(msgspec.Struct, frozen=True):
+    """A message that was taken by its key: the one that is stored says what becomes of it."""
+
+    sender: int
+    sequence: int
+    crc: int
+    ids: tuple[str, ...]
+    of: KeyRow
+
+
 def _sequence_of(batch: Batch) -> int:
     return batch.sequence
 
@@ -290,11 +330,14 @@ class Staged:
         "_fresh_of",
         "age",
         "ages",
+        "aliases",
         "chain",
         "commits",
         "dead_bytes",
         "fresh",
         "gone",
+        "keyed",
+        "keys",
         "new_audiences",
         "new_senders",
         "next_sender",
@@ -335,6 +378,8 @@ class Staged:
         self.age = state.age
         self.ages = state.ages
         self.gone: Gone | None = None
+        self.keys, self.aliases = state.keys, state.aliases
+        self.keyed: Keyed | None = None  # None: none of the group has a key
         self.written = 0  # bytes, about
 
     def sender(self, key: Key) -> SenderState:

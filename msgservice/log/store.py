@@ -243,6 +243,7 @@ class Store:
             # Dead letters take room as batches do (DELIVERY 46).
             used_max=limits.max_bytes - state.taken + state.used,
             ranges_max=limits.sender_ranges,
+            keys_max=limits.idempotency_keys,
             replays=group.replays,
             pages=group.pages,
             pages_full=self._full if group.pages else None,

@@ -33,6 +33,7 @@ from msgservice.records import (
     DeadLetter,
     ExceptionRow,
     Group,
+    KeyUse,
     Origin,
     Progress,
     ReceiverRow,
@@ -46,7 +47,7 @@ from tests.kit.logs import NOW, Driver, make_batch
 
 TABLES = (
     *("meta", "head", "batch", "audience", "receiver", "progress", "exception", "sender"),
-    *("finished", "run", "dead", "message_id", "replay"),
+    *("finished", "run", "dead", "message_id", "replay", "idempotency", "alias"),
 )
 
 
@@ -161,6 +162,7 @@ class EntryPlay:
             incarnations=4,
             audiences=random.choice([6, 40]),
             sender_ranges=2,
+            idempotency_keys=random.choice([10, 1000]),
         )
         self.driver = Replica("memory", Path(), self.limits).open()
         self.log = self.driver.log
@@ -357,7 +359,13 @@ class EntryPlay:
             origin=Origin(key[0], sequence, "00", ("far",)) if random.random() < 0.2 else None,
             addressed=addressed,
             refusal=Refused("nobody is there") if random.random() < 0.04 else None,
+            key=self._key() if count == 1 and random.random() < 0.3 else None,
         )
+
+    def _key(self) -> KeyUse:
+        number = self.random.randint(1, 60)
+        content = self.random.choice([b"same", b"same", b"same", b"other"])
+        return KeyUse(b"%016d" % number, content, f"key{number}")
 
     def _progress(self, number: int) -> Progress:
         random = self.random

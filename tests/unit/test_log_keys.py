@@ -1,0 +1,209 @@
+"""Idempotency keys in a log: once whatever is handed in, told to each who did (DELIVERY 45)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from msgservice.errors import KeyReused, LimitReached, NoReceiver
+from msgservice.limits import Limits
+from msgservice.message import Status
+from msgservice.records import (
+    Audience,
+    Batch,
+    History,
+    KeyUse,
+    Known,
+    Outcome,
+    Progress,
+    RefusedBatch,
+    StateRange,
+)
+from tests.kit.logs import Driver, make_batch
+
+SMALL = Limits(
+    reserve_bytes=64 * 1024,
+    keep_seconds=0,
+    keep_bytes=0,
+    idempotency_keys=4,
+    idempotency_key_seconds=100.0,
+)
+HOUR = 3_600_000
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Driver]:
+    driver = Driver(request.param, tmp_path, SMALL).open()
+    driver.receivers(1, 2)
+    yield driver
+    driver.close()
+
+
+def use(name: str = "k", content: str = "paid") -> KeyUse:
+    return KeyUse(name.encode().rjust(16), content.encode().rjust(16), name)
+
+
+def keyed(audience: Audience, sequence: int = 1, name: str = "k", **more: Any) -> Batch:
+    content = more.pop("content", "paid")
+    body = more.pop("body", b"paid")
+    return make_batch(audience, sequence, [body], key=use(name, content), **more)
+
+
+def position(outcome: Outcome) -> int:
+    assert isinstance(outcome, Batch | Known)
+    return outcome.first if isinstance(outcome, Batch) else outcome.pieces[0].position
+
+
+def told(log: Driver, incarnation: str, first: int = 1) -> History:
+    return log.wait(log.log.history("shop", incarnation, first, 100))
+
+
+def test_45_a_key_is_stored_once_whoever_comes_with_it_and_whenever(log: Driver) -> None:
+    audience = log.log.audience([1, 2])
+    first, second = log.append(
+        keyed(audience), keyed(audience, incarnation="i2", ids=((0, "mine"),))
+    )
+    (third,) = log.append(keyed(audience, 7, incarnation="i3", after=0))
+    assert isinstance(first, Batch)
+    assert isinstance(second, Known)
+    assert isinstance(third, Known)
+    assert second.by_key
+    assert third.by_key
+    assert [position(one) for one in (second, third)] == [first.first, first.first]
+    assert second.pieces[0].audience is third.pieces[0].audience is audience
+    assert [batch.number for batch in log.read([audience])] == [first.number]
+    found = log.wait(log.log.find("mine"))
+    assert found is not None
+    assert found.position == first.first
+    assert log.resume("shop", "i3").floor == 8
+
+
+def test_45_a_repeat_of_what_was_taken_by_its_key_is_told_the_same(log: Driver) -> None:
+    audience = log.log.audience([1])
+    (first,) = log.append(keyed(audience))
+    again = keyed(audience, incarnation="i2", body=b"paid")
+    twice = log.append(again, keyed(audience, incarnation="i2"))
+    (later,) = log.append(keyed(audience, incarnation="i2"))
+    assert [position(one) for one in (*twice, later)] == [position(first)] * 3
+    log.append(progress=[Progress(receiver=1, cursor=position(first), settled={3: 1})])
+    while log.wait(log.log.retain(HOUR)):
+        pass
+    (gone,) = log.append(keyed(audience, incarnation="i2"))
+    assert isinstance(gone, Known)
+    assert gone.pieces[0].audience is audience
+
+
+def test_45_another_content_is_refused_and_takes_nothing(log: Driver) -> None:
+    audience = log.log.audience([1])
+    _, refused = log.append(keyed(audience), keyed(audience, 2, content="owed"))
+    (later,) = log.append(keyed(audience, 1, incarnation="i2", content="owed"))
+    for outcome in (refused, later):
+        assert isinstance(outcome, RefusedBatch)
+        assert isinstance(outcome.error, KeyReused)
+        assert outcome.error.key == "k"
+    assert log.resume("shop", "i2").floor == 1
+
+
+def test_45_more_keys_than_the_limit_are_refused_by_its_name_and_their_lane_waits(
+    log: Driver,
+) -> None:
+    audience = log.log.audience([1])
+    outcomes = log.append(
+        *[keyed(audience, number, f"k{number}") for number in range(1, 7)],
+        keyed(audience, 7, "k1"),
+        make_batch(audience, 8),
+        make_batch(audience, 9, subject="other"),
+    )
+    assert [type(one) for one in outcomes] == [Batch] * 4 + [RefusedBatch] * 4 + [Batch]
+    assert isinstance(outcomes[4], RefusedBatch)
+    assert isinstance(outcomes[4].error, LimitReached)
+    assert (outcomes[4].error.limit, outcomes[4].error.value) == ("idempotency_keys", 4)
+    (known,) = log.append(keyed(audience, 1, "k1"))  # a repeat is none
+    assert position(known) == position(outcomes[0])
+    log.wait(log.log.retain(0))
+    log.wait(log.log.retain(99_000))
+    (still,) = log.append(keyed(audience, 5, "k5"))
+    assert isinstance(still, RefusedBatch)
+    while log.wait(log.log.retain(101_000)):
+        pass
+    (new,) = log.append(keyed(audience, 5, "k5"))
+    assert isinstance(new, Batch)
+
+
+def test_45_a_key_that_is_over_may_be_used_again(log: Driver) -> None:
+    audience = log.log.audience([1])
+    log.wait(log.log.retain(0))
+    (first,) = log.append(keyed(audience))
+    while log.wait(log.log.retain(101_000)):
+        pass
+    (second,) = log.append(keyed(audience, 2, content="owed"))
+    assert isinstance(second, Batch)
+    assert position(second) > position(first)
+
+
+def test_45_who_came_second_hears_what_becomes_of_it(log: Driver) -> None:
+    """From the log too, when the batch has gone and when it came after that."""
+    audience = log.log.audience([1, 2])
+    (first,) = log.append(keyed(audience))
+    log.append(keyed(audience, 3, incarnation="i2", after=0))
+    log.append(make_batch(audience, 4, incarnation="i2"))
+    log.append(progress=[Progress(receiver=1, cursor=position(first), settled={3: 1})])
+    page = told(log, "i2")
+    assert page.by_key == (3,)
+    assert [(piece.first, piece.position) for piece in page.pieces] == [
+        (3, position(first)),
+        (4, position(first) + (1 << 16)),
+    ]
+    assert page.states == (StateRange(1, Status.ACKNOWLEDGED, 3, 3),)
+    log.append(progress=[Progress(receiver=2, cursor=position(first), settled={3: 1})])
+    while log.wait(log.log.retain(HOUR)):
+        pass
+    page = told(log, "i2")
+    states = (StateRange(1, Status.ACKNOWLEDGED, 3, 3), StateRange(2, Status.ACKNOWLEDGED, 3, 3))
+    assert (page.by_key, page.states) == ((), states)
+    # The key itself is over: the node ran for an hour. That of the next one is not.
+    (other,) = log.append(keyed(audience, 5, incarnation="i2"))
+    log.append(
+        progress=[
+            Progress(receiver=number, cursor=position(other), settled={3: 2}) for number in (1, 2)
+        ]
+    )
+    while log.wait(log.log.retain(HOUR + 2_000)):
+        pass
+    (known,) = log.append(keyed(audience, 9, incarnation="i4", after=0))
+    assert isinstance(known, Known)
+    assert known.by_key
+    assert [(state.first, state.status) for state in told(log, "i4").states] == [
+        (9, Status.ACKNOWLEDGED)
+    ] * 2
+
+
+def test_45_a_key_that_is_known_is_taken_though_nobody_is_there_any_more(log: Driver) -> None:
+    audience = log.log.audience([1])
+    (first,) = log.append(keyed(audience))
+    nobody = NoReceiver("orders.new")
+    (known,) = log.append(keyed(audience, incarnation="i2", refusal=nobody))
+    (new,) = log.append(keyed(audience, 2, "other", incarnation="i2", refusal=nobody))
+    assert position(known) == position(first)
+    assert isinstance(new, RefusedBatch)
+    assert new.error is nobody
+
+
+def test_45_keys_and_what_was_taken_by_them_are_known_after_a_restart(tmp_path: Path) -> None:
+    log = Driver("sqlite", tmp_path, SMALL).open()
+    log.receivers(1)
+    audience = log.log.audience([1])
+    (first,) = log.append(keyed(audience))
+    log.append(keyed(audience, 4, incarnation="i2", after=0))
+    log.reopen()
+    audience = log.log.audience([1])
+    assert log.resume("shop", "i2").floor == 5
+    (again,) = log.append(keyed(audience, 4, incarnation="i2", after=0))
+    (other,) = log.append(keyed(audience, incarnation="i3"))
+    assert position(again) == position(other) == position(first)
+    state = log.log._store.state
+    assert (state.keys, state.aliases) == (1, 2)
+    log.close()
