@@ -162,7 +162,7 @@ class RefusedBatch(msgspec.Struct, frozen=True):
 
 
 PageOutcome = Literal["stored", "void"] | LogFull
-"""Of one page of a replay: stored with all of its copies, void, or without room."""
+"""Of one page of a replay, or of letters: stored with all of its copies, void, or without room."""
 
 Outcome = Batch | Known | RefusedBatch
 """Of one batch of a group: itself (stored whole, now with its number), or one of the others."""
@@ -175,6 +175,7 @@ class Appended(msgspec.Struct, frozen=True):
     stored: list[Batch]  # rising: own, whole and in parts
     own: list[Outcome] = []  # of `Group.own`, in order: itself, or refused
     pages: list[PageOutcome] = []  # of `Group.pages`, in order
+    letters: list[PageOutcome] = []  # of `Group.letters`, in order
 
 
 @dataclass(slots=True, kw_only=True)
@@ -239,6 +240,9 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     reason: str
     attempts: int
     at: int  # wall clock, ms
+    flags: int = 0  # those of the frame that it came in
+    origin: Origin | None = None  # its own: where it entered the first node, unless that is here
+    code: int = 0  # of the error that is its reason, where that had one (`Refusal.code`)
 
     @property
     def size(self) -> int:
@@ -323,6 +327,18 @@ class Copies(msgspec.Struct):
     skipped: int
 
 
+class LettersTaken(msgspec.Struct):
+    """Dead letters of a receiver that go: dropped, or sent again as these copies (DELIVERY 46).
+
+    All of it, or nothing: it is void where one of them is not there, or who is to get the copies
+    is removed; and where these find no room, the letters stay.
+    """
+
+    receiver: int
+    positions: list[int]
+    copies: list[Batch] = []
+
+
 class Group(msgspec.Struct):
     """The contents of one transaction. Applied in the order of the fields."""
 
@@ -339,6 +355,8 @@ class Group(msgspec.Struct):
     replays: list[Replay] = msgspec.field(default_factory=list)
     # Pages of replays: their copies are the node's own too, and come before `own`.
     pages: list[ReplayPage] = msgspec.field(default_factory=list)
+    # Dead letters that go; the copies that are stored for them come behind those of pages.
+    letters: list[LettersTaken] = msgspec.field(default_factory=list)
     batches: list[Batch] = msgspec.field(default_factory=list)
     progress: list[Progress] = msgspec.field(default_factory=list)
     statuses_from: list[StatusFrom] = msgspec.field(default_factory=list)
@@ -355,6 +373,7 @@ class Group(msgspec.Struct):
             or self.own
             or self.replays
             or self.pages
+            or self.letters
         )
 
 

@@ -1,12 +1,13 @@
 """Copies of messages that are sent again on purpose: what they carry of the original, and what not.
 
 Which messages are copied is decided by who asks for it: the log for a page of a replay
-(`log.replaying`), from what became of them. Nothing here knows a receiver.
+(`log.replaying`), from what became of them, and an operator who sends dead letters again. Nothing
+here knows a receiver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from zlib import crc32
 
 from msgservice.message import (
@@ -16,7 +17,7 @@ from msgservice.message import (
     encode_messages,
     options_of,
 )
-from msgservice.records import NOBODY, Batch, Origin, hash_of, position_of
+from msgservice.records import NOBODY, Batch, DeadLetter, Origin, hash_of, position_of
 
 # The position of the original in the log of the node that copied it, as `msgservice status` takes
 # it. A message that would be too large with it goes without.
@@ -42,6 +43,18 @@ def copies_of(batch: Batch, ranges: Sequence[Range], size_max: int) -> Iterator[
         yield from _runs(batch, origin, first, told, size_max)
 
 
+def copies_of_letters(letters: Iterable[DeadLetter], size_max: int) -> list[Batch]:
+    """Return the copies of dead letters, a run each, as `copies_of` makes them."""
+    copies: list[Batch] = []
+    for letter in letters:
+        (message,) = decode_messages(letter.message)
+        hashed = hash_of(letter.incarnation)
+        origin = letter.origin or Origin(letter.sender, letter.sequence, hashed)
+        told = [_told(message, letter.position, size_max)]
+        copies += _runs(letter, origin, 0, told, size_max)
+    return copies
+
+
 def _told(message: WireMessage, position: int, size_max: int) -> WireMessage:
     of = f"log:{position}"
     headers = {REPLAY_OF: of} if message.headers is None else {**message.headers, REPLAY_OF: of}
@@ -54,20 +67,20 @@ def _told(message: WireMessage, position: int, size_max: int) -> WireMessage:
 
 
 def _runs(
-    batch: Batch, origin: Origin, first: int, told: list[WireMessage], size_max: int
+    of: Batch | DeadLetter, origin: Origin, first: int, told: list[WireMessage], size_max: int
 ) -> Iterator[Batch]:
     encoded = encode_messages(told)
     if len(encoded) > size_max and len(told) > 1:
         half = len(told) // 2
-        yield from _runs(batch, origin, first, told[:half], size_max)
-        yield from _runs(batch, origin, first + half, told[half:], size_max)
+        yield from _runs(of, origin, first, told[:half], size_max)
+        yield from _runs(of, origin, first + half, told[half:], size_max)
         return
     yield Batch(
         sender="",
         incarnation="",
         sequence=0,
         count=len(told),
-        subject=batch.subject,
+        subject=of.subject,
         audience=NOBODY,
         messages=encoded,
         size=len(encoded),

@@ -126,6 +126,8 @@ class StoreLog:
                 coming += sum(batch.size for batch in group.own)
             for page in group.pages:
                 coming += sum(batch.size for batch in page.copies)
+            for taken in group.letters:
+                coming += sum(batch.size for batch in taken.copies)
             if store.is_short_for(coming):
                 store.guard(lambda: retention.give_way(coming))
             appended = store.append(group)

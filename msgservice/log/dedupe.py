@@ -91,7 +91,7 @@ def chain_of(
     )
 
 
-_encode_origin = msgspec.msgpack.Encoder().encode
+encode_origin = msgspec.msgpack.Encoder().encode
 
 
 def take_batches(
@@ -186,7 +186,7 @@ def take_batches(
                 subject_crc = crc32(subject.encode())
             words, origin = subject_crc, None
             if item.origin is not None:
-                origin = _encode_origin(item.origin)
+                origin = encode_origin(item.origin)
                 words = crc32(origin, words)
             after, crc = item.after, item.crc
             flags = item.options.flags | (NAMED if item.addressed else MATCHED)

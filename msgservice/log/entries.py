@@ -20,7 +20,15 @@ from __future__ import annotations
 import msgspec
 
 from msgservice.limits import INTEGER_MAX
-from msgservice.records import Batch, Progress, ReceiverRow, Replay, ReplayPage, StatusFrom
+from msgservice.records import (
+    Batch,
+    LettersTaken,
+    Progress,
+    ReceiverRow,
+    Replay,
+    ReplayPage,
+    StatusFrom,
+)
 
 
 class Age(msgspec.Struct, frozen=True, gc=False):
@@ -58,6 +66,7 @@ class Append(Entry, frozen=True, kw_only=True):
     pages_full: str | None = None
     pages_used_max: int = 0
     keys_max: int = INTEGER_MAX  # idempotency keys, and messages that were taken by one
+    letters: list[LettersTaken] = []
 
 
 class DropBatches(Entry, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from itertools import accumulate
+from typing import Any
 
 import apsw
 import msgspec
@@ -18,7 +19,7 @@ from msgservice.core.subjects import matches
 from msgservice.disk.database import as_json, one, rows
 from msgservice.limits import BATCH_INDEX_BITS, INTEGER_MAX
 from msgservice.log.accounts import is_member
-from msgservice.log.queries import audience_of, runs_of, saved_sender, sender_of
+from msgservice.log.queries import audience_of, decode_origin, runs_of, saved_sender, sender_of
 from msgservice.log.state import State
 from msgservice.message import Status
 from msgservice.records import (
@@ -477,13 +478,17 @@ def dead_letters(
     """Return a receiver's dead letters above a position, rising: as many as a page holds."""
     found = db.execute(
         "select receiver, position, sender, incarnation, sequence, subject, message, reason,"
-        " attempts, at from dead where receiver = ? and position > ? order by position limit ?",
+        " attempts, at, flags, origin, code from dead"
+        " where receiver = ? and position > ? order by position limit ?",
         (receiver, after, count_max),
     )
     letters: list[DeadLetter] = []
     size = 0
     for row in found:
-        letters.append(DeadLetter(*row))
+        values: list[Any] = [*row]
+        if row[11] is not None:
+            values[11] = decode_origin(row[11])
+        letters.append(DeadLetter(*values))
         size += len(letters[-1].message)
         if size >= DEAD_PAGE_BYTES:
             found.close()

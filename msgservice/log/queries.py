@@ -44,7 +44,7 @@ _decode_rows = msgspec.json.Decoder(
 ).decode
 _decode_senders = msgspec.json.Decoder(list[tuple[int, str, str]]).decode
 _decode_members = msgspec.json.Decoder(list[int]).decode
-_decode_origin = msgspec.msgpack.Decoder(Origin).decode
+decode_origin = msgspec.msgpack.Decoder(Origin).decode
 
 _HEADS = """
 select json_group_array(json_array(number, audience, count, size)) from (
@@ -161,7 +161,7 @@ def batches_of(db: apsw.Connection, state: State, numbers: Sequence[int]) -> lis
                 crc=crc,
                 after=after,
                 options=options_of(flags & FRAME_FLAGS),
-                origin=_decode_origin(bytes.fromhex(origin)) if origin else None,
+                origin=decode_origin(bytes.fromhex(origin)) if origin else None,
                 number=number,
                 stored_at=stored_at,
                 addressed=bool(flags & NAMED),

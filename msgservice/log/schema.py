@@ -211,6 +211,13 @@ create table alias(
 create index alias_of on alias(of_sender, of_sequence);
 """
 
+# Of the dead letters that are there, what was kept of them is all that is known.
+_VERSION_LETTERS = """
+alter table dead add column flags integer not null default 0;
+alter table dead add column origin blob;
+alter table dead add column code integer not null default 0;
+"""
+
 # How far it was: until more is stored its copy is all that it holds, and may take its place.
 BROUGHT_UP = "brought_up"
 _BROUGHT_UP = f"""
@@ -234,6 +241,7 @@ SCHEMA = Schema(
         _VERSION_7,
         _VERSION_8,
         _VERSION_KEYS,
+        _VERSION_LETTERS,
     ),
     sums_since=4,
     brought_up=_BROUGHT_UP,

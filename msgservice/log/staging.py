@@ -18,12 +18,12 @@ import msgspec
 
 from msgservice.core.marks import SenderState, encode_ranges
 from msgservice.core.ranges import RangeSet
-from msgservice.disk.database import as_json, insert_steps
+from msgservice.disk.database import as_json, insert_steps, rows
 from msgservice.errors import LogFull
 from msgservice.limits import INTEGER_MAX
 from msgservice.log import history, queries, receiver_table
 from msgservice.log.accounts import is_member, queued_of
-from msgservice.log.dedupe import COLUMNS, name_own, take_batches
+from msgservice.log.dedupe import COLUMNS, encode_origin, name_own, take_batches
 from msgservice.log.entries import Age, Append
 from msgservice.log.state import Keyed, ReceiverProgress, Staged, State
 from msgservice.message import Status
@@ -33,6 +33,7 @@ from msgservice.records import (
     START,
     Batch,
     ExceptionRow,
+    LettersTaken,
     Outcome,
     PageOutcome,
     Replay,
@@ -67,6 +68,13 @@ delete from exception where (receiver, first) in (
     where e.receiver = a.value ->> 0 and e.first <= a.value ->> 1 and e.last <= a.value ->> 1
         and e.status in (1, 3))
 """
+_LETTERS = f"""
+select count(*), coalesce(sum({DEAD_SIZE}), 0) from dead
+where receiver = ? and position in (select value from json_each(?))
+"""  # noqa: S608 - fixed text
+_DELETE_LETTERS = """
+delete from dead where receiver = ? and position in (select value from json_each(?))
+"""
 _SAVE_REPLAY = "insert or replace into replay values (?, ?, ?, ?, ?, ?, ?)"
 _SAVE_META = "insert or replace into meta values (?, ?)"
 _SAVE_AGE = "insert or replace into meta values ('age', ?), (?, ?)"
@@ -95,10 +103,10 @@ from json_each(?) as a where audience.number = a.value ->> 0
 
 def stage_append(
     db: apsw.Connection, staged: Staged, entry: Append, operations: list[Operation]
-) -> tuple[list[Outcome], list[PageOutcome]]:
-    """Stage a group; return the outcomes of its own batches and of the others, and of its pages.
+) -> tuple[list[Outcome], list[PageOutcome], list[PageOutcome]]:
+    """Stage a group; return the outcomes of its own batches and of the others, pages and letters.
 
-    Behind those of `own` are those of the copies of pages.
+    Behind those of `own` are those of the copies of pages and letters.
     """
     stage_receivers(staged, entry, operations)
     flat: list[object] = []
@@ -116,9 +124,15 @@ def stage_append(
         for page, outcome in zip(entry.pages, pages, strict=True):
             if isinstance(outcome, LogFull) and page.replay.kind == START and page.replay.is_over:
                 full = full or outcome  # the batches of its group are for who is no member now
+    letters: list[PageOutcome] = []
+    if entry.letters:
+        letters, copies = take_letters(db, staged, entry, operations)
+        more, written = _take_copies(staged, entry, copies, stored)
+        copied += more
+        flat += written
     if entry.own:
         name_own(staged, entry.own)
-    outcomes, rows = take_batches(
+    outcomes, written = take_batches(
         staged,
         [*entry.own, *entry.batches] if entry.own else entry.batches,
         entry.now,
@@ -128,7 +142,7 @@ def stage_append(
         stored=stored,
         keys_max=entry.keys_max,
     )
-    flat += rows
+    flat += written
     own = len(entry.own)
     outcomes[own:own] = copied
     stage_batches(staged, flat, operations)
@@ -137,7 +151,7 @@ def stage_append(
     stage_progress(staged, entry, operations)
     stage_removals(db, staged, entry, operations)
     staged.written = sum(batch.size + 320 for batch in staged.fresh) + 4096 * 6
-    return outcomes, pages
+    return outcomes, pages, letters
 
 
 def stage_replays(staged: Staged, entry: Append, operations: list[Operation]) -> None:
@@ -183,10 +197,57 @@ def take_pages(
     return outcomes, copies
 
 
+def take_letters(
+    db: apsw.Connection, staged: Staged, entry: Append, operations: list[Operation]
+) -> tuple[list[PageOutcome], list[Batch]]:
+    """Stage that dead letters go, of those that hold and whose copies find room.
+
+    Returns the outcomes, and all copies. A letter that goes leaves its room to its copy.
+    """
+    outcomes: list[PageOutcome] = []
+    copies: list[Batch] = []
+    gone: set[tuple[int, int]] = set()
+    used, freed = staged.used, 0
+    for taken in entry.letters:
+        number = taken.receiver
+        wanted = {(number, position) for position in taken.positions}
+        where = (number, as_json(taken.positions))
+        count, size = rows(db, _LETTERS, where)[0]
+        if count != len(taken.positions) or wanted & gone or _is_for_removed(staged, entry, taken):
+            outcomes.append("void")
+            continue
+        coming = sum(batch.size for batch in taken.copies)
+        why = entry.full if taken.copies else None
+        if why is None and coming and used + coming > entry.used_max + freed + size:
+            why = f"{used} bytes are used, {coming} more are too many"
+        if why is not None:
+            outcomes.append(LogFull(why, delay=FULL_DELAY))
+            continue
+        used += coming
+        freed += size
+        gone |= wanted
+        copies += taken.copies
+        known = staged.dead_bytes.get(number, staged.state.dead_bytes.get(number, 0))
+        staged.dead_bytes[number] = known - size
+        operations.append((_DELETE_LETTERS, where))
+        outcomes.append("stored")
+    return outcomes, copies
+
+
+def _is_for_removed(staged: Staged, entry: Append, taken: LettersTaken) -> bool:
+    """Whether a receiver that is to get copies of letters is not there, or not any more."""
+    for batch in taken.copies:
+        for number in batch.audience.members:
+            at = staged.receiver(number)
+            if at is None or at.removed or number in entry.removed:
+                return True
+    return False
+
+
 def _take_copies(
     staged: Staged, entry: Append, copies: list[Batch], stored: queries.StoredRuns
 ) -> tuple[list[Outcome], list[object]]:
-    """Store the copies of pages that have found room."""
+    """Store the copies of pages, or of letters, that have found room."""
     if not copies:
         return [], []
     name_own(staged, copies)
@@ -365,7 +426,7 @@ def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -
     """Stage what receivers have settled, and count the group."""
     is_more = group.receivers or group.removed or group.progress or group.statuses_from
     by_key = staged.keyed is not None and staged.keyed.aliases
-    if not (is_more or group.replays or group.pages or by_key):
+    if not (is_more or group.replays or group.pages or group.letters or by_key):
         return
     moved: dict[int, ReceiverProgress] = {}
     replaced: list[tuple[int, int, int]] = []
@@ -409,6 +470,9 @@ def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -
                 letter.reason,
                 letter.attempts,
                 letter.at,
+                letter.flags,
+                None if letter.origin is None else encode_origin(letter.origin),
+                letter.code,
             )
     flat: list[Any] = []
     for receiver, found in added.items():
@@ -420,7 +484,7 @@ def stage_progress(staged: Staged, group: Append, operations: list[Operation]) -
     operations += insert_steps("or replace into exception", 7, flat)
     if passed:
         operations.append((_DELETE_PASSED, (as_json(passed),)))
-    operations += insert_steps("or replace into dead", 10, dead)
+    operations += insert_steps("or replace into dead", 13, dead)
     # The count of such groups sits in a row of the same table: one step less per group.
     staged.commits += 1
     states = [ReceiverProgress(COMMITS_ROW, staged.commits), *moved.values()]

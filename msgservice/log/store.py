@@ -248,11 +248,12 @@ class Store:
             pages=group.pages,
             pages_full=self._full if group.pages else None,
             pages_used_max=limits.max_bytes - state.taken + state.used + REPLAY_BYTES,
+            letters=group.letters,
         )
 
     def _full_for(self, group: Group) -> str | None:
         """Look whether the batches of a group may be stored at all; return why not, or None."""
-        if not (group.batches or group.own or group.pages):
+        if not (group.batches or group.own or group.pages or group.letters):
             return None
         return self.fullness() or self._too_many()
 
@@ -298,8 +299,9 @@ class Store:
     def _append_on_full_disk(self, group: Group) -> Appended:
         """Store all but the batches; on the reserve's blocks if there is no other way."""
         self._full = "the disk is full"
-        rest = msgspec.structs.replace(group, own=[], batches=[], pages=[])
-        self.make_room(lambda: self.apply(self.decide(rest)))
+        dropped = [taken for taken in group.letters if not taken.copies]
+        rest = msgspec.structs.replace(group, own=[], batches=[], pages=[], letters=dropped)
+        went = iter(self.make_room(lambda: self.apply(self.decide(rest))).letters)
         self._place(group)
         error = LogFull(self._full, delay=FULL_DELAY)
         refused = RefusedBatch(error)
@@ -308,6 +310,7 @@ class Store:
             [],
             [refused for _ in group.own],
             [error for _ in group.pages],
+            [error if taken.copies else next(went) for taken in group.letters],
         )
 
     def _place(self, group: Group) -> None:
@@ -354,11 +357,12 @@ class Store:
         operations: list[Operation] = []
         outcomes: list[Outcome] = []
         pages: list[PageOutcome] = []
+        letters: list[PageOutcome] = []
         try:
             if entry.age is not None:
                 stage_age(staged, entry.age, operations)
             if type(entry) is Append:
-                outcomes, pages = stage_append(self.db, staged, entry, operations)
+                outcomes, pages, letters = stage_append(self.db, staged, entry, operations)
             else:
                 stage_removal(self.db, staged, entry, operations)
             self._write(staged, operations)
@@ -368,10 +372,10 @@ class Store:
         self._faults("after commit")
         self._written += staged.written
         self._write_mark()
-        if type(entry) is Append and (entry.own or pages):
+        if type(entry) is Append and (entry.own or pages or letters):
             count = len(outcomes) - len(entry.batches)
             own = len(entry.own)
-            return Appended(outcomes[count:], staged.fresh, outcomes[:own], pages)
+            return Appended(outcomes[count:], staged.fresh, outcomes[:own], pages, letters)
         return Appended(outcomes, staged.fresh)
 
     def _save_before(self, entry: DropBatches) -> None:

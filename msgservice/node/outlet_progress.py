@@ -248,6 +248,11 @@ class OutletProgress:
         sender, incarnation, subject = batch.sender, batch.incarnation, batch.subject
         behind = batch.sequence - batch.first
         messages = parts.alone(start, start + one.last - one.first + 1)
+        origin, flags, code = (
+            batch.origin,
+            batch.options.flags,
+            0 if one.refusal is None else one.refusal.code,
+        )
         return [
             DeadLetter(
                 receiver=receiver,
@@ -260,6 +265,9 @@ class OutletProgress:
                 reason=reason,
                 attempts=attempts,
                 at=wall,
+                flags=flags,
+                origin=origin and origin.behind(position - batch.first),
+                code=code,
             )
             for position, message in enumerate(messages, one.first)
         ]

@@ -44,6 +44,7 @@ from msgservice.records import (
     Group,
     History,
     Known,
+    LettersTaken,
     Oldest,
     Outcome,
     PageOutcome,
@@ -320,11 +321,13 @@ class DictLog:
                 content.replays[replay.receiver] = replay
         group.now = max(group.now, max((b.stored_at for b in content.batches.values()), default=0))
         copied = [batch for page in group.pages for batch in page.copies]
+        copied += [batch for taken in group.letters for batch in taken.copies]
         coming = sum(batch.size for batch in (*copied, *group.own, *group.batches))
         if coming and self._taken + coming > self._limits.max_bytes:
             self._give_way(coming)
         fresh: list[Batch] = []
         pages = [self._take_page(page, group.now, fresh) for page in group.pages]
+        letters = [self._take_letters(taken, group, fresh) for taken in group.letters]
         full: LogFull | None = None
         for page, outcome in zip(group.pages, pages, strict=True):
             if isinstance(outcome, LogFull) and page.replay.kind == START and page.replay.is_over:
@@ -351,7 +354,7 @@ class DictLog:
                 at.removed_at = self.content.age
                 content.replays.pop(number, None)
         count = len(group.own)
-        return Appended(outcomes[count:], fresh, outcomes[:count], pages)
+        return Appended(outcomes[count:], fresh, outcomes[:count], pages, letters)
 
     def _take_page(self, page: ReplayPage, now: int, fresh: list[Batch]) -> PageOutcome:
         known = self.content.replays.get(page.replay.receiver)
@@ -364,6 +367,25 @@ class DictLog:
         for batch in page.copies:
             self._take(batch, now, None, fresh, room=PAGE_BYTES)
         self.content.replays[page.replay.receiver] = page.replay
+        return "stored"
+
+    def _take_letters(self, taken: LettersTaken, group: Group, fresh: list[Batch]) -> PageOutcome:
+        receivers = self.content.receivers
+        at = receivers.get(taken.receiver)
+        if at is None or not set(taken.positions) <= set(at.dead):
+            return "void"
+        for number in {n for batch in taken.copies for n in batch.audience.members}:
+            if number not in receivers or receivers[number].removed or number in group.removed:
+                return "void"
+        size = sum(batch.size for batch in taken.copies)
+        freed = sum(at.dead[position].size for position in taken.positions)
+        if size and self._taken + size > self._limits.max_bytes + freed:
+            return LogFull("no room for a letter's copy", delay=FULL_DELAY)
+        for position in taken.positions:
+            del at.dead[position]
+        self._name_own(taken.copies)
+        for batch in taken.copies:
+            self._take(batch, group.now, None, fresh, room=self._limits.max_bytes)
         return "stored"
 
     # --- replays

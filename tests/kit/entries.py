@@ -16,11 +16,12 @@ from typing import Any
 import apsw
 import msgspec
 
+from msgservice.core.copies import copies_of_letters
 from msgservice.disk.database import rows
 from msgservice.errors import LimitReached, Refused
 from msgservice.log.base import StoreLog
 from msgservice.log.entries import Entry
-from msgservice.message import Status, options_of
+from msgservice.message import Status, WireMessage, encode_messages, options_of
 from msgservice.receiver_options import ReceiverOptions
 from msgservice.records import (
     LEFT_OUT,
@@ -34,6 +35,7 @@ from msgservice.records import (
     ExceptionRow,
     Group,
     KeyUse,
+    LettersTaken,
     Origin,
     Progress,
     ReceiverRow,
@@ -175,6 +177,7 @@ class EntryPlay:
         self._dead: set[tuple[int, int]] = set()  # a message becomes one once
         self._elapsed = 0
         self.copied = 0  # messages, for pages of replays
+        self.letters: list[str] = []  # what became of those that were to go
         store: Any = self.log._store
         store.reserve = self._disk
         whole = store.apply
@@ -255,12 +258,15 @@ class EntryPlay:
             group.removed.append(number)
         if self._receivers and random.random() < 0.3:
             self._replay(group)
-        self.driver.wait(self.log.append(group))
+        if random.random() < 0.3:
+            self._letters(group)
+        appended = self.driver.wait(self.log.append(group))
         for batch in group.batches:
             batch.audience.waiting -= 1
-        for page in group.pages:
-            for batch in page.copies:
-                batch.audience.waiting -= 1
+        self.letters += [str(outcome) for outcome in appended.letters]
+        copies = [batch for page in group.pages for batch in page.copies]
+        for batch in (*copies, *(one for taken in group.letters for one in taken.copies)):
+            batch.audience.waiting -= 1
 
     def _replay(self, group: Group) -> None:
         """One begins, is called off, or has its next page; that of another moment too."""
@@ -296,6 +302,33 @@ class EntryPlay:
         )
         after = known.next + (random.random() < 0.1)
         group.pages.append(ReplayPage(after, row, found.copies))
+
+    def _letters(self, group: Group) -> None:
+        """Letters of anybody go, or are sent again; also some that are not there, or twice."""
+        random = self.random
+        numbers = [*self._receivers, *self._removed]
+        if not numbers:
+            return
+        number = random.choice(numbers)
+        found = self.driver.wait(self.log.dead_letters(number, 0, random.choice([1, 3, 50])))
+        positions = [letter.position for letter in found]
+        if random.random() < 0.1:
+            positions.append(1)
+        if not positions:
+            return
+        copies: list[Batch] = []
+        if random.random() < 0.6:
+            try:
+                audience = self.log.audience([random.choice(numbers)])
+            except LimitReached:
+                return
+            copies = copies_of_letters(found, 1000)
+            for batch in copies:
+                batch.audience = audience
+                audience.waiting += 1
+        group.letters.append(LettersTaken(number, positions, copies))
+        if random.random() < 0.1:
+            group.letters.append(LettersTaken(number, positions[:1]))
 
     def _add_receivers(self, group: Group) -> None:
         random = self.random
@@ -387,7 +420,13 @@ class EntryPlay:
             if status is Status.DEAD and (number, first) not in self._dead:
                 self._dead.add((number, first))
                 step.settled[int(Status.DEAD)] = step.settled.get(int(Status.DEAD), 0) + 1
-                step.dead.append(
-                    DeadLetter(number, first, "shop", "i1", first, "a.b", b"x" * 90, "why", 3, 1)
-                )
+                step.dead.append(self._letter(number, first))
         return step
+
+    def _letter(self, number: int, first: int) -> DeadLetter:
+        """A letter of whatever: the play's own batches need not say so."""
+        message = encode_messages([WireMessage(b"x" * self.random.choice([1, 90]), None, "id")])
+        origin = Origin("far", first, "00", ("p",)) if first % 3 == 0 else None
+        return DeadLetter(
+            number, first, "shop", "i1", first, "a.b", message, "why", 3, 1, first % 5, origin, 7
+        )

@@ -2063,6 +2063,67 @@ _ALL = [
             "test_47_times_of_rows_do_not_go_back",
         ),
     ),
+    # --- dead letters, in the log
+    Mutant(
+        name="letters-that-are-not-all-there-are-sent-again",
+        at="msgservice.log.staging:take_letters",
+        old="count != len(taken.positions) or wanted & gone",
+        new="wanted & gone",
+        catcher=_test(
+            "tests/contract/test_log_letters.py::test_46_letters_that_are_not_all_there_stay_and_nothing_is_stored",
+            "test_46_letters_that_are_not_all_there_stay_and_nothing_is_stored",
+        ),
+    ),
+    Mutant(
+        name="a-letter-goes-twice-in-a-group",
+        at="msgservice.log.staging:take_letters",
+        old="        gone |= wanted\n",
+        new="",
+        catcher=_test(
+            "tests/contract/test_log_letters.py::test_46_a_letter_goes_once_in_a_group",
+            "test_46_a_letter_goes_once_in_a_group",
+        ),
+    ),
+    Mutant(
+        name="a-letter-that-is-sent-again-stays",
+        at="msgservice.log.staging:take_letters",
+        old="        operations.append((_DELETE_LETTERS, where))\n",
+        new="",
+        catcher=_test(
+            "tests/contract/test_log_letters.py::test_46_what_is_sent_again_is_appended_as_its_letter_goes",
+            "test_46_what_is_sent_again_is_appended_as_its_letter_goes",
+        ),
+    ),
+    Mutant(
+        name="a-letter-goes-whose-copy-finds-no-room",
+        at="msgservice.log.staging:take_letters",
+        old="coming and used + coming > entry.used_max + freed + size",
+        new="False",
+        catcher=_test(
+            "tests/contract/test_log_letters.py::test_46_what_finds_no_room_stays_a_letter",
+            "test_46_what_finds_no_room_stays_a_letter",
+        ),
+    ),
+    Mutant(
+        name="letters-go-to-who-is-removed",
+        at="msgservice.log.staging:_is_for_removed",
+        old="at is None or at.removed or number in entry.removed",
+        new="at is None",
+        catcher=_test(
+            "tests/contract/test_log_letters.py::test_46_letters_stay_where_who_is_to_get_them_is_removed",
+            "test_46_letters_stay_where_who_is_to_get_them_is_removed",
+        ),
+    ),
+    Mutant(
+        name="what-letters-took-stays-counted",
+        at="msgservice.log.staging:take_letters",
+        old="        staged.dead_bytes[number] = known - size\n",
+        new="",
+        catcher=_test(
+            "tests/contract/test_log_letters.py::test_46_letters_that_are_dropped_go_with_their_bytes",
+            "test_46_letters_that_are_dropped_go_with_their_bytes",
+        ),
+    ),
 ]
 
 MUTANTS = {mutant.name: mutant for mutant in _ALL}

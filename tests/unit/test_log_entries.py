@@ -82,6 +82,13 @@ def test_the_play_makes_entries_of_every_kind_in_thousands() -> None:
     assert min(kinds.values()) > 20
 
 
+def test_the_play_makes_letters_go_and_stay() -> None:
+    outcomes = [outcome for seed in range(SEEDS) for outcome in played(seed).letters]
+    assert outcomes.count("stored") > 100
+    assert outcomes.count("void") > 20
+    assert sum(len(outcome) > len("stored") for outcome in outcomes) > 5  # no room
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_35_after_a_cut_the_rest_leads_to_the_same(seed: int, tmp_path: Path) -> None:
     """The power fails, or the process is killed, at drawn operations of the disk.
