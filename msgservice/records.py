@@ -448,6 +448,7 @@ class Snapshot:
     exceptions: dict[int, list[ExceptionRow]]  # receiver number -> rows, rising, that touch
     # or follow the cursor
     notices: Sequence[str] = ()  # what recovery had to say
+    wall: int = 0  # the wall clock when it was written last, ms; 0: it does not say
     replays: Sequence[Replay] = ()
 
 

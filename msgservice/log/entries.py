@@ -36,6 +36,7 @@ class Age(msgspec.Struct, frozen=True, gc=False):
 
     age: int  # ms that it was open so far
     ages: list[tuple[int, int]]  # see `State.ages`
+    wall: int = 0  # the wall clock at about that age, ms; 0 where that is not known
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from msgservice.log.staging import (
     OPEN,
     SENDERS_USED,
     SINCE,
+    WALL,
 )
 from msgservice.log.state import ReceiverProgress, State, Totals
 from msgservice.log.wholeness import replay
@@ -74,6 +75,7 @@ def _ages_since(db: apsw.Connection) -> list[tuple[int, int]]:
 
 def _load_ages(db: apsw.Connection, state: State) -> None:
     """The age of the log; older versions stamped with the wall clock, so it goes on from there."""
+    state.wall = one(db, "select value from meta where key = ?", (WALL,)) or 0
     age = one(db, "select value from meta where key = 'age'")
     if age is None:
         stamps = one(
@@ -205,6 +207,7 @@ def snapshot(db: apsw.Connection, state: State, notices: Sequence[str]) -> Snaps
         audiences=[total.audience for total in state.totals.values()],
         exceptions=exceptions,
         notices=notices,
+        wall=state.wall,
         replays=[*state.replays.values()],
     )
 

@@ -45,6 +45,7 @@ Operation = tuple[str, Any]  # SQL, parameters
 
 # Row of the table progress whose cursor counts the groups that held more than batches.
 COMMITS_ROW = -1
+WALL = "wall"  # the wall clock when the log was written last
 AUDIENCES_USED = "audiences_used"  # keys of the table meta: the highest numbers that were given
 SENDERS_USED = "senders_used"
 ASKED = "asked:"  # with the number of an audience behind it: the sender whose `to` made that
@@ -266,6 +267,9 @@ def stage_age(staged: Staged, age: Age, operations: list[Operation]) -> None:
     """Stage that the log has grown older, before anything else of its entry."""
     since = f"{SINCE}{staged.number}"
     operations.append((_SAVE_AGE, (age.age, since, age.age)))
+    if age.wall:
+        operations.append((_SAVE_META, (WALL, age.wall)))
+        staged.wall = age.wall
     if age.ages != staged.ages:
         operations.append((_SAVE_META, ("ages", as_json(age.ages))))
     staged.age, staged.ages = age.age, age.ages

@@ -165,6 +165,7 @@ class State:
     age: int = 0
     # (age, number of the batch that came next), rising: how old what is kept is.
     ages: list[tuple[int, int]] = field(default_factory=list)
+    wall: int = 0  # the wall clock when its last entry was decided, about; 0: not known
     dirty_senders: set[Key] = field(default_factory=set)
     dirty_totals: set[int] = field(default_factory=set)
 
@@ -235,7 +236,7 @@ class State:
             self.set_dead_bytes({number: size for number, size in dead_bytes.items() if size})
         for total in staged.new_audiences:
             total.audience.stored = True
-        self.age, self.ages = staged.age, staged.ages
+        self.age, self.ages, self.wall = staged.age, staged.ages, staged.wall
         if staged.gone is not None:
             self._let_go(staged, staged.gone)
 
@@ -350,6 +351,7 @@ class Staged:
         "state",
         "totals",
         "used",
+        "wall",
         "woken",
         "written",
     )
@@ -377,6 +379,7 @@ class Staged:
         self.settled: dict[int, SenderState] = {}  # whose own floor was above what was taken
         self.age = state.age
         self.ages = state.ages
+        self.wall = state.wall
         self.gone: Gone | None = None
         self.keys, self.aliases = state.keys, state.aliases
         self.keyed: Keyed | None = None  # None: none of the group has a key

@@ -102,6 +102,7 @@ class Store:
         # entry said of that.
         self.age = 0
         self._ages: list[tuple[int, int]] = []
+        self._wall, self._wall_age = 0, 0  # the wall clock that was seen last, and the age then
         self.watch_files: Callable[[], FileWatch] | None = None
         self._watch: FileWatch | None = None
         self._elapsed: int | None = None
@@ -194,7 +195,9 @@ class Store:
         """Return the age, where the last entry's is less by so much; at most once a second."""
         if self.age - self.state.age < at_least:
             return None
-        return Age(self.age, self._ages)
+        # No wall clock is looked at here: it goes on from the last one that a group brought.
+        wall = self._wall + self.age - self._wall_age if self._wall else 0
+        return Age(self.age, self._ages, wall)
 
     @property
     def kept_long_enough(self) -> int:
@@ -228,6 +231,7 @@ class Store:
     def decide(self, group: Group) -> Append:
         """Return the entry that a group becomes: all that is to be known of the world for it."""
         state, limits = self.state, self.limits
+        self._wall, self._wall_age = group.now, self.age
         return Append(
             number=state.next_number,
             commits=state.commits,

@@ -38,6 +38,7 @@ from msgservice.node.connections import Connections
 from msgservice.node.dead_letters import DeadLetters
 from msgservice.node.directory import Directory
 from msgservice.node.dispatch import Dispatch
+from msgservice.node.due import Due
 from msgservice.node.gate import Gate
 from msgservice.node.greeting import Greeter
 from msgservice.node.intake import Intake
@@ -86,6 +87,7 @@ class Parts:
     upkeep: Upkeep
     seldom: Seldom
     dead_letters: DeadLetters
+    due: Due
 
 
 def assemble(
@@ -158,6 +160,7 @@ def assemble(
         )
 
     # From the log to the receivers.
+    due = Due(time, snapshot.wall)
     seldom = Seldom(time.clock)
     dead_letters = DeadLetters(
         log=log,
@@ -275,4 +278,5 @@ def assemble(
         upkeep=upkeep,
         seldom=seldom,
         dead_letters=dead_letters,
+        due=due,
     )

@@ -254,6 +254,7 @@ class Node(Service):
         parts.receivers.start()
         self.is_running = True
         parts.upkeep.start()
+        parts.due.start()
         self._ready.fire(None)
 
     def _not_started(self, failure: Failure) -> None:
@@ -451,6 +452,7 @@ class Node(Service):
             parts.receivers.stop()
             parts.connections.refuse()
             parts.upkeep.stop()
+            parts.due.stop()
         await gatherResults([_listening_stopped(port) for port in self.ports])
         if parts is not None:
             until = self.time.now() + self.limits.stop_timeout
